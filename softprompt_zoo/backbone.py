@@ -1,0 +1,296 @@
+"""What the host knows of a frozen model, found from the model itself by one tiny forward.
+
+No table of model types: the probe replaces attention by a function that records who called it, with
+which sizes, and whether the per-call keyword arrived there.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.tokens import LayerTokens
+
+KEYWORD = "softprompt_zoo"
+"""Forward keyword that carries the per-call state down to the attention function."""
+
+PROBE = "softprompt_zoo_probe"
+PROBE_LENGTH = 3
+PROBE_ENCODER_LENGTH = 5
+CARRIED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+class Site(NamedTuple):
+    """The place of one attention module."""
+
+    name: str
+    """`"encoder"`, `"decoder"` or `"cross"`."""
+    layer: int
+    """Index within the site, from 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerShape:
+    """Sizes of one attention layer."""
+
+    kv_heads: int
+    """Key-value heads."""
+    head_dim: int
+    """Width of one head."""
+    window: int | None = None
+    """Width of its sliding window in positions, if it has one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """Sizes of the frozen model and its embedding table: all that a plugin gets to see of it."""
+
+    family: str
+    """`"causal"`, `"encoder"` or `"encoder_decoder"`."""
+    hidden_size: int
+    """Width of the embedding module's output."""
+    vocab_size: int
+    """Rows of the embedding table."""
+    layers: Mapping[str, tuple[LayerShape, ...]]
+    """Site name to its layers; empty where keys and values cannot be reached."""
+    max_positions: int | None
+    """Longest sequence the model was built for, virtual tokens included; `None` if unbounded."""
+    dtype: torch.dtype
+    """Dtype of the embedding table."""
+    device: torch.device
+    """Device of the embedding table."""
+    embed: Callable[[Tensor], Tensor] = dataclasses.field(repr=False, compare=False)
+    """Token ids `(...)` to embeddings `(..., hidden)`, as the model's embedding module scales them."""
+    keys_values: Callable[[Tensor], LayerTokens] = dataclasses.field(repr=False, compare=False)
+    """Token ids `(tokens,)` to the keys and values the frozen model computes for them at every site."""
+
+    def sizes(self) -> dict[str, Any]:
+        """Return what a saved prompt must agree with, as JSON values."""
+        layers = {site: [[shape.kv_heads, shape.head_dim] for shape in shapes] for site, shapes in self.layers.items()}
+        return {"family": self.family, "hidden_size": self.hidden_size, "layers": layers}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """One stack of layers and how it takes positions."""
+
+    name: str
+    """`"encoder"` or `"decoder"`; also the name of its self-attention's site."""
+    module: PreTrainedModel
+    embedding: nn.Module
+    attentions: Mapping[str, tuple[nn.Module, ...]]
+    """Site name to its attention modules, in layer order."""
+    shapes: Mapping[str, tuple[LayerShape, ...]]
+    is_causal: bool
+    takes_position_ids: bool
+    position_table: nn.Embedding | None
+    """Table of learned positions, if there is one."""
+    problem: str | None
+    """Why keys and values cannot be placed here; `None` if they can."""
+
+    @property
+    def position_start(self) -> int:
+        """Position id of the first token; RoBERTa's begin behind its padding index."""
+        padding = getattr(self.position_table, "padding_idx", None)
+        return 0 if padding is None else padding + 1
+
+
+@dataclasses.dataclass
+class _Probe:
+    """Collects the attention calls of one stack, in order."""
+
+    calls: list[tuple[nn.Module, LayerShape, bool, bool]] = dataclasses.field(default_factory=list)
+
+
+def find_stacks(model: PreTrainedModel) -> tuple[str, dict[str, Stack]]:
+    """Find the stacks of a model, their attention modules and sizes. The model is left as it was.
+
+    Args:
+        model: Any transformers model; may be on the `meta` device.
+
+    Returns:
+        The family, and the stacks by name.
+
+    Raises:
+        UnsupportedError: If the model has no token embeddings, or layers whose state no prompt can enter.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedError(
+            f"cannot attach a prompt to {type(model).__name__}; expected a transformers PreTrainedModel "
+            "(of a PEFT model, attach to the model inside: get_base_model())"
+        )
+    if model.config.is_encoder_decoder:
+        modules = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
+        _refuse_uncarried_layers(model)
+        encoder = _find_stack("encoder", modules["encoder"], model, None)
+        decoder = _find_stack("decoder", modules["decoder"], model, encoder)
+        return "encoder_decoder", {"encoder": encoder, "decoder": decoder}
+    _refuse_uncarried_layers(model)
+    stack = _find_stack("decoder", _single_stack(model), model, None)
+    if stack.is_causal:
+        return "causal", {"decoder": stack}
+    attentions = {"encoder": stack.attentions.get("decoder", ())}
+    shapes = {"encoder": stack.shapes["decoder"]} if stack.shapes else {}
+    return "encoder", {"encoder": dataclasses.replace(stack, name="encoder", attentions=attentions, shapes=shapes)}
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Return the longest sequence the model's config allows, `None` if it names no bound."""
+    bound = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return bound if isinstance(bound, int) and bound > 0 else None
+
+
+def attention_configs(model: PreTrainedModel) -> list[Any]:
+    """List the distinct config objects that choose the attention function of the model's modules."""
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    unique = {id(config): config for config in configs if hasattr(config, "_attn_implementation_internal")}
+    return list(unique.values())
+
+
+def _single_stack(model: PreTrainedModel) -> PreTrainedModel:
+    base = model.base_model
+    for find in ("get_decoder", "get_encoder"):
+        inner = getattr(base, find)()
+        if isinstance(inner, PreTrainedModel) and inner is not base:
+            return inner
+    return base
+
+
+def _refuse_uncarried_layers(model: PreTrainedModel) -> None:
+    """Refuse layers that carry a state other than keys and values: they would be silently wrong."""
+    config = model.config.get_text_config()
+    types = set(getattr(config, "layer_types", None) or []) | set(getattr(config, "layers_block_type", None) or [])
+    strange = sorted(types - CARRIED_LAYER_TYPES)
+    if strange:
+        raise UnsupportedError(
+            f"{type(model).__name__} has layers of type {strange[0]!r}, whose state a prompt cannot enter; "
+            f"supported layer types: {', '.join(sorted(CARRIED_LAYER_TYPES))}; choose a model that has only these"
+        )
+    if getattr(config, "reorder_and_upcast_attn", False):
+        raise UnsupportedError(
+            f"{type(model).__name__} has reorder_and_upcast_attn=True, which leaves the attention interface; "
+            "load it with reorder_and_upcast_attn=False"
+        )
+
+
+def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: Stack | None) -> Stack:
+    embedding = _embedding(module, model)
+    shapes: dict[str, list[LayerShape]] = {}
+    attentions: dict[str, list[nn.Module]] = {}
+    problem = None
+    calls, error = _probe(name, module, embedding, encoder)
+    for attention, shape, is_cross, _ in calls:
+        site = "cross" if is_cross else name
+        attentions.setdefault(site, []).append(attention)
+        shapes.setdefault(site, []).append(shape)
+    layers = getattr(module.config, "num_hidden_layers", None)
+    found = attentions.get(name, [])
+    if error is not None:
+        problem = error
+    elif len({id(attention) for attention in found}) < len(found):
+        problem = "its layers share one attention module"
+    elif not found:
+        problem = "its attention is not reached through transformers' attention interface"
+    elif encoder is None and name == "decoder" and layers is not None and len(found) != layers:
+        problem = f"only {len(found)} of its {layers} layers are attention that a prompt can enter"
+    if problem:
+        attentions, shapes = {}, {}
+    parameters = inspect.signature(type(module).forward).parameters
+    return Stack(
+        name=name,
+        module=module,
+        embedding=embedding,
+        attentions={site: tuple(modules) for site, modules in attentions.items()},
+        shapes={site: tuple(layer_shapes) for site, layer_shapes in shapes.items()},
+        is_causal=any(is_causal for *_, is_causal in calls) if calls else model.can_generate(),
+        takes_position_ids="position_ids" in parameters,
+        position_table=_position_table(module, embedding, max_positions(model)),
+        problem=problem,
+    )
+
+
+def _embedding(module: nn.Module, model: PreTrainedModel) -> nn.Module:
+    try:
+        embedding = module.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    if not isinstance(embedding, nn.Module) or getattr(embedding, "weight", None) is None:
+        raise UnsupportedError(
+            f"{type(model).__name__} has no token embeddings to put a prompt beside; "
+            "expected a model whose get_input_embeddings() returns an embedding table"
+        )
+    return embedding
+
+
+def _position_table(module: nn.Module, embedding: nn.Module, bound: int | None) -> nn.Embedding | None:
+    """Find the table of learned positions by its size: a few rows more than the bound at most."""
+    if bound is None:
+        return None
+    for child in module.modules():
+        is_table = isinstance(child, nn.Embedding) and child is not embedding
+        if is_table and bound <= child.num_embeddings <= bound + 8 and child.weight.shape != embedding.weight.shape:
+            return child
+    return None
+
+
+def _probe(
+    name: str, module: nn.Module, embedding: nn.Module, encoder: Stack | None
+) -> tuple[list[tuple[nn.Module, LayerShape, bool, bool]], str | None]:
+    """Run a stack once on a few tokens and record its attention calls."""
+    probe = _Probe()
+    weight = embedding.weight
+    ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
+    inputs: dict[str, Any] = {"input_ids": ids, KEYWORD: probe}
+    if encoder is not None:
+        width = encoder.embedding(ids).shape[-1]
+        states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)
+        inputs |= {"encoder_hidden_states": states, "use_cache": False}
+    try:
+        with _probing(module), torch.no_grad():
+            module(**inputs)
+    except Exception as error:
+        return [], f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+    return probe.calls, None
+
+
+@contextlib.contextmanager
+def _probing(module: nn.Module) -> Iterator[None]:
+    """Put a stack into eval mode on the probe's attention function; restore both afterwards."""
+    configs = attention_configs(module)
+    before = [config._attn_implementation_internal for config in configs]
+    training = [child for child in module.modules() if child.training]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = PROBE
+        module.eval()
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
+        for child in training:
+            child.training = True
+
+
+def _probe_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Record the call if the keyword arrived, and return a result of the right shape."""
+    probe = kwargs.get(KEYWORD)
+    if isinstance(probe, _Probe):
+        window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
+        is_causal = kwargs.get("is_causal")
+        is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        is_cross = key.shape[2] == PROBE_ENCODER_LENGTH and query.shape[2] == PROBE_LENGTH
+        shape = LayerShape(key.shape[1], key.shape[3], window)
+        probe.calls.append((module, shape, is_cross, bool(is_causal) and not is_cross))
+    output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    return output, None
+
+
+AttentionInterface.register(PROBE, _probe_attention)

@@ -1,0 +1,235 @@
+"""Prompts in directories: ours always, PEFT's files beside them where PEFT can express the active prompt."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.errors import (
+    BackboneMismatchError,
+    CheckpointError,
+    PluginError,
+    UnknownMethodError,
+    UnsupportedError,
+    ZooError,
+)
+from softprompt_zoo.formats import native, peft
+from softprompt_zoo.prompts import MergedTokens, Prompt, Prompts
+from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.tokens import to_tensors
+
+TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+}
+"""Ending of a transformers class to PEFT's name of the task; others are feature extraction to PEFT."""
+
+
+def save(host: Prompts, directory: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
+    """Save prompts, ours always and PEFT's files where PEFT can express the active prompt.
+
+    Args:
+        host: The model's prompts.
+        directory: Where to; made if missing. Other files in it are left alone.
+        state_dict: The model's state, where the caller gathered it from several devices.
+
+    Raises:
+        CheckpointError: If the place is a file.
+    """
+    path = _directory(directory)
+    if state_dict is None:
+        tensors = {native.KEY_PREFIX + key: tensor for key, tensor in host.state_dict().items()}
+    else:
+        tensors = {key: tensor for key, tensor in state_dict.items() if key.startswith(native.KEY_PREFIX)}
+    records = {name: _record(prompt) for name, prompt in host.items()}
+    try:
+        write_peft(host, path, None)
+    except UnsupportedError:
+        if native.is_native(path):
+            peft.remove(path)  # ours, of a prompt that was here before
+    native.write(path, native.Index(host.backbone.sizes(), host.active, records), tensors)
+
+
+def read_prompts(
+    directory: Path, backbone: Backbone, base: nn.Module | None = None
+) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+    """Read saved prompts for a backbone. Nothing is attached.
+
+    Args:
+        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+        backbone: Sizes of the model.
+        base: The model, to compare a task head with.
+
+    Returns:
+        The prompts by name, and the names of the active ones.
+
+    Raises:
+        CheckpointError: If the directory is missing, truncated, corrupt or foreign.
+    """
+    if native.is_native(directory):
+        return _read_native(directory, backbone)
+    if peft.is_peft(directory):
+        return {"default": _read_peft(directory, backbone, base)}, ("default",)
+    raise CheckpointError(
+        f"{directory} has neither {native.INDEX_FILE} nor {peft.CONFIG_FILE}; it holds no saved prompt"
+    )
+
+
+def write_peft(host: Prompts, directory: Path, name: str | None) -> None:
+    """Write one prompt as a PEFT adapter.
+
+    Args:
+        host: The model's prompts.
+        directory: Where to; made if missing.
+        name: The prompt; `None` for the active one.
+
+    Raises:
+        UnsupportedError: If PEFT cannot hold it; says what would be lost. Nothing is written.
+    """
+    if name is None and len(host.active) != 1:
+        raise UnsupportedError(
+            f"a PEFT adapter holds one prompt, {len(host.active)} are active ({', '.join(host.active) or 'none'}); "
+            "name one with name=…"
+        )
+    prompt = host[name or host.active[0]]
+    tokens = prompt.merged_tokens(host.backbone)
+    with torch.no_grad():
+        placement = prompt.loaded.call(
+            "inject", config=prompt.config, parameters=prompt.learned, tokens=tokens, backbone=host.backbone
+        )
+    task = _task_type(host)
+    peft.express(placement, host.backbone, task)
+    peft.write(_directory(directory), placement, host.backbone, task, host.base_name)
+
+
+def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+    index, tensors = native.read(directory)
+    _check_sizes(index.backbone, backbone, directory)
+    prompts = {}
+    for name, record in index.prompts.items():
+        prompts[name] = _restore(name, record, tensors[name], backbone, directory)
+    return prompts, index.active
+
+
+def _restore(
+    name: str, record: native.Record, tensors: dict[str, Tensor], backbone: Backbone, directory: Path
+) -> Prompt:
+    method = _method(record, directory)
+    where = f"prompt {name!r} in {directory}"
+    try:
+        config = method.config_class.from_options(record.config)
+        if record.is_merged:
+            plain = {
+                key.removeprefix("learned.tensors."): tensor.to(backbone.device) for key, tensor in tensors.items()
+            }
+            learned: Any = MergedTokens(plain)
+            learned.tokens(backbone)
+        else:
+            learned = method.parameters_class(config, backbone)
+    except (TypeError, ValueError, KeyError, ZooError) as error:
+        raise CheckpointError(f"{where} does not fit its method {record.method!r}: {error}") from error
+    prompt = Prompt(method, config, learned)
+    expected = {key: tuple(tensor.shape) for key, tensor in prompt.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if expected != found:
+        wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))[0]
+        raise CheckpointError(f"{where}: tensor {wrong!r} has shape {found.get(wrong)}; expected {expected.get(wrong)}")
+    prompt.load_state_dict(tensors)
+    return prompt
+
+
+def _read_peft(directory: Path, backbone: Backbone, base: nn.Module | None) -> Prompt:
+    adapter = peft.read(directory, backbone)
+    method = _method_for(adapter.peft_type)
+    own = {f"base_model.{key}": tensor for key, tensor in base.state_dict().items()} if base is not None else {}
+    for key, tensor in adapter.heads.items():
+        if key not in own or not torch.equal(own[key].cpu().to(tensor), tensor):
+            raise UnsupportedError(
+                f"{directory} carries a trained task head ({key}) that differs from the model's; "
+                "load the head into the model first, then the prompt"
+            )
+    if (
+        to_tensors(adapter.tokens).keys() == {"embeddings"}
+        and adapter.task_type in peft.POOLED_TASKS
+        and backbone.family == "encoder"
+    ):
+        warnings.warn(
+            f"PEFT's {adapter.task_type} head pools or labels a virtual token; here the text alone is pooled, so the "
+            "results differ from PEFT's",
+            stacklevel=3,
+        )
+    config = method.config_class.from_options({"num_virtual_tokens": adapter.num_virtual_tokens, "init": "given"})
+    plain = {key: tensor.to(backbone.device).contiguous() for key, tensor in to_tensors(adapter.tokens).items()}
+    prompt = Prompt(method, config, MergedTokens(plain))
+    with torch.no_grad():
+        prompt.place(backbone)
+    return prompt
+
+
+def _method(record: native.Record, directory: Path) -> LoadedMethod:
+    try:
+        return registry.lookup(record.method)
+    except UnknownMethodError as error:
+        raise UnknownMethodError(
+            f"{directory} needs the method {record.method!r}, which is not installed; "
+            f"run: pip install {record.distribution}=={record.version}"
+        ) from error
+
+
+def _method_for(peft_type: str) -> LoadedMethod:
+    known = {}
+    for name in registry.candidates():
+        try:
+            method = registry.lookup(name)
+        except PluginError:
+            continue
+        known |= dict.fromkeys(method.peft_types, method)
+    if peft_type not in known:
+        raise UnsupportedError(
+            f"no installed method loads PEFT's {peft_type}; installed ones load {', '.join(sorted(known))}"
+        )
+    return known[peft_type]
+
+
+def _check_sizes(saved: dict[str, Any], backbone: Backbone, directory: Path) -> None:
+    own = backbone.sizes()
+    wrong = next((key for key in own if saved.get(key) != own[key]), None)
+    if wrong is not None:
+        raise BackboneMismatchError(
+            f"{directory} was made for a model with {wrong} {_short(saved.get(wrong))}; this one has {_short(own[wrong])}; "
+            "load it onto the model it was made for"
+        )
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, dict):
+        return repr(value)
+    return ", ".join(
+        f"{site}: {len(layers)} layers of (kv_heads, head_dim) {layers[0]}" for site, layers in value.items()
+    )
+
+
+def _record(prompt: Prompt) -> native.Record:
+    method = prompt.loaded
+    return native.Record(method.name, method.distribution, method.version, prompt.is_merged, prompt.config.to_dict())
+
+
+def _task_type(host: Prompts) -> str:
+    return next((task for ending, task in TASKS.items() if host.architecture.endswith(ending)), "FEATURE_EXTRACTION")
+
+
+def _directory(directory: str | os.PathLike[str]) -> Path:
+    path = Path(directory)
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is a file; expected a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

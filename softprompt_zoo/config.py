@@ -1,0 +1,119 @@
+"""What the user chose: frozen dataclasses that check their fields and survive a round trip through JSON."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any, Self
+
+
+def check_positive_integer(name: str, value: object) -> None:
+    """Refuse anything but an integer of at least 1.
+
+    Args:
+        name: The option's name, for the message.
+        value: What the user gave.
+
+    Raises:
+        TypeError: If `value` is not an integer (`True` and `2.0` are not).
+        ValueError: If `value` is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected an integer of at least 1")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; expected an integer of at least 1")
+
+
+def check_probability(name: str, value: object) -> None:
+    """Refuse anything but a number in [0, 1).
+
+    Args:
+        name: The option's name, for the message.
+        value: What the user gave.
+
+    Raises:
+        TypeError: If `value` is not a number.
+        ValueError: If `value` is outside [0, 1).
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a number in [0, 1)")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; expected a number in [0, 1)")
+
+
+def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
+    """Refuse a value that is not one of the allowed ones.
+
+    Args:
+        name: The option's name, for the message.
+        value: What the user gave.
+        allowed: The allowed values.
+
+    Raises:
+        ValueError: If `value` is not allowed.
+    """
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{name} is {value!r}; expected one of {choices}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Options that every method has; a method's own config extends it."""
+
+    num_virtual_tokens: int = 20
+    """Virtual tokens of the prompt, at least 1."""
+
+    def __post_init__(self) -> None:
+        check_positive_integer("num_virtual_tokens", self.num_virtual_tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that are saved, as JSON values.
+
+        Returns:
+            Field name to value. Fields marked `saved=False` (a tokenizer, say) are left out, and an
+            initial value that is not a name is written as `"given"`.
+        """
+        fields = [field for field in dataclasses.fields(self) if field.metadata.get("saved", True)]
+        values = {field.name: getattr(self, field.name) for field in fields}
+        if not isinstance(values.get("init", ""), str):
+            values["init"] = "given"
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """Build the config from keyword options.
+
+        Args:
+            options: Field name to value. Not changed.
+
+        Returns:
+            The config.
+
+        Raises:
+            TypeError: If an option is unknown, or has a wrong type.
+            ValueError: If an option has a value that is not allowed.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]!r} for {cls.__name__}; expected any of {', '.join(known)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A way to train that was seen to work, and where it comes from."""
+
+    learning_rate: float
+    """Peak learning rate of AdamW."""
+    steps: int
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Rows per optimizer step."""
+    warmup_steps: int = 5
+    """Steps of linear warm-up."""
+    schedule: str = "linear"
+    """Name of a transformers learning-rate schedule."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    source: str = ""
+    """Where the numbers come from."""

@@ -1,0 +1,1 @@
+"""Files: our own and PEFT's. They do not know each other."""

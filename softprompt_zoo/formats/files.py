@@ -1,0 +1,101 @@
+"""Reading and writing tensors and JSON so that a crash leaves the old file or the new one."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from softprompt_zoo.errors import CheckpointError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its place and move it there.
+
+    Args:
+        path: Where it goes; an existing file is replaced.
+        content: All of it.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file.
+
+    Args:
+        path: Where it goes.
+        tensors: Named tensors; copied to the CPU, not changed.
+        metadata: Text stored in its header.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(plain, {"format": "pt", **metadata}))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file with sorted keys."""
+    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its tensors, on the CPU, and its metadata.
+
+    Raises:
+        CheckpointError: If it is missing, truncated or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; save the prompt again") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file ({error}); save the prompt again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object.
+
+    Raises:
+        CheckpointError: If it is missing, or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__}; expected a JSON object")
+    return value
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

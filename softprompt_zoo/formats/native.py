@@ -1,0 +1,112 @@
+"""Our own directory: the training state in `model.safetensors`, and an index of what it is.
+
+The index is written into the header of the tensors' file, so that both change in one step, and once more
+as `softprompt_zoo.json`, last, for people and for telling our directories from others'.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.formats.files import read_json, read_tensors, write_json, write_tensors
+
+FORMAT_VERSION = 1
+INDEX_FILE = "softprompt_zoo.json"
+TENSOR_FILE = "model.safetensors"
+KEY_PREFIX = "prompts."
+METADATA_KEY = "softprompt_zoo"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What the index says of one prompt."""
+
+    method: str
+    """Canonical name of its method."""
+    distribution: str
+    """Package that offered the method."""
+    version: str
+    """Version of that package."""
+    is_merged: bool
+    """Whether the tensors are plain tokens."""
+    config: dict[str, Any]
+    """The method's config."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What a directory holds."""
+
+    backbone: dict[str, Any]
+    """Sizes of the model it was made for."""
+    active: tuple[str, ...]
+    """Names of the active prompts, in order."""
+    prompts: dict[str, Record]
+    """Prompts by name, in the order they were added."""
+
+
+def write(directory: Path, index: Index, tensors: Mapping[str, Tensor]) -> None:
+    """Write a directory; other files in it are left alone.
+
+    Args:
+        directory: Where to; it must exist.
+        index: What is written.
+        tensors: The training state, keyed `prompts.<name>.…` as in the model's `state_dict`.
+    """
+    content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
+    write_tensors(directory / TENSOR_FILE, tensors, {METADATA_KEY: json.dumps(content)})
+    write_json(directory / INDEX_FILE, content)
+
+
+def is_native(directory: Path) -> bool:
+    """Say whether a directory has our index."""
+    return (directory / INDEX_FILE).is_file()
+
+
+def read(directory: Path) -> tuple[Index, dict[str, dict[str, Tensor]]]:
+    """Read a directory and check that it is complete.
+
+    Args:
+        directory: The directory.
+
+    Returns:
+        The index, and for each prompt its tensors by their name within it.
+
+    Raises:
+        CheckpointError: If a file is missing, corrupt, of a later format or not what the index says.
+    """
+    read_json(directory / INDEX_FILE)
+    path = directory / TENSOR_FILE
+    tensors, metadata = read_tensors(path)
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(f"{path} was not written by softprompt_zoo; expected the prompts that {INDEX_FILE} names")
+    index = _index(metadata[METADATA_KEY], path)
+    grouped: dict[str, dict[str, Tensor]] = {name: {} for name in index.prompts}
+    for key, tensor in tensors.items():
+        name, _, rest = key.removeprefix(KEY_PREFIX).partition(".")
+        if not key.startswith(KEY_PREFIX) or name not in grouped:
+            raise CheckpointError(f"{path} holds the tensor {key!r} of no prompt in its index ({', '.join(grouped)})")
+        grouped[name][rest] = tensor
+    return index, grouped
+
+
+def _index(text: str, path: Path) -> Index:
+    try:
+        content = json.loads(text)
+        version = content.pop("format")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"the index in {path} is corrupt ({error}); save the prompt again") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {version!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo"
+        )
+    try:
+        prompts = {name: Record(**record) for name, record in content["prompts"].items()}
+        return Index(content["backbone"], tuple(content["active"]), prompts)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"the index in {path} is corrupt ({error}); save the prompt again") from error

@@ -1,0 +1,200 @@
+"""PEFT's prompt adapters, both ways, without PEFT; the only file that spells its field names.
+
+What can be expressed depends on the plain tokens alone: tokens at the input embeddings are PEFT's
+PROMPT_TUNING, keys and values its PREFIX_TUNING, whichever method trained them. Checked against peft 0.21.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
+from softprompt_zoo.formats.files import read_json, read_tensors, write_json, write_tensors
+from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens, flatten_layers
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+TENSOR_KEY = "prompt_embeddings"
+SEQ2SEQ = "SEQ_2_SEQ_LM"
+POOLED_TASKS = ("SEQ_CLS", "QUESTION_ANS", "TOKEN_CLS")
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """What a PEFT directory holds."""
+
+    peft_type: str
+    """PEFT's name of the method."""
+    task_type: str | None
+    """PEFT's name of the task."""
+    tokens: VirtualTokens
+    """The plain tokens."""
+    num_virtual_tokens: int
+    heads: dict[str, Tensor]
+    """Tensors of a trained task head, by PEFT's key."""
+
+
+def write(directory: Path, placement: Placement, backbone: Backbone, task_type: str, base_name: str | None) -> None:
+    """Write a directory that `PeftModel.from_pretrained` loads.
+
+    Args:
+        directory: Where to; it must exist.
+        placement: The plain tokens, and how they are placed.
+        backbone: Sizes of the model.
+        task_type: PEFT's name of the model's task.
+        base_name: Name or path of the base model, if known.
+
+    Raises:
+        UnsupportedError: If PEFT cannot hold the prompt. Nothing is written.
+    """
+    config, tensor = express(placement, backbone, task_type)
+    config |= {"base_model_name_or_path": base_name}
+    write_tensors(directory / TENSOR_FILE, {TENSOR_KEY: tensor.float()}, {})
+    write_json(directory / CONFIG_FILE, config)
+
+
+def remove(directory: Path) -> None:
+    """Remove an adapter, config first, so that no half of it stays behind."""
+    for name in (CONFIG_FILE, TENSOR_FILE):
+        (directory / name).unlink(missing_ok=True)
+
+
+def express(placement: Placement, backbone: Backbone, task_type: str) -> tuple[dict[str, Any], Tensor]:
+    """Express plain tokens in PEFT's terms.
+
+    Args:
+        placement: The plain tokens, and how they are placed.
+        backbone: Sizes of the model.
+        task_type: PEFT's name of the model's task.
+
+    Returns:
+        The config, and the tensor `prompt_embeddings`.
+
+    Raises:
+        UnsupportedError: If PEFT cannot hold them.
+    """
+    tokens = placement.tokens
+    config: dict[str, Any] = {"task_type": task_type, "inference_mode": True, "revision": None, "auto_mapping": None}
+    if isinstance(tokens, InputTokens):
+        if backbone.family == "encoder" and task_type in POOLED_TASKS:
+            raise UnsupportedError(
+                f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt would give "
+                "other results; use a method at keys and values (prefix_tuning)"
+            )
+        count, hidden = tokens.embeddings.shape
+        config |= {
+            "peft_type": "PROMPT_TUNING",
+            "num_virtual_tokens": count,
+            "token_dim": hidden,
+            "num_layers": len(next(iter(backbone.layers.values()), ())) or None,
+            "num_attention_heads": None,
+            "num_transformer_submodules": 1,
+            "prompt_tuning_init": "RANDOM",
+        }
+        return config, tokens.embeddings
+    flat, layers, shape = _flat_prefix(tokens, backbone)
+    if placement.always_visible and any(layer.window for layer in next(iter(backbone.layers.values()))):
+        raise UnsupportedError(
+            "PEFT lets a prefix slide out of the window, which always_visible=True forbids; train with always_visible=False"
+        )
+    config |= {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": flat.shape[0],
+        "token_dim": shape.kv_heads * shape.head_dim,
+        "num_attention_heads": shape.kv_heads,
+        "num_layers": layers,
+        "num_transformer_submodules": 2 if task_type == SEQ2SEQ else 1,
+        "encoder_hidden_size": shape.kv_heads * shape.head_dim,
+        "prefix_projection": False,
+    }
+    return config, flat
+
+
+def is_peft(directory: Path) -> bool:
+    """Say whether a directory holds a PEFT adapter."""
+    return (directory / CONFIG_FILE).is_file()
+
+
+def read(directory: Path, backbone: Backbone) -> Adapter:
+    """Read a PEFT prompt adapter.
+
+    Args:
+        directory: The directory.
+        backbone: Sizes of the model it shall go to.
+
+    Returns:
+        Its plain tokens.
+
+    Raises:
+        CheckpointError: If a file is missing or corrupt, or holds no prompt.
+        BackboneMismatchError: If it was made for other sizes.
+        UnsupportedError: If PEFT itself cannot run it right.
+    """
+    path = directory / CONFIG_FILE
+    config = read_json(path)
+    count, peft_type = config.get("num_virtual_tokens"), config.get("peft_type")
+    if not isinstance(count, int) or not isinstance(peft_type, str):
+        raise CheckpointError(f"{path} is a PEFT adapter of type {peft_type!r}, which is no prompt; load it with PEFT")
+    tensors, _ = read_tensors(directory / TENSOR_FILE)
+    tensor = tensors.pop(TENSOR_KEY, None)
+    if tensor is None or tensor.ndim != 2:  # noqa: PLR2004
+        raise CheckpointError(f"{directory / TENSOR_FILE} has no tensor {TENSOR_KEY!r} of two axes; it is no prompt")
+    tokens: VirtualTokens
+    if tensor.shape[1] == backbone.hidden_size and peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
+        tokens = InputTokens(tensor[:count])
+    else:
+        tokens = _read_prefix(tensor, config, backbone, path)
+    if tensor.shape[0] < count:
+        raise CheckpointError(f"{path} says {count} virtual tokens, its tensor has {tensor.shape[0]}")
+    return Adapter(peft_type, config.get("task_type"), tokens, count, tensors)
+
+
+def _flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, Any]:
+    site = "decoder" if backbone.family == "encoder_decoder" else next(iter(backbone.layers))
+    others = [name for name in tokens.sites if name != site]
+    if others or site not in tokens.sites:
+        lost = ", ".join(map(repr, others or tokens.sites))
+        raise UnsupportedError(
+            f"PEFT can hold a prefix at the site {site!r} only; this one has {lost}; train with sites=({site!r},)"
+        )
+    shapes = backbone.layers[site]
+    if len({(shape.kv_heads, shape.head_dim) for shape in shapes}) > 1:
+        raise UnsupportedError(
+            "PEFT cannot hold layers of different key-value sizes; keep the prompt in our own format"
+        )
+    flat = flatten_layers(tokens.sites[site])
+    if backbone.family != "encoder_decoder":
+        return flat, len(shapes), shapes[0]
+    # PEFT repeats an encoder-decoder's rows and takes each layer's pair from every second one: rows 4l and
+    # 4l + 1 of twice as many layers reach decoder layer l, the rest is never looked at.
+    pairs = flat.unflatten(1, (len(shapes), 2, -1))
+    spread = torch.stack([pairs, torch.zeros_like(pairs)], dim=2)
+    return spread.flatten(1), 2 * len(shapes), shapes[0]
+
+
+def _read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, path: Path) -> VirtualTokens:
+    is_seq2seq = backbone.family == "encoder_decoder"
+    site = "decoder" if is_seq2seq else next(iter(backbone.layers))
+    shapes = backbone.layers[site]
+    shape = shapes[0]
+    layers = config.get("num_layers") or len(shapes)
+    width = shape.kv_heads * shape.head_dim
+    if tensor.shape[1] != 2 * layers * width or (not is_seq2seq and layers != len(shapes)):
+        raise BackboneMismatchError(
+            f"{path} holds keys and values of {tensor.shape[1]} features in {layers} layers; this model needs "
+            f"{2 * len(shapes) * width} in {len(shapes)}; load it onto the model it was made for"
+        )
+    if is_seq2seq and config.get("num_transformer_submodules", 2) == 1:
+        raise UnsupportedError(
+            f"{path} has num_transformer_submodules=1, with which PEFT lets tokens see later ones; export it again with 2"
+        )
+    pairs = tensor.unflatten(1, (2 * layers, shape.kv_heads, shape.head_dim)).permute(1, 2, 0, 3)
+    step = 4 if is_seq2seq else 2
+    rows = [step * layer % (2 * layers) for layer in range(len(shapes))]
+    keys = tuple(pairs[row].contiguous() for row in rows)
+    values = tuple(pairs[(row + 1) % (2 * layers)].contiguous() for row in rows)
+    return LayerTokens({site: SiteTokens(keys, values)})

@@ -1,0 +1,84 @@
+"""Start values: which words a prompt starts from. Pure functions of a backbone and a tokenizer."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone import Backbone
+
+INITS = ("sampled", "text", "labels", "random")
+
+FREQUENT_VOCABULARY = 5000
+"""Ids to sample words from. Lester et al. 2021, section 3.2: the 5,000 most common, which tokenizers number first."""
+
+
+def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels: Any, tokenizer: Any) -> None:
+    """Check the options that choose the start values against each other.
+
+    Args:
+        init: One of `allowed`, or something else that holds a prompt.
+        allowed: The names the method knows.
+        init_text: Text for `"text"`.
+        labels: Class labels for `"labels"`.
+        tokenizer: Needed for both.
+
+    Raises:
+        ValueError: If a needed option is missing, or `init` is not allowed.
+    """
+    if not isinstance(init, str) or init == "given":
+        return
+    if init not in allowed and not os.path.isdir(init):
+        raise ValueError(
+            f"init is {init!r}; expected one of {', '.join(map(repr, allowed))}, or the folder of a saved prompt"
+        )
+    needed = {"text": ("init_text", init_text), "labels": ("labels", labels)}.get(init)
+    if needed is not None and not needed[1]:
+        raise ValueError(f"init={init!r} needs {needed[0]}, which is {needed[1]!r}")
+    if needed is not None and tokenizer is not None and not callable(tokenizer):
+        raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
+
+
+def sampled_ids(backbone: Backbone, count: int) -> Tensor:
+    """Draw words from the most frequent part of the vocabulary, none twice while they last.
+
+    Args:
+        backbone: Sizes of the model.
+        count: Words to draw.
+
+    Returns:
+        `(count,)` token ids, drawn with torch's global generator.
+    """
+    population = min(FREQUENT_VOCABULARY, backbone.vocab_size)
+    rounds = [torch.randperm(population) for _ in range(-(-count // population))]
+    return torch.cat(rounds)[:count].to(backbone.device)
+
+
+def text_ids(backbone: Backbone, tokenizer: Any, text: str, count: int) -> Tensor:
+    """Tokenise a text without special tokens, repeated or cut to a length.
+
+    Args:
+        backbone: Sizes of the model.
+        tokenizer: A transformers tokenizer.
+        text: The text.
+        count: Tokens wanted.
+
+    Returns:
+        `(count,)` token ids.
+
+    Raises:
+        ValueError: If there is no tokenizer, the text has no tokens, or a token the model does not have.
+    """
+    if tokenizer is None:
+        raise ValueError(f"the initial text {text!r} needs tokenizer=…; pass the model's tokenizer")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError(f"the initial text {text!r} has no tokens")
+    if max(ids) >= backbone.vocab_size:
+        raise ValueError(
+            f"the tokenizer gave the id {max(ids)} for {text!r}; the model has {backbone.vocab_size} embeddings"
+        )
+    repeated = ids * -(-count // len(ids))
+    return torch.tensor(repeated[:count], device=backbone.device)

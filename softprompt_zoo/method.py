@@ -1,0 +1,189 @@
+"""Methods as the user meets them: chosen by name, configured, called on a model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from softprompt_zoo.config import MethodConfig, Recipe
+from softprompt_zoo.errors import PromptExistsError
+from softprompt_zoo.registry import LoadedMethod, registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainingArguments
+
+DEFAULT_NAME = "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A soft-prompt method, with the options chosen so far."""
+
+    name: str
+    """Canonical name."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options that differ from the defaults."""
+    prompt_name: str | None = None
+    """Name its prompts get, if chosen."""
+
+    @property
+    def _loaded(self) -> LoadedMethod:
+        return registry.lookup(self.name)
+
+    @property
+    def summary(self) -> str:
+        """One line on what it trains."""
+        return self._loaded.summary
+
+    @property
+    def config_class(self) -> type[MethodConfig]:
+        """The dataclass of its options."""
+        return self._loaded.config_class
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """A way to train it that was seen to work."""
+        return self._loaded.recipe
+
+    def configure(self, name: str | None = None, **options: Any) -> "Method":
+        """Choose options for later.
+
+        Args:
+            name: Name of the prompts it will make.
+            **options: Options of the method.
+
+        Returns:
+            A new method; this one is not changed.
+
+        Raises:
+            TypeError: If an option is unknown or of a wrong type.
+            ValueError: If an option has a value that is not allowed.
+        """
+        merged = {**self.options, **options}
+        self.config_class.from_options(merged)
+        return Method(self.name, merged, name or self.prompt_name)
+
+    def __call__(self, model: "PreTrainedModel", name: str | None = None, **options: Any) -> "PreTrainedModel":
+        """Attach a new prompt to a model and activate it, alone.
+
+        Args:
+            model: A transformers model. It is frozen and changed in place.
+            name: Name of the prompt, `"default"` by default.
+            **options: Options of the method.
+
+        Returns:
+            The same model.
+
+        Raises:
+            UnsupportedError: If this cannot work on the model. Nothing is changed.
+            PromptExistsError: If the model has a prompt of that name. Nothing is changed.
+            ValueError: If an option has a value that is not allowed. Nothing is changed.
+        """
+        return attach_all(model, {name or self.prompt_name or DEFAULT_NAME: self.configure(**options)})
+
+    def training_arguments(self, output_dir: str, **overrides: Any) -> "TrainingArguments":
+        """Turn the recipe into arguments for transformers' `Trainer`.
+
+        Args:
+            output_dir: Where the Trainer writes.
+            **overrides: Any argument of `TrainingArguments`.
+
+        Returns:
+            The arguments.
+        """
+        from transformers import TrainingArguments
+
+        recipe = self.recipe
+        chosen: dict[str, Any] = {}
+        if recipe is not None:
+            chosen = {
+                "learning_rate": recipe.learning_rate,
+                "max_steps": recipe.steps,
+                "per_device_train_batch_size": recipe.batch_size,
+                "warmup_steps": recipe.warmup_steps,
+                "lr_scheduler_type": recipe.schedule,
+                "weight_decay": recipe.weight_decay,
+            }
+        return TrainingArguments(output_dir=output_dir, **{"report_to": "none", **chosen, **overrides})
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """Several methods, attached together; their tokens stand in this order."""
+
+    methods: Mapping[str, Method]
+
+    def __call__(self, model: "PreTrainedModel") -> "PreTrainedModel":
+        """Attach a new prompt of every method and activate them all.
+
+        Args:
+            model: A transformers model. It is frozen and changed in place.
+
+        Returns:
+            The same model.
+
+        Raises:
+            UnsupportedError: If this cannot work on the model. Nothing is changed.
+        """
+        return attach_all(model, self.methods)
+
+
+def get_method(name: str) -> Method:
+    """Choose a method by name or alias.
+
+    Args:
+        name: Name or alias; case, `-` and `_` do not matter.
+
+    Returns:
+        The method.
+
+    Raises:
+        UnknownMethodError: If no installed plugin offers it.
+        PluginError: If its plugin fails to load.
+    """
+    return Method(registry.lookup(name).name)
+
+
+def combine(*methods: "str | Method") -> Combination:
+    """Put several methods on one model.
+
+    Args:
+        *methods: Names or configured methods. A prompt is named as `configure(name=…)` says, or after its method.
+
+    Returns:
+        What attaches them all: call it on a model.
+
+    Raises:
+        PromptExistsError: If two prompts would have one name.
+    """
+    named: dict[str, Method] = {}
+    for method in methods:
+        chosen = method if isinstance(method, Method) else get_method(method)
+        name = chosen.prompt_name or chosen.name
+        if name in named:
+            raise PromptExistsError(
+                f"two prompts named {name!r}; name them: zoo.get_method({chosen.name!r}).configure(name=…)"
+            )
+        named[name] = chosen
+    return Combination(named)
+
+
+def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreTrainedModel":
+    """Attach a prompt of each method, all or none, and activate exactly these."""
+    from softprompt_zoo.model import attach, inspect_backbone, is_attached
+    from softprompt_zoo.prompts import Prompts, make_prompt
+
+    if is_attached(model):
+        host: Any = model.prompts
+        for name in methods:
+            host.check_name(name)
+        made = {name: make_prompt(method._loaded, method.options, host.backbone) for name, method in methods.items()}
+        for name, prompt in made.items():
+            host.insert(name, prompt)
+        host.activate(*made)
+        return model
+    backbone, stacks = inspect_backbone(model)
+    for name in methods:
+        Prompts(backbone).check_name(name)
+    made = {name: make_prompt(method._loaded, method.options, backbone) for name, method in methods.items()}
+    attach(model, backbone, stacks, made)
+    return model

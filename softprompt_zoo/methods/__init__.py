@@ -1,0 +1,6 @@
+"""The methods that ship with the package: a page each, registered by the code that registers strangers'."""
+
+BUILTINS = (
+    "prefix_tuning",
+    "prompt_tuning",
+)

@@ -1,0 +1,115 @@
+"""Prompt tuning: trains the embeddings of virtual tokens in front of the text.
+
+    virtual_tokens = embeddings                       (tokens, hidden)
+    input = [virtual_tokens; embed(text)]             (tokens + length, hidden)
+
+Enters at: input embeddings; in front of a causal model's text, or of an encoder's.
+Trained: tokens * hidden.
+Merges to: itself.
+
+Source: Lester, Al-Rfou and Constant, "The Power of Scale for Parameter-Efficient Prompt Tuning", 2021
+(arXiv 2104.08691), section 2; reference code google-research/prompt-tuning, `prompt_tuning/prompts.py`.
+Differs from the source: `init="labels"` fills the rows after the labels with sampled words, as its
+configurations do; a text shorter than the prompt is repeated instead of filled up.
+PEFT: PROMPT_TUNING. Its sampled initialisation draws from the whole vocabulary, ours from the frequent part.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.config import MethodConfig, Recipe
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.hookspecs import hookimpl
+from softprompt_zoo.initialization import INITS, check_init, sampled_ids, text_ids
+from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
+
+ALIASES = ("prompt", "soft_prompt")
+PEFT_TYPES = ("PROMPT_TUNING",)
+RECIPE = Recipe(
+    learning_rate=1e-2,
+    steps=120,
+    source="our search over 3e-3, 1e-2 and 3e-2 on E2E with SmolLM2-135M, 20 tokens (benchmarks/compare_with_peft.py)",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(MethodConfig):
+    """Options of prompt tuning."""
+
+    init: Any = "sampled"
+    """`"sampled"` frequent words, a `"text"`, class `"labels"`, `"random"` numbers uniform in ±0.5
+    (Lester et al. 2021, section 2.1), or another prompt: its saved folder, or `model.prompts[name]`."""
+    init_text: str | None = None
+    """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prompt."""
+    labels: tuple[str, ...] | None = None
+    """The labels of `init="labels"`: row i is the mean embedding of label i's tokens."""
+    tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
+    """The model's tokenizer, for `"text"` and `"labels"`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_init(self.init, INITS, self.init_text, self.labels, self.tokenizer)
+
+
+class Parameters(nn.Module):
+    """The trained embeddings."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__()
+        dtype = torch.promote_types(backbone.dtype, torch.float32)
+        shape = (config.num_virtual_tokens, backbone.hidden_size)
+        self.embeddings = nn.Parameter(torch.empty(shape, dtype=dtype, device=backbone.device))
+
+    @torch.no_grad()
+    def initialize(self, config: Config, backbone: Backbone) -> None:
+        """Give the embeddings their start values, in the scale of the embedding module's output."""
+        count = config.num_virtual_tokens
+        if config.init == "random":
+            self.embeddings.uniform_(-0.5, 0.5)
+        elif config.init == "text":
+            self.embeddings.copy_(backbone.embed(text_ids(backbone, config.tokenizer, str(config.init_text), count)))
+        elif config.init == "labels":
+            self.embeddings.copy_(
+                torch.cat([_labels(config, backbone), backbone.embed(sampled_ids(backbone, count))])[:count]
+            )
+        else:
+            self.embeddings.copy_(backbone.embed(sampled_ids(backbone, count)))
+
+    @torch.no_grad()
+    def start_from(self, tokens: VirtualTokens) -> None:
+        """Start from the plain tokens of another prompt."""
+        if not isinstance(tokens, InputTokens):
+            raise UnsupportedError(
+                "prompt_tuning cannot start from keys and values; give a prompt at the input embeddings"
+            )
+        self.embeddings.copy_(tokens.embeddings)
+
+
+def _labels(config: Config, backbone: Backbone) -> Tensor:
+    rows = []
+    for label in config.labels or ():
+        length = len(config.tokenizer(label, add_special_tokens=False)["input_ids"]) if config.tokenizer else 1
+        rows.append(backbone.embed(text_ids(backbone, config.tokenizer, label, max(length, 1))).mean(dim=0))
+    return torch.stack(rows)
+
+
+@hookimpl
+def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
+    """Return the embeddings as they are."""
+    return InputTokens(parameters.embeddings)
+
+
+@hookimpl
+def inject(tokens: VirtualTokens) -> Placement:
+    """Place them in front of the text."""
+    return Placement(tokens)
+
+
+@hookimpl
+def merge(parameters: Parameters) -> VirtualTokens:
+    """Return the embeddings: there is no scaffold."""
+    return InputTokens(parameters.embeddings)

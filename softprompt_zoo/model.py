@@ -1,0 +1,345 @@
+"""Attaching prompts to a model and taking them off: the model stays the user's own, of its own class."""
+
+import functools
+import inspect
+import os
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone import KEYWORD, Backbone, Stack, attention_configs, find_stacks, max_positions
+from softprompt_zoo.checkpoints import save
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.prompts import _GENERATION, Generation, Prompt, Prompts
+from softprompt_zoo.sites.arrange import Call, select
+from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
+from softprompt_zoo.sites.positions import past_length
+from softprompt_zoo.sites.stack import bind, cut_output, unbind
+from softprompt_zoo.sites.words import embed, keys_values, mark_sites, unmark_sites
+
+_ATTACHED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
+
+
+class PromptedModel:
+    """What a prompted model does differently from its own class; mixed in front of it."""
+
+    _softprompt_base: type[PreTrainedModel]
+    _softprompt_stacks: Mapping[str, Stack]
+    _softprompt_required_grad: list[str]
+    prompts: Prompts
+
+    @torch.no_grad()
+    def generate(  # noqa: D102
+        self,
+        *args: Any,
+        prompts: Any = None,
+        task_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        combinations = None
+        if prompts is not None:
+            selection = select(prompts, self.prompts.keys(), ())
+            rows = [0] if selection.rows is None else selection.rows.tolist()
+            combinations = [selection.combinations[row] for row in rows]
+            inputs = (
+                args[0]
+                if args
+                else next((kwargs[n] for n in ("inputs", "input_ids", "inputs_embeds") if n in kwargs), None)
+            )
+            if isinstance(inputs, Tensor):
+                combinations = combinations * inputs.shape[0] if selection.rows is None else combinations
+                _check_rows(len(combinations), inputs.shape[0])
+        generation = Generation(self.prompts, combinations, task_ids)
+        token = _GENERATION.set(generation)
+        try:
+            output = super().generate(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            _GENERATION.reset(token)
+        if generation.layout is not None and isinstance(output, dict):
+            return cut_output(None, output, generation.layout)
+        return output
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: D102
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        generation = _GENERATION.get()
+        if generation is None or generation.host is not self.prompts or generation.combinations is None:
+            return inputs
+        # As an argument, for a compiled forward cannot see the context; repeated for beams.
+        names = ("decoder_input_ids", "input_ids", "inputs_embeds")
+        size = next(inputs[name].shape[0] for name in names if inputs.get(name) is not None)
+        times = size // len(generation.combinations)
+        inputs["prompts"] = [entry for entry in generation.combinations for _ in range(times)]
+        return inputs
+
+    def save_pretrained(  # noqa: D102
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if push_to_hub:
+            raise UnsupportedError("save_pretrained(push_to_hub=True) is not supported; call model.push_to_hub(name)")
+        if is_main_process:
+            save(self.prompts, save_directory, state_dict)
+
+    def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:  # noqa: D102
+        configs = attention_configs(self)  # type: ignore[arg-type]
+        before = [config._attn_implementation_internal for config in configs]
+        _restore_implementation(configs)
+        try:
+            super().set_attn_implementation(attn_implementation, **kwargs)  # type: ignore[misc]
+            _prompt_implementation(self._softprompt_stacks)
+        except Exception:
+            for config, implementation in zip(configs, before, strict=True):
+                config._attn_implementation_internal = implementation
+            raise
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        """What a checkpoint leaves out on purpose: all but the prompts. `Trainer` reads it when it resumes."""
+        return [key for key in self.state_dict() if not key.startswith("prompts.")]  # type: ignore[attr-defined]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle would look the class up by its name and find the user's.
+        return _rebuild, (type(self)._softprompt_base,), self.__dict__.copy()
+
+
+def is_attached(model: object) -> bool:
+    """Say whether a model has prompts."""
+    return isinstance(model, PromptedModel)
+
+
+def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
+    """Find what prompts need to know of a model. Nothing is changed.
+
+    Args:
+        model: A transformers model without prompts.
+
+    Returns:
+        The backbone that plugins see, and the stacks that the sites act on.
+
+    Raises:
+        UnsupportedError: If no prompt can be attached to it.
+    """
+    family, stacks = find_stacks(model)
+    for stack in stacks.values():
+        if stack.problem is not None:
+            raise UnsupportedError(
+                f"cannot attach a prompt to {type(model).__name__}: {stack.problem}; models whose attention is "
+                "transformers' AttentionInterface work (gpt2, llama, qwen3, bert, t5 and many others)"
+            )
+        for config in attention_configs(stack.module):
+            prompted_implementation(base_implementation(config._attn_implementation))
+    weight: Any = next(iter(stacks.values())).embedding.weight
+    probe = torch.zeros(1, dtype=torch.long, device=weight.device)
+    backbone = Backbone(
+        family=family,
+        hidden_size=embed(stacks, probe).shape[-1],
+        vocab_size=weight.shape[0],
+        layers={site: shapes for stack in stacks.values() for site, shapes in stack.shapes.items()},
+        max_positions=max_positions(model),
+        dtype=weight.dtype,
+        device=weight.device,
+        embed=functools.partial(embed, stacks),
+        keys_values=functools.partial(keys_values, stacks),
+    )
+    return backbone, stacks
+
+
+def attach(
+    model: PreTrainedModel, backbone: Backbone, stacks: Mapping[str, Stack], prompts: Mapping[str, Prompt]
+) -> None:
+    """Freeze a model and put prompts into it; the first step that changes it, and it cannot fail halfway.
+
+    Args:
+        model: The user's model. Changed in place.
+        backbone: From `inspect_backbone`.
+        stacks: From `inspect_backbone`.
+        prompts: Ready prompts by name; all are activated, in order.
+    """
+    host = Prompts(backbone, type(model).__name__, getattr(model.config, "_name_or_path", None) or None)
+    host.train(model.training)
+    for name, prompt in prompts.items():
+        host.insert(name, prompt)
+    host.activate(*prompts)
+    prompted: Any = model
+    prompted._softprompt_required_grad = [name for name, p in model.named_parameters() if p.requires_grad]
+    prompted._softprompt_stacks = dict(stacks)
+    model.requires_grad_(False)
+    _prompt_implementation(stacks)
+    for stack in stacks.values():
+        mark_sites(stack)
+        bind(backbone.family, stack, host)
+    model.add_module("prompts", host)
+    prompted.__class__ = _prompted_class(type(model))
+    _ATTACHED.add(model)
+
+
+def detach(model: PreTrainedModel) -> PreTrainedModel:
+    """Take all prompts off a model.
+
+    Args:
+        model: A model with prompts. Changed in place.
+
+    Returns:
+        The same model as it came: class, outputs, `requires_grad`, `state_dict` keys, attention implementation.
+
+    Raises:
+        UnsupportedError: If it has no prompts.
+    """
+    if not isinstance(model, PromptedModel):
+        raise UnsupportedError(
+            f"{type(model).__name__} has no prompts to detach; attach one with zoo.get_method(name)(model)"
+        )
+    stacks = model._softprompt_stacks
+    required_grad = set(model._softprompt_required_grad)
+    for stack in stacks.values():
+        unbind(stack)
+        unmark_sites(stack)
+    del model.prompts
+    model.__class__ = model._softprompt_base
+    del model._softprompt_stacks, model._softprompt_required_grad
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in required_grad)
+    _ATTACHED.discard(model)
+    # Two models may share one config object; the other one's prompts still need our attention function.
+    shared = {id(config) for other in _ATTACHED for config in attention_configs(other)}
+    _restore_implementation([config for config in attention_configs(model) if id(config) not in shared])
+    return model
+
+
+def _prompt_implementation(stacks: Mapping[str, Stack]) -> None:
+    configs = [config for stack in stacks.values() for config in attention_configs(stack.module)]
+    names = [prompted_implementation(base_implementation(config._attn_implementation)) for config in configs]
+    for config, name in zip(configs, names, strict=True):
+        config._attn_implementation_internal = name
+
+
+def _restore_implementation(configs: list[Any]) -> None:
+    for config in configs:
+        config._attn_implementation_internal = base_implementation(config._attn_implementation_internal or "") or None
+
+
+@functools.cache
+def _prompted_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Make the subclass that a prompted model gets; it answers to the name of its base."""
+    signature = inspect.signature(base.forward)
+    parameters = [*signature.parameters.values()]
+    takes_keywords = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    new = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("prompts", "task_ids")]
+    position = len(parameters) - 1 if takes_keywords else len(parameters)
+    names = [parameter.name for parameter in parameters[1:]]
+
+    @functools.wraps(base.forward)
+    def forward(
+        self: Any,
+        *args: Any,
+        prompts: Any = None,
+        task_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        if KEYWORD in kwargs:
+            return base.forward(self, **kwargs)
+        if not takes_keywords:
+            if prompts is not None or task_ids is not None:
+                raise UnsupportedError(f"{base.__name__}.forward takes no further keywords; use model.prompts.activate")
+            return base.forward(self, **kwargs)
+        return _forward(self, base, prompts, task_ids, kwargs)
+
+    forward.__signature__ = signature.replace(parameters=parameters[:position] + new + parameters[position:])  # type: ignore[attr-defined]
+    members = {
+        "forward": forward,
+        "_softprompt_base": base,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    return type(base.__name__, (PromptedModel, base), members)
+
+
+def _rebuild(base: type[PreTrainedModel]) -> PreTrainedModel:
+    cls = _prompted_class(base)
+    return cls.__new__(cls)
+
+
+def _forward(model: Any, base: Any, prompts: Any, task_ids: Tensor | None, kwargs: dict[str, Any]) -> Any:
+    """Build the prompts once for all stacks, and show the user outputs of the length of the input."""
+    past = past_length(kwargs.get("past_key_values"))
+    call = model.prompts.resolve(prompts, task_ids, isinstance(past, int) and past > 0)
+    rows = call.selection.rows
+    text = kwargs.get("input_ids")
+    text = kwargs.get("inputs_embeds") if text is None else text
+    if rows is not None and text is not None:
+        _check_rows(rows.shape[0], text.shape[0])
+    if not call.selection.names:
+        return base.forward(model, prompts=call, **kwargs)
+    wants_first = _wants_first_label(model, call, kwargs, past)
+    wants_tuple = not _returns_dict(model, kwargs)
+    if wants_first:
+        kwargs = _with_first_label(call, kwargs)
+    output = base.forward(
+        model,
+        prompts=call,
+        **{**kwargs, "return_dict": True} if wants_tuple else kwargs,
+    )
+    if wants_first:
+        output.logits = output.logits[:, 1:]
+    if (
+        call.layout is not None
+        and model.prompts.backbone.family == "encoder_decoder"
+        and kwargs.get("encoder_outputs") is None
+    ):
+        output = cut_output(None, output, call.layout)
+    return output.to_tuple() if wants_tuple else output
+
+
+def _check_rows(entries: int, rows: int) -> None:
+    if entries != rows:
+        raise ValueError(
+            f"prompts has {entries} entries for a batch of {rows} rows; give one entry per row: a prompt's name, "
+            "a list of names, or None"
+        )
+
+
+def _returns_dict(model: Any, kwargs: dict[str, Any]) -> bool:
+    given = kwargs.get("return_dict")
+    return bool(getattr(model.config, "return_dict", True) if given is None else given)
+
+
+def _wants_first_label(model: Any, call: Call, kwargs: dict[str, Any], past: int | Tensor) -> bool:
+    """Say whether the head is to predict the first text token from an input-level prompt's last token."""
+    labels = kwargs.get("labels")
+    is_language_model = model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None
+    if not is_language_model or not isinstance(labels, Tensor) or labels.ndim != 2:  # noqa: PLR2004
+        return False
+    if kwargs.get("shift_labels") is not None or not (isinstance(past, int) and past == 0):
+        return False
+    to_keep = kwargs.get("logits_to_keep", 0)
+    return isinstance(to_keep, int) and to_keep == 0 and any(call.ends_in_input_tokens())
+
+
+def _with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Shift the labels by one place, into which the stack's hook puts the prompt's last hidden state."""
+    labels = kwargs["labels"]
+    mask = kwargs.get("attention_mask")
+    first = torch.zeros(labels.shape[0], dtype=torch.long, device=labels.device)
+    if isinstance(mask, Tensor) and mask.ndim == 2:  # noqa: PLR2004
+        first = mask.to(labels.device).long().argmax(dim=1)
+    call.first_index = first
+    shifted = functional.pad(labels, (1, 0), value=-100)
+    has_tail = call.per_row(call.ends_in_input_tokens(), labels.device)[:, 0].expand(labels.shape[0])
+    # Without a prompt's prediction, or behind padding, nothing predicts the first column.
+    shifted[:, 1] = torch.where(has_tail & (first == 0), shifted[:, 1], -100)
+    kwargs = {**kwargs, "labels": shifted}
+    counted = kwargs.get("num_items_in_batch")
+    if counted is not None:
+        kwargs["num_items_in_batch"] = counted + (shifted[:, 1] != -100).sum()  # Trainer counts labels[..., 1:]
+    return kwargs

@@ -1,0 +1,220 @@
+"""Keys and values of virtual tokens, through transformers' attention interface.
+
+One function per base implementation prepends a layer's prompt to its keys and values and extends mask
+and position bias. Its state arrives as a forward keyword: module attributes or context variables gave
+wrong gradients under checkpointing and cross-talk between threads.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from softprompt_zoo.backbone import KEYWORD, Site
+from softprompt_zoo.errors import UnsupportedError
+
+SITE_ATTRIBUTE = "_softprompt_site"
+PREFIX = "softprompt_zoo_"
+IMPLEMENTATIONS = ("eager", "sdpa")
+
+
+@dataclasses.dataclass
+class SiteState:
+    """What one site shows the attention of its layers, for each distinct combination of prompts."""
+
+    keys: tuple[Tensor, ...]
+    """Per layer `(combinations, kv_heads, tokens, head_dim)`."""
+    values: tuple[Tensor, ...]
+    """Per layer `(combinations, kv_heads, tokens, head_dim)`."""
+    present: Tensor | None
+    """`(combinations, tokens)` booleans, false where shorter combinations are padded; `None` if none is."""
+    always_visible: Tensor | None
+    """`(combinations, tokens)` booleans: tokens that no sliding window hides; `None` if there are none."""
+    dropout: Tensor | None
+    """`(combinations, tokens)` probabilities; `None` outside training."""
+
+
+@dataclasses.dataclass
+class CallState:
+    """The state of one call of one stack."""
+
+    sites: Mapping[str, SiteState]
+    rows: Tensor | None
+    """`(rows,)` index of each row's combination; `None` if all rows share the only one."""
+    positions: Tensor | None
+    """`(rows or 1, length)` positions of the queries, for sliding windows."""
+    bias: Tensor | None = None
+    """`(rows or 1, heads, length, tokens)` relative position bias of the self-attention's prompt."""
+    tails: tuple[Tensor, Tensor] | None = None
+    """Hidden states `(rows, hidden)` that predict the first text token, and which rows `(rows, 1)` have one."""
+    call: Any = None
+    """The call this state belongs to, for the hook after the forward."""
+
+
+@dataclasses.dataclass
+class Capture:
+    """Records the keys and values of a pass over virtual tokens; `prior` is what that pass sees."""
+
+    prior: CallState | None = None
+    keys: dict[Site, Tensor] = dataclasses.field(default_factory=dict)
+    values: dict[Site, Tensor] = dataclasses.field(default_factory=dict)
+
+
+def prompted_implementation(base: str) -> str:
+    """Name the attention function that adds prompts to a base implementation.
+
+    Args:
+        base: transformers' name of the implementation.
+
+    Returns:
+        The name under which ours is registered.
+
+    Raises:
+        UnsupportedError: If prompts cannot be added to it.
+    """
+    if base not in IMPLEMENTATIONS:
+        raise UnsupportedError(
+            f"prompts cannot be added to the attention implementation {base!r}; "
+            f"expected one of {', '.join(map(repr, IMPLEMENTATIONS))}; call model.set_attn_implementation first"
+        )
+    return PREFIX + base
+
+
+def base_implementation(name: str) -> str:
+    """Undo `prompted_implementation`; other names are returned as they are."""
+    return name.removeprefix(PREFIX)
+
+
+def _prompt_attention(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend to the layer's prompt and to the text; without a prompt this is the base function."""
+    forward = _base_function(base, module)
+    state = kwargs.pop(KEYWORD, None)
+    site: Site | None = getattr(module, SITE_ATTRIBUTE, None)
+    if isinstance(state, Capture) and site is not None:
+        state.keys[site], state.values[site] = key, value
+        state = state.prior
+    prompt = state.sites.get(site.name) if state is not None and site is not None else None
+    if prompt is None:
+        return forward(module, query, key, value, attention_mask, **kwargs)
+
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    length = query.shape[2]
+    if attention_mask is None and is_causal and 1 < length < key.shape[2]:
+        # Prefill of an empty static cache: the base function would slice here, before it sees our keys.
+        key, value = key[:, :, :length], value[:, :, :length]
+        if kwargs.get("position_bias") is not None:
+            kwargs["position_bias"] = kwargs["position_bias"][..., :length]
+    prompt_keys = _for_rows(prompt.keys[site.layer], state.rows, query.shape[0])
+    prompt_values = _for_rows(prompt.values[site.layer], state.rows, query.shape[0])
+    if prompt.dropout is not None:
+        probability = _for_rows(prompt.dropout, state.rows, query.shape[0])[:, None, :, None]
+        prompt_keys = _drop(prompt_keys, probability)
+        prompt_values = _drop(prompt_values, probability)
+
+    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
+    visible = _visible(prompt, state, window if site.name != "cross" else None)
+    mask = _extend_mask(attention_mask, visible, query, key.shape[2], prompt_keys.shape[2], bool(is_causal))
+    if mask is not None and mask.dtype == torch.bool and base == "eager":
+        mask = _additive(mask, query.dtype)
+    if kwargs.get("position_bias") is not None:
+        kwargs["position_bias"] = _extend_bias(kwargs["position_bias"], state, site, prompt_keys.shape[2])
+    key = torch.cat([prompt_keys.to(key), key], dim=2)
+    value = torch.cat([prompt_values.to(value), value], dim=2)
+    output, weights = forward(module, query, key, value, mask, **kwargs)
+    return output, None if weights is None else weights[..., prompt_keys.shape[2] :]
+
+
+def _base_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    if base != "eager":
+        return ALL_ATTENTION_FUNCTIONS[base]  # type: ignore[no-any-return]
+    # Every modeling file has an eager function of its own; FSDP puts a class of its own in front.
+    for owner in type(module).__mro__:
+        function = getattr(sys.modules.get(owner.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function  # type: ignore[no-any-return]
+    raise UnsupportedError(f"{type(module).__name__} has no eager attention function; use 'sdpa'")
+
+
+def _for_rows(tensor: Tensor, rows: Tensor | None, count: int) -> Tensor:
+    return tensor.expand(count, *tensor.shape[1:]) if rows is None else tensor[rows]
+
+
+def _drop(tensor: Tensor, probability: Tensor) -> Tensor:
+    keep = torch.rand_like(tensor) >= probability.to(tensor.dtype)
+    return tensor * keep / (1 - probability.to(tensor.dtype))
+
+
+def _visible(prompt: SiteState, state: CallState, window: int | None) -> Tensor | None:
+    """Say which virtual tokens each query sees: `(rows or 1, 1, length or 1, tokens)`, `None` for all."""
+    visible = None
+    if prompt.present is not None:
+        present = prompt.present if state.rows is None else prompt.present[state.rows]
+        visible = present[:, None, None, :]
+    if window is not None and state.positions is not None:
+        columns = torch.arange(prompt.keys[0].shape[2], device=state.positions.device)
+        in_window = columns > state.positions[:, None, :, None] - window
+        if prompt.always_visible is not None:
+            always = prompt.always_visible if state.rows is None else prompt.always_visible[state.rows]
+            in_window = in_window | always[:, None, None, :]
+        visible = in_window if visible is None else visible & in_window
+    return visible
+
+
+def _extend_mask(
+    mask: Tensor | None, visible: Tensor | None, query: Tensor, key_length: int, tokens: int, is_causal: bool
+) -> Tensor | None:
+    length = query.shape[2]
+    if mask is None:
+        if is_causal and length > 1:
+            text = torch.ones(length, key_length, dtype=torch.bool, device=query.device)
+            mask = text.tril(key_length - length)[None, None]
+        elif visible is None:
+            return None
+        else:
+            mask = torch.ones(1, 1, 1, key_length, dtype=torch.bool, device=query.device)
+    if visible is None:
+        visible = torch.ones(1, 1, 1, tokens, dtype=torch.bool, device=query.device)
+    if mask.dtype != torch.bool:
+        visible = _additive(visible, mask.dtype)
+    rows, width = max(mask.shape[0], visible.shape[0]), max(mask.shape[2], visible.shape[2])
+    visible = visible.expand(rows, mask.shape[1], width, tokens)
+    return torch.cat([visible, mask.expand(rows, -1, width, -1)], dim=-1)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _extend_bias(bias: Tensor, state: CallState, site: Site, tokens: int) -> Tensor:
+    """Give the prompt's columns their bias: relative positions in a decoder, none elsewhere."""
+    if state.bias is None or site.name == "cross":
+        return functional.pad(bias, (tokens, 0))
+    rows = max(bias.shape[0], state.bias.shape[0])
+    return torch.cat([state.bias.to(bias).expand(rows, -1, -1, -1), bias.expand(rows, -1, -1, -1)], dim=-1)
+
+
+def _register() -> None:
+    for base in IMPLEMENTATIONS:
+        AttentionInterface.register(PREFIX + base, functools.partial(_prompt_attention, base))
+        # The base's own mask function: without a prompt the model must stay bit-identical.
+        AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+
+
+_register()

@@ -1,0 +1,101 @@
+"""Virtual tokens as real positions of a bidirectional stack.
+
+Each row is laid out as virtual tokens, text, padding, whatever the padding side was: positions, relative
+distances and sliding windows are then right without knowing how the model counts them.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.errors import UnsupportedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the text went."""
+
+    virtual: int
+    """Virtual positions in front of the text, of the longest row."""
+    text_index: Tensor | None
+    """`(rows, length)` position of each text token; `None` if it is `virtual + i` everywhere."""
+
+    def text_only(self, states: Tensor, dim: int = 1) -> Tensor:
+        """Take the text's positions out of a tensor.
+
+        Args:
+            states: `(rows, …)` with all positions along `dim`.
+            dim: The axis of positions.
+
+        Returns:
+            The same with the text's positions along `dim`, in the caller's order.
+        """
+        if self.text_index is None:
+            return states.narrow(dim, self.virtual, states.shape[dim] - self.virtual)
+        shape = [1] * states.ndim
+        shape[0], shape[dim] = self.text_index.shape
+        expanded = [*states.shape]
+        expanded[dim] = self.text_index.shape[1]
+        return states.gather(dim, self.text_index.view(shape).expand(expanded))
+
+
+def insert(
+    virtual: Tensor, present: Tensor | None, kwargs: dict[str, Any], text: Tensor
+) -> tuple[dict[str, Any], Layout]:
+    """Put virtual tokens in front of the text of every row.
+
+    Args:
+        virtual: `(rows, tokens, hidden)`.
+        present: `(rows, tokens)` booleans, false where a shorter prompt is padded; `None` if none is.
+        kwargs: The stack's arguments. Not changed.
+        text: Text embeddings `(rows, length, hidden)`.
+
+    Returns:
+        The arguments with all positions in them, and where the text went.
+
+    Raises:
+        UnsupportedError: If the attention mask is not 2-D.
+    """
+    rows, length = text.shape[:2]
+    tokens = virtual.shape[1]
+    mask = kwargs.get("attention_mask")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+        kind = f"{mask.ndim}-D" if isinstance(mask, Tensor) else type(mask).__name__
+        raise UnsupportedError(
+            f"a prompt at the input embeddings needs an attention mask of shape (rows, length), not a {kind} one; "
+            "pass the 2-D mask, or use a method that works on keys and values (prefix_tuning)"
+        )
+    embeddings = torch.cat([virtual.to(text), text], dim=1)
+    extended = {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
+    token_types = kwargs.get("token_type_ids")
+    if token_types is not None:
+        zeros = token_types.new_zeros(rows, tokens)
+        extended["token_type_ids"] = torch.cat([zeros, token_types.expand(rows, -1)], dim=1)
+    positions = kwargs.get("position_ids")
+    if positions is not None:
+        extended["position_ids"] = _extend_positions(positions.expand(rows, -1), mask, present, tokens)
+    if mask is None and present is None:
+        return extended, Layout(tokens, None)
+
+    if present is None:
+        present = torch.ones(rows, tokens, dtype=torch.bool, device=text.device)
+    seen = torch.ones(rows, length, dtype=torch.bool, device=text.device) if mask is None else mask.bool()
+    valid = torch.cat([present, seen], dim=1)
+    order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
+    extended["inputs_embeds"] = embeddings.gather(1, order[..., None].expand_as(embeddings))
+    extended["attention_mask"] = valid.gather(1, order).to(torch.long if mask is None else mask.dtype)
+    for name in ("token_type_ids", "position_ids"):
+        if extended.get(name) is not None:
+            extended[name] = extended[name].gather(1, order)
+    return extended, Layout(tokens, order.argsort(dim=1)[:, tokens:])
+
+
+def _extend_positions(positions: Tensor, mask: Tensor | None, present: Tensor | None, tokens: int) -> Tensor:
+    """Move explicit text positions behind the virtual tokens, which take the first ones."""
+    start = positions.masked_fill(~mask.bool(), positions.max()) if mask is not None else positions
+    first = start.min(dim=1, keepdim=True).values
+    counts = tokens if present is None else present.sum(dim=1, keepdim=True)
+    columns = torch.arange(tokens, device=positions.device)[None]
+    return torch.cat([first + columns, positions + counts], dim=1)

@@ -1,0 +1,107 @@
+"""Where text stands: positions from the attention mask, row by row, moved behind the prompt."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softprompt_zoo.backbone import Stack
+
+
+def past_length(cache: Any) -> int | Tensor:
+    """Return how many text positions a cache holds; a static cache answers with a tensor."""
+    return 0 if cache is None else cache.get_seq_length()  # type: ignore[no-any-return]
+
+
+def text_positions(kwargs: dict[str, Any], length: int, past: int | Tensor, device: torch.device) -> Tensor:
+    """Return the position of each text token among the text.
+
+    Args:
+        kwargs: The stack's arguments. Not changed.
+        length: Text tokens of this call.
+        past: Text tokens in the cache.
+        device: Where the positions are needed.
+
+    Returns:
+        `(rows or 1, length)`: the caller's `position_ids`; else counted over the 2-D attention mask, so
+        that padding on either side changes nothing; else counted from `past`.
+    """
+    given = kwargs.get("position_ids")
+    if given is not None:
+        return given  # type: ignore[no-any-return]
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:].to(device)
+    return (torch.arange(length, device=device) + past)[None]
+
+
+def check_budget(stack: Stack, total: int, virtual: int) -> None:
+    """Refuse a text that no longer fits behind its prompt.
+
+    Args:
+        stack: The stack, with its table of learned positions.
+        total: Positions needed, virtual ones included.
+        virtual: Virtual positions among them.
+
+    Raises:
+        ValueError: If the table is too short.
+    """
+    if stack.position_table is None:
+        return
+    offset = getattr(stack.position_table, "offset", stack.position_start)
+    budget = stack.position_table.num_embeddings - offset
+    if total > budget:
+        raise ValueError(
+            f"the text needs {total - virtual} positions behind {virtual} virtual tokens, but the model has {budget}; "
+            f"shorten the text to {budget - virtual} tokens"
+        )
+
+
+def shift_learned_positions(stack: Stack, embeddings: Tensor, past: int | Tensor, positions: Tensor) -> Tensor:
+    """Move text that counts its own positions: add the difference of two rows of the position table.
+
+    BART's decoder takes no `position_ids`. A change of the embeddings needs no state on its modules.
+
+    Args:
+        stack: A stack with a position table and without `position_ids`.
+        embeddings: Text embeddings `(rows, length, hidden)`. Not changed.
+        past: Text tokens in the cache, from which the stack will count.
+        positions: `(rows or 1, length)` where the text shall stand.
+
+    Returns:
+        Embeddings `(rows, length, hidden)`.
+    """
+    table: Any = stack.position_table
+    offset = getattr(table, "offset", 0)
+    counted = torch.arange(embeddings.shape[1], device=embeddings.device)[None] + past
+    wanted = functional.embedding(positions + offset, table.weight)
+    return embeddings + (wanted - functional.embedding(counted + offset, table.weight))
+
+
+def relative_bias(stack: Stack, positions: Tensor, tokens: int) -> Tensor | None:
+    """Compute the relative position bias of a decoder prompt, as of real tokens at positions `0 … tokens - 1`.
+
+    Args:
+        stack: A decoder.
+        positions: `(rows or 1, length)` positions of the queries, the prompt counted.
+        tokens: Virtual tokens.
+
+    Returns:
+        `(rows or 1, heads, length, tokens)`, or `None` if the stack has no such bias.
+    """
+    owner: Any = next((m for m in stack.attentions[stack.name] if _has_relative_bias(m)), None)
+    if owner is None:
+        return None
+    columns = torch.arange(tokens, device=positions.device)
+    buckets = owner._relative_position_bucket(
+        columns - positions[..., None],
+        bidirectional=not owner.is_decoder,
+        num_buckets=owner.relative_attention_num_buckets,
+        max_distance=owner.relative_attention_max_distance,
+    )
+    return owner.relative_attention_bias(buckets).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+
+def _has_relative_bias(module: nn.Module) -> bool:
+    return hasattr(module, "_relative_position_bucket") and hasattr(module, "relative_attention_bias")

@@ -1,0 +1,145 @@
+"""Input-level prompts in front of a causal model: one pass over the virtual tokens alone.
+
+Virtual tokens see nothing but what stands before them, so their keys and values are the same for every
+row: one row per distinct combination is computed and the batch never pays for the prompt.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone import KEYWORD, Site, Stack
+from softprompt_zoo.sites.arrange import Call, Combination, Entry, join, lengths, site_state
+from softprompt_zoo.sites.attention import CallState, Capture
+from softprompt_zoo.sites.positions import check_budget, shift_learned_positions
+from softprompt_zoo.tokens import InputTokens
+
+
+@dataclasses.dataclass
+class _Pending:
+    """Input-level tokens that still have to pass through the model."""
+
+    embeddings: Tensor
+    dropout: list[float]
+    always_visible: list[bool]
+
+
+@dataclasses.dataclass
+class Prefix:
+    """What a causal stack sees in front of the text."""
+
+    entries: list[Entry | None]
+    """One per combination."""
+    tails: list[Tensor | None]
+    """Per combination, the last hidden state `(hidden,)` of a final input-level prompt."""
+
+
+def causal_prefix(stack: Stack, call: Call) -> Prefix:
+    """Turn every combination into keys and values.
+
+    Args:
+        stack: A causal stack.
+        call: The prompts of this forward.
+
+    Returns:
+        Keys and values per combination; gradients flow to the prompts.
+    """
+    queues = [_segments(stack, call, combination) for combination in call.selection.combinations]
+    done: list[Entry | None] = [None] * len(queues)
+    tails: list[Tensor | None] = [None] * len(queues)
+    while True:
+        for index, queue in enumerate(queues):
+            while queue and isinstance(queue[0], Entry):
+                done[index], tails[index] = join([done[index], queue.pop(0)]), None
+        waiting = [index for index, queue in enumerate(queues) if queue]
+        if not waiting:
+            return Prefix(done, tails)
+        pending = [queues[index].pop(0) for index in waiting]
+        passed = _run(stack, pending, [done[index] for index in waiting], call.is_training)
+        for index, (entry, tail) in zip(waiting, passed, strict=True):
+            done[index], tails[index] = join([done[index], entry]), tail
+
+
+def capture(stack: Stack, inputs: dict[str, Any], prior: CallState | None = None) -> tuple[Any, Capture]:
+    """Run a stack and record the keys and values of all its attention sites.
+
+    Args:
+        stack: Any stack.
+        inputs: Its arguments.
+        prior: Prompts that the pass sees.
+
+    Returns:
+        The stack's output, and the recorded keys and values.
+    """
+    recorded = Capture(prior)
+    with _without_checkpointing(stack.module):
+        output = stack.module(**inputs, **{KEYWORD: recorded})
+    return output, recorded
+
+
+def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
+    """Cut a combination into ready entries and runs of input-level tokens."""
+    segments: list[Any] = []
+    for name in combination:
+        placement = call.placements[name]
+        if not isinstance(placement.tokens, InputTokens):
+            segments.append(Entry.of(placement, stack.name))
+            continue
+        count = placement.tokens.embeddings.shape[0]
+        part = _Pending(placement.tokens.embeddings, [placement.dropout] * count, [placement.always_visible] * count)
+        if segments and isinstance(segments[-1], _Pending):
+            last = segments.pop()
+            joined = torch.cat([last.embeddings, part.embeddings])
+            part = _Pending(joined, last.dropout + part.dropout, last.always_visible + part.always_visible)
+        segments.append(part)
+    return [segment for segment in segments if segment is not None]
+
+
+def _run(
+    stack: Stack, pending: list[_Pending], before: list[Entry | None], is_training: bool
+) -> list[tuple[Entry, Tensor]]:
+    longest = max(len(part.dropout) for part in pending)
+    weight: Any = stack.embedding.weight
+    embeddings = torch.nn.utils.rnn.pad_sequence([part.embeddings for part in pending], batch_first=True)
+    embeddings = embeddings.to(device=weight.device, dtype=weight.dtype)
+    offsets = torch.tensor(lengths(before), device=embeddings.device)[:, None]
+    positions = offsets + torch.arange(longest, device=embeddings.device)
+    state = site_state(before, is_training)
+    prior = None
+    if state is not None:
+        rows = torch.arange(len(pending), device=embeddings.device)
+        prior = CallState({stack.name: state}, rows, positions)
+    total = max(lengths(before)) + longest
+    check_budget(stack, total, total)
+    inputs: dict[str, Any] = {"inputs_embeds": embeddings, "use_cache": False}
+    if stack.takes_position_ids:
+        inputs["position_ids"] = positions + stack.position_start
+    elif stack.position_table is not None:
+        inputs["inputs_embeds"] = shift_learned_positions(stack, embeddings, 0, positions)
+    output, recorded = capture(stack, inputs, prior)
+    passed = []
+    for row, part in enumerate(pending):
+        count = len(part.dropout)
+        sites = [Site(stack.name, layer) for layer in range(len(stack.attentions[stack.name]))]
+        keys = [recorded.keys[site][row, :, :count] for site in sites]
+        values = [recorded.values[site][row, :, :count] for site in sites]
+        entry = Entry(keys, values, part.dropout, part.always_visible)
+        passed.append((entry, output.last_hidden_state[row, count - 1]))
+    return passed
+
+
+@contextlib.contextmanager
+def _without_checkpointing(module: nn.Module) -> Iterator[None]:
+    """Keep layers from being recomputed: what they record must stay part of the graph."""
+    layers: list[Any] = [child for child in module.modules() if getattr(child, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True

@@ -1,0 +1,289 @@
+"""The two hooks on each stack: prompts in before its forward, virtual positions out after it."""
+
+import dataclasses
+import inspect
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from softprompt_zoo.backbone import KEYWORD, Stack
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites import input_embeddings
+from softprompt_zoo.sites.arrange import Call, Entry, join, lengths, site_state, stack_embeddings
+from softprompt_zoo.sites.attention import PREFIX, CallState, SiteState
+from softprompt_zoo.sites.checkpointing import anchor
+from softprompt_zoo.sites.input_embeddings import Layout
+from softprompt_zoo.sites.positions import (
+    check_budget,
+    past_length,
+    relative_bias,
+    shift_learned_positions,
+    text_positions,
+)
+from softprompt_zoo.sites.shared_pass import Prefix
+
+BINDING_ATTRIBUTE = "_softprompt_binding"
+
+
+class Host(Protocol):
+    """What the hooks need of the model's prompts."""
+
+    def resolve(self, prompts: Any, task_ids: Tensor | None, is_decoding: bool) -> Call:
+        """Build the prompts of one forward."""
+
+    def prefix(self, stack: Stack, call: Call, is_decoding: bool) -> Prefix:
+        """Turn a causal call's prompts into keys and values, or return the kept ones."""
+
+    def keep_layout(self, layout: Layout) -> None:
+        """Remember where an encoder's text went, for a `generate` that returns the encoder's states."""
+
+
+@dataclasses.dataclass
+class Binding:
+    """What ties a stack to the prompts; kept on the stack's module."""
+
+    family: str
+    stack: Stack
+    host: Host
+    handles: list[Any] = dataclasses.field(default_factory=list)
+
+
+def bind(family: str, stack: Stack, host: Host) -> None:
+    """Put the hooks on a stack.
+
+    Args:
+        family: The backbone's family.
+        stack: The stack; its module is changed.
+        host: The model's prompts.
+    """
+    binding = Binding(family, stack, host)
+    binding.handles = [
+        stack.module.register_forward_pre_hook(before_forward, with_kwargs=True),
+        stack.module.register_forward_hook(after_forward, with_kwargs=True),
+    ]
+    setattr(stack.module, BINDING_ATTRIBUTE, binding)
+
+
+def unbind(stack: Stack) -> None:
+    """Take the hooks off a stack."""
+    for handle in stack.module.__dict__.pop(BINDING_ATTRIBUTE).handles:
+        handle.remove()
+
+
+def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Bring the prompts into one call of a stack. A forward pre-hook."""
+    if KEYWORD in kwargs:
+        return None
+    binding: Binding = getattr(module, BINDING_ATTRIBUTE)
+    kwargs = {**dict(zip(_argument_names(module), args, strict=False)), **kwargs}
+    prompts, task_ids = kwargs.pop("prompts", None), kwargs.pop("task_ids", None)
+    past = past_length(kwargs.get("past_key_values"))
+    call = prompts if isinstance(prompts, Call) else binding.host.resolve(prompts, task_ids, _is_decoding(past))
+    _check_implementation(module)
+    text = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+    if text is None:
+        return (), {**kwargs, KEYWORD: None}
+    if not call.selection.names:
+        return (), {**kwargs, KEYWORD: None} if hasattr(type(module), "_softprompt_base") else kwargs
+    given = call
+    call = call.for_batch(text.shape[0], may_repeat=isinstance(prompts, Call))
+    prepare = {"encoder": _prepare_encoder, "decoder": _prepare_decoder}[binding.stack.name]
+    if binding.family == "causal":
+        prepare = _prepare_causal
+    kwargs, state = prepare(binding, call, kwargs, text, past)
+    state.call = call
+    given.layout = call.layout
+    if call.layout is not None:
+        binding.host.keep_layout(call.layout)
+    kwargs = anchor(module, binding.stack, state, kwargs)
+    return (), {**kwargs, KEYWORD: state}
+
+
+def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Take virtual positions out of what a stack returns. A forward hook."""
+    state = kwargs.get(KEYWORD)
+    if not isinstance(state, CallState):
+        return None
+    binding: Binding = getattr(module, BINDING_ATTRIBUTE)
+    if binding.family == "encoder" and state.call.layout is not None:
+        return cut_output(module, output, state.call.layout)
+    if state.tails is not None:
+        return _insert_first_prediction(output, state.call, state.tails)
+    return None
+
+
+def cut_output(module: Any, output: Any, layout: Layout) -> Any:
+    """Cut an encoder's output to the text, and pool it again.
+
+    Args:
+        module: The encoder, for its pooler.
+        output: Its output, as tuple or ModelOutput.
+        layout: Where the text went.
+
+    Returns:
+        An output of the same class.
+    """
+    if isinstance(output, tuple):
+        raise UnsupportedError("a prompted encoder cannot return a tuple; leave return_dict at True")
+    cut = dict(output)
+    for name in ("last_hidden_state", "encoder_last_hidden_state"):
+        if cut.get(name) is not None:
+            cut[name] = layout.text_only(cut[name])
+    for name in ("hidden_states", "encoder_hidden_states"):
+        if cut.get(name) is not None:
+            cut[name] = tuple(layout.text_only(states) for states in cut[name])
+    for name in ("attentions", "encoder_attentions"):
+        if cut.get(name) is not None:
+            cut[name] = tuple(layout.text_only(layout.text_only(weights, 2), 3) for weights in cut[name])
+    if cut.get("pooler_output") is not None:
+        cut["pooler_output"] = module.pooler(cut["last_hidden_state"])
+    return type(output)(**cut)
+
+
+def _prepare_causal(
+    binding: Binding, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+) -> tuple[dict[str, Any], CallState]:
+    """Put every combination in front of a causal model's text as keys and values."""
+    prefix = binding.host.prefix(binding.stack, call, _is_decoding(past))
+    kwargs, positions = _move_text(binding.stack, call, lengths(prefix.entries), kwargs, text, past)
+    state = CallState(_sites({binding.stack.name: prefix.entries}, call), call.selection.rows, positions)
+    if call.first_index is not None:
+        state.tails = _tails(prefix, call, text)
+    return kwargs, state
+
+
+def _prepare_decoder(
+    binding: Binding, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+) -> tuple[dict[str, Any], CallState]:
+    """Prompt an encoder-decoder's decoder, and let it see the encoder's virtual positions."""
+    entries = {site: _entries(call, site) for site in ("decoder", "cross")}
+    counts = lengths(entries["decoder"])
+    positions = None
+    if max(counts):
+        kwargs, positions = _move_text(binding.stack, call, counts, kwargs, text, past)
+    state = CallState(_sites(entries, call), call.selection.rows, positions)
+    if positions is not None:
+        state.bias = relative_bias(binding.stack, positions, max(counts))
+    return _show_virtual_positions(call, kwargs), state
+
+
+def _prepare_encoder(
+    binding: Binding, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+) -> tuple[dict[str, Any], CallState]:
+    """Prompt a bidirectional stack: keys and values through attention, embeddings as real positions."""
+    stack = binding.stack
+    entries = _entries(call, "encoder")
+    counts = lengths(entries) if binding.family == "encoder" else [0] * len(entries)
+    embedded = stack_embeddings(call)
+    virtual_count = 0
+    if embedded is not None:
+        virtual, present, virtual_counts = embedded
+        rows = call.selection.rows
+        if rows is not None:
+            virtual, present = virtual[rows], None if present is None else present[rows]
+        virtual = virtual.expand(text.shape[0], -1, -1)
+        present = None if present is None else present.expand(text.shape[0], -1)
+        kwargs, call.layout = input_embeddings.insert(virtual, present, kwargs, _embeddings(stack, kwargs, text))
+        text = kwargs["inputs_embeds"]
+        virtual_count = max(virtual_counts)
+        check_budget(stack, text.shape[1] + max(counts), virtual_count + max(counts))
+    positions = None
+    if max(counts):
+        kwargs, positions = _move_text(stack, call, counts, kwargs, text, past)
+    elif binding.family == "encoder" and max(lengths(entries)):
+        positions = text_positions(kwargs, text.shape[1], past, text.device)
+    return kwargs, CallState(_sites({"encoder": entries}, call), call.selection.rows, positions)
+
+
+def _move_text(
+    stack: Stack, call: Call, counts: list[int], kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+) -> tuple[dict[str, Any], Tensor]:
+    """Let the text start behind the virtual tokens; return the arguments and the text's positions."""
+    length = text.shape[1]
+    if isinstance(past, int):
+        check_budget(stack, past + length + max(counts), max(counts))
+    positions = text_positions(kwargs, length, past, text.device)
+    if kwargs.get("position_ids") is None:
+        positions = positions + stack.position_start
+    positions = positions + call.per_row(counts, text.device)
+    if stack.takes_position_ids:
+        kwargs = {**kwargs, "position_ids": positions}
+    elif stack.position_table is not None:
+        embeddings = shift_learned_positions(stack, _embeddings(stack, kwargs, text), past, positions)
+        kwargs = {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
+    return kwargs, positions
+
+
+def _embeddings(stack: Stack, kwargs: dict[str, Any], text: Tensor) -> Tensor:
+    return text if kwargs.get("inputs_embeds") is not None else stack.embedding(text)
+
+
+def _entries(call: Call, site: str) -> list[Entry | None]:
+    return [join([Entry.of(call.placements[name], site) for name in names]) for names in call.selection.combinations]
+
+
+def _sites(entries: dict[str, list[Entry | None]], call: Call) -> dict[str, SiteState]:
+    states = {site: site_state(combinations, call.is_training) for site, combinations in entries.items()}
+    return {site: state for site, state in states.items() if state is not None}
+
+
+def _show_virtual_positions(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Extend the cross-attention's mask over the virtual positions in the encoder's states."""
+    embedded = stack_embeddings(call)
+    states, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
+    if embedded is None or states is None or (mask is not None and mask.ndim != 2):
+        return kwargs
+    _, present, counts = embedded
+    length = states.shape[1]
+    if mask is None and present is None:
+        return kwargs
+    if mask is not None and mask.shape[1] == length:
+        return kwargs
+    text = length - max(counts) if mask is None else mask.sum(dim=1, keepdim=True)
+    valid = torch.arange(length, device=states.device)[None] < text + call.per_row(counts, states.device)
+    valid = valid.expand(states.shape[0], -1).to(torch.long if mask is None else mask.dtype)
+    return {**kwargs, "encoder_attention_mask": valid}
+
+
+def _tails(prefix: Prefix, call: Call, text: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the hidden states that predict each row's first token, and which rows have one."""
+    template = next((tail for tail in prefix.tails if tail is not None), None)
+    if template is None:
+        return None
+    tails = torch.stack([torch.zeros_like(template) if tail is None else tail for tail in prefix.tails])
+    rows = call.selection.rows
+    tails = tails.expand(text.shape[0], -1) if rows is None else tails[rows]
+    has_tail = call.per_row([tail is not None for tail in prefix.tails], text.device)
+    return tails, has_tail.expand(text.shape[0], 1)
+
+
+def _insert_first_prediction(output: Any, call: Call, tails: tuple[Tensor, Tensor]) -> Any:
+    """Put the prompt's last hidden state where the head predicts the first text token from it."""
+    states, has_tail = tails
+    hidden = functional.pad(output.last_hidden_state, (0, 0, 1, 0))
+    index = call.first_index[:, None, None].expand(-1, 1, hidden.shape[2])  # type: ignore[index]
+    chosen = torch.where(has_tail[..., None], states[:, None].to(hidden), hidden.gather(1, index))
+    output.last_hidden_state = hidden.scatter(1, index, chosen)
+    return output
+
+
+def _is_decoding(past: int | Tensor) -> bool:
+    # A static cache counts in a tensor; reading it would wait for the device, so it is refreshed every step.
+    return isinstance(past, int) and past > 0
+
+
+def _check_implementation(module: Any) -> None:
+    implementation = module.config._attn_implementation
+    if not implementation.startswith(PREFIX):
+        raise UnsupportedError(
+            f"the attention implementation was set to {implementation!r} behind the prompts' back, so they would be "
+            "ignored; call model.set_attn_implementation instead of writing to the config"
+        )
+
+
+def _argument_names(module: Any) -> list[str]:
+    code = type(module).forward
+    code = getattr(code, "__wrapped__", code)
+    return list(inspect.signature(code).parameters)[1:]

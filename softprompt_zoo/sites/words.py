@@ -1,0 +1,99 @@
+"""What the frozen model computes for real words: the start values of prefixes."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone import Site, Stack, attention_configs
+from softprompt_zoo.sites.attention import SITE_ATTRIBUTE, Capture, base_implementation, prompted_implementation
+from softprompt_zoo.sites.shared_pass import capture
+from softprompt_zoo.tokens import LayerTokens, SiteTokens
+
+
+@torch.no_grad()
+def embed(stacks: Mapping[str, Stack], ids: Tensor) -> Tensor:
+    """Embed token ids as the model does.
+
+    Args:
+        stacks: The model's stacks.
+        ids: `(...)` token ids.
+
+    Returns:
+        `(..., hidden)`, the output of the embedding module (Gemma scales it), without gradient.
+    """
+    result: Tensor = next(iter(stacks.values())).embedding(ids)
+    return result
+
+
+@torch.no_grad()
+def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
+    """Let the model read a text alone and take the keys and values of every site.
+
+    Args:
+        stacks: The model's stacks. Left as they were.
+        ids: `(tokens,)` token ids; they stand at positions `0 … tokens - 1`. An encoder-decoder reads them
+            on both sides.
+
+    Returns:
+        Keys and values per site and layer, without gradient.
+    """
+    recorded = []
+    states = None
+    with _ready(stacks):
+        for stack in stacks.values():
+            inputs: dict[str, Any] = {"input_ids": ids[None]}
+            if states is not None:
+                inputs |= {"encoder_hidden_states": states, "use_cache": False}
+            output, seen = capture(stack, inputs)
+            states = output.last_hidden_state
+            recorded.append((stack, seen))
+    return LayerTokens({site: _site_tokens(seen, site, stack) for stack, seen in recorded for site in stack.attentions})
+
+
+def mark_sites(stack: Stack) -> None:
+    """Tell each attention module which site it is."""
+    for name, modules in stack.attentions.items():
+        for layer, module in enumerate(modules):
+            setattr(module, SITE_ATTRIBUTE, Site(name, layer))
+
+
+def unmark_sites(stack: Stack) -> None:
+    """Undo `mark_sites`."""
+    for modules in stack.attentions.values():
+        for module in modules:
+            module.__dict__.pop(SITE_ATTRIBUTE, None)
+
+
+def _site_tokens(recorded: Capture, site: str, stack: Stack) -> SiteTokens:
+    places = [Site(site, layer) for layer in range(len(stack.attentions[site]))]
+    return SiteTokens(
+        tuple(recorded.keys[place][0] for place in places), tuple(recorded.values[place][0] for place in places)
+    )
+
+
+@contextlib.contextmanager
+def _ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
+    """Make a model record, attached or not; restore it afterwards."""
+    modules = [stack.module for stack in stacks.values()]
+    configs = [config for module in modules for config in attention_configs(module)]
+    before = [config._attn_implementation_internal for config in configs]
+    training = [child for module in modules for child in module.modules() if child.training]
+    unmarked = [s for s in stacks.values() if not all(hasattr(m, SITE_ATTRIBUTE) for m in s.attentions[s.name])]
+    try:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = prompted_implementation(base_implementation(implementation))
+        for stack in unmarked:
+            mark_sites(stack)
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
+        for stack in unmarked:
+            unmark_sites(stack)
+        for child in training:
+            child.training = True

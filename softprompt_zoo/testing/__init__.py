@@ -1,0 +1,5 @@
+"""The conformance kit: what a method must keep, as a suite that any plugin can run on itself."""
+
+from softprompt_zoo.testing.models import TINY_MODELS, tiny_model
+
+__all__ = ["TINY_MODELS", "tiny_model"]

@@ -1,0 +1,140 @@
+"""Tiny models of every family, built from configs: no download, random weights, the same ones each time."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+VOCABULARY = 101
+WINDOW = 6
+"""Sliding window in positions, shorter than the texts of the suite."""
+
+_IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+_ROTARY = {**_IDS, **_SIZES, "max_position_embeddings": 64}
+_SEQ2SEQ = {**_IDS, "decoder_start_token_id": 0, "forced_eos_token_id": None}
+
+
+def _gpt2() -> PreTrainedModel:
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **_IDS)
+    return GPT2LMHeadModel(config)
+
+
+def _llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **_ROTARY))
+
+
+def _qwen3() -> PreTrainedModel:
+    return Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=2, head_dim=16, **_ROTARY))
+
+
+def _gemma3() -> PreTrainedModel:
+    kinds = ["sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(
+        num_key_value_heads=1, head_dim=8, sliding_window=WINDOW, layer_types=kinds, query_pre_attn_scalar=8, **_ROTARY
+    )
+    return Gemma3ForCausalLM(config)
+
+
+def _mistral() -> PreTrainedModel:
+    return MistralForCausalLM(MistralConfig(num_key_value_heads=2, sliding_window=WINDOW, **_ROTARY))
+
+
+def _gpt_neox() -> PreTrainedModel:
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**_ROTARY))
+
+
+def _bert() -> PreTrainedModel:
+    return BertForMaskedLM(BertConfig(**_ROTARY))
+
+
+def _distilbert() -> PreTrainedModel:
+    sizes = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
+    return DistilBertForMaskedLM(DistilBertConfig(**_IDS, **sizes))
+
+
+def _modernbert() -> PreTrainedModel:
+    special = {"cls_token_id": 1, "sep_token_id": 2}
+    config = ModernBertConfig(local_attention=2 * WINDOW, global_attn_every_n_layers=2, **special, **_ROTARY)
+    return ModernBertForMaskedLM(config)
+
+
+def _t5() -> PreTrainedModel:
+    sizes = {"d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
+    return T5ForConditionalGeneration(T5Config(**_SEQ2SEQ, **sizes))
+
+
+def _bart() -> PreTrainedModel:
+    sizes: dict[str, Any] = {"d_model": 32, "max_position_embeddings": 64}
+    for side, layers in (("encoder", 2), ("decoder", 3)):
+        sizes |= {f"{side}_layers": layers, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 48}
+    return BartForConditionalGeneration(BartConfig(**_SEQ2SEQ, **sizes))
+
+
+TINY_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "gpt2": _gpt2,
+    "llama": _llama,
+    "qwen3": _qwen3,
+    "gemma3": _gemma3,
+    "mistral": _mistral,
+    "gpt_neox": _gpt_neox,
+    "bert": _bert,
+    "distilbert": _distilbert,
+    "modernbert": _modernbert,
+    "t5": _t5,
+    "bart": _bart,
+}
+"""Architecture to what builds its tiny model."""
+
+
+def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa") -> PreTrainedModel:
+    """Build a tiny model in eval mode.
+
+    Args:
+        architecture: A key of `TINY_MODELS`.
+        seed: Seed of its weights; torch's global generator is left as it was.
+        implementation: Attention implementation.
+
+    Returns:
+        The model. Its weights are large enough that every change of the input changes the output.
+
+    Raises:
+        KeyError: If there is no such model.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        model = TINY_MODELS[architecture]()
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data.normal_(std=0.3)
+    if model.can_generate():
+        model.generation_config.eos_token_id = None
+    model.set_attn_implementation(implementation)
+    return model.eval()
