@@ -61,6 +61,8 @@ class Backbone:
     """Site name to its layers; empty where keys and values cannot be reached."""
     max_positions: int | None
     """Longest sequence the model was built for, virtual tokens included; `None` if unbounded."""
+    takes_cache: bool
+    """Whether the (last) stack takes a cache of keys and values, which PEFT's prefixes need."""
     dtype: torch.dtype
     """Dtype of the embedding table."""
     device: torch.device
@@ -89,6 +91,7 @@ class Stack:
     shapes: Mapping[str, tuple[LayerShape, ...]]
     is_causal: bool
     takes_position_ids: bool
+    takes_cache: bool
     position_table: nn.Embedding | None
     """Table of learned positions, if there is one."""
     problem: str | None
@@ -210,6 +213,7 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
         shapes={site: tuple(layer_shapes) for site, layer_shapes in shapes.items()},
         is_causal=any(is_causal for *_, is_causal in calls) if calls else model.can_generate(),
         takes_position_ids="position_ids" in parameters,
+        takes_cache="past_key_values" in parameters,
         position_table=_position_table(module, embedding, max_positions(model)),
         problem=problem,
     )

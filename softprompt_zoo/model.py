@@ -145,6 +145,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         vocab_size=weight.shape[0],
         layers={site: shapes for stack in stacks.values() for site, shapes in stack.shapes.items()},
         max_positions=max_positions(model),
+        takes_cache=list(stacks.values())[-1].takes_cache,
         dtype=weight.dtype,
         device=weight.device,
         embed=functools.partial(embed, stacks),
@@ -318,7 +319,7 @@ def _wants_first_label(model: Any, call: Call, kwargs: dict[str, Any], past: int
     """Say whether the head is to predict the first text token from an input-level prompt's last token."""
     labels = kwargs.get("labels")
     is_language_model = model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None
-    if not is_language_model or not isinstance(labels, Tensor) or labels.ndim != 2:  # noqa: PLR2004
+    if not is_language_model or not isinstance(labels, Tensor) or labels.ndim != 2:
         return False
     if kwargs.get("shift_labels") is not None or not (isinstance(past, int) and past == 0):
         return False
@@ -331,7 +332,7 @@ def _with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
     labels = kwargs["labels"]
     mask = kwargs.get("attention_mask")
     first = torch.zeros(labels.shape[0], dtype=torch.long, device=labels.device)
-    if isinstance(mask, Tensor) and mask.ndim == 2:  # noqa: PLR2004
+    if isinstance(mask, Tensor) and mask.ndim == 2:
         first = mask.to(labels.device).long().argmax(dim=1)
     call.first_index = first
     shifted = functional.pad(labels, (1, 0), value=-100)

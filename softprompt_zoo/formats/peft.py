@@ -96,6 +96,11 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> tuple[d
             "prompt_tuning_init": "RANDOM",
         }
         return config, tokens.embeddings
+    if not backbone.takes_cache:
+        raise UnsupportedError(
+            "PEFT hands a prefix to the model as past_key_values, which this model does not take: it would fail or be "
+            "ignored; keep the prompt in our own format"
+        )
     flat, layers, shape = _flat_prefix(tokens, backbone)
     if placement.always_visible and any(layer.window for layer in next(iter(backbone.layers.values()))):
         raise UnsupportedError(
@@ -141,7 +146,7 @@ def read(directory: Path, backbone: Backbone) -> Adapter:
         raise CheckpointError(f"{path} is a PEFT adapter of type {peft_type!r}, which is no prompt; load it with PEFT")
     tensors, _ = read_tensors(directory / TENSOR_FILE)
     tensor = tensors.pop(TENSOR_KEY, None)
-    if tensor is None or tensor.ndim != 2:  # noqa: PLR2004
+    if tensor is None or tensor.ndim != 2:
         raise CheckpointError(f"{directory / TENSOR_FILE} has no tensor {TENSOR_KEY!r} of two axes; it is no prompt")
     tokens: VirtualTokens
     if tensor.shape[1] == backbone.hidden_size and peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):

@@ -34,11 +34,11 @@ class Layout:
         """
         if self.text_index is None:
             return states.narrow(dim, self.virtual, states.shape[dim] - self.virtual)
-        shape = [1] * states.ndim
-        shape[0], shape[dim] = self.text_index.shape
-        expanded = [*states.shape]
-        expanded[dim] = self.text_index.shape[1]
-        return states.gather(dim, self.text_index.view(shape).expand(expanded))
+        index = self.text_index.repeat_interleave(states.shape[0] // self.text_index.shape[0], dim=0)  # beams
+        shape, expanded = [1] * states.ndim, [*states.shape]
+        shape[0], shape[dim] = index.shape
+        expanded[dim] = index.shape[1]
+        return states.gather(dim, index.view(shape).expand(expanded))
 
 
 def insert(

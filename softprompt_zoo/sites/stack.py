@@ -128,18 +128,26 @@ def cut_output(module: Any, output: Any, layout: Layout) -> Any:
     if isinstance(output, tuple):
         raise UnsupportedError("a prompted encoder cannot return a tuple; leave return_dict at True")
     cut = dict(output)
-    for name in ("last_hidden_state", "encoder_last_hidden_state"):
+    axes = {"last_hidden_state": (1,), "hidden_states": (1,), "attentions": (2, 3), "cross_attentions": (3,)}
+    if "encoder_last_hidden_state" in cut or "encoder_hidden_states" in cut or "encoder_attentions" in cut:
+        axes = {f"encoder_{name}": axes[name] for name in ("last_hidden_state", "hidden_states", "attentions")} | {
+            "cross_attentions": (3,)
+        }
+    for name, dims in axes.items():
         if cut.get(name) is not None:
-            cut[name] = layout.text_only(cut[name])
-    for name in ("hidden_states", "encoder_hidden_states"):
-        if cut.get(name) is not None:
-            cut[name] = tuple(layout.text_only(states) for states in cut[name])
-    for name in ("attentions", "encoder_attentions"):
-        if cut.get(name) is not None:
-            cut[name] = tuple(layout.text_only(layout.text_only(weights, 2), 3) for weights in cut[name])
+            cut[name] = _text_only(cut[name], layout, dims)
     if cut.get("pooler_output") is not None:
         cut["pooler_output"] = module.pooler(cut["last_hidden_state"])
     return type(output)(**cut)
+
+
+def _text_only(states: Any, layout: Layout, dims: tuple[int, ...]) -> Any:
+    """Cut a tensor, or the tensors in nested tuples, along some axes."""
+    if isinstance(states, tuple):
+        return tuple(_text_only(part, layout, dims) for part in states)
+    for dim in dims:
+        states = layout.text_only(states, dim)
+    return states
 
 
 def _prepare_causal(

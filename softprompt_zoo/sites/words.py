@@ -42,7 +42,7 @@ def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
     """
     recorded = []
     states = None
-    with _ready(stacks):
+    with ready(stacks):
         for stack in stacks.values():
             inputs: dict[str, Any] = {"input_ids": ids[None]}
             if states is not None:
@@ -75,7 +75,7 @@ def _site_tokens(recorded: Capture, site: str, stack: Stack) -> SiteTokens:
 
 
 @contextlib.contextmanager
-def _ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
+def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
     """Make a model record, attached or not; restore it afterwards."""
     modules = [stack.module for stack in stacks.values()]
     configs = [config for module in modules for config in attention_configs(module)]

@@ -1,5 +1,6 @@
 """The conformance kit: what a method must keep, as a suite that any plugin can run on itself."""
 
+from softprompt_zoo.testing.conformance import ConformanceSuite, conformance_suite
 from softprompt_zoo.testing.models import TINY_MODELS, tiny_model
 
-__all__ = ["TINY_MODELS", "tiny_model"]
+__all__ = ["TINY_MODELS", "ConformanceSuite", "conformance_suite", "tiny_model"]

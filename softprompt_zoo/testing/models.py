@@ -86,7 +86,7 @@ def _modernbert() -> PreTrainedModel:
 
 
 def _t5() -> PreTrainedModel:
-    sizes = {"d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
+    sizes = {"d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     return T5ForConditionalGeneration(T5Config(**_SEQ2SEQ, **sizes))
 
 

@@ -1,0 +1,88 @@
+"""Prompts made of real tokens, and what the base model gives for those tokens (promise 5)."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from softprompt_zoo.prompts import MergedTokens
+from softprompt_zoo.sites.shared_pass import capture
+from softprompt_zoo.sites.words import ready
+from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
+from softprompt_zoo.tokens import InputTokens, LayerTokens, SiteTokens, VirtualTokens, to_tensors
+
+REAL_SEED = 33
+
+
+@dataclasses.dataclass(frozen=True)
+class RealTokens:
+    """What a prompt is made of."""
+
+    ids: Tensor
+    """`(1, tokens)`."""
+    are_embeddings: bool
+    """Whether the prompt holds their embeddings; else it holds their keys and values."""
+
+
+def make_of_real_tokens(subject: Subject, base: Subject, text: Tensor) -> RealTokens:
+    """Turn the subject's prompt into one made of real tokens.
+
+    Args:
+        subject: Its prompt's values are replaced.
+        base: The model without a prompt.
+        text: The text it will be tried on; an encoder-decoder's keys and values depend on it.
+
+    Returns:
+        The real tokens.
+    """
+    host = subject.model.prompts
+    prompt = host["default"]
+    ids = random_text(prompt.num_virtual_tokens, REAL_SEED)
+    tokens = prompt.place(host.backbone).tokens
+    plain: VirtualTokens
+    if isinstance(tokens, InputTokens):
+        plain = InputTokens(host.backbone.embed(ids[0]))
+    elif subject.is_causal:
+        plain = host.backbone.keys_values(ids[0])
+    elif subject.is_encoder_decoder and "decoder" in tokens.sites:
+        plain = LayerTokens({"decoder": _decoder_states(subject, base, ids, text)})
+    else:
+        pytest.skip("real tokens in a bidirectional text see the text, which fixed keys and values cannot")
+    prompt.learned = MergedTokens(to_tensors(plain))
+    return RealTokens(ids, isinstance(plain, InputTokens))
+
+
+def expected_logits(base: Subject, tokens: RealTokens, text: Tensor) -> Tensor:
+    """Run the base model on the real tokens and the text, and return the text's logits."""
+    count = tokens.ids.shape[1]
+    if not base.is_encoder_decoder:
+        return base.logits(torch.cat([tokens.ids, text], dim=1))[:, count:]
+    if tokens.are_embeddings:
+        return base.logits(torch.cat([tokens.ids, text], dim=1))
+    decoder = torch.cat([tokens.ids, random_text(DECODER_LENGTH, 77)], dim=1)
+    return base.logits(text, decoder_input_ids=decoder)[:, count:]
+
+
+def expected_loss(base: Subject, tokens: RealTokens, text: Tensor) -> Tensor:
+    """Return a causal base model's loss of the text behind the real tokens.
+
+    Keys and values have no logit that predicts the first token of the text, so it does not count there.
+    """
+    labels = torch.cat([torch.full_like(tokens.ids, -100), text], dim=1)
+    if not tokens.are_embeddings:
+        labels[:, tokens.ids.shape[1]] = -100
+    result: Tensor = base.run(torch.cat([tokens.ids, text], dim=1), labels=labels).loss
+    return result
+
+
+def _decoder_states(subject: Subject, base: Subject, ids: Tensor, text: Tensor) -> SiteTokens:
+    """Let the decoder read the tokens beside the encoded text, and take their keys and values."""
+    with torch.no_grad():
+        states = base.model.get_encoder()(text).last_hidden_state
+    stacks = subject.model._softprompt_stacks
+    with ready(stacks), torch.no_grad():
+        inputs = {"input_ids": ids, "encoder_hidden_states": states, "use_cache": False}
+        _, recorded = capture(stacks["decoder"], inputs)
+    sites = sorted(site for site in recorded.keys if site.name == "decoder")
+    return SiteTokens(tuple(recorded.keys[s][0] for s in sites), tuple(recorded.values[s][0] for s in sites))

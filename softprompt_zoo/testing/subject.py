@@ -1,0 +1,180 @@
+"""A prompted tiny model and the texts it is tried on."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.method import get_method
+from softprompt_zoo.testing.models import VOCABULARY, tiny_model
+
+LENGTHS = (9, 4, 7)
+"""Text lengths of the rows of a batch; the longest exceeds the tiny models' sliding window."""
+DECODER_LENGTH = 8
+TOLERANCE = 1e-5
+"""Of `max(1, largest value)`, in float32."""
+
+
+def assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
+    """Fail unless two tensors agree within the suite's tolerance.
+
+    Args:
+        actual: What was computed.
+        expected: What it must be; of the same shape.
+        what: What is compared, for the message.
+
+    Raises:
+        AssertionError: If they differ.
+    """
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    scale = max(1.0, float(expected.detach().abs().max()))
+    difference = float((actual - expected).detach().abs().max())
+    assert difference <= TOLERANCE * scale, f"{what}: differs by {difference:.2e} at a scale of {scale:.1f}"
+
+
+def random_text(length: int, seed: int) -> Tensor:
+    """Draw a text of `length` token ids without special ones, `(1, length)`."""
+    return torch.randint(3, VOCABULARY, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+def pad(texts: list[Tensor], side: str, extra: int = 0) -> tuple[Tensor, Tensor]:
+    """Pad texts to one length.
+
+    Args:
+        texts: Token ids `(1, length)` each.
+        side: `"left"` or `"right"`.
+        extra: More padding than needed.
+
+    Returns:
+        Token ids and attention mask, `(rows, longest + extra)`.
+    """
+    longest = max(text.shape[1] for text in texts) + extra
+    ids = torch.zeros(len(texts), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        length = text.shape[1]
+        place = slice(longest - length, None) if side == "left" else slice(0, length)
+        ids[row, place] = text[0]
+        mask[row, place] = 1
+    return ids, mask
+
+
+@dataclasses.dataclass
+class Subject:
+    """A tiny model, prompted or not, and how to run it."""
+
+    architecture: str
+    model: Any
+
+    @classmethod
+    def prompted(
+        cls, architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa", seed: int = 0
+    ) -> "Subject":
+        """Attach a method to a tiny model and move its parameters off their start values."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(100 + seed)
+            model = get_method(method)(tiny_model(architecture, implementation=implementation), **options)
+            subject = cls(architecture, model)
+            subject.disturb("default")
+        return subject
+
+    def disturb(self, name: str, scale: float = 0.1) -> None:
+        """Add noise to a prompt's parameters."""
+        with torch.no_grad():
+            for parameter in self.model.prompts[name].parameters():
+                parameter.add_(scale * torch.randn_like(parameter))
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether it is a decoder-only model."""
+        return not self.model.config.is_encoder_decoder and bool(self.model.can_generate())
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it has an encoder and a decoder."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether it generates text."""
+        return bool(self.model.can_generate())
+
+    def inputs(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> dict[str, Any]:
+        """Build the arguments of a forward; an encoder-decoder's decoder reads the same text for every row."""
+        arguments: dict[str, Any] = {"input_ids": ids, **more}
+        if mask is not None:
+            arguments["attention_mask"] = mask
+        if self.is_encoder_decoder and "decoder_input_ids" not in more and "labels" not in more:
+            arguments["decoder_input_ids"] = random_text(DECODER_LENGTH, 77).expand(ids.shape[0], -1)
+        return arguments
+
+    def run(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> Any:
+        """Run a forward without gradients."""
+        with torch.no_grad():
+            return self.model(**self.inputs(ids, mask, **more))
+
+    def logits(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
+        """Return the logits of a forward without gradients."""
+        result: Tensor = self.run(ids, mask, **more).logits
+        return result
+
+    def text_logits(self, texts: list[Tensor], side: str, extra: int = 0, **more: Any) -> list[Tensor]:
+        """Run texts as one padded batch and return each row's logits without the padding.
+
+        Args:
+            texts: Token ids `(1, length)` each.
+            side: Where the padding goes.
+            extra: More padding than needed.
+            **more: Further arguments of the forward.
+
+        Returns:
+            Per row `(length, vocab)`; of an encoder-decoder the decoder's `(DECODER_LENGTH, vocab)`.
+        """
+        ids, mask = pad(texts, side, extra)
+        if self.is_causal and "position_ids" not in more and not hasattr(self.model, "prompts"):
+            # The base model counts padding unless told not to.
+            more["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self.logits(ids, mask, **more)
+        if self.is_encoder_decoder:
+            return list(logits)
+        return [row[keep.bool()] for row, keep in zip(logits, mask, strict=True)]
+
+    def loss(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return a training loss, with gradients: the labels are the text, or the decoder's text."""
+        labels = random_text(DECODER_LENGTH, 78).expand(ids.shape[0], -1) if self.is_encoder_decoder else ids
+        if mask is not None and not self.is_encoder_decoder:
+            labels = labels.masked_fill(mask == 0, -100)
+        result: Tensor = self.model(**self.inputs(ids, mask, labels=labels)).loss
+        return result
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return a copy of the gradients of the prompts' parameters, and clear them."""
+        found = {}
+        for name, parameter in self.model.prompts.named_parameters():
+            if parameter.grad is not None:
+                found[name] = parameter.grad.clone()
+                parameter.grad = None
+        return found
+
+    def train(
+        self, steps: int, optimizer: torch.optim.Optimizer | None = None, start: int = 0
+    ) -> torch.optim.Optimizer:
+        """Take optimizer steps over all parameters of the model, with a text of its own for each step.
+
+        Args:
+            steps: How many.
+            optimizer: The one to go on with; a new one by default.
+            start: Number of the first step.
+
+        Returns:
+            The optimizer.
+        """
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer = optimizer or torch.optim.AdamW(trainable, lr=1e-2)
+        for step in range(start, start + steps):
+            self.loss(random_text(LENGTHS[0], 500 + step)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return optimizer
