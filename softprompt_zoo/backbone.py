@@ -250,7 +250,8 @@ def _probe(
     probe = _Probe()
     weight = embedding.weight
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
-    inputs: dict[str, Any] = {"input_ids": ids, KEYWORD: probe}
+    # With a mask, no model looks for padding in the ids, which have no values on the meta device.
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), KEYWORD: probe}
     if encoder is not None:
         width = encoder.embedding(ids).shape[-1]
         states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)

@@ -1,0 +1,419 @@
+"""Attaching, using and detaching; bad input leaves the model as it was."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    BloomConfig,
+    BloomForCausalLM,
+    JambaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    ViTConfig,
+    ViTModel,
+)
+
+import softprompt_zoo as zoo
+from softprompt_zoo.testing import TINY_MODELS, tiny_model
+from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+
+TEXT = random_text(9, 1)
+METHODS = ["prompt_tuning", "prefix_tuning"]
+
+
+def fingerprint(model):
+    return (
+        type(model),
+        [(name, p.requires_grad, p._version) for name, p in model.named_parameters()],
+        list(model.state_dict()),
+        model.config._attn_implementation,
+        [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()],
+        model.training,
+    )
+
+
+@pytest.fixture
+def untouched():
+    """A model, and the check that nothing about it has changed."""
+    model = tiny_model("llama")
+    logits = Subject("llama", model).logits(TEXT)
+    before = fingerprint(model)
+    yield model
+    assert fingerprint(model) == before
+    assert torch.equal(Subject("llama", model).logits(TEXT), logits)
+
+
+def prompted(method="prefix_tuning", architecture="llama", **options):
+    return Subject.prompted(architecture, method, {"num_virtual_tokens": 4, **options})
+
+
+def test_the_model_stays_the_users_own():
+    model = tiny_model("llama")
+    returned = zoo.get_method("prefix")(model, num_virtual_tokens=3)
+    assert returned is model
+    assert isinstance(model, LlamaForCausalLM)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert list(model.prompts) == ["default"]
+    assert model.prompts.active == ("default",)
+    assert model.prompts["default"].num_virtual_tokens == 3
+    assert model.prompts["default"].num_parameters == 2 * 2 * 2 * 3 * 8
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert all(name.startswith("prompts.default.") for name in trainable)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0, ValueError, "num_virtual_tokens is 0; expected an integer of at least 1"),
+        (-3, ValueError, "num_virtual_tokens is -3"),
+        (2.5, TypeError, r"num_virtual_tokens is 2.5 \(float\)"),
+        ("ten", TypeError, r"num_virtual_tokens is 'ten' \(str\)"),
+        (True, TypeError, r"num_virtual_tokens is True \(bool\)"),
+        (64, zoo.UnsupportedError, "leaves no room for text in the model's 64 positions; choose at most 63"),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_bad_num_virtual_tokens(untouched, method, value, error, text):
+    with pytest.raises(error, match=text):
+        zoo.get_method(method)(untouched, num_virtual_tokens=value)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"tokens": 3}, TypeError, "unknown option 'tokens' for Config; expected any of num_virtual_tokens"),
+        ({"init": "magic"}, ValueError, "init is 'magic'; expected one of 'sampled', 'text', 'random'"),
+        ({"init": "text"}, ValueError, "init='text' needs init_text"),
+        ({"init": "text", "init_text": "x"}, ValueError, "needs tokenizer=…"),
+        ({"reparameterization": "lstm"}, ValueError, "reparameterization is 'lstm'; expected one of None, 'mlp'"),
+        ({"reparameterization_size": 0}, ValueError, "reparameterization_size is 0"),
+        ({"dropout": 1.0}, ValueError, r"dropout is 1.0; expected a number in \[0, 1\)"),
+        ({"dropout": "much"}, TypeError, "dropout is 'much'"),
+        ({"sites": ("everywhere",)}, ValueError, "sites is 'everywhere'; expected one of 'encoder', 'decoder', 'cross'"),
+        ({"sites": ()}, ValueError, r"sites is \(\); expected a tuple"),
+        ({"sites": ("cross",)}, zoo.UnsupportedError, "this model has no site 'cross'; it has 'decoder'"),
+        ({"name": "a.b"}, ValueError, "prompt name is 'a.b'; expected letters, digits"),
+    ],
+)
+def test_bad_options(untouched, options, error, text):
+    with pytest.raises(error, match=text):
+        zoo.get_method("prefix")(untouched, **options)
+
+
+def test_unknown_method_and_prompt_names():
+    with pytest.raises(zoo.UnknownMethodError, match="no soft-prompt method 'prefix_tunning'; did you mean 'prefix_tuning'"):
+        zoo.get_method("prefix_tunning")
+    subject = prompted()
+    for wrong in ("alice", ["alice"]):
+        with pytest.raises(zoo.UnknownPromptError, match="no prompt 'alice'"):
+            subject.logits(TEXT, prompts=[wrong])
+    with pytest.raises(zoo.UnknownPromptError, match="no prompt 'alice'; the model has 'default'"):
+        subject.model.prompts["alice"]
+    with pytest.raises(zoo.UnknownPromptError, match="no prompt 'alice'"):
+        subject.model.prompts.activate("alice")
+    assert subject.model.prompts.active == ("default",)
+    with pytest.raises(zoo.UnknownPromptError, match="prompts has index 5; the model has 1 prompts"):
+        subject.logits(TEXT, prompts=torch.tensor([5]))
+    with pytest.raises(zoo.UnknownPromptError, match="no prompt 'alice'"):
+        subject.model.generate(TEXT, prompts=["alice"], max_new_tokens=2)
+
+
+def test_wrong_prompts_arguments():
+    subject = prompted()
+    ids, mask = pad([TEXT, TEXT], "right")
+    with pytest.raises(ValueError, match="prompts has 3 entries for a batch of 2 rows"):
+        subject.logits(ids, mask, prompts=["default", None, None])
+    with pytest.raises(ValueError, match="prompts has 1 entries for a batch of 2 rows"):
+        subject.model.generate(ids, attention_mask=mask, prompts=["default"], max_new_tokens=2)
+    with pytest.raises(ValueError, match="each prompt may stand in it once"):
+        subject.logits(TEXT, prompts=[["default", "default"]])
+    with pytest.raises(TypeError, match="expected a prompt's name, a list of names, or None"):
+        subject.logits(TEXT, prompts=[3])
+    with pytest.raises(TypeError, match="expected integers of shape"):
+        subject.logits(TEXT, prompts=torch.tensor([0.5]))
+
+
+def test_a_second_prompt_of_the_same_name():
+    subject = prompted()
+    expected = subject.logits(TEXT)
+    with pytest.raises(zoo.PromptExistsError, match="already has a prompt 'default'; choose another name"):
+        zoo.get_method("prompt")(subject.model)
+    with pytest.raises(zoo.PromptExistsError, match="already has a prompt 'default'"):
+        subject.model.prompts.add("default", "prompt")
+    assert torch.equal(subject.logits(TEXT), expected)
+    with pytest.raises(zoo.PromptExistsError, match="two prompts named 'prefix_tuning'"):
+        zoo.combine("prefix", "prefix_tuning")
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: torch.nn.Linear(2, 2), "expected a transformers PreTrainedModel"),
+        (lambda: ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)), "no token embeddings"),
+        (lambda: MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2)), "attention"),
+        (lambda: BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2)), "attention interface"),
+        (
+            lambda: AlbertForMaskedLM(
+                AlbertConfig(vocab_size=50, embedding_size=16, hidden_size=16, num_attention_heads=2, intermediate_size=16)
+            ),
+            "share one attention module",
+        ),
+    ],
+    ids=["no-transformer", "no-embeddings", "no-attention", "off-the-interface", "shared-layers"],
+)
+def test_models_that_no_prompt_can_enter(make, text):
+    model = make()
+    before = list(model.state_dict())
+    with pytest.raises(zoo.UnsupportedError, match=text):
+        zoo.get_method("prefix")(model)
+    assert list(model.state_dict()) == before
+    assert not hasattr(model, "prompts")
+
+
+def test_recurrent_and_chunked_layers_are_refused():
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
+
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    chunked = Llama4TextConfig(**sizes, num_key_value_heads=2, intermediate_size=16, num_local_experts=2, head_dim=8)
+    with pytest.raises(zoo.UnsupportedError, match="layers of type 'chunked_attention'"):
+        zoo.get_method("prompt")(Llama4ForCausalLM(chunked))
+    from transformers import JambaForCausalLM
+
+    recurrent = JambaConfig(**sizes, num_key_value_heads=2, intermediate_size=16, use_mamba_kernels=False, num_experts=2)
+    with pytest.raises(zoo.UnsupportedError, match="whose state a prompt cannot enter"):
+        zoo.get_method("prefix")(JambaForCausalLM(recurrent))
+
+
+def test_flash_attention_is_refused_before_anything_changes(untouched):
+    untouched.config._attn_implementation_internal = "flash_attention_2"
+    try:
+        with pytest.raises(zoo.UnsupportedError, match="'flash_attention_2'; expected one of 'eager', 'sdpa'"):
+            zoo.get_method("prefix")(untouched)
+    finally:
+        untouched.config._attn_implementation_internal = "sdpa"
+
+
+def test_text_beyond_the_position_table():
+    subject = prompted("prompt_tuning", "gpt2")
+    subject.logits(random_text(60, 1))
+    with pytest.raises(ValueError, match="needs 61 positions behind 4 virtual tokens, but the model has 64; shorten"):
+        subject.logits(random_text(61, 1))
+    assert subject.logits(TEXT).isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("architecture", ["llama", "bert", "t5"])
+def test_copies_and_pickles(method, architecture):
+    subject = prompted(method, architecture)
+    expected = subject.logits(TEXT)
+    for other in (copy.deepcopy(subject.model), pickle.loads(pickle.dumps(subject.model))):
+        twin = Subject(architecture, other)
+        assert torch.equal(twin.logits(TEXT), expected)
+        twin.disturb("default")
+        assert not torch.equal(twin.logits(TEXT), expected)
+        assert torch.equal(subject.logits(TEXT), expected)
+        zoo.detach(other)
+        assert torch.equal(twin.logits(TEXT), Subject(architecture, tiny_model(architecture)).logits(TEXT))
+    assert torch.equal(subject.logits(TEXT), expected)
+
+
+def test_two_models_that_share_a_config():
+    first, second = tiny_model("llama"), tiny_model("llama", seed=1)
+    second.config = first.config
+    for module in second.modules():
+        if hasattr(module, "config"):
+            module.config = first.config
+    zoo.get_method("prefix")(first, num_virtual_tokens=3)
+    zoo.get_method("prefix")(second, num_virtual_tokens=3)
+    expected = Subject("llama", second).logits(TEXT)
+    zoo.detach(first)
+    assert torch.equal(Subject("llama", second).logits(TEXT), expected)
+    zoo.detach(second)
+    assert first.config._attn_implementation == "sdpa"
+
+
+def test_attention_implementation_can_be_changed_and_is_watched():
+    subject = prompted()
+    expected = subject.logits(TEXT)
+    subject.model.set_attn_implementation("eager")
+    assert_equal(subject.logits(TEXT), expected, "eager logits")
+    with pytest.raises(zoo.UnsupportedError, match="cannot be added to the attention implementation 'flex_attention'"):
+        subject.model.set_attn_implementation("flex_attention")
+    assert_equal(subject.logits(TEXT), expected, "logits after the refusal")
+    subject.model.config._attn_implementation = "sdpa"
+    with pytest.raises(zoo.UnsupportedError, match="behind the prompts' back"):
+        subject.logits(TEXT)
+
+
+def test_kept_keys_and_values_notice_every_change():
+    subject = prompted("prompt_tuning")
+    embeddings = subject.model.prompts["default"].learned.embeddings
+    seen = [subject.logits(TEXT)]
+    with torch.no_grad():
+        embeddings.add_(0.5)
+        seen.append(subject.logits(TEXT))
+        embeddings.data[0] = 1.0
+        seen.append(subject.logits(TEXT))
+        subject.model.model.layers[0].self_attn.k_proj.weight.mul_(1.5)
+        seen.append(subject.logits(TEXT))
+    for before, after in zip(seen, seen[1:], strict=False):
+        assert not torch.allclose(before, after, atol=1e-4)
+    with torch.enable_grad():
+        fresh = subject.model(TEXT).logits.detach()
+    assert_equal(seen[-1], fresh, "kept")
+
+
+def test_the_shared_pass_runs_once_in_eval_mode():
+    subject = prompted("prompt_tuning")
+    calls = []
+    subject.model.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    subject.model.generate(TEXT, max_new_tokens=5, do_sample=False)
+    first = len(calls)
+    subject.model.generate(TEXT, max_new_tokens=5, do_sample=False, use_cache=False)
+    assert first == 1 + 5  # one pass over the prompt, five over the text
+    assert len(calls) == first + 5
+
+
+def test_threads_do_not_see_each_others_prompts():
+    subject = prompted()
+    subject.model.prompts.add("other", "prompt", num_virtual_tokens=6)
+    expected = {name: subject.logits(TEXT, prompts=[name]) for name in ("default", "other", None)}
+    wrong = []
+
+    def work(name):
+        wrong.extend(1 for _ in range(15) if not torch.equal(subject.logits(TEXT, prompts=[name]), expected[name]))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in [*expected, *expected]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_the_user_hands_over_is_changed(method, architecture):
+    subject = prompted(method, architecture)
+    ids, mask = pad([TEXT, random_text(4, 2)], "left")
+    inputs = subject.inputs(ids, mask)
+    if subject.is_causal:
+        inputs |= {"labels": ids.clone(), "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    before = {key: value.clone() for key, value in inputs.items()}
+    subject.model(**inputs)
+    assert inputs.keys() == before.keys()
+    assert all(torch.equal(inputs[key], before[key]) for key in before)
+
+
+def test_the_bare_stack_is_prompted_too():
+    subject = prompted()
+    states = subject.model.model(TEXT).last_hidden_state
+    assert_equal(subject.model.lm_head(states), subject.logits(TEXT), "logits of the bare stack")
+
+
+def test_a_stack_as_the_users_model():
+    from transformers import LlamaModel
+
+    torch.manual_seed(0)
+    model = LlamaModel(tiny_model("llama").config).eval()
+    base = model(TEXT).last_hidden_state
+    zoo.get_method("prompt")(model, num_virtual_tokens=4)
+    assert model(TEXT).last_hidden_state.shape == base.shape
+    assert not torch.allclose(model(TEXT).last_hidden_state, base, atol=1e-3)
+    with model.prompts.disabled():
+        assert torch.equal(model(TEXT).last_hidden_state, base)
+    assert torch.equal(model(TEXT, prompts=[None]).last_hidden_state, base)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("architecture", TINY_MODELS)
+def test_attaching_on_the_meta_device(method, architecture):
+    model = tiny_model(architecture).to("meta")
+    expected = prompted(method, architecture).model.prompts["default"].num_parameters
+    zoo.get_method(method)(model, num_virtual_tokens=4)
+    assert model.prompts["default"].num_parameters == expected
+    assert all(p.is_meta for p in model.prompts.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
+@pytest.mark.parametrize("method", METHODS)
+def test_compiles_into_one_graph(method, architecture):
+    subject = prompted(method, architecture)
+    expected = subject.logits(TEXT)
+    torch._dynamo.reset()
+    compiled = torch.compile(subject.model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert_equal(compiled(**subject.inputs(TEXT)).logits, expected, "compiled logits")
+    subject.loss(TEXT).backward()
+    plain = subject.gradients()
+    compiled(**subject.inputs(TEXT)).logits.sum().backward()
+    compiled_gradients = subject.gradients()
+    subject.model(**subject.inputs(TEXT)).logits.sum().backward()
+    plain = subject.gradients()
+    for name, gradient in compiled_gradients.items():
+        assert_equal(gradient, plain[name], f"gradient of {name}")
+
+
+def test_combined_methods_stand_in_order():
+    model = tiny_model("llama")
+    prefix = zoo.get_method("prefix").configure(num_virtual_tokens=3)
+    zoo.combine("prompt", prefix)(model)
+    assert model.prompts.active == ("prompt_tuning", "prefix_tuning")
+    subject = Subject("llama", model)
+    assert_equal(
+        subject.logits(TEXT), subject.logits(TEXT, prompts=[["prompt_tuning", "prefix_tuning"]]), "active and named"
+    )
+    alone = subject.logits(TEXT, prompts=["prompt_tuning"])
+    assert not torch.allclose(subject.logits(TEXT), alone, atol=1e-3)
+
+
+def test_two_combined_prompts_of_real_tokens_are_one_text():
+    """Input-level tokens see what stands before them, as real tokens would."""
+    base = Subject("llama", tiny_model("llama"))
+    first, second = random_text(3, 5), random_text(4, 6)
+    expected = base.logits(torch.cat([first, second, TEXT], 1))[:, 7:]
+    for methods in (("prompt", "prompt"), ("prefix", "prompt")):
+        model = tiny_model("llama")
+        zoo.get_method(methods[0])(model, "a", num_virtual_tokens=3)
+        model.prompts.add("b", methods[1], num_virtual_tokens=4)
+        model.prompts.activate("a", "b")
+        backbone = model.prompts.backbone
+        with torch.no_grad():
+            start_a = model.prompts["a"].learned
+            tokens = zoo.InputTokens(backbone.embed(first[0])) if methods[0] == "prompt" else backbone.keys_values(first[0])
+            start_a.start_from(tokens)
+            model.prompts["b"].learned.start_from(zoo.InputTokens(backbone.embed(second[0])))
+        assert_equal(Subject("llama", model).logits(TEXT), expected, f"{methods}")
+
+
+def test_a_four_dimensional_mask():
+    subject = prompted()
+    length = TEXT.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+    assert_equal(subject.logits(TEXT, causal), subject.logits(TEXT), "4-D mask")
+    encoder = prompted("prompt_tuning", "bert")
+    with pytest.raises(zoo.UnsupportedError, match="needs an attention mask of shape"):
+        encoder.logits(TEXT, torch.ones(1, 1, length, length, dtype=torch.bool))
+
+
+def test_detach_without_prompts(untouched):
+    with pytest.raises(zoo.UnsupportedError, match="has no prompts to detach"):
+        zoo.detach(untouched)
+    with pytest.raises(zoo.UnsupportedError, match="has no prompts to merge"):
+        zoo.merge(untouched)
+
+
+def test_remove_and_disable_and_empty():
+    subject = prompted()
+    base = Subject("llama", tiny_model("llama")).logits(TEXT)
+    subject.model.prompts.activate()
+    assert torch.equal(subject.logits(TEXT), base)
+    subject.model.prompts.remove("default")
+    assert len(subject.model.prompts) == 0
+    assert torch.equal(subject.logits(TEXT), base)
