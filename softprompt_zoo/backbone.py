@@ -219,7 +219,7 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
     )
 
 
-def _embedding(module: nn.Module, model: PreTrainedModel) -> nn.Module:
+def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:
     try:
         embedding = module.get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -236,10 +236,10 @@ def _position_table(module: nn.Module, embedding: nn.Module, bound: int | None) 
     """Find the table of learned positions by its size: a few rows more than the bound at most."""
     if bound is None:
         return None
-    for child in module.modules():
-        is_table = isinstance(child, nn.Embedding) and child is not embedding
-        if is_table and bound <= child.num_embeddings <= bound + 8 and child.weight.shape != embedding.weight.shape:
-            return child
+    tables = [child for child in module.modules() if isinstance(child, nn.Embedding) and child is not embedding]
+    for table in tables:
+        if bound <= table.num_embeddings <= bound + 8 and table.weight.shape != embedding.weight.shape:
+            return table
     return None
 
 
@@ -248,7 +248,7 @@ def _probe(
 ) -> tuple[list[tuple[nn.Module, LayerShape, bool, bool]], str | None]:
     """Run a stack once on a few tokens and record its attention calls."""
     probe = _Probe()
-    weight = embedding.weight
+    weight: Any = embedding.weight
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
     # With a mask, no model looks for padding in the ids, which have no values on the meta device.
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), KEYWORD: probe}

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,12 @@ from softprompt_zoo.errors import (
     ZooError,
 )
 from softprompt_zoo.formats import native, peft
-from softprompt_zoo.prompts import MergedTokens, Prompt, Prompts
+from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.tokens import to_tensors
+
+if TYPE_CHECKING:
+    from softprompt_zoo.prompts import Prompts
 
 TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
@@ -34,7 +37,7 @@ TASKS = {
 """Ending of a transformers class to PEFT's name of the task; others are feature extraction to PEFT."""
 
 
-def save(host: Prompts, directory: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
+def save(host: "Prompts", directory: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
     """Save prompts, ours always and PEFT's files where PEFT can express the active prompt.
 
     Args:
@@ -84,7 +87,7 @@ def read_prompts(
     )
 
 
-def write_peft(host: Prompts, directory: Path, name: str | None) -> None:
+def write_peft(host: "Prompts", directory: Path, name: str | None) -> None:
     """Write one prompt as a PEFT adapter.
 
     Args:
@@ -186,7 +189,7 @@ def _method(record: native.Record, directory: Path) -> LoadedMethod:
 
 
 def _method_for(peft_type: str) -> LoadedMethod:
-    known = {}
+    known: dict[str, LoadedMethod] = {}
     for name in registry.candidates():
         try:
             method = registry.lookup(name)
@@ -205,8 +208,8 @@ def _check_sizes(saved: dict[str, Any], backbone: Backbone, directory: Path) -> 
     wrong = next((key for key in own if saved.get(key) != own[key]), None)
     if wrong is not None:
         raise BackboneMismatchError(
-            f"{directory} was made for a model with {wrong} {_short(saved.get(wrong))}; this one has {_short(own[wrong])}; "
-            "load it onto the model it was made for"
+            f"{directory} was made for a model with {wrong} {_short(saved.get(wrong))}; "
+            f"this one has {_short(own[wrong])}; load it onto the model it was made for"
         )
 
 
@@ -223,7 +226,7 @@ def _record(prompt: Prompt) -> native.Record:
     return native.Record(method.name, method.distribution, method.version, prompt.is_merged, prompt.config.to_dict())
 
 
-def _task_type(host: Prompts) -> str:
+def _task_type(host: "Prompts") -> str:
     return next((task for ending, task in TASKS.items() if host.architecture.endswith(ending)), "FEATURE_EXTRACTION")
 
 

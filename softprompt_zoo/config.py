@@ -96,7 +96,10 @@ class MethodConfig:
         unknown = [name for name in options if name not in known]
         if unknown:
             raise TypeError(f"unknown option {unknown[0]!r} for {cls.__name__}; expected any of {', '.join(known)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+        }
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

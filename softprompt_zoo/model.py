@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from softprompt_zoo.backbone import KEYWORD, Backbone, Stack, attention_configs, find_stacks, max_positions
 from softprompt_zoo.checkpoints import save
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.prompts import _GENERATION, Generation, Prompt, Prompts
+from softprompt_zoo.prompt import Prompt
+from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
 from softprompt_zoo.sites.arrange import Call, select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.positions import past_length
@@ -179,7 +180,7 @@ def attach(
         mark_sites(stack)
         bind(backbone.family, stack, host)
     model.add_module("prompts", host)
-    prompted.__class__ = _prompted_class(type(model))
+    prompted.__class__ = _prompted_class(prompted.__class__)
     _ATTACHED.add(model)
 
 
@@ -207,7 +208,8 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     del model.prompts
     model.__class__ = model._softprompt_base
     del model._softprompt_stacks, model._softprompt_required_grad
-    for name, parameter in model.named_parameters():
+    base: Any = model
+    for name, parameter in base.named_parameters():
         parameter.requires_grad_(name in required_grad)
     _ATTACHED.discard(model)
     # Two models may share one config object; the other one's prompts still need our attention function.
@@ -229,7 +231,7 @@ def _restore_implementation(configs: list[Any]) -> None:
 
 
 @functools.cache
-def _prompted_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def _prompted_class(base: Any) -> Any:
     """Make the subclass that a prompted model gets; it answers to the name of its base."""
     signature = inspect.signature(base.forward)
     parameters = [*signature.parameters.values()]
@@ -266,7 +268,7 @@ def _prompted_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return type(base.__name__, (PromptedModel, base), members)
 
 
-def _rebuild(base: type[PreTrainedModel]) -> PreTrainedModel:
+def _rebuild(base: Any) -> Any:
     cls = _prompted_class(base)
     return cls.__new__(cls)
 

@@ -3,137 +3,29 @@
 import contextlib
 import contextvars
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone, Stack
+from softprompt_zoo.checkpoints import read_prompts
 from softprompt_zoo.config import MethodConfig
-from softprompt_zoo.errors import PluginError, PromptExistsError, UnknownPromptError, UnsupportedError
+from softprompt_zoo.errors import PromptExistsError, UnknownPromptError, UnsupportedError
+from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.arrange import Call, Combination, select
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.shared_pass import Prefix, causal_prefix
-from softprompt_zoo.tokens import (
-    InputTokens,
-    Placement,
-    VirtualTokens,
-    check_virtual_tokens,
-    from_tensors,
-    to_tensors,
-)
+from softprompt_zoo.tokens import InputTokens, Placement, to_tensors
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 KEPT_PREFIXES = 64
 """Combinations whose computed keys and values are kept in eval mode."""
-
-
-class MergedTokens(nn.Module):
-    """Plain virtual tokens, as a merged or imported prompt holds them."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.tensors = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
-
-    def tokens(self, backbone: Backbone) -> VirtualTokens:
-        """Return them as virtual tokens; gradients flow to the parameters."""
-        return from_tensors(dict(self.tensors.items()), backbone)
-
-
-class Prompt(nn.Module):
-    """One prompt of a model."""
-
-    def __init__(self, method: LoadedMethod, config: MethodConfig, learned: nn.Module) -> None:
-        super().__init__()
-        self.method = method.name
-        """Canonical name of its method."""
-        self.config = config
-        """What the user chose."""
-        self.learned = learned
-        """The method's `Parameters`, or the plain tokens of a merged prompt."""
-        self._loaded: LoadedMethod | None = method
-
-    @property
-    def is_merged(self) -> bool:
-        """Whether the training scaffold is gone."""
-        return isinstance(self.learned, MergedTokens)
-
-    @property
-    def num_virtual_tokens(self) -> int:
-        """Virtual tokens."""
-        return self.config.num_virtual_tokens
-
-    @property
-    def num_parameters(self) -> int:
-        """Numbers it holds."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    @property
-    def loaded(self) -> LoadedMethod:
-        """Its method; looked up again after unpickling, for plugins are not pickled."""
-        if self._loaded is None:
-            self._loaded = registry.lookup(self.method)
-        return self._loaded
-
-    def place(self, backbone: Backbone, task_ids: Tensor | None = None) -> Placement:
-        """Build the virtual tokens and say where they go.
-
-        Args:
-            backbone: Sizes of the model.
-            task_ids: `(rows,)`, for methods that have tasks.
-
-        Returns:
-            The placement; gradients flow to the parameters.
-
-        Raises:
-            PluginError: If a hook breaks its contract.
-        """
-        method, learned = self.loaded, self.learned
-        if isinstance(learned, MergedTokens):
-            tokens = learned.tokens(backbone)
-        else:
-            hook = "build_virtual_tokens"
-            tokens = method.call(hook, config=self.config, parameters=learned, backbone=backbone, task_ids=task_ids)
-            check_virtual_tokens(tokens, backbone, self.num_virtual_tokens, method.describe(hook))
-        placement = method.call("inject", config=self.config, parameters=learned, tokens=tokens, backbone=backbone)
-        if not isinstance(placement, Placement):
-            found = type(placement).__name__
-            raise PluginError(f"{method.describe('inject')} returned {found}; expected a softprompt_zoo.Placement")
-        return placement
-
-    @torch.no_grad()
-    def merged_tokens(self, backbone: Backbone) -> VirtualTokens:
-        """Return the plain tokens that the prompt has in eval mode, as copies.
-
-        Args:
-            backbone: Sizes of the model.
-
-        Returns:
-            The tokens, without gradient.
-
-        Raises:
-            PluginError: If the hook breaks its contract.
-        """
-        if isinstance(self.learned, MergedTokens):
-            tokens = self.learned.tokens(backbone)
-        else:
-            was_training = self.learned.training
-            self.learned.eval()
-            tokens = self.loaded.call("merge", config=self.config, parameters=self.learned, backbone=backbone)
-            self.learned.train(was_training)
-            check_virtual_tokens(tokens, backbone, self.num_virtual_tokens, self.loaded.describe("merge"))
-        copies = {name: tensor.detach().clone() for name, tensor in to_tensors(tokens).items()}
-        return from_tensors(copies, backbone)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None}
-
-    def extra_repr(self) -> str:
-        """Show method and size where torch prints the model."""
-        return f"method={self.method!r}, num_virtual_tokens={self.num_virtual_tokens}"
 
 
 def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Backbone) -> Prompt:
@@ -171,6 +63,8 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
 
 def _initialize(method: LoadedMethod, config: MethodConfig, learned: Any, backbone: Backbone) -> None:
     start = getattr(config, "init", None)
+    if isinstance(start, os.PathLike) or (isinstance(start, str) and os.path.isdir(start)):
+        start = _saved_start(Path(start), backbone)
     if not isinstance(start, Prompt):
         learned.initialize(config, backbone)
         return
@@ -182,6 +76,16 @@ def _initialize(method: LoadedMethod, config: MethodConfig, learned: Any, backbo
             f"not {config.num_virtual_tokens}"
         )
     learned.start_from(start.merged_tokens(backbone))
+
+
+def _saved_start(directory: Path, backbone: Backbone) -> Prompt:
+    prompts, active = read_prompts(directory, backbone)
+    names = active or tuple(prompts)
+    if len(names) != 1:
+        raise UnsupportedError(
+            f"init is {directory}, where {len(names)} prompts are active; load it and give one: model.prompts[name]"
+        )
+    return prompts[names[0]]
 
 
 @dataclasses.dataclass

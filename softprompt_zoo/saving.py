@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from softprompt_zoo.checkpoints import read_prompts, write_peft
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.model import attach, inspect_backbone, is_attached
-from softprompt_zoo.prompts import MergedTokens, Prompts
+from softprompt_zoo.prompt import MergedTokens
+from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.tokens import to_tensors
 
 EXPORTS = ("peft",)
@@ -102,4 +103,5 @@ def _host(model: PreTrainedModel, action: str) -> Prompts:
         raise UnsupportedError(
             f"{type(model).__name__} has no prompts to {action}; attach one with zoo.get_method(name)(model)"
         )
-    return model.prompts  # type: ignore[return-value]
+    host: Prompts = model.prompts  # type: ignore[assignment]
+    return host

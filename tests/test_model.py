@@ -1,6 +1,7 @@
 """Attaching, using and detaching; bad input leaves the model as it was."""
 
 import copy
+import itertools
 import pickle
 import threading
 
@@ -95,7 +96,11 @@ def test_bad_num_virtual_tokens(untouched, method, value, error, text):
         ({"reparameterization_size": 0}, ValueError, "reparameterization_size is 0"),
         ({"dropout": 1.0}, ValueError, r"dropout is 1.0; expected a number in \[0, 1\)"),
         ({"dropout": "much"}, TypeError, "dropout is 'much'"),
-        ({"sites": ("everywhere",)}, ValueError, "sites is 'everywhere'; expected one of 'encoder', 'decoder', 'cross'"),
+        (
+            {"sites": ("everywhere",)},
+            ValueError,
+            "sites is 'everywhere'; expected one of 'encoder', 'decoder', 'cross'",
+        ),
         ({"sites": ()}, ValueError, r"sites is \(\); expected a tuple"),
         ({"sites": ("cross",)}, zoo.UnsupportedError, "this model has no site 'cross'; it has 'decoder'"),
         ({"name": "a.b"}, ValueError, "prompt name is 'a.b'; expected letters, digits"),
@@ -107,7 +112,9 @@ def test_bad_options(untouched, options, error, text):
 
 
 def test_unknown_method_and_prompt_names():
-    with pytest.raises(zoo.UnknownMethodError, match="no soft-prompt method 'prefix_tunning'; did you mean 'prefix_tuning'"):
+    with pytest.raises(
+        zoo.UnknownMethodError, match="no soft-prompt method 'prefix_tunning'; did you mean 'prefix_tuning'"
+    ):
         zoo.get_method("prefix_tunning")
     subject = prompted()
     for wrong in ("alice", ["alice"]):
@@ -155,12 +162,22 @@ def test_a_second_prompt_of_the_same_name():
     ("make", "text"),
     [
         (lambda: torch.nn.Linear(2, 2), "expected a transformers PreTrainedModel"),
-        (lambda: ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)), "no token embeddings"),
+        (
+            lambda: ViTModel(
+                ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+            ),
+            "no token embeddings",
+        ),
         (lambda: MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2)), "attention"),
-        (lambda: BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2)), "attention interface"),
+        (
+            lambda: BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2)),
+            "attention interface",
+        ),
         (
             lambda: AlbertForMaskedLM(
-                AlbertConfig(vocab_size=50, embedding_size=16, hidden_size=16, num_attention_heads=2, intermediate_size=16)
+                AlbertConfig(
+                    vocab_size=50, embedding_size=16, hidden_size=16, num_attention_heads=2, intermediate_size=16
+                )
             ),
             "share one attention module",
         ),
@@ -185,7 +202,9 @@ def test_recurrent_and_chunked_layers_are_refused():
         zoo.get_method("prompt")(Llama4ForCausalLM(chunked))
     from transformers import JambaForCausalLM
 
-    recurrent = JambaConfig(**sizes, num_key_value_heads=2, intermediate_size=16, use_mamba_kernels=False, num_experts=2)
+    recurrent = JambaConfig(
+        **sizes, num_key_value_heads=2, intermediate_size=16, use_mamba_kernels=False, num_experts=2
+    )
     with pytest.raises(zoo.UnsupportedError, match="whose state a prompt cannot enter"):
         zoo.get_method("prefix")(JambaForCausalLM(recurrent))
 
@@ -262,7 +281,7 @@ def test_kept_keys_and_values_notice_every_change():
         seen.append(subject.logits(TEXT))
         subject.model.model.layers[0].self_attn.k_proj.weight.mul_(1.5)
         seen.append(subject.logits(TEXT))
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in itertools.pairwise(seen):
         assert not torch.allclose(before, after, atol=1e-4)
     with torch.enable_grad():
         fresh = subject.model(TEXT).logits.detach()
@@ -386,7 +405,9 @@ def test_two_combined_prompts_of_real_tokens_are_one_text():
         backbone = model.prompts.backbone
         with torch.no_grad():
             start_a = model.prompts["a"].learned
-            tokens = zoo.InputTokens(backbone.embed(first[0])) if methods[0] == "prompt" else backbone.keys_values(first[0])
+            tokens = (
+                zoo.InputTokens(backbone.embed(first[0])) if methods[0] == "prompt" else backbone.keys_values(first[0])
+            )
             start_a.start_from(tokens)
             model.prompts["b"].learned.start_from(zoo.InputTokens(backbone.embed(second[0])))
         assert_equal(Subject("llama", model).logits(TEXT), expected, f"{methods}")

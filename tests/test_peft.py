@@ -145,7 +145,9 @@ def test_export_refuses_what_peft_cannot_hold(tmp_path):
 def test_encoder_heads_that_pool_refuse_input_prompts_and_warn_on_import(tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
-    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=101)
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=101
+    )
     torch.manual_seed(0)
     model = zoo.get_method("prompt")(BertForSequenceClassification(config).eval(), num_virtual_tokens=TOKENS)
     with pytest.raises(zoo.UnsupportedError, match="pool or label a virtual token"):
@@ -161,7 +163,9 @@ def test_encoder_heads_that_pool_refuse_input_prompts_and_warn_on_import(tmp_pat
 def test_a_trained_head_that_differs_is_refused(tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
-    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=101)
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=101
+    )
     torch.manual_seed(0)
     prefix = peft.PrefixTuningConfig(num_virtual_tokens=TOKENS, task_type="SEQ_CLS")
     peft.get_peft_model(BertForSequenceClassification(config).eval(), prefix).save_pretrained(tmp_path)

@@ -82,8 +82,8 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> tuple[d
     if isinstance(tokens, InputTokens):
         if backbone.family == "encoder" and task_type in POOLED_TASKS:
             raise UnsupportedError(
-                f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt would give "
-                "other results; use a method at keys and values (prefix_tuning)"
+                f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
+                "would give other results; use a method that works on keys and values"
             )
         count, hidden = tokens.embeddings.shape
         config |= {
@@ -104,7 +104,8 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> tuple[d
     flat, layers, shape = _flat_prefix(tokens, backbone)
     if placement.always_visible and any(layer.window for layer in next(iter(backbone.layers.values()))):
         raise UnsupportedError(
-            "PEFT lets a prefix slide out of the window, which always_visible=True forbids; train with always_visible=False"
+            "PEFT lets a prefix slide out of the window, which always_visible=True forbids; "
+            "train with always_visible=False"
         )
     config |= {
         "peft_type": "PREFIX_TUNING",
@@ -195,7 +196,8 @@ def _read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, pat
         )
     if is_seq2seq and config.get("num_transformer_submodules", 2) == 1:
         raise UnsupportedError(
-            f"{path} has num_transformer_submodules=1, with which PEFT lets tokens see later ones; export it again with 2"
+            f"{path} has num_transformer_submodules=1, with which PEFT lets tokens see later ones; "
+            "export it again with 2"
         )
     pairs = tensor.unflatten(1, (2 * layers, shape.kv_heads, shape.head_dim)).permute(1, 2, 0, 3)
     step = 4 if is_seq2seq else 2

@@ -89,7 +89,7 @@ class Parameters(nn.Module):
         """Start from the keys and values the frozen model computes for real words."""
         count = config.num_virtual_tokens
         if config.init == "random":
-            for prefix in self.prefixes.values():
+            for prefix in self._all().values():
                 prefix.fit(torch.randn(prefix.shape, device=backbone.device))
             return
         sampled = config.init != "text"
@@ -99,7 +99,7 @@ class Parameters(nn.Module):
             else text_ids(backbone, config.tokenizer, str(config.init_text), count)
         )
         states = backbone.keys_values(ids)
-        for site, prefix in self.prefixes.items():
+        for site, prefix in self._all().items():
             prefix.fit(flatten_layers(states.sites[site]))
 
     @torch.no_grad()
@@ -110,8 +110,11 @@ class Parameters(nn.Module):
                 f"prefix_tuning at the sites {', '.join(self.prefixes)} cannot start from this prompt; "
                 "give one with keys and values at the same sites"
             )
-        for site, prefix in self.prefixes.items():
+        for site, prefix in self._all().items():
             prefix.fit(flatten_layers(tokens.sites[site]))
+
+    def _all(self) -> "dict[str, _Prefix]":
+        return dict(self.prefixes.items())  # type: ignore[arg-type]
 
 
 class _Prefix(nn.Module):

@@ -110,7 +110,7 @@ def _prompt_attention(
         state.keys[site], state.values[site] = key, value
         state = state.prior
     prompt = state.sites.get(site.name) if state is not None and site is not None else None
-    if prompt is None:
+    if prompt is None or site is None:
         return forward(module, query, key, value, attention_mask, **kwargs)
 
     is_causal = kwargs.get("is_causal")

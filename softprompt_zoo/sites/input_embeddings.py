@@ -65,7 +65,7 @@ def insert(
         kind = f"{mask.ndim}-D" if isinstance(mask, Tensor) else type(mask).__name__
         raise UnsupportedError(
             f"a prompt at the input embeddings needs an attention mask of shape (rows, length), not a {kind} one; "
-            "pass the 2-D mask, or use a method that works on keys and values (prefix_tuning)"
+            "pass the 2-D mask, or use a method that works on keys and values"
         )
     embeddings = torch.cat([virtual.to(text), text], dim=1)
     extended = {**kwargs, "input_ids": None, "inputs_embeds": embeddings}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt_zoo.prompts import MergedTokens
+from softprompt_zoo.prompt import MergedTokens
 from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.sites.words import ready
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text

@@ -1,0 +1,171 @@
+"""transformers' Trainer, used as it is."""
+
+import json
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments, pipeline
+
+import softprompt_zoo as zoo
+from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
+
+CASES = [("llama", "prompt_tuning"), ("llama", "prefix_tuning"), ("t5", "prefix_tuning"), ("bert", "prompt_tuning")]
+
+
+def rows(architecture, count=16):
+    found = []
+    for seed in range(count):
+        text = random_text(9, seed)[0]
+        labels = random_text(DECODER_LENGTH, seed + 1)[0] if architecture == "t5" else text
+        found.append({"input_ids": text, "attention_mask": torch.ones_like(text), "labels": labels})
+    return found
+
+
+def prompted(architecture, method, **options):
+    torch.manual_seed(0)
+    return zoo.get_method(method)(tiny_model(architecture), num_virtual_tokens=4, **options)
+
+
+def trainer(model, folder, architecture, steps, callbacks=(), **options):
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=2,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **{"learning_rate": 1e-2, "save_steps": 2, "logging_steps": 1, **options},
+    )
+    return Trainer(
+        model, arguments, train_dataset=rows(architecture), eval_dataset=rows(architecture, 4), callbacks=[*callbacks]
+    )
+
+
+@pytest.mark.parametrize(("architecture", "method"), CASES)
+def test_resume_is_exact_and_checkpoints_are_small(architecture, method, tmp_path):
+    options = {"dropout": 0.2, "reparameterization": "mlp", "reparameterization_size": 8} if "prefix" in method else {}
+    straight = prompted(architecture, method, **options)
+    trainer(straight, tmp_path / "straight", architecture, 6).train()
+
+    class Stop(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step >= 4
+
+    trainer(prompted(architecture, method, **options), tmp_path / "resumed", architecture, 6, [Stop()]).train()
+    checkpoint = tmp_path / "resumed" / "checkpoint-4"
+    backbone = sum(p.numel() for p in tiny_model(architecture).parameters()) * 4
+    assert (checkpoint / "model.safetensors").stat().st_size < backbone
+    assert not [key for key in json.loads((checkpoint / "softprompt_zoo.json").read_text()) if "lm_head" in key]
+    resumed = prompted(architecture, method, **options)
+    trainer(resumed, tmp_path / "resumed", architecture, 6).train(resume_from_checkpoint=str(checkpoint))
+    for key, value in straight.prompts.state_dict().items():
+        assert torch.equal(resumed.prompts.state_dict()[key], value), key
+    text = random_text(9, 99)
+    loaded = Subject(architecture, zoo.load(tiny_model(architecture), tmp_path / "resumed" / "checkpoint-6"))
+    assert torch.equal(loaded.logits(text), Subject(architecture, resumed.eval()).logits(text))
+
+
+def test_resume_is_silent_about_the_backbone(tmp_path, caplog):
+    model = prompted("llama", "prompt_tuning")
+    trainer(model, tmp_path, "llama", 2).train()
+    caplog.clear()
+    trainer(prompted("llama", "prompt_tuning"), tmp_path, "llama", 4).train(resume_from_checkpoint=True)
+    assert "missing keys" not in caplog.text
+
+
+def test_the_best_model_comes_back(tmp_path):
+    model = prompted("llama", "prefix_tuning")
+    options = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    options |= {"metric_for_best_model": "loss", "greater_is_better": True}  # the first checkpoint, not the last
+    training = trainer(model, tmp_path, "llama", 6, **options)
+    training.train()
+    best = Subject("llama", zoo.load(tiny_model("llama"), training.state.best_model_checkpoint))
+    text = random_text(9, 99)
+    assert torch.equal(Subject("llama", model.eval()).logits(text), best.logits(text))
+    losses = [entry["eval_loss"] for entry in training.state.log_history if "eval_loss" in entry]
+    assert training.state.best_metric == max(losses)
+    assert losses[-1] != max(losses), "the last checkpoint must be another one, or this test shows nothing"
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_in_the_trainer(use_reentrant, tmp_path):
+    plain = prompted("llama", "prefix_tuning")
+    trainer(plain, tmp_path / "plain", "llama", 3).train()
+    saving = prompted("llama", "prefix_tuning")
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
+    trainer(saving, tmp_path / "saving", "llama", 3, **options).train()
+    for key, value in plain.prompts.state_dict().items():
+        torch.testing.assert_close(saving.prompts.state_dict()[key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_accumulated_steps_equal_one_large_batch(tmp_path):
+    results = []
+    for batch, accumulate in ((4, 1), (2, 2)):
+        model = prompted("llama", "prefix_tuning")
+        training = _accumulating(model, tmp_path / str(batch), batch, accumulate)
+        training.train()
+        results.append(model.prompts.state_dict())
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, atol=1e-5, rtol=1e-4)
+
+
+def _accumulating(model, folder, batch, accumulate):
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=3,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=1e-2,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+    )
+    return Trainer(model, arguments, train_dataset=rows("llama"))
+
+
+def test_a_column_of_prompts_per_row(tmp_path):
+    model = prompted("llama", "prompt_tuning")
+    model.prompts.add("other", "prompt", num_virtual_tokens=2)
+    other = model.prompts["other"].learned.embeddings.detach().clone()
+    first = model.prompts["default"].learned.embeddings.detach().clone()
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, learning_rate=1e-2, report_to="none", use_cpu=True, save_strategy="no"
+    )
+    data = [{**row, "prompts": 1} for row in rows("llama")]
+    Trainer(model, arguments, train_dataset=data).train()
+    assert not torch.equal(model.prompts["other"].learned.embeddings, other)
+    assert torch.equal(model.prompts["default"].learned.embeddings, first)
+
+
+def test_recipes_become_training_arguments(tmp_path):
+    for name in zoo.list_methods():
+        method = zoo.get_method(name)
+        arguments = method.training_arguments(str(tmp_path), max_steps=7)
+        assert arguments.max_steps == 7
+        assert arguments.learning_rate == method.recipe.learning_rate
+        assert method.recipe.source
+
+
+def test_pipelines_take_the_model():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(101)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w0", eos_token="w2", mask_token="w4")
+    options = {"max_new_tokens": 5, "do_sample": False}
+    model = prompted("llama", "prefix_tuning")
+    ids = tokenizer("w5 w6 w7", return_tensors="pt")
+
+    def generate(one):
+        run = pipeline("text-generation", model=one, tokenizer=tokenizer)
+        return run("w5 w6 w7", return_tensors=True, **options)[0]["generated_token_ids"]
+
+    assert generate(model) == model.generate(**ids, **options)[0].tolist()
+    assert generate(model) != generate(tiny_model("llama"))
+    fill = pipeline("fill-mask", model=prompted("bert", "prompt_tuning"), tokenizer=tokenizer)
+    plain = pipeline("fill-mask", model=tiny_model("bert"), tokenizer=tokenizer)
+    assert fill("w5 w4 w7")[0]["score"] != plain("w5 w4 w7")[0]["score"]
