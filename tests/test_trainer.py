@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, pipeline
 
 import softprompt_zoo as zoo
-from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
 
 CASES = [("llama", "prompt_tuning"), ("llama", "prefix_tuning"), ("t5", "prefix_tuning"), ("bert", "prompt_tuning")]
@@ -149,13 +149,7 @@ def test_recipes_become_training_arguments(tmp_path):
 
 
 def test_pipelines_take_the_model():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {f"w{i}": i for i in range(101)}
-    backend = Tokenizer(models.WordLevel(words, unk_token="w3"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w0", eos_token="w2", mask_token="w4")
+    tokenizer = tiny_tokenizer()
     options = {"max_new_tokens": 5, "do_sample": False}
     model = prompted("llama", "prefix_tuning")
     ids = tokenizer("w5 w6 w7", return_tensors="pt")
@@ -168,4 +162,4 @@ def test_pipelines_take_the_model():
     assert generate(model) != generate(tiny_model("llama"))
     fill = pipeline("fill-mask", model=prompted("bert", "prompt_tuning"), tokenizer=tokenizer)
     plain = pipeline("fill-mask", model=tiny_model("bert"), tokenizer=tokenizer)
-    assert fill("w5 w4 w7")[0]["score"] != plain("w5 w4 w7")[0]["score"]
+    assert fill("w5 [mask] w7")[0]["score"] != plain("w5 [mask] w7")[0]["score"]

@@ -2,5 +2,6 @@
 
 from softprompt_zoo.testing.conformance import ConformanceSuite, conformance_suite
 from softprompt_zoo.testing.models import TINY_MODELS, tiny_model
+from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
-__all__ = ["TINY_MODELS", "ConformanceSuite", "conformance_suite", "tiny_model"]
+__all__ = ["TINY_MODELS", "ConformanceSuite", "conformance_suite", "tiny_model", "tiny_tokenizer"]
