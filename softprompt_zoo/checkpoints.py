@@ -1,5 +1,6 @@
 """Prompts in directories: ours always, PEFT's files beside them where PEFT can express the active prompt."""
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.discovery import OWN_DISTRIBUTION
 from softprompt_zoo.errors import (
     BackboneMismatchError,
     CheckpointError,
@@ -182,20 +184,20 @@ def _method(record: native.Record, directory: Path) -> LoadedMethod:
     try:
         return registry.lookup(record.method)
     except UnknownMethodError as error:
+        package = f"run: pip install {record.distribution}=={record.version}"
+        remedy = package if record.version else "it was registered by hand: zoo.register its plugin first"
         raise UnknownMethodError(
-            f"{directory} needs the method {record.method!r}, which is not installed; "
-            f"run: pip install {record.distribution}=={record.version}"
+            f"{directory} needs the method {record.method!r}, which is not installed; {remedy} ({error})"
         ) from error
 
 
 def _method_for(peft_type: str) -> LoadedMethod:
     known: dict[str, LoadedMethod] = {}
-    for name in registry.candidates():
-        try:
-            method = registry.lookup(name)
-        except PluginError:
-            continue
-        known |= dict.fromkeys(method.peft_types, method)
+    # The package's own methods come last and so win: a stranger's plugin adds types, it takes none over.
+    for candidate in sorted(registry.candidates().values(), key=lambda c: c.distribution == OWN_DISTRIBUTION):
+        with contextlib.suppress(PluginError):
+            method = registry.lookup(candidate.name)
+            known |= dict.fromkeys(method.peft_types, method)
     if peft_type not in known:
         raise UnsupportedError(
             f"no installed method loads PEFT's {peft_type}; installed ones load {', '.join(sorted(known))}"

@@ -1,11 +1,14 @@
 """Which plugins are installed, from metadata and source text alone: no plugin code runs here."""
 
 import ast
+import contextlib
 import dataclasses
-import functools
 import importlib.machinery
 import importlib.util
 import os
+import sys
+import warnings
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -23,21 +26,28 @@ ENVIRONMENT_VARIABLE = "SOFTPROMPT_ZOO_PLUGINS"
 OWN_DISTRIBUTION = "softprompt-zoo"
 
 
+def normalize(name: str) -> str:
+    """Fold a name so that case, `-` and `_` do not matter."""
+    return name.casefold().replace("-", "").replace("_", "")
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A plugin that is installed, loaded or not."""
+    """A plugin that is offered, loaded or not; equal to another of the same name from the same package."""
 
     name: str
     """Canonical name, as published."""
-    entry_point: metadata.EntryPoint
-    """How to load it."""
+    group: str
+    """`GROUP` or `WRAPPER_GROUP`."""
     distribution: str
     """Name of the distribution that publishes it."""
     version: str
     """Version of that distribution."""
-    aliases: tuple[str, ...]
+    load: Callable[[], object] = dataclasses.field(compare=False, repr=False)
+    """Imports the plugin and returns it."""
+    aliases: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Other names, from the module's literal `ALIASES`."""
-    summary: str
+    summary: str = dataclasses.field(default="", compare=False)
     """First line of the module's docstring, or else the distribution's summary."""
 
     @property
@@ -45,29 +55,32 @@ class Candidate:
         """Distribution and version, for messages."""
         return f"{self.distribution} {self.version}".strip()
 
+    @property
+    def kind(self) -> str:
+        """`"method"` or `"wrapper"`."""
+        return "method" if self.group == GROUP else "wrapper"
+
+    def describe(self) -> str:
+        """Name it for a message."""
+        return f"{self.kind} {self.name!r} of {self.origin}"
+
 
 def find_methods() -> list[Candidate]:
-    """List the built-in methods, then the installed ones.
-
-    Returns:
-        One candidate per entry point; names may repeat, the registry decides.
-    """
+    """List the built-in methods, then the installed ones; names may repeat, the registry decides."""
+    entries = [metadata.EntryPoint(name, f"softprompt_zoo.methods.{name}", GROUP) for name in BUILTINS]
     version = own_version()
-    builtins = [
-        Candidate(name, entry, OWN_DISTRIBUTION, version, *_read_declarations(entry.module, ""))
-        for name in BUILTINS
-        for entry in [metadata.EntryPoint(name, f"softprompt_zoo.methods.{name}", GROUP)]
-    ]
-    return builtins + _find(GROUP)
+    return [_candidate(entry, OWN_DISTRIBUTION, version, "") for entry in entries] + _installed(GROUP)
 
 
 def find_wrappers() -> list[Candidate]:
-    """List the installed wrapper plugins.
+    """List the installed wrapper plugins."""
+    return _installed(WRAPPER_GROUP)
 
-    Returns:
-        One candidate per entry point of `WRAPPER_GROUP`.
-    """
-    return _find(WRAPPER_GROUP)
+
+def fingerprint() -> tuple[object, ...]:
+    """Return a value that changes when a plugin may have been installed, removed or switched on or off."""
+    times = (os.path.getmtime(path) for path in sys.path if os.path.exists(path))
+    return (os.environ.get(ENVIRONMENT_VARIABLE), *sys.path, *times)
 
 
 def own_version() -> str:
@@ -78,37 +91,39 @@ def own_version() -> str:
         return "unknown"
 
 
-def _find(group: str) -> list[Candidate]:
+def _installed(group: str) -> list[Candidate]:
     allowed = os.environ.get(ENVIRONMENT_VARIABLE)
-    names = None if allowed is None else {name.strip() for name in allowed.split(",") if name.strip()}
-    candidates = []
+    names = None if allowed is None else {normalize(name.strip()) for name in allowed.split(",")} - {""}
+    found = []
     for entry in metadata.entry_points(group=group):
-        distribution = entry.dist.name if entry.dist else "unknown"
-        version = entry.dist.version if entry.dist else ""
-        if names is not None and not names & {entry.name, distribution}:
-            continue
-        fallback = (entry.dist.metadata["Summary"] or "") if entry.dist else ""
-        aliases, summary = _read_declarations(entry.module, fallback)
-        candidates.append(Candidate(entry.name, entry, distribution, version, aliases, summary))
-    return candidates
+        distribution = (entry.dist.name if entry.dist else None) or "unknown"
+        if names is None or names & {normalize(entry.name), normalize(distribution)}:
+            version, summary = (entry.dist.version, entry.dist.metadata["Summary"]) if entry.dist else ("", "")
+            found.append(_candidate(entry, distribution, version or "", summary or ""))
+    return sorted(found, key=lambda candidate: (candidate.name, candidate.origin))
 
 
-@functools.cache
-def _read_declarations(module: str, fallback_summary: str) -> tuple[tuple[str, ...], str]:
-    """Read `ALIASES` and the summary from a module's source text, without importing it."""
-    try:
-        path = _source_path(module)
-        tree = ast.parse(path.read_text(encoding="utf-8")) if path else ast.Module([], [])
-    except (OSError, SyntaxError, UnicodeDecodeError, ValueError):
-        return (), fallback_summary
-    summary = (ast.get_docstring(tree) or fallback_summary).strip().split("\n")[0]
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "ALIASES" for t in node.targets):
-            try:
-                return tuple(str(alias) for alias in ast.literal_eval(node.value)), summary
-            except (ValueError, TypeError):
-                return (), summary
-    return (), summary
+def _candidate(entry: metadata.EntryPoint, distribution: str, version: str, fallback_summary: str) -> Candidate:
+    aliases, summary = _read_declarations(entry)
+    return Candidate(entry.name, entry.group, distribution, version, entry.load, aliases, summary or fallback_summary)
+
+
+def _read_declarations(entry: metadata.EntryPoint) -> tuple[tuple[str, ...], str]:
+    """Read `ALIASES` and the docstring's first line from the source of a module, or of a class in it."""
+    aliases: tuple[str, ...] = ()
+    summary = ""
+    # A stranger's file may be anything, and what is wrong with it is told when it is loaded.
+    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+        path = _source_path(entry.module)
+        tree = ast.parse(path.read_bytes() if path else b"")
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.attr]
+        summary = (ast.get_docstring(classes[0] if classes else tree) or "").split("\n")[0]
+        for node in [*tree.body, *(node for owner in classes for node in owner.body)]:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if any(isinstance(target, ast.Name) and target.id == "ALIASES" for target in targets):
+                value = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+                aliases = tuple(map(str, value)) if isinstance(value, tuple | list) else ()
+    return aliases, summary
 
 
 def _source_path(module: str) -> Path | None:

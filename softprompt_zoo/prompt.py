@@ -104,8 +104,10 @@ class Prompt(nn.Module):
         else:
             was_training = self.learned.training
             self.learned.eval()
-            tokens = self.loaded.call("merge", config=self.config, parameters=self.learned, backbone=backbone)
-            self.learned.train(was_training)
+            try:
+                tokens = self.loaded.call("merge", config=self.config, parameters=self.learned, backbone=backbone)
+            finally:
+                self.learned.train(was_training)
             check_virtual_tokens(tokens, backbone, self.num_virtual_tokens, self.loaded.describe("merge"))
         copies = {name: tensor.detach().clone() for name, tensor in to_tensors(tokens).items()}
         return from_tensors(copies, backbone)

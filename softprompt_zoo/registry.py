@@ -1,29 +1,32 @@
 """Looking methods up by name, loading their plugins one by one, and calling their hooks.
 
-A plugin that fails is remembered with its reason and never takes the others down.
+A plugin that fails is remembered with its reason and never takes the others down: every method has a hook
+manager of its own, with its plugin and the wrappers in it, that is only made once the plugin has been checked.
 """
 
+import contextlib
 import dataclasses
 import difflib
-import functools
+import inspect
+import os
+import re
 import threading
-from collections.abc import Callable
-from importlib import metadata
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pluggy
 
 from softprompt_zoo import discovery, hookspecs
 from softprompt_zoo.config import MethodConfig, Recipe
-from softprompt_zoo.discovery import Candidate
+from softprompt_zoo.discovery import GROUP, WRAPPER_GROUP, Candidate, normalize
 from softprompt_zoo.errors import PluginError, UnknownMethodError
 
 HOOKS = ("build_virtual_tokens", "inject", "merge")
 
-
-def normalize(name: str) -> str:
-    """Fold a name so that case, `-` and `_` do not matter."""
-    return name.lower().replace("-", "").replace("_", "")
+_Names = tuple[dict[str, Candidate], dict[str, str], dict[Candidate, str]]
+"""By normalized name or alias what it finds, and why it finds nothing; by candidate which name it cannot have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,40 +40,25 @@ class PluginReport:
     origin: str
     """Distribution and version."""
     problem: str | None
-    """Why it cannot be used, in one line; `None` if nothing is known against it."""
+    """What is wrong with it, in one line; `None` if nothing is known against it."""
 
 
 class LoadedMethod:
-    """A method whose plugin has been loaded and checked."""
+    """A method whose plugin has been loaded and checked; its attributes are what the plugin declares."""
 
-    def __init__(self, candidate: Candidate, plugin: object, callers: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self, candidate: Candidate, plugin: Any, wrappers: dict[Candidate, object]) -> None:
         self.name = candidate.name
         self.summary = candidate.summary
         self.aliases = candidate.aliases
         self.distribution = candidate.distribution
         self.version = candidate.version
         self.plugin = plugin
-        self._callers = callers
-
-    @property
-    def config_class(self) -> type[MethodConfig]:
-        """The plugin's `Config`."""
-        return self.plugin.Config  # type: ignore[attr-defined,no-any-return]
-
-    @property
-    def parameters_class(self) -> Callable[..., Any]:
-        """The plugin's `Parameters`."""
-        return self.plugin.Parameters  # type: ignore[attr-defined,no-any-return]
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """The plugin's `RECIPE`, if it has one."""
-        return getattr(self.plugin, "RECIPE", None)
-
-    @property
-    def peft_types(self) -> tuple[str, ...]:
-        """PEFT prompt types whose files the method loads."""
-        return tuple(getattr(self.plugin, "PEFT_TYPES", ()))
+        self.config_class: type[MethodConfig] = plugin.Config
+        self.parameters_class: Callable[..., Any] = plugin.Parameters
+        self.recipe: Recipe | None = getattr(plugin, "RECIPE", None)
+        self.peft_types = tuple(getattr(plugin, "PEFT_TYPES", ()))
+        self._origin = candidate.origin
+        self._wrap(wrappers)
 
     def call(self, hook: str, **arguments: Any) -> Any:
         """Call one of the method's hooks, with the wrappers around it.
@@ -87,31 +75,37 @@ class LoadedMethod:
         """
         result = self._callers[hook](**arguments)
         if result is None:
-            raise PluginError(f"{self.describe(hook)} returned nothing; expected a value, see the hook's contract")
+            raise PluginError(f"{self._wrapped_by}, around {self.describe(hook)} returned nothing; expected a value")
         return result
 
     def describe(self, hook: str) -> str:
         """Name the plugin and hook for a message."""
-        return f"method {self.name!r} ({self.distribution} {self.version}), hook {hook!r},"
+        return f"method {self.name!r} ({self._origin}), hook {hook!r},"
+
+    def _wrap(self, wrappers: dict[Candidate, object]) -> None:
+        # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
+        refusals = {hook: hookspecs.hookimpl(_refusal(self.describe(hook)), trylast=True) for hook in HOOKS}
+        manager = _manager(self.plugin, types.SimpleNamespace(**refusals), *wrappers.values())
+        self._callers = {hook: getattr(manager.hook, hook) for hook in HOOKS}
+        self._wrapped_by = " or ".join(wrapper.describe() for wrapper in wrappers)
 
 
 class Registry:
     """All methods of this process; `registry` below is the one instance that users meet."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
-        self._methods: dict[str, LoadedMethod] = {}
-        self._failures: dict[str, str] = {}
-        self._added: dict[str, Candidate] = {}
-        self._plugins: dict[str, object] = {}
-        self._wrapper_reports: list[PluginReport] | None = None
-        self._callers: dict[tuple[str, str], Callable[..., Any]] = {}
+        self._lock = threading.RLock()  # never held while a plugin is imported: that may look methods up in a thread
+        self._seen: tuple[object, ...] | None = None
+        self._installed: list[Candidate] = []
+        self._by_hand: dict[str, Candidate] = {}
+        self._names: _Names = ({}, {}, {})
+        self._outcomes: dict[Candidate, object] = {}
+        self._methods: dict[Candidate, LoadedMethod] = {}
+        self._wrappers: dict[Candidate, object] = {}
 
     def candidates(self) -> dict[str, Candidate]:
         """Return the usable names and what offers them, from metadata only; no plugin is imported."""
-        return self._resolve()[0]
+        return {candidate.name: candidate for candidate in sorted(self._resolve()[0].values(), key=lambda c: c.name)}
 
     def lookup(self, name: str) -> LoadedMethod:
         """Find a method by name or alias, loading its plugin on first use.
@@ -129,16 +123,23 @@ class Registry:
         """
         if not isinstance(name, str):
             raise TypeError(f"method name is {name!r} ({type(name).__name__}); expected a string")
+        key = normalize(name)
+        owners, clashes, _ = self._resolve()
+        if key in clashes:
+            raise PluginError(clashes[key])
+        if key not in owners:
+            hint = _hint(key, {other: candidate.name for other, candidate in owners.items()})
+            limit = os.environ.get(discovery.ENVIRONMENT_VARIABLE)
+            installed = ", ".join(self.candidates())
+            installed += "" if limit is None else f" ({discovery.ENVIRONMENT_VARIABLE} is {limit!r})"
+            raise UnknownMethodError(f"no soft-prompt method {name!r}; {hint}installed: {installed}")
+        candidate = owners[key]
+        plugin = self._load(candidate)
+        self._update_wrappers()
         with self._lock:
-            candidates, clashes = self._resolve()
-            wanted = normalize(name)
-            if wanted in clashes and wanted not in map(normalize, candidates):
-                raise PluginError(clashes[wanted])
-            by_name = {normalize(other): candidate for candidate in candidates.values() for other in candidate.aliases}
-            by_name |= {normalize(candidate.name): candidate for candidate in candidates.values()}
-            if wanted not in by_name:
-                raise UnknownMethodError(self._unknown(name, candidates))
-            return self._load(by_name[wanted])
+            if candidate not in self._methods:
+                self._methods[candidate] = LoadedMethod(candidate, plugin, self._wrappers)
+            return self._methods[candidate]
 
     def register(self, plugin: object, name: str | None = None) -> object:
         """Register a method or a wrapper that is not installed as a package, from a notebook say.
@@ -151,33 +152,36 @@ class Registry:
             `plugin`, so that it can be used as a decorator.
 
         Raises:
-            PluginError: If the name is taken or the plugin breaks the contract; nothing is registered then.
+            TypeError: If the name is not a string; nothing is registered then, nor below.
+            ValueError: If the name has other characters than letters, digits, `_` and `-`.
+            PluginError: If the name is taken or the plugin breaks the contract.
         """
-        name = name or getattr(plugin, "NAME", None) or getattr(plugin, "__name__", type(plugin).__name__)
-        name = name.rpartition(".")[2]
-        summary = (getattr(plugin, "__doc__", None) or "").strip().split("\n")[0]
-        aliases = tuple(getattr(plugin, "ALIASES", ()))
-        entry = metadata.EntryPoint(name, "registered:by_hand", discovery.GROUP)
-        candidate = Candidate(name, entry, "zoo.register", "", aliases, summary)
+        if name is None:
+            name = getattr(plugin, "NAME", getattr(plugin, "__name__", type(plugin).__name__).rpartition(".")[2])
+        if not isinstance(name, str):
+            raise TypeError(f"plugin name is {name!r} ({type(name).__name__}); expected a string")
+        if not re.fullmatch(r"[\w-]*[^\W_][\w-]*", name):
+            raise ValueError(f"plugin name is {name!r}; expected letters, digits, '_' and '-'")
+        group = WRAPPER_GROUP if _is_wrapper(plugin) else GROUP
+        summary = (inspect.getdoc(plugin) or "").split("\n")[0]
+        candidate = Candidate(name, group, "zoo.register", "", lambda: plugin, summary=summary)
+        checked = _load_checked(candidate)
+        candidate = dataclasses.replace(candidate, aliases=tuple(getattr(plugin, "ALIASES", ())))
         with self._lock:
-            candidates, _ = self._resolve()
-            taken = {normalize(n): c for c in candidates.values() for n in (c.name, *c.aliases)}
-            clash = next((n for n in (name, *aliases) if normalize(n) in taken), None)
-            if clash is not None:
-                other = taken[normalize(clash)]
-                raise PluginError(
-                    f"the name {clash!r} is taken by method {other.name!r} of {other.origin}; choose another"
-                )
-            if _is_wrapper(plugin):
-                self._register_hooks(f"wrapper:{name}", plugin, candidate)
-                self._forget_callers()
-                return plugin
-            self._activate(candidate, plugin)
-            self._added[name] = candidate
+            owners, clashes, _ = self._resolve()
+            for wanted in (name, *candidate.aliases):
+                owner = self._by_hand.get(normalize(wanted)) or owners.get(normalize(wanted))
+                if owner or normalize(wanted) in clashes:
+                    by = owner.describe() if owner else "several plugins"
+                    raise PluginError(f"the name {wanted!r} is taken by {by}; choose another")
+            self._by_hand[normalize(name)] = candidate
+            self._outcomes[candidate] = checked
+            self._seen = None
+        self._update_wrappers()
         return plugin
 
     def unregister(self, name: str) -> None:
-        """Take back a `register`.
+        """Take back a `register`; prompts that use the method keep working.
 
         Args:
             name: The name it was registered under.
@@ -186,13 +190,14 @@ class Registry:
             UnknownMethodError: If nothing was registered by hand under that name.
         """
         with self._lock:
-            key = name if name in self._added else f"wrapper:{name}"
-            if key not in self._plugins:
-                raise UnknownMethodError(f"nothing was registered by hand under {name!r}")
-            self._manager.unregister(self._plugins.pop(key))
-            self._added.pop(name, None)
-            self._methods.pop(name, None)
-            self._forget_callers()
+            candidate = self._by_hand.pop(normalize(str(name)), None)
+            if candidate is None:
+                known = ", ".join(repr(other.name) for other in self._by_hand.values()) or "nothing"
+                raise UnknownMethodError(f"nothing was registered by hand under {name!r}; registered: {known}")
+            self._outcomes.pop(candidate, None)
+            self._methods.pop(candidate, None)
+            self._seen = None
+        self._update_wrappers()
 
     def reports(self, load: bool = False) -> list[PluginReport]:
         """Tell what is installed and what is known against it.
@@ -203,154 +208,168 @@ class Registry:
         Returns:
             A report per plugin, methods first.
         """
+        owners, _, problems = self._resolve()
+        reports = []
+        for candidate in self._offered(GROUP, WRAPPER_GROUP):
+            if load and (candidate.group == WRAPPER_GROUP or owners.get(normalize(candidate.name)) == candidate):
+                with contextlib.suppress(PluginError):
+                    self._load(candidate)
+            outcome = self._outcomes.get(candidate)
+            problem = str(outcome) if isinstance(outcome, PluginError) else problems.get(candidate)
+            reports.append(PluginReport(candidate.name, candidate.kind, candidate.origin, problem))
+        return reports
+
+    def _offered(self, *groups: str) -> list[Candidate]:
+        offered = [*self._installed, *self._by_hand.values()]
+        return [candidate for group in groups for candidate in offered if candidate.group == group]
+
+    def _resolve(self) -> _Names:
+        """Work out the names anew if plugins may have come, gone or been switched on or off."""
         with self._lock:
-            if load:
-                self._load_wrappers()
-            usable, clashes = self._resolve()
-            reports = []
-            for candidate in [*discovery.find_methods(), *self._added.values()]:
-                winner = usable.get(candidate.name)
-                is_winner = winner is not None and winner.origin == candidate.origin
-                problem = None if is_winner else clashes.get(normalize(candidate.name))
-                if load and problem is None:
-                    try:
-                        self._load(candidate)
-                    except PluginError as error:
-                        problem = str(error)
-                reports.append(PluginReport(candidate.name, "method", candidate.origin, problem))
-            known = self._wrapper_reports
-            if known is None:
-                known = [PluginReport(c.name, "wrapper", c.origin, None) for c in discovery.find_wrappers()]
-            return reports + known
+            now = discovery.fingerprint()
+            if self._seen != now:
+                if self._seen is not None:  # what a plugin lacked may have been installed: try it again
+                    self._outcomes = {c: o for c, o in self._outcomes.items() if not isinstance(o, PluginError)}
+                self._installed = list(dict.fromkeys(discovery.find_methods() + discovery.find_wrappers()))
+                self._names = _assign_names(self._offered(GROUP))
+                self._seen = now
+            return self._names
 
-    def _resolve(self) -> tuple[dict[str, Candidate], dict[str, str]]:
-        """Split what is installed into usable candidates by name, and clashes by normalized name."""
-        groups: dict[str, list[Candidate]] = {}
-        for candidate in [*discovery.find_methods(), *self._added.values()]:
-            groups.setdefault(normalize(candidate.name), []).append(candidate)
-        usable: dict[str, Candidate] = {}
-        clashes: dict[str, str] = {}
-        for key, group in groups.items():
-            # The package's own methods come first in their group, and their names cannot be taken over.
-            if len(group) == 1 or group[0].distribution == discovery.OWN_DISTRIBUTION:
-                usable[group[0].name] = group[0]
-            if len(group) > 1:
-                origins = " and ".join(candidate.origin for candidate in group)
-                clashes[key] = f"two packages offer method {group[0].name!r}: {origins}; uninstall one"
-        names = {normalize(name) for name in usable}
-        for name, candidate in usable.items():
-            free = tuple(alias for alias in candidate.aliases if normalize(alias) not in names)
-            names |= {normalize(alias) for alias in free}
-            usable[name] = dataclasses.replace(candidate, aliases=free)
-        return dict(sorted(usable.items())), clashes
-
-    def _unknown(self, name: str, candidates: dict[str, Candidate]) -> str:
-        names = {normalize(n): c.name for c in candidates.values() for n in (*c.aliases, c.name)}
-        near = difflib.get_close_matches(normalize(name), names, n=1, cutoff=0.6)
-        hint = f"did you mean {names[near[0]]!r}? " if near else ""
-        return f"no soft-prompt method {name!r}; {hint}installed: {', '.join(candidates)}"
-
-    def _load(self, candidate: Candidate) -> LoadedMethod:
-        if candidate.name in self._methods:
-            return self._methods[candidate.name]
-        if candidate.name in self._failures:
-            raise PluginError(self._failures[candidate.name])
-        self._load_wrappers()
-        try:
-            plugin = candidate.entry_point.load()
-        except Exception as error:
-            raise self._fail(candidate, f"{type(error).__name__}: {error}") from error
-        return self._activate(candidate, plugin)
-
-    def _activate(self, candidate: Candidate, plugin: object) -> LoadedMethod:
-        self._register_hooks(candidate.name, plugin, candidate)
-        problem = _contract_problem(plugin, self._manager)
-        if problem:
-            self._manager.unregister(self._plugins.pop(candidate.name))
-            raise self._fail(candidate, problem)
-        callers = {hook: functools.partial(self._call, candidate.name, hook) for hook in HOOKS}
-        self._methods[candidate.name] = LoadedMethod(candidate, plugin, callers)
-        self._forget_callers()
-        return self._methods[candidate.name]
-
-    def _register_hooks(self, key: str, plugin: object, candidate: Candidate) -> None:
-        try:
-            self._manager.register(plugin, name=key)
-        except (pluggy.PluginValidationError, ValueError) as error:
-            raise self._fail(candidate, str(error)) from error
-        try:
-            self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            self._manager.unregister(name=key)
-            raise self._fail(candidate, f"{error}; hooks are {', '.join(HOOKS)}") from error
-        self._plugins[key] = plugin
-
-    def _load_wrappers(self) -> None:
-        if self._wrapper_reports is not None:
-            return
-        self._wrapper_reports = []
-        for candidate in discovery.find_wrappers():
-            problem = None
+    def _load(self, candidate: Candidate) -> object:
+        outcome = self._outcomes.get(candidate)
+        if outcome is None:
             try:
-                plugin = candidate.entry_point.load()
-                if not _is_wrapper(plugin):
-                    problem = f"wrapper {candidate.name!r} of {candidate.origin} has a hook that is no wrapper"
-                else:
-                    self._register_hooks(f"wrapper:{candidate.name}", plugin, candidate)
+                outcome = _load_checked(candidate)
             except PluginError as error:
-                problem = str(error)
-            except Exception as error:
-                problem = str(self._fail(candidate, f"{type(error).__name__}: {error}"))
-            self._failures.pop(candidate.name, None)
-            self._wrapper_reports.append(PluginReport(candidate.name, "wrapper", candidate.origin, problem))
-        self._forget_callers()
+                outcome = error
+            self._outcomes[candidate] = outcome
+        if isinstance(outcome, PluginError):
+            raise PluginError(str(outcome)) from outcome.__cause__
+        return outcome
 
-    def _fail(self, candidate: Candidate, reason: str) -> PluginError:
-        text = " ".join(reason.split())
-        message = f"plugin {candidate.name!r} failed to load from {candidate.origin}: {text}"
-        if candidate.distribution != "zoo.register":
-            self._failures[candidate.name] = message
-        return PluginError(message)
-
-    def _call(self, name: str, hook: str, **arguments: Any) -> Any:
-        return self._caller(name, hook)(**arguments)
-
-    def _caller(self, name: str, hook: str) -> Callable[..., Any]:
-        key = (name, hook)
-        if key not in self._callers:
-            others = [plugin for other, plugin in self._plugins.items() if other != name and other in self._methods]
-            caller = self._manager.subset_hook_caller(hook, remove_plugins=others)
-            self._callers[key] = caller
-        return self._callers[key]
-
-    def _forget_callers(self) -> None:
-        self._callers.clear()
+    def _update_wrappers(self) -> None:
+        found = {}
+        for candidate in self._offered(WRAPPER_GROUP):
+            is_news = candidate not in self._outcomes
+            try:
+                found[candidate] = self._load(candidate)
+            except PluginError as error:
+                if is_news:  # nobody looks a wrapper up by name
+                    warnings.warn(str(error), stacklevel=4)
+        with self._lock:
+            if found != self._wrappers:
+                self._wrappers = found
+                for method in self._methods.values():
+                    method._wrap(found)
 
 
-def _hook_options(plugin: object) -> list[dict[str, Any]]:
-    marked = (getattr(getattr(plugin, name, None), f"{hookspecs.PROJECT}_impl", None) for name in dir(plugin))
-    return [options for options in marked if isinstance(options, dict)]
+def _assign_names(methods: list[Candidate]) -> _Names:
+    """Give each name to one method: built-in names and aliases first, then strangers' names, then their aliases."""
+    claims: dict[str, dict[Candidate, tuple[int, str]]] = {}
+    for candidate in methods:
+        for rank, name in enumerate((candidate.name, *candidate.aliases)):
+            claim = (0 if candidate.distribution == discovery.OWN_DISTRIBUTION else min(rank, 1) + 1, name)
+            claims.setdefault(normalize(name), {}).setdefault(candidate, claim)
+    owners: dict[str, Candidate] = {}
+    clashes: dict[str, str] = {}
+    problems: dict[Candidate, str] = {}
+    for key, group in claims.items():
+        best, name = min(group.values())
+        ordered = sorted(group, key=lambda candidate: group[candidate][0])
+        is_clash = [rank for rank, _ in group.values()].count(best) > 1
+        offers = " and ".join(candidate.describe() for candidate in ordered)
+        advice = "uninstall one, or use other names of theirs" if is_clash else "the first keeps it; rename the other"
+        text = f"{len(group)} plugins offer the name {name!r}: {offers}; {advice}"
+        if is_clash:
+            clashes[key] = text
+        else:
+            owners[key] = ordered.pop(0)
+        problems = dict.fromkeys(ordered, text) | problems
+    usable = {key: c for key, c in owners.items() if owners.get(normalize(c.name)) == c}
+    own = {c: tuple(alias for alias in c.aliases if usable.get(normalize(alias)) == c) for c in usable.values()}
+    return {key: dataclasses.replace(c, aliases=own[c]) for key, c in usable.items()}, clashes, problems
+
+
+def _hint(wanted: str, choices: Mapping[str, str]) -> str:
+    near = difflib.get_close_matches(wanted, choices, n=1)
+    return f"did you mean {choices[near[0]]!r}? " if near else ""
+
+
+def _manager(*plugins: object, specs: types.ModuleType | None = hookspecs) -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    if specs:
+        manager.add_hookspecs(specs)
+    for index, plugin in enumerate(plugins):
+        manager.register(plugin, name=str(index))
+    return manager
+
+
+def _refusal(description: str) -> Callable[[], None]:
+    def refuse() -> None:
+        raise PluginError(f"{description} returned nothing; expected a value, see the hook's contract")
+
+    return refuse
+
+
+def _load_checked(candidate: Candidate) -> object:
+    """Import a plugin and check it against the contract; a class whose hooks take `self` becomes an instance."""
+    cause = None
+    try:
+        plugin: Any = candidate.load()
+        if isinstance(plugin, type) and any(
+            "self" in inspect.signature(i.function).parameters for _, i in _marked(plugin)
+        ):
+            plugin = plugin()
+        problem = next(_problems(plugin, candidate.group), "")
+        if not problem and _manager(plugin):
+            return plugin
+    except (Exception, SystemExit) as error:
+        problem, cause = f"{type(error).__name__}: {error}", error
+    text = " ".join(f"{candidate.kind} {candidate.name!r} failed to load from {candidate.origin}: {problem}".split())
+    raise PluginError(text) from cause
+
+
+def _marked(plugin: object) -> list[tuple[str, pluggy.HookImpl]]:
+    """Return what a plugin marks as hooks, under known names or not."""
+    callers = _manager(plugin, specs=None).get_hookcallers(plugin) or ()
+    return [(caller.name, hook) for caller in callers for hook in caller.get_hookimpls()]
 
 
 def _is_wrapper(plugin: object) -> bool:
-    options = _hook_options(plugin)
-    return bool(options) and all(option.get("wrapper") or option.get("hookwrapper") for option in options)
+    marked = _marked(plugin)
+    return bool(marked) and all(hook.wrapper or hook.hookwrapper for _, hook in marked)
 
 
-def _contract_problem(plugin: object, manager: pluggy.PluginManager) -> str | None:
-    """Say in one line what a registered method plugin lacks."""
+def _problems(plugin: Any, group: str) -> Iterator[str]:
+    """Say, in a line each, how a plugin breaks the contract."""
+    hooks = ", ".join(HOOKS)
+    for name, hook in _marked(plugin):
+        if name not in HOOKS:
+            yield f"there is no hook {name!r}; {_hint(name, {known: known for known in HOOKS})}hooks are {hooks}"
+        allowed = tuple(inspect.signature(getattr(hookspecs, name)).parameters)
+        unknown = [argument for argument in hook.argnames if argument not in allowed]
+        if unknown:
+            yield f"its hook {name!r} asks for {unknown[0]!r}; it may ask for {', '.join(allowed)}"
+    if group == WRAPPER_GROUP:
+        if not _is_wrapper(plugin):
+            yield "it is no wrapper; mark its hooks, all of them, hookimpl(wrapper=True)"
+        return
     if _is_wrapper(plugin):
-        return f"it has only wrappers; publish it under the entry-point group {discovery.WRAPPER_GROUP!r}"
-    callers = manager.get_hookcallers(plugin) or []
-    missing = [hook for hook in HOOKS if hook not in {caller.name for caller in callers}]
-    if missing:
-        return f"it has no hook {missing[0]!r}; a method has {', '.join(HOOKS)}, each marked softprompt_zoo.hookimpl"
-    config = getattr(plugin, "Config", None)
-    if not (isinstance(config, type) and issubclass(config, MethodConfig)):
-        return f"its Config is {config!r}; expected a dataclass that extends softprompt_zoo.MethodConfig"
+        yield f"it has only wrappers; publish it under the entry-point group {WRAPPER_GROUP!r}"
+    own = {name for name, hook in _marked(plugin) if not (hook.wrapper or hook.hookwrapper)}
+    if own < {*HOOKS}:
+        missing = next(name for name in HOOKS if name not in own)
+        yield f"it has no hook {missing!r}; a method has {hooks}, each marked softprompt_zoo.hookimpl"
+    config: Any = getattr(plugin, "Config", None)
+    is_config = isinstance(config, type) and issubclass(config, MethodConfig)
+    if not is_config or (inspect.get_annotations(config) and "__dataclass_params__" not in vars(config)):
+        yield f"its Config is {config!r}; expected a dataclass that extends softprompt_zoo.MethodConfig"
     if not callable(getattr(plugin, "Parameters", None)):
-        return "it has no Parameters; expected a torch.nn.Module that takes (config, backbone)"
-    return None
+        yield "it has no Parameters; expected a torch.nn.Module that takes (config, backbone)"
+    for name in ("ALIASES", "PEFT_TYPES"):
+        value = getattr(plugin, name, ())
+        if not (isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)):
+            yield f"its {name} is {value!r}; expected a tuple of strings"
 
 
 registry = Registry()

@@ -158,7 +158,7 @@ def _sites(config: Config, backbone: Backbone) -> list[str]:
     if not backbone.layers:
         raise UnsupportedError(
             "prefix_tuning needs keys and values, which cannot be reached in this model; "
-            "a method at the input embeddings works (prompt_tuning)"
+            "choose a method at the input embeddings"
         )
     missing = [site for site in config.sites or () if site not in backbone.layers]
     if missing:
