@@ -4,7 +4,6 @@ from typing import Any
 
 from softprompt_zoo.testing.models import VOCABULARY
 
-
 SPECIAL_TOKENS = {
     "pad_token": "[pad]",
     "bos_token": "[bos]",
