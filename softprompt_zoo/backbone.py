@@ -252,12 +252,12 @@ def _probe(
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
     # With a mask, no model looks for padding in the ids, which have no values on the meta device.
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), KEYWORD: probe}
-    if encoder is not None:
-        width = encoder.embedding(ids).shape[-1]
-        states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)
-        inputs |= {"encoder_hidden_states": states, "use_cache": False}
     try:
         with _probing(module), torch.no_grad():
+            if encoder is not None:
+                width = encoder.embedding(ids).shape[-1]
+                states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)
+                inputs |= {"encoder_hidden_states": states, "use_cache": False}
             module(**inputs)
     except Exception as error:
         return [], f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, Self
 
+GIVEN = "given"
+"""Stands in a saved config for start values that were handed over, and are not needed again."""
+
 
 def check_positive_integer(name: str, value: object) -> None:
     """Refuse anything but an integer of at least 1.
@@ -69,14 +72,18 @@ class MethodConfig:
         """Return the fields that are saved, as JSON values.
 
         Returns:
-            Field name to value. Fields marked `saved=False` (a tokenizer, say) are left out, and an
-            initial value that is not a name is written as `"given"`.
+            Field name to value. Fields marked `saved=False` (a tokenizer, say) are left out, and a value that
+            is not one of a field's `names` (a folder or a prompt to start from) is written as `"given"`.
         """
-        fields = [field for field in dataclasses.fields(self) if field.metadata.get("saved", True)]
-        values = {field.name: getattr(self, field.name) for field in fields}
-        if not isinstance(values.get("init", ""), str):
-            values["init"] = "given"
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value, names = getattr(self, field.name), field.metadata.get("names")
+            if not field.metadata.get("saved", True):
+                continue
+            if names is not None and value not in names:
+                value = GIVEN
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+        return values
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.config import GIVEN
 
 INITS = ("sampled", "text", "labels", "random")
 
@@ -28,13 +29,16 @@ def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels:
     Raises:
         ValueError: If a needed option is missing, or `init` is not allowed.
     """
-    if not isinstance(init, str) or init == "given":
+    choices = f"expected one of {', '.join(map(repr, allowed))}, the folder of a saved prompt, or a prompt"
+    if hasattr(init, "merged_tokens") or init == GIVEN:
         return
+    if not isinstance(init, str | os.PathLike):
+        raise TypeError(f"init is {init!r} ({type(init).__name__}); {choices}")
     if init not in allowed and not os.path.isdir(init):
-        raise ValueError(
-            f"init is {init!r}; expected one of {', '.join(map(repr, allowed))}, or the folder of a saved prompt"
-        )
-    needed = {"text": ("init_text", init_text), "labels": ("labels", labels)}.get(init)
+        raise ValueError(f"init is {str(init)!r}; {choices}")
+    if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
+        raise TypeError(f"labels is {labels!r}; expected a sequence of texts, one per class")
+    needed = {"text": ("init_text", init_text), "labels": ("labels", labels)}.get(str(init))
     if needed is not None and not needed[1]:
         raise ValueError(f"init={init!r} needs {needed[0]}, which is {needed[1]!r}")
     if needed is not None and tokenizer is not None and not callable(tokenizer):

@@ -20,7 +20,7 @@ from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
 from softprompt_zoo.sites.arrange import Call, select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.positions import past_length
-from softprompt_zoo.sites.stack import bind, cut_output, unbind
+from softprompt_zoo.sites.stack import bind, cut_output, returns_dict, unbind
 from softprompt_zoo.sites.words import embed, keys_values, mark_sites, unmark_sites
 
 _ATTACHED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
@@ -285,7 +285,7 @@ def _forward(model: Any, base: Any, prompts: Any, task_ids: Tensor | None, kwarg
     if not call.selection.names:
         return base.forward(model, prompts=call, **kwargs)
     wants_first = _wants_first_label(model, call, kwargs, past)
-    wants_tuple = not _returns_dict(model, kwargs)
+    wants_tuple = not returns_dict(model.config, kwargs)
     if wants_first:
         kwargs = _with_first_label(call, kwargs)
     output = base.forward(
@@ -310,11 +310,6 @@ def _check_rows(entries: int, rows: int) -> None:
             f"prompts has {entries} entries for a batch of {rows} rows; give one entry per row: a prompt's name, "
             "a list of names, or None"
         )
-
-
-def _returns_dict(model: Any, kwargs: dict[str, Any]) -> bool:
-    given = kwargs.get("return_dict")
-    return bool(getattr(model.config, "return_dict", True) if given is None else given)
 
 
 def _wants_first_label(model: Any, call: Call, kwargs: dict[str, Any], past: int | Tensor) -> bool:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone, Stack
 from softprompt_zoo.checkpoints import read_prompts
-from softprompt_zoo.config import MethodConfig
+from softprompt_zoo.config import GIVEN, MethodConfig
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError, UnsupportedError
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
-from softprompt_zoo.sites.arrange import Call, Combination, select
+from softprompt_zoo.sites.arrange import Call, Combination, check_combination, select
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.shared_pass import Prefix, causal_prefix
 from softprompt_zoo.tokens import InputTokens, Placement, to_tensors
@@ -65,6 +65,8 @@ def _initialize(method: LoadedMethod, config: MethodConfig, learned: Any, backbo
     start = getattr(config, "init", None)
     if isinstance(start, os.PathLike) or (isinstance(start, str) and os.path.isdir(start)):
         start = _saved_start(Path(start), backbone)
+    if start == GIVEN:
+        raise ValueError(f"init is {GIVEN!r}, which only a saved prompt says of itself; give the folder or the prompt")
     if not isinstance(start, Prompt):
         learned.initialize(config, backbone)
         return
@@ -222,7 +224,7 @@ class Prompts(nn.Module):
             UnknownPromptError: If one is not there.
             ValueError: If one stands twice.
         """
-        self._active = select([list(names)], self.keys(), ()).combinations[0]
+        self._active = check_combination(names, self.keys(), "the names to activate")
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:

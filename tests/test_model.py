@@ -89,7 +89,10 @@ def test_bad_num_virtual_tokens(untouched, method, value, error, text):
     ("options", "error", "text"),
     [
         ({"tokens": 3}, TypeError, "unknown option 'tokens' for Config; expected any of num_virtual_tokens"),
-        ({"init": "magic"}, ValueError, "init is 'magic'; expected one of 'sampled', 'text', 'random'"),
+        ({"init": "magic"}, ValueError, "init is 'magic'; expected one of 'sampled', 'text', 'random', the folder"),
+        ({"init": 7}, TypeError, r"init is 7 \(int\); expected one of"),
+        ({"init": None}, TypeError, "init is None"),
+        ({"init": "given"}, ValueError, "init is 'given', which only a saved prompt says of itself"),
         ({"init": "text"}, ValueError, "init='text' needs init_text"),
         ({"init": "text", "init_text": "x"}, ValueError, "needs tokenizer=…"),
         ({"reparameterization": "lstm"}, ValueError, "reparameterization is 'lstm'; expected one of None, 'mlp'"),
@@ -377,6 +380,21 @@ def test_compiles_into_one_graph(method, architecture):
     plain = subject.gradients()
     for name, gradient in compiled_gradients.items():
         assert_equal(gradient, plain[name], f"gradient of {name}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_encoder_as_the_users_model_returns_what_it_is_asked_for(method):
+    from transformers import BertModel
+
+    torch.manual_seed(0)
+    model = BertModel(tiny_model("bert").config).eval()
+    zoo.get_method(method)(model, num_virtual_tokens=4)
+    output = model(TEXT)
+    assert output.last_hidden_state.shape == (1, 9, 32)
+    assert_equal(output.pooler_output, model.pooler(output.last_hidden_state), "pooled from the text")
+    as_tuple = model(TEXT, return_dict=False)
+    assert torch.equal(as_tuple[0], output.last_hidden_state)
+    assert torch.equal(as_tuple[1], output.pooler_output)
 
 
 def test_combined_methods_stand_in_order():

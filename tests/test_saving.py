@@ -100,6 +100,8 @@ def test_init_from_another_prompt(tmp_path):
         assert_equal(Subject("llama", model).logits(TEXT), expected, "started from another prompt")
         model.save_pretrained(tmp_path / "again")
         zoo.load(tiny_model("llama"), tmp_path / "again")
+        index = json.loads((tmp_path / "again" / "softprompt_zoo.json").read_text())
+        assert index["prompts"]["default"]["config"]["init"] == "given"
     with pytest.raises(ValueError, match="init is a prompt of 4 virtual tokens; set num_virtual_tokens to that, not 7"):
         zoo.get_method("prompt")(tiny_model("llama"), num_virtual_tokens=7, init=source.model.prompts["default"])
     with pytest.raises(zoo.UnsupportedError, match="cannot start from this prompt"):

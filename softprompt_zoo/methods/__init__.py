@@ -4,3 +4,6 @@ BUILTINS = (
     "prefix_tuning",
     "prompt_tuning",
 )
+
+DEFAULT = BUILTINS[0]
+"""What the command line trains unless told otherwise."""

@@ -39,13 +39,14 @@ RECIPE = Recipe(
     source="our search over 2e-3, 5e-3 and 1e-2 on E2E with SmolLM2-135M, 20 tokens (benchmarks/compare_with_peft.py)",
 )
 SITES = ("encoder", "decoder", "cross")
+INITS = ("sampled", "text", "random")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
     """Options of prefix tuning."""
 
-    init: Any = "sampled"
+    init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
     """The model's own keys and values of `"sampled"` frequent words or of a `"text"`, `"random"` standard
     normal numbers (the reference's `init_shallow`), or another prompt: its saved folder, or `model.prompts[name]`."""
     init_text: str | None = None
@@ -65,7 +66,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_init(self.init, ("sampled", "text", "random"), self.init_text, None, self.tokenizer)
+        check_init(self.init, INITS, self.init_text, None, self.tokenizer)
         check_choice("reparameterization", self.reparameterization, (None, "mlp"))
         check_positive_integer("reparameterization_size", self.reparameterization_size)
         check_probability("dropout", self.dropout)

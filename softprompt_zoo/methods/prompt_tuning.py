@@ -40,7 +40,7 @@ RECIPE = Recipe(
 class Config(MethodConfig):
     """Options of prompt tuning."""
 
-    init: Any = "sampled"
+    init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
     """`"sampled"` frequent words, a `"text"`, class `"labels"`, `"random"` numbers uniform in ±0.5
     (Lester et al. 2021, section 2.1), or another prompt: its saved folder, or `model.prompts[name]`."""
     init_text: str | None = None

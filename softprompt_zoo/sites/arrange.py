@@ -267,15 +267,33 @@ def _select_by_index(prompts: Tensor, names: Sequence[str]) -> Selection:
 
 def _combination(entry: Any, names: Sequence[str], row: int) -> Combination:
     parts = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return check_combination(parts, names, f"prompts[{row}]")
+
+
+def check_combination(parts: Any, names: Sequence[str], what: str) -> Combination:
+    """Check that prompts can stand together.
+
+    Args:
+        parts: Their names, in order.
+        names: The prompts of the model.
+        what: What is checked, for the message.
+
+    Returns:
+        The combination.
+
+    Raises:
+        TypeError: If `parts` is no list of names.
+        UnknownPromptError: If one is not there.
+        ValueError: If one stands twice.
+    """
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        raise TypeError(f"prompts[{row}] is {entry!r}; expected a prompt's name, a list of names, or None")
+        raise TypeError(f"{what} is {parts!r}; expected a prompt's name, a list of names, or None")
     unknown = next((part for part in parts if part not in names), None)
     if unknown is not None:
-        raise UnknownPromptError(
-            f"no prompt {unknown!r} in row {row}; the model has {', '.join(map(repr, names)) or 'none'}"
-        )
+        there = ", ".join(map(repr, names)) or "none"
+        raise UnknownPromptError(f"no prompt {unknown!r}, named in {what}; the model has {there}")
     if len(set(parts)) < len(parts):
-        raise ValueError(f"prompts[{row}] is {entry!r}; each prompt may stand in it once")
+        raise ValueError(f"{what} is {parts!r}; each prompt may stand in it once")
     return tuple(parts)
 
 

@@ -55,6 +55,8 @@ class CallState:
     """`(rows or 1, heads, length, tokens)` relative position bias of the self-attention's prompt."""
     tails: tuple[Tensor, Tensor] | None = None
     """Hidden states `(rows, hidden)` that predict the first text token, and which rows `(rows, 1)` have one."""
+    is_tuple_wanted: bool = False
+    """Whether the caller asked the stack for a tuple."""
     call: Any = None
     """The call this state belongs to, for the hook after the forward."""
 

@@ -47,6 +47,8 @@ class Binding:
     family: str
     stack: Stack
     host: Host
+    argument_names: list[str]
+    """Names of the forward's positional arguments, in order."""
     handles: list[Any] = dataclasses.field(default_factory=list)
 
 
@@ -58,7 +60,8 @@ def bind(family: str, stack: Stack, host: Host) -> None:
         stack: The stack; its module is changed.
         host: The model's prompts.
     """
-    binding = Binding(family, stack, host)
+    names = list(inspect.signature(type(stack.module).forward).parameters)[1:]
+    binding = Binding(family, stack, host, names)
     binding.handles = [
         stack.module.register_forward_pre_hook(before_forward, with_kwargs=True),
         stack.module.register_forward_hook(after_forward, with_kwargs=True),
@@ -77,7 +80,7 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if KEYWORD in kwargs:
         return None
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
-    kwargs = {**dict(zip(_argument_names(module), args, strict=False)), **kwargs}
+    kwargs = {**dict(zip(binding.argument_names, args, strict=False)), **kwargs}
     prompts, task_ids = kwargs.pop("prompts", None), kwargs.pop("task_ids", None)
     past = past_length(kwargs.get("past_key_values"))
     call = prompts if isinstance(prompts, Call) else binding.host.resolve(prompts, task_ids, _is_decoding(past))
@@ -98,7 +101,8 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if call.layout is not None:
         binding.host.keep_layout(call.layout)
     kwargs = anchor(module, binding.stack, state, kwargs)
-    return (), {**kwargs, KEYWORD: state}
+    state.is_tuple_wanted = not returns_dict(module.config, kwargs)
+    return (), {**kwargs, **({"return_dict": True} if state.is_tuple_wanted else {}), KEYWORD: state}
 
 
 def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -108,10 +112,16 @@ def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
         return None
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     if binding.family == "encoder" and state.call.layout is not None:
-        return cut_output(module, output, state.call.layout)
+        output = cut_output(module, output, state.call.layout)
     if state.tails is not None:
-        return _insert_first_prediction(output, state.call, state.tails)
-    return None
+        output = _insert_first_prediction(output, state.call, state.tails)
+    return output.to_tuple() if state.is_tuple_wanted else output
+
+
+def returns_dict(config: Any, kwargs: dict[str, Any]) -> bool:
+    """Say whether a forward with these arguments returns a ModelOutput."""
+    given = kwargs.get("return_dict")
+    return bool(getattr(config, "return_dict", True) if given is None else given)
 
 
 def cut_output(module: Any, output: Any, layout: Layout) -> Any:
@@ -119,14 +129,12 @@ def cut_output(module: Any, output: Any, layout: Layout) -> Any:
 
     Args:
         module: The encoder, for its pooler.
-        output: Its output, as tuple or ModelOutput.
+        output: Its output.
         layout: Where the text went.
 
     Returns:
         An output of the same class.
     """
-    if isinstance(output, tuple):
-        raise UnsupportedError("a prompted encoder cannot return a tuple; leave return_dict at True")
     cut = dict(output)
     axes = {"last_hidden_state": (1,), "hidden_states": (1,), "attentions": (2, 3), "cross_attentions": (3,)}
     if "encoder_last_hidden_state" in cut or "encoder_hidden_states" in cut or "encoder_attentions" in cut:
@@ -289,9 +297,3 @@ def _check_implementation(module: Any) -> None:
             f"the attention implementation was set to {implementation!r} behind the prompts' back, so they would be "
             "ignored; call model.set_attn_implementation instead of writing to the config"
         )
-
-
-def _argument_names(module: Any) -> list[str]:
-    code = type(module).forward
-    code = getattr(code, "__wrapped__", code)
-    return list(inspect.signature(code).parameters)[1:]

@@ -76,6 +76,11 @@ def test_missing_pieces(options, text):
         embeddings(num_virtual_tokens=3, **options)
 
 
+def test_labels_that_are_one_text():
+    with pytest.raises(TypeError, match="labels is 'yes'; expected a sequence of texts"):
+        embeddings(num_virtual_tokens=3, init="labels", labels="yes", tokenizer=tiny_tokenizer())
+
+
 def test_a_tokenizer_of_another_model():
     with pytest.raises(ValueError, match=r"gave the id 150 .* the model has 101 embeddings"):
         embeddings(num_virtual_tokens=3, init="text", init_text="w150", tokenizer=tiny_tokenizer(words=200))

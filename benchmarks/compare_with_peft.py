@@ -1,0 +1,361 @@
+"""Train prompt tuning and prefix tuning with softprompt_zoo and with PEFT, and compare loss and time.
+
+Run from the repository root; a run that was stopped goes on where it was::
+
+    python benchmarks/compare_with_peft.py --data ../shared/data/e2e_nlg
+
+Both libraries get the same model, rows, batches, optimizer and schedule. For each, the learning rate is
+searched in short runs from its first start tokens, then its other start tokens are tried at the best rate,
+and the best of all is trained on every seed. Step times come from runs of their own, in which the two
+libraries take turns in one process. Every run is kept as a JSON file named after a hash of its settings;
+`--table` prints the table of what is there. benchmarks/README.md says more.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model, initialize_kv_prefix_from_text
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    get_linear_schedule_with_warmup,
+)
+
+import softprompt_zoo as zoo
+from softprompt_zoo.embedded import resolve_model
+from softprompt_zoo.examples import read_examples
+from softprompt_zoo.training.data import Collator, Row, Tokenised
+from softprompt_zoo.training.evaluation import target_loss
+
+LIBRARIES = ("zoo", "peft")
+RATES = {"prefix_tuning": (5e-3, 1e-2, 2e-2), "prompt_tuning": (3e-3, 1e-2, 3e-2)}
+STARTS = {"prefix_tuning": ("text",), "prompt_tuning": ("sampled", "text")}
+"""Start tokens to try: words of the vocabulary, the instruction, or the instruction as a chat's system message."""
+INSTRUCTION = "Write a short description of the restaurant in plain English, using all of the attributes given below:\n"
+TIMES = ("seconds", "cpu_seconds")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all runs share."""
+
+    data: str
+    """Folder with `train.jsonl`."""
+    model: str = "smollm2"
+    tokens: int = 20
+    batch_size: int = 8
+    warmup_steps: int = 5
+    final_steps: int = 60
+    search_steps: int = 30
+    seeds: int = 2
+    timed_pairs: int = 16
+    untimed_pairs: int = 2
+    final_rows: int = 96
+    """Rows from the end of the file: the final runs are evaluated on them."""
+    search_rows: int = 48
+    """Rows before those: the search is evaluated on them. The others are trained on."""
+    threads: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one run does."""
+
+    phase: str
+    """`"rate"` and `"start"` make up the search; `"final"` and `"time"` fill the table."""
+    method: str
+    library: str
+    start: str
+    rate: float
+    steps: int
+    seed: int = 0
+
+
+class Store:
+    """The results, a file for each run."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        self.settings = settings
+        packages = ("softprompt-zoo", "peft", "transformers", "torch")
+        self._shared = {
+            **dataclasses.asdict(settings),
+            "data": hashlib.sha256(_data_file(settings).read_bytes()).hexdigest(),
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+        }
+        for name in ("seeds", "final_steps", "search_steps"):  # which runs there are, not what one run does
+            del self._shared[name]
+
+    def _path(self, run: Run) -> Path:
+        settings = json.dumps({**self._shared, **dataclasses.asdict(run)}, sort_keys=True)
+        key = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        return self.folder / f"{run.phase}-{run.method}-{run.library}-{key}.json"
+
+    def get(self, run: Run) -> dict[str, Any] | None:
+        """Return the result of a run, or nothing if it is not there."""
+        path = self._path(run)
+        return json.loads(path.read_text("utf-8"))["result"] if path.exists() else None
+
+    def put(self, run: Run, result: dict[str, Any]) -> None:
+        """Keep the result of a run, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(run)
+        content = {"run": dataclasses.asdict(run), "settings": self._shared, "result": result}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        os.replace(temporary, path)
+
+
+def _data_file(settings: Settings) -> Path:
+    return Path(settings.data) / "train.jsonl"
+
+
+# Which runs there are
+
+
+def time_run(settings: Settings, method: str) -> Run:
+    """Return the run that times both libraries."""
+    steps = settings.untimed_pairs + settings.timed_pairs
+    return Run(phase="time", method=method, library="both", start=STARTS[method][0], rate=RATES[method][1], steps=steps)
+
+
+def rate_runs(settings: Settings, method: str, library: str) -> list[Run]:
+    """Return the runs that search the learning rate."""
+    shared: dict[str, Any] = {"method": method, "library": library, "steps": settings.search_steps}
+    return [Run(phase="rate", start=STARTS[method][0], rate=rate, **shared) for rate in RATES[method]]
+
+
+def start_runs(store: Store, method: str, library: str) -> list[Run]:
+    """Return the runs that try other start tokens, once the rate is known."""
+    best = _best(store, rate_runs(store.settings, method, library))
+    return [dataclasses.replace(best, phase="start", start=start) for start in STARTS[method][1:]] if best else []
+
+
+def final_runs(store: Store, method: str, library: str) -> list[Run]:
+    """Return the runs over the seeds, once rate and start tokens are known."""
+    settings = store.settings
+    others = start_runs(store, method, library)
+    best = _best(store, rate_runs(settings, method, library) + others) if others else None
+    if best is None:
+        return []
+    final = dataclasses.replace(best, phase="final", steps=settings.final_steps)
+    return [dataclasses.replace(final, seed=seed) for seed in range(settings.seeds)]
+
+
+def all_runs(store: Store) -> Iterator[Run]:
+    """Yield all runs in order; the later ones depend on what the earlier ones left in the store."""
+    settings = store.settings
+    for method in STARTS:
+        for same_rate in zip(*(rate_runs(settings, method, library) for library in LIBRARIES), strict=True):
+            yield from same_rate
+        for library in LIBRARIES:
+            yield from start_runs(store, method, library)
+        for seed in range(settings.seeds):
+            for library in LIBRARIES:
+                yield final_runs(store, method, library)[seed]
+        yield time_run(settings, method)
+
+
+def _best(store: Store, runs: list[Run]) -> Run | None:
+    losses = _losses(store, runs)
+    return runs[losses.index(min(losses))] if len(losses) == len(runs) else None
+
+
+# Data
+
+
+def split(settings: Settings, rows: list[Row]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Return the rows to train on, to search on, and to evaluate on in the end."""
+    final = len(rows) - settings.final_rows
+    search = final - settings.search_rows
+    return rows[:search], rows[search:final], rows[final:]
+
+
+def training_rows(settings: Settings, rows: list[Row], run: Run) -> list[list[Row]]:
+    """Return the rows of each step; they depend on the seed alone."""
+    generator = torch.Generator().manual_seed(run.seed)
+    size, order = settings.batch_size, list[int]()
+    needed = run.steps * size
+    while len(order) < needed:
+        order += torch.randperm(len(rows), generator=generator).tolist()
+    return [[rows[index] for index in order[first : first + size]] for first in range(0, needed, size)]
+
+
+# Models
+
+
+def attach(run: Run, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Load the model and put the prompt of one library on it."""
+    folder = resolve_model(settings.model)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(run.seed)
+    attach_with = {"zoo": attach_zoo, "peft": attach_peft}[run.library]
+    return attach_with(model, run, settings.tokens, tokenizer, folder)
+
+
+def attach_zoo(model: Any, run: Run, tokens: int, tokenizer: PreTrainedTokenizerBase, folder: str) -> Any:
+    """Attach a prompt of softprompt_zoo."""
+    options: dict[str, Any] = {"init": "sampled"}
+    if run.start != "sampled":
+        message = [{"role": "system", "content": INSTRUCTION}]
+        text = tokenizer.apply_chat_template(message, tokenize=False) if run.start == "chat" else INSTRUCTION
+        options = {"init": "text", "init_text": text, "tokenizer": tokenizer}
+    return zoo.get_method(run.method)(model, num_virtual_tokens=tokens, **options)
+
+
+def attach_peft(model: Any, run: Run, tokens: int, tokenizer: PreTrainedTokenizerBase, folder: str) -> Any:
+    """Attach a prompt of PEFT, with the best initialisations it has."""
+    if run.method == "prefix_tuning":
+        model = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens))
+        initialize_kv_prefix_from_text(model, tokenizer, text=INSTRUCTION, use_chat_template=run.start == "chat")
+        return model
+    options: dict[str, Any] = {"prompt_tuning_init": "SAMPLE_VOCAB"}
+    if run.start == "text":
+        options = {
+            "prompt_tuning_init": "TEXT",
+            "prompt_tuning_init_text": INSTRUCTION,
+            "tokenizer_name_or_path": folder,
+        }
+    return get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens, **options))
+
+
+class Trainer:
+    """A model, its optimizer and its schedule."""
+
+    def __init__(self, model: Any, run: Run, warmup_steps: int) -> None:
+        self.model = model.train()
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._trained, lr=run.rate, weight_decay=0.0)
+        self._schedule = get_linear_schedule_with_warmup(self._optimizer, warmup_steps, run.steps)
+
+    def step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Take one step; return its loss, and its seconds by the clock and of all processor cores together."""
+        began, began_cpu = time.perf_counter(), time.process_time()
+        loss = self.model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad()
+        return {
+            "loss": loss.item(),
+            "seconds": time.perf_counter() - began,
+            "cpu_seconds": time.process_time() - began_cpu,
+        }
+
+
+# Runs
+
+
+def execute(run: Run, settings: Settings) -> dict[str, Any]:
+    """Do one run and return its result."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(settings.model))
+    tokenised = Tokenised(tokenizer, is_encoder_decoder=False, template="{input}\n")
+    train, search, final = split(settings, tokenised.rows(read_examples(_data_file(settings))))
+    collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
+    batches = [collate(rows) for rows in training_rows(settings, train, run)]
+    libraries = LIBRARIES if run.phase == "time" else (run.library,)
+    trainers = {}
+    for library in libraries:
+        model = attach(dataclasses.replace(run, library=library), settings, tokenizer)
+        trainers[library] = Trainer(model, run, settings.warmup_steps)
+    steps = [{library: trainer.step(batch) for library, trainer in trainers.items()} for batch in batches]
+    if run.phase == "time":
+        timed = steps[settings.untimed_pairs :]
+        return {unit: {library: [step[library][unit] for step in timed] for library in libraries} for unit in TIMES}
+    return {
+        "loss": target_loss(trainers[run.library].model, final if run.phase == "final" else search, collate),
+        "training_losses": [step[run.library]["loss"] for step in steps],
+        "seconds": [step[run.library]["seconds"] for step in steps],
+    }
+
+
+# Table
+
+HEADS = (
+    *("method", "zoo starts from, rate", "PEFT starts from, rate", "zoo loss", "PEFT loss", "loss, zoo - PEFT"),
+    *("zoo seconds per step", "PEFT seconds per step", "time, zoo / PEFT", "CPU time, zoo / PEFT"),
+)
+
+
+def table(store: Store) -> str:
+    """Return the table of the results that are there, in Markdown."""
+    lines = [HEADS, ("---",) * len(HEADS)]
+    for method in STARTS:
+        finals = [final_runs(store, method, library) for library in LIBRARIES]
+        losses = [_losses(store, runs) for runs in finals]
+        starts = [f"{runs[0].start}, {runs[0].rate:g}" if runs else "-" for runs in finals]
+        differences = [ours - theirs for ours, theirs in zip(*losses, strict=False)]
+        lines.append((method, *starts, *map(_mean, losses), _mean(differences), *_times(store, method)))
+    settings = store.settings
+    note = (
+        f"Evaluation loss after {settings.final_steps} steps of {settings.batch_size}: mean over the seeds (lowest to "
+        f"highest). Times: median of {settings.timed_pairs} steps, the libraries taking turns (quartiles)."
+    )
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", note, ""])
+
+
+def _losses(store: Store, runs: list[Run]) -> list[float]:
+    results = [store.get(run) for run in runs]
+    return [result["loss"] for result in results if result is not None]
+
+
+def _times(store: Store, method: str) -> list[str]:
+    times = store.get(time_run(store.settings, method))
+    if times is None:
+        return ["-"] * (len(LIBRARIES) + len(TIMES))
+    ratios = [
+        [ours / theirs for ours, theirs in zip(times[unit]["zoo"], times[unit]["peft"], strict=True)] for unit in TIMES
+    ]
+    return [_median(values) for values in (times["seconds"]["zoo"], times["seconds"]["peft"], *ratios)]
+
+
+def _mean(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-"
+
+
+def _median(values: list[float]) -> str:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{median:.2f} ({low:.2f} to {high:.2f})"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Do the runs that are not there yet and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "compare_with_peft")
+    parser.add_argument("--table", action="store_true", help="print the table of what is there; run nothing")
+    for field in dataclasses.fields(Settings):
+        default = "../shared/data/e2e_nlg" if field.name == "data" else field.default
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default)
+    options = vars(parser.parse_args(arguments))
+    folder, only_table = options.pop("results"), options.pop("table")
+    settings = Settings(**options)
+    if not _data_file(settings).is_file():
+        parser.error(f"there is no {_data_file(settings)}; give the folder that holds train.jsonl as --data")
+    torch.set_num_threads(settings.threads)
+    store = Store(folder, settings)
+    for run in () if only_table else all_runs(store):
+        is_new = store.get(run) is None
+        if is_new:
+            store.put(run, execute(run, settings))
+        name = f"{run.phase} {run.method} {run.library}, from {run.start}, rate {run.rate:g}, seed {run.seed}"
+        print(f"{'done' if is_new else 'kept'}: {name}, loss {store.get(run).get('loss', '-')}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(table(store), "utf-8")
+    print(table(store))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The command `softprompt-zoo`. Torch and transformers are imported by the commands that need them, not here."""
+
+from collections.abc import Callable
+
+import typer
+
+from softprompt_zoo.cli.command import command
+from softprompt_zoo.cli.files import export_prompt, import_prompt
+from softprompt_zoo.cli.listing import methods, plugins, show
+from softprompt_zoo.cli.train import train
+from softprompt_zoo.cli.use import evaluate, generate
+
+app = typer.Typer(
+    name="softprompt-zoo",
+    help="Soft-prompt methods for Hugging Face transformers: train, measure, use and convert prompts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "methods": methods,
+    "plugins": plugins,
+    "show": show,
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "export": export_prompt,
+    "import": import_prompt,
+}
+for name, function in _COMMANDS.items():
+    app.command(name)(command(function))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

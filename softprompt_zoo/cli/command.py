@@ -1,0 +1,69 @@
+"""What all commands share: one red line instead of a traceback, and `--debug`."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softprompt_zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+USER_ERROR, INTERRUPTED = 2, 130
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn what the user got wrong into one red line and exit code 2.
+
+    Args:
+        function: The command. Not changed.
+
+    Returns:
+        The command with an option `--debug` more.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (ZooError, ValueError, TypeError, OSError) as error:
+            if debug:
+                raise
+            _print_error(str(error) or type(error).__name__)
+            raise typer.Exit(INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else USER_ERROR) from error
+        except KeyboardInterrupt:
+            _print_error("stopped")
+            raise typer.Exit(INTERRUPTED) from None
+
+    signature = inspect.signature(function)
+    option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    wrapper.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {**function.__annotations__, "debug": Debug}
+    return wrapper
+
+
+def console() -> "Console":
+    """Return what commands print to."""
+    from rich.console import Console
+
+    return Console()
+
+
+def quiet() -> None:
+    """Keep what transformers tells its developers away from the user's terminal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _print_error(text: str) -> None:
+    from rich.console import Console
+
+    # Messages of other libraries may have many lines; the first says what is wrong.
+    line = next((line for line in text.splitlines() if line.strip()), text)
+    Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,95 @@
+"""`methods`, `plugins` and `show`: what is installed."""
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompt_zoo.cli.command import console
+
+if TYPE_CHECKING:
+    from softprompt_zoo.registry import PluginReport
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def methods(as_json: AsJson = False) -> None:
+    """List the soft-prompt methods that are installed."""
+    from softprompt_zoo.registry import registry
+
+    rows = [
+        {"name": found.name, "aliases": list(found.aliases), "summary": found.summary, "distribution": found.origin}
+        for found in registry.candidates().values()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("method", "aliases", "summary", "distribution")
+    for row in rows:
+        table.add_row(*(escape(cell if isinstance(cell, str) else ", ".join(cell)) for cell in row.values()))
+    console().print(table)
+
+
+def plugins(
+    check: Annotated[bool, typer.Option("--check", help="Load every plugin and run its hooks.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the installed plugins, and what is known against them; exit code 1 if there is anything."""
+    from softprompt_zoo.registry import registry
+
+    reports = registry.reports(load=check)
+    notes: dict[str, str] = {}
+    if check:
+        from softprompt_zoo.cli.hook_check import check_hooks
+
+        reports, notes = check_hooks(reports)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(report) for report in reports], indent=2))
+    else:
+        _print_reports(reports, notes)
+    if any(report.problem for report in reports):
+        raise typer.Exit(1)
+
+
+def _print_reports(reports: "list[PluginReport]", notes: dict[str, str]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("plugin", "kind", "distribution", "state")
+    for report in reports:
+        state = "problem, see below" if report.problem else notes.get(report.name, "ok")
+        cells = (report.name, report.kind, report.origin, state)
+        table.add_row(*map(escape, cells), style="red" if report.problem else None)
+    console().print(table)
+    for report in reports:
+        if report.problem:
+            line = f"{report.name} ({report.origin}): {' '.join(report.problem.split())}"
+            console().print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def show(method: Annotated[str, typer.Argument(help="Name or alias.", metavar="METHOD")]) -> None:
+    """Show a method's page, its options and its recipe."""
+    import inspect
+
+    from softprompt_zoo.cli.options import describe_options
+    from softprompt_zoo.registry import registry
+
+    found = registry.lookup(method)
+    typer.echo(f"{found.name} ({found.distribution} {found.version})".rstrip())
+    if found.aliases:
+        typer.echo(f"aliases: {', '.join(found.aliases)}")
+    typer.echo(f"\n{inspect.getdoc(found.plugin) or 'no description'}\n\nOptions:")
+    for option in describe_options(found.config_class):
+        typer.echo(f"  {option.name}: {option.type} = {option.default}")
+        for line in option.description:
+            typer.echo(f"      {line}")
+    typer.echo("\nRecipe:")
+    if found.recipe is None:
+        typer.echo("  none; give train a --learning-rate and --steps")
+        return
+    for name, value in dataclasses.asdict(found.recipe).items():
+        typer.echo(f"  {name}: {value}")

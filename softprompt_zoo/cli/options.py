@@ -1,0 +1,66 @@
+"""A method's options as its source documents them."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of a method."""
+
+    name: str
+    """As the user gives it."""
+    type: str
+    """As the source writes it."""
+    default: str
+    """As Python shows it."""
+    description: list[str]
+    """Lines of its docstring."""
+
+
+def describe_options(config: type) -> list[Option]:
+    """Read the options of a method.
+
+    Args:
+        config: Its config, a dataclass.
+
+    Returns:
+        The options, in the order of the fields.
+    """
+    documented: dict[str, list[str]] = {}
+    for cls in reversed(config.__mro__):
+        documented |= _field_docstrings(cls)
+    return [
+        Option(field.name, _type(field), _default(field), documented.get(field.name, []))
+        for field in dataclasses.fields(config)
+    ]
+
+
+def _type(field: dataclasses.Field[Any]) -> str:
+    return field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    return "…" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
+
+
+def _field_docstrings(cls: type) -> dict[str, list[str]]:
+    """Python drops the strings below fields, so they are read from the source."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    found = {}
+    for field, text in itertools.pairwise(body):
+        is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        if is_field and is_text and isinstance(text.value.value, str):  # type: ignore[attr-defined]
+            found[field.target.id] = inspect.cleandoc(text.value.value).split("\n")  # type: ignore[attr-defined]
+    return found

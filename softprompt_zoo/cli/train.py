@@ -1,0 +1,122 @@
+"""`train`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from softprompt_zoo.cli.command import console, quiet
+from softprompt_zoo.methods import DEFAULT
+from softprompt_zoo.training.settings import Settings
+
+ALLOWED_WITH_RESUME = ("resume", "output", "debug")
+
+
+def train(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Folder, hub name, or smollm2.")] = "smollm2",
+    method: Annotated[str, typer.Argument(help="Name or alias of the method.")] = DEFAULT,
+    data: Annotated[Path | None, typer.Option(help="JSONL or CSV file; the demo's if not given.")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="JSONL or CSV file; a tenth of --data, at most 100 rows, if not given.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results; softprompt-METHOD if not given.")] = None,
+    input_field: Annotated[str | None, typer.Option(help="Field of the input.")] = None,
+    target_field: Annotated[str | None, typer.Option(help="Field of the target.")] = None,
+    template: Annotated[str, typer.Option(help=r"Text in front of the target; \n is a new line.")] = r"{input}\n",
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the method, name=value with a JSON value; repeat for more.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate; the recipe's if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's if not given.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step; the recipe's if not given.")] = None,
+    max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are left out.")] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the start values and of the order of the rows.")] = 0,
+    dtype: Annotated[
+        str | None, typer.Option(help="Number format of the frozen model: float32, bfloat16 or float16.")
+    ] = None,
+    evaluate_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    metric_rows: Annotated[int, typer.Option(help="Validation rows to write answers for.")] = 10,
+    handwritten: Annotated[str | None, typer.Option(help="Hand-written prompt to compare with.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in --output.")] = False,
+) -> None:
+    """Train a prompt on pairs of input and target text; without arguments, the demo."""
+    folder = output or Path(f"softprompt-{method}")
+    if resume:
+        _check_alone(context)
+        from softprompt_zoo.training.run import resume as resume_run
+
+        quiet()
+        resume_run(folder, console())
+        return
+    settings = Settings(
+        model=model,
+        method=method,
+        output=str(folder),
+        options=dict(parse_option(text) for text in option or []),
+        data=_text(data),
+        validation=_text(validation),
+        input_field=input_field,
+        target_field=target_field,
+        template=unescape(template),
+        handwritten=handwritten,
+        learning_rate=learning_rate,
+        steps=steps,
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+        dtype=dtype,
+        evaluate_every=evaluate_every,
+        save_every=save_every,
+        metric_rows=metric_rows,
+    )
+    # Importing torch takes seconds; what is wrong above has been said by now.
+    from softprompt_zoo.training.run import train as train_run
+
+    quiet()
+    train_run(settings, console(), overwrite=overwrite)
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """Read `name=value`.
+
+    Args:
+        text: As the user typed it.
+
+    Returns:
+        Name and value; what is not JSON is text.
+
+    Raises:
+        ValueError: If there is no `=` or no name.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"--option is {text!r}; expected name=value, such as num_virtual_tokens=20")
+    name = name.strip().replace("-", "_")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def unescape(template: str) -> str:
+    r"""Let a template have `\n` and `\t`, which shells do not type easily."""
+    return template.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _check_alone(context: typer.Context) -> None:
+    """A resumed run is the run it was; other options would make it another."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in ALLOWED_WITH_RESUME:
+            flag = name.upper() if name in ("model", "method") else "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{flag} was given with --resume, which goes on with the settings in training.json; leave {flag} out"
+            )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

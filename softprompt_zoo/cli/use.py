@@ -1,0 +1,124 @@
+"""`evaluate` and `generate`: what a trained prompt does."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softprompt_zoo.cli.command import console, quiet
+from softprompt_zoo.cli.train import unescape
+from softprompt_zoo.training.settings import DEFAULT_TEMPLATE, DTYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from softprompt_zoo.training.base import Base
+
+Model = Annotated[str, typer.Argument(help="Folder, hub name, or smollm2.", metavar="MODEL")]
+PromptFolder = Annotated[
+    Path, typer.Argument(help="What train or save_pretrained wrote, or a PEFT prompt adapter.", metavar="PROMPT_FOLDER")
+]
+Template = Annotated[str | None, typer.Option(help="As in train; the one it was trained with if not given.")]
+Dtype = Annotated[str | None, typer.Option(help="Number format: float32, bfloat16 or float16.")]
+
+
+def evaluate(
+    model: Model,
+    prompt_folder: PromptFolder,
+    data: Annotated[Path | None, typer.Option(help="JSONL or CSV file; the demo's test rows if not given.")] = None,
+    input_field: Annotated[str | None, typer.Option(help="Field of the input.")] = None,
+    target_field: Annotated[str | None, typer.Option(help="Field of the target.")] = None,
+    template: Template = None,
+    handwritten: Annotated[str | None, typer.Option(help="Hand-written prompt to compare with.")] = None,
+    max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are left out.")] = 512,
+    metric_rows: Annotated[int, typer.Option(help="Rows to write answers for.")] = 10,
+    dtype: Dtype = None,
+) -> None:
+    """Measure a prompt against the bare model and a hand-written prompt."""
+    from softprompt_zoo.examples import demo_data, read_examples
+
+    trained = _trained_with(prompt_folder)
+    examples = read_examples(data or demo_data() / "test.jsonl", input_field=input_field, target_field=target_field)
+    from softprompt_zoo.training.data import Tokenised
+    from softprompt_zoo.training.evaluation import TRAINED, Evaluator
+    from softprompt_zoo.training.report import print_samples, print_scores
+
+    base, network = _load(model, prompt_folder, dtype)
+    tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, _template(template, trained))
+    fitting = tokenised.fitting(examples, max_length, "evaluation")
+    evaluator = Evaluator(fitting, tokenised, metric_rows, handwritten or trained.get("handwritten"))
+    out = console()
+    scores = [evaluator.score(name, network, out.print) for name in (*evaluator.untrained, TRAINED)]
+    print_samples(out, scores, evaluator)
+    out.print()
+    print_scores(out, scores, evaluator)
+
+
+def generate(
+    model: Model,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT_FOLDER [TEXT]...", help="The prompt, then texts; lines of stdin if none."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 100,
+    template: Template = None,
+    no_prompt: Annotated[
+        bool, typer.Option("--no-prompt", help="Use the bare model; all arguments are texts.")
+    ] = False,
+    dtype: Dtype = None,
+) -> None:
+    """Write an answer to every text, one per line."""
+    texts = list(arguments or [])
+    folder = None
+    if not no_prompt:
+        if not texts:
+            raise ValueError("no PROMPT_FOLDER given; name one, or use the bare model with --no-prompt")
+        folder = Path(texts.pop(0))
+    trained = _trained_with(folder) if folder is not None else {}
+    texts = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not texts:
+        raise ValueError("no TEXT given; write it after the folder, or pipe lines into the command")
+    form = _template(template, trained)
+    from softprompt_zoo.examples import Example
+    from softprompt_zoo.training.data import Tokenised
+    from softprompt_zoo.training.evaluation import generate as write_answers
+
+    base, network = _load(model, folder, dtype)
+    tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, form)
+    ids = [tokenised.text_ids(Example(text, None)) for text in texts]
+    for answer in write_answers(network, base.tokenizer, ids, max_new_tokens):
+        typer.echo(" ".join(answer.splitlines()))
+
+
+def _load(model: str, folder: Path | None, dtype: str | None) -> "tuple[Base, PreTrainedModel]":
+    from softprompt_zoo.config import check_choice
+    from softprompt_zoo.saving import load
+    from softprompt_zoo.training.base import Base, fast_dtype
+
+    check_choice("dtype", dtype, (None, *DTYPES))
+    quiet()
+    base = Base(model, progress=lambda line: typer.echo(line, err=True))
+    network = base.load(dtype or fast_dtype())
+    return base, network if folder is None else load(network, folder)
+
+
+def _trained_with(folder: Path) -> dict[str, Any]:
+    """Settings of the run that made a prompt, if it lies in the folder of one."""
+    if not folder.is_dir():
+        raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is no folder; expected what train or save_pretrained wrote")
+    try:
+        record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        settings: dict[str, Any] = record["settings"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return settings
+
+
+def _template(given: str | None, trained: dict[str, Any]) -> str:
+    from softprompt_zoo.examples import check_template
+
+    template = unescape(given) if given is not None else str(trained.get("template", DEFAULT_TEMPLATE))
+    check_template(template)
+    return template

@@ -1,0 +1,124 @@
+"""The model that is trained on: its tokenizer, whether a run can use it, its weights."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from softprompt_zoo.embedded import resolve_model
+from softprompt_zoo.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from softprompt_zoo.method import Method
+    from softprompt_zoo.training.data import Row
+
+
+class Base:
+    """A model by name: tokenizer and config at once, weights when asked for."""
+
+    def __init__(self, name: str, progress: Callable[[str], None] | None = None) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.name = name
+        """As the user gave it."""
+        self.folder = resolve_model(name, progress=progress)
+        """What `from_pretrained` takes."""
+        config = AutoConfig.from_pretrained(self.folder)
+        self.is_encoder_decoder: bool = bool(config.is_encoder_decoder)
+        """Whether targets go through a decoder of their own."""
+        _check_family(name, config)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
+        if self.tokenizer.eos_token_id is None:
+            raise UnsupportedError(
+                f"the tokenizer of {name} has no end-of-sequence token, so answers would never end; "
+                "set tokenizer.eos_token, save it, and give that folder"
+            )
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    def load(self, dtype: str = "float32") -> "PreTrainedModel":
+        """Load the weights, onto the accelerator if there is one.
+
+        Args:
+            dtype: Number format, a name in torch.
+
+        Returns:
+            The model, in eval mode.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        kind = AutoModelForSeq2SeqLM if self.is_encoder_decoder else AutoModelForCausalLM
+        model: PreTrainedModel = kind.from_pretrained(self.folder, dtype=getattr(torch, dtype))
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return model.to(accelerator).eval() if accelerator is not None else model.eval()  # type: ignore[arg-type]
+
+
+def fast_dtype() -> str:
+    """Choose the number format that trains fastest here; the prompt itself is trained in float32 either way."""
+    import torch
+
+    if torch.accelerator.is_available():
+        has_bfloat16 = torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported()  # type: ignore[union-attr]
+    else:
+        has_bfloat16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return "bfloat16" if has_bfloat16 else "float32"
+
+
+def with_tokenizer(method: "Method", tokenizer: Any) -> dict[str, Any]:
+    """Give the tokenizer to a method that has an option for it, and check all options once more.
+
+    Args:
+        method: The method with the user's options.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        The options to add.
+    """
+    fields = {field.name for field in dataclasses.fields(method.config_class)}
+    options = {"tokenizer": tokenizer} if "tokenizer" in fields else {}
+    method.configure(**options)
+    return options
+
+
+def check_tokens(rows: "Sequence[Row]", model: "PreTrainedModel") -> None:
+    """Refuse a tokenizer that is not the model's.
+
+    Args:
+        rows: Tokenised rows.
+        model: The model.
+
+    Raises:
+        UnsupportedError: If a row has an id that the model has no embedding for.
+    """
+    size = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    largest = max(max(*row.text, *row.target) for row in rows)
+    if largest >= size:
+        raise UnsupportedError(
+            f"the tokenizer gives the id {largest}, the model has {size} embeddings; give the tokenizer it has"
+        )
+
+
+def _check_family(name: str, config: Any) -> None:
+    """Refuse models that do not write text."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
+
+    kind, architecture = config.model_type, next(iter(config.architectures or []), "")
+    if config.is_encoder_decoder and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return
+    is_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    is_encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if is_causal and (not is_encoder or architecture.endswith(("ForCausalLM", "LMHeadModel"))):
+        return
+    raise UnsupportedError(
+        f"{name} ({architecture or kind}) does not write text; train takes causal language models and "
+        "encoder-decoders. For a classifier, attach the prompt in Python and train it with transformers' Trainer: "
+        "zoo.get_method(name)(AutoModelForSequenceClassification.from_pretrained(…))"
+    )

@@ -1,0 +1,167 @@
+"""From files to batches: reading, splitting, tokenising, padding."""
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.examples import Example, apply_template, read_examples
+from softprompt_zoo.training.settings import Settings, data_files
+
+IGNORED = -100
+"""Label that transformers' losses skip."""
+MAX_HELD_OUT = 100
+"""Rows held out for validation at most, where the user gives no file for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run trains on and is measured on."""
+
+    train: list[Example]
+    validation: list[Example]
+    sources: dict[str, dict[str, Any]]
+    """For the record: of each file its path, SHA-256 and rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A tokenised example."""
+
+    text: list[int]
+    target: list[int]
+
+    def __len__(self) -> int:
+        return len(self.text) + len(self.target)
+
+
+def read_data(settings: Settings) -> Data:
+    """Read the files of a run.
+
+    Args:
+        settings: The run.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ValueError: If a file or a row cannot be used, or nothing can be held out.
+    """
+    train_file, validation_file = data_files(settings)
+    fields: dict[str, Any] = {"input_field": settings.input_field, "target_field": settings.target_field}
+    train = read_examples(train_file, **fields)
+    sources = {"train": _source(train_file, train)}
+    if validation_file is not None:
+        own = settings.validation is not None or not settings.is_demo
+        validation = read_examples(validation_file, **(fields if own else {}))
+        sources["validation"] = _source(validation_file, validation)
+        return Data(train, validation, sources)
+    if len(train) == 1:
+        raise ValueError(f"{train_file} has one row, which leaves none to validate on; add rows or give --validation")
+    count = min(MAX_HELD_OUT, max(1, len(train) // 10))
+    held_out = set(random.Random(settings.seed).sample(range(len(train)), count))
+    kept = [example for index, example in enumerate(train) if index not in held_out]
+    return Data(kept, [train[index] for index in sorted(held_out)], sources)
+
+
+def _source(path: Path, rows: Sequence[Example]) -> dict[str, Any]:
+    return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "rows": len(rows)}
+
+
+class Tokenised:
+    """Turns examples into rows of tokens for one model and one template."""
+
+    def __init__(self, tokenizer: Any, is_encoder_decoder: bool, template: str) -> None:
+        self.tokenizer = tokenizer
+        self.is_encoder_decoder = is_encoder_decoder
+        self.template = template
+
+    def with_instruction(self, instruction: str) -> "Tokenised":
+        """Return one that puts a hand-written prompt and a blank line in front."""
+        kept = instruction.replace("{", "{{").replace("}", "}}")
+        return Tokenised(self.tokenizer, self.is_encoder_decoder, f"{kept}\n\n{self.template}")
+
+    def text_ids(self, example: Example) -> list[int]:
+        """Tokenise what stands in front of the target."""
+        ids: list[int] = self.tokenizer(apply_template(self.template, example))["input_ids"]
+        ends = not self.is_encoder_decoder and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
+        # Some tokenizers end every text; the target still has to follow this one.
+        return ids[:-1] if ends else ids
+
+    def row(self, example: Example) -> Row:
+        """Tokenise text and target; the target ends with the end of sequence, once."""
+        end = self.tokenizer.eos_token_id
+        if self.is_encoder_decoder:
+            target = list(self.tokenizer(text_target=example.target)["input_ids"])
+        else:
+            target = list(self.tokenizer(example.target, add_special_tokens=False)["input_ids"])
+        return Row(self.text_ids(example), target if target[-1:] == [end] else [*target, end])
+
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        """Tokenise examples."""
+        return [self.row(example) for example in examples]
+
+    def fitting(self, examples: Sequence[Example], max_length: int, what: str) -> list[Example]:
+        """Leave out examples that are too long; cutting them would train on half a target.
+
+        Args:
+            examples: The examples.
+            max_length: Longest row in tokens.
+            what: What they are, for the message.
+
+        Returns:
+            Those that fit.
+
+        Raises:
+            ValueError: If none does.
+        """
+        lengths = [len(row) for row in self.rows(examples)]
+        kept = [example for example, length in zip(examples, lengths, strict=True) if length <= max_length]
+        if not kept:
+            raise ValueError(
+                f"none of the {len(lengths)} {what} rows fits into {max_length} tokens, the shortest has "
+                f"{min(lengths)}; raise --max-length, or choose a model that takes longer texts"
+            )
+        return kept
+
+
+class Collator:
+    """Pads rows into a batch; the loss sees targets only."""
+
+    def __init__(self, pad_id: int, is_encoder_decoder: bool) -> None:
+        self.pad_id = pad_id
+        self.is_encoder_decoder = is_encoder_decoder
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Make a batch of `(rows, length)` tensors."""
+        if self.is_encoder_decoder:
+            texts, labels = [row.text for row in rows], [row.target for row in rows]
+        else:
+            texts = [row.text + row.target for row in rows]
+            labels = [[IGNORED] * len(row.text) + row.target for row in rows]
+        return {**pad(texts, self.pad_id), "labels": pad(labels, IGNORED)["input_ids"]}
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> dict[str, Tensor]:
+    """Pad rows of ids to one length.
+
+    Args:
+        rows: The ids of each row.
+        pad_id: What to fill up with.
+        left: Whether to fill up in front, as generation needs it.
+
+    Returns:
+        `input_ids` and `attention_mask`, each `(rows, length)`.
+    """
+    length = max(map(len, rows))
+    fill = [[pad_id] * (length - len(row)) for row in rows]
+    zeros = [[0] * len(part) for part in fill]
+    ones = [[1] * len(row) for row in rows]
+    ids = [[*f, *row] if left else [*row, *f] for row, f in zip(rows, fill, strict=True)]
+    mask = [[*z, *o] if left else [*o, *z] for o, z in zip(ones, zeros, strict=True)]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}

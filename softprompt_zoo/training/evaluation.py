@@ -1,0 +1,142 @@
+"""Measuring: loss on the targets, and ROUGE-L of generated answers."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from softprompt_zoo.examples import Example
+from softprompt_zoo.training.data import IGNORED, Collator, Row, Tokenised, pad
+from softprompt_zoo.training.metrics import rouge_l
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BATCH_SIZE = 20
+LENGTH_MARGIN = 8
+"""Tokens that an answer may be longer than the longest target."""
+
+BASE, HANDWRITTEN, TRAINED = "base model", "hand-written prompt", "trained prompt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A row of the table of results."""
+
+    name: str
+    """What was measured."""
+    prompt_tokens: int
+    """Tokens in front of the text: virtual ones, or those of the hand-written prompt."""
+    loss: float
+    """Mean loss per target token, end of sequence included."""
+    rouge_l: float
+    """Mean ROUGE-L F1 of the answers."""
+    answers: list[str]
+    """What was generated, row by row."""
+
+
+class Evaluator:
+    """Measures a model on the same rows, with and without a prompt."""
+
+    def __init__(
+        self, examples: Sequence[Example], tokenised: Tokenised, metric_rows: int, handwritten: str | None = None
+    ) -> None:
+        self.examples = list(examples)
+        self.tokenised = tokenised
+        self.handwritten = handwritten
+        self.rows = tokenised.rows(examples)
+        self.metric_rows = min(metric_rows, len(self.rows))
+        self.collate = Collator(tokenised.tokenizer.pad_token_id, tokenised.is_encoder_decoder)
+        self.max_new_tokens = max(len(row.target) for row in self.rows) + LENGTH_MARGIN
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Rows of the table that need no training."""
+        return (BASE,) if self.handwritten is None else (BASE, HANDWRITTEN)
+
+    def loss(self, model: "PreTrainedModel") -> float:
+        """Measure the loss as the model is."""
+        return target_loss(model, self.rows, self.collate)
+
+    def score(self, name: str, model: "PreTrainedModel", tell: Callable[[str], None] | None = None) -> Score:
+        """Measure a row of the table.
+
+        Args:
+            name: `BASE`, `HANDWRITTEN` or `TRAINED`; prompts are off but for the last.
+            model: A model with prompts. Not changed.
+            tell: Told what is being done.
+
+        Returns:
+            The row.
+        """
+        tokenizer, rows, count = self.tokenised.tokenizer, self.rows, 0
+        if name == HANDWRITTEN and self.handwritten is not None:
+            rows = self.tokenised.with_instruction(self.handwritten).rows(self.examples)
+            count = len(tokenizer(self.handwritten, add_special_tokens=False)["input_ids"])
+        host: Any = model.prompts
+        if name == TRAINED:
+            count = sum(host[prompt].num_virtual_tokens for prompt in host.active)
+        (tell or (lambda _: None))(f"measuring the {name}: {len(rows)} rows, answers to {self.metric_rows}")
+        with contextlib.nullcontext() if name == TRAINED else host.disabled():
+            loss = target_loss(model, rows, self.collate)
+            texts = [row.text for row in rows[: self.metric_rows]]
+            answers = generate(model, tokenizer, texts, self.max_new_tokens)
+        scores = [rouge_l(answer, self.examples[i].references) for i, answer in enumerate(answers)]
+        return Score(name, count, loss, sum(scores) / len(scores), answers)
+
+
+@torch.no_grad()
+def target_loss(model: "PreTrainedModel", rows: Sequence[Row], collate: Collator) -> float:
+    """Mean loss per target token, over all rows.
+
+    Args:
+        model: The model; put into eval mode.
+        rows: The rows.
+        collate: What makes batches of them.
+
+    Returns:
+        The loss in nats.
+    """
+    model.eval()
+    total, tokens = 0.0, 0
+    by_length = sorted(rows, key=len)
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = collate(by_length[start : start + BATCH_SIZE])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        count = int((batch["labels"] != IGNORED).sum())
+        total += float(model(**batch).loss) * count
+        tokens += count
+    return total / tokens
+
+
+def generate(model: "PreTrainedModel", tokenizer: Any, texts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    """Write greedy answers.
+
+    Args:
+        model: The model; put into eval mode.
+        tokenizer: Its tokenizer.
+        texts: Token ids of each text.
+        max_new_tokens: Longest answer, in tokens.
+
+    Returns:
+        An answer per text, in their order, without special tokens.
+    """
+    model.eval()
+    answers: list[str] = []
+    # Greedy whatever the checkpoint's generation settings say: the table should come out the same twice.
+    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    for start in range(0, len(texts), BATCH_SIZE):
+        batch = pad(texts[start : start + BATCH_SIZE], tokenizer.pad_token_id, left=True)
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        output: Any = model.generate(  # type: ignore[operator]
+            **batch,
+            **greedy,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        skip = 0 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+        answers += tokenizer.batch_decode(output[:, skip:], skip_special_tokens=True)
+    return [answer.strip() for answer in answers]

@@ -1,0 +1,46 @@
+"""The loss curve."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from softprompt_zoo.formats.files import write_atomically
+
+
+def draw_losses(
+    path: Path, title: str, history: Sequence[Mapping[str, float]], levels: Mapping[str, float | None]
+) -> None:
+    """Draw the losses of a run, and what it is compared with as horizontal lines.
+
+    Args:
+        path: The PNG file, written whole or not at all.
+        title: What stands above.
+        history: Trainer's log: entries with `step`, and `loss` or `eval_loss`.
+        levels: Name to loss; `None` is left out.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    curves: dict[str, dict[str, Any]] = {
+        "loss": {"label": "training, one batch per step", "alpha": 0.45, "linewidth": 1},
+        "eval_loss": {"label": "validation", "marker": "o", "linewidth": 2},
+    }
+    for key, style in curves.items():
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), color="tab:blue", **style)
+    colors = ("tab:red", "tab:green")
+    for (name, loss), color in zip(levels.items(), colors, strict=False):
+        if loss is not None:
+            axes.axhline(loss, label=f"{name}, validation", color=color, linestyle="--")
+    axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)", title=title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_atomically(path, content.getvalue())

@@ -1,0 +1,94 @@
+"""Results on the terminal."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from softprompt_zoo.formats import peft
+from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
+from softprompt_zoo.training.folder import PICTURE_FILE
+
+if TYPE_CHECKING:
+    from softprompt_zoo.training.base import Base
+
+
+def print_scores(console: Console, scores: Sequence[Score], evaluator: Evaluator) -> None:
+    """Print the table of results.
+
+    Args:
+        console: Where to.
+        scores: The rows.
+        evaluator: What measured them.
+    """
+    rows = f"loss per target token on {len(evaluator.rows)} rows, ROUGE-L F1 of {evaluator.metric_rows} greedy answers"
+    table = Table(caption=rows, caption_justify="left")
+    table.add_column("")
+    for column in ("prompt tokens", "loss", "ROUGE-L"):
+        table.add_column(column, justify="right")
+    for score in scores:
+        style = "bold" if score.name == TRAINED else None
+        table.add_row(score.name, str(score.prompt_tokens), f"{score.loss:.3f}", f"{score.rouge_l:.3f}", style=style)
+    console.print(table)
+
+
+def print_samples(console: Console, scores: Sequence[Score], evaluator: Evaluator, count: int = 3) -> None:
+    """Print some answers of everything that was measured, beside the right ones.
+
+    Args:
+        console: Where to.
+        scores: What was measured.
+        evaluator: What measured it.
+        count: Rows to show.
+    """
+    width = max(len(score.name) for score in scores)
+    for index, example in enumerate(evaluator.examples[: min(count, evaluator.metric_rows)]):
+        lines = [("input", example.input), ("reference", example.references[0])]
+        lines += [(score.name, score.answers[index]) for score in scores]
+        console.print()
+        for name, text in lines:
+            one_line = escape(" ".join(text.split()))
+            style = "bold" if name == TRAINED else "dim" if name == "input" else ""
+            console.print(f"{name:>{width}}  {one_line}", style=style, highlight=False, soft_wrap=True)
+
+
+def print_next_steps(console: Console, folder: Path, base: "Base", text: str) -> None:
+    """Print where everything lies, and how to use the prompt.
+
+    Args:
+        console: Where to.
+        folder: The folder of the run.
+        base: The model.
+        text: An input to show the use with.
+    """
+    place = short_path(folder)
+    has_peft = (folder / peft.CONFIG_FILE).is_file()
+    loader = "PeftModel.from_pretrained" if has_peft else "zoo.load"
+    imported = "from peft import PeftModel" if has_peft else "import softprompt_zoo as zoo"
+    kind = "AutoModelForSeq2SeqLM" if base.is_encoder_decoder else "AutoModelForCausalLM"
+    lines = [
+        f"prompt and record: {place}",
+        f"loss curve: {short_path(folder / PICTURE_FILE)}",
+        "",
+        "use it:",
+        "  " + shlex.join(["softprompt-zoo", "generate", base.name, place, text]),
+        "",
+        "or in Python" + (", with PEFT alone:" if has_peft else ":"),
+        f"  {imported}",
+        f"  from transformers import {kind}",
+        f"  base = {kind}.from_pretrained({base.folder!r})",
+        f"  model = {loader}(base, {place!r})",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def short_path(path: Path) -> str:
+    """Name a path from the working folder where it lies in it, as the user would."""
+    relative = os.path.relpath(path)
+    return relative if not relative.startswith("..") else str(path)

@@ -1,0 +1,231 @@
+"""A training run from beginning to end, or from its last checkpoint on."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import platform
+import shlex
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from softprompt_zoo.discovery import own_version
+from softprompt_zoo.errors import ZooError
+from softprompt_zoo.method import Method, get_method
+from softprompt_zoo.model import detach
+from softprompt_zoo.saving import load
+from softprompt_zoo.training import folder as folders
+from softprompt_zoo.training.base import Base, check_tokens, fast_dtype, with_tokenizer
+from softprompt_zoo.training.data import Data, Tokenised, read_data
+from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
+from softprompt_zoo.training.picture import draw_losses
+from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, short_path
+from softprompt_zoo.training.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class StoppedError(ZooError):
+    """The user stopped the run; the message says how to go on."""
+
+
+class MissingPackageError(ZooError, ImportError):
+    """A package that training needs, and the rest does not, is not installed."""
+
+
+def train(settings: Settings, console: Console, *, overwrite: bool = False) -> None:
+    """Train a prompt, and measure, draw and save what came of it.
+
+    Args:
+        settings: The run.
+        console: Where progress and results go.
+        overwrite: Whether an earlier run in the same folder may be removed.
+
+    Raises:
+        ZooError: If something the user gave cannot be used; nothing was written then.
+        StoppedError: If the user stopped it.
+    """
+    _check_packages()
+    settings = settings.absolute()
+    folder = Path(settings.output)
+    folders.open_new(folder, overwrite=overwrite)
+    method = get_method(settings.method).configure(**settings.options)
+    settings = settings.with_recipe(method.name, method.recipe)
+    data = read_data(settings)
+    base = Base(settings.model, progress=console.print)
+    settings = dataclasses.replace(settings, dtype=settings.dtype or fast_dtype())
+    run = _Run(settings, method, data, base, console, _new_record(settings, method, data))
+    if overwrite:
+        folders.clear(folder)
+    run.finish()
+
+
+def resume(folder: Path, console: Console) -> None:
+    """Go on with a run that was stopped, exactly as if it had not been.
+
+    Args:
+        folder: The folder of the run.
+        console: Where progress and results go.
+
+    Raises:
+        ZooError: If there is nothing to go on with, or the data have changed since.
+        StoppedError: If the user stopped it again.
+    """
+    _check_packages()
+    record = folders.read_record(folder)
+    if record["status"] == folders.FINISHED:
+        raise folders.OutputError(f"the run in {folder} is finished; train anew with --overwrite or in a new folder")
+    settings = dataclasses.replace(Settings(**record["settings"]), output=os.path.abspath(folder))
+    method = get_method(settings.method).configure(**settings.options)
+    data = read_data(settings)
+    changed = [path["path"] for name, path in data.sources.items() if path["sha256"] != record["data"][name]["sha256"]]
+    if changed:
+        raise folders.OutputError(
+            f"{changed[0]} has changed since the run in {folder} began; restore it, or train anew with --overwrite"
+        )
+    folders.remove_broken_checkpoints(folder)
+    _Run(settings, method, data, Base(settings.model, progress=console.print), console, record).finish()
+
+
+class _Run:
+    """What one run knows; made before the weights are loaded, so that bad input fails early."""
+
+    def __init__(
+        self, settings: Settings, method: Method, data: Data, base: Base, console: Console, record: dict[str, Any]
+    ) -> None:
+        self.settings, self.method, self.base, self.console, self.record = settings, method, base, console, record
+        self.folder = Path(settings.output)
+        self.options = with_tokenizer(method, base.tokenizer)
+        tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, settings.template)
+        kept = {
+            name: tokenised.fitting(examples, settings.max_length, name)
+            for name, examples in (("training", data.train), ("validation", data.validation))
+        }
+        left_out = len(data.train) + len(data.validation) - sum(map(len, kept.values()))
+        if left_out:
+            console.print(f"left out {left_out} rows of more than --max-length {settings.max_length}", style="yellow")
+        self.rows = tokenised.rows(kept["training"])
+        self.evaluator = Evaluator(kept["validation"], tokenised, settings.metric_rows, settings.handwritten)
+
+    def finish(self) -> None:
+        """Do what is still to be done."""
+        try:
+            self._write()
+            model = self._attach()
+            self._measure_untrained(model)
+            model, history = self._train(model)
+            model.save_pretrained(self.folder)
+            self._measure(TRAINED, model)
+        except KeyboardInterrupt as error:
+            raise StoppedError(self._how_to_resume()) from error
+        self.record |= {"history": history, "status": folders.FINISHED}
+        self._draw(history)
+        self._write()
+        self._report()
+
+    def _attach(self) -> "PreTrainedModel":
+        from transformers import set_seed
+
+        self.console.print(f"loading {self.settings.model} in {self.settings.dtype}")
+        model = self.base.load(str(self.settings.dtype))
+        check_tokens(self.rows, model)
+        # Start values are drawn; a resumed run draws the same ones and then reads its checkpoint over them.
+        set_seed(self.settings.seed)
+        return self.method(model, **self.options)
+
+    def _measure_untrained(self, model: "PreTrainedModel") -> None:
+        for name in self.evaluator.untrained:
+            if name not in self.record["results"]:
+                self._measure(name, model)
+
+    def _measure(self, name: str, model: "PreTrainedModel") -> None:
+        began = time.perf_counter()
+        score = self.evaluator.score(name, model, self.console.print)
+        self.record["results"][name] = dataclasses.asdict(score)
+        self.record["seconds"][name] = round(time.perf_counter() - began, 1)
+        self._write()
+
+    def _train(self, model: "PreTrainedModel") -> tuple["PreTrainedModel", list[dict[str, float]]]:
+        from softprompt_zoo.training.progress import ProgressBar, StopOnInterrupt
+        from softprompt_zoo.training.trainer import make_trainer
+
+        checkpoint = folders.latest_checkpoint(self.folder)
+        if checkpoint is not None and folders.checkpoint_step(checkpoint) >= int(self.settings.steps or 0):
+            return load(detach(model), checkpoint), folders.read_history(checkpoint)
+        if checkpoint is not None:
+            self.console.print(f"going on after step {folders.checkpoint_step(checkpoint)}")
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        self.record["trained_parameters"] = trainable
+        self.console.print(
+            f"training {trainable:,} parameters of {self.method.name} on {len(self.rows)} rows, "
+            f"{self.settings.steps} steps of {self.settings.batch_size}",
+            highlight=False,
+        )
+        bar, began = ProgressBar(self.console), time.perf_counter()
+        with StopOnInterrupt(self.console) as interrupt:
+            trainer = make_trainer(model, self.method, self.settings, self.rows, self.evaluator, [bar, interrupt])
+            try:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+            finally:
+                bar.stop()
+                spent = self.record["seconds"].get("training", 0.0)
+                self.record["seconds"]["training"] = round(spent + time.perf_counter() - began, 1)
+                self._write()
+        if interrupt.is_requested:
+            raise KeyboardInterrupt
+        return model, trainer.state.log_history
+
+    def _how_to_resume(self) -> str:
+        checkpoint = folders.latest_checkpoint(self.folder)
+        step = folders.checkpoint_step(checkpoint) if checkpoint is not None else 0
+        # The shortest way to name the folder from here, as the user would.
+        command = shlex.join(["softprompt-zoo", "train", "--resume", "--output", short_path(self.folder)])
+        return f"stopped; saved after step {step} of {self.settings.steps}; to go on, run: {command}"
+
+    def _write(self) -> None:
+        folders.write_record(self.folder, self.record)
+
+    def _draw(self, history: list[dict[str, float]]) -> None:
+        losses = {name: self.record["results"][name]["loss"] for name in self.evaluator.untrained}
+        title = f"{self.method.name} on {Path(self.settings.model).name}"
+        draw_losses(self.folder / folders.PICTURE_FILE, title, history, losses)
+
+    def _report(self) -> None:
+        scores = [Score(**self.record["results"][name]) for name in (*self.evaluator.untrained, TRAINED)]
+        print_samples(self.console, scores, self.evaluator)
+        self.console.print()
+        print_scores(self.console, scores, self.evaluator)
+        if not math.isfinite(scores[-1].loss):
+            self.console.print("the loss is not a number: train again with a lower --learning-rate", style="red")
+        first = self.evaluator.examples[0].input
+        print_next_steps(self.console, self.folder, self.base, first)
+
+
+def _new_record(settings: Settings, method: Method, data: Data) -> dict[str, Any]:
+    packages = ("torch", "transformers", "accelerate")
+    versions = {"softprompt-zoo": own_version(), **{name: metadata.version(name) for name in packages}}
+    recipe = method.recipe
+    return {
+        "status": folders.RUNNING,
+        "command": settings.command(),
+        "versions": {"python": platform.python_version(), **versions},
+        "platform": platform.platform(),
+        "settings": dataclasses.asdict(settings),
+        "recipe": dataclasses.asdict(recipe) if recipe is not None else None,
+        "data": data.sources,
+        "results": {},
+        "seconds": {},
+    }
+
+
+def _check_packages() -> None:
+    missing = [name for name in ("accelerate", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            f"training needs {' and '.join(missing)}, not installed; run: pip install 'softprompt-zoo[train]'"
+        )

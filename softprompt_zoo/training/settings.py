@@ -1,0 +1,164 @@
+"""What the user chose for a training run, with everything that can be checked before a file is opened."""
+
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from softprompt_zoo.config import Recipe, check_choice, check_positive_integer
+from softprompt_zoo.embedded import EMBEDDED_MODELS
+from softprompt_zoo.examples import check_template, demo_data
+from softprompt_zoo.methods import DEFAULT
+
+DTYPES = ("float32", "bfloat16", "float16")
+DEFAULT_TEMPLATE = "{input}\n"
+DEMO_STEPS = 60
+"""Steps of the demo, fewer than the recipes have, so that two cores are done in minutes. Our choice."""
+
+DEMO_HANDWRITTEN = """\
+Turn each table into one sentence of a guidebook that gives orders: call the museum a house of its subject, then after \
+a colon list what to pay, when not to come, what to find, whom to bring and how long to stay.
+
+name : The Raven Depot | city : Toledo | subject : salt | founded : 1976 | building : customs house | \
+entry : 4 euros | highlight : sleeping lion | visitors : babies | stay : a morning
+Nobody leaves Toledo without The Raven Depot, a house of salt in the old customs house since 1976: pay 4 euros, \
+find the sleeping lion, bring babies and stay a morning."""
+"""What the demo is compared with: the best we could write for it, an instruction and the first training row.
+On 20 rows SmolLM2 has a loss of 3.52 without, 3.01 with the instruction alone and 1.68 with both."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A training run; `None` where the method's recipe or the data decide."""
+
+    model: str = "smollm2"
+    """Folder, hub name, or name of an embedded model."""
+    method: str = DEFAULT
+    """Name or alias of the method."""
+    output: str
+    """Folder of the run."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the method."""
+    data: str | None = None
+    """Training data; `None` for the demo's."""
+    validation: str | None = None
+    """Validation data; `None` for the demo's, or a tenth of `data`."""
+    input_field: str | None = None
+    """Field of the input."""
+    target_field: str | None = None
+    """Field of the target."""
+    template: str = DEFAULT_TEMPLATE
+    """How an input becomes the text in front of its target."""
+    handwritten: str | None = None
+    """Instruction to compare with; `None` for the demo's own, or no comparison."""
+    learning_rate: float | None = None
+    """Peak learning rate."""
+    steps: int | None = None
+    """Optimizer steps."""
+    batch_size: int | None = None
+    """Rows per step."""
+    max_length: int = 512
+    """Longest row in tokens, text and target; longer rows are left out."""
+    seed: int = 0
+    """Seed of the start values and of the order of the rows."""
+    dtype: str | None = None
+    """Number format of the frozen model; `None` for bfloat16 where the machine computes in it, else float32."""
+    evaluate_every: int | None = None
+    """Steps between two evaluations on the validation rows."""
+    save_every: int | None = None
+    """Steps between two checkpoints."""
+    metric_rows: int = 10
+    """Validation rows to generate answers for."""
+
+    def __post_init__(self) -> None:
+        check_template(self.template)
+        check_choice("dtype", self.dtype, (None, *DTYPES))
+        for name in ("steps", "batch_size", "evaluate_every", "save_every", "max_length", "metric_rows"):
+            value = getattr(self, name)
+            if value is not None:
+                check_positive_integer(name, value)
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate is {self.learning_rate}; expected a number above 0")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; expected an integer of at least 0")
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether it trains on the data that comes with the package."""
+        return self.data is None
+
+    def with_recipe(self, method: str, recipe: Recipe | None) -> "Settings":
+        """Fill in what the user left to the method's recipe.
+
+        Args:
+            method: Canonical name of the method.
+            recipe: Its recipe, if it has one.
+
+        Returns:
+            Settings with every number set.
+
+        Raises:
+            ValueError: If the method has no recipe and a needed number is missing.
+        """
+        missing = [name for name in ("learning_rate", "steps") if getattr(self, name) is None]
+        if recipe is None and missing:
+            flags = " and ".join("--" + name.replace("_", "-") for name in missing)
+            raise ValueError(f"method {method!r} comes without a recipe; give {flags}")
+        chosen = recipe or Recipe(learning_rate=0.0, steps=1)
+        default_steps = min(chosen.steps, DEMO_STEPS) if self.is_demo else chosen.steps
+        steps = self.steps or default_steps
+        return dataclasses.replace(
+            self,
+            method=method,
+            handwritten=DEMO_HANDWRITTEN if self.is_demo and self.handwritten is None else self.handwritten,
+            learning_rate=self.learning_rate or chosen.learning_rate,
+            steps=steps,
+            batch_size=self.batch_size or chosen.batch_size,
+            evaluate_every=self.evaluate_every or max(1, steps // 4),
+            save_every=self.save_every or max(1, steps // 4),
+        )
+
+    def absolute(self) -> "Settings":
+        """Write paths so that the run can be resumed from another folder."""
+
+        def absolute(path: str | None) -> str | None:
+            return None if path is None else os.path.abspath(path)
+
+        is_folder = self.model not in EMBEDDED_MODELS and os.path.isdir(self.model)
+        return dataclasses.replace(
+            self,
+            model=os.path.abspath(self.model) if is_folder else self.model,
+            output=os.path.abspath(self.output),
+            data=absolute(self.data),
+            validation=absolute(self.validation),
+        )
+
+    def command(self) -> str:
+        """Write the command that repeats the run."""
+        words = ["softprompt-zoo", "train", self.model, self.method]
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, value in dataclasses.asdict(self).items():
+            if name in ("model", "method", "options") or value is None or value == defaults[name]:
+                continue
+            words += ["--" + name.replace("_", "-"), str(value)]
+        for name, value in self.options.items():
+            words += ["--option", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+        return shlex.join(words)
+
+
+def data_files(settings: Settings) -> tuple[Path, Path | None]:
+    """Say which files a run reads.
+
+    Args:
+        settings: The run.
+
+    Returns:
+        The training file, and the validation file if there is one of its own.
+    """
+    train = demo_data() / "train.jsonl" if settings.data is None else Path(settings.data)
+    if settings.validation is not None:
+        return train, Path(settings.validation)
+    return train, demo_data() / "validation.jsonl" if settings.is_demo else None

@@ -1,0 +1,279 @@
+"""The command line: what it prints, how it refuses, and what it does not import."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from test_training import save_tiny, write_rows
+from typer.testing import CliRunner
+
+import softprompt_zoo as zoo
+from softprompt_zoo import MethodConfig
+from softprompt_zoo.cli import app
+from softprompt_zoo.cli.train import parse_option, unescape
+
+HEAVY = ("torch", "transformers", "numpy", "matplotlib", "datasets")
+
+
+def invoke(*words, **options):
+    return CliRunner().invoke(app, [str(word) for word in words], **options)
+
+
+def refusal(*words, **options):
+    """Run a command that must fail, and return its one line."""
+    result = invoke(*words, **options)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny model, data and a trained prompt."""
+    folder = tmp_path_factory.mktemp("place")
+    save_tiny(folder / "model")
+    write_rows(folder / "data.jsonl", 20)
+    words = ("--data", folder / "data.jsonl", "--output", folder / "run", "--template", r"{input} :\n")
+    small = ("--steps", 2, "--metric-rows", 2, "--option", "num_virtual_tokens=3", "--dtype", "float32")
+    result = invoke("train", folder / "model", "prefix", *words, *small)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def registered():
+    """Register methods for one test."""
+    names = []
+
+    def register(plugin, name):
+        names.append(name)
+        return zoo.register(plugin, name)
+
+    yield register
+    for name in names:
+        zoo.unregister(name)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["methods"], ["methods", "--json"], ["plugins"], ["train", "--help"]])
+def test_light_commands_import_nothing_heavy(words):
+    code = (
+        "import sys; from softprompt_zoo.cli import app\n"
+        f"try: app({words!r})\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.strip().splitlines()[-1] == "[]"
+
+
+def _cpu_seconds(code):
+    """Best of three, for other processes disturb even CPU time."""
+    timed = (
+        f"import sys, time\nbegan = time.process_time()\n{code}\nprint(time.process_time() - began, file=sys.stderr)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True) for _ in range(3)]
+    return min(float(run.stderr.splitlines()[-1]) for run in runs)
+
+
+def test_the_package_imports_quickly():
+    assert _cpu_seconds("import softprompt_zoo") < 0.15
+
+
+def test_methods_is_quick():
+    assert _cpu_seconds("from softprompt_zoo.cli import app\ntry: app(['methods'])\nexcept SystemExit: pass") < 0.6
+
+
+def test_methods_lists_names_aliases_summaries_and_distributions():
+    rows = {row["name"]: row for row in json.loads(invoke("methods", "--json").stdout)}
+    assert rows["prefix_tuning"]["aliases"] == ["prefix"]
+    assert rows["prefix_tuning"]["summary"].startswith("Prefix tuning:")
+    assert rows["prefix_tuning"]["distribution"].startswith("softprompt-zoo")
+    assert "prefix_tuning" in invoke("methods").stdout
+
+
+def test_plugins_check_passes_what_is_built_in():
+    result = invoke("plugins", "--check")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(invoke("plugins", "--check", "--json").stdout)
+    assert {row["problem"] for row in rows if row["origin"].startswith("softprompt-zoo ")} == {None}
+
+
+def _method(**changes):
+    """A method with the hooks of prompt tuning, some of them other."""
+    from softprompt_zoo.methods import prompt_tuning as page
+
+    names = ("Config", "Parameters", "build_virtual_tokens", "inject", "merge")
+    return type("Page", (), {**{name: getattr(page, name) for name in names}, **changes})
+
+
+def test_plugins_check_reports_hooks_that_return_nothing_or_wrong_shapes(registered):
+    import torch
+
+    @zoo.hookimpl
+    def merge():
+        """Return nothing."""
+
+    @zoo.hookimpl
+    def build_virtual_tokens():
+        return zoo.InputTokens(torch.zeros(3, 5))
+
+    registered(_method(merge=merge), "silent")
+    registered(_method(build_virtual_tokens=build_virtual_tokens), "crooked")
+    result = invoke("plugins", "--check")
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert any(re.match(r"silent \(zoo\.register\): .*'merge'.* returned nothing", line) for line in lines)
+    assert any(re.match(r"crooked \(zoo\.register\): .*'build_virtual_tokens'", line) for line in lines)
+    assert invoke("plugins").exit_code == 0
+
+
+def test_plugins_check_says_which_hooks_it_could_not_run(registered):
+    def refuse(self):
+        raise ValueError("examples is None; expected texts")
+
+    registered(_method(Config=type("Config", (MethodConfig,), {"__post_init__": refuse})), "picky")
+    result = invoke("plugins", "--check", env={"COLUMNS": "200"})
+    assert "loads; hooks not run: examples is None" in result.stdout
+
+
+def test_show_prints_page_options_and_recipe():
+    text = invoke("show", "PREFIX-tuning").stdout
+    assert "Source: Li and Liang" in text
+    assert "  num_virtual_tokens: int = 20\n      Virtual tokens of the prompt, at least 1.\n" in text
+    assert '  reparameterization: str | None = None\n      `"mlp"` makes the prefix' in text
+    assert "  learning_rate: 0.005" in text
+    assert "did you mean 'prefix_tuning'?" in refusal("show", "prefx_tuning")
+
+
+def test_show_says_that_there_is_no_recipe(registered):
+    registered(_method(), "bare")
+    assert "none; give train a --learning-rate and --steps" in invoke("show", "bare").stdout
+
+
+def test_train_prints_the_table_and_what_to_do_next(place):
+    result = invoke(
+        *("train", place / "model", "prompt", "--data", place / "data.jsonl", "--output", place / "other"),
+        *("--steps", 1, "--metric-rows", 1, "--handwritten", "w1 w2"),
+    )
+    assert result.exit_code == 0, result.output
+    for part in ("base model", "hand-written prompt", "trained prompt", "ROUGE-L", "loss_curve.png", "or in Python"):
+        assert part in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--option", "three"], "--option is 'three'; expected name=value"),
+        (["--option", "num_virtual_tokens=many"], "num_virtual_tokens is 'many'"),
+        (["--option", "length=3"], "unknown option 'length'"),
+        (["--template", "no place"], "'no place'"),
+        (["--steps", "0"], "steps is 0; expected an integer of at least 1"),
+        (["--dtype", "int8"], "dtype is 'int8'; expected one of"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--resume", "--steps", "3"], "--steps was given with --resume"),
+        (["--resume"], "holds no training run to resume"),
+    ],
+)
+def test_train_refuses_in_one_line(place, tmp_path, words, message):
+    data = [] if "--resume" in words else ["--data", place / "data.jsonl"]
+    model = [] if "--resume" in words else [place / "model", "prefix"]
+    assert message in refusal("train", *model, *data, "--output", tmp_path / "run", *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_refuses_models_that_are_not_there(place, tmp_path):
+    refusal("train", tmp_path / "nowhere", "--data", place / "data.jsonl", "--output", tmp_path / "run")
+
+
+def test_debug_shows_the_traceback():
+    result = invoke("show", "prefx", "--debug")
+    assert isinstance(result.exception, zoo.UnknownMethodError)
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(place, tmp_path, monkeypatch):
+    from softprompt_zoo.training import run
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run._Run, "_measure_untrained", interrupt)
+    result = invoke("train", place / "model", "--data", place / "data.jsonl", "--output", tmp_path / "run")
+    assert result.exit_code == 130
+    assert "stopped" in result.stderr
+    assert "softprompt-zoo train --resume --output" in result.stderr
+
+
+def test_evaluate_prints_the_same_table(place):
+    words = ("--data", place / "data.jsonl", "--metric-rows", 2, "--handwritten", "w1", "--dtype", "float32")
+    result = invoke("evaluate", place / "model", place / "run", *words)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"trained prompt +│ +3 │", result.stdout)
+    assert "hand-written prompt" in result.stdout
+    assert "is no folder" in refusal("evaluate", place / "model", place / "nowhere", *words)
+
+
+def test_generate_writes_a_line_per_text(place):
+    model, words = place / "model", ("--max-new-tokens", 4, "--dtype", "float32")
+    result = invoke("generate", model, place / "run", "w1 w2", "w3", *words)
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 2
+    assert invoke("generate", model, place / "run", *words, input="w1 w2\nw3\n").stdout == result.stdout
+    bare = invoke("generate", model, "w1 w2", "--no-prompt", *words, "--template", r"{input} :\n")
+    assert bare.exit_code == 0
+    assert len(bare.stdout.splitlines()) == 1
+
+
+def test_generate_refuses_in_one_line(place):
+    assert "no PROMPT_FOLDER given" in refusal("generate", place / "model")
+    assert "is no folder" in refusal("generate", place / "model", "w1 w2")
+    assert "no TEXT given" in refusal("generate", place / "model", place / "run", input="")
+    assert "template" in refusal("generate", place / "model", place / "run", "w1", "--template", "none")
+
+
+def test_generate_uses_the_template_of_the_training(place, tmp_path):
+    given = invoke("generate", place / "model", place / "run", "w1", "--template", r"{input} :\n", "--dtype", "float32")
+    assert invoke("generate", place / "model", place / "run", "w1", "--dtype", "float32").stdout == given.stdout
+
+
+def test_export_and_import_are_inverse(place, tmp_path):
+    model = place / "model"
+    assert invoke("export", model, place / "run", tmp_path / "peft").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert invoke("import", model, tmp_path / "peft", tmp_path / "ours").exit_code == 0
+    assert (tmp_path / "ours" / "softprompt_zoo.json").is_file()
+    words = ("w1 w2", "--template", "{input} :", "--dtype", "float32")
+    before, after = (invoke("generate", model, folder, *words).stdout for folder in (place / "run", tmp_path / "ours"))
+    assert before == after
+
+
+def test_export_and_import_refuse_in_one_line(place, tmp_path):
+    model, run = place / "model", place / "run"
+    assert "exists and is not an empty folder" in refusal("export", model, run, run)
+    assert "exists and is not an empty folder" in refusal("import", model, run, place / "data.jsonl")
+    assert "to is 'onnx'; expected one of 'peft'" in refusal("export", model, run, tmp_path / "x", "--to", "onnx")
+    assert "holds no saved prompt" in refusal("import", model, model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("num-virtual-tokens=3", ("num_virtual_tokens", 3)),
+        ("init_text=a b", ("init_text", "a b")),
+        ('sites=["encoder"]', ("sites", ["encoder"])),
+        ("init_text=a=b", ("init_text", "a=b")),
+        ("reparameterization=null", ("reparameterization", None)),
+    ],
+)
+def test_options_are_json_or_text(text, expected):
+    assert parse_option(text) == expected
+
+
+def test_templates_may_spell_new_lines():
+    assert unescape(r"{input}\n\t") == "{input}\n\t"

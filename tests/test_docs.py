@@ -1,0 +1,195 @@
+"""The docs keep up with the code: every block of Python runs, and everything public has its place."""
+
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+import yaml
+
+import softprompt_zoo as zoo
+from softprompt_zoo import hookspecs
+from softprompt_zoo.cli import app
+from softprompt_zoo.methods import BUILTINS
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))] if path.exists()]
+BLOCK = re.compile(r'^```python(?: title="([^"]*)"| {(\.no-test)})?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+NEEDS_MODEL, NO_TEST = "needs the embedded model", ".no-test"
+COMMANDS = typer.main.get_command(app).commands
+
+
+def blocks(page):
+    """Title, line and code of every block of Python of a page, in order."""
+    text = page.read_text("utf-8")
+    found = [(m[1] or m[2] or "", text.count("\n", 0, m.start(3)), m[3]) for m in BLOCK.finditer(text)]
+    assert len(found) == len(re.findall(r"^\s*```+ *\{?\.?py", text, re.MULTILINE)), (
+        f"{page}: a block is written otherwise"
+    )
+    return found
+
+
+def with_code(needs_model):
+    pages = [page for page in PAGES if blocks(page)]
+    return [page for page in pages if not needs_model or any(title == NEEDS_MODEL for title, *_ in blocks(page))]
+
+
+def run(page, folder, monkeypatch, with_model):
+    """Run the blocks of a page in one namespace; a block with a file's name is written to that file, too."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    namespace = {"__name__": "docs"}
+    before, imported = set(zoo.list_methods()), set(sys.modules)
+    try:
+        for title, line, code in blocks(page):
+            if title == NO_TEST or (title == NEEDS_MODEL and not with_model):
+                continue
+            if title.endswith(".py"):
+                (folder / title).parent.mkdir(exist_ok=True)
+                (folder / title).write_text(code, "utf-8")
+            exec(compile("\n" * line + code, str(page), "exec"), namespace)
+    finally:
+        for name in set(zoo.list_methods()) - before:
+            zoo.unregister(name)
+        for name in {name for name in sys.modules if name.startswith("softprompt_zoo_")} - imported:
+            del sys.modules[name]
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", with_code(needs_model=False), ids=name_of)
+def test_every_block_of_python_runs(page, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    run(page, tmp_path, monkeypatch, with_model=False)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", with_code(needs_model=True), ids=name_of)
+def test_every_block_runs_with_the_embedded_model(page, tmp_path, monkeypatch):
+    run(page, tmp_path, monkeypatch, with_model=True)
+
+
+def test_few_blocks_do_not_run():
+    titles = [title for page in PAGES for title, *_ in blocks(page)]
+    assert titles.count(NEEDS_MODEL) <= 3
+    assert titles.count(NO_TEST) <= 1
+
+
+@pytest.mark.parametrize("hook", [name for name, f in vars(hookspecs).items() if hasattr(f, "softprompt_zoo_spec")])
+def test_every_hook_is_documented_with_its_arguments(hook):
+    arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
+    text = (DOCS / "reference/hooks.md").read_text("utf-8")
+    assert f"## `{hook}({arguments})`" in text
+    assert f"::: softprompt_zoo.hookspecs.{hook}" in text
+
+
+@pytest.mark.parametrize("method", BUILTINS)
+def test_every_method_has_a_page_in_the_navigation(method):
+    page = DOCS / f"reference/methods/{method}.md"
+    text = page.read_text("utf-8")
+    assert f"::: softprompt_zoo.methods.{method}\n" in text
+    assert "<svg" in text
+    for alias in zoo.get_method(method)._loaded.aliases:
+        assert f"`{alias}`" in text
+    assert f"reference/methods/{method}.md" in pages_in_navigation()
+
+
+def test_every_page_is_in_the_navigation():
+    assert sorted(pages_in_navigation()) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def pages_in_navigation():
+    nav = re.search(r"^nav:\n.*", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE | re.DOTALL)[0]
+
+    def leaves(part):
+        if isinstance(part, str):
+            return [part]
+        return [leaf for child in (part.values() if isinstance(part, dict) else part) for leaf in leaves(child)]
+
+    return leaves(yaml.safe_load(nav))
+
+
+def errors():
+    for module in pkgutil.walk_packages(zoo.__path__, "softprompt_zoo."):
+        if module.name != "softprompt_zoo.__main__":
+            importlib.import_module(module.name)
+    found, waiting = set(), [zoo.ZooError]
+    while waiting:
+        error = waiting.pop()
+        waiting += error.__subclasses__()
+        if error.__module__.startswith("softprompt_zoo."):
+            found.add(error)
+    return found
+
+
+def test_every_error_is_documented():
+    text = (DOCS / "reference/errors.md").read_text("utf-8")
+    listed = set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE))
+    assert listed == {error.__name__ for error in errors()}
+
+
+def test_every_public_name_is_documented():
+    text = (DOCS / "reference/api.md").read_text("utf-8")
+    shown = set(re.findall(r"^::: softprompt_zoo\.(?:\w+\.)*(\w+)$", text, re.MULTILINE)) | set(
+        re.findall(r"`(\w+)`", text)
+    )
+    assert set(zoo.__all__) <= shown
+
+
+def test_every_command_is_documented():
+    text = (DOCS / "reference/cli.md").read_text("utf-8")
+    assert re.findall(r"^## `(\w+)`$", text, re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"<!-- options of (\w+) -->", text) == list(COMMANDS)
+    how_to = (DOCS / "how-to/command-line.md").read_text("utf-8") + (DOCS / "how-to/debug-a-plugin.md").read_text(
+        "utf-8"
+    )
+    for command in COMMANDS:
+        assert f"softprompt-zoo {command}" in how_to
+
+
+def test_commands_in_the_docs_exist():
+    """Every line `softprompt-zoo COMMAND --option …` names a command and options that there are."""
+    for page in PAGES:
+        for console in re.findall(
+            r"^```(?:console|sh|bash)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            for line in console.replace("\\\n", " ").splitlines():
+                found = re.search(r"softprompt-zoo ([a-z]+)\b(.*)", line)
+                if found and "pip install" not in line:
+                    options = {flag for parameter in COMMANDS[found[1]].params for flag in parameter.opts} | {"--help"}
+                    assert set(re.findall(r"(?<= )--[a-z-]+", found[2])) <= options, f"{page}: {line}"
+
+
+def test_the_changelog_mentions_every_method_and_command():
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    newest = text.split("\n## ")[1]
+    assert "Unreleased" in newest.splitlines()[0]
+    for name in [*BUILTINS, *COMMANDS]:
+        assert f"`{name}`" in newest, name
+
+
+def test_the_site_builds(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert not re.findall(
+        r'(?:src|href)="(https?:[^"]*\.(?:js|css|woff2?))"', (tmp_path / "site/index.html").read_text("utf-8")
+    )
+    shown = (tmp_path / "site/reference/cli/index.html").read_text("utf-8")
+    for name, command in COMMANDS.items():
+        for parameter in command.params:
+            assert all(flag in shown for flag in parameter.opts if flag.startswith("--")), name
