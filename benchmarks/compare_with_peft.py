@@ -41,7 +41,7 @@ from softprompt_zoo.training.evaluation import target_loss
 
 LIBRARIES = ("zoo", "peft")
 RATES = {"prefix_tuning": (5e-3, 1e-2, 2e-2), "prompt_tuning": (3e-3, 1e-2, 3e-2)}
-STARTS = {"prefix_tuning": ("text",), "prompt_tuning": ("sampled", "text")}
+STARTS = {"prefix_tuning": ("text", "chat"), "prompt_tuning": ("sampled", "text")}
 """Start tokens to try: words of the vocabulary, the instruction, or the instruction as a chat's system message."""
 INSTRUCTION = "Write a short description of the restaurant in plain English, using all of the attributes given below:\n"
 TIMES = ("seconds", "cpu_seconds")
