@@ -107,3 +107,9 @@ def test_the_command_line_starts_without_heavy_packages():
         "-c",
         f"import sys, softprompt_zoo.cli; found = {heavy} & set(sys.modules); assert not found, found",
     )
+
+
+def test_ci_runs_the_readmes_second_command():
+    commands = re.findall(r"```bash\n(.+?)\n```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(commands) == 2
+    assert commands[1] in (ROOT / ".ci/run").read_text("utf-8").splitlines()
