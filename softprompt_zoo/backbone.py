@@ -7,7 +7,7 @@ which sizes, and whether the per-call keyword arrived there.
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -156,6 +156,33 @@ def attention_configs(model: PreTrainedModel) -> list[Any]:
     return list(unique.values())
 
 
+@contextlib.contextmanager
+def trial(modules: Sequence[PreTrainedModel], choose: Callable[[str], str]) -> Iterator[None]:
+    """Put stacks into eval mode on another attention function; restore both afterwards.
+
+    Args:
+        modules: The stacks.
+        choose: From the attention implementation that a config names to the one of the trial.
+
+    Yields:
+        Nothing.
+    """
+    configs = [config for module in modules for config in attention_configs(module)]
+    before = [config._attn_implementation_internal for config in configs]
+    training = [child for module in modules for child in module.modules() if child.training]
+    try:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = choose(implementation)
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
+        for child in training:
+            child.training = True
+
+
 def _single_stack(model: PreTrainedModel) -> PreTrainedModel:
     base = model.base_model
     for find in ("get_decoder", "get_encoder"):
@@ -253,7 +280,7 @@ def _probe(
     # With a mask, no model looks for padding in the ids, which have no values on the meta device.
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), KEYWORD: probe}
     try:
-        with _probing(module), torch.no_grad():
+        with trial([module], lambda before: PROBE), torch.no_grad():
             if encoder is not None:
                 width = encoder.embedding(ids).shape[-1]
                 states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)
@@ -262,24 +289,6 @@ def _probe(
     except Exception as error:
         return [], f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
     return probe.calls, None
-
-
-@contextlib.contextmanager
-def _probing(module: nn.Module) -> Iterator[None]:
-    """Put a stack into eval mode on the probe's attention function; restore both afterwards."""
-    configs = attention_configs(module)
-    before = [config._attn_implementation_internal for config in configs]
-    training = [child for child in module.modules() if child.training]
-    try:
-        for config in configs:
-            config._attn_implementation_internal = PROBE
-        module.eval()
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
-        for child in training:
-            child.training = True
 
 
 def _probe_attention(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone import Site, Stack, attention_configs
+from softprompt_zoo.backbone import Site, Stack, trial
 from softprompt_zoo.sites.attention import SITE_ATTRIBUTE, Capture, base_implementation, prompted_implementation
 from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
@@ -77,23 +77,13 @@ def _site_tokens(recorded: Capture, site: str, stack: Stack) -> SiteTokens:
 @contextlib.contextmanager
 def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
     """Make a model record, attached or not; restore it afterwards."""
-    modules = [stack.module for stack in stacks.values()]
-    configs = [config for module in modules for config in attention_configs(module)]
-    before = [config._attn_implementation_internal for config in configs]
-    training = [child for module in modules for child in module.modules() if child.training]
     unmarked = [s for s in stacks.values() if not all(hasattr(m, SITE_ATTRIBUTE) for m in s.attentions[s.name])]
-    try:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = prompted_implementation(base_implementation(implementation))
-        for stack in unmarked:
-            mark_sites(stack)
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
-        for stack in unmarked:
-            unmark_sites(stack)
-        for child in training:
-            child.training = True
+    modules = [stack.module for stack in stacks.values()]
+    with trial(modules, lambda before: prompted_implementation(base_implementation(before))):
+        try:
+            for stack in unmarked:
+                mark_sites(stack)
+            yield
+        finally:
+            for stack in unmarked:
+                unmark_sites(stack)
