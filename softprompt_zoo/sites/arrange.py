@@ -166,6 +166,8 @@ def site_state(entries: Sequence[Entry | None], is_training: bool) -> SiteState 
     device = full[0].keys[0].device
 
     def stack(kind: str) -> tuple[Tensor, ...]:
+        if len(entries) == 1:  # a view: stacking would copy every layer in every step
+            return tuple(layer[None] for layer in getattr(full[0], kind))
         columns = []
         for layer, template in enumerate(getattr(full[0], kind)):
             empty = template.new_zeros(template.shape[0], longest, template.shape[2])

@@ -59,6 +59,8 @@ class CallState:
     """Whether the caller asked the stack for a tuple."""
     call: Any = None
     """The call this state belongs to, for the hook after the forward."""
+    masks: list[tuple[tuple[Any, ...], Tensor | None, Tensor | None]] = dataclasses.field(default_factory=list)
+    """What a mask depends on, the text's mask, and the extended one: layers that agree in them share it."""
 
 
 @dataclasses.dataclass
@@ -131,10 +133,9 @@ def _prompt_attention(
         prompt_values = _drop(prompt_values, probability)
 
     window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
-    visible = _visible(prompt, state, window if site.name != "cross" else None)
-    mask = _extend_mask(attention_mask, visible, query, key.shape[2], prompt_keys.shape[2], bool(is_causal))
-    if mask is not None and mask.dtype == torch.bool and base == "eager":
-        mask = _additive(mask, query.dtype)
+    window = window if site.name != "cross" else None
+    depends_on = (base, site.name, window, key.shape[2], bool(is_causal))
+    mask = _shared_mask(prompt, state, query, attention_mask, depends_on)
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = _extend_bias(kwargs["position_bias"], state, site, prompt_keys.shape[2])
     key = torch.cat([prompt_keys.to(key), key], dim=2)
@@ -161,6 +162,22 @@ def _for_rows(tensor: Tensor, rows: Tensor | None, count: int) -> Tensor:
 def _drop(tensor: Tensor, probability: Tensor) -> Tensor:
     keep = torch.rand_like(tensor) >= probability.to(tensor.dtype)
     return tensor * keep / (1 - probability.to(tensor.dtype))
+
+
+def _shared_mask(
+    prompt: SiteState, state: CallState, query: Tensor, attention_mask: Tensor | None, depends_on: tuple[Any, ...]
+) -> Tensor | None:
+    """Extend the text's mask over the prompt, once for all layers that share it."""
+    for known, text_mask, extended in state.masks:
+        if known == depends_on and text_mask is attention_mask:
+            return extended
+    base, _, window, key_length, is_causal = depends_on
+    tokens = prompt.keys[0].shape[2]
+    mask = _extend_mask(attention_mask, _visible(prompt, state, window), query, key_length, tokens, is_causal)
+    if mask is not None and mask.dtype == torch.bool and base == "eager":
+        mask = _additive(mask, query.dtype)
+    state.masks.append((depends_on, attention_mask, mask))
+    return mask
 
 
 def _visible(prompt: SiteState, state: CallState, window: int | None) -> Tensor | None:
