@@ -43,6 +43,8 @@ class LayerShape:
     """Key-value heads."""
     head_dim: int
     """Width of one head."""
+    heads: int = 0
+    """Query heads."""
     window: int | None = None
     """Width of its sliding window in positions, if it has one."""
 
@@ -71,6 +73,11 @@ class Backbone:
     """Token ids `(...)` to embeddings `(..., hidden)`, as the model's embedding module scales them."""
     keys_values: Callable[[Tensor], LayerTokens] = dataclasses.field(repr=False, compare=False)
     """Token ids `(tokens,)` to the keys and values the frozen model computes for them at every site."""
+    project: Callable[[str, Sequence[Tensor | None]], LayerTokens] = dataclasses.field(repr=False, compare=False)
+    """A self-attention's site and hidden states `(tokens, hidden)` per layer (or `None`) to the keys and values that
+    each layer's own frozen projections make of them at the first position; gradients flow to the states."""
+    module_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    """Site name to the qualified names of its attention modules in the user's model, in layer order."""
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""
@@ -301,7 +308,7 @@ def _probe_attention(
         is_causal = kwargs.get("is_causal")
         is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         is_cross = key.shape[2] == PROBE_ENCODER_LENGTH and query.shape[2] == PROBE_LENGTH
-        shape = LayerShape(key.shape[1], key.shape[3], window)
+        shape = LayerShape(key.shape[1], key.shape[3], query.shape[1], window)
         probe.calls.append((module, shape, is_cross, bool(is_causal) and not is_cross))
     output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     return output, None

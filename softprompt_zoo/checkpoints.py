@@ -20,6 +20,7 @@ from softprompt_zoo.errors import (
     UnsupportedError,
     ZooError,
 )
+from softprompt_zoo.exchange import PeftPrompt
 from softprompt_zoo.formats import native, peft
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
@@ -106,14 +107,14 @@ def write_peft(host: "Prompts", directory: Path, name: str | None) -> None:
             "name one with name=…"
         )
     prompt = host[name or host.active[0]]
-    tokens = prompt.merged_tokens(host.backbone)
-    with torch.no_grad():
-        placement = prompt.loaded.call(
-            "inject", config=prompt.config, parameters=prompt.learned, tokens=tokens, backbone=host.backbone
-        )
+    arguments: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "backbone": host.backbone}
     task = _task_type(host)
-    peft.express(placement, host.backbone, task)
-    peft.write(_directory(directory), placement, host.backbone, task, host.base_name)
+    with torch.no_grad():
+        files = None if prompt.is_merged else prompt.loaded.call("write_peft", **arguments)
+        if files is None:
+            tokens = prompt.merged_tokens(host.backbone)
+            files = peft.express(prompt.loaded.call("inject", **arguments, tokens=tokens), host.backbone, task)
+    peft.write(_directory(directory), files, task, host.base_name)
 
 
 def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
@@ -153,8 +154,12 @@ def _restore(
 
 
 def _read_peft(directory: Path, backbone: Backbone, base: nn.Module | None) -> Prompt:
-    adapter = peft.read(directory, backbone)
-    method = _method_for(adapter.peft_type)
+    fields, tensors = peft.read(directory)
+    method = _method_for(fields, directory)
+    found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
+    if found is not None:
+        return _from_peft(method, found, backbone, directory)
+    adapter = peft.plain(fields, tensors, backbone, directory)
     own = {f"base_model.{key}": tensor for key, tensor in base.state_dict().items()} if base is not None else {}
     for key, tensor in adapter.heads.items():
         if key not in own or not torch.equal(own[key].cpu().to(tensor), tensor):
@@ -180,6 +185,23 @@ def _read_peft(directory: Path, backbone: Backbone, base: nn.Module | None) -> P
     return prompt
 
 
+def _from_peft(method: LoadedMethod, found: PeftPrompt, backbone: Backbone, directory: Path) -> Prompt:
+    config = method.config_class.from_options(dict(found.options))
+    if found.state is None:
+        plain = {key: tensor.to(backbone.device) for key, tensor in to_tensors(found.tokens).items()}  # type: ignore[arg-type]
+        learned: Any = MergedTokens(plain)
+    else:
+        learned = method.parameters_class(config, backbone)
+        try:
+            learned.load_state_dict(dict(found.state))
+        except RuntimeError as error:
+            raise BackboneMismatchError(f"{directory} does not fit this model: {error}") from error
+    prompt = Prompt(method, config, learned)
+    with torch.no_grad():
+        prompt.place(backbone)
+    return prompt
+
+
 def _method(record: native.Record, directory: Path) -> LoadedMethod:
     try:
         return registry.lookup(record.method)
@@ -191,7 +213,8 @@ def _method(record: native.Record, directory: Path) -> LoadedMethod:
         ) from error
 
 
-def _method_for(peft_type: str) -> LoadedMethod:
+def _method_for(fields: dict[str, Any], directory: Path) -> LoadedMethod:
+    peft_type = fields["peft_type"]
     known: dict[str, LoadedMethod] = {}
     # The package's own methods come last and so win: a stranger's plugin adds types, it takes none over.
     for candidate in sorted(registry.candidates().values(), key=lambda c: c.distribution == OWN_DISTRIBUTION):
@@ -199,6 +222,11 @@ def _method_for(peft_type: str) -> LoadedMethod:
             method = registry.lookup(candidate.name)
             known |= dict.fromkeys(method.peft_types, method)
     if peft_type not in known:
+        if "num_virtual_tokens" not in fields:
+            raise CheckpointError(
+                f"{directory} is a PEFT adapter of type {peft_type!r}, which is no prompt of an installed method; "
+                "load it with PEFT"
+            )
         raise UnsupportedError(
             f"no installed method loads PEFT's {peft_type}; installed ones load {', '.join(sorted(known))}"
         )

@@ -64,9 +64,17 @@ class MethodConfig:
 
     num_virtual_tokens: int = 20
     """Virtual tokens of the prompt, at least 1."""
+    train_head: bool = False
+    """Whether the model's task head is trained along, as a copy that belongs to the prompt."""
 
     def __post_init__(self) -> None:
         check_positive_integer("num_virtual_tokens", self.num_virtual_tokens)
+        check_choice("train_head", self.train_head, (False, True))
+
+    @property
+    def tasks(self) -> int | None:
+        """How many tasks the prompt has; `None` if its method has no tasks."""
+        return getattr(self, "num_tasks", None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that are saved, as JSON values.

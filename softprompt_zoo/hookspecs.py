@@ -1,7 +1,8 @@
 """The contract of a soft-prompt method, in the order in which the host calls it.
 
 A method is a module (or object) published under the entry-point group `softprompt_zoo`. It has three
-hooks, marked `softprompt_zoo.hookimpl`, and these attributes:
+hooks, marked `softprompt_zoo.hookimpl`, further ones where it needs them (from `training_loss` on), and
+these attributes:
 
 - `Config`: a frozen dataclass that extends `MethodConfig`; only what the user chooses.
 - `Parameters(config, backbone)`: a `torch.nn.Module` that holds only what is trained, in its final
@@ -17,7 +18,7 @@ A hook may ask for fewer arguments than its spec names. A *wrapper* plugin (entr
 the hooks of every method.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
     from softprompt_zoo.backbone import Backbone
     from softprompt_zoo.config import MethodConfig
+    from softprompt_zoo.exchange import PeftFiles, PeftPrompt
     from softprompt_zoo.tokens import Placement, VirtualTokens
+    from softprompt_zoo.training_step import TrainingStep
 
 PROJECT = "softprompt_zoo"
 
@@ -36,7 +39,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec(firstresult=True)
 def build_virtual_tokens(  # type: ignore[empty-body]
-    config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone", task_ids: "Tensor | None"
+    config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone"
 ) -> "VirtualTokens":
     """Make the virtual tokens from the trained parameters; called once per forward and prompt.
 
@@ -44,10 +47,10 @@ def build_virtual_tokens(  # type: ignore[empty-body]
         config: What the user chose. Not changed.
         parameters: The method's `Parameters`; its `training` flag says whether the model trains.
         backbone: Sizes of the frozen model, and its embedding table. Not changed.
-        task_ids: `(rows,)` integers, or `None` when the caller gave none.
 
     Returns:
-        `InputTokens` with embeddings `(tokens, hidden)`, or `LayerTokens` with keys and values
+        `InputTokens` with embeddings `(tokens, hidden)`, or `(tasks, tokens, hidden)` if the config has
+        `num_tasks`, from which the host takes each row's by its `task_ids`; or `LayerTokens` with keys and values
         `(kv_heads, tokens, head_dim)` per layer of one or more of `backbone.layers`' sites; in the
         dtype and on the device of the parameters (the host casts); gradients must flow to them.
 
@@ -95,4 +98,91 @@ def merge(  # type: ignore[empty-body]
     Raises:
         ShapeError: By the host, if a shape is another one.
         PluginError: By the host, if nothing is returned.
+    """
+
+
+@hookspec(firstresult=True)
+def training_loss(config: "MethodConfig", parameters: "nn.Module", step: "TrainingStep") -> "Tensor | None":
+    """Replace the model's own loss; optional. Called in a forward in training mode that was given labels.
+
+    Args:
+        config: What the user chose. Not changed.
+        parameters: The method's `Parameters`.
+        step: The forward: its loss, outputs, inputs and means to run the frozen model once more.
+
+    Returns:
+        The loss, a scalar; `None` to keep the model's own.
+
+    Raises:
+        UnsupportedError: By the host, if not every row of the batch has this prompt, alone or as the last one.
+    """
+
+
+@hookspec
+def after_step(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone") -> None:
+    """Correct the parameters in place after an optimizer's step, a projection say; optional.
+
+    Called without gradients, after the step of any torch optimizer that holds one of them.
+
+    Args:
+        config: What the user chose. Not changed.
+        parameters: The method's `Parameters`. Changed in place.
+        backbone: Sizes of the frozen model.
+    """
+
+
+@hookspec(firstresult=True)
+def parameter_groups(  # type: ignore[empty-body]
+    config: "MethodConfig", parameters: "nn.Module", learning_rate: float
+) -> "list[dict[str, Any]]":
+    """Split the parameters into an optimizer's groups; optional, by default they are one group.
+
+    Args:
+        config: What the user chose. Not changed.
+        parameters: The method's `Parameters`.
+        learning_rate: The rate the user chose, which the recipe's is the default of.
+
+    Returns:
+        Groups as torch optimizers take them, each with `"params"` and, where it differs, `"lr"`.
+    """
+
+
+@hookspec(firstresult=True)
+def write_peft(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone") -> "PeftFiles | None":
+    """Express the trained parameters as a PEFT adapter of the method's own type; optional.
+
+    Without it, or where it returns `None`, the host writes the merged tokens: PROMPT_TUNING of those at the
+    input embeddings, PREFIX_TUNING of keys and values. Not called of a merged prompt.
+
+    Args:
+        config: What the user chose. Not changed.
+        parameters: The method's `Parameters`. Not changed.
+        backbone: Sizes of the frozen model.
+
+    Returns:
+        The fields of PEFT's config and its tensors.
+
+    Raises:
+        UnsupportedError: If PEFT cannot hold it; says what would be lost.
+    """
+
+
+@hookspec(firstresult=True)
+def read_peft(fields: "dict[str, Any]", tensors: "dict[str, Tensor]", backbone: "Backbone") -> "PeftPrompt | None":
+    """Read a PEFT adapter of one of the method's `PEFT_TYPES`; optional.
+
+    Without it, or where it returns `None`, the host reads the plain tokens, and the prompt is a merged one.
+
+    Args:
+        fields: PEFT's config. Not changed.
+        tensors: PEFT's tensors. Not changed.
+        backbone: Sizes of the model the prompt goes to.
+
+    Returns:
+        The method's options, and what its `Parameters` hold, or plain tokens.
+
+    Raises:
+        CheckpointError: If the files do not fit together.
+        BackboneMismatchError: If they were made for another model.
+        UnsupportedError: If PEFT itself cannot run it right.
     """

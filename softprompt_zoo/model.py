@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from softprompt_zoo import losses
 from softprompt_zoo.backbone import KEYWORD, Backbone, Stack, attention_configs, find_stacks, max_positions
 from softprompt_zoo.checkpoints import save
 from softprompt_zoo.errors import UnsupportedError
@@ -20,8 +21,12 @@ from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
 from softprompt_zoo.sites.arrange import Call, select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.positions import past_length
+from softprompt_zoo.sites.projections import Projector
 from softprompt_zoo.sites.stack import bind, cut_output, returns_dict, unbind
 from softprompt_zoo.sites.words import embed, keys_values, mark_sites, unmark_sites
+
+NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
+"""What a prompted model's forward takes beyond its own class's."""
 
 _ATTACHED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 
@@ -40,6 +45,7 @@ class PromptedModel:
         *args: Any,
         prompts: Any = None,
         task_ids: Tensor | None = None,
+        soft_slots: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         combinations = None
@@ -55,7 +61,7 @@ class PromptedModel:
             if isinstance(inputs, Tensor):
                 combinations = combinations * inputs.shape[0] if selection.rows is None else combinations
                 _check_rows(len(combinations), inputs.shape[0])
-        generation = Generation(self.prompts, combinations, task_ids)
+        generation = Generation(self.prompts, combinations, task_ids, soft_slots)
         token = _GENERATION.set(generation)
         try:
             output = super().generate(*args, **kwargs)  # type: ignore[misc]
@@ -68,13 +74,17 @@ class PromptedModel:
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: D102
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         generation = _GENERATION.get()
-        if generation is None or generation.host is not self.prompts or generation.combinations is None:
+        if generation is None or generation.host is not self.prompts:
             return inputs
         # As an argument, for a compiled forward cannot see the context; repeated for beams.
         names = ("decoder_input_ids", "input_ids", "inputs_embeds")
         size = next(inputs[name].shape[0] for name in names if inputs.get(name) is not None)
-        times = size // len(generation.combinations)
-        inputs["prompts"] = [entry for entry in generation.combinations for _ in range(times)]
+        if generation.combinations is not None:
+            times = size // len(generation.combinations)
+            inputs["prompts"] = [entry for entry in generation.combinations for _ in range(times)]
+        for name, ids in (("task_ids", generation.task_ids), ("soft_slots", generation.soft_slots)):
+            if ids is not None:
+                inputs[name] = ids.repeat_interleave(size // ids.shape[0], dim=0)
         return inputs
 
     def save_pretrained(  # noqa: D102
@@ -140,6 +150,8 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
             prompted_implementation(base_implementation(config._attn_implementation))
     weight: Any = next(iter(stacks.values())).embedding.weight
     probe = torch.zeros(1, dtype=torch.long, device=weight.device)
+    names = {id(module): name for name, module in model.named_modules()}
+    sites = {site: modules for stack in stacks.values() for site, modules in stack.attentions.items()}
     backbone = Backbone(
         family=family,
         hidden_size=embed(stacks, probe).shape[-1],
@@ -151,6 +163,8 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         device=weight.device,
         embed=functools.partial(embed, stacks),
         keys_values=functools.partial(keys_values, stacks),
+        project=Projector(stacks),
+        module_names={site: tuple(names[id(m)] for m in modules) for site, modules in sites.items()},
     )
     return backbone, stacks
 
@@ -236,26 +250,23 @@ def _prompted_class(base: Any) -> Any:
     signature = inspect.signature(base.forward)
     parameters = [*signature.parameters.values()]
     takes_keywords = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-    new = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("prompts", "task_ids")]
+    new = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in NEW_ARGUMENTS]
     position = len(parameters) - 1 if takes_keywords else len(parameters)
     names = [parameter.name for parameter in parameters[1:]]
 
     @functools.wraps(base.forward)
-    def forward(
-        self: Any,
-        *args: Any,
-        prompts: Any = None,
-        task_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         if KEYWORD in kwargs:
             return base.forward(self, **kwargs)
+        own = {}
+        for name in NEW_ARGUMENTS:  # a comprehension here could not be compiled
+            own[name] = kwargs.pop(name, None)
         if not takes_keywords:
-            if prompts is not None or task_ids is not None:
+            if any(value is not None for value in own.values()):
                 raise UnsupportedError(f"{base.__name__}.forward takes no further keywords; use model.prompts.activate")
             return base.forward(self, **kwargs)
-        return _forward(self, base, prompts, task_ids, kwargs)
+        return _forward(self, base, own, kwargs)
 
     forward.__signature__ = signature.replace(parameters=parameters[:position] + new + parameters[position:])  # type: ignore[attr-defined]
     members = {
@@ -273,18 +284,29 @@ def _rebuild(base: Any) -> Any:
     return cls.__new__(cls)
 
 
-def _forward(model: Any, base: Any, prompts: Any, task_ids: Tensor | None, kwargs: dict[str, Any]) -> Any:
-    """Build the prompts once for all stacks, and show the user outputs of the length of the input."""
+def _forward(model: Any, base: Any, own: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    """Build the prompts once for all stacks, and let their methods replace the loss."""
     past = past_length(kwargs.get("past_key_values"))
-    call = model.prompts.resolve(prompts, task_ids, isinstance(past, int) and past > 0)
+    call = model.prompts.resolve(*own.values(), isinstance(past, int) and past > 0)
     rows = call.selection.rows
     text = kwargs.get("input_ids")
     text = kwargs.get("inputs_embeds") if text is None else text
     if rows is not None and text is not None:
         _check_rows(rows.shape[0], text.shape[0])
-    if not call.selection.names:
+    learners = losses.learners(model.prompts, call, kwargs) if model.training else []
+    if not learners:
+        return _run(model, base, call, kwargs)
+    output = _run(model, base, call, {**kwargs, "return_dict": True, "output_hidden_states": True})
+    run = functools.partial(_run, model, base)
+    output = losses.replace_loss(model, learners, call, {**kwargs, "task_ids": own["task_ids"]}, output, run)
+    return output if returns_dict(model.config, kwargs) else output.to_tuple()
+
+
+def _run(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
+    """Run the model's own forward, and show the user outputs of the length of the input."""
+    if call.is_empty:
         return base.forward(model, prompts=call, **kwargs)
-    wants_first = _wants_first_label(model, call, kwargs, past)
+    wants_first = _wants_first_label(model, call, kwargs)
     wants_tuple = not returns_dict(model.config, kwargs)
     if wants_first:
         kwargs = _with_first_label(call, kwargs)
@@ -312,8 +334,9 @@ def _check_rows(entries: int, rows: int) -> None:
         )
 
 
-def _wants_first_label(model: Any, call: Call, kwargs: dict[str, Any], past: int | Tensor) -> bool:
+def _wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:
     """Say whether the head is to predict the first text token from an input-level prompt's last token."""
+    past = past_length(kwargs.get("past_key_values"))
     labels = kwargs.get("labels")
     is_language_model = model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None
     if not is_language_model or not isinstance(labels, Tensor) or labels.ndim != 2:

@@ -60,12 +60,11 @@ class Prompt(nn.Module):
             self._loaded = registry.lookup(self.method)
         return self._loaded
 
-    def place(self, backbone: Backbone, task_ids: Tensor | None = None) -> Placement:
+    def place(self, backbone: Backbone) -> Placement:
         """Build the virtual tokens and say where they go.
 
         Args:
             backbone: Sizes of the model.
-            task_ids: `(rows,)`, for methods that have tasks.
 
         Returns:
             The placement; gradients flow to the parameters.
@@ -78,8 +77,8 @@ class Prompt(nn.Module):
             tokens = learned.tokens(backbone)
         else:
             hook = "build_virtual_tokens"
-            tokens = method.call(hook, config=self.config, parameters=learned, backbone=backbone, task_ids=task_ids)
-            check_virtual_tokens(tokens, backbone, self.num_virtual_tokens, method.describe(hook))
+            tokens = method.call(hook, config=self.config, parameters=learned, backbone=backbone)
+            self._check(tokens, backbone, hook)
         placement = method.call("inject", config=self.config, parameters=learned, tokens=tokens, backbone=backbone)
         if not isinstance(placement, Placement):
             found = type(placement).__name__
@@ -108,9 +107,13 @@ class Prompt(nn.Module):
                 tokens = self.loaded.call("merge", config=self.config, parameters=self.learned, backbone=backbone)
             finally:
                 self.learned.train(was_training)
-            check_virtual_tokens(tokens, backbone, self.num_virtual_tokens, self.loaded.describe("merge"))
+            self._check(tokens, backbone, "merge")
         copies = {name: tensor.detach().clone() for name, tensor in to_tensors(tokens).items()}
         return from_tensors(copies, backbone)
+
+    def _check(self, tokens: object, backbone: Backbone, hook: str) -> None:
+        source = self.loaded.describe(hook)
+        check_virtual_tokens(tokens, backbone, self.num_virtual_tokens, self.config.tasks, source)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None}

@@ -16,11 +16,14 @@ from softprompt_zoo.backbone import Backbone, Stack
 from softprompt_zoo.checkpoints import read_prompts
 from softprompt_zoo.config import GIVEN, MethodConfig
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError, UnsupportedError
+from softprompt_zoo.optimizer_steps import watch
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.arrange import Call, Combination, check_combination, select
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.shared_pass import Prefix, causal_prefix
+from softprompt_zoo.sites.slots import take_slots
+from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.tokens import InputTokens, Placement, to_tensors
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
@@ -98,6 +101,7 @@ class Generation:
     combinations: list[Combination] | None
     """One per row the user gave, or `None` for the active ones."""
     task_ids: Tensor | None
+    soft_slots: Tensor | None
     layout: Layout | None = None
     """Where the encoder's text went."""
 
@@ -122,10 +126,11 @@ class Prompts(nn.Module):
 
     def _forget(self) -> None:
         self._placed: dict[str, tuple[Any, Placement]] = {}
+        self._tasks: dict[str, tuple[Placement, dict[int, Placement]]] = {}
         self._kept: dict[tuple[Combination, ...], tuple[list[Placement], list[Tensor], Any, Prefix]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_placed": {}, "_kept": {}}
+        return {**self.__dict__, "_placed": {}, "_tasks": {}, "_kept": {}}
 
     def __getitem__(self, name: str) -> Prompt:
         if name not in self._modules:
@@ -226,6 +231,27 @@ class Prompts(nn.Module):
         """
         self._active = check_combination(names, self.keys(), "the names to activate")
 
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Split what is trained into an optimizer's groups, with the rates that each method asks for.
+
+        Args:
+            learning_rate: The rate of groups that ask for no other.
+
+        Returns:
+            Groups for any torch optimizer: `torch.optim.AdamW(model.prompts.parameter_groups(1e-2))`.
+        """
+        groups = []
+        for prompt in self.values():
+            arguments = {"config": prompt.config, "parameters": prompt.learned, "learning_rate": learning_rate}
+            split = None if prompt.is_merged else prompt.loaded.call("parameter_groups", **arguments)
+            grouped = {id(parameter) for group in split or () for parameter in group["params"]}
+            rest = {"params": [parameter for parameter in prompt.parameters() if id(parameter) not in grouped]}
+            for group in (*(split or ()), rest):
+                trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+                if trained:
+                    groups.append({"lr": learning_rate, **group, "params": trained})
+        return groups
+
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Use the model as if it had no prompts, bit for bit, within the context."""
@@ -235,26 +261,35 @@ class Prompts(nn.Module):
         finally:
             self._is_disabled = before
 
-    def resolve(self, prompts: Any, task_ids: Tensor | None, is_decoding: bool) -> Call:
+    def resolve(self, prompts: Any, task_ids: Tensor | None, soft_slots: Tensor | None, is_decoding: bool) -> Call:
         """Build the prompts of one forward.
 
         Args:
             prompts: As `forward` takes it.
             task_ids: `(rows,)`, for methods that have tasks.
+            soft_slots: `(rows, length)`, which virtual token stands at each place of the text, -1 for text.
             is_decoding: Whether text is in the cache already, so that built tokens may be reused.
 
         Returns:
             The call; its selection is empty where no prompt is to be seen.
+
+        Raises:
+            ValueError: If an entry, a task or a slot is out of range.
         """
         generation = None if torch.compiler.is_compiling() else _GENERATION.get()
-        if generation is not None and generation.host is self and prompts is None:
-            prompts = generation.combinations
+        if generation is not None and generation.host is self:
+            prompts = generation.combinations if prompts is None else prompts
             task_ids = generation.task_ids if task_ids is None else task_ids
+            soft_slots = generation.soft_slots if soft_slots is None else soft_slots
         selection = select(None, (), ()) if self._is_disabled else select(prompts, self.keys(), self._active)
+        placements = {name: self._place(name, is_decoding) for name in selection.names}
+        selection, placements = split_tasks(selection, placements, task_ids, self._pick_task)
+        slots = None
+        if soft_slots is not None and placements:
+            selection, slots = take_slots(selection, placements, soft_slots)
         if selection.rows is not None:
             selection.rows = selection.rows.to(self._device())
-        placements = {name: self._place(name, task_ids, is_decoding) for name in selection.names}
-        return Call(selection, placements, self.training)
+        return Call(selection, placements, self.training, slots=slots)
 
     def prefix(self, stack: Stack, call: Call, is_decoding: bool) -> Prefix:
         """Turn a causal call's prompts into keys and values, or return the kept ones if nothing changed.
@@ -295,17 +330,27 @@ class Prompts(nn.Module):
         if generation is not None and generation.host is self and self.backbone.family == "encoder_decoder":
             generation.layout = layout
 
-    def _place(self, name: str, task_ids: Tensor | None, is_decoding: bool) -> Placement:
+    def _place(self, name: str, is_decoding: bool) -> Placement:
         prompt = self[name]
-        is_changing = torch.is_grad_enabled() or self.training or task_ids is not None
-        if is_changing or torch.compiler.is_compiling():
-            return prompt.place(self.backbone, task_ids)
+        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling():
+                watch(prompt, self.backbone)
+            return prompt.place(self.backbone)
         signature = [(p.data_ptr(), p._version, p.dtype) for p in prompt.parameters()]
         if is_decoding and name in self._placed and self._placed[name][0] == signature:
             return self._placed[name][1]
-        placement = prompt.place(self.backbone, task_ids)
+        placement = prompt.place(self.backbone)
         self._placed[name] = (signature, placement)
         return placement
+
+    def _pick_task(self, name: str, placement: Placement, task: int) -> Placement:
+        if self._tasks.get(name, (None,))[0] is not placement:
+            self._tasks[name] = (placement, {})
+        picked = self._tasks[name][1]
+        if task not in picked:
+            tokens = InputTokens(placement.tokens.embeddings[task])  # type: ignore[union-attr]
+            picked[task] = dataclasses.replace(placement, tokens=tokens)
+        return picked[task]
 
     def _device(self) -> torch.device:
         return next((parameter.device for parameter in self.parameters()), self.backbone.device)

@@ -6,24 +6,20 @@ manager of its own, with its plugin and the wrappers in it, that is only made on
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import os
 import re
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
-
-import pluggy
 
 from softprompt_zoo import discovery, hookspecs
 from softprompt_zoo.config import MethodConfig, Recipe
+from softprompt_zoo.contract import HOOKS, OPTIONAL_HOOKS, is_wrapper, load_checked, manager, nearest, refusal
 from softprompt_zoo.discovery import GROUP, WRAPPER_GROUP, Candidate, normalize
 from softprompt_zoo.errors import PluginError, UnknownMethodError
-
-HOOKS = ("build_virtual_tokens", "inject", "merge")
 
 _Names = tuple[dict[str, Candidate], dict[str, str], dict[Candidate, str]]
 """By normalized name or alias what it finds, and why it finds nothing; by candidate which name it cannot have."""
@@ -64,19 +60,23 @@ class LoadedMethod:
         """Call one of the method's hooks, with the wrappers around it.
 
         Args:
-            hook: One of `HOOKS`.
+            hook: One of `HOOKS` or `OPTIONAL_HOOKS`.
             **arguments: All arguments of the hook's spec.
 
         Returns:
-            What the hook returned.
+            What the hook returned; `None` where the method lacks an optional one.
 
         Raises:
-            PluginError: If it returned nothing.
+            PluginError: If it returned nothing and is not optional.
         """
         result = self._callers[hook](**arguments)
-        if result is None:
+        if result is None and hook in HOOKS:
             raise PluginError(f"{self._wrapped_by}, around {self.describe(hook)} returned nothing; expected a value")
         return result
+
+    def has(self, hook: str) -> bool:
+        """Say whether the method, or a wrapper around it, has an optional hook."""
+        return bool(self._callers[hook].get_hookimpls())
 
     def describe(self, hook: str) -> str:
         """Name the plugin and hook for a message."""
@@ -84,9 +84,9 @@ class LoadedMethod:
 
     def _wrap(self, wrappers: dict[Candidate, object]) -> None:
         # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
-        refusals = {hook: hookspecs.hookimpl(_refusal(self.describe(hook)), trylast=True) for hook in HOOKS}
-        manager = _manager(self.plugin, types.SimpleNamespace(**refusals), *wrappers.values())
-        self._callers = {hook: getattr(manager.hook, hook) for hook in HOOKS}
+        refusals = {hook: hookspecs.hookimpl(refusal(self.describe(hook)), trylast=True) for hook in HOOKS}
+        hooks = manager(self.plugin, types.SimpleNamespace(**refusals), *wrappers.values())
+        self._callers = {hook: getattr(hooks.hook, hook) for hook in (*HOOKS, *OPTIONAL_HOOKS)}
         self._wrapped_by = " or ".join(wrapper.describe() for wrapper in wrappers)
 
 
@@ -128,7 +128,7 @@ class Registry:
         if key in clashes:
             raise PluginError(clashes[key])
         if key not in owners:
-            hint = _hint(key, {other: candidate.name for other, candidate in owners.items()})
+            hint = nearest(key, {other: candidate.name for other, candidate in owners.items()})
             limit = os.environ.get(discovery.ENVIRONMENT_VARIABLE)
             installed = ", ".join(self.candidates())
             installed += "" if limit is None else f" ({discovery.ENVIRONMENT_VARIABLE} is {limit!r})"
@@ -162,10 +162,10 @@ class Registry:
             raise TypeError(f"plugin name is {name!r} ({type(name).__name__}); expected a string")
         if not re.fullmatch(r"[\w-]*[^\W_][\w-]*", name):
             raise ValueError(f"plugin name is {name!r}; expected letters, digits, '_' and '-'")
-        group = WRAPPER_GROUP if _is_wrapper(plugin) else GROUP
+        group = WRAPPER_GROUP if is_wrapper(plugin) else GROUP
         summary = (inspect.getdoc(plugin) or "").split("\n")[0]
         candidate = Candidate(name, group, "zoo.register", "", lambda: plugin, summary=summary)
-        checked = _load_checked(candidate)
+        checked = load_checked(candidate)
         candidate = dataclasses.replace(candidate, aliases=tuple(getattr(plugin, "ALIASES", ())))
         with self._lock:
             owners, clashes, _ = self._resolve()
@@ -239,7 +239,7 @@ class Registry:
         outcome = self._outcomes.get(candidate)
         if outcome is None:
             try:
-                outcome = _load_checked(candidate)
+                outcome = load_checked(candidate)
             except PluginError as error:
                 outcome = error
             self._outcomes[candidate] = outcome
@@ -288,88 +288,6 @@ def _assign_names(methods: list[Candidate]) -> _Names:
     usable = {key: c for key, c in owners.items() if owners.get(normalize(c.name)) == c}
     own = {c: tuple(alias for alias in c.aliases if usable.get(normalize(alias)) == c) for c in usable.values()}
     return {key: dataclasses.replace(c, aliases=own[c]) for key, c in usable.items()}, clashes, problems
-
-
-def _hint(wanted: str, choices: Mapping[str, str]) -> str:
-    near = difflib.get_close_matches(wanted, choices, n=1)
-    return f"did you mean {choices[near[0]]!r}? " if near else ""
-
-
-def _manager(*plugins: object, specs: types.ModuleType | None = hookspecs) -> pluggy.PluginManager:
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    if specs:
-        manager.add_hookspecs(specs)
-    for index, plugin in enumerate(plugins):
-        manager.register(plugin, name=str(index))
-    return manager
-
-
-def _refusal(description: str) -> Callable[[], None]:
-    def refuse() -> None:
-        raise PluginError(f"{description} returned nothing; expected a value, see the hook's contract")
-
-    return refuse
-
-
-def _load_checked(candidate: Candidate) -> object:
-    """Import a plugin and check it against the contract; a class whose hooks take `self` becomes an instance."""
-    cause = None
-    try:
-        plugin: Any = candidate.load()
-        if isinstance(plugin, type) and any(
-            "self" in inspect.signature(i.function).parameters for _, i in _marked(plugin)
-        ):
-            plugin = plugin()
-        problem = next(_problems(plugin, candidate.group), "")
-        if not problem and _manager(plugin):
-            return plugin
-    except (Exception, SystemExit) as error:
-        problem, cause = f"{type(error).__name__}: {error}", error
-    text = " ".join(f"{candidate.kind} {candidate.name!r} failed to load from {candidate.origin}: {problem}".split())
-    raise PluginError(text) from cause
-
-
-def _marked(plugin: object) -> list[tuple[str, pluggy.HookImpl]]:
-    """Return what a plugin marks as hooks, under known names or not."""
-    callers = _manager(plugin, specs=None).get_hookcallers(plugin) or ()
-    return [(caller.name, hook) for caller in callers for hook in caller.get_hookimpls()]
-
-
-def _is_wrapper(plugin: object) -> bool:
-    marked = _marked(plugin)
-    return bool(marked) and all(hook.wrapper or hook.hookwrapper for _, hook in marked)
-
-
-def _problems(plugin: Any, group: str) -> Iterator[str]:
-    """Say, in a line each, how a plugin breaks the contract."""
-    hooks = ", ".join(HOOKS)
-    for name, hook in _marked(plugin):
-        if name not in HOOKS:
-            yield f"there is no hook {name!r}; {_hint(name, {known: known for known in HOOKS})}hooks are {hooks}"
-        allowed = tuple(inspect.signature(getattr(hookspecs, name)).parameters)
-        unknown = [argument for argument in hook.argnames if argument not in allowed]
-        if unknown:
-            yield f"its hook {name!r} asks for {unknown[0]!r}; it may ask for {', '.join(allowed)}"
-    if group == WRAPPER_GROUP:
-        if not _is_wrapper(plugin):
-            yield "it is no wrapper; mark its hooks, all of them, hookimpl(wrapper=True)"
-        return
-    if _is_wrapper(plugin):
-        yield f"it has only wrappers; publish it under the entry-point group {WRAPPER_GROUP!r}"
-    own = {name for name, hook in _marked(plugin) if not (hook.wrapper or hook.hookwrapper)}
-    if own < {*HOOKS}:
-        missing = next(name for name in HOOKS if name not in own)
-        yield f"it has no hook {missing!r}; a method has {hooks}, each marked softprompt_zoo.hookimpl"
-    config: Any = getattr(plugin, "Config", None)
-    is_config = isinstance(config, type) and issubclass(config, MethodConfig)
-    if not is_config or (inspect.get_annotations(config) and "__dataclass_params__" not in vars(config)):
-        yield f"its Config is {config!r}; expected a dataclass that extends softprompt_zoo.MethodConfig"
-    if not callable(getattr(plugin, "Parameters", None)):
-        yield "it has no Parameters; expected a torch.nn.Module that takes (config, backbone)"
-    for name in ("ALIASES", "PEFT_TYPES"):
-        value = getattr(plugin, name, ())
-        if not (isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)):
-            yield f"its {name} is {value!r}; expected a tuple of strings"
 
 
 registry = Registry()

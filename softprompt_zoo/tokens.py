@@ -23,17 +23,22 @@ class InputTokens:
     """Virtual tokens at the input embeddings."""
 
     embeddings: Tensor
-    """`(tokens, hidden)`, in the scale of the embedding module's output."""
+    """`(tokens, hidden)`, in the scale of the embedding module's output; of a method with tasks
+    `(tasks, tokens, hidden)`, from which each row takes its task's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SiteTokens:
     """Keys and values of the virtual tokens at one site, a tensor per layer."""
 
-    keys: tuple[Tensor, ...]
-    """Per layer `(kv_heads, tokens, head_dim)`, as attention sees them (after rotary embedding)."""
-    values: tuple[Tensor, ...]
-    """Per layer `(kv_heads, tokens, head_dim)`."""
+    keys: tuple[Tensor | None, ...]
+    """Per layer `(kv_heads, tokens, head_dim)`, as attention sees them (after rotary embedding); `None` for
+    a layer without tokens, which only gated ones may have."""
+    values: tuple[Tensor | None, ...]
+    """Per layer `(kv_heads, tokens, head_dim)`, or `None` as in `keys`."""
+    gates: tuple[Tensor | None, ...] | None = None
+    """Per layer `(heads,)` or `(1,)`: the tokens get a softmax of their own, whose result, times the gate, is
+    added to the text's, and they take up no positions. `None`: they share the softmax of the text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +74,7 @@ def flatten_layers(tokens: SiteTokens) -> Tensor:
         `(tokens, features)`: for each layer its key then its value, heads first within each. With equal
         layers this is the layout of PEFT's `prompt_embeddings`. Gradients flow.
     """
-    pairs = [pair for layer in zip(tokens.keys, tokens.values, strict=True) for pair in layer]
+    pairs = [pair for layer in zip(tokens.keys, tokens.values, strict=True) for pair in layer if pair is not None]
     return torch.cat([pair.permute(1, 0, 2).flatten(1) for pair in pairs], dim=1)
 
 
@@ -105,11 +110,22 @@ def to_tensors(tokens: VirtualTokens) -> dict[str, Tensor]:
         tokens: Any virtual tokens.
 
     Returns:
-        `{"embeddings": (tokens, hidden)}`, or one `(tokens, features)` tensor per site under its name.
+        `{"embeddings": (tokens, hidden)}`; or one `(tokens, features)` tensor per site under its name; of gated
+        tokens one under `<site>_<layer>` for each layer that has any, and its gate under `<site>_<layer>_gate`.
     """
     if isinstance(tokens, InputTokens):
         return {"embeddings": tokens.embeddings}
-    return {site: flatten_layers(site_tokens) for site, site_tokens in tokens.sites.items()}
+    tensors = {}
+    for site, site_tokens in tokens.sites.items():
+        if site_tokens.gates is None:
+            tensors[site] = flatten_layers(site_tokens)
+            continue
+        for layer, gate in enumerate(site_tokens.gates):
+            if gate is not None:
+                one = slice(layer, layer + 1)
+                tensors[f"{site}_{layer}"] = flatten_layers(SiteTokens(site_tokens.keys[one], site_tokens.values[one]))
+                tensors[f"{site}_{layer}_gate"] = gate
+    return tensors
 
 
 def from_tensors(tensors: Mapping[str, Tensor], backbone: "Backbone") -> VirtualTokens:
@@ -127,23 +143,49 @@ def from_tensors(tensors: Mapping[str, Tensor], backbone: "Backbone") -> Virtual
     """
     if "embeddings" in tensors:
         return InputTokens(tensors["embeddings"])
-    return LayerTokens({site: unflatten_layers(flat, backbone.layers[site]) for site, flat in tensors.items()})
+    sites = {}
+    for site, layers in backbone.layers.items():
+        if site in tensors:
+            sites[site] = unflatten_layers(tensors[site], layers)
+        elif any(name.startswith(f"{site}_") for name in tensors):
+            sites[site] = _gated_site(tensors, site, layers)
+    unused = [name for name in tensors if name.split("_")[0] not in sites]
+    if unused:
+        there = ", ".join(map(repr, backbone.layers))
+        raise ShapeError(f"there are tokens for the site {unused[0]!r}; this backbone has {there}")
+    return LayerTokens(sites)
 
 
-def check_virtual_tokens(tokens: object, backbone: "Backbone", num_virtual_tokens: int, source: str) -> None:
+def _gated_site(tensors: Mapping[str, Tensor], site: str, layers: "Sequence[LayerShape]") -> SiteTokens:
+    keys: list[Tensor | None] = []
+    values: list[Tensor | None] = []
+    for index, layer in enumerate(layers):
+        flat = tensors.get(f"{site}_{index}")
+        one = None if flat is None else unflatten_layers(flat, [layer])
+        keys.append(None if one is None else one.keys[0])
+        values.append(None if one is None else one.values[0])
+    gates = tuple(tensors.get(f"{site}_{index}_gate") for index in range(len(layers)))
+    return SiteTokens(tuple(keys), tuple(values), gates)
+
+
+def check_virtual_tokens(
+    tokens: object, backbone: "Backbone", num_virtual_tokens: int, num_tasks: int | None, source: str
+) -> None:
     """Check what a hook returned against the backbone's sizes.
 
     Args:
         tokens: What the hook returned.
         backbone: Sizes of the model.
         num_virtual_tokens: How many tokens the config asks for.
+        num_tasks: How many tasks the config asks for, if the method has tasks.
         source: Plugin and hook, for the message.
 
     Raises:
         ShapeError: If `tokens` are no virtual tokens, or of a wrong shape.
     """
     if isinstance(tokens, InputTokens):
-        _check_shape(tokens.embeddings, (num_virtual_tokens, backbone.hidden_size), "embeddings", source)
+        tasks = () if num_tasks is None else (num_tasks,)
+        _check_shape(tokens.embeddings, (*tasks, num_virtual_tokens, backbone.hidden_size), "embeddings", source)
         return
     if not isinstance(tokens, LayerTokens):
         raise ShapeError(
@@ -153,15 +195,25 @@ def check_virtual_tokens(tokens: object, backbone: "Backbone", num_virtual_token
         if site not in backbone.layers:
             sites = ", ".join(map(repr, backbone.layers)) or "none"
             raise ShapeError(f"{source} returned tokens for the site {site!r}; this backbone has {sites}")
-        shapes = backbone.layers[site]
-        for kind, layers in (("keys", site_tokens.keys), ("values", site_tokens.values)):
-            if len(layers) != len(shapes):
-                raise ShapeError(
-                    f"{source} returned {kind} for {len(layers)} layers of {site!r}; expected {len(shapes)}"
-                )
-            for index, (tensor, shape) in enumerate(zip(layers, shapes, strict=True)):
-                expected = (shape.kv_heads, num_virtual_tokens, shape.head_dim)
-                _check_shape(tensor, expected, f"{kind} of {site!r} layer {index}", source)
+        _check_site(site_tokens, site, backbone.layers[site], num_virtual_tokens, source)
+
+
+def _check_site(
+    tokens: SiteTokens, site: str, shapes: "Sequence[LayerShape]", num_virtual_tokens: int, source: str
+) -> None:
+    parts = [("keys", tokens.keys), ("values", tokens.values)]
+    for kind, layers in [*parts, *([] if tokens.gates is None else [("gates", tokens.gates)])]:
+        if len(layers) != len(shapes):
+            raise ShapeError(f"{source} returned {kind} for {len(layers)} layers of {site!r}; expected {len(shapes)}")
+    for index, shape in enumerate(shapes):
+        if tokens.gates is not None and tokens.gates[index] is None:
+            continue
+        expected = (shape.kv_heads, num_virtual_tokens, shape.head_dim)
+        for kind, layers in parts:
+            _check_shape(layers[index], expected, f"{kind} of {site!r} layer {index}", source)
+        gate = None if tokens.gates is None else tokens.gates[index]
+        if gate is not None and tuple(gate.shape) != (1,):
+            _check_shape(gate, (shape.heads,), f"a gate of {site!r} layer {index}", source)
 
 
 def _check_shape(tensor: object, expected: tuple[int, ...], what: str, source: str) -> None:

@@ -190,6 +190,7 @@ def test_foreign_adapters_are_refused(tmp_path):
     (tmp_path / "gpt2" / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "TELEPATHY"}))
     with pytest.raises(zoo.UnsupportedError, match="no installed method loads PEFT's TELEPATHY"):
         zoo.load(tiny_model("gpt2"), tmp_path / "gpt2")
+    (tmp_path / "gpt2" / "adapter_config.json").write_text(json.dumps(config))
     save_file({"other": torch.zeros(1)}, tmp_path / "gpt2" / "adapter_model.safetensors")
     with pytest.raises(zoo.CheckpointError, match="has no tensor 'prompt_embeddings'"):
         zoo.load(tiny_model("gpt2"), tmp_path / "gpt2")

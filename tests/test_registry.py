@@ -309,7 +309,7 @@ BROKEN = {
     ),
     "misspelt": (
         plugin(injct=inject),
-        r"there is no hook 'injct'; did you mean 'inject'\? hooks are build_virtual_tokens, inject, merge$",
+        r"there is no hook 'injct'; did you mean 'inject'\? hooks are build_virtual_tokens, inject, merge, training_l",
     ),
     "missing": (plugin(merge=None), r"it has no hook 'merge'; a method has build_virtual_tokens, inject, merge, each"),
     "unmarked": (plugin(merge=lambda parameters: None), r"it has no hook 'merge'"),

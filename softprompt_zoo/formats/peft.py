@@ -13,6 +13,7 @@ from torch import Tensor
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
+from softprompt_zoo.exchange import PeftFiles
 from softprompt_zoo.formats.files import read_json, read_tensors, write_json, write_tensors
 from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens, flatten_layers
 
@@ -38,23 +39,19 @@ class Adapter:
     """Tensors of a trained task head, by PEFT's key."""
 
 
-def write(directory: Path, placement: Placement, backbone: Backbone, task_type: str, base_name: str | None) -> None:
+def write(directory: Path, files: PeftFiles, task_type: str, base_name: str | None) -> None:
     """Write a directory that `PeftModel.from_pretrained` loads.
 
     Args:
         directory: Where to; it must exist.
-        placement: The plain tokens, and how they are placed.
-        backbone: Sizes of the model.
+        files: What they hold.
         task_type: PEFT's name of the model's task.
         base_name: Name or path of the base model, if known.
-
-    Raises:
-        UnsupportedError: If PEFT cannot hold the prompt. Nothing is written.
     """
-    config, tensor = express(placement, backbone, task_type)
-    config |= {"base_model_name_or_path": base_name}
-    write_tensors(directory / TENSOR_FILE, {TENSOR_KEY: tensor.float()}, {})
-    write_json(directory / CONFIG_FILE, config)
+    general = {"task_type": task_type, "inference_mode": True, "revision": None, "auto_mapping": None}
+    fields = {**general, "base_model_name_or_path": base_name, **files.fields}
+    write_tensors(directory / TENSOR_FILE, {key: tensor.float() for key, tensor in files.tensors.items()}, {})
+    write_json(directory / CONFIG_FILE, fields)
 
 
 def remove(directory: Path) -> None:
@@ -63,7 +60,7 @@ def remove(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def express(placement: Placement, backbone: Backbone, task_type: str) -> tuple[dict[str, Any], Tensor]:
+def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
     """Express plain tokens in PEFT's terms.
 
     Args:
@@ -72,21 +69,26 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> tuple[d
         task_type: PEFT's name of the model's task.
 
     Returns:
-        The config, and the tensor `prompt_embeddings`.
+        The adapter.
 
     Raises:
         UnsupportedError: If PEFT cannot hold them.
     """
     tokens = placement.tokens
-    config: dict[str, Any] = {"task_type": task_type, "inference_mode": True, "revision": None, "auto_mapping": None}
+    config: dict[str, Any]
     if isinstance(tokens, InputTokens):
+        if tokens.embeddings.ndim == 3:
+            raise UnsupportedError(
+                f"PEFT's PROMPT_TUNING holds one task, this merged prompt has {tokens.embeddings.shape[0]}; export it "
+                "before merging it"
+            )
         if backbone.family == "encoder" and task_type in POOLED_TASKS:
             raise UnsupportedError(
                 f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
                 "would give other results; use a method that works on keys and values"
             )
         count, hidden = tokens.embeddings.shape
-        config |= {
+        config = {
             "peft_type": "PROMPT_TUNING",
             "num_virtual_tokens": count,
             "token_dim": hidden,
@@ -95,7 +97,11 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> tuple[d
             "num_transformer_submodules": 1,
             "prompt_tuning_init": "RANDOM",
         }
-        return config, tokens.embeddings
+        return PeftFiles(config, {TENSOR_KEY: tokens.embeddings})
+    if any(site.gates is not None for site in tokens.sites.values()):
+        raise UnsupportedError(
+            "PEFT's PREFIX_TUNING shares the text's softmax, which gated tokens do not; keep the prompt in our format"
+        )
     if not backbone.takes_cache:
         raise UnsupportedError(
             "PEFT hands a prefix to the model as past_key_values, which this model does not take: it would fail or be "
@@ -107,7 +113,7 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> tuple[d
             "PEFT lets a prefix slide out of the window, which always_visible=True forbids; "
             "train with always_visible=False"
         )
-    config |= {
+    config = {
         "peft_type": "PREFIX_TUNING",
         "num_virtual_tokens": flat.shape[0],
         "token_dim": shape.kv_heads * shape.head_dim,
@@ -117,7 +123,7 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> tuple[d
         "encoder_hidden_size": shape.kv_heads * shape.head_dim,
         "prefix_projection": False,
     }
-    return config, flat
+    return PeftFiles(config, {TENSOR_KEY: flat})
 
 
 def is_peft(directory: Path) -> bool:
@@ -125,38 +131,59 @@ def is_peft(directory: Path) -> bool:
     return (directory / CONFIG_FILE).is_file()
 
 
-def read(directory: Path, backbone: Backbone) -> Adapter:
-    """Read a PEFT prompt adapter.
+def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the two files of an adapter.
 
     Args:
         directory: The directory.
+
+    Returns:
+        PEFT's config and tensors.
+
+    Raises:
+        CheckpointError: If a file is missing or corrupt, or says of no type.
+    """
+    path = directory / CONFIG_FILE
+    fields = read_json(path)
+    if not isinstance(fields.get("peft_type"), str):
+        raise CheckpointError(f"{path} has the peft_type {fields.get('peft_type')!r}; it is no PEFT adapter")
+    tensors, _ = read_tensors(directory / TENSOR_FILE)
+    return fields, tensors
+
+
+def plain(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone, directory: Path) -> Adapter:
+    """Take the plain tokens out of a prompt adapter of any type.
+
+    Args:
+        fields: PEFT's config. Not changed.
+        tensors: PEFT's tensors. Not changed.
         backbone: Sizes of the model it shall go to.
+        directory: Where they were read, for messages.
 
     Returns:
         Its plain tokens.
 
     Raises:
-        CheckpointError: If a file is missing or corrupt, or holds no prompt.
+        CheckpointError: If they hold no prompt.
         BackboneMismatchError: If it was made for other sizes.
         UnsupportedError: If PEFT itself cannot run it right.
     """
     path = directory / CONFIG_FILE
-    config = read_json(path)
-    count, peft_type = config.get("num_virtual_tokens"), config.get("peft_type")
-    if not isinstance(count, int) or not isinstance(peft_type, str):
+    count, peft_type = fields.get("num_virtual_tokens"), fields["peft_type"]
+    if not isinstance(count, int):
         raise CheckpointError(f"{path} is a PEFT adapter of type {peft_type!r}, which is no prompt; load it with PEFT")
-    tensors, _ = read_tensors(directory / TENSOR_FILE)
-    tensor = tensors.pop(TENSOR_KEY, None)
+    heads = {key: tensor for key, tensor in tensors.items() if key != TENSOR_KEY}
+    tensor = tensors.get(TENSOR_KEY)
     if tensor is None or tensor.ndim != 2:
         raise CheckpointError(f"{directory / TENSOR_FILE} has no tensor {TENSOR_KEY!r} of two axes; it is no prompt")
     tokens: VirtualTokens
     if tensor.shape[1] == backbone.hidden_size and peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
         tokens = InputTokens(tensor[:count])
     else:
-        tokens = _read_prefix(tensor, config, backbone, path)
+        tokens = _read_prefix(tensor, fields, backbone, path)
     if tensor.shape[0] < count:
         raise CheckpointError(f"{path} says {count} virtual tokens, its tensor has {tensor.shape[0]}")
-    return Adapter(peft_type, config.get("task_type"), tokens, count, tensors)
+    return Adapter(peft_type, fields.get("task_type"), tokens, count, heads)
 
 
 def _flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, Any]:

@@ -6,7 +6,7 @@ so nothing is computed twice. In a combination the tokens stand one prompt behin
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from softprompt_zoo.errors import UnknownPromptError
 from softprompt_zoo.sites.attention import SiteState
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement
+
+if TYPE_CHECKING:
+    from softprompt_zoo.sites.slots import Slots
 
 Combination = tuple[str, ...]
 
@@ -46,6 +49,16 @@ class Call:
     """`(rows,)` index of each row's first text token, if the loss wants its prediction."""
     layout: Layout | None = None
     """Where an encoder's text went, for whoever shows its states to the user."""
+    slots: "Slots | None" = None
+    """Virtual tokens in the middle of the text, if there are any."""
+    virtual_states: list[Tensor | None] | None = None
+    """Of a causal stack, per combination the last hidden states `(tokens, hidden)` of its final run of
+    input-level prompts; left here by the stack for the loss."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row sees anything."""
+        return not self.selection.names and self.slots is None
 
     def for_batch(self, size: int, may_repeat: bool) -> "Call":
         """Repeat the rows to a batch that beams, choices or several return sequences have widened.
@@ -117,13 +130,16 @@ class Entry:
 
     @classmethod
     def of(cls, placement: Placement, site: str) -> "Entry | None":
-        """Take one placement's tokens at one site; `None` if it has none there."""
+        """Take one placement's tokens at one site; `None` if it has none there, or gated ones."""
         tokens = placement.tokens
         if not isinstance(tokens, LayerTokens) or site not in tokens.sites:
             return None
-        keys, values = tokens.sites[site].keys, tokens.sites[site].values
+        if tokens.sites[site].gates is not None:
+            return None
+        keys = [layer for layer in tokens.sites[site].keys if layer is not None]
+        values = [layer for layer in tokens.sites[site].values if layer is not None]
         count = keys[0].shape[1]
-        return cls([*keys], [*values], [placement.dropout] * count, [placement.always_visible] * count)
+        return cls(keys, values, [placement.dropout] * count, [placement.always_visible] * count)
 
     def __add__(self, other: "Entry") -> "Entry":
         return Entry(

@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from softprompt_zoo.backbone import KEYWORD, Site
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.gates import Gated, add_gated
 
 SITE_ATTRIBUTE = "_softprompt_site"
 PREFIX = "softprompt_zoo_"
@@ -57,6 +58,8 @@ class CallState:
     """Hidden states `(rows, hidden)` that predict the first text token, and which rows `(rows, 1)` have one."""
     is_tuple_wanted: bool = False
     """Whether the caller asked the stack for a tuple."""
+    gated: Mapping[str, list[Gated]] = dataclasses.field(default_factory=dict)
+    """Prompts with a softmax of their own, by site."""
     call: Any = None
     """The call this state belongs to, for the hook after the forward."""
     masks: list[tuple[tuple[Any, ...], Tensor | None, Tensor | None]] = dataclasses.field(default_factory=list)
@@ -113,10 +116,30 @@ def _prompt_attention(
     if isinstance(state, Capture) and site is not None:
         state.keys[site], state.values[site] = key, value
         state = state.prior
-    prompt = state.sites.get(site.name) if state is not None and site is not None else None
-    if prompt is None or site is None:
+    if state is None or site is None:
         return forward(module, query, key, value, attention_mask, **kwargs)
+    prompt = state.sites.get(site.name)
+    arguments = (module, query, key, value, attention_mask)
+    if prompt is None:
+        output, weights = forward(*arguments, **kwargs)
+    else:
+        output, weights = _with_prompt(base, forward, prompt, state, site, arguments, {**kwargs})
+    for part in state.gated.get(site.name, ()):
+        added = add_gated(part, site.layer, forward, module, query, state.rows, kwargs)
+        output = output if added is None else output + added
+    return output, weights
 
+
+def _with_prompt(
+    base: str,
+    forward: Callable[..., tuple[Tensor, Tensor | None]],
+    prompt: SiteState,
+    state: CallState,
+    site: Site,
+    arguments: tuple[nn.Module, Tensor, Tensor, Tensor, Tensor | None],
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    module, query, key, value, attention_mask = arguments
     is_causal = kwargs.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     length = query.shape[2]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from softprompt_zoo.backbone import Stack
 from softprompt_zoo.sites.attention import CallState, SiteState
+from softprompt_zoo.sites.gates import Gated
 
 
 class _Anchor(torch.autograd.Function):
@@ -45,7 +46,9 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
         return kwargs
     if not any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
         return kwargs
+    gated = [part for parts in state.gated.values() for part in parts]
     originals = [tensor for site in state.sites.values() for tensor in (*site.keys, *site.values)]
+    originals += [t for part in gated for t in (*part.keys, *part.values, *part.gates) if t is not None]
     if not any(tensor.requires_grad for tensor in originals):
         return kwargs
     leaves = [tensor.detach().requires_grad_() for tensor in originals]
@@ -55,7 +58,15 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
         keys = tuple(next(remaining) for _ in site.keys)
         return dataclasses.replace(site, keys=keys, values=tuple(next(remaining) for _ in site.values))
 
+    def take_gated(part: Gated) -> Gated:
+        keys, values, gates = (
+            tuple(None if tensor is None else next(remaining) for tensor in column)
+            for column in (part.keys, part.values, part.gates)
+        )
+        return Gated(keys, values, gates, part.present)
+
     state.sites = {name: take(site) for name, site in state.sites.items()}
+    state.gated = {name: [take_gated(part) for part in parts] for name, parts in state.gated.items()}
     embeddings = kwargs.get("inputs_embeds")
     if embeddings is None:
         embeddings = stack.embedding(kwargs["input_ids"])

@@ -34,8 +34,8 @@ class Prefix:
 
     entries: list[Entry | None]
     """One per combination."""
-    tails: list[Tensor | None]
-    """Per combination, the last hidden state `(hidden,)` of a final input-level prompt."""
+    states: list[Tensor | None]
+    """Per combination, the last hidden states `(tokens, hidden)` of its final run of input-level prompts."""
 
 
 def causal_prefix(stack: Stack, call: Call) -> Prefix:
@@ -50,18 +50,18 @@ def causal_prefix(stack: Stack, call: Call) -> Prefix:
     """
     queues = [_segments(stack, call, combination) for combination in call.selection.combinations]
     done: list[Entry | None] = [None] * len(queues)
-    tails: list[Tensor | None] = [None] * len(queues)
+    states: list[Tensor | None] = [None] * len(queues)
     while True:
         for index, queue in enumerate(queues):
             while queue and isinstance(queue[0], Entry):
-                done[index], tails[index] = join([done[index], queue.pop(0)]), None
+                done[index], states[index] = join([done[index], queue.pop(0)]), None
         waiting = [index for index, queue in enumerate(queues) if queue]
         if not waiting:
-            return Prefix(done, tails)
+            return Prefix(done, states)
         pending = [queues[index].pop(0) for index in waiting]
         passed = _run(stack, pending, [done[index] for index in waiting], call.is_training)
-        for index, (entry, tail) in zip(waiting, passed, strict=True):
-            done[index], tails[index] = join([done[index], entry]), tail
+        for index, (entry, own_states) in zip(waiting, passed, strict=True):
+            done[index], states[index] = join([done[index], entry]), own_states
 
 
 def capture(stack: Stack, inputs: dict[str, Any], prior: CallState | None = None) -> tuple[Any, Capture]:
@@ -128,7 +128,7 @@ def _run(
         keys = [recorded.keys[site][row, :, :count] for site in sites]
         values = [recorded.values[site][row, :, :count] for site in sites]
         entry = Entry(keys, values, part.dropout, part.always_visible)
-        passed.append((entry, output.last_hidden_state[row, count - 1]))
+        passed.append((entry, output.last_hidden_state[row, :count]))
     return passed
 
 

@@ -12,8 +12,9 @@ from softprompt_zoo.backbone import KEYWORD, Stack
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites import input_embeddings
 from softprompt_zoo.sites.arrange import Call, Entry, join, lengths, site_state, stack_embeddings
-from softprompt_zoo.sites.attention import PREFIX, CallState, SiteState
+from softprompt_zoo.sites.attention import PREFIX, CallState
 from softprompt_zoo.sites.checkpointing import anchor
+from softprompt_zoo.sites.gates import gated_parts
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.positions import (
     check_budget,
@@ -30,7 +31,7 @@ BINDING_ATTRIBUTE = "_softprompt_binding"
 class Host(Protocol):
     """What the hooks need of the model's prompts."""
 
-    def resolve(self, prompts: Any, task_ids: Tensor | None, is_decoding: bool) -> Call:
+    def resolve(self, prompts: Any, task_ids: Tensor | None, soft_slots: Tensor | None, is_decoding: bool) -> Call:
         """Build the prompts of one forward."""
 
     def prefix(self, stack: Stack, call: Call, is_decoding: bool) -> Prefix:
@@ -81,23 +82,27 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return None
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     kwargs = {**dict(zip(binding.argument_names, args, strict=False)), **kwargs}
-    prompts, task_ids = kwargs.pop("prompts", None), kwargs.pop("task_ids", None)
+    prompts, task_ids, slots = (kwargs.pop(name, None) for name in ("prompts", "task_ids", "soft_slots"))
     past = past_length(kwargs.get("past_key_values"))
-    call = prompts if isinstance(prompts, Call) else binding.host.resolve(prompts, task_ids, _is_decoding(past))
+    is_built = isinstance(prompts, Call)
+    call = prompts if is_built else binding.host.resolve(prompts, task_ids, slots, _is_decoding(past))
     _check_implementation(module)
     text = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
     if text is None:
         return (), {**kwargs, KEYWORD: None}
-    if not call.selection.names:
+    if call.is_empty:
         return (), {**kwargs, KEYWORD: None} if hasattr(type(module), "_softprompt_base") else kwargs
     given = call
-    call = call.for_batch(text.shape[0], may_repeat=isinstance(prompts, Call))
+    call = call.for_batch(text.shape[0], may_repeat=is_built)
+    if call.slots is not None and (binding.family == "causal" or binding.stack.name == "encoder"):
+        text = call.slots.fill(_embeddings(binding.stack, kwargs, text), call.selection.rows, past)
+        kwargs = {**kwargs, "input_ids": None, "inputs_embeds": text}
     prepare = {"encoder": _prepare_encoder, "decoder": _prepare_decoder}[binding.stack.name]
     if binding.family == "causal":
         prepare = _prepare_causal
     kwargs, state = prepare(binding, call, kwargs, text, past)
     state.call = call
-    given.layout = call.layout
+    given.layout, given.virtual_states = call.layout, call.virtual_states
     if call.layout is not None:
         binding.host.keep_layout(call.layout)
     kwargs = anchor(module, binding.stack, state, kwargs)
@@ -164,9 +169,10 @@ def _prepare_causal(
     """Put every combination in front of a causal model's text as keys and values."""
     prefix = binding.host.prefix(binding.stack, call, _is_decoding(past))
     kwargs, positions = _move_text(binding.stack, call, lengths(prefix.entries), kwargs, text, past)
-    state = CallState(_sites({binding.stack.name: prefix.entries}, call), call.selection.rows, positions)
+    state = _state({binding.stack.name: prefix.entries}, call, positions)
     if call.first_index is not None:
         state.tails = _tails(prefix, call, text)
+        call.virtual_states = prefix.states
     return kwargs, state
 
 
@@ -179,7 +185,7 @@ def _prepare_decoder(
     positions = None
     if max(counts):
         kwargs, positions = _move_text(binding.stack, call, counts, kwargs, text, past)
-    state = CallState(_sites(entries, call), call.selection.rows, positions)
+    state = _state(entries, call, positions)
     if positions is not None:
         state.bias = relative_bias(binding.stack, positions, max(counts))
     return _show_virtual_positions(call, kwargs), state
@@ -210,7 +216,7 @@ def _prepare_encoder(
         kwargs, positions = _move_text(stack, call, counts, kwargs, text, past)
     elif binding.family == "encoder" and max(lengths(entries)):
         positions = text_positions(kwargs, text.shape[1], past, text.device)
-    return kwargs, CallState(_sites({"encoder": entries}, call), call.selection.rows, positions)
+    return kwargs, _state({"encoder": entries}, call, positions)
 
 
 def _move_text(
@@ -240,9 +246,12 @@ def _entries(call: Call, site: str) -> list[Entry | None]:
     return [join([Entry.of(call.placements[name], site) for name in names]) for names in call.selection.combinations]
 
 
-def _sites(entries: dict[str, list[Entry | None]], call: Call) -> dict[str, SiteState]:
+def _state(entries: dict[str, list[Entry | None]], call: Call, positions: Tensor | None) -> CallState:
     states = {site: site_state(combinations, call.is_training) for site, combinations in entries.items()}
-    return {site: state for site, state in states.items() if state is not None}
+    sites = {site: state for site, state in states.items() if state is not None}
+    placements = [[call.placements[name] for name in names] for names in call.selection.combinations]
+    gated = {site: gated_parts(placements, site) for site in entries}
+    return CallState(sites, call.selection.rows, positions, gated=gated)
 
 
 def _show_virtual_positions(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -265,13 +274,14 @@ def _show_virtual_positions(call: Call, kwargs: dict[str, Any]) -> dict[str, Any
 
 def _tails(prefix: Prefix, call: Call, text: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the hidden states that predict each row's first token, and which rows have one."""
-    template = next((tail for tail in prefix.tails if tail is not None), None)
+    last = [None if states is None else states[-1] for states in prefix.states]
+    template = next((tail for tail in last if tail is not None), None)
     if template is None:
         return None
-    tails = torch.stack([torch.zeros_like(template) if tail is None else tail for tail in prefix.tails])
+    tails = torch.stack([torch.zeros_like(template) if tail is None else tail for tail in last])
     rows = call.selection.rows
     tails = tails.expand(text.shape[0], -1) if rows is None else tails[rows]
-    has_tail = call.per_row([tail is not None for tail in prefix.tails], text.device)
+    has_tail = call.per_row([tail is not None for tail in last], text.device)
     return tails, has_tail.expand(text.shape[0], 1)
 
 

@@ -25,6 +25,15 @@ class PromptTrainer(Trainer):  # type: ignore[misc]
         super().__init__(**arguments)
         self.evaluator = evaluator
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Give every parameter the rate that its method asks for."""
+        if self.optimizer is None:
+            host: Any = self.model.prompts
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            options = {"weight_decay": self.args.weight_decay, **options}
+            self.optimizer: Any = cls(host.parameter_groups(options.pop("lr")), **options)
+        return self.optimizer
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure and log the loss on the validation rows."""
         metrics = {"eval_loss": self.evaluator.loss(self.model)}

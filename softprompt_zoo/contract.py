@@ -1,0 +1,105 @@
+"""What a plugin must be to be loaded: the check of its hooks and attributes, and the managers that call them."""
+
+import difflib
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pluggy
+
+from softprompt_zoo import hookspecs
+from softprompt_zoo.config import MethodConfig
+from softprompt_zoo.discovery import WRAPPER_GROUP, Candidate
+from softprompt_zoo.errors import PluginError
+
+HOOKS = ("build_virtual_tokens", "inject", "merge")
+OPTIONAL_HOOKS = ("training_loss", "after_step", "parameter_groups", "write_peft", "read_peft")
+
+
+def nearest(wanted: str, choices: Mapping[str, str]) -> str:
+    """Suggest what the user may have meant: a sentence, or nothing."""
+    near = difflib.get_close_matches(wanted, choices, n=1)
+    return f"did you mean {choices[near[0]]!r}? " if near else ""
+
+
+def manager(*plugins: object, specs: types.ModuleType | None = hookspecs) -> pluggy.PluginManager:
+    """Make a hook manager with these plugins in it, the later ones around the earlier."""
+    made = pluggy.PluginManager(hookspecs.PROJECT)
+    if specs:
+        made.add_hookspecs(specs)
+    for index, plugin in enumerate(plugins):
+        made.register(plugin, name=str(index))
+    return made
+
+
+def refusal(description: str) -> Callable[[], None]:
+    """Make the hook that is reached only if a method's own one returned nothing."""
+
+    def refuse() -> None:
+        raise PluginError(f"{description} returned nothing; expected a value, see the hook's contract")
+
+    return refuse
+
+
+def load_checked(candidate: Candidate) -> object:
+    """Import a plugin and check it against the contract; a class whose hooks take `self` becomes an instance."""
+    cause = None
+    try:
+        plugin: Any = candidate.load()
+        if isinstance(plugin, type) and any(
+            "self" in inspect.signature(i.function).parameters for _, i in marked(plugin)
+        ):
+            plugin = plugin()
+        problem = next(problems_of(plugin, candidate.group), "")
+        if not problem and manager(plugin):
+            return plugin
+    except (Exception, SystemExit) as error:
+        problem, cause = f"{type(error).__name__}: {error}", error
+    text = " ".join(f"{candidate.kind} {candidate.name!r} failed to load from {candidate.origin}: {problem}".split())
+    raise PluginError(text) from cause
+
+
+def marked(plugin: object) -> list[tuple[str, pluggy.HookImpl]]:
+    """Return what a plugin marks as hooks, under known names or not."""
+    callers = manager(plugin, specs=None).get_hookcallers(plugin) or ()
+    return [(caller.name, hook) for caller in callers for hook in caller.get_hookimpls()]
+
+
+def is_wrapper(plugin: object) -> bool:
+    """Say whether all hooks of a plugin are wrappers."""
+    hooks = marked(plugin)
+    return bool(hooks) and all(hook.wrapper or hook.hookwrapper for _, hook in hooks)
+
+
+def problems_of(plugin: Any, group: str) -> Iterator[str]:
+    """Say, in a line each, how a plugin breaks the contract."""
+    known, required = (*HOOKS, *OPTIONAL_HOOKS), ", ".join(HOOKS)
+    for name, hook in marked(plugin):
+        if name not in known:
+            hint = nearest(name, {hook: hook for hook in known})
+            yield f"there is no hook {name!r}; {hint}hooks are {', '.join(known)}"
+        allowed = tuple(inspect.signature(getattr(hookspecs, name)).parameters)
+        unknown = [argument for argument in hook.argnames if argument not in allowed]
+        if unknown:
+            yield f"its hook {name!r} asks for {unknown[0]!r}; it may ask for {', '.join(allowed)}"
+    if group == WRAPPER_GROUP:
+        if not is_wrapper(plugin):
+            yield "it is no wrapper; mark its hooks, all of them, hookimpl(wrapper=True)"
+        return
+    if is_wrapper(plugin):
+        yield f"it has only wrappers; publish it under the entry-point group {WRAPPER_GROUP!r}"
+    own = {name for name, hook in marked(plugin) if not (hook.wrapper or hook.hookwrapper)}
+    if not own >= {*HOOKS}:
+        missing = next(name for name in HOOKS if name not in own)
+        yield f"it has no hook {missing!r}; a method has {required}, each marked softprompt_zoo.hookimpl"
+    config: Any = getattr(plugin, "Config", None)
+    is_config = isinstance(config, type) and issubclass(config, MethodConfig)
+    if not is_config or (inspect.get_annotations(config) and "__dataclass_params__" not in vars(config)):
+        yield f"its Config is {config!r}; expected a dataclass that extends softprompt_zoo.MethodConfig"
+    if not callable(getattr(plugin, "Parameters", None)):
+        yield "it has no Parameters; expected a torch.nn.Module that takes (config, backbone)"
+    for name in ("ALIASES", "PEFT_TYPES"):
+        value = getattr(plugin, name, ())
+        if not (isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)):
+            yield f"its {name} is {value!r}; expected a tuple of strings"

@@ -1,0 +1,139 @@
+"""Losses of methods that replace the model's own, and the frozen model run once more for them."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.prompt import Prompt
+from softprompt_zoo.prompts import Prompts
+from softprompt_zoo.sites.arrange import Call, Selection
+from softprompt_zoo.sites.head import predict
+from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.training_step import TrainingStep
+
+Run = Callable[[Call, dict[str, Any]], Any]
+
+
+def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
+    """Find the prompts of a call whose methods have a loss of their own.
+
+    Args:
+        host: The model's prompts.
+        call: The prompts of this forward.
+        kwargs: The forward's arguments.
+
+    Returns:
+        Their names, in order; empty without labels.
+    """
+    if kwargs.get("labels") is None or torch.compiler.is_compiling():
+        return []
+    names = dict.fromkeys(part.partition("#")[0] for part in call.placements)
+    return [name for name in names if not host[name].is_merged and host[name].loaded.has("training_loss")]
+
+
+def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any], output: Any, run: Run) -> Any:
+    """Let methods replace the loss, one after the other.
+
+    Args:
+        model: The prompted model.
+        names: From `learners`.
+        call: The prompts of this forward.
+        inputs: What the user gave the forward.
+        output: What the model returned, with hidden states.
+        run: Runs the model with other prompts.
+
+    Returns:
+        The output with the new loss, without hidden states that the user did not ask for.
+
+    Raises:
+        UnsupportedError: If a row does not have such a prompt.
+    """
+    task_ids = inputs.pop("task_ids", None)
+    for name in names:
+        combinations = call.selection.combinations
+        if call.slots is None and not all(any(_is(part, name) for part in c) for c in combinations):
+            method = model.prompts[name].method
+            raise UnsupportedError(
+                f"prompt {name!r} has a training loss of its own ({method}), and not every row of the batch has the "
+                "prompt; train it in batches where all rows do"
+            )
+        prompt: Prompt = model.prompts[name]
+        step = TrainingStep(
+            loss=output.loss,
+            output=output,
+            inputs=inputs,
+            task_ids=task_ids,
+            virtual_logits=lambda name=name: _virtual_logits(model, call, name),  # type: ignore[misc]
+            run=lambda tokens, name=name, **changes: _run_again(model, call, name, tokens, {**inputs, **changes}, run),
+        )
+        loss = prompt.loaded.call("training_loss", config=prompt.config, parameters=prompt.learned, step=step)
+        output.loss = output.loss if loss is None else loss
+    if not _wants_hidden_states(model, inputs):
+        for field in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
+            if output.get(field) is not None:
+                output[field] = None
+    return output
+
+
+def _is(part: str, name: str) -> bool:
+    return part.partition("#")[0] == name
+
+
+def _wants_hidden_states(model: Any, inputs: dict[str, Any]) -> bool:
+    given = inputs.get("output_hidden_states")
+    return bool(getattr(model.config, "output_hidden_states", False) if given is None else given)
+
+
+def _virtual_logits(model: Any, call: Call, name: str) -> Tensor:
+    states = call.virtual_states
+    if len(call.selection.combinations) != 1 or states is None or states[0] is None:
+        raise UnsupportedError(
+            f"the loss of prompt {name!r} needs what the model predicts at its virtual tokens: it must stand last, in "
+            "front of a causal model's text, and be the same in every row"
+        )
+    count: int = model.prompts[name].num_virtual_tokens
+    return predict(model, states[0][-count:])
+
+
+@torch.no_grad()
+def _run_again(
+    model: Any, call: Call, name: str, tokens: VirtualTokens | None, inputs: dict[str, Any], run: Run
+) -> Any:
+    if call.slots is not None:
+        raise UnsupportedError(f"the loss of prompt {name!r} runs the model with other tokens, which slots cannot hold")
+    placements: dict[str, Placement] = {}
+    combinations = []
+    for combination in call.selection.combinations:
+        parts = []
+        for part in combination:
+            if not _is(part, name):
+                placements[part] = call.placements[part]
+                parts.append(part)
+            elif tokens is not None:
+                placements[part + "@"] = Placement(_of_task(tokens, part.partition("#")[2]))
+                parts.append(part + "@")
+        combinations.append(tuple(parts))
+    again = Call(Selection(tuple(combinations), call.selection.rows), placements, is_training=False)
+    with _eval_mode(model):
+        return run(again, {**inputs, "return_dict": True, "output_hidden_states": True})
+
+
+def _of_task(tokens: VirtualTokens, task: str) -> VirtualTokens:
+    has_tasks = isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3
+    return InputTokens(tokens.embeddings[int(task)]) if has_tasks else tokens  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

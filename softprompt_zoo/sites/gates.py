@@ -1,0 +1,139 @@
+"""Gated virtual tokens: a softmax of their own beside the text's, added with a trained factor.
+
+They act on the text, take up no positions, and every query sees them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softprompt_zoo.tokens import LayerTokens, SiteTokens
+
+
+@dataclasses.dataclass
+class Gated:
+    """One gated prompt of every combination at one site; the n-th of a combination is in the n-th of these."""
+
+    keys: tuple[Tensor | None, ...]
+    """Per layer `(combinations, kv_heads, tokens, head_dim)`; `None` for a layer where none has tokens."""
+    values: tuple[Tensor | None, ...]
+    """Per layer, as `keys`."""
+    gates: tuple[Tensor | None, ...]
+    """Per layer `(combinations, heads or 1)`, zero where a combination has no tokens."""
+    present: Tensor | None
+    """`(combinations, tokens)` booleans, false where shorter prompts are padded; `None` if none is."""
+
+
+def gated_parts(combinations: list[list[Any]], site: str) -> list[Gated]:
+    """Stack the gated prompts of all combinations.
+
+    Args:
+        combinations: Per combination the placements of its prompts, in order.
+        site: The site.
+
+    Returns:
+        As many as the combination with the most gated prompts has.
+    """
+    found: list[list[SiteTokens]] = []
+    for group in combinations:  # loops: nested comprehensions could not be compiled
+        found.append([])
+        for placement in group:
+            tokens = _gated(placement.tokens, site)
+            if tokens is not None:
+                found[-1].append(tokens)
+    return [
+        _stack([own[place] if place < len(own) else None for own in found])
+        for place in range(max([len(own) for own in found]))
+    ]
+
+
+def add_gated(
+    part: Gated,
+    layer: int,
+    forward: Callable[..., tuple[Tensor, Tensor | None]],
+    module: nn.Module,
+    query: Tensor,
+    rows: Tensor | None,
+    kwargs: dict[str, Any],
+) -> Tensor | None:
+    """Attend to one gated prompt.
+
+    Args:
+        part: The prompt, of every combination.
+        layer: The layer.
+        forward: The base attention function.
+        module: The attention module.
+        query: `(rows, heads, length, head_dim)`.
+        rows: `(rows,)` index of each row's combination; `None` if all share one.
+        kwargs: Arguments of the base function. Not changed.
+
+    Returns:
+        What is added to the attention's output `(rows, length, heads, head_dim)`; `None` if there is nothing here.
+    """
+    keys, values, gates = part.keys[layer], part.values[layer], part.gates[layer]
+    if keys is None or values is None or gates is None:
+        return None
+
+    def for_rows(tensor: Tensor) -> Tensor:
+        return tensor.expand(query.shape[0], *tensor.shape[1:]) if rows is None else tensor[rows]
+
+    mask = None
+    if part.present is not None:
+        seen = for_rows(part.present)[:, None, None, :].expand(-1, 1, query.shape[2], -1)
+        mask = torch.zeros(seen.shape, dtype=query.dtype, device=query.device)
+        mask = mask.masked_fill(~seen, torch.finfo(query.dtype).min)
+    kwargs = {name: value for name, value in kwargs.items() if name != "position_bias"} | {"is_causal": False}
+    output, _ = forward(module, query, for_rows(keys).to(query), for_rows(values).to(query), mask, **kwargs)
+    return for_rows(gates).to(output)[:, None, :, None] * output
+
+
+def _gated(tokens: Any, site: str) -> SiteTokens | None:
+    found = tokens.sites.get(site) if isinstance(tokens, LayerTokens) else None
+    return found if found is not None and found.gates is not None else None
+
+
+def _stack(prompts: list[SiteTokens | None]) -> Gated:
+    lengths = [0 if p is None else next(k.shape[1] for k in p.keys if k is not None) for p in prompts]
+    longest = max(lengths)
+    template = next(p for p in prompts if p is not None)
+    device = next(k.device for k in template.keys if k is not None)
+    keys: list[Tensor | None] = []
+    values: list[Tensor | None] = []
+    gates: list[Tensor | None] = []
+    for layer in range(len(template.keys)):
+        column = _stack_layer([_layer(prompt, layer) for prompt in prompts], longest)
+        keys.append(column[0])
+        values.append(column[1])
+        gates.append(column[2])
+    is_ragged = any(0 < length < longest for length in lengths)
+    # A combination without tokens has the gate zero; it must see something, or its softmax is of nothing.
+    counts = torch.tensor([length or longest for length in lengths], device=device)
+    present = torch.arange(longest, device=device) < counts[:, None] if is_ragged else None
+    return Gated(tuple(keys), tuple(values), tuple(gates), present)
+
+
+def _layer(prompt: SiteTokens | None, layer: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    if prompt is None or prompt.gates is None:
+        return None
+    key, value, gate = prompt.keys[layer], prompt.values[layer], prompt.gates[layer]
+    return None if key is None or value is None or gate is None else (key, value, gate)
+
+
+def _stack_layer(
+    combinations: list[tuple[Tensor, Tensor, Tensor] | None], longest: int
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    one = next((found for found in combinations if found is not None), None)
+    if one is None:
+        return None, None, None
+    heads = max(found[2].shape[0] for found in combinations if found is not None)
+    empty = (one[0][:, :0], one[1][:, :0], torch.zeros_like(one[2]))
+    full = [empty if found is None else found for found in combinations]
+    keys, values = (
+        torch.stack([functional.pad(found[kind], (0, 0, 0, longest - found[kind].shape[1])) for found in full])
+        for kind in (0, 1)
+    )
+    return keys, values, torch.stack([found[2].expand(heads) for found in full])

@@ -1,0 +1,27 @@
+"""What a language model's head makes of hidden states."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def predict(model: Any, states: Tensor) -> Tensor:
+    """Apply the head, with the scaling that some models put behind it.
+
+    Args:
+        model: A causal language model.
+        states: Last hidden states `(..., hidden)`.
+
+    Returns:
+        Logits `(..., vocab)`; gradients flow.
+    """
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    logits: Tensor = head(states.to(head.weight.dtype))
+    if getattr(config, "logit_scale", None) is not None:  # Cohere
+        logits = logits * config.logit_scale
+    if getattr(config, "logits_scaling", None) is not None:  # Granite
+        logits = logits / config.logits_scaling
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    return logits if cap is None else cap * torch.tanh(logits / cap)

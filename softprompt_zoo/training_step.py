@@ -1,0 +1,29 @@
+"""One forward of training, as a method that has a loss of its own sees it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingStep:
+    """What happened in the forward, and means to run the frozen model once more."""
+
+    loss: Tensor
+    """The model's own loss, with gradients."""
+    output: Any
+    """The model's output: `logits` `(rows, length, vocab)`, and all `hidden_states` (of an encoder-decoder
+    `encoder_hidden_states` and `decoder_hidden_states`), with gradients."""
+    inputs: Mapping[str, Any]
+    """The forward's keyword arguments as the user gave them, `labels` among them."""
+    task_ids: Tensor | None
+    """`(rows,)`, if the user gave them."""
+    virtual_logits: Callable[[], Tensor]
+    """Returns `(tokens, vocab)`: what a causal model predicts at each of the prompt's tokens, the last of which
+    predicts the first token of the text. The same for every row; gradients flow."""
+    run: Callable[..., Any]
+    """`run(tokens, **changes)`: the same inputs, without labels, with other virtual tokens in the prompt's place
+    (`None` for none), without gradients and in eval mode; `changes` replace inputs. Returns the model's output
+    with its hidden states. A teacher of a student that sees the prompt."""
