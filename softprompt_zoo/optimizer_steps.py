@@ -4,6 +4,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.prompt import Prompt
@@ -23,7 +24,7 @@ def watch(prompt: Prompt, backbone: Backbone) -> None:
         return
     _WATCHED[prompt] = backbone
     if not _HANDLES:
-        _HANDLES.append(torch.optim.optimizer.register_optimizer_step_post_hook(_after_step))
+        _HANDLES.append(register_optimizer_step_post_hook(_after_step))
 
 
 @torch.no_grad()

@@ -1,0 +1,212 @@
+"""Optional hooks: a loss of the method's own, a correction after an optimizer's step, groups of parameters."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
+
+import softprompt_zoo as zoo
+from softprompt_zoo.methods import prompt_tuning
+from softprompt_zoo.sites.head import predict
+from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.conformance import _without_dropout as without_dropout
+from softprompt_zoo.testing.subject import Subject, random_text
+
+CAUSAL = ["gpt2", "llama", "gemma3"]
+SIZES = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "pad_token_id": 0}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+
+
+class Learner:
+    """Prompt tuning that records what its optional hooks are given."""
+
+    NAME = "learner"
+    scale = 2.0
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(prompt_tuning.Config):
+        """Options."""
+
+    Parameters = prompt_tuning.Parameters
+
+    @zoo.hookimpl
+    def build_virtual_tokens(self, parameters):
+        return zoo.InputTokens(parameters.embeddings)
+
+    @zoo.hookimpl
+    def inject(self, tokens):
+        return zoo.Placement(tokens)
+
+    @zoo.hookimpl
+    def merge(self, parameters):
+        return zoo.InputTokens(parameters.embeddings)
+
+    @zoo.hookimpl
+    def training_loss(self, step):
+        self.steps.append(step)
+        return step.loss * self.scale
+
+    @zoo.hookimpl
+    def after_step(self, parameters):
+        parameters.embeddings.clamp_(-0.1, 0.1)
+
+    @zoo.hookimpl
+    def parameter_groups(self, parameters, learning_rate):
+        return [{"params": [parameters.embeddings], "lr": learning_rate * 3}]
+
+
+@pytest.fixture
+def learner():
+    plugin = Learner()
+    plugin.steps = []
+    zoo.register(plugin)
+    yield plugin
+    zoo.unregister("learner")
+
+
+def trained(architecture, **options):
+    subject = Subject.prompted(architecture, "learner", {"num_virtual_tokens": 4, **options})
+    subject.model.train()
+    without_dropout(subject)
+    return subject
+
+
+TEXT = random_text(7, 1)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
+def test_the_loss_is_replaced_in_training_only(learner, architecture):
+    subject = trained(architecture)
+    loss = subject.loss(TEXT)
+    [step] = learner.steps
+    torch.testing.assert_close(loss, 2 * step.loss)
+    loss.backward()
+    assert subject.model.prompts["default"].learned.embeddings.grad.abs().max() > 0
+    subject.model.eval()
+    torch.testing.assert_close(subject.loss(TEXT), step.loss)
+    assert len(learner.steps) == 1
+
+
+def test_without_labels_there_is_no_loss_to_replace(learner):
+    subject = trained("llama")
+    assert subject.model(input_ids=TEXT).get("loss") is None
+    assert not learner.steps
+
+
+def test_hidden_states_are_shown_to_those_who_asked(learner):
+    subject = trained("llama")
+    shown = subject.model(input_ids=TEXT, labels=TEXT)
+    assert shown.hidden_states is None
+    assert subject.model(input_ids=TEXT, labels=TEXT, output_hidden_states=True).hidden_states is not None
+    as_tuple = subject.model(input_ids=TEXT, labels=TEXT, return_dict=False)
+    torch.testing.assert_close(as_tuple[0], shown.loss)
+    assert as_tuple[1].shape == shown.logits.shape
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_virtual_logits_are_those_of_real_tokens(learner, architecture):
+    base = Subject(architecture, tiny_model(architecture))
+    subject = trained(architecture)
+    ids = random_text(4, 2)
+    with torch.no_grad():
+        subject.model.prompts["default"].learned.embeddings.copy_(subject.model.prompts.backbone.embed(ids[0]))
+    subject.loss(TEXT)
+    logits = learner.steps[0].virtual_logits()
+    expected = base.logits(torch.cat([ids, TEXT], dim=1))[0, :4]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    logits.sum().backward()
+    assert subject.model.prompts["default"].learned.embeddings.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Gemma2ForCausalLM(Gemma2Config(final_logit_softcapping=0.5, **SIZES, **HEADS)),
+        lambda: CohereForCausalLM(CohereConfig(logit_scale=0.3, **SIZES, num_attention_heads=4, num_key_value_heads=2)),
+        lambda: GraniteForCausalLM(
+            GraniteConfig(logits_scaling=7.0, **SIZES, num_attention_heads=4, num_key_value_heads=2)
+        ),
+    ],
+    ids=["gemma2", "cohere", "granite"],
+)
+def test_heads_that_scale_their_logits(model):
+    model = model().eval()
+    with torch.no_grad():
+        states = model.model(TEXT).last_hidden_state
+        torch.testing.assert_close(predict(model, states), model(TEXT).logits)
+        assert not torch.allclose(model.get_output_embeddings()(states), model(TEXT).logits)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
+def test_the_model_runs_again_with_other_tokens(learner, architecture):
+    base = Subject(architecture, tiny_model(architecture))
+    subject = trained(architecture)
+    subject.loss(TEXT)
+    [step] = learner.steps
+    labels = step.inputs["labels"]
+    arguments = {"labels": labels} if subject.is_encoder_decoder else {}
+    bare = step.run(None)
+    torch.testing.assert_close(bare.logits, base.logits(TEXT, **arguments))
+    assert not bare.logits.requires_grad
+    torch.testing.assert_close(step.run(None, input_ids=TEXT + 1).logits, base.logits(TEXT + 1, **arguments))
+    other = torch.randn(9, 32)
+    zoo.get_method("prompt")(base.model, num_virtual_tokens=9)
+    with torch.no_grad():
+        base.model.prompts["default"].learned.embeddings.copy_(other)
+    again = step.run(zoo.InputTokens(other))
+    torch.testing.assert_close(again.logits, base.logits(TEXT, **arguments))
+    states = again.decoder_hidden_states if subject.is_encoder_decoder else again.hidden_states
+    assert len(states) == 3
+    assert subject.model.training
+    assert all(module.training for module in subject.model.modules())
+
+
+def test_every_row_must_have_the_prompt(learner):
+    subject = trained("llama")
+    rows = torch.cat([TEXT, TEXT])
+    with pytest.raises(zoo.UnsupportedError, match=r"prompt 'default' has a training loss of its own \(learner\)"):
+        subject.model(input_ids=rows, labels=rows, prompts=["default", None])
+
+
+def test_virtual_logits_need_a_prompt_that_stands_last(learner):
+    subject = trained("llama")
+    subject.model.prompts.add("prefix", "prefix", num_virtual_tokens=2)
+    subject.model.prompts.activate("default", "prefix")
+    subject.loss(TEXT)
+    with pytest.raises(zoo.UnsupportedError, match="it must stand last"):
+        learner.steps[0].virtual_logits()
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_parameters_are_corrected_after_every_step(learner, is_copied):
+    subject = trained("llama", init="random")
+    other = trained("llama", init="random")
+    if is_copied:
+        subject.model = copy.deepcopy(subject.model)
+    before = other.model.prompts["default"].learned.embeddings.clone()
+    assert before.abs().max() > 0.1
+    other.loss(TEXT)
+    subject.train(1)
+    assert subject.model.prompts["default"].learned.embeddings.abs().max() <= 0.1
+    assert torch.equal(other.model.prompts["default"].learned.embeddings, before)
+
+
+def test_groups_have_the_rates_that_methods_ask_for(learner):
+    subject = trained("llama")
+    subject.model.prompts.add("plain", "prefix", num_virtual_tokens=2)
+    own, rest = subject.model.prompts.parameter_groups(0.5)
+    assert own["lr"] == 1.5
+    assert rest["lr"] == 0.5
+    assert own["params"] == [subject.model.prompts["default"].learned.embeddings]
+    assert rest["params"] == list(subject.model.prompts["plain"].parameters())
+    subject.model.prompts["plain"].requires_grad_(False)
+    assert len(subject.model.prompts.parameter_groups(0.5)) == 1
