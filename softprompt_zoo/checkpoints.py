@@ -24,7 +24,7 @@ from softprompt_zoo.exchange import PeftPrompt
 from softprompt_zoo.formats import native, peft
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
-from softprompt_zoo.tokens import to_tensors
+from softprompt_zoo.tokens import InputTokens, VirtualTokens, to_tensors
 
 if TYPE_CHECKING:
     from softprompt_zoo.prompts import Prompts
@@ -90,15 +90,17 @@ def read_prompts(
     )
 
 
-def write_peft(host: "Prompts", directory: Path, name: str | None) -> None:
+def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int | None = None) -> None:
     """Write one prompt as a PEFT adapter.
 
     Args:
         host: The model's prompts.
         directory: Where to; made if missing.
         name: The prompt; `None` for the active one.
+        task_id: Of a prompt with tasks the one whose tokens are written; `None` for all.
 
     Raises:
+        ValueError: If the prompt does not have that task.
         UnsupportedError: If PEFT cannot hold it; says what would be lost. Nothing is written.
     """
     if name is None and len(host.active) != 1:
@@ -110,11 +112,24 @@ def write_peft(host: "Prompts", directory: Path, name: str | None) -> None:
     arguments: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "backbone": host.backbone}
     task = _task_type(host)
     with torch.no_grad():
-        files = None if prompt.is_merged else prompt.loaded.call("write_peft", **arguments)
+        tokens = prompt.merged_tokens(host.backbone)
+        if task_id is not None:
+            tokens = _of_task(tokens, task_id, name or host.active[0])
+        peft.check_head(tokens, host.backbone, task)
+        is_whole = not prompt.is_merged and task_id is None
+        files = prompt.loaded.call("write_peft", **arguments) if is_whole else None
         if files is None:
-            tokens = prompt.merged_tokens(host.backbone)
             files = peft.express(prompt.loaded.call("inject", **arguments, tokens=tokens), host.backbone, task)
     peft.write(_directory(directory), files, task, host.base_name)
+
+
+def _of_task(tokens: VirtualTokens, task_id: int, name: str) -> VirtualTokens:
+    count = tokens.embeddings.shape[0] if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3 else 0
+    if not count:
+        raise ValueError(f"task is {task_id!r}, and prompt {name!r} has no tasks; leave it out")
+    if isinstance(task_id, bool) or not isinstance(task_id, int) or not 0 <= task_id < count:
+        raise ValueError(f"task is {task_id!r}; prompt {name!r} has the tasks 0 to {count - 1}")
+    return InputTokens(tokens.embeddings[task_id])  # type: ignore[union-attr]
 
 
 def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
@@ -156,33 +171,44 @@ def _restore(
 def _read_peft(directory: Path, backbone: Backbone, base: nn.Module | None) -> Prompt:
     fields, tensors = peft.read(directory)
     method = _method_for(fields, directory)
-    found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
+    try:
+        found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
+    except (CheckpointError, UnsupportedError) as error:
+        raise type(error)(f"{directory}: {error}") from error
     if found is not None:
-        return _from_peft(method, found, backbone, directory)
+        heads = {key: tensor for key, tensor in tensors.items() if key.startswith("base_model.")}
+        _check_heads(heads, base, directory)
+        prompt = _from_peft(method, found, backbone, directory)
+        _warn_of_pooling(prompt.merged_tokens(backbone), fields.get("task_type"), backbone)
+        return prompt
     adapter = peft.plain(fields, tensors, backbone, directory)
-    own = {f"base_model.{key}": tensor for key, tensor in base.state_dict().items()} if base is not None else {}
-    for key, tensor in adapter.heads.items():
-        if key not in own or not torch.equal(own[key].cpu().to(tensor), tensor):
-            raise UnsupportedError(
-                f"{directory} carries a trained task head ({key}) that differs from the model's; "
-                "load the head into the model first, then the prompt"
-            )
-    if (
-        to_tensors(adapter.tokens).keys() == {"embeddings"}
-        and adapter.task_type in peft.POOLED_TASKS
-        and backbone.family == "encoder"
-    ):
-        warnings.warn(
-            f"PEFT's {adapter.task_type} head pools or labels a virtual token; here the text alone is pooled, so the "
-            "results differ from PEFT's",
-            stacklevel=3,
-        )
+    _check_heads(adapter.heads, base, directory)
+    _warn_of_pooling(adapter.tokens, adapter.task_type, backbone)
     config = method.config_class.from_options({"num_virtual_tokens": adapter.num_virtual_tokens, "init": "given"})
     plain = {key: tensor.to(backbone.device).contiguous() for key, tensor in to_tensors(adapter.tokens).items()}
     prompt = Prompt(method, config, MergedTokens(plain))
     with torch.no_grad():
         prompt.place(backbone)
     return prompt
+
+
+def _check_heads(heads: Mapping[str, Tensor], base: nn.Module | None, directory: Path) -> None:
+    own = {f"base_model.{key}": tensor for key, tensor in base.state_dict().items()} if base is not None else {}
+    for key, tensor in heads.items():
+        if key not in own or not torch.equal(own[key].cpu().to(tensor), tensor):
+            raise UnsupportedError(
+                f"{directory} carries a trained task head ({key}) that differs from the model's; "
+                "load the head into the model first, then the prompt"
+            )
+
+
+def _warn_of_pooling(tokens: VirtualTokens, task_type: str | None, backbone: Backbone) -> None:
+    if isinstance(tokens, InputTokens) and task_type in peft.POOLED_TASKS and backbone.family == "encoder":
+        warnings.warn(
+            f"PEFT's {task_type} head pools or labels a virtual token; here the text alone is pooled, so the "
+            "results differ from PEFT's",
+            stacklevel=4,
+        )
 
 
 def _from_peft(method: LoadedMethod, found: PeftPrompt, backbone: Backbone, directory: Path) -> Prompt:

@@ -7,7 +7,8 @@ these attributes:
 - `Config`: a frozen dataclass that extends `MethodConfig`; only what the user chooses.
 - `Parameters(config, backbone)`: a `torch.nn.Module` that holds only what is trained, in its final
   shapes. Its `initialize(config, backbone)` gives the start values; it is not called when a saved prompt
-  is loaded. With `start_from(tokens)` it can start from another prompt's plain tokens.
+  is loaded. With `start_from(tokens)` it can start from another prompt's plain tokens, and with
+  `start_from_parameters(parameters, config)` from the `Parameters` of another prompt of the same method.
 - `RECIPE`: a `Recipe`, or nothing.
 - `ALIASES`: a literal tuple of other names; read without importing the module, as is the first line
   of its docstring, the summary.

@@ -45,6 +45,40 @@ def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels:
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
 
 
+def initial_embeddings(config: Any, backbone: Backbone) -> Tensor:
+    """Make the start values that `init` names, in the scale of the embedding module's output.
+
+    Args:
+        config: A config with `num_virtual_tokens`, `init`, `init_text`, `labels` and `tokenizer`.
+        backbone: Sizes of the model.
+
+    Returns:
+        `(tokens, hidden)`: embeddings of sampled words, of a text, or of labels, filled up with sampled words; or
+        numbers uniform in ±0.5 (Lester et al. 2021, section 2.1).
+
+    Raises:
+        ValueError: If a text or a label has no tokens, or there is no tokenizer for it.
+    """
+    count: int = config.num_virtual_tokens
+    if config.init == "random":
+        dtype = torch.promote_types(backbone.dtype, torch.float32)
+        return torch.empty(count, backbone.hidden_size, dtype=dtype, device=backbone.device).uniform_(-0.5, 0.5)
+    if config.init == "text":
+        return backbone.embed(text_ids(backbone, config.tokenizer, str(config.init_text), count))
+    if config.init == "labels":
+        labels = _label_embeddings(config.labels or (), config.tokenizer, backbone)
+        return torch.cat([labels, backbone.embed(sampled_ids(backbone, count))])[:count]
+    return backbone.embed(sampled_ids(backbone, count))
+
+
+def _label_embeddings(labels: Sequence[str], tokenizer: Any, backbone: Backbone) -> Tensor:
+    rows = []
+    for label in labels:
+        length = len(tokenizer(label, add_special_tokens=False)["input_ids"]) if tokenizer else 1
+        rows.append(backbone.embed(text_ids(backbone, tokenizer, label, max(length, 1))).mean(dim=0))
+    return torch.stack(rows)
+
+
 def sampled_ids(backbone: Backbone, count: int) -> Tensor:
     """Draw words from the most frequent part of the vocabulary, none twice while they last.
 

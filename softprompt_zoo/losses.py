@@ -54,13 +54,6 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
     """
     task_ids = inputs.pop("task_ids", None)
     for name in names:
-        combinations = call.selection.combinations
-        if call.slots is None and not all(any(_is(part, name) for part in c) for c in combinations):
-            method = model.prompts[name].method
-            raise UnsupportedError(
-                f"prompt {name!r} has a training loss of its own ({method}), and not every row of the batch has the "
-                "prompt; train it in batches where all rows do"
-            )
         prompt: Prompt = model.prompts[name]
         step = TrainingStep(
             loss=output.loss,
@@ -71,12 +64,25 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
             run=lambda tokens, name=name, **changes: _run_again(model, call, name, tokens, {**inputs, **changes}, run),
         )
         loss = prompt.loaded.call("training_loss", config=prompt.config, parameters=prompt.learned, step=step)
-        output.loss = output.loss if loss is None else loss
+        if loss is None:  # an option's loss, which is off
+            continue
+        _check_rows(model, call, name)
+        output.loss = loss
     if not _wants_hidden_states(model, inputs):
         for field in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
             if output.get(field) is not None:
                 output[field] = None
     return output
+
+
+def _check_rows(model: Any, call: Call, name: str) -> None:
+    combinations = call.selection.combinations
+    if call.slots is None and not all(any(_is(part, name) for part in c) for c in combinations):
+        method = model.prompts[name].method
+        raise UnsupportedError(
+            f"prompt {name!r} has a training loss of its own ({method}), and not every row of the batch has the "
+            "prompt; train it in batches where all rows do"
+        )
 
 
 def _is(part: str, name: str) -> bool:
@@ -103,6 +109,7 @@ def _virtual_logits(model: Any, call: Call, name: str) -> Tensor:
 def _run_again(
     model: Any, call: Call, name: str, tokens: VirtualTokens | None, inputs: dict[str, Any], run: Run
 ) -> Any:
+    _check_rows(model, call, name)
     if call.slots is not None:
         raise UnsupportedError(f"the loss of prompt {name!r} runs the model with other tokens, which slots cannot hold")
     placements: dict[str, Placement] = {}

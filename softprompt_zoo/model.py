@@ -23,6 +23,7 @@ from softprompt_zoo.sites.attention import base_implementation, prompted_impleme
 from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.projections import Projector
 from softprompt_zoo.sites.stack import bind, cut_output, returns_dict, unbind
+from softprompt_zoo.sites.tasks import check_task_ids, check_task_rows
 from softprompt_zoo.sites.words import embed, keys_values, mark_sites, unmark_sites
 
 NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
@@ -44,20 +45,20 @@ class PromptedModel:
         self,
         *args: Any,
         prompts: Any = None,
-        task_ids: Tensor | None = None,
+        task_ids: Any = None,
         soft_slots: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         combinations = None
+        names = ("inputs", "input_ids", "inputs_embeds")
+        inputs = args[0] if args else next((kwargs[name] for name in names if name in kwargs), None)
+        task_ids = check_task_ids(task_ids)
+        if task_ids is not None and isinstance(inputs, Tensor):
+            check_task_rows(task_ids, inputs.shape[0])
         if prompts is not None:
             selection = select(prompts, self.prompts.keys(), ())
             rows = [0] if selection.rows is None else selection.rows.tolist()
             combinations = [selection.combinations[row] for row in rows]
-            inputs = (
-                args[0]
-                if args
-                else next((kwargs[n] for n in ("inputs", "input_ids", "inputs_embeds") if n in kwargs), None)
-            )
             if isinstance(inputs, Tensor):
                 combinations = combinations * inputs.shape[0] if selection.rows is None else combinations
                 _check_rows(len(combinations), inputs.shape[0])
@@ -287,10 +288,13 @@ def _rebuild(base: Any) -> Any:
 def _forward(model: Any, base: Any, own: dict[str, Any], kwargs: dict[str, Any]) -> Any:
     """Build the prompts once for all stacks, and let their methods replace the loss."""
     past = past_length(kwargs.get("past_key_values"))
-    call = model.prompts.resolve(*own.values(), isinstance(past, int) and past > 0)
-    rows = call.selection.rows
     text = kwargs.get("input_ids")
     text = kwargs.get("inputs_embeds") if text is None else text
+    own["task_ids"] = check_task_ids(own["task_ids"])
+    if own["task_ids"] is not None and text is not None:
+        check_task_rows(own["task_ids"], text.shape[0])
+    call = model.prompts.resolve(*own.values(), isinstance(past, int) and past > 0)
+    rows = call.selection.rows
     if rows is not None and text is not None:
         _check_rows(rows.shape[0], text.shape[0])
     learners = losses.learners(model.prompts, call, kwargs) if model.training else []

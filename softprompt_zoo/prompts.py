@@ -3,18 +3,14 @@
 import contextlib
 import contextvars
 import dataclasses
-import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone, Stack
-from softprompt_zoo.checkpoints import read_prompts
-from softprompt_zoo.config import GIVEN, MethodConfig
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError, UnsupportedError
 from softprompt_zoo.optimizer_steps import watch
 from softprompt_zoo.prompt import Prompt
@@ -24,6 +20,7 @@ from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.shared_pass import Prefix, causal_prefix
 from softprompt_zoo.sites.slots import take_slots
 from softprompt_zoo.sites.tasks import split_tasks
+from softprompt_zoo.start_values import initialize, read_folders
 from softprompt_zoo.tokens import InputTokens, Placement, to_tensors
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
@@ -55,42 +52,14 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
             f"num_virtual_tokens is {count}, which leaves no room for text in the model's {backbone.max_positions} "
             f"positions; choose at most {backbone.max_positions - 1}"
         )
+    config = read_folders(config, backbone)
     learned = method.parameters_class(config, backbone)
     if backbone.device.type != "meta":
-        _initialize(method, config, learned, backbone)
+        initialize(method, config, learned, backbone)
     prompt = Prompt(method, config, learned)
     with torch.no_grad():
         prompt.place(backbone)
     return prompt
-
-
-def _initialize(method: LoadedMethod, config: MethodConfig, learned: Any, backbone: Backbone) -> None:
-    start = getattr(config, "init", None)
-    if isinstance(start, os.PathLike) or (isinstance(start, str) and os.path.isdir(start)):
-        start = _saved_start(Path(start), backbone)
-    if start == GIVEN:
-        raise ValueError(f"init is {GIVEN!r}, which only a saved prompt says of itself; give the folder or the prompt")
-    if not isinstance(start, Prompt):
-        learned.initialize(config, backbone)
-        return
-    if not hasattr(learned, "start_from"):
-        raise UnsupportedError(f"method {method.name!r} cannot start from another prompt; choose another init")
-    if start.num_virtual_tokens != config.num_virtual_tokens:
-        raise ValueError(
-            f"init is a prompt of {start.num_virtual_tokens} virtual tokens; set num_virtual_tokens to that, "
-            f"not {config.num_virtual_tokens}"
-        )
-    learned.start_from(start.merged_tokens(backbone))
-
-
-def _saved_start(directory: Path, backbone: Backbone) -> Prompt:
-    prompts, active = read_prompts(directory, backbone)
-    names = active or tuple(prompts)
-    if len(names) != 1:
-        raise UnsupportedError(
-            f"init is {directory}, where {len(names)} prompts are active; load it and give one: model.prompts[name]"
-        )
-    return prompts[names[0]]
 
 
 @dataclasses.dataclass
@@ -261,12 +230,12 @@ class Prompts(nn.Module):
         finally:
             self._is_disabled = before
 
-    def resolve(self, prompts: Any, task_ids: Tensor | None, soft_slots: Tensor | None, is_decoding: bool) -> Call:
+    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, is_decoding: bool) -> Call:
         """Build the prompts of one forward.
 
         Args:
             prompts: As `forward` takes it.
-            task_ids: `(rows,)`, for methods that have tasks.
+            task_ids: The task of every row, for methods that have tasks; a tensor or a list.
             soft_slots: `(rows, length)`, which virtual token stands at each place of the text, -1 for text.
             is_decoding: Whether text is in the cache already, so that built tokens may be reused.
 
@@ -344,12 +313,14 @@ class Prompts(nn.Module):
         return placement
 
     def _pick_task(self, name: str, placement: Placement, task: int) -> Placement:
+        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
+            return _of_task(placement, task)
+        # The same object as before, by which a decoding step knows that nothing has changed.
         if self._tasks.get(name, (None,))[0] is not placement:
             self._tasks[name] = (placement, {})
         picked = self._tasks[name][1]
         if task not in picked:
-            tokens = InputTokens(placement.tokens.embeddings[task])  # type: ignore[union-attr]
-            picked[task] = dataclasses.replace(placement, tokens=tokens)
+            picked[task] = _of_task(placement, task)
         return picked[task]
 
     def _device(self) -> torch.device:
@@ -357,6 +328,11 @@ class Prompts(nn.Module):
 
 
 Mapping.register(Prompts)
+
+
+def _of_task(placement: Placement, task: int) -> Placement:
+    tokens = InputTokens(placement.tokens.embeddings[task])  # type: ignore[union-attr]
+    return dataclasses.replace(placement, tokens=tokens)
 
 
 def _tensors(placements: list[Placement]) -> list[Tensor]:

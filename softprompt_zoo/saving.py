@@ -78,7 +78,12 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def export(
-    model: PreTrainedModel, directory: str | os.PathLike[str], *, to: str = "peft", name: str | None = None
+    model: PreTrainedModel,
+    directory: str | os.PathLike[str],
+    *,
+    to: str = "peft",
+    name: str | None = None,
+    task: int | None = None,
 ) -> None:
     """Write a prompt in another library's format.
 
@@ -87,15 +92,16 @@ def export(
         directory: Where to; made if missing.
         to: `"peft"`.
         name: The prompt; by default the active one.
+        task: Of a prompt with tasks the one to write, as a plain prompt; by default all of them.
 
     Raises:
-        ValueError: If `to` is none of these.
+        ValueError: If `to` is none of these, or the prompt does not have that task.
         UnsupportedError: If the format cannot hold the prompt; says what would be lost. Nothing is written.
     """
     if to not in EXPORTS:
         raise ValueError(f"to is {to!r}; expected one of {', '.join(map(repr, EXPORTS))}")
     host = _host(model, "export")
-    write_peft(host, Path(directory), name)
+    write_peft(host, Path(directory), name, task)
 
 
 def _host(model: PreTrainedModel, action: str) -> Prompts:

@@ -24,6 +24,6 @@ class TrainingStep:
     """Returns `(tokens, vocab)`: what a causal model predicts at each of the prompt's tokens, the last of which
     predicts the first token of the text. The same for every row; gradients flow."""
     run: Callable[..., Any]
-    """`run(tokens, **changes)`: the same inputs, without labels, with other virtual tokens in the prompt's place
+    """`run(tokens, **changes)`: the same inputs, labels included, with other virtual tokens in the prompt's place
     (`None` for none), without gradients and in eval mode; `changes` replace inputs. Returns the model's output
     with its hidden states. A teacher of a student that sees the prompt."""

@@ -60,6 +60,24 @@ def remove(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
+def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str) -> None:
+    """Refuse prompts under whose head PEFT would look at a virtual token.
+
+    Args:
+        tokens: The plain tokens.
+        backbone: Sizes of the model.
+        task_type: PEFT's name of the model's task.
+
+    Raises:
+        UnsupportedError: If it would.
+    """
+    if isinstance(tokens, InputTokens) and backbone.family == "encoder" and task_type in POOLED_TASKS:
+        raise UnsupportedError(
+            f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
+            "would give other results; use a method that works on keys and values"
+        )
+
+
 def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
     """Express plain tokens in PEFT's terms.
 
@@ -79,13 +97,8 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFil
     if isinstance(tokens, InputTokens):
         if tokens.embeddings.ndim == 3:
             raise UnsupportedError(
-                f"PEFT's PROMPT_TUNING holds one task, this merged prompt has {tokens.embeddings.shape[0]}; export it "
-                "before merging it"
-            )
-        if backbone.family == "encoder" and task_type in POOLED_TASKS:
-            raise UnsupportedError(
-                f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
-                "would give other results; use a method that works on keys and values"
+                f"PEFT's PROMPT_TUNING holds one task, this merged prompt has {tokens.embeddings.shape[0]}; export one "
+                "with task=…, or export them all before merging"
             )
         count, hidden = tokens.embeddings.shape
         config = {

@@ -3,6 +3,7 @@
 BUILTINS = (
     "prefix_tuning",
     "prompt_tuning",
+    "multitask_prompt_tuning",
 )
 
 DEFAULT = BUILTINS[0]

@@ -18,13 +18,13 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import MethodConfig, Recipe
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.initialization import INITS, check_init, sampled_ids, text_ids
+from softprompt_zoo.initialization import INITS, check_init, initial_embeddings
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
 
 ALIASES = ("prompt", "soft_prompt")
@@ -67,17 +67,7 @@ class Parameters(nn.Module):
     @torch.no_grad()
     def initialize(self, config: Config, backbone: Backbone) -> None:
         """Give the embeddings their start values, in the scale of the embedding module's output."""
-        count = config.num_virtual_tokens
-        if config.init == "random":
-            self.embeddings.uniform_(-0.5, 0.5)
-        elif config.init == "text":
-            self.embeddings.copy_(backbone.embed(text_ids(backbone, config.tokenizer, str(config.init_text), count)))
-        elif config.init == "labels":
-            self.embeddings.copy_(
-                torch.cat([_labels(config, backbone), backbone.embed(sampled_ids(backbone, count))])[:count]
-            )
-        else:
-            self.embeddings.copy_(backbone.embed(sampled_ids(backbone, count)))
+        self.embeddings.copy_(initial_embeddings(config, backbone))
 
     @torch.no_grad()
     def start_from(self, tokens: VirtualTokens) -> None:
@@ -87,14 +77,6 @@ class Parameters(nn.Module):
                 "prompt_tuning cannot start from keys and values; give a prompt at the input embeddings"
             )
         self.embeddings.copy_(tokens.embeddings)
-
-
-def _labels(config: Config, backbone: Backbone) -> Tensor:
-    rows = []
-    for label in config.labels or ():
-        length = len(config.tokenizer(label, add_special_tokens=False)["input_ids"]) if config.tokenizer else 1
-        rows.append(backbone.embed(text_ids(backbone, config.tokenizer, label, max(length, 1))).mean(dim=0))
-    return torch.stack(rows)
 
 
 @hookimpl

@@ -31,7 +31,7 @@ BINDING_ATTRIBUTE = "_softprompt_binding"
 class Host(Protocol):
     """What the hooks need of the model's prompts."""
 
-    def resolve(self, prompts: Any, task_ids: Tensor | None, soft_slots: Tensor | None, is_decoding: bool) -> Call:
+    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, is_decoding: bool) -> Call:
         """Build the prompts of one forward."""
 
     def prefix(self, stack: Stack, call: Call, is_decoding: bool) -> Prefix:

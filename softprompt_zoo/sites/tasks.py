@@ -1,6 +1,7 @@
 """Prompts with tasks: every row sees the tokens of its own task, and each task's are made once."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,50 @@ def count_tasks(placement: Placement) -> int | None:
     return tokens.embeddings.shape[0] if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3 else None
 
 
+def check_task_ids(task_ids: Any) -> Tensor | None:
+    """Read the `task_ids` argument of `forward` and `generate`.
+
+    Args:
+        task_ids: One integer per row, as a tensor or a list; or `None`.
+
+    Returns:
+        `(rows,)` integers, or `None`.
+
+    Raises:
+        TypeError: If it is neither a tensor nor a list.
+        ValueError: If it has another shape, or other numbers than integers.
+    """
+    if task_ids is None:
+        return None
+    expected = "expected integers of shape (rows,), the task of every row"
+    if not isinstance(task_ids, Tensor | list | tuple):
+        raise TypeError(f"task_ids is {task_ids!r} ({type(task_ids).__name__}); {expected}")
+    ids = task_ids if isinstance(task_ids, Tensor) else torch.tensor(task_ids)
+    if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"task_ids has shape {tuple(ids.shape)} and dtype {ids.dtype}; {expected}")
+    return ids.long()
+
+
+def check_task_rows(task_ids: Tensor, rows: int) -> None:
+    """Refuse task ids that are not one per row of the batch.
+
+    Args:
+        task_ids: From `check_task_ids`.
+        rows: Rows of the batch.
+
+    Raises:
+        ValueError: If there are more or fewer ids.
+    """
+    if task_ids.shape[0] != rows:
+        raise ValueError(
+            f"task_ids has {task_ids.shape[0]} entries for a batch of {rows} rows; give the task of every row"
+        )
+
+
 def split_tasks(
     selection: Selection,
     placements: Mapping[str, Placement],
-    task_ids: Tensor | None,
+    task_ids: Any,
     pick: Callable[[str, Placement, int], Placement],
 ) -> tuple[Selection, dict[str, Placement]]:
     """Turn every task that is asked for into a prompt of its own, named `<prompt>#<task>`.
@@ -26,40 +67,36 @@ def split_tasks(
     Args:
         selection: Which rows see which combination.
         placements: What is placed, by prompt.
-        task_ids: `(rows,)` integers, or `None`.
+        task_ids: One integer per row, or `None`. Rows whose prompts have no tasks may have any.
         pick: From a prompt's name, its placement and a task to the placement of that task alone.
 
     Returns:
         The selection and the placements, without tasks.
 
     Raises:
-        ValueError: If a prompt has tasks and the ids are missing, out of range, or of another shape.
+        ValueError: If the ids are out of range or of another shape; or missing, where a prompt has several tasks.
     """
     counted = [(name, count_tasks(placement)) for name, placement in placements.items()]
     counts = {name: count for name, count in counted if count is not None}
     if not counts:
         return selection, dict(placements)
-    name, count = min(counts.items(), key=lambda item: item[1])
-    expected = f"expected integers from 0 to {count - 1}, one per row"
-    if task_ids is None:
-        raise ValueError(f"prompt {name!r} has {count} tasks and task_ids is missing; {expected}")
-    if task_ids.ndim != 1 or task_ids.is_floating_point() or task_ids.dtype == torch.bool:
-        raise ValueError(f"task_ids has shape {tuple(task_ids.shape)} and dtype {task_ids.dtype}; {expected}")
-    if selection.rows is not None and selection.rows.shape != task_ids.shape:
-        raise ValueError(f"task_ids has {task_ids.shape[0]} entries for {selection.rows.shape[0]} rows; {expected}")
-    rows = torch.zeros_like(task_ids) if selection.rows is None else selection.rows.to(task_ids.device)
-    if torch.compiler.is_compiling():
-        # Values are unknown while tracing: keep every task ready.
-        wanted = [(index, task) for index in range(len(selection.combinations)) for task in range(count)]
-        variant = rows * count + task_ids
+    limits = [_limit(combination, counts) for combination in selection.combinations]
+    ids = check_task_ids(task_ids)
+    if ids is None:
+        several = [limit for limit in limits if limit is not None and limit[1] > 1]
+        if several:
+            name, count = several[0]
+            raise ValueError(
+                f"prompt {name!r} has {count} tasks and task_ids is missing; give the task of every row, an integer "
+                f"from 0 to {count - 1}"
+            )
+        wanted, variant = [(index, 0) for index in range(len(limits))], selection.rows
     else:
-        values = task_ids.tolist()
-        wrong = next((value for value in values if not 0 <= value < count), None)
-        if wrong is not None:
-            raise ValueError(f"task_ids has {wrong}, prompt {name!r} has {count} tasks; {expected}")
-        pairs = list(zip(rows.tolist(), values, strict=True))
-        wanted = list(dict.fromkeys(pairs))
-        variant = torch.tensor([wanted.index(pair) for pair in pairs], device=task_ids.device)
+        rows = selection.rows
+        if rows is not None:
+            check_task_rows(ids, rows.shape[0])
+        rows = torch.zeros_like(ids) if rows is None else rows.to(ids.device)
+        wanted, variant = _every_task(limits, rows, ids) if torch.compiler.is_compiling() else _asked(limits, rows, ids)
     renamed = [_rename(selection.combinations[index], counts, task) for index, task in wanted]
     chosen = Selection(tuple(renamed), variant)
     split = {}
@@ -68,6 +105,47 @@ def split_tasks(
             prompt, _, task = part.partition("#")
             split[part] = pick(prompt, placements[prompt], int(task)) if task else placements[prompt]
     return chosen, split
+
+
+_Limit = tuple[str, int] | None
+"""The prompt of a combination that has the fewest tasks, and how many; `None` if none has any."""
+
+
+def _limit(combination: Combination, counts: Mapping[str, int]) -> _Limit:
+    found: _Limit = None
+    for name in combination:
+        if name in counts and (found is None or counts[name] < found[1]):
+            found = name, counts[name]
+    return found
+
+
+def _asked(limits: list[_Limit], rows: Tensor, ids: Tensor) -> tuple[list[tuple[int, int]], Tensor]:
+    """List the pairs of combination and task that rows ask for, and each row's place in the list."""
+    pairs = []
+    for row, (index, task) in enumerate(zip(rows.tolist(), ids.tolist(), strict=True)):
+        limit = limits[index]
+        if limit is not None and not 0 <= task < limit[1]:
+            raise ValueError(
+                f"task_ids has {task} in row {row}, where prompt {limit[0]!r} has {limit[1]} tasks; expected an "
+                f"integer from 0 to {limit[1] - 1}"
+            )
+        pairs.append((index, 0 if limit is None else task))
+    wanted = list(dict.fromkeys(pairs))
+    return wanted, torch.tensor([wanted.index(pair) for pair in pairs], device=ids.device)
+
+
+def _every_task(limits: list[_Limit], rows: Tensor, ids: Tensor) -> tuple[list[tuple[int, int]], Tensor]:
+    """Do the same while tracing, where values are unknown: keep every task ready."""
+    wanted: list[tuple[int, int]] = []
+    starts = []
+    for index, limit in enumerate(limits):
+        starts.append(len(wanted))
+        for task in range(1 if limit is None else limit[1]):
+            wanted.append((index, task))
+    bounds = torch.tensor([-1 if limit is None else limit[1] for limit in limits], device=ids.device)[rows]
+    is_right = (bounds < 0) | ((ids >= 0) & (ids < bounds))
+    torch._assert_async(is_right.all(), "task_ids has a task that the row's prompt does not have")
+    return wanted, torch.tensor(starts, device=ids.device)[rows] + torch.where(bounds < 0, 0, ids)
 
 
 def _rename(combination: Combination, counts: Mapping[str, int], task: int) -> Combination:

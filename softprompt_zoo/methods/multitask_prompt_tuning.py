@@ -1,0 +1,387 @@
+"""Multitask prompt tuning: trains one prompt that tasks share, and low-rank factors that fit it to each task.
+
+    virtual_tokens[task] = shared * (cols[task] @ rows[task])          (tasks, tokens, hidden)
+    loss = task loss + distillation * (KL(teacher || student) + |hidden states of teacher - student|^2)
+
+`shared` is (tokens, hidden), `cols` (tasks, tokens, rank), `rows` (tasks, rank, hidden); `*` is elementwise.
+
+Enters at: input embeddings; in front of a causal model's text, or of an encoder's. Each row sees the task that
+`task_ids` says.
+Trained: tokens * hidden + tasks * rank * (tokens + hidden).
+Merges to: the virtual tokens of every task; rows go on choosing by `task_ids`.
+
+Source: Wang, Panda, Karlinsky, Feris, Sun and Kim, "Multitask Prompt Tuning Enables Parameter-Efficient Transfer
+Learning", 2023 (arXiv 2303.02861), section 3; reference code huggingface/peft, `tuners/multitask_prompt_tuning/`.
+Differs from the source: the factors start such that every task's prompt is the shared one; `rank` may exceed 1;
+hidden states are compared at the text's positions (and the decoder's), for virtual ones are not in the outputs; the
+KL is taken where a label is predicted, and the temperature does not scale it.
+PEFT: MULTITASK_PROMPT_TUNING. Its factors start at N(0, 0.02), `factor_init="normal"` here, which makes every prompt
+almost zero.
+"""
+
+import dataclasses
+import math
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.config import GIVEN, MethodConfig, Recipe, check_choice, check_positive_integer
+from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
+from softprompt_zoo.exchange import PeftFiles, PeftPrompt
+from softprompt_zoo.hookspecs import hookimpl
+from softprompt_zoo.initialization import INITS, check_init, initial_embeddings
+from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.training_step import TrainingStep
+
+ALIASES = ("mpt", "multitask")
+PEFT_TYPES = ("MULTITASK_PROMPT_TUNING",)
+RECIPE = Recipe(
+    learning_rate=3e-2,
+    steps=60,
+    source="prompt tuning's, from which it differs by the factors; the paper's 0.3 is for T5 and Adafactor",
+)
+FACTOR_INITS = ("identity", "normal")
+SOURCE_TASKS = ("average", "shared", "each")
+DEVIATION = 0.02
+"""Of `factor_init="normal"`, as PEFT has it."""
+IGNORED = -100
+"""Label that transformers' losses skip."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(MethodConfig):
+    """Options of multitask prompt tuning."""
+
+    num_tasks: int = 1
+    """Tasks; with more than one, `forward` and `generate` need `task_ids`."""
+    rank: int = 1
+    """Rank of each task's factors. The paper has 1."""
+    init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
+    """The shared prompt: `"sampled"` frequent words, a `"text"`, class `"labels"`, `"random"` numbers uniform in
+    ±0.5, or another prompt: its saved folder, or `model.prompts[name]`."""
+    init_text: str | None = None
+    """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prompt."""
+    labels: tuple[str, ...] | None = None
+    """The labels of `init="labels"`: row i is the mean embedding of label i's tokens."""
+    tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
+    """The model's tokenizer, for `"text"` and `"labels"`."""
+    factor_init: str = "identity"
+    """`"identity"`: every task starts from the shared prompt; `"normal"`: factors N(0, 0.02), as in PEFT."""
+    source_task: str | int = "average"
+    """Where the factors start if `init` is another prompt of this method: the `"average"` of its tasks' factors (the
+    paper's target adaptation), one task by number, `"each"` task where its own are, or `"shared"`: `factor_init`."""
+    teacher: Any = dataclasses.field(
+        default=None, metadata={"names": (None,), "prompts": True}, repr=False, compare=False
+    )
+    """A trained prompt per task to distil from: a list of prompts or saved folders, or a tensor
+    `(tasks, tokens, hidden)`. It is used in training only, and not saved."""
+    distillation: float = 0.9
+    """Weight of the distillation, with a teacher. Source: the paper's λ."""
+    temperature: float = 1.0
+    """Divides the logits of teacher and student before they are compared."""
+    factor_learning_rate_ratio: float = 4 / 3
+    """Learning rate of the factors over that of the shared prompt. Source: the paper's 0.4 and 0.3."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive_integer("num_tasks", self.num_tasks)
+        check_positive_integer("rank", self.rank)
+        check_init(self.init, INITS, self.init_text, self.labels, self.tokenizer)
+        check_choice("factor_init", self.factor_init, FACTOR_INITS)
+        _check_source_task(self.source_task)
+        _check_teacher(self.teacher, self.num_tasks)
+        _check_number("distillation", self.distillation, "at least 0", self.distillation != 0)
+        _check_number("temperature", self.temperature, "above 0")
+        _check_number("factor_learning_rate_ratio", self.factor_learning_rate_ratio, "above 0")
+
+
+class Parameters(nn.Module):
+    """The shared prompt and the factors of every task."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__()
+        dtype = torch.promote_types(backbone.dtype, torch.float32)
+        options: dict[str, Any] = {"dtype": dtype, "device": backbone.device}
+        count, hidden = config.num_virtual_tokens, backbone.hidden_size
+        self.shared = nn.Parameter(torch.empty(count, hidden, **options))
+        self.cols = nn.Parameter(torch.empty(config.num_tasks, count, config.rank, **options))
+        self.rows = nn.Parameter(torch.empty(config.num_tasks, config.rank, hidden, **options))
+        # Moves with the module, and is neither trained nor saved.
+        self.register_buffer("teacher", _read_teacher(config, backbone), persistent=False)
+        self._vocab_size = backbone.vocab_size if backbone.family == "causal" else None
+        self._config = config
+
+    @torch.no_grad()
+    def initialize(self, config: Config, backbone: Backbone) -> None:
+        """Give the shared prompt and the factors their start values."""
+        self.shared.copy_(initial_embeddings(config, backbone))
+        self._start_factors(config.factor_init)
+
+    @torch.no_grad()
+    def start_from(self, tokens: VirtualTokens) -> None:
+        """Start from the plain tokens of another prompt; of one with tasks, from those of one task."""
+        if not isinstance(tokens, InputTokens):
+            raise UnsupportedError(
+                "multitask_prompt_tuning cannot start from keys and values; give a prompt at the input embeddings"
+            )
+        embeddings = tokens.embeddings
+        if embeddings.ndim == 3:
+            source = self._config.source_task
+            if isinstance(source, str):
+                raise UnsupportedError(
+                    f"source_task is {source!r}, and the init prompt is merged: it has no factors any more; "
+                    "give one that is not merged, or the number of one task"
+                )
+            _check_has_task(source, embeddings.shape[0])
+            embeddings = embeddings[source]
+        self.shared.copy_(embeddings)
+        self._start_factors(self._config.factor_init)
+
+    @torch.no_grad()
+    def start_from_parameters(self, parameters: "Parameters", config: Config) -> None:
+        """Start from another prompt of this method: its shared prompt, and the factors that `source_task` says."""
+        source, cols, rows = config.source_task, parameters.cols, parameters.rows
+        tasks, rank = cols.shape[0], cols.shape[2]
+        if source != "shared" and rank != config.rank:
+            raise ValueError(
+                f"rank is {config.rank}, the init prompt has {rank}; set rank={rank}, or source_task='shared'"
+            )
+        if source == "each" and tasks != config.num_tasks:
+            raise ValueError(
+                f"num_tasks is {config.num_tasks}, the init prompt has {tasks}; source_task='each' needs as many"
+            )
+        if source == "shared":
+            self._start_factors(config.factor_init)
+        elif source == "average":
+            self.cols.copy_(cols.mean(dim=0).expand_as(self.cols))
+            self.rows.copy_(rows.mean(dim=0).expand_as(self.rows))
+        elif source == "each":
+            self.cols.copy_(cols)
+            self.rows.copy_(rows)
+        else:
+            _check_has_task(source, tasks)
+            self.cols.copy_(cols[source].expand_as(self.cols))
+            self.rows.copy_(rows[source].expand_as(self.rows))
+        self.shared.copy_(parameters.shared)
+
+    def _start_factors(self, factor_init: str) -> None:
+        """Fill the factors; `"identity"` makes their product one everywhere, and lets ranks beyond the first differ."""
+        self.cols.normal_(std=DEVIATION)
+        self.rows.normal_(std=DEVIATION)
+        if factor_init == "identity":
+            # Beyond the first rank one factor is zero and the other is not: equal ones would stay equal for ever.
+            self.cols.normal_()
+            self.rows.zero_()
+            self.cols[..., 0] = 1.0
+            self.rows[:, 0] = 1.0
+
+
+@hookimpl
+def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
+    """Multiply the shared prompt by each task's factors."""
+    return InputTokens(_product(parameters))
+
+
+@hookimpl
+def inject(tokens: VirtualTokens) -> Placement:
+    """Place them in front of the text."""
+    return Placement(tokens)
+
+
+@hookimpl
+def merge(parameters: Parameters) -> VirtualTokens:
+    """Return every task's tokens, without the factors."""
+    return InputTokens(_product(parameters))
+
+
+@hookimpl
+def training_loss(config: Config, parameters: Parameters, step: TrainingStep) -> Tensor | None:
+    """Add the distillation from the teacher to the model's own loss (section 3.2, equation 6)."""
+    if config.teacher is None or config.distillation == 0:
+        return None
+    if parameters.teacher is None:
+        raise UnsupportedError(
+            "this prompt was trained with a teacher, which is not saved; attach a new one with init=<this prompt>, "
+            "source_task='each', and teacher=… to go on with it, or without one to go on without"
+        )
+    teacher = step.run(InputTokens(parameters.teacher))
+    labels = step.inputs["labels"].to(step.output.logits.device)
+    logits = _divergence(step.output.logits, teacher.logits, labels, config.temperature, parameters._vocab_size)
+    distance = logits + _hidden_distance(step, teacher)
+    counted = step.inputs.get("num_items_in_batch")
+    # Trainer counts the labels of all the batches whose gradients it adds up; this one's share is by its own.
+    share = 1.0 if counted is None else (labels != IGNORED).sum() / counted
+    return step.loss + config.distillation * share * distance
+
+
+@hookimpl
+def parameter_groups(config: Config, parameters: Parameters, learning_rate: float) -> list[dict[str, Any]]:
+    """Give the factors a learning rate of their own."""
+    factors = [parameters.cols, parameters.rows]
+    return [
+        {"params": [parameters.shared], "lr": learning_rate},
+        {"params": factors, "lr": learning_rate * config.factor_learning_rate_ratio},
+    ]
+
+
+@hookimpl
+def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> PeftFiles:
+    """Write the shared prompt and the factors as they are."""
+    fields = {
+        "peft_type": PEFT_TYPES[0],
+        "num_virtual_tokens": config.num_virtual_tokens,
+        "token_dim": backbone.hidden_size,
+        "num_layers": len(next(iter(backbone.layers.values()), ())) or None,
+        "num_attention_heads": None,
+        "num_transformer_submodules": 1,
+        # Any other start would make PEFT read the file it names, in order to load this one.
+        "prompt_tuning_init": "RANDOM",
+        "num_tasks": config.num_tasks,
+        "num_ranks": config.rank,
+    }
+    tensors = {
+        "prompt_embeddings": parameters.shared,
+        "prefix_task_cols": parameters.cols,
+        "prefix_task_rows": parameters.rows,
+    }
+    return PeftFiles(fields, tensors)
+
+
+@hookimpl
+def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone) -> PeftPrompt:
+    """Read the shared prompt and the factors."""
+    names = {"shared": "prompt_embeddings", "cols": "prefix_task_cols", "rows": "prefix_task_rows"}
+    missing = [name for name in names.values() if name not in tensors]
+    if missing:
+        raise CheckpointError(f"the adapter has no tensor {missing[0]!r}; it is no {PEFT_TYPES[0]}")
+    state = {own: tensors[name] for own, name in names.items()}
+    count, shapes = fields.get("num_virtual_tokens"), {own: tuple(t.shape) for own, t in state.items()}
+    if len(shapes["cols"]) != 3 or not isinstance(count, int) or shapes["cols"][1] not in (count, 2 * count):
+        raise CheckpointError(
+            f"the adapter says {count!r} virtual tokens, and prefix_task_cols has the shape {shapes['cols']}; "
+            "expected (tasks, tokens, rank)"
+        )
+    tasks, total, rank = shapes["cols"]
+    if shapes["shared"] != (total, backbone.hidden_size) or shapes["rows"] != (tasks, rank, backbone.hidden_size):
+        raise BackboneMismatchError(
+            f"the adapter's shared prompt has shape {shapes['shared']} and its rows {shapes['rows']}; this model needs "
+            f"{(total, backbone.hidden_size)} and {(tasks, rank, backbone.hidden_size)}"
+        )
+    if total != count:
+        warnings.warn(
+            "the adapter has tokens for the decoder too (num_transformer_submodules=2), which PEFT uses in forward and "
+            "not in generate; they are left out, so the results are those of PEFT's generate",
+            stacklevel=2,
+        )
+        state = {**state, "shared": state["shared"][:count], "cols": state["cols"][:, :count]}
+    return PeftPrompt({"num_virtual_tokens": count, "num_tasks": tasks, "rank": rank, "init": GIVEN}, state)
+
+
+def _product(parameters: Parameters) -> Tensor:
+    return parameters.shared * (parameters.cols @ parameters.rows)
+
+
+def _divergence(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, vocab_size: int | None) -> Tensor:
+    """Return the mean of KL(teacher || student) over the predictions of labels; a causal model's are one place on."""
+    if labels.shape == student.shape[:-1] and student.shape[-1] == vocab_size:
+        student, teacher, labels = student[:, :-1], teacher[:, :-1], labels[:, 1:]
+    log_student = functional.log_softmax(student.float() / temperature, dim=-1)
+    log_teacher = functional.log_softmax(teacher.float() / temperature, dim=-1)
+    divergence = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
+    return _mean(divergence, labels != IGNORED if labels.shape == divergence.shape else None)
+
+
+def _hidden_distance(step: TrainingStep, teacher: Any) -> Tensor:
+    """Return the mean squared difference of all layers' hidden states at the text, of each stack, added up."""
+    student, inputs = step.output, step.inputs
+    mask = inputs.get("attention_mask")
+    if student.get("encoder_hidden_states") is None:
+        return _mean_square(teacher.hidden_states, student.hidden_states, mask)
+    decoder_mask = inputs.get("decoder_attention_mask")
+    if decoder_mask is None and inputs.get("decoder_input_ids") is None:
+        decoder_mask = inputs["labels"] != IGNORED
+    return _mean_square(teacher.encoder_hidden_states, student.encoder_hidden_states, mask) + _mean_square(
+        teacher.decoder_hidden_states, student.decoder_hidden_states, decoder_mask
+    )
+
+
+def _mean_square(teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
+    """Compare states `(rows, length, hidden)` per layer where the mask `(rows, length)` shows text."""
+    # The first are the text's embeddings, which no prompt changes.
+    pairs = zip(student[1:], teacher[1:], strict=True)
+    squares = [(one.float() - other.float()).pow(2).mean(dim=-1) for one, other in pairs]
+    return _mean(torch.stack(squares).mean(dim=0), mask)
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean of the values that a mask of the same shape shows, zero if it shows none."""
+    if mask is None or mask.shape != values.shape:
+        return values.mean()
+    seen = values[mask.to(values.device).bool()]
+    return seen.sum() / max(seen.numel(), 1)
+
+
+def _read_teacher(config: Config, backbone: Backbone) -> Tensor | None:
+    """Return the teacher's tokens `(tasks, tokens, hidden)`; `None` if it is not there."""
+    teacher, expected = config.teacher, (config.num_virtual_tokens, backbone.hidden_size)
+    if teacher is None or isinstance(teacher, str):
+        return None
+    dtype = torch.promote_types(backbone.dtype, torch.float32)
+    if isinstance(teacher, Tensor):
+        prompts = list(teacher.detach())
+    else:
+        tokens = [prompt.merged_tokens(backbone) for prompt in teacher]
+        prompts = [part.embeddings if isinstance(part, InputTokens) else None for part in tokens]
+    for task, prompt in enumerate(prompts):
+        shape = "keys and values" if prompt is None else tuple(prompt.shape)
+        if shape != expected:
+            raise UnsupportedError(
+                f"teacher {task} is {shape}; expected tokens at the input embeddings of shape {expected}, as many and "
+                "as wide as the student's"
+            )
+    return torch.stack([prompt.to(device=backbone.device, dtype=dtype) for prompt in prompts])
+
+
+def _check_teacher(teacher: Any, num_tasks: int) -> None:
+    if teacher is None or (isinstance(teacher, str) and teacher == GIVEN):
+        return
+    expected = (
+        f"expected a list of {num_tasks} prompts or saved folders, one per task, or a tensor (tasks, tokens, hidden)"
+    )
+    if isinstance(teacher, Tensor):
+        if teacher.ndim != 3 or teacher.shape[0] != num_tasks:
+            raise ValueError(f"teacher is a tensor of shape {tuple(teacher.shape)}; {expected}")
+        return
+    if not isinstance(teacher, tuple | list):
+        raise TypeError(f"teacher is {teacher!r} ({type(teacher).__name__}); {expected}")
+    wrong = [part for part in teacher if not isinstance(part, str | os.PathLike) and not hasattr(part, "merged_tokens")]
+    if wrong:
+        raise TypeError(f"teacher holds {wrong[0]!r} ({type(wrong[0]).__name__}); {expected}")
+    if len(teacher) != num_tasks:
+        raise ValueError(f"teacher has {len(teacher)} entries; {expected}")
+
+
+def _check_source_task(source: Any) -> None:
+    choices = f"expected one of {', '.join(map(repr, SOURCE_TASKS))}, or the number of a task"
+    if isinstance(source, bool) or not isinstance(source, str | int):
+        raise TypeError(f"source_task is {source!r} ({type(source).__name__}); {choices}")
+    if source not in SOURCE_TASKS and (isinstance(source, str) or source < 0):
+        raise ValueError(f"source_task is {source!r}; {choices}")
+
+
+def _check_has_task(source: int, tasks: int) -> None:
+    if source >= tasks:
+        raise ValueError(f"source_task is {source}; the init prompt has the tasks 0 to {tasks - 1}")
+
+
+def _check_number(name: str, value: object, allowed: str, is_above_zero: bool = True) -> None:
+    """Refuse anything but a finite number that is positive, or zero where that is allowed."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a number {allowed}")
+    if not math.isfinite(value) or value < 0 or (is_above_zero and value == 0):
+        raise ValueError(f"{name} is {value}; expected a number {allowed}")

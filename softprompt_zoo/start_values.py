@@ -1,0 +1,86 @@
+"""Where a new prompt starts: its method's start values, or another prompt, attached or saved."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.checkpoints import read_prompts
+from softprompt_zoo.config import GIVEN, MethodConfig
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.prompt import Prompt
+from softprompt_zoo.registry import LoadedMethod
+from softprompt_zoo.tokens import InputTokens
+
+
+def initialize(method: LoadedMethod, config: MethodConfig, learned: Any, backbone: Backbone) -> None:
+    """Give a new prompt its start values.
+
+    Args:
+        method: Its method.
+        config: What the user chose.
+        learned: The method's `Parameters`. Changed in place.
+        backbone: Sizes of the model.
+
+    Raises:
+        ValueError: If `init` is a prompt of another length.
+        UnsupportedError: If the method cannot start from `init`.
+    """
+    start = getattr(config, "init", None)
+    if isinstance(start, os.PathLike) or (isinstance(start, str) and os.path.isdir(start)):
+        start = _saved_start(Path(start), backbone, "init")
+    if start == GIVEN:
+        raise ValueError(f"init is {GIVEN!r}, which only a saved prompt says of itself; give the folder or the prompt")
+    if not isinstance(start, Prompt):
+        learned.initialize(config, backbone)
+        return
+    if not hasattr(learned, "start_from"):
+        raise UnsupportedError(f"method {method.name!r} cannot start from another prompt; choose another init")
+    if start.num_virtual_tokens != config.num_virtual_tokens:
+        raise ValueError(
+            f"init is a prompt of {start.num_virtual_tokens} virtual tokens; set num_virtual_tokens to that, "
+            f"not {config.num_virtual_tokens}"
+        )
+    if start.method == method.name and not start.is_merged and hasattr(learned, "start_from_parameters"):
+        learned.start_from_parameters(start.learned, config)
+        return
+    tokens = start.merged_tokens(backbone)
+    if config.tasks is None and isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3:
+        raise UnsupportedError(
+            f"init is a prompt with {tokens.embeddings.shape[0]} tasks, of which {method.name!r} has none; export the "
+            "one you want, zoo.export(model, folder, task=…), and give that folder"
+        )
+    learned.start_from(tokens)
+
+
+def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:
+    """Read the saved prompts of options that take several prompts or folders; their metadata say `prompts=True`.
+
+    Args:
+        config: What the user chose. Not changed.
+        backbone: Sizes of the model.
+
+    Returns:
+        The config, with prompts in the place of folders.
+
+    Raises:
+        CheckpointError: If a folder holds no prompt.
+    """
+    fields = [field.name for field in dataclasses.fields(config) if field.metadata.get("prompts")]
+    given = {name: getattr(config, name) for name in fields if isinstance(getattr(config, name), tuple)}
+    read: dict[str, Any] = {
+        name: tuple(p if isinstance(p, Prompt) else _saved_start(Path(p), backbone, name) for p in prompts)
+        for name, prompts in given.items()
+    }
+    return dataclasses.replace(config, **read) if read else config
+
+
+def _saved_start(directory: Path, backbone: Backbone, option: str) -> Prompt:
+    prompts, active = read_prompts(directory, backbone)
+    names = active or tuple(prompts)
+    if len(names) != 1:
+        raise UnsupportedError(
+            f"{option} is {directory}, where {len(names)} prompts are active; load it and give one: model.prompts[name]"
+        )
+    return prompts[names[0]]
