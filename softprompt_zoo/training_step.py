@@ -27,3 +27,5 @@ class TrainingStep:
     """`run(tokens, **changes)`: the same inputs, labels included, with other virtual tokens in the prompt's place
     (`None` for none), without gradients and in eval mode; `changes` replace inputs. Returns the model's output
     with its hidden states. A teacher of a student that sees the prompt."""
+    predicts_next: bool = False
+    """Whether a label is predicted by the token before it, as in causal language models."""

@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import GIVEN, MethodConfig, Recipe, check_choice, check_positive_integer
+from softprompt_zoo.distillation import hidden_distance, logit_divergence, share_of_step
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt
 from softprompt_zoo.hookspecs import hookimpl
@@ -49,8 +49,6 @@ FACTOR_INITS = ("identity", "normal")
 SOURCE_TASKS = ("average", "shared", "each")
 DEVIATION = 0.02
 """Of `factor_init="normal"`, as PEFT has it."""
-IGNORED = -100
-"""Label that transformers' losses skip."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,9 +109,9 @@ class Parameters(nn.Module):
         self.shared = nn.Parameter(torch.empty(count, hidden, **options))
         self.cols = nn.Parameter(torch.empty(config.num_tasks, count, config.rank, **options))
         self.rows = nn.Parameter(torch.empty(config.num_tasks, config.rank, hidden, **options))
+        self.teacher: Tensor | None
         # Moves with the module, and is neither trained nor saved.
         self.register_buffer("teacher", _read_teacher(config, backbone), persistent=False)
-        self._vocab_size = backbone.vocab_size if backbone.family == "causal" else None
         self._config = config
 
     @torch.no_grad()
@@ -145,8 +143,7 @@ class Parameters(nn.Module):
     @torch.no_grad()
     def start_from_parameters(self, parameters: "Parameters", config: Config) -> None:
         """Start from another prompt of this method: its shared prompt, and the factors that `source_task` says."""
-        source, cols, rows = config.source_task, parameters.cols, parameters.rows
-        tasks, rank = cols.shape[0], cols.shape[2]
+        source, (tasks, _, rank) = config.source_task, parameters.cols.shape
         if source != "shared" and rank != config.rank:
             raise ValueError(
                 f"rank is {config.rank}, the init prompt has {rank}; set rank={rank}, or source_task='shared'"
@@ -157,16 +154,9 @@ class Parameters(nn.Module):
             )
         if source == "shared":
             self._start_factors(config.factor_init)
-        elif source == "average":
-            self.cols.copy_(cols.mean(dim=0).expand_as(self.cols))
-            self.rows.copy_(rows.mean(dim=0).expand_as(self.rows))
-        elif source == "each":
-            self.cols.copy_(cols)
-            self.rows.copy_(rows)
         else:
-            _check_has_task(source, tasks)
-            self.cols.copy_(cols[source].expand_as(self.cols))
-            self.rows.copy_(rows[source].expand_as(self.rows))
+            self.cols.copy_(_of_source(parameters.cols, source))
+            self.rows.copy_(_of_source(parameters.rows, source))
         self.shared.copy_(parameters.shared)
 
     def _start_factors(self, factor_init: str) -> None:
@@ -210,13 +200,9 @@ def training_loss(config: Config, parameters: Parameters, step: TrainingStep) ->
             "source_task='each', and teacher=… to go on with it, or without one to go on without"
         )
     teacher = step.run(InputTokens(parameters.teacher))
-    labels = step.inputs["labels"].to(step.output.logits.device)
-    logits = _divergence(step.output.logits, teacher.logits, labels, config.temperature, parameters._vocab_size)
-    distance = logits + _hidden_distance(step, teacher)
-    counted = step.inputs.get("num_items_in_batch")
-    # Trainer counts the labels of all the batches whose gradients it adds up; this one's share is by its own.
-    share = 1.0 if counted is None else (labels != IGNORED).sum() / counted
-    return step.loss + config.distillation * share * distance
+    logits = logit_divergence(step, teacher, config.temperature)
+    distance = logits + hidden_distance(step, teacher)
+    return step.loss + config.distillation * share_of_step(step) * distance
 
 
 @hookimpl
@@ -232,6 +218,11 @@ def parameter_groups(config: Config, parameters: Parameters, learning_rate: floa
 @hookimpl
 def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> PeftFiles:
     """Write the shared prompt and the factors as they are."""
+    if backbone.family == "encoder":
+        raise UnsupportedError(
+            "PEFT hands no task_ids to this method's prompts on an encoder, and so cannot run them; export one task as "
+            "a plain prompt: zoo.export(model, folder, task=…)"
+        )
     fields = {
         "peft_type": PEFT_TYPES[0],
         "num_virtual_tokens": config.num_virtual_tokens,
@@ -282,48 +273,16 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
     return PeftPrompt({"num_virtual_tokens": count, "num_tasks": tasks, "rank": rank, "init": GIVEN}, state)
 
 
+def _of_source(factors: Tensor, source: str | int) -> Tensor:
+    """Choose among the factors of the source's tasks: one's, their mean, or all."""
+    if isinstance(source, int):
+        _check_has_task(source, factors.shape[0])
+        return factors[source]
+    return factors.mean(dim=0) if source == "average" else factors
+
+
 def _product(parameters: Parameters) -> Tensor:
     return parameters.shared * (parameters.cols @ parameters.rows)
-
-
-def _divergence(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, vocab_size: int | None) -> Tensor:
-    """Return the mean of KL(teacher || student) over the predictions of labels; a causal model's are one place on."""
-    if labels.shape == student.shape[:-1] and student.shape[-1] == vocab_size:
-        student, teacher, labels = student[:, :-1], teacher[:, :-1], labels[:, 1:]
-    log_student = functional.log_softmax(student.float() / temperature, dim=-1)
-    log_teacher = functional.log_softmax(teacher.float() / temperature, dim=-1)
-    divergence = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
-    return _mean(divergence, labels != IGNORED if labels.shape == divergence.shape else None)
-
-
-def _hidden_distance(step: TrainingStep, teacher: Any) -> Tensor:
-    """Return the mean squared difference of all layers' hidden states at the text, of each stack, added up."""
-    student, inputs = step.output, step.inputs
-    mask = inputs.get("attention_mask")
-    if student.get("encoder_hidden_states") is None:
-        return _mean_square(teacher.hidden_states, student.hidden_states, mask)
-    decoder_mask = inputs.get("decoder_attention_mask")
-    if decoder_mask is None and inputs.get("decoder_input_ids") is None:
-        decoder_mask = inputs["labels"] != IGNORED
-    return _mean_square(teacher.encoder_hidden_states, student.encoder_hidden_states, mask) + _mean_square(
-        teacher.decoder_hidden_states, student.decoder_hidden_states, decoder_mask
-    )
-
-
-def _mean_square(teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
-    """Compare states `(rows, length, hidden)` per layer where the mask `(rows, length)` shows text."""
-    # The first are the text's embeddings, which no prompt changes.
-    pairs = zip(student[1:], teacher[1:], strict=True)
-    squares = [(one.float() - other.float()).pow(2).mean(dim=-1) for one, other in pairs]
-    return _mean(torch.stack(squares).mean(dim=0), mask)
-
-
-def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mean of the values that a mask of the same shape shows, zero if it shows none."""
-    if mask is None or mask.shape != values.shape:
-        return values.mean()
-    seen = values[mask.to(values.device).bool()]
-    return seen.sum() / max(seen.numel(), 1)
 
 
 def _read_teacher(config: Config, backbone: Backbone) -> Tensor | None:

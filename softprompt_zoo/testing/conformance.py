@@ -129,7 +129,12 @@ class ConformanceSuite:
                 torch.manual_seed(0)
                 results.append(
                     subject.model.generate(
-                        ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, use_cache=use_cache, **options
+                        ids,
+                        attention_mask=mask,
+                        max_new_tokens=NEW_TOKENS,
+                        use_cache=use_cache,
+                        **subject.tasks(ids),
+                        **options,
                     )
                 )
             assert torch.equal(*results), options
@@ -147,7 +152,11 @@ class ConformanceSuite:
         if not subject.is_causal:
             pytest.skip("a second turn is a decoder-only model's")
         first = subject.model.generate(
-            TEXTS[0], max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True
+            TEXTS[0],
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            return_dict_in_generate=True,
+            **subject.tasks(TEXTS[0]),
         )
         second = torch.cat([first.sequences, TEXTS[1]], dim=1)
         text, logits = _greedy(subject, second)
@@ -296,7 +305,7 @@ def _greedy(subject: Subject, ids: Tensor, mask: Tensor | None = None, **options
     output = subject.model.generate(
         ids,
         attention_mask=torch.ones_like(ids) if mask is None else mask,
-        **{"max_new_tokens": NEW_TOKENS, "do_sample": False, **options},
+        **{"max_new_tokens": NEW_TOKENS, "do_sample": False, **subject.tasks(ids), **options},
         return_dict_in_generate=True,
         output_logits=True,
     )
@@ -325,7 +334,7 @@ def _check_step_by_step(subject: Subject) -> None:
     cache = None
     for step in range(text.shape[1]):
         token = text[:, step : step + 1]
-        more: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        more: dict[str, Any] = {"past_key_values": cache, "use_cache": True, **subject.tasks(TEXTS[0])}
         if not subject.is_causal:
             more["decoder_input_ids"] = token
         output = subject.run(token if subject.is_causal else TEXTS[0], **more)
@@ -344,6 +353,7 @@ def _add_longer_prompt(subject: Subject, method: str, options: Mapping[str, Any]
 def _check_row_gradients(subject: Subject, rows: list[Any]) -> None:
     ids, mask = pad(TEXTS, "right")
     weights = torch.arange(1, len(rows) + 1)
+    subject.model.double()  # sums over many rows of large gradients would differ by their rounding
 
     def total(logits: Tensor, keep: Tensor, weight: Tensor) -> Tensor:
         keep = torch.ones_like(logits[..., 0]) if subject.is_encoder_decoder else keep

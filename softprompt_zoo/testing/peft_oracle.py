@@ -12,7 +12,7 @@ from torch import Tensor
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.saving import export, load
 from softprompt_zoo.testing.models import tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal
+from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, assert_equal, random_text
 from softprompt_zoo.tokens import InputTokens
 
 CANNOT_RUN = {
@@ -31,17 +31,18 @@ def check_export(subject: Subject, text: Tensor, directory: Path) -> None:
         directory: An empty folder.
     """
     peft = pytest.importorskip("peft")
-    expected = subject.logits(text)
+    labels = _labels(subject)
+    expected = subject.logits(text, **labels)
     try:
         export(subject.model, directory, to="peft")
     except UnsupportedError as error:
         assert not list(directory.iterdir()), "a refused export wrote files"
         pytest.skip(f"refused, as documented: {error}")
     base = Subject(subject.architecture, tiny_model(subject.architecture))
-    plain = base.logits(text)
+    plain = base.logits(text, **labels)
     with _peft_may_fail(subject.architecture):
         wrapped = Subject(subject.architecture, peft.PeftModel.from_pretrained(base.model, directory))
-        logits = _logits(wrapped, base, text)
+        logits = _logits(wrapped, base, text, **labels, **subject.tasks(text))
     assert not torch.allclose(logits, plain, atol=1e-3), "the exported prompt has no effect"
     assert_equal(logits, expected, "PEFT's logits")
 
@@ -92,10 +93,15 @@ def _peft_may_fail(architecture: str) -> Iterator[None]:
         pytest.skip(f"PEFT cannot run on {architecture}, it {CANNOT_RUN[architecture]}: {error}")
 
 
-def _logits(wrapped: Subject, base: Subject, text: Tensor) -> Tensor:
+def _labels(subject: Subject) -> dict[str, Tensor]:
+    """Give an encoder-decoder its decoder's text as labels: some prompts of PEFT's ignore `decoder_input_ids`."""
+    return {"labels": random_text(DECODER_LENGTH, 78)} if subject.is_encoder_decoder else {}
+
+
+def _logits(wrapped: Subject, base: Subject, text: Tensor, **more: Any) -> Tensor:
     """Run a PEFT model and cut its virtual positions, which it leaves in."""
     mask = torch.ones_like(text)
     with torch.no_grad():
-        output: Any = wrapped.model(**base.inputs(text, mask))
+        output: Any = wrapped.model(**base.inputs(text, mask, **more))
     logits: Tensor = output.logits
     return logits if base.is_encoder_decoder else logits[:, -text.shape[1] :]

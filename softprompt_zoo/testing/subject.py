@@ -87,6 +87,11 @@ class Subject:
                 parameter.add_(scale * torch.randn_like(parameter))
 
     @property
+    def is_prompted(self) -> bool:
+        """Whether it has prompts."""
+        return hasattr(self.model, "prompts")
+
+    @property
     def is_causal(self) -> bool:
         """Whether it is a decoder-only model."""
         return not self.model.config.is_encoder_decoder and bool(self.model.can_generate())
@@ -103,12 +108,20 @@ class Subject:
 
     def inputs(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> dict[str, Any]:
         """Build the arguments of a forward; an encoder-decoder's decoder reads the same text for every row."""
-        arguments: dict[str, Any] = {"input_ids": ids, **more}
+        arguments: dict[str, Any] = {"input_ids": ids, **self.tasks(ids), **more}
         if mask is not None:
             arguments["attention_mask"] = mask
         if self.is_encoder_decoder and "decoder_input_ids" not in more and "labels" not in more:
             arguments["decoder_input_ids"] = random_text(DECODER_LENGTH, 77).expand(ids.shape[0], -1)
         return arguments
+
+    def tasks(self, ids: Tensor) -> dict[str, Tensor]:
+        """Build the `task_ids` of texts, if a prompt has tasks: by the first token, so that a text keeps its own."""
+        counts = [prompt.config.tasks or 0 for prompt in self.model.prompts.values()] if self.is_prompted else []
+        if not any(counts):
+            return {}
+        first = ids.gather(1, (ids != 0).int().argmax(dim=1, keepdim=True))[:, 0]
+        return {"task_ids": first % min(count for count in counts if count)}
 
     def run(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> Any:
         """Run a forward without gradients."""
@@ -133,7 +146,7 @@ class Subject:
             Per row `(length, vocab)`; of an encoder-decoder the decoder's `(DECODER_LENGTH, vocab)`.
         """
         ids, mask = pad(texts, side, extra)
-        if self.is_causal and "position_ids" not in more and not hasattr(self.model, "prompts"):
+        if self.is_causal and "position_ids" not in more and not self.is_prompted:
             # The base model counts padding unless told not to.
             more["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         logits = self.logits(ids, mask, **more)
