@@ -1,0 +1,313 @@
+"""Multitask prompt tuning against Wang et al. 2023, PEFT's module and arithmetic by hand."""
+
+
+import pytest
+import torch
+from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningConfig
+
+import softprompt_zoo as zoo
+from softprompt_zoo.testing import tiny_model, tiny_tokenizer
+from softprompt_zoo.testing.conformance import _without_dropout as without_dropout
+from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+
+TASKS, TOKENS, HIDDEN = 3, 4, 32
+TEXT = random_text(7, 1)
+TEXTS = [random_text(length, seed) for seed, length in enumerate((6, 4, 7))]
+EVERY_TASK = torch.arange(TASKS)
+
+
+def prompted(architecture="llama", disturbed=True, **options):
+    torch.manual_seed(0)
+    options = {"num_virtual_tokens": TOKENS, "num_tasks": TASKS, **options}
+    model = zoo.get_method("mpt")(tiny_model(architecture), **options)
+    subject = Subject(architecture, model)
+    if disturbed:
+        subject.disturb("default")
+    return subject
+
+
+def learned(subject, name="default"):
+    return subject.model.prompts[name].learned
+
+
+def tokens_of(subject, name="default"):
+    """The tokens of every task, computed here."""
+    own = learned(subject, name)
+    return (own.shared * torch.einsum("tkr,trd->tkd", own.cols, own.rows)).detach()
+
+
+def plain(architecture, embeddings):
+    """A model with a plain prompt of these embeddings."""
+    model = zoo.get_method("prompt")(tiny_model(architecture), num_virtual_tokens=len(embeddings))
+    with torch.no_grad():
+        model.prompts["default"].learned.embeddings.copy_(embeddings)
+    return Subject(architecture, model)
+
+
+def training(subject):
+    subject.model.train()
+    without_dropout(subject)
+    return subject
+
+
+# ---- the equation
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_equation_is_pefts(rank):
+    subject = prompted(rank=rank)
+    config = MultitaskPromptTuningConfig(
+        num_tasks=TASKS, num_ranks=rank, num_virtual_tokens=TOKENS, token_dim=HIDDEN, num_transformer_submodules=1
+    )
+    theirs = MultitaskPromptEmbedding(config, torch.nn.Embedding(11, HIDDEN))
+    own = learned(subject)
+    with torch.no_grad():
+        own.cols.normal_()
+        own.rows.normal_()
+        theirs.embedding.weight.copy_(own.shared)
+        theirs.prefix_task_cols.copy_(own.cols)
+        theirs.prefix_task_rows.copy_(own.rows)
+        expected = theirs(torch.arange(TOKENS).expand(TASKS, -1), EVERY_TASK)
+    tokens = subject.model.prompts["default"].place(subject.model.prompts.backbone).tokens
+    torch.testing.assert_close(tokens.embeddings, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_tasks_prompt_is_the_shared_one_times_a_matrix_of_that_rank(rank):
+    subject = prompted(rank=rank)
+    own = learned(subject)
+    with torch.no_grad():
+        own.cols.normal_()
+        own.rows.normal_()
+    for embeddings in tokens_of(subject).double() / own.shared.detach().double():
+        assert torch.linalg.matrix_rank(embeddings, rtol=1e-4) == rank
+
+
+@pytest.mark.parametrize(("num_tasks", "rank", "expected"), [(1, 1, 77_668), (3, 2, 76_800 + 3 * 2 * 868)])
+def test_parameter_count_of_t5_base(num_tasks, rank, expected):
+    """The paper's 77.6K parameters: 100 tokens of 768 (prompt tuning's 76,800), and 868 numbers per task and rank."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12))
+    zoo.get_method("mpt")(model, num_virtual_tokens=100, num_tasks=num_tasks, rank=rank)
+    assert model.prompts["default"].num_parameters == expected
+
+
+# ---- start values
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
+def test_every_task_starts_as_the_shared_prompt(architecture, rank):
+    subject = prompted(architecture, disturbed=False, rank=rank)
+    expected = plain(architecture, learned(subject).shared).logits(TEXT)
+    for task in range(TASKS):
+        assert torch.equal(subject.logits(TEXT, task_ids=[task]), expected)
+
+
+def test_inits_are_those_of_prompt_tuning():
+    table = tiny_model("llama").get_input_embeddings()
+    words = table(torch.arange(101)).detach()
+    sampled = learned(prompted(disturbed=False)).shared
+    assert all((words == row).all(-1).any() for row in sampled)
+    options = {"tokenizer": tiny_tokenizer(with_special_tokens=True), "disturbed": False}
+    text = learned(prompted(init="text", init_text="w5 w6 w7", **options)).shared
+    assert torch.equal(text, words[[5, 6, 7, 5]])
+    labels = learned(prompted(init="labels", labels=["w5 w6", "w9"], **options)).shared
+    torch.testing.assert_close(labels[:2], torch.stack([(words[5] + words[6]) / 2, words[9]]))
+    random = learned(prompted(init="random", num_virtual_tokens=50, disturbed=False)).shared
+    assert random.abs().max() <= 0.5
+    assert random.std().item() == pytest.approx((1 / 12) ** 0.5, rel=0.1)
+
+
+def test_normal_factors_are_pefts():
+    own = learned(prompted(factor_init="normal", num_virtual_tokens=50, rank=8, disturbed=False))
+    for factor in (own.cols, own.rows):
+        assert factor.mean().abs() < 0.004
+        assert factor.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_factors_of_a_higher_rank_learn_different_things():
+    subject = training(prompted(rank=3, disturbed=False))
+    optimizer = torch.optim.SGD(subject.model.prompts.parameters(), lr=0.1)
+    for _ in range(2):
+        subject.model(TEXT, labels=TEXT, task_ids=[1]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    own = learned(subject)
+    for embeddings in (tokens_of(subject)[1] / own.shared.detach()).double()[None]:
+        assert torch.linalg.matrix_rank(embeddings, rtol=1e-5) == 3
+
+
+def test_a_task_that_is_absent_gets_no_gradient():
+    subject = training(prompted())
+    subject.model(pad(TEXTS, "right")[0], labels=pad(TEXTS, "right")[0], task_ids=[2, 0, 2]).loss.backward()
+    own = learned(subject)
+    for factor in (own.cols, own.rows):
+        assert factor.grad[[0, 2]].flatten(1).abs().amax(1).min() > 0
+        assert not factor.grad[1].any()
+    assert own.shared.grad.abs().max() > 0
+
+
+# ---- tasks of rows
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert", "t5", "bart"])
+def test_a_batch_of_mixed_tasks_gives_what_plain_prompts_give(architecture):
+    subject = prompted(architecture)
+    tokens = tokens_of(subject)
+    batch = subject.text_logits(TEXTS, "right", task_ids=[2, 0, 2])
+    for row, task in enumerate([2, 0, 2]):
+        expected = plain(architecture, tokens[task]).text_logits([TEXTS[row]], "right")[0]
+        assert_equal(batch[row], expected, f"row {row}, task {task}")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 3}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_return_sequences": 2}],
+    ids=str,
+)
+def test_generate_with_mixed_tasks(architecture, options):
+    subject = prompted(architecture)
+    tokens = tokens_of(subject)
+    many = options.get("num_return_sequences", 1)
+    common = {"max_new_tokens": 6, "do_sample": False, "min_new_tokens": 6}
+    options = {**common, **options, **({"num_beams": 2} if many > 1 else {})}
+    texts = [random_text(6, seed) for seed in range(3)]
+    ids = torch.cat(texts)
+    found = subject.model.generate(ids, attention_mask=torch.ones_like(ids), task_ids=[1, 2, 1], **options)
+    for row, task in enumerate([1, 2, 1]):
+        alone = plain(architecture, tokens[task]).model
+        expected = alone.generate(texts[row], attention_mask=torch.ones_like(texts[row]), **options)
+        assert torch.equal(found[row * many : (row + 1) * many], expected)
+    other = subject.model.generate(ids, attention_mask=torch.ones_like(ids), task_ids=[0, 0, 0], **options)
+    assert not torch.equal(found, other)
+
+
+def test_tasks_beside_other_prompts_and_bare_rows():
+    subject = prompted()
+    host = subject.model.prompts
+    host.add("more", "mpt", num_virtual_tokens=2, num_tasks=5)
+    host.add("plain", "prompt", num_virtual_tokens=3)
+    subject.disturb("more", 0.5)
+    rows = ["default", None, "more", ["plain", "more"], "plain", ["default", "more"]]
+    ids = torch.cat([random_text(6, seed) for seed in range(len(rows))])
+    task_ids = torch.tensor([2, -1, 4, 3, 99, 1])  # rows without tasks may say anything
+    batch = subject.logits(ids, prompts=rows, task_ids=task_ids)
+    backbone, pieces = host.backbone, {"default": tokens_of(subject), "more": tokens_of(subject, "more")}
+    for row, names in enumerate(rows):
+        names = [names] if isinstance(names, str) else names or []
+        parts = [
+            pieces[name][task_ids[row]] if name in pieces else host[name].merged_tokens(backbone).embeddings
+            for name in names
+        ]
+        model = plain("llama", torch.cat(parts)) if parts else Subject("llama", tiny_model("llama"))
+        assert_equal(batch[row], model.logits(ids[row : row + 1])[0], f"row {row}")
+    with pytest.raises(ValueError, match="task_ids has 3 in row 5, where prompt 'default' has 3 tasks"):
+        subject.logits(ids, prompts=rows, task_ids=[2, -1, 4, 3, 99, 3])
+
+
+def test_one_task_needs_no_task_ids():
+    subject = prompted(num_tasks=1)
+    expected = subject.logits(TEXT, task_ids=[0])
+    assert torch.equal(subject.logits(TEXT), expected)
+    assert_equal(subject.logits(TEXT.expand(3, -1))[2:], expected, "a row of three")
+    assert torch.equal(
+        subject.model.generate(TEXT, max_new_tokens=4, do_sample=False),
+        subject.model.generate(TEXT, max_new_tokens=4, do_sample=False, task_ids=[0]),
+    )
+
+
+def test_task_ids_may_be_narrow_integers_and_lists():
+    subject = prompted()
+    ids = torch.cat([TEXT, TEXT, TEXT])
+    expected = subject.logits(ids, task_ids=torch.tensor([0, 1, 2]))
+    for task_ids in ([0, 1, 2], (0, 1, 2), torch.tensor([0, 1, 2], dtype=torch.uint8)):
+        assert torch.equal(subject.logits(ids, task_ids=task_ids), expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
+@pytest.mark.parametrize(
+    ("task_ids", "error", "text"),
+    [
+        (None, ValueError, "prompt 'default' has 3 tasks and task_ids is missing"),
+        ([0, 3], ValueError, "task_ids has 3 in row 1, where prompt 'default' has 3 tasks; .* from 0 to 2"),
+        ([-1, 0], ValueError, "task_ids has -1 in row 0"),
+        ([0.0, 1.0], ValueError, "dtype torch.float32; expected integers"),
+        ([True, False], ValueError, "dtype torch.bool; expected integers"),
+        ([0], ValueError, "task_ids has 1 entries for a batch of 2 rows"),
+        ([0, 1, 2, 0], ValueError, "task_ids has 4 entries for a batch of 2 rows"),
+        ([[0, 1]], ValueError, r"task_ids has shape \(1, 2\)"),
+        (1, TypeError, r"task_ids is 1 \(int\)"),
+        ("sst2", TypeError, r"task_ids is 'sst2' \(str\)"),
+    ],
+)
+def test_wrong_task_ids_are_refused_before_the_model_is_called(architecture, task_ids, error, text):
+    subject = prompted(architecture)
+    calls = []
+    for stack in subject.model._softprompt_stacks.values():
+        stack.embedding.register_forward_pre_hook(lambda *args: calls.append(args))
+    ids = torch.cat([TEXT, TEXT])
+    variants = [task_ids] if not isinstance(task_ids, list) else [task_ids, torch.tensor(task_ids)]
+    for variant in variants:
+        with pytest.raises(error, match=text):
+            subject.model(**subject.inputs(ids, task_ids=variant))
+        if subject.can_generate:
+            with pytest.raises(error, match=text):
+                subject.model.generate(ids, task_ids=variant, max_new_tokens=2)
+    assert not calls
+    subject.logits(ids, task_ids=[0, 1])
+    assert calls
+
+
+def test_disabled_and_bare_models_do_not_look_at_task_ids():
+    subject = prompted()
+    expected = Subject("llama", tiny_model("llama")).logits(TEXT)
+    with subject.model.prompts.disabled():
+        assert torch.equal(subject.model(TEXT, task_ids=[7]).logits, expected)
+        assert torch.equal(subject.model(TEXT).logits, expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_compiled(architecture):
+    subject = prompted(architecture)
+    ids = torch.cat([random_text(6, seed) for seed in range(3)])
+    task_ids = torch.tensor([2, 0, 1])
+    expected = subject.logits(ids, task_ids=task_ids)
+    compiled = torch.compile(subject.model, backend="eager")
+    with torch.no_grad():
+        assert_equal(compiled(ids, task_ids=task_ids).logits, expected, "compiled logits")
+        other = compiled(ids, task_ids=task_ids.flip(0)).logits
+        assert_equal(other, subject.logits(ids, task_ids=task_ids.flip(0)), "compiled logits of other tasks")
+        with pytest.raises(RuntimeError, match="task_ids has a task that the row's prompt does not have"):
+            compiled(ids, task_ids=torch.tensor([2, 3, 1]))
+
+
+def test_merged_prompts_take_task_ids(tmp_path):
+    subject = prompted()
+    ids = torch.cat([TEXT, TEXT, TEXT])
+    expected = subject.logits(ids, task_ids=EVERY_TASK)
+    tokens = tokens_of(subject)
+    zoo.merge(subject.model)
+    assert torch.equal(learned(subject).tensors["embeddings"], tokens)
+    assert_equal(subject.logits(ids, task_ids=EVERY_TASK), expected, "merged")
+    with pytest.raises(ValueError, match="has 3 tasks and task_ids is missing"):
+        subject.model(ids)
+    subject.model.save_pretrained(tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+    loaded = Subject("llama", zoo.load(tiny_model("llama"), tmp_path))
+    assert torch.equal(loaded.logits(ids, task_ids=EVERY_TASK), subject.logits(ids, task_ids=EVERY_TASK))
+
+
+def test_decoding_keeps_what_it_computed(monkeypatch):
+    """One pass over the virtual tokens, not one for every new token."""
+    from softprompt_zoo.sites import shared_pass
+
+    passes = []
+    original = shared_pass.capture
+    monkeypatch.setattr(shared_pass, "capture", lambda *args: passes.append(args) or original(*args))
+    ids = torch.cat([TEXT, TEXT])
+    prompted().model.generate(ids, task_ids=[2, 0], max_new_tokens=6, min_new_tokens=6)
+    assert len(passes) == 1
