@@ -66,6 +66,11 @@ class Projector:
     def _recorded(self, stack: Stack, site: str) -> list[_Call]:
         weight: Any = stack.embedding.weight
         key = (site, weight.device, weight.dtype)
+        if key not in self._calls and torch.compiler.is_compiling():
+            # The model was moved or cast since; a recording cannot be traced.
+            for (known, device, _), calls in self._calls.items():
+                if known == site and device.type != "meta":
+                    return [(_move(args, weight), _move(kwargs, weight)) for args, kwargs in calls]
         if key not in self._calls:
             with ready(self._stacks):
                 self._calls[key] = _record(stack, site, weight)
@@ -101,6 +106,17 @@ def _cut(value: Any) -> Any:
     if value.ndim == 1 and value.shape[0] == LENGTH:
         return value[:1]
     return value[:, :1] if value.ndim > 1 and value.shape[1] == LENGTH else value
+
+
+def _move(value: Any, like: Tensor) -> Any:
+    """Bring recorded arguments to a device, and floating ones to a dtype."""
+    if isinstance(value, tuple):
+        return tuple([_move(part, like) for part in value])
+    if isinstance(value, dict):
+        return {name: _move(part, like) for name, part in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
 
 
 def _call(module: Any, call: _Call, hidden: Tensor, recorded: Capture) -> None:
