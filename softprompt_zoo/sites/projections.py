@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone import KEYWORD, Site, Stack
+from softprompt_zoo.backbone import KEYWORD, PROBE, Site, Stack, trial
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.attention import Capture
 from softprompt_zoo.sites.words import is_ready, ready
@@ -72,8 +72,7 @@ class Projector:
                 if known == site and device.type != "meta":
                     return [(_move(args, weight), _move(kwargs, weight)) for args, kwargs in calls]
         if key not in self._calls:
-            with ready(self._stacks):
-                self._calls[key] = _record(stack, site, weight)
+            self._calls[key] = _record(stack, site, weight)
         return self._calls[key]
 
 
@@ -89,8 +88,11 @@ def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
 
     handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in stack.attentions[site]]
     ids = torch.arange(LENGTH, device=weight.device)[None] % weight.shape[0]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, KEYWORD: Capture()}
     try:
-        stack.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **{KEYWORD: Capture()})
+        # The probe needs no mask, whose making looks at values that the meta device has not.
+        with trial([stack.module], lambda before: PROBE):
+            stack.module(**inputs)
     finally:
         for handle in handles:
             handle.remove()
