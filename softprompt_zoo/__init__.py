@@ -4,24 +4,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo import errors
-from softprompt_zoo.config import MethodConfig, Recipe
+from softprompt_zoo.config import MethodConfig, Recipe, check_choice, check_positive_integer, check_probability
 from softprompt_zoo.errors import *  # noqa: F403
 from softprompt_zoo.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from softprompt_zoo.backbone import Backbone
+    from softprompt_zoo.exchange import PeftFiles, PeftPrompt
     from softprompt_zoo.method import Method, combine, get_method
     from softprompt_zoo.model import detach
     from softprompt_zoo.saving import export, load, merge
     from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens
+    from softprompt_zoo.training_step import TrainingStep
 
 _LAZY = {
     "Backbone": "backbone",
     "InputTokens": "tokens",
     "LayerTokens": "tokens",
     "Method": "method",
+    "PeftFiles": "exchange",
+    "PeftPrompt": "exchange",
     "Placement": "tokens",
     "SiteTokens": "tokens",
+    "TrainingStep": "training_step",
     "VirtualTokens": "tokens",
     "combine": "method",
     "detach": "model",
@@ -34,7 +39,9 @@ _LAZY = {
 
 _ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type)]
 
-__all__ = sorted([*_LAZY, *_ERRORS, "MethodConfig", "Recipe", "hookimpl", "list_methods", "register", "unregister"])
+_CONFIG = ["MethodConfig", "Recipe", "check_choice", "check_positive_integer", "check_probability"]
+
+__all__ = sorted([*_LAZY, *_ERRORS, *_CONFIG, "hookimpl", "list_methods", "register", "unregister"])
 
 
 def list_methods() -> list[str]:

@@ -78,6 +78,10 @@ class Backbone:
     each layer's own frozen projections make of them at the first position; gradients flow to the states."""
     module_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     """Site name to the qualified names of its attention modules in the user's model, in layer order."""
+    parameter_names: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)
+    """Qualified names of the parameters of the user's model, for files that depend on what there is (a bias, say)."""
+    model_type: str = dataclasses.field(default="", compare=False)
+    """transformers' name of the architecture, for files that are bound to some; no method branches on it elsewhere."""
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""

@@ -166,6 +166,8 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         keys_values=functools.partial(keys_values, stacks),
         project=Projector(stacks),
         module_names={site: tuple(names[id(m)] for m in modules) for site, modules in sites.items()},
+        parameter_names=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
+        model_type=str(getattr(model.config, "model_type", "")),
     )
     return backbone, stacks
 

@@ -157,15 +157,24 @@ def from_tensors(tensors: Mapping[str, Tensor], backbone: "Backbone") -> Virtual
 
 
 def _gated_site(tensors: Mapping[str, Tensor], site: str, layers: "Sequence[LayerShape]") -> SiteTokens:
-    keys: list[Tensor | None] = []
-    values: list[Tensor | None] = []
+    keys: list[Tensor | None] = [None] * len(layers)
+    values: list[Tensor | None] = [None] * len(layers)
+    gates: list[Tensor | None] = [None] * len(layers)
+    remaining = {name for name in tensors if name.startswith(f"{site}_")}
     for index, layer in enumerate(layers):
-        flat = tensors.get(f"{site}_{index}")
-        one = None if flat is None else unflatten_layers(flat, [layer])
-        keys.append(None if one is None else one.keys[0])
-        values.append(None if one is None else one.values[0])
-    gates = tuple(tensors.get(f"{site}_{index}_gate") for index in range(len(layers)))
-    return SiteTokens(tuple(keys), tuple(values), gates)
+        names = {f"{site}_{index}", f"{site}_{index}_gate"}
+        if not names & remaining:
+            continue
+        if not names <= remaining:
+            raise ShapeError(f"there is no {min(names - remaining)!r} beside {min(names & remaining)!r}")
+        remaining -= names
+        one = unflatten_layers(tensors[f"{site}_{index}"], [layer])
+        gate = tensors[f"{site}_{index}_gate"]
+        _check_gate(gate, layer, f"{site}_{index}_gate", "the merged prompt")
+        keys[index], values[index], gates[index] = one.keys[0], one.values[0], gate
+    if remaining:
+        raise ShapeError(f"there is {min(remaining)!r}; this backbone's site {site!r} has {len(layers)} layers")
+    return SiteTokens(tuple(keys), tuple(values), tuple(gates))
 
 
 def check_virtual_tokens(
@@ -205,15 +214,24 @@ def _check_site(
     for kind, layers in [*parts, *([] if tokens.gates is None else [("gates", tokens.gates)])]:
         if len(layers) != len(shapes):
             raise ShapeError(f"{source} returned {kind} for {len(layers)} layers of {site!r}; expected {len(shapes)}")
+    if tokens.gates is not None and all(gate is None for gate in tokens.gates):
+        raise ShapeError(f"{source} returned no gate for any layer of {site!r}; leave the site out")
     for index, shape in enumerate(shapes):
-        if tokens.gates is not None and tokens.gates[index] is None:
-            continue
+        gate = None if tokens.gates is None else tokens.gates[index]
+        is_empty = tokens.gates is not None and gate is None
         expected = (shape.kv_heads, num_virtual_tokens, shape.head_dim)
         for kind, layers in parts:
-            _check_shape(layers[index], expected, f"{kind} of {site!r} layer {index}", source)
-        gate = None if tokens.gates is None else tokens.gates[index]
-        if gate is not None and tuple(gate.shape) != (1,):
-            _check_shape(gate, (shape.heads,), f"a gate of {site!r} layer {index}", source)
+            if not is_empty:
+                _check_shape(layers[index], expected, f"{kind} of {site!r} layer {index}", source)
+            elif layers[index] is not None:
+                raise ShapeError(f"{source} returned {kind} of {site!r} layer {index} without a gate; expected None")
+        if gate is not None:
+            _check_gate(gate, shape, f"the gate of {site!r} layer {index}", source)
+
+
+def _check_gate(gate: object, shape: "LayerShape", what: str, source: str) -> None:
+    if not isinstance(gate, Tensor) or tuple(gate.shape) != (1,):
+        _check_shape(gate, (shape.heads,), what, source)
 
 
 def _check_shape(tensor: object, expected: tuple[int, ...], what: str, source: str) -> None:

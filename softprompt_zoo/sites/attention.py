@@ -71,6 +71,8 @@ class Capture:
     """Records the keys and values of a pass over virtual tokens; `prior` is what that pass sees."""
 
     prior: CallState | None = None
+    is_alone: bool = False
+    """Whether keys and values are all that is wanted, and the attention's result is not."""
     keys: dict[Site, Tensor] = dataclasses.field(default_factory=dict)
     values: dict[Site, Tensor] = dataclasses.field(default_factory=dict)
 
@@ -115,6 +117,8 @@ def _prompt_attention(
     site: Site | None = getattr(module, SITE_ATTRIBUTE, None)
     if isinstance(state, Capture) and site is not None:
         state.keys[site], state.values[site] = key, value
+        if state.is_alone:
+            return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
         state = state.prior
     if state is None or site is None:
         return forward(module, query, key, value, attention_mask, **kwargs)

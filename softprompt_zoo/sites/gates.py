@@ -86,7 +86,9 @@ def add_gated(
         seen = for_rows(part.present)[:, None, None, :].expand(-1, 1, query.shape[2], -1)
         mask = torch.zeros(seen.shape, dtype=query.dtype, device=query.device)
         mask = mask.masked_fill(~seen, torch.finfo(query.dtype).min)
-    kwargs = {name: value for name, value in kwargs.items() if name != "position_bias"} | {"is_causal": False}
+    # No window and no bias: the tokens have no positions. No dropout: the gate starts where every number counts.
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("position_bias", "sliding_window")}
+    kwargs |= {"is_causal": False, "dropout": 0.0}
     output, _ = forward(module, query, for_rows(keys).to(query), for_rows(values).to(query), mask, **kwargs)
     return for_rows(gates).to(output)[:, None, :, None] * output
 

@@ -1,18 +1,23 @@
 """Hidden states turned into keys and values by the frozen projections of single attention layers."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone import KEYWORD, Site, Stack
+from softprompt_zoo.backbone import KEYWORD, PROBE, Site, Stack, trial
+from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.attention import Capture
-from softprompt_zoo.sites.words import ready
+from softprompt_zoo.sites.words import is_ready, ready
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
 
 LENGTH = 3
 """Tokens of the run that shows how a layer is called; different from the one that replaces them."""
+
+MASKS = ("attention_mask", "mask")
+"""What attention modules call the mask; a token that is alone needs none."""
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -24,10 +29,8 @@ class Projector:
         self._stacks = stacks
         self._calls: dict[Any, list[_Call]] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Projector":
-        import copy
-
-        return Projector(copy.deepcopy(self._stacks, memo))
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_stacks": self._stacks, "_calls": {}}
 
     def __call__(self, site: str, states: Sequence[Tensor | None]) -> LayerTokens:
         """Project hidden states.
@@ -39,18 +42,22 @@ class Projector:
         Returns:
             Keys and values per layer as attention sees them at the first position, where a rotary embedding
             changes nothing; `None` where `states` is. Gradients flow to the states.
+
+        Raises:
+            UnsupportedError: If the layers take states of another width than the embeddings have.
         """
         stack = self._stacks[site]
         keys: list[Tensor | None] = []
         values: list[Tensor | None] = []
-        with ready(self._stacks):
-            calls = self._recorded(stack, site)
+        calls = self._recorded(stack, site)
+        # Attached, the model is ready already; what `ready` changes could neither be compiled nor shared by threads.
+        with contextlib.nullcontext() if is_ready(stack) else ready(self._stacks):
             for layer, hidden in enumerate(states):
                 if hidden is None:
                     keys.append(None)
                     values.append(None)
                     continue
-                recorded, place = Capture(), Site(site, layer)
+                recorded, place = Capture(is_alone=True), Site(site, layer)
                 _call(stack.attentions[site][layer], calls[layer], hidden, recorded)
                 keys.append(recorded.keys[place][:, :, 0].transpose(0, 1))
                 values.append(recorded.values[place][:, :, 0].transpose(0, 1))
@@ -59,23 +66,33 @@ class Projector:
     def _recorded(self, stack: Stack, site: str) -> list[_Call]:
         weight: Any = stack.embedding.weight
         key = (site, weight.device, weight.dtype)
+        if key not in self._calls and torch.compiler.is_compiling():
+            # The model was moved or cast since; a recording cannot be traced.
+            for (known, device, _), calls in self._calls.items():
+                if known == site and device.type != "meta":
+                    return [(_move(args, weight), _move(kwargs, weight)) for args, kwargs in calls]
         if key not in self._calls:
             self._calls[key] = _record(stack, site, weight)
         return self._calls[key]
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
     """Run a stack once and note how its attention layers are called, cut to one position."""
     calls: list[_Call] = []
 
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((tuple(_cut(value) for value in args), {name: _cut(value) for name, value in kwargs.items()}))
+        named = {name: None if name in MASKS else _cut(value) for name, value in kwargs.items() if name != KEYWORD}
+        calls.append((tuple(_cut(value) for value in args), named))
 
     handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in stack.attentions[site]]
     ids = torch.arange(LENGTH, device=weight.device)[None] % weight.shape[0]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, KEYWORD: Capture()}
     try:
-        stack.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **{KEYWORD: Capture()})
+        # The probe needs no mask, whose making looks at values that the meta device has not.
+        with trial([stack.module], lambda before: PROBE):
+            stack.module(**inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -93,14 +110,31 @@ def _cut(value: Any) -> Any:
     return value[:, :1] if value.ndim > 1 and value.shape[1] == LENGTH else value
 
 
+def _move(value: Any, like: Tensor) -> Any:
+    """Bring recorded arguments to a device, and floating ones to a dtype."""
+    if isinstance(value, tuple):
+        return tuple([_move(part, like) for part in value])
+    if isinstance(value, dict):
+        return {name: _move(part, like) for name, part in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+
+
 def _call(module: Any, call: _Call, hidden: Tensor, recorded: Capture) -> None:
     args, kwargs = call
-    kwargs = {**kwargs, "attention_mask": None, KEYWORD: recorded}
-    template: Any = kwargs.get("hidden_states", args[0] if args else None)
+    is_named = "hidden_states" in kwargs
+    template: Any = kwargs["hidden_states"] if is_named else args[0]
+    if template.shape[-1] != hidden.shape[-1]:
+        raise UnsupportedError(
+            f"the layers of this model take states of width {template.shape[-1]} and its embeddings have width "
+            f"{hidden.shape[-1]}, which a prompt of hidden states cannot bridge; choose a method at keys and values"
+        )
     rows = hidden[:, None, :].to(device=template.device, dtype=template.dtype)
-    if "hidden_states" in kwargs:
+    kwargs = {**kwargs, KEYWORD: recorded}
+    if is_named:
         module(*args, **{**kwargs, "hidden_states": rows})
-    else:
-        # What follows the states positionally is no mask in any model that we know; a mask would be 4-D.
-        rest = tuple(None if isinstance(value, Tensor) and value.ndim == 4 else value for value in args[1:])
-        module(rows, *rest, **kwargs)
+        return
+    # What follows the states positionally: a mask would be 4-D.
+    rest = [None if isinstance(value, Tensor) and value.ndim == 4 else value for value in args[1:]]
+    module(rows, *rest, **kwargs)

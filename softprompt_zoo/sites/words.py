@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone import Site, Stack, trial
-from softprompt_zoo.sites.attention import SITE_ATTRIBUTE, Capture, base_implementation, prompted_implementation
+from softprompt_zoo.sites.attention import (
+    PREFIX,
+    SITE_ATTRIBUTE,
+    Capture,
+    base_implementation,
+    prompted_implementation,
+)
 from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
 
@@ -72,6 +78,12 @@ def _site_tokens(recorded: Capture, site: str, stack: Stack) -> SiteTokens:
     return SiteTokens(
         tuple(recorded.keys[place][0] for place in places), tuple(recorded.values[place][0] for place in places)
     )
+
+
+def is_ready(stack: Stack) -> bool:
+    """Say whether a stack's attention modules know their sites and call our function, as they do while attached."""
+    is_prompted = stack.module.config._attn_implementation.startswith(PREFIX)
+    return is_prompted and hasattr(stack.attentions[stack.name][0], SITE_ATTRIBUTE)
 
 
 @contextlib.contextmanager

@@ -45,10 +45,7 @@ class ConformanceSuite:
     @pytest.fixture
     def subject(self, architecture: str) -> Subject:
         """A tiny model with a prompt of the method; skips where the method says it is not defined."""
-        try:
-            return Subject.prompted(architecture, self.method, self.options)
-        except UnsupportedError as error:
-            pytest.skip(f"not defined here: {error}")
+        return _prompted(architecture, self.method, self.options)
 
     @pytest.fixture
     def base(self, architecture: str) -> Subject:
@@ -165,7 +162,7 @@ class ConformanceSuite:
         assert_equal(continued_logits, logits, "logits of the second turn")
 
     def test_promise_05_real_tokens(self, subject: Subject, base: Subject) -> None:
-        """A prompt made of real tokens gives what those tokens give."""
+        """A prompt made of real tokens gives what those tokens give; gated tokens are skipped, see `real_tokens`."""
         tokens = make_of_real_tokens(subject, base, TEXTS[0])
         assert_equal(subject.logits(TEXTS[0]), expected_logits(base, tokens, TEXTS[0]), "logits")
         if subject.is_causal:
@@ -252,7 +249,7 @@ class ConformanceSuite:
 
     def test_promise_11_output_length_is_input_length(self, architecture: str) -> None:
         """Virtual positions never show in logits, hidden states or attentions."""
-        subject = Subject.prompted(architecture, self.method, self.options, implementation="eager")
+        subject = _prompted(architecture, self.method, self.options, implementation="eager")
         base = Subject(architecture, tiny_model(architecture, implementation="eager"))
         ids, mask = pad(TEXTS, "right")
         shown = subject.run(ids, mask, output_hidden_states=True, output_attentions=True)
@@ -284,6 +281,13 @@ def conformance_suite(
     members = {"method": method, "options": chosen}
     suite = type(f"Test_{method}", (ConformanceSuite,), members)
     return pytest.mark.parametrize("architecture", list(architectures))(suite)
+
+
+def _prompted(architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa") -> Subject:
+    try:
+        return Subject.prompted(architecture, method, options, implementation)
+    except UnsupportedError as error:
+        pytest.skip(f"not defined here: {error}")
 
 
 def _needs_generation(subject: Subject) -> None:

@@ -13,6 +13,8 @@ from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
 from softprompt_zoo.tokens import InputTokens, LayerTokens, SiteTokens, VirtualTokens, to_tensors
 
 REAL_SEED = 33
+NO_REAL_TOKENS = "real tokens share the text's softmax, gated ones have their own: test the method's equation by hand"
+"""Why promise 5 is not defined for a method with gated tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,8 @@ def make_of_real_tokens(subject: Subject, base: Subject, text: Tensor) -> RealTo
     prompt = host["default"]
     ids = random_text(prompt.num_virtual_tokens, REAL_SEED)
     tokens = prompt.place(host.backbone).tokens
+    if isinstance(tokens, LayerTokens) and any(site.gates is not None for site in tokens.sites.values()):
+        pytest.skip(NO_REAL_TOKENS)
     plain: VirtualTokens
     if isinstance(tokens, InputTokens):
         plain = InputTokens(host.backbone.embed(ids[0]))

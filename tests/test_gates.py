@@ -1,0 +1,342 @@
+"""Gated tokens: a softmax of their own beside the text's, computed by hand and against the base model."""
+
+import dataclasses
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+import softprompt_zoo as zoo
+from softprompt_zoo.model import inspect_backbone
+from softprompt_zoo.testing import conformance_suite, tiny_model
+from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.tokens import from_tensors, to_tensors
+
+TEXT = random_text(7, 3)
+CAUSAL = ["gpt2", "llama", "qwen3", "gemma3", "mistral", "gpt_neox"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(zoo.MethodConfig):
+    """Options of the plainest gated method."""
+
+    layers: int | None = None
+    wide: bool = True
+
+
+class Parameters(nn.Module):
+    """Keys, values and gates of the upper layers of every site."""
+
+    def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
+        super().__init__()
+        tensors = {}
+        for site, shapes in backbone.layers.items():
+            for index, shape in list(enumerate(shapes))[-(config.layers or len(shapes)) :]:
+                size = (shape.kv_heads, config.num_virtual_tokens, shape.head_dim)
+                tensors[f"{site}_{index}_keys"] = torch.empty(size, device=backbone.device)
+                tensors[f"{site}_{index}_values"] = torch.empty(size, device=backbone.device)
+                gates = shape.heads if config.wide else 1
+                tensors[f"{site}_{index}_gates"] = torch.empty(gates, device=backbone.device)
+        self.tensors = nn.ParameterDict(tensors)
+
+    @torch.no_grad()
+    def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
+        for name, tensor in self.tensors.items():
+            tensor.normal_(std=0.0 if name.endswith("gates") else 1.0)
+
+
+@zoo.hookimpl
+def build_virtual_tokens(parameters: Any, backbone: zoo.Backbone) -> zoo.VirtualTokens:
+    sites = {}
+    for site, shapes in backbone.layers.items():
+        columns = [
+            tuple([parameters.tensors.get(f"{site}_{layer}_{kind}") for layer in range(len(shapes))])
+            for kind in ("keys", "values", "gates")
+        ]
+        sites[site] = zoo.SiteTokens(*columns)
+    return zoo.LayerTokens(sites)
+
+
+@zoo.hookimpl
+def inject(tokens: Any) -> zoo.Placement:
+    return zoo.Placement(tokens)
+
+
+@zoo.hookimpl
+def merge(parameters: Any, backbone: zoo.Backbone) -> zoo.VirtualTokens:
+    return build_virtual_tokens(parameters, backbone)
+
+
+PLUGIN = types.SimpleNamespace(
+    NAME="gated_test",
+    Config=Config,
+    Parameters=Parameters,
+    build_virtual_tokens=build_virtual_tokens,
+    inject=inject,
+    merge=merge,
+)
+
+
+@pytest.fixture(autouse=True)
+def gated():
+    zoo.register(PLUGIN)
+    yield
+    zoo.unregister("gated_test")
+
+
+def open_gates(model, value=0.7, name="default"):
+    with torch.no_grad():
+        for key, tensor in model.prompts[name].learned.tensors.items():
+            if key.endswith("gates"):
+                tensor.copy_(value * torch.arange(1, len(tensor) + 1))
+    return model
+
+
+def attach(architecture="llama", value=0.7, implementation="sdpa", **options):
+    torch.manual_seed(0)
+    base = tiny_model(architecture, implementation=implementation)
+    model = zoo.get_method("gated_test")(base, **{"num_virtual_tokens": 4, **options})
+    return open_gates(model, value)
+
+
+def make_suite():
+    zoo.register(PLUGIN)
+    try:
+        return conformance_suite("gated_test", architectures=["bert", "t5"])
+    finally:
+        zoo.unregister("gated_test")
+
+
+TestEveryOtherFamily = make_suite()
+
+
+def one_layer_llama():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return LlamaModel(LlamaConfig(vocab_size=50, num_key_value_heads=2, **sizes)).eval()
+
+
+def by_hand(model, ids, gated_prompts, prefix=None):
+    """One llama layer, loop by loop: the text's softmax (with a prefix) plus a softmax per gated prompt."""
+    layer = model.layers[0]
+    attention = layer.self_attn
+    count = 0 if prefix is None else prefix[0].shape[1]
+    hidden = model.embed_tokens(ids)
+    normed = layer.input_layernorm(hidden)
+    cos, sin = model.rotary_emb(hidden, torch.arange(count, count + ids.shape[1])[None])
+    q, k, v = (
+        p(normed)[0].unflatten(1, (-1, 4)).transpose(0, 1)[None]
+        for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q, k = apply_rotary_pos_emb(q, k, cos, sin)
+    heads = []
+    for head in range(4):
+        queries, keys, values = q[0, head], k[0, head // 2], v[0, head // 2]
+        scores = queries @ keys.T / 2
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -torch.inf)
+        if prefix is not None:
+            scores = torch.cat([queries @ prefix[0][head // 2].T / 2, scores], dim=1)
+            values = torch.cat([prefix[1][head // 2], values])
+        result = scores.softmax(-1) @ values
+        for prompt_keys, prompt_values, gates in gated_prompts:
+            gate = gates[head] if len(gates) > 1 else gates[0]
+            result = result + gate * (queries @ prompt_keys[head // 2].T / 2).softmax(-1) @ prompt_values[head // 2]
+        heads.append(result)
+    hidden = hidden + attention.o_proj(torch.cat(heads, dim=1))[None]
+    return model.norm(hidden + layer.mlp(layer.post_attention_layernorm(hidden)))
+
+
+def tensors_of(model, name="default"):
+    found = model.prompts[name].learned.tensors
+    return found["decoder_0_keys"], found["decoder_0_values"], found["decoder_0_gates"]
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@torch.no_grad()
+def test_two_softmaxes_by_hand(wide):
+    model = one_layer_llama()
+    ids = torch.tensor([[4, 9, 30]])
+    zoo.get_method("gated_test")(model, num_virtual_tokens=3, wide=wide)
+    open_gates(model)
+    keys, values, gates = tensors_of(model)
+    actual = model(ids).last_hidden_state
+    assert_equal(actual, by_hand(model, ids, [(keys, values, gates)]), "two softmaxes")
+    assert not torch.allclose(actual, by_hand(model, ids, [], (keys, values)), atol=1e-2), "one softmax"
+    assert not torch.allclose(actual, by_hand(model, ids, []), atol=1e-2), "no prompt"
+
+
+@torch.no_grad()
+def test_two_gated_prompts_and_a_prefix_by_hand():
+    model = one_layer_llama()
+    ids = torch.tensor([[4, 9, 30]])
+    zoo.get_method("gated_test")(model, num_virtual_tokens=3)
+    model.prompts.add("second", "gated_test", num_virtual_tokens=5, wide=False)
+    model.prompts.add("prefix", "prefix_tuning", num_virtual_tokens=2, init="random")
+    open_gates(model)
+    open_gates(model, -0.4, "second")
+    flat = model.prompts["prefix"].learned.prefixes["decoder"].embeddings
+    pair = flat.view(2, 2, 2, 4).permute(1, 2, 0, 3)
+    gated_prompts = [tensors_of(model), tensors_of(model, "second")]
+    expected = by_hand(model, ids, gated_prompts, (pair[0], pair[1]))
+    for order in (["default", "prefix", "second"], ["second", "default", "prefix"]):
+        assert_equal(model(ids, prompts=[order]).last_hidden_state, expected, f"{order}")
+    rows = [["second", "prefix"], None, "default", ["default", "second"], "prefix"]
+    batch = model(ids.expand(5, -1), prompts=rows).last_hidden_state
+    prefixes = [(pair[0], pair[1]), None, None, None, (pair[0], pair[1])]
+    parts = [gated_prompts[1:], [], gated_prompts[:1], gated_prompts, []]
+    for row in range(5):
+        assert_equal(batch[row], by_hand(model, ids, parts[row], prefixes[row])[0], f"row {row}")
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_a_closed_gate_is_the_base_model_bit_for_bit(architecture, implementation):
+    base = Subject(architecture, tiny_model(architecture, implementation=implementation))
+    ids, mask = pad([TEXT, random_text(4, 5)], "right")
+    expected = base.logits(ids, mask)
+    subject = Subject(architecture, attach(architecture, 0.0, implementation))
+    actual = subject.logits(ids, mask)
+    assert all(torch.equal(a[m.bool()], b[m.bool()]) for a, b, m in zip(actual, expected, mask, strict=True))
+    open_gates(subject.model)
+    assert not torch.allclose(subject.logits(ids, mask), expected, atol=1e-2)
+
+
+def test_gated_tokens_take_up_no_positions():
+    """A text of all 64 positions of the table still fits, and stands where it stood."""
+    text = random_text(64, 1)
+    assert torch.equal(attach("gpt2", 0.0)(text).logits, tiny_model("gpt2")(text).logits)
+    assert attach("gpt2", 0.7)(text).logits.shape == (1, 64, 101)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_lower_layers_are_unaffected(architecture):
+    model = attach(architecture, layers=1)
+    base = tiny_model(architecture)(TEXT, output_hidden_states=True).hidden_states
+    prompted = model(TEXT, output_hidden_states=True).hidden_states
+    assert torch.equal(prompted[1], base[1])
+    assert not torch.allclose(prompted[2], base[2], atol=1e-2)
+    assert [name for name in model.prompts["default"].learned.tensors if name.startswith("decoder_0")] == []
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_sdpa_and_eager_agree(architecture):
+    expected = attach(architecture)(TEXT).logits
+    assert_equal(attach(architecture, implementation="eager")(TEXT).logits, expected, "eager")
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_with_a_prefix_and_two_gated_prompts(use_reentrant):
+    model = attach(layers=1)
+    model.prompts.add("second", "gated_test", num_virtual_tokens=6, wide=False)
+    model.prompts.add("prefix", "prefix_tuning", num_virtual_tokens=2)
+    open_gates(model, 0.3, "second")
+    subject = Subject("llama", model.train())
+    rows = [["default", "prefix"], ["second", "default"], "second"]
+    ids, mask = pad([TEXT, random_text(4, 5), random_text(5, 6)], "right")
+
+    def gradients():
+        logits = model(input_ids=ids, attention_mask=mask, prompts=rows).logits
+        (logits.pow(2) * mask[..., None]).sum().backward()
+        return subject.gradients()
+
+    plain = gradients()
+    assert len(plain) == 3 + 6 + 1
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    for name, gradient in gradients().items():
+        assert_equal(gradient, plain[name], name)
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_compiles_into_one_graph(is_merged):
+    model = attach(layers=1)
+    model.prompts.add("second", "gated_test", num_virtual_tokens=6)
+    open_gates(model, 0.3, "second")
+    rows = [["default", "second"], None, "second"]
+    ids = TEXT.expand(3, -1)
+    expected = model(ids, prompts=rows).logits.detach()
+    if is_merged:
+        zoo.merge(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert_equal(compiled(ids, prompts=rows).logits, expected, "compiled logits")
+
+
+def test_dropout_of_the_base_model_leaves_gated_tokens_alone():
+    """All text is dropped, so that only the gated part is left, and that is what eval mode gives for it."""
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=50, attn_pdrop=1.0, resid_pdrop=0.0, embd_pdrop=0.0)
+    model = GPT2Model(config)
+    zoo.get_method("gated_test")(model, num_virtual_tokens=3)
+    open_gates(model)
+    added = []
+    handle = model.h[0].attn.c_proj.register_forward_pre_hook(lambda module, args: added.append(args[0]))
+    ids = torch.tensor([[4, 9, 30]])
+    model.train()(ids)
+    model.eval()(ids)
+    model(ids, prompts=[None])
+    handle.remove()
+    assert_equal(added[0], added[1] - added[2], "the gated part")
+
+
+def test_tensors_of_gated_tokens_make_a_round_trip(tmp_path):
+    model = attach(layers=1, wide=False)
+    backbone = model.prompts.backbone
+    tensors = to_tensors(model.prompts["default"].place(backbone).tokens)
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        "decoder_1": (4, 2 * 2 * 8),
+        "decoder_1_gate": (1,),
+    }
+    site = from_tensors(tensors, backbone).sites["decoder"]
+    assert site.keys[0] is site.values[0] is site.gates[0] is None
+    keys, values, gates = (
+        model.prompts["default"].learned.tensors[f"decoder_1_{k}"] for k in ("keys", "values", "gates")
+    )
+    assert torch.equal(site.keys[1], keys)
+    assert torch.equal(site.values[1], values)
+    assert torch.equal(site.gates[1], gates)
+    expected = model(TEXT).logits
+    zoo.merge(model).save_pretrained(tmp_path)
+    assert_equal(zoo.load(tiny_model("llama"), tmp_path)(TEXT).logits, expected, "merged, saved and loaded")
+
+
+def test_tensors_that_do_not_fit_are_refused():
+    backbone, _ = inspect_backbone(tiny_model("llama"))
+    tokens, gate = torch.zeros(4, 32), torch.zeros(1)
+    for tensors, reason in (
+        ({"decoder_1": tokens}, "no 'decoder_1_gate' beside 'decoder_1'"),
+        ({"decoder_1_gate": gate}, "no 'decoder_1' beside 'decoder_1_gate'"),
+        ({"decoder_2": tokens, "decoder_2_gate": gate}, "there is 'decoder_2'.*has 2 layers"),
+        ({"decoder_1": tokens, "decoder_1_gate": torch.zeros(3)}, r"decoder_1_gate of shape \(3,\); expected \(4,\)"),
+        ({"cross_0": tokens, "cross_0_gate": gate}, "site 'cross_0'"),
+    ):
+        with pytest.raises(zoo.ShapeError, match=reason):
+            from_tensors(tensors, backbone)
+
+
+def test_gated_tokens_that_do_not_fit_are_refused_before_anything_is_changed():
+    keys = torch.zeros(2, 4, 8)
+    gate = torch.zeros(1)
+    for site, reason in (
+        (zoo.SiteTokens((None, keys), (None, keys), (None, torch.zeros(3))), r"the gate of 'decoder' layer 1 of shape"),
+        (zoo.SiteTokens((keys, keys), (keys, keys), (None, gate)), "keys of 'decoder' layer 0 without a gate"),
+        (zoo.SiteTokens((None, None), (None, None), (None, None)), "no gate for any layer"),
+        (zoo.SiteTokens((None, None), (None, None), (None, gate)), "keys of 'decoder' layer 1 of shape NoneType"),
+        (zoo.SiteTokens((None, keys), (None, keys)), "keys of 'decoder' layer 0 of shape NoneType"),
+        (zoo.SiteTokens((keys, keys), (keys, keys), (gate,)), "gates for 1 layers of 'decoder'; expected 2"),
+    ):
+        plugin = types.SimpleNamespace(**vars(PLUGIN))
+        plugin.NAME = "gated_wrong"
+        plugin.build_virtual_tokens = zoo.hookimpl(lambda site=site: zoo.LayerTokens({"decoder": site}))
+        zoo.register(plugin)
+        model = tiny_model("llama")
+        try:
+            with pytest.raises(zoo.ShapeError, match=reason):
+                zoo.get_method("gated_wrong")(model, num_virtual_tokens=4)
+        finally:
+            zoo.unregister("gated_wrong")
+        assert not hasattr(model, "prompts")
+        assert model.config._attn_implementation == "sdpa"
