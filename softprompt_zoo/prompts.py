@@ -5,7 +5,7 @@ import contextvars
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from softprompt_zoo.sites.arrange import Call, Combination, check_combination, s
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.shared_pass import Prefix, causal_prefix
 from softprompt_zoo.sites.slots import take_slots
+from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.tokens import InputTokens, Placement, to_tensors
 
@@ -56,15 +57,18 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
             f"positions; choose at most {backbone.max_positions - 1}"
         )
     learned = method.parameters_class(config, backbone)
+    head = copy_head(backbone.task_head) if config.train_head else None
     if backbone.device.type != "meta":
-        _initialize(method, config, learned, backbone)
-    prompt = Prompt(method, config, learned)
+        _initialize(method, config, learned, head, backbone)
+    prompt = Prompt(method, config, learned, head)
     with torch.no_grad():
         prompt.place(backbone)
     return prompt
 
 
-def _initialize(method: LoadedMethod, config: MethodConfig, learned: Any, backbone: Backbone) -> None:
+def _initialize(
+    method: LoadedMethod, config: MethodConfig, learned: Any, head: nn.ModuleDict | None, backbone: Backbone
+) -> None:
     start = getattr(config, "init", None)
     if isinstance(start, os.PathLike) or (isinstance(start, str) and os.path.isdir(start)):
         start = _saved_start(Path(start), backbone)
@@ -81,6 +85,10 @@ def _initialize(method: LoadedMethod, config: MethodConfig, learned: Any, backbo
             f"not {config.num_virtual_tokens}"
         )
     learned.start_from(start.merged_tokens(backbone))
+    if head is not None and start.head is not None:
+        given = {key: tensor.shape for key, tensor in start.head.state_dict().items()}
+        if given == {key: tensor.shape for key, tensor in head.state_dict().items()}:  # else it has other classes
+            head.load_state_dict(start.head.state_dict())
 
 
 def _saved_start(directory: Path, backbone: Backbone) -> Prompt:
@@ -284,12 +292,17 @@ class Prompts(nn.Module):
         selection = select(None, (), ()) if self._is_disabled else select(prompts, self.keys(), self._active)
         placements = {name: self._place(name, is_decoding) for name in selection.names}
         selection, placements = split_tasks(selection, placements, task_ids, self._pick_task)
+        heads = self._heads(selection.combinations)
         slots = None
         if soft_slots is not None and placements:
             selection, slots = take_slots(selection, placements, soft_slots)
         if selection.rows is not None:
             selection.rows = selection.rows.to(self._device())
-        return Call(selection, placements, self.training, slots=slots)
+        return Call(selection, placements, self.training, slots=slots, heads=heads)
+
+    def active_heads(self) -> list[nn.ModuleDict | None]:
+        """Return the trained task head of the active prompts, for a forward that takes no prompts of its own."""
+        return self._heads([() if self._is_disabled else self._active])
 
     def prefix(self, stack: Stack, call: Call, is_decoding: bool) -> Prefix:
         """Turn a causal call's prompts into keys and values, or return the kept ones if nothing changed.
@@ -342,6 +355,16 @@ class Prompts(nn.Module):
         placement = prompt.place(self.backbone)
         self._placed[name] = (signature, placement)
         return placement
+
+    def _heads(self, combinations: Sequence[Combination]) -> list[nn.ModuleDict | None]:
+        """Find the head of each combination: that of its last prompt that has one."""
+        heads: list[nn.ModuleDict | None] = []
+        for combination in combinations:
+            heads.append(None)
+            for part in combination:
+                own = self[part.partition("#")[0]].head
+                heads[-1] = heads[-1] if own is None else own
+        return heads
 
     def _pick_task(self, name: str, placement: Placement, task: int) -> Placement:
         if self._tasks.get(name, (None,))[0] is not placement:
