@@ -82,6 +82,8 @@ class Backbone:
     """Qualified names of the parameters of the user's model, for files that depend on what there is (a bias, say)."""
     model_type: str = dataclasses.field(default="", compare=False)
     """transformers' name of the architecture, for files that are bound to some; no method branches on it elsewhere."""
+    task_head: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    """The modules of the model's task head, by their names in it; empty where there is none."""
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""

@@ -24,6 +24,7 @@ from softprompt_zoo.exchange import PeftPrompt
 from softprompt_zoo.formats import native, peft
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.tokens import InputTokens, VirtualTokens, to_tensors
 
 if TYPE_CHECKING:
@@ -65,15 +66,12 @@ def save(host: "Prompts", directory: str | os.PathLike[str], state_dict: Mapping
     native.write(path, native.Index(host.backbone.sizes(), host.active, records), tensors)
 
 
-def read_prompts(
-    directory: Path, backbone: Backbone, base: nn.Module | None = None
-) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
     """Read saved prompts for a backbone. Nothing is attached.
 
     Args:
         directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
         backbone: Sizes of the model.
-        base: The model, to compare a task head with.
 
     Returns:
         The prompts by name, and the names of the active ones.
@@ -84,7 +82,7 @@ def read_prompts(
     if native.is_native(directory):
         return _read_native(directory, backbone)
     if peft.is_peft(directory):
-        return {"default": _read_peft(directory, backbone, base)}, ("default",)
+        return {"default": _read_peft(directory, backbone)}, ("default",)
     raise CheckpointError(
         f"{directory} has neither {native.INDEX_FILE} nor {peft.CONFIG_FILE}; it holds no saved prompt"
     )
@@ -120,6 +118,8 @@ def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int 
         files = prompt.loaded.call("write_peft", **arguments) if is_whole else None
         if files is None:
             files = peft.express(prompt.loaded.call("inject", **arguments, tokens=tokens), host.backbone, task)
+    if prompt.head is not None:
+        files = peft.with_head(files, prompt.head.state_dict(), task)
     peft.write(_directory(directory), files, task, host.base_name)
 
 
@@ -149,16 +149,15 @@ def _restore(
     try:
         config = method.config_class.from_options(record.config)
         if record.is_merged:
-            plain = {
-                key.removeprefix("learned.tensors."): tensor.to(backbone.device) for key, tensor in tensors.items()
-            }
+            start = "learned.tensors."
+            plain = {key.removeprefix(start): t.to(backbone.device) for key, t in tensors.items() if start in key}
             learned: Any = MergedTokens(plain)
             learned.tokens(backbone)
         else:
             learned = method.parameters_class(config, backbone)
     except (TypeError, ValueError, KeyError, ZooError) as error:
         raise CheckpointError(f"{where} does not fit its method {record.method!r}: {error}") from error
-    prompt = Prompt(method, config, learned)
+    prompt = Prompt(method, config, learned, _copy_named_head(tensors, backbone, where))
     expected = {key: tuple(tensor.shape) for key, tensor in prompt.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if expected != found:
@@ -168,38 +167,49 @@ def _restore(
     return prompt
 
 
-def _read_peft(directory: Path, backbone: Backbone, base: nn.Module | None) -> Prompt:
+def _copy_named_head(tensors: Mapping[str, Tensor], backbone: Backbone, where: str) -> nn.ModuleDict | None:
+    """Copy those modules of the model's task head that the tensors `head.<module>.…` are for."""
+    names = dict.fromkeys(key.split(".")[1] for key in tensors if key.startswith("head."))
+    missing = next((name for name in names if name not in backbone.task_head), None)
+    if missing is not None:
+        raise BackboneMismatchError(
+            f"{where} has a trained task head {missing!r}; this model has {', '.join(backbone.task_head) or 'none'}; "
+            "load it onto a model of the class it was trained with"
+        )
+    return copy_head({name: backbone.task_head[name] for name in names})
+
+
+def _read_peft(directory: Path, backbone: Backbone) -> Prompt:
     fields, tensors = peft.read(directory)
     method = _method_for(fields, directory)
+    tensors, trained = peft.split_head(tensors, backbone)
+    options = {"train_head": True} if trained else {}
     try:
         found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
     except (CheckpointError, UnsupportedError) as error:
         raise type(error)(f"{directory}: {error}") from error
-    if found is not None:
-        heads = {key: tensor for key, tensor in tensors.items() if key.startswith("base_model.")}
-        _check_heads(heads, base, directory)
-        prompt = _from_peft(method, found, backbone, directory)
-        _warn_of_pooling(prompt.merged_tokens(backbone), fields.get("task_type"), backbone)
-        return prompt
-    adapter = peft.plain(fields, tensors, backbone, directory)
-    _check_heads(adapter.heads, base, directory)
-    _warn_of_pooling(adapter.tokens, adapter.task_type, backbone)
-    config = method.config_class.from_options({"num_virtual_tokens": adapter.num_virtual_tokens, "init": "given"})
-    plain = {key: tensor.to(backbone.device).contiguous() for key, tensor in to_tensors(adapter.tokens).items()}
-    prompt = Prompt(method, config, MergedTokens(plain))
+    if found is None:
+        adapter = peft.plain(fields, tensors, backbone, directory)
+        found = PeftPrompt({"num_virtual_tokens": adapter.num_virtual_tokens, "init": "given"}, tokens=adapter.tokens)
+    config = method.config_class.from_options({**found.options, **options})
+    if found.state is None:
+        plain = {key: t.to(backbone.device).contiguous() for key, t in to_tensors(found.tokens).items()}  # type: ignore[arg-type]
+        learned: Any = MergedTokens(plain)
+    else:
+        learned = method.parameters_class(config, backbone)
+    head = _copy_named_head({f"head.{key}": tensor for key, tensor in trained.items()}, backbone, str(directory))
+    try:
+        if found.state is not None:
+            learned.load_state_dict(dict(found.state))
+        if head is not None:
+            head.load_state_dict(trained)
+    except RuntimeError as error:
+        raise BackboneMismatchError(f"{directory} does not fit this model: {error}") from error
+    prompt = Prompt(method, config, learned, head)
     with torch.no_grad():
         prompt.place(backbone)
+    _warn_of_pooling(prompt.merged_tokens(backbone), fields.get("task_type"), backbone)
     return prompt
-
-
-def _check_heads(heads: Mapping[str, Tensor], base: nn.Module | None, directory: Path) -> None:
-    own = {f"base_model.{key}": tensor for key, tensor in base.state_dict().items()} if base is not None else {}
-    for key, tensor in heads.items():
-        if key not in own or not torch.equal(own[key].cpu().to(tensor), tensor):
-            raise UnsupportedError(
-                f"{directory} carries a trained task head ({key}) that differs from the model's; "
-                "load the head into the model first, then the prompt"
-            )
 
 
 def _warn_of_pooling(tokens: VirtualTokens, task_type: str | None, backbone: Backbone) -> None:
@@ -209,23 +219,6 @@ def _warn_of_pooling(tokens: VirtualTokens, task_type: str | None, backbone: Bac
             "results differ from PEFT's",
             stacklevel=4,
         )
-
-
-def _from_peft(method: LoadedMethod, found: PeftPrompt, backbone: Backbone, directory: Path) -> Prompt:
-    config = method.config_class.from_options(dict(found.options))
-    if found.state is None:
-        plain = {key: tensor.to(backbone.device) for key, tensor in to_tensors(found.tokens).items()}  # type: ignore[arg-type]
-        learned: Any = MergedTokens(plain)
-    else:
-        learned = method.parameters_class(config, backbone)
-        try:
-            learned.load_state_dict(dict(found.state))
-        except RuntimeError as error:
-            raise BackboneMismatchError(f"{directory} does not fit this model: {error}") from error
-    prompt = Prompt(method, config, learned)
-    with torch.no_grad():
-        prompt.place(backbone)
-    return prompt
 
 
 def _method(record: native.Record, directory: Path) -> LoadedMethod:

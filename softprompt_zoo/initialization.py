@@ -9,6 +9,7 @@ from torch import Tensor
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import GIVEN
+from softprompt_zoo.tokens import LayerTokens
 
 INITS = ("sampled", "text", "labels", "random")
 
@@ -120,3 +121,22 @@ def text_ids(backbone: Backbone, tokenizer: Any, text: str, count: int) -> Tenso
         )
     repeated = ids * -(-count // len(ids))
     return torch.tensor(repeated[:count], device=backbone.device)
+
+
+def keys_values_of_words(backbone: Backbone, count: int, text: str | None = None, tokenizer: Any = None) -> LayerTokens:
+    """Let the frozen model compute keys and values of real words.
+
+    Args:
+        backbone: Sizes of the model.
+        count: Words wanted.
+        text: The words; `None` to sample frequent ones.
+        tokenizer: The model's tokenizer, for `text`.
+
+    Returns:
+        Keys and values at every site, without gradient.
+
+    Raises:
+        ValueError: If the text cannot be tokenised.
+    """
+    ids = sampled_ids(backbone, count) if text is None else text_ids(backbone, tokenizer, text, count)
+    return backbone.keys_values(ids)

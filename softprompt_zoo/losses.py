@@ -125,7 +125,11 @@ def _run_again(
                 placements[part + "@"] = Placement(_of_task(tokens, part.partition("#")[2]))
                 parts.append(part + "@")
         combinations.append(tuple(parts))
-    again = Call(Selection(tuple(combinations), call.selection.rows), placements, is_training=False)
+    # A teacher without the prompt has the model's own task head, too.
+    own = None if tokens is not None else model.prompts[name].head
+    heads = [None if head is own else head for head in call.heads]
+    selection = Selection(tuple(combinations), call.selection.rows)
+    again = Call(selection, placements, is_training=False, heads=heads)
     with _eval_mode(model):
         return run(again, {**inputs, "return_dict": True, "output_hidden_states": True})
 

@@ -23,6 +23,7 @@ from softprompt_zoo.sites.attention import base_implementation, prompted_impleme
 from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.projections import Projector
 from softprompt_zoo.sites.stack import bind, cut_output, returns_dict, unbind
+from softprompt_zoo.sites.task_heads import find_head, with_heads
 from softprompt_zoo.sites.tasks import check_task_ids, check_task_rows
 from softprompt_zoo.sites.words import embed, keys_values, mark_sites, unmark_sites
 
@@ -168,6 +169,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         module_names={site: tuple(names[id(m)] for m in modules) for site, modules in sites.items()},
         parameter_names=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         model_type=str(getattr(model.config, "model_type", "")),
+        task_head=find_head(model, [stack.module for stack in stacks.values()]),
     )
     return backbone, stacks
 
@@ -268,7 +270,7 @@ def _prompted_class(base: Any) -> Any:
         if not takes_keywords:
             if any(value is not None for value in own.values()):
                 raise UnsupportedError(f"{base.__name__}.forward takes no further keywords; use model.prompts.activate")
-            return base.forward(self, **kwargs)
+            return base.forward(with_heads(self, self.prompts.active_heads(), None), **kwargs)
         return _forward(self, base, own, kwargs)
 
     forward.__signature__ = signature.replace(parameters=parameters[:position] + new + parameters[position:])  # type: ignore[attr-defined]
@@ -317,7 +319,7 @@ def _run(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
     if wants_first:
         kwargs = _with_first_label(call, kwargs)
     output = base.forward(
-        model,
+        with_heads(model, call.heads, call.selection.rows),
         prompts=call,
         **{**kwargs, "return_dict": True} if wants_tuple else kwargs,
     )

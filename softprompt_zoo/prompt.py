@@ -28,7 +28,9 @@ class MergedTokens(nn.Module):
 class Prompt(nn.Module):
     """One prompt of a model."""
 
-    def __init__(self, method: LoadedMethod, config: MethodConfig, learned: nn.Module) -> None:
+    def __init__(
+        self, method: LoadedMethod, config: MethodConfig, learned: nn.Module, head: nn.ModuleDict | None = None
+    ) -> None:
         super().__init__()
         self.method = method.name
         """Canonical name of its method."""
@@ -36,6 +38,8 @@ class Prompt(nn.Module):
         """What the user chose."""
         self.learned = learned
         """The method's `Parameters`, or the plain tokens of a merged prompt."""
+        self.head = head
+        """The task head that is trained along, a copy of the model's; `None` if its rows use the model's own."""
         self._loaded: LoadedMethod | None = method
 
     @property

@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from softprompt_zoo.sites.arrange import Call, Combination, check_combination, s
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.shared_pass import Prefix, causal_prefix
 from softprompt_zoo.sites.slots import take_slots
+from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.start_values import initialize, read_folders
 from softprompt_zoo.tokens import InputTokens, Placement, to_tensors
@@ -54,9 +55,10 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
         )
     config = read_folders(config, backbone)
     learned = method.parameters_class(config, backbone)
+    head = copy_head(backbone.task_head) if config.train_head else None
     if backbone.device.type != "meta":
-        initialize(method, config, learned, backbone)
-    prompt = Prompt(method, config, learned)
+        initialize(method, config, learned, head, backbone)
+    prompt = Prompt(method, config, learned, head)
     with torch.no_grad():
         prompt.place(backbone)
     return prompt
@@ -253,12 +255,17 @@ class Prompts(nn.Module):
         selection = select(None, (), ()) if self._is_disabled else select(prompts, self.keys(), self._active)
         placements = {name: self._place(name, is_decoding) for name in selection.names}
         selection, placements = split_tasks(selection, placements, task_ids, self._pick_task)
+        heads = self._heads(selection.combinations)
         slots = None
         if soft_slots is not None and placements:
             selection, slots = take_slots(selection, placements, soft_slots)
         if selection.rows is not None:
             selection.rows = selection.rows.to(self._device())
-        return Call(selection, placements, self.training, slots=slots)
+        return Call(selection, placements, self.training, slots=slots, heads=heads)
+
+    def active_heads(self) -> list[nn.ModuleDict | None]:
+        """Return the trained task head of the active prompts, for a forward that takes no prompts of its own."""
+        return self._heads([() if self._is_disabled else self._active])
 
     def prefix(self, stack: Stack, call: Call, is_decoding: bool) -> Prefix:
         """Turn a causal call's prompts into keys and values, or return the kept ones if nothing changed.
@@ -311,6 +318,16 @@ class Prompts(nn.Module):
         placement = prompt.place(self.backbone)
         self._placed[name] = (signature, placement)
         return placement
+
+    def _heads(self, combinations: Sequence[Combination]) -> list[nn.ModuleDict | None]:
+        """Find the head of each combination: that of its last prompt that has one."""
+        heads: list[nn.ModuleDict | None] = []
+        for combination in combinations:
+            heads.append(None)
+            for part in combination:
+                own = self[part.partition("#")[0]].head
+                heads[-1] = heads[-1] if own is None else own
+        return heads
 
     def _pick_task(self, name: str, placement: Placement, task: int) -> Placement:
         if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():

@@ -39,7 +39,7 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
         raise CheckpointError(f"{path} is no folder; expected what save_pretrained wrote, or a PEFT prompt adapter")
     attached = is_attached(base)
     backbone, stacks = (base.prompts.backbone, {}) if attached else inspect_backbone(base)  # type: ignore[union-attr]
-    prompts, active = read_prompts(path, backbone, base)
+    prompts, active = read_prompts(path, backbone)
     for prompt in prompts.values():
         prompt.requires_grad_(trainable)
     if not attached:

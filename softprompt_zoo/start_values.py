@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.checkpoints import read_prompts
 from softprompt_zoo.config import GIVEN, MethodConfig
@@ -14,13 +16,16 @@ from softprompt_zoo.registry import LoadedMethod
 from softprompt_zoo.tokens import InputTokens
 
 
-def initialize(method: LoadedMethod, config: MethodConfig, learned: Any, backbone: Backbone) -> None:
+def initialize(
+    method: LoadedMethod, config: MethodConfig, learned: Any, head: nn.ModuleDict | None, backbone: Backbone
+) -> None:
     """Give a new prompt its start values.
 
     Args:
         method: Its method.
         config: What the user chose.
         learned: The method's `Parameters`. Changed in place.
+        head: The prompt's task head, if it has one; it starts from the other prompt's, if that has the same classes.
         backbone: Sizes of the model.
 
     Raises:
@@ -42,6 +47,7 @@ def initialize(method: LoadedMethod, config: MethodConfig, learned: Any, backbon
             f"init is a prompt of {start.num_virtual_tokens} virtual tokens; set num_virtual_tokens to that, "
             f"not {config.num_virtual_tokens}"
         )
+    _start_head(head, start.head)
     if start.method == method.name and not start.is_merged and hasattr(learned, "start_from_parameters"):
         learned.start_from_parameters(start.learned, config)
         return
@@ -52,6 +58,14 @@ def initialize(method: LoadedMethod, config: MethodConfig, learned: Any, backbon
             "one you want, zoo.export(model, folder, task=…), and give that folder"
         )
     learned.start_from(tokens)
+
+
+def _start_head(head: nn.ModuleDict | None, start: nn.ModuleDict | None) -> None:
+    if head is None or start is None:
+        return
+    given = {key: tensor.shape for key, tensor in start.state_dict().items()}
+    if given == {key: tensor.shape for key, tensor in head.state_dict().items()}:
+        head.load_state_dict(start.state_dict())
 
 
 def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:

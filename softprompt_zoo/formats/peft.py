@@ -5,6 +5,7 @@ PROMPT_TUNING, keys and values its PREFIX_TUNING, whichever method trained them.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteToken
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 TENSOR_KEY = "prompt_embeddings"
+HEAD_PREFIX = "base_model."
 SEQ2SEQ = "SEQ_2_SEQ_LM"
 POOLED_TASKS = ("SEQ_CLS", "QUESTION_ANS", "TOKEN_CLS")
 
@@ -35,8 +37,6 @@ class Adapter:
     tokens: VirtualTokens
     """The plain tokens."""
     num_virtual_tokens: int
-    heads: dict[str, Tensor]
-    """Tensors of a trained task head, by PEFT's key."""
 
 
 def write(directory: Path, files: PeftFiles, task_type: str, base_name: str | None) -> None:
@@ -139,6 +139,45 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFil
     return PeftFiles(config, {TENSOR_KEY: flat})
 
 
+def with_head(files: PeftFiles, head: Mapping[str, Tensor], task_type: str) -> PeftFiles:
+    """Add a trained task head to an adapter.
+
+    Args:
+        files: The adapter. Not changed.
+        head: Its tensors, `<module>.…` as in the model.
+        task_type: PEFT's name of the model's task.
+
+    Returns:
+        The adapter with the head.
+
+    Raises:
+        UnsupportedError: If PEFT has no place for it.
+    """
+    if task_type not in POOLED_TASKS or TENSOR_KEY not in files.tensors:
+        raise UnsupportedError(
+            f"PEFT keeps a trained task head with prompts of the tasks {', '.join(POOLED_TASKS)} only, not with "
+            f"{files.fields['peft_type']} of {task_type}; keep the prompt in our own format"
+        )
+    names = list(dict.fromkeys(key.split(".")[0] for key in head))
+    tensors = {**files.tensors, **{HEAD_PREFIX + key: tensor for key, tensor in head.items()}}
+    return PeftFiles({**files.fields, "modules_to_save": names}, tensors)
+
+
+def split_head(tensors: dict[str, Tensor], backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Take the tensors of a trained task head out of an adapter.
+
+    Args:
+        tensors: PEFT's tensors. Not changed.
+        backbone: What is known of the model, and its task head.
+
+    Returns:
+        The other tensors; and the head's, `<module>.…` as in the model.
+    """
+    starts = tuple(f"{HEAD_PREFIX}{name}." for name in backbone.task_head)
+    head = {key.removeprefix(HEAD_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(starts)}
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(starts)}, head
+
+
 def is_peft(directory: Path) -> bool:
     """Say whether a directory holds a PEFT adapter."""
     return (directory / CONFIG_FILE).is_file()
@@ -185,10 +224,15 @@ def plain(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone
     count, peft_type = fields.get("num_virtual_tokens"), fields["peft_type"]
     if not isinstance(count, int):
         raise CheckpointError(f"{path} is a PEFT adapter of type {peft_type!r}, which is no prompt; load it with PEFT")
-    heads = {key: tensor for key, tensor in tensors.items() if key != TENSOR_KEY}
     tensor = tensors.get(TENSOR_KEY)
     if tensor is None or tensor.ndim != 2:
         raise CheckpointError(f"{directory / TENSOR_FILE} has no tensor {TENSOR_KEY!r} of two axes; it is no prompt")
+    other = next((key for key in tensors if key != TENSOR_KEY), None)
+    if other is not None:
+        raise UnsupportedError(
+            f"{directory / TENSOR_FILE} carries {other!r}, neither the prompt nor this model's task head; "
+            "load it onto a model of the class it was made for"
+        )
     tokens: VirtualTokens
     if tensor.shape[1] == backbone.hidden_size and peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
         tokens = InputTokens(tensor[:count])
@@ -196,7 +240,7 @@ def plain(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone
         tokens = _read_prefix(tensor, fields, backbone, path)
     if tensor.shape[0] < count:
         raise CheckpointError(f"{path} says {count} virtual tokens, its tensor has {tensor.shape[0]}")
-    return Adapter(peft_type, fields.get("task_type"), tokens, count, heads)
+    return Adapter(peft_type, fields.get("task_type"), tokens, count)
 
 
 def _flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, Any]:

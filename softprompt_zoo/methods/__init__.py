@@ -4,6 +4,7 @@ BUILTINS = (
     "prefix_tuning",
     "prompt_tuning",
     "multitask_prompt_tuning",
+    "p_tuning_v2",
 )
 
 DEFAULT = BUILTINS[0]

@@ -21,15 +21,15 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import MethodConfig, Recipe, check_choice, check_positive_integer, check_probability
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.initialization import check_init, sampled_ids, text_ids
-from softprompt_zoo.tokens import LayerTokens, Placement, VirtualTokens, flatten_layers, unflatten_layers
+from softprompt_zoo.initialization import check_init, keys_values_of_words
+from softprompt_zoo.layer_table import LayerTable
+from softprompt_zoo.tokens import LayerTokens, Placement, VirtualTokens, flatten_layers
 
 ALIASES = ("prefix",)
 PEFT_TYPES = ("PREFIX_TUNING",)
@@ -83,23 +83,20 @@ class Parameters(nn.Module):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
-        self.prefixes = nn.ModuleDict({site: _Prefix(config, backbone, site) for site in _sites(config, backbone)})
+        count = config.num_virtual_tokens
+        size = config.reparameterization_size if config.reparameterization == "mlp" else None
+        tables = {site: LayerTable(backbone, site, count, size) for site in _sites(config, backbone)}
+        self.prefixes = nn.ModuleDict(tables)
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: Backbone) -> None:
         """Start from the keys and values the frozen model computes for real words."""
-        count = config.num_virtual_tokens
         if config.init == "random":
             for prefix in self._all().values():
                 prefix.fit(torch.randn(prefix.shape, device=backbone.device))
             return
-        sampled = config.init != "text"
-        ids = (
-            sampled_ids(backbone, count)
-            if sampled
-            else text_ids(backbone, config.tokenizer, str(config.init_text), count)
-        )
-        states = backbone.keys_values(ids)
+        text = config.init_text if config.init == "text" else None
+        states = keys_values_of_words(backbone, config.num_virtual_tokens, text, config.tokenizer)
         for site, prefix in self._all().items():
             prefix.fit(flatten_layers(states.sites[site]))
 
@@ -114,45 +111,8 @@ class Parameters(nn.Module):
         for site, prefix in self._all().items():
             prefix.fit(flatten_layers(tokens.sites[site]))
 
-    def _all(self) -> "dict[str, _Prefix]":
+    def _all(self) -> dict[str, LayerTable]:
         return dict(self.prefixes.items())  # type: ignore[arg-type]
-
-
-class _Prefix(nn.Module):
-    """One site's prefix `(tokens, features)`, direct or made by the net."""
-
-    def __init__(self, config: Config, backbone: Backbone, site: str) -> None:
-        super().__init__()
-        features = sum(2 * layer.kv_heads * layer.head_dim for layer in backbone.layers[site])
-        options: dict[str, Any] = {
-            "dtype": torch.promote_types(backbone.dtype, torch.float32),
-            "device": backbone.device,
-        }
-        self.shape = (config.num_virtual_tokens, features)
-        has_net = config.reparameterization == "mlp"
-        width = backbone.hidden_size if has_net else features
-        self.embeddings = nn.Parameter(torch.empty(config.num_virtual_tokens, width, **options))
-        size = config.reparameterization_size
-        self.hidden = nn.Linear(width, size, **options) if has_net else None
-        self.output = nn.Linear(size, features, **options) if has_net else None
-
-    def forward(self) -> Tensor:
-        """Return the prefix, `(tokens, features)`."""
-        if self.hidden is None or self.output is None:
-            return self.embeddings
-        result: Tensor = self.output(torch.tanh(self.hidden(self.embeddings)))
-        return result
-
-    def fit(self, target: Tensor) -> None:
-        """Make the prefix start at `target`, `(tokens, features)`; the net's embeddings are standard normal."""
-        if self.hidden is None or self.output is None:
-            self.embeddings.copy_(target)
-            return
-        self.embeddings.normal_()
-        activations = functional.pad(torch.tanh(self.hidden(self.embeddings)), (0, 1), value=1.0)
-        weight = (torch.linalg.pinv(activations) @ target.to(activations)).T
-        self.output.weight.copy_(weight[:, :-1])
-        self.output.bias.copy_(weight[:, -1])
 
 
 def _sites(config: Config, backbone: Backbone) -> list[str]:
@@ -167,16 +127,14 @@ def _sites(config: Config, backbone: Backbone) -> list[str]:
     return [site for site in backbone.layers if config.sites is None or site in config.sites]
 
 
-def _tokens(parameters: Parameters, backbone: Backbone) -> LayerTokens:
-    return LayerTokens(
-        {site: unflatten_layers(prefix(), backbone.layers[site]) for site, prefix in parameters.prefixes.items()}
-    )
+def _tokens(parameters: Parameters) -> LayerTokens:
+    return LayerTokens({site: prefix() for site, prefix in parameters.prefixes.items()})
 
 
 @hookimpl
-def build_virtual_tokens(parameters: Parameters, backbone: Backbone) -> VirtualTokens:
+def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
     """Shape the prefix of each site into keys and values per layer."""
-    return _tokens(parameters, backbone)
+    return _tokens(parameters)
 
 
 @hookimpl
@@ -186,6 +144,6 @@ def inject(config: Config, tokens: VirtualTokens) -> Placement:
 
 
 @hookimpl
-def merge(parameters: Parameters, backbone: Backbone) -> VirtualTokens:
+def merge(parameters: Parameters) -> VirtualTokens:
     """Return what the net makes, without the net."""
-    return _tokens(parameters, backbone)
+    return _tokens(parameters)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompt_zoo.errors import UnknownPromptError
@@ -51,6 +51,8 @@ class Call:
     """Where an encoder's text went, for whoever shows its states to the user."""
     slots: "Slots | None" = None
     """Virtual tokens in the middle of the text, if there are any."""
+    heads: Sequence[nn.ModuleDict | None] = ()
+    """Per combination the trained task head that its rows use; `None` for the model's own."""
     virtual_states: list[Tensor | None] | None = None
     """Of a causal stack, per combination the last hidden states `(tokens, hidden)` of its final run of
     input-level prompts; left here by the stack for the loss."""

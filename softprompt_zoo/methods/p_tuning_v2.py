@@ -1,0 +1,139 @@
+"""P-tuning v2: trains keys and values of virtual tokens for every layer, and the task head along with them.
+
+    prompt = embeddings                                               direct
+    prompt = W2 tanh(W1 embeddings + b1) + b2                         reparameterization="mlp"
+    keys[layer], values[layer] = dropout(prompt)                      (kv_heads, tokens, head_dim)
+    attention[layer] = softmax(query [keys; text keys]^T) [values; text values]
+    logits = head(text states)                                        the head is trained, too
+
+Enters at: keys and values of every self-attention layer; of an encoder-decoder in both stacks.
+Trained: tokens * layers * 2 * kv_heads * head_dim, with the net its weights too; and the task head.
+Merges to: the direct prompt; the head stays.
+
+Source: Liu, Ji, Fu, Tam, Du, Yang and Tang, "P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning
+Universally Across Scales and Tasks", 2022 (arXiv 2110.07602), section 3; reference code THUDM/P-tuning-v2,
+`model/prefix_encoder.py` and `model/sequence_classification.py`.
+Differs from the source: the default starts from the model's own keys and values of words, not from normal
+numbers; dropout is off unless asked for (theirs is 0.1); the head is the model's own kind, where theirs is one
+linear layer on the pooler; causal models and encoder-decoders are taken, too.
+PEFT: PREFIX_TUNING with the head in `modules_to_save`; PEFT's own files of that type belong to another method.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.config import MethodConfig, Recipe, check_choice, check_positive_integer, check_probability
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.hookspecs import hookimpl
+from softprompt_zoo.initialization import check_init, keys_values_of_words
+from softprompt_zoo.layer_table import LayerTable
+from softprompt_zoo.tokens import LayerTokens, Placement, VirtualTokens, flatten_layers
+
+ALIASES = ("ptuning_v2", "deep_prompt_tuning")
+PEFT_TYPES = ()
+RECIPE = Recipe(
+    learning_rate=5e-3,
+    steps=2000,
+    batch_size=32,
+    warmup_steps=0,
+    source="the reference's scripts for BoolQ and RTE: 5e-3 to 1e-2, batches of 32, linear decay without warm-up",
+)
+INITS = ("sampled", "text", "random")
+STANDARD_DEVIATION = 0.02
+"""Of `init="random"`. Source: the reference's `initializer_range`, which Hugging Face gives all its new modules."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(MethodConfig):
+    """Options of P-tuning v2."""
+
+    train_head: bool = True
+    """Trains the task head along, as a copy that belongs to the prompt. Language models have no task head."""
+    init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
+    """The model's own keys and values of `"sampled"` frequent words or of a `"text"`, `"random"` normal numbers
+    of standard deviation 0.02 (the reference's), or another prompt: its saved folder, or `model.prompts[name]`."""
+    init_text: str | None = None
+    """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prompt."""
+    tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
+    """The model's tokenizer, for `init="text"`."""
+    reparameterization: str | None = None
+    """`"mlp"` makes the prompt with a two-layer net while training (the reference's `prefix_projection`)."""
+    reparameterization_size: int = 512
+    """Hidden width of the net, in features. Source: the reference's `prefix_hidden_size`."""
+    dropout: float = 0.0
+    """Probability that an element of a key or value is zeroed while training, for each row anew."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_init(self.init, INITS, self.init_text, None, self.tokenizer)
+        check_choice("reparameterization", self.reparameterization, (None, "mlp"))
+        check_positive_integer("reparameterization_size", self.reparameterization_size)
+        check_probability("dropout", self.dropout)
+
+
+class Parameters(nn.Module):
+    """The trained keys and values of each stack."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__()
+        sites = [site for site in backbone.layers if site != "cross"]
+        if not sites:
+            raise UnsupportedError(
+                "p_tuning_v2 needs keys and values, which cannot be reached in this model; "
+                "choose a method at the input embeddings"
+            )
+        size = config.reparameterization_size if config.reparameterization == "mlp" else None
+        self.tables = nn.ModuleDict(
+            {site: LayerTable(backbone, site, config.num_virtual_tokens, size) for site in sites}
+        )
+
+    @torch.no_grad()
+    def initialize(self, config: Config, backbone: Backbone) -> None:
+        """Start from the keys and values the frozen model computes for real words, or from noise."""
+        if config.init == "random":
+            for parameter in self.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=STANDARD_DEVIATION)
+                else:
+                    parameter.zero_()
+            return
+        text = config.init_text if config.init == "text" else None
+        self._fit(keys_values_of_words(backbone, config.num_virtual_tokens, text, config.tokenizer))
+
+    def start_from(self, tokens: VirtualTokens) -> None:
+        """Start from the plain tokens of another prompt."""
+        if not isinstance(tokens, LayerTokens) or not set(self.tables) <= set(tokens.sites):
+            raise UnsupportedError(
+                f"p_tuning_v2 cannot start from this prompt; give one with keys and values at {', '.join(self.tables)}"
+            )
+        self._fit(tokens)
+
+    def _fit(self, tokens: LayerTokens) -> None:
+        for site, table in self.tables.items():
+            table.fit(flatten_layers(tokens.sites[site]))  # type: ignore[operator]
+
+
+def _tokens(parameters: Parameters) -> LayerTokens:
+    return LayerTokens({site: table() for site, table in parameters.tables.items()})
+
+
+@hookimpl
+def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
+    """Shape the prompt of each stack into keys and values per layer."""
+    return _tokens(parameters)
+
+
+@hookimpl
+def inject(config: Config, tokens: VirtualTokens) -> Placement:
+    """Place them at the keys and values of every layer."""
+    return Placement(tokens, dropout=config.dropout)
+
+
+@hookimpl
+def merge(parameters: Parameters) -> VirtualTokens:
+    """Return what the net makes, without the net."""
+    return _tokens(parameters)

@@ -1,0 +1,133 @@
+"""Trained task heads: every row of a call goes through the head of its prompt.
+
+The model's own forward runs on a view of the model in which the prompt's copies stand for the head's modules. The
+view lives for one call; nothing is written on modules, which two threads or two calls would share.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.errors import UnsupportedError
+
+
+def find_head(model: Any, stacks: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    """Find the modules of a model's task head: its children outside the backbone that have parameters.
+
+    Args:
+        model: A transformers model.
+        stacks: The modules of its stacks.
+
+    Returns:
+        The modules by name. None of a model with output embeddings: what predicts words is no task head.
+    """
+    backbone = [model.base_model]
+    if model.base_model is model:
+        if not model.config.is_encoder_decoder:
+            return {}
+        # T5ForQuestionAnswering has its stacks as children, and no model around them.
+        backbone = [*stacks, model.get_input_embeddings()]
+    if model.get_output_embeddings() is not None:
+        return {}
+    own = {id(module) for module in backbone}
+    children = {name: child for name, child in model.named_children() if id(child) not in own}
+    return {name: child for name, child in children.items() if next(child.parameters(), None) is not None}
+
+
+def copy_head(modules: Mapping[str, nn.Module]) -> nn.ModuleDict | None:
+    """Copy a task head, for a prompt to train.
+
+    Args:
+        modules: The model's own modules. Not changed.
+
+    Returns:
+        Trainable copies by name, in float32 at least; `None` if there are no modules.
+    """
+    copies = {}
+    for name, module in modules.items():
+        dtype = torch.promote_types(_dtype(module), torch.float32)
+        copies[name] = copy.deepcopy(module).to(dtype).requires_grad_()
+    return nn.ModuleDict(copies) if copies else None
+
+
+def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Tensor | None) -> Any:
+    """Return what the model's forward shall take as `self`.
+
+    Args:
+        model: The prompted model. Not changed.
+        heads: The head of each combination; `None` for the model's own.
+        rows: `(rows,)` index of each row's combination; `None` if all rows share the only one.
+
+    Returns:
+        The model, or a view of it with the heads in place.
+    """
+    names: dict[str, None] = {}
+    for head in heads:
+        if head is not None:
+            names.update(dict.fromkeys(head))
+    if not names:
+        return model
+    view = object.__new__(type(model))
+    replaced = {}
+    for name in names:
+        own = getattr(model, name)
+        parts = []
+        for head in heads:
+            parts.append(head[name] if head is not None and name in head else own)
+        replaced[name] = _Chosen(own, parts, rows)
+    # An attribute of the instance stands before a module of that name.
+    view.__dict__ = {**model.__dict__, **replaced}
+    return view
+
+
+class _Chosen:
+    """Stands for one module of the head: calls every distinct copy once, and each row takes its own."""
+
+    def __init__(self, own: nn.Module, parts: list[nn.Module], rows: Tensor | None) -> None:
+        self._own = own
+        self._distinct = list(dict.fromkeys(parts))
+        self._rows = rows
+        self._index = [self._distinct.index(part) for part in parts]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = [_call(part, args, kwargs) for part in self._distinct]
+        if len(outputs) == 1:
+            return outputs[0]
+        if self._rows is None or not all(isinstance(output, Tensor) for output in outputs):
+            raise UnsupportedError(
+                f"{type(self._own).__name__} returns no single tensor, of which rows could take their own head's; give "
+                "all rows of the batch the same prompt"
+            )
+        count = outputs[0].shape[0]
+        rows = self._rows.to(outputs[0].device)
+        rows = rows.repeat_interleave(count // rows.shape[0])  # multiple choice: rows * choices
+        index = torch.tensor(self._index, device=rows.device)[rows]
+        return torch.stack(outputs)[index, torch.arange(count, device=rows.device)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+
+def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a head that may be of a higher precision than the model."""
+    dtype = _dtype(module)
+    given = dtype
+    for value in args:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            given = value.dtype
+            break
+    if given == dtype:
+        return module(*args, **kwargs)
+    output = module(*[_cast(value, dtype) for value in args], **{k: _cast(value, dtype) for k, value in kwargs.items()})
+    return _cast(output, given)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
