@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from softprompt_zoo.contract import HOOKS, OPTIONAL_HOOKS
 from softprompt_zoo.methods import BUILTINS
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def test_a_method_is_named_on_its_own_page_only(method):
         if re.search(rf"\b{method}\b", line)
     }
     assert not found, f"{method} is named in {', '.join(sorted(found))}"
-    assert (PACKAGE / "methods/__init__.py").read_text("utf-8").count(method) == 1
+    assert (PACKAGE / "methods/__init__.py").read_text("utf-8").count(f'"{method}"') == 1
 
 
 def test_every_method_page_is_built_in():
@@ -90,7 +91,8 @@ def test_a_method_page_has_its_parts_in_order(method):
     names = [
         node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_"
     ]
-    assert names == ["Config", "Parameters", "build_virtual_tokens", "inject", "merge"]
+    assert names[:5] == ["Config", "Parameters", *HOOKS]
+    assert names[5:] == [hook for hook in OPTIONAL_HOOKS if hook in names[5:]]
 
 
 @pytest.mark.parametrize("statement", ["import softprompt_zoo", "import softprompt_zoo as z; z.list_methods()"])
