@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone import KEYWORD, Site, Stack
+from softprompt_zoo.backbone import KEYWORD, Stack
 from softprompt_zoo.sites.attention import Capture
 from softprompt_zoo.sites.words import ready
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
@@ -50,10 +50,11 @@ class Projector:
                     keys.append(None)
                     values.append(None)
                     continue
-                recorded, place = Capture(), Site(site, layer)
+                recorded = Capture()
                 _call(stack.attentions[site][layer], calls[layer], hidden, recorded)
-                keys.append(recorded.keys[place][:, :, 0].transpose(0, 1))
-                values.append(recorded.values[place][:, :, 0].transpose(0, 1))
+                [key], [value] = recorded.keys.values(), recorded.values.values()
+                keys.append(key[:, :, 0].transpose(0, 1))
+                values.append(value[:, :, 0].transpose(0, 1))
         return LayerTokens({site: SiteTokens(tuple(keys), tuple(values))})
 
     def _recorded(self, stack: Stack, site: str) -> list[_Call]:
@@ -72,7 +73,7 @@ def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append((tuple(_cut(value) for value in args), {name: _cut(value) for name, value in kwargs.items()}))
 
-    handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in stack.attentions[site]]
+    handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in set(stack.attentions[site])]
     ids = torch.arange(LENGTH, device=weight.device)[None] % weight.shape[0]
     try:
         stack.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **{KEYWORD: Capture()})
