@@ -111,6 +111,11 @@ class Stack:
     """Why keys and values cannot be placed here; `None` if they can."""
 
     @property
+    def shares_attention(self) -> bool:
+        """Whether layers share an attention module, as ALBERT's do."""
+        return any(len(set(modules)) < len(modules) for modules in self.attentions.values())
+
+    @property
     def position_start(self) -> int:
         """Position id of the first token; RoBERTa's begin behind its padding index."""
         padding = getattr(self.position_table, "padding_idx", None)
@@ -236,8 +241,6 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
     found = attentions.get(name, [])
     if error is not None:
         problem = error
-    elif len({id(attention) for attention in found}) < len(found):
-        problem = "its layers share one attention module"
     elif not found:
         problem = "its attention is not reached through transformers' attention interface"
     elif encoder is None and name == "decoder" and layers is not None and len(found) != layers:

@@ -64,6 +64,8 @@ class CallState:
     """The call this state belongs to, for the hook after the forward."""
     masks: list[tuple[tuple[Any, ...], Tensor | None, Tensor | None]] = dataclasses.field(default_factory=list)
     """What a mask depends on, the text's mask, and the extended one: layers that agree in them share it."""
+    visits: dict[int, int] = dataclasses.field(default_factory=dict)
+    """How often this call has come to each module that several layers share."""
 
 
 @dataclasses.dataclass
@@ -75,6 +77,7 @@ class Capture:
     """Whether keys and values are all that is wanted, and the attention's result is not."""
     keys: dict[Site, Tensor] = dataclasses.field(default_factory=dict)
     values: dict[Site, Tensor] = dataclasses.field(default_factory=dict)
+    visits: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
 def prompted_implementation(base: str) -> str:
@@ -114,7 +117,7 @@ def _prompt_attention(
     """Attend to the layer's prompt and to the text; without a prompt this is the base function."""
     forward = _base_function(base, module)
     state = kwargs.pop(KEYWORD, None)
-    site: Site | None = getattr(module, SITE_ATTRIBUTE, None)
+    site = _site(module, state)
     if isinstance(state, Capture) and site is not None:
         state.keys[site], state.values[site] = key, value
         if state.is_alone:
@@ -132,6 +135,16 @@ def _prompt_attention(
         added = add_gated(part, site.layer, forward, module, query, state.rows, kwargs)
         output = output if added is None else output + added
     return output, weights
+
+
+def _site(module: nn.Module, state: CallState | Capture | None) -> Site | None:
+    """Say which layer calls; a module that layers share is called by them in turn."""
+    marked: Site | list[Site] | None = getattr(module, SITE_ATTRIBUTE, None)
+    if state is None or not isinstance(marked, list):
+        return None if isinstance(marked, list) else marked
+    visit = state.visits.get(id(module), 0)
+    state.visits[id(module)] = visit + 1
+    return marked[visit]
 
 
 def _with_prompt(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone import Stack
+from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.attention import CallState, SiteState
 from softprompt_zoo.sites.gates import Gated
 
@@ -41,11 +42,19 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
 
     Returns:
         The arguments, with input embeddings in place of ids where the anchor is needed.
+
+    Raises:
+        UnsupportedError: If layers share an attention module.
     """
     if not (torch.is_grad_enabled() and module.training):
         return kwargs
     if not any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
         return kwargs
+    if stack.shares_attention:
+        raise UnsupportedError(
+            f"{type(module).__name__}'s layers share one attention module, which cannot tell them apart when "
+            "checkpointing computes them again; call model.gradient_checkpointing_disable()"
+        )
     gated = [part for parts in state.gated.values() for part in parts]
     originals = [tensor for site in state.sites.values() for tensor in (*site.keys, *site.values)]
     originals += [t for part in gated for t in (*part.keys, *part.values, *part.gates) if t is not None]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone import KEYWORD, PROBE, Site, Stack, trial
+from softprompt_zoo.backbone import KEYWORD, PROBE, Stack, trial
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.attention import Capture
 from softprompt_zoo.sites.words import is_ready, ready
@@ -57,10 +57,11 @@ class Projector:
                     keys.append(None)
                     values.append(None)
                     continue
-                recorded, place = Capture(is_alone=True), Site(site, layer)
+                recorded = Capture(is_alone=True)
                 _call(stack.attentions[site][layer], calls[layer], hidden, recorded)
-                keys.append(recorded.keys[place][:, :, 0].transpose(0, 1))
-                values.append(recorded.values[place][:, :, 0].transpose(0, 1))
+                [key], [value] = recorded.keys.values(), recorded.values.values()
+                keys.append(key[:, :, 0].transpose(0, 1))
+                values.append(value[:, :, 0].transpose(0, 1))
         return LayerTokens({site: SiteTokens(tuple(keys), tuple(values))})
 
     def _recorded(self, stack: Stack, site: str) -> list[_Call]:
@@ -86,7 +87,7 @@ def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
         named = {name: None if name in MASKS else _cut(value) for name, value in kwargs.items() if name != KEYWORD}
         calls.append((tuple(_cut(value) for value in args), named))
 
-    handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in stack.attentions[site]]
+    handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in set(stack.attentions[site])]
     ids = torch.arange(LENGTH, device=weight.device)[None] % weight.shape[0]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, KEYWORD: Capture()}
     try:

@@ -150,8 +150,13 @@ def cut_output(module: Any, output: Any, layout: Layout) -> Any:
         if cut.get(name) is not None:
             cut[name] = _text_only(cut[name], layout, dims)
     if cut.get("pooler_output") is not None:
-        cut["pooler_output"] = module.pooler(cut["last_hidden_state"])
+        cut["pooler_output"] = _pool(module, cut["last_hidden_state"])
     return type(output)(**cut)
+
+
+def _pool(module: Any, states: Tensor) -> Any:
+    activation = getattr(module, "pooler_activation", None)  # ALBERT's pooler is the linear layer alone
+    return module.pooler(states) if activation is None else activation(module.pooler(states[:, 0]))
 
 
 def _text_only(states: Any, layout: Layout, dims: tuple[int, ...]) -> Any:

@@ -60,10 +60,11 @@ def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
 
 
 def mark_sites(stack: Stack) -> None:
-    """Tell each attention module which site it is."""
+    """Tell each attention module which site it is, or which ones if layers share it."""
     for name, modules in stack.attentions.items():
-        for layer, module in enumerate(modules):
-            setattr(module, SITE_ATTRIBUTE, Site(name, layer))
+        for module in dict.fromkeys(modules):
+            sites = [Site(name, layer) for layer, other in enumerate(modules) if other is module]
+            setattr(module, SITE_ATTRIBUTE, sites[0] if len(sites) == 1 else sites)
 
 
 def unmark_sites(stack: Stack) -> None:

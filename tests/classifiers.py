@@ -1,0 +1,97 @@
+"""Tiny models with task heads, built from configs."""
+
+import torch
+from transformers import (
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BartConfig,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    GPT2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    RobertaConfig,
+    T5Config,
+)
+
+IDS = {"vocab_size": 101, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_labels": 3}
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+BERT = {**IDS, **SIZES, "max_position_embeddings": 64}
+SEQ2SEQ = {**IDS, "decoder_start_token_id": 0, "d_model": 32}
+SIDES = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in (
+    ("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))}  # fmt: skip
+CONFIGS = {
+    "bert": lambda: BertConfig(**BERT),
+    "roberta": lambda: RobertaConfig(**{**BERT, "pad_token_id": 1, "bos_token_id": 0}),
+    "electra": lambda: ElectraConfig(embedding_size=32, **BERT),
+    "distilbert": lambda: DistilBertConfig(
+        dim=32, hidden_dim=48, n_layers=2, n_heads=4, max_position_embeddings=64, **IDS
+    ),
+    "modernbert": lambda: ModernBertConfig(cls_token_id=1, sep_token_id=2, **BERT),
+    "llama": lambda: LlamaConfig(num_key_value_heads=2, **BERT),
+    "gpt2": lambda: GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **IDS),
+    "t5": lambda: T5Config(d_kv=8, d_ff=48, num_layers=2, num_heads=4, **SEQ2SEQ),
+    "bart": lambda: BartConfig(max_position_embeddings=64, forced_eos_token_id=None, **SIDES, **SEQ2SEQ),
+}
+TASKS = {
+    "sequence": AutoModelForSequenceClassification,
+    "token": AutoModelForTokenClassification,
+    "question": AutoModelForQuestionAnswering,
+    "choice": AutoModelForMultipleChoice,
+}
+ENCODERS = ["bert", "roberta", "electra", "distilbert", "modernbert"]
+CASES = (
+    [("sequence", name) for name in CONFIGS]
+    + [("token", name) for name in [*ENCODERS, "llama", "gpt2", "t5"]]
+    + [("question", name) for name in [*ENCODERS, "llama", "gpt2", "bart", "t5"]]
+    + [("choice", name) for name in ENCODERS]
+)
+"""Task and architecture, where transformers has the class."""
+
+
+def classifier(task, architecture, seed=0, implementation="sdpa"):
+    """A tiny model in eval mode, with weights large enough that every change of the input shows."""
+    config = CONFIGS[architecture]()
+    if task == "question":
+        config.num_labels = 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TASKS[task].from_config(config, attn_implementation=implementation)
+        for parameter in model.parameters():
+            parameter.data.normal_(std=0.3)
+    return model.eval()
+
+
+def texts(task, rows=3, length=7, seed=0):
+    """Token ids `(rows, length)`, of a multiple choice `(rows, 2, length)`; they end in the end-of-text token."""
+    shape = (rows, 2, length) if task == "choice" else (rows, length)
+    ids = torch.randint(3, 101, shape, generator=torch.Generator().manual_seed(seed))
+    ids[..., -1] = 2
+    return ids
+
+
+def labels(task, rows=3, length=7):
+    """Labels for `texts`, as keyword arguments."""
+    if task == "question":
+        return {"start_positions": torch.arange(rows) % 3, "end_positions": torch.arange(rows) % 3 + 2}
+    if task == "token":
+        return {"labels": torch.arange(rows * length).view(rows, length) % 3}
+    return {"labels": torch.arange(rows) % 2}
+
+
+def logits(model, ids, **more):
+    """The logits of a forward without gradients; of a question the two kinds side by side."""
+    with torch.no_grad():
+        output = model(input_ids=ids, **more)
+    return torch.stack([output.start_logits, output.end_logits], -1) if "start_logits" in output else output.logits
+
+
+def disturb(model, name="default", seed=1, scale=0.1):
+    """Move a prompt off its start, the head along."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.prompts[name].parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
