@@ -3,6 +3,7 @@
 BUILTINS = (
     "prefix_tuning",
     "prompt_tuning",
+    "p_tuning",
 )
 
 DEFAULT = BUILTINS[0]
