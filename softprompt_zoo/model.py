@@ -22,6 +22,7 @@ from softprompt_zoo.sites.arrange import Call, select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.projections import Projector
+from softprompt_zoo.sites.slots import check_slots
 from softprompt_zoo.sites.stack import bind, cut_output, returns_dict, unbind
 from softprompt_zoo.sites.words import embed, keys_values, mark_sites, unmark_sites
 
@@ -48,19 +49,18 @@ class PromptedModel:
         soft_slots: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
+        names = ("inputs", "input_ids", "inputs_embeds")
+        inputs = args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
         combinations = None
         if prompts is not None:
             selection = select(prompts, self.prompts.keys(), ())
             rows = [0] if selection.rows is None else selection.rows.tolist()
             combinations = [selection.combinations[row] for row in rows]
-            inputs = (
-                args[0]
-                if args
-                else next((kwargs[n] for n in ("inputs", "input_ids", "inputs_embeds") if n in kwargs), None)
-            )
             if isinstance(inputs, Tensor):
                 combinations = combinations * inputs.shape[0] if selection.rows is None else combinations
                 _check_rows(len(combinations), inputs.shape[0])
+        if soft_slots is not None and isinstance(inputs, Tensor):
+            check_slots(soft_slots, *inputs.shape[:2])
         generation = Generation(self.prompts, combinations, task_ids, soft_slots)
         token = _GENERATION.set(generation)
         try:

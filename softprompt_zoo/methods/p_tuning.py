@@ -17,6 +17,7 @@ not have, is our `"mlp"`; we write PROMPT_TUNING, which holds the same.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -162,7 +163,7 @@ class _LSTM(nn.Module):
 def _layers(widths: list[int], options: dict[str, Any]) -> nn.Sequential:
     """Linear layers of these widths with a ReLU between any two."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after, **options), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

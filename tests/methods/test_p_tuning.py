@@ -83,7 +83,7 @@ def test_gradients_are_those_of_pefts_encoder(kind):
 
 
 def test_the_default_has_the_sizes_of_the_reference():
-    """LAMA/p_tuning/prompt_encoder.py: nn.LSTM(d, d // 2, 2 layers, bidirectional), Linear(d, d), ReLU, Linear(d, d)."""
+    """LAMA/p_tuning/prompt_encoder.py: a bidirectional LSTM of width d // 2, and a head d, ReLU, d."""
     reference = nn.ModuleList(
         [
             nn.Embedding(5, HIDDEN),
