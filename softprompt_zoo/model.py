@@ -276,6 +276,13 @@ def _prompted_class(base: Any) -> Any:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
+    if hasattr(base, "prepare_inputs_for_generation"):  # generate reads from its signature what the model takes
+
+        @functools.wraps(base.prepare_inputs_for_generation)
+        def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return PromptedModel.prepare_inputs_for_generation(self, *args, **kwargs)
+
+        members["prepare_inputs_for_generation"] = prepare
     return type(base.__name__, (PromptedModel, base), members)
 
 
