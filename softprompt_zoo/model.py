@@ -22,6 +22,7 @@ from softprompt_zoo.sites.arrange import Call, select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.projections import Projector
+from softprompt_zoo.sites.slots import check_slots
 from softprompt_zoo.sites.stack import bind, cut_output, returns_dict, unbind
 from softprompt_zoo.sites.task_heads import find_head, with_heads
 from softprompt_zoo.sites.tasks import check_task_ids, check_task_rows
@@ -50,6 +51,8 @@ class PromptedModel:
         soft_slots: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
+        names = ("inputs", "input_ids", "inputs_embeds")
+        inputs = args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
         combinations = None
         names = ("inputs", "input_ids", "inputs_embeds")
         inputs = args[0] if args else next((kwargs[name] for name in names if name in kwargs), None)
@@ -63,6 +66,8 @@ class PromptedModel:
             if isinstance(inputs, Tensor):
                 combinations = combinations * inputs.shape[0] if selection.rows is None else combinations
                 _check_rows(len(combinations), inputs.shape[0])
+        if soft_slots is not None and isinstance(inputs, Tensor):
+            check_slots(soft_slots, *inputs.shape[:2])
         generation = Generation(self.prompts, combinations, task_ids, soft_slots)
         token = _GENERATION.set(generation)
         try:
@@ -281,6 +286,13 @@ def _prompted_class(base: Any) -> Any:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
+    if hasattr(base, "prepare_inputs_for_generation"):  # generate reads from its signature what the model takes
+
+        @functools.wraps(base.prepare_inputs_for_generation)
+        def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return PromptedModel.prepare_inputs_for_generation(self, *args, **kwargs)
+
+        members["prepare_inputs_for_generation"] = prepare
     return type(base.__name__, (PromptedModel, base), members)
 
 

@@ -257,8 +257,10 @@ class Prompts(nn.Module):
         selection, placements = split_tasks(selection, placements, task_ids, self._pick_task)
         heads = self._heads(selection.combinations)
         slots = None
-        if soft_slots is not None and placements:
-            selection, slots = take_slots(selection, placements, soft_slots)
+        if soft_slots is not None and not self._is_disabled:
+            in_generate = generation is not None and generation.host is self
+            is_checked = in_generate and is_decoding
+            selection, slots = take_slots(selection, placements, soft_slots, in_generate, is_checked)
         if selection.rows is not None:
             selection.rows = selection.rows.to(self._device())
         return Call(selection, placements, self.training, slots=slots, heads=heads)
@@ -278,7 +280,7 @@ class Prompts(nn.Module):
         Returns:
             Keys and values per combination.
         """
-        placements = [*call.placements.values()]
+        placements = [call.placements[name] for name in call.selection.names]
         has_pass = any(isinstance(placement.tokens, InputTokens) for placement in placements)
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or call.is_training or not has_pass:
             return causal_prefix(stack, call)

@@ -5,6 +5,7 @@ BUILTINS = (
     "prompt_tuning",
     "multitask_prompt_tuning",
     "p_tuning_v2",
+    "p_tuning",
 )
 
 DEFAULT = BUILTINS[0]

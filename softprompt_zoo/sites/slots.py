@@ -2,12 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from softprompt_zoo.backbone import Stack
 from softprompt_zoo.sites.arrange import Selection
+from softprompt_zoo.sites.positions import text_positions
 from softprompt_zoo.tokens import InputTokens, Placement
+
+EXPECTED = "expected integers of shape (rows, length) as zoo.encode makes them: a virtual token's index, -1 for text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +23,8 @@ class Slots:
     """`(rows, length)`: which virtual token of the row's prompts stands there, -1 for text."""
     tables: tuple[Tensor | None, ...]
     """Per combination its virtual tokens at the input embeddings `(tokens, hidden)`, one prompt behind the other."""
+    in_generate: bool
+    """Whether `generate` runs the forward: its text grows behind the slots, and beams repeat the rows."""
 
     def fill(self, embeddings: Tensor, rows: Tensor | None, past: int | Tensor) -> Tensor:
         """Put the virtual tokens into their places.
@@ -29,66 +36,128 @@ class Slots:
 
         Returns:
             Embeddings of the same shape; gradients flow to both.
+
+        Raises:
+            ValueError: If the index is not of the text's shape.
         """
         count, length = embeddings.shape[:2]
-        index = self.index.to(embeddings.device)
+        if not torch.compiler.is_compiling() and not self.in_generate and isinstance(past, int):
+            check_slots(self.index, count, past + length, past)
+        index = self.index.to(device=embeddings.device, dtype=torch.long)
         if count != index.shape[0]:  # beams, or several return sequences
             index = index.repeat_interleave(count // index.shape[0], dim=0)
         columns = torch.arange(length, device=embeddings.device) + past
         here = index[:, columns.clamp(max=index.shape[1] - 1)]
         here = torch.where(columns < index.shape[1], here, -1)
-        longest = max(0 if table is None else table.shape[0] for table in self.tables)
-        if not longest:
-            return embeddings
-        empty = embeddings.new_zeros(longest, embeddings.shape[2])
-        parts = [empty[:0] if table is None else table.to(empty) for table in self.tables]
-        stacked = torch.cat([torch.cat([part, empty[len(part) :]]) for part in parts])
-        offset = 0 if rows is None else (rows.to(index.device) * longest)[:, None]
-        chosen = stacked[here.clamp(min=0) + offset]
+        full = [table for table in self.tables if table is not None]
+        empty = embeddings.new_zeros(max([len(table) for table in full]), embeddings.shape[2])
+        parts = []
+        for table in self.tables:
+            part = empty[:0] if table is None else table.to(empty)
+            parts.append(torch.cat([part, empty[part.shape[0] :]]))
+        offset = 0 if rows is None else (rows.to(index.device) * empty.shape[0])[:, None]
+        chosen = torch.cat(parts)[here.clamp(min=0) + offset]
         return torch.where((here >= 0)[..., None], chosen, embeddings)
 
 
-def take_slots(selection: Selection, placements: Mapping[str, Placement], index: Tensor) -> tuple[Selection, Slots]:
+def keep_positions(stack: Stack, kwargs: dict[str, Any], length: int) -> dict[str, Any]:
+    """Say where the text stands to an encoder that reads it off its ids, which slots take away.
+
+    Args:
+        stack: The stack.
+        kwargs: Its arguments. Not changed.
+        length: Text tokens.
+
+    Returns:
+        The arguments, with `position_ids` where the stack's positions begin behind a padding index.
+    """
+    mask = kwargs.get("attention_mask")
+    if not stack.position_start or kwargs.get("position_ids") is not None or not stack.takes_position_ids:
+        return kwargs
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return kwargs
+    positions = text_positions(kwargs, length, 0, mask.device) + stack.position_start
+    return {**kwargs, "position_ids": positions.masked_fill(mask == 0, stack.position_start - 1)}
+
+
+def take_slots(
+    selection: Selection, placements: Mapping[str, Placement], index: Any, in_generate: bool, is_checked: bool
+) -> tuple[Selection, Slots | None]:
     """Take the input-level prompts out of the combinations, for they stand in the text and not in front of it.
 
     Args:
         selection: Which rows see which combination.
         placements: What is placed, by prompt.
         index: `(rows, length)` integers, as `zoo.encode` makes them.
+        in_generate: Whether `generate` runs the forward.
+        is_checked: Whether the values were looked at in an earlier step.
 
     Returns:
-        The selection without them, and the slots.
+        The selection without them, and the slots; `None` if no row has virtual tokens for them.
 
     Raises:
-        ValueError: If the index has another shape, or names a virtual token that the row's prompts do not have.
+        TypeError: If the index is no tensor.
+        ValueError: If it is of another kind, or names a virtual token that the row's prompts do not have.
     """
-    if index.ndim != 2 or index.is_floating_point() or index.dtype == torch.bool:
-        raise ValueError(
-            f"soft_slots has shape {tuple(index.shape)} and dtype {index.dtype}; expected integers of shape "
-            "(rows, length): a virtual token's index, -1 for text"
-        )
+    _check_kind(index)
     tables: list[Tensor | None] = []
     rest = []
     for combination in selection.combinations:
         tokens = [placements[name].tokens for name in combination]
         parts = [part.embeddings for part in tokens if isinstance(part, InputTokens)]
         tables.append(torch.cat(parts) if parts else None)
-        rest.append(tuple(n for n in combination if not isinstance(placements[n].tokens, InputTokens)))
-    if not torch.compiler.is_compiling():
+        rest.append(tuple([n for n in combination if not isinstance(placements[n].tokens, InputTokens)]))
+    if not torch.compiler.is_compiling() and not is_checked:
         _check_range(selection, tables, index)
-    return Selection(tuple(rest), selection.rows), Slots(index, tuple(tables))
+    if not any([table is not None for table in tables]):
+        return selection, None
+    return Selection(tuple(rest), selection.rows), Slots(index, tuple(tables), in_generate)
+
+
+def check_slots(index: Any, rows: int, length: int, past: int = 0) -> None:
+    """Check slots against the text they stand in.
+
+    Args:
+        index: As `forward` and `generate` take it.
+        rows: Rows of the text.
+        length: Tokens of a row, those in the cache counted.
+        past: Those in the cache.
+
+    Raises:
+        TypeError: If the index is no tensor.
+        ValueError: If it is not of the text's shape.
+    """
+    _check_kind(index)
+    if index.shape != (rows, length):
+        cached = f", {past} of them in the cache" if past else ""
+        raise ValueError(
+            f"soft_slots has shape {tuple(index.shape)} for {rows} rows of {length} tokens{cached}; give one entry "
+            "for each token of the text from the first on, like attention_mask; -1 for text"
+        )
+
+
+def _check_kind(index: Any) -> None:
+    if not isinstance(index, Tensor):
+        raise TypeError(f"soft_slots is {type(index).__name__}; {EXPECTED}")
+    if index.ndim != 2 or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"soft_slots has shape {tuple(index.shape)} and dtype {index.dtype}; {EXPECTED}")
 
 
 def _check_range(selection: Selection, tables: list[Tensor | None], index: Tensor) -> None:
+    if not index.numel():
+        return
     counts = torch.tensor([0 if table is None else table.shape[0] for table in tables])
     rows = torch.zeros(index.shape[0], dtype=torch.long) if selection.rows is None else selection.rows.cpu()
     if rows.shape[0] != index.shape[0]:
         raise ValueError(f"soft_slots has {index.shape[0]} rows, prompts has {rows.shape[0]}; give one for each row")
-    largest = index.max(dim=1).values.cpu()
+    smallest, largest = (bounds.cpu() for bounds in index.aminmax(dim=1))
+    if int(smallest.min()) < -1:
+        row = int(smallest.argmin())
+        raise ValueError(f"row {row} of soft_slots has {int(smallest[row])}; expected a virtual token's index, or -1")
     wrong = (largest >= counts[rows]).nonzero()
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
             f"row {row} of soft_slots uses virtual token {int(largest[row])}, but its prompts have "
-            f"{int(counts[rows[row]])} at the input embeddings; use fewer slots or more virtual tokens"
+            f"{int(counts[rows[row]])} at the input embeddings, counted from 0; use fewer slots, or more virtual tokens"
         )

@@ -24,6 +24,7 @@ from softprompt_zoo.sites.positions import (
     text_positions,
 )
 from softprompt_zoo.sites.shared_pass import Prefix
+from softprompt_zoo.sites.slots import keep_positions
 
 BINDING_ATTRIBUTE = "_softprompt_binding"
 
@@ -96,6 +97,7 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     call = call.for_batch(text.shape[0], may_repeat=is_built)
     if call.slots is not None and (binding.family == "causal" or binding.stack.name == "encoder"):
         text = call.slots.fill(_embeddings(binding.stack, kwargs, text), call.selection.rows, past)
+        kwargs = keep_positions(binding.stack, kwargs, text.shape[1]) if binding.family == "encoder" else kwargs
         kwargs = {**kwargs, "input_ids": None, "inputs_embeds": text}
     prepare = {"encoder": _prepare_encoder, "decoder": _prepare_decoder}[binding.stack.name]
     if binding.family == "causal":

@@ -1,0 +1,186 @@
+"""P-tuning: trains virtual tokens that a small recurrent net makes, in front of the text or inside it.
+
+    virtual_tokens = W2 relu(W1 biLSTM(embeddings) + b1) + b2                   (tokens, hidden)
+    virtual_tokens = W3 relu(W2 relu(W1 embeddings + b1) + b2) + b3             reparameterization="mlp"
+    virtual_tokens = embeddings                                                 reparameterization=None
+
+Enters at: input embeddings; in front of the text, or in the slots of a template (`zoo.encode`).
+Trained: tokens * hidden, and the weights of the net.
+Merges to: what the net makes.
+
+Source: Liu, Zheng, Du, Ding, Qian, Yang and Tang, "GPT Understands, Too", 2021 (arXiv 2103.10385),
+section 3; reference code THUDM/P-tuning, `LAMA/p_tuning/prompt_encoder.py`.
+Differs from the source: the net's last layer is fitted by least squares, so that training starts from the embeddings
+of real words; the reference's start is `init="random"`. One virtual token works. The model stays frozen.
+PEFT: P_TUNING, whose files hold what the net makes: they load as merged prompts. Its `"MLP"`, which the paper does
+not have, is our `"mlp"`; we write PROMPT_TUNING, which holds the same.
+"""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.config import MethodConfig, Recipe, check_choice, check_positive_integer, check_probability
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.hookspecs import hookimpl
+from softprompt_zoo.initialization import check_init, sampled_ids, text_ids
+from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
+
+ALIASES = ("ptuning",)
+PEFT_TYPES = ("P_TUNING",)
+RECIPE = Recipe(
+    learning_rate=1e-4,
+    steps=250,
+    source="the reference's prompt encoder in few-shot training (THUDM/P-tuning, PT-Fewshot/cli.py, BoolQ's length); "
+    "not yet compared with other rates by us",
+)
+INITS = ("sampled", "text", "random")
+LSTM_LAYERS = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(MethodConfig):
+    """Options of P-tuning."""
+
+    init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
+    """What the net makes at first: embeddings of `"sampled"` frequent words or of a `"text"`; `"random"`
+    leaves all weights at torch's defaults, as the reference does; or another prompt: its saved folder, or
+    `model.prompts[name]`."""
+    init_text: str | None = None
+    """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prompt."""
+    tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
+    """The model's tokenizer, for `init="text"`."""
+    reparameterization: str | None = "lstm"
+    """The net: `"lstm"` of the paper, PEFT's `"mlp"` of three layers, or `None` for bare embeddings."""
+    reparameterization_size: int | None = None
+    """Width of the net, in features: of each direction of the LSTM, by default half the embedding's width, as
+    in the reference; of the MLP's hidden layers, by default the embedding's width, as in PEFT."""
+    dropout: float = 0.0
+    """Probability that a feature between the LSTM's two layers is zeroed while training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_init(self.init, INITS, self.init_text, None, self.tokenizer)
+        check_choice("reparameterization", self.reparameterization, (None, "lstm", "mlp"))
+        if self.reparameterization_size is not None:
+            check_positive_integer("reparameterization_size", self.reparameterization_size)
+        check_probability("dropout", self.dropout)
+        if self.dropout and self.reparameterization != "lstm":
+            raise ValueError(
+                f"dropout is {self.dropout}, which acts between the layers of the LSTM, but reparameterization is "
+                f"{self.reparameterization!r}; set dropout=0.0 or reparameterization='lstm'"
+            )
+
+
+class Parameters(nn.Module):
+    """The trained embeddings and the net behind them."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__()
+        hidden = backbone.hidden_size
+        dtype = torch.promote_types(backbone.dtype, torch.float32)
+        options: dict[str, Any] = {"dtype": dtype, "device": backbone.device}
+        self.embeddings = nn.Parameter(torch.empty(config.num_virtual_tokens, hidden, **options))
+        self.lstm: nn.Module | None = None
+        self.head: nn.Sequential | None = None
+        if config.reparameterization == "lstm":
+            size = config.reparameterization_size or max(1, hidden // 2)
+            self.lstm = _LSTM(hidden, size, config.dropout, options)
+            self.head = _layers([2 * size, 2 * size, hidden], options)
+        elif config.reparameterization == "mlp":
+            size = config.reparameterization_size or hidden
+            self.head = _layers([hidden, size, size, hidden], options)
+
+    @torch.no_grad()
+    def initialize(self, config: Config, backbone: Backbone) -> None:
+        """Let the net make embeddings of real words at first."""
+        count = config.num_virtual_tokens
+        if config.init == "random":
+            self.embeddings.normal_()
+        elif config.init == "text":
+            self._fit(backbone.embed(text_ids(backbone, config.tokenizer, str(config.init_text), count)))
+        else:
+            self._fit(backbone.embed(sampled_ids(backbone, count)))
+
+    @torch.no_grad()
+    def start_from(self, tokens: VirtualTokens) -> None:
+        """Start from the plain tokens of another prompt."""
+        if not isinstance(tokens, InputTokens) or tokens.embeddings.shape != self.embeddings.shape:
+            raise UnsupportedError(
+                "p_tuning cannot start from keys and values, or from tokens of several tasks; give a prompt at the "
+                "input embeddings"
+            )
+        self._fit(tokens.embeddings)
+
+    def forward(self) -> Tensor:
+        """Return the virtual tokens, `(tokens, hidden)`."""
+        if self.head is None:
+            return self.embeddings
+        result: Tensor = self.head(self._features())
+        return result
+
+    def _features(self) -> Tensor:
+        return self.embeddings if self.lstm is None else self.lstm(self.embeddings)
+
+    def _fit(self, target: Tensor) -> None:
+        """Make the net give `target`, `(tokens, hidden)`, or what its last layer can nearest to it."""
+        if self.head is None:
+            self.embeddings.copy_(target)
+            return
+        self.embeddings.normal_()
+        activations = functional.pad(self.head[:-1](self._features()), (0, 1), value=1.0)
+        weight = (torch.linalg.pinv(activations) @ target.to(activations)).T
+        last: Any = self.head[-1]
+        last.weight.copy_(weight[:, :-1])
+        last.bias.copy_(weight[:, -1])
+
+
+class _LSTM(nn.Module):
+    """A bidirectional LSTM over one sequence; torch's module cannot be compiled, its function can."""
+
+    def __init__(self, features: int, size: int, dropout: float, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.size = size
+        self.dropout = dropout
+        module = nn.LSTM(features, size, LSTM_LAYERS, bidirectional=True, **options)
+        for name, parameter in module.named_parameters():  # torch's names, order and start values
+            self.register_parameter(name, nn.Parameter(parameter.detach()))
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """Map `(tokens, features)` to `(tokens, 2 * size)`."""
+        zeros = sequence.new_zeros(2 * LSTM_LAYERS, 1, self.size)
+        weights: list[Tensor] = list(self.parameters())
+        options = (True, LSTM_LAYERS, self.dropout, self.training, True, False)
+        output: Tensor = torch.lstm(sequence[:, None], (zeros, zeros), weights, *options)[0]
+        return output[:, 0]
+
+
+def _layers(widths: list[int], options: dict[str, Any]) -> nn.Sequential:
+    """Linear layers of these widths with a ReLU between any two."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after, **options), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+@hookimpl
+def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
+    """Run the net over the embeddings."""
+    return InputTokens(parameters())
+
+
+@hookimpl
+def inject(tokens: VirtualTokens) -> Placement:
+    """Place them in front of the text; where a call has slots, the host puts them there."""
+    return Placement(tokens)
+
+
+@hookimpl
+def merge(parameters: Parameters) -> VirtualTokens:
+    """Return what the net makes, without the net."""
+    return InputTokens(parameters())
