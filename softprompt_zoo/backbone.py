@@ -78,6 +78,8 @@ class Backbone:
     each layer's own frozen projections make of them at the first position; gradients flow to the states."""
     module_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     """Site name to the qualified names of its attention modules in the user's model, in layer order."""
+    has_lm_head: bool = True
+    """Whether the model has a head over the vocabulary."""
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""

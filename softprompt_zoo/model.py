@@ -165,6 +165,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         keys_values=functools.partial(keys_values, stacks),
         project=Projector(stacks),
         module_names={site: tuple(names[id(m)] for m in modules) for site, modules in sites.items()},
+        has_lm_head=model.get_output_embeddings() is not None,
     )
     return backbone, stacks
 

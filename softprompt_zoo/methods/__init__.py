@@ -3,6 +3,7 @@
 BUILTINS = (
     "prefix_tuning",
     "prompt_tuning",
+    "cpt",
 )
 
 DEFAULT = BUILTINS[0]
