@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.config import MethodConfig, Recipe
+from softprompt_zoo.config import MethodConfig, Recipe, check_not_negative
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt
 from softprompt_zoo.hookspecs import hookimpl
@@ -79,7 +79,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         for name in ("radius", "format_radius", "decay"):
-            _check_not_negative(name, getattr(self, name))
+            check_not_negative(name, getattr(self, name))
         if self.template is not None:
             _split(self.template)
         self._set("examples", _pairs(self.examples))
@@ -97,7 +97,7 @@ class Config(MethodConfig):
         ids, types = _integers("token_ids", self.token_ids), _integers("token_types", self.token_types)
         if len(ids) != len(types) or not ids:
             raise ValueError(
-                f"there are {len(ids)} token_ids and {len(types)} token_types; expected one type per token"
+                f"there are {len(ids)} token_ids, {len(types)} token_types; expected a type for each token"
             )
         if self.num_virtual_tokens not in (0, len(ids)):
             raise ValueError(
@@ -139,7 +139,10 @@ class Parameters(nn.Module):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
-        _check_fit(config, backbone)
+        _check_backbone(backbone)
+        problem = _problem(config, backbone)
+        if problem is not None:
+            raise ValueError(problem)
         dtype = torch.promote_types(backbone.dtype, torch.float32)
         empty = torch.empty(config.num_virtual_tokens, backbone.hidden_size, dtype=dtype, device=backbone.device)
         self.offsets = nn.Parameter(empty)
@@ -247,21 +250,18 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
         config = Config.from_options(options)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"PEFT's CPT adapter does not hold together: {error}") from error
-    count = config.num_virtual_tokens
-    if tensor is None or tensor.ndim != 2 or len(tensor) != count:
-        shape = None if tensor is None else tuple(tensor.shape)
-        raise CheckpointError(f"PEFT's CPT adapter has prompt_embeddings of shape {shape} for {count} token ids")
-    if tensor.shape[1] != backbone.hidden_size:
+    found, expected = getattr(tensor, "shape", None), (config.num_virtual_tokens, backbone.hidden_size)
+    if tensor is None or tuple(tensor.shape) != expected:
         raise BackboneMismatchError(
-            f"PEFT's CPT adapter is {tensor.shape[1]} wide, this model {backbone.hidden_size}; load it onto the model "
-            "it was made for"
+            f"PEFT's CPT adapter has prompt_embeddings of shape {found}, expected {expected} for its token ids on this "
+            "model; load it onto the model it was made for"
         )
     _check_backbone(backbone)
-    if _training_problem(config, backbone) is None:
+    if _problem(config, backbone) is None and backbone.device.type != "meta":
         context = backbone.embed(torch.tensor(config.token_ids, device=backbone.device)).float()
         offsets = tensor.to(context) - context
         # What rounding the sum to float32 may have added.
-        slack = 1e-6 * context.norm(dim=1) + 1e-3 * _radii(config, offsets)
+        slack = 1e-6 * context.norm(dim=1) + 1e-5 * _radii(config, offsets)
         if bool((offsets.norm(dim=1) <= _radii(config, offsets) + slack).all()):
             return PeftPrompt(options, state={"offsets": offsets, "context": context})
     return PeftPrompt(options, tokens=InputTokens(tensor.float()))
@@ -272,15 +272,14 @@ def _project(config: Config, offsets: Tensor) -> Tensor:
     with torch.no_grad():
         radii = _radii(config, offsets)
         norms = offsets.norm(dim=1).maximum(radii)
-        factors = radii / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+        factors: Tensor = radii / norms.clamp(min=torch.finfo(norms.dtype).tiny)
     return offsets * factors[:, None]
 
 
 def _radii(config: Config, offsets: Tensor) -> Tensor:
-    scale = math.sqrt(offsets.shape[1] / 2048)
-    by_kind = offsets.new_tensor([0.0, config.format_radius, config.radius, config.format_radius]) * scale
-    kinds: Tensor = torch.tensor(config.token_types, device=offsets.device) % 4
-    return by_kind[kinds]
+    by_kind = offsets.new_tensor([0.0, config.format_radius, config.radius, config.format_radius])
+    kinds = torch.tensor(config.token_types, device=offsets.device).remainder(4)
+    return by_kind[kinds] * math.sqrt(offsets.shape[1] / 2048)
 
 
 def _targets(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -290,13 +289,6 @@ def _targets(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
     examples, index = types[places].unique(return_inverse=True)
     weights: Tensor = config.decay ** (len(examples) - index).float()
     return places, weights
-
-
-def _check_not_negative(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a number of at least 0")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value}; expected a number of at least 0")
 
 
 def _integers(name: str, values: Any) -> tuple[int, ...]:
@@ -365,14 +357,12 @@ def _pieces(
     if target is not None:
         pieces.append((texts[2], SEPARATOR))
     tokenised = [(tokenizer(piece, add_special_tokens=False)["input_ids"], kind) for piece, kind in pieces if piece]
-    if target is not None and not any(ids for ids, kind in tokenised if kind == TARGET):
+    if target is not None and (not target.strip() or not any(ids for ids, kind in tokenised if kind == TARGET)):
         raise ValueError(f"the target of {where} is {target!r}, which has no tokens; give a target to learn")
     return tokenised
 
 
-def _tokenise(
-    tokenizer: Any, template: str | None, examples: Sequence[tuple[str, str]]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _tokenise(tokenizer: Any, template: str | None, examples: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the token ids of all examples and their types."""
     if not callable(tokenizer):
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
@@ -389,28 +379,19 @@ def _check_backbone(backbone: Backbone) -> None:
     if backbone.family != "causal" or not backbone.has_lm_head:
         head = "with" if backbone.has_lm_head else "without"
         raise UnsupportedError(
-            "context-aware prompt tuning learns from what a causal language model predicts at its examples; this model "
-            f"is of the family {backbone.family!r}, {head} a head over the vocabulary: load one as AutoModelForCausalLM "
-            "does (gpt2, llama, qwen3), or choose a method that needs no examples"
+            "context-aware prompt tuning learns from what a causal language model predicts at its examples; this is a "
+            f"model of the family {backbone.family!r}, {head} a head over the vocabulary: load one with "
+            "AutoModelForCausalLM (gpt2, llama, qwen3), or choose a method that needs no examples"
         )
 
 
-def _training_problem(config: Config, backbone: Backbone) -> str | None:
-    """Say why tokens and types do not make up examples."""
-    types, largest = config.token_types or (), max(config.token_ids or (0,))
-    if not types or max(types) == 0 or max(types) % 4 != 0:
-        return (
-            f"the largest of token_types is {max(types, default=0)}; expected a multiple of 4, the target that ends it"
-        )
+def _problem(config: Config, backbone: Backbone) -> str | None:
+    """Say why the tokens cannot be trained as examples."""
+    if config.token_ids is None or config.token_types is None:
+        return "examples need tokenizer=…; pass the model's tokenizer"
+    newest, largest = max(config.token_types), max(config.token_ids)
+    if newest == 0 or newest % 4 != 0:
+        return f"the largest of token_types is {newest}; expected a multiple of 4, that of the last example's target"
     if largest >= backbone.vocab_size:
         return f"the examples have the token id {largest}; the model has {backbone.vocab_size} embeddings"
     return None
-
-
-def _check_fit(config: Config, backbone: Backbone) -> None:
-    _check_backbone(backbone)
-    if config.token_ids is None:
-        raise ValueError("examples need tokenizer=…; pass the model's tokenizer")
-    problem = _training_problem(config, backbone)
-    if problem is not None:
-        raise ValueError(problem)
