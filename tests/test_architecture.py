@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from softprompt_zoo.contract import OPTIONAL_HOOKS
 from softprompt_zoo.methods import BUILTINS
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +91,9 @@ def test_a_method_page_has_its_parts_in_order(method):
     names = [
         node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_"
     ]
-    assert names == ["Config", "Parameters", "build_virtual_tokens", "inject", "merge"]
+    required = ["Config", "Parameters", "build_virtual_tokens", "inject", "merge"]
+    assert names[: len(required)] == required
+    assert names[len(required) :] == [hook for hook in OPTIONAL_HOOKS if hook in names]
 
 
 @pytest.mark.parametrize("statement", ["import softprompt_zoo", "import softprompt_zoo as z; z.list_methods()"])

@@ -445,6 +445,18 @@ def test_accumulated_batches_weigh_by_their_labels():
     torch.testing.assert_close(model(**data, num_items_in_batch=8).loss, plain / 2)
 
 
+def test_compiled_training_has_the_same_loss_and_balls():
+    expected = prompted()(**batch()).loss
+    model = prompted()
+    compiled = torch.compile(model, backend="eager")
+    loss = compiled(**batch()).loss
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    loss.backward()
+    offsets = model.prompts["default"].learned.offsets
+    torch.optim.SGD([offsets], lr=1.0).step()
+    assert (offsets.detach().norm(dim=1) <= balls() * (1 + 1e-6)).all()
+
+
 # PEFT and files
 
 
