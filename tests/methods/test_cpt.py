@@ -445,6 +445,7 @@ def test_accumulated_batches_weigh_by_their_labels():
     torch.testing.assert_close(model(**data, num_items_in_batch=8).loss, plain / 2)
 
 
+@pytest.mark.slow
 def test_compiled_training_has_the_same_loss_and_balls():
     expected = prompted()(**batch()).loss
     model = prompted()
