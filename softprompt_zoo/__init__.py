@@ -10,11 +10,8 @@ from softprompt_zoo.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from softprompt_zoo.backbone import Backbone
-<<<<<<< HEAD
-    from softprompt_zoo.exchange import PeftFiles, PeftPrompt
-=======
     from softprompt_zoo.encoding import encode
->>>>>>> ptuning
+    from softprompt_zoo.exchange import PeftFiles, PeftPrompt
     from softprompt_zoo.method import Method, combine, get_method
     from softprompt_zoo.model import detach
     from softprompt_zoo.saving import export, load, merge

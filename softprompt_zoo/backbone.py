@@ -84,6 +84,8 @@ class Backbone:
     """transformers' name of the architecture, for files that are bound to some; no method branches on it elsewhere."""
     task_head: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     """The modules of the model's task head, by their names in it; empty where there is none."""
+    has_lm_head: bool = True
+    """Whether the model has a head over the vocabulary."""
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""

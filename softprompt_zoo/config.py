@@ -42,6 +42,23 @@ def check_probability(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value}; expected a number in [0, 1)")
 
 
+def check_not_negative(name: str, value: object) -> None:
+    """Refuse anything but a finite number of at least 0.
+
+    Args:
+        name: The option's name, for the message.
+        value: What the user gave.
+
+    Raises:
+        TypeError: If `value` is not a number.
+        ValueError: If `value` is below 0, infinite or not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a number of at least 0")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} is {value}; expected a number of at least 0")
+
+
 def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
     """Refuse a value that is not one of the allowed ones.
 

@@ -29,12 +29,17 @@ def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
     Returns:
         Their names, in order; empty without labels.
     """
-    if kwargs.get("labels") is None or torch.compiler.is_compiling():
-        return []
-    names = dict.fromkeys(part.partition("#")[0] for part in call.placements)
-    return [name for name in names if not host[name].is_merged and host[name].loaded.has("training_loss")]
+    found: list[str] = []
+    if kwargs.get("labels") is None:
+        return found
+    for part in call.placements:  # a comprehension here could not be compiled
+        name = part.partition("#")[0]
+        if name not in found and not host[name].is_merged and host[name].loaded.has("training_loss"):
+            found.append(name)
+    return found
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any], output: Any, run: Run) -> Any:
     """Let methods replace the loss, one after the other.
 

@@ -175,6 +175,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         parameter_names=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         model_type=str(getattr(model.config, "model_type", "")),
         task_head=find_head(model, [stack.module for stack in stacks.values()]),
+        has_lm_head=model.get_output_embeddings() is not None,
     )
     return backbone, stacks
 

@@ -173,6 +173,7 @@ class Prompts(nn.Module):
         """Put a ready prompt under a free name."""
         self.check_name(name)
         prompt.train(self.training)
+        watch(prompt, self.backbone)  # a compiled forward cannot
         # Straight into the dictionary: `add_module` refuses names such as "train" that are attributes here.
         self._modules[name] = prompt
 

@@ -6,6 +6,7 @@ BUILTINS = (
     "multitask_prompt_tuning",
     "p_tuning_v2",
     "p_tuning",
+    "cpt",
 )
 
 DEFAULT = BUILTINS[0]

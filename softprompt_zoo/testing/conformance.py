@@ -33,6 +33,7 @@ class ConformanceSuite:
 
     method: str
     options: Mapping[str, Any]
+    longer: Mapping[str, Any]
 
     @pytest.fixture(autouse=True)
     def _one_thread(self) -> Any:
@@ -221,7 +222,7 @@ class ConformanceSuite:
 
     def test_promise_10_a_prompt_per_row(self, subject: Subject, base: Subject) -> None:
         """A batch with another prompt in every row gives what each row alone gives, gradients included."""
-        _add_longer_prompt(subject, self.method, self.options)
+        _add_longer_prompt(subject, self.method, {**self.options, **self.longer})
         rows: list[Any] = ["default", None, "longer"]
         batch = subject.text_logits(TEXTS, "right", prompts=rows)
         for row, (name, text) in enumerate(zip(rows, TEXTS, strict=True)):
@@ -236,7 +237,7 @@ class ConformanceSuite:
     def test_promise_10_generation_per_row(self, subject: Subject) -> None:
         """Also in `generate`, with beams."""
         _needs_generation(subject)
-        _add_longer_prompt(subject, self.method, self.options)
+        _add_longer_prompt(subject, self.method, {**self.options, **self.longer})
         rows: list[Any] = ["longer", None, "default"]
         ids, mask = pad(TEXTS, "left") if subject.is_causal else pad(TEXTS, "right")
         for beams in (1, 2):
@@ -264,7 +265,10 @@ BASE_DEPENDS_ON_PADDING = {("bart", "left"), ("bert", "left"), ("distilbert", "l
 
 
 def conformance_suite(
-    method: str, options: Mapping[str, Any] | None = None, architectures: Iterable[str] = tuple(TINY_MODELS)
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    architectures: Iterable[str] = tuple(TINY_MODELS),
+    longer: Mapping[str, Any] | None = None,
 ) -> type[ConformanceSuite]:
     """Make a pytest class that holds a method to all promises.
 
@@ -272,13 +276,15 @@ def conformance_suite(
         method: Name of a registered method.
         options: Its options; by default 5 virtual tokens.
         architectures: Keys of `TINY_MODELS`.
+        longer: Options that make a longer prompt; by default two virtual tokens more.
 
     Returns:
         A class to bind to a name that starts with `Test`.
     """
     get_method(method)
     chosen = {"num_virtual_tokens": 5, **(options or {})}
-    members = {"method": method, "options": chosen}
+    more = {"num_virtual_tokens": chosen["num_virtual_tokens"] + 2} if longer is None else longer
+    members = {"method": method, "options": chosen, "longer": more}
     suite = type(f"Test_{method}", (ConformanceSuite,), members)
     return pytest.mark.parametrize("architecture", list(architectures))(suite)
 
@@ -347,10 +353,9 @@ def _check_step_by_step(subject: Subject) -> None:
 
 
 def _add_longer_prompt(subject: Subject, method: str, options: Mapping[str, Any]) -> None:
-    longer = {**options, "num_virtual_tokens": options["num_virtual_tokens"] + 2}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(9)
-        subject.model.prompts.add("longer", method, **longer)
+        subject.model.prompts.add("longer", method, **options)
         subject.disturb("longer")
 
 

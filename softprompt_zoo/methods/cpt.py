@@ -1,0 +1,397 @@
+"""Context-aware prompt tuning: trains small offsets of the embeddings of few-shot examples, each held in a ball.
+
+    virtual_tokens = embed(examples) + project(offsets)               (tokens, hidden)
+    project(offset[j]) = offset[j] * min(1, radius[j] / |offset[j]|)
+    radius[j] = radius of its kind * sqrt(hidden / 2048)              0 for targets and separators
+    loss = mean over target tokens of weight * cross entropy          text 1, newest example decay, then decay^2, …
+
+Enters at: input embeddings, in front of a causal model's text.
+Trained: tokens * hidden, of which the rows of targets and separators stay zero.
+Merges to: the embeddings plus the offsets.
+
+Source: Blau, Kimhi, Belinkov, Bronstein and Baskin, "Context-aware Prompt Tuning: Advancing In-Context Learning
+with Adversarial Methods", 2024 (arXiv 2410.17222); the authors published no code, the reference is PEFT,
+`tuners/cpt/model.py` and `_cpt_forward` in `peft_model.py`.
+Differs from the source: offsets are projected after each optimizer step and whenever tokens are built, never written
+in a forward; the text's target tokens are those with labels, no mask of types is needed; one template in place of four;
+spaces in front of a field belong to the field, as tokenizers have it; examples get no end-of-sequence token unless the
+template spells one.
+PEFT: CPT; once merged, PROMPT_TUNING. A file of PEFT's has the sum alone; embeddings of its token ids are subtracted.
+"""
+
+import dataclasses
+import math
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.config import MethodConfig, Recipe, check_not_negative
+from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
+from softprompt_zoo.exchange import PeftFiles, PeftPrompt
+from softprompt_zoo.hookspecs import hookimpl
+from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.training_step import TrainingStep
+
+ALIASES = ("context_aware_prompt_tuning", "context_aware")
+PEFT_TYPES = ("CPT",)
+RECIPE = Recipe(
+    learning_rate=1e-4,
+    steps=500,
+    batch_size=1,
+    warmup_steps=0,
+    source="PEFT's notebook examples/cpt_finetuning (BLOOM-1.7B, SST-2, 10 examples, 5 epochs over 100 rows); not ours",
+)
+IGNORED = -100
+SEPARATOR, INPUT, TARGET = 0, 2, 4
+"""Kinds of tokens; the template in front of a field has the number before it. In example i, counted from 0, a token
+has the type `4 * i + kind`, a separator 0."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(MethodConfig):
+    """Options of context-aware prompt tuning."""
+
+    num_virtual_tokens: int = 0
+    """Tokens of the examples: counted, not chosen. 0 until they are; another value than their count is refused."""
+    examples: Any = ()
+    """Pairs `(input, target)`, or dictionaries with these fields, in the order in which the model reads them."""
+    template: str | None = "input: {input} output: {target}\n"
+    """How an example is written; what follows the target is a separator. `None` if only token ids are known."""
+    tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
+    """The model's tokenizer. A saved prompt needs none: it has the token ids."""
+    radius: float = 0.2
+    """How far an input token may move: largest L2 norm of its offset at a width of 2048. Source: PEFT's notebook."""
+    format_radius: float = 0.1
+    """The same for tokens of the template in front of the target. Source: PEFT's notebook."""
+    decay: float = 0.95
+    """Weight of the newest example's target in the loss; of the one before it `decay ** 2`, and so on. 1 for no
+    decay. Source: PEFT's notebook."""
+    token_ids: tuple[int, ...] | None = None
+    """The tokens, in place of examples and tokenizer."""
+    token_types: tuple[int, ...] | None = None
+    """The type of each token: of example i, from 0, `4 i + 1` template, `4 i + 2` input, `4 i + 3` template, `4 i + 4`
+    target; 0 for separators."""
+
+    def __post_init__(self) -> None:
+        for name in ("radius", "format_radius", "decay"):
+            check_not_negative(name, getattr(self, name))
+        if self.template is not None:
+            _split(self.template)
+        self._set("examples", _pairs(self.examples))
+        has_ids = self.token_ids is not None or self.token_types is not None
+        if not self.examples and not has_ids:
+            raise ValueError("examples is empty; give at least one pair (input, target) for the context")
+        if self.examples and self.tokenizer is not None:
+            found = _tokenise(self.tokenizer, self.template, self.examples)
+            if has_ids and found != (self.token_ids, self.token_types):
+                raise ValueError("token_ids and token_types are not those of the examples; leave them out")
+            self._set("token_ids", found[0])
+            self._set("token_types", found[1])
+        elif not has_ids:
+            return  # the tokenizer is still to come
+        ids, types = _integers("token_ids", self.token_ids), _integers("token_types", self.token_types)
+        if len(ids) != len(types) or not ids:
+            raise ValueError(
+                f"there are {len(ids)} token_ids, {len(types)} token_types; expected a type for each token"
+            )
+        if self.num_virtual_tokens not in (0, len(ids)):
+            raise ValueError(
+                f"num_virtual_tokens is {self.num_virtual_tokens!r}; the examples have {len(ids)} tokens, which are "
+                "counted and not chosen: leave it out, or change the examples"
+            )
+        self._set("num_virtual_tokens", len(ids))
+        super().__post_init__()
+
+    def encode(self, tokenizer: Any, text: str, target: str | None = None) -> dict[str, list[int]]:
+        """Tokenise a text as the examples were, for training or, without a target, to generate one.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            text: What stands at `{input}`.
+            target: What stands at `{target}`; the text ends in front of it without one.
+
+        Returns:
+            `input_ids`, `attention_mask` and, with a target, `labels`: its tokens', -100 elsewhere.
+
+        Raises:
+            ValueError: If the template is not known, or the target has no tokens.
+        """
+        pieces = _pieces(tokenizer, self.template, text, target, "the row")
+        ids = [token for piece, _ in pieces for token in piece]
+        row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        if target is not None:
+            row["labels"] = [token if kind == TARGET else IGNORED for piece, kind in pieces for token in piece]
+        return row
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+class Parameters(nn.Module):
+    """The offsets, and the embeddings of the examples that they start from."""
+
+    context: Tensor
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__()
+        _check_backbone(backbone)
+        problem = _problem(config, backbone)
+        if problem is not None:
+            raise ValueError(problem)
+        dtype = torch.promote_types(backbone.dtype, torch.float32)
+        empty = torch.empty(config.num_virtual_tokens, backbone.hidden_size, dtype=dtype, device=backbone.device)
+        self.offsets = nn.Parameter(empty)
+        # Not embedded anew in each forward: the prompt stays what it was trained to be if the table changes.
+        self.register_buffer("context", torch.empty_like(empty))
+
+    @torch.no_grad()
+    def initialize(self, config: Config, backbone: Backbone) -> None:
+        """Start from the examples themselves, plain in-context learning."""
+        self.offsets.zero_()
+        self.context.copy_(backbone.embed(torch.tensor(config.token_ids, device=backbone.device)))
+
+
+@hookimpl
+def build_virtual_tokens(config: Config, parameters: Parameters) -> VirtualTokens:
+    """Add the projected offsets to the embeddings."""
+    return InputTokens(parameters.context + _project(config, parameters.offsets))
+
+
+@hookimpl
+def inject(tokens: VirtualTokens) -> Placement:
+    """Place them in front of the text."""
+    return Placement(tokens)
+
+
+@hookimpl
+def merge(config: Config, parameters: Parameters) -> VirtualTokens:
+    """Return the sum."""
+    return InputTokens(parameters.context + _project(config, parameters.offsets))
+
+
+@hookimpl
+def training_loss(config: Config, step: TrainingStep) -> Tensor:
+    """Supervise the target tokens of the text and, with decaying weights, those of the examples."""
+    context = step.virtual_logits()
+    labels = step.inputs["labels"].to(context.device)
+    rest = labels[:, 1:] != IGNORED
+    first = labels[:, 0][labels[:, 0] != IGNORED]
+    # The last virtual token predicts the first token of the text.
+    logits = torch.cat([context[-1:].expand(len(first), -1), step.output.logits[:, :-1][rest]])
+    targets = torch.cat([first, labels[:, 1:][rest]])
+    if not len(targets):
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} has no token to learn, all are {IGNORED}; label the target of each "
+            "row, as model.prompts[name].config.encode does"
+        )
+    ids = torch.tensor(config.token_ids, device=context.device)
+    places, weights = _targets(config, context.device)
+    losses = functional.cross_entropy(context[places - 1].float(), ids[places], reduction="none")
+    # The examples are the same in every row, and count there once each.
+    total = functional.cross_entropy(logits.float(), targets, reduction="sum")
+    total = total + len(labels) * (weights * losses).sum()
+    loss = total / (len(targets) + len(labels) * len(places))
+    counted = step.inputs.get("num_items_in_batch")
+    if counted is None:
+        return loss
+    # Trainer sums the losses of accumulated batches, and counts labels[..., 1:] over all of them.
+    share: Tensor = rest.sum().clamp(min=1) / torch.as_tensor(counted, device=loss.device).clamp(min=1)
+    return loss * share
+
+
+@hookimpl
+def after_step(config: Config, parameters: Parameters) -> None:
+    """Project the offsets back into their balls."""
+    parameters.offsets.copy_(_project(config, parameters.offsets))
+
+
+@hookimpl
+def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> PeftFiles:
+    """Write the sum as PEFT's CPT, with all that is needed to train on; a merged prompt is PEFT's PROMPT_TUNING."""
+    fields = {
+        "peft_type": "CPT",
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": config.num_virtual_tokens,
+        "token_dim": backbone.hidden_size,
+        "num_layers": len(backbone.layers["decoder"]),
+        "num_attention_heads": backbone.layers["decoder"][0].heads,
+        "num_transformer_submodules": 1,
+        "cpt_token_ids": list(config.token_ids or ()),
+        "cpt_mask": [1] * config.num_virtual_tokens,
+        "cpt_tokens_type_mask": list(config.token_types or ()),
+        "opt_weighted_loss_type": "none" if config.decay == 1 else "decay",
+        "opt_loss_decay_factor": config.decay,
+        "opt_projection_epsilon": config.radius,
+        "opt_projection_format_epsilon": config.format_radius,
+        "tokenizer_name_or_path": None,
+    }
+    return PeftFiles(fields, {"prompt_embeddings": parameters.context + _project(config, parameters.offsets)})
+
+
+@hookimpl
+def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone) -> PeftPrompt:
+    """Take the examples' embeddings off the sum; where what is left fits no ball, load the sum as a merged prompt."""
+    tensor = tensors.get("prompt_embeddings")
+    has_decay = fields.get("opt_weighted_loss_type") == "decay"
+    options: dict[str, Any] = {
+        "token_ids": fields.get("cpt_token_ids") or (),
+        "token_types": fields.get("cpt_tokens_type_mask") or (),
+        "template": None,
+        "radius": fields.get("opt_projection_epsilon", 0.1),
+        "format_radius": fields.get("opt_projection_format_epsilon", 0.1),
+        "decay": fields.get("opt_loss_decay_factor", 1.0) if has_decay else 1.0,
+    }
+    try:
+        config = Config.from_options(options)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"PEFT's CPT adapter does not hold together: {error}") from error
+    found, expected = getattr(tensor, "shape", None), (config.num_virtual_tokens, backbone.hidden_size)
+    if tensor is None or tuple(tensor.shape) != expected:
+        raise BackboneMismatchError(
+            f"PEFT's CPT adapter has prompt_embeddings of shape {found}, expected {expected} for its token ids on this "
+            "model; load it onto the model it was made for"
+        )
+    _check_backbone(backbone)
+    if _problem(config, backbone) is None and backbone.device.type != "meta":
+        context = backbone.embed(torch.tensor(config.token_ids, device=backbone.device)).float()
+        offsets = tensor.to(context) - context
+        # What rounding the sum to float32 may have added.
+        slack = 1e-6 * context.norm(dim=1) + 1e-5 * _radii(config, offsets)
+        if bool((offsets.norm(dim=1) <= _radii(config, offsets) + slack).all()):
+            return PeftPrompt(options, state={"offsets": offsets, "context": context})
+    return PeftPrompt(options, tokens=InputTokens(tensor.float()))
+
+
+def _project(config: Config, offsets: Tensor) -> Tensor:
+    """Scale each row into its ball; to the gradient the factor is a constant, 1 in the ball and on its surface."""
+    with torch.no_grad():
+        radii = _radii(config, offsets)
+        norms = offsets.norm(dim=1).maximum(radii)
+        factors: Tensor = radii / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    return offsets * factors[:, None]
+
+
+def _radii(config: Config, offsets: Tensor) -> Tensor:
+    by_kind = offsets.new_tensor([0.0, config.format_radius, config.radius, config.format_radius])
+    kinds = torch.tensor(config.token_types, device=offsets.device).remainder(4)
+    return by_kind[kinds] * math.sqrt(offsets.shape[1] / 2048)
+
+
+def _targets(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Find the examples' target tokens and their weights in the loss; nothing predicts the very first token."""
+    types = torch.tensor(config.token_types, device=device)
+    places = 1 + ((types > 0) & (types % 4 == 0))[1:].nonzero()[:, 0]
+    examples, index = types[places].unique(return_inverse=True)
+    weights: Tensor = config.decay ** (len(examples) - index).float()
+    return places, weights
+
+
+def _integers(name: str, values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple) or not all(type(value) is int and value >= 0 for value in values):
+        raise TypeError(f"{name} is {values!r}; expected a tuple of integers of at least 0, one per token")
+    return values
+
+
+def _pairs(examples: Any) -> tuple[tuple[str, str], ...]:
+    """Read the examples as pairs."""
+    if isinstance(examples, str | Mapping) or not isinstance(examples, Sequence):
+        raise TypeError(f"examples is {examples!r}; expected a sequence of pairs (input, target)")
+    pairs = []
+    for index, example in enumerate(examples):
+        fields = example
+        if isinstance(example, Mapping):
+            missing = [name for name in ("input", "target") if name not in example]
+            if missing:
+                there = ", ".join(map(repr, example)) or "no field"
+                raise ValueError(
+                    f"examples[{index}] has no {missing[0]!r}; expected 'input' and 'target', it has {there}"
+                )
+            fields = (example["input"], example["target"])
+        if isinstance(fields, str) or not isinstance(fields, Sequence) or len(fields) != 2:
+            raise ValueError(f"examples[{index}] is {example!r}; expected a pair (input, target)")
+        if not all(isinstance(field, str) for field in fields):
+            raise TypeError(f"examples[{index}] is {example!r}; expected two texts, (input, target)")
+        pairs.append((fields[0], fields[1]))
+    return tuple(pairs)
+
+
+def _split(template: Any) -> list[str]:
+    """Cut a template into what stands before the input, before the target and behind it."""
+    rule = (
+        "expected one {input} and behind it one {target}, as in 'input: {input} output: {target}'; double other braces"
+    )
+    if not isinstance(template, str):
+        raise TypeError(f"template is {template!r}; {rule}")
+    texts, fields = [""], []
+    try:
+        for text, field, form, conversion in string.Formatter().parse(template):
+            texts[-1] += text
+            if field is not None:
+                fields.append(f"{field}{conversion or ''}{form or ''}")
+                texts.append("")
+    except ValueError as error:
+        raise ValueError(f"template is {template!r} ({error}); {rule}") from error
+    if fields != ["input", "target"]:
+        raise ValueError(f"template is {template!r}; {rule}")
+    return texts
+
+
+def _pieces(
+    tokenizer: Any, template: str | None, text: str, target: str | None, where: str
+) -> list[tuple[list[int], int]]:
+    """Tokenise an example piece by piece; return the ids and the kind of each piece."""
+    if template is None:
+        raise ValueError("the template is not known, for the prompt was made of token ids; tokenise the text yourself")
+    texts = _split(template)
+    pieces = []
+    for kind, before, field in ((INPUT, texts[0], text), (TARGET, texts[1], target)):
+        form = before.rstrip(" ")
+        pieces.append((form, kind - 1))
+        if field is not None:
+            pieces.append((before[len(form) :] + field, kind))
+    if target is not None:
+        pieces.append((texts[2], SEPARATOR))
+    tokenised = [(tokenizer(piece, add_special_tokens=False)["input_ids"], kind) for piece, kind in pieces if piece]
+    if target is not None and (not target.strip() or not any(ids for ids, kind in tokenised if kind == TARGET)):
+        raise ValueError(f"the target of {where} is {target!r}, which has no tokens; give a target to learn")
+    return tokenised
+
+
+def _tokenise(tokenizer: Any, template: str | None, examples: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the token ids of all examples and their types."""
+    if not callable(tokenizer):
+        raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
+    ids: list[int] = []
+    types: list[int] = []
+    for index, (text, target) in enumerate(examples):
+        for piece, kind in _pieces(tokenizer, template, text, target, f"examples[{index}]"):
+            ids += piece
+            types += [4 * index + kind if kind != SEPARATOR else SEPARATOR] * len(piece)
+    return tuple(ids), tuple(types)
+
+
+def _check_backbone(backbone: Backbone) -> None:
+    if backbone.family != "causal" or not backbone.has_lm_head:
+        head = "with" if backbone.has_lm_head else "without"
+        raise UnsupportedError(
+            "context-aware prompt tuning learns from what a causal language model predicts at its examples; this is a "
+            f"model of the family {backbone.family!r}, {head} a head over the vocabulary: load one with "
+            "AutoModelForCausalLM (gpt2, llama, qwen3), or choose a method that needs no examples"
+        )
+
+
+def _problem(config: Config, backbone: Backbone) -> str | None:
+    """Say why the tokens cannot be trained as examples."""
+    if config.token_ids is None or config.token_types is None:
+        return "examples need tokenizer=…; pass the model's tokenizer"
+    newest, largest = max(config.token_types), max(config.token_ids)
+    if newest == 0 or newest % 4 != 0:
+        return f"the largest of token_types is {newest}; expected a multiple of 4, that of the last example's target"
+    if largest >= backbone.vocab_size:
+        return f"the examples have the token id {largest}; the model has {backbone.vocab_size} embeddings"
+    return None
