@@ -70,6 +70,18 @@ def test_packages_use_public_names_only(path):
     assert used or froms
 
 
+@pytest.mark.parametrize("method", sorted(set(METHODS.values()) - {"template"}))
+def test_a_published_method_has_a_page_and_a_line_in_the_changelog(method):
+    page = (ROOT / f"docs/reference/plugins/{method}.md").read_text("utf-8")
+    assert f"::: softprompt_zoo_{method}\n" in page
+    assert "<svg" in page
+    source = (ROOT / f"plugins/softprompt-zoo-{method.replace('_', '-')}/softprompt_zoo_{method}.py").read_text("utf-8")
+    options = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "Config").body
+    for option in [node.target.id for node in options if isinstance(node, ast.AnnAssign)]:
+        assert f"| `{option}` |" in page, option
+    assert f"`{method}`" in (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## ")[1]
+
+
 def test_installed_packages_are_listed_checked_and_shown(site):
     listed = run("-m", "softprompt_zoo", "plugins", "--check", "--json", site=site)
     assert listed.returncode == 0, listed.stdout + listed.stderr
