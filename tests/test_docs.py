@@ -48,6 +48,9 @@ def run(page, folder, monkeypatch, with_model):
     monkeypatch.syspath_prepend(folder)
     namespace = {"__name__": "docs"}
     before, imported = set(zoo.list_methods()), set(sys.modules)
+    if page.parent == DOCS / "reference/plugins" and page.stem not in before:
+        monkeypatch.syspath_prepend(ROOT / f"plugins/softprompt-zoo-{page.stem.replace('_', '-')}")
+        zoo.register(importlib.import_module(f"softprompt_zoo_{page.stem}"), page.stem)
     try:
         for title, line, code in blocks(page):
             if title == NO_TEST or (title == NEEDS_MODEL and not with_model):
