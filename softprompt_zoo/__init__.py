@@ -4,37 +4,58 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo import errors
-from softprompt_zoo.config import MethodConfig, Recipe
+from softprompt_zoo.config import MethodConfig, Recipe, check_choice, check_positive_integer
 from softprompt_zoo.errors import *  # noqa: F403
 from softprompt_zoo.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from softprompt_zoo.backbone import Backbone
+    from softprompt_zoo.exchange import PeftFiles, PeftPrompt
+    from softprompt_zoo.initialization import check_init, sampled_ids
     from softprompt_zoo.method import Method, combine, get_method
     from softprompt_zoo.model import detach
     from softprompt_zoo.saving import export, load, merge
-    from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens
+    from softprompt_zoo.tokens import (
+        InputTokens,
+        LayerTokens,
+        Placement,
+        SiteTokens,
+        VirtualTokens,
+        flatten_layers,
+        unflatten_layers,
+    )
+    from softprompt_zoo.training_step import TrainingStep
 
 _LAZY = {
     "Backbone": "backbone",
     "InputTokens": "tokens",
     "LayerTokens": "tokens",
     "Method": "method",
+    "PeftFiles": "exchange",
+    "PeftPrompt": "exchange",
     "Placement": "tokens",
     "SiteTokens": "tokens",
+    "TrainingStep": "training_step",
     "VirtualTokens": "tokens",
+    "check_init": "initialization",
     "combine": "method",
     "detach": "model",
     "export": "saving",
+    "flatten_layers": "tokens",
     "get_method": "method",
     "load": "saving",
     "merge": "saving",
+    "sampled_ids": "initialization",
+    "unflatten_layers": "tokens",
 }
 """Public name to the module it is imported from on first use: torch and transformers load slowly."""
 
 _ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type)]
 
-__all__ = sorted([*_LAZY, *_ERRORS, "MethodConfig", "Recipe", "hookimpl", "list_methods", "register", "unregister"])
+_DEFINED = ["MethodConfig", "Recipe", "check_choice", "check_positive_integer"]
+_OWN = ["hookimpl", "list_methods", "register", "unregister"]
+
+__all__ = sorted([*_LAZY, *_ERRORS, *_DEFINED, *_OWN])
 
 
 def list_methods() -> list[str]:

@@ -70,7 +70,8 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
             virtual_logits=lambda name=name: _virtual_logits(model, call, name),  # type: ignore[misc]
             run=lambda tokens, name=name, **changes: _run_again(model, call, name, tokens, {**inputs, **changes}, run),
         )
-        loss = prompt.loaded.call("training_loss", config=prompt.config, parameters=prompt.learned, step=step)
+        arguments = {"config": prompt.config, "parameters": prompt.learned, "backbone": model.prompts.backbone}
+        loss = prompt.loaded.call("training_loss", **arguments, step=step)
         output.loss = output.loss if loss is None else loss
     if not _wants_hidden_states(model, inputs):
         for field in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
