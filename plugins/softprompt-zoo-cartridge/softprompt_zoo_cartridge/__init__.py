@@ -135,7 +135,7 @@ class Parameters(nn.Module):
             return
         if config.init == "text":
             is_document = config.init_text is None
-            source = config.document if is_document else config.init_text
+            source: Any = config.document if is_document else config.init_text
             options: dict[str, Any] = {"chat": config.chat, "vocab_size": backbone.vocab_size, "count": count}
             name = "document" if is_document else "init_text"
             ids = document_ids(source, config.tokenizer, **options, option=name).to(backbone.device)
@@ -180,12 +180,12 @@ class Parameters(nn.Module):
                 "this cartridge trains by self-study (loss='logits') and has no document, which is not saved; give it "
                 "with softprompt_zoo_cartridge.set_document(model, document, tokenizer=…)"
             )
-        state = (self.trained.device, self.trained.dtype, backbone.embed(self.document[:1].to(self.trained.device)))
-        kept = self._read
-        # The model may have been moved or cast since; its embedding of a word tells.
-        if kept is None or kept[0][:2] != state[:2] or kept[0][2].dtype != state[2].dtype:
-            kept = self._read = (state, backbone.keys_values(self.document.to(self.trained.device)))
-        return kept[1]
+        ids = self.document.to(self.trained.device)
+        word = backbone.embed(ids[:1])
+        place = (word.device, word.dtype)  # the model may have been moved or cast since
+        if self._read is None or self._read[0] != place:
+            self._read = (place, backbone.keys_values(ids))
+        return self._read[1]
 
     def _copy(self, tokens: zoo.LayerTokens) -> None:
         flat = zoo.flatten_layers(tokens.sites[SITE])

@@ -34,8 +34,8 @@ SEED_PROMPTS: Mapping[str, tuple[str, ...]] = {
         "Write the question only.",
     ),
     "creative": (
-        "Write one unusual question or task that starts from the text above, such as a comparison, a poem or a what-if. "
-        "Write it only.",
+        "Write one unusual question or task that starts from the text above: a comparison, a poem, a what-if. Write it "
+        "only.",
     ),
     "generic": (
         "Write one message that somebody who has read the text above may open a chat with. Write the message only.",
