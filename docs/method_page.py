@@ -19,7 +19,7 @@ class MethodPage(griffe.Extension):
 
     def on_module(self, *, mod: griffe.Module, **kwargs: Any) -> None:
         """Separate the parts of a method's docstring, which stand on lines of their own in the source."""
-        if mod.docstring and mod.path.startswith("softprompt_zoo.methods."):
+        if mod.docstring and mod.path.startswith(("softprompt_zoo.methods.", "softprompt_zoo_")):
             pattern = rf"^({'|'.join(PARTS)}): "
             text = re.sub(pattern, r"\n**\1**: ", mod.docstring.value, flags=re.MULTILINE)
             mod.docstring.value = re.sub(r"(?<=\S) {4,}", "   ", text)  # narrow enough for the page

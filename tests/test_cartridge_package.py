@@ -52,7 +52,8 @@ def test_it_is_installed_listed_used_and_missed(tmp_path):
 def succeed(*command, site=None):
     environment = {name: value for name, value in os.environ.items() if name != "SOFTPROMPT_ZOO_PLUGINS"}
     # The folder stands first, so that the process finds it there under this very name.
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, [site, *sys.path] if site else sys.path))
+    paths = [path for path in sys.path if not path.startswith(str(PACKAGE))]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, [site, *paths] if site else paths))
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

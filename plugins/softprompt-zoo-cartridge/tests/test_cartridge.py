@@ -650,7 +650,7 @@ def study(model=None, tokenizer=None, **options):
 def short_seed_prompts(monkeypatch):
     """The tiny vocabulary has no English: one word stands for each kind, so that prompts can be told apart."""
     short = {kind: (f"w{80 + index}",) for index, kind in enumerate(cartridge.SEED_PROMPTS)}
-    monkeypatch.setattr("softprompt_zoo_cartridge.study.SEED_PROMPTS", short)
+    monkeypatch.setattr(cartridge.study, "SEED_PROMPTS", short)
     return {kind: int(text[0][1:]) for kind, text in short.items()}
 
 
