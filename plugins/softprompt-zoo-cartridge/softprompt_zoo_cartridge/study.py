@@ -13,33 +13,20 @@ from softprompt_zoo_cartridge.text import around_document, encode, turn
 
 SEED_PROMPTS: Mapping[str, tuple[str, ...]] = {
     "structuring": (
-        "Write one request that asks for part of the text above as JSON, YAML, a table or a list. Name the part, and "
-        "the fields it should have. Write the request only.",
-        "Write one instruction to sort the facts of a section of the text above under headings. Say which section. "
-        "Write the instruction only.",
+        "Write an instruction to put one part of the text above into a table or into JSON. Write only the instruction.",
+        "Write an instruction to sort the facts of one section above under headings. Write only the instruction.",
     ),
     "summarization": (
-        "Write one request to summarize a certain section of the text above. Say which section, and how long the "
-        "summary should be. Write the request only.",
-        "Write one request for the main points of the text above, on a topic that it treats. Write the request only.",
+        "Write a request to summarize one section of the text above, and name the section. Write only the request.",
+        "Write a request for the main points of the text above on one of its topics. Write only the request.",
     ),
     "question": (
-        "Write one question about a fact in the text above: a name, a number, a date or a reason. It must be clear "
-        "without the text at hand. Write the question only.",
-        "Write one question that can only be answered by joining two places of the text above. Write the question "
-        "only.",
+        "Ask one question about a fact in the text above, clear without the text at hand. Write only the question.",
+        "Ask one question whose answer joins two places of the text above. Write only the question.",
     ),
-    "use_case": (
-        "Think of a person who would use the text above for a task of their own. Write what this person would ask. "
-        "Write the question only.",
-    ),
-    "creative": (
-        "Write one unusual question or task that starts from the text above: a comparison, a poem, a what-if. Write it "
-        "only.",
-    ),
-    "generic": (
-        "Write one message that somebody who has read the text above may open a chat with. Write the message only.",
-    ),
+    "use_case": ("Ask what somebody would ask who needs the text above for their work. Write only the question.",),
+    "creative": ("Think of an unusual question or task that starts from the text above. Write only that.",),
+    "generic": ("Write a first message to somebody who has read the text above. Write only the message.",),
 }
 """Kind of question to what the model is told to write; the kinds are the reference's, the words are ours."""
 
