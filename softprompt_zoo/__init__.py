@@ -12,10 +12,19 @@ if TYPE_CHECKING:
     from softprompt_zoo.backbone import Backbone
     from softprompt_zoo.encoding import encode
     from softprompt_zoo.exchange import PeftFiles, PeftPrompt
+    from softprompt_zoo.initialization import check_init, sampled_ids
     from softprompt_zoo.method import Method, combine, get_method
     from softprompt_zoo.model import detach
     from softprompt_zoo.saving import export, load, merge
-    from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens
+    from softprompt_zoo.tokens import (
+        InputTokens,
+        LayerTokens,
+        Placement,
+        SiteTokens,
+        VirtualTokens,
+        flatten_layers,
+        unflatten_layers,
+    )
     from softprompt_zoo.training_step import TrainingStep
 
 _LAZY = {
@@ -29,21 +38,26 @@ _LAZY = {
     "SiteTokens": "tokens",
     "TrainingStep": "training_step",
     "VirtualTokens": "tokens",
+    "check_init": "initialization",
     "combine": "method",
     "detach": "model",
     "encode": "encoding",
     "export": "saving",
+    "flatten_layers": "tokens",
     "get_method": "method",
     "load": "saving",
     "merge": "saving",
+    "sampled_ids": "initialization",
+    "unflatten_layers": "tokens",
 }
 """Public name to the module it is imported from on first use: torch and transformers load slowly."""
 
 _ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type)]
 
-_CONFIG = ["MethodConfig", "Recipe", "check_choice", "check_positive_integer", "check_probability"]
+_DEFINED = ["MethodConfig", "Recipe", "check_choice", "check_positive_integer", "check_probability"]
+_OWN = ["hookimpl", "list_methods", "register", "unregister"]
 
-__all__ = sorted([*_LAZY, *_ERRORS, *_CONFIG, "hookimpl", "list_methods", "register", "unregister"])
+__all__ = sorted([*_LAZY, *_ERRORS, *_DEFINED, *_OWN])
 
 
 def list_methods() -> list[str]:

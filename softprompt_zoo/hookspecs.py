@@ -103,12 +103,15 @@ def merge(  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def training_loss(config: "MethodConfig", parameters: "nn.Module", step: "TrainingStep") -> "Tensor | None":
+def training_loss(
+    config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone", step: "TrainingStep"
+) -> "Tensor | None":
     """Replace the model's own loss; optional. Called in a forward in training mode that was given labels.
 
     Args:
         config: What the user chose. Not changed.
         parameters: The method's `Parameters`.
+        backbone: Sizes of the frozen model, and what it computes for real words.
         step: The forward: its loss, outputs, inputs and means to run the frozen model once more.
 
     Returns:

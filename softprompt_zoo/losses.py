@@ -69,7 +69,8 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
             predicts_next=model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None,
             run=lambda tokens, name=name, **changes: _run_again(model, call, name, tokens, {**inputs, **changes}, run),
         )
-        loss = prompt.loaded.call("training_loss", config=prompt.config, parameters=prompt.learned, step=step)
+        arguments = {"config": prompt.config, "parameters": prompt.learned, "backbone": model.prompts.backbone}
+        loss = prompt.loaded.call("training_loss", **arguments, step=step)
         if loss is None:  # an option's loss, which is off
             continue
         _check_rows(model, call, name)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import installed_plugins
 import pytest
 import torch
 import typer
@@ -46,6 +47,7 @@ def run(page, folder, monkeypatch, with_model):
     """Run the blocks of a page in one namespace; a block with a file's name is written to that file, too."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
+    installed_plugins.install(folder / "installed-plugins", monkeypatch)
     namespace = {"__name__": "docs"}
     before, imported = set(zoo.list_methods()), set(sys.modules)
     if page.parent == DOCS / "reference/plugins" and page.stem not in before:

@@ -1,0 +1,346 @@
+"""Cartridge: trains the keys and values of a long document, shorter than the document, at every layer.
+
+    keys[layer], values[layer] = [frozen; trained]                    (kv_heads, tokens, head_dim)
+    attention[layer] = softmax(query [keys; text keys]^T) [values; text values]
+    loss = - sum_t sum_j p_tj log q_tj / labels                       j over the top_k words of p_t
+
+where q_t is what the model predicts at position t of a conversation behind the cartridge, and p_t what the
+same frozen model predicts there behind the whole document.
+
+Enters at: keys and values of every layer of a causal model.
+Trained: (tokens - frozen tokens) * layers * 2 * kv_heads * head_dim.
+Merges to: itself.
+
+Source: Eyuboglu, Ehrlich, Arora et al., "Cartridges: Lightweight and general-purpose long context
+representations via self-study", 2025 (arXiv 2506.06266); reference code HazyResearch/cartridges, `cache.py`,
+`train.py`, `initialization/text.py`, `synthesizers/self_study.py`.
+Differs from the source: the teacher sees the whole document in every step, where the reference stores what it
+predicts behind a chunk; what the chat template puts behind the document is kept whole; kept in float32.
+PEFT: CARTRIDGE; merged, PREFIX_TUNING.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import softprompt_zoo as zoo
+from softprompt_zoo_cartridge.study import SEED_PROMPTS, collate, self_study
+from softprompt_zoo_cartridge.text import document_ids, turn
+
+__all__ = ["RECIPE", "SEED_PROMPTS", "Config", "Parameters", "collate", "self_study", "set_document", "turn"]
+
+ALIASES = ("cartridges",)
+PEFT_TYPES = ("CARTRIDGE",)
+RECIPE = zoo.Recipe(
+    learning_rate=2e-2,
+    steps=2048,
+    batch_size=64,
+    warmup_steps=0,
+    schedule="constant",
+    source="HazyResearch/cartridges, scripts/longhealth_train.py: Llama-3.2-3B, 2,048 tokens, 2 epochs of 65,536 "
+    "conversations; not tried here at that size",
+)
+SITE = "decoder"
+INITS = ("text", "sampled", "random")
+LOSSES = ("logits", "tokens")
+KEY = "prompt_embeddings"
+"""PEFT's name of the one tensor."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(zoo.MethodConfig):
+    """Options of cartridge."""
+
+    num_frozen_tokens: int = 1
+    """First tokens that are not trained, fewer than `num_virtual_tokens`: what every query falls back on."""
+    init: Any = dataclasses.field(default=None, metadata={"names": (None, "sampled", "random")})
+    """The model's own keys and values of the first tokens of a `"text"` (the default where there is one) or of
+    `"sampled"` frequent words (the default elsewhere), `"random"` standard normal numbers, or another prompt."""
+    init_text: str | None = dataclasses.field(default=None, metadata={"saved": False}, repr=False)
+    """The text of `init="text"`, repeated or cut to the cartridge; the document where it is `None`. Not saved."""
+    document: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
+    """What the teacher sees: a text, or token ids. Not saved: see `set_document`."""
+    tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
+    """The model's tokenizer, for texts."""
+    chat: bool = False
+    """Whether texts are put into a system message by the tokenizer's chat template."""
+    loss: str | None = None
+    """`"logits"`: the teacher's predictions (the default where there is a document); `"tokens"`: the model's own
+    loss (the default elsewhere)."""
+    top_k: int = 20
+    """Words of the teacher's prediction that are compared, at least 1; all if the vocabulary has no more. Source:
+    the reference."""
+    always_visible: bool = False
+    """Keeps the cartridge in sight when a sliding window has moved past it; PEFT cannot reproduce that."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        frozen = self.num_frozen_tokens
+        if isinstance(frozen, bool) or not isinstance(frozen, int):
+            raise TypeError(f"num_frozen_tokens is {frozen!r} ({type(frozen).__name__}); expected an integer")
+        if not 0 <= frozen < self.num_virtual_tokens:
+            raise ValueError(
+                f"num_frozen_tokens is {frozen}; expected 0 to {self.num_virtual_tokens - 1}, for at least one of the "
+                f"{self.num_virtual_tokens} virtual tokens is trained"
+            )
+        zoo.check_choice("chat", self.chat, (False, True))
+        zoo.check_choice("loss", self.loss, (None, *LOSSES))
+        zoo.check_choice("always_visible", self.always_visible, (False, True))
+        zoo.check_positive_integer("top_k", self.top_k)
+        has_document = self.document is not None
+        # The defaults are settled here, so that a saved prompt says what it was trained with.
+        if self.init is None:
+            object.__setattr__(self, "init", "text" if has_document or self.init_text is not None else "sampled")
+        if self.loss is None:
+            object.__setattr__(self, "loss", "logits" if has_document else "tokens")
+        text = "the document" if has_document and self.init_text is None else self.init_text
+        zoo.check_init(self.init, INITS, text, None, self.tokenizer)
+
+
+class Parameters(nn.Module):
+    """The frozen and the trained keys and values `(tokens, features)`, and what the teacher sees."""
+
+    frozen: Tensor
+    """A buffer: no optimizer and no `requires_grad_` reaches it."""
+
+    def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
+        super().__init__()
+        if backbone.family != "causal" or SITE not in backbone.layers:
+            raise zoo.UnsupportedError(
+                f"cartridge needs the keys and values of a causal model, this one is of the family "
+                f"{backbone.family!r}; choose a causal model, or another method"
+            )
+        features = sum(2 * layer.kv_heads * layer.head_dim for layer in backbone.layers[SITE])
+        dtype = torch.promote_types(backbone.dtype, torch.float32)
+        frozen = config.num_frozen_tokens
+        shape = (config.num_virtual_tokens, features)
+        values = torch.empty(shape, dtype=dtype, device=backbone.device)
+        self.register_buffer("frozen", values[:frozen].clone())
+        self.trained = nn.Parameter(values[frozen:].clone())
+        self.document: Tensor | None = None
+        self._read: tuple[Any, zoo.LayerTokens] | None = None
+        if config.document is not None:
+            self.set_document(config.document, config, backbone, config.tokenizer)
+
+    @torch.no_grad()
+    def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
+        """Start from the keys and values the frozen model computes for the first tokens of the text."""
+        count = config.num_virtual_tokens
+        if config.init == "random":
+            self.frozen.normal_()
+            self.trained.normal_()
+            return
+        if config.init == "text":
+            is_document = config.init_text is None
+            source: Any = config.document if is_document else config.init_text
+            options: dict[str, Any] = {"chat": config.chat, "vocab_size": backbone.vocab_size, "count": count}
+            name = "document" if is_document else "init_text"
+            ids = document_ids(source, config.tokenizer, **options, option=name).to(backbone.device)
+        else:
+            ids = zoo.sampled_ids(backbone, count)
+        self._copy(backbone.keys_values(ids))
+
+    @torch.no_grad()
+    def start_from(self, tokens: zoo.VirtualTokens) -> None:
+        """Start from the plain tokens of another prompt."""
+        if not isinstance(tokens, zoo.LayerTokens) or set(tokens.sites) != {SITE} or tokens.sites[SITE].gates:
+            raise zoo.UnsupportedError("cartridge starts from keys and values without gates; choose another init")
+        self._copy(tokens)
+
+    def set_document(self, document: Any, config: Config, backbone: zoo.Backbone, tokenizer: Any) -> None:
+        """Take the document that the teacher sees.
+
+        Args:
+            document: A text, or token ids.
+            config: What the user chose.
+            backbone: Sizes of the model.
+            tokenizer: The model's tokenizer, for a text.
+
+        Raises:
+            ValueError: If the document cannot be tokenised.
+            UnsupportedError: If it leaves no room for text in the model's positions.
+        """
+        ids = document_ids(document, tokenizer, chat=config.chat, vocab_size=backbone.vocab_size)
+        if backbone.max_positions is not None and len(ids) >= backbone.max_positions:
+            raise zoo.UnsupportedError(
+                f"document has {len(ids)} tokens, which leaves no room for text in the model's "
+                f"{backbone.max_positions} positions; give at most {backbone.max_positions - 1}, or train with "
+                "loss='tokens' on conversations of self_study, which shows the model a chunk at a time"
+            )
+        self.document, self._read = ids, None
+
+    @torch.no_grad()
+    def document_states(self, backbone: zoo.Backbone) -> zoo.LayerTokens:
+        """Return the keys and values of the whole document, read by the model once."""
+        if self.document is None:
+            raise zoo.UnsupportedError(
+                "this cartridge trains by self-study (loss='logits') and has no document, which is not saved; give it "
+                "with softprompt_zoo_cartridge.set_document(model, document, tokenizer=…)"
+            )
+        ids = self.document.to(self.trained.device)
+        word = backbone.embed(ids[:1])
+        place = (word.device, word.dtype)  # the model may have been moved or cast since
+        if self._read is None or self._read[0] != place:
+            self._read = (place, backbone.keys_values(ids))
+        return self._read[1]
+
+    def _copy(self, tokens: zoo.LayerTokens) -> None:
+        flat = zoo.flatten_layers(tokens.sites[SITE])
+        self.frozen.copy_(flat[: len(self.frozen)])
+        self.trained.copy_(flat[len(self.frozen) :])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_read": None}
+
+
+@zoo.hookimpl
+def build_virtual_tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.VirtualTokens:
+    """Shape frozen and trained tokens into keys and values per layer."""
+    return _tokens(parameters, backbone)
+
+
+@zoo.hookimpl
+def inject(config: Config, tokens: zoo.VirtualTokens) -> zoo.Placement:
+    """Place them at the keys and values of every layer."""
+    return zoo.Placement(tokens, always_visible=config.always_visible)
+
+
+@zoo.hookimpl
+def merge(parameters: Parameters, backbone: zoo.Backbone) -> zoo.VirtualTokens:
+    """Return them as they are."""
+    return _tokens(parameters, backbone)
+
+
+@zoo.hookimpl
+def training_loss(
+    config: Config, parameters: Parameters, backbone: zoo.Backbone, step: zoo.TrainingStep
+) -> Tensor | None:
+    """Compare the predictions behind the cartridge with those of the same model behind the whole document."""
+    if config.loss == "tokens" or not parameters.trained.requires_grad:
+        return None
+    logits = step.output.get("logits")
+    labels = step.inputs["labels"]
+    if logits is None or logits.ndim != 3:
+        raise zoo.UnsupportedError("loss='logits' compares predicted words; this model has a task head, use 'tokens'")
+    states = parameters.document_states(backbone)
+    length = len(parameters.document) + labels.shape[1]  # type: ignore[arg-type]
+    if backbone.max_positions is not None and length > backbone.max_positions:
+        raise ValueError(
+            f"document and text have {length} tokens; the model has {backbone.max_positions} positions; shorten one"
+        )
+    teacher = step.run(states, labels=None).logits
+    return _distil(logits, teacher, labels.to(logits.device), config.top_k, step.inputs.get("num_items_in_batch"))
+
+
+@zoo.hookimpl
+def write_peft(config: Config, parameters: Parameters, backbone: zoo.Backbone) -> zoo.PeftFiles:
+    """Write PEFT's CARTRIDGE, frozen rows first."""
+    layers = backbone.layers[SITE]
+    shape = layers[0]
+    if any((layer.kv_heads, layer.head_dim) != (shape.kv_heads, shape.head_dim) for layer in layers):
+        raise zoo.UnsupportedError(
+            "PEFT cannot hold layers of different key-value sizes; keep the cartridge in our own format"
+        )
+    if not backbone.takes_cache:
+        raise zoo.UnsupportedError(
+            "PEFT hands a cartridge to the model as past_key_values, which this model does not take; keep it in our "
+            "own format"
+        )
+    if config.always_visible and any(layer.window for layer in layers):
+        raise zoo.UnsupportedError(
+            "PEFT lets a cartridge slide out of the window, which always_visible=True forbids; "
+            "train with always_visible=False"
+        )
+    fields = {
+        "peft_type": PEFT_TYPES[0],
+        "num_virtual_tokens": config.num_virtual_tokens,
+        "num_frozen_tokens": config.num_frozen_tokens,
+        "token_dim": shape.kv_heads * shape.head_dim,
+        "num_attention_heads": shape.kv_heads,
+        "num_layers": len(layers),
+        "num_transformer_submodules": 1,
+    }
+    return zoo.PeftFiles(fields, {KEY: torch.cat([parameters.frozen, parameters.trained])})
+
+
+@zoo.hookimpl
+def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: zoo.Backbone) -> zoo.PeftPrompt | None:
+    """Read PEFT's CARTRIDGE; the frozen rows stay frozen."""
+    if set(tensors) != {KEY} or tensors[KEY].ndim != 2:
+        return None  # a trained head beside it, or no prompt at all: the host says what is wrong
+    if backbone.family != "causal":
+        raise zoo.UnsupportedError(f"PEFT's CARTRIDGE is for causal models; this one is {backbone.family!r}")
+    flat, count = tensors[KEY], fields.get("num_virtual_tokens")
+    frozen = fields.get("num_frozen_tokens", 1)  # PEFT's default
+    if count != len(flat):
+        raise zoo.CheckpointError(f"the adapter's config says {count!r} virtual tokens, its tensor has {len(flat)}")
+    if isinstance(frozen, bool) or not isinstance(frozen, int) or not 0 <= frozen < count:
+        raise zoo.UnsupportedError(
+            f"the adapter's config has num_frozen_tokens {frozen!r} of {count} virtual tokens, which leaves none to "
+            "train; write a smaller one into adapter_config.json, it does not change the outputs"
+        )
+    layers = backbone.layers[SITE]
+    features = sum(2 * layer.kv_heads * layer.head_dim for layer in layers)
+    if flat.shape[1] != features or fields.get("num_layers", len(layers)) != len(layers):
+        raise zoo.BackboneMismatchError(
+            f"the adapter holds {flat.shape[1]} features in {fields.get('num_layers')} layers; this model needs "
+            f"{features} in {len(layers)}; load it onto the model it was made for"
+        )
+    options = {"num_virtual_tokens": count, "num_frozen_tokens": frozen, "init": "given"}
+    return zoo.PeftPrompt(options, {"frozen": flat[:frozen].clone(), "trained": flat[frozen:].clone()})
+
+
+def set_document(
+    model: Any, document: "str | Sequence[int] | Tensor", *, tokenizer: Any = None, name: str | None = None
+) -> None:
+    """Give a cartridge the document that its teacher sees: after loading, for the document is not saved.
+
+    Args:
+        model: A model with a cartridge. Only the cartridge is changed.
+        document: The whole text, or its token ids.
+        tokenizer: The model's tokenizer, for a text.
+        name: The prompt's name; by default the active one.
+
+    Raises:
+        ValueError: If several prompts are active and none is named, or the document cannot be tokenised.
+        UnsupportedError: If the prompt is no cartridge, or merged, or the document too long for the model.
+    """
+    host = model.prompts
+    if name is None and len(host.active) != 1:
+        raise ValueError(f"{len(host.active)} prompts are active; name the cartridge with name=…")
+    prompt = host[name or host.active[0]]
+    if not isinstance(prompt.learned, Parameters):
+        kind = f"a merged {prompt.method}" if prompt.is_merged else f"of the method {prompt.method}"
+        raise zoo.UnsupportedError(f"prompt {name or host.active[0]!r} is {kind}; a document is for a cartridge only")
+    prompt.learned.set_document(document, prompt.config, host.backbone, tokenizer)
+
+
+def _tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.LayerTokens:
+    flat = torch.cat([parameters.frozen, parameters.trained])
+    return zoo.LayerTokens({SITE: zoo.unflatten_layers(flat, backbone.layers[SITE])})
+
+
+def _distil(student: Tensor, teacher: Tensor, labels: Tensor, top_k: int, count: "int | Tensor | None") -> Tensor:
+    """Cross-entropy of the student against the teacher's `top_k` words, at each position that predicts a label.
+
+    Args:
+        student: `(rows, length, vocab)`, with gradients.
+        teacher: `(rows, length, vocab)`.
+        labels: `(rows, length)`, -100 where nothing is to be predicted. The first has no prediction.
+        top_k: Words compared; their probabilities are not scaled to sum to one, as in the reference.
+        count: Labels of all batches of the optimizer's step, if the trainer counted them.
+
+    Returns:
+        A scalar: the sum over the labels, divided by `count`, or by their number.
+    """
+    keep = labels[:, 1:] != -100
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    predicted = student[:, :-1][keep].to(dtype)
+    wanted = teacher[:, :-1][keep].to(dtype).log_softmax(-1)
+    log_p, words = wanted.topk(min(top_k, wanted.shape[-1]))
+    log_q = predicted.gather(-1, words) - predicted.logsumexp(-1, keepdim=True)
+    total = -(log_p.exp() * log_q).sum()
+    return total / (keep.sum().clamp(min=1) if count is None else count)

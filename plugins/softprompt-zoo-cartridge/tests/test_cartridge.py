@@ -1,0 +1,789 @@
+"""Cartridges against in-context learning, cross-entropy by hand and PEFT.
+
+Runs without an installation, from the folder beside; the package's own tests take these in.
+"""
+
+import contextlib
+import copy
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import softprompt_zoo as zoo
+from softprompt_zoo.testing import TINY_MODELS, conformance_suite, tiny_model, tiny_tokenizer
+
+if importlib.util.find_spec("softprompt_zoo_cartridge") is None:
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+import softprompt_zoo_cartridge as cartridge
+
+CAUSAL = ["gpt2", "llama", "qwen3", "gemma3", "mistral", "gpt_neox"]
+OTHERS = [name for name in TINY_MODELS if name not in CAUSAL]
+VOCABULARY = 101
+DOCUMENT = [int(i) for i in torch.randint(5, VOCABULARY, (12,), generator=torch.Generator().manual_seed(0))]
+CHAT = (
+    "{% for m in messages %}{{ {'system': ' w91 ', 'user': ' w92 ', 'assistant': ' w93 '}[m.role] }}"
+    "{{ m.content + ' w99 ' }}{% endfor %}{% if add_generation_prompt %}{{ ' w93 ' }}{% endif %}"
+)
+"""A chat template of words: a role's word in front of a message, `w99` behind it."""
+
+
+@contextlib.contextmanager
+def available():
+    """The method by its name: installed, or registered by hand for as long as these tests run."""
+    by_hand = "cartridge" not in zoo.list_methods()
+    if by_hand:
+        zoo.register(cartridge, "cartridge")
+    try:
+        yield
+    finally:
+        if by_hand:
+            zoo.unregister("cartridge")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def method():
+    with available():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+with available():
+    TestOnCausalModels = conformance_suite("cartridge", architectures=CAUSAL)
+    TestBySelfStudy = conformance_suite("cartridge", {"document": DOCUMENT, "num_frozen_tokens": 2}, ["llama"])
+
+
+def attach(architecture="llama", **options):
+    model = zoo.get_method("cartridge")(tiny_model(architecture), **{"num_virtual_tokens": 4, **options})
+    return model, model.prompts["default"]
+
+
+def words(length, seed=1, rows=1):
+    return torch.randint(5, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model, ids, **options):
+    with torch.no_grad():
+        return model(input_ids=ids, **options).logits
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def chat_tokenizer():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+# Start
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_the_whole_cache_of_a_context_gives_what_the_context_gives(architecture):
+    """Logits and greedy generation of in-context learning, from the base model."""
+    count = len(DOCUMENT)
+    model, _ = attach(architecture, num_virtual_tokens=count, document=DOCUMENT)
+    base, text = tiny_model(architecture), words(7)
+    whole = torch.cat([torch.tensor([DOCUMENT]), text], dim=1)
+    expected = logits(base, whole)[:, count:]
+    close(logits(model, text), expected)
+    assert not torch.allclose(logits(base, text), expected, atol=1e-2)
+    options = {"max_new_tokens": 8, "do_sample": False}
+    ours = model.generate(text, attention_mask=torch.ones_like(text), **options)
+    theirs = base.generate(whole, attention_mask=torch.ones_like(whole), **options)
+    assert torch.equal(ours[:, text.shape[1] :], theirs[:, whole.shape[1] :])
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        ({"document": DOCUMENT}, DOCUMENT[:4]),
+        ({"document": torch.tensor(DOCUMENT)}, DOCUMENT[:4]),
+        ({"init_text": "w5 w6 w7 w8 w9"}, [5, 6, 7, 8]),
+        ({"init_text": "w5 w6"}, [5, 6, 5, 6]),
+        ({"document": "w5 w6 w7 w8 w9", "init_text": "w20 w21 w22 w23"}, [20, 21, 22, 23]),
+        ({"document": "w5 w6 w7 w8 w9", "chat": True}, [91, 5, 6, 99]),
+        ({"init_text": "w5", "chat": True, "num_virtual_tokens": 6}, [91, 5, 5, 5, 5, 99]),
+    ],
+)
+def test_it_starts_as_the_cache_of_the_first_tokens(options, ids):
+    _, prompt = attach(tokenizer=chat_tokenizer(), **options)
+    assert prompt.config.init == "text"
+    cache = tiny_model("llama")(torch.tensor([ids]), use_cache=True).past_key_values
+    tokens = placed(prompt).tokens.sites["decoder"]
+    for layer in range(2):
+        close(tokens.keys[layer].detach(), cache.layers[layer].keys[0])
+        close(tokens.values[layer].detach(), cache.layers[layer].values[0])
+
+
+def placed(prompt):
+    return prompt.place(attach()[0].prompts.backbone)
+
+
+@pytest.mark.parametrize("init", [None, "sampled", "random"])
+def test_without_a_text_it_starts_from_words_or_noise(init):
+    torch.manual_seed(0)
+    _, prompt = attach(init=init)
+    assert prompt.config.init == (init or "sampled")
+    torch.manual_seed(1)
+    _, other = attach(init=init)
+    assert not torch.equal(prompt.learned.trained, other.learned.trained)
+
+
+def test_another_prompt_is_a_start():
+    model, _ = attach(document=DOCUMENT)
+    model.prompts.add("copy", "cartridge", num_virtual_tokens=4, num_frozen_tokens=0, init=model.prompts["default"])
+    text = words(6)
+    close(logits(model, text, prompts="copy"), logits(model, text, prompts="default"))
+    model.prompts.add("input", "prompt_tuning", num_virtual_tokens=4)
+    with pytest.raises(zoo.UnsupportedError, match="starts from keys and values"):
+        model.prompts.add("no", "cartridge", num_virtual_tokens=4, init=model.prompts["input"])
+
+
+# Frozen tokens
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+@pytest.mark.parametrize("loss", ["tokens", "logits"])
+def test_frozen_tokens_keep_their_bits_and_the_others_move(frozen, loss):
+    model, prompt = attach(num_frozen_tokens=frozen, document=DOCUMENT, loss=loss)
+    model.train()
+    before = copy.deepcopy(prompt.learned.state_dict())
+    assert [name for name, _ in prompt.named_parameters()] == ["learned.trained"]
+    optimizer = torch.optim.AdamW(model.prompts.parameters(), lr=1e-2)
+    for step in range(3):
+        text = words(8, step)
+        model(input_ids=text, labels=text).loss.backward()
+        assert prompt.learned.frozen.grad is None
+        optimizer.step()
+        optimizer.zero_grad()
+    after = prompt.learned.state_dict()
+    assert before["frozen"].shape[0] == frozen
+    assert torch.equal(after["frozen"], before["frozen"])
+    assert (after["trained"] != before["trained"]).any(dim=1).all()
+
+
+def test_frozen_tokens_stay_frozen_when_loaded_to_train_on(tmp_path):
+    model, _ = attach(num_frozen_tokens=2)
+    model.save_pretrained(tmp_path)
+    loaded = zoo.load(tiny_model("llama"), tmp_path, trainable=True)
+    assert [name for name, p in loaded.named_parameters() if p.requires_grad] == ["prompts.default.learned.trained"]
+
+
+# Composition
+
+
+def two(architecture):
+    """Two cartridges of 4 and 6 tokens, of different documents."""
+    model, _ = attach(architecture, document=DOCUMENT)
+    model.prompts.add("other", "cartridge", num_virtual_tokens=6, document=words(9, 5)[0])
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "gpt_neox"])
+def test_the_order_of_cartridges_does_not_matter(architecture):
+    model, text = two(architecture), words(6)
+    model.prompts.activate("default", "other")
+    both = logits(model, text)
+    model.prompts.activate("other", "default")
+    close(logits(model, text), both)
+    for alone in ("default", "other"):
+        assert not torch.allclose(logits(model, text, prompts=alone), both, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_text_starts_behind_the_sum_of_the_cartridges(architecture):
+    """Both tensors in the base model's cache, the text at position 10."""
+    from transformers import DynamicCache
+
+    model, text = two(architecture), words(6)
+    model.prompts.activate("default", "other")
+    parts = [p.place(model.prompts.backbone).tokens.sites["decoder"] for p in model.prompts.values()]
+    cache = DynamicCache()
+    for layer in range(2):
+        keys, values = (
+            torch.cat([getattr(part, kind)[layer].detach() for part in parts], dim=1)[None]
+            for kind in ("keys", "values")
+        )
+        cache.update(keys, values, layer)
+    positions = torch.arange(10, 16)[None]
+    expected = logits(tiny_model(architecture), text, past_key_values=cache, position_ids=positions)
+    close(logits(model, text), expected)
+
+
+# Loss
+
+
+def full_cross_entropy(model_logits, teacher_logits, labels):
+    """- sum p log q over the whole vocabulary, averaged over the labels, word by word."""
+    total, count = 0.0, 0
+    for row in range(labels.shape[0]):
+        for place in range(1, labels.shape[1]):
+            if labels[row, place] != -100:
+                p = teacher_logits[row, place - 1].softmax(-1)
+                total = total - (p * model_logits[row, place - 1].log_softmax(-1)).sum()
+                count += 1
+    return total / count
+
+
+def teacher_logits(architecture, text, mask=None, document=DOCUMENT):
+    """What the base model predicts behind the document, by reading both."""
+    whole = torch.cat([torch.tensor([document]).expand(text.shape[0], -1), text], dim=1)
+    options = {}
+    if mask is not None:
+        options["attention_mask"] = torch.cat([torch.ones(text.shape[0], len(document), dtype=torch.long), mask], dim=1)
+    return logits(tiny_model(architecture), whole, **options)[:, len(document) :]
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_with_the_whole_vocabulary_it_is_cross_entropy_against_in_context_learning(architecture):
+    model, prompt = attach(architecture, document=DOCUMENT, top_k=VOCABULARY)
+    text = words(8, rows=3)
+    labels = text.clone()
+    labels[0, :3] = labels[2, 5:] = -100
+    with torch.no_grad():
+        prompt.learned.trained.add_(0.1 * torch.randn_like(prompt.learned.trained))
+    model.train()
+    without_dropout(model)
+    output = model(input_ids=text, labels=labels)
+    teacher = teacher_logits(architecture, text)
+    expected = full_cross_entropy(output.logits, teacher, labels)
+    close(output.loss, expected)
+    (gradient,) = torch.autograd.grad(output.loss, prompt.learned.trained, retain_graph=True)
+    (by_hand,) = torch.autograd.grad(expected, prompt.learned.trained)
+    close(gradient, by_hand)
+    assert by_hand.abs().max() > 1e-5
+
+
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def test_the_gradient_is_zero_where_student_and_teacher_agree_on_every_word():
+    """And it is not with fewer words, whose probabilities are not scaled to sum to one."""
+    gradients = {}
+    for top_k in (VOCABULARY, 5):
+        model, prompt = attach(num_virtual_tokens=len(DOCUMENT), document=DOCUMENT, top_k=top_k)
+        model.train()
+        text = words(8, rows=2)
+        model(input_ids=text, labels=text).loss.backward()
+        gradients[top_k] = prompt.learned.trained.grad.abs().max()
+    assert gradients[VOCABULARY] < 1e-6
+    assert gradients[5] > 1e-4
+
+
+def test_the_top_words_keep_their_share_of_the_mass():
+    """By hand, with three words; the stationary point is p / S on them."""
+    p = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05])
+    labels = torch.tensor([[-100, 3]])
+    teacher = torch.stack([p.log(), torch.zeros(5)])[None]
+    student = torch.tensor([[[0.3, -0.2, 0.1, 0.0, 0.4], [9.0, 0, 0, 0, 0]]], requires_grad=True)
+    loss = cartridge._distil(student, teacher, labels, 3, None)
+    q = student[0, 0].softmax(-1)
+    close(loss, -(0.5 * q[0].log() + 0.2 * q[1].log() + 0.15 * q[2].log()))
+    at_optimum = torch.stack([torch.tensor([0.5, 0.2, 0.15, 1e-12, 1e-12]).log(), torch.zeros(5)])[None]
+    at_optimum.requires_grad_()
+    (gradient,) = torch.autograd.grad(cartridge._distil(at_optimum, teacher, labels, 3, None), at_optimum)
+    assert gradient.abs().max() < 1e-6
+
+
+def test_padding_and_masked_labels_do_not_count():
+    """A padded batch gives the label-weighted mean of its rows alone, on both sides."""
+    long, short = words(9, 2), words(5, 3)
+    alone = {}
+    for text in (long, short):
+        model, prompt = attach(document=DOCUMENT)
+        model.train()
+        loss = model(input_ids=text, labels=text).loss
+        loss.backward()
+        alone[text.shape[1]] = loss.detach(), prompt.learned.trained.grad
+    weights = {9: 8 / 12, 5: 4 / 12}
+    expected = sum(alone[length][0] * weight for length, weight in weights.items())
+    gradient = sum(alone[length][1] * weight for length, weight in weights.items())
+    for left in (False, True):
+        pads = (4, 0) if left else (0, 4)
+        padded = torch.nn.functional.pad
+        ids = torch.cat([long, padded(short, pads)])
+        mask = torch.cat([torch.ones_like(long), padded(torch.ones_like(short), pads)])
+        labels = ids.masked_fill(mask == 0, -100)
+        if left:
+            labels[
+                1, 4
+            ] = -100  # the first word of a text has no prediction; behind padding the label is masked by hand
+        model, prompt = attach(document=DOCUMENT)
+        model.train()
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        close(loss.detach(), expected)
+        close(prompt.learned.trained.grad, gradient)
+
+
+def test_batches_of_one_optimizer_step_weigh_by_their_labels():
+    """`Trainer` counts the labels of all batches it accumulates, and sums their losses."""
+    long, short = words(9, 2), words(5, 3)
+    model, _ = attach(document=DOCUMENT)
+    model.train()
+    sums = [model(input_ids=text, labels=text).loss * (text.shape[1] - 1) for text in (long, short)]
+    counted = torch.tensor(12)
+    parts = [model(input_ids=text, labels=text, num_items_in_batch=counted).loss for text in (long, short)]
+    close(sum(parts), sum(sums) / 12)
+
+
+def test_the_teacher_is_the_model_in_eval_mode_without_gradients(monkeypatch):
+    model, _ = attach("gpt2", document=DOCUMENT, top_k=VOCABULARY)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    seen = []
+    distil = cartridge._distil
+    monkeypatch.setattr(cartridge, "_distil", lambda *arguments: seen.append(arguments[1]) or distil(*arguments))
+    text = words(8, rows=2)
+    model.train()
+    model(input_ids=text, labels=text)
+    (teacher,) = seen
+    assert not teacher.requires_grad
+    close(teacher, teacher_logits("gpt2", text))
+    assert all(module.training for module in model.modules())
+
+
+def test_the_document_is_read_once():
+    model, prompt = attach(document=DOCUMENT)
+    model.train()
+    text = words(6)
+    model(input_ids=text, labels=text).loss.backward()
+    states = prompt.learned.document_states(model.prompts.backbone)
+    model(input_ids=text, labels=text).loss.backward()
+    assert prompt.learned.document_states(model.prompts.backbone) is states
+    model.to(torch.bfloat16)
+    assert prompt.learned.document_states(model.prompts.backbone).sites["decoder"].keys[0].dtype == torch.bfloat16
+    assert copy.deepcopy(prompt.learned)._read is None
+
+
+def test_loss_tokens_and_evaluation_are_the_models_own_loss():
+    text = words(8)
+    expected = torch.nn.functional.cross_entropy
+    for options in ({"document": DOCUMENT, "loss": "tokens"}, {}):
+        model, _ = attach(**options)
+        assert model.prompts["default"].config.loss == "tokens"
+        output = model.train()(input_ids=text, labels=text)
+        close(output.loss, expected(output.logits[0, :-1], text[0, 1:]))
+    model, _ = attach(document=DOCUMENT)
+    output = model.eval()(input_ids=text, labels=text)
+    close(output.loss, expected(output.logits[0, :-1], text[0, 1:]))
+
+
+def test_self_study_comes_nearer_to_the_document():
+    model, _ = attach(num_virtual_tokens=8, document=DOCUMENT)
+    model.train()
+    optimizer = torch.optim.AdamW(model.prompts.parameters(), lr=0.2)
+    held_out = words(8, 99, rows=4)
+
+    def distance():
+        p = teacher_logits("llama", held_out)[:, :-1].softmax(-1)
+        q = logits(model, held_out)[:, :-1].log_softmax(-1)
+        return (p * (p.log() - q)).sum(-1).mean()
+
+    before = distance()
+    for step in range(40):
+        text = words(8, step, rows=4)
+        model(input_ids=text, labels=text).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert distance() < 0.7 * before
+
+
+# What the document needs
+
+
+def test_a_document_is_asked_for_after_loading(tmp_path):
+    model, _ = attach(document="w5 w6 w7 w8 w9", init_text="w30", tokenizer=tiny_tokenizer())
+    model.save_pretrained(tmp_path)
+    text = words(6)
+    saved = (tmp_path / "softprompt_zoo.json").read_text()
+    assert "w30" not in saved
+    assert "w5" not in saved
+    loaded = zoo.load(tiny_model("llama"), tmp_path, trainable=True)
+    assert loaded.prompts["default"].config.loss == "logits"
+    close(logits(loaded, text), logits(model, text))
+    loaded.train()
+    with pytest.raises(zoo.UnsupportedError, match=r"has no document, which is not saved; give it with .*set_document"):
+        loaded(input_ids=text, labels=text)
+    cartridge.set_document(loaded, "w5 w6 w7 w8 w9", tokenizer=tiny_tokenizer())
+    assert torch.equal(loaded(input_ids=text, labels=text).loss, model.train()(input_ids=text, labels=text).loss)
+
+
+def test_a_cartridge_that_is_not_trained_needs_no_document(tmp_path):
+    model, _ = attach(document=DOCUMENT)
+    model.save_pretrained(tmp_path)
+    loaded = zoo.load(tiny_model("llama"), tmp_path)
+    loaded.prompts.add("new", "cartridge", num_virtual_tokens=3, document=DOCUMENT[:6])
+    loaded.prompts.activate("new", "default")
+    text = words(6)
+    loaded.train()(input_ids=text, labels=text).loss.backward()
+    assert loaded.prompts["new"].learned.trained.grad is not None
+    assert loaded.prompts["default"].learned.trained.grad is None
+
+
+def test_set_document_refuses_other_prompts():
+    model, _ = attach(document=DOCUMENT)
+    model.prompts.add("input", "prompt_tuning", num_virtual_tokens=4)
+    with pytest.raises(zoo.UnsupportedError, match="'input' is of the method prompt_tuning"):
+        cartridge.set_document(model, DOCUMENT, name="input")
+    model.prompts.activate("default", "input")
+    with pytest.raises(ValueError, match="2 prompts are active; name the cartridge"):
+        cartridge.set_document(model, DOCUMENT)
+    zoo.merge(model)
+    with pytest.raises(zoo.UnsupportedError, match="'default' is a merged cartridge"):
+        cartridge.set_document(model, DOCUMENT, name="default")
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_other_families_are_refused_before_anything_changes(architecture):
+    base = tiny_model(architecture)
+    before = type(base), base.state_dict().keys(), [p.requires_grad for p in base.parameters()]
+    with pytest.raises(zoo.UnsupportedError, match="needs the keys and values of a causal model, this one is of the"):
+        zoo.get_method("cartridge")(base)
+    assert before == (type(base), base.state_dict().keys(), [p.requires_grad for p in base.parameters()])
+
+
+BAD = {
+    r"num_frozen_tokens is 4; expected 0 to 3": {"num_frozen_tokens": 4},
+    r"num_frozen_tokens is -1; expected 0 to 3": {"num_frozen_tokens": -1},
+    r"init='text' needs init_text": {"init": "text"},
+    r"init is 'noise'; expected one of 'text', 'sampled', 'random'": {"init": "noise"},
+    r"loss is 'kl'; expected one of None, 'logits', 'tokens'": {"loss": "kl"},
+    r"top_k is 0": {"top_k": 0},
+    r"chat is 'yes'": {"chat": "yes"},
+    r"document is a text and needs tokenizer=": {"document": "w5"},
+    r"init_text is a text and needs tokenizer=": {"init_text": "w5"},
+    r"document has no tokens": {"document": []},
+    r"document has the token id 101; the model has 101 embeddings": {"document": [5, 101]},
+    r"document has the token id -1": {"document": [5, -1]},
+    r"document has 64 tokens, which leaves no room for text in the model's 64 positions": {"document": [5] * 64},
+    r"num_virtual_tokens is 64, which leaves no room": {"document": [5] * 10, "num_virtual_tokens": 64},
+    r"chat=True writes a system message around a text": {"document": [5], "chat": True},
+    r"a tokenizer with a chat template": {"document": "w5", "chat": True, "tokenizer": tiny_tokenizer()},
+    r"is 2, of which the chat template takes 2": {
+        "document": "w5",
+        "chat": True,
+        "tokenizer": chat_tokenizer(),
+        "num_virtual_tokens": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_options_are_told_and_nothing_is_changed(message):
+    base = tiny_model("llama")
+    with pytest.raises(ValueError, match=message):
+        zoo.get_method("cartridge")(base, **{"num_virtual_tokens": 4, **BAD[message]})
+    assert not hasattr(base, "prompts")
+
+
+@pytest.mark.parametrize(
+    "option", [{"num_frozen_tokens": 1.0}, {"num_frozen_tokens": True}, {"document": [[5]]}, {"document": 5}]
+)
+def test_wrong_types_are_told(option):
+    with pytest.raises(TypeError, match=r"is (1\.0|True|tuple|int)"):
+        zoo.get_method("cartridge")(tiny_model("llama"), num_virtual_tokens=4, **option)
+
+
+def test_a_text_that_no_longer_fits_behind_the_document_is_refused():
+    model, _ = attach(document=[5] * 60)
+    text = words(8)
+    with pytest.raises(ValueError, match="document and text have 68 tokens; the model has 64 positions"):
+        model.train()(input_ids=text, labels=text)
+
+
+def test_a_template_without_a_system_message_is_refused():
+    tokenizer = tiny_tokenizer()
+    for template, reason in (
+        ("{{ raise_exception('no system role') }}", "refuses a system message .*no system role"),
+        ("w5", "leaves a system message out"),
+    ):
+        tokenizer.chat_template = template
+        with pytest.raises(ValueError, match=reason):
+            attach(document="w5 w6", tokenizer=tokenizer, chat=True)
+
+
+def test_task_heads_train_by_tokens_only():
+    from transformers import LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(tiny_model("llama").config)
+    zoo.get_method("cartridge")(model, num_virtual_tokens=4, document=DOCUMENT).train()
+    with pytest.raises(zoo.UnsupportedError, match="this model has a task head"):
+        model(input_ids=words(6), labels=torch.tensor([1]))
+
+
+# PEFT
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_peft_gives_our_logits(architecture, frozen, tmp_path):
+    model, _ = attach(architecture, num_frozen_tokens=frozen, init="random")
+    text, base = words(7), tiny_model(architecture)
+    zoo.export(model, tmp_path, to="peft")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["num_virtual_tokens"], config["num_frozen_tokens"]) == ("CARTRIDGE", 4, frozen)
+    expected, plain = logits(model, text), logits(base, text)
+    wrapped = peft.PeftModel.from_pretrained(base, tmp_path)
+    assert wrapped.prompt_encoder["default"].num_frozen_tokens == frozen
+    close(logits(wrapped, text, attention_mask=torch.ones_like(text)), expected)
+    assert not torch.allclose(plain, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_we_give_pefts_logits(architecture, frozen, tmp_path):
+    base, text = tiny_model(architecture), words(7)
+    config = peft.CartridgeConfig(num_virtual_tokens=4, num_frozen_tokens=frozen, task_type="CAUSAL_LM")
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(base, config).eval()
+    expected = logits(wrapped, text, attention_mask=torch.ones_like(text))
+    wrapped.save_pretrained(tmp_path)
+    loaded = zoo.load(tiny_model(architecture), tmp_path, trainable=True)
+    prompt = loaded.prompts["default"]
+    assert (prompt.method, prompt.config.num_frozen_tokens, prompt.is_merged) == ("cartridge", frozen, False)
+    close(logits(loaded, text), expected)
+    close(prompt.learned.frozen, wrapped.prompt_encoder["default"].weight[:frozen])
+
+
+def test_written_and_read_again_it_is_the_same(tmp_path):
+    model, prompt = attach(num_frozen_tokens=2, document=DOCUMENT)
+    zoo.export(model, tmp_path, to="peft")
+    loaded = zoo.load(tiny_model("llama"), tmp_path)
+    for name, tensor in prompt.learned.state_dict().items():
+        assert torch.equal(loaded.prompts["default"].learned.state_dict()[name], tensor)
+
+
+def test_merged_it_is_pefts_prefix_tuning(tmp_path):
+    """The same tensor under another name, which older PEFT versions know."""
+    model, _ = attach(document=DOCUMENT)
+    text = words(7)
+    zoo.export(model, tmp_path / "cartridge", to="peft")
+    expected = logits(model, text)
+    zoo.merge(model)
+    zoo.export(model, tmp_path / "prefix", to="peft")
+    assert json.loads((tmp_path / "prefix" / "adapter_config.json").read_text())["peft_type"] == "PREFIX_TUNING"
+    tensors = [
+        load_file(tmp_path / n / "adapter_model.safetensors")["prompt_embeddings"] for n in ("cartridge", "prefix")
+    ]
+    assert torch.equal(*tensors)
+    wrapped = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "prefix")
+    close(logits(wrapped, text, attention_mask=torch.ones_like(text)), expected)
+
+
+def test_pefts_composition_is_ours(tmp_path):
+    model, text = two("llama"), words(7)
+    for name in ("default", "other"):
+        zoo.export(model, tmp_path / name, to="peft", name=name)
+    peft.compose_cartridge_adapters([tmp_path / "default", tmp_path / "other"], output_path=tmp_path / "both")
+    model.prompts.activate("default", "other")
+    close(logits(zoo.load(tiny_model("llama"), tmp_path / "both"), text), logits(model, text))
+
+
+def test_adapters_that_do_not_fit_are_refused(tmp_path):
+    attach(num_frozen_tokens=1)[0].save_pretrained(tmp_path)
+    for name in ("softprompt_zoo.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    path = tmp_path / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    for change, error, reason in (
+        ({"num_frozen_tokens": 4}, zoo.UnsupportedError, "num_frozen_tokens 4 of 4 virtual tokens"),
+        ({"num_virtual_tokens": 9}, zoo.CheckpointError, "says 9 virtual tokens, its tensor has 4"),
+        ({"num_layers": 5}, zoo.BackboneMismatchError, "in 5 layers; this model needs 64 in 2"),
+    ):
+        path.write_text(json.dumps({**fields, **change}))
+        with pytest.raises(error, match=reason):
+            zoo.load(tiny_model("llama"), tmp_path)
+    path.write_text(json.dumps(fields))
+    with pytest.raises(zoo.BackboneMismatchError, match="this model needs 128 in 2"):
+        zoo.load(tiny_model("gpt2"), tmp_path)
+    with pytest.raises(zoo.UnsupportedError, match="CARTRIDGE is for causal models; this one is 'encoder'"):
+        zoo.load(tiny_model("bert"), tmp_path)
+
+
+def test_what_peft_cannot_reproduce_is_refused(tmp_path):
+    model, _ = attach("mistral", always_visible=True)
+    with pytest.raises(zoo.UnsupportedError, match="slide out of the window"):
+        zoo.export(model, tmp_path / "x", to="peft")
+    assert not (tmp_path / "x").exists()
+
+
+# Self-study
+
+
+TEXT = " ".join(f"w{5 + index % 80}" for index in range(30))
+
+
+def study(model=None, tokenizer=None, **options):
+    model = tiny_model("llama") if model is None else model
+    tokenizer = chat_tokenizer() if tokenizer is None else tokenizer
+    chosen = {
+        "conversations": 5,
+        "chunk_tokens": (4, 8),
+        "max_question_tokens": 5,
+        "max_answer_tokens": 6,
+        "batch_size": 2,
+    }
+    return list(cartridge.self_study(model, tokenizer, TEXT, **{**chosen, **options}))
+
+
+def short_seed_prompts(monkeypatch):
+    """The tiny vocabulary has no English: one word stands for each kind, so that prompts can be told apart."""
+    short = {kind: (f"w{80 + index}",) for index, kind in enumerate(cartridge.SEED_PROMPTS)}
+    monkeypatch.setattr(cartridge.study, "SEED_PROMPTS", short)
+    return {kind: int(text[0][1:]) for kind, text in short.items()}
+
+
+def test_conversations_are_asked_and_answered_behind_the_chunk(monkeypatch):
+    """What the model was shown, turn by turn, and that the answer is the base model's likeliest."""
+    ids_of = short_seed_prompts(monkeypatch)
+    model, tokenizer = tiny_model("llama"), chat_tokenizer()
+    shown = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda ids, **how: shown.append((ids, how)) or generate(ids, **how))
+    rows = study(model, tokenizer, batch_size=1)
+    assert len(rows) == 5
+    for row, (asking, answering) in zip(rows, zip(shown[::2], shown[1::2], strict=True), strict=True):
+        chunk = [int(word[1:]) for word in row["chunk"].split()]
+        assert 4 <= len(chunk) <= 8
+        assert " ".join(f"w{i}" for i in chunk) in TEXT
+        assert asking[0][0].tolist() == [91, *chunk, 99, 92, ids_of[row["kind"]], 99, 93]
+        assert (asking[1]["do_sample"], asking[1]["temperature"]) == (True, 0.6)
+        question = tokenizer(row["question"])["input_ids"]
+        assert answering[0][0].tolist() == [91, *chunk, 99, 92, *question, 99, 93]
+        assert answering[1]["do_sample"] is False
+        asked = [92, *question, 99, 93]
+        assert row["input_ids"][: len(asked)] == asked
+        assert row["labels"] == row["input_ids"]
+        likeliest = tiny_model("llama").generate(answering[0], max_new_tokens=6, do_sample=False)[
+            0, answering[0].shape[1] :
+        ]
+        expected = likeliest.tolist()
+        end = expected.index(2) + 1 if 2 in expected else 6
+        assert row["input_ids"][len(asked) :] == expected[:end]
+        assert tokenizer.decode(expected[:end], skip_special_tokens=True) == row["answer"]
+
+
+def test_batches_write_what_single_conversations_do():
+    """Answers are the likeliest, so padding a batch must not change them."""
+    model, tokenizer = tiny_model("llama"), chat_tokenizer()
+    writer = cartridge.study._Writer(model, tokenizer, False)
+    texts = ["w91 w5 w6 w99 w92 w7 w99 w93", "w91 w5 w99 w92 w30 w99 w93", "w93"]
+    assert writer.write(texts, 6, 0.0) == [writer.write([text], 6, 0.0)[0] for text in texts]
+
+
+def test_an_answer_ends_with_the_end_token_where_the_model_wrote_it():
+    model, tokenizer = tiny_model("llama"), chat_tokenizer()
+    model.generation_config.eos_token_id = [2, 7]
+    writer = cartridge.study._Writer(model, tokenizer, False)
+    assert writer._until_end([5, 7, 2, 0]) == [5, 7]
+    assert writer._until_end([5, 6]) == [5, 6]
+
+
+def test_the_seed_decides_and_the_global_generator_is_left_alone():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    first = study(seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(4)
+    assert study(seed=1) == first
+    assert study(seed=2) != first
+
+
+def test_every_kind_is_drawn_and_kinds_can_be_chosen():
+    rows = study(conversations=40, batch_size=40)
+    assert {row["kind"] for row in rows} == set(cartridge.SEED_PROMPTS)
+    assert len(cartridge.SEED_PROMPTS) == 6
+    assert {row["kind"] for row in study(kinds=["creative"])} == {"creative"}
+
+
+def test_a_prompted_model_studies_without_its_prompts():
+    model, _ = attach(num_virtual_tokens=8, init="random")
+    model.train()
+    assert study(model) == study()
+    assert model.training
+    assert model.prompts.active == ("default",)
+
+
+def test_without_a_template_the_turns_are_plain_text():
+    tokenizer = tiny_tokenizer()
+    assert cartridge.turn(tokenizer, "w5") == "Question: w5\nAnswer:"
+    assert len(study(tokenizer=tokenizer)) == 5
+
+
+def test_a_default_system_message_is_left_out():
+    """Templates that write one of their own where the chat has none: the cartridge stands there."""
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = "{% if messages[0].role != 'system' %}{{ ' w91 w50 w99 ' }}{% endif %}" + CHAT
+    assert cartridge.turn(tokenizer, "w5").split() == ["w92", "w5", "w99", "w93"]
+
+
+def test_labels_can_leave_the_question_out():
+    for row in study(answers_only=True):
+        asked = row["labels"].count(-100)
+        assert row["labels"][:asked] == [-100] * asked
+        assert row["labels"][asked:] == row["input_ids"][asked:]
+        assert row["input_ids"][asked - 1] == 93
+
+
+def test_rows_are_padded_to_a_batch_and_train_a_cartridge():
+    rows = study(answers_only=True)
+    batch = cartridge.collate(rows, pad_token_id=0)
+    longest = max(len(row["input_ids"]) for row in rows)
+    for index, row in enumerate(rows):
+        length = len(row["input_ids"])
+        assert batch["input_ids"][index].tolist() == row["input_ids"] + [0] * (longest - length)
+        assert batch["attention_mask"][index].tolist() == [1] * length + [0] * (longest - length)
+        assert batch["labels"][index].tolist() == row["labels"] + [-100] * (longest - length)
+    model, prompt = attach(document=TEXT, tokenizer=chat_tokenizer(), chat=True)
+    model.train()(**batch).loss.backward()
+    assert prompt.learned.trained.grad.abs().max() > 0
+
+
+def test_trainer_takes_the_rows(tmp_path):
+    from transformers import Trainer
+
+    model, prompt = attach(document=TEXT, tokenizer=chat_tokenizer(), chat=True)
+    before = prompt.learned.trained.detach().clone()
+    options = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "use_cpu": True}
+    arguments = zoo.get_method("cartridge").training_arguments(str(tmp_path), **options)
+    assert (arguments.learning_rate, arguments.lr_scheduler_type) == (2e-2, "constant")
+    Trainer(model, arguments, train_dataset=study(), data_collator=cartridge.collate).train()
+    assert not torch.equal(prompt.learned.trained, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conversations": 0}, "conversations is 0"),
+        ({"chunk_tokens": 0}, "chunk_tokens is 0"),
+        ({"chunk_tokens": (8, 4)}, r"chunk_tokens is \(8, 4\)"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"kinds": ["riddle"]}, "kinds is 'riddle'; expected one of 'structuring'"),
+        ({"kinds": []}, "0 kinds"),
+        ({"chunk_tokens": 30, "max_answer_tokens": 60}, "60 more may be written; the model has 64 positions"),
+    ],
+)
+def test_bad_studies_are_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        study(**options)
