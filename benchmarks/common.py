@@ -149,6 +149,8 @@ class Labels:
         """
         model.eval()
         words = list(self.ids.values())
+        if strange := [row.target for row in rows if row.target not in [[word] for word in words]]:
+            raise ValueError(f"a row's label is {strange[0]}; expected one of the label words, {words}")
         losses, right = [0.0] * len(rows), [0.0] * len(rows)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         for first in range(0, len(rows), EVALUATION_BATCH):
@@ -165,28 +167,39 @@ class Labels:
         return {"loss": rounded(losses), "accuracy": right}
 
 
+Inputs = Callable[[Sequence[Row]], dict[str, Tensor]]
+"""From the rows of a batch to further arguments of the forward."""
+
+
+def no_inputs(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Return no further arguments."""
+    return {}
+
+
 @torch.no_grad()
-def target_losses(model: Any, rows: Sequence[Row], pad_id: int, batch_size: int = EVALUATION_BATCH) -> list[float]:
+def target_losses(
+    model: Any, rows: Sequence[Row], pad_id: int, batch_size: int = EVALUATION_BATCH, inputs: Inputs = no_inputs
+) -> list[float]:
     """Measure the mean loss per target token of each row, in eval mode."""
     model.eval()
     losses = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for first in range(0, len(rows), batch_size):
-        for index, (loss, count) in zip(
-            (chosen := order[first : first + batch_size]),
-            _losses(model, [rows[index] for index in chosen], pad_id),
-            strict=True,
-        ):
-            losses[index] = loss / count
+        chosen = order[first : first + batch_size]
+        batch_rows = [rows[index] for index in chosen]
+        batch = pad([row.text + row.target for row in batch_rows], pad_id)
+        labels = pad([[IGNORED] * len(row.text) + row.target for row in batch_rows], IGNORED)["input_ids"][:, 1:]
+        logits = model(**batch, **inputs(batch_rows)).logits[:, :-1].float().transpose(1, 2)
+        found = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").sum(dim=1)
+        for index, loss in zip(chosen, found.tolist(), strict=True):
+            losses[index] = loss / len(rows[index].target)
     return rounded(losses)
 
 
-def _losses(model: Any, rows: Sequence[Row], pad_id: int) -> list[tuple[float, int]]:
-    batch = pad([row.text + row.target for row in rows], pad_id)
-    labels = pad([[IGNORED] * len(row.text) + row.target for row in rows], IGNORED)["input_ids"]
-    logits = model(**batch).logits[:, :-1].float()
-    losses = functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none")
-    return [(float(loss.sum()), len(row.target)) for loss, row in zip(losses, rows, strict=True)]
+def target_mean(losses: Sequence[float], rows: Sequence[Row]) -> float:
+    """Weigh the rows' losses by their tokens: the mean loss per target token, as a model's own loss is."""
+    counts = [len(row.target) for row in rows]
+    return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
 def rounded(values: Sequence[float]) -> list[float]:

@@ -1,10 +1,7 @@
 """The comparison with PEFT, on a tiny model: what is kept, what is shown, and that both libraries do the same."""
 
 import dataclasses
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from softprompt_zoo.testing import tiny_model
 
 pytest.importorskip("peft")
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ROWS = [
     {"input": f"a : {letter} | b : {letter * 2}", "target": f"{letter} is {letter * 3} ."} for letter in "rstuvwxyz"
 ]
@@ -33,22 +29,9 @@ SMALL = {
 }
 
 
-def load(name):
-    """Import a script as it imports what stands beside it; take both out again."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for new in {*sys.modules} - before:
-            if str(getattr(sys.modules[new], "__file__", "")).startswith(str(BENCHMARKS)):
-                del sys.modules[new]
-
-
 @pytest.fixture(scope="module")
-def compare():
-    yield from load("compare_with_peft")
+def compare(benchmark):
+    return benchmark("compare_with_peft")
 
 
 @pytest.fixture(scope="module")
