@@ -85,8 +85,8 @@ ABLATIONS: dict[str, dict[str, Variant]] = {
         "embedding only: embeddings, in front": PROMPT,
         "gated: a softmax of their own in every layer": GATED,
     },
-    "Length of a prompt": {f"{count} tokens": Variant("prompt_tuning", count) for count in (1, 5, 20, 100)},
-    "Length of a prefix": {f"{count} tokens": Variant("prefix_tuning", count) for count in (1, 5, 20, 100)},
+    "Tokens of a prompt": {str(count): Variant("prompt_tuning", count) for count in (1, 5, 20, 100)},
+    "Tokens of a prefix": {str(count): Variant("prefix_tuning", count) for count in (1, 5, 20, 100)},
     "Start of a prompt": {
         "sampled words": PROMPT,
         "text: the instruction": Variant("prompt_tuning", start="text"),
@@ -423,7 +423,7 @@ def draw(runner: Runner, path: Path) -> None:
     for kind in ("prompt", "prefix"):
         points = [
             (variant.tokens, loss)
-            for variant in ABLATIONS[f"Length of a {kind}"].values()
+            for variant in ABLATIONS[f"Tokens of a {kind}"].values()
             if (loss := _mean_loss(runner, variant)) is not None
         ]
         if points:

@@ -452,7 +452,8 @@ def _line(runner: Runner, comparison: Comparison) -> tuple[str, ...]:
         return (*start, problem, *["-"] * (len(HEADS) - 3))
     means, gain, seeds = found
     with_text = f" ({means[2]:.3f} with the text)" if comparison.best else ""
-    counts = f"{gain.errors:.1f}" + ("" if gain.errors >= ENOUGH else " (too few)")
+    verdict = "" if gain.errors >= ENOUGH else " (worse)" if gain.errors <= -ENOUGH else " (too few)"
+    counts = f"{gain.errors:.1f}{verdict}"
     return (*start, f"{means[0]:.3f}", f"{means[1]:.3f}{with_text}", str(gain), counts, str(seeds))
 
 

@@ -42,7 +42,9 @@ def folders(tmp_path_factory):
         for part in ("train", "test"):
             rows = TEXTS if name == "e2e_nlg" else FILMS
             (data / name / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    tiny_model("llama").save_pretrained(model)
+    llama = tiny_model("llama")
+    llama.config.max_position_embeddings = 2048  # rotary positions have no table
+    llama.save_pretrained(model)
     save_tokenizer(model)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -59,7 +61,7 @@ def arguments(**options):
 @pytest.fixture
 def methods(benchmark, folders, tmp_path):
     module = benchmark("methods")
-    given = arguments(**folders, steps=2, rows=4, seeds=2, threads=1, text_tokens=300, conversations=2, questions=2)
+    given = arguments(**folders, steps=2, rows=4, seeds=2, threads=1, text_tokens=700, conversations=2, questions=2)
     module.call = lambda *more: module.main([*given, "--results", str(tmp_path), *more])
     return module
 
@@ -99,6 +101,12 @@ def only_two_methods(monkeypatch):
     monkeypatch.setattr(zoo, "list_methods", lambda: [name for name in everything() if name in shown])
 
 
+def reasons():
+    """Why an experiment may not have run."""
+    heads = "p_tuning_v2" in zoo.list_methods()
+    return ("is not installed", *(() if heads else ("train_head trains no head in this version",)))
+
+
 def counted(module, monkeypatch):
     done = []
     step = module.Trainer.step
@@ -111,12 +119,12 @@ def counted(module, monkeypatch):
 
 @pytest.mark.parametrize("name", ["methods", "e2e", "ablations"])
 def test_a_command_that_was_stopped_goes_on_where_it_was(name, request, tmp_path, monkeypatch, capsys):
+    """With all methods that are installed: each of their experiments runs, the others are named."""
     module = request.getfixturevalue(name)
-    only_two_methods(monkeypatch)
     first = call(module)
     table = (tmp_path / "table.md").read_text("utf-8")
     assert table in capsys.readouterr().out
-    assert "failed" not in first
+    assert all(problem.endswith(reasons()) for problem in first.splitlines()[1:]), first
     files = sorted(path.name for path in tmp_path.glob("*.json"))
     assert files
     done = counted(module, monkeypatch)
