@@ -13,37 +13,39 @@ libraries take turns in one process. Every run is kept as a JSON file named afte
 
 import argparse
 import dataclasses
-import hashlib
-import importlib.metadata
-import json
-import os
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model, initialize_kv_prefix_from_text
-from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    get_linear_schedule_with_warmup,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+import common
 import softprompt_zoo as zoo
+from common import (
+    INSTRUCTION,
+    Trainer,
+    checksum,
+    load_language_model,
+    markdown,
+    split,
+    step_rows,
+    versions,
+    with_range,
+    write,
+)
+from softprompt_zoo.config import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import read_examples
-from softprompt_zoo.training.data import Collator, Row, Tokenised
+from softprompt_zoo.training.data import Collator, Tokenised
 from softprompt_zoo.training.evaluation import target_loss
 
 LIBRARIES = ("zoo", "peft")
 RATES = {"prefix_tuning": (5e-3, 1e-2, 2e-2), "prompt_tuning": (3e-3, 1e-2, 3e-2)}
 STARTS = {"prefix_tuning": ("text", "chat"), "prompt_tuning": ("sampled", "text")}
 """Start tokens to try: words of the vocabulary, the instruction, or the instruction as a chat's system message."""
-INSTRUCTION = "Write a short description of the restaurant in plain English, using all of the attributes given below:\n"
 TIMES = ("seconds", "cpu_seconds")
 
 
@@ -83,39 +85,31 @@ class Run:
     seed: int = 0
 
 
-class Store:
+class Store(common.Store):
     """The results, a file for each run."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        self.folder = folder
-        self.settings = settings
-        packages = ("softprompt-zoo", "peft", "transformers", "torch")
-        self._shared = {
+        shared = {
             **dataclasses.asdict(settings),
-            "data": hashlib.sha256(_data_file(settings).read_bytes()).hexdigest(),
-            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "data": checksum(_data_file(settings)),
+            "versions": versions("softprompt-zoo", "peft", "transformers", "torch"),
         }
         for name in ("seeds", "final_steps", "search_steps"):  # which runs there are, not what one run does
-            del self._shared[name]
-
-    def _path(self, run: Run) -> Path:
-        settings = json.dumps({**self._shared, **dataclasses.asdict(run)}, sort_keys=True)
-        key = hashlib.sha256(settings.encode()).hexdigest()[:12]
-        return self.folder / f"{run.phase}-{run.method}-{run.library}-{key}.json"
+            del shared[name]
+        super().__init__(folder, shared)
+        self.settings = settings
 
     def get(self, run: Run) -> dict[str, Any] | None:
         """Return the result of a run, or nothing if it is not there."""
-        path = self._path(run)
-        return json.loads(path.read_text("utf-8"))["result"] if path.exists() else None
+        return self.load(_name(run), dataclasses.asdict(run))
 
     def put(self, run: Run, result: dict[str, Any]) -> None:
-        """Keep the result of a run, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(run)
-        content = {"run": dataclasses.asdict(run), "settings": self._shared, "result": result}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        os.replace(temporary, path)
+        """Keep the result of a run."""
+        self.save(_name(run), dataclasses.asdict(run), result)
+
+
+def _name(run: Run) -> str:
+    return f"{run.phase}-{run.method}-{run.library}"
 
 
 def _data_file(settings: Settings) -> Path:
@@ -173,33 +167,13 @@ def _best(store: Store, runs: list[Run]) -> Run | None:
     return runs[losses.index(min(losses))] if len(losses) == len(runs) else None
 
 
-# Data
-
-
-def split(settings: Settings, rows: list[Row]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Return the rows to train on, to search on, and to evaluate on in the end."""
-    final = len(rows) - settings.final_rows
-    search = final - settings.search_rows
-    return rows[:search], rows[search:final], rows[final:]
-
-
-def training_rows(settings: Settings, rows: list[Row], run: Run) -> list[list[Row]]:
-    """Return the rows of each step; they depend on the seed alone."""
-    generator = torch.Generator().manual_seed(run.seed)
-    size, order = settings.batch_size, list[int]()
-    needed = run.steps * size
-    while len(order) < needed:
-        order += torch.randperm(len(rows), generator=generator).tolist()
-    return [[rows[index] for index in order[first : first + size]] for first in range(0, needed, size)]
-
-
 # Models
 
 
 def attach(run: Run, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Load the model and put the prompt of one library on it."""
     folder = resolve_model(settings.model)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = load_language_model(folder)
     torch.manual_seed(run.seed)
     attach_with = {"zoo": attach_zoo, "peft": attach_peft}[run.library]
     return attach_with(model, run, settings.tokens, tokenizer, folder)
@@ -231,31 +205,6 @@ def attach_peft(model: Any, run: Run, tokens: int, tokenizer: PreTrainedTokenize
     return get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens, **options))
 
 
-class Trainer:
-    """A model, its optimizer and its schedule."""
-
-    def __init__(self, model: Any, run: Run, warmup_steps: int) -> None:
-        self.model = model.train()
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._trained, lr=run.rate, weight_decay=0.0)
-        self._schedule = get_linear_schedule_with_warmup(self._optimizer, warmup_steps, run.steps)
-
-    def step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Take one step; return its loss, and its seconds by the clock and of all processor cores together."""
-        began, began_cpu = time.perf_counter(), time.process_time()
-        loss = self.model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
-        self._optimizer.step()
-        self._schedule.step()
-        self._optimizer.zero_grad()
-        return {
-            "loss": loss.item(),
-            "seconds": time.perf_counter() - began,
-            "cpu_seconds": time.process_time() - began_cpu,
-        }
-
-
 # Runs
 
 
@@ -263,14 +212,16 @@ def execute(run: Run, settings: Settings) -> dict[str, Any]:
     """Do one run and return its result."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(settings.model))
     tokenised = Tokenised(tokenizer, is_encoder_decoder=False, template="{input}\n")
-    train, search, final = split(settings, tokenised.rows(read_examples(_data_file(settings))))
+    rows = tokenised.rows(read_examples(_data_file(settings)))
+    train, search, final = split(rows, settings.search_rows, settings.final_rows)
     collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
-    batches = [collate(rows) for rows in training_rows(settings, train, run)]
+    batches = [collate(rows) for rows in step_rows(train, run.steps, settings.batch_size, run.seed)]
+    recipe = Recipe(learning_rate=run.rate, steps=run.steps, warmup_steps=settings.warmup_steps)
     libraries = LIBRARIES if run.phase == "time" else (run.library,)
     trainers = {}
     for library in libraries:
         model = attach(dataclasses.replace(run, library=library), settings, tokenizer)
-        trainers[library] = Trainer(model, run, settings.warmup_steps)
+        trainers[library] = Trainer(model, recipe)
     steps = []
     for index, batch in enumerate(batches):
         # Whoever meets a new batch shape first pays for memory and kernels of that shape, so they take turns.
@@ -296,19 +247,19 @@ HEADS = (
 
 def table(store: Store) -> str:
     """Return the table of the results that are there, in Markdown."""
-    lines = [HEADS, ("---",) * len(HEADS)]
+    lines = list[tuple[str, ...]]()
     for method in STARTS:
         finals = [final_runs(store, method, library) for library in LIBRARIES]
         losses = [_losses(store, runs) for runs in finals]
         starts = [f"{runs[0].start}, {runs[0].rate:g}" if runs else "-" for runs in finals]
         differences = [ours - theirs for ours, theirs in zip(*losses, strict=False)]
-        lines.append((method, *starts, *map(_mean, losses), _mean(differences), *_times(store, method)))
+        lines.append((method, *starts, *map(with_range, losses), with_range(differences), *_times(store, method)))
     settings = store.settings
     note = (
         f"Evaluation loss after {settings.final_steps} steps of {settings.batch_size}: mean over the seeds (lowest to "
         f"highest). Times: median of {settings.timed_pairs} steps, each library first in half of them (quartiles)."
     )
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", note, ""])
+    return "\n".join([markdown(HEADS, lines), "", note, ""])
 
 
 def _losses(store: Store, runs: list[Run]) -> list[float]:
@@ -324,10 +275,6 @@ def _times(store: Store, method: str) -> list[str]:
         [ours / theirs for ours, theirs in zip(times[unit]["zoo"], times[unit]["peft"], strict=True)] for unit in TIMES
     ]
     return [_median(values) for values in (times["seconds"]["zoo"], times["seconds"]["peft"], *ratios)]
-
-
-def _mean(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-"
 
 
 def _median(values: list[float]) -> str:
@@ -356,8 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
             store.put(run, execute(run, settings))
         name = f"{run.phase} {run.method} {run.library}, from {run.start}, rate {run.rate:g}, seed {run.seed}"
         print(f"{'done' if is_new else 'kept'}: {name}, loss {store.get(run).get('loss', '-')}", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(table(store), "utf-8")
+    write(folder / "table.md", table(store))
     print(table(store))
 
 

@@ -1,7 +1,13 @@
-"""One torch thread per test process: tiny models crawl with more."""
+"""One torch thread per test process: tiny models crawl with more. And the scripts in `benchmarks/` as modules."""
+
+import importlib
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 
 
 @pytest.fixture(autouse=True)
@@ -10,3 +16,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """What imports a benchmark by name, with the modules beside it; they are gone afterwards."""
+    before = set(sys.modules)
+    sys.path.insert(0, BENCHMARKS)
+    yield importlib.import_module
+    sys.path.remove(BENCHMARKS)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(BENCHMARKS):
+            del sys.modules[name]

@@ -1,10 +1,7 @@
 """The comparison with PEFT, on a tiny model: what is kept, what is shown, and that both libraries do the same."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from softprompt_zoo.testing import tiny_model
 
 pytest.importorskip("peft")
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "compare_with_peft.py"
 ROWS = [
     {"input": f"a : {letter} | b : {letter * 2}", "target": f"{letter} is {letter * 3} ."} for letter in "rstuvwxyz"
 ]
@@ -34,13 +30,8 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def compare():
-    specification = importlib.util.spec_from_file_location("compare_with_peft", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules[specification.name]
+def compare(benchmark):
+    return benchmark("compare_with_peft")
 
 
 @pytest.fixture(scope="module")

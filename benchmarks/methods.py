@@ -1,0 +1,478 @@
+"""Show what each method gains over the untrained model, with its own recipe, on real data.
+
+Run from the repository root; a command that was stopped goes on where it was::
+
+    python benchmarks/methods.py --data ../shared/data
+
+Every experiment is run on three seeds. Both sides of a comparison are measured on the same rows, so that a
+difference has a standard error; it counts from three standard errors on. A method that is not installed is named.
+benchmarks/README.md says more.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+import softprompt_zoo as zoo
+from common import (
+    ENOUGH,
+    Classified,
+    Estimate,
+    Labels,
+    Trainer,
+    balanced,
+    checksum,
+    encoder_folder,
+    estimate,
+    load_encoder,
+    load_language_model,
+    markdown,
+    versions,
+    write,
+)
+from runner import Experiment, MissingError, Result, Runner, command, recipe_of
+from self_study import STUDY, make_study, train_on_study
+from softprompt_zoo.config import Recipe
+from softprompt_zoo.embedded import resolve_model
+from softprompt_zoo.examples import Example, demo_data, read_examples
+from softprompt_zoo.training.base import with_tokenizer
+from softprompt_zoo.training.data import IGNORED, Collator, Row
+
+TEMPLATE = "Review: {input}\nSentiment:"
+CONTEXT_TEMPLATE = TEMPLATE + " {target}\n\n"
+WORDS = {"negative": " negative", "positive": " positive"}
+SOURCES = ("tweet_sentiment", "product_sentiment")
+"""What multitask prompts are trained on before they see films."""
+FILMS = "movie_sentiment"
+FILM_METHODS = ("prompt_tuning", "p_tuning", "prefix_tuning", "llama_adapter")
+FEW = (16, 64)
+SHOTS = 8
+CARTRIDGE_SHARES = {"quarter": 4, "sixteenth": 16}
+"""Parts of the text's tokens that a cartridge has."""
+CARTRIDGE_STEPS = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the command can be told."""
+
+    data: str = "../shared/data"
+    """Folder with the data sets."""
+    model: str = "smollm2"
+    encoder: str = "minilm"
+    dtype: str = "float32"
+    seeds: int = 3
+    steps: int = 0
+    """Optimizer steps of every run; 0 for those of the method's recipe."""
+    rows: int = 500
+    """Evaluation rows at most."""
+    text_tokens: int = 2000
+    """Length of the cartridge's text."""
+    conversations: int = 128
+    """Of the cartridge's self-study."""
+    questions: int = 32
+    """Held-out ones about the cartridge's text."""
+    threads: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """Values by evaluation row, in the results of an experiment."""
+
+    experiment: str
+    key: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A row of the table: a difference, or a share if there is a best to reach."""
+
+    section: str
+    title: str
+    measure: str
+    ours: Column
+    theirs: Column
+    best: Column | None = None
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether less is better."""
+        return "loss" in self.measure
+
+    def statistic(self, *means: float) -> float:
+        """From the means of the columns to what the model gained; of a share to the part of the gap that is closed."""
+        ours, theirs, *best = means
+        gain = theirs - ours if self.is_loss else ours - theirs
+        return gain / (theirs - best[0]) if best else gain
+
+
+class Bench:
+    """The models, the data and the experiments."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._folder: str | None = None
+
+    def file(self, name: str, part: str) -> Path:
+        """Return a data file.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+        """
+        path = Path(self.settings.data) / name / f"{part}.jsonl"
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no {path}; give the folder that holds the data sets as --data")
+        return path
+
+    def rows(self, name: str, part: str) -> list[Example]:
+        """Read a data file; of a test file as many rows as are wanted."""
+        rows = read_examples(self.file(name, part))
+        return rows[: self.settings.rows] if part == "test" else rows
+
+    def sums(self, *names: str) -> dict[str, str]:
+        """Return the checksums of data sets."""
+        return {f"{name}/{part}": checksum(self.file(name, part)) for name in names for part in ("train", "test")}
+
+    def tokenizer(self) -> Any:
+        """Load the language model's tokenizer."""
+        return AutoTokenizer.from_pretrained(resolve_model(self.settings.model))
+
+    def labels(self, tokenizer: Any) -> Labels:
+        """Return what turns reviews into rows."""
+        return Labels(tokenizer, TEMPLATE, WORDS)
+
+    def attach(self, method: str, seed: int, tokenizer: Any, **options: Any) -> Any:
+        """Load the language model and put a new prompt on it."""
+        model = load_language_model(self.settings.model, self.settings.dtype)
+        torch.manual_seed(seed)
+        chosen = zoo.get_method(method).configure(**options)
+        return chosen(model, **with_tokenizer(chosen, tokenizer))
+
+    def options(self, *methods: str, data: Sequence[str] = (), **more: Any) -> Callable[[], dict[str, Any]]:
+        """Return what makes the options of an experiment: recipes and checksums, when they are asked for."""
+
+        def make() -> dict[str, Any]:
+            recipes = {method: dataclasses.asdict(recipe_of(method, self.settings.steps)) for method in methods}
+            return {"recipes": recipes, "data": self.sums(*data), **more}
+
+        return make
+
+    # Films: a prompt in front of a language model that names the mood
+
+    def untrained_films(self, seed: int) -> Result:
+        """Measure the language model without a prompt."""
+        labels = self.labels(self.tokenizer())
+        model = load_language_model(self.settings.model, self.settings.dtype)
+        return labels.measure(model, labels.rows(self.rows(FILMS, "test")))
+
+    def films(self, method: str) -> Callable[[int], Result]:
+        """Return what trains a method on films and measures it."""
+
+        def measure(seed: int) -> Result:
+            tokenizer = self.tokenizer()
+            labels = self.labels(tokenizer)
+            model = self.attach(method, seed, tokenizer)
+            trainer = Trainer(model, recipe_of(method, self.settings.steps))
+            collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
+            history = trainer.fit(labels.rows(self.rows(FILMS, "train")), collate, seed, method)
+            measured = labels.measure(model, labels.rows(self.rows(FILMS, "test")))
+            return {**measured, "trained": trainer.num_trained, **history}
+
+        return measure
+
+    # Films under an encoder
+
+    def encoder_films(self, method: str) -> Callable[[int], Result]:
+        """Return what trains a method on an encoder, and beside it the head alone."""
+
+        def measure(seed: int) -> Result:
+            tokenizer: Any = AutoTokenizer.from_pretrained(encoder_folder(self.settings.encoder))
+            classified = Classified(tokenizer, list(WORDS))
+            train, test = self.rows(FILMS, "train"), self.rows(FILMS, "test")
+            recipe = recipe_of(method, self.settings.steps)
+            found: Result = {}
+            head = load_encoder(self.settings.encoder, seed)
+            found |= _prefixed("untrained", classified.measure(head, test))
+            head.requires_grad_(False)
+            head.classifier.requires_grad_(True)
+            Trainer(head, recipe).fit(train, classified.batch, seed, "head alone")
+            found |= _prefixed("head", classified.measure(head, test))
+            model = load_encoder(self.settings.encoder, seed)
+            torch.manual_seed(seed)
+            model = zoo.get_method(method)(model, train_head=True)
+            if not has_head(model):
+                raise MissingError("train_head trains no head in this version")
+            trainer = Trainer(model, recipe)
+            history = trainer.fit(train, classified.batch, seed, method)
+            return {**found, **classified.measure(model, test), "trained": trainer.num_trained, **history}
+
+        return measure
+
+    # Few examples
+
+    def context(self, seed: int) -> Result:
+        """Train CPT on a few examples, which it also shows; before a step it is plain in-context learning."""
+        tokenizer = self.tokenizer()
+        labels = self.labels(tokenizer)
+        examples = balanced(self.rows(FILMS, "train"), SHOTS, seed)
+        shown = tuple((example.input, str(example.target)) for example in examples)
+        model = self.attach("cpt", seed, tokenizer, examples=shown, template=CONTEXT_TEMPLATE)
+        test = context_rows(model, tokenizer, self.rows(FILMS, "test"))
+        found = _prefixed("in_context", labels.measure(model, test))
+        trainer = Trainer(model, recipe_of("cpt", self.settings.steps))
+        collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
+        history = trainer.fit(context_rows(model, tokenizer, examples), collate, seed, "cpt")
+        return {**found, **labels.measure(model, test), "trained": trainer.num_trained, **history}
+
+    def multitask(self, seed: int) -> Result:
+        """Train a multitask prompt on two sources, adapt it to films, and beside it prompts from scratch."""
+        method, scratch = "multitask_prompt_tuning", "prompt_tuning"
+        tokenizer = self.tokenizer()
+        labels = self.labels(tokenizer)
+        collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
+        rows = [(row, task) for task, name in enumerate(SOURCES) for row in labels.rows(self.rows(name, "train"))]
+        source = self.attach(method, seed, tokenizer, num_tasks=len(SOURCES))
+        Trainer(source, recipe_of(method, self.settings.steps)).fit(rows, _with_tasks(collate), seed, "sources")
+        test = labels.rows(self.rows(FILMS, "test"))
+        no_task = torch.zeros(len(test), dtype=torch.long)
+        found: Result = {}
+        for count in FEW:
+            few = labels.rows(balanced(self.rows(FILMS, "train"), count, seed))
+            model = self.attach(method, seed, tokenizer, num_tasks=1, init=source.prompts["default"])
+            trainer = Trainer(model, recipe_of(method, self.settings.steps))
+            trainer.fit([(row, 0) for row in few], _with_tasks(collate), seed, f"{count} films, adapted")
+            found |= _prefixed(f"adapted_{count}", labels.measure(model, test, task_ids=no_task))
+            model = self.attach(scratch, seed, tokenizer)
+            Trainer(model, recipe_of(scratch, self.settings.steps)).fit(few, collate, seed, f"{count} films, scratch")
+            found |= _prefixed(f"scratch_{count}", labels.measure(model, test))
+        return found
+
+    # Cartridge
+
+    def study(self, seed: int) -> Result:
+        """Write the self-study, and measure the model with and without the text."""
+        settings = self.settings
+        model = load_language_model(settings.model, settings.dtype)
+        return make_study(model, self.tokenizer(), settings.text_tokens, settings.conversations, settings.questions)
+
+    def cartridge_recipe(self) -> Recipe:
+        """Return the method's recipe, made small: the paper's has 2,048 steps of 64 conversations."""
+        return dataclasses.replace(recipe_of("cartridge", self.settings.steps or CARTRIDGE_STEPS), batch_size=8)
+
+    def cartridge(self, share: int, runner_of: Callable[[], Runner]) -> Callable[[int], Result]:
+        """Return what trains a cartridge on the self-study, of a token for so many of the text's."""
+
+        def measure(seed: int) -> Result:
+            study = runner_of().result("cartridge-study")
+            assert study is not None, "the runner sees to that"
+            settings = self.settings
+            model = load_language_model(settings.model, settings.dtype)
+            recipe = self.cartridge_recipe()
+            return train_on_study(model, self.tokenizer(), study, settings.text_tokens, share, recipe, seed)
+
+        return measure
+
+
+def has_head(model: Any) -> bool:
+    """Say whether a prompted model trains a task head."""
+    return any("head" in name.split(".") for name, p in model.prompts.named_parameters() if p.requires_grad)
+
+
+def context_rows(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[Row]:
+    """Tokenise examples as the context of the model's prompt was."""
+    encode = model.prompts["default"].config.encode
+    texts = [encode(tokenizer, example.input)["input_ids"] for example in examples]
+    labelled = [encode(tokenizer, example.input, example.target)["labels"] for example in examples]
+    targets = [[label for label in labels if label != IGNORED] for labels in labelled]
+    return [Row(text, target) for text, target in zip(texts, targets, strict=True)]
+
+
+def _with_tasks(collate: Collator) -> Callable[[list[tuple[Row, int]]], dict[str, Tensor]]:
+    def with_tasks(rows: list[tuple[Row, int]]) -> dict[str, Tensor]:
+        return {**collate([row for row, _ in rows]), "task_ids": torch.tensor([task for _, task in rows])}
+
+    return with_tasks
+
+
+def _prefixed(name: str, measured: Result) -> Result:
+    return {f"{name}_{key}": value for key, value in measured.items()}
+
+
+# Which experiments there are, and the rows of the table
+
+
+def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experiment]:
+    """List the experiments, cheap ones first."""
+    settings, options = bench.settings, bench.options
+    shared: dict[str, Any] = {"seeds": settings.seeds}
+    study = {name: getattr(settings, name) for name in ("text_tokens", "conversations", "questions")} | STUDY
+
+    def cartridge_options() -> dict[str, Any]:
+        return {"recipe": dataclasses.asdict(bench.cartridge_recipe())}
+
+    return [
+        Experiment(
+            name="encoder-p_tuning_v2",
+            methods=("p_tuning_v2",),
+            measure=bench.encoder_films("p_tuning_v2"),
+            options=options("p_tuning_v2", data=[FILMS]),
+            **shared,
+        ),
+        Experiment(name="films-untrained", measure=bench.untrained_films, options=options(data=[FILMS])),
+        *(
+            Experiment(
+                name=f"films-{method}",
+                methods=(method,),
+                measure=bench.films(method),
+                options=options(method, data=[FILMS]),
+                needs=("films-untrained",),
+                **shared,
+            )
+            for method in FILM_METHODS
+        ),
+        Experiment(
+            name="context-cpt",
+            methods=("cpt",),
+            measure=bench.context,
+            options=options("cpt", data=[FILMS], shots=SHOTS),
+            **shared,
+        ),
+        Experiment(
+            name="multitask",
+            methods=("multitask_prompt_tuning",),
+            measure=bench.multitask,
+            options=options("multitask_prompt_tuning", "prompt_tuning", data=[FILMS, *SOURCES], few=FEW),
+            **shared,
+        ),
+        Experiment(
+            name="cartridge-study",
+            methods=("cartridge",),
+            measure=bench.study,
+            options=lambda: {**study, "document": checksum(demo_data() / "train.jsonl")},
+        ),
+        *(
+            Experiment(
+                name=f"cartridge-{part}",
+                methods=("cartridge",),
+                measure=bench.cartridge(share, runner_of),
+                options=cartridge_options,
+                needs=("cartridge-study",),
+                **shared,
+            )
+            for part, share in CARTRIDGE_SHARES.items()
+        ),
+    ]
+
+
+def comparisons() -> list[Comparison]:
+    """List the rows of the table, in order."""
+    found = []
+
+    def add(section: str, title: str, ours: tuple[str, str], theirs: tuple[str, str]) -> None:
+        for measure in ("accuracy", "loss"):
+            columns = [Column(name, f"{key}{measure}") for name, key in (ours, theirs)]
+            row = {"section": section, "title": title, "measure": measure}
+            found.append(Comparison(**row, ours=columns[0], theirs=columns[1]))
+
+    name = "encoder-p_tuning_v2"
+    add("Films under MiniLM", "p_tuning_v2 against untrained", (name, ""), (name, "untrained_"))
+    add("Films under MiniLM", "p_tuning_v2 against its head alone", (name, ""), (name, "head_"))
+    for method in FILM_METHODS:
+        add("Films with SmolLM2", f"{method} against untrained", (f"films-{method}", ""), ("films-untrained", ""))
+    section = f"Films from {SHOTS} examples"
+    add(section, "cpt against in-context learning", ("context-cpt", ""), ("context-cpt", "in_context_"))
+    for count in FEW:
+        add(
+            f"Films from {count} examples, after tweets and products",
+            "multitask_prompt_tuning against prompt_tuning from scratch",
+            ("multitask", f"adapted_{count}_"),
+            ("multitask", f"scratch_{count}_"),
+        )
+    for part in CARTRIDGE_SHARES:
+        found.append(
+            Comparison(
+                section="A text in a cartridge",
+                title=f"cartridge of a {part} of the text's tokens: share of the gap it closes",
+                measure="loss of answers",
+                ours=Column(f"cartridge-{part}", "loss"),
+                theirs=Column("cartridge-study", "without_text_loss"),
+                best=Column("cartridge-study", "with_text_loss"),
+            )
+        )
+    return found
+
+
+HEADS = ("what", "measure", "with", "without", "gain ± standard error", "errors", "seeds")
+
+
+def table(runner: Runner, settings: Settings) -> str:
+    """Return the tables of what is there, in Markdown."""
+    parts = list[str]()
+    lines: dict[str, list[tuple[str, ...]]] = {}
+    for comparison in comparisons():
+        lines.setdefault(comparison.section, []).append(_line(runner, comparison))
+    for section, found in lines.items():
+        parts += [f"### {section}", "", markdown(HEADS, found), ""]
+    steps = f"{settings.steps} steps" if settings.steps else "the steps of each method's recipe"
+    parts += [
+        f"Training: {steps}, {settings.dtype}. Measured on at most {settings.rows} test rows, the same for both sides. "
+        "A gain is positive where the method is better; a share is of the loss between the model without and with the "
+        "text. Its standard error is the larger of two: over the evaluation rows (paired differences, each a mean over "
+        f"the seeds; of a share by the jackknife) and over the seeds. *Errors*: how many of them; {ENOUGH:g} count.",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def compare(runner: Runner, comparison: Comparison) -> tuple[list[float], Estimate, int] | None:
+    """Return the means of both sides, the gain, and the seeds; nothing if results are missing."""
+    columns = [column for column in (comparison.ours, comparison.theirs, comparison.best) if column is not None]
+    found = [runner.results(column.experiment) for column in columns]
+    if not all(found):
+        return None
+    seeds = len(found[0])
+    by_seed = [
+        [results[min(seed, len(results) - 1)][column.key] for results, column in zip(found, columns, strict=True)]
+        for seed in range(seeds)
+    ]
+    means = [sum(sum(seed[place]) / len(seed[place]) for seed in by_seed) / seeds for place in range(len(columns))]
+    return means, estimate(by_seed, comparison.statistic), seeds
+
+
+def _line(runner: Runner, comparison: Comparison) -> tuple[str, ...]:
+    start = (comparison.title, comparison.measure)
+    found = compare(runner, comparison)
+    if found is None:
+        problem = runner.missing(comparison.ours.experiment) or "not run"
+        return (*start, problem, *["-"] * (len(HEADS) - 3))
+    means, gain, seeds = found
+    with_text = f" ({means[2]:.3f} with the text)" if comparison.best else ""
+    verdict = "" if gain.errors >= ENOUGH else " (worse)" if gain.errors <= -ENOUGH else " (too few)"
+    counts = f"{gain.errors:.1f}{verdict}"
+    return (*start, f"{means[0]:.3f}", f"{means[1]:.3f}{with_text}", str(gain), counts, str(seeds))
+
+
+def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
+    """Return the runner and what writes the table."""
+    torch.set_num_threads(settings.threads)
+    bench = Bench(settings)
+    for name in (FILMS, *SOURCES):
+        bench.file(name, "train")
+    shared = {
+        **{name: getattr(settings, name) for name in ("model", "encoder", "dtype", "rows")},
+        "versions": versions("softprompt-zoo", "transformers", "torch"),
+    }
+    runners = list[Runner]()
+    runners.append(Runner(folder, shared, experiments(bench, lambda: runners[0])))
+    return runners[0], lambda: write(folder / "table.md", table(runners[0], settings))
+
+
+main = command((__doc__ or "").splitlines()[0], Settings, "methods", make)
+
+if __name__ == "__main__":
+    main()

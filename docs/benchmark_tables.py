@@ -1,0 +1,34 @@
+"""Puts the benchmarks' results into the pages: `<!-- results of NAME -->` becomes its table and its picture."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+MARK = re.compile(r"<!-- results of (\w+) -->")
+
+
+def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
+    """Replace the marks; mkdocs calls it for every page."""
+    return MARK.sub(lambda match: results(match[1], page.file.src_uri.count("/")), markdown)
+
+
+def on_files(files: Any, config: Any, **kwargs: Any) -> Any:
+    """Add the pictures, which lie outside the docs."""
+    for picture in RESULTS.glob("*/*.png"):
+        files.append(File.generated(config, f"assets/{picture.name}", abs_src_path=str(picture)))
+    return files
+
+
+def results(name: str, depth: int) -> str:
+    """Return what a benchmark has left in its folder, as Markdown for a page so many folders deep."""
+    table = RESULTS / name / "table.md"
+    if not table.is_file():
+        return "*Nothing is measured yet.*"
+    pictures = [
+        f"![The results of the {picture.stem}]({'../' * depth}assets/{picture.name})"
+        for picture in sorted(table.parent.glob("*.png"))
+    ]
+    return "\n\n".join([*pictures, table.read_text("utf-8")])
