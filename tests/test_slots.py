@@ -1,6 +1,7 @@
 """Virtual tokens inside the text: made of real words, they must give what the base model gives for these words."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -290,6 +291,54 @@ def test_two_prompts_of_a_row_are_counted_through(architecture):
     assert_equal(seen(logits, mask, subject), seen(expected, mask, subject), "logits")
 
 
+class Tasks:
+    """A table of virtual tokens for each of two tasks."""
+
+    NAME = "tasks_in_slots"
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(zoo.MethodConfig):
+        num_tasks: int = 2
+
+    class Parameters(torch.nn.Module):
+        def __init__(self, config, backbone):
+            super().__init__()
+            self.tables = torch.nn.Parameter(torch.empty(2, config.num_virtual_tokens, backbone.hidden_size))
+
+        def initialize(self, config, backbone):
+            with torch.no_grad():
+                self.tables.copy_(backbone.embed(torch.arange(20, 20 + self.tables[..., 0].numel()).view(2, -1)))
+
+    @zoo.hookimpl
+    def build_virtual_tokens(self, parameters):
+        return zoo.InputTokens(parameters.tables)
+
+    @zoo.hookimpl
+    def inject(self, tokens):
+        return zoo.Placement(tokens)
+
+    @zoo.hookimpl
+    def merge(self, parameters):
+        return zoo.InputTokens(parameters.tables)
+
+
+def test_every_row_fills_its_slots_for_its_own_task():
+    zoo.register(Tasks())
+    try:
+        subject = Subject("llama", zoo.get_method("tasks_in_slots")(tiny_model("llama"), num_virtual_tokens=TOKENS))
+        base = base_of("llama")
+        words = torch.arange(20, 30).view(2, TOKENS)
+        ids, mask, slots = with_slots(side="left")
+        tasks = torch.tensor([1, 0, 1])
+        heard = spoken(ids, slots, words[tasks])
+        logits = subject.logits(ids, mask, soft_slots=slots, task_ids=tasks)
+        assert_equal(logits[mask.bool()], base_logits(base, heard, mask)[mask.bool()], "logits")
+        text, _ = generate(subject, ids, mask, soft_slots=slots, task_ids=tasks, num_beams=2)
+        assert torch.equal(text, generate(base, heard, mask, num_beams=2)[0])
+    finally:
+        zoo.unregister("tasks_in_slots")
+
+
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_a_prefix_stands_in_front_of_a_text_with_slots(architecture):
     subject, words = subject_and_words(architecture)
@@ -504,6 +553,8 @@ def test_slots_of_the_new_tokens_alone():
     cache = subject.run(ids[:, :4], soft_slots=slots[:, :4], use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"shape \(1, 1\) for 1 rows of 5 tokens, 4 of them in the cache"):
         subject.run(ids[:, 4:5], soft_slots=slots[:, 4:5], past_key_values=cache)
+    with pytest.raises(ValueError, match="row 0 of soft_slots uses virtual token 9, but its prompts have 5 at"):
+        subject.run(ids[:, 4:5], soft_slots=change(slots[:, :5], 0, 4, 9), past_key_values=cache)
 
 
 @pytest.mark.parametrize("rows", [["default", None, "default"], [None, None, None]])
