@@ -29,10 +29,14 @@ def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
     Returns:
         Their names, in order; empty without labels.
     """
-    if kwargs.get("labels") is None or torch.compiler.is_compiling():
+    if kwargs.get("labels") is None:
         return []
     names = dict.fromkeys(part.partition("#")[0] for part in call.placements)
-    return [name for name in names if not host[name].is_merged and host[name].loaded.has("training_loss")]
+    return [name for name in names if _has_loss(host[name])]
+
+
+def _has_loss(prompt: Prompt) -> bool:
+    return not prompt.is_merged and prompt.config.replaces_loss and prompt.loaded.has("training_loss")
 
 
 def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any], output: Any, run: Run) -> Any:

@@ -97,6 +97,11 @@ class Config(MethodConfig):
         _check_number("temperature", self.temperature, "above 0")
         _check_number("factor_learning_rate_ratio", self.factor_learning_rate_ratio, "above 0")
 
+    @property
+    def replaces_loss(self) -> bool:
+        """Whether there is a teacher to distil from."""
+        return self.teacher is not None and self.distillation > 0
+
 
 class Parameters(nn.Module):
     """The shared prompt and the factors of every task."""
@@ -190,10 +195,8 @@ def merge(parameters: Parameters) -> VirtualTokens:
 
 
 @hookimpl
-def training_loss(config: Config, parameters: Parameters, step: TrainingStep) -> Tensor | None:
+def training_loss(config: Config, parameters: Parameters, step: TrainingStep) -> Tensor:
     """Add the distillation from the teacher to the model's own loss (section 3.2, equation 6)."""
-    if config.teacher is None or config.distillation == 0:
-        return None
     if parameters.teacher is None:
         raise UnsupportedError(
             "this prompt was trained with a teacher, which is not saved; attach a new one with init=<this prompt>, "
