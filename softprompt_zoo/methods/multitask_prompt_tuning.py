@@ -43,7 +43,7 @@ PEFT_TYPES = ("MULTITASK_PROMPT_TUNING",)
 RECIPE = Recipe(
     learning_rate=3e-2,
     steps=60,
-    source="prompt tuning's, from which it differs by the factors; the paper's 0.3 is for T5 and Adafactor",
+    source="prompt tuning's, from which it differs by the factors; not searched anew (the paper has 0.3 for T5-base)",
 )
 FACTOR_INITS = ("identity", "normal")
 SOURCE_TASKS = ("average", "shared", "each")
