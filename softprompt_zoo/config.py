@@ -93,6 +93,11 @@ class MethodConfig:
         """How many tasks the prompt has; `None` if its method has no tasks."""
         return getattr(self, "num_tasks", None)
 
+    @property
+    def replaces_loss(self) -> bool:
+        """Whether `training_loss` is asked; a method whose loss is an option says `False` where it is off."""
+        return True
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that are saved, as JSON values.
 

@@ -34,9 +34,13 @@ def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
         return found
     for part in call.placements:  # a comprehension here could not be compiled
         name = part.partition("#")[0]
-        if name not in found and not host[name].is_merged and host[name].loaded.has("training_loss"):
+        if name not in found and _has_loss(host[name]):
             found.append(name)
     return found
+
+
+def _has_loss(prompt: Prompt) -> bool:
+    return not prompt.is_merged and prompt.config.replaces_loss and prompt.loaded.has("training_loss")
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -317,9 +317,17 @@ def _forward(model: Any, base: Any, own: dict[str, Any], kwargs: dict[str, Any])
     learners = losses.learners(model.prompts, call, kwargs) if model.training else []
     if not learners:
         return _run(model, base, call, kwargs)
+    return _learn(model, base, call, learners, own["task_ids"], kwargs)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _learn(
+    model: Any, base: Any, call: Call, learners: list[str], task_ids: Tensor | None, kwargs: dict[str, Any]
+) -> Any:
+    """Run the forward and let methods replace its loss; not compiled, for they may run the model once more."""
     output = _run(model, base, call, {**kwargs, "return_dict": True, "output_hidden_states": True})
     run = functools.partial(_run, model, base)
-    output = losses.replace_loss(model, learners, call, {**kwargs, "task_ids": own["task_ids"]}, output, run)
+    output = losses.replace_loss(model, learners, call, {**kwargs, "task_ids": task_ids}, output, run)
     return output if returns_dict(model.config, kwargs) else output.to_tuple()
 
 

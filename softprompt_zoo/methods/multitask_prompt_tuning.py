@@ -43,7 +43,7 @@ PEFT_TYPES = ("MULTITASK_PROMPT_TUNING",)
 RECIPE = Recipe(
     learning_rate=3e-2,
     steps=60,
-    source="prompt tuning's, from which it differs by the factors; the paper's 0.3 is for T5 and Adafactor",
+    source="prompt tuning's, from which it differs by the factors; not searched anew (the paper has 0.3 for T5-base)",
 )
 FACTOR_INITS = ("identity", "normal")
 SOURCE_TASKS = ("average", "shared", "each")
@@ -96,6 +96,11 @@ class Config(MethodConfig):
         _check_number("distillation", self.distillation, "at least 0", self.distillation != 0)
         _check_number("temperature", self.temperature, "above 0")
         _check_number("factor_learning_rate_ratio", self.factor_learning_rate_ratio, "above 0")
+
+    @property
+    def replaces_loss(self) -> bool:
+        """Whether there is a teacher to distil from."""
+        return self.teacher is not None and self.distillation > 0
 
 
 class Parameters(nn.Module):
@@ -190,10 +195,8 @@ def merge(parameters: Parameters) -> VirtualTokens:
 
 
 @hookimpl
-def training_loss(config: Config, parameters: Parameters, step: TrainingStep) -> Tensor | None:
+def training_loss(config: Config, parameters: Parameters, step: TrainingStep) -> Tensor:
     """Add the distillation from the teacher to the model's own loss (section 3.2, equation 6)."""
-    if config.teacher is None or config.distillation == 0:
-        return None
     if parameters.teacher is None:
         raise UnsupportedError(
             "this prompt was trained with a teacher, which is not saved; attach a new one with init=<this prompt>, "

@@ -502,6 +502,17 @@ def test_accumulated_batches_weigh_their_distillation_by_their_labels():
     torch.testing.assert_close(half, whole / 2)
 
 
+def test_a_compiled_model_distils_too():
+    subject = training(prompted(teacher=torch.randn(TASKS, TOKENS, HIDDEN)))
+    options = {"input_ids": TEXT, "labels": TEXT, "task_ids": torch.tensor([1])}
+    expected = subject.model(**options).loss
+    loss = torch.compile(subject.model, backend="eager")(**options).loss
+    torch.testing.assert_close(loss, expected)
+    assert loss > 2 * training(prompted()).model(**options).loss
+    loss.backward()
+    assert learned(subject).cols.grad[1].abs().max() > 0
+
+
 def test_rows_without_the_prompt_need_a_loss_without_a_teacher():
     ids = torch.cat([TEXT, TEXT])
     options = {"labels": ids, "prompts": ["default", None], "task_ids": [1, 0]}
