@@ -30,8 +30,8 @@ PEFT_TYPES = ("ADAPTION_PROMPT",)
 RECIPE = zoo.Recipe(
     learning_rate=3e-2,
     steps=60,
-    source="ours, for short runs: the loss fell on the demo's data with SmolLM2-135M, not tuned; the paper, section 4.1, "
-    "has 9e-3, weight decay 0.02, batches of 64 and 5 epochs of 52,000 rows",
+    source="ours, for short runs: the loss fell on the demo's data with SmolLM2-135M, not tuned; the paper's, section "
+    "4.1, are 9e-3, weight decay 0.02, batches of 64 and 5 epochs of 52,000 rows",
 )
 SITE = "decoder"
 GATES = ("head", "layer")
