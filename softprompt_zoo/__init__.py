@@ -4,28 +4,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo import errors
-from softprompt_zoo.config import MethodConfig, Recipe, check_choice, check_positive_integer, check_probability
+from softprompt_zoo.config import MethodConfig as MethodConfig
+from softprompt_zoo.config import Recipe as Recipe
+from softprompt_zoo.config import check_choice as check_choice
+from softprompt_zoo.config import check_positive_integer as check_positive_integer
+from softprompt_zoo.config import check_probability as check_probability
 from softprompt_zoo.errors import *  # noqa: F403
-from softprompt_zoo.hookspecs import hookimpl
+from softprompt_zoo.hookspecs import hookimpl as hookimpl
 
-if TYPE_CHECKING:
-    from softprompt_zoo.backbone import Backbone
-    from softprompt_zoo.encoding import encode
-    from softprompt_zoo.exchange import PeftFiles, PeftPrompt
-    from softprompt_zoo.initialization import check_init, sampled_ids
-    from softprompt_zoo.method import Method, combine, get_method
-    from softprompt_zoo.model import detach
-    from softprompt_zoo.saving import export, load, merge
-    from softprompt_zoo.tokens import (
-        InputTokens,
-        LayerTokens,
-        Placement,
-        SiteTokens,
-        VirtualTokens,
-        flatten_layers,
-        unflatten_layers,
-    )
-    from softprompt_zoo.training_step import TrainingStep
+if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
+    from softprompt_zoo.backbone import Backbone as Backbone
+    from softprompt_zoo.encoding import encode as encode
+    from softprompt_zoo.exchange import PeftFiles as PeftFiles
+    from softprompt_zoo.exchange import PeftPrompt as PeftPrompt
+    from softprompt_zoo.initialization import check_init as check_init
+    from softprompt_zoo.initialization import sampled_ids as sampled_ids
+    from softprompt_zoo.method import Method as Method
+    from softprompt_zoo.method import combine as combine
+    from softprompt_zoo.method import get_method as get_method
+    from softprompt_zoo.model import detach as detach
+    from softprompt_zoo.saving import export as export
+    from softprompt_zoo.saving import load as load
+    from softprompt_zoo.saving import merge as merge
+    from softprompt_zoo.tokens import InputTokens as InputTokens
+    from softprompt_zoo.tokens import LayerTokens as LayerTokens
+    from softprompt_zoo.tokens import Placement as Placement
+    from softprompt_zoo.tokens import SiteTokens as SiteTokens
+    from softprompt_zoo.tokens import VirtualTokens as VirtualTokens
+    from softprompt_zoo.tokens import flatten_layers as flatten_layers
+    from softprompt_zoo.tokens import unflatten_layers as unflatten_layers
+    from softprompt_zoo.training_step import TrainingStep as TrainingStep
 
 _LAZY = {
     "Backbone": "backbone",
