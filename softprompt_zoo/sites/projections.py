@@ -1,5 +1,6 @@
 """Hidden states turned into keys and values by the frozen projections of single attention layers."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone import KEYWORD, Stack
+from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.attention import Capture
 from softprompt_zoo.sites.words import ready
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
@@ -39,8 +41,13 @@ class Projector:
         Returns:
             Keys and values per layer as attention sees them at the first position, where a rotary embedding
             changes nothing; `None` where `states` is. Gradients flow to the states.
+
+        Raises:
+            UnsupportedError: If the model's attention is called in a way of its own.
         """
         stack = self._stacks[site]
+        if stack.is_disentangled:
+            raise UnsupportedError(f"{type(stack.module).__name__}'s projections cannot be called one layer at a time")
         keys: list[Tensor | None] = []
         values: list[Tensor | None] = []
         with ready(self._stacks):
@@ -96,12 +103,11 @@ def _cut(value: Any) -> Any:
 
 def _call(module: Any, call: _Call, hidden: Tensor, recorded: Capture) -> None:
     args, kwargs = call
-    kwargs = {**kwargs, "attention_mask": None, KEYWORD: recorded}
-    template: Any = kwargs.get("hidden_states", args[0] if args else None)
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    named = dict(zip(names, args, strict=False))
+    states = "hidden_states" if "hidden_states" in kwargs else names[0]
+    # What follows the states positionally is no mask in any model that we know; a mask would be 4-D.
+    rest = {name: None if isinstance(value, Tensor) and value.ndim == 4 else value for name, value in named.items()}
+    template: Any = {**named, **kwargs}[states]
     rows = hidden[:, None, :].to(device=template.device, dtype=template.dtype)
-    if "hidden_states" in kwargs:
-        module(*args, **{**kwargs, "hidden_states": rows})
-    else:
-        # What follows the states positionally is no mask in any model that we know; a mask would be 4-D.
-        rest = tuple(None if isinstance(value, Tensor) and value.ndim == 4 else value for value in args[1:])
-        module(rows, *rest, **kwargs)
+    module(**{**rest, **kwargs, "attention_mask": None, KEYWORD: recorded, states: rows})
