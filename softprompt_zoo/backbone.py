@@ -20,6 +20,7 @@ from softprompt_zoo.tokens import LayerTokens
 KEYWORD = "softprompt_zoo"
 """Forward keyword that carries the per-call state down to the attention function."""
 
+DISENTANGLED = "disentangled_attention_bias"
 PROBE = "softprompt_zoo_probe"
 PROBE_LENGTH = 3
 PROBE_ENCODER_LENGTH = 5
@@ -116,6 +117,11 @@ class Stack:
     def shares_attention(self) -> bool:
         """Whether layers share an attention module, as ALBERT's do."""
         return any(len(set(modules)) < len(modules) for modules in self.attentions.values())
+
+    @property
+    def is_disentangled(self) -> bool:
+        """Whether its attention is DeBERTa's, which does not use transformers' attention interface."""
+        return any(hasattr(module, DISENTANGLED) for modules in self.attentions.values() for module in modules)
 
     @property
     def position_start(self) -> int:
@@ -235,6 +241,7 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
     attentions: dict[str, list[nn.Module]] = {}
     problem = None
     calls, error = _probe(name, module, embedding, encoder)
+    calls = calls or _disentangled(module)
     for attention, shape, is_cross, _ in calls:
         site = "cross" if is_cross else name
         attentions.setdefault(site, []).append(attention)
@@ -307,6 +314,20 @@ def _probe(
     except Exception as error:
         return [], f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
     return probe.calls, None
+
+
+def _disentangled(module: Any) -> list[tuple[nn.Module, LayerShape, bool, bool]]:
+    """Find the attention modules of a DeBERTa of the second kind; the first one projects all at once."""
+    layers = getattr(getattr(module, "encoder", None), "layer", ())
+    found: list[Any] = [getattr(getattr(layer, "attention", None), "self", None) for layer in layers]
+    if not all(hasattr(attention, DISENTANGLED) and hasattr(attention, "query_proj") for attention in found):
+        return []
+    calls = []
+    for attention in found:
+        heads = attention.num_attention_heads
+        shape = LayerShape(heads, attention.key_proj.out_features // heads, heads)
+        calls.append((attention, shape, False, False))
+    return calls
 
 
 def _probe_attention(

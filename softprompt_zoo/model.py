@@ -20,6 +20,7 @@ from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
 from softprompt_zoo.sites.arrange import Call, select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
+from softprompt_zoo.sites.disentangled import adopt, hand_over, release, run
 from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.projections import Projector
 from softprompt_zoo.sites.slots import check_slots
@@ -203,6 +204,8 @@ def attach(
     _prompt_implementation(stacks)
     for stack in stacks.values():
         mark_sites(stack)
+        if stack.module is not model:  # the prompted class does for the model itself what this does
+            adopt(stack)
         bind(backbone.family, stack, host)
     model.add_module("prompts", host)
     prompted.__class__ = _prompted_class(prompted.__class__)
@@ -232,6 +235,8 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         unmark_sites(stack)
     del model.prompts
     model.__class__ = model._softprompt_base
+    for stack in stacks.values():
+        release(stack)
     del model._softprompt_stacks, model._softprompt_required_grad
     base: Any = model
     for name, parameter in base.named_parameters():
@@ -269,7 +274,8 @@ def _prompted_class(base: Any) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         if KEYWORD in kwargs:
-            return base.forward(self, **kwargs)
+            is_disentangled = any([stack.is_disentangled for stack in self._softprompt_stacks.values()])
+            return run(self, base, (), kwargs) if is_disentangled else base.forward(self, **kwargs)
         own = {}
         for name in NEW_ARGUMENTS:  # a comprehension here could not be compiled
             own[name] = kwargs.pop(name, None)
@@ -334,16 +340,12 @@ def _learn(
 def _run(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
     """Run the model's own forward, and show the user outputs of the length of the input."""
     if call.is_empty:
-        return base.forward(model, prompts=call, **kwargs)
+        return _base_forward(model, base, call, kwargs)
     wants_first = _wants_first_label(model, call, kwargs)
     wants_tuple = not returns_dict(model.config, kwargs)
     if wants_first:
         kwargs = _with_first_label(call, kwargs)
-    output = base.forward(
-        with_heads(model, call.heads, call.selection.rows),
-        prompts=call,
-        **{**kwargs, "return_dict": True} if wants_tuple else kwargs,
-    )
+    output = _base_forward(model, base, call, {**kwargs, "return_dict": True} if wants_tuple else kwargs)
     if wants_first:
         output.logits = output.logits[:, 1:]
     if (
@@ -353,6 +355,17 @@ def _run(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
     ):
         output = cut_output(None, output, call.layout)
     return output.to_tuple() if wants_tuple else output
+
+
+def _base_forward(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
+    seen = hand_over(with_heads(model, call.heads, call.selection.rows), model._softprompt_stacks, call)
+    output = base.forward(seen, prompts=call, **kwargs)
+    if not call.was_seen:
+        raise UnsupportedError(
+            f"{base.__name__}.forward does not hand its keywords on, so what the call says of prompts would be "
+            "ignored; use the model inside"
+        )
+    return output
 
 
 def _check_rows(entries: int, rows: int) -> None:

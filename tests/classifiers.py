@@ -2,12 +2,14 @@
 
 import torch
 from transformers import (
+    AlbertConfig,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BartConfig,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     GPT2Config,
@@ -31,6 +33,18 @@ CONFIGS = {
         dim=32, hidden_dim=48, n_layers=2, n_heads=4, max_position_embeddings=64, **IDS
     ),
     "modernbert": lambda: ModernBertConfig(cls_token_id=1, sep_token_id=2, **BERT),
+    "albert": lambda: AlbertConfig(embedding_size=24, **BERT),
+    "deberta_v2": lambda: DebertaV2Config(
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        position_biased_input=False,
+        type_vocab_size=0,
+        conv_kernel_size=3,
+        **BERT,
+    ),
     "llama": lambda: LlamaConfig(num_key_value_heads=2, **BERT),
     "gpt2": lambda: GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **IDS),
     "t5": lambda: T5Config(d_kv=8, d_ff=48, num_layers=2, num_heads=4, **SEQ2SEQ),
@@ -42,7 +56,7 @@ TASKS = {
     "question": AutoModelForQuestionAnswering,
     "choice": AutoModelForMultipleChoice,
 }
-ENCODERS = ["bert", "roberta", "electra", "distilbert", "modernbert"]
+ENCODERS = ["bert", "roberta", "electra", "distilbert", "modernbert", "albert", "deberta_v2"]
 CASES = (
     [("sequence", name) for name in CONFIGS]
     + [("token", name) for name in [*ENCODERS, "llama", "gpt2", "t5"]]
@@ -59,6 +73,8 @@ def classifier(task, architecture, seed=0, implementation="sdpa"):
         config.num_labels = 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if architecture == "deberta_v2":  # has no other
+            implementation = "eager"
         model = TASKS[task].from_config(config, attn_implementation=implementation)
         for parameter in model.parameters():
             parameter.data.normal_(std=0.3)

@@ -53,6 +53,8 @@ class Call:
     """Virtual tokens in the middle of the text, if there are any."""
     heads: Sequence[nn.ModuleDict | None] = ()
     """Per combination the trained task head that its rows use; `None` for the model's own."""
+    was_seen: bool = False
+    """Whether a stack has got the call."""
     virtual_states: list[Tensor | None] | None = None
     """Of a causal stack, per combination the last hidden states `(tokens, hidden)` of its final run of
     input-level prompts; left here by the stack for the loss."""

@@ -165,12 +165,12 @@ def _with_prompt(
         key, value = key[:, :, :length], value[:, :, :length]
         if kwargs.get("position_bias") is not None:
             kwargs["position_bias"] = kwargs["position_bias"][..., :length]
-    prompt_keys = _for_rows(prompt.keys[site.layer], state.rows, query.shape[0])
-    prompt_values = _for_rows(prompt.values[site.layer], state.rows, query.shape[0])
+    prompt_keys = rows_of(prompt.keys[site.layer], state.rows, query.shape[0])
+    prompt_values = rows_of(prompt.values[site.layer], state.rows, query.shape[0])
     if prompt.dropout is not None:
-        probability = _for_rows(prompt.dropout, state.rows, query.shape[0])[:, None, :, None]
-        prompt_keys = _drop(prompt_keys, probability)
-        prompt_values = _drop(prompt_values, probability)
+        probability = rows_of(prompt.dropout, state.rows, query.shape[0])[:, None, :, None]
+        prompt_keys = drop(prompt_keys, probability)
+        prompt_values = drop(prompt_values, probability)
 
     window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
     window = window if site.name != "cross" else None
@@ -195,11 +195,13 @@ def _base_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, 
     raise UnsupportedError(f"{type(module).__name__} has no eager attention function; use 'sdpa'")
 
 
-def _for_rows(tensor: Tensor, rows: Tensor | None, count: int) -> Tensor:
+def rows_of(tensor: Tensor, rows: Tensor | None, count: int) -> Tensor:
+    """Spread a tensor with an entry per combination over `count` rows."""
     return tensor.expand(count, *tensor.shape[1:]) if rows is None else tensor[rows]
 
 
-def _drop(tensor: Tensor, probability: Tensor) -> Tensor:
+def drop(tensor: Tensor, probability: Tensor) -> Tensor:
+    """Zero elements with the given probabilities, and scale the others so that the mean stays."""
     keep = torch.rand_like(tensor) >= probability.to(tensor.dtype)
     return tensor * keep / (1 - probability.to(tensor.dtype))
 
@@ -213,14 +215,14 @@ def _shared_mask(
             return extended
     base, _, window, key_length, is_causal = depends_on
     tokens = prompt.keys[0].shape[2]
-    mask = _extend_mask(attention_mask, _visible(prompt, state, window), query, key_length, tokens, is_causal)
+    mask = _extend_mask(attention_mask, visible_to(prompt, state, window), query, key_length, tokens, is_causal)
     if mask is not None and mask.dtype == torch.bool and base == "eager":
         mask = _additive(mask, query.dtype)
     state.masks.append((depends_on, attention_mask, mask))
     return mask
 
 
-def _visible(prompt: SiteState, state: CallState, window: int | None) -> Tensor | None:
+def visible_to(prompt: SiteState, state: CallState, window: int | None) -> Tensor | None:
     """Say which virtual tokens each query sees: `(rows or 1, 1, length or 1, tokens)`, `None` for all."""
     visible = None
     if prompt.present is not None:

@@ -45,8 +45,11 @@ class Projector:
 
         Raises:
             UnsupportedError: If the layers take states of another width than the embeddings have.
+            UnsupportedError: If the model's attention is called in a way of its own.
         """
         stack = self._stacks[site]
+        if stack.is_disentangled:
+            raise UnsupportedError(f"{type(stack.module).__name__}'s projections cannot be called one layer at a time")
         keys: list[Tensor | None] = []
         values: list[Tensor | None] = []
         calls = self._recorded(stack, site)

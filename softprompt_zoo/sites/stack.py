@@ -87,6 +87,7 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     past = past_length(kwargs.get("past_key_values"))
     is_built = isinstance(prompts, Call)
     call = prompts if is_built else binding.host.resolve(prompts, task_ids, slots, _is_decoding(past))
+    call.was_seen = True
     _check_implementation(module)
     text = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
     if text is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.views import view
 
 
 def find_head(model: Any, stacks: Sequence[nn.Module]) -> dict[str, nn.Module]:
@@ -70,7 +71,6 @@ def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Tensor |
             names.update(dict.fromkeys(head))
     if not names:
         return model
-    view = object.__new__(type(model))
     replaced = {}
     for name in names:
         own = getattr(model, name)
@@ -78,9 +78,7 @@ def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Tensor |
         for head in heads:
             parts.append(head[name] if head is not None and name in head else own)
         replaced[name] = _Chosen(own, parts, rows)
-    # An attribute of the instance stands before a module of that name.
-    view.__dict__ = {**model.__dict__, **replaced}
-    return view
+    return view(model, **replaced)
 
 
 class _Chosen:

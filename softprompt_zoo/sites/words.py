@@ -15,6 +15,7 @@ from softprompt_zoo.sites.attention import (
     base_implementation,
     prompted_implementation,
 )
+from softprompt_zoo.sites.disentangled import adopt, release
 from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
 
@@ -96,7 +97,9 @@ def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
         try:
             for stack in unmarked:
                 mark_sites(stack)
+                adopt(stack)
             yield
         finally:
             for stack in unmarked:
                 unmark_sites(stack)
+                release(stack)

@@ -116,10 +116,10 @@ def test_dropout_differs_by_row_and_stops_in_eval_mode():
 
 
 def test_dropout_keeps_the_mean():
-    from softprompt_zoo.sites.attention import _drop
+    from softprompt_zoo.sites.attention import drop
 
     torch.manual_seed(0)
-    dropped = _drop(torch.ones(200_000), torch.tensor(0.25))
+    dropped = drop(torch.ones(200_000), torch.tensor(0.25))
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.01)
     assert sorted(set(dropped.tolist())) == pytest.approx([0.0, 1 / 0.75])
 
