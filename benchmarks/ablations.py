@@ -31,6 +31,7 @@ from common import (
     estimate,
     load_encoder,
     load_language_model,
+    loss_difference,
     markdown,
     target_losses,
     target_mean,
@@ -166,7 +167,7 @@ class Bench:
             inputs: common.Inputs = (lambda rows: slots(rows, count)) if count else common.no_inputs
             history = trainer.fit(train, lambda rows: _batch(rows, pad_id, inputs), seed, variant.name)
             losses = target_losses(model, test, pad_id, inputs=inputs)
-            found = {"loss": target_mean(losses, test), "losses": losses, "trained": trainer.num_trained, **history}
+            found = {**_measured(losses, test), "trained": trainer.num_trained, **history}
             if not count:
                 found |= attention_split(model, test[:ATTENTION_ROWS], pad_id)
             return found
@@ -178,8 +179,7 @@ class Bench:
         tokenizer: Any = AutoTokenizer.from_pretrained(resolve_model(self.settings.model))
         _, test = self._rows(tokenizer, 0)
         model = load_language_model(self.settings.model, self.settings.dtype)
-        losses = target_losses(model, test, tokenizer.pad_token_id)
-        return {"loss": target_mean(losses, test), "losses": losses, "trained": 0}
+        return _measured(target_losses(model, test, tokenizer.pad_token_id), test)
 
     def _rows(self, tokenizer: Any, count: int) -> tuple[list[Row], list[Row]]:
         tokenised = Tokenised(tokenizer, is_encoder_decoder=False, template="{input}\n")
@@ -264,6 +264,10 @@ class Bench:
             recipe = dataclasses.asdict(recipe_of(method, settings.encoder_steps))
         sums = {name: checksum(self.file(name, part)) for name in DOMAINS for part in ("train", "test")}
         return {"encoder": settings.encoder, "rows": settings.encoder_rows, "data": sums, "recipe": recipe}
+
+
+def _measured(losses: list[float], rows: list[Row]) -> Result:
+    return {"loss": target_mean(losses, rows), "losses": losses, "tokens": [len(row.target) for row in rows]}
 
 
 def domains_name(method: str) -> str:
@@ -374,9 +378,7 @@ def _line(runner: Runner, title: str, label: str, variant: Variant, first: Varia
         return (title, label, "-", *_loss(runner, variant.name), "-", "-")
     shown = "-"
     if variant != first and reference:
-        pairs = zip(results, reference, strict=False)
-        by_seed = [[ours["losses"], theirs["losses"]] for ours, theirs in pairs]
-        shown = str(estimate(by_seed, lambda ours, theirs: ours - theirs))
+        shown = str(loss_difference(results, reference))
     return (title, label, f"{results[0]['trained']:,}", *_loss(runner, variant.name), shown, str(len(results)))
 
 

@@ -387,6 +387,18 @@ def estimate(by_seed: Sequence[Sequence[Sequence[float]]], statistic: Callable[.
     return Estimate(value, over_rows, over_seeds)
 
 
+def loss_difference(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> Estimate:
+    """Compare results that have `losses` by row and the `tokens` of each row: the loss per token, not per row."""
+    by_seed = [
+        [
+            *([loss * count for loss, count in zip(one["losses"], one["tokens"], strict=True)] for one in pair),
+            [float(count) for count in pair[0]["tokens"]],
+        ]
+        for pair in zip(ours, theirs, strict=False)
+    ]
+    return estimate(by_seed, lambda our, their, tokens: (our - their) / tokens)
+
+
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Lay a table out in Markdown."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *lines))

@@ -23,8 +23,8 @@ from common import (
     INSTRUCTION,
     Trainer,
     checksum,
-    estimate,
     load_language_model,
+    loss_difference,
     markdown,
     split,
     target_losses,
@@ -255,14 +255,7 @@ def _numbers(result: Result, loss: str) -> tuple[str, str, str]:
 def _against(ours: list[Result], theirs: list[Result], shown: str) -> tuple[str, str]:
     if shown == LORA or not theirs:
         return "-", "-"
-    seeds = min(len(ours), len(theirs))
-    by_seed = [
-        [[loss * count for loss, count in zip(result["losses"], result["tokens"], strict=True)] for result in pair]
-        + [[float(count) for count in pair[0]["tokens"]]]
-        for pair in zip(ours[:seeds], theirs[:seeds], strict=True)
-    ]
-    # A ratio of means: the loss per token, as above, and not per row.
-    found = estimate(by_seed, lambda our, their, tokens: (our - their) / tokens)
+    found = loss_difference(ours, theirs)
     return str(found), "yes" if found.value <= CLOSE else "no"
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 import softprompt_zoo as zoo
 from common import Store
 from softprompt_zoo.config import Recipe
@@ -194,6 +196,8 @@ def command(
                 found = f"{len(runner.results(experiment.name))} of {experiment.seeds} seeds are there"
                 print(f"{experiment.name}: {problem or found}")
             return
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # that heads are new is no news here
         problems = [] if is_table else runner.run(only)
         write_table()
         print((folder / "table.md").read_text("utf-8"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 
@@ -21,10 +22,11 @@ def one_thread():
 @pytest.fixture(scope="module")
 def benchmark():
     """What imports a benchmark by name, with the modules beside it; they are gone afterwards."""
-    before = set(sys.modules)
+    before, verbosity = set(sys.modules), logging.get_verbosity()
     sys.path.insert(0, BENCHMARKS)
     yield importlib.import_module
     sys.path.remove(BENCHMARKS)
+    logging.set_verbosity(verbosity)
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(BENCHMARKS):
             del sys.modules[name]

@@ -244,6 +244,13 @@ def test_the_gain_has_the_standard_errors_of_arithmetic(benchmark):
     assert common.estimate([[ours[0], theirs]], lambda a, b: a - b).over_seeds is None
 
 
+def test_a_difference_of_losses_is_per_token(benchmark):
+    """A row with more tokens weighs more, as in the loss that stands beside it."""
+    common = benchmark("common")
+    ours, theirs = ({"losses": losses, "tokens": [1, 3]} for losses in ([2.0, 1.0], [1.0, 1.5]))
+    assert common.loss_difference([ours], [theirs]).value == pytest.approx((1 * 1.0 - 3 * 0.5) / 4)
+
+
 def test_a_share_is_of_the_gap_that_can_be_closed(methods):
     quarter = next(comparison for comparison in methods.comparisons() if comparison.best)
     assert quarter.statistic(1.5, 3.0, 1.0) == pytest.approx(0.75)
