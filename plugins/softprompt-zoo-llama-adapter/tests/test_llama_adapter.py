@@ -187,6 +187,18 @@ def test_an_adapter_added_beside_a_prompt_on_a_model_it_does_not_work_on_is_refu
     assert model.prompts.keys() == ["default"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_compiles_into_one_graph(architecture, dtype):
+    """Also as the first thing that happens after the model was cast."""
+    model = attach(tiny_model(architecture), 0.8, num_layers_from_top=1).to(dtype)
+    torch._dynamo.reset()
+    logits = torch.compile(model, backend="aot_eager", fullgraph=True)(TEXT).logits
+    assert close(logits, model(TEXT).logits)
+    logits.sum().backward()
+    assert learned(model).prompts.grad.abs().max() > 0
+
+
 # PEFT
 
 
