@@ -182,12 +182,12 @@ def _copy_named_head(tensors: Mapping[str, Tensor], backbone: Backbone, where: s
 def _read_peft(directory: Path, backbone: Backbone) -> Prompt:
     fields, tensors = peft.read(directory)
     method = _method_for(fields, directory)
-    tensors, trained = peft.split_head(tensors, backbone)
-    options = {"train_head": True} if trained else {}
     try:
+        tensors, trained = peft.split_head(tensors, backbone)
         found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
     except (CheckpointError, UnsupportedError) as error:
         raise type(error)(f"{directory}: {error}") from error
+    options = {"train_head": True} if trained else {}
     if found is None:
         adapter = peft.plain(fields, tensors, backbone, directory)
         found = PeftPrompt({"num_virtual_tokens": adapter.num_virtual_tokens, "init": "given"}, tokens=adapter.tokens)

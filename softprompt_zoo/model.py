@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from softprompt_zoo import losses
 from softprompt_zoo.backbone import KEYWORD, Backbone, Stack, attention_configs, find_stacks, max_positions
 from softprompt_zoo.checkpoints import save
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.first_label import wants_first_label, with_first_label
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
 from softprompt_zoo.sites.arrange import Call, select
@@ -341,10 +341,10 @@ def _run(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
     """Run the model's own forward, and show the user outputs of the length of the input."""
     if call.is_empty:
         return _base_forward(model, base, call, kwargs)
-    wants_first = _wants_first_label(model, call, kwargs)
+    wants_first = wants_first_label(model, call, kwargs)
     wants_tuple = not returns_dict(model.config, kwargs)
     if wants_first:
-        kwargs = _with_first_label(call, kwargs)
+        kwargs = with_first_label(call, kwargs)
     output = _base_forward(model, base, call, {**kwargs, "return_dict": True} if wants_tuple else kwargs)
     if wants_first:
         output.logits = output.logits[:, 1:]
@@ -374,35 +374,3 @@ def _check_rows(entries: int, rows: int) -> None:
             f"prompts has {entries} entries for a batch of {rows} rows; give one entry per row: a prompt's name, "
             "a list of names, or None"
         )
-
-
-def _wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:
-    """Say whether the head is to predict the first text token from an input-level prompt's last token."""
-    past = past_length(kwargs.get("past_key_values"))
-    labels = kwargs.get("labels")
-    is_language_model = model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None
-    if not is_language_model or not isinstance(labels, Tensor) or labels.ndim != 2:
-        return False
-    if kwargs.get("shift_labels") is not None or not (isinstance(past, int) and past == 0):
-        return False
-    to_keep = kwargs.get("logits_to_keep", 0)
-    return isinstance(to_keep, int) and to_keep == 0 and any(call.ends_in_input_tokens())
-
-
-def _with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Shift the labels by one place, into which the stack's hook puts the prompt's last hidden state."""
-    labels = kwargs["labels"]
-    mask = kwargs.get("attention_mask")
-    first = torch.zeros(labels.shape[0], dtype=torch.long, device=labels.device)
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        first = mask.to(labels.device).long().argmax(dim=1)
-    call.first_index = first
-    shifted = functional.pad(labels, (1, 0), value=-100)
-    has_tail = call.per_row(call.ends_in_input_tokens(), labels.device)[:, 0].expand(labels.shape[0])
-    # Without a prompt's prediction, or behind padding, nothing predicts the first column.
-    shifted[:, 1] = torch.where(has_tail & (first == 0), shifted[:, 1], -100)
-    kwargs = {**kwargs, "labels": shifted}
-    counted = kwargs.get("num_items_in_batch")
-    if counted is not None:
-        kwargs["num_items_in_batch"] = counted + (shifted[:, 1] != -100).sum()  # Trainer counts labels[..., 1:]
-    return kwargs

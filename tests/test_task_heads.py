@@ -351,7 +351,7 @@ def test_an_adapter_with_other_weights_is_refused(tmp_path):
     config = peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="TOKEN_CLS")
     peft.get_peft_model(classifier("token", "bert"), config).save_pretrained(tmp_path)
     model = classifier("question", "bert")
-    with pytest.raises(zoo.UnsupportedError, match="neither the prompt nor this model's task head"):
+    with pytest.raises(zoo.UnsupportedError, match="carries a trained task head"):
         zoo.load(model, tmp_path)
     assert not hasattr(model, "prompts")
     other = classifier("token", "bert").config

@@ -172,8 +172,18 @@ def split_head(tensors: dict[str, Tensor], backbone: Backbone) -> tuple[dict[str
 
     Returns:
         The other tensors; and the head's, `<module>.…` as in the model.
+
+    Raises:
+        UnsupportedError: If it has a head that the model lacks.
     """
     starts = tuple(f"{HEAD_PREFIX}{name}." for name in backbone.task_head)
+    # Adapters of other kinds name places inside the model, `base_model.model.…`.
+    foreign = [k for k in tensors if k.startswith(HEAD_PREFIX) and not k.startswith((*starts, f"{HEAD_PREFIX}model."))]
+    if foreign:
+        raise UnsupportedError(
+            f"the adapter carries a trained task head ({foreign[0]}); this model has "
+            f"{', '.join(backbone.task_head) or 'none'}; load it onto a model of the class it was trained with"
+        )
     head = {key.removeprefix(HEAD_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(starts)}
     return {key: tensor for key, tensor in tensors.items() if not key.startswith(starts)}, head
 

@@ -1,0 +1,42 @@
+"""The first label of a text behind an input-level prompt, which the prompt's last token predicts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from softprompt_zoo.sites.arrange import Call
+from softprompt_zoo.sites.positions import past_length
+
+
+def wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:
+    """Say whether the head is to predict the first text token from an input-level prompt's last token."""
+    past = past_length(kwargs.get("past_key_values"))
+    labels = kwargs.get("labels")
+    is_language_model = model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None
+    if not is_language_model or not isinstance(labels, Tensor) or labels.ndim != 2:
+        return False
+    if kwargs.get("shift_labels") is not None or not (isinstance(past, int) and past == 0):
+        return False
+    to_keep = kwargs.get("logits_to_keep", 0)
+    return isinstance(to_keep, int) and to_keep == 0 and any(call.ends_in_input_tokens())
+
+
+def with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Shift the labels by one place, into which the stack's hook puts the prompt's last hidden state."""
+    labels = kwargs["labels"]
+    mask = kwargs.get("attention_mask")
+    first = torch.zeros(labels.shape[0], dtype=torch.long, device=labels.device)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        first = mask.to(labels.device).long().argmax(dim=1)
+    call.first_index = first
+    shifted = functional.pad(labels, (1, 0), value=-100)
+    has_tail = call.per_row(call.ends_in_input_tokens(), labels.device)[:, 0].expand(labels.shape[0])
+    # Without a prompt's prediction, or behind padding, nothing predicts the first column.
+    shifted[:, 1] = torch.where(has_tail & (first == 0), shifted[:, 1], -100)
+    kwargs = {**kwargs, "labels": shifted}
+    counted = kwargs.get("num_items_in_batch")
+    if counted is not None:
+        kwargs["num_items_in_batch"] = counted + (shifted[:, 1] != -100).sum()  # Trainer counts labels[..., 1:]
+    return kwargs
