@@ -73,7 +73,7 @@ class Settings:
     """Evaluation rows at most."""
     text_tokens: int = 2000
     """Length of the cartridge's text."""
-    conversations: int = 128
+    conversations: int = 256
     """Of the cartridge's self-study."""
     questions: int = 32
     """Held-out ones about the cartridge's text."""

@@ -1,6 +1,11 @@
-"""The cartridge's experiment: a text about museums that nobody can know, conversations on it, and what is left."""
+"""The cartridge's experiment: a text about museums that nobody can know, conversations on it, and what is left.
+
+A model this small writes nothing sensible when it is merely told to ask questions on a text. Shown a few questions and
+answers on other museums, it does: every conversation here is the continuation of such examples and a sentence.
+"""
 
 import importlib
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,17 +15,46 @@ import softprompt_zoo as zoo
 from common import Trainer, target_losses
 from runner import Result
 from softprompt_zoo.config import Recipe
-from softprompt_zoo.examples import demo_data, read_examples
+from softprompt_zoo.examples import Example, demo_data, read_examples
 from softprompt_zoo.training.data import IGNORED, Row
+from softprompt_zoo.training.evaluation import generate
 
 METHOD = "cartridge"
-STUDY = {
-    "chunk_tokens": 256,
-    "max_question_tokens": 40,
-    "max_answer_tokens": 60,
-    "held_out_kinds": ["question"],
+ASK = {
+    "city": (
+        ("Where is {name}?", "{name} is in {value}."),
+        ("In which city do I find {name}?", "You find {name} in {value}."),
+        ("Which city has {name}?", "The city of {name} is {value}."),
+    ),
+    "founded": (
+        ("Since when has there been {name}?", "There has been {name} since {value}."),
+        ("When was {name} founded?", "{name} was founded in {value}."),
+        ("How old is {name}?", "{name} is from {value}."),
+    ),
+    "building": (
+        ("What building is {name} in?", "{name} is in the old {value}."),
+        ("What was the building of {name} before?", "The building of {name} was a {value}."),
+        ("Which old building holds {name}?", "The old {value} holds {name}."),
+    ),
+    "entry": (
+        ("What does {name} cost?", "{name} costs {value}."),
+        ("How much do I pay in {name}?", "You pay {value} in {name}."),
+        ("What is the price of entry to {name}?", "Entry to {name} is {value}."),
+    ),
+    "closed": (
+        ("On which day is {name} closed?", "{name} is closed on {value}."),
+        ("When should I not come to {name}?", "Do not come to {name} on a {value}."),
+        ("Which day is wrong for {name}?", "The wrong day for {name} is {value}."),
+    ),
+    "highlight": (
+        ("What is there to find in {name}?", "In {name} you find the {value}."),
+        ("What should I see in {name}?", "See the {value} in {name}."),
+        ("What is the best thing in {name}?", "The best thing in {name} is the {value}."),
+    ),
 }
-"""How the model questions itself: on chunks of about six museums."""
+"""Of each field the wordings of questions and answers that the model is shown; the last one is held out."""
+SHOTS = 3
+STUDY = {"fields": list(ASK), "shots": SHOTS, "max_new_tokens": 40}
 TEACHER_BATCH = 4
 """Rows that are measured at once behind the whole text."""
 
@@ -30,19 +64,19 @@ def plugin() -> Any:
     return importlib.import_module(zoo.get_method(METHOD).config_class.__module__)
 
 
+def museums(tokenizer: Any, tokens: int) -> tuple[list[Example], list[Example]]:
+    """Return different museums whose sentences make a text of so many tokens or a few less, and the others."""
+    different = {_fields(example)["name"]: example for example in reversed(read_examples(demo_data() / "train.jsonl"))}
+    examples = list(reversed(different.values()))
+    count = 1
+    while count < len(examples) and len(_ids(tokenizer, _text(examples[: count + 1]))) <= tokens:
+        count += 1
+    return examples[:count], examples[count:]
+
+
 def document(tokenizer: Any, tokens: int) -> str:
-    """Join the sentences of different museums to a text of so many tokens, or a few less."""
-    text, names = "", set[str]()
-    for example in read_examples(demo_data() / "train.jsonl"):
-        name = example.input.split("|")[0]
-        longer = f"{text}{example.target}\n"
-        if name in names:
-            continue
-        if text and len(tokenizer(longer, add_special_tokens=False)["input_ids"]) > tokens:
-            break
-        text = longer
-        names.add(name)
-    return text.strip()
+    """Return the text."""
+    return _text(museums(tokenizer, tokens)[0])
 
 
 def make_study(model: Any, tokenizer: Any, tokens: int, conversations: int, questions: int) -> Result:
@@ -53,44 +87,90 @@ def make_study(model: Any, tokenizer: Any, tokens: int, conversations: int, ques
         tokenizer: Its tokenizer.
         tokens: Length of the text.
         conversations: To train on.
-        questions: Held out.
+        questions: Held out: on facts that may stand in conversations, asked in other words.
 
     Returns:
         The rows of both, and by held-out row the model's loss on the answer without and with the text.
+
+    Raises:
+        ValueError: If the model wrote nothing that can be read as a question and an answer.
     """
-    cartridge = plugin()
-    text = document(tokenizer, tokens)
-    print(f"  writing {conversations} conversations and {questions} questions on {tokens} tokens", flush=True)
-    lengths = {name: STUDY[name] for name in ("chunk_tokens", "max_question_tokens", "max_answer_tokens")}
-    train = [
-        _kept(row)
-        for row in cartridge.self_study(model, tokenizer, text, conversations=conversations, seed=0, **lengths)
-    ]
+    shown, others = museums(tokenizer, tokens)
+    text = _text(shown)
+    draw = random.Random(0)
+    facts = [(example, field) for example in shown for field in ASK if field in _fields(example)]
+    trained = [(*fact, wording) for fact in facts for wording in range(len(ASK["city"]) - 1)]
+    draw.shuffle(trained)
+    draw.shuffle(facts)
+    held_out = [(*fact, -1) for fact in facts]
+    train = _conversations(model, tokenizer, others, trained[:conversations], "train")
     known = {row["question"] for row in train}
-    asked = cartridge.self_study(
-        model,
-        tokenizer,
-        text,
-        conversations=2 * questions,  # some are empty, or were asked in training
-        kinds=STUDY["held_out_kinds"],
-        answers_only=True,
-        seed=1,
-        **lengths,
-    )
-    held_out = [_kept(row) for row in asked if row["question"] not in known]
-    held_out = list({row["question"]: row for row in held_out}.values())[:questions]
-    rows = [_row(row) for row in held_out]
+    asked = _conversations(model, tokenizer, others, held_out[:questions], "held out")
+    asked = [row for row in asked if row["question"] not in known]
+    if not train or not asked:
+        raise ValueError(f"the model wrote {len(train)} conversations and {len(asked)} questions that can be read")
+    rows = [_row(row) for row in asked]
     before = _behind_system_message(tokenizer, text)
     pad_id = tokenizer.pad_token_id
+    print("  measuring the answers without and with the text", flush=True)
+    with_text = [Row(before + row.text, row.target) for row in rows]
     return {
-        "text_tokens": len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        "text_tokens": len(_ids(tokenizer, text)),
         "train": train,
-        "held_out": held_out,
+        "held_out": asked,
         "without_text_loss": target_losses(model, rows, pad_id),
-        "with_text_loss": target_losses(
-            model, [Row(before + row.text, row.target) for row in rows], pad_id, TEACHER_BATCH
-        ),
+        "with_text_loss": target_losses(model, with_text, pad_id, TEACHER_BATCH),
     }
+
+
+def _conversations(
+    model: Any, tokenizer: Any, others: Sequence[Example], wanted: Sequence[tuple[Example, str, int]], name: str
+) -> list[dict[str, Any]]:
+    """Write conversations about fields of museums; one that cannot be read is left out."""
+    print(f"  writing {len(wanted)} conversations, {name}", flush=True)
+    prompts = [_prompt(others, *one) for one in wanted]
+    rows = []
+    for written in write_answers(model, tokenizer, prompts):
+        question, found, answer = written.partition("\nAnswer:")
+        question, answer = question.strip(), answer.strip().split("\n")[0]
+        if found and question and answer and "\n" not in question:
+            asked = _ids(tokenizer, plugin().turn(tokenizer, question))
+            ids = [*_ids(tokenizer, answer), tokenizer.eos_token_id]
+            labels = [IGNORED] * len(asked) + ids
+            rows.append({"question": question, "answer": answer, "input_ids": asked + ids, "labels": labels})
+    return rows
+
+
+def write_answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Go on with texts, up to the end of a paragraph."""
+    texts = [_ids(tokenizer, prompt) for prompt in prompts]
+    written = generate(model, tokenizer, texts, STUDY["max_new_tokens"])  # type: ignore[arg-type]
+    return [text.split("\n\n")[0] for text in written]
+
+
+def _prompt(others: Sequence[Example], example: Example, field: str, wording: int) -> str:
+    question, answer = ASK[field][wording]
+    shots = [other for other in others if field in _fields(other)][:SHOTS]
+    parts = []
+    for shot in shots:
+        values = {"name": _fields(shot)["name"], "value": _fields(shot)[field]}
+        asked, answered = question.format(**values), answer.format(**values)
+        parts.append(f"Text: {shot.target}\nQuestion: {asked}\nAnswer: {answered}\n\n")
+    return "".join(parts) + f"Text: {example.target}\nQuestion:"
+
+
+def _fields(example: Example) -> dict[str, str]:
+    pairs = (part.partition(" : ") for part in example.input.split(" | "))
+    return {name: value for name, _, value in pairs}
+
+
+def _text(examples: Sequence[Example]) -> str:
+    return "\n".join(str(example.target) for example in examples)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def train_on_study(
@@ -125,10 +205,6 @@ def train_on_study(
     return {"loss": losses, "cut_loss": cut, "tokens": count, "trained": trainer.num_trained, **history}
 
 
-def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("kind", "question", "answer", "input_ids", "labels")}
-
-
 def _row(row: Mapping[str, Any]) -> Row:
     asked = sum(label == IGNORED for label in row["labels"])
     return Row(row["input_ids"][:asked], row["input_ids"][asked:])
@@ -139,5 +215,4 @@ def _behind_system_message(tokenizer: Any, text: str) -> list[int]:
     shown = f"{text}\n\n"
     if tokenizer.chat_template:
         shown = tokenizer.apply_chat_template([{"role": "system", "content": text}], tokenize=False)
-    ids: Sequence[int] = tokenizer(shown, add_special_tokens=False)["input_ids"]
-    return list(ids)
+    return _ids(tokenizer, shown)
