@@ -51,7 +51,7 @@ def share_one_rows_prompt(monkeypatch):
     def first(tensor, rows, count):
         return tensor[:1].expand(count, *tensor.shape[1:])
 
-    monkeypatch.setattr(attention, "_for_rows", first)
+    monkeypatch.setattr(attention, "rows_of", first)
     stacked = stack.stack_embeddings
 
     def first_embeddings(call):
