@@ -54,7 +54,8 @@ FEW = (16, 64)
 SHOTS = 8
 CARTRIDGE_SHARES = {"quarter": 4, "sixteenth": 16}
 """Parts of the text's tokens that a cartridge has."""
-CARTRIDGE_STEPS = 64
+SMALLER = {"p_tuning_v2": {"steps": 400}, "cartridge": {"steps": 64, "batch_size": 8}}
+"""What differs from recipes whose three runs would take more than an hour on two cores."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,15 @@ class Bench:
         """Return what turns reviews into rows."""
         return Labels(tokenizer, TEMPLATE, WORDS)
 
+    def recipe(self, method: str) -> Recipe:
+        """Return a method's own recipe, made smaller where it takes long."""
+        own = recipe_of(method, 0)
+        smaller: dict[str, Any] = {
+            name: min(getattr(own, name), most) for name, most in SMALLER.get(method, {}).items()
+        }
+        own = dataclasses.replace(own, **smaller)
+        return dataclasses.replace(own, steps=self.settings.steps) if self.settings.steps else own
+
     def attach(self, method: str, seed: int, tokenizer: Any, **options: Any) -> Any:
         """Load the language model and put a new prompt on it."""
         model = load_language_model(self.settings.model, self.settings.dtype)
@@ -157,7 +167,7 @@ class Bench:
         """Return what makes the options of an experiment: recipes and checksums, when they are asked for."""
 
         def make() -> dict[str, Any]:
-            recipes = {method: dataclasses.asdict(recipe_of(method, self.settings.steps)) for method in methods}
+            recipes = {method: dataclasses.asdict(self.recipe(method)) for method in methods}
             return {"recipes": recipes, "data": self.sums(*data), **more}
 
         return make
@@ -177,7 +187,7 @@ class Bench:
             tokenizer = self.tokenizer()
             labels = self.labels(tokenizer)
             model = self.attach(method, seed, tokenizer)
-            trainer = Trainer(model, recipe_of(method, self.settings.steps))
+            trainer = Trainer(model, self.recipe(method))
             collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
             history = trainer.fit(labels.rows(self.rows(FILMS, "train")), collate, seed, method)
             measured = labels.measure(model, labels.rows(self.rows(FILMS, "test")))
@@ -194,7 +204,7 @@ class Bench:
             tokenizer: Any = AutoTokenizer.from_pretrained(encoder_folder(self.settings.encoder))
             classified = Classified(tokenizer, list(WORDS))
             train, test = self.rows(FILMS, "train"), self.rows(FILMS, "test")
-            recipe = recipe_of(method, self.settings.steps)
+            recipe = self.recipe(method)
             found: Result = {}
             head = load_encoder(self.settings.encoder, seed)
             found |= _prefixed("untrained", classified.measure(head, test))
@@ -224,7 +234,7 @@ class Bench:
         model = self.attach("cpt", seed, tokenizer, examples=shown, template=CONTEXT_TEMPLATE)
         test = context_rows(model, tokenizer, self.rows(FILMS, "test"))
         found = _prefixed("in_context", labels.measure(model, test))
-        trainer = Trainer(model, recipe_of("cpt", self.settings.steps))
+        trainer = Trainer(model, self.recipe("cpt"))
         collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
         history = trainer.fit(context_rows(model, tokenizer, examples), collate, seed, "cpt")
         return {**found, **labels.measure(model, test), "trained": trainer.num_trained, **history}
@@ -237,18 +247,18 @@ class Bench:
         collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
         rows = [(row, task) for task, name in enumerate(SOURCES) for row in labels.rows(self.rows(name, "train"))]
         source = self.attach(method, seed, tokenizer, num_tasks=len(SOURCES))
-        Trainer(source, recipe_of(method, self.settings.steps)).fit(rows, _with_tasks(collate), seed, "sources")
+        Trainer(source, self.recipe(method)).fit(rows, _with_tasks(collate), seed, "sources")
         test = labels.rows(self.rows(FILMS, "test"))
         no_task = torch.zeros(len(test), dtype=torch.long)
         found: Result = {}
         for count in FEW:
             few = labels.rows(balanced(self.rows(FILMS, "train"), count, seed))
             model = self.attach(method, seed, tokenizer, num_tasks=1, init=source.prompts["default"])
-            trainer = Trainer(model, recipe_of(method, self.settings.steps))
+            trainer = Trainer(model, self.recipe(method))
             trainer.fit([(row, 0) for row in few], _with_tasks(collate), seed, f"{count} films, adapted")
             found |= _prefixed(f"adapted_{count}", labels.measure(model, test, task_ids=no_task))
             model = self.attach(scratch, seed, tokenizer)
-            Trainer(model, recipe_of(scratch, self.settings.steps)).fit(few, collate, seed, f"{count} films, scratch")
+            Trainer(model, self.recipe(scratch)).fit(few, collate, seed, f"{count} films, scratch")
             found |= _prefixed(f"scratch_{count}", labels.measure(model, test))
         return found
 
@@ -260,10 +270,6 @@ class Bench:
         model = load_language_model(settings.model, settings.dtype)
         return make_study(model, self.tokenizer(), settings.text_tokens, settings.conversations, settings.questions)
 
-    def cartridge_recipe(self) -> Recipe:
-        """Return the method's recipe, made small: the paper's has 2,048 steps of 64 conversations."""
-        return dataclasses.replace(recipe_of("cartridge", self.settings.steps or CARTRIDGE_STEPS), batch_size=8)
-
     def cartridge(self, share: int, runner_of: Callable[[], Runner]) -> Callable[[int], Result]:
         """Return what trains a cartridge on the self-study, of a token for so many of the text's."""
 
@@ -272,7 +278,7 @@ class Bench:
             assert study is not None, "the runner sees to that"
             settings = self.settings
             model = load_language_model(settings.model, settings.dtype)
-            recipe = self.cartridge_recipe()
+            recipe = self.recipe("cartridge")
             return train_on_study(model, self.tokenizer(), study, settings.text_tokens, share, recipe, seed)
 
         return measure
@@ -311,9 +317,6 @@ def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experimen
     settings, options = bench.settings, bench.options
     shared: dict[str, Any] = {"seeds": settings.seeds}
     study = {name: getattr(settings, name) for name in ("text_tokens", "conversations", "questions")} | STUDY
-
-    def cartridge_options() -> dict[str, Any]:
-        return {"recipe": dataclasses.asdict(bench.cartridge_recipe())}
 
     return [
         Experiment(
@@ -360,7 +363,7 @@ def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experimen
                 name=f"cartridge-{part}",
                 methods=("cartridge",),
                 measure=bench.cartridge(share, runner_of),
-                options=cartridge_options,
+                options=options("cartridge"),
                 needs=("cartridge-study",),
                 **shared,
             )
@@ -418,15 +421,25 @@ def table(runner: Runner, settings: Settings) -> str:
         lines.setdefault(comparison.section, []).append(_line(runner, comparison))
     for section, found in lines.items():
         parts += [f"### {section}", "", markdown(HEADS, found), ""]
-    steps = f"{settings.steps} steps" if settings.steps else "the steps of each method's recipe"
+    steps = f"{settings.steps} steps" if settings.steps else f"each method's recipe, but for {_smaller()}"
     parts += [
-        f"Training: {steps}, {settings.dtype}. Measured on at most {settings.rows} test rows, the same for both sides. "
+        f"Training: {steps}; {settings.dtype}. Measured on at most {settings.rows} test rows, the same for both sides. "
         "A gain is positive where the method is better; a share is of the loss between the model without and with the "
         "text. Its standard error is the larger of two: over the evaluation rows (paired differences, each a mean over "
         f"the seeds; of a share by the jackknife) and over the seeds. *Errors*: how many of them; {ENOUGH:g} count.",
         "",
     ]
     return "\n".join(parts)
+
+
+def _smaller() -> str:
+    """Say what is measured smaller than its recipe."""
+    texts = []
+    for method, changes in SMALLER.items():
+        own = recipe_of(method, 0) if method in zoo.list_methods() else None
+        parts = [f"{most} {name} (recipe: {getattr(own, name, '-')})" for name, most in changes.items()]
+        texts.append(f"{method}: {', '.join(parts)}".replace("batch_size", "rows a step"))
+    return "; ".join(texts)
 
 
 def compare(runner: Runner, comparison: Comparison) -> tuple[list[float], Estimate, int] | None:

@@ -373,6 +373,15 @@ def test_the_picture_shows_what_is_there(ablations, tmp_path, monkeypatch):
     assert (tmp_path / ablations.PICTURE).read_bytes() != empty
 
 
+def test_a_recipe_that_takes_long_is_made_smaller_and_the_table_says_so(methods, folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(methods.SMALLER, "prompt_tuning", {"steps": 7})
+    bench = methods.Bench(methods.Settings(**folders))
+    assert bench.recipe("prompt_tuning") == dataclasses.replace(zoo.get_method("prompt_tuning").recipe, steps=7)
+    assert bench.recipe("prefix_tuning") == zoo.get_method("prefix_tuning").recipe
+    table = methods.table(methods.make(bench.settings, tmp_path)[0], bench.settings)
+    assert f"prompt_tuning: 7 steps (recipe: {zoo.get_method('prompt_tuning').recipe.steps})" in table
+
+
 def test_results_depend_on_what_they_say_they_do(methods, folders, tmp_path):
     settings = methods.Settings(**folders)
     runner, _ = methods.make(settings, tmp_path)
