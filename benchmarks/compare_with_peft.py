@@ -78,7 +78,8 @@ class Run:
     phase: str
     """`"rate"` and `"start"` make up the search; `"final"` and `"time"` fill the table."""
     method: str
-    library: str
+    package: str
+    """`"zoo"` or `"peft"`; `"both"` where they take turns."""
     start: str
     rate: float
     steps: int
@@ -109,7 +110,7 @@ class Store(common.Store):
 
 
 def _name(run: Run) -> str:
-    return f"{run.phase}-{run.method}-{run.library}"
+    return f"{run.phase}-{run.method}-{run.package}"
 
 
 def _data_file(settings: Settings) -> Path:
@@ -122,12 +123,12 @@ def _data_file(settings: Settings) -> Path:
 def time_run(settings: Settings, method: str) -> Run:
     """Return the run that times both libraries."""
     steps = settings.untimed_pairs + settings.timed_pairs
-    return Run(phase="time", method=method, library="both", start=STARTS[method][0], rate=RATES[method][1], steps=steps)
+    return Run(phase="time", method=method, package="both", start=STARTS[method][0], rate=RATES[method][1], steps=steps)
 
 
 def rate_runs(settings: Settings, method: str, library: str) -> list[Run]:
     """Return the runs that search the learning rate."""
-    shared: dict[str, Any] = {"method": method, "library": library, "steps": settings.search_steps}
+    shared: dict[str, Any] = {"method": method, "package": library, "steps": settings.search_steps}
     return [Run(phase="rate", start=STARTS[method][0], rate=rate, **shared) for rate in RATES[method]]
 
 
@@ -175,7 +176,7 @@ def attach(run: Run, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> 
     folder = resolve_model(settings.model)
     model = load_language_model(folder)
     torch.manual_seed(run.seed)
-    attach_with = {"zoo": attach_zoo, "peft": attach_peft}[run.library]
+    attach_with = {"zoo": attach_zoo, "peft": attach_peft}[run.package]
     return attach_with(model, run, settings.tokens, tokenizer, folder)
 
 
@@ -217,10 +218,10 @@ def execute(run: Run, settings: Settings) -> dict[str, Any]:
     collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
     batches = [collate(rows) for rows in step_rows(train, run.steps, settings.batch_size, run.seed)]
     recipe = Recipe(learning_rate=run.rate, steps=run.steps, warmup_steps=settings.warmup_steps)
-    libraries = LIBRARIES if run.phase == "time" else (run.library,)
+    libraries = LIBRARIES if run.phase == "time" else (run.package,)
     trainers = {}
     for library in libraries:
-        model = attach(dataclasses.replace(run, library=library), settings, tokenizer)
+        model = attach(dataclasses.replace(run, package=library), settings, tokenizer)
         trainers[library] = Trainer(model, recipe)
     steps = []
     for index, batch in enumerate(batches):
@@ -231,9 +232,9 @@ def execute(run: Run, settings: Settings) -> dict[str, Any]:
         timed = steps[settings.untimed_pairs :]
         return {unit: {library: [step[library][unit] for step in timed] for library in libraries} for unit in TIMES}
     return {
-        "loss": target_loss(trainers[run.library].model, final if run.phase == "final" else search, collate),
-        "training_losses": [step[run.library]["loss"] for step in steps],
-        "seconds": [step[run.library]["seconds"] for step in steps],
+        "loss": target_loss(trainers[run.package].model, final if run.phase == "final" else search, collate),
+        "training_losses": [step[run.package]["loss"] for step in steps],
+        "seconds": [step[run.package]["seconds"] for step in steps],
     }
 
 
@@ -301,7 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
         is_new = store.get(run) is None
         if is_new:
             store.put(run, execute(run, settings))
-        name = f"{run.phase} {run.method} {run.library}, from {run.start}, rate {run.rate:g}, seed {run.seed}"
+        name = f"{run.phase} {run.method} {run.package}, from {run.start}, rate {run.rate:g}, seed {run.seed}"
         print(f"{'done' if is_new else 'kept'}: {name}, loss {store.get(run).get('loss', '-')}", flush=True)
     write(folder / "table.md", table(store))
     print(table(store))

@@ -58,7 +58,7 @@ def command(compare, settings, tmp_path):
 
 
 def run_of(compare, **chosen):
-    usual = {"phase": "rate", "method": "prefix_tuning", "library": "zoo", "start": "text", "rate": 1e-2, "steps": 2}
+    usual = {"phase": "rate", "method": "prefix_tuning", "package": "zoo", "start": "text", "rate": 1e-2, "steps": 2}
     return compare.Run(**{**usual, **chosen})
 
 
@@ -81,7 +81,7 @@ def test_a_command_that_was_stopped_goes_on_where_it_was(compare, command, tmp_p
     command("--table")
     assert not done
     command()
-    assert [(run.phase, run.method, run.library) for run in done] == [("final", "prompt_tuning", "peft")]
+    assert [(run.phase, run.method, run.package) for run in done] == [("final", "prompt_tuning", "peft")]
     assert sorted(tmp_path.glob("*.json")) == files
 
 
@@ -104,7 +104,7 @@ def test_the_table_shows_the_best_of_the_search(compare, settings, tmp_path):
             store.put(run, {"seconds": seconds, "cpu_seconds": {"zoo": [3.0, 3.0], "peft": [4.0, 4.0]}})
         else:
             worse = {"final": 0.0, "start": -0.25}.get(run.phase, abs(run.rate - 1e-2)) + 0.5 * run.seed
-            store.put(run, {"loss": 1.0 + worse + (0.25 if run.library == "peft" else 0.0)})
+            store.put(run, {"loss": 1.0 + worse + (0.25 if run.package == "peft" else 0.0)})
     row = next(line for line in compare.table(store).splitlines() if line.startswith("| prefix_tuning"))
     assert row.split(" | ") == [
         "| prefix_tuning",
@@ -126,7 +126,7 @@ def test_both_libraries_get_the_same_batches(compare, settings, method, monkeypa
     step = compare.Trainer.step
     monkeypatch.setattr(compare.Trainer, "step", lambda self, batch: seen.append(batch) or step(self, batch))
     for library in compare.LIBRARIES:
-        compare.execute(run_of(compare, method=method, library=library, seed=1), settings)
+        compare.execute(run_of(compare, method=method, package=library, seed=1), settings)
     assert len(seen) == 4
     for ours, theirs in zip(seen[:2], seen[2:], strict=True):
         assert ours.keys() == theirs.keys() == {"input_ids", "attention_mask", "labels"}
@@ -138,7 +138,7 @@ def test_both_libraries_get_the_same_batches(compare, settings, method, monkeypa
 )
 def test_from_the_same_tokens_both_libraries_train_alike(compare, settings, method, start):
     ours, theirs = (
-        compare.execute(run_of(compare, method=method, start=start, library=library, steps=3), settings)
+        compare.execute(run_of(compare, method=method, start=start, package=library, steps=3), settings)
         for library in compare.LIBRARIES
     )
     assert ours["training_losses"] == pytest.approx(theirs["training_losses"], abs=1e-4)
