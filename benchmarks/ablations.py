@@ -115,7 +115,7 @@ class Settings:
     """Folder with the data sets."""
     model: str = "smollm2"
     encoder: str = "minilm"
-    dtype: str = "float32"
+    dtype: str = "bfloat16"
     steps: int = 40
     encoder_steps: int = 150
     seeds: int = 1

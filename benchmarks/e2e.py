@@ -69,7 +69,7 @@ class Settings:
     data: str = "../shared/data/e2e_nlg"
     """Folder with `train.jsonl`."""
     model: str = "smollm2"
-    dtype: str = "float32"
+    dtype: str = "bfloat16"
     batch_size: int = 8
     warmup_steps: int = 5
     final_steps: int = 120

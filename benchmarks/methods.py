@@ -66,7 +66,7 @@ class Settings:
     """Folder with the data sets."""
     model: str = "smollm2"
     encoder: str = "minilm"
-    dtype: str = "float32"
+    dtype: str = "bfloat16"
     seeds: int = 3
     steps: int = 0
     """Optimizer steps of every run; 0 for those of the method's recipe."""
@@ -230,8 +230,7 @@ class Bench:
         tokenizer = self.tokenizer()
         labels = self.labels(tokenizer)
         examples = balanced(self.rows(FILMS, "train"), SHOTS, seed)
-        shown = tuple((example.input, str(example.target)) for example in examples)
-        model = self.attach("cpt", seed, tokenizer, examples=shown, template=CONTEXT_TEMPLATE)
+        model = self.context_model(seed, tokenizer, examples)
         test = context_rows(model, tokenizer, self.rows(FILMS, "test"))
         found = _prefixed("in_context", labels.measure(model, test))
         trainer = Trainer(model, self.recipe("cpt"))
@@ -239,15 +238,27 @@ class Bench:
         history = trainer.fit(context_rows(model, tokenizer, examples), collate, seed, "cpt")
         return {**found, **labels.measure(model, test), "trained": trainer.num_trained, **history}
 
+    def context_model(self, seed: int, tokenizer: Any, examples: Sequence[Example]) -> Any:
+        """Load the language model and put CPT on it, which shows the examples."""
+        shown = tuple((example.input, str(example.target)) for example in examples)
+        return self.attach("cpt", seed, tokenizer, examples=shown, template=CONTEXT_TEMPLATE)
+
+    def source_model(self, seed: int, tokenizer: Any) -> Any:
+        """Train a multitask prompt on its sources."""
+        method, labels = "multitask_prompt_tuning", self.labels(tokenizer)
+        collate = _with_tasks(Collator(tokenizer.pad_token_id, is_encoder_decoder=False))
+        rows = [(row, task) for task, name in enumerate(SOURCES) for row in labels.rows(self.rows(name, "train"))]
+        model = self.attach(method, seed, tokenizer, num_tasks=len(SOURCES))
+        Trainer(model, self.recipe(method)).fit(rows, collate, seed, "sources")
+        return model
+
     def multitask(self, seed: int) -> Result:
         """Train a multitask prompt on two sources, adapt it to films, and beside it prompts from scratch."""
         method, scratch = "multitask_prompt_tuning", "prompt_tuning"
         tokenizer = self.tokenizer()
         labels = self.labels(tokenizer)
         collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
-        rows = [(row, task) for task, name in enumerate(SOURCES) for row in labels.rows(self.rows(name, "train"))]
-        source = self.attach(method, seed, tokenizer, num_tasks=len(SOURCES))
-        Trainer(source, self.recipe(method)).fit(rows, _with_tasks(collate), seed, "sources")
+        source = self.source_model(seed, tokenizer)
         test = labels.rows(self.rows(FILMS, "test"))
         no_task = torch.zeros(len(test), dtype=torch.long)
         found: Result = {}

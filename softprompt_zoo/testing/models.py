@@ -31,70 +31,66 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-VOCABULARY = 101
-WINDOW = 6
-"""Sliding window in positions, shorter than the texts of the suite."""
-
-_IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-_ROTARY = {**_IDS, **_SIZES, "max_position_embeddings": 64}
-_SEQ2SEQ = {**_IDS, "decoder_start_token_id": 0, "forced_eos_token_id": None}
+from softprompt_zoo.testing.decoders import DECODERS
+from softprompt_zoo.testing.encoder_decoders import ENCODER_DECODERS
+from softprompt_zoo.testing.encoders import ENCODERS
+from softprompt_zoo.testing.sizes import IDS, ROTARY, SEQ2SEQ, WINDOW
 
 
 def _gpt2() -> PreTrainedModel:
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **_IDS)
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **IDS)
     return GPT2LMHeadModel(config)
 
 
 def _llama() -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **_ROTARY))
+    return LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **ROTARY))
 
 
 def _qwen3() -> PreTrainedModel:
-    return Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=2, head_dim=16, **_ROTARY))
+    return Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=2, head_dim=16, **ROTARY))
 
 
 def _gemma3() -> PreTrainedModel:
     kinds = ["sliding_attention", "full_attention"]
     config = Gemma3TextConfig(
-        num_key_value_heads=1, head_dim=8, sliding_window=WINDOW, layer_types=kinds, query_pre_attn_scalar=8, **_ROTARY
+        num_key_value_heads=1, head_dim=8, sliding_window=WINDOW, layer_types=kinds, query_pre_attn_scalar=8, **ROTARY
     )
     return Gemma3ForCausalLM(config)
 
 
 def _mistral() -> PreTrainedModel:
-    return MistralForCausalLM(MistralConfig(num_key_value_heads=2, sliding_window=WINDOW, **_ROTARY))
+    return MistralForCausalLM(MistralConfig(num_key_value_heads=2, sliding_window=WINDOW, **ROTARY))
 
 
 def _gpt_neox() -> PreTrainedModel:
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**_ROTARY))
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**ROTARY))
 
 
 def _bert() -> PreTrainedModel:
-    return BertForMaskedLM(BertConfig(**_ROTARY))
+    return BertForMaskedLM(BertConfig(**ROTARY))
 
 
 def _distilbert() -> PreTrainedModel:
     sizes = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
-    return DistilBertForMaskedLM(DistilBertConfig(**_IDS, **sizes))
+    return DistilBertForMaskedLM(DistilBertConfig(**IDS, **sizes))
 
 
 def _modernbert() -> PreTrainedModel:
     special = {"cls_token_id": 1, "sep_token_id": 2}
-    config = ModernBertConfig(local_attention=2 * WINDOW, global_attn_every_n_layers=2, **special, **_ROTARY)
+    config = ModernBertConfig(local_attention=2 * WINDOW, global_attn_every_n_layers=2, **special, **ROTARY)
     return ModernBertForMaskedLM(config)
 
 
 def _t5() -> PreTrainedModel:
     sizes = {"d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-    return T5ForConditionalGeneration(T5Config(**_SEQ2SEQ, **sizes))
+    return T5ForConditionalGeneration(T5Config(**SEQ2SEQ, **sizes))
 
 
 def _bart() -> PreTrainedModel:
     sizes: dict[str, Any] = {"d_model": 32, "max_position_embeddings": 64}
     for side, layers in (("encoder", 2), ("decoder", 3)):
         sizes |= {f"{side}_layers": layers, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 48}
-    return BartForConditionalGeneration(BartConfig(**_SEQ2SEQ, **sizes))
+    return BartForConditionalGeneration(BartConfig(**SEQ2SEQ, **sizes))
 
 
 TINY_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
@@ -110,14 +106,17 @@ TINY_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "t5": _t5,
     "bart": _bart,
 }
-"""Architecture to what builds its tiny model."""
+"""Architecture to what builds its tiny model; these are in every test run."""
+
+MORE_MODELS: dict[str, Callable[[], PreTrainedModel]] = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
+"""Further ones, for the large table."""
 
 
 def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa") -> PreTrainedModel:
     """Build a tiny model in eval mode.
 
     Args:
-        architecture: A key of `TINY_MODELS`.
+        architecture: A key of `TINY_MODELS` or `MORE_MODELS`.
         seed: Seed of its weights; torch's global generator is left as it was.
         implementation: Attention implementation.
 
@@ -130,7 +129,7 @@ def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa") -
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        model = TINY_MODELS[architecture]()
+        model = {**TINY_MODELS, **MORE_MODELS}[architecture]()
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data.normal_(std=0.3)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.method import get_method
-from softprompt_zoo.testing.models import VOCABULARY, tiny_model
+from softprompt_zoo.testing.models import tiny_model
+from softprompt_zoo.testing.sizes import VOCABULARY
 
 LENGTHS = (9, 4, 7)
 """Text lengths of the rows of a batch; the longest exceeds the tiny models' sliding window."""

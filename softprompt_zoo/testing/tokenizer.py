@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from softprompt_zoo.testing.models import VOCABULARY
+from softprompt_zoo.testing.sizes import VOCABULARY
 
 SPECIAL_TOKENS = {
     "pad_token": "[pad]",

@@ -1,0 +1,8 @@
+"""More tiny encoders, for the large table; `models.py` has those of every test run."""
+
+from collections.abc import Callable
+
+from transformers import PreTrainedModel
+
+ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {}
+"""Architecture to what builds its tiny model."""
