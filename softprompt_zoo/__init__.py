@@ -7,6 +7,8 @@ from softprompt_zoo import errors
 from softprompt_zoo.config import MethodConfig as MethodConfig
 from softprompt_zoo.config import Recipe as Recipe
 from softprompt_zoo.config import check_choice as check_choice
+from softprompt_zoo.config import check_not_negative as check_not_negative
+from softprompt_zoo.config import check_positive as check_positive
 from softprompt_zoo.config import check_positive_integer as check_positive_integer
 from softprompt_zoo.config import check_probability as check_probability
 from softprompt_zoo.errors import *  # noqa: F403
@@ -62,7 +64,8 @@ _LAZY = {
 
 _ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type)]
 
-_DEFINED = ["MethodConfig", "Recipe", "check_choice", "check_positive_integer", "check_probability"]
+_CHECKS = ["check_choice", "check_not_negative", "check_positive", "check_positive_integer", "check_probability"]
+_DEFINED = ["MethodConfig", "Recipe", *_CHECKS]
 _OWN = ["hookimpl", "list_methods", "register", "unregister"]
 
 __all__ = sorted([*_LAZY, *_ERRORS, *_DEFINED, *_OWN])

@@ -1,7 +1,8 @@
 """What the user chose: frozen dataclasses that check their fields and survive a round trip through JSON."""
 
 import dataclasses
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from typing import Any, Self
 
 GIVEN = "given"
@@ -36,10 +37,7 @@ def check_probability(name: str, value: object) -> None:
         TypeError: If `value` is not a number.
         ValueError: If `value` is outside [0, 1).
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a number in [0, 1)")
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} is {value}; expected a number in [0, 1)")
+    _check_number(name, value, "in [0, 1)", lambda number: 0 <= number < 1)
 
 
 def check_not_negative(name: str, value: object) -> None:
@@ -53,10 +51,28 @@ def check_not_negative(name: str, value: object) -> None:
         TypeError: If `value` is not a number.
         ValueError: If `value` is below 0, infinite or not a number.
     """
+    _check_number(name, value, "of at least 0", lambda number: 0 <= number < math.inf)
+
+
+def check_positive(name: str, value: object) -> None:
+    """Refuse anything but a finite number above 0.
+
+    Args:
+        name: The option's name, for the message.
+        value: What the user gave.
+
+    Raises:
+        TypeError: If `value` is not a number.
+        ValueError: If `value` is not above 0, infinite or not a number.
+    """
+    _check_number(name, value, "above 0", lambda number: 0 < number < math.inf)
+
+
+def _check_number(name: str, value: object, allowed: str, is_allowed: Callable[[float], bool]) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a number of at least 0")
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} is {value}; expected a number of at least 0")
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a number {allowed}")
+    if not is_allowed(value):
+        raise ValueError(f"{name} is {value}; expected a number {allowed}")
 
 
 def check_choice(name: str, value: object, allowed: Collection[object]) -> None:

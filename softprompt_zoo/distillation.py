@@ -1,15 +1,84 @@
-"""How far a student is from its teacher: pieces of losses for methods that distil, per `TrainingStep`."""
+"""Teachers of methods that distil: which ones there are, and how far a student is from them, per `TrainingStep`."""
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softprompt_zoo.config import GIVEN
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.tokens import InputTokens
 from softprompt_zoo.training_step import TrainingStep
+
+if TYPE_CHECKING:
+    from softprompt_zoo.backbone import Backbone
 
 IGNORED = -100
 """Label that transformers' losses skip."""
+
+
+def check_teacher(name: str, teacher: Any, count: int) -> None:
+    """Refuse anything but so many prompts, or none, to distil from.
+
+    Args:
+        name: The option's name, for the message.
+        teacher: `None`; a list of prompts or saved folders; a tensor `(prompts, tokens, hidden)`; or `"given"`, which
+            stands in saved configs.
+        count: How many there must be.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If there are more or fewer.
+    """
+    if teacher is None or (isinstance(teacher, str) and teacher == GIVEN):
+        return
+    expected = f"expected a list of {count} prompts or saved folders, one per task, or a tensor (tasks, tokens, hidden)"
+    if isinstance(teacher, Tensor):
+        if teacher.ndim != 3 or teacher.shape[0] != count:
+            raise ValueError(f"{name} is a tensor of shape {tuple(teacher.shape)}; {expected}")
+        return
+    if not isinstance(teacher, tuple | list):
+        raise TypeError(f"{name} is {teacher!r} ({type(teacher).__name__}); {expected}")
+    wrong = [part for part in teacher if not isinstance(part, str | os.PathLike) and not hasattr(part, "merged_tokens")]
+    if wrong:
+        raise TypeError(f"{name} holds {wrong[0]!r} ({type(wrong[0]).__name__}); {expected}")
+    if len(teacher) != count:
+        raise ValueError(f"{name} has {len(teacher)} entries; {expected}")
+
+
+def teacher_embeddings(name: str, teacher: Any, tokens: int, backbone: "Backbone") -> Tensor | None:
+    """Return the virtual tokens of teachers, at the input embeddings.
+
+    Args:
+        name: The option's name, for the message.
+        teacher: What `check_teacher` accepts, its folders already read.
+        tokens: How many virtual tokens each must have.
+        backbone: The student's model.
+
+    Returns:
+        `(prompts, tokens, hidden)` in at least float32; `None` if there is no teacher, or none any more.
+
+    Raises:
+        UnsupportedError: If one has another shape, or no tokens at the input embeddings.
+    """
+    if teacher is None or isinstance(teacher, str):
+        return None
+    if isinstance(teacher, Tensor):
+        prompts = list(teacher.detach())
+    else:
+        merged = [prompt.merged_tokens(backbone) for prompt in teacher]
+        prompts = [part.embeddings if isinstance(part, InputTokens) else None for part in merged]
+    for index, prompt in enumerate(prompts):
+        shape = "keys and values" if prompt is None else tuple(prompt.shape)
+        if shape != (tokens, backbone.hidden_size):
+            raise UnsupportedError(
+                f"{name} {index} is {shape}; expected tokens at the input embeddings of shape "
+                f"{(tokens, backbone.hidden_size)}, as many and as wide as the student's"
+            )
+    dtype = torch.promote_types(backbone.dtype, torch.float32)
+    return torch.stack([prompt.to(device=backbone.device, dtype=dtype) for prompt in prompts])
 
 
 def logit_divergence(step: TrainingStep, teacher: Any, temperature: float) -> Tensor:

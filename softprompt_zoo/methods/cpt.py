@@ -21,8 +21,6 @@ PEFT: CPT; once merged, PROMPT_TUNING. A file of PEFT's has the sum alone; embed
 
 import dataclasses
 import math
-import string
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +29,7 @@ from torch.nn import functional
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import MethodConfig, Recipe, check_not_negative
+from softprompt_zoo.demonstrations import read_pairs, split_template, tokenise_examples, tokenise_row
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt
 from softprompt_zoo.hookspecs import hookimpl
@@ -47,9 +46,6 @@ RECIPE = Recipe(
     source="PEFT's notebook examples/cpt_finetuning (BLOOM-1.7B, SST-2, 10 examples, 5 epochs over 100 rows); not ours",
 )
 IGNORED = -100
-SEPARATOR, INPUT, TARGET = 0, 2, 4
-"""Kinds of tokens; the template in front of a field has the number before it. In example i, counted from 0, a token
-has the type `4 * i + kind`, a separator 0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,13 +77,13 @@ class Config(MethodConfig):
         for name in ("radius", "format_radius", "decay"):
             check_not_negative(name, getattr(self, name))
         if self.template is not None:
-            _split(self.template)
-        self._set("examples", _pairs(self.examples))
+            split_template(self.template)
+        self._set("examples", read_pairs(self.examples))
         has_ids = self.token_ids is not None or self.token_types is not None
         if not self.examples and not has_ids:
             raise ValueError("examples is empty; give at least one pair (input, target) for the context")
         if self.examples and self.tokenizer is not None:
-            found = _tokenise(self.tokenizer, self.template, self.examples)
+            found = tokenise_examples(self.tokenizer, self.template, self.examples)
             if has_ids and found != (self.token_ids, self.token_types):
                 raise ValueError("token_ids and token_types are not those of the examples; leave them out")
             self._set("token_ids", found[0])
@@ -121,12 +117,7 @@ class Config(MethodConfig):
         Raises:
             ValueError: If the template is not known, or the target has no tokens.
         """
-        pieces = _pieces(tokenizer, self.template, text, target, "the row")
-        ids = [token for piece, _ in pieces for token in piece]
-        row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
-        if target is not None:
-            row["labels"] = [token if kind == TARGET else IGNORED for piece, kind in pieces for token in piece]
-        return row
+        return tokenise_row(tokenizer, self.template, text, target)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -295,84 +286,6 @@ def _integers(name: str, values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple) or not all(type(value) is int and value >= 0 for value in values):
         raise TypeError(f"{name} is {values!r}; expected a tuple of integers of at least 0, one per token")
     return values
-
-
-def _pairs(examples: Any) -> tuple[tuple[str, str], ...]:
-    """Read the examples as pairs."""
-    if isinstance(examples, str | Mapping) or not isinstance(examples, Sequence):
-        raise TypeError(f"examples is {examples!r}; expected a sequence of pairs (input, target)")
-    pairs = []
-    for index, example in enumerate(examples):
-        fields = example
-        if isinstance(example, Mapping):
-            missing = [name for name in ("input", "target") if name not in example]
-            if missing:
-                there = ", ".join(map(repr, example)) or "no field"
-                raise ValueError(
-                    f"examples[{index}] has no {missing[0]!r}; expected 'input' and 'target', it has {there}"
-                )
-            fields = (example["input"], example["target"])
-        if isinstance(fields, str) or not isinstance(fields, Sequence) or len(fields) != 2:
-            raise ValueError(f"examples[{index}] is {example!r}; expected a pair (input, target)")
-        if not all(isinstance(field, str) for field in fields):
-            raise TypeError(f"examples[{index}] is {example!r}; expected two texts, (input, target)")
-        pairs.append((fields[0], fields[1]))
-    return tuple(pairs)
-
-
-def _split(template: Any) -> list[str]:
-    """Cut a template into what stands before the input, before the target and behind it."""
-    rule = (
-        "expected one {input} and behind it one {target}, as in 'input: {input} output: {target}'; double other braces"
-    )
-    if not isinstance(template, str):
-        raise TypeError(f"template is {template!r}; {rule}")
-    texts, fields = [""], []
-    try:
-        for text, field, form, conversion in string.Formatter().parse(template):
-            texts[-1] += text
-            if field is not None:
-                fields.append(f"{field}{conversion or ''}{form or ''}")
-                texts.append("")
-    except ValueError as error:
-        raise ValueError(f"template is {template!r} ({error}); {rule}") from error
-    if fields != ["input", "target"]:
-        raise ValueError(f"template is {template!r}; {rule}")
-    return texts
-
-
-def _pieces(
-    tokenizer: Any, template: str | None, text: str, target: str | None, where: str
-) -> list[tuple[list[int], int]]:
-    """Tokenise an example piece by piece; return the ids and the kind of each piece."""
-    if template is None:
-        raise ValueError("the template is not known, for the prompt was made of token ids; tokenise the text yourself")
-    texts = _split(template)
-    pieces = []
-    for kind, before, field in ((INPUT, texts[0], text), (TARGET, texts[1], target)):
-        form = before.rstrip(" ")
-        pieces.append((form, kind - 1))
-        if field is not None:
-            pieces.append((before[len(form) :] + field, kind))
-    if target is not None:
-        pieces.append((texts[2], SEPARATOR))
-    tokenised = [(tokenizer(piece, add_special_tokens=False)["input_ids"], kind) for piece, kind in pieces if piece]
-    if target is not None and (not target.strip() or not any(ids for ids, kind in tokenised if kind == TARGET)):
-        raise ValueError(f"the target of {where} is {target!r}, which has no tokens; give a target to learn")
-    return tokenised
-
-
-def _tokenise(tokenizer: Any, template: str | None, examples: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the token ids of all examples and their types."""
-    if not callable(tokenizer):
-        raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
-    ids: list[int] = []
-    types: list[int] = []
-    for index, (text, target) in enumerate(examples):
-        for piece, kind in _pieces(tokenizer, template, text, target, f"examples[{index}]"):
-            ids += piece
-            types += [4 * index + kind if kind != SEPARATOR else SEPARATOR] * len(piece)
-    return tuple(ids), tuple(types)
 
 
 def _check_backbone(backbone: Backbone) -> None:

@@ -20,8 +20,6 @@ almost zero.
 """
 
 import dataclasses
-import math
-import os
 import warnings
 from typing import Any
 
@@ -29,8 +27,22 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.config import GIVEN, MethodConfig, Recipe, check_choice, check_positive_integer
-from softprompt_zoo.distillation import hidden_distance, logit_divergence, share_of_step
+from softprompt_zoo.config import (
+    GIVEN,
+    MethodConfig,
+    Recipe,
+    check_choice,
+    check_not_negative,
+    check_positive,
+    check_positive_integer,
+)
+from softprompt_zoo.distillation import (
+    check_teacher,
+    hidden_distance,
+    logit_divergence,
+    share_of_step,
+    teacher_embeddings,
+)
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt
 from softprompt_zoo.hookspecs import hookimpl
@@ -92,10 +104,10 @@ class Config(MethodConfig):
         check_init(self.init, INITS, self.init_text, self.labels, self.tokenizer)
         check_choice("factor_init", self.factor_init, FACTOR_INITS)
         _check_source_task(self.source_task)
-        _check_teacher(self.teacher, self.num_tasks)
-        _check_number("distillation", self.distillation, "at least 0", self.distillation != 0)
-        _check_number("temperature", self.temperature, "above 0")
-        _check_number("factor_learning_rate_ratio", self.factor_learning_rate_ratio, "above 0")
+        check_teacher("teacher", self.teacher, self.num_tasks)
+        check_not_negative("distillation", self.distillation)
+        check_positive("temperature", self.temperature)
+        check_positive("factor_learning_rate_ratio", self.factor_learning_rate_ratio)
 
     @property
     def replaces_loss(self) -> bool:
@@ -116,7 +128,8 @@ class Parameters(nn.Module):
         self.rows = nn.Parameter(torch.empty(config.num_tasks, config.rank, hidden, **options))
         self.teacher: Tensor | None
         # Moves with the module, and is neither trained nor saved.
-        self.register_buffer("teacher", _read_teacher(config, backbone), persistent=False)
+        teacher = teacher_embeddings("teacher", config.teacher, config.num_virtual_tokens, backbone)
+        self.register_buffer("teacher", teacher, persistent=False)
         self._config = config
 
     @torch.no_grad()
@@ -288,46 +301,6 @@ def _product(parameters: Parameters) -> Tensor:
     return parameters.shared * (parameters.cols @ parameters.rows)
 
 
-def _read_teacher(config: Config, backbone: Backbone) -> Tensor | None:
-    """Return the teacher's tokens `(tasks, tokens, hidden)`; `None` if it is not there."""
-    teacher, expected = config.teacher, (config.num_virtual_tokens, backbone.hidden_size)
-    if teacher is None or isinstance(teacher, str):
-        return None
-    dtype = torch.promote_types(backbone.dtype, torch.float32)
-    if isinstance(teacher, Tensor):
-        prompts = list(teacher.detach())
-    else:
-        tokens = [prompt.merged_tokens(backbone) for prompt in teacher]
-        prompts = [part.embeddings if isinstance(part, InputTokens) else None for part in tokens]
-    for task, prompt in enumerate(prompts):
-        shape = "keys and values" if prompt is None else tuple(prompt.shape)
-        if shape != expected:
-            raise UnsupportedError(
-                f"teacher {task} is {shape}; expected tokens at the input embeddings of shape {expected}, as many and "
-                "as wide as the student's"
-            )
-    return torch.stack([prompt.to(device=backbone.device, dtype=dtype) for prompt in prompts])
-
-
-def _check_teacher(teacher: Any, num_tasks: int) -> None:
-    if teacher is None or (isinstance(teacher, str) and teacher == GIVEN):
-        return
-    expected = (
-        f"expected a list of {num_tasks} prompts or saved folders, one per task, or a tensor (tasks, tokens, hidden)"
-    )
-    if isinstance(teacher, Tensor):
-        if teacher.ndim != 3 or teacher.shape[0] != num_tasks:
-            raise ValueError(f"teacher is a tensor of shape {tuple(teacher.shape)}; {expected}")
-        return
-    if not isinstance(teacher, tuple | list):
-        raise TypeError(f"teacher is {teacher!r} ({type(teacher).__name__}); {expected}")
-    wrong = [part for part in teacher if not isinstance(part, str | os.PathLike) and not hasattr(part, "merged_tokens")]
-    if wrong:
-        raise TypeError(f"teacher holds {wrong[0]!r} ({type(wrong[0]).__name__}); {expected}")
-    if len(teacher) != num_tasks:
-        raise ValueError(f"teacher has {len(teacher)} entries; {expected}")
-
-
 def _check_source_task(source: Any) -> None:
     choices = f"expected one of {', '.join(map(repr, SOURCE_TASKS))}, or the number of a task"
     if isinstance(source, bool) or not isinstance(source, str | int):
@@ -339,11 +312,3 @@ def _check_source_task(source: Any) -> None:
 def _check_has_task(source: int, tasks: int) -> None:
     if source >= tasks:
         raise ValueError(f"source_task is {source}; the init prompt has the tasks 0 to {tasks - 1}")
-
-
-def _check_number(name: str, value: object, allowed: str, is_above_zero: bool = True) -> None:
-    """Refuse anything but a finite number that is positive, or zero where that is allowed."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a number {allowed}")
-    if not math.isfinite(value) or value < 0 or (is_above_zero and value == 0):
-        raise ValueError(f"{name} is {value}; expected a number {allowed}")

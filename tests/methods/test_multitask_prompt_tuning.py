@@ -616,7 +616,7 @@ def test_other_methods_do_not_start_from_all_tasks_at_once():
         ({"source_task": "mean"}, ValueError, "source_task is 'mean'; expected one of 'average', 'shared', 'each', or"),
         ({"source_task": True}, TypeError, "source_task is True"),
         ({"source_task": -1}, ValueError, "source_task is -1"),
-        ({"distillation": -0.1}, ValueError, "distillation is -0.1; expected a number at least 0"),
+        ({"distillation": -0.1}, ValueError, "distillation is -0.1; expected a number of at least 0"),
         ({"temperature": 0}, ValueError, "temperature is 0; expected a number above 0"),
         ({"temperature": float("inf")}, ValueError, "temperature is inf"),
         ({"factor_learning_rate_ratio": "1"}, TypeError, "factor_learning_rate_ratio is '1'"),

@@ -1,0 +1,150 @@
+"""Demonstrations: few-shot examples in a template, as token ids with the kind of each.
+
+The kinds are those of context-aware prompt tuning (Blau et al., 2024, arXiv 2410.17222, section 3).
+"""
+
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+IGNORED = -100
+"""Label that transformers' losses skip."""
+SEPARATOR, INPUT, TARGET = 0, 2, 4
+"""Kinds of tokens; the template in front of a field has the number before it. In example i, counted from 0, a token
+has the type `4 * i + kind`, a separator 0."""
+
+
+def read_pairs(examples: Any) -> tuple[tuple[str, str], ...]:
+    """Read examples as pairs.
+
+    Args:
+        examples: A sequence of pairs `(input, target)`, or of mappings with these fields.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        TypeError: If it is no sequence, or a field is no text.
+        ValueError: If an example lacks a field, or is no pair.
+    """
+    if isinstance(examples, str | Mapping) or not isinstance(examples, Sequence):
+        raise TypeError(f"examples is {examples!r}; expected a sequence of pairs (input, target)")
+    pairs = []
+    for index, example in enumerate(examples):
+        fields = example
+        if isinstance(example, Mapping):
+            missing = [name for name in ("input", "target") if name not in example]
+            if missing:
+                there = ", ".join(map(repr, example)) or "no field"
+                raise ValueError(
+                    f"examples[{index}] has no {missing[0]!r}; expected 'input' and 'target', it has {there}"
+                )
+            fields = (example["input"], example["target"])
+        if isinstance(fields, str) or not isinstance(fields, Sequence) or len(fields) != 2:
+            raise ValueError(f"examples[{index}] is {example!r}; expected a pair (input, target)")
+        if not all(isinstance(field, str) for field in fields):
+            raise TypeError(f"examples[{index}] is {example!r}; expected two texts, (input, target)")
+        pairs.append((fields[0], fields[1]))
+    return tuple(pairs)
+
+
+def split_template(template: Any) -> list[str]:
+    """Cut a template at its fields.
+
+    Args:
+        template: A text with one `{input}` and behind it one `{target}`.
+
+    Returns:
+        What stands before the input, before the target and behind it.
+
+    Raises:
+        TypeError: If it is no text.
+        ValueError: If it has other fields.
+    """
+    rule = (
+        "expected one {input} and behind it one {target}, as in 'input: {input} output: {target}'; double other braces"
+    )
+    if not isinstance(template, str):
+        raise TypeError(f"template is {template!r}; {rule}")
+    texts, fields = [""], []
+    try:
+        for text, field, form, conversion in string.Formatter().parse(template):
+            texts[-1] += text
+            if field is not None:
+                fields.append(f"{field}{conversion or ''}{form or ''}")
+                texts.append("")
+    except ValueError as error:
+        raise ValueError(f"template is {template!r} ({error}); {rule}") from error
+    if fields != ["input", "target"]:
+        raise ValueError(f"template is {template!r}; {rule}")
+    return texts
+
+
+def tokenise_examples(tokenizer: Any, template: str | None, examples: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokenise examples one behind the other.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: How each is written.
+        examples: Pairs `(input, target)`.
+
+    Returns:
+        The token ids, and the type of each.
+
+    Raises:
+        TypeError: If the tokenizer is none.
+        ValueError: If the template is not known, or a target has no tokens.
+    """
+    if not callable(tokenizer):
+        raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
+    ids: list[int] = []
+    types: list[int] = []
+    for index, (text, target) in enumerate(examples):
+        for piece, kind in _tokenise_pieces(tokenizer, template, text, target, f"examples[{index}]"):
+            ids += piece
+            types += [4 * index + kind if kind != SEPARATOR else SEPARATOR] * len(piece)
+    return tuple(ids), tuple(types)
+
+
+def tokenise_row(tokenizer: Any, template: str | None, text: str, target: str | None) -> dict[str, list[int]]:
+    """Tokenise a text as the examples are.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: How the examples are written.
+        text: What stands at `{input}`.
+        target: What stands at `{target}`; the row ends in front of it without one.
+
+    Returns:
+        `input_ids`, `attention_mask` and, with a target, `labels`: its tokens', -100 elsewhere.
+
+    Raises:
+        ValueError: If the template is not known, or the target has no tokens.
+    """
+    pieces = _tokenise_pieces(tokenizer, template, text, target, "the row")
+    ids = [token for piece, _ in pieces for token in piece]
+    row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    if target is not None:
+        row["labels"] = [token if kind == TARGET else IGNORED for piece, kind in pieces for token in piece]
+    return row
+
+
+def _tokenise_pieces(
+    tokenizer: Any, template: str | None, text: str, target: str | None, where: str
+) -> list[tuple[list[int], int]]:
+    """Tokenise an example piece by piece; return the ids and the kind of each piece."""
+    if template is None:
+        raise ValueError("the template is not known, for the prompt was made of token ids; tokenise the text yourself")
+    texts = split_template(template)
+    pieces = []
+    for kind, before, field in ((INPUT, texts[0], text), (TARGET, texts[1], target)):
+        form = before.rstrip(" ")
+        pieces.append((form, kind - 1))
+        if field is not None:
+            pieces.append((before[len(form) :] + field, kind))
+    if target is not None:
+        pieces.append((texts[2], SEPARATOR))
+    tokenised = [(tokenizer(piece, add_special_tokens=False)["input_ids"], kind) for piece, kind in pieces if piece]
+    if target is not None and (not target.strip() or not any(ids for ids, kind in tokenised if kind == TARGET)):
+        raise ValueError(f"the target of {where} is {target!r}, which has no tokens; give a target to learn")
+    return tokenised
