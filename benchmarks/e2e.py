@@ -74,7 +74,7 @@ class Settings:
     warmup_steps: int = 5
     final_steps: int = 120
     search_steps: int = 30
-    seeds: int = 3
+    seeds: int = 2
     final_rows: int = 96
     search_rows: int = 48
     threads: int = 2
