@@ -17,8 +17,6 @@ from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.method import get_method
-from softprompt_zoo.model import detach
-from softprompt_zoo.saving import load, merge
 from softprompt_zoo.testing import peft_oracle
 from softprompt_zoo.testing.models import TINY_MODELS, tiny_model
 from softprompt_zoo.testing.real_tokens import expected_logits, expected_loss, make_of_real_tokens
@@ -55,28 +53,28 @@ class ConformanceSuite:
 
     def test_promise_01_only_the_prompt_is_trained(self, subject: Subject) -> None:
         """Gradients reach every parameter of the prompt and nothing else; the backbone keeps its bits."""
-        backbone = {k: v.clone() for k, v in subject.model.state_dict().items() if not k.startswith("prompts.")}
+        backbone = subject.state(of_prompt=False)
         subject.loss(TEXTS[0]).backward()
         for name, parameter in subject.model.named_parameters():
-            if name.startswith("prompts."):
+            if subject.is_prompt_parameter(name):
                 assert parameter.grad is not None, name
                 assert parameter.grad.abs().max() > 0, name
             else:
                 assert parameter.grad is None, name
-        before = {k: v.clone() for k, v in subject.model.prompts.state_dict().items()}
+        before = subject.state(of_prompt=True)
         subject.train(2)
-        for key, value in backbone.items():
-            assert torch.equal(subject.model.state_dict()[key], value), key
-        assert any(not torch.equal(v, before[k]) for k, v in subject.model.prompts.state_dict().items())
+        for key, value in subject.state(of_prompt=False).items():
+            assert torch.equal(backbone[key], value), key
+        assert any(not torch.equal(value, before[key]) for key, value in subject.state(of_prompt=True).items())
 
     def test_promise_02_detach_and_disabled_give_the_base_model(self, subject: Subject, base: Subject) -> None:
         """Bit for bit, with its class, `requires_grad`, `state_dict` keys and attention function."""
         ids, mask = pad(TEXTS, "right")
         expected = base.logits(ids, mask)
         assert not torch.equal(subject.logits(ids, mask), expected), "the prompt has no effect"
-        with subject.model.prompts.disabled():
+        with subject.disabled():
             assert torch.equal(subject.logits(ids, mask), expected)
-        detach(subject.model)
+        subject.detach()
         assert torch.equal(subject.logits(ids, mask), expected)
         assert type(subject.model) is type(base.model)
         assert subject.model.state_dict().keys() == base.model.state_dict().keys()
@@ -113,7 +111,7 @@ class ConformanceSuite:
             other_text, other_logits = _greedy(subject, ids, mask, **options)
             assert torch.equal(text, other_text), options
             assert_equal(other_logits, logits, f"logits with {options}")
-        with subject.model.prompts.disabled():
+        with subject.disabled():
             assert not torch.allclose(_greedy(subject, ids, mask)[1], logits, atol=1e-2), "the prompt has no effect"
         _check_step_by_step(subject)
 
@@ -192,17 +190,19 @@ class ConformanceSuite:
     def test_promise_07_saved_and_loaded(self, subject: Subject, base: Subject, tmp_path: Path) -> None:
         """A loaded prompt gives the same outputs, and trains on as if it had never stopped."""
         optimizer = subject.train(2)
-        subject.model.save_pretrained(tmp_path)
+        subject.save(tmp_path)
         expected = subject.logits(TEXTS[0])
         assert not torch.equal(expected, base.logits(TEXTS[0]))
-        loaded = Subject(subject.architecture, load(base.model, tmp_path, trainable=True))
+        loaded = type(subject)(subject.architecture, base.model)
+        loaded.load(tmp_path)
         assert torch.equal(loaded.logits(TEXTS[0]), expected)
         resumed = torch.optim.AdamW([p for p in loaded.model.parameters() if p.requires_grad], lr=1e-2)
         resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         subject.train(2, optimizer, start=2)
         loaded.train(2, resumed, start=2)
-        for key, value in subject.model.prompts.state_dict().items():
-            assert torch.equal(loaded.model.prompts.state_dict()[key], value), key
+        found = loaded.state(of_prompt=True)
+        for key, value in subject.state(of_prompt=True).items():
+            assert torch.equal(found[key], value), key
 
     def test_promise_08_peft_gives_our_outputs(self, subject: Subject, tmp_path: Path) -> None:
         """An exported prompt gives the same in PEFT; what PEFT cannot hold is refused."""
@@ -216,13 +216,12 @@ class ConformanceSuite:
         """Without the scaffold the outputs stay."""
         ids, mask = pad(TEXTS, "right")
         expected = subject.logits(ids, mask)
-        merge(subject.model)
-        assert subject.model.prompts["default"].is_merged
+        subject.merge()
         assert_equal(subject.logits(ids, mask), expected, "merged logits")
 
     def test_promise_10_a_prompt_per_row(self, subject: Subject, base: Subject) -> None:
         """A batch with another prompt in every row gives what each row alone gives, gradients included."""
-        _add_longer_prompt(subject, self.method, {**self.options, **self.longer})
+        subject.add_longer(self.method, {**self.options, **self.longer})
         rows: list[Any] = ["default", None, "longer"]
         batch = subject.text_logits(TEXTS, "right", prompts=rows)
         for row, (name, text) in enumerate(zip(rows, TEXTS, strict=True)):
@@ -237,7 +236,7 @@ class ConformanceSuite:
     def test_promise_10_generation_per_row(self, subject: Subject) -> None:
         """Also in `generate`, with beams."""
         _needs_generation(subject)
-        _add_longer_prompt(subject, self.method, {**self.options, **self.longer})
+        subject.add_longer(self.method, {**self.options, **self.longer})
         rows: list[Any] = ["longer", None, "default"]
         ids, mask = pad(TEXTS, "left") if subject.is_causal else pad(TEXTS, "right")
         for beams in (1, 2):
@@ -350,13 +349,6 @@ def _check_step_by_step(subject: Subject) -> None:
         output = subject.run(token if subject.is_causal else TEXTS[0], **more)
         cache = output.past_key_values
         assert_equal(output.logits[:, 0], full[:, step], f"step {step}")
-
-
-def _add_longer_prompt(subject: Subject, method: str, options: Mapping[str, Any]) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(9)
-        subject.model.prompts.add("longer", method, **options)
-        subject.disturb("longer")
 
 
 def _check_row_gradients(subject: Subject, rows: list[Any]) -> None:

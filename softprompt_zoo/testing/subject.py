@@ -1,13 +1,17 @@
 """A prompted tiny model and the texts it is tried on."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softprompt_zoo.method import get_method
+from softprompt_zoo.model import detach
+from softprompt_zoo.saving import load, merge
 from softprompt_zoo.testing.models import tiny_model
 from softprompt_zoo.testing.sizes import VOCABULARY
 
@@ -92,6 +96,44 @@ class Subject:
         """Whether it has prompts."""
         return hasattr(self.model, "prompts")
 
+    def add_longer(self, method: str, options: Mapping[str, Any]) -> None:
+        """Add a second prompt, named `"longer"`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(9)
+            self.model.prompts.add("longer", method, **options)
+            self.disturb("longer")
+
+    def is_prompt_parameter(self, name: str) -> bool:
+        """Say whether a name in the model's `state_dict` is a prompt's."""
+        return name.startswith("prompts.")
+
+    def state(self, of_prompt: bool) -> dict[str, Tensor]:
+        """Return a copy of the state of the prompts, or of the model under them."""
+        items = self.model.state_dict().items()
+        return {name: value.clone() for name, value in items if self.is_prompt_parameter(name) == of_prompt}
+
+    def disabled(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which the prompts are off."""
+        context: contextlib.AbstractContextManager[Any] = self.model.prompts.disabled()
+        return context
+
+    def detach(self) -> None:
+        """Take the prompts off the model."""
+        self.model = detach(self.model)
+
+    def save(self, folder: Path) -> None:
+        """Save the prompts."""
+        self.model.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """Put saved prompts on the model, to be trained on."""
+        self.model = load(self.model, folder, trainable=True)
+
+    def merge(self) -> None:
+        """Replace the prompts by their plain tokens."""
+        merge(self.model)
+        assert self.model.prompts["default"].is_merged
+
     @property
     def is_causal(self) -> bool:
         """Whether it is a decoder-only model."""
@@ -166,8 +208,8 @@ class Subject:
     def gradients(self) -> dict[str, Tensor]:
         """Return a copy of the gradients of the prompts' parameters, and clear them."""
         found = {}
-        for name, parameter in self.model.prompts.named_parameters():
-            if parameter.grad is not None:
+        for name, parameter in self.model.named_parameters():
+            if self.is_prompt_parameter(name) and parameter.grad is not None:
                 found[name] = parameter.grad.clone()
                 parameter.grad = None
         return found
