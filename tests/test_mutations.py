@@ -76,7 +76,7 @@ def forget_the_relative_bias(monkeypatch):
 
 
 CASES = [
-    (drop_the_prompt, "promise_02_detach", METHODS, ARCHITECTURES),
+    (drop_the_prompt, "promise_02_disabled", METHODS, ARCHITECTURES),
     (drop_the_prompt, "promise_05", METHODS, ["gpt2", "llama", "mistral", "t5", "bart"]),
     (drop_the_prompt, "promise_08_peft_gives", ["prompt_tuning"], ["gpt2", "llama", "bert", "t5"]),
     (shift_positions_by_one, "promise_05", METHODS, ["gpt2", "llama", "mistral"]),

@@ -32,6 +32,8 @@ class ConformanceSuite:
     method: str
     options: Mapping[str, Any]
     longer: Mapping[str, Any]
+    subject_type: type[Subject] = Subject
+    """What puts the method on a model; another library's prompts have one of their own."""
 
     @pytest.fixture(autouse=True)
     def _one_thread(self) -> Any:
@@ -44,7 +46,7 @@ class ConformanceSuite:
     @pytest.fixture
     def subject(self, architecture: str) -> Subject:
         """A tiny model with a prompt of the method; skips where the method says it is not defined."""
-        return _prompted(architecture, self.method, self.options)
+        return self._prompted(architecture)
 
     @pytest.fixture
     def base(self, architecture: str) -> Subject:
@@ -67,22 +69,28 @@ class ConformanceSuite:
             assert torch.equal(backbone[key], value), key
         assert any(not torch.equal(value, before[key]) for key, value in subject.state(of_prompt=True).items())
 
-    def test_promise_02_detach_and_disabled_give_the_base_model(self, subject: Subject, base: Subject) -> None:
-        """Bit for bit, with its class, `requires_grad`, `state_dict` keys and attention function."""
+    def test_promise_02_disabled_gives_the_base_model(self, subject: Subject, base: Subject) -> None:
+        """Bit for bit."""
         ids, mask = pad(TEXTS, "right")
         expected = base.logits(ids, mask)
         assert not torch.equal(subject.logits(ids, mask), expected), "the prompt has no effect"
         with subject.disabled():
-            assert torch.equal(subject.logits(ids, mask), expected)
+            assert torch.equal(subject.logits(ids, mask), expected), "disabled prompts have an effect"
+
+    def test_promise_02_detach_gives_the_base_model(self, subject: Subject, base: Subject) -> None:
+        """Bit for bit, with its class, `requires_grad`, `state_dict` keys and attention function."""
+        ids, mask = pad(TEXTS, "right")
+        expected = base.logits(ids, mask)
+        assert not torch.equal(subject.logits(ids, mask), expected), "the prompt has no effect"
         subject.detach()
-        assert torch.equal(subject.logits(ids, mask), expected)
+        assert torch.equal(subject.logits(ids, mask), expected), "detached prompts have an effect"
         assert type(subject.model) is type(base.model)
         assert subject.model.state_dict().keys() == base.model.state_dict().keys()
         assert subject.model.config._attn_implementation == base.model.config._attn_implementation
         for (name, own), (_, other) in zip(
             subject.model.named_parameters(), base.model.named_parameters(), strict=True
         ):
-            assert own.requires_grad == other.requires_grad, name
+            assert own.requires_grad == other.requires_grad, f"requires_grad of {name}"
 
     @pytest.mark.parametrize("side", ["left", "right"])
     def test_promise_03_rows_do_not_depend_on_padding_or_other_rows(
@@ -100,19 +108,30 @@ class ConformanceSuite:
                     continue
                 assert_equal(batch[row], alone[row], f"row {row}, {extra} more pads")
 
-    def test_promise_04_every_cache_gives_the_same(self, subject: Subject) -> None:
-        """With a cache, without one, static, step by step, and by repeated forward."""
+    def test_promise_04_generation_gives_what_a_forward_gives(self, subject: Subject) -> None:
+        """Each new token has the logits of one forward over all in front of it."""
         _needs_generation(subject)
         ids, mask = pad(TEXTS, "left") if subject.is_causal else pad(TEXTS, "right")
         text, logits = _greedy(subject, ids, mask)
         for step, expected in enumerate(_by_repeated_forward(subject, ids, mask, text)):
             assert_equal(logits[:, step], expected, f"token {step} against a forward over the whole text")
-        for options in ({"use_cache": False}, {"cache_implementation": "static"}):
-            other_text, other_logits = _greedy(subject, ids, mask, **options)
-            assert torch.equal(text, other_text), options
-            assert_equal(other_logits, logits, f"logits with {options}")
         with subject.disabled():
             assert not torch.allclose(_greedy(subject, ids, mask)[1], logits, atol=1e-2), "the prompt has no effect"
+
+    @pytest.mark.parametrize("cache", ["none", "static"])
+    def test_promise_04_every_cache_gives_the_same(self, subject: Subject, cache: str) -> None:
+        """Without a cache, and with a static one."""
+        _needs_generation(subject)
+        ids, mask = pad(TEXTS, "left") if subject.is_causal else pad(TEXTS, "right")
+        text, logits = _greedy(subject, ids, mask)
+        options = {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
+        other_text, other_logits = _greedy(subject, ids, mask, **options)
+        assert torch.equal(text, other_text), "another text"
+        assert_equal(other_logits, logits, "logits")
+
+    def test_promise_04_step_by_step(self, subject: Subject) -> None:
+        """Token by token on one cache, without `generate`."""
+        _needs_generation(subject)
         _check_step_by_step(subject)
 
     def test_promise_04_beams_and_sampling(self, subject: Subject) -> None:
@@ -123,41 +142,26 @@ class ConformanceSuite:
             results = []
             for use_cache in (True, False):
                 torch.manual_seed(0)
-                results.append(
-                    subject.model.generate(
-                        ids,
-                        attention_mask=mask,
-                        max_new_tokens=NEW_TOKENS,
-                        use_cache=use_cache,
-                        **subject.tasks(ids),
-                        **options,
-                    )
-                )
-            assert torch.equal(*results), options
+                results.append(subject.generate(ids, mask, max_new_tokens=NEW_TOKENS, use_cache=use_cache, **options))
+            assert torch.equal(*results), f"another text with {options}"
 
     def test_promise_04_assisted_decoding(self, subject: Subject, base: Subject) -> None:
         """An assistant without a prompt changes the speed, not the text."""
         _needs_generation(subject)
         text, logits = _greedy(subject, TEXTS[0])
         assisted_text, assisted_logits = _greedy(subject, TEXTS[0], assistant_model=base.model)
-        assert torch.equal(text, assisted_text)
+        assert torch.equal(text, assisted_text), "another text"
         assert_equal(assisted_logits, logits, "assisted logits")
 
     def test_promise_04_second_turn(self, subject: Subject) -> None:
         """A chat goes on from the cache of its first turn."""
         if not subject.is_causal:
             pytest.skip("a second turn is a decoder-only model's")
-        first = subject.model.generate(
-            TEXTS[0],
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            return_dict_in_generate=True,
-            **subject.tasks(TEXTS[0]),
-        )
+        first = subject.generate(TEXTS[0], max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True)
         second = torch.cat([first.sequences, TEXTS[1]], dim=1)
         text, logits = _greedy(subject, second)
         continued_text, continued_logits = _greedy(subject, second, past_key_values=first.past_key_values)
-        assert torch.equal(text, continued_text)
+        assert torch.equal(text, continued_text), "another text"
         assert_equal(continued_logits, logits, "logits of the second turn")
 
     def test_promise_05_real_tokens(self, subject: Subject, base: Subject) -> None:
@@ -187,15 +191,22 @@ class ConformanceSuite:
         for name, gradient in gradients.items():
             assert_equal(gradient, plain[name], f"gradient of {name}")
 
-    def test_promise_07_saved_and_loaded(self, subject: Subject, base: Subject, tmp_path: Path) -> None:
-        """A loaded prompt gives the same outputs, and trains on as if it had never stopped."""
-        optimizer = subject.train(2)
+    def test_promise_07_a_loaded_prompt_gives_the_same(self, subject: Subject, base: Subject, tmp_path: Path) -> None:
+        """Bit for bit."""
+        subject.train(2)
         subject.save(tmp_path)
         expected = subject.logits(TEXTS[0])
-        assert not torch.equal(expected, base.logits(TEXTS[0]))
+        assert not torch.equal(expected, base.logits(TEXTS[0])), "the prompt has no effect"
         loaded = type(subject)(subject.architecture, base.model)
         loaded.load(tmp_path)
-        assert torch.equal(loaded.logits(TEXTS[0]), expected)
+        assert torch.equal(loaded.logits(TEXTS[0]), expected), "other logits"
+
+    def test_promise_07_training_goes_on(self, subject: Subject, base: Subject, tmp_path: Path) -> None:
+        """A loaded prompt trains on as if it had never stopped."""
+        optimizer = subject.train(2)
+        subject.save(tmp_path)
+        loaded = type(subject)(subject.architecture, base.model)
+        loaded.load(tmp_path, trainable=True)
         resumed = torch.optim.AdamW([p for p in loaded.model.parameters() if p.requires_grad], lr=1e-2)
         resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         subject.train(2, optimizer, start=2)
@@ -249,14 +260,20 @@ class ConformanceSuite:
 
     def test_promise_11_output_length_is_input_length(self, architecture: str) -> None:
         """Virtual positions never show in logits, hidden states or attentions."""
-        subject = _prompted(architecture, self.method, self.options, implementation="eager")
+        subject = self._prompted(architecture, implementation="eager")
         base = Subject(architecture, tiny_model(architecture, implementation="eager"))
         ids, mask = pad(TEXTS, "right")
         shown = subject.run(ids, mask, output_hidden_states=True, output_attentions=True)
         expected = base.run(ids, mask, output_hidden_states=True, output_attentions=True)
-        assert _shapes(shown) == _shapes(expected)
+        assert _shapes(shown) == _shapes(expected), f"shapes {_shapes(shown)}, expected {_shapes(expected)}"
         as_tuple = subject.run(ids, mask, return_dict=False)
         assert torch.equal(as_tuple[0], shown.logits)
+
+    def _prompted(self, architecture: str, implementation: str = "sdpa") -> Subject:
+        try:
+            return self.subject_type.prompted(architecture, self.method, self.options, implementation)
+        except UnsupportedError as error:
+            pytest.skip(f"not defined here: {error}")
 
 
 BASE_DEPENDS_ON_PADDING = {("bart", "left"), ("bert", "left"), ("distilbert", "left")}
@@ -288,13 +305,6 @@ def conformance_suite(
     return pytest.mark.parametrize("architecture", list(architectures))(suite)
 
 
-def _prompted(architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa") -> Subject:
-    try:
-        return Subject.prompted(architecture, method, options, implementation)
-    except UnsupportedError as error:
-        pytest.skip(f"not defined here: {error}")
-
-
 def _needs_generation(subject: Subject) -> None:
     if not subject.can_generate:
         pytest.skip("an encoder does not generate")
@@ -311,13 +321,8 @@ def _without_dropout(subject: Subject) -> None:
 
 def _greedy(subject: Subject, ids: Tensor, mask: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
     """Generate greedily; return the text, and the logits of each new token `(rows, NEW_TOKENS, vocab)`."""
-    output = subject.model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids) if mask is None else mask,
-        **{"max_new_tokens": NEW_TOKENS, "do_sample": False, **subject.tasks(ids), **options},
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
+    shown = {"return_dict_in_generate": True, "output_logits": True}
+    output = subject.generate(ids, mask, **{"max_new_tokens": NEW_TOKENS, "do_sample": False, **options}, **shown)
     return output.sequences, torch.stack(output.logits, dim=1)
 
 

@@ -96,6 +96,11 @@ class Subject:
         """Whether it has prompts."""
         return hasattr(self.model, "prompts")
 
+    @property
+    def counts_padding(self) -> bool:
+        """Whether it takes padding for text unless `position_ids` say otherwise, as base models do."""
+        return not self.is_prompted
+
     def add_longer(self, method: str, options: Mapping[str, Any]) -> None:
         """Add a second prompt, named `"longer"`."""
         with torch.random.fork_rng(devices=[]):
@@ -125,9 +130,9 @@ class Subject:
         """Save the prompts."""
         self.model.save_pretrained(folder)
 
-    def load(self, folder: Path) -> None:
-        """Put saved prompts on the model, to be trained on."""
-        self.model = load(self.model, folder, trainable=True)
+    def load(self, folder: Path, trainable: bool = False) -> None:
+        """Put saved prompts on the model."""
+        self.model = load(self.model, folder, trainable=trainable)
 
     def merge(self) -> None:
         """Replace the prompts by their plain tokens."""
@@ -171,6 +176,11 @@ class Subject:
         with torch.no_grad():
             return self.model(**self.inputs(ids, mask, **more))
 
+    def generate(self, ids: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
+        """Generate from texts."""
+        mask = torch.ones_like(ids) if mask is None else mask
+        return self.model.generate(ids, attention_mask=mask, **{**self.tasks(ids), **options})
+
     def logits(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
         """Return the logits of a forward without gradients."""
         result: Tensor = self.run(ids, mask, **more).logits
@@ -189,8 +199,7 @@ class Subject:
             Per row `(length, vocab)`; of an encoder-decoder the decoder's `(DECODER_LENGTH, vocab)`.
         """
         ids, mask = pad(texts, side, extra)
-        if self.is_causal and "position_ids" not in more and not self.is_prompted:
-            # The base model counts padding unless told not to.
+        if self.is_causal and "position_ids" not in more and self.counts_padding:
             more["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         logits = self.logits(ids, mask, **more)
         if self.is_encoder_decoder:

@@ -1,0 +1,299 @@
+"""Hold every method on every tiny model to every promise: softprompt_zoo and PEFT, the same checks.
+
+Run from the repository root; a command that was stopped goes on where it was::
+
+    python benchmarks/matrix.py
+
+Writes `table.md` and `matrix.html`, with the reason of each cell that is not right. benchmarks/README.md says more.
+"""
+
+import dataclasses
+import datetime
+import html
+import inspect
+import itertools
+import signal
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import softprompt_zoo as zoo
+from common import markdown, versions, write
+from peft_subject import CONFIGS, PeftSubject
+from runner import Experiment, Result, Runner, command
+from softprompt_zoo.testing import TINY_MODELS, conformance_suite, tiny_model, tiny_tokenizer
+from softprompt_zoo.testing.models import MORE_MODELS
+from softprompt_zoo.testing.subject import Subject
+
+EXAMPLES = [("w11 w12", "w21"), ("w13", "w22 w23"), ("w14 w15", "w24")]
+CONTEXT = {"num_virtual_tokens": 0, "template": "w5 {input} w6 {target} w7", "tokenizer": tiny_tokenizer()}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cpt": {"options": {**CONTEXT, "examples": EXAMPLES[:2]}, "longer": {"examples": EXAMPLES}},
+    "multitask_prompt_tuning": {"options": {"num_tasks": 3, "rank": 2}},
+}
+"""What a method cannot do without."""
+LIBRARIES: dict[str, type[Subject]] = {"softprompt_zoo": Subject, "PEFT": PeftSubject}
+RIGHT, WRONG, ERROR, REFUSED, UNDEFINED = "right", "wrong", "error", "refused", "not defined"
+"""The check passed; it found another result; something was raised; `UnsupportedError` before anything was changed; or
+the operation is none of this model or method (an encoder does not generate)."""
+COLOURS = {RIGHT: "#2e7d32", WRONG: "#c62828", ERROR: "#ef6c00", REFUSED: "#90a4ae", UNDEFINED: "#eceff1"}
+OURS = ("promise_05", "promise_08", "promise_09")
+"""What PEFT has no operation for: start values of real tokens, exchange with itself, merging."""
+SECONDS = 120
+"""What a cell may take."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the command can be told."""
+
+    methods: str = ",".join(CONFIGS)
+    """Methods, with commas between them."""
+    part: int = 1
+    """Only every so many-th cell, from the first."""
+    threads: int = 1
+
+
+Cell = tuple[str, str]
+"""Status and reason."""
+
+
+def operations() -> dict[str, tuple[str, dict[str, Any]]]:
+    """List the operations: title to the suite's test and the arguments that it is parametrised with."""
+    suite = conformance_suite("prompt_tuning")
+    found = {}
+    for name, test in inspect.getmembers(suite, inspect.isfunction):
+        if not name.startswith("test_promise_"):
+            continue
+        number, title = name.removeprefix("test_promise_").split("_", 1)
+        marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
+        axes = [[{mark.args[0]: value} for value in mark.args[1]] for mark in marks]
+        for choice in itertools.product(*axes):
+            chosen: dict[str, Any] = {key: value for part in choice for key, value in part.items()}
+            more = "".join(f", {key.removeprefix('use_')} {value}".lower() for key, value in chosen.items())
+            found[f"{int(number)}: {title.replace('_', ' ')}{more}"] = (name, chosen)
+    return found
+
+
+def run_cell(library: str, architecture: str, method: str, operation: str) -> Cell:
+    """Run a check in a guard of its own."""
+    name, chosen = operations()[operation]
+    suite = conformance_suite(method, **OPTIONS.get(method, {}))()
+    suite.subject_type = LIBRARIES[library]
+    if library == "PEFT" and any(part in name for part in OURS):
+        return UNDEFINED, "PEFT has no such operation"
+    with tempfile.TemporaryDirectory() as folder, _TimeLimit(SECONDS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        makers: dict[str, Callable[[], Any]] = {
+            "subject": lambda: suite.subject_type.prompted(architecture, method, suite.options),
+            "base": lambda: suite.subject_type(architecture, tiny_model(architecture)),
+            "architecture": lambda: architecture,
+            "tmp_path": lambda: Path(folder),
+            **{key: lambda value=value: value for key, value in chosen.items()},  # type: ignore[misc]
+        }
+        test = getattr(suite, name)
+        try:
+            test(**{argument: makers[argument]() for argument in inspect.signature(test).parameters})
+        except zoo.UnsupportedError as error:
+            return REFUSED, _reason(error)
+        except pytest.skip.Exception as skipped:
+            return UNDEFINED, _reason(skipped)
+        except AssertionError as error:
+            return WRONG, _reason(error)
+        except Exception as error:
+            return ERROR, f"{type(error).__name__}: {_reason(error)}"
+    return RIGHT, ""
+
+
+class _TimeLimit:
+    """Raises `TimeoutError` when a block takes longer."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+
+    def __enter__(self) -> None:
+        def stop(*_: Any) -> None:
+            raise TimeoutError(f"takes more than {self.seconds} s")
+
+        signal.signal(signal.SIGALRM, stop)
+        signal.alarm(self.seconds)
+
+    def __exit__(self, *_: Any) -> None:
+        signal.alarm(0)
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else "")[:240]
+
+
+def experiments(settings: Settings) -> list[Experiment]:
+    """List the experiments, one for each model."""
+    methods = settings.methods.split(",")
+
+    def measure(architecture: str) -> Callable[[int], Result]:
+        def cells(seed: int) -> Result:
+            found: Result = {"date": datetime.datetime.now(tz=datetime.UTC).date().isoformat()}
+            for method, library in itertools.product(methods, LIBRARIES):
+                began = time.perf_counter()
+                for number, operation in enumerate(operations()):
+                    if (list(models()).index(architecture) + number + methods.index(method)) % settings.part == 0:
+                        key = "|".join((library, method, operation))
+                        found[key] = run_cell(library, architecture, method, operation)
+                print(f"  {architecture}, {method}, {library}: {time.perf_counter() - began:.0f} s", flush=True)
+            return found
+
+        return cells
+
+    options = {"methods": methods, "part": settings.part}
+    return [
+        Experiment(name=architecture, methods=tuple(methods), measure=measure(architecture), options=lambda: options)
+        for architecture in models()
+    ]
+
+
+def models() -> dict[str, Any]:
+    """List all tiny models."""
+    return {**TINY_MODELS, **MORE_MODELS}
+
+
+# Tables
+
+
+def cells(runner: Runner) -> Iterator[tuple[str, str, str, str, Cell]]:
+    """Go through what is there: architecture, library, method, operation and cell."""
+    for architecture in runner.experiments:
+        for key, cell in (runner.result(architecture) or {}).items():
+            if "|" in key:
+                library, method, operation = key.split("|")
+                yield architecture, library, method, operation, (cell[0], cell[1])
+
+
+def table(runner: Runner) -> str:
+    """Return the counts, and what is not right of ours, in Markdown."""
+    found = list(cells(runner))
+    done = [name for name in runner.experiments if runner.result(name)]
+    statuses = (RIGHT, WRONG, ERROR, REFUSED, UNDEFINED)
+    totals = {library: Counter(cell[0] for _, of, _, _, cell in found if of == library) for library in LIBRARIES}
+    lines = [(library, *(str(count[status]) for status in statuses)) for library, count in totals.items()]
+    by_method = []
+    for method in dict.fromkeys(method for _, _, method, _, _ in found):
+        counts = {
+            library: Counter(c[0] for _, of, m, _, c in found if (of, m) == (library, method)) for library in totals
+        }
+        by_method.append((method, *(_share(counts[library]) for library in LIBRARIES)))
+    by_operation = []
+    for operation in operations():
+        counts = {
+            library: Counter(c[0] for _, of, _, o, c in found if (of, o) == (library, operation)) for library in totals
+        }
+        by_operation.append((operation, *(_share(counts[library]) for library in LIBRARIES)))
+    refusals = Counter(
+        (method, cell[1]) for _, of, method, _, cell in found if of == "softprompt_zoo" and cell[0] == REFUSED
+    )
+    where: dict[tuple[str, str], list[str]] = {}
+    for architecture, of, method, _, cell in found:
+        if (
+            of == "softprompt_zoo"
+            and cell[0] == REFUSED
+            and architecture not in where.setdefault((method, cell[1]), [])
+        ):
+            where[method, cell[1]].append(architecture)
+    wrong = [
+        (a, m, o, f"{c[0]}: {c[1]}") for a, of, m, o, c in found if of == "softprompt_zoo" and c[0] in (WRONG, ERROR)
+    ]
+    dates = sorted({runner.result(name)["date"] for name in done if runner.result(name)})  # type: ignore[index]
+    parts = [
+        f"{len(done)} models of {len(runner.experiments)}, {len(found)} cells; {_versions()}; "
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'not run'}.",
+        markdown(("library", *statuses), lines),
+        "Share of right cells among those that are defined and not refused; in brackets how many are refused:",
+        markdown(("method", *LIBRARIES), by_method),
+        markdown(("promise and operation", *LIBRARIES), by_operation),
+    ]
+    if wrong:
+        parts += ["Ours that are not right:", markdown(("model", "method", "operation", "reason"), wrong)]
+    if refusals:
+        rows = [(method, ", ".join(where[method, reason]), reason) for method, reason in refusals]
+        parts += ["What softprompt_zoo refuses:", markdown(("method", "models", "reason"), rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _share(count: Counter[str]) -> str:
+    tried = count[RIGHT] + count[WRONG] + count[ERROR]
+    refused = f" ({count[REFUSED]})" if count[REFUSED] else ""
+    return f"{count[RIGHT]} of {tried}{refused}" if tried else f"-{refused}"
+
+
+def _versions() -> str:
+    names = ("softprompt-zoo", "peft", "transformers", "torch")
+    return ", ".join(f"{name} {version}" for name, version in versions(*names).items())
+
+
+STYLE = """
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #212121; }
+table { border-collapse: collapse; margin: 0 0 1em; }
+th { font-weight: 500; text-align: left; padding: 2px 8px; }
+td { padding: 0; }
+td span { display: block; width: 18px; height: 14px; border: 1px solid #fff; }
+summary { cursor: pointer; }
+li { margin: 2px 0; }
+"""
+
+
+def page(runner: Runner) -> str:
+    """Return the page: a coloured square for each cell, and below each model the reasons."""
+    titles = list(operations())
+    legend = " ".join(
+        f'<span style="background:{colour}; padding: 2px 8px">{status}</span>' for status, colour in COLOURS.items()
+    )
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Every method on every model</title>",
+        f"<style>{STYLE}</style><h1>Every method on every model</h1><p>{html.escape(_versions())}</p><p>{legend}</p>",
+        "<ol>" + "".join(f"<li>{html.escape(title)}" for title in titles) + "</ol>",
+    ]
+    by_model: dict[str, dict[tuple[str, str, str], Cell]] = {}
+    for architecture, library, method, operation, cell in cells(runner):
+        by_model.setdefault(architecture, {})[library, method, operation] = cell
+    for architecture, found in by_model.items():
+        parts.append(f"<h2>{architecture}</h2><table>")
+        numbers = "".join(f"<th>{number + 1}" for number in range(len(titles)))
+        parts.append(f"<tr><th>method<th>library{numbers}")
+        reasons = []
+        for method, library in dict.fromkeys((method, library) for library, method, _ in found):
+            squares = []
+            for number, title in enumerate(titles):
+                status, reason = found.get((library, method, title), (UNDEFINED, "not run"))
+                text = html.escape(f"{number + 1}. {title}: {status}. {reason}", quote=True)
+                squares.append(f'<td><span title="{text}" style="background:{COLOURS[status]}"></span>')
+                if status in (WRONG, ERROR, REFUSED):
+                    reasons.append(f"<li>{library}, {method}, {text}")
+            parts.append(f"<tr><th>{method}<th>{library}{''.join(squares)}")
+        parts.append(f"</table><details><summary>{len(reasons)} reasons</summary><ul>{''.join(reasons)}</ul></details>")
+    return "\n".join(parts) + "</html>\n"
+
+
+def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
+    """Return the runner and what writes the tables."""
+    torch.set_num_threads(settings.threads)
+    shared = {"versions": versions("softprompt-zoo", "peft", "transformers", "torch")}
+    runner = Runner(folder, shared, experiments(settings))
+
+    def write_all() -> None:
+        write(folder / "table.md", table(runner))
+        write(folder / "matrix.html", page(runner))
+
+    return runner, write_all
+
+
+main = command((__doc__ or "").splitlines()[0], Settings, "matrix", make)
+
+if __name__ == "__main__":
+    main()

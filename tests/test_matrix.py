@@ -1,0 +1,80 @@
+"""The matrix of methods, models and promises: its cells can be red, and its pages say why."""
+
+import pytest
+
+import softprompt_zoo as zoo
+from softprompt_zoo.sites.arrange import Selection
+from softprompt_zoo.testing.subject import Subject
+
+pytest.importorskip("peft")
+
+PADDING = "3: rows do not depend on padding or other rows, side left"
+MERGED = "9: merged equals trained"
+EFFECT = "2: disabled gives the base model"
+
+
+@pytest.fixture
+def matrix(benchmark):
+    return benchmark("matrix")
+
+
+def test_every_promise_is_an_operation(matrix):
+    promises = {title.split(":")[0] for title in matrix.operations()}
+    assert promises == {str(number) for number in range(1, 12)}
+
+
+@pytest.mark.parametrize("operation", [PADDING, MERGED, EFFECT])
+def test_ours_is_right(matrix, operation):
+    assert matrix.run_cell("softprompt_zoo", "llama", "prefix_tuning", operation) == ("right", "")
+
+
+def test_pefts_padding_is_wrong_and_what_it_lacks_is_not_held_against_it(matrix):
+    status, reason = matrix.run_cell("PEFT", "llama", "prompt_tuning", PADDING)
+    assert (status, reason[:5]) == ("wrong", "row 1")
+    assert matrix.run_cell("PEFT", "llama", "prompt_tuning", MERGED)[0] == "not defined"
+    assert matrix.run_cell("PEFT", "llama", "prompt_tuning", EFFECT)[0] == "right"
+
+
+def test_what_is_not_defined_is_told_from_what_is_refused(matrix):
+    generation = "4: generation gives what a forward gives"
+    assert matrix.run_cell("softprompt_zoo", "bert", "prompt_tuning", generation)[0] == "not defined"
+    status, reason = matrix.run_cell("softprompt_zoo", "bert", "cpt", EFFECT)
+    assert status == "refused"
+    assert "AutoModelForCausalLM" in reason
+
+
+def test_a_dropped_prompt_turns_cells_red(matrix, monkeypatch):
+    from softprompt_zoo.prompts import Prompts
+
+    resolve = Prompts.resolve
+
+    def dropped(self, *args):
+        call = resolve(self, *args)
+        call.selection = Selection(((),), None)
+        return call
+
+    monkeypatch.setattr(Prompts, "resolve", dropped)
+    status, reason = matrix.run_cell("softprompt_zoo", "llama", "prefix_tuning", EFFECT)
+    assert (status, reason) == ("wrong", "the prompt has no effect")
+
+
+def test_an_exception_is_an_error_with_its_reason(matrix, monkeypatch):
+    monkeypatch.setattr(Subject, "merge", lambda self: {}["nothing"])
+    status, reason = matrix.run_cell("softprompt_zoo", "llama", "prompt_tuning", MERGED)
+    assert (status, reason) == ("error", "KeyError: 'nothing'")
+
+
+def test_the_command_writes_a_table_and_a_page(matrix, tmp_path, monkeypatch):
+    chosen = {EFFECT: matrix.operations()[EFFECT], PADDING: matrix.operations()[PADDING]}
+    monkeypatch.setattr(matrix, "operations", lambda: chosen)
+    only = ["--results", str(tmp_path), "--methods", "prompt_tuning,cpt", "--only", "llama", "--only", "bert"]
+    matrix.main(only)
+    table, page = ((tmp_path / name).read_text("utf-8") for name in ("table.md", "matrix.html"))
+    assert "2 models of" in table
+    assert f"| {EFFECT} | 3 of 3 (1) |" in table
+    assert "| cpt | bert |" in table
+    assert page.count('title="1. 2: disabled gives the base model: right.') >= 4
+    assert zoo.__name__ in page
+    before = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*.json"))
+    matrix.main(only)
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*.json")) == before
