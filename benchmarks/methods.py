@@ -54,7 +54,7 @@ FEW = (16, 64)
 SHOTS = 8
 CARTRIDGE_SHARES = {"quarter": 4, "sixteenth": 16}
 """Parts of the text's tokens that a cartridge has."""
-SMALLER = {"p_tuning_v2": {"steps": 400}, "cartridge": {"steps": 64, "batch_size": 8}}
+SMALLER = {"cartridge": {"steps": 64, "batch_size": 8}}
 """What differs from recipes whose three runs would take more than an hour on two cores."""
 
 

@@ -29,7 +29,7 @@ ENCODER: dict[str, Any] = {**SHORT, "steps": 200, "batch_size": 16}
 GRID: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "p_tuning_v2": (ENCODER, (5e-3, 1e-2, 2e-2, 5e-2)),
     "p_tuning": (SHORT, (1e-3, 3e-3, 1e-2)),
-    "llama_adapter": (SHORT, (1e-2, 3e-2, 1e-1)),
+    "llama_adapter": (SHORT, (3e-3, 1e-2, 3e-2, 1e-1)),
     "multitask_prompt_tuning": (SHORT, (1e-2, 3e-2, 1e-1)),
     "cpt": (FEW, (1e-4, 1e-3, 1e-2)),
 }
