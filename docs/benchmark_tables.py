@@ -16,9 +16,9 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
 
 
 def on_files(files: Any, config: Any, **kwargs: Any) -> Any:
-    """Add the pictures, which lie outside the docs."""
-    for picture in RESULTS.glob("*/*.png"):
-        files.append(File.generated(config, f"assets/{picture.name}", abs_src_path=str(picture)))
+    """Add the pictures and pages, which lie outside the docs."""
+    for made in (*RESULTS.glob("*/*.png"), *RESULTS.glob("*/*.html")):
+        files.append(File.generated(config, f"assets/{made.name}", abs_src_path=str(made)))
     return files
 
 
