@@ -20,7 +20,12 @@ from softprompt_zoo.tokens import LayerTokens
 KEYWORD = "softprompt_zoo"
 """Forward keyword that carries the per-call state down to the attention function."""
 
-DISENTANGLED = "disentangled_attention_bias"
+CARRIED = {
+    "self": ("query_proj", "key_proj", "value_proj", "disentangled_attention_bias"),
+    "attn": ("q", "k", "v", "o", "num_attention_heads"),
+}
+"""Attention off transformers' interface that prompts can enter, DeBERTa-v2's and MPNet's: what the module is called in
+its layer's `attention`, and what it has."""
 PROBE = "softprompt_zoo_probe"
 PROBE_LENGTH = 3
 PROBE_ENCODER_LENGTH = 5
@@ -119,9 +124,9 @@ class Stack:
         return any(len(set(modules)) < len(modules) for modules in self.attentions.values())
 
     @property
-    def is_disentangled(self) -> bool:
-        """Whether its attention is DeBERTa's, which does not use transformers' attention interface."""
-        return any(hasattr(module, DISENTANGLED) for modules in self.attentions.values() for module in modules)
+    def is_carried(self) -> bool:
+        """Whether its attention is one of `CARRIED`, to which it does not hand keywords down."""
+        return any(bool(_kinds(module)) for modules in self.attentions.values() for module in modules)
 
     @property
     def position_start(self) -> int:
@@ -241,7 +246,7 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
     attentions: dict[str, list[nn.Module]] = {}
     problem = None
     calls, error = _probe(name, module, embedding, encoder)
-    calls = calls or _disentangled(module)
+    calls = calls or _carried(module)
     for attention, shape, is_cross, _ in calls:
         site = "cross" if is_cross else name
         attentions.setdefault(site, []).append(attention)
@@ -316,17 +321,27 @@ def _probe(
     return probe.calls, None
 
 
-def _disentangled(module: Any) -> list[tuple[nn.Module, LayerShape, bool, bool]]:
-    """Find the attention modules of a DeBERTa of the second kind; the first one projects all at once."""
-    layers = getattr(getattr(module, "encoder", None), "layer", ())
-    found: list[Any] = [getattr(getattr(layer, "attention", None), "self", None) for layer in layers]
-    if not all(hasattr(attention, DISENTANGLED) and hasattr(attention, "query_proj") for attention in found):
-        return []
+def carried_name(layer: Any) -> str | None:
+    """Return what the attention module of an encoder's layer is called, if it is one of `CARRIED`."""
+    attention = getattr(layer, "attention", None)
+    return next((name for name in CARRIED if name in _kinds(getattr(attention, name, None))), None)
+
+
+def _kinds(module: Any) -> list[str]:
+    return [name for name, parts in CARRIED.items() if all(hasattr(module, part) for part in parts)]
+
+
+def _carried(module: Any) -> list[tuple[nn.Module, LayerShape, bool, bool]]:
+    """Find the attention modules of an encoder off the interface."""
     calls = []
-    for attention in found:
+    for layer in getattr(getattr(module, "encoder", None), "layer", ()):
+        name = carried_name(layer)
+        if name is None:
+            return []
+        attention = getattr(layer.attention, name)
+        width = getattr(attention, CARRIED[name][1]).out_features
         heads = attention.num_attention_heads
-        shape = LayerShape(heads, attention.key_proj.out_features // heads, heads)
-        calls.append((attention, shape, False, False))
+        calls.append((attention, LayerShape(heads, width // heads, heads), False, False))
     return calls
 
 

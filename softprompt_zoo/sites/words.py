@@ -15,7 +15,7 @@ from softprompt_zoo.sites.attention import (
     base_implementation,
     prompted_implementation,
 )
-from softprompt_zoo.sites.disentangled import adopt, release
+from softprompt_zoo.sites.carried import adopt, release
 from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
 
