@@ -15,17 +15,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.stack_traits import CARRIED, carried_name, embedding_scales, kinds_of_own_attention
 from softprompt_zoo.tokens import LayerTokens
 
 KEYWORD = "softprompt_zoo"
 """Forward keyword that carries the per-call state down to the attention function."""
 
-CARRIED = {
-    "self": ("query_proj", "key_proj", "value_proj", "disentangled_attention_bias"),
-    "attn": ("q", "k", "v", "o", "num_attention_heads"),
-}
-"""Attention off transformers' interface that prompts can enter, DeBERTa-v2's and MPNet's: what the module is called in
-its layer's `attention`, and what it has."""
 PROBE = "softprompt_zoo_probe"
 PROBE_LENGTH = 3
 PROBE_ENCODER_LENGTH = 5
@@ -92,6 +87,8 @@ class Backbone:
     """The modules of the model's task head, by their names in it; empty where there is none."""
     has_lm_head: bool = True
     """Whether the model has a head over the vocabulary."""
+    scales_ids: bool = dataclasses.field(default=False, compare=False)
+    """Whether the model scales the rows of its embedding table only where it is given ids, which PEFT does not know."""
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""
@@ -114,9 +111,20 @@ class Stack:
     takes_position_ids: bool
     takes_cache: bool
     position_table: nn.Embedding | None
-    """Table of learned positions, if there is one."""
+    """Table of positions, learned or sinusoidal, if there is one."""
     problem: str | None
     """Why keys and values cannot be placed here; `None` if they can."""
+    takes_real_positions: bool = False
+    """Whether virtual tokens can be real positions even so: it reads embeddings and a mask, and keeps no cache."""
+    ids_scale: float = 1.0
+    """Factor that the stack puts on the table's rows if it is given ids, and not if it is given embeddings: Marian."""
+    embeddings_scale: float = 1.0
+    """Factor that it puts on embeddings it is given, before it adds positions."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Turn token ids `(...)` into what the stack takes in their place, `(..., hidden)`."""
+        embeddings: Tensor = self.embedding(ids)
+        return embeddings if self.ids_scale == 1.0 else embeddings * self.ids_scale
 
     @property
     def shares_attention(self) -> bool:
@@ -126,7 +134,7 @@ class Stack:
     @property
     def is_carried(self) -> bool:
         """Whether its attention is one of `CARRIED`, to which it does not hand keywords down."""
-        return any(bool(_kinds(module)) for modules in self.attentions.values() for module in modules)
+        return any(bool(kinds_of_own_attention(module)) for modules in self.attentions.values() for module in modules)
 
     @property
     def position_start(self) -> int:
@@ -245,7 +253,7 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
     shapes: dict[str, list[LayerShape]] = {}
     attentions: dict[str, list[nn.Module]] = {}
     problem = None
-    calls, error = _probe(name, module, embedding, encoder)
+    calls, scales, error = _probe(name, module, embedding, encoder)
     calls = calls or _carried(module)
     for attention, shape, is_cross, _ in calls:
         site = "cross" if is_cross else name
@@ -273,7 +281,18 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
         takes_cache="past_key_values" in parameters,
         position_table=_position_table(module, embedding, max_positions(model)),
         problem=problem,
+        takes_real_positions=error is None and _takes_real_positions(set(parameters), name, encoder is not None),
+        ids_scale=scales[0],
+        embeddings_scale=scales[1],
     )
+
+
+def _takes_real_positions(parameters: set[str], name: str, is_behind_encoder: bool) -> bool:
+    """Say whether input-level prompts can do without this stack's keys and values."""
+    if name == "encoder" or is_behind_encoder:  # of these the encoder alone gets them, which is never cached
+        return {"inputs_embeds", "attention_mask"} <= parameters or is_behind_encoder
+    caches = {"past_key_values", "cache_params", "use_cache"}
+    return {"inputs_embeds", "attention_mask"} <= parameters and not caches & parameters
 
 
 def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:
@@ -302,8 +321,8 @@ def _position_table(module: nn.Module, embedding: nn.Module, bound: int | None) 
 
 def _probe(
     name: str, module: nn.Module, embedding: nn.Module, encoder: Stack | None
-) -> tuple[list[tuple[nn.Module, LayerShape, bool, bool]], str | None]:
-    """Run a stack once on a few tokens and record its attention calls."""
+) -> tuple[list[tuple[nn.Module, LayerShape, bool, bool]], tuple[float, float], str | None]:
+    """Run a stack once on a few tokens; record its attention calls and how it scales ids and embeddings."""
     probe = _Probe()
     weight: Any = embedding.weight
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
@@ -312,23 +331,17 @@ def _probe(
     try:
         with trial([module], lambda before: PROBE), torch.no_grad():
             if encoder is not None:
-                width = encoder.embedding(ids).shape[-1]
+                width = encoder.embed(ids).shape[-1]
                 states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)
                 inputs |= {"encoder_hidden_states": states, "use_cache": False}
-            module(**inputs)
+            shown = module(**inputs).last_hidden_state.shape[1]
+            if shown != PROBE_LENGTH:
+                raise UnsupportedError(f"it makes {shown} states of {PROBE_LENGTH} tokens")
+            scales = embedding_scales(module, embedding, {**inputs, KEYWORD: None})
     except Exception as error:
-        return [], f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
-    return probe.calls, None
-
-
-def carried_name(layer: Any) -> str | None:
-    """Return what the attention module of an encoder's layer is called, if it is one of `CARRIED`."""
-    attention = getattr(layer, "attention", None)
-    return next((name for name in CARRIED if name in _kinds(getattr(attention, name, None))), None)
-
-
-def _kinds(module: Any) -> list[str]:
-    return [name for name, parts in CARRIED.items() if all(hasattr(module, part) for part in parts)]
+        problem = f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+        return [], (1.0, 1.0), problem
+    return probe.calls, scales, None
 
 
 def _carried(module: Any) -> list[tuple[nn.Module, LayerShape, bool, bool]]:

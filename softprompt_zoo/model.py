@@ -149,7 +149,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     """
     family, stacks = find_stacks(model)
     for stack in stacks.values():
-        if stack.problem is not None:
+        if stack.problem is not None and not stack.takes_real_positions:
             raise UnsupportedError(
                 f"cannot attach a prompt to {type(model).__name__}: {stack.problem}; models whose attention is "
                 "transformers' AttentionInterface work (gpt2, llama, qwen3, bert, t5 and many others)"
@@ -177,6 +177,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         model_type=str(getattr(model.config, "model_type", "")),
         task_head=find_head(model, [stack.module for stack in stacks.values()]),
         has_lm_head=model.get_output_embeddings() is not None,
+        scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
     )
     return backbone, stacks
 

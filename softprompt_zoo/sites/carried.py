@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from softprompt_zoo.backbone import KEYWORD, Stack, carried_name
+from softprompt_zoo.backbone import KEYWORD, Stack
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.arrange import Call
 from softprompt_zoo.sites.attention import CallState, Capture
 from softprompt_zoo.sites.own_attention import FUNCTIONS
 from softprompt_zoo.sites.views import view
+from softprompt_zoo.stack_traits import carried_name
 
 
 def adopt(stack: Stack) -> None:
@@ -60,11 +61,17 @@ def hand_over(model: Any, stacks: Mapping[str, Stack], call: Call) -> Any:
         The same, or a view of it.
     """
     for stack in stacks.values():
-        if stack.is_carried:
-            for name, child in model.named_children():
-                if child is stack.module:
-                    return view(model, **{name: _Handing(child, call)})
+        if stack.is_carried or stack.problem is not None:
+            path = next((name for name, child in model.named_modules() if child is stack.module), "")
+            if path:
+                model = _with_child(model, path.split("."), _Handing(stack.module, call))
     return model
+
+
+def _with_child(module: Any, path: list[str], child: Any) -> Any:
+    """Return a view of a module with another child somewhere below it."""
+    name, *rest = path
+    return view(module, **{name: _with_child(getattr(module, name), rest, child) if rest else child})
 
 
 class _Handing:
@@ -75,7 +82,7 @@ class _Handing:
         self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._module(*args, prompts=self._call, **kwargs)
+        return self._module(*args, **{**kwargs, "prompts": self._call})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

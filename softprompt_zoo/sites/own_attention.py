@@ -95,7 +95,7 @@ def biased(
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {"self": disentangled, "attn": biased}
-"""By the name that the attention module has in its layer's `attention`, as in `backbone.CARRIED`."""
+"""By the name that the attention module has in its layer's `attention`, as in `stack_traits.CARRIED`."""
 
 
 def _attend(

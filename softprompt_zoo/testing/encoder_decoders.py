@@ -35,7 +35,7 @@ def _bart_like() -> dict[str, Any]:
 
 
 def _mt5() -> PreTrainedModel:
-    return MT5ForConditionalGeneration(MT5Config(**T5))
+    return MT5ForConditionalGeneration(MT5Config(**{**T5, "d_ff": 12}))
 
 
 def _longt5() -> PreTrainedModel:
