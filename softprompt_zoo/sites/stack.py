@@ -223,8 +223,11 @@ def _prepare_encoder(
     positions = None
     if max(counts):
         kwargs, positions = _move_text(stack, call, counts, kwargs, text, past)
-    elif binding.family == "encoder" and max(lengths(entries)):
+    elif max(lengths(entries)):
         positions = text_positions(kwargs, text.shape[1], past, text.device)
+        if binding.family != "encoder" and stack.takes_position_ids:
+            # Keys are rotated, so padding would move the text away from the prefix.
+            kwargs = {**kwargs, "position_ids": positions}
     return kwargs, _state({"encoder": entries}, call, positions)
 
 

@@ -51,7 +51,9 @@ def _pegasus() -> PreTrainedModel:
 
 
 def _marian() -> PreTrainedModel:
-    return MarianMTModel(MarianConfig(scale_embedding=True, static_position_embeddings=True, **_bart_like()))
+    return MarianMTModel(
+        MarianConfig(scale_embedding=True, static_position_embeddings=True, **{**_bart_like(), "decoder_layers": 2})
+    )
 
 
 def _led() -> PreTrainedModel:
@@ -69,7 +71,7 @@ def _t5gemma() -> PreTrainedModel:
         for side in ("encoder", "decoder")
     }
     config = T5GemmaConfig(**sides, vocab_size=ROTARY["vocab_size"])
-    config.decoder_start_token_id = SEQ2SEQ["decoder_start_token_id"]
+    config.decoder_start_token_id = SEQ2SEQ["bos_token_id"]  # it masks padding tokens of the decoder's text
     return T5GemmaForConditionalGeneration(config)
 
 

@@ -19,6 +19,8 @@ CANNOT_RUN = {
     "albert": "makes a prompt of the hidden width, which this model's embeddings do not have",
     "electra": "makes a prompt of the hidden width, which this model's embeddings do not have",
     "distilbert": "asks for token_dim or num_attention_heads, which it does not find in this config",
+    "t5gemma": "asks for token_dim or num_attention_heads, which it does not find in this config",
+    "longt5": "needs the sizes of layers that prompts cannot enter",
     "modernbert": "extends the mask for past_key_values, which this model does not take",
 }
 """Architectures on which PEFT's own prompts fail, and how."""
