@@ -20,7 +20,7 @@ from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
 from softprompt_zoo.sites.arrange import Call, select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
-from softprompt_zoo.sites.disentangled import adopt, hand_over, release, run
+from softprompt_zoo.sites.carried import adopt, hand_over, release, run
 from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.projections import Projector
 from softprompt_zoo.sites.slots import check_slots
@@ -149,7 +149,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     """
     family, stacks = find_stacks(model)
     for stack in stacks.values():
-        if stack.problem is not None:
+        if stack.problem is not None and not stack.takes_real_positions:
             raise UnsupportedError(
                 f"cannot attach a prompt to {type(model).__name__}: {stack.problem}; models whose attention is "
                 "transformers' AttentionInterface work (gpt2, llama, qwen3, bert, t5 and many others)"
@@ -177,6 +177,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         model_type=str(getattr(model.config, "model_type", "")),
         task_head=find_head(model, [stack.module for stack in stacks.values()]),
         has_lm_head=model.get_output_embeddings() is not None,
+        scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
     )
     return backbone, stacks
 
@@ -274,8 +275,8 @@ def _prompted_class(base: Any) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         if KEYWORD in kwargs:
-            is_disentangled = any([stack.is_disentangled for stack in self._softprompt_stacks.values()])
-            return run(self, base, (), kwargs) if is_disentangled else base.forward(self, **kwargs)
+            is_carried = any([stack.is_carried for stack in self._softprompt_stacks.values()])
+            return run(self, base, (), kwargs) if is_carried else base.forward(self, **kwargs)
         own = {}
         for name in NEW_ARGUMENTS:  # a comprehension here could not be compiled
             own[name] = kwargs.pop(name, None)

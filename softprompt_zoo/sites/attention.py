@@ -215,7 +215,7 @@ def _shared_mask(
             return extended
     base, _, window, key_length, is_causal = depends_on
     tokens = prompt.keys[0].shape[2]
-    mask = _extend_mask(attention_mask, visible_to(prompt, state, window), query, key_length, tokens, is_causal)
+    mask = extend_mask(attention_mask, visible_to(prompt, state, window), query, key_length, tokens, is_causal)
     if mask is not None and mask.dtype == torch.bool and base == "eager":
         mask = _additive(mask, query.dtype)
     state.masks.append((depends_on, attention_mask, mask))
@@ -238,9 +238,22 @@ def visible_to(prompt: SiteState, state: CallState, window: int | None) -> Tenso
     return visible
 
 
-def _extend_mask(
+def extend_mask(
     mask: Tensor | None, visible: Tensor | None, query: Tensor, key_length: int, tokens: int, is_causal: bool
 ) -> Tensor | None:
+    """Put the prompt's columns in front of a mask.
+
+    Args:
+        mask: The text's mask, boolean or additive, `(rows or 1, heads or 1, length or 1, key_length)`; or `None`.
+        visible: From `visible_to`.
+        query: `(rows, heads, length, head_dim)`.
+        key_length: Keys of the text.
+        tokens: Virtual tokens.
+        is_causal: Whether a missing mask stands for a causal one.
+
+    Returns:
+        The mask over `tokens + key_length` columns; `None` if everything is seen.
+    """
     length = query.shape[2]
     if mask is None:
         if is_causal and length > 1:

@@ -76,7 +76,8 @@ def shift_learned_positions(stack: Stack, embeddings: Tensor, past: int | Tensor
     offset = getattr(table, "offset", 0)
     counted = torch.arange(embeddings.shape[1], device=embeddings.device)[None] + past
     wanted = functional.embedding(positions + offset, table.weight)
-    return embeddings + (wanted - functional.embedding(counted + offset, table.weight))
+    difference = wanted - functional.embedding(counted + offset, table.weight)
+    return embeddings + difference / stack.embeddings_scale
 
 
 def relative_bias(stack: Stack, positions: Tensor, tokens: int) -> Tensor | None:

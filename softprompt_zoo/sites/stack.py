@@ -209,6 +209,7 @@ def _prepare_encoder(
     embedded = stack_embeddings(call)
     virtual_count = 0
     if embedded is not None:
+        _refuse_attentions(stack, kwargs)
         virtual, present, virtual_counts = embedded
         rows = call.selection.rows
         if rows is not None:
@@ -222,9 +223,22 @@ def _prepare_encoder(
     positions = None
     if max(counts):
         kwargs, positions = _move_text(stack, call, counts, kwargs, text, past)
-    elif binding.family == "encoder" and max(lengths(entries)):
+    elif max(lengths(entries)):
         positions = text_positions(kwargs, text.shape[1], past, text.device)
+        if binding.family != "encoder" and stack.takes_position_ids:
+            # Keys are rotated, so padding would move the text away from the prefix.
+            kwargs = {**kwargs, "position_ids": positions}
     return kwargs, _state({"encoder": entries}, call, positions)
+
+
+def _refuse_attentions(stack: Stack, kwargs: dict[str, Any]) -> None:
+    """Refuse weights of attention off the interface: where their virtual positions are is not known."""
+    given = kwargs.get("output_attentions")
+    if stack.problem is not None and (stack.module.config.output_attentions if given is None else given):
+        raise UnsupportedError(
+            f"{type(stack.module).__name__} shows attention weights in a form of its own, from which virtual positions "
+            "cannot be cut; call it with output_attentions=False"
+        )
 
 
 def _move_text(
@@ -247,7 +261,7 @@ def _move_text(
 
 
 def _embeddings(stack: Stack, kwargs: dict[str, Any], text: Tensor) -> Tensor:
-    return text if kwargs.get("inputs_embeds") is not None else stack.embedding(text)
+    return text if kwargs.get("inputs_embeds") is not None else stack.embed(text)
 
 
 def _entries(call: Call, site: str) -> list[Entry | None]:
