@@ -87,6 +87,8 @@ class Backbone:
     """The modules of the model's task head, by their names in it; empty where there is none."""
     has_lm_head: bool = True
     """Whether the model has a head over the vocabulary."""
+    through_cache: bool = dataclasses.field(default=False, compare=False)
+    """Whether keys and values get in through the cache; then gates and `always_visible` cannot be kept."""
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""
@@ -112,6 +114,8 @@ class Stack:
     """Table of learned positions, if there is one."""
     problem: str | None
     """Why keys and values cannot be placed here; `None` if they can."""
+    through_cache: bool = False
+    """Whether they get in through the cache, as the attention interface does not hand the state down."""
 
     @property
     def shares_attention(self) -> bool:

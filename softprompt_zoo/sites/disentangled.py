@@ -5,7 +5,6 @@ by the function below. It adds the prompt's keys and values without a relative b
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone import KEYWORD, Site, Stack
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.arrange import Call
 from softprompt_zoo.sites.attention import CallState, Capture, SiteState, drop, rows_of, visible_to
 from softprompt_zoo.sites.gates import add_gated
 from softprompt_zoo.sites.views import view
@@ -49,39 +47,6 @@ def run(module: Any, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """
     state = kwargs.pop(KEYWORD, None)
     return base.forward(module if state is None else _view_of_stack(module, state), *args, **kwargs)
-
-
-def hand_over(model: Any, stacks: Mapping[str, Stack], call: Call) -> Any:
-    """Let a model that keeps keywords to itself hand the call on to its stack.
-
-    Args:
-        model: What the model's forward shall take as `self`. Not changed.
-        stacks: The model's stacks.
-        call: The prompts of this forward.
-
-    Returns:
-        The same, or a view of it.
-    """
-    for stack in stacks.values():
-        if stack.is_disentangled:
-            for name, child in model.named_children():
-                if child is stack.module:
-                    return view(model, **{name: _Handing(child, call)})
-    return model
-
-
-class _Handing:
-    """Stands for a stack that is to get the call as an argument."""
-
-    def __init__(self, module: nn.Module, call: Call) -> None:
-        self._module = module
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._module(*args, prompts=self._call, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
 
 
 @functools.cache

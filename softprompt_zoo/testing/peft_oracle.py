@@ -17,6 +17,7 @@ from softprompt_zoo.tokens import InputTokens
 
 CANNOT_RUN = {
     "distilbert": "asks for token_dim or num_attention_heads, which it does not find in this config",
+    "opt_narrow": "makes virtual tokens as wide as the layers, not as the embedding table",
     "modernbert": "extends the mask for past_key_values, which this model does not take",
 }
 """Architectures on which PEFT's own prompts fail, and how."""
