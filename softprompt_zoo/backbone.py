@@ -24,7 +24,7 @@ DISENTANGLED = "disentangled_attention_bias"
 PROBE = "softprompt_zoo_probe"
 PROBE_LENGTH = 3
 PROBE_ENCODER_LENGTH = 5
-CARRIED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+CARRIED_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 
 
 class Site(NamedTuple):
@@ -230,7 +230,8 @@ def _refuse_uncarried_layers(model: PreTrainedModel) -> None:
     if strange:
         raise UnsupportedError(
             f"{type(model).__name__} has layers of type {strange[0]!r}, whose state a prompt cannot enter; "
-            f"supported layer types: {', '.join(sorted(CARRIED_LAYER_TYPES))}; choose a model that has only these"
+            f"supported layer types: {', '.join(sorted(CARRIED_LAYER_TYPES))}; no method works on this model; "
+            "choose one that has only these"
         )
     if getattr(config, "reorder_and_upcast_attn", False):
         raise UnsupportedError(

@@ -24,7 +24,7 @@ CHECKPOINTS = "_can_checkpoint_with_cache"
 """transformers' name for layers that keep their cache when a checkpoint computes them again; a view may be kept."""
 
 
-class CacheView(Cache):
+class CacheView(Cache):  # type: ignore[misc]
     """What a model sees as its cache during one call."""
 
     def __init__(self, inner: Cache | None, state: CallState | None, capture: Capture | None, site: str) -> None:

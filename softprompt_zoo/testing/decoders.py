@@ -15,11 +15,11 @@ EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "experts_implementation": "
 OPT: dict[str, Any] = {**IDS, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def _from(name: str, config: str | None = None, **sizes: Any) -> Callable[[], PreTrainedModel]:
+def _from(name: str, /, **sizes: Any) -> Callable[[], PreTrainedModel]:
     """Return what builds a model of transformers' class `<name>ForCausalLM` from `<name>Config`."""
 
     def build() -> PreTrainedModel:
-        made = getattr(transformers, config or f"{name}Config")(**sizes)
+        made = getattr(transformers, f"{name}Config")(**sizes)
         model: PreTrainedModel = getattr(transformers, f"{name}ForCausalLM")(made)
         return model
 
@@ -72,9 +72,6 @@ DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "falcon": _from("Falcon", **FALCON, multi_query=True, new_decoder_architecture=False),
     "falcon_grouped": _from("Falcon", **FALCON, num_kv_heads=2, new_decoder_architecture=True),
     "falcon_alibi": _from("Falcon", **FALCON, multi_query=True, new_decoder_architecture=False, alibi=True),
-    "mpt": _from("Mpt", **IDS, d_model=32, n_layers=2, n_heads=4, expansion_ratio=2, max_seq_len=64),
-    "xglm": _from(
-        "XGLM", **IDS, d_model=32, ffn_dim=48, num_layers=2, attention_heads=4, max_position_embeddings=64, dropout=0.0
-    ),
+    "mpt": _from("Mpt", **IDS, d_model=32, n_layers=2, n_heads=4, expansion_ratio=2, max_seq_len=64, use_cache=True),
 }
 """Architecture to what builds its tiny model."""

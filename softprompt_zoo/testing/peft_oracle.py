@@ -18,6 +18,7 @@ from softprompt_zoo.tokens import InputTokens
 CANNOT_RUN = {
     "distilbert": "asks for token_dim or num_attention_heads, which it does not find in this config",
     "opt_narrow": "makes virtual tokens as wide as the layers, not as the embedding table",
+    "mpt": "asks for num_attention_heads, which it does not find in this config",
     "modernbert": "extends the mask for past_key_values, which this model does not take",
 }
 """Architectures on which PEFT's own prompts fail, and how."""
@@ -69,8 +70,8 @@ def check_import(subject: Subject, text: Tensor, directory: Path) -> None:
     shape = host.backbone.layers["decoder" if subject.is_encoder_decoder else next(iter(host.backbone.layers))][0]
     if subject.is_encoder_decoder:
         options["num_layers"] = len(host.backbone.layers["decoder"])
-        if not is_input:
-            options |= {"token_dim": shape.kv_heads * shape.head_dim, "num_attention_heads": shape.kv_heads}
+    if not is_input and (subject.is_encoder_decoder or shape.kv_heads == 1):  # it does not see Falcon's single head
+        options |= {"token_dim": shape.kv_heads * shape.head_dim, "num_attention_heads": shape.kv_heads}
     base = Subject(subject.architecture, tiny_model(subject.architecture))
     with _peft_may_fail(subject.architecture):
         wrapped = Subject(subject.architecture, peft.get_peft_model(base.model, kind(**options)).eval())
