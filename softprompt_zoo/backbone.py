@@ -24,7 +24,7 @@ KEYWORD = "softprompt_zoo"
 PROBE = "softprompt_zoo_probe"
 PROBE_LENGTH = 3
 PROBE_ENCODER_LENGTH = 5
-CARRIED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+CARRIED_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 
 
 class Site(NamedTuple):
@@ -89,6 +89,8 @@ class Backbone:
     """Whether the model has a head over the vocabulary."""
     scales_ids: bool = dataclasses.field(default=False, compare=False)
     """Whether the model scales the rows of its embedding table only where it is given ids, which PEFT does not know."""
+    through_cache: bool = dataclasses.field(default=False, compare=False)
+    """Whether keys and values get in through the cache; then gates and `always_visible` cannot be kept."""
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""
@@ -125,6 +127,9 @@ class Stack:
         """Turn token ids `(...)` into what the stack takes in their place, `(..., hidden)`."""
         embeddings: Tensor = self.embedding(ids)
         return embeddings if self.ids_scale == 1.0 else embeddings * self.ids_scale
+
+    through_cache: bool = False
+    """Whether they get in through the cache, as the attention interface does not hand the state down."""
 
     @property
     def shares_attention(self) -> bool:
@@ -239,7 +244,8 @@ def _refuse_uncarried_layers(model: PreTrainedModel) -> None:
     if strange:
         raise UnsupportedError(
             f"{type(model).__name__} has layers of type {strange[0]!r}, whose state a prompt cannot enter; "
-            f"supported layer types: {', '.join(sorted(CARRIED_LAYER_TYPES))}; choose a model that has only these"
+            f"supported layer types: {', '.join(sorted(CARRIED_LAYER_TYPES))}; no method works on this model; "
+            "choose one that has only these"
         )
     if getattr(config, "reorder_and_upcast_attn", False):
         raise UnsupportedError(

@@ -13,6 +13,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites import input_embeddings
 from softprompt_zoo.sites.arrange import Call, Entry, join, lengths, site_state, stack_embeddings
 from softprompt_zoo.sites.attention import PREFIX, CallState
+from softprompt_zoo.sites.cache_view import hide, let_checkpoint, show
 from softprompt_zoo.sites.checkpointing import anchor
 from softprompt_zoo.sites.gates import gated_parts
 from softprompt_zoo.sites.input_embeddings import Layout
@@ -69,12 +70,16 @@ def bind(family: str, stack: Stack, host: Host) -> None:
         stack.module.register_forward_hook(after_forward, with_kwargs=True),
     ]
     setattr(stack.module, BINDING_ATTRIBUTE, binding)
+    if stack.through_cache:
+        let_checkpoint(stack, True)
 
 
 def unbind(stack: Stack) -> None:
     """Take the hooks off a stack."""
     for handle in stack.module.__dict__.pop(BINDING_ATTRIBUTE).handles:
         handle.remove()
+    if stack.through_cache:
+        let_checkpoint(stack, False)
 
 
 def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -88,7 +93,8 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     is_built = isinstance(prompts, Call)
     call = prompts if is_built else binding.host.resolve(prompts, task_ids, slots, _is_decoding(past))
     call.was_seen = True
-    _check_implementation(module)
+    if not binding.stack.through_cache:
+        _check_implementation(module)
     text = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
     if text is None:
         return (), {**kwargs, KEYWORD: None}
@@ -109,6 +115,8 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if call.layout is not None:
         binding.host.keep_layout(call.layout)
     kwargs = anchor(module, binding.stack, state, kwargs)
+    if binding.stack.through_cache:
+        kwargs = show(binding.stack, state, kwargs, text.shape[0])
     state.is_tuple_wanted = not returns_dict(module.config, kwargs)
     return (), {**kwargs, **({"return_dict": True} if state.is_tuple_wanted else {}), KEYWORD: state}
 
@@ -121,6 +129,8 @@ def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     if binding.family == "encoder" and state.call.layout is not None:
         output = cut_output(module, output, state.call.layout)
+    if binding.stack.through_cache:
+        output = hide(output, kwargs["past_key_values"])
     if state.tails is not None:
         output = _insert_first_prediction(output, state.call, state.tails)
     return output.to_tuple() if state.is_tuple_wanted else output

@@ -92,8 +92,12 @@ def is_ready(stack: Stack) -> bool:
 def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
     """Make a model record, attached or not; restore it afterwards."""
     unmarked = [s for s in stacks.values() if not all(hasattr(m, SITE_ATTRIBUTE) for m in s.attentions.get(s.name, ()))]
-    modules = [stack.module for stack in stacks.values()]
-    with trial(modules, lambda before: prompted_implementation(base_implementation(before))):
+    modules = [stack.module for stack in stacks.values() if not stack.through_cache]
+    kept = [stack.module for stack in stacks.values() if stack.through_cache]
+    with (
+        trial(modules, lambda before: prompted_implementation(base_implementation(before))),
+        trial(kept, lambda before: before),
+    ):
         try:
             for stack in unmarked:
                 mark_sites(stack)

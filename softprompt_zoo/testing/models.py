@@ -135,5 +135,7 @@ def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa") -
                 parameter.data.normal_(std=0.3)
     if model.can_generate():
         model.generation_config.eos_token_id = None
-    model.set_attn_implementation(implementation if model._supports_sdpa else "eager")
+    chosen = implementation if model._supports_sdpa else "eager"
+    model.set_attn_implementation(chosen)
+    model.config._attn_implementation_internal = chosen  # Falcon refuses to be set, but reads it at each call
     return model.eval()

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
-from softprompt_zoo.testing.conformance import _without_dropout as without_dropout
+from softprompt_zoo.testing.checks import without_dropout
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, assert_equal, pad, random_text
 from softprompt_zoo.training.task_sampling import MixedTasks, TaskSampler
 
