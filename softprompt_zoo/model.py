@@ -292,6 +292,8 @@ def _prompted_class(base: Any) -> Any:
         if KEYWORD in kwargs:
             is_carried = any([stack.is_carried for stack in self._softprompt_stacks.values()])
             return run(self, base, (), kwargs) if is_carried else base.forward(self, **kwargs)
+        if any([stack.module is self for stack in self._softprompt_stacks.values()]):
+            return self(**kwargs)  # `forward` was called by its name, past the hooks that bring the prompts in
         own = {}
         for name in NEW_ARGUMENTS:  # a comprehension here could not be compiled
             own[name] = kwargs.pop(name, None)

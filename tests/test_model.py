@@ -446,3 +446,14 @@ def test_remove_and_disable_and_empty():
     subject.model.prompts.remove("default")
     assert len(subject.model.prompts) == 0
     assert torch.equal(subject.logits(TEXT), base)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_a_bare_models_forward_called_by_its_name_has_the_prompt(architecture, method):
+    model = zoo.get_method(method)(tiny_model(architecture).base_model, num_virtual_tokens=4).eval()
+    with torch.no_grad():
+        expected = model(TEXT).last_hidden_state
+        assert torch.equal(model.forward(input_ids=TEXT).last_hidden_state, expected)
+        assert torch.equal(model.forward(TEXT, prompts=None, return_dict=False)[0], expected)
+    assert expected.shape[1] == TEXT.shape[1]

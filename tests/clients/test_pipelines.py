@@ -83,3 +83,18 @@ def test_token_classification(method):
         expected = model(**encoded()).logits.softmax(-1)[0].max(-1).values
     torch.testing.assert_close(run(model), expected)
     assert not torch.allclose(run(bert(kind)), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_feature_extraction(architecture, method):
+    model = prompted(tiny_model(architecture).base_model, method)
+
+    def run(one):
+        return pipeline("feature-extraction", model=one, tokenizer=tiny_tokenizer(), return_tensors=True)(TEXT)
+
+    with torch.no_grad():
+        expected = model(**encoded()).last_hidden_state
+    assert expected.shape[1] == len(TEXT.split())
+    torch.testing.assert_close(run(model), expected)
+    assert not torch.allclose(run(tiny_model(architecture).base_model), expected, atol=1e-3)
