@@ -1,4 +1,4 @@
-"""Puts the benchmarks' results into the pages: `<!-- results of NAME -->` becomes its table and its picture."""
+"""Puts the benchmarks' results into the pages: `<!-- results of NAME -->` becomes its table, pictures and pages."""
 
 import re
 from pathlib import Path
@@ -31,4 +31,7 @@ def results(name: str, depth: int) -> str:
         f"![The results of the {picture.stem}]({'../' * depth}assets/{picture.name})"
         for picture in sorted(table.parent.glob("*.png"))
     ]
-    return "\n\n".join([*pictures, table.read_text("utf-8")])
+    pages = [
+        f"[All of it, cell by cell]({'../' * depth}assets/{page.name})" for page in sorted(table.parent.glob("*.html"))
+    ]
+    return "\n\n".join([*pictures, *pages, table.read_text("utf-8")])

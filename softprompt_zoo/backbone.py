@@ -276,18 +276,21 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
     if problem:
         attentions, shapes = {}, {}
     parameters = inspect.signature(type(module).forward).parameters
+    is_causal = any(is_causal for *_, is_causal in calls) if calls else model.can_generate()
     return Stack(
         name=name,
         module=module,
         embedding=embedding,
         attentions={site: tuple(modules) for site, modules in attentions.items()},
         shapes={site: tuple(layer_shapes) for site, layer_shapes in shapes.items()},
-        is_causal=any(is_causal for *_, is_causal in calls) if calls else model.can_generate(),
+        is_causal=is_causal,
         takes_position_ids="position_ids" in parameters,
         takes_cache="past_key_values" in parameters,
         position_table=_position_table(module, embedding, max_positions(model)),
         problem=problem,
-        takes_real_positions=error is None and _takes_real_positions(set(parameters), name, encoder is not None),
+        takes_real_positions=error is None
+        and not (is_causal and name == "decoder" and encoder is None)
+        and _takes_real_positions(set(parameters), name, encoder is not None),
         ids_scale=scales[0],
         embeddings_scale=scales[1],
     )

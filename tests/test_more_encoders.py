@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from classifiers import BERT, CONFIGS, TASKS, classifier, disturb, logits, texts
 from transformers import MPNetConfig, WhisperConfig, WhisperForConditionalGeneration
 
@@ -10,6 +11,7 @@ from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.encoder_decoders import ENCODER_DECODERS
 from softprompt_zoo.testing.encoders import ENCODERS
 from softprompt_zoo.testing.real_tokens import expected_logits, make_of_real_tokens
+from softprompt_zoo.testing.sizes import ROTARY
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
 
 OFF_INTERFACE = ("longt5", "led")
@@ -110,3 +112,41 @@ def test_heads_read_the_text_alone(task, architecture, method):
     assert_equal(padded[:, : alone.shape[1]], alone, "padded")
     zoo.detach(model)
     assert torch.equal(logits(model, ids), expected)
+
+
+@pytest.mark.parametrize("kind", ["OpenAIGPT", "XLNet", "XLM", "Deberta"])
+def test_bare_models_without_a_cache_take_prompts_at_the_input_embeddings(kind):
+    sizes = {
+        "OpenAIGPT": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+        "XLNet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
+        "XLM": {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
+        "Deberta": {**ROTARY},
+    }[kind]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**sizes, "vocab_size": 101})
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    words = torch.arange(31, 36)
+    with torch.no_grad():
+        expected = [model(torch.cat([words[None], text], dim=1))[0][0, 5:] for text in TEXTS]
+        start = model.get_input_embeddings()(words)
+    zoo.get_method("prompt_tuning")(model, num_virtual_tokens=5)
+    model.prompts["default"].learned.embeddings.data.copy_(start)
+    for side in ("left", "right"):
+        ids, mask = pad(TEXTS, side)
+        with torch.no_grad():
+            states = model(ids, attention_mask=mask)[0]
+        for row, keep, states_alone in zip(states, mask.bool(), expected, strict=True):
+            assert_equal(row[keep], states_alone, f"{kind}, {side} padding")
+
+
+@pytest.mark.parametrize("kind", ["OpenAIGPTLMHeadModel", "XLNetLMHeadModel", "XLMWithLMHeadModel"])
+def test_models_that_write_without_a_cache_are_refused(kind):
+    sizes = {"OpenAIGPT": {"n_embd": 32}, "XLNet": {"d_model": 32}, "XLM": {"emb_dim": 32}}
+    heads = {"XLNet": {"n_layer": 2, "n_head": 4, "d_inner": 48}, "XLM": {"n_layers": 2, "n_heads": 4}}
+    name = next(name for name in sizes if kind.startswith(name))
+    more = heads.get(name, {"n_layer": 2, "n_head": 4})
+    config = getattr(transformers, f"{name}Config")(vocab_size=101, **sizes[name], **more)
+    model = getattr(transformers, kind)(config)
+    with pytest.raises(zoo.UnsupportedError, match="attention interface"):
+        zoo.get_method("prompt_tuning")(model)
+    assert not hasattr(model, "prompts")

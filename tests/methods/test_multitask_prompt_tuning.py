@@ -399,7 +399,7 @@ def test_a_student_that_is_its_teacher_pays_nothing(architecture):
         losses.append(loss.detach())
     assert torch.equal(*losses)
     for name, gradient in with_teacher.gradients().items():
-        assert_equal(gradient, dict(without.model.prompts.named_parameters())[name].grad, name)
+        assert_equal(gradient, dict(without.model.named_parameters())[name].grad, name)
 
 
 def test_the_teacher_is_neither_trained_nor_changed_nor_saved(tmp_path):
