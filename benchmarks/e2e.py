@@ -44,7 +44,7 @@ LORA = "lora"
 LORA_OPTIONS: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 CLOSE = 0.03
 """How far above LoRA's loss ours may be."""
-RATES = {LORA: (1e-3, 3e-3, 1e-2), "prompts": (1e-2, 2e-2, 4e-2)}
+RATES = {LORA: (1e-3, 3e-3, 1e-2, 3e-2), "prompts": (2e-2, 4e-2, 8e-2, 16e-2)}
 Parts = tuple[tuple[str, dict[str, Any]], ...]
 CANDIDATES: dict[str, Parts] = {
     "prefix-40": (("prefix_tuning", {"num_virtual_tokens": 40, "init": "chat"}),),

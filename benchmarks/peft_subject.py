@@ -84,6 +84,11 @@ class PeftSubject(Subject):
         """Whether it takes padding for text unless `position_ids` say otherwise; PEFT's prompts drop them."""
         return not self.is_prompted or not self.model.peft_config["default"].is_prompt_learning
 
+    @property
+    def shows_attentions(self) -> bool:
+        """Whether it returns attention weights."""
+        return True
+
     def add_longer(self, method: str, options: Mapping[str, Any]) -> None:
         """Add a second prompt, named `"longer"`."""
         self.model.add_adapter("longer", self.config(method, options))

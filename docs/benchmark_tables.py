@@ -1,4 +1,4 @@
-"""Puts the benchmarks' results into the pages: `<!-- results of NAME -->` becomes its table and its picture."""
+"""Puts the benchmarks' results into the pages: `<!-- results of NAME -->` becomes its table, pictures and pages."""
 
 import re
 from pathlib import Path
@@ -16,9 +16,9 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
 
 
 def on_files(files: Any, config: Any, **kwargs: Any) -> Any:
-    """Add the pictures, which lie outside the docs."""
-    for picture in RESULTS.glob("*/*.png"):
-        files.append(File.generated(config, f"assets/{picture.name}", abs_src_path=str(picture)))
+    """Add the pictures and pages, which lie outside the docs."""
+    for made in (*RESULTS.glob("*/*.png"), *RESULTS.glob("*/*.html")):
+        files.append(File.generated(config, f"assets/{made.name}", abs_src_path=str(made)))
     return files
 
 
@@ -31,4 +31,7 @@ def results(name: str, depth: int) -> str:
         f"![The results of the {picture.stem}]({'../' * depth}assets/{picture.name})"
         for picture in sorted(table.parent.glob("*.png"))
     ]
-    return "\n\n".join([*pictures, table.read_text("utf-8")])
+    pages = [
+        f"[All of it, cell by cell]({'../' * depth}assets/{page.name})" for page in sorted(table.parent.glob("*.html"))
+    ]
+    return "\n\n".join([*pictures, *pages, table.read_text("utf-8")])

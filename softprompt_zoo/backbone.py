@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.stack_traits import CARRIED, carried_name, embedding_scales, kinds_of_own_attention
 from softprompt_zoo.tokens import LayerTokens
 
 KEYWORD = "softprompt_zoo"
 """Forward keyword that carries the per-call state down to the attention function."""
 
-DISENTANGLED = "disentangled_attention_bias"
 PROBE = "softprompt_zoo_probe"
 PROBE_LENGTH = 3
 PROBE_ENCODER_LENGTH = 5
-CARRIED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+CARRIED_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 
 
 class Site(NamedTuple):
@@ -87,6 +87,10 @@ class Backbone:
     """The modules of the model's task head, by their names in it; empty where there is none."""
     has_lm_head: bool = True
     """Whether the model has a head over the vocabulary."""
+    scales_ids: bool = dataclasses.field(default=False, compare=False)
+    """Whether the model scales the rows of its embedding table only where it is given ids, which PEFT does not know."""
+    through_cache: bool = dataclasses.field(default=False, compare=False)
+    """Whether keys and values get in through the cache; then gates and `always_visible` cannot be kept."""
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""
@@ -109,9 +113,23 @@ class Stack:
     takes_position_ids: bool
     takes_cache: bool
     position_table: nn.Embedding | None
-    """Table of learned positions, if there is one."""
+    """Table of positions, learned or sinusoidal, if there is one."""
     problem: str | None
     """Why keys and values cannot be placed here; `None` if they can."""
+    takes_real_positions: bool = False
+    """Whether virtual tokens can be real positions even so: it reads embeddings and a mask, and keeps no cache."""
+    ids_scale: float = 1.0
+    """Factor that the stack puts on the table's rows if it is given ids, and not if it is given embeddings: Marian."""
+    embeddings_scale: float = 1.0
+    """Factor that it puts on embeddings it is given, before it adds positions."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Turn token ids `(...)` into what the stack takes in their place, `(..., hidden)`."""
+        embeddings: Tensor = self.embedding(ids)
+        return embeddings if self.ids_scale == 1.0 else embeddings * self.ids_scale
+
+    through_cache: bool = False
+    """Whether they get in through the cache, as the attention interface does not hand the state down."""
 
     @property
     def shares_attention(self) -> bool:
@@ -119,9 +137,9 @@ class Stack:
         return any(len(set(modules)) < len(modules) for modules in self.attentions.values())
 
     @property
-    def is_disentangled(self) -> bool:
-        """Whether its attention is DeBERTa's, which does not use transformers' attention interface."""
-        return any(hasattr(module, DISENTANGLED) for modules in self.attentions.values() for module in modules)
+    def is_carried(self) -> bool:
+        """Whether its attention is one of `CARRIED`, to which it does not hand keywords down."""
+        return any(bool(kinds_of_own_attention(module)) for modules in self.attentions.values() for module in modules)
 
     @property
     def position_start(self) -> int:
@@ -226,7 +244,8 @@ def _refuse_uncarried_layers(model: PreTrainedModel) -> None:
     if strange:
         raise UnsupportedError(
             f"{type(model).__name__} has layers of type {strange[0]!r}, whose state a prompt cannot enter; "
-            f"supported layer types: {', '.join(sorted(CARRIED_LAYER_TYPES))}; choose a model that has only these"
+            f"supported layer types: {', '.join(sorted(CARRIED_LAYER_TYPES))}; no method works on this model; "
+            "choose one that has only these"
         )
     if getattr(config, "reorder_and_upcast_attn", False):
         raise UnsupportedError(
@@ -240,8 +259,8 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
     shapes: dict[str, list[LayerShape]] = {}
     attentions: dict[str, list[nn.Module]] = {}
     problem = None
-    calls, error = _probe(name, module, embedding, encoder)
-    calls = calls or _disentangled(module)
+    calls, scales, error = _probe(name, module, embedding, encoder)
+    calls = calls or _carried(module)
     for attention, shape, is_cross, _ in calls:
         site = "cross" if is_cross else name
         attentions.setdefault(site, []).append(attention)
@@ -257,18 +276,32 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
     if problem:
         attentions, shapes = {}, {}
     parameters = inspect.signature(type(module).forward).parameters
+    is_causal = any(is_causal for *_, is_causal in calls) if calls else model.can_generate()
     return Stack(
         name=name,
         module=module,
         embedding=embedding,
         attentions={site: tuple(modules) for site, modules in attentions.items()},
         shapes={site: tuple(layer_shapes) for site, layer_shapes in shapes.items()},
-        is_causal=any(is_causal for *_, is_causal in calls) if calls else model.can_generate(),
+        is_causal=is_causal,
         takes_position_ids="position_ids" in parameters,
         takes_cache="past_key_values" in parameters,
         position_table=_position_table(module, embedding, max_positions(model)),
         problem=problem,
+        takes_real_positions=error is None
+        and not (is_causal and name == "decoder" and encoder is None)
+        and _takes_real_positions(set(parameters), name, encoder is not None),
+        ids_scale=scales[0],
+        embeddings_scale=scales[1],
     )
+
+
+def _takes_real_positions(parameters: set[str], name: str, is_behind_encoder: bool) -> bool:
+    """Say whether input-level prompts can do without this stack's keys and values."""
+    if name == "encoder" or is_behind_encoder:  # of these the encoder alone gets them, which is never cached
+        return {"inputs_embeds", "attention_mask"} <= parameters or is_behind_encoder
+    caches = {"past_key_values", "cache_params", "use_cache"}
+    return {"inputs_embeds", "attention_mask"} <= parameters and not caches & parameters
 
 
 def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:
@@ -297,8 +330,8 @@ def _position_table(module: nn.Module, embedding: nn.Module, bound: int | None) 
 
 def _probe(
     name: str, module: nn.Module, embedding: nn.Module, encoder: Stack | None
-) -> tuple[list[tuple[nn.Module, LayerShape, bool, bool]], str | None]:
-    """Run a stack once on a few tokens and record its attention calls."""
+) -> tuple[list[tuple[nn.Module, LayerShape, bool, bool]], tuple[float, float], str | None]:
+    """Run a stack once on a few tokens; record its attention calls and how it scales ids and embeddings."""
     probe = _Probe()
     weight: Any = embedding.weight
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
@@ -307,26 +340,30 @@ def _probe(
     try:
         with trial([module], lambda before: PROBE), torch.no_grad():
             if encoder is not None:
-                width = encoder.embedding(ids).shape[-1]
+                width = encoder.embed(ids).shape[-1]
                 states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)
                 inputs |= {"encoder_hidden_states": states, "use_cache": False}
-            module(**inputs)
+            shown = module(**inputs).last_hidden_state.shape[1]
+            if shown != PROBE_LENGTH:
+                raise UnsupportedError(f"it makes {shown} states of {PROBE_LENGTH} tokens")
+            scales = embedding_scales(module, embedding, {**inputs, KEYWORD: None})
     except Exception as error:
-        return [], f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
-    return probe.calls, None
+        problem = f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+        return [], (1.0, 1.0), problem
+    return probe.calls, scales, None
 
 
-def _disentangled(module: Any) -> list[tuple[nn.Module, LayerShape, bool, bool]]:
-    """Find the attention modules of a DeBERTa of the second kind; the first one projects all at once."""
-    layers = getattr(getattr(module, "encoder", None), "layer", ())
-    found: list[Any] = [getattr(getattr(layer, "attention", None), "self", None) for layer in layers]
-    if not all(hasattr(attention, DISENTANGLED) and hasattr(attention, "query_proj") for attention in found):
-        return []
+def _carried(module: Any) -> list[tuple[nn.Module, LayerShape, bool, bool]]:
+    """Find the attention modules of an encoder off the interface."""
     calls = []
-    for attention in found:
+    for layer in getattr(getattr(module, "encoder", None), "layer", ()):
+        name = carried_name(layer)
+        if name is None:
+            return []
+        attention = getattr(layer.attention, name)
+        width = getattr(attention, CARRIED[name][1]).out_features
         heads = attention.num_attention_heads
-        shape = LayerShape(heads, attention.key_proj.out_features // heads, heads)
-        calls.append((attention, shape, False, False))
+        calls.append((attention, LayerShape(heads, width // heads, heads), False, False))
     return calls
 
 

@@ -208,15 +208,21 @@ def _read_peft(directory: Path, backbone: Backbone) -> Prompt:
     prompt = Prompt(method, config, learned, head)
     with torch.no_grad():
         prompt.place(backbone)
-    _warn_of_pooling(prompt.merged_tokens(backbone), fields.get("task_type"), backbone)
+    _warn_of_differences(prompt.merged_tokens(backbone), fields.get("task_type"), backbone)
     return prompt
 
 
-def _warn_of_pooling(tokens: VirtualTokens, task_type: str | None, backbone: Backbone) -> None:
+def _warn_of_differences(tokens: VirtualTokens, task_type: str | None, backbone: Backbone) -> None:
     if isinstance(tokens, InputTokens) and task_type in peft.POOLED_TASKS and backbone.family == "encoder":
         warnings.warn(
             f"PEFT's {task_type} head pools or labels a virtual token; here the text alone is pooled, so the "
             "results differ from PEFT's",
+            stacklevel=4,
+        )
+    if isinstance(tokens, InputTokens) and backbone.scales_ids:
+        warnings.warn(
+            "PEFT gives this model embeddings that it does not scale, where it scales those of ids; here the text is "
+            "scaled as ever, so the results differ from PEFT's",
             stacklevel=4,
         )
 

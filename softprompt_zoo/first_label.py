@@ -28,8 +28,8 @@ def with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
     labels = kwargs["labels"]
     mask = kwargs.get("attention_mask")
     first = torch.zeros(labels.shape[0], dtype=torch.long, device=labels.device)
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        first = mask.to(labels.device).long().argmax(dim=1)
+    if isinstance(mask, Tensor) and mask.ndim in (2, 4):
+        first = (mask if mask.ndim == 2 else _sees_itself(mask)).to(labels.device).long().argmax(dim=1)
     call.first_index = first
     shifted = functional.pad(labels, (1, 0), value=-100)
     has_tail = call.per_row(call.ends_in_input_tokens(), labels.device)[:, 0].expand(labels.shape[0])
@@ -40,3 +40,9 @@ def with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
     if counted is not None:
         kwargs["num_items_in_batch"] = counted + (shifted[:, 1] != -100).sum()  # Trainer counts labels[..., 1:]
     return kwargs
+
+
+def _sees_itself(mask: Tensor) -> Tensor:
+    """Tell tokens from padding in a 4-D mask, of booleans or added to the scores: `(rows, length)`."""
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    return seen[:, 0, :, : seen.shape[2]].diagonal(dim1=1, dim2=2)

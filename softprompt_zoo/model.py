@@ -20,13 +20,15 @@ from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
 from softprompt_zoo.sites.arrange import Call, select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
-from softprompt_zoo.sites.disentangled import adopt, hand_over, release, run
+from softprompt_zoo.sites.cache_view import reach_through_cache
+from softprompt_zoo.sites.carried import adopt, release, run
 from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.projections import Projector
 from softprompt_zoo.sites.slots import check_slots
 from softprompt_zoo.sites.stack import bind, cut_output, returns_dict, unbind
 from softprompt_zoo.sites.task_heads import find_head, with_heads
 from softprompt_zoo.sites.tasks import check_task_ids, check_task_rows
+from softprompt_zoo.sites.views import hand_over
 from softprompt_zoo.sites.words import embed, keys_values, mark_sites, unmark_sites
 
 NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
@@ -90,6 +92,9 @@ class PromptedModel:
         if generation.combinations is not None:
             times = size // len(generation.combinations)
             inputs["prompts"] = [entry for entry in generation.combinations for _ in range(times)]
+        mask = kwargs.get("attention_mask")
+        if self.prompts.backbone.through_cache and isinstance(mask, Tensor) and mask.ndim == 2:
+            inputs["attention_mask"] = mask  # not the 4-D one that static caches get: it would lack the prompt
         for name, ids in (("task_ids", generation.task_ids), ("soft_slots", generation.soft_slots)):
             if ids is not None:
                 inputs[name] = ids.repeat_interleave(size // ids.shape[0], dim=0)
@@ -147,12 +152,12 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     Raises:
         UnsupportedError: If no prompt can be attached to it.
     """
-    family, stacks = find_stacks(model)
+    family, stacks = _reached(*find_stacks(model))
     for stack in stacks.values():
-        if stack.problem is not None:
+        if stack.problem is not None and not stack.takes_real_positions:
             raise UnsupportedError(
-                f"cannot attach a prompt to {type(model).__name__}: {stack.problem}; models whose attention is "
-                "transformers' AttentionInterface work (gpt2, llama, qwen3, bert, t5 and many others)"
+                f"cannot attach a prompt of any method to {type(model).__name__}: {stack.problem}; choose a model "
+                "whose attention is transformers' AttentionInterface (gpt2, llama, qwen3, bert, t5 and many others)"
             )
         for config in attention_configs(stack.module):
             prompted_implementation(base_implementation(config._attn_implementation))
@@ -177,8 +182,18 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         model_type=str(getattr(model.config, "model_type", "")),
         task_head=find_head(model, [stack.module for stack in stacks.values()]),
         has_lm_head=model.get_output_embeddings() is not None,
+        scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
+        through_cache=any(stack.through_cache for stack in stacks.values()),
     )
     return backbone, stacks
+
+
+def _reached(family: str, stacks: dict[str, Stack]) -> tuple[str, dict[str, Stack]]:
+    """Reach a single stack through its cache if its attention is not reached otherwise."""
+    if len(stacks) > 1 or not (found := next(iter(stacks.values()))).problem:
+        return family, stacks
+    stack = reach_through_cache(found)
+    return ("causal", {"decoder": stack}) if stack.through_cache else (family, {found.name: stack})
 
 
 def attach(
@@ -249,7 +264,8 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _prompt_implementation(stacks: Mapping[str, Stack]) -> None:
-    configs = [config for stack in stacks.values() for config in attention_configs(stack.module)]
+    reached = [stack.module for stack in stacks.values() if not stack.through_cache]
+    configs = [config for module in reached for config in attention_configs(module)]
     names = [prompted_implementation(base_implementation(config._attn_implementation)) for config in configs]
     for config, name in zip(configs, names, strict=True):
         config._attn_implementation_internal = name
@@ -274,8 +290,10 @@ def _prompted_class(base: Any) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         if KEYWORD in kwargs:
-            is_disentangled = any([stack.is_disentangled for stack in self._softprompt_stacks.values()])
-            return run(self, base, (), kwargs) if is_disentangled else base.forward(self, **kwargs)
+            is_carried = any([stack.is_carried for stack in self._softprompt_stacks.values()])
+            return run(self, base, (), kwargs) if is_carried else base.forward(self, **kwargs)
+        if any([stack.module is self for stack in self._softprompt_stacks.values()]):
+            return self(**kwargs)  # `forward` was called by its name, past the hooks that bring the prompts in
         own = {}
         for name in NEW_ARGUMENTS:  # a comprehension here could not be compiled
             own[name] = kwargs.pop(name, None)

@@ -8,9 +8,16 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import MethodConfig
-from softprompt_zoo.errors import PluginError
+from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.registry import LoadedMethod, registry
-from softprompt_zoo.tokens import Placement, VirtualTokens, check_virtual_tokens, from_tensors, to_tensors
+from softprompt_zoo.tokens import (
+    LayerTokens,
+    Placement,
+    VirtualTokens,
+    check_virtual_tokens,
+    from_tensors,
+    to_tensors,
+)
 
 
 class MergedTokens(nn.Module):
@@ -87,6 +94,8 @@ class Prompt(nn.Module):
         if not isinstance(placement, Placement):
             found = type(placement).__name__
             raise PluginError(f"{method.describe('inject')} returned {found}; expected a softprompt_zoo.Placement")
+        if backbone.through_cache:
+            _check_goes_through_cache(placement, backbone)
         return placement
 
     @torch.no_grad()
@@ -125,3 +134,17 @@ class Prompt(nn.Module):
     def extra_repr(self) -> str:
         """Show method and size where torch prints the model."""
         return f"method={self.method!r}, num_virtual_tokens={self.num_virtual_tokens}"
+
+
+def _check_goes_through_cache(placement: Placement, backbone: Backbone) -> None:
+    tokens = placement.tokens
+    if isinstance(tokens, LayerTokens) and any(site.gates is not None for site in tokens.sites.values()):
+        raise UnsupportedError(
+            "this model's attention is reached through its cache only, which has no place for gated tokens; choose a "
+            "method without gates"
+        )
+    if placement.always_visible and any(shape.window for shapes in backbone.layers.values() for shape in shapes):
+        raise UnsupportedError(
+            "always_visible is True, but this model's attention is reached through its cache only and hides what its "
+            "windows hide; choose always_visible=False"
+        )

@@ -315,9 +315,9 @@ def test_a_forward_that_was_replaced_is_refused():
         model(IDS)
 
 
-def test_the_first_deberta_is_still_refused():
+def test_the_first_deberta_takes_no_keys_and_values():
     model = DebertaModel(DebertaConfig(**SIZES, vocab_size=101))
-    with pytest.raises(zoo.UnsupportedError, match="not reached through transformers' attention interface"):
+    with pytest.raises(zoo.UnsupportedError, match="keys and values, which cannot be reached"):
         attach(model)
     assert not hasattr(model, "prompts")
 

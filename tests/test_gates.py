@@ -340,3 +340,13 @@ def test_gated_tokens_that_do_not_fit_are_refused_before_anything_is_changed():
             zoo.unregister("gated_wrong")
         assert not hasattr(model, "prompts")
         assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("architecture", ["bloom", "falcon", "gptj", "nemotron"])
+def test_gates_are_refused_where_the_cache_is_the_only_way_in(architecture):
+    model = tiny_model(architecture)
+    before = list(model.state_dict())
+    with pytest.raises(zoo.UnsupportedError, match="has no place for gated tokens; choose a method without gates"):
+        zoo.get_method("gated_test")(model, num_virtual_tokens=4)
+    assert list(model.state_dict()) == before
+    assert not hasattr(model, "prompts")

@@ -3,7 +3,9 @@
 import pytest
 
 import softprompt_zoo as zoo
+from softprompt_zoo.methods import BUILTINS
 from softprompt_zoo.sites.arrange import Selection
+from softprompt_zoo.testing.models import MORE_MODELS
 from softprompt_zoo.testing.subject import Subject
 
 pytest.importorskip("peft")
@@ -16,6 +18,16 @@ EFFECT = "2: disabled gives the base model"
 @pytest.fixture
 def matrix(benchmark):
     return benchmark("matrix")
+
+
+@pytest.mark.parametrize("architecture", MORE_MODELS)
+def test_a_tenth_of_our_cells(matrix, architecture):
+    """A fixed one: the command runs them all."""
+    start = list(MORE_MODELS).index(architecture)
+    found = [(method, operation) for method in BUILTINS for operation in matrix.operations()][start % 10 :: 10]
+    cells = {cell: matrix.run_cell("softprompt_zoo", architecture, *cell) for cell in found}
+    assert not {cell: result for cell, result in cells.items() if result[0] in ("wrong", "error")}
+    assert any(status == "right" for status, _ in cells.values())
 
 
 def test_every_promise_is_an_operation(matrix):

@@ -344,7 +344,7 @@ def test_lora_and_ours_get_the_same_batches(e2e, monkeypatch):
     seen = []
     step = e2e.Trainer.step
     monkeypatch.setattr(e2e.Trainer, "step", lambda self, batch: seen.append(batch) or step(self, batch))
-    call(e2e, "--only", "search-lora-0.001", "--only", "search-prefix-40-0.01")
+    call(e2e, "--only", "search-lora-0.001", "--only", "search-prefix-40-0.02")
     assert len(seen) == 2
     assert seen[0].keys() == seen[1].keys()
     assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])

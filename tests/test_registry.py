@@ -72,6 +72,7 @@ class Backbone:
     hidden_size: int = HIDDEN
     max_positions: int | None = None
     layers: dict = dataclasses.field(default_factory=dict)
+    through_cache: bool = False
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
 
 

@@ -18,7 +18,7 @@ import softprompt_zoo as zoo
 from softprompt_zoo.methods import prompt_tuning
 from softprompt_zoo.sites.head import predict
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.conformance import _without_dropout as without_dropout
+from softprompt_zoo.testing.checks import without_dropout
 from softprompt_zoo.testing.subject import Subject, random_text
 
 CAUSAL = ["gpt2", "llama", "gemma3"]

@@ -61,7 +61,7 @@ def remove(directory: Path) -> None:
 
 
 def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str) -> None:
-    """Refuse prompts under whose head PEFT would look at a virtual token.
+    """Refuse prompts with which PEFT would look at a virtual token under the head, or not scale the text.
 
     Args:
         tokens: The plain tokens.
@@ -71,6 +71,11 @@ def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str) -> Non
     Raises:
         UnsupportedError: If it would.
     """
+    if isinstance(tokens, InputTokens) and backbone.scales_ids:
+        raise UnsupportedError(
+            "PEFT would give this model embeddings that it does not scale, where it scales those of ids, so the "
+            "exported prompt would give other results; use a method that works on keys and values"
+        )
     if isinstance(tokens, InputTokens) and backbone.family == "encoder" and task_type in POOLED_TASKS:
         raise UnsupportedError(
             f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
@@ -278,7 +283,9 @@ def _flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, 
 
 def _read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, path: Path) -> VirtualTokens:
     is_seq2seq = backbone.family == "encoder_decoder"
-    site = "decoder" if is_seq2seq else next(iter(backbone.layers))
+    site = "decoder" if is_seq2seq else next(iter(backbone.layers), "encoder")
+    if site not in backbone.layers:
+        raise UnsupportedError(f"{path} holds keys and values, which cannot be reached in this model")
     shapes = backbone.layers[site]
     shape = shapes[0]
     layers = config.get("num_layers") or len(shapes)

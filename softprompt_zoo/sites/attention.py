@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from softprompt_zoo.backbone import KEYWORD, Site
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites import block_masks
 from softprompt_zoo.sites.gates import Gated, add_gated
 
 SITE_ATTRIBUTE = "_softprompt_site"
 PREFIX = "softprompt_zoo_"
-IMPLEMENTATIONS = ("eager", "sdpa")
+IMPLEMENTATIONS = ("eager", "sdpa", block_masks.FLEX)
 
 
 @dataclasses.dataclass
@@ -62,7 +64,7 @@ class CallState:
     """Prompts with a softmax of their own, by site."""
     call: Any = None
     """The call this state belongs to, for the hook after the forward."""
-    masks: list[tuple[tuple[Any, ...], Tensor | None, Tensor | None]] = dataclasses.field(default_factory=list)
+    masks: list[tuple[tuple[Any, ...], Any, Any]] = dataclasses.field(default_factory=list)
     """What a mask depends on, the text's mask, and the extended one: layers that agree in them share it."""
     visits: dict[int, int] = dataclasses.field(default_factory=dict)
     """How often this call has come to each module that several layers share."""
@@ -94,8 +96,9 @@ def prompted_implementation(base: str) -> str:
     """
     if base not in IMPLEMENTATIONS:
         raise UnsupportedError(
-            f"prompts cannot be added to the attention implementation {base!r}; "
-            f"expected one of {', '.join(map(repr, IMPLEMENTATIONS))}; call model.set_attn_implementation first"
+            f"prompts cannot be added to the attention implementation {base!r}; expected one of "
+            f"{', '.join(map(repr, IMPLEMENTATIONS))} (FlashAttention takes no mask, so it cannot hide a prompt "
+            'from other rows); call model.set_attn_implementation("sdpa") first'
         )
     return PREFIX + base
 
@@ -181,7 +184,8 @@ def _with_prompt(
     key = torch.cat([prompt_keys.to(key), key], dim=2)
     value = torch.cat([prompt_values.to(value), value], dim=2)
     output, weights = forward(module, query, key, value, mask, **kwargs)
-    return output, None if weights is None else weights[..., prompt_keys.shape[2] :]
+    # Flex attention returns no weights there but the logarithm of their sum, which has no axis of keys.
+    return output, weights if weights is None or weights.ndim < 4 else weights[..., prompt_keys.shape[2] :]
 
 
 def _base_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -207,17 +211,22 @@ def drop(tensor: Tensor, probability: Tensor) -> Tensor:
 
 
 def _shared_mask(
-    prompt: SiteState, state: CallState, query: Tensor, attention_mask: Tensor | None, depends_on: tuple[Any, ...]
-) -> Tensor | None:
+    prompt: SiteState, state: CallState, query: Tensor, attention_mask: Any, depends_on: tuple[Any, ...]
+) -> Any:
     """Extend the text's mask over the prompt, once for all layers that share it."""
     for known, text_mask, extended in state.masks:
         if known == depends_on and text_mask is attention_mask:
             return extended
     base, _, window, key_length, is_causal = depends_on
     tokens = prompt.keys[0].shape[2]
-    mask = _extend_mask(attention_mask, visible_to(prompt, state, window), query, key_length, tokens, is_causal)
-    if mask is not None and mask.dtype == torch.bool and base == "eager":
-        mask = _additive(mask, query.dtype)
+    visible = visible_to(prompt, state, window)
+    mask: Any
+    if isinstance(attention_mask, BlockMask):
+        mask = block_masks.extend(attention_mask, visible, query.shape[0], query.shape[2], key_length, tokens)
+    else:
+        mask = extend_mask(attention_mask, visible, query, key_length, tokens, is_causal)
+        if mask is not None and mask.dtype == torch.bool and base != "sdpa":
+            mask = _additive(mask, query.dtype)
     state.masks.append((depends_on, attention_mask, mask))
     return mask
 
@@ -238,9 +247,22 @@ def visible_to(prompt: SiteState, state: CallState, window: int | None) -> Tenso
     return visible
 
 
-def _extend_mask(
+def extend_mask(
     mask: Tensor | None, visible: Tensor | None, query: Tensor, key_length: int, tokens: int, is_causal: bool
 ) -> Tensor | None:
+    """Put the prompt's columns in front of a mask.
+
+    Args:
+        mask: The text's mask, boolean or additive, `(rows or 1, heads or 1, length or 1, key_length)`; or `None`.
+        visible: From `visible_to`.
+        query: `(rows, heads, length, head_dim)`.
+        key_length: Keys of the text.
+        tokens: Virtual tokens.
+        is_causal: Whether a missing mask stands for a causal one.
+
+    Returns:
+        The mask over `tokens + key_length` columns; `None` if everything is seen.
+    """
     length = query.shape[2]
     if mask is None:
         if is_causal and length > 1:

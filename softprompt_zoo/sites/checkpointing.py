@@ -78,5 +78,5 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
     state.gated = {name: [take_gated(part) for part in parts] for name, parts in state.gated.items()}
     embeddings = kwargs.get("inputs_embeds")
     if embeddings is None:
-        embeddings = stack.embedding(kwargs["input_ids"])
+        embeddings = stack.embed(kwargs["input_ids"])
     return {**kwargs, "input_ids": None, "inputs_embeds": _Anchor.apply(embeddings, leaves, *originals)}

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
 
+KINDS = ("token_type_ids", "global_attention_mask")
+"""Arguments with an entry per token in which virtual tokens are of kind 0: the first segment, local attention."""
+KNOWN = {*KINDS, "input_ids", "attention_mask", "position_ids"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -56,7 +60,7 @@ def insert(
         The arguments with all positions in them, and where the text went.
 
     Raises:
-        UnsupportedError: If the attention mask is not 2-D.
+        UnsupportedError: If the attention mask is not 2-D, or an argument has entries per token that are not known.
     """
     rows, length = text.shape[:2]
     tokens = virtual.shape[1]
@@ -67,12 +71,19 @@ def insert(
             f"a prompt at the input embeddings needs an attention mask of shape (rows, length), not a {kind} one; "
             "pass the 2-D mask, or use a method that works on keys and values"
         )
+    for name, value in kwargs.items():
+        is_per_token = isinstance(value, Tensor) and value.shape == (rows, length)
+        if is_per_token and name not in KNOWN and not name.startswith("encoder_"):
+            raise UnsupportedError(
+                f"a prompt at the input embeddings cannot extend {name}, which has an entry per token; leave it out, "
+                "or use a method that works on keys and values"
+            )
     embeddings = torch.cat([virtual.to(text), text], dim=1)
     extended = {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
-    token_types = kwargs.get("token_type_ids")
-    if token_types is not None:
-        zeros = token_types.new_zeros(rows, tokens)
-        extended["token_type_ids"] = torch.cat([zeros, token_types.expand(rows, -1)], dim=1)
+    kinds = [name for name in KINDS if kwargs.get(name) is not None]
+    for name in kinds:
+        zeros = kwargs[name].new_zeros(rows, tokens)
+        extended[name] = torch.cat([zeros, kwargs[name].expand(rows, -1)], dim=1)
     positions = kwargs.get("position_ids")
     if positions is not None:
         extended["position_ids"] = _extend_positions(positions.expand(rows, -1), mask, present, tokens)
@@ -86,7 +97,7 @@ def insert(
     order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
     extended["inputs_embeds"] = embeddings.gather(1, order[..., None].expand_as(embeddings))
     extended["attention_mask"] = valid.gather(1, order).to(torch.long if mask is None else mask.dtype)
-    for name in ("token_type_ids", "position_ids"):
+    for name in (*kinds, "position_ids"):
         if extended.get(name) is not None:
             extended[name] = extended[name].gather(1, order)
     return extended, Layout(tokens, order.argsort(dim=1)[:, tokens:])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompt_zoo.backbone import Stack
+from softprompt_zoo.errors import UnsupportedError
 
 
 def past_length(cache: Any) -> int | Tensor:
@@ -34,6 +35,42 @@ def text_positions(kwargs: dict[str, Any], length: int, past: int | Tensor, devi
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:].to(device)
     return (torch.arange(length, device=device) + past)[None]
+
+
+def check_packing(config: Any, kwargs: dict[str, Any], length: int) -> None:
+    """Refuse a row of several texts that the model would not tell apart.
+
+    transformers finds the texts in positions that restart, if there is neither a mask nor a cache; else each
+    text silently sees those before it. Not checked while compiling, where values are unknown.
+
+    Args:
+        config: The stack's config.
+        kwargs: The stack's arguments.
+        length: Text tokens of this call.
+
+    Raises:
+        UnsupportedError: If positions restart in a call with a 2-D mask or a cache.
+    """
+    given, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
+    use_cache = kwargs.get("use_cache")
+    use_cache = getattr(config, "use_cache", False) if use_cache is None else use_cache
+    has_cache = use_cache or kwargs.get("past_key_values") is not None
+    has_mask = isinstance(mask, Tensor) and mask.ndim == 2
+    if not isinstance(given, Tensor) or given.ndim != 2 or length < 2 or not (has_mask or (mask is None and has_cache)):
+        return
+    if torch.compiler.is_compiling():
+        return
+    restarts = given[:, 1:] <= given[:, :-1]
+    if has_mask:
+        seen = mask[:, -length:].to(given.device).bool()  # type: ignore[index]
+        restarts = restarts & seen[:, 1:] & seen[:, :-1]
+    if restarts.any():
+        row, place = restarts.nonzero()[0].tolist()
+        raise UnsupportedError(
+            f"position_ids restart at row {row}, token {place + 1}, so the row holds several texts, but beside "
+            f"{'an attention_mask' if has_mask else 'a cache'} the model lets each of them see those before it; "
+            "pass use_cache=False and no attention_mask, or a 4-D attention_mask that keeps the texts apart"
+        )
 
 
 def check_budget(stack: Stack, total: int, virtual: int) -> None:
@@ -76,7 +113,8 @@ def shift_learned_positions(stack: Stack, embeddings: Tensor, past: int | Tensor
     offset = getattr(table, "offset", 0)
     counted = torch.arange(embeddings.shape[1], device=embeddings.device)[None] + past
     wanted = functional.embedding(positions + offset, table.weight)
-    return embeddings + (wanted - functional.embedding(counted + offset, table.weight))
+    difference = wanted - functional.embedding(counted + offset, table.weight)
+    return embeddings + difference / stack.embeddings_scale
 
 
 def relative_bias(stack: Stack, positions: Tensor, tokens: int) -> Tensor | None:

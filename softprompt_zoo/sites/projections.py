@@ -48,7 +48,7 @@ class Projector:
             UnsupportedError: If the model's attention is called in a way of its own.
         """
         stack = self._stacks[site]
-        if stack.is_disentangled:
+        if stack.is_carried or stack.through_cache:
             raise UnsupportedError(f"{type(stack.module).__name__}'s projections cannot be called one layer at a time")
         keys: list[Tensor | None] = []
         values: list[Tensor | None] = []

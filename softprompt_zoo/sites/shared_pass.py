@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from softprompt_zoo.backbone import KEYWORD, Site, Stack
 from softprompt_zoo.sites.arrange import Call, Combination, Entry, join, lengths, site_state
 from softprompt_zoo.sites.attention import CallState, Capture
+from softprompt_zoo.sites.cache_view import show
 from softprompt_zoo.sites.positions import check_budget, shift_learned_positions
 from softprompt_zoo.tokens import InputTokens
 
@@ -76,6 +77,9 @@ def capture(stack: Stack, inputs: dict[str, Any], prior: CallState | None = None
         The stack's output, and the recorded keys and values.
     """
     recorded = Capture(prior)
+    if stack.through_cache:
+        text = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+        inputs = show(stack, recorded, {"use_cache": False, **inputs}, text.shape[0])  # type: ignore[union-attr]
     with _without_checkpointing(stack.module):
         output = stack.module(**inputs, **{KEYWORD: recorded})
     return output, recorded

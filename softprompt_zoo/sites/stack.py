@@ -13,11 +13,13 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites import input_embeddings
 from softprompt_zoo.sites.arrange import Call, Entry, join, lengths, site_state, stack_embeddings
 from softprompt_zoo.sites.attention import PREFIX, CallState
+from softprompt_zoo.sites.cache_view import hide, let_checkpoint, show
 from softprompt_zoo.sites.checkpointing import anchor
 from softprompt_zoo.sites.gates import gated_parts
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.positions import (
     check_budget,
+    check_packing,
     past_length,
     relative_bias,
     shift_learned_positions,
@@ -69,12 +71,16 @@ def bind(family: str, stack: Stack, host: Host) -> None:
         stack.module.register_forward_hook(after_forward, with_kwargs=True),
     ]
     setattr(stack.module, BINDING_ATTRIBUTE, binding)
+    if stack.through_cache:
+        let_checkpoint(stack, True)
 
 
 def unbind(stack: Stack) -> None:
     """Take the hooks off a stack."""
     for handle in stack.module.__dict__.pop(BINDING_ATTRIBUTE).handles:
         handle.remove()
+    if stack.through_cache:
+        let_checkpoint(stack, False)
 
 
 def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -88,7 +94,8 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     is_built = isinstance(prompts, Call)
     call = prompts if is_built else binding.host.resolve(prompts, task_ids, slots, _is_decoding(past))
     call.was_seen = True
-    _check_implementation(module)
+    if not binding.stack.through_cache:
+        _check_implementation(module)
     text = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
     if text is None:
         return (), {**kwargs, KEYWORD: None}
@@ -109,6 +116,8 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if call.layout is not None:
         binding.host.keep_layout(call.layout)
     kwargs = anchor(module, binding.stack, state, kwargs)
+    if binding.stack.through_cache:
+        kwargs = show(binding.stack, state, kwargs, text.shape[0])
     state.is_tuple_wanted = not returns_dict(module.config, kwargs)
     return (), {**kwargs, **({"return_dict": True} if state.is_tuple_wanted else {}), KEYWORD: state}
 
@@ -121,6 +130,8 @@ def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     if binding.family == "encoder" and state.call.layout is not None:
         output = cut_output(module, output, state.call.layout)
+    if binding.stack.through_cache:
+        output = hide(output, kwargs["past_key_values"])
     if state.tails is not None:
         output = _insert_first_prediction(output, state.call, state.tails)
     return output.to_tuple() if state.is_tuple_wanted else output
@@ -175,6 +186,7 @@ def _prepare_causal(
     binding: Binding, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
 ) -> tuple[dict[str, Any], CallState]:
     """Put every combination in front of a causal model's text as keys and values."""
+    check_packing(binding.stack.module.config, kwargs, text.shape[1])
     prefix = binding.host.prefix(binding.stack, call, _is_decoding(past))
     kwargs, positions = _move_text(binding.stack, call, lengths(prefix.entries), kwargs, text, past)
     state = _state({binding.stack.name: prefix.entries}, call, positions)
@@ -209,6 +221,7 @@ def _prepare_encoder(
     embedded = stack_embeddings(call)
     virtual_count = 0
     if embedded is not None:
+        _refuse_attentions(stack, kwargs)
         virtual, present, virtual_counts = embedded
         rows = call.selection.rows
         if rows is not None:
@@ -222,9 +235,22 @@ def _prepare_encoder(
     positions = None
     if max(counts):
         kwargs, positions = _move_text(stack, call, counts, kwargs, text, past)
-    elif binding.family == "encoder" and max(lengths(entries)):
+    elif max(lengths(entries)):
         positions = text_positions(kwargs, text.shape[1], past, text.device)
+        if binding.family != "encoder" and stack.takes_position_ids:
+            # Keys are rotated, so padding would move the text away from the prefix.
+            kwargs = {**kwargs, "position_ids": positions}
     return kwargs, _state({"encoder": entries}, call, positions)
+
+
+def _refuse_attentions(stack: Stack, kwargs: dict[str, Any]) -> None:
+    """Refuse weights of attention off the interface: where their virtual positions are is not known."""
+    given = kwargs.get("output_attentions")
+    if stack.problem is not None and (stack.module.config.output_attentions if given is None else given):
+        raise UnsupportedError(
+            f"{type(stack.module).__name__} shows attention weights in a form of its own, from which virtual positions "
+            "cannot be cut; call it with output_attentions=False"
+        )
 
 
 def _move_text(
@@ -247,7 +273,7 @@ def _move_text(
 
 
 def _embeddings(stack: Stack, kwargs: dict[str, Any], text: Tensor) -> Tensor:
-    return text if kwargs.get("inputs_embeds") is not None else stack.embedding(text)
+    return text if kwargs.get("inputs_embeds") is not None else stack.embed(text)
 
 
 def _entries(call: Call, site: str) -> list[Entry | None]:

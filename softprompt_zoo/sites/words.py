@@ -15,7 +15,7 @@ from softprompt_zoo.sites.attention import (
     base_implementation,
     prompted_implementation,
 )
-from softprompt_zoo.sites.disentangled import adopt, release
+from softprompt_zoo.sites.carried import adopt, release
 from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
 
@@ -31,7 +31,7 @@ def embed(stacks: Mapping[str, Stack], ids: Tensor) -> Tensor:
     Returns:
         `(..., hidden)`, the output of the embedding module (Gemma scales it), without gradient.
     """
-    result: Tensor = next(iter(stacks.values())).embedding(ids)
+    result: Tensor = next(iter(stacks.values())).embed(ids)
     return result
 
 
@@ -91,9 +91,13 @@ def is_ready(stack: Stack) -> bool:
 @contextlib.contextmanager
 def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
     """Make a model record, attached or not; restore it afterwards."""
-    unmarked = [s for s in stacks.values() if not all(hasattr(m, SITE_ATTRIBUTE) for m in s.attentions[s.name])]
-    modules = [stack.module for stack in stacks.values()]
-    with trial(modules, lambda before: prompted_implementation(base_implementation(before))):
+    unmarked = [s for s in stacks.values() if not all(hasattr(m, SITE_ATTRIBUTE) for m in s.attentions.get(s.name, ()))]
+    modules = [stack.module for stack in stacks.values() if not stack.through_cache]
+    kept = [stack.module for stack in stacks.values() if stack.through_cache]
+    with (
+        trial(modules, lambda before: prompted_implementation(base_implementation(before))),
+        trial(kept, lambda before: before),
+    ):
         try:
             for stack in unmarked:
                 mark_sites(stack)

@@ -118,7 +118,7 @@ def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa") -
     Args:
         architecture: A key of `TINY_MODELS` or `MORE_MODELS`.
         seed: Seed of its weights; torch's global generator is left as it was.
-        implementation: Attention implementation.
+        implementation: Attention implementation; `"eager"` where the model has no other.
 
     Returns:
         The model. Its weights are large enough that every change of the input changes the output.
@@ -135,5 +135,7 @@ def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa") -
                 parameter.data.normal_(std=0.3)
     if model.can_generate():
         model.generation_config.eos_token_id = None
-    model.set_attn_implementation(implementation)
+    chosen = implementation if model._supports_sdpa else "eager"
+    model.set_attn_implementation(chosen)
+    model.config._attn_implementation_internal = chosen  # Falcon refuses to be set, but reads it at each call
     return model.eval()

@@ -101,6 +101,11 @@ class Subject:
         """Whether it takes padding for text unless `position_ids` say otherwise, as base models do."""
         return not self.is_prompted
 
+    @property
+    def shows_attentions(self) -> bool:
+        """Whether it returns attention weights; off the attention interface they may have a form of their own."""
+        return bool(self.model.prompts.backbone.layers)
+
     def add_longer(self, method: str, options: Mapping[str, Any]) -> None:
         """Add a second prompt, named `"longer"`."""
         with torch.random.fork_rng(devices=[]):

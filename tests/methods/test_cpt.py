@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model, T
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
-from softprompt_zoo.testing.conformance import _without_dropout as without_dropout
+from softprompt_zoo.testing.checks import without_dropout
 from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 CAUSAL = ["gpt2", "llama", "qwen3", "gemma3", "mistral", "gpt_neox"]

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
-from softprompt_zoo.testing.conformance import _without_dropout as without_dropout
+from softprompt_zoo.testing.checks import without_dropout
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, assert_equal, pad, random_text
 from softprompt_zoo.training.task_sampling import MixedTasks, TaskSampler
 
@@ -399,7 +399,7 @@ def test_a_student_that_is_its_teacher_pays_nothing(architecture):
         losses.append(loss.detach())
     assert torch.equal(*losses)
     for name, gradient in with_teacher.gradients().items():
-        assert_equal(gradient, dict(without.model.prompts.named_parameters())[name].grad, name)
+        assert_equal(gradient, dict(without.model.named_parameters())[name].grad, name)
 
 
 def test_the_teacher_is_neither_trained_nor_changed_nor_saved(tmp_path):

@@ -1,0 +1,43 @@
+"""The masks of flex attention: functions of four indices, with a table of the blocks that they leave."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+FLEX = "flex_attention"
+"""transformers' name of the implementation."""
+
+
+def extend(mask: BlockMask, visible: Tensor | None, rows: int, length: int, key_length: int, tokens: int) -> BlockMask:
+    """Extend a text's block mask by the prompt's columns.
+
+    Args:
+        mask: The text's mask. Not changed.
+        visible: `(rows or 1, 1, length or 1, tokens)` booleans, which virtual tokens each query sees; `None` for all.
+        rows: Rows of the batch.
+        length: Queries.
+        key_length: Keys of the text.
+        tokens: Virtual tokens, which stand in front of the text's keys.
+
+    Returns:
+        A mask over `tokens + key_length` keys.
+    """
+    of_text = mask.mask_mod
+    device = mask.kv_num_blocks.device
+    seen = None if visible is None else visible.to(device).expand(rows, 1, length, tokens)[:, 0]
+
+    def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        is_text = key >= tokens
+        text = of_text(row, head, query, (key - tokens).clamp(min=0))
+        if seen is None:
+            return ~is_text | text
+        # Both sides are computed everywhere, so no index may leave its tensor.
+        prompt: Any = seen[row, query.clamp(max=length - 1), key.clamp(max=tokens - 1)]
+        return torch.where(is_text, text, prompt)
+
+    # Compiled, the table is made without the whole mask in memory; on a CPU that costs minutes the first time.
+    is_compiled = device.type != "cpu"
+    width = tokens + key_length
+    return create_block_mask(mask_mod, rows, None, length, width, device=device, _compile=is_compiled)

@@ -1,0 +1,89 @@
+"""State for stacks that do not hand keywords down to their attention, which is off transformers' interface.
+
+The stack's own forward runs on a view of the stack, made for one call, in which the attention modules are replaced
+by the functions of `own_attention`. Nothing is written on modules.
+"""
+
+import functools
+from typing import Any
+
+from torch import nn
+
+from softprompt_zoo.backbone import KEYWORD, Stack
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.attention import CallState, Capture
+from softprompt_zoo.sites.own_attention import FUNCTIONS
+from softprompt_zoo.sites.views import view
+from softprompt_zoo.stack_traits import carried_name
+
+
+def adopt(stack: Stack) -> None:
+    """Let a stack with attention of its own take its state; others are left alone."""
+    module: Any = stack.module
+    if stack.is_carried and not hasattr(type(module), "_softprompt_carried"):
+        base: Any = type(module)
+        module.__class__ = _carrying_class(base)
+
+
+def release(stack: Stack) -> None:
+    """Undo `adopt`."""
+    module: Any = stack.module
+    module.__class__ = type(module).__dict__.get("_softprompt_carried", type(module))
+
+
+def run(module: Any, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a stack's own forward with the state that is among its arguments.
+
+    Args:
+        module: The stack's module.
+        base: The class whose forward it is.
+        args: Positional arguments.
+        kwargs: Keywords; the state is taken out.
+
+    Returns:
+        The stack's output.
+    """
+    state = kwargs.pop(KEYWORD, None)
+    return base.forward(module if state is None else _view_of_stack(module, state), *args, **kwargs)
+
+
+@functools.cache
+def _carrying_class(base: Any) -> Any:
+    """Make the subclass that an adopted stack gets; it answers to the name of its base."""
+
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return run(self, base, args, kwargs)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _rebuild, (base,), self.__dict__.copy()
+
+    names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(
+        base.__name__, (base,), {**names, "forward": forward, "__reduce_ex__": reduce, "_softprompt_carried": base}
+    )
+
+
+def _rebuild(base: Any) -> Any:
+    cls = _carrying_class(base)
+    return cls.__new__(cls)
+
+
+def _view_of_stack(module: Any, state: CallState | Capture) -> Any:
+    layers = []
+    for index, layer in enumerate(module.encoder.layer):
+        for part in (layer, layer.attention):
+            _refuse_replaced_forward(part)
+        name: Any = carried_name(layer)
+        attend = functools.partial(FUNCTIONS[name], getattr(layer.attention, name), state, index)
+        layers.append(view(layer, attention=view(layer.attention, **{name: attend})))
+    _refuse_replaced_forward(module.encoder)
+    return view(module, encoder=view(module.encoder, layer=layers))
+
+
+def _refuse_replaced_forward(module: nn.Module) -> None:
+    if "forward" in module.__dict__:
+        raise UnsupportedError(
+            f"the forward of {type(module).__name__} was replaced on the module itself, so prompts would be ignored; "
+            "remove the hooks that accelerate put there"
+        )

@@ -1,0 +1,56 @@
+"""What is particular about some stacks: attention off transformers' interface, embeddings they scale themselves."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from softprompt_zoo.errors import UnsupportedError
+
+CARRIED = {
+    "self": ("query_proj", "key_proj", "value_proj", "disentangled_attention_bias"),
+    "attn": ("q", "k", "v", "o", "num_attention_heads"),
+}
+"""Attention off transformers' interface that prompts can enter, DeBERTa-v2's and MPNet's: what the module is called in
+its layer's `attention`, and what it has."""
+
+
+def carried_name(layer: Any) -> str | None:
+    """Return what the attention module of an encoder's layer is called if it is one of `CARRIED`, else `None`."""
+    attention = getattr(layer, "attention", None)
+    return next((name for name in CARRIED if name in kinds_of_own_attention(getattr(attention, name, None))), None)
+
+
+def kinds_of_own_attention(module: Any) -> list[str]:
+    """List the kinds of `CARRIED` that an attention module has the parts of."""
+    return [name for name, parts in CARRIED.items() if all(hasattr(module, part) for part in parts)]
+
+
+def embedding_scales(module: Any, embedding: nn.Module, inputs: dict[str, Any]) -> tuple[float, float]:
+    """Say which of ids and embeddings a stack that has a scale of its own scales.
+
+    Args:
+        module: The stack's module, in eval mode.
+        embedding: Its embedding table.
+        inputs: Arguments of a forward, with ids.
+
+    Returns:
+        The factor it puts on the table's rows of ids only, and the one on embeddings it is given.
+
+    Raises:
+        UnsupportedError: If that cannot be told.
+    """
+    scale = float(getattr(module, "embed_scale", 1.0))
+    if scale == 1.0 or hasattr(embedding, "embed_scale"):
+        return 1.0, 1.0
+    expected = module(**inputs).last_hidden_state
+    if expected.is_meta:
+        raise UnsupportedError(
+            "it scales its embeddings, which shows only once the weights are loaded; load them first"
+        )
+    rows = embedding(inputs["input_ids"])
+    for ids_scale in (1.0, scale):
+        given = module(**{**inputs, "input_ids": None, "inputs_embeds": rows * ids_scale}).last_hidden_state
+        if torch.allclose(given, expected, rtol=0, atol=1e-3 * float(expected.abs().max())):
+            return ids_scale, scale / ids_scale
+    raise UnsupportedError("it makes something else of embeddings than of ids")

@@ -1,0 +1,114 @@
+"""What the promises are checked with: texts, generation, gradients, and what base models themselves get wrong."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from softprompt_zoo.testing.subject import LENGTHS, Subject, assert_equal, pad, random_text
+
+NEW_TOKENS = 6
+TEXTS = [random_text(length, seed) for seed, length in enumerate(LENGTHS)]
+
+COUNT_PADDING = ("albert", "bart", "bert", "distilbert", "electra", "led", "marian", "mbart", "mpnet", "pegasus")
+BASE_DEPENDS_ON_PADDING = {(architecture, "left") for architecture in COUNT_PADDING}
+"""Base models that count positions over left padding; what they give then is theirs."""
+
+BASE_LACKS_STATIC_CACHE = {"gpt_neo", "led"}
+"""Base models that give something else with a static cache; gpt_neo's windows count its free columns."""
+
+BASE_GRADIENTS_ARE_NAN = {"led"}
+"""Base models whose own gradients are not numbers beside padding, in double precision."""
+
+
+def needs_generation(subject: Subject) -> None:
+    """Skip where the model does not generate."""
+    if not subject.can_generate:
+        pytest.skip("an encoder does not generate")
+
+
+def without_dropout(subject: Subject) -> None:
+    """Turn the base model's dropout off, so that training mode gives the same twice."""
+    for module in subject.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout", "attn_pdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def greedy(subject: Subject, ids: Tensor, mask: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
+    """Generate greedily; return the text, and the logits of each new token `(rows, NEW_TOKENS, vocab)`."""
+    shown = {"return_dict_in_generate": True, "output_logits": True}
+    output = subject.generate(ids, mask, **{"max_new_tokens": NEW_TOKENS, "do_sample": False, **options}, **shown)
+    return output.sequences, torch.stack(output.logits, dim=1)
+
+
+def by_repeated_forward(subject: Subject, ids: Tensor, mask: Tensor, text: Tensor) -> list[Tensor]:
+    """Return the logits of each new token of `text`, each from one forward over all that stands before it."""
+    logits = []
+    for step in range(NEW_TOKENS):
+        before = text[:, : step - NEW_TOKENS]
+        if subject.is_causal:
+            seen = torch.cat([mask, mask.new_ones(mask.shape[0], step)], dim=1)
+            logits.append(subject.logits(before, seen)[:, -1])
+        else:
+            logits.append(subject.logits(ids, mask, decoder_input_ids=before)[:, -1])
+    return logits
+
+
+def check_step_by_step(subject: Subject) -> None:
+    """Run a text token by token on one cache; compare with one forward."""
+    text = TEXTS[0]
+    if not subject.is_causal:
+        inputs = subject.inputs(text)
+        text = inputs["decoder_input_ids"]
+    full = subject.logits(TEXTS[0])
+    cache = None
+    for step in range(text.shape[1]):
+        token = text[:, step : step + 1]
+        more: dict[str, Any] = {"past_key_values": cache, "use_cache": True, **subject.tasks(TEXTS[0])}
+        if not subject.is_causal:
+            more["decoder_input_ids"] = token
+        output = subject.run(token if subject.is_causal else TEXTS[0], **more)
+        cache = output.past_key_values
+        assert_equal(output.logits[:, 0], full[:, step], f"step {step}")
+
+
+def check_row_gradients(subject: Subject, rows: list[Any]) -> None:
+    """Compare the gradients of a padded batch with those of its rows, one after the other.
+
+    Args:
+        subject: A prompted model.
+        rows: A prompt's name for each of `TEXTS`, or `None`.
+    """
+    if subject.architecture in BASE_GRADIENTS_ARE_NAN:
+        return
+    ids, mask = pad(TEXTS, "right")
+    weights = torch.arange(1, len(rows) + 1)
+    subject.model.double()  # sums over many rows of large gradients would differ by their rounding
+
+    def total(logits: Tensor, keep: Tensor, weight: Tensor) -> Tensor:
+        keep = torch.ones_like(logits[..., 0]) if subject.is_encoder_decoder else keep
+        return (weight * (logits.pow(2).sum(-1) * keep).sum(-1)).sum()
+
+    total(subject.model(**subject.inputs(ids, mask, prompts=rows)).logits, mask, weights).backward()
+    batch = subject.gradients()
+    for row, (name, text) in enumerate(zip(rows, TEXTS, strict=True)):
+        if name is not None:
+            logits = subject.model(**subject.inputs(text, prompts=[name])).logits
+            total(logits, torch.ones_like(text), weights[row]).backward()
+    alone = subject.gradients()
+    assert batch.keys() == alone.keys()
+    for name in batch:
+        assert_equal(batch[name], alone[name], f"gradient of {name}")
+
+
+def shapes(output: Any) -> dict[str, Any]:
+    """Return the shapes of what a model returned, by name."""
+    return {
+        name: [tuple(part.shape) for part in value] if isinstance(value, tuple) else tuple(value.shape)
+        for name, value in output.items()
+        if isinstance(value, Tensor | tuple)
+    }

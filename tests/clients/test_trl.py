@@ -1,0 +1,90 @@
+"""TRL's trainers, used as they are: they train the prompt and nothing else, on the prompted model's loss."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+import softprompt_zoo as zoo
+from softprompt_zoo.testing import tiny_model, tiny_tokenizer
+
+trl = pytest.importorskip("trl")
+pytestmark = pytest.mark.slow
+METHODS = ["prompt_tuning", "prefix_tuning"]
+OPTIONS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 1,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+}
+
+
+def prompted(method):
+    torch.manual_seed(0)
+    return zoo.get_method(method)(tiny_model("llama"), num_virtual_tokens=4)
+
+
+def dataset(rows):
+    from datasets import Dataset
+
+    return Dataset.from_list(rows)
+
+
+def check_what_was_trained(model, before):
+    backbone = tiny_model("llama").state_dict()
+    for key, value in model.state_dict().items():
+        if key.startswith("prompts."):
+            assert not torch.equal(value, before[key]), key
+        else:
+            assert torch.equal(value, backbone[key]), key
+
+
+def _loss_of_logits(logits, ids):
+    """SFT's own loss: it has no label for what the last virtual token predicts."""
+    return float(functional.cross_entropy(logits[0, :-1], ids[0, 1:]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sft(method, tmp_path):
+    model = prompted(method)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    text = "w5 w6 w7 w8 w9"
+    ids = tiny_tokenizer()(text + " [eos]", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected, base = (_loss_of_logits(one(ids).logits, ids) for one in (model.eval(), tiny_model("llama")))
+    assert abs(expected - base) > 1e-2
+    trainer = trl.SFTTrainer(
+        model,
+        args=trl.SFTConfig(str(tmp_path), **OPTIONS),
+        train_dataset=dataset([{"text": text}] * 4),
+        processing_class=tiny_tokenizer(),
+    )
+    assert trainer.model is model
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == pytest.approx(expected, abs=1e-3)
+    check_what_was_trained(model, before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dpo(method, tmp_path):
+    """Against the model without its prompt as reference, the first loss is not that of two equal models."""
+    model = prompted(method)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    rows = [{"prompt": "w5 w6", "chosen": " w7 w8", "rejected": " w9 w10 w11"}] * 4
+    trainer = trl.DPOTrainer(
+        model,
+        ref_model=tiny_model("llama"),
+        args=trl.DPOConfig(str(tmp_path), **OPTIONS),
+        train_dataset=dataset(rows),
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] != pytest.approx(0.6931, abs=1e-3), "the policy equals the reference: the prompt was dropped"
+    check_what_was_trained(model, before)
