@@ -16,8 +16,8 @@ import signal
 import tempfile
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,18 +183,13 @@ def table(runner: Runner) -> str:
     statuses = (RIGHT, WRONG, ERROR, REFUSED, UNDEFINED)
     totals = {library: Counter(cell[0] for _, of, _, _, cell in found if of == library) for library in LIBRARIES}
     lines = [(library, *(str(count[status]) for status in statuses)) for library, count in totals.items()]
-    by_method = []
-    for method in dict.fromkeys(method for _, _, method, _, _ in found):
-        counts = {
-            library: Counter(c[0] for _, of, m, _, c in found if (of, m) == (library, method)) for library in totals
-        }
-        by_method.append((method, *(_share(counts[library]) for library in LIBRARIES)))
-    by_operation = []
-    for operation in operations():
-        counts = {
-            library: Counter(c[0] for _, of, _, o, c in found if (of, o) == (library, operation)) for library in totals
-        }
-        by_operation.append((operation, *(_share(counts[library]) for library in LIBRARIES)))
+    ours = {(a, m, o): cell[0] for a, of, m, o, cell in found if of == "softprompt_zoo"}
+    theirs = [(a, m, o, cell[0]) for a, of, m, o, cell in found if of == "PEFT"]
+    refused_here = sum(status == RIGHT and ours[a, m, o] == REFUSED for a, m, o, status in theirs)
+    # What we refuse is compared with nothing: a method may not be defined there.
+    both = [row for row in found if row[1] == "softprompt_zoo" or ours[row[0], row[2], row[3]] != REFUSED]
+    by_method = _compared(both, dict.fromkeys(method for _, _, method, _, _ in found), 2)
+    by_operation = _compared(both, operations(), 3)
     refusals = Counter(
         (method, cell[1]) for _, of, method, _, cell in found if of == "softprompt_zoo" and cell[0] == REFUSED
     )
@@ -214,7 +209,8 @@ def table(runner: Runner) -> str:
         f"{len(done)} models of {len(runner.experiments)}, {len(found)} cells; {_versions()}; "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'not run'}.",
         markdown(("library", *statuses), lines),
-        "Share of right cells among those that are defined and not refused; in brackets how many are refused:",
+        "Right cells among those that are defined and that softprompt_zoo does not refuse, the same for both; in brackets "
+        f"how many it refuses. PEFT is right in {refused_here} of these.",
         markdown(("method", *LIBRARIES), by_method),
         markdown(("promise and operation", *LIBRARIES), by_operation),
     ]
@@ -224,6 +220,14 @@ def table(runner: Runner) -> str:
         rows = [(method, ", ".join(where[method, reason]), reason) for method, reason in refusals]
         parts += ["What softprompt_zoo refuses:", markdown(("method", "models", "reason"), rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _compared(found: list[tuple[str, str, str, str, Cell]], names: Iterable[str], place: int) -> list[tuple[str, ...]]:
+    """Count by what stands at a place of each row: a line for each name, a column for each library."""
+    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for row in found:
+        counts[str(row[place]), row[1]][row[4][0]] += 1
+    return [(name, *(_share(counts[name, library]) for library in LIBRARIES)) for name in names]
 
 
 def _share(count: Counter[str]) -> str:

@@ -57,8 +57,6 @@ class PromptedModel:
         names = ("inputs", "input_ids", "inputs_embeds")
         inputs = args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
         combinations = None
-        names = ("inputs", "input_ids", "inputs_embeds")
-        inputs = args[0] if args else next((kwargs[name] for name in names if name in kwargs), None)
         task_ids = check_task_ids(task_ids)
         if task_ids is not None and isinstance(inputs, Tensor):
             check_task_rows(task_ids, inputs.shape[0])
