@@ -209,8 +209,8 @@ def table(runner: Runner) -> str:
         f"{len(done)} models of {len(runner.experiments)}, {len(found)} cells; {_versions()}; "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'not run'}.",
         markdown(("library", *statuses), lines),
-        "Right cells among those that are defined and that softprompt_zoo does not refuse, the same for both; in brackets "
-        f"how many it refuses. PEFT is right in {refused_here} of these.",
+        "Right cells among those that are defined and that softprompt_zoo does not refuse, the same for both; in "
+        f"brackets how many it refuses. PEFT is right in {refused_here} of these.",
         markdown(("method", *LIBRARIES), by_method),
         markdown(("promise and operation", *LIBRARIES), by_operation),
     ]
