@@ -8,7 +8,7 @@ import typer
 from softprompt_zoo.cli import app
 
 PAGE = "reference/cli.md"
-MARK = re.compile(r"<!-- options of (\w+) -->")
+MARK = re.compile(r"<!-- options of ([\w ]+?) -->")
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
@@ -18,7 +18,9 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
 
 def table(name: str) -> str:
     """Return a command's help and its arguments and options as Markdown."""
-    command: Any = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    command: Any = typer.main.get_command(app)
+    for part in name.split():
+        command = command.commands[part]
     lines = [command.help, "", "| argument or option | default | meaning |", "| --- | --- | --- |"]
     for parameter in command.params:
         is_argument = parameter.param_type_name == "argument"

@@ -16,6 +16,7 @@ from softprompt_zoo.hookspecs import hookimpl as hookimpl
 
 if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.backbone import Backbone as Backbone
+    from softprompt_zoo.bank import PromptBank as PromptBank
     from softprompt_zoo.encoding import encode as encode
     from softprompt_zoo.exchange import PeftFiles as PeftFiles
     from softprompt_zoo.exchange import PeftPrompt as PeftPrompt
@@ -45,6 +46,7 @@ _LAZY = {
     "PeftFiles": "exchange",
     "PeftPrompt": "exchange",
     "Placement": "tokens",
+    "PromptBank": "bank",
     "SiteTokens": "tokens",
     "TrainingStep": "training_step",
     "VirtualTokens": "tokens",

@@ -35,3 +35,7 @@ class CheckpointError(ZooError, ValueError):
 
 class BackboneMismatchError(CheckpointError):
     """A saved prompt was made for a backbone of other sizes."""
+
+
+class BankError(ZooError, RuntimeError):
+    """A bank of prompts cannot be opened or written: no bank, no permission, no room, or something else is there."""

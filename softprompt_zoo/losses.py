@@ -34,7 +34,7 @@ def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
         return found
     for part in call.placements:  # a comprehension here could not be compiled
         name = part.partition("#")[0]
-        if name not in found and _has_loss(host[name]):
+        if name not in found and name in host and _has_loss(host[name]):  # a bank's are not trained
             found.append(name)
     return found
 

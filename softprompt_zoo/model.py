@@ -61,7 +61,8 @@ class PromptedModel:
         if task_ids is not None and isinstance(inputs, Tensor):
             check_task_rows(task_ids, inputs.shape[0])
         if prompts is not None:
-            selection = select(prompts, self.prompts.keys(), ())
+            lent = self.prompts.describe_loan(self.prompts.borrow(prompts, {}, False))
+            selection = select(prompts, self.prompts.keys(), (), lent)
             rows = [0] if selection.rows is None else selection.rows.tolist()
             combinations = [selection.combinations[row] for row in rows]
             if isinstance(inputs, Tensor):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone, Stack
+from softprompt_zoo.banks.lending import Borrower, Ready
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError, UnsupportedError
 from softprompt_zoo.optimizer_steps import watch
 from softprompt_zoo.prompt import Prompt
@@ -27,6 +28,8 @@ from softprompt_zoo.tokens import InputTokens, Placement, to_tensors
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 KEPT_PREFIXES = 64
 """Combinations whose computed keys and values are kept in eval mode."""
+KEPT_BORROWED_PREFIXES = 4
+"""Those of them in which prompts of a bank stand: there may be very many."""
 
 
 def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Backbone) -> Prompt:
@@ -75,12 +78,14 @@ class Generation:
     soft_slots: Tensor | None
     layout: Layout | None = None
     """Where the encoder's text went."""
+    lent: dict[str, Ready] = dataclasses.field(default_factory=dict)
+    """The bank's prompts; they stay as they are until the text is written."""
 
 
 _GENERATION: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("softprompt_generation", default=None)
 
 
-class Prompts(nn.Module):
+class Prompts(Borrower, nn.Module):
     """The prompts of a model, by name, in the order they were added; `model.prompts`."""
 
     def __init__(self, backbone: Backbone, architecture: str = "", base_name: str | None = None) -> None:
@@ -101,7 +106,7 @@ class Prompts(nn.Module):
         self._kept: dict[tuple[Combination, ...], tuple[list[Placement], list[Tensor], Any, Prefix]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_placed": {}, "_tasks": {}, "_kept": {}}
+        return {**self.__dict__, "_placed": {}, "_tasks": {}, "_kept": {}, "_lent": {}}
 
     def __getitem__(self, name: str) -> Prompt:
         if name not in self._modules:
@@ -253,13 +258,21 @@ class Prompts(nn.Module):
             prompts = generation.combinations if prompts is None else prompts
             task_ids = generation.task_ids if task_ids is None else task_ids
             soft_slots = generation.soft_slots if soft_slots is None else soft_slots
-        selection = select(None, (), ()) if self._is_disabled else select(prompts, self.keys(), self._active)
-        placements = {name: self._place(name, is_decoding) for name in selection.names}
+        in_generate = generation is not None and generation.host is self
+        lent: dict[str, Ready] = {}
+        if self._is_disabled:
+            selection = select(None, (), ())
+        else:
+            held = generation.lent if generation is not None and in_generate else None
+            lent = self.borrow(prompts, held, is_decoding)
+            selection = select(prompts, self.keys(), self._active, self.describe_loan(lent))
+        placements = {
+            name: lent[name].placement if name in lent else self._place(name, is_decoding) for name in selection.names
+        }
         selection, placements = split_tasks(selection, placements, task_ids, self._pick_task)
-        heads = self._heads(selection.combinations)
+        heads = self._heads(selection.combinations, lent)
         slots = None
         if soft_slots is not None and not self._is_disabled:
-            in_generate = generation is not None and generation.host is self
             is_checked = in_generate and is_decoding
             selection, slots = take_slots(selection, placements, soft_slots, in_generate, is_checked)
         if selection.rows is not None:
@@ -268,7 +281,7 @@ class Prompts(nn.Module):
 
     def active_heads(self) -> list[nn.ModuleDict | None]:
         """Return the trained task head of the active prompts, for a forward that takes no prompts of its own."""
-        return self._heads([() if self._is_disabled else self._active])
+        return self._heads([() if self._is_disabled else self._active], {})
 
     def prefix(self, stack: Stack, call: Call, is_decoding: bool) -> Prefix:
         """Turn a causal call's prompts into keys and values, or return the kept ones if nothing changed.
@@ -298,10 +311,15 @@ class Prompts(nn.Module):
         prefix = causal_prefix(stack, call)
         copies = [tensor.detach().clone() for tensor in _tensors(placements)]
         self._kept.pop(key, None)
-        while len(self._kept) >= KEPT_PREFIXES:
-            self._kept.pop(next(iter(self._kept)))
+        for keys, limit in ((list(self._kept), KEPT_PREFIXES), (self._borrowed(), KEPT_BORROWED_PREFIXES)):
+            for old in keys[: max(0, len(keys) - limit + 1)]:
+                self._kept.pop(old, None)
         self._kept[key] = (placements, copies, weights, prefix)
         return prefix
+
+    def _borrowed(self) -> list[tuple[Combination, ...]]:
+        """List the kept combinations in which a prompt of the bank stands."""
+        return [key for key in self._kept if any(name.partition("#")[0] not in self for part in key for name in part)]
 
     def keep_layout(self, layout: Layout) -> None:
         """Remember where an encoder's text went, for a `generate` that returns the encoder's states."""
@@ -322,13 +340,14 @@ class Prompts(nn.Module):
         self._placed[name] = (signature, placement)
         return placement
 
-    def _heads(self, combinations: Sequence[Combination]) -> list[nn.ModuleDict | None]:
+    def _heads(self, combinations: Sequence[Combination], lent: Mapping[str, Ready]) -> list[nn.ModuleDict | None]:
         """Find the head of each combination: that of its last prompt that has one."""
         heads: list[nn.ModuleDict | None] = []
         for combination in combinations:
             heads.append(None)
             for part in combination:
-                own = self[part.partition("#")[0]].head
+                name = part.partition("#")[0]
+                own = (lent[name] if name in lent else self[name]).head
                 heads[-1] = heads[-1] if own is None else own
         return heads
 
@@ -338,6 +357,8 @@ class Prompts(nn.Module):
         # The same object as before, by which a decoding step knows that nothing has changed.
         if self._tasks.get(name, (None,))[0] is not placement:
             self._tasks[name] = (placement, {})
+            while len(self._tasks) > KEPT_PREFIXES:  # a bank's prompts are many
+                self._tasks.pop(next(iter(self._tasks)))
         picked = self._tasks[name][1]
         if task not in picked:
             picked[task] = _of_task(placement, task)

@@ -94,6 +94,10 @@ def unflatten_layers(flat: Tensor, layers: "Sequence[LayerShape]") -> SiteTokens
     expected = sum(2 * layer.kv_heads * layer.head_dim for layer in layers)
     if flat.ndim != 2 or flat.shape[1] != expected:
         raise ShapeError(f"keys and values have shape {tuple(flat.shape)}; expected (tokens, {expected})")
+    sizes = {(layer.kv_heads, layer.head_dim) for layer in layers}
+    if len(sizes) == 1:  # the same views, in a few operations instead of three for each of them
+        keys, values = flat.unflatten(1, (len(layers), 2, *sizes.pop())).permute(2, 1, 3, 0, 4)
+        return SiteTokens(keys.unbind(), values.unbind())
     widths = [layer.kv_heads * layer.head_dim for layer in layers for _ in range(2)]
     shapes = [layer for layer in layers for _ in range(2)]
     pairs = [

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -277,3 +278,25 @@ def test_options_are_json_or_text(text, expected):
 
 def test_templates_may_spell_new_lines():
     assert unescape(r"{input}\n\t") == "{input}\n\t"
+
+
+def test_a_bank_of_prompts(place, tmp_path):
+    bank = tmp_path / "bank"
+    shutil.copytree(place / "run", tmp_path / "saved" / "alice")
+    shutil.copytree(place / "run", tmp_path / "saved" / "bob")
+    result = invoke("bank", "import", place / "model", bank, tmp_path / "saved", "--dtype", "float16")
+    assert result.exit_code == 0, result.output
+    assert "stored 2 prompts" in result.output
+    assert "'alice'" in refusal("bank", "import", place / "model", bank, tmp_path / "saved")
+    assert invoke("bank", "list", bank).output.split() == ["alice", "bob"]
+    assert invoke("bank", "list", bank, "--prefix", "b").output.split() == ["bob"]
+    assert "2 entries, 0 damaged" in invoke("bank", "verify", bank).output
+    assert "no prompt 'carol'" in refusal("bank", "delete", bank, "alice", "carol")
+    assert invoke("bank", "delete", bank, "alice").exit_code == 0
+    assert invoke("bank", "list", bank).output.split() == ["bob"]
+    content = (bank / "data.mdb").read_bytes()
+    (bank / "data.mdb").write_bytes(content.replace(b'"float16"', b'"float61"'))
+    damaged = invoke("bank", "verify", bank)
+    assert damaged.exit_code == 1
+    assert "entry 'bob'" in damaged.output
+    assert "there is no bank" in refusal("bank", "list", tmp_path / "nothing")

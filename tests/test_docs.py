@@ -25,7 +25,18 @@ DOCS = ROOT / "docs"
 PAGES = [path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))] if path.exists()]
 BLOCK = re.compile(r'^```python(?: title="([^"]*)"| {(\.no-test)})?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 NEEDS_MODEL, NO_TEST = "needs the embedded model", ".no-test"
-COMMANDS = typer.main.get_command(app).commands
+
+
+def with_subcommands(commands):
+    """Every command by what the user types."""
+    flat = {}
+    for name, command in commands.items():
+        subcommands = with_subcommands(getattr(command, "commands", {}))
+        flat |= {f"{name} {sub}": inner for sub, inner in subcommands.items()} or {name: command}
+    return flat
+
+
+COMMANDS = with_subcommands(typer.main.get_command(app).commands)
 
 
 def blocks(page):
@@ -155,8 +166,8 @@ def test_every_public_name_is_documented():
 
 def test_every_command_is_documented():
     text = (DOCS / "reference/cli.md").read_text("utf-8")
-    assert re.findall(r"^## `(\w+)`$", text, re.MULTILINE) == list(COMMANDS)
-    assert re.findall(r"<!-- options of (\w+) -->", text) == list(COMMANDS)
+    assert re.findall(r"^##+ `([\w ]+)`$", text, re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"<!-- options of ([\w ]+) -->", text) == list(COMMANDS)
     how_to = (DOCS / "how-to/command-line.md").read_text("utf-8") + (DOCS / "how-to/debug-a-plugin.md").read_text(
         "utf-8"
     )
@@ -173,7 +184,8 @@ def test_commands_in_the_docs_exist():
             for line in console.replace("\\\n", " ").splitlines():
                 found = re.search(r"softprompt-zoo ([a-z]+)\b(.*)", line)
                 if found and "pip install" not in line:
-                    options = {flag for parameter in COMMANDS[found[1]].params for flag in parameter.opts} | {"--help"}
+                    name = found[1] if found[1] in COMMANDS else " ".join([found[1], *found[2].split()[:1]])
+                    options = {flag for parameter in COMMANDS[name].params for flag in parameter.opts} | {"--help"}
                     assert set(re.findall(r"(?<= )--[a-z-]+", found[2])) <= options, f"{page}: {line}"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import typer
 
+from softprompt_zoo.cli.bank import delete, import_prompts, list_prompts, verify
 from softprompt_zoo.cli.command import command
 from softprompt_zoo.cli.files import export_prompt, import_prompt
 from softprompt_zoo.cli.listing import methods, plugins, show
@@ -28,6 +29,17 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, function in _COMMANDS.items():
     app.command(name)(command(function))
+
+_bank = typer.Typer(help="Keep very many prompts for one model in a bank.", no_args_is_help=True)
+_BANK_COMMANDS: dict[str, Callable[..., None]] = {
+    "import": import_prompts,
+    "list": list_prompts,
+    "verify": verify,
+    "delete": delete,
+}
+for name, function in _BANK_COMMANDS.items():
+    _bank.command(name)(command(function))
+app.add_typer(_bank, name="bank")
 
 
 def main() -> None:

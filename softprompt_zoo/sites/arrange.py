@@ -5,7 +5,7 @@ so nothing is computed twice. In a combination the tokens stand one prompt behin
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -234,7 +234,17 @@ def stack_embeddings(call: Call) -> tuple[Tensor, Tensor | None, list[int]] | No
     return stacked, present, counts
 
 
-def select(prompts: Any, names: Sequence[str], active: Combination) -> Selection:
+@dataclasses.dataclass(frozen=True)
+class Lent:
+    """What a model's bank has of the prompts that a call names."""
+
+    names: Collection[str]
+    """Prompts that the bank has."""
+    address: str
+    """The bank, for messages."""
+
+
+def select(prompts: Any, names: Sequence[str], active: Combination, lent: Lent | None = None) -> Selection:
     """Read the `prompts` argument of `forward` and `generate`.
 
     Args:
@@ -242,6 +252,7 @@ def select(prompts: Any, names: Sequence[str], active: Combination) -> Selection
             name, a list of names, `None` for a bare row. An integer tensor indexes `names`, -1 is a bare row.
         names: The prompts of the model, in the order they were added.
         active: The active combination.
+        lent: What the model's bank has of the names; `None` without a bank.
 
     Returns:
         The distinct combinations and the rows' index into them.
@@ -253,7 +264,7 @@ def select(prompts: Any, names: Sequence[str], active: Combination) -> Selection
     if prompts is None:
         return Selection((active,), None)
     if isinstance(prompts, str):
-        return Selection((_combination(prompts, names, 0),), None)
+        return Selection((_combination(prompts, names, 0, lent),), None)
     if isinstance(prompts, Tensor):
         return _select_by_index(prompts, names)
     if not isinstance(prompts, Sequence):
@@ -261,7 +272,7 @@ def select(prompts: Any, names: Sequence[str], active: Combination) -> Selection
             f"prompts is {type(prompts).__name__}; expected one entry per row (a prompt's name, a list of names, or "
             "None) or an integer tensor"
         )
-    wanted = [_combination(entry, names, row) for row, entry in enumerate(prompts)]
+    wanted = [_combination(entry, names, row, lent) for row, entry in enumerate(prompts)]
     distinct = tuple(dict.fromkeys(wanted))
     if len(distinct) == 1:
         return Selection(distinct, torch.zeros(len(wanted), dtype=torch.long))
@@ -287,18 +298,19 @@ def _select_by_index(prompts: Tensor, names: Sequence[str]) -> Selection:
     return select([None if index < 0 else names[index] for index in indices], names, ())
 
 
-def _combination(entry: Any, names: Sequence[str], row: int) -> Combination:
+def _combination(entry: Any, names: Sequence[str], row: int, lent: Lent | None) -> Combination:
     parts = () if entry is None else (entry,) if isinstance(entry, str) else entry
-    return check_combination(parts, names, f"prompts[{row}]")
+    return check_combination(parts, names, f"prompts[{row}]", lent)
 
 
-def check_combination(parts: Any, names: Sequence[str], what: str) -> Combination:
+def check_combination(parts: Any, names: Sequence[str], what: str, lent: Lent | None = None) -> Combination:
     """Check that prompts can stand together.
 
     Args:
         parts: Their names, in order.
         names: The prompts of the model.
         what: What is checked, for the message.
+        lent: What the model's bank has of the names; `None` without a bank.
 
     Returns:
         The combination.
@@ -310,10 +322,12 @@ def check_combination(parts: Any, names: Sequence[str], what: str) -> Combinatio
     """
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
         raise TypeError(f"{what} is {parts!r}; expected a prompt's name, a list of names, or None")
-    unknown = next((part for part in parts if part not in names), None)
+    borrowed = () if lent is None else lent.names
+    unknown = next((part for part in parts if part not in names and part not in borrowed), None)
     if unknown is not None:
         there = ", ".join(map(repr, names)) or "none"
-        raise UnknownPromptError(f"no prompt {unknown!r}, named in {what}; the model has {there}")
+        bank = "" if lent is None else f", and its bank {lent.address} has no prompt of that name"
+        raise UnknownPromptError(f"no prompt {unknown!r}, named in {what}; the model has {there}{bank}")
     if len(set(parts)) < len(parts):
         raise ValueError(f"{what} is {parts!r}; each prompt may stand in it once")
     return tuple(parts)

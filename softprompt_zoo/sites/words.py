@@ -31,8 +31,9 @@ def embed(stacks: Mapping[str, Stack], ids: Tensor) -> Tensor:
     Returns:
         `(..., hidden)`, the output of the embedding module (Gemma scales it), without gradient.
     """
-    result: Tensor = next(iter(stacks.values())).embed(ids)
-    return result
+    stack = next(iter(stacks.values()))
+    weight: Any = stack.embedding.weight  # where the model is now: it may have been moved
+    return stack.embed(ids.to(weight.device))
 
 
 @torch.no_grad()

@@ -1,0 +1,397 @@
+"""A store of very many prompts for one backbone, and their use in a model's rows."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.banks import records
+from softprompt_zoo.banks.lending import Ready, ReadyCache
+from softprompt_zoo.banks.restoring import Decoder, encode_prompt
+from softprompt_zoo.banks.stores import open_store
+from softprompt_zoo.checkpoints import read_prompts
+from softprompt_zoo.config import check_positive_integer
+from softprompt_zoo.errors import (
+    BackboneMismatchError,
+    BankError,
+    CheckpointError,
+    UnknownPromptError,
+    ZooError,
+)
+from softprompt_zoo.formats import native, peft
+from softprompt_zoo.model import inspect_backbone, is_attached
+from softprompt_zoo.prompt import Prompt
+from softprompt_zoo.prompts import NAME_PATTERN
+
+FORMAT_VERSION = 1
+LONGEST_NAME = 200
+"""Characters; stores bound the length of their keys."""
+CACHE_BYTES = 256 * 2**20
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+VERIFIED_AT_ONCE = 64
+
+
+class PromptBank:
+    """A store of very many prompts for one backbone.
+
+    A bank holds plain prompts: the virtual tokens that a prompt has in eval mode, and its trained head. It is a folder
+    of this machine (LMDB: many processes read while one writes, a second writer waits), or an fsspec address with an
+    object for each prompt. Every entry has a checksum.
+
+    Args:
+        address: A folder, or an address such as `s3://bucket/bank`. With `model`, a bank is made where there is none.
+        model: The model the prompts are for, with or without prompts of its own; not changed. `None` opens a bank
+            that is there to list, verify and delete.
+        dtype: What `add` stores virtual tokens in, `torch.float16` say; `None` for the dtype they have. Heads stay as
+            they are.
+        cache_bytes: Bound on the prompts that are kept ready on the model's device, in bytes.
+        max_bytes: Bound on the size of the folder's file, in bytes; `None` for the disk.
+        storage_options: Options of the address's file system, for fsspec.
+
+    Raises:
+        BankError: If the place cannot be used, or holds something else.
+        BackboneMismatchError: If the bank is for a model of other sizes.
+        CheckpointError: If it is damaged.
+
+    Example:
+        >>> bank = zoo.PromptBank("bank", model)
+        >>> bank.add("alice", model.prompts["alice"])
+        >>> model.prompts.bank = bank
+        >>> model(input_ids=text, prompts=["alice", None])
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str],
+        model: PreTrainedModel | Backbone | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        max_bytes: int | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}, or None")
+        check_positive_integer("cache_bytes", cache_bytes)
+        if max_bytes is not None:
+            check_positive_integer("max_bytes", max_bytes)
+        self.address = os.fspath(address)
+        """The folder or the address, as given."""
+        self.backbone = _backbone(model)
+        """Sizes of the model; `None` if it was opened without one."""
+        self.dtype = dtype
+        """What `add` stores virtual tokens in; `None` for the dtype they have."""
+        self._options = {"max_bytes": max_bytes, "storage_options": storage_options}
+        self._cache = ReadyCache(cache_bytes)
+        self._open()
+
+    def _open(self) -> None:
+        is_new_allowed = self.backbone is not None
+        self._store = open_store(self.address, **self._options, is_new_allowed=is_new_allowed)  # type: ignore[arg-type]
+        header = None
+        if self.backbone is not None:
+            content = {"format": FORMAT_VERSION, "backbone": self.backbone.sizes()}
+            header = records.seal("", json.dumps(content).encode())
+        found = self._store.open_header(header)
+        if found is None:
+            raise BankError(
+                f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
+            )
+        text = records.unseal("", found)
+        if text is None:
+            raise CheckpointError(f"the header of the bank {self.address} is damaged; restore the bank from a copy")
+        content = json.loads(text)
+        if content["format"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"the bank {self.address} has format {content['format']!r}, this version reads {FORMAT_VERSION}; "
+                "upgrade softprompt-zoo"
+            )
+        self._sizes = content["backbone"]
+        if self.backbone is not None:
+            self.check(self.backbone)
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a backbone of other sizes than the bank's.
+
+        Args:
+            backbone: Sizes of a model.
+
+        Raises:
+            BackboneMismatchError: If they are others.
+        """
+        own = backbone.sizes()
+        wrong = next((key for key in own if self._sizes.get(key) != own[key]), None)
+        if wrong is not None:
+            raise BackboneMismatchError(
+                f"the bank {self.address} is for a model with {wrong} {_short(self._sizes.get(wrong))}; this one has "
+                f"{_short(own[wrong])}; use the model it was made for, or another bank"
+            )
+
+    # Writing
+
+    def add(self, name: str, prompt: Prompt, *, overwrite: bool = False) -> None:
+        """Store a prompt; it is safe when this returns.
+
+        Args:
+            name: Its name: letters, digits, `_` and `-`.
+            prompt: A prompt of a model of the bank's sizes: `model.prompts[…]`. Not changed.
+            overwrite: Whether it may replace one of that name; readers see the old one or the new one.
+
+        Raises:
+            PromptExistsError: If the name is taken.
+            BackboneMismatchError: If the prompt is for a model of other sizes.
+            UnsupportedError: If it has no values yet, or some that `dtype` cannot hold.
+            ValueError: If the name is not allowed.
+            BankError: If there is no room, or no permission to write.
+        """
+        self.add_many({name: prompt}, overwrite=overwrite)
+
+    def add_many(self, prompts: Mapping[str, Prompt], *, overwrite: bool = False) -> None:
+        """Store prompts in one transaction: all or none. At an address an error puts back what was written.
+
+        Args:
+            prompts: Prompts by name.
+            overwrite: As in `add`.
+
+        Raises:
+            ZooError: As `add` does.
+        """
+        for name in prompts:
+            _check_name(name)
+        self._write(lambda: prompts.items(), overwrite)
+
+    def import_folder(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
+        """Store every saved prompt in a folder, in one transaction.
+
+        Args:
+            folder: A folder that holds folders, each of which `save_pretrained` or PEFT wrote; other things in it are
+                passed over. A prompt gets the name of its folder; of a folder with several, `<folder>-<prompt>`. Or one
+                such folder itself, whose prompts keep their names.
+            overwrite: As in `add`.
+
+        Returns:
+            The names.
+
+        Raises:
+            CheckpointError: If there is none, or one is damaged; nothing is stored.
+            ZooError: As `add` does.
+        """
+        path = Path(folder)
+        backbone = self._needs_model("import")
+        is_one = native.is_native(path) or peft.is_peft(path)
+        folders = [path] if is_one else sorted(path.iterdir()) if path.is_dir() else []
+        folders = [one for one in folders if native.is_native(one) or peft.is_peft(one)]
+        if not folders:
+            raise CheckpointError(f"{path} holds no saved prompt; expected folders that save_pretrained or PEFT wrote")
+        names: list[str] = []
+
+        def read() -> Iterator[tuple[str, Prompt]]:
+            names.clear()
+            for one in folders:
+                found, _ = read_prompts(one, backbone)
+                for name, prompt in found.items():
+                    stored = name if is_one else one.name if len(found) == 1 else f"{one.name}-{name}"
+                    _check_name(stored, f", from {one}")
+                    names.append(stored)
+                    yield stored, prompt
+
+        self._write(read, overwrite)
+        return list(names)
+
+    def delete(self, *names: str) -> None:
+        """Delete prompts, all or none.
+
+        Args:
+            *names: Their names.
+
+        Raises:
+            UnknownPromptError: If one is not there.
+            BankError: If there is no permission to write.
+        """
+        wrong = next((name for name in names if not _is_name(name)), None)
+        if wrong is not None:
+            raise self._unknown(wrong)
+        self._store.delete(list(dict.fromkeys(names)))
+
+    def _write(self, prompts: Callable[[], Iterable[tuple[str, Prompt]]], overwrite: bool) -> None:
+        backbone = self._needs_model("add")
+        self._store.write(
+            lambda: ((name, encode_prompt(name, prompt, backbone, self.dtype)) for name, prompt in prompts()), overwrite
+        )
+
+    # Reading
+
+    def get(self, name: str) -> Prompt:
+        """Read a prompt.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The prompt, merged, on the model's device and in the dtype it was stored in; the caller's own.
+
+        Raises:
+            UnknownPromptError: If it is not there.
+            CheckpointError: If the entry is damaged.
+        """
+        backbone = self._needs_model("read")
+        found = self._read([name], {}, Decoder(self.address, backbone, backbone.device, None).prompt)
+        if name not in found:
+            raise self._unknown(name)
+        return found[name]  # type: ignore[no-any-return]
+
+    __getitem__ = get
+
+    def __contains__(self, name: object) -> bool:
+        return bool(self._read([name], {}, lambda one, data: True))
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __iter__(self) -> Iterator[str]:
+        return self.names()
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Iterate over the names, sorted.
+
+        Args:
+            prefix: Only those that begin so.
+
+        Returns:
+            The names, read as they are asked for.
+        """
+        return self._store.names(prefix) if _is_name(prefix or "-") else iter(())
+
+    def verify(self) -> dict[str, str]:
+        """Read every entry.
+
+        Returns:
+            By name what is wrong with it; empty if the bank is whole. Without a model, checksums alone are checked.
+        """
+        problems: dict[str, str] = {}
+        decoder = None
+        if self.backbone is not None:
+            decoder = Decoder(self.address, self.backbone, torch.device("cpu"), None)
+
+        def examine(name: str, data: memoryview) -> None:
+            try:
+                if decoder is None:
+                    records.decode(name, data, self.address)
+                else:
+                    decoder.ready(name, data)
+            except ZooError as error:
+                problems[name] = str(error)
+
+        waiting: list[str] = []
+        for name in self.names():
+            waiting.append(name)
+            if len(waiting) == VERIFIED_AT_ONCE:
+                self._read(waiting, {}, examine)
+                waiting = []
+        self._read(waiting, {}, examine)
+        return problems
+
+    def prepare(self, names: Iterable[str]) -> list[Any]:
+        """Get prompts ready on the model's device; a forward that names them soon finds them there.
+
+        Args:
+            names: Their names.
+
+        Returns:
+            Their `Placement`s, in this order.
+
+        Raises:
+            UnknownPromptError: If one is not there.
+            CheckpointError: If an entry is damaged.
+        """
+        names = list(names)
+        backbone = self._needs_model("prepare")
+        probe = backbone.embed(torch.zeros(1, dtype=torch.long, device=backbone.device))
+        ready = self.lend(names, probe.device, probe.dtype)
+        missing = next((name for name in names if name not in ready), None)
+        if missing is not None:
+            raise self._unknown(missing)
+        return [ready[name].placement for name in names]
+
+    def lend(self, names: Iterable[str], device: torch.device, dtype: torch.dtype) -> dict[str, Ready]:
+        """Get prompts ready for a model; see `softprompt_zoo.banks.lending.Lender`."""
+        backbone = self._needs_model("use")
+        kept = {}
+        for name in names:
+            kept[name] = self._cache.get((name, device, dtype))
+        known = {name: ready.stamp for name, ready in kept.items() if ready is not None}
+        found: dict[str, Any] = self._read(kept, known, Decoder(self.address, backbone, device, dtype).ready)
+        for name, ready in found.items():
+            if ready is None:
+                found[name] = kept[name]
+            else:
+                self._cache.put((name, device, dtype), ready)
+        return found
+
+    def _read(self, names: Iterable[Any], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Any]) -> Any:
+        return self._store.read([name for name in names if _is_name(name)], known, decode)
+
+    def _needs_model(self, action: str) -> Backbone:
+        if self.backbone is None:
+            raise BankError(
+                f"the bank {self.address} was opened without a model, which it takes to {action} prompts; open it with "
+                f"zoo.PromptBank({self.address!r}, model)"
+            )
+        return self.backbone
+
+    def _unknown(self, name: object) -> UnknownPromptError:
+        return UnknownPromptError(f"the bank {self.address} has no prompt {name!r}")
+
+    # Life
+
+    def close(self) -> None:
+        """Let go of the bank's file and of the prompts that are ready; open it again to use it."""
+        self._cache.clear()
+        self._store.close()
+
+    def __repr__(self) -> str:
+        return f"PromptBank({self.address!r})"
+
+    def __deepcopy__(self, memo: Any) -> "PromptBank":
+        return self  # a copy of the model reads the same bank
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_store": None, "_cache": self._cache.max_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._cache = ReadyCache(state["_cache"])
+        self._open()
+
+
+def _backbone(model: Any) -> Backbone | None:
+    if model is None or isinstance(model, Backbone):
+        return model
+    if is_attached(model):
+        backbone: Backbone = model.prompts.backbone
+        return backbone
+    return inspect_backbone(model)[0]
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= LONGEST_NAME and bool(NAME_PATTERN.fullmatch(name))
+
+
+def _check_name(name: object, source: str = "") -> None:
+    if not _is_name(name):
+        raise ValueError(
+            f"prompt name is {name!r}{source}; expected at most {LONGEST_NAME} letters, digits, '_' and '-'"
+        )
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, dict):
+        return repr(value)
+    return ", ".join(
+        f"{site}: {len(layers)} layers of (kv_heads, head_dim) {layers[0]}" for site, layers in value.items()
+    )

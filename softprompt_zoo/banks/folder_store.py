@@ -1,0 +1,299 @@
+"""Records in a folder, by LMDB: a memory-mapped file that many processes read while one writes.
+
+A transaction is whole on the disk when it is acknowledged; a reader sees one state of the bank from the beginning of
+its transaction to the end.
+"""
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import lmdb
+
+from softprompt_zoo.banks.records import STAMP_SIZE
+from softprompt_zoo.banks.stores import Records
+from softprompt_zoo.errors import BankError, CheckpointError, PromptExistsError, UnknownPromptError
+
+DATA_FILE = "data.mdb"
+HEADER_KEY = b"#header"
+"""No prompt is named so, and it sorts in front of all that are."""
+FIRST_SIZE = 2**30
+"""Bytes of address space beyond its content that a bank's file gets; doubled whenever it is full."""
+MAX_READERS = 1024
+"""Readers at the same moment, over all processes."""
+PAGE_OF_NAMES = 1024
+"""Names read in one transaction, so that a slow loop over them keeps no old state of the file alive."""
+
+Result = TypeVar("Result")
+
+
+class _Environment:
+    """LMDB's handle of one file. A process may have one only, so the banks on one folder share it."""
+
+    def __init__(self, folder: str) -> None:
+        self.lock = threading.RLock()  # the map is resized while no transaction of the process is open
+        self.folder = folder
+        self.is_readonly = False
+        self.max_bytes: int | None = None
+        self._handle: Any = None
+
+    @property
+    def handle(self) -> Any:
+        if self._handle is None:
+            self._handle = self._open()
+        return self._handle
+
+    def _open(self) -> Any:
+        path = os.path.join(self.folder, DATA_FILE)
+        size = os.path.getsize(path) if os.path.exists(path) else 0
+        wanted = size + FIRST_SIZE
+        map_size = wanted if self.max_bytes is None else min(wanted, max(self.max_bytes, size))
+        options: dict[str, Any] = {"map_size": map_size, "max_readers": MAX_READERS, "readahead": False}
+        try:
+            self.is_readonly = False
+            try:
+                handle = lmdb.open(self.folder, **options)
+            except lmdb.ReadonlyError:
+                self.is_readonly = True
+                try:
+                    handle = lmdb.open(self.folder, readonly=True, **options)
+                except lmdb.ReadonlyError:  # the table of readers cannot be written either
+                    handle = lmdb.open(self.folder, readonly=True, lock=False, **options)
+        except lmdb.InvalidError as error:
+            raise CheckpointError(f"{path} is damaged, or no bank ({error}); restore it from a copy") from error
+        except (lmdb.Error, OSError) as error:
+            raise BankError(f"cannot open the bank in {self.folder}: {error}") from error
+        # Reading beyond the end of a file that was cut off would end the process, not raise.
+        needed = (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
+        if 0 < os.path.getsize(path) < needed:
+            handle.close()
+            raise CheckpointError(
+                f"{path} has {os.path.getsize(path)} bytes of {needed}: it was cut off; restore it from a copy"
+            )
+        if not self.is_readonly:
+            handle.reader_check()  # frees the places of readers that were killed
+        return handle
+
+    def grow(self) -> None:
+        """Double the file's address space.
+
+        Raises:
+            BankError: If it has the size that the user allows.
+        """
+        size = self.handle.info()["map_size"]
+        if self.max_bytes is not None and size >= self.max_bytes:
+            raise BankError(
+                f"the bank in {self.folder} is full: max_bytes is {self.max_bytes}; open it with a larger one, or "
+                "delete prompts; nothing was written"
+            )
+        self.handle.set_mapsize(2 * size if self.max_bytes is None else min(2 * size, self.max_bytes))
+
+    @contextlib.contextmanager
+    def begin(self, write: bool) -> Iterator[Any]:
+        """Open a transaction; it is committed at the end, or nothing of it is kept if the block raises."""
+        with self.lock:
+            try:
+                transaction = self.handle.begin(write=write, buffers=True)
+            except lmdb.MapResizedError:  # another process has written beyond our map
+                self.handle.set_mapsize(0)
+                transaction = self.handle.begin(write=write, buffers=True)
+            with transaction:
+                yield transaction
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+
+
+_ENVIRONMENTS: "weakref.WeakValueDictionary[str, _Environment]" = weakref.WeakValueDictionary()
+_HELD: list[_Environment] = []
+
+
+def _before_fork() -> None:
+    _HELD[:] = list(_ENVIRONMENTS.values())
+    for environment in _HELD:  # no transaction is open in any thread while the process forks
+        environment.lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    while _HELD:
+        _HELD.pop().lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _HELD:  # LMDB's handle belongs to the parent; the child opens its own when it reads
+        environment = _HELD.pop()
+        environment.close()
+        environment.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+class FolderStore:
+    """Records in a folder of this machine."""
+
+    def __init__(self, folder: str, max_bytes: int | None, is_new_allowed: bool) -> None:
+        self.address = folder
+        path = os.path.realpath(folder)
+        self._made = False
+        if not os.path.exists(os.path.join(path, DATA_FILE)):
+            self._made = self._prepare(path, is_new_allowed)
+        environment = _ENVIRONMENTS.get(path)
+        if environment is None:
+            environment = _ENVIRONMENTS[path] = _Environment(path)
+        if max_bytes is not None:
+            environment.max_bytes = max_bytes
+        self._environment: _Environment | None = environment
+
+    def _prepare(self, path: str, is_new_allowed: bool) -> bool:
+        """Make the folder of a new bank; say whether it was made."""
+        if not is_new_allowed:
+            raise BankError(
+                f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
+            )
+        is_there = os.path.isdir(path)
+        if os.path.exists(path) and (not is_there or os.listdir(path)):
+            what = "a folder with other files" if is_there else "a file"
+            raise BankError(f"{self.address} is {what}, and no bank; name a new folder")
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise BankError(f"cannot make a bank in {self.address}: {error}") from error
+        return not is_there
+
+    @property
+    def _file(self) -> _Environment:
+        if self._environment is None:
+            raise BankError(f"the bank in {self.address} is closed; open it again with zoo.PromptBank")
+        return self._environment
+
+    def open_header(self, header: bytes | None) -> bytes | None:
+        """See `Store.open_header`."""
+        try:
+            with self._reading() as transaction:
+                found = transaction.get(HEADER_KEY)
+                found = None if found is None else bytes(found)
+                entries = transaction.stat()["entries"]
+            if found is None and entries:
+                raise BankError(f"{self.address} is a database of another program, and no bank; name a new folder")
+            if found is None and header is not None:
+                self._commit(lambda transaction: transaction.put(HEADER_KEY, header, overwrite=False))
+                return self.open_header(None)  # another process may have been faster
+        except BankError:
+            self._take_back()
+            raise
+        return found
+
+    def _take_back(self) -> None:
+        """Remove the folder of a bank that could not be made."""
+        if self._made:
+            self._file.close()
+            with contextlib.suppress(OSError):
+                for name in os.listdir(self._file.folder):
+                    os.unlink(os.path.join(self._file.folder, name))
+                os.rmdir(self._file.folder)
+
+    def read(
+        self, names: Iterable[str], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Result]
+    ) -> dict[str, Result | None]:
+        """See `Store.read`."""
+        found: dict[str, Result | None] = {}
+        with self._reading() as transaction:
+            for name in names:
+                data = transaction.get(name.encode())
+                if data is not None:
+                    is_known = name in known and data[:STAMP_SIZE] == known[name]
+                    found[name] = None if is_known else decode(name, data)
+        return found
+
+    def write(self, records: Records, overwrite: bool) -> None:
+        """See `Store.write`; waits while another process writes."""
+
+        def put(transaction: Any) -> None:
+            for name, record in records():
+                if not transaction.put(name.encode(), record, overwrite=overwrite):
+                    raise PromptExistsError(
+                        f"{self.address} already has a prompt {name!r}; choose another name, or overwrite=True"
+                    )
+
+        self._commit(put)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """See `Store.delete`."""
+
+        def remove(transaction: Any) -> None:
+            for name in names:
+                if not transaction.delete(name.encode()):
+                    raise UnknownPromptError(f"{self.address} has no prompt {name!r}; nothing was deleted")
+
+        self._commit(remove)
+
+    def _commit(self, action: Callable[[Any], Any]) -> None:
+        """Act in a transaction; start over with more room while it does not fit the file's address space."""
+        while True:
+            try:
+                with self._writing() as transaction:
+                    action(transaction)
+                return
+            except lmdb.MapFullError:
+                with self._file.lock:
+                    self._file.grow()
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """See `Store.names`."""
+        first, start = prefix.encode(), prefix.encode() or b"-"
+        while True:
+            with self._reading() as transaction:
+                cursor = transaction.cursor()
+                page: list[bytes] = []
+                if cursor.set_range(start):
+                    for key in cursor.iternext(values=False):
+                        if len(page) == PAGE_OF_NAMES or key[: len(first)] != first:
+                            break
+                        page.append(bytes(key))
+            yield from (key.decode() for key in page)
+            if len(page) < PAGE_OF_NAMES:
+                return
+            start = page[-1] + b"\0"
+
+    def __len__(self) -> int:
+        with self._reading() as transaction:
+            return int(transaction.stat()["entries"]) - 1  # the header
+
+    def close(self) -> None:
+        """Let go of the file; other banks on it stay open."""
+        self._environment = None
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
+        try:
+            with self._file.begin(write=False) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise CheckpointError(
+                f"the index of the bank in {self.address} is damaged ({error}); restore it from a copy"
+            ) from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Any]:
+        try:
+            self._file.handle  # noqa: B018  only an open file says whether it can be written
+            if self._file.is_readonly:
+                raise BankError(f"the bank in {self.address} cannot be written: no permission; nothing was changed")
+            with self._file.begin(write=True) as transaction:
+                yield transaction
+        except lmdb.MapFullError:
+            raise
+        except lmdb.Error as error:
+            # LMDB says "Input/output error" of a full disk, too.
+            free = os.statvfs(self._file.folder)
+            raise BankError(
+                f"the bank in {self.address} could not be written ({error}); the disk has "
+                f"{free.f_bavail * free.f_frsize / 2**20:.0f} MB left; nothing was changed"
+            ) from error

@@ -1,0 +1,162 @@
+"""The bytes of one stored prompt.
+
+    checksum (8) | length of the header (4) | header (JSON) | padding | tensors, each from a multiple of 16 bytes on
+
+The checksum covers the prompt's name and all that follows it, so it finds a damaged record and one under another's
+name; it is also the record's *stamp*, by which a reader sees that a prompt was replaced.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from softprompt_zoo.errors import CheckpointError
+
+FORMAT_VERSION = 1
+STAMP_SIZE = 8
+ALIGNMENT = 16
+KEPT_HEADERS = 1024
+"""Headers that stay decoded: prompts that were trained alike have the same one."""
+_LENGTH = struct.Struct("<I")
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a record says of its tensors."""
+
+    method: str
+    """Canonical name of the prompt's method."""
+    distribution: str
+    """Package that offered the method."""
+    version: str
+    """Version of that package."""
+    config: dict[str, Any]
+    """The method's config. Not to be changed: records share it."""
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    """By name the dtype, without `torch.`, and the shape; in the order of the bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A stored prompt, read and checked."""
+
+    stamp: bytes
+    """Its checksum."""
+    header: Header
+    header_text: bytes
+    """The header's bytes, equal wherever the header is."""
+    tensors: dict[str, Tensor]
+    """On the CPU; they share one piece of memory that is the record's alone."""
+
+
+def encode(
+    name: str, tensors: Mapping[str, Tensor], method: str, distribution: str, version: str, config: dict[str, Any]
+) -> bytes:
+    """Write a prompt as bytes.
+
+    Args:
+        name: The prompt's name.
+        tensors: Plain tokens and the trained head, on any device. Not changed.
+        method: Canonical name of its method.
+        distribution: Package that offered the method.
+        version: Version of that package.
+        config: The method's config, as JSON values.
+
+    Returns:
+        The record.
+    """
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    shapes = {key: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for key, tensor in plain.items()}
+    content = dataclasses.asdict(Header(method, distribution, version, config, shapes))
+    header = json.dumps({"format": FORMAT_VERSION, **content}, separators=(",", ":")).encode()
+    body = bytearray(_LENGTH.pack(len(header)) + header)
+    for tensor in plain.values():
+        body += bytes(-(STAMP_SIZE + len(body)) % ALIGNMENT)
+        body += tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return _stamp(name, body) + bytes(body)
+
+
+def decode(name: str, data: memoryview, where: str) -> Record:
+    """Read a record and check that it is whole.
+
+    Args:
+        name: The prompt's name.
+        data: The bytes; the tensors do not keep them.
+        where: The bank, for messages.
+
+    Returns:
+        The record.
+
+    Raises:
+        CheckpointError: If it is damaged, or of a later format.
+    """
+    if data.nbytes < STAMP_SIZE + _LENGTH.size or _stamp(name, data[STAMP_SIZE:]) != data[:STAMP_SIZE]:
+        raise CheckpointError(
+            f"entry {name!r} of {where} is damaged: its bytes do not have its checksum; add the prompt again with "
+            "overwrite=True, or delete it"
+        )
+    start = STAMP_SIZE + _LENGTH.size
+    end = start + _LENGTH.unpack_from(data, STAMP_SIZE)[0]
+    text = bytes(data[start:end])
+    try:
+        header, offsets = _header(text)
+    except _FormatError as error:
+        raise CheckpointError(f"entry {name!r} of {where} {error}") from None
+    # One copy of the tensors' bytes, from an aligned place on; the tensors are views of it.
+    start = end + -end % ALIGNMENT
+    buffer = torch.frombuffer(bytearray(data[start:]), dtype=torch.uint8)
+    tensors = {
+        key: buffer[first - start : last - start].view(_DTYPES[dtype]).view(shape)
+        for (key, (dtype, shape)), (first, last) in zip(header.tensors.items(), offsets, strict=True)
+    }
+    return Record(bytes(data[:STAMP_SIZE]), header, text, tensors)
+
+
+def seal(name: str, body: bytes) -> bytes:
+    """Put a checksum in front of other bytes that a store keeps."""
+    return _stamp(name, body) + body
+
+
+def unseal(name: str, data: bytes) -> bytes | None:
+    """Take the checksum off again; `None` if it is not that of the bytes."""
+    body = data[STAMP_SIZE:]
+    return body if _stamp(name, body) == data[:STAMP_SIZE] else None
+
+
+@functools.lru_cache(maxsize=KEPT_HEADERS)
+def _header(text: bytes) -> tuple[Header, list[tuple[int, int]]]:
+    """Decode a header, and find where in the record each tensor begins and ends."""
+    content = json.loads(text)
+    version = content.pop("format")
+    if version != FORMAT_VERSION:
+        raise _FormatError(f"has format {version!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo")
+    tensors = {key: (dtype, tuple(shape)) for key, (dtype, shape) in content.pop("tensors").items()}
+    offsets = []
+    end = STAMP_SIZE + _LENGTH.size + len(text)
+    for dtype, shape in tensors.values():
+        start = end + -end % ALIGNMENT
+        end = start + math.prod(shape) * _DTYPES[dtype].itemsize
+        offsets.append((start, end))
+    return Header(tensors=tensors, **content), offsets
+
+
+class _FormatError(ValueError):
+    """A record of a later version."""
+
+
+def _stamp(name: str, body: bytes | bytearray | memoryview) -> bytes:
+    checksum = xxhash.xxh3_64(name.encode() + b"\0")
+    checksum.update(body)
+    return checksum.digest()

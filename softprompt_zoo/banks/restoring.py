@@ -1,0 +1,178 @@
+"""From a prompt to its record and back."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.banks.lending import Ready
+from softprompt_zoo.banks.records import Header, Record, decode, encode
+from softprompt_zoo.errors import (
+    BackboneMismatchError,
+    CheckpointError,
+    ShapeError,
+    UnknownMethodError,
+    UnsupportedError,
+)
+from softprompt_zoo.prompt import MergedTokens, Prompt
+from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.sites.task_heads import copy_head
+from softprompt_zoo.tokens import check_virtual_tokens, to_tensors
+
+HEAD = "head."
+"""What the names of a trained head's tensors begin with."""
+
+
+def encode_prompt(name: str, prompt: Prompt, backbone: Backbone, dtype: torch.dtype | None) -> bytes:
+    """Turn a prompt into a record of its plain tokens and its trained head.
+
+    Args:
+        name: Its name.
+        prompt: The prompt. Not changed.
+        backbone: Sizes of the bank's model.
+        dtype: What virtual tokens are stored in; `None` for the dtype they have.
+
+    Returns:
+        The record.
+
+    Raises:
+        TypeError: If it is no prompt.
+        BackboneMismatchError: If it is for a model of other sizes.
+        UnsupportedError: If it has no values, or some that `dtype` cannot hold.
+    """
+    if not isinstance(prompt, Prompt):
+        raise TypeError(f"prompt {name!r} is {type(prompt).__name__}; expected a prompt, such as model.prompts[…]")
+    try:
+        tokens = prompt.merged_tokens(backbone)
+        check_virtual_tokens(tokens, backbone, prompt.num_virtual_tokens, prompt.config.tasks, f"prompt {name!r}")
+    except (ShapeError, RuntimeError) as error:
+        raise BackboneMismatchError(f"prompt {name!r} does not fit the bank's model: {error}") from error
+    tensors = {key: _cast(tensor, key, name, dtype) for key, tensor in to_tensors(tokens).items()}
+    if prompt.head is not None:
+        tensors |= {HEAD + key: tensor for key, tensor in prompt.head.state_dict().items()}
+    method = prompt.loaded
+    return encode(name, tensors, method.name, method.distribution, method.version, prompt.config.to_dict())
+
+
+class Decoder:
+    """Makes prompts of records, many that were trained alike at little cost each.
+
+    Args:
+        bank: The bank, for messages.
+        backbone: Sizes of the model.
+        device: Where to.
+        dtype: Of the virtual tokens; `None` for what they are stored in.
+    """
+
+    def __init__(self, bank: str, backbone: Backbone, device: torch.device, dtype: torch.dtype | None) -> None:
+        self._bank = bank
+        self._backbone = backbone
+        self._device = device
+        self._dtype = dtype
+        self._templates: dict[bytes, Prompt] = {}
+
+    def prompt(self, name: str, data: memoryview) -> Prompt:
+        """Make a prompt of a record.
+
+        Args:
+            name: Its name.
+            data: The record; the prompt does not keep it.
+
+        Returns:
+            The prompt, merged, in eval mode and without gradients.
+
+        Raises:
+            CheckpointError: If the record is damaged or does not fit the method or the model.
+            UnknownMethodError: If its method is not installed.
+        """
+        record = decode(name, data, self._bank)
+        tokens, head = self._parts(name, record)
+        template = self._template(name, record)
+        prompt = Prompt(template.loaded, template.config, MergedTokens(tokens), head).requires_grad_(False)
+        return prompt.eval()  # as what is merged is used
+
+    @torch.inference_mode(False)  # else the tensors could not be used in training later
+    @torch.no_grad()
+    def ready(self, name: str, data: memoryview) -> Ready:
+        """Make a record ready for a model's rows; arguments and errors as in `prompt`."""
+        record = decode(name, data, self._bank)
+        tokens, head = self._parts(name, record)
+        template = self._template(name, record)
+        template.learned = _Stored(tokens)
+        size = sum(t.nbytes for t in tokens.values())
+        size += 0 if head is None else sum(parameter.nbytes for parameter in head.parameters())
+        return Ready(record.stamp, template.place(self._backbone), head, size)
+
+    def _parts(self, name: str, record: Record) -> tuple[dict[str, Tensor], nn.ModuleDict | None]:
+        tokens, state = {}, {}
+        for key, tensor in record.tensors.items():
+            if key.startswith(HEAD):
+                state[key.removeprefix(HEAD)] = tensor
+            else:
+                tokens[key] = tensor.to(self._device, self._dtype)
+        head = _head(state, self._backbone, self._device, f"entry {name!r} of {self._bank}") if state else None
+        return tokens, head
+
+    def _template(self, name: str, record: Record) -> Prompt:
+        """Make a prompt without tokens, which records with the same header share."""
+        if record.header_text not in self._templates:
+            where = f"entry {name!r} of {self._bank}"
+            method = _method(record.header, where)
+            try:
+                config = method.config_class.from_options(record.header.config)
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(f"{where} does not fit its method {method.name!r}: {error}") from error
+            self._templates[record.header_text] = Prompt(method, config, _Stored({}))
+        return self._templates[record.header_text]
+
+
+class _Stored(MergedTokens):
+    """Plain tokens that are not trained, without torch's parameters, which take longer to make than to read."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        nn.Module.__init__(self)
+        self.__dict__["tensors"] = tensors
+
+
+def _cast(tensor: Tensor, key: str, name: str, dtype: torch.dtype | None) -> Tensor:
+    if tensor.is_meta:
+        raise UnsupportedError(f"prompt {name!r} is on the meta device and has no values; load them first")
+    if dtype is None:
+        return tensor
+    cast = tensor.to(dtype)
+    if not torch.equal(cast.isfinite(), tensor.isfinite()):
+        raise UnsupportedError(
+            f"{key!r} of prompt {name!r} has values up to {float(tensor.abs().max()):.3g}, which {dtype} cannot hold; "
+            "open the bank with another dtype"
+        )
+    return cast
+
+
+def _method(header: Header, where: str) -> LoadedMethod:
+    try:
+        return registry.lookup(header.method)
+    except UnknownMethodError as error:
+        package = f"run: pip install {header.distribution}=={header.version}"
+        remedy = package if header.version else "it was registered by hand: zoo.register its plugin first"
+        raise UnknownMethodError(
+            f"{where} needs the method {header.method!r}, which is not installed; {remedy} ({error})"
+        ) from error
+
+
+def _head(state: dict[str, Tensor], backbone: Backbone, device: torch.device, where: str) -> nn.ModuleDict:
+    names = dict.fromkeys(key.split(".")[0] for key in state)
+    missing = next((name for name in names if name not in backbone.task_head), None)
+    if missing is not None:
+        raise BackboneMismatchError(
+            f"{where} has a trained task head {missing!r}; this model has {', '.join(backbone.task_head) or 'none'}; "
+            "use the bank with a model of the class it was trained with"
+        )
+    head: Any = copy_head({name: backbone.task_head[name] for name in names})
+    head.requires_grad_(False).eval()  # no dropout while the model trains
+    try:
+        head.load_state_dict(state)
+    except RuntimeError as error:
+        raise BackboneMismatchError(f"{where} does not fit this model's task head: {error}") from error
+    found: nn.ModuleDict = head.to(device)
+    return found
