@@ -73,7 +73,7 @@ def to_text(prompts: Sequence["PromptInspection"]) -> str:
 
 def to_png(prompts: Sequence["PromptInspection"], path: str | os.PathLike[str]) -> None:
     """Draw all prompts, one below the other, and write the picture."""
-    write_atomically(Path(path), _draw(prompts))
+    write_atomically(Path(path), _draw(prompts, panels_in_a_row=4))
 
 
 def to_html(prompts: Sequence["PromptInspection"], path: str | os.PathLike[str]) -> None:
@@ -81,7 +81,7 @@ def to_html(prompts: Sequence["PromptInspection"], path: str | os.PathLike[str])
     parts = []
     for prompt in prompts:
         parts.append(f"<h2>{html.escape(prompt.name)}</h2>")
-        picture = base64.b64encode(_draw([prompt])).decode()
+        picture = base64.b64encode(_draw([prompt], panels_in_a_row=2)).decode()
         alt = f"norms, similarities and attention of the prompt {prompt.name}"
         parts.append(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{picture}">')
         for title, (head, lines) in tables(prompt):
@@ -144,7 +144,7 @@ def _shown(word: "Neighbour") -> str:
     return word.word if word.word == f"#{word.id}" else repr(word.word)
 
 
-def _draw(prompts: Sequence["PromptInspection"]) -> bytes:
+def _draw(prompts: Sequence["PromptInspection"], panels_in_a_row: int) -> bytes:
     if importlib.util.find_spec("matplotlib") is None:
         raise UnsupportedError(
             'pictures need matplotlib; run: pip install "softprompt-zoo[train]", or print the tables'
@@ -153,10 +153,12 @@ def _draw(prompts: Sequence["PromptInspection"]) -> bytes:
     from matplotlib.figure import Figure
 
     has_more = any(prompt.attention is not None or prompt.gates for prompt in prompts)
-    columns = 4 if has_more else 2
-    figure = Figure(figsize=(5.5 * columns, 4.8 * len(prompts)), layout="constrained")
+    count = 4 if has_more else 2
+    columns = min(count, panels_in_a_row)
+    rows = len(prompts) * count // columns
+    figure = Figure(figsize=(5.5 * columns, 4.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(prompts), columns, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False).reshape(len(prompts), count)
     for prompt, panels in zip(prompts, grid, strict=True):
         _draw_norms(panels[0], prompt)
         _draw_similarity(figure, panels[1], prompt)
@@ -181,9 +183,10 @@ def _draw_norms(axes: Any, prompt: "PromptInspection") -> None:
         axes.bar(range(prompt.num_virtual_tokens), norms.tokens[0].tolist(), color="tab:blue", label="virtual tokens")
         words = norms.words[0]
         low, middle, high = (float(words[int(part * (len(words) - 1))]) for part in (0.05, 0.5, 0.95))
-        axes.axhspan(low, high, color="tab:orange", alpha=0.3, label="9 of 10 words")
+        axes.axhspan(low, high, color="tab:orange", alpha=0.3, zorder=0, label="9 of 10 words")
         axes.axhline(middle, color="tab:orange", label="median word")
         axes.set(xlabel="virtual token", ylabel="L2 norm")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     else:
         for index, (name, norms) in enumerate(prompt.norms.items()):
             color = f"C{index}"
@@ -200,7 +203,9 @@ def _draw_similarity(figure: Any, axes: Any, prompt: "PromptInspection") -> None
     image = axes.imshow(prompt.similarity.tolist(), vmin=-1, vmax=1, cmap="RdBu_r")
     figure.colorbar(image, ax=axes, label="cosine")
     axes.set_title(**_title(prompt, "similarity of tokens"))
-    axes.set(xlabel="virtual token")
+    axes.set(xlabel="virtual token", ylabel="virtual token")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     if prompt.neighbours and prompt.num_virtual_tokens <= LABELLED:
         labels = [f"{_shown(near[0])} {token}" for token, near in enumerate(prompt.neighbours)]
         axes.set_yticks(range(len(labels)), labels, fontsize="small" if len(labels) <= 20 else "xx-small")
@@ -237,4 +242,5 @@ def _draw_tokens(figure: Any, axes: Any, prompt: "PromptInspection") -> None:
     figure.colorbar(image, ax=axes, label="part of the text's attention")
     axes.set_title(**_title(prompt, f"attention to each token, {site}"))
     axes.set(xlabel="virtual token", ylabel="layer")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.get_major_locator().set_params(integer=True)
