@@ -100,7 +100,7 @@ def to_html(prompts: Sequence["PromptInspection"], path: str | os.PathLike[str])
 
 def _of_tokens(prompt: "PromptInspection") -> Rows:
     norms = prompt.norms["embeddings"]
-    head = ["token", "nearest words (cosine, distance)", "norm", "longer than", "most like token"]
+    head = ["token", "nearest words (cosine, distance)", "norm", "words below", "most like token"]
     mass = {} if prompt.attention is None else prompt.attention.tokens
     head += [f"attention, {site}" for site in mass]
     lines = []
@@ -113,7 +113,7 @@ def _of_tokens(prompt: "PromptInspection") -> Rows:
             str(token),
             words,
             f"{norms.tokens[0, token]:.2f}",
-            f"{norms.percentiles[0, token]:.0f}% of words",
+            f"{norms.percentiles[0, token]:.0f}%",
             alike,
         ]
         lines.append([*line, *(f"{of_site[:, token].mean():.1%}" for of_site in mass.values())])
@@ -125,10 +125,10 @@ def _of_layers(prompt: "PromptInspection", site: str) -> Rows:
     head, columns = ["layer"], []
     for kind in ("keys", "values"):
         norms = prompt.norms[f"{site} {kind}"]
-        head += [f"norm of {kind}", f"of words' {kind}", "longer than"]
+        head += [f"norm of {kind}", f"of words' {kind}", "words below"]
         columns.append([f"{norm:.2f}" for norm in norms.tokens.mean(dim=1).tolist()])
         columns.append([f"{norm:.2f}" for norm in norms.words.median(dim=1).values.tolist()])
-        columns.append([f"{percent:.0f}% of words" for percent in norms.percentiles.mean(dim=1).tolist()])
+        columns.append([f"{percent:.0f}%" for percent in norms.percentiles.mean(dim=1).tolist()])
     if site in prompt.gates:
         head.append("gate")
         columns.append([f"{gate:.3f}" for gate in prompt.gates[site].tolist()])
@@ -136,7 +136,7 @@ def _of_layers(prompt: "PromptInspection", site: str) -> Rows:
         head.append("attention")
         columns.append([f"{share:.1%}" for share in prompt.attention.shares[site].tolist()])
     lines = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns, strict=True))]
-    return head, [[cell.replace("nan% of words", "-").replace("nan", "-") for cell in line] for line in lines]
+    return head, [[cell.replace("nan%", "-").replace("nan", "-") for cell in line] for line in lines]
 
 
 def _shown(word: "Neighbour") -> str:

@@ -350,7 +350,7 @@ def test_truncation_keeps_the_longest_tokens_in_order(architecture, method):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "t5"])
 def test_truncation_keeps_the_tokens_that_carry_the_attention(architecture):
-    """Keys of zero get a score of zero; keys that no query can prefer to a large bias are hidden by their size."""
+    """The order is that of `inspect`, whose numbers test_inspection.py holds to the base model's."""
     model = prompted(architecture, "prefix_tuning", (5, 1, 1))
     states = model.prompts["a"].merged_tokens(model.prompts.backbone)
     text = batch(model)
