@@ -195,7 +195,7 @@ def _draw_norms(axes: Any, prompt: "PromptInspection") -> None:
         axes.set(xlabel="layer", ylabel="L2 norm, mean over tokens", ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(**_title(prompt, "norms"))
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower right")  # where it hides the top of no bar
     axes.grid(alpha=0.3)
 
 
