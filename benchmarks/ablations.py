@@ -44,7 +44,6 @@ from softprompt_zoo.config import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import Example, read_examples
 from softprompt_zoo.formats.files import write_atomically
-from softprompt_zoo.tokens import LayerTokens
 from softprompt_zoo.training.data import IGNORED, Row, Tokenised, pad
 
 PICTURE = "ablations.png"
@@ -298,32 +297,26 @@ def _batch(rows: list[Row], pad_id: int, inputs: common.Inputs) -> dict[str, Ten
     return {**pad([row.text + row.target for row in rows], pad_id), "labels": labels, **inputs(rows)}
 
 
-@torch.no_grad()
 def attention_split(model: Any, rows: Sequence[Row], pad_id: int) -> dict[str, list[float]]:
     """Say how each layer's attention is split between the text and the prompt.
 
-    A model with a prompt returns the weights of the text alone; what they lack to one is the prompt's. Gated tokens
-    have a softmax of their own beside the text's whole one; for them the mean size of the gate is returned.
+    Gated tokens have a softmax of their own beside the text's whole one; for them the mean size of the gate is
+    returned.
 
     Args:
-        model: The prompted model, which is put on eager attention.
+        model: The prompted model.
         rows: Some rows.
         pad_id: The id that fills up.
 
     Returns:
         Per layer the `prompt_part`, a mean over heads and text positions; and the `gate`, where there are gates.
     """
-    model.eval()
-    model.set_attn_implementation("eager")
-    batch = pad([row.text + row.target for row in rows], pad_id)
-    weights = model(**batch, output_attentions=True).attentions
-    is_text = batch["attention_mask"].bool()
-    parts = [1 - float(layer.float().sum(dim=-1).transpose(1, 2)[is_text].mean()) for layer in weights]
+    inside = zoo.inspect(model, "default", inputs=pad([row.text + row.target for row in rows], pad_id))["default"]
+    shares, gates = next(iter(inside.attention.shares.values()), None), next(iter(inside.gates.values()), None)
+    parts = [0.0] * len(gates) if shares is None else shares.tolist()
     found = {"prompt_part": common.rounded(parts)}
-    tokens = model.prompts["default"].place(model.prompts.backbone).tokens
-    gates = next(iter(tokens.sites.values())).gates if isinstance(tokens, LayerTokens) else None
     if gates is not None:
-        found["gate"] = common.rounded([0.0 if gate is None else float(gate.abs().mean()) for gate in gates])
+        found["gate"] = common.rounded(gates.tolist())
     return found
 
 

@@ -17,11 +17,15 @@ from softprompt_zoo.hookspecs import hookimpl as hookimpl
 if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.backbone import Backbone as Backbone
     from softprompt_zoo.bank import PromptBank as PromptBank
+    from softprompt_zoo.blending import blend as blend
+    from softprompt_zoo.comparing import most_similar as most_similar
+    from softprompt_zoo.comparing import similarity as similarity
     from softprompt_zoo.encoding import encode as encode
     from softprompt_zoo.exchange import PeftFiles as PeftFiles
     from softprompt_zoo.exchange import PeftPrompt as PeftPrompt
     from softprompt_zoo.initialization import check_init as check_init
     from softprompt_zoo.initialization import sampled_ids as sampled_ids
+    from softprompt_zoo.inspection import inspect as inspect
     from softprompt_zoo.method import Method as Method
     from softprompt_zoo.method import combine as combine
     from softprompt_zoo.method import get_method as get_method
@@ -37,6 +41,7 @@ if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.tokens import flatten_layers as flatten_layers
     from softprompt_zoo.tokens import unflatten_layers as unflatten_layers
     from softprompt_zoo.training_step import TrainingStep as TrainingStep
+    from softprompt_zoo.truncation import truncate as truncate
 
 _LAZY = {
     "Backbone": "backbone",
@@ -50,6 +55,7 @@ _LAZY = {
     "SiteTokens": "tokens",
     "TrainingStep": "training_step",
     "VirtualTokens": "tokens",
+    "blend": "blending",
     "check_init": "initialization",
     "combine": "method",
     "detach": "model",
@@ -57,9 +63,13 @@ _LAZY = {
     "export": "saving",
     "flatten_layers": "tokens",
     "get_method": "method",
+    "inspect": "inspection",
     "load": "saving",
     "merge": "saving",
+    "most_similar": "comparing",
     "sampled_ids": "initialization",
+    "similarity": "comparing",
+    "truncate": "truncation",
     "unflatten_layers": "tokens",
 }
 """Public name to the module it is imported from on first use: torch and transformers load slowly."""

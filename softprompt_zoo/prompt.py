@@ -1,7 +1,8 @@
 """One prompt: a method, what the user chose, and what is trained."""
 
+import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,13 @@ from softprompt_zoo.tokens import (
     from_tensors,
     to_tensors,
 )
+
+
+class Host(Protocol):
+    """What a prompt knows of the prompts it stands among."""
+
+    backbone: Backbone
+    """Sizes of their model."""
 
 
 class MergedTokens(nn.Module):
@@ -48,6 +56,7 @@ class Prompt(nn.Module):
         self.head = head
         """The task head that is trained along, a copy of the model's; `None` if its rows use the model's own."""
         self._loaded: LoadedMethod | None = method
+        self._host: weakref.ref[Host] | None = None
 
     @property
     def is_merged(self) -> bool:
@@ -63,6 +72,20 @@ class Prompt(nn.Module):
     def num_parameters(self) -> int:
         """Numbers it holds."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def backbone(self) -> Backbone | None:
+        """Sizes of the model it was put on, or made for; `None` if there is none, or it is gone."""
+        return None if self.host is None else self.host.backbone
+
+    @property
+    def host(self) -> Host | None:
+        """The prompts of that model."""
+        return None if self._host is None else self._host()
+
+    def belong_to(self, host: Host) -> None:
+        """Remember the prompts of a model, which are not kept alive by it, copied or pickled with it."""
+        self._host = weakref.ref(host)
 
     @property
     def loaded(self) -> LoadedMethod:
@@ -129,7 +152,7 @@ class Prompt(nn.Module):
         check_virtual_tokens(tokens, backbone, self.num_virtual_tokens, self.config.tasks, source)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None}
+        return {**self.__dict__, "_loaded": None, "_host": None}
 
     def extra_repr(self) -> str:
         """Show method and size where torch prints the model."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone, Stack
 from softprompt_zoo.banks.lending import Borrower, Ready
-from softprompt_zoo.errors import PromptExistsError, UnknownPromptError, UnsupportedError
+from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
 from softprompt_zoo.optimizer_steps import watch
+from softprompt_zoo.plain_prompts import check_room, fitting_copy
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.arrange import Call, Combination, check_combination, select
@@ -50,12 +51,7 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
         UnsupportedError: If the method cannot work on this model.
     """
     config = method.config_class.from_options(dict(options))
-    count = config.num_virtual_tokens
-    if backbone.max_positions is not None and count >= backbone.max_positions:
-        raise UnsupportedError(
-            f"num_virtual_tokens is {count}, which leaves no room for text in the model's {backbone.max_positions} "
-            f"positions; choose at most {backbone.max_positions - 1}"
-        )
+    check_room(config.num_virtual_tokens, backbone)
     config = read_folders(config, backbone)
     learned = method.parameters_class(config, backbone)
     head = copy_head(backbone.task_head) if config.train_head else None
@@ -108,6 +104,11 @@ class Prompts(Borrower, nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": {}, "_tasks": {}, "_kept": {}, "_lent": {}}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for prompt in self.values():
+            prompt.belong_to(self)
+
     def __getitem__(self, name: str) -> Prompt:
         if name not in self._modules:
             raise UnknownPromptError(f"no prompt {name!r}; the model has {', '.join(map(repr, self)) or 'none'}")
@@ -148,8 +149,9 @@ class Prompts(Borrower, nn.Module):
 
         Args:
             name: Its name: letters, digits, `_` and `-`.
-            method: A method's name, or what `get_method` returns.
-            **options: Options of the method.
+            method: A method's name, what `get_method` returns, or a ready prompt, of which a copy is added: what
+                `blend` or `truncate` returns, or a prompt of another model of the same sizes.
+            **options: Options of the method; a ready prompt takes none.
 
         Returns:
             The prompt.
@@ -157,8 +159,13 @@ class Prompts(Borrower, nn.Module):
         Raises:
             PromptExistsError: If the name is taken.
             ValueError: If the name or an option is not allowed.
+            TypeError: If there are options beside a ready prompt.
+            BackboneMismatchError: If a ready prompt was made for a model of other sizes.
         """
         self.check_name(name)
+        if isinstance(method, Prompt):
+            self.insert(name, fitting_copy(method, options, self.backbone))
+            return self[name]
         options = {**getattr(method, "options", {}), **options}
         loaded = registry.lookup(getattr(method, "name", method))
         prompt = make_prompt(loaded, options, self.backbone)
@@ -178,6 +185,7 @@ class Prompts(Borrower, nn.Module):
         """Put a ready prompt under a free name."""
         self.check_name(name)
         prompt.train(self.training)
+        prompt.belong_to(self)
         watch(prompt, self.backbone)  # a compiled forward cannot
         # Straight into the dictionary: `add_module` refuses names such as "train" that are attributes here.
         self._modules[name] = prompt

@@ -67,7 +67,7 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UnsupportedError: If it has no prompts.
     """
-    host = _host(model, "merge")
+    host = prompts_of(model, "merge")
     merged = {name: prompt.merged_tokens(host.backbone) for name, prompt in host.items()}
     for name, tokens in merged.items():
         prompt = host[name]
@@ -100,11 +100,23 @@ def export(
     """
     if to not in EXPORTS:
         raise ValueError(f"to is {to!r}; expected one of {', '.join(map(repr, EXPORTS))}")
-    host = _host(model, "export")
+    host = prompts_of(model, "export")
     write_peft(host, Path(directory), name, task)
 
 
-def _host(model: PreTrainedModel, action: str) -> Prompts:
+def prompts_of(model: PreTrainedModel, action: str) -> Prompts:
+    """Return a model's prompts.
+
+    Args:
+        model: Any model.
+        action: What is to be done with them, for the message.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        UnsupportedError: If it has none.
+    """
     if not is_attached(model):
         raise UnsupportedError(
             f"{type(model).__name__} has no prompts to {action}; attach one with zoo.get_method(name)(model)"

@@ -34,7 +34,7 @@ def initialize(
     """
     start = getattr(config, "init", None)
     if isinstance(start, os.PathLike) or (isinstance(start, str) and os.path.isdir(start)):
-        start = _saved_start(Path(start), backbone, "init")
+        start = saved_prompt(Path(start), backbone, "init")
     if start == GIVEN:
         raise ValueError(f"init is {GIVEN!r}, which only a saved prompt says of itself; give the folder or the prompt")
     if not isinstance(start, Prompt):
@@ -84,13 +84,27 @@ def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:
     fields = [field.name for field in dataclasses.fields(config) if field.metadata.get("prompts")]
     given = {name: getattr(config, name) for name in fields if isinstance(getattr(config, name), tuple)}
     read: dict[str, Any] = {
-        name: tuple(p if isinstance(p, Prompt) else _saved_start(Path(p), backbone, name) for p in prompts)
+        name: tuple(p if isinstance(p, Prompt) else saved_prompt(Path(p), backbone, name) for p in prompts)
         for name, prompts in given.items()
     }
     return dataclasses.replace(config, **read) if read else config
 
 
-def _saved_start(directory: Path, backbone: Backbone, option: str) -> Prompt:
+def saved_prompt(directory: Path, backbone: Backbone, option: str) -> Prompt:
+    """Read the one active prompt of a folder.
+
+    Args:
+        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+        backbone: Sizes of the model.
+        option: What the folder was given as, for the message.
+
+    Returns:
+        The prompt; it is in no model.
+
+    Raises:
+        CheckpointError: If the folder holds no prompt.
+        UnsupportedError: If it holds several.
+    """
     prompts, active = read_prompts(directory, backbone)
     names = active or tuple(prompts)
     if len(names) != 1:

@@ -239,6 +239,32 @@ def test_generate_uses_the_template_of_the_training(place, tmp_path):
     assert invoke("generate", place / "model", place / "run", "w1", "--dtype", "float32").stdout == given.stdout
 
 
+def test_inspect_prints_tables_and_writes_a_picture_and_a_page(place, tmp_path):
+    small = ("--steps", 1, "--metric-rows", 1, "--option", "num_virtual_tokens=3", "--option", "init=text")
+    words = ("--data", place / "data.jsonl", "--output", tmp_path / "run", "--option", "init_text=w5 w17 w30")
+    assert invoke("train", place / "model", "prompt", *words, *small, "--learning-rate", 1e-9).exit_code == 0
+    files = ("--png", tmp_path / "a.png", "--html", tmp_path / "a.html")
+    result = invoke("inspect", place / "model", tmp_path / "run", "w1 w2", "w3", *files, env={"COLUMNS": "150"})
+    assert result.exit_code == 0, result.output
+    for part in ("default: prompt_tuning, 3 virtual tokens", "'w5' (1.00,", "'w30' (1.00,", "to the prompt"):
+        assert part in result.stdout
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png;base64," in (tmp_path / "a.html").read_text("utf-8")
+    plain = invoke("inspect", place / "model", place / "run", env={"COLUMNS": "150"})
+    assert plain.exit_code == 0, plain.output
+    assert "norm of keys" in plain.stdout
+    assert "attention" not in plain.stdout
+
+
+def test_inspect_refuses_in_one_line(place, tmp_path):
+    model, run = place / "model", place / "run"
+    assert "is no folder" in refusal("inspect", model, place / "nowhere")
+    assert "whose folder does not exist" in refusal("inspect", model, run, "--png", tmp_path / "no" / "a.png")
+    assert "no prompt 'other'" in refusal("inspect", model, run, "--name", "other")
+    assert "nearest_by is 'luck'" in refusal("inspect", model, run, "--nearest-by", "luck")
+    assert "the prompts have no tasks" in refusal("inspect", model, run, "--task", 0)
+
+
 def test_export_and_import_are_inverse(place, tmp_path):
     model = place / "model"
     assert invoke("export", model, place / "run", tmp_path / "peft").exit_code == 0

@@ -39,14 +39,14 @@ def evaluate(
     """Measure a prompt against the bare model and a hand-written prompt."""
     from softprompt_zoo.examples import demo_data, read_examples
 
-    trained = _trained_with(prompt_folder)
+    trained = trained_with(prompt_folder)
     examples = read_examples(data or demo_data() / "test.jsonl", input_field=input_field, target_field=target_field)
     from softprompt_zoo.training.data import Tokenised
     from softprompt_zoo.training.evaluation import TRAINED, Evaluator
     from softprompt_zoo.training.report import print_samples, print_scores
 
-    base, network = _load(model, prompt_folder, dtype)
-    tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, _template(template, trained))
+    base, network = load_prompted(model, prompt_folder, dtype)
+    tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, chosen_template(template, trained))
     fitting = tokenised.fitting(examples, max_length, "evaluation")
     evaluator = Evaluator(fitting, tokenised, metric_rows, handwritten or trained.get("handwritten"))
     out = console()
@@ -76,23 +76,33 @@ def generate(
         if not texts:
             raise ValueError("no PROMPT_FOLDER given; name one, or use the bare model with --no-prompt")
         folder = Path(texts.pop(0))
-    trained = _trained_with(folder) if folder is not None else {}
+    trained = trained_with(folder) if folder is not None else {}
     texts = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts:
         raise ValueError("no TEXT given; write it after the folder, or pipe lines into the command")
-    form = _template(template, trained)
+    form = chosen_template(template, trained)
     from softprompt_zoo.examples import Example
     from softprompt_zoo.training.data import Tokenised
     from softprompt_zoo.training.evaluation import generate as write_answers
 
-    base, network = _load(model, folder, dtype)
+    base, network = load_prompted(model, folder, dtype)
     tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, form)
     ids = [tokenised.text_ids(Example(text, None)) for text in texts]
     for answer in write_answers(network, base.tokenizer, ids, max_new_tokens):
         typer.echo(" ".join(answer.splitlines()))
 
 
-def _load(model: str, folder: Path | None, dtype: str | None) -> "tuple[Base, PreTrainedModel]":
+def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[Base, PreTrainedModel]":
+    """Load a model, with a saved prompt if there is a folder.
+
+    Args:
+        model: Folder, hub name, or smollm2.
+        folder: The prompt; `None` for the bare model.
+        dtype: Number format; `None` for the one that is fastest here.
+
+    Returns:
+        The tokenizer's side, and the model.
+    """
     from softprompt_zoo.config import check_choice
     from softprompt_zoo.saving import load
     from softprompt_zoo.training.base import Base, fast_dtype
@@ -104,7 +114,7 @@ def _load(model: str, folder: Path | None, dtype: str | None) -> "tuple[Base, Pr
     return base, network if folder is None else load(network, folder)
 
 
-def _trained_with(folder: Path) -> dict[str, Any]:
+def trained_with(folder: Path) -> dict[str, Any]:
     """Settings of the run that made a prompt, if it lies in the folder of one."""
     if not folder.is_dir():
         raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is no folder; expected what train or save_pretrained wrote")
@@ -116,7 +126,8 @@ def _trained_with(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _template(given: str | None, trained: dict[str, Any]) -> str:
+def chosen_template(given: str | None, trained: dict[str, Any]) -> str:
+    """Return the template that was given, or that of the training."""
     from softprompt_zoo.examples import check_template
 
     template = unescape(given) if given is not None else str(trained.get("template", DEFAULT_TEMPLATE))

@@ -189,8 +189,15 @@ def _with_prompt(
 
 
 def _base_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    if base != "eager":
-        return ALL_ATTENTION_FUNCTIONS[base]  # type: ignore[no-any-return]
+    return eager_function(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
+
+
+def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Return the eager attention function of a module's own modeling file.
+
+    Raises:
+        UnsupportedError: If there is none.
+    """
     # Every modeling file has an eager function of its own; FSDP puts a class of its own in front.
     for owner in type(module).__mro__:
         function = getattr(sys.modules.get(owner.__module__), "eager_attention_forward", None)
@@ -293,11 +300,17 @@ def _extend_bias(bias: Tensor, state: CallState, site: Site, tokens: int) -> Ten
     return torch.cat([state.bias.to(bias).expand(rows, -1, -1, -1), bias.expand(rows, -1, -1, -1)], dim=-1)
 
 
-def _register() -> None:
-    for base in IMPLEMENTATIONS:
-        AttentionInterface.register(PREFIX + base, functools.partial(_prompt_attention, base))
-        # The base's own mask function: without a prompt the model must stay bit-identical.
-        AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+def register_base(base: str, masks_of: str) -> None:
+    """Register the attention function that adds prompts to a base implementation.
+
+    Args:
+        base: transformers' name of the implementation.
+        masks_of: Name of the implementation whose masks it takes.
+    """
+    AttentionInterface.register(PREFIX + base, functools.partial(_prompt_attention, base))
+    # The base's own mask function: without a prompt the model must stay bit-identical.
+    AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[masks_of])
 
 
-_register()
+for implementation in IMPLEMENTATIONS:
+    register_base(implementation, implementation)

@@ -1,0 +1,68 @@
+"""`inspect`: what is inside a trained prompt."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softprompt_zoo.cli.command import console
+from softprompt_zoo.cli.use import Dtype, Model, PromptFolder, Template, chosen_template, load_prompted, trained_with
+
+if TYPE_CHECKING:
+    from softprompt_zoo.training.base import Base
+
+
+def inspect(
+    model: Model,
+    prompt_folder: PromptFolder,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Inputs on which the attention to the prompt is measured."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The prompt; all active ones if not given.")] = None,
+    neighbours: Annotated[int, typer.Option(min=1, help="Nearest words for each virtual token.")] = 5,
+    nearest_by: Annotated[str, typer.Option(help="What is near: cosine or distance.")] = "cosine",
+    task: Annotated[int | None, typer.Option(help="Of a prompt with tasks the one to look at.")] = None,
+    template: Template = None,
+    png: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Page to write, with tables and pictures.")] = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Look inside a prompt: nearest words, norms, similar tokens, and the attention that texts give it."""
+    trained = trained_with(prompt_folder)
+    form = chosen_template(template, trained)
+    for option, path in (("--png", png), ("--html", html)):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{option} is {str(path)!r}, whose folder does not exist; make it first")
+    from softprompt_zoo.inspection import inspect as look_inside
+
+    base, network = load_prompted(model, prompt_folder, dtype)
+    inputs = [_batch(base, network, form, text) for text in texts or []] or None
+    found = look_inside(
+        network,
+        name,
+        tokenizer=base.tokenizer,
+        inputs=inputs,
+        neighbours=neighbours,
+        nearest_by=nearest_by,
+        task=task,
+    )
+    if png is not None:
+        found.to_png(png)
+    if html is not None:
+        found.to_html(html)
+    console().print(found)
+
+
+def _batch(base: "Base", network: Any, template: str, text: str) -> dict[str, Any]:
+    import torch
+
+    from softprompt_zoo.examples import Example
+    from softprompt_zoo.training.data import Tokenised
+
+    ids = Tokenised(base.tokenizer, base.is_encoder_decoder, template).text_ids(Example(text, None))
+    batch = {"input_ids": torch.tensor([ids])}
+    if base.is_encoder_decoder:  # its decoder has written nothing yet
+        start = network.generation_config.decoder_start_token_id
+        batch["decoder_input_ids"] = torch.tensor([[network.config.decoder_start_token_id if start is None else start]])
+    return batch

@@ -1,0 +1,278 @@
+"""Looking inside prompts: nearest words, norms, similar tokens, and the attention they get."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from softprompt_zoo import inspection_report
+from softprompt_zoo.attention_mass import AttentionMass, Batch, measure_attention
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.config import check_choice, check_positive_integer
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.initialization import FREQUENT_VOCABULARY
+from softprompt_zoo.prompts import Prompts
+from softprompt_zoo.saving import prompts_of
+from softprompt_zoo.tokens import InputTokens, LayerTokens
+
+NEAREST_BY = ("cosine", "distance")
+CHUNK = 16384
+"""Rows of the vocabulary that are compared at once."""
+WORDS = 64
+"""Words whose keys and values are looked at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbour:
+    """A word near a virtual token."""
+
+    id: int
+    word: str
+    """Its text; `#id` without a tokenizer."""
+    cosine: float
+    """Cosine of the angle between the word's embedding and the token."""
+    distance: float
+    """L2 norm of their difference."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Norms:
+    """L2 norms of one kind of vectors, compared with those of real words. A layer's is the mean over its heads."""
+
+    tokens: Tensor
+    """`(layers, tokens)` norms of the virtual tokens; one layer for embeddings. NaN in layers without tokens."""
+    words: Tensor
+    """`(layers, words)` norms of words, sorted: of the whole vocabulary, or of some words that the model read."""
+
+    @property
+    def percentiles(self) -> Tensor:
+        """`(layers, tokens)`: percent of the words with a smaller norm."""
+        below = torch.searchsorted(self.words, self.tokens.nan_to_num(), right=False)
+        return (100 * below / self.words.shape[1]).masked_fill(self.tokens.isnan(), math.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptInspection:
+    """What is inside one prompt. Tensors are float32 on the CPU, without gradient."""
+
+    name: str
+    method: str
+    num_virtual_tokens: int
+    neighbours: tuple[tuple[Neighbour, ...], ...]
+    """For each virtual token its nearest words, the nearest first; empty for keys and values, which have no words."""
+    norms: Mapping[str, Norms]
+    """`"embeddings"`, or `"<site> keys"` and `"<site> values"`."""
+    similarity: Tensor
+    """`(tokens, tokens)` cosines between the virtual tokens; of keys and values all of a token's in one vector."""
+    gates: Mapping[str, Tensor]
+    """Site name to `(layers,)` mean size of the gates of a gated prompt; 0 in layers without tokens."""
+    attention: AttentionMass | None
+    """The part of the text's attention that goes to it; `None` if no batch was given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found; `print` shows it as tables."""
+
+    prompts: tuple[PromptInspection, ...]
+    """In the order in which rows see them."""
+
+    def __getitem__(self, name: str) -> PromptInspection:
+        """Return what was found of one prompt, by its name."""
+        for prompt in self.prompts:
+            if prompt.name == name:
+                return prompt
+        raise KeyError(f"{name!r} was not inspected; {', '.join(repr(prompt.name) for prompt in self.prompts)} was")
+
+    def __iter__(self) -> Iterator[PromptInspection]:
+        return iter(self.prompts)
+
+    def __str__(self) -> str:
+        return inspection_report.to_text(self.prompts)
+
+    def __rich__(self) -> Any:
+        return inspection_report.to_rich(self.prompts)
+
+    def to_png(self, path: str | os.PathLike[str]) -> None:
+        """Draw norms, similarities and attention of every prompt.
+
+        Args:
+            path: The PNG file, written whole or not at all.
+
+        Raises:
+            UnsupportedError: If matplotlib is not installed.
+        """
+        inspection_report.to_png(self.prompts, path)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write tables and pictures as one page that needs no network.
+
+        Args:
+            path: The HTML file, written whole or not at all.
+
+        Raises:
+            UnsupportedError: If matplotlib is not installed.
+        """
+        inspection_report.to_html(self.prompts, path)
+
+
+@torch.no_grad()
+def inspect(
+    model: PreTrainedModel,
+    name: str | None = None,
+    *,
+    tokenizer: Any = None,
+    inputs: Batch | Sequence[Batch] | None = None,
+    neighbours: int = 5,
+    nearest_by: str = "cosine",
+    task: int | None = None,
+) -> Inspection:
+    """Look inside a model's prompts. The model is left as it was.
+
+    Args:
+        model: A model with prompts.
+        name: The prompt; by default all active ones, seen together.
+        tokenizer: The model's tokenizer, for the text of words; without it words are shown by their ids.
+        inputs: A batch as the model's forward takes it, or several, on which the attention to the prompts is measured.
+        neighbours: Nearest words for each virtual token, at least 1.
+        nearest_by: `"cosine"` of the angle, or L2 `"distance"`, both in the scale of the embedding module's output.
+        task: Of prompts with tasks the one to look at.
+
+    Returns:
+        What was found, prompt by prompt.
+
+    Raises:
+        ValueError: If an option is not allowed, no prompt is active, or a prompt with tasks was given none.
+        TypeError: If `inputs` is no batch.
+        UnknownPromptError: If there is no prompt of that name.
+        UnsupportedError: If the model has no prompts, no values (the `meta` device), or shows no attention.
+    """
+    host = prompts_of(model, "inspect")
+    check_positive_integer("neighbours", neighbours)
+    check_choice("nearest_by", nearest_by, NEAREST_BY)
+    names = host.active if name is None else (name,)
+    if not names:
+        raise ValueError(f"no prompt is active; name one of {', '.join(map(repr, host)) or 'none'}")
+    tasks = {name: host[name].config.tasks for name in names}
+    if host.backbone.device.type == "meta":
+        raise UnsupportedError("the model is on the meta device, where nothing has a value; load its weights first")
+    task = _check_task(task, tasks)
+    count = min(neighbours, host.backbone.vocab_size)
+    found = [_look(host, name, task if tasks[name] else None, tokenizer, count, nearest_by) for name in names]
+    if inputs is not None:
+        masses = measure_attention(model, names, inputs, task)
+        found = [dataclasses.replace(one, attention=masses[one.name]) for one in found]
+    return Inspection(tuple(found))
+
+
+def _check_task(task: int | None, tasks: Mapping[str, int | None]) -> int | None:
+    counts = {name: count for name, count in tasks.items() if count is not None}
+    if not counts:
+        if task is not None:
+            raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
+        return None
+    name, count = min(counts.items(), key=lambda pair: pair[1])
+    if task is None and count == 1:
+        return 0
+    if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < count:
+        raise ValueError(f"task is {task!r}; prompt {name!r} has the tasks 0 to {count - 1}, give one of them")
+    return task
+
+
+def _look(
+    host: Prompts, name: str, task: int | None, tokenizer: Any, neighbours: int, nearest_by: str
+) -> PromptInspection:
+    prompt, backbone = host[name], host.backbone
+    tokens = prompt.merged_tokens(backbone)
+    near: tuple[tuple[Neighbour, ...], ...] = ()
+    gates: dict[str, Tensor] = {}
+    if isinstance(tokens, InputTokens):
+        embeddings = (tokens.embeddings if task is None else tokens.embeddings[task]).float()
+        embeddings = embeddings.to(backbone.device)
+        near, words = _nearest(embeddings, backbone, tokenizer, neighbours, nearest_by)
+        norms = {"embeddings": Norms(embeddings.norm(dim=1)[None].cpu(), words[None])}
+        features = embeddings.cpu()
+    else:
+        norms, features = _layer_norms(tokens, backbone), _layer_features(tokens)
+        for site, of_site in tokens.sites.items():
+            sizes = [0.0 if gate is None else float(gate.float().abs().mean()) for gate in of_site.gates or ()]
+            gates |= {site: torch.tensor(sizes)} if sizes else {}
+    unit = functional.normalize(features, dim=1)
+    count = prompt.num_virtual_tokens
+    return PromptInspection(name, prompt.method, count, near, norms, unit @ unit.T, gates, None)
+
+
+def _nearest(
+    tokens: Tensor, backbone: Backbone, tokenizer: Any, count: int, nearest_by: str
+) -> tuple[tuple[tuple[Neighbour, ...], ...], Tensor]:
+    """Find the nearest words of every token; return them and the sorted norms of all words."""
+    parts = []
+    unit = functional.normalize(tokens, dim=1)
+    best: list[Tensor] = []
+    for start in range(0, backbone.vocab_size, CHUNK):
+        ids = torch.arange(start, min(start + CHUNK, backbone.vocab_size), device=backbone.device)
+        words = backbone.embed(ids).float()
+        parts.append(words.norm(dim=1))
+        cosine = unit @ functional.normalize(words, dim=1).T
+        distance = torch.cdist(tokens, words, compute_mode="donot_use_mm_for_euclid_dist")
+        found = torch.stack([ids.expand_as(cosine).to(cosine.dtype), cosine, distance])
+        best = [torch.cat([*best, found], dim=2)]
+        order = -best[0][1] if nearest_by == "cosine" else best[0][2]
+        kept = order.topk(min(count, order.shape[1]), dim=1, largest=False).indices
+        best = [best[0].gather(2, kept.expand(3, -1, -1))]
+    ids, cosines, distances = best[0].cpu()
+    near = tuple(
+        tuple(
+            Neighbour(int(index), _word(tokenizer, int(index)), float(cosine), float(distance))
+            for index, cosine, distance in zip(*of_token, strict=True)
+        )
+        for of_token in zip(ids, cosines, distances, strict=True)
+    )
+    return near, torch.cat(parts).sort().values.cpu()
+
+
+def _word(tokenizer: Any, index: int) -> str:
+    if tokenizer is None:
+        return f"#{index}"
+    try:
+        return str(tokenizer.decode([index])) or f"#{index}"
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError):  # rows of the table that have no word
+        return f"#{index}"
+
+
+def _layer_norms(tokens: LayerTokens, backbone: Backbone) -> dict[str, Norms]:
+    """Compare the norms of keys and values with those of words that the model read, at all layers."""
+    most = FREQUENT_VOCABULARY if backbone.vocab_size > FREQUENT_VOCABULARY else backbone.vocab_size
+    count = min(WORDS, most, (backbone.max_positions or WORDS))
+    ids = torch.linspace(0, most - 1, count, device=backbone.device).long()
+    words = backbone.keys_values(ids)
+    found = {}
+    for site, of_site in tokens.sites.items():
+        for kind in ("keys", "values"):
+            of_words = torch.stack([_norm(layer) for layer in getattr(words.sites[site], kind)])
+            layers = getattr(of_site, kind)
+            length = next(layer.shape[1] for layer in layers if layer is not None)
+            own = [torch.full((length,), math.nan) if layer is None else _norm(layer) for layer in layers]
+            found[f"{site} {kind}"] = Norms(torch.stack(own), of_words.sort(dim=1).values)
+    return found
+
+
+def _norm(layer: Tensor) -> Tensor:
+    norms: Tensor = layer.float().norm(dim=-1).mean(dim=0).cpu()
+    return norms
+
+
+def _layer_features(tokens: LayerTokens) -> Tensor:
+    layers = [
+        layer.float().permute(1, 0, 2).flatten(1).cpu()
+        for site in tokens.sites.values()
+        for layer in (*site.keys, *site.values)
+        if layer is not None
+    ]
+    return torch.cat(layers, dim=1)

@@ -1,0 +1,170 @@
+"""Prompts that are made of ready virtual tokens, and ready prompts that are put on a model."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.config import GIVEN, MethodConfig
+from softprompt_zoo.discovery import OWN_DISTRIBUTION
+from softprompt_zoo.errors import BackboneMismatchError, PluginError, ShapeError, UnsupportedError
+from softprompt_zoo.formats import peft
+from softprompt_zoo.prompt import MergedTokens, Prompt
+from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens, check_virtual_tokens, to_tensors
+
+
+def check_room(count: int, backbone: Backbone) -> None:
+    """Refuse a prompt that leaves no room for text.
+
+    Args:
+        count: Its virtual tokens.
+        backbone: Sizes of the model.
+
+    Raises:
+        UnsupportedError: If it is as long as the model's positions, or longer.
+    """
+    if backbone.max_positions is not None and count >= backbone.max_positions:
+        raise UnsupportedError(
+            f"num_virtual_tokens is {count}, which leaves no room for text in the model's {backbone.max_positions} "
+            f"positions; choose at most {backbone.max_positions - 1}"
+        )
+
+
+def is_gated(tokens: VirtualTokens) -> bool:
+    """Say whether virtual tokens have a softmax of their own."""
+    return not isinstance(tokens, InputTokens) and any(site.gates is not None for site in tokens.sites.values())
+
+
+@torch.no_grad()
+def plain_prompt(
+    tokens: VirtualTokens, like: Placement, source: Prompt, backbone: Backbone, head: nn.ModuleDict | None = None
+) -> Prompt:
+    """Make a prompt of plain tokens, which can be trained, saved and put on a model.
+
+    Args:
+        tokens: Its tokens, which become parameters.
+        like: A placement with the dropout and the visibility it shall have.
+        source: A prompt it was made of; gated tokens keep its method, others get one whose prompts are plain.
+        backbone: Sizes of the model.
+        head: Its trained task head.
+
+    Returns:
+        The prompt, in no model.
+
+    Raises:
+        UnsupportedError: If it leaves no room for text, or no method places it like `like`.
+    """
+    count = _count(tokens)
+    check_room(count, backbone)
+    has_head = head is not None
+    config: MethodConfig
+    if is_gated(tokens):
+        method = source.loaded
+        config = dataclasses.replace(source.config, num_virtual_tokens=count, train_head=has_head)
+    else:
+        method = _plain_method(tokens)
+        wanted = {
+            "init": GIVEN,
+            "dropout": like.dropout,
+            "always_visible": like.always_visible,
+        }
+        fields = {field.name for field in dataclasses.fields(method.config_class)}
+        options = {name: value for name, value in wanted.items() if name in fields}
+        config = method.config_class.from_options({"num_virtual_tokens": count, "train_head": has_head, **options})
+    contiguous = {name: tensor.detach().clone().contiguous() for name, tensor in to_tensors(tokens).items()}
+    prompt = Prompt(method, config, MergedTokens(contiguous), head)
+    placed = prompt.place(backbone)
+    for name in ("dropout", "always_visible"):
+        found, expected = getattr(placed, name), getattr(like, name)
+        if found != expected:
+            raise UnsupportedError(
+                f"the prompts have {name}={expected}, which plain prompts of the method {method.name!r} cannot have "
+                f"({found}); keep the prompts apart"
+            )
+    return prompt
+
+
+def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone) -> Prompt:
+    """Copy a ready prompt for a model, after checking that it fits.
+
+    Args:
+        prompt: Any prompt. Not changed.
+        options: What stood beside it, which is refused.
+        backbone: Sizes of the model.
+
+    Returns:
+        The copy, trainable where the original is.
+
+    Raises:
+        TypeError: If there are options.
+        BackboneMismatchError: If it was made for a model of other sizes, or its head is not this model's.
+        UnsupportedError: If it leaves no room for text, or cannot be placed in this model.
+    """
+    if options:
+        raise TypeError(f"option {next(iter(options))!r} stands beside a ready prompt, which has its options already")
+    made_for = None if prompt.backbone is None else prompt.backbone.sizes()
+    check_sizes(made_for, backbone, "the prompt")
+    check_room(prompt.num_virtual_tokens, backbone)
+    head = {} if prompt.head is None else prompt.head.state_dict()
+    own = {f"{name}.{key}": t for name, m in backbone.task_head.items() for key, t in m.state_dict().items()}
+    wrong = next((key for key, tensor in head.items() if key not in own or own[key].shape != tensor.shape), None)
+    if wrong is not None:
+        raise BackboneMismatchError(
+            f"the prompt's trained task head has {wrong!r} {tuple(head[wrong].shape)}, which this model has not; "
+            "put it on a model of the class and the number of labels it was trained with"
+        )
+    copied = copy.deepcopy(prompt).to(backbone.device)
+    with torch.no_grad():
+        try:
+            placed = copied.place(backbone)
+            count, tasks = copied.num_virtual_tokens, copied.config.tasks
+            check_virtual_tokens(placed.tokens, backbone, count, tasks, "the prompt")
+        except ShapeError as error:
+            raise BackboneMismatchError(f"the prompt does not fit this model: {error}") from error
+    return copied
+
+
+def check_sizes(sizes: Mapping[str, Any] | None, backbone: Backbone, what: str) -> None:
+    """Refuse a prompt that was made for a model of other sizes.
+
+    Args:
+        sizes: Sizes of the model it was made for; `None` if they are not known.
+        backbone: Sizes of the model it shall be used with.
+        what: What it is, for the message.
+
+    Raises:
+        BackboneMismatchError: If they differ.
+    """
+    own = backbone.sizes()
+    wrong = None if sizes is None else next((key for key in own if sizes[key] != own[key]), None)
+    if sizes is not None and wrong is not None:
+        raise BackboneMismatchError(
+            f"{what} was made for a model with {wrong} {sizes[wrong]}; this one has {own[wrong]}; use a prompt of this "
+            "model, or of one of its sizes"
+        )
+
+
+def _count(tokens: VirtualTokens) -> int:
+    if isinstance(tokens, InputTokens):
+        return tokens.embeddings.shape[-2]
+    return next(key.shape[1] for site in tokens.sites.values() for key in site.keys if key is not None)
+
+
+def _plain_method(tokens: VirtualTokens) -> LoadedMethod:
+    """Find the method that reads PEFT's plain prompts of this kind: its own are plain, too."""
+    wanted = peft.plain_type(tokens)
+    for candidate in sorted(registry.candidates().values(), key=lambda c: c.distribution != OWN_DISTRIBUTION):
+        try:
+            method = registry.lookup(candidate.name)
+        except PluginError:
+            continue
+        if wanted in method.peft_types:
+            return method
+    raise UnsupportedError(
+        f"no loaded method holds plain prompts of PEFT's kind {wanted}; allow the package's own methods to load"
+    )
