@@ -46,9 +46,10 @@ def export_embeddings(
     """
     host: Prompts = model.prompts  # type: ignore[assignment]
     tokens = _input_tokens(host, names, task, "embeddings")
+    dtype: Any = model.get_input_embeddings().weight.dtype  # type: ignore[union-attr]
     _check_free(directory)
     with _moved_into_place(directory) as folder:
-        embeddings.write(folder, {name: own.to(host.backbone.dtype) for name, own in tokens.items()}, tuple(tokens))
+        embeddings.write(folder, {name: own.to(dtype) for name, own in tokens.items()}, tuple(tokens))
 
 
 @torch.no_grad()

@@ -155,9 +155,10 @@ def test_chats_get_the_prompt(exported):
 def test_a_template_that_begins_with_blanks_keeps_them(tmp_path, template):
     export(prompted(), tmp_path / "out", tokenizer=tokenizer(template=template), name="bob")
     words = AutoTokenizer.from_pretrained(tmp_path / "out")
-    before = tokenizer(template=template).apply_chat_template([], tokenize=False)
+    chat = [{"role": "user", "content": "w5"}]
+    before = tokenizer(template=template).apply_chat_template(chat, tokenize=False)
     soft = "<|soft_bob_0|><|soft_bob_1|><|soft_bob_2|>"
-    assert words.apply_chat_template([], tokenize=False) == soft + before
+    assert words.apply_chat_template(chat, tokenize=False) == soft + before
 
 
 def test_active_prompts_stand_together(tmp_path):
