@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.encoding import encode as encode
     from softprompt_zoo.exchange import PeftFiles as PeftFiles
     from softprompt_zoo.exchange import PeftPrompt as PeftPrompt
+    from softprompt_zoo.folding import fold as fold
     from softprompt_zoo.initialization import check_init as check_init
     from softprompt_zoo.initialization import sampled_ids as sampled_ids
     from softprompt_zoo.inspection import inspect as inspect
@@ -62,6 +63,7 @@ _LAZY = {
     "encode": "encoding",
     "export": "saving",
     "flatten_layers": "tokens",
+    "fold": "folding",
     "get_method": "method",
     "inspect": "inspection",
     "load": "saving",

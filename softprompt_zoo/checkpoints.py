@@ -21,7 +21,7 @@ from softprompt_zoo.errors import (
     ZooError,
 )
 from softprompt_zoo.exchange import PeftPrompt
-from softprompt_zoo.formats import native, peft
+from softprompt_zoo.formats import embeddings, native, peft, vocabulary
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.task_heads import copy_head
@@ -70,7 +70,7 @@ def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
     """Read saved prompts for a backbone. Nothing is attached.
 
     Args:
-        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+        directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
         backbone: Sizes of the model.
 
     Returns:
@@ -83,9 +83,38 @@ def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
         return _read_native(directory, backbone)
     if peft.is_peft(directory):
         return {"default": _read_peft(directory, backbone)}, ("default",)
+    for kind, is_there in ((vocabulary, vocabulary.is_vocabulary), (embeddings, embeddings.is_embeddings)):
+        if is_there(directory):
+            found, active = kind.read(directory)
+            return {name: _input_prompt(own, backbone, directory) for name, own in found.items()}, active
     raise CheckpointError(
         f"{directory} has neither {native.INDEX_FILE} nor {peft.CONFIG_FILE}; it holds no saved prompt"
     )
+
+
+def plain_prompt(tokens: VirtualTokens, backbone: Backbone, **options: Any) -> Prompt:
+    """Make a merged prompt of plain tokens.
+
+    Args:
+        tokens: The tokens, of one task; those at keys and values as many at every site, and not gated.
+        backbone: Sizes of the model.
+        **options: Options of the method that holds such tokens as they are.
+
+    Returns:
+        The prompt.
+    """
+    tensors = {key: t.to(backbone.device).contiguous() for key, t in to_tensors(tokens).items()}
+    kind = "PROMPT_TUNING" if isinstance(tokens, InputTokens) else "PREFIX_TUNING"
+    method = _method_for({"peft_type": kind}, Path())
+    if isinstance(tokens, InputTokens):
+        count = tokens.embeddings.shape[0]
+    else:
+        count = next(len(tensor) for tensor in tensors.values())
+    config = method.config_class.from_options({"num_virtual_tokens": count, "init": "given", **options})
+    prompt = Prompt(method, config, MergedTokens(tensors))
+    with torch.no_grad():
+        prompt.place(backbone)
+    return prompt
 
 
 def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int | None = None) -> None:
@@ -104,7 +133,7 @@ def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int 
     if name is None and len(host.active) != 1:
         raise UnsupportedError(
             f"a PEFT adapter holds one prompt, {len(host.active)} are active ({', '.join(host.active) or 'none'}); "
-            "name one with name=…"
+            "name one with name=…, or make them one with zoo.fold"
         )
     prompt = host[name or host.active[0]]
     arguments: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "backbone": host.backbone}
@@ -112,7 +141,7 @@ def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int 
     with torch.no_grad():
         tokens = prompt.merged_tokens(host.backbone)
         if task_id is not None:
-            tokens = _of_task(tokens, task_id, name or host.active[0])
+            tokens = one_task(tokens, task_id, name or host.active[0])
         peft.check_head(tokens, host.backbone, task)
         is_whole = not prompt.is_merged and task_id is None
         files = prompt.loaded.call("write_peft", **arguments) if is_whole else None
@@ -123,13 +152,35 @@ def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int 
     peft.write(_directory(directory), files, task, host.base_name)
 
 
-def _of_task(tokens: VirtualTokens, task_id: int, name: str) -> VirtualTokens:
+def one_task(tokens: VirtualTokens, task_id: int, name: str) -> InputTokens:
+    """Take one task's tokens out of those of a prompt with tasks.
+
+    Args:
+        tokens: The plain tokens.
+        task_id: The task.
+        name: The prompt's name, for messages.
+
+    Returns:
+        Tokens `(tokens, hidden)`.
+
+    Raises:
+        ValueError: If the prompt does not have that task.
+    """
     count = tokens.embeddings.shape[0] if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3 else 0
     if not count:
         raise ValueError(f"task is {task_id!r}, and prompt {name!r} has no tasks; leave it out")
     if isinstance(task_id, bool) or not isinstance(task_id, int) or not 0 <= task_id < count:
         raise ValueError(f"task is {task_id!r}; prompt {name!r} has the tasks 0 to {count - 1}")
     return InputTokens(tokens.embeddings[task_id])  # type: ignore[union-attr]
+
+
+def _input_prompt(found: Tensor, backbone: Backbone, directory: Path) -> Prompt:
+    if found.ndim != 2 or found.shape[1] != backbone.hidden_size:
+        raise BackboneMismatchError(
+            f"{directory} holds embeddings of shape {tuple(found.shape)}; this model needs (tokens, "
+            f"{backbone.hidden_size}); load it onto the model it was made for"
+        )
+    return plain_prompt(InputTokens(found.to(torch.promote_types(backbone.dtype, torch.float32))), backbone)
 
 
 def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:

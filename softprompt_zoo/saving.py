@@ -1,6 +1,7 @@
 """What users do with a model's prompts as a whole: load, merge, export."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.model import attach, inspect_backbone, is_attached
 from softprompt_zoo.prompt import MergedTokens
 from softprompt_zoo.prompts import Prompts
+from softprompt_zoo.serving import export_embeddings, export_vocabulary
+from softprompt_zoo.sites.arrange import check_combination
 from softprompt_zoo.tokens import to_tensors
 
-EXPORTS = ("peft",)
+EXPORTS = ("peft", "vocabulary", "embeddings")
 
 
 def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable: bool = False) -> PreTrainedModel:
@@ -22,7 +25,7 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
 
     Args:
         base: The model; it may have prompts already. Frozen and changed in place.
-        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+        directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
         trainable: Whether the prompts can be trained on.
 
     Returns:
@@ -82,26 +85,48 @@ def export(
     directory: str | os.PathLike[str],
     *,
     to: str = "peft",
-    name: str | None = None,
+    name: str | Sequence[str] | None = None,
     task: int | None = None,
+    tokenizer: Any = None,
 ) -> None:
-    """Write a prompt in another library's format.
+    """Write prompts for another library or engine.
+
+    - `"peft"`: an adapter that `PeftModel.from_pretrained` loads.
+    - `"vocabulary"`: an ordinary checkpoint and tokenizer in which every virtual token is a special token that is
+      never generated, for any engine. Causal models, prompts at the input embeddings.
+    - `"embeddings"`: the bare embeddings, as safetensors and numpy files. Prompts at the input embeddings.
 
     Args:
-        model: A model with prompts.
-        directory: Where to; made if missing.
-        to: `"peft"`.
-        name: The prompt; by default the active one.
-        task: Of a prompt with tasks the one to write, as a plain prompt; by default all of them.
+        model: A model with prompts. Not changed.
+        directory: Where to; made if missing. For all but `"peft"` it must be missing or empty, and appears whole or
+            not at all.
+        to: One of the above.
+        name: The prompt, or several for all but `"peft"`; by default the active ones.
+        task: Of a prompt with tasks the one to write, as a plain prompt; `"peft"` can hold all of them.
+        tokenizer: The model's tokenizer, which `"vocabulary"` needs. Not changed.
 
     Raises:
-        ValueError: If `to` is none of these, or the prompt does not have that task.
+        TypeError: If `"vocabulary"` gets no tokenizer.
+        ValueError: If `to` is none of these, the directory is not empty, or the prompt does not have that task.
+        UnknownPromptError: If there is no prompt of that name.
         UnsupportedError: If the format cannot hold the prompt; says what would be lost. Nothing is written.
     """
     if to not in EXPORTS:
         raise ValueError(f"to is {to!r}; expected one of {', '.join(map(repr, EXPORTS))}")
     host = prompts_of(model, "export")
-    write_peft(host, Path(directory), name, task)
+    names = None if name is None else (name,) if isinstance(name, str) else tuple(name)
+    if names is not None:
+        check_combination(names, host.keys(), "name")
+    if to == "vocabulary":
+        export_vocabulary(model, Path(directory), tokenizer, names, task)
+    elif to == "embeddings":
+        export_embeddings(model, Path(directory), names, task)
+    elif names is not None and len(names) != 1:
+        raise UnsupportedError(
+            f"a PEFT adapter holds one prompt, name has {len(names)}; name one, or make them one with zoo.fold"
+        )
+    else:
+        write_peft(host, Path(directory), None if names is None else names[0], task)
 
 
 def prompts_of(model: PreTrainedModel, action: str) -> Prompts:

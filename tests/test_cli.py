@@ -14,6 +14,7 @@ import softprompt_zoo as zoo
 from softprompt_zoo import MethodConfig
 from softprompt_zoo.cli import app
 from softprompt_zoo.cli.train import parse_option, unescape
+from softprompt_zoo.testing import tiny_model
 
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "datasets")
 
@@ -277,6 +278,20 @@ def test_export_and_import_are_inverse(place, tmp_path):
     words = ("w1 w2", "--template", "{input} :", "--dtype", "float32")
     before, after = (invoke("generate", model, folder, *words).stdout for folder in (place / "run", tmp_path / "ours"))
     assert before == after
+
+
+def test_export_of_a_fold_and_for_other_engines(place, tmp_path):
+    model = place / "model"
+    assert invoke("export", model, place / "run", tmp_path / "fold", "--fold").exit_code == 0
+    assert json.loads((tmp_path / "fold" / "adapter_config.json").read_text())["peft_type"] == "PREFIX_TUNING"
+    assert "has keys and values" in refusal("export", model, place / "run", tmp_path / "x", "--to", "vocabulary")
+    zoo.get_method("prompt")(tiny_model("llama"), num_virtual_tokens=3).save_pretrained(tmp_path / "prompt")
+    for to, file in (("vocabulary", "soft_tokens.json"), ("embeddings", "default.npy")):
+        result = invoke("export", model, tmp_path / "prompt", tmp_path / to, "--to", to, "--name", "default")
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / to / file).is_file()
+    assert "no prompt 'x'" in refusal("export", model, tmp_path / "prompt", tmp_path / "x", "--name", "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_export_and_import_refuse_in_one_line(place, tmp_path):

@@ -1,30 +1,68 @@
 """`export` and `import`: prompts in other libraries' files."""
 
+import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from softprompt_zoo.cli.command import quiet
 from softprompt_zoo.cli.use import Model, PromptFolder
+from softprompt_zoo.config import check_choice
 
 Output = Annotated[Path, typer.Argument(help="Folder to write; made if missing.", metavar="OUTPUT")]
+READERS = {
+    "peft": "peft.PeftModel.from_pretrained loads",
+    "vocabulary": "transformers, vLLM and others load as a model; soft_tokens.json says what to put in front of a text",
+    "embeddings": "has a README.md for vLLM and llama.cpp",
+}
+"""Format to what reads it."""
 
 
 def export_prompt(
     model: Model,
     prompt_folder: PromptFolder,
     output: Output,
-    to: Annotated[str, typer.Option(help="Format: peft.")] = "peft",
+    to: Annotated[str, typer.Option(help="Format: peft, vocabulary or embeddings.")] = "peft",
+    name: Annotated[
+        list[str] | None, typer.Option(help="Prompt to write, may be repeated; the active ones if not given.")
+    ] = None,
+    task: Annotated[int | None, typer.Option(help="Of a prompt with tasks the one to write.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="For vocabulary: folder or hub name; the model's own if not given.")
+    ] = None,
+    fold: Annotated[bool, typer.Option("--fold", help="Make one prefix of the prompts first.")] = False,
 ) -> None:
-    """Write a prompt for another library."""
-    from softprompt_zoo.saving import export, load
+    """Write prompts for another library or engine."""
+    from softprompt_zoo.saving import EXPORTS, export, load
     from softprompt_zoo.training.base import Base
 
     _check(output)
+    check_choice("to", to, EXPORTS)
     quiet()
-    export(load(Base(model).load(), prompt_folder), output, to=to)
-    typer.echo(f"wrote {output}, which peft.PeftModel.from_pretrained loads")
+    base = Base(model)
+    network = load(base.load(), prompt_folder)
+    names: list[str] | None = name or None
+    if fold:
+        from softprompt_zoo.folding import fold as fold_prompts
+
+        fold_prompts(network, names, name=_free_name(network), task=task)
+        names, task = None, None
+    words = (base.tokenizer if tokenizer is None else _tokenizer(tokenizer)) if to == "vocabulary" else None
+    export(network, output, to=to, name=names, task=task, tokenizer=words)
+    typer.echo(f"wrote {output}, which {READERS[to]}")
+
+
+def _free_name(network: Any) -> str:
+    return next(
+        name for name in ("folded", *(f"folded_{i}" for i in itertools.count(2))) if name not in network.prompts
+    )
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
 
 
 def import_prompt(

@@ -1,0 +1,135 @@
+"""A combination of prompts as one plain prefix: the keys and values that the text sees, exactly."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone import trial
+from softprompt_zoo.checkpoints import one_task, plain_prompt
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.model import is_attached
+from softprompt_zoo.prompt import Prompt
+from softprompt_zoo.prompts import Prompts
+from softprompt_zoo.sites.arrange import Call, Combination, Entry, Selection, check_combination, join
+from softprompt_zoo.sites.shared_pass import causal_prefix
+from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteTokens
+
+
+@torch.no_grad()
+def fold(
+    model: PreTrainedModel, names: Sequence[str] | None = None, *, name: str = "folded", task: int | None = None
+) -> PreTrainedModel:
+    """Make one plain prefix of a combination of prompts, with the same outputs, and activate it.
+
+    On a causal model any prompts that share the text's softmax fold: those at the input embeddings become the keys
+    and values that the model computes for them behind what stands before. On other models prompts of keys and values
+    fold, with as many tokens at every site. The folded prompt is merged: it has the outputs of eval mode, and no
+    dropout. As all keys and values, it does not predict the first label of a loss.
+
+    Args:
+        model: A model with prompts. It gets one more; the others stay.
+        names: The prompts, in order; by default the active ones.
+        name: Name of the new prompt.
+        task: The task of prompts that have tasks.
+
+    Returns:
+        The same model.
+
+    Raises:
+        PromptExistsError: If the name is taken.
+        UnknownPromptError: If a prompt is not there.
+        ValueError: If there is nothing to fold, or a prompt does not have that task.
+        UnsupportedError: If the prompts cannot be one prefix; says why. Nothing is changed.
+    """
+    if not is_attached(model):
+        raise UnsupportedError(
+            f"{type(model).__name__} has no prompts to fold; attach one with zoo.get_method(name)(model)"
+        )
+    host: Prompts = model.prompts  # type: ignore[assignment]
+    combination = host.active if names is None else check_combination(tuple(names), host.keys(), "names")
+    if not combination:
+        raise ValueError("there is nothing to fold: no prompt is active; give their names")
+    host.check_name(name)
+    placements = {part: _plain_placement(host, part, task) for part in combination}
+    is_visible = _always_visible(host, placements)
+    tokens = _causal(model, host, combination, placements) or _per_site(placements)
+    options: dict[str, Any] = {"always_visible": True} if is_visible else {}
+    head = next((host[part].head for part in reversed(combination) if host[part].head is not None), None)
+    folded = plain_prompt(tokens, host.backbone, **options, **({} if head is None else {"train_head": True}))
+    folded = Prompt(folded.loaded, folded.config, folded.learned, copy.deepcopy(head))
+    folded.requires_grad_(any(p.requires_grad for part in combination for p in host[part].parameters()))
+    host.insert(name, folded)
+    host.activate(name)
+    return model
+
+
+def _plain_placement(host: Prompts, name: str, task: int | None) -> Placement:
+    """Place a prompt's plain tokens, those of one task; refuse tokens that do not share the text's softmax."""
+    prompt = host[name]
+    tokens = prompt.merged_tokens(host.backbone)
+    if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3:
+        if task is None:
+            raise UnsupportedError(
+                f"prompt {name!r} has {tokens.embeddings.shape[0]} tasks and a prefix holds one; choose it with task=…"
+            )
+        tokens = one_task(tokens, task, name)
+    if isinstance(tokens, LayerTokens) and any(site.gates is not None for site in tokens.sites.values()):
+        raise UnsupportedError(
+            f"prompt {name!r} has gated tokens, which have a softmax of their own and so are no prefix; leave it out"
+        )
+    if isinstance(tokens, InputTokens) and host.backbone.family != "causal":
+        raise UnsupportedError(
+            f"prompt {name!r} is at the input of a bidirectional encoder, where virtual tokens see the text and so "
+            "have no keys and values of their own; fold prompts of keys and values only"
+        )
+    arguments = {"config": prompt.config, "parameters": prompt.learned, "tokens": tokens, "backbone": host.backbone}
+    placement: Placement = prompt.loaded.call("inject", **arguments)
+    return placement
+
+
+def _always_visible(host: Prompts, placements: dict[str, Placement]) -> bool:
+    """Say whether the fold stays in sight of windows; refuse if only a part of it would."""
+    if not any(shape.window for shapes in host.backbone.layers.values() for shape in shapes):
+        return False
+    kinds = {placement.always_visible for placement in placements.values()}
+    if len(kinds) > 1:
+        visible = next(name for name, placement in placements.items() if placement.always_visible)
+        raise UnsupportedError(
+            f"prompt {visible!r} has always_visible=True and others of the combination slide out of the model's "
+            "windows; one prefix does one or the other; fold them apart"
+        )
+    return kinds.pop()
+
+
+def _causal(
+    model: Any, host: Prompts, combination: Combination, placements: dict[str, Placement]
+) -> LayerTokens | None:
+    if host.backbone.family != "causal":
+        return None
+    [stack] = model._softprompt_stacks.values()
+    if not host.backbone.layers:
+        raise UnsupportedError(f"keys and values cannot be reached in this model: {stack.problem}")
+    call = Call(Selection((combination,), None), placements, is_training=False)
+    with trial([stack.module], lambda implementation: implementation):
+        [entry] = causal_prefix(stack, call).entries
+    return LayerTokens({stack.name: _site(entry)})  # type: ignore[arg-type]
+
+
+def _per_site(placements: dict[str, Placement]) -> LayerTokens:
+    names = list(dict.fromkeys(site for placement in placements.values() for site in placement.tokens.sites))  # type: ignore[union-attr]
+    entries = {site: join([Entry.of(placement, site) for placement in placements.values()]) for site in names}
+    counts = {site: entry.length for site, entry in entries.items() if entry is not None}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{count} at {site!r}" for site, count in counts.items())
+        raise UnsupportedError(
+            f"the prompts have {found}; a prefix has as many tokens at every site; fold prompts of the same sites"
+        )
+    return LayerTokens({site: _site(entry) for site, entry in entries.items() if entry is not None})
+
+
+def _site(entry: Entry) -> SiteTokens:
+    keys, values = ([layer.detach().clone() for layer in kind] for kind in (entry.keys, entry.values))
+    return SiteTokens(tuple(keys), tuple(values))

@@ -1,0 +1,145 @@
+"""Checkpoints with a prompt in their vocabulary: what says which tokens are the prompt, both ways.
+
+The model's and tokenizer's own files are transformers' business; here is the index beside them, which
+names the tokens, the template that puts them in front of a chat, and the way back.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.formats.files import read_json, write_json
+
+FORMAT_VERSION = 1
+INDEX_FILE = "soft_tokens.json"
+TENSOR_FILE = "model.safetensors"
+SHARDS_FILE = "model.safetensors.index.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Which tokens of a checkpoint are prompts."""
+
+    tensor: str
+    """Name of the embedding table in the checkpoint."""
+    scale: float
+    """What the model multiplies the table's rows by."""
+    active: tuple[str, ...]
+    """The prompts that the chat template puts in front by default, in order."""
+    in_front: str | None
+    """What to write in front of a plain text for these; `None` if no string gives the right ids."""
+    add_special_tokens: bool
+    """What to tell the tokenizer of such a text: `False` if the special tokens are in `in_front` already."""
+    prompts: Mapping[str, Mapping[str, Any]]
+    """By name: `ids`, `tokens`, and `in_front` for that prompt alone."""
+
+
+def token_names(prompt: str, count: int) -> list[str]:
+    """Name the tokens of a prompt."""
+    return [f"<|soft_{prompt}_{number}|>" for number in range(count)]
+
+
+def chat_template(template: str, tokens: Mapping[str, str], default: str) -> str:
+    """Put a prompt in front of a chat template.
+
+    Args:
+        template: The template.
+        tokens: By the prompt's name, its tokens as one string.
+        default: The string where the caller names no prompt.
+
+    Returns:
+        The template with a variable `soft_prompt` more: the name of a prompt, or `none`.
+    """
+    choices = json.dumps(dict(tokens))  # names and tokens are plain ASCII, so this is a literal of Jinja, too
+    names = ", ".join(tokens)
+    return (
+        f"{{%- set soft_prompts = {choices} -%}}"
+        f"{{%- if soft_prompt is not defined -%}}{{{{- {json.dumps(default)} -}}}}"
+        "{%- elif soft_prompt is none -%}"
+        "{%- elif soft_prompt in soft_prompts -%}{{- soft_prompts[soft_prompt] -}}"
+        f"{{%- else -%}}{{{{- raise_exception('unknown soft_prompt; this model has {names}') -}}}}"
+        # Not "-%}": a template may begin with blanks of its own. The line break goes with the block.
+        "{%- endif %}\n" + template
+    )
+
+
+def write_index(directory: Path, index: Index) -> None:
+    """Write the index beside a checkpoint."""
+    write_json(directory / INDEX_FILE, {"format": FORMAT_VERSION, **dataclasses.asdict(index)})
+
+
+def is_vocabulary(directory: Path) -> bool:
+    """Say whether a directory has the index."""
+    return (directory / INDEX_FILE).is_file()
+
+
+def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Take the prompts out of a checkpoint.
+
+    Args:
+        directory: The checkpoint.
+
+    Returns:
+        By name the embeddings `(tokens, hidden)` as the model's embedding module gives them, in the dtype of the
+        checkpoint; and the names of the active ones.
+
+    Raises:
+        CheckpointError: If a file is missing, corrupt, or of a later format.
+    """
+    path = directory / INDEX_FILE
+    content = read_json(path)
+    version = content.pop("format", None)
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {version!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo"
+        )
+    try:
+        index = Index(**content)
+        ids = {name: [int(token) for token in prompt["ids"]] for name, prompt in index.prompts.items()}
+        active = tuple(index.active)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is corrupt ({error}); export the prompt again") from error
+    rows = {name: _rows(directory, index.tensor, own) for name, own in ids.items()}
+    return {name: (own * index.scale).to(own.dtype) for name, own in rows.items()}, active
+
+
+def table_rows(directory: Path, tensor: str) -> int:
+    """Return how many rows a table of a checkpoint has.
+
+    Raises:
+        CheckpointError: If it is not there.
+    """
+    with _open(directory, tensor) as file:
+        return int(file.get_slice(tensor).get_shape()[0])
+
+
+def _rows(directory: Path, tensor: str, ids: Sequence[int]) -> Tensor:
+    with _open(directory, tensor) as file:
+        table = file.get_slice(tensor)
+        count = table.get_shape()[0]
+        if not ids or min(ids) < 0 or max(ids) >= count:
+            raise CheckpointError(f"{directory / INDEX_FILE} names the ids {list(ids)}; {tensor!r} has {count} rows")
+        first = min(ids)
+        rows: Tensor = table[first : max(ids) + 1]
+        return rows[[token - first for token in ids]]
+
+
+def _open(directory: Path, tensor: str) -> Any:
+    path = directory / TENSOR_FILE
+    if not path.is_file():
+        where = read_json(directory / SHARDS_FILE).get("weight_map", {})
+        path = directory / str(where.get(tensor, TENSOR_FILE))
+    try:
+        file = safe_open(path, framework="pt")
+        found = tensor in file.keys()  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is missing, truncated or no safetensors file ({error})") from error
+    if not found:
+        raise CheckpointError(f"{path} has no tensor {tensor!r}, which {INDEX_FILE} names; export the prompt again")
+    return file
