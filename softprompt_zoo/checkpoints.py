@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.config import check_not_negative
 from softprompt_zoo.discovery import OWN_DISTRIBUTION
 from softprompt_zoo.errors import (
     BackboneMismatchError,
@@ -107,6 +108,11 @@ def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int 
             "name one with name=…"
         )
     prompt = host[name or host.active[0]]
+    if prompt.weight != 1.0:
+        raise UnsupportedError(
+            f"PEFT cannot hold a prompt's weight, and {name or host.active[0]!r} has {prompt.weight}; set it to 1 with "
+            "model.prompts.set_weight, or keep the prompt in our own format"
+        )
     arguments: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "backbone": host.backbone}
     task = _task_type(host)
     with torch.no_grad():
@@ -148,6 +154,7 @@ def _restore(
     where = f"prompt {name!r} in {directory}"
     try:
         config = method.config_class.from_options(record.config)
+        check_not_negative("weight", record.weight)
         if record.is_merged:
             start = "learned.tensors."
             plain = {key.removeprefix(start): t.to(backbone.device) for key, t in tensors.items() if start in key}
@@ -164,6 +171,7 @@ def _restore(
         wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))[0]
         raise CheckpointError(f"{where}: tensor {wrong!r} has shape {found.get(wrong)}; expected {expected.get(wrong)}")
     prompt.load_state_dict(tensors)
+    prompt.weight = record.weight
     return prompt
 
 
@@ -278,7 +286,8 @@ def _short(value: Any) -> str:
 
 def _record(prompt: Prompt) -> native.Record:
     method = prompt.loaded
-    return native.Record(method.name, method.distribution, method.version, prompt.is_merged, prompt.config.to_dict())
+    options = prompt.config.to_dict()
+    return native.Record(method.name, method.distribution, method.version, prompt.is_merged, options, prompt.weight)
 
 
 def _task_type(host: "Prompts") -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone, Stack
+from softprompt_zoo.config import check_not_negative
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError, UnsupportedError
 from softprompt_zoo.optimizer_steps import watch
 from softprompt_zoo.prompt import Prompt
@@ -202,6 +203,30 @@ class Prompts(nn.Module):
             ValueError: If one stands twice.
         """
         self._active = check_combination(names, self.keys(), "the names to activate")
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """Weigh a prompt against the text and against other prompts; it is saved with the prompt.
+
+        Args:
+            name: Its name.
+            weight: Factor on the share of attention that its tokens get, before all shares are brought to a sum of
+                one: 1 as trained, 0 unseen (the positions stay). A gate is multiplied by it.
+
+        Raises:
+            UnknownPromptError: If there is none of that name.
+            ValueError: If the weight is no number from 0 on.
+            UnsupportedError: If the model leaves no place for weights. The weight is as before.
+        """
+        prompt = self[name]
+        check_not_negative(f"the weight of prompt {name!r}", weight)
+        before, prompt.weight = prompt.weight, float(weight)
+        try:
+            with torch.no_grad():
+                prompt.place(self.backbone)
+        except Exception:
+            prompt.weight = before
+            raise
+        self._forget()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Split what is trained into an optimizer's groups, with the rates that each method asks for.

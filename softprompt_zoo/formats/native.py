@@ -36,6 +36,8 @@ class Record:
     """Whether the tensors are plain tokens."""
     config: dict[str, Any]
     """The method's config."""
+    weight: float = 1.0
+    """Factor on its share of attention."""
 
 
 @dataclasses.dataclass(frozen=True)
