@@ -58,6 +58,12 @@ RECIPE = Recipe(
     source="the best of 1e-2, 3e-2 and 1e-1 on tweets and products with SmolLM2-135M, 20 tokens "
     "(benchmarks/recipes.py); the paper has 0.3 for T5-base",
 )
+ADAPTATION_RECIPE = Recipe(
+    learning_rate=1e-2,
+    steps=20,
+    source="not searched yet",
+)
+"""For a prompt that starts from another one (`init`) and sees few examples: it is close, and learns them by heart."""
 FACTOR_INITS = ("identity", "normal")
 SOURCE_TASKS = ("average", "shared", "each")
 DEVIATION = 0.02
