@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo import adapters
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import check_not_negative
 from softprompt_zoo.discovery import OWN_DISTRIBUTION
@@ -42,29 +43,36 @@ TASKS = {
 """Ending of a transformers class to PEFT's name of the task; others are feature extraction to PEFT."""
 
 
-def save(host: "Prompts", directory: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
+def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
     """Save prompts, ours always and PEFT's files where PEFT can express the active prompt.
 
     Args:
-        host: The model's prompts.
+        model: The model; PEFT adapters on it are saved along, each in a folder of its own.
         directory: Where to; made if missing. Other files in it are left alone.
         state_dict: The model's state, where the caller gathered it from several devices.
 
     Raises:
         CheckpointError: If the place is a file.
     """
+    host: Prompts = model.prompts
     path = _directory(directory)
+    adapted = dict(adapters.parameters(model))
     if state_dict is None:
-        tensors = {native.KEY_PREFIX + key: tensor for key, tensor in host.state_dict().items()}
+        tensors = {native.KEY_PREFIX + key: tensor for key, tensor in host.state_dict().items()} | adapted
     else:
-        tensors = {key: tensor for key, tensor in state_dict.items() if key.startswith(native.KEY_PREFIX)}
+        is_ours = {key: key.startswith(native.KEY_PREFIX) or key in adapted for key in state_dict}
+        tensors = {key: tensor for key, tensor in state_dict.items() if is_ours[key]}
     records = {name: _record(prompt) for name, prompt in host.items()}
+    found = adapters.collect(model, state_dict)
     try:
+        if found:
+            raise UnsupportedError("PEFT's prompt files have no place for the adapters under the prompt")
         write_peft(host, path, None)
     except UnsupportedError:
         if native.is_native(path):
             peft.remove(path)  # ours, of a prompt that was here before
-    native.write(path, native.Index(host.backbone.sizes(), host.active, records), tensors)
+    folders = adapters.write(path, found)
+    native.write(path, native.Index(host.backbone.sizes(), host.active, records, folders), tensors)
 
 
 def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
@@ -87,6 +95,21 @@ def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
     raise CheckpointError(
         f"{directory} has neither {native.INDEX_FILE} nor {peft.CONFIG_FILE}; it holds no saved prompt"
     )
+
+
+def read_adapters(directory: Path) -> dict[str, adapters.Adapter]:
+    """Read the PEFT adapters that were on the model when prompts were saved.
+
+    Args:
+        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+
+    Returns:
+        The adapters by name.
+
+    Raises:
+        CheckpointError: If one is missing or corrupt.
+    """
+    return adapters.read(directory, native.read(directory)[0].adapters) if native.is_native(directory) else {}
 
 
 def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int | None = None) -> None:

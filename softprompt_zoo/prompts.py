@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo import adapters
 from softprompt_zoo.backbone import Backbone, Stack
 from softprompt_zoo.config import check_not_negative
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError, UnsupportedError
@@ -311,7 +312,9 @@ class Prompts(nn.Module):
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or call.is_training or not has_pass:
             return causal_prefix(stack, call)
         key = call.selection.combinations
-        weights = None if is_decoding else [(p.data_ptr(), p._version) for p in stack.module.parameters()]
+        weights: Any = None
+        if not is_decoding:
+            weights = [(p.data_ptr(), p._version) for p in stack.module.parameters()], adapters.state(stack.module)
         kept = self._kept.get(key)
         if kept is not None:
             is_same = all(a is b for a, b in zip(kept[0], placements, strict=True))
