@@ -40,6 +40,7 @@ from self_study import STUDY, make_study, train_on_study
 from softprompt_zoo.config import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import Example, demo_data, read_examples
+from softprompt_zoo.methods import multitask_prompt_tuning
 from softprompt_zoo.training.base import with_tokenizer
 from softprompt_zoo.training.data import IGNORED, Collator, Row
 
@@ -153,8 +154,11 @@ class Bench:
         smaller: dict[str, Any] = {
             name: min(getattr(own, name), most) for name, most in SMALLER.get(method, {}).items()
         }
-        own = dataclasses.replace(own, **smaller)
-        return dataclasses.replace(own, steps=self.settings.steps) if self.settings.steps else own
+        return self.shortened(dataclasses.replace(own, **smaller))
+
+    def shortened(self, recipe: Recipe) -> Recipe:
+        """Return a recipe, with fewer steps where the command was told so."""
+        return dataclasses.replace(recipe, steps=self.settings.steps) if self.settings.steps else recipe
 
     def attach(self, method: str, seed: int, tokenizer: Any, **options: Any) -> Any:
         """Load the language model and put a new prompt on it."""
@@ -252,9 +256,17 @@ class Bench:
         Trainer(model, self.recipe(method)).fit(rows, collate, seed, "sources")
         return model
 
+    def adapted(self, source: Any, few: list[Row], recipe: Recipe | None, seed: int, tokenizer: Any) -> Any:
+        """Start a multitask prompt of one task from a source's, and train it with the recipe if there is one."""
+        model = self.attach("multitask_prompt_tuning", seed, tokenizer, num_tasks=1, init=source.prompts["default"])
+        if recipe is not None:
+            collate = _with_tasks(Collator(tokenizer.pad_token_id, is_encoder_decoder=False))
+            Trainer(model, recipe).fit([(row, 0) for row in few], collate, seed, f"{len(few)} films, adapted")
+        return model
+
     def multitask(self, seed: int) -> Result:
         """Train a multitask prompt on two sources, adapt it to films, and beside it prompts from scratch."""
-        method, scratch = "multitask_prompt_tuning", "prompt_tuning"
+        scratch = "prompt_tuning"
         tokenizer = self.tokenizer()
         labels = self.labels(tokenizer)
         collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
@@ -264,9 +276,7 @@ class Bench:
         found: Result = {}
         for count in FEW:
             few = labels.rows(balanced(self.rows(FILMS, "train"), count, seed))
-            model = self.attach(method, seed, tokenizer, num_tasks=1, init=source.prompts["default"])
-            trainer = Trainer(model, self.recipe(method))
-            trainer.fit([(row, 0) for row in few], _with_tasks(collate), seed, f"{count} films, adapted")
+            model = self.adapted(source, few, self.shortened(adaptation_recipe()), seed, tokenizer)
             found |= _prefixed(f"adapted_{count}", labels.measure(model, test, task_ids=no_task))
             model = self.attach(scratch, seed, tokenizer)
             Trainer(model, self.recipe(scratch)).fit(few, collate, seed, f"{count} films, scratch")
@@ -293,6 +303,11 @@ class Bench:
             return train_on_study(model, self.tokenizer(), study, settings.text_tokens, share, recipe, seed)
 
         return measure
+
+
+def adaptation_recipe() -> Recipe:
+    """Return what a multitask prompt that starts from another one is trained with."""
+    return multitask_prompt_tuning.ADAPTATION_RECIPE
 
 
 def has_head(model: Any) -> bool:
@@ -360,7 +375,13 @@ def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experimen
             name="multitask",
             methods=("multitask_prompt_tuning",),
             measure=bench.multitask,
-            options=options("multitask_prompt_tuning", "prompt_tuning", data=[FILMS, *SOURCES], few=FEW),
+            options=options(
+                "multitask_prompt_tuning",
+                "prompt_tuning",
+                data=[FILMS, *SOURCES],
+                few=FEW,
+                adaptation=dataclasses.asdict(adaptation_recipe()),
+            ),
             **shared,
         ),
         Experiment(

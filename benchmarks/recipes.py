@@ -17,7 +17,7 @@ import torch
 
 import methods
 from common import Trainer, balanced, markdown, versions, write
-from methods import FILMS, SHOTS, SOURCES, context_rows
+from methods import FILMS, SHOTS, SOURCES, adaptation_recipe, context_rows
 from runner import Experiment, Result, Runner, command, recipe_of
 from softprompt_zoo.config import Recipe
 from softprompt_zoo.examples import Example, read_examples
@@ -34,6 +34,9 @@ GRID: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "cpt": (FEW, (1e-4, 1e-3, 1e-2)),
 }
 """Method to what its runs have in common and to the rates that are tried."""
+TRANSFER = "multitask_prompt_tuning"
+ADAPTATIONS = {16: ((1e-2, 20), (3e-3, 20), (3e-3, 60)), 64: ((1e-2, 20), (3e-3, 20), (3e-3, 60))}
+"""Number of films to rates and steps that are tried to adapt a multitask prompt to them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,23 @@ class Bench(methods.Bench):
         Trainer(model, self.recipe("cpt")).fit(context_rows(model, tokenizer, examples), collate, seed, "cpt")
         return self.labels(tokenizer).measure(model, context_rows(model, tokenizer, self.rows(FILMS, "test")))
 
+    def adaptation(self, seed: int) -> Result:
+        """Train a multitask prompt on its sources, and adapt it to a few films with every recipe that is tried."""
+        tokenizer = self.tokenizer()
+        labels = self.labels(tokenizer)
+        source = self.source_model(seed, tokenizer)
+        test = labels.rows(self.rows(FILMS, "test"))
+        found: Result = {}
+        for count, tried in ADAPTATIONS.items():
+            few = labels.rows(balanced(self.rows(FILMS, "train"), count, seed))
+            for rate, steps in ((0.0, 0), *tried):
+                recipe = Recipe(**{**SHORT, "steps": self.settings.steps or steps}, learning_rate=rate or 1.0)
+                model = self.adapted(source, few, recipe if steps else None, seed, tokenizer)
+                no_task = torch.zeros(len(test), dtype=torch.long)
+                measured = labels.measure(model, test, task_ids=no_task)
+                found |= {f"{key}_{count}_{rate:g}_{steps}": value for key, value in measured.items()}
+        return found
+
     def sources(self, seed: int) -> Result:
         """Train a multitask prompt on its sources and measure it there, each row with its task."""
         tokenizer = self.tokenizer()
@@ -112,6 +132,18 @@ def experiments(bench: Bench) -> list[Experiment]:
         )
         for method in GRID
         for recipe in recipes(method, bench.settings)
+    ] + [
+        Experiment(
+            name="adaptation",
+            methods=(TRANSFER,),
+            measure=bench.adaptation,
+            options=lambda: {
+                "recipe": dataclasses.asdict(recipe_of(TRANSFER, 0)),
+                "tried": ADAPTATIONS,
+                "data": data,
+            },
+            seeds=bench.settings.seeds,
+        )
     ]
 
 
@@ -129,6 +161,13 @@ def table(runner: Runner, settings: Settings) -> str:
             found = [_mean(results, key) for key in ("loss", "accuracy")] if results else [problem, "-"]
             now = "" if runner.missing(name) else f"{recipe_of(method, 0).learning_rate:g}"
             lines.append((method, f"{recipe.learning_rate:g}", str(recipe.steps), str(recipe.batch_size), *found, now))
+    results = runner.results("adaptation")
+    for count, tried in ADAPTATIONS.items():
+        for rate, steps in ((0.0, 0), *tried) if results else ():
+            found = [_mean(results, f"{key}_{count}_{rate:g}_{steps}") for key in ("loss", "accuracy")]
+            title = f"{TRANSFER}, adapted to {count} films" if steps else f"{TRANSFER}, before it is adapted"
+            now = f"{adaptation_recipe().learning_rate:g}"
+            lines.append((title, f"{rate:g}", str(steps), str(SHORT["batch_size"]), *found, now))
     note = (
         f"Means over {settings.rows} rows of each training file that are not trained on: of films, for "
         f"multitask_prompt_tuning of its sources; cpt learns from {SHOTS} examples. Nats; {settings.dtype}, but "

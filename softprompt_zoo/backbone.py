@@ -169,8 +169,8 @@ def find_stacks(model: PreTrainedModel) -> tuple[str, dict[str, Stack]]:
     """
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedError(
-            f"cannot attach a prompt to {type(model).__name__}; expected a transformers PreTrainedModel "
-            "(of a PEFT model, attach to the model inside: get_base_model())"
+            f"cannot attach a prompt to {type(model).__name__}; expected a transformers PreTrainedModel, "
+            "or a PeftModel around one"
         )
     if model.config.is_encoder_decoder:
         modules = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}

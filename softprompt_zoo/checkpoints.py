@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo import adapters
 from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.config import check_not_negative
 from softprompt_zoo.discovery import OWN_DISTRIBUTION
 from softprompt_zoo.errors import (
     BackboneMismatchError,
@@ -41,29 +43,36 @@ TASKS = {
 """Ending of a transformers class to PEFT's name of the task; others are feature extraction to PEFT."""
 
 
-def save(host: "Prompts", directory: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
+def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
     """Save prompts, ours always and PEFT's files where PEFT can express the active prompt.
 
     Args:
-        host: The model's prompts.
+        model: The model; PEFT adapters on it are saved along, each in a folder of its own.
         directory: Where to; made if missing. Other files in it are left alone.
         state_dict: The model's state, where the caller gathered it from several devices.
 
     Raises:
         CheckpointError: If the place is a file.
     """
+    host: Prompts = model.prompts
     path = _directory(directory)
+    adapted = dict(adapters.parameters(model))
     if state_dict is None:
-        tensors = {native.KEY_PREFIX + key: tensor for key, tensor in host.state_dict().items()}
+        tensors = {native.KEY_PREFIX + key: tensor for key, tensor in host.state_dict().items()} | adapted
     else:
-        tensors = {key: tensor for key, tensor in state_dict.items() if key.startswith(native.KEY_PREFIX)}
+        is_ours = {key: key.startswith(native.KEY_PREFIX) or key in adapted for key in state_dict}
+        tensors = {key: tensor for key, tensor in state_dict.items() if is_ours[key]}
     records = {name: _record(prompt) for name, prompt in host.items()}
+    found = adapters.collect(model, state_dict)
     try:
+        if found:
+            raise UnsupportedError("PEFT's prompt files have no place for the adapters under the prompt")
         write_peft(host, path, None)
     except UnsupportedError:
         if native.is_native(path):
             peft.remove(path)  # ours, of a prompt that was here before
-    native.write(path, native.Index(host.backbone.sizes(), host.active, records), tensors)
+    folders = adapters.write(path, found)
+    native.write(path, native.Index(host.backbone.sizes(), host.active, records, folders), tensors)
 
 
 def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
@@ -117,6 +126,21 @@ def plain_prompt(tokens: VirtualTokens, backbone: Backbone, **options: Any) -> P
     return prompt
 
 
+def read_adapters(directory: Path) -> dict[str, adapters.Adapter]:
+    """Read the PEFT adapters that were on the model when prompts were saved.
+
+    Args:
+        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+
+    Returns:
+        The adapters by name.
+
+    Raises:
+        CheckpointError: If one is missing or corrupt.
+    """
+    return adapters.read(directory, native.read(directory)[0].adapters) if native.is_native(directory) else {}
+
+
 def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int | None = None) -> None:
     """Write one prompt as a PEFT adapter.
 
@@ -136,6 +160,11 @@ def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int 
             "name one with name=…, or make them one with zoo.fold"
         )
     prompt = host[name or host.active[0]]
+    if prompt.weight != 1.0:
+        raise UnsupportedError(
+            f"PEFT cannot hold a prompt's weight, and {name or host.active[0]!r} has {prompt.weight}; set it to 1 with "
+            "model.prompts.set_weight, or keep the prompt in our own format"
+        )
     arguments: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "backbone": host.backbone}
     task = _task_type(host)
     with torch.no_grad():
@@ -199,6 +228,7 @@ def _restore(
     where = f"prompt {name!r} in {directory}"
     try:
         config = method.config_class.from_options(record.config)
+        check_not_negative("weight", record.weight)
         if record.is_merged:
             start = "learned.tensors."
             plain = {key.removeprefix(start): t.to(backbone.device) for key, t in tensors.items() if start in key}
@@ -215,6 +245,7 @@ def _restore(
         wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))[0]
         raise CheckpointError(f"{where}: tensor {wrong!r} has shape {found.get(wrong)}; expected {expected.get(wrong)}")
     prompt.load_state_dict(tensors)
+    prompt.weight = record.weight
     return prompt
 
 
@@ -329,7 +360,8 @@ def _short(value: Any) -> str:
 
 def _record(prompt: Prompt) -> native.Record:
     method = prompt.loaded
-    return native.Record(method.name, method.distribution, method.version, prompt.is_merged, prompt.config.to_dict())
+    options = prompt.config.to_dict()
+    return native.Record(method.name, method.distribution, method.version, prompt.is_merged, options, prompt.weight)
 
 
 def _task_type(host: "Prompts") -> str:

@@ -169,11 +169,12 @@ def combine(*methods: "str | Method") -> Combination:
 
 def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreTrainedModel":
     """Attach a prompt of each method, all or none, and activate exactly these."""
+    from softprompt_zoo.adapters import model_inside
     from softprompt_zoo.model import attach, inspect_backbone, is_attached
     from softprompt_zoo.prompts import Prompts, make_prompt
 
     if is_attached(model):
-        host: Any = model.prompts
+        host: Any = model_inside(model).prompts
         for name in methods:
             host.check_name(name)
         made = {name: make_prompt(method._loaded, method.options, host.backbone) for name, method in methods.items()}

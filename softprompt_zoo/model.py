@@ -11,24 +11,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from softprompt_zoo import losses
+from softprompt_zoo import adapters
 from softprompt_zoo.backbone import KEYWORD, Backbone, Stack, attention_configs, find_stacks, max_positions
 from softprompt_zoo.checkpoints import save
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.first_label import wants_first_label, with_first_label
+from softprompt_zoo.forward import check_rows, prompted_forward
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
-from softprompt_zoo.sites.arrange import Call, select
+from softprompt_zoo.sites.arrange import select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.cache_view import reach_through_cache
 from softprompt_zoo.sites.carried import adopt, release, run
-from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.projections import Projector
 from softprompt_zoo.sites.slots import check_slots
-from softprompt_zoo.sites.stack import bind, cut_output, returns_dict, unbind
+from softprompt_zoo.sites.stack import bind, cut_output, unbind
 from softprompt_zoo.sites.task_heads import find_head, with_heads
 from softprompt_zoo.sites.tasks import check_task_ids, check_task_rows
-from softprompt_zoo.sites.views import hand_over
 from softprompt_zoo.sites.words import embed, keys_values, mark_sites, unmark_sites
 
 NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
@@ -67,7 +65,7 @@ class PromptedModel:
             combinations = [selection.combinations[row] for row in rows]
             if isinstance(inputs, Tensor):
                 combinations = combinations * inputs.shape[0] if selection.rows is None else combinations
-                _check_rows(len(combinations), inputs.shape[0])
+                check_rows(len(combinations), inputs.shape[0])
         if soft_slots is not None and isinstance(inputs, Tensor):
             check_slots(soft_slots, *inputs.shape[:2])
         generation = Generation(self.prompts, combinations, task_ids, soft_slots)
@@ -110,7 +108,7 @@ class PromptedModel:
         if push_to_hub:
             raise UnsupportedError("save_pretrained(push_to_hub=True) is not supported; call model.push_to_hub(name)")
         if is_main_process:
-            save(self.prompts, save_directory, state_dict)
+            save(self, save_directory, state_dict)
 
     def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:  # noqa: D102
         configs = attention_configs(self)  # type: ignore[arg-type]
@@ -126,8 +124,10 @@ class PromptedModel:
 
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
-        """What a checkpoint leaves out on purpose: all but the prompts. `Trainer` reads it when it resumes."""
-        return [key for key in self.state_dict() if not key.startswith("prompts.")]  # type: ignore[attr-defined]
+        """What a checkpoint leaves out on purpose: all but prompts and adapters. `Trainer` reads it when it resumes."""
+        adapted = {name for name, _ in adapters.parameters(self)}  # type: ignore[arg-type]
+        keys = self.state_dict()  # type: ignore[attr-defined]
+        return [key for key in keys if not key.startswith("prompts.") and key not in adapted]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Pickle would look the class up by its name and find the user's.
@@ -135,8 +135,8 @@ class PromptedModel:
 
 
 def is_attached(model: object) -> bool:
-    """Say whether a model has prompts."""
-    return isinstance(model, PromptedModel)
+    """Say whether a model, or the model inside a `PeftModel`, has prompts."""
+    return isinstance(adapters.model_inside(model), PromptedModel)
 
 
 def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
@@ -151,6 +151,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     Raises:
         UnsupportedError: If no prompt can be attached to it.
     """
+    model = adapters.model_inside(model)
     family, stacks = _reached(*find_stacks(model))
     for stack in stacks.values():
         if stack.problem is not None and not stack.takes_real_positions:
@@ -201,11 +202,13 @@ def attach(
     """Freeze a model and put prompts into it; the first step that changes it, and it cannot fail halfway.
 
     Args:
-        model: The user's model. Changed in place.
+        model: The user's model, or a `PeftModel` around it. Changed in place; PEFT's adapters train on.
         backbone: From `inspect_backbone`.
         stacks: From `inspect_backbone`.
         prompts: Ready prompts by name; all are activated, in order.
     """
+    adapters.wrap(model)
+    model = adapters.model_inside(model)
     host = Prompts(backbone, type(model).__name__, getattr(model.config, "_name_or_path", None) or None)
     host.train(model.training)
     for name, prompt in prompts.items():
@@ -214,7 +217,10 @@ def attach(
     prompted: Any = model
     prompted._softprompt_required_grad = [name for name, p in model.named_parameters() if p.requires_grad]
     prompted._softprompt_stacks = dict(stacks)
-    model.requires_grad_(False)
+    adapted = {name for name, _ in adapters.parameters(model)}
+    for name, parameter in model.named_parameters():
+        if name not in adapted:
+            parameter.requires_grad_(False)
     _prompt_implementation(stacks)
     for stack in stacks.values():
         mark_sites(stack)
@@ -238,6 +244,8 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UnsupportedError: If it has no prompts.
     """
+    given: Any = model
+    model = adapters.model_inside(given)
     if not isinstance(model, PromptedModel):
         raise UnsupportedError(
             f"{type(model).__name__} has no prompts to detach; attach one with zoo.get_method(name)(model)"
@@ -259,7 +267,8 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     # Two models may share one config object; the other one's prompts still need our attention function.
     shared = {id(config) for other in _ATTACHED for config in attention_configs(other)}
     _restore_implementation([config for config in attention_configs(model) if id(config) not in shared])
-    return model
+    adapters.unwrap(given)
+    return given
 
 
 def _prompt_implementation(stacks: Mapping[str, Stack]) -> None:
@@ -300,7 +309,7 @@ def _prompted_class(base: Any) -> Any:
             if any(value is not None for value in own.values()):
                 raise UnsupportedError(f"{base.__name__}.forward takes no further keywords; use model.prompts.activate")
             return base.forward(with_heads(self, self.prompts.active_heads(), None), **kwargs)
-        return _forward(self, base, own, kwargs)
+        return prompted_forward(self, base, own, kwargs)
 
     forward.__signature__ = signature.replace(parameters=parameters[:position] + new + parameters[position:])  # type: ignore[attr-defined]
     members = {
@@ -323,71 +332,3 @@ def _prompted_class(base: Any) -> Any:
 def _rebuild(base: Any) -> Any:
     cls = _prompted_class(base)
     return cls.__new__(cls)
-
-
-def _forward(model: Any, base: Any, own: dict[str, Any], kwargs: dict[str, Any]) -> Any:
-    """Build the prompts once for all stacks, and let their methods replace the loss."""
-    past = past_length(kwargs.get("past_key_values"))
-    text = kwargs.get("input_ids")
-    text = kwargs.get("inputs_embeds") if text is None else text
-    own["task_ids"] = check_task_ids(own["task_ids"])
-    if own["task_ids"] is not None and text is not None:
-        check_task_rows(own["task_ids"], text.shape[0])
-    call = model.prompts.resolve(*own.values(), isinstance(past, int) and past > 0)
-    rows = call.selection.rows
-    if rows is not None and text is not None:
-        _check_rows(rows.shape[0], text.shape[0])
-    learners = losses.learners(model.prompts, call, kwargs) if model.training else []
-    if not learners:
-        return _run(model, base, call, kwargs)
-    return _learn(model, base, call, learners, own["task_ids"], kwargs)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _learn(
-    model: Any, base: Any, call: Call, learners: list[str], task_ids: Tensor | None, kwargs: dict[str, Any]
-) -> Any:
-    """Run the forward and let methods replace its loss; not compiled, for they may run the model once more."""
-    output = _run(model, base, call, {**kwargs, "return_dict": True, "output_hidden_states": True})
-    run = functools.partial(_run, model, base)
-    output = losses.replace_loss(model, learners, call, {**kwargs, "task_ids": task_ids}, output, run)
-    return output if returns_dict(model.config, kwargs) else output.to_tuple()
-
-
-def _run(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
-    """Run the model's own forward, and show the user outputs of the length of the input."""
-    if call.is_empty:
-        return _base_forward(model, base, call, kwargs)
-    wants_first = wants_first_label(model, call, kwargs)
-    wants_tuple = not returns_dict(model.config, kwargs)
-    if wants_first:
-        kwargs = with_first_label(call, kwargs)
-    output = _base_forward(model, base, call, {**kwargs, "return_dict": True} if wants_tuple else kwargs)
-    if wants_first:
-        output.logits = output.logits[:, 1:]
-    if (
-        call.layout is not None
-        and model.prompts.backbone.family == "encoder_decoder"
-        and kwargs.get("encoder_outputs") is None
-    ):
-        output = cut_output(None, output, call.layout)
-    return output.to_tuple() if wants_tuple else output
-
-
-def _base_forward(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
-    seen = hand_over(with_heads(model, call.heads, call.selection.rows), model._softprompt_stacks, call)
-    output = base.forward(seen, prompts=call, **kwargs)
-    if not call.was_seen:
-        raise UnsupportedError(
-            f"{base.__name__}.forward does not hand its keywords on, so what the call says of prompts would be "
-            "ignored; use the model inside"
-        )
-    return output
-
-
-def _check_rows(entries: int, rows: int) -> None:
-    if entries != rows:
-        raise ValueError(
-            f"prompts has {entries} entries for a batch of {rows} rows; give one entry per row: a prompt's name, "
-            "a list of names, or None"
-        )

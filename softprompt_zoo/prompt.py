@@ -1,5 +1,6 @@
 """One prompt: a method, what the user chose, and what is trained."""
 
+import dataclasses
 import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from softprompt_zoo.config import MethodConfig
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.tokens import (
+    InputTokens,
     LayerTokens,
     Placement,
     VirtualTokens,
@@ -55,6 +57,8 @@ class Prompt(nn.Module):
         """The method's `Parameters`, or the plain tokens of a merged prompt."""
         self.head = head
         """The task head that is trained along, a copy of the model's; `None` if its rows use the model's own."""
+        self.weight = 1.0
+        """Factor on the share of attention that its tokens get; `model.prompts.set_weight` sets it."""
         self._loaded: LoadedMethod | None = method
         self._host: weakref.ref[Host] | None = None
 
@@ -117,6 +121,9 @@ class Prompt(nn.Module):
         if not isinstance(placement, Placement):
             found = type(placement).__name__
             raise PluginError(f"{method.describe('inject')} returned {found}; expected a softprompt_zoo.Placement")
+        if self.weight != 1.0:
+            placement = dataclasses.replace(placement, weight=placement.weight * self.weight)
+        _check_weight(placement, backbone)
         if backbone.through_cache:
             _check_goes_through_cache(placement, backbone)
         return placement
@@ -157,6 +164,22 @@ class Prompt(nn.Module):
     def extra_repr(self) -> str:
         """Show method and size where torch prints the model."""
         return f"method={self.method!r}, num_virtual_tokens={self.num_virtual_tokens}"
+
+
+def _check_weight(placement: Placement, backbone: Backbone) -> None:
+    """Refuse a weight where the tokens' scores cannot be reached."""
+    if placement.weight == 1.0:
+        return
+    if isinstance(placement.tokens, InputTokens) and backbone.family != "causal":
+        raise UnsupportedError(
+            f"the prompt's weight is {placement.weight}, but at the input embeddings of this model its tokens are real "
+            "positions, which are read like text; give it the weight 1, or use a method that works on keys and values"
+        )
+    if backbone.through_cache:
+        raise UnsupportedError(
+            f"the prompt's weight is {placement.weight}, but this model's attention is reached through its cache only, "
+            "which has no place for weights; give it the weight 1"
+        )
 
 
 def _check_goes_through_cache(placement: Placement, backbone: Backbone) -> None:

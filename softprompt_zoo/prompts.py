@@ -12,25 +12,23 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone, Stack
 from softprompt_zoo.banks.lending import Borrower, Ready
+from softprompt_zoo.config import check_not_negative
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
+from softprompt_zoo.kept_prefixes import KEPT, KeptPrefixes
 from softprompt_zoo.optimizer_steps import watch
 from softprompt_zoo.plain_prompts import check_room, fitting_copy
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.arrange import Call, Combination, check_combination, select
 from softprompt_zoo.sites.input_embeddings import Layout
-from softprompt_zoo.sites.shared_pass import Prefix, causal_prefix
+from softprompt_zoo.sites.shared_pass import Prefix
 from softprompt_zoo.sites.slots import take_slots
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.start_values import initialize, read_folders
-from softprompt_zoo.tokens import InputTokens, Placement, to_tensors
+from softprompt_zoo.tokens import InputTokens, Placement
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
-KEPT_PREFIXES = 64
-"""Combinations whose computed keys and values are kept in eval mode."""
-KEPT_BORROWED_PREFIXES = 4
-"""Those of them in which prompts of a bank stand: there may be very many."""
 
 
 def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Backbone) -> Prompt:
@@ -99,10 +97,10 @@ class Prompts(Borrower, nn.Module):
     def _forget(self) -> None:
         self._placed: dict[str, tuple[Any, Placement]] = {}
         self._tasks: dict[str, tuple[Placement, dict[int, Placement]]] = {}
-        self._kept: dict[tuple[Combination, ...], tuple[list[Placement], list[Tensor], Any, Prefix]] = {}
+        self._kept = KeptPrefixes()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_placed": {}, "_tasks": {}, "_kept": {}, "_lent": {}}
+        return {**self.__dict__, "_placed": {}, "_tasks": {}, "_kept": KeptPrefixes(), "_lent": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -216,6 +214,30 @@ class Prompts(Borrower, nn.Module):
         """
         self._active = check_combination(names, self.keys(), "the names to activate")
 
+    def set_weight(self, name: str, weight: float) -> None:
+        """Weigh a prompt against the text and against other prompts; it is saved with the prompt.
+
+        Args:
+            name: Its name.
+            weight: Factor on the share of attention that its tokens get, before all shares are brought to a sum of
+                one: 1 as trained, 0 unseen (the positions stay). A gate is multiplied by it.
+
+        Raises:
+            UnknownPromptError: If there is none of that name.
+            ValueError: If the weight is no number from 0 on.
+            UnsupportedError: If the model leaves no place for weights. The weight is as before.
+        """
+        prompt = self[name]
+        check_not_negative(f"the weight of prompt {name!r}", weight)
+        before, prompt.weight = prompt.weight, float(weight)
+        try:
+            with torch.no_grad():
+                prompt.place(self.backbone)
+        except Exception:
+            prompt.weight = before
+            raise
+        self._forget()
+
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Split what is trained into an optimizer's groups, with the rates that each method asks for.
 
@@ -302,32 +324,7 @@ class Prompts(Borrower, nn.Module):
         Returns:
             Keys and values per combination.
         """
-        placements = [call.placements[name] for name in call.selection.names]
-        has_pass = any(isinstance(placement.tokens, InputTokens) for placement in placements)
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or call.is_training or not has_pass:
-            return causal_prefix(stack, call)
-        key = call.selection.combinations
-        weights = None if is_decoding else [(p.data_ptr(), p._version) for p in stack.module.parameters()]
-        kept = self._kept.get(key)
-        if kept is not None:
-            is_same = all(a is b for a, b in zip(kept[0], placements, strict=True))
-            if is_decoding and is_same:
-                return kept[3]
-            if not is_decoding and kept[2] == weights and _equal(kept[1], _tensors(placements)):
-                self._kept[key] = (placements, kept[1], weights, kept[3])
-                return kept[3]
-        prefix = causal_prefix(stack, call)
-        copies = [tensor.detach().clone() for tensor in _tensors(placements)]
-        self._kept.pop(key, None)
-        for keys, limit in ((list(self._kept), KEPT_PREFIXES), (self._borrowed(), KEPT_BORROWED_PREFIXES)):
-            for old in keys[: max(0, len(keys) - limit + 1)]:
-                self._kept.pop(old, None)
-        self._kept[key] = (placements, copies, weights, prefix)
-        return prefix
-
-    def _borrowed(self) -> list[tuple[Combination, ...]]:
-        """List the kept combinations in which a prompt of the bank stands."""
-        return [key for key in self._kept if any(name.partition("#")[0] not in self for part in key for name in part)]
+        return self._kept.prefix(stack, call, is_decoding, self.keys())
 
     def keep_layout(self, layout: Layout) -> None:
         """Remember where an encoder's text went, for a `generate` that returns the encoder's states."""
@@ -365,7 +362,7 @@ class Prompts(Borrower, nn.Module):
         # The same object as before, by which a decoding step knows that nothing has changed.
         if self._tasks.get(name, (None,))[0] is not placement:
             self._tasks[name] = (placement, {})
-            while len(self._tasks) > KEPT_PREFIXES:  # a bank's prompts are many
+            while len(self._tasks) > KEPT:  # a bank's prompts are many
                 self._tasks.pop(next(iter(self._tasks)))
         picked = self._tasks[name][1]
         if task not in picked:
@@ -382,13 +379,3 @@ Mapping.register(Prompts)
 def _of_task(placement: Placement, task: int) -> Placement:
     tokens = InputTokens(placement.tokens.embeddings[task])  # type: ignore[union-attr]
     return dataclasses.replace(placement, tokens=tokens)
-
-
-def _tensors(placements: list[Placement]) -> list[Tensor]:
-    return [tensor for placement in placements for tensor in to_tensors(placement.tokens).values()]
-
-
-def _equal(before: list[Tensor], now: list[Tensor]) -> bool:
-    return len(before) == len(now) and all(
-        a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(before, now, strict=True)
-    )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from softprompt_zoo.checkpoints import read_prompts, write_peft
+from softprompt_zoo import adapters
+from softprompt_zoo.checkpoints import read_adapters, read_prompts, write_peft
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.model import attach, inspect_backbone, is_attached
 from softprompt_zoo.prompt import MergedTokens
@@ -24,7 +25,8 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
     """Attach saved prompts to a model and activate those that were active.
 
     Args:
-        base: The model; it may have prompts already. Frozen and changed in place.
+        base: The model, or a `PeftModel`; it may have prompts already. Frozen and changed in place. PEFT adapters that
+            were saved along are put on it; one of the same name that it has gets the saved numbers.
         directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
         trainable: Whether the prompts can be trained on.
 
@@ -41,19 +43,25 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
     if not path.is_dir():
         raise CheckpointError(f"{path} is no folder; expected what save_pretrained wrote, or a PEFT prompt adapter")
     attached = is_attached(base)
-    backbone, stacks = (base.prompts.backbone, {}) if attached else inspect_backbone(base)  # type: ignore[union-attr]
+    model: Any = adapters.model_inside(base)
+    backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)
     prompts, active = read_prompts(path, backbone)
+    adapted = read_adapters(path)
+    adapters.check(model, adapted, path)
     for prompt in prompts.values():
         prompt.requires_grad_(trainable)
+    host: Any = model.prompts if attached else Prompts(backbone)
+    for name in prompts:
+        host.check_name(name)
+    adapters.put(model, adapted, path, trainable)
     if not attached:
+        if adapted:
+            backbone, stacks = inspect_backbone(base)  # some of its layers are others now
         attach(base, backbone, stacks, prompts)
     else:
-        host: Any = base.prompts
-        for name in prompts:
-            host.check_name(name)
         for name, prompt in prompts.items():
             host.insert(name, prompt)
-    base.prompts.activate(*active)  # type: ignore[union-attr,operator]
+    model.prompts.activate(*active)
     return base
 
 
@@ -146,5 +154,5 @@ def prompts_of(model: PreTrainedModel, action: str) -> Prompts:
         raise UnsupportedError(
             f"{type(model).__name__} has no prompts to {action}; attach one with zoo.get_method(name)(model)"
         )
-    host: Prompts = model.prompts  # type: ignore[assignment]
+    host: Prompts = adapters.model_inside(model).prompts
     return host

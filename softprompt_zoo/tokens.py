@@ -62,6 +62,9 @@ class Placement:
     """Probability that an element of a key or value is zeroed, per row, while training."""
     always_visible: bool = False
     """Whether the tokens stay visible in a sliding window that has moved past them."""
+    weight: float = 1.0
+    """Factor on the share of attention that the tokens get, before all shares are brought to a sum of one; a gate is
+    multiplied by it. The host multiplies it by the weight that the user gives the prompt."""
 
 
 def flatten_layers(tokens: SiteTokens) -> Tensor:

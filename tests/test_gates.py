@@ -205,6 +205,18 @@ def test_a_closed_gate_is_the_base_model_bit_for_bit(architecture, implementatio
     assert not torch.allclose(subject.logits(ids, mask), expected, atol=1e-2)
 
 
+def test_a_weight_multiplies_the_gate():
+    model = attach()
+    ids = random_text(9, 1)
+    with torch.no_grad():
+        open_gates(model, 0.8)
+        expected = model(input_ids=ids).logits
+        open_gates(model, 0.4)
+        assert (model(input_ids=ids).logits - expected).abs().max() > 1e-3
+        model.prompts.set_weight("default", 2)
+        assert_equal(model(input_ids=ids).logits, expected, "half the gate, twice the weight")
+
+
 def test_gated_tokens_take_up_no_positions():
     """A text of all 64 positions of the table still fits, and stands where it stood."""
     text = random_text(64, 1)

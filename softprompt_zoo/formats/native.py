@@ -36,6 +36,8 @@ class Record:
     """Whether the tensors are plain tokens."""
     config: dict[str, Any]
     """The method's config."""
+    weight: float = 1.0
+    """Factor on its share of attention."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Index:
     """Names of the active prompts, in order."""
     prompts: dict[str, Record]
     """Prompts by name, in the order they were added."""
+    adapters: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Folders of the PEFT adapters on the model, by their names; relative to the directory."""
 
 
 def write(directory: Path, index: Index, tensors: Mapping[str, Tensor]) -> None:
@@ -56,7 +60,7 @@ def write(directory: Path, index: Index, tensors: Mapping[str, Tensor]) -> None:
     Args:
         directory: Where to; it must exist.
         index: What is written.
-        tensors: The training state, keyed `prompts.<name>.…` as in the model's `state_dict`.
+        tensors: The training state, keyed `prompts.<name>.…` as in the model's `state_dict`, and the adapters'.
     """
     content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
     write_tensors(directory / TENSOR_FILE, tensors, {METADATA_KEY: json.dumps(content)})
@@ -89,6 +93,8 @@ def read(directory: Path) -> tuple[Index, dict[str, dict[str, Tensor]]]:
     grouped: dict[str, dict[str, Tensor]] = {name: {} for name in index.prompts}
     for key, tensor in tensors.items():
         name, _, rest = key.removeprefix(KEY_PREFIX).partition(".")
+        if index.adapters and not key.startswith(KEY_PREFIX):
+            continue  # an adapter's training state, for Trainer; it is read from its own folder
         if not key.startswith(KEY_PREFIX) or name not in grouped:
             raise CheckpointError(f"{path} holds the tensor {key!r} of no prompt in its index ({', '.join(grouped)})")
         grouped[name][rest] = tensor
@@ -107,6 +113,6 @@ def _index(text: str, path: Path) -> Index:
         )
     try:
         prompts = {name: Record(**record) for name, record in content["prompts"].items()}
-        return Index(content["backbone"], tuple(content["active"]), prompts)
+        return Index(content["backbone"], tuple(content["active"]), prompts, dict(content.get("adapters", {})))
     except (TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"the index in {path} is corrupt ({error}); save the prompt again") from error

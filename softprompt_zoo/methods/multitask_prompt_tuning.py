@@ -58,6 +58,13 @@ RECIPE = Recipe(
     source="the best of 1e-2, 3e-2 and 1e-1 on tweets and products with SmolLM2-135M, 20 tokens "
     "(benchmarks/recipes.py); the paper has 0.3 for T5-base",
 )
+ADAPTATION_RECIPE = Recipe(
+    learning_rate=3e-3,
+    steps=20,
+    source="of 1e-2 x 20, 3e-3 x 20 and 3e-3 x 60 the best from 16 films, and near the best from 64, after tweets and "
+    "products with SmolLM2-135M (benchmarks/recipes.py)",
+)
+"""For a prompt that starts from another one (`init`) and sees few examples: it is close, and learns them by heart."""
 FACTOR_INITS = ("identity", "normal")
 SOURCE_TASKS = ("average", "shared", "each")
 DEVIATION = 0.02

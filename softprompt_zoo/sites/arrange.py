@@ -126,6 +126,8 @@ class Entry:
     """Per token."""
     always_visible: list[bool]
     """Per token."""
+    weight: list[float]
+    """Per token."""
 
     @property
     def length(self) -> int:
@@ -142,8 +144,7 @@ class Entry:
             return None
         keys = [layer for layer in tokens.sites[site].keys if layer is not None]
         values = [layer for layer in tokens.sites[site].values if layer is not None]
-        count = keys[0].shape[1]
-        return cls(keys, values, [placement.dropout] * count, [placement.always_visible] * count)
+        return cls(keys, values, *per_token(placement, keys[0].shape[1]))
 
     def __add__(self, other: "Entry") -> "Entry":
         return Entry(
@@ -151,7 +152,13 @@ class Entry:
             [torch.cat(pair, dim=1) for pair in zip(self.values, other.values, strict=True)],
             self.dropout + other.dropout,
             self.always_visible + other.always_visible,
+            self.weight + other.weight,
         )
+
+
+def per_token(placement: Placement, count: int) -> tuple[list[float], list[bool], list[float]]:
+    """Return dropout, visibility and weight of each of a placement's tokens."""
+    return [placement.dropout] * count, [placement.always_visible] * count, [placement.weight] * count
 
 
 def join(entries: Sequence[Entry | None]) -> Entry | None:
@@ -195,7 +202,7 @@ def site_state(entries: Sequence[Entry | None], is_training: bool) -> SiteState 
             columns.append(torch.stack(rows))
         return tuple(columns)
 
-    def per_token(kind: str, filler: Any) -> Tensor:
+    def column(kind: str, filler: Any) -> Tensor:
         rows = [[] if e is None else getattr(e, kind) for e in entries]
         return torch.tensor([row + [filler] * (longest - len(row)) for row in rows], device=device)
 
@@ -205,8 +212,9 @@ def site_state(entries: Sequence[Entry | None], is_training: bool) -> SiteState 
         keys=stack("keys"),
         values=stack("values"),
         present=present if ragged else None,
-        always_visible=per_token("always_visible", False) if any(any(e.always_visible) for e in full) else None,
-        dropout=per_token("dropout", 0.0) if is_training and any(any(e.dropout) for e in full) else None,
+        always_visible=column("always_visible", False) if any(any(e.always_visible) for e in full) else None,
+        dropout=column("dropout", 0.0) if is_training and any(any(e.dropout) for e in full) else None,
+        weight=column("weight", 1.0) if any(any([w != 1.0 for w in e.weight]) for e in full) else None,
     )
 
 

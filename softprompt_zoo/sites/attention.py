@@ -43,6 +43,8 @@ class SiteState:
     """`(combinations, tokens)` booleans: tokens that no sliding window hides; `None` if there are none."""
     dropout: Tensor | None
     """`(combinations, tokens)` probabilities; `None` outside training."""
+    weight: Tensor | None = None
+    """`(combinations, tokens)` factors on the shares of attention; `None` if all are 1."""
 
 
 @dataclasses.dataclass
@@ -229,8 +231,14 @@ def _shared_mask(
     visible = visible_to(prompt, state, window)
     mask: Any
     if isinstance(attention_mask, BlockMask):
+        if prompt.weight is not None:
+            raise UnsupportedError(
+                'flex attention has no place for a prompt\'s weight; call model.set_attn_implementation("sdpa"), or '
+                "give every prompt the weight 1"
+            )
         mask = block_masks.extend(attention_mask, visible, query.shape[0], query.shape[2], key_length, tokens)
     else:
+        visible = _weighed(visible, prompt, state, query)
         mask = extend_mask(attention_mask, visible, query, key_length, tokens, is_causal)
         if mask is not None and mask.dtype == torch.bool and base != "sdpa":
             mask = _additive(mask, query.dtype)
@@ -261,7 +269,7 @@ def extend_mask(
 
     Args:
         mask: The text's mask, boolean or additive, `(rows or 1, heads or 1, length or 1, key_length)`; or `None`.
-        visible: From `visible_to`.
+        visible: From `visible_to`; or what is added to the prompt's scores, in floating point.
         query: `(rows, heads, length, head_dim)`.
         key_length: Keys of the text.
         tokens: Virtual tokens.
@@ -281,11 +289,23 @@ def extend_mask(
             mask = torch.ones(1, 1, 1, key_length, dtype=torch.bool, device=query.device)
     if visible is None:
         visible = torch.ones(1, 1, 1, tokens, dtype=torch.bool, device=query.device)
-    if mask.dtype != torch.bool:
+    if visible.dtype != torch.bool and mask.dtype == torch.bool:
+        mask = _additive(mask, visible.dtype)
+    elif visible.dtype == torch.bool and mask.dtype != torch.bool:
         visible = _additive(visible, mask.dtype)
     rows, width = max(mask.shape[0], visible.shape[0]), max(mask.shape[2], visible.shape[2])
     visible = visible.expand(rows, mask.shape[1], width, tokens)
     return torch.cat([visible, mask.expand(rows, -1, width, -1)], dim=-1)
+
+
+def _weighed(visible: Tensor | None, prompt: SiteState, state: CallState, query: Tensor) -> Tensor | None:
+    """Turn weights into what is added to the scores: a factor on a share is its logarithm on the score."""
+    if prompt.weight is None:
+        return visible
+    weight = prompt.weight if state.rows is None else prompt.weight[state.rows]
+    least = torch.finfo(query.dtype).min
+    scores = weight.log().clamp(min=least).to(query.dtype)[:, None, None, :]
+    return scores if visible is None else torch.where(visible, scores, least)
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

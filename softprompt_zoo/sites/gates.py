@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softprompt_zoo.tokens import LayerTokens, SiteTokens
+from softprompt_zoo.tokens import LayerTokens, Placement, SiteTokens
 
 
 @dataclasses.dataclass
@@ -28,7 +28,7 @@ class Gated:
     """`(combinations, tokens)` booleans, false where shorter prompts are padded; `None` if none is."""
 
 
-def gated_parts(combinations: list[list[Any]], site: str) -> list[Gated]:
+def gated_parts(combinations: list[list[Placement]], site: str) -> list[Gated]:
     """Stack the gated prompts of all combinations.
 
     Args:
@@ -42,7 +42,7 @@ def gated_parts(combinations: list[list[Any]], site: str) -> list[Gated]:
     for group in combinations:  # loops: nested comprehensions could not be compiled
         found.append([])
         for placement in group:
-            tokens = _gated(placement.tokens, site)
+            tokens = _gated(placement, site)
             if tokens is not None:
                 found[-1].append(tokens)
     return [
@@ -93,9 +93,12 @@ def add_gated(
     return for_rows(gates).to(output)[:, None, :, None] * output
 
 
-def _gated(tokens: Any, site: str) -> SiteTokens | None:
-    found = tokens.sites.get(site) if isinstance(tokens, LayerTokens) else None
-    return found if found is not None and found.gates is not None else None
+def _gated(placement: Placement, site: str) -> SiteTokens | None:
+    found = placement.tokens.sites.get(site) if isinstance(placement.tokens, LayerTokens) else None
+    if found is None or found.gates is None or placement.weight == 1.0:
+        return found if found is not None and found.gates is not None else None
+    gates = [None if gate is None else gate * placement.weight for gate in found.gates]
+    return dataclasses.replace(found, gates=tuple(gates))
 
 
 def _stack(prompts: list[SiteTokens | None]) -> Gated:

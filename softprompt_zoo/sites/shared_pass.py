@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone import KEYWORD, Site, Stack
-from softprompt_zoo.sites.arrange import Call, Combination, Entry, join, lengths, site_state
+from softprompt_zoo.sites.arrange import Call, Combination, Entry, join, lengths, per_token, site_state
 from softprompt_zoo.sites.attention import CallState, Capture
 from softprompt_zoo.sites.cache_view import show
 from softprompt_zoo.sites.positions import check_budget, shift_learned_positions
@@ -27,6 +27,7 @@ class _Pending:
     embeddings: Tensor
     dropout: list[float]
     always_visible: list[bool]
+    weight: list[float]
 
 
 @dataclasses.dataclass
@@ -93,12 +94,13 @@ def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
         if not isinstance(placement.tokens, InputTokens):
             segments.append(Entry.of(placement, stack.name))
             continue
-        count = placement.tokens.embeddings.shape[0]
-        part = _Pending(placement.tokens.embeddings, [placement.dropout] * count, [placement.always_visible] * count)
+        embeddings = placement.tokens.embeddings
+        part = _Pending(embeddings, *per_token(placement, embeddings.shape[0]))
         if segments and isinstance(segments[-1], _Pending):
             last = segments.pop()
             joined = torch.cat([last.embeddings, part.embeddings])
-            part = _Pending(joined, last.dropout + part.dropout, last.always_visible + part.always_visible)
+            visible = last.always_visible + part.always_visible
+            part = _Pending(joined, last.dropout + part.dropout, visible, last.weight + part.weight)
         segments.append(part)
     return [segment for segment in segments if segment is not None]
 
@@ -131,7 +133,7 @@ def _run(
         sites = [Site(stack.name, layer) for layer in range(len(stack.attentions[stack.name]))]
         keys = [recorded.keys[site][row, :, :count] for site in sites]
         values = [recorded.values[site][row, :, :count] for site in sites]
-        entry = Entry(keys, values, part.dropout, part.always_visible)
+        entry = Entry(keys, values, part.dropout, part.always_visible, part.weight)
         passed.append((entry, output.last_hidden_state[row, :count]))
     return passed
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone import Stack
-from softprompt_zoo.sites.arrange import Selection
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.arrange import Combination, Selection
 from softprompt_zoo.sites.positions import text_positions
 from softprompt_zoo.tokens import InputTokens, Placement
 
@@ -103,6 +104,7 @@ def take_slots(
     tables: list[Tensor | None] = []
     rest = []
     for combination in selection.combinations:
+        _check_weights(combination, placements)
         tokens = [placements[name].tokens for name in combination]
         parts = [part.embeddings for part in tokens if isinstance(part, InputTokens)]
         tables.append(torch.cat(parts) if parts else None)
@@ -141,6 +143,15 @@ def _check_kind(index: Any) -> None:
         raise TypeError(f"soft_slots is {type(index).__name__}; {EXPECTED}")
     if index.ndim != 2 or index.is_floating_point() or index.dtype == torch.bool:
         raise ValueError(f"soft_slots has shape {tuple(index.shape)} and dtype {index.dtype}; {EXPECTED}")
+
+
+def _check_weights(combination: Combination, placements: Mapping[str, Placement]) -> None:
+    for name in combination:
+        if isinstance(placements[name].tokens, InputTokens) and placements[name].weight != 1.0:
+            raise UnsupportedError(
+                f"prompt {name!r} has the weight {placements[name].weight}, and its tokens stand in soft slots, where "
+                "they are read like text; give it the weight 1"
+            )
 
 
 def _check_range(selection: Selection, tables: list[Tensor | None], index: Tensor) -> None:

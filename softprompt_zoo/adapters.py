@@ -1,0 +1,324 @@
+"""PEFT's adapters on the base model, such as LoRA: they train, save and switch off beside the prompts.
+
+PEFT is imported only by whoever has such an adapter. An adapter is injected into the layers of the user's model; a
+`PeftModel` is a wrapper around that model. Prompts go into the model, and the wrapper stays as it is.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
+from softprompt_zoo.formats import native
+from softprompt_zoo.formats.files import read_json, read_tensors, write_json, write_tensors
+
+FOLDER = "adapters"
+"""Subfolder of a saved directory with a folder for each adapter."""
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+WRAPPED = "base_model.model."
+"""What PEFT puts in front of the names of the model inside."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """One PEFT adapter as it is saved."""
+
+    fields: Mapping[str, Any]
+    """PEFT's config."""
+    tensors: Mapping[str, Tensor]
+    """As PEFT names them."""
+
+
+def model_inside(model: Any) -> Any:
+    """Return the transformers model inside a `PeftModel`; any other model as it is.
+
+    Args:
+        model: What the user handed over.
+
+    Returns:
+        The model that prompts go into.
+
+    Raises:
+        UnsupportedError: If it is a `PeftModel` with a prompt of PEFT's own.
+    """
+    peft = sys.modules.get("peft")
+    if peft is None or not isinstance(model, (peft.PeftModel, peft.PeftMixedModel)):
+        return model
+    for name, config in model.peft_config.items():
+        if getattr(config, "is_prompt_learning", False):
+            raise UnsupportedError(
+                f"the PeftModel's adapter {name!r} is a prompt of PEFT's own ({config.peft_type.value}), which wraps "
+                "the model's forward; save it and load the directory with zoo.load onto the model without it"
+            )
+    return model.get_base_model()
+
+
+def names(model: Any) -> list[str]:
+    """List the adapters injected into a model."""
+    return list(getattr(model, "peft_config", None) or ())
+
+
+def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that belong to adapters, by their name in the model."""
+    for prefix, layer in _layers(model):
+        own = tuple(layer.adapter_layer_names)
+        for name, parameter in layer.named_parameters():
+            if name.startswith(tuple(f"{part}." for part in own)) or name in own:
+                yield f"{prefix}.{name}", parameter
+
+
+def state(model: nn.Module) -> list[Any]:
+    """Return what decides how the injected adapters act, apart from their numbers; equal states act equally."""
+    found: list[Any] = []
+    for _, layer in _layers(model):
+        scaling = getattr(layer, "scaling", None)
+        scaling = dict(scaling) if isinstance(scaling, Mapping) else None
+        found.append((layer.disable_adapters, list(layer.active_adapters), list(layer.merged_adapters), scaling))
+    return found
+
+
+def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Adapter]:
+    """Read the adapters of a model, for saving.
+
+    Args:
+        model: The model inside.
+        state_dict: Its state, where the caller gathered it from several devices.
+
+    Returns:
+        The adapters by name.
+    """
+    found = {}
+    for name in names(model):
+        from peft import get_peft_model_state_dict
+
+        tensors = get_peft_model_state_dict(model, state_dict=state_dict, adapter_name=name)
+        config = model.peft_config[name]
+        fields = json.loads(json.dumps({**config.to_dict(), "inference_mode": True}, default=_plain))
+        found[name] = Adapter(fields, {WRAPPED + key: tensor for key, tensor in tensors.items()})
+    return found
+
+
+def write(directory: Path, adapters: Mapping[str, Adapter]) -> dict[str, str]:
+    """Write adapters, each into a folder of its own that PEFT loads.
+
+    Args:
+        directory: A saved directory.
+        adapters: From `collect`.
+
+    Returns:
+        Their folders by name, relative to the directory.
+    """
+    folders = {}
+    for name, adapter in adapters.items():
+        folder = directory / FOLDER / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / TENSOR_FILE, adapter.tensors, {})
+        write_json(folder / CONFIG_FILE, dict(adapter.fields))
+        folders[name] = f"{FOLDER}/{name}"
+    return folders
+
+
+def read(directory: Path, folders: Mapping[str, str]) -> dict[str, Adapter]:
+    """Read adapters that `write` wrote.
+
+    Args:
+        directory: A saved directory.
+        folders: Their folders by name, from its index.
+
+    Returns:
+        The adapters by name.
+
+    Raises:
+        CheckpointError: If one is missing or corrupt, or its folder is not in the directory.
+    """
+    found = {}
+    for name, folder in folders.items():
+        if folder != f"{FOLDER}/{name}" or name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise CheckpointError(
+                f"the index of {directory} has the adapter {name!r} in {folder!r}; expected {FOLDER}/<name>"
+            )
+        tensors, _ = read_tensors(directory / folder / TENSOR_FILE)
+        found[name] = Adapter(read_json(directory / folder / CONFIG_FILE), tensors)
+    return found
+
+
+def check(model: Any, adapters: Mapping[str, Adapter], directory: Path) -> None:
+    """Refuse saved adapters that do not fit a model. Nothing is changed.
+
+    Args:
+        model: The model inside; it may have adapters of these names.
+        adapters: From `read`.
+        directory: Where they come from, for the message.
+
+    Raises:
+        UnsupportedError: If PEFT is not installed.
+        CheckpointError: If PEFT does not know the adapter.
+        BackboneMismatchError: If the tensors are not those of such an adapter on this model.
+    """
+    for name, adapter in adapters.items():
+        config = _config(directory / FOLDER / name)
+        if name in names(model):
+            expected = _shapes(model, name)
+        else:
+            try:
+                with torch.device("meta"):
+                    skeleton = _original_class(model)(model.config)
+                skeleton.add_adapter(config, adapter_name=name)
+            except ValueError as error:
+                raise BackboneMismatchError(f"{directory / FOLDER / name} does not fit this model: {error}") from error
+            expected = _shapes(skeleton, name)
+        saved = {key.removeprefix(WRAPPED): tuple(tensor.shape) for key, tensor in adapter.tensors.items()}
+        if saved != expected:
+            wrong = min(key for key in {*saved, *expected} if saved.get(key) != expected.get(key))
+            raise BackboneMismatchError(
+                f"{directory / FOLDER / name} does not fit this model: tensor {wrong!r} has shape {saved.get(wrong)}; "
+                f"expected {expected.get(wrong)}; load it onto the model it was made for"
+            )
+
+
+def put(model: Any, adapters: Mapping[str, Adapter], directory: Path, trainable: bool) -> None:
+    """Put saved adapters on a model; those that it has already get the saved numbers.
+
+    Args:
+        model: The model inside. Changed in place.
+        adapters: Checked ones.
+        directory: Where they come from.
+        trainable: Whether they can be trained on.
+    """
+    from peft import set_peft_model_state_dict
+
+    for name, adapter in adapters.items():
+        if name not in names(model):
+            model.add_adapter(_config(directory / FOLDER / name), adapter_name=name)
+        tensors = {key.removeprefix(WRAPPED): tensor for key, tensor in adapter.tensors.items()}
+        set_peft_model_state_dict(model, tensors, adapter_name=name)
+    if not trainable:
+        for _, parameter in parameters(model):
+            parameter.requires_grad_(False)
+
+
+class PromptedPeftModel:
+    """What a `PeftModel` does differently from its own class while the model inside has prompts."""
+
+    _softprompt_wrapper: type
+    get_base_model: Any
+    active_adapters: list[str]
+
+    def forward(self, *args: Any, task_ids: Any = None, **kwargs: Any) -> Any:  # noqa: D102
+        if task_ids is not None:
+            raise UnsupportedError(
+                "PEFT's forward does not hand task_ids on; call the model inside: model.get_base_model()(…, task_ids=…)"
+            )
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def save_pretrained(  # noqa: D102
+        self,
+        save_directory: str | os.PathLike[str],
+        *args: Any,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        inside = None if state_dict is None else {key.removeprefix(WRAPPED): t for key, t in state_dict.items()}
+        self.get_base_model().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=inside)
+        if is_main_process:
+            # Where PEFT itself keeps an adapter, and where Trainer looks before it loads the best model.
+            folder = Path(save_directory)
+            saved = read(folder, {name: f"{FOLDER}/{name}" for name in self.active_adapters[:1]})
+            for adapter in saved.values():
+                write_tensors(folder / TENSOR_FILE, adapter.tensors, {})
+                write_json(folder / CONFIG_FILE, dict(adapter.fields))
+
+    def load_adapter(self, model_id: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        if not native.is_native(Path(model_id)):
+            return super().load_adapter(model_id, *args, **kwargs)  # type: ignore[misc]
+        tensors, _ = read_tensors(Path(model_id) / native.TENSOR_FILE)
+        return self.get_base_model().load_state_dict(tensors, strict=False)
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        # Trainer reads the checkpoint that the model inside wrote.
+        if any(key.startswith(WRAPPED) for key in state_dict):
+            return super().load_state_dict(state_dict, *args, **kwargs)  # type: ignore[misc]
+        return self.get_base_model().load_state_dict(state_dict, *args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle would look the class up by its name and find PEFT's.
+        return _rebuild, (type(self)._softprompt_wrapper,), self.__dict__.copy()
+
+
+def wrap(model: Any) -> None:
+    """Let a `PeftModel` save and resume the prompts of the model inside; any other model is left alone."""
+    if model_inside(model) is not model and not isinstance(model, PromptedPeftModel):
+        kind: Any = type(model)
+        model.__class__ = _prompted_class(kind)
+
+
+def unwrap(model: Any) -> None:
+    """Undo `wrap`."""
+    if isinstance(model, PromptedPeftModel):
+        model.__class__ = model._softprompt_wrapper
+
+
+@functools.cache
+def _prompted_class(wrapper: Any) -> Any:
+    members = {
+        "_softprompt_wrapper": wrapper,
+        "__module__": wrapper.__module__,
+        "__qualname__": wrapper.__qualname__,
+        "__doc__": wrapper.__doc__,
+    }
+    return type(wrapper.__name__, (PromptedPeftModel, wrapper), members)
+
+
+def _rebuild(wrapper: Any) -> Any:
+    cls = _prompted_class(wrapper)
+    return cls.__new__(cls)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the modules that PEFT put into a model."""
+    tuners, other = sys.modules.get("peft.tuners.tuners_utils"), sys.modules.get("peft.utils.other")
+    if tuners is None or other is None:
+        return
+    kinds = (tuners.BaseTunerLayer, other.AuxiliaryTrainingWrapper)
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            yield name, module
+
+
+def _shapes(model: Any, name: str) -> dict[str, tuple[int, ...]]:
+    from peft import get_peft_model_state_dict
+
+    return {key: tuple(t.shape) for key, t in get_peft_model_state_dict(model, adapter_name=name).items()}
+
+
+def _original_class(model: Any) -> Any:
+    return getattr(type(model), "_softprompt_base", type(model))
+
+
+def _config(folder: Path) -> Any:
+    try:
+        from peft import PeftConfig
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{folder} holds a PEFT adapter, and PEFT is not installed; run: pip install peft"
+        ) from (error)
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} is no adapter that this PEFT knows ({error})") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set):
+        return sorted(value)
+    return str(value) if isinstance(value, torch.dtype) else getattr(value, "value", str(value))

@@ -1,0 +1,100 @@
+"""One forward of a prompted model: prompts are built once for all stacks, and the user sees the text alone."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo import losses
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.first_label import wants_first_label, with_first_label
+from softprompt_zoo.sites.arrange import Call
+from softprompt_zoo.sites.positions import past_length
+from softprompt_zoo.sites.stack import cut_output, returns_dict
+from softprompt_zoo.sites.task_heads import with_heads
+from softprompt_zoo.sites.tasks import check_task_ids, check_task_rows
+from softprompt_zoo.sites.views import hand_over
+
+
+def prompted_forward(model: Any, base: Any, own: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    """Build the prompts once for all stacks, and let their methods replace the loss.
+
+    Args:
+        model: The prompted model.
+        base: Its class without prompts.
+        own: The arguments that `base.forward` does not have: `prompts`, `task_ids`, `soft_slots`.
+        kwargs: The others.
+
+    Returns:
+        What `base.forward` returns, of the length of the text.
+
+    Raises:
+        ValueError: If an entry, a task or a slot is out of range.
+        UnsupportedError: If the forward would ignore the prompts.
+    """
+    past = past_length(kwargs.get("past_key_values"))
+    text = kwargs.get("input_ids")
+    text = kwargs.get("inputs_embeds") if text is None else text
+    own["task_ids"] = check_task_ids(own["task_ids"])
+    if own["task_ids"] is not None and text is not None:
+        check_task_rows(own["task_ids"], text.shape[0])
+    call = model.prompts.resolve(*own.values(), isinstance(past, int) and past > 0)
+    rows = call.selection.rows
+    if rows is not None and text is not None:
+        check_rows(rows.shape[0], text.shape[0])
+    learners = losses.learners(model.prompts, call, kwargs) if model.training else []
+    if not learners:
+        return _run(model, base, call, kwargs)
+    return _learn(model, base, call, learners, own["task_ids"], kwargs)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _learn(
+    model: Any, base: Any, call: Call, learners: list[str], task_ids: Tensor | None, kwargs: dict[str, Any]
+) -> Any:
+    """Run the forward and let methods replace its loss; not compiled, for they may run the model once more."""
+    output = _run(model, base, call, {**kwargs, "return_dict": True, "output_hidden_states": True})
+    run = functools.partial(_run, model, base)
+    output = losses.replace_loss(model, learners, call, {**kwargs, "task_ids": task_ids}, output, run)
+    return output if returns_dict(model.config, kwargs) else output.to_tuple()
+
+
+def _run(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
+    """Run the model's own forward, and show the user outputs of the length of the input."""
+    if call.is_empty:
+        return _base_forward(model, base, call, kwargs)
+    wants_first = wants_first_label(model, call, kwargs)
+    wants_tuple = not returns_dict(model.config, kwargs)
+    if wants_first:
+        kwargs = with_first_label(call, kwargs)
+    output = _base_forward(model, base, call, {**kwargs, "return_dict": True} if wants_tuple else kwargs)
+    if wants_first:
+        output.logits = output.logits[:, 1:]
+    if (
+        call.layout is not None
+        and model.prompts.backbone.family == "encoder_decoder"
+        and kwargs.get("encoder_outputs") is None
+    ):
+        output = cut_output(None, output, call.layout)
+    return output.to_tuple() if wants_tuple else output
+
+
+def _base_forward(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
+    seen = hand_over(with_heads(model, call.heads, call.selection.rows), model._softprompt_stacks, call)
+    output = base.forward(seen, prompts=call, **kwargs)
+    if not call.was_seen:
+        raise UnsupportedError(
+            f"{base.__name__}.forward does not hand its keywords on, so what the call says of prompts would be "
+            "ignored; use the model inside"
+        )
+    return output
+
+
+def check_rows(entries: int, rows: int) -> None:
+    """Refuse a `prompts` argument of another number of rows than the batch."""
+    if entries != rows:
+        raise ValueError(
+            f"prompts has {entries} entries for a batch of {rows} rows; give one entry per row: a prompt's name, "
+            "a list of names, or None"
+        )
