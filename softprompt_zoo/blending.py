@@ -75,7 +75,7 @@ def blend(
     given, backbone, host = read_given([*named, *([] if initial is None else [("initial", initial)])], model)
     _check_fit(given, how, drop_heads)
     blended = _map(_OF_VECTORS[how](numbers), _OF_GATES.get(how, _sum)(numbers), [one.tokens for one in given])
-    prompt = plain_prompt(blended, given[0].placement, given[0].prompt, backbone)
+    prompt = plain_prompt(blended, backbone, given[0].placement, given[0].prompt)
     if host is not None:
         prompt.belong_to(host)
     return prompt
@@ -111,6 +111,7 @@ def _check_fit(given: Sequence[Given], how: str, drop_heads: bool) -> None:
     check_alike(given)
     first = given[0]
     for one in given:
+        one.prompt.refuse_weight(one.what, "a blend")
         if one.prompt.head is not None and not drop_heads:
             raise UnsupportedError(
                 f"{one.what} has a trained task head, and heads cannot be blended; blend the tokens alone with "

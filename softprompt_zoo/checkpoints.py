@@ -24,6 +24,7 @@ from softprompt_zoo.errors import (
 )
 from softprompt_zoo.exchange import PeftPrompt
 from softprompt_zoo.formats import embeddings, native, peft, vocabulary
+from softprompt_zoo.plain_prompts import plain_prompt
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.task_heads import copy_head
@@ -101,31 +102,6 @@ def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
     )
 
 
-def plain_prompt(tokens: VirtualTokens, backbone: Backbone, **options: Any) -> Prompt:
-    """Make a merged prompt of plain tokens.
-
-    Args:
-        tokens: The tokens, of one task; those at keys and values as many at every site, and not gated.
-        backbone: Sizes of the model.
-        **options: Options of the method that holds such tokens as they are.
-
-    Returns:
-        The prompt.
-    """
-    tensors = {key: t.to(backbone.device).contiguous() for key, t in to_tensors(tokens).items()}
-    kind = "PROMPT_TUNING" if isinstance(tokens, InputTokens) else "PREFIX_TUNING"
-    method = _method_for({"peft_type": kind}, Path())
-    if isinstance(tokens, InputTokens):
-        count = tokens.embeddings.shape[0]
-    else:
-        count = next(len(tensor) for tensor in tensors.values())
-    config = method.config_class.from_options({"num_virtual_tokens": count, "init": "given", **options})
-    prompt = Prompt(method, config, MergedTokens(tensors))
-    with torch.no_grad():
-        prompt.place(backbone)
-    return prompt
-
-
 def read_adapters(directory: Path) -> dict[str, adapters.Adapter]:
     """Read the PEFT adapters that were on the model when prompts were saved.
 
@@ -160,11 +136,7 @@ def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int 
             "name one with name=…, or make them one with zoo.fold"
         )
     prompt = host[name or host.active[0]]
-    if prompt.weight != 1.0:
-        raise UnsupportedError(
-            f"PEFT cannot hold a prompt's weight, and {name or host.active[0]!r} has {prompt.weight}; set it to 1 with "
-            "model.prompts.set_weight, or keep the prompt in our own format"
-        )
+    prompt.refuse_weight(f"prompt {name or host.active[0]!r}", "a PEFT adapter")
     arguments: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "backbone": host.backbone}
     task = _task_type(host)
     with torch.no_grad():

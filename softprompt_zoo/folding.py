@@ -8,10 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone import trial
-from softprompt_zoo.checkpoints import one_task, plain_prompt
+from softprompt_zoo.checkpoints import one_task
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model import is_attached
-from softprompt_zoo.prompt import Prompt
+from softprompt_zoo.plain_prompts import plain_prompt
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.arrange import Call, Combination, Entry, Selection, check_combination, join
 from softprompt_zoo.sites.shared_pass import causal_prefix
@@ -56,10 +56,9 @@ def fold(
     placements = {part: _plain_placement(host, part, task) for part in combination}
     is_visible = _always_visible(host, placements)
     tokens = _causal(model, host, combination, placements) or _per_site(placements)
-    options: dict[str, Any] = {"always_visible": True} if is_visible else {}
     head = next((host[part].head for part in reversed(combination) if host[part].head is not None), None)
-    folded = plain_prompt(tokens, host.backbone, **options, **({} if head is None else {"train_head": True}))
-    folded = Prompt(folded.loaded, folded.config, folded.learned, copy.deepcopy(head))
+    like = Placement(tokens, always_visible=is_visible)
+    folded = plain_prompt(tokens, host.backbone, like, head=copy.deepcopy(head))
     folded.requires_grad_(any(p.requires_grad for part in combination for p in host[part].parameters()))
     host.insert(name, folded)
     host.activate(name)
@@ -69,6 +68,7 @@ def fold(
 def _plain_placement(host: Prompts, name: str, task: int | None) -> Placement:
     """Place a prompt's plain tokens, those of one task; refuse tokens that do not share the text's softmax."""
     prompt = host[name]
+    prompt.refuse_weight(f"prompt {name!r}", "a plain prefix")
     tokens = prompt.merged_tokens(host.backbone)
     if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3:
         if task is None:

@@ -42,15 +42,19 @@ def is_gated(tokens: VirtualTokens) -> bool:
 
 @torch.no_grad()
 def plain_prompt(
-    tokens: VirtualTokens, like: Placement, source: Prompt, backbone: Backbone, head: nn.ModuleDict | None = None
+    tokens: VirtualTokens,
+    backbone: Backbone,
+    like: Placement | None = None,
+    source: Prompt | None = None,
+    head: nn.ModuleDict | None = None,
 ) -> Prompt:
     """Make a prompt of plain tokens, which can be trained, saved and put on a model.
 
     Args:
         tokens: Its tokens, which become parameters.
-        like: A placement with the dropout and the visibility it shall have.
-        source: A prompt it was made of; gated tokens keep its method, others get one whose prompts are plain.
         backbone: Sizes of the model.
+        like: A placement with the dropout and the visibility it shall have; `None` for neither.
+        source: A prompt it was made of; gated tokens keep its method, others get one whose prompts are plain.
         head: Its trained task head.
 
     Returns:
@@ -63,7 +67,8 @@ def plain_prompt(
     check_room(count, backbone)
     has_head = head is not None
     config: MethodConfig
-    if is_gated(tokens):
+    like = Placement(tokens) if like is None else like
+    if source is not None and is_gated(tokens):
         method = source.loaded
         config = dataclasses.replace(source.config, num_virtual_tokens=count, train_head=has_head)
     else:
@@ -76,7 +81,9 @@ def plain_prompt(
         fields = {field.name for field in dataclasses.fields(method.config_class)}
         options = {name: value for name, value in wanted.items() if name in fields}
         config = method.config_class.from_options({"num_virtual_tokens": count, "train_head": has_head, **options})
-    contiguous = {name: tensor.detach().clone().contiguous() for name, tensor in to_tensors(tokens).items()}
+    contiguous = {
+        name: tensor.detach().to(backbone.device, copy=True).contiguous() for name, tensor in to_tensors(tokens).items()
+    }
     prompt = Prompt(method, config, MergedTokens(contiguous), head)
     placed = prompt.place(backbone)
     for name in ("dropout", "always_visible"):

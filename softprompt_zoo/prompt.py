@@ -128,6 +128,22 @@ class Prompt(nn.Module):
             _check_goes_through_cache(placement, backbone)
         return placement
 
+    def refuse_weight(self, what: str, place: str) -> None:
+        """Refuse a weight other than 1 where there is no place for it.
+
+        Args:
+            what: How the message calls the prompt.
+            place: What cannot hold it.
+
+        Raises:
+            UnsupportedError: If it has one.
+        """
+        if self.weight != 1.0:
+            raise UnsupportedError(
+                f"{what} has the weight {self.weight}, which {place} cannot hold; set it to 1 with "
+                "model.prompts.set_weight, or save the prompt with save_pretrained"
+            )
+
     @torch.no_grad()
     def merged_tokens(self, backbone: Backbone) -> VirtualTokens:
         """Return the plain tokens that the prompt has in eval mode, as copies.

@@ -125,6 +125,7 @@ def _input_tokens(host: Prompts, names: Sequence[str] | None, task: int | None, 
         raise UnsupportedError("no prompt is active; name one with name=…")
     found = {}
     for name in wanted:
+        host[name].refuse_weight(f"prompt {name!r}", f"to={to!r}")
         tokens = host[name].merged_tokens(host.backbone)
         if not isinstance(tokens, InputTokens):
             raise UnsupportedError(

@@ -67,7 +67,7 @@ def truncate(
     # A stable sort: of equal ones the first stay.
     kept = usefulness.argsort(descending=True, stable=True)[:num_virtual_tokens].sort().values
     head = given.prompt.head if given.prompt.head is None else copy_head(dict(given.prompt.head.items()))
-    shorter = plain_prompt(_pick(given.tokens, kept), given.placement, given.prompt, backbone, head)
+    shorter = plain_prompt(_pick(given.tokens, kept), backbone, given.placement, given.prompt, head)
     if host is not None:
         shorter.belong_to(host)
     return shorter

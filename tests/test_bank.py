@@ -220,7 +220,7 @@ def test_an_unchanged_prompt_is_computed_once_and_a_replaced_one_is_noticed(fill
     subject = Subject("llama", model)
     passes = []
     monkeypatch.setattr(
-        "softprompt_zoo.prompts.causal_prefix", lambda *given: passes.append(1) or causal_prefix(*given)
+        "softprompt_zoo.kept_prefixes.causal_prefix", lambda *given: passes.append(1) or causal_prefix(*given)
     )
     subject.generate(TEXT, prompts="words", max_new_tokens=4, do_sample=False)
     subject.logits(TEXT, prompts="words")

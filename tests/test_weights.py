@@ -152,7 +152,7 @@ def test_a_weight_is_saved_and_loaded(tmp_path):
     assert loaded.prompts["a"].weight == 0.4
     assert torch.equal(run(loaded), expected)
     assert torch.equal(run(zoo.merge(loaded)), expected)
-    with pytest.raises(zoo.UnsupportedError, match="PEFT cannot hold a prompt's weight"):
+    with pytest.raises(zoo.UnsupportedError, match="which a PEFT adapter cannot hold"):
         zoo.export(model, tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
 
@@ -191,3 +191,19 @@ def test_soft_slots_refuse_weights():
     slots[0, 2] = 0
     with pytest.raises(zoo.UnsupportedError, match="soft slots"):
         model(input_ids=TEXT, soft_slots=slots)
+
+
+def test_what_has_no_place_for_a_weight_refuses_it(tmp_path):
+    model = prompted("llama", "prompt_tuning")
+    model.prompts.set_weight("a", 0.5)
+    own = model.prompts["a"]
+    with pytest.raises(zoo.UnsupportedError, match="which a plain prefix cannot hold"):
+        zoo.fold(model)
+    with pytest.raises(zoo.UnsupportedError, match="which a blend cannot hold"):
+        zoo.blend([own, own])
+    with pytest.raises(zoo.UnsupportedError, match="which to='embeddings' cannot hold"):
+        zoo.export(model, tmp_path / "embeddings", to="embeddings")
+    with pytest.raises(zoo.UnsupportedError, match="which a bank cannot hold"):
+        zoo.PromptBank(tmp_path / "bank", model).add("a", own)
+    assert list(model.prompts) == ["a"]
+    assert not (tmp_path / "embeddings").exists()

@@ -43,6 +43,7 @@ def encode_prompt(name: str, prompt: Prompt, backbone: Backbone, dtype: torch.dt
     """
     if not isinstance(prompt, Prompt):
         raise TypeError(f"prompt {name!r} is {type(prompt).__name__}; expected a prompt, such as model.prompts[…]")
+    prompt.refuse_weight(f"prompt {name!r}", "a bank")
     try:
         tokens = prompt.merged_tokens(backbone)
         check_virtual_tokens(tokens, backbone, prompt.num_virtual_tokens, prompt.config.tasks, f"prompt {name!r}")
