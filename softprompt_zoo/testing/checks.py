@@ -38,6 +38,12 @@ def without_dropout(subject: Subject) -> None:
                 setattr(module, name, 0.0)
 
 
+def turn_checkpointing_on(model: Any, use_reentrant: bool) -> None:
+    """Turn gradient checkpointing on, under the name that the installed transformers has for it."""
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    getattr(model, next(name for name in names if hasattr(model, name)))({"use_reentrant": use_reentrant})
+
+
 def greedy(subject: Subject, ids: Tensor, mask: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
     """Generate greedily; return the text, and the logits of each new token `(rows, NEW_TOKENS, vocab)`."""
     shown = {"return_dict_in_generate": True, "output_logits": True}

@@ -29,6 +29,7 @@ from softprompt_zoo.testing.checks import (
     greedy,
     needs_generation,
     shapes,
+    turn_checkpointing_on,
     without_dropout,
 )
 from softprompt_zoo.testing.models import TINY_MODELS, tiny_model
@@ -198,7 +199,7 @@ class ConformanceSuite:
         subject.model.train()
         without_dropout(subject)
         plain_loss, plain = losses_and_gradients()
-        subject.model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+        turn_checkpointing_on(subject.model, use_reentrant)
         loss, gradients = losses_and_gradients()
         assert_equal(loss, plain_loss, "loss")
         assert gradients.keys() == plain.keys()
