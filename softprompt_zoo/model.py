@@ -54,7 +54,7 @@ class PromptedModel:
         soft_slots: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        names = ("inputs", "input_ids", "inputs_embeds")
+        names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)  # type: ignore[attr-defined]
         inputs = args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
         combinations = None
         task_ids = check_task_ids(task_ids)
@@ -181,6 +181,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         task_head=find_head(model, [stack.module for stack in stacks.values()]),
         has_lm_head=model.get_output_embeddings() is not None,
         scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
+        reads_tokens=not next(iter(stacks.values())).reads_sound,
         through_cache=any(stack.through_cache for stack in stacks.values()),
     )
     return backbone, stacks
@@ -327,8 +328,8 @@ def _rebuild(base: Any) -> Any:
 def _forward(model: Any, base: Any, own: dict[str, Any], kwargs: dict[str, Any]) -> Any:
     """Build the prompts once for all stacks, and let their methods replace the loss."""
     past = past_length(kwargs.get("past_key_values"))
-    text = kwargs.get("input_ids")
-    text = kwargs.get("inputs_embeds") if text is None else text
+    names = ("input_ids", "inputs_embeds", model.main_input_name)
+    text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
     own["task_ids"] = check_task_ids(own["task_ids"])
     if own["task_ids"] is not None and text is not None:
         check_task_rows(own["task_ids"], text.shape[0])

@@ -11,6 +11,7 @@ from softprompt_zoo.config import MethodConfig
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.tokens import (
+    InputTokens,
     LayerTokens,
     Placement,
     VirtualTokens,
@@ -94,6 +95,11 @@ class Prompt(nn.Module):
         if not isinstance(placement, Placement):
             found = type(placement).__name__
             raise PluginError(f"{method.describe('inject')} returned {found}; expected a softprompt_zoo.Placement")
+        if not backbone.reads_tokens and isinstance(placement.tokens, InputTokens):
+            raise UnsupportedError(
+                "this model's encoder reads sound and no tokens, so there is no place for virtual ones; "
+                "choose a method on keys and values"
+            )
         if backbone.through_cache:
             _check_goes_through_cache(placement, backbone)
         return placement
