@@ -27,6 +27,7 @@ from softprompt_zoo.testing.checks import (
     check_row_gradients,
     check_step_by_step,
     greedy,
+    needs_assisted_decoding,
     needs_generation,
     shapes,
     turn_checkpointing_on,
@@ -161,6 +162,7 @@ class ConformanceSuite:
     def test_promise_04_assisted_decoding(self, subject: Subject, base: Subject) -> None:
         """An assistant without a prompt changes the speed, not the text."""
         needs_generation(subject)
+        needs_assisted_decoding(base)
         text, logits = greedy(subject, TEXTS[0])
         assisted_text, assisted_logits = greedy(subject, TEXTS[0], assistant_model=base.model)
         assert torch.equal(text, assisted_text), "another text"
