@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.stack_traits import CARRIED, carried_name, embedding_scales, kinds_of_own_attention
+from softprompt_zoo.stack_traits import (
+    CARRIED,
+    carried_name,
+    embedding_scales,
+    find_position_table,
+    kinds_of_own_attention,
+    silent_features,
+)
 from softprompt_zoo.tokens import LayerTokens
 
 KEYWORD = "softprompt_zoo"
@@ -89,6 +96,8 @@ class Backbone:
     """Whether the model has a head over the vocabulary."""
     scales_ids: bool = dataclasses.field(default=False, compare=False)
     """Whether the model scales the rows of its embedding table only where it is given ids, which PEFT does not know."""
+    reads_tokens: bool = dataclasses.field(default=True, compare=False)
+    """Whether the first stack reads tokens; one that reads sound has no place for input-level tokens."""
     through_cache: bool = dataclasses.field(default=False, compare=False)
     """Whether keys and values get in through the cache; then gates and `always_visible` cannot be kept."""
 
@@ -128,8 +137,14 @@ class Stack:
         embeddings: Tensor = self.embedding(ids)
         return embeddings if self.ids_scale == 1.0 else embeddings * self.ids_scale
 
+    def reading(self, ids: Tensor) -> dict[str, Any]:
+        """Return the arguments for token ids `(rows, length)`; where the stack reads sound, for silence."""
+        return {"input_features": silent_features(self.module)} if self.reads_sound else {"input_ids": ids}
+
     through_cache: bool = False
     """Whether they get in through the cache, as the attention interface does not hand the state down."""
+    reads_sound: bool = False
+    """Whether it reads features in the place of tokens; `embedding` is then the table of the stack behind it."""
 
     @property
     def shares_attention(self) -> bool:
@@ -189,7 +204,9 @@ def find_stacks(model: PreTrainedModel) -> tuple[str, dict[str, Stack]]:
 
 def max_positions(model: PreTrainedModel) -> int | None:
     """Return the longest sequence the model's config allows, `None` if it names no bound."""
-    bound = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    names = ("max_position_embeddings", "max_target_positions")
+    bound = next((getattr(config, name) for name in names if hasattr(config, name)), None)
     return bound if isinstance(bound, int) and bound > 0 else None
 
 
@@ -255,17 +272,19 @@ def _refuse_uncarried_layers(model: PreTrainedModel) -> None:
 
 
 def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: Stack | None) -> Stack:
-    embedding = _embedding(module, model)
+    features = silent_features(module)
+    embedding = _embedding(module if features is None else model, model)
     shapes: dict[str, list[LayerShape]] = {}
     attentions: dict[str, list[nn.Module]] = {}
     problem = None
-    calls, scales, error = _probe(name, module, embedding, encoder)
+    calls, scales, error = _probe(name, module, embedding, encoder, features)
     calls = calls or _carried(module)
     for attention, shape, is_cross, _ in calls:
         site = "cross" if is_cross else name
         attentions.setdefault(site, []).append(attention)
         shapes.setdefault(site, []).append(shape)
-    layers = getattr(module.config, "num_hidden_layers", None)
+    # Of a decoder that was part of an encoder-decoder, num_hidden_layers are the encoder's.
+    layers = getattr(module.config, "decoder_layers", getattr(module.config, "num_hidden_layers", None))
     found = attentions.get(name, [])
     if error is not None:
         problem = error
@@ -286,13 +305,14 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
         is_causal=is_causal,
         takes_position_ids="position_ids" in parameters,
         takes_cache="past_key_values" in parameters,
-        position_table=_position_table(module, embedding, max_positions(model)),
+        position_table=find_position_table(module, embedding, max_positions(model)),
         problem=problem,
         takes_real_positions=error is None
         and not (is_causal and name == "decoder" and encoder is None)
         and _takes_real_positions(set(parameters), name, encoder is not None),
         ids_scale=scales[0],
         embeddings_scale=scales[1],
+        reads_sound=features is not None,
     )
 
 
@@ -317,21 +337,10 @@ def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:
     return embedding
 
 
-def _position_table(module: nn.Module, embedding: nn.Module, bound: int | None) -> nn.Embedding | None:
-    """Find the table of learned positions by its size: a few rows more than the bound at most."""
-    if bound is None:
-        return None
-    tables = [child for child in module.modules() if isinstance(child, nn.Embedding) and child is not embedding]
-    for table in tables:
-        if bound <= table.num_embeddings <= bound + 8 and table.weight.shape != embedding.weight.shape:
-            return table
-    return None
-
-
 def _probe(
-    name: str, module: nn.Module, embedding: nn.Module, encoder: Stack | None
+    name: str, module: nn.Module, embedding: nn.Module, encoder: Stack | None, features: Tensor | None
 ) -> tuple[list[tuple[nn.Module, LayerShape, bool, bool]], tuple[float, float], str | None]:
-    """Run a stack once on a few tokens; record its attention calls and how it scales ids and embeddings."""
+    """Run a stack once on a few tokens, or on silence; record its attention calls and how it scales embeddings."""
     probe = _Probe()
     weight: Any = embedding.weight
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
@@ -339,6 +348,9 @@ def _probe(
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), KEYWORD: probe}
     try:
         with trial([module], lambda before: PROBE), torch.no_grad():
+            if features is not None:
+                module(input_features=features, **{KEYWORD: probe})
+                return probe.calls, (1.0, 1.0), None
             if encoder is not None:
                 width = encoder.embed(ids).shape[-1]
                 states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)

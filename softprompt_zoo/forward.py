@@ -34,8 +34,8 @@ def prompted_forward(model: Any, base: Any, own: dict[str, Any], kwargs: dict[st
         UnsupportedError: If the forward would ignore the prompts.
     """
     past = past_length(kwargs.get("past_key_values"))
-    text = kwargs.get("input_ids")
-    text = kwargs.get("inputs_embeds") if text is None else text
+    names = ("input_ids", "inputs_embeds", model.main_input_name)
+    text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
     own["task_ids"] = check_task_ids(own["task_ids"])
     if own["task_ids"] is not None and text is not None:
         check_task_rows(own["task_ids"], text.shape[0])

@@ -52,7 +52,7 @@ class PromptedModel:
         soft_slots: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        names = ("inputs", "input_ids", "inputs_embeds")
+        names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)  # type: ignore[attr-defined]
         inputs = args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
         combinations = None
         task_ids = check_task_ids(task_ids)
@@ -183,6 +183,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         task_head=find_head(model, [stack.module for stack in stacks.values()]),
         has_lm_head=model.get_output_embeddings() is not None,
         scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
+        reads_tokens=not next(iter(stacks.values())).reads_sound,
         through_cache=any(stack.through_cache for stack in stacks.values()),
     )
     return backbone, stacks

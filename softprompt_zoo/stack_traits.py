@@ -1,9 +1,11 @@
 """What is particular about some stacks: attention off transformers' interface, embeddings they scale themselves."""
 
+import inspect
+import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from softprompt_zoo.errors import UnsupportedError
 
@@ -13,6 +15,25 @@ CARRIED = {
 }
 """Attention off transformers' interface that prompts can enter, DeBERTa-v2's and MPNet's: what the module is called in
 its layer's `attention`, and what it has."""
+
+
+def silent_features(module: Any) -> Tensor | None:
+    """Return features of silence for an encoder that reads sound in the place of tokens; `None` for any other.
+
+    Args:
+        module: The stack's module.
+
+    Returns:
+        Zeros `(1, channels, frames)`, as many frames as the encoder takes.
+    """
+    if "input_features" not in inspect.signature(type(module).forward).parameters:
+        return None
+    layers = [child for child in module.children() if isinstance(child, nn.Conv1d)]
+    positions = getattr(module, "max_source_positions", None)
+    if not layers or not isinstance(positions, int):
+        return None
+    frames = positions * math.prod(layer.stride[0] for layer in layers)
+    return layers[0].weight.new_zeros(1, layers[0].in_channels, frames)
 
 
 def carried_name(layer: Any) -> str | None:
@@ -54,3 +75,23 @@ def embedding_scales(module: Any, embedding: nn.Module, inputs: dict[str, Any]) 
         if torch.allclose(given, expected, rtol=0, atol=1e-3 * float(expected.abs().max())):
             return ids_scale, scale / ids_scale
     raise UnsupportedError("it makes something else of embeddings than of ids")
+
+
+def find_position_table(module: nn.Module, embedding: nn.Module, bound: int | None) -> nn.Embedding | None:
+    """Find a stack's table of learned positions by its size.
+
+    Args:
+        module: The stack's module.
+        embedding: Its embedding table.
+        bound: The longest sequence its config allows; a table has a few rows more at most.
+
+    Returns:
+        The table, or `None` if there is none.
+    """
+    if bound is None:
+        return None
+    tables = [child for child in module.modules() if isinstance(child, nn.Embedding) and child is not embedding]
+    for table in tables:
+        if bound <= table.num_embeddings <= bound + 8 and table.weight.shape != embedding.weight.shape:
+            return table
+    return None

@@ -11,6 +11,7 @@ from transformers import AlbertConfig, AlbertModel, AutoModel, BertConfig, Deber
 
 import softprompt_zoo as zoo
 from softprompt_zoo.model import inspect_backbone
+from softprompt_zoo.testing.checks import turn_checkpointing_on
 from softprompt_zoo.testing.subject import assert_equal
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -279,7 +280,7 @@ def test_debertas_gradients_under_checkpointing(use_reentrant):
     def gradients(checkpointing):
         model = attach(deberta(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            turn_checkpointing_on(model, use_reentrant)
         (model(IDS[:1]).last_hidden_state.pow(2).sum() + 2 * model(IDS[1:2]).last_hidden_state.pow(2).sum()).backward()
         return {name: parameter.grad for name, parameter in model.prompts.named_parameters()}
 

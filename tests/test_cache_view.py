@@ -75,6 +75,25 @@ def test_padded_rows_behind_real_words(architecture, method, side):
             assert_equal(logits, expected[row], f"row {row}, {extra} more pads")
 
 
+@pytest.mark.parametrize("architecture", ["bloom", "gptj"])
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
+def test_a_compiled_forward_and_its_gradients(architecture, method):
+    subject = prompted(architecture, method)
+    compiled = torch.compile(subject.model, backend="aot_eager")
+    for side in ("right", "left"):
+        ids, mask = pad([TEXT, random_text(4, 2)], side)
+        found = []
+        for model in (subject.model, compiled):
+            loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+            loss.backward()
+            found.append((loss.detach(), subject.gradients()))
+        (loss, gradients), (compiled_loss, compiled_gradients) = found
+        assert_equal(compiled_loss, loss, f"loss, padded on the {side}")
+        assert gradients.keys() == compiled_gradients.keys()
+        for name, gradient in gradients.items():
+            assert_equal(compiled_gradients[name], gradient, name)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_padded_generation_behind_real_words(architecture):
     """Where a row stands among padding does not move its windows and distances while it generates either."""

@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 import softprompt_zoo as zoo
 from softprompt_zoo.model import inspect_backbone
 from softprompt_zoo.testing import conformance_suite, tiny_model
+from softprompt_zoo.testing.checks import turn_checkpointing_on
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
 from softprompt_zoo.tokens import from_tensors, to_tensors
 
@@ -257,7 +258,7 @@ def test_checkpointing_with_a_prefix_and_two_gated_prompts(use_reentrant):
 
     plain = gradients()
     assert len(plain) == 3 + 6 + 1
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    turn_checkpointing_on(model, use_reentrant)
     for name, gradient in gradients().items():
         assert_equal(gradient, plain[name], name)
 

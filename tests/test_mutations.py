@@ -1,16 +1,19 @@
-"""The conformance suite can fail: each mutation of the code turns a promise red."""
+"""The conformance suite can fail: each of its checks is turned red by a mutation of the code."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 
+from softprompt_zoo import prompt as prompt_module
 from softprompt_zoo import prompts as prompts_module
 from softprompt_zoo.sites import attention, stack
 from softprompt_zoo.sites.arrange import Selection
 from softprompt_zoo.testing import conformance_suite, tiny_model
 from softprompt_zoo.testing.subject import Subject
 
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "every-method-on-every-model.md"
 ARCHITECTURES = ["gpt2", "llama", "mistral", "bert", "t5", "bart"]
 METHODS = ["prompt_tuning", "prefix_tuning"]
 
@@ -75,31 +78,121 @@ def forget_the_relative_bias(monkeypatch):
     monkeypatch.setattr(stack, "relative_bias", lambda *args: None)
 
 
+def drop_the_prompt_while_decoding(monkeypatch):
+    resolve = prompts_module.Prompts.resolve
+
+    def dropped(self, prompts, task_ids, soft_slots, is_decoding):
+        call = resolve(self, prompts, task_ids, soft_slots, is_decoding)
+        if is_decoding:
+            call.selection = Selection(((),), None)
+        return call
+
+    monkeypatch.setattr(prompts_module.Prompts, "resolve", dropped)
+
+
+def shift_the_positions_of_text_behind_a_cache(monkeypatch):
+    original = stack.text_positions
+
+    def shifted(kwargs, length, past, device):
+        return original(kwargs, length, past, device) + (1 if length > 1 and isinstance(past, int) and past else 0)
+
+    monkeypatch.setattr(stack, "text_positions", shifted)
+
+
+def leave_the_backbone_trainable(monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "requires_grad_", lambda self, requires_grad=True: self)
+
+
+def lose_gradients_in_recomputed_layers(monkeypatch):
+    monkeypatch.setattr(stack, "anchor", lambda module, stack, state, kwargs: kwargs)
+
+
+def load_nothing(monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda self, *args, **kwargs: ([], []))
+
+
+def round_what_is_merged(monkeypatch):
+    original = prompt_module.from_tensors
+
+    def rounded(tensors, backbone):
+        return original({name: tensor.bfloat16().to(tensor) for name, tensor in tensors.items()}, backbone)
+
+    monkeypatch.setattr(prompt_module, "from_tensors", rounded)
+
+
+def show_virtual_positions(monkeypatch):
+    monkeypatch.setattr(stack, "cut_output", lambda module, output, layout: output)
+
+
 CASES = [
+    (leave_the_backbone_trainable, "promise_01_only", METHODS, ["llama", "bert", "t5"]),
     (drop_the_prompt, "promise_02_disabled", METHODS, ARCHITECTURES),
-    (drop_the_prompt, "promise_05", METHODS, ["gpt2", "llama", "mistral", "t5", "bart"]),
+    (drop_the_prompt, "promise_02_detach", METHODS, ["llama", "bert", "t5"]),
+    (ignore_the_mask_for_positions, "promise_03_rows left", METHODS, ["gpt2", "llama", "mistral"]),
+    (ignore_the_mask, "promise_03_rows right", METHODS, ["bert", "t5", "bart"]),
+    (ignore_the_mask, "promise_03_rows left", METHODS, ["gpt2", "llama", "mistral"]),
+    (drop_the_prompt_while_decoding, "promise_04_generation", METHODS, ["gpt2", "llama"]),
+    (drop_the_prompt_while_decoding, "promise_04_every none", METHODS, ["gpt2", "llama"]),
+    (drop_the_prompt_while_decoding, "promise_04_every static", METHODS, ["gpt2", "llama"]),
+    (drop_the_prompt_while_decoding, "promise_04_step", METHODS, ["gpt2", "llama"]),
+    (drop_the_prompt_while_decoding, "promise_04_beams", METHODS, ["gpt2", "llama"]),
+    (shift_the_positions_of_text_behind_a_cache, "promise_04_assisted", METHODS, ["gpt2", "llama"]),
+    (shift_the_positions_of_text_behind_a_cache, "promise_04_second", METHODS, ["gpt2", "llama"]),
+    (drop_the_prompt, "promise_05_real", METHODS, ["gpt2", "llama", "mistral", "t5", "bart"]),
+    (shift_positions_by_one, "promise_05_real", METHODS, ["gpt2", "llama", "mistral"]),
+    (shift_positions_by_one, "promise_05_real", ["prefix_tuning"], ["t5", "bart"]),
+    (lose_the_first_label, "promise_05_real", ["prompt_tuning"], ["gpt2", "llama"]),
+    (forget_the_relative_bias, "promise_05_real", ["prefix_tuning"], ["t5"]),
+    (lose_gradients_in_recomputed_layers, "promise_06_checkpointing True", ["prompt_tuning"], ["gpt2", "llama"]),
+    (load_nothing, "promise_07_a_loaded", METHODS, ["llama", "bert", "t5"]),
+    (load_nothing, "promise_07_training", METHODS, ["llama", "bert", "t5"]),
     (drop_the_prompt, "promise_08_peft_gives", ["prompt_tuning"], ["gpt2", "llama", "bert", "t5"]),
-    (shift_positions_by_one, "promise_05", METHODS, ["gpt2", "llama", "mistral"]),
-    (shift_positions_by_one, "promise_05", ["prefix_tuning"], ["t5", "bart"]),
     (shift_positions_by_one, "promise_08_peft_gives", ["prefix_tuning"], ["gpt2", "llama", "bert"]),
-    (ignore_the_mask_for_positions, "promise_03_rows_left", METHODS, ["gpt2", "llama", "mistral"]),
-    (ignore_the_mask, "promise_03_rows_right", METHODS, ["bert", "t5", "bart"]),
-    (ignore_the_mask, "promise_03_rows_left", METHODS, ["gpt2", "llama", "mistral"]),
+    (drop_the_prompt, "promise_08_we_give", METHODS, ["gpt2", "llama", "bert"]),
+    (round_what_is_merged, "promise_09_merged", METHODS, ["llama", "bert", "t5"]),
     (share_one_rows_prompt, "promise_10_a_prompt", METHODS, ARCHITECTURES),
-    (lose_the_first_label, "promise_05", ["prompt_tuning"], ["gpt2", "llama"]),
-    (forget_the_relative_bias, "promise_05", ["prefix_tuning"], ["t5"]),
+    (share_one_rows_prompt, "promise_10_generation", METHODS, ["gpt2", "llama"]),
+    (show_virtual_positions, "promise_11_output", ["prompt_tuning"], ["bert"]),
 ]
+"""Mutation, the beginning of the check's name (with the value it is parametrised by), methods, architectures."""
+
+
+def checks(beginning=""):
+    """Return the suite's checks by name."""
+    found = inspect.getmembers(conformance_suite("prompt_tuning"), inspect.isfunction)
+    return {name: check for name, check in found if name.startswith(f"test_{beginning or 'promise_'}")}
+
+
+def table():
+    """Return the page's table: for each check the mutations that turn it red."""
+    lines = ["| property | mutations that turn it red |", "| --- | --- |"]
+    for name in checks():
+        number, title = name.removeprefix("test_promise_").split("_", 1)
+        mutations = [mutate for mutate, case, *_ in CASES if name.startswith(f"test_{case.partition(' ')[0]}")]
+        named = "; ".join(dict.fromkeys(mutate.__name__.replace("_", " ") for mutate in mutations))
+        lines.append(f"| {int(number)}: {title.replace('_', ' ')} | {named} |")
+    return "\n".join(lines)
+
+
+def test_every_check_is_turned_red_and_the_page_says_by_what():
+    red = {next(iter(checks(case.partition(" ")[0]))) for _, case, *_ in CASES}
+    assert red == set(checks())
+    assert table() in PAGE.read_text("utf-8"), f"the page lacks this table:\n{table()}"
 
 
 def run_promise(name, method, architecture, tmp_path):
     """Run one promise outside pytest's collection."""
     suite = conformance_suite(method)()
-    name, _, side = name.rpartition("_") if name.endswith(("_left", "_right")) else (name, "", "")
-    [test] = [value for key, value in inspect.getmembers(suite) if key.startswith(f"test_{name}")]
+    name, _, value = name.partition(" ")
+    [test] = checks(name).values()
     given = {
+        "self": lambda: suite,
         "subject": lambda: Subject.prompted(architecture, method, suite.options),
         "base": lambda: Subject(architecture, tiny_model(architecture)),
-        "side": lambda: side,
+        "architecture": lambda: architecture,
+        "side": lambda: value,
+        "cache": lambda: value,
+        "use_reentrant": lambda: value == "True",
         "tmp_path": lambda: tmp_path,
     }
     test(**{parameter: given[parameter]() for parameter in inspect.signature(test).parameters})

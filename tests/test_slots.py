@@ -10,6 +10,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM, Trainer, TrainingArg
 import softprompt_zoo as zoo
 from softprompt_zoo.prompt import MergedTokens
 from softprompt_zoo.testing import TINY_MODELS, tiny_model
+from softprompt_zoo.testing.checks import turn_checkpointing_on
 from softprompt_zoo.testing.subject import LENGTHS, Subject, assert_equal, pad, random_text
 
 METHODS = ["prompt_tuning", "p_tuning"]
@@ -401,7 +402,7 @@ def test_checkpointing_changes_memory_only(architecture, use_reentrant):
     subject.model.train()
     subject.model(**inputs).loss.backward()
     plain = subject.gradients()
-    subject.model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    turn_checkpointing_on(subject.model, use_reentrant)
     subject.model(**inputs).loss.backward()
     for name, gradient in subject.gradients().items():
         assert_equal(gradient, plain[name], f"gradient of {name}")

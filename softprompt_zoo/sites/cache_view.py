@@ -137,7 +137,7 @@ def show(stack: Stack, state: CallState | Capture, kwargs: dict[str, Any], rows:
     # A stable sort: absent tokens and padding on the left, then the prompt, then the text with what follows it.
     is_left = seen.long().cumsum(dim=1) == 0
     place = torch.cat([present.long(), torch.where(is_left, 0, 2)], dim=1)
-    if view.prompt.present is not None or bool(is_left.any()):
+    if view.prompt.present is not None or torch.compiler.is_compiling() or bool(is_left.any()):
         view.order = place.argsort(dim=1, stable=True)
         valid = valid.gather(1, view.order)
     return {**shown, "attention_mask": valid.to(mask.dtype)}

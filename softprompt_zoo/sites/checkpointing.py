@@ -76,6 +76,8 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
 
     state.sites = {name: take(site) for name, site in state.sites.items()}
     state.gated = {name: [take_gated(part) for part in parts] for name, parts in state.gated.items()}
+    if stack.reads_sound:
+        return {**kwargs, "input_features": _Anchor.apply(kwargs["input_features"], leaves, *originals)}
     embeddings = kwargs.get("inputs_embeds")
     if embeddings is None:
         embeddings = stack.embed(kwargs["input_ids"])

@@ -92,7 +92,9 @@ def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
 
     handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in set(stack.attentions[site])]
     ids = torch.arange(LENGTH, device=weight.device)[None] % weight.shape[0]
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, KEYWORD: Capture()}
+    inputs = {**stack.reading(ids), KEYWORD: Capture()}
+    if not stack.reads_sound:
+        inputs |= {"attention_mask": torch.ones_like(ids), "use_cache": False}
     try:
         # The probe needs no mask, whose making looks at values that the meta device has not.
         with trial([stack.module], lambda before: PROBE):

@@ -96,7 +96,8 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     call.was_seen = True
     if not binding.stack.through_cache:
         _check_implementation(module)
-    text = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+    names = ("input_features",) if binding.stack.reads_sound else ("inputs_embeds", "input_ids")
+    text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
     if text is None:
         return (), {**kwargs, KEYWORD: None}
     if call.is_empty:
@@ -217,6 +218,8 @@ def _prepare_encoder(
     """Prompt a bidirectional stack: keys and values through attention, embeddings as real positions."""
     stack = binding.stack
     entries = _entries(call, "encoder")
+    if stack.reads_sound:  # it has no padding, and counts its positions itself
+        return kwargs, _state({"encoder": entries}, call, None)
     counts = lengths(entries) if binding.family == "encoder" else [0] * len(entries)
     embedded = stack_embeddings(call)
     virtual_count = 0

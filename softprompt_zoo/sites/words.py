@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
     Args:
         stacks: The model's stacks. Left as they were.
         ids: `(tokens,)` token ids; they stand at positions `0 … tokens - 1`. An encoder-decoder reads them
-            on both sides.
+            on both sides; where the encoder reads sound, it hears silence, from the beginning.
 
     Returns:
         Keys and values per site and layer, without gradient.
@@ -52,13 +51,16 @@ def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
     states = None
     with ready(stacks):
         for stack in stacks.values():
-            inputs: dict[str, Any] = {"input_ids": ids[None]}
+            inputs = stack.reading(ids[None])
             if states is not None:
                 inputs |= {"encoder_hidden_states": states, "use_cache": False}
             output, seen = capture(stack, inputs)
             states = output.last_hidden_state
             recorded.append((stack, seen))
-    return LayerTokens({site: _site_tokens(seen, site, stack) for stack, seen in recorded for site in stack.attentions})
+    count = ids.shape[0]
+    return LayerTokens(
+        {site: _site_tokens(seen, site, stack, count) for stack, seen in recorded for site in stack.attentions}
+    )
 
 
 def mark_sites(stack: Stack) -> None:
@@ -76,11 +78,14 @@ def unmark_sites(stack: Stack) -> None:
             module.__dict__.pop(SITE_ATTRIBUTE, None)
 
 
-def _site_tokens(recorded: Capture, site: str, stack: Stack) -> SiteTokens:
+def _site_tokens(recorded: Capture, site: str, stack: Stack, count: int) -> SiteTokens:
     places = [Site(site, layer) for layer in range(len(stack.attentions[site]))]
-    return SiteTokens(
-        tuple(recorded.keys[place][0] for place in places), tuple(recorded.values[place][0] for place in places)
-    )
+    keys, values = ([seen[place][0] for place in places] for seen in (recorded.keys, recorded.values))
+    length = keys[0].shape[1]
+    if length != count:  # an encoder hears as much silence as it always does
+        wanted = torch.arange(count, device=keys[0].device) % length
+        keys, values = ([part[:, wanted] for part in parts] for parts in (keys, values))
+    return SiteTokens(tuple(keys), tuple(values))
 
 
 def is_ready(stack: Stack) -> bool:

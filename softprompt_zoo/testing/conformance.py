@@ -27,8 +27,10 @@ from softprompt_zoo.testing.checks import (
     check_row_gradients,
     check_step_by_step,
     greedy,
+    needs_assisted_decoding,
     needs_generation,
     shapes,
+    turn_checkpointing_on,
     without_dropout,
 )
 from softprompt_zoo.testing.models import TINY_MODELS, tiny_model
@@ -162,6 +164,7 @@ class ConformanceSuite:
     def test_promise_04_assisted_decoding(self, subject: Subject, base: Subject) -> None:
         """An assistant without a prompt changes the speed, not the text."""
         needs_generation(subject)
+        needs_assisted_decoding(base)
         text, logits = greedy(subject, TEXTS[0])
         assisted_text, assisted_logits = greedy(subject, TEXTS[0], assistant_model=base.model)
         assert torch.equal(text, assisted_text), "another text"
@@ -200,7 +203,7 @@ class ConformanceSuite:
         subject.model.train()
         without_dropout(subject)
         plain_loss, plain = losses_and_gradients()
-        subject.model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+        turn_checkpointing_on(subject.model, use_reentrant)
         loss, gradients = losses_and_gradients()
         assert_equal(loss, plain_loss, "loss")
         assert gradients.keys() == plain.keys()

@@ -20,6 +20,8 @@ from transformers import (
     T5GemmaConfig,
     T5GemmaForConditionalGeneration,
     T5GemmaModuleConfig,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from softprompt_zoo.testing.sizes import ROTARY, SEQ2SEQ, WINDOW
@@ -75,6 +77,13 @@ def _t5gemma() -> PreTrainedModel:
     return T5GemmaForConditionalGeneration(config)
 
 
+def _whisper() -> PreTrainedModel:
+    sizes = _bart_like()
+    sizes |= {"max_target_positions": sizes.pop("max_position_embeddings"), "max_source_positions": 10}
+    config = WhisperConfig(num_mel_bins=6, begin_suppress_tokens=None, **sizes)
+    return WhisperForConditionalGeneration(config)
+
+
 ENCODER_DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "mt5": _mt5,
     "mbart": _mbart,
@@ -83,5 +92,6 @@ ENCODER_DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "t5gemma": _t5gemma,
     "longt5": _longt5,
     "led": _led,
+    "whisper": _whisper,
 }
 """Architecture to what builds its tiny model."""

@@ -23,6 +23,7 @@ CANNOT_RUN = {
     "longt5": "needs the sizes of layers that prompts cannot enter",
     "opt_narrow": "makes virtual tokens as wide as the layers, not as the embedding table",
     "mpt": "asks for num_attention_heads, which it does not find in this config",
+    "whisper": "gives the encoder no features of sound",
     "modernbert": "extends the mask for past_key_values, which this model does not take",
 }
 """Architectures on which PEFT's own prompts fail, and how."""

@@ -83,7 +83,7 @@ def expected_loss(base: Subject, tokens: RealTokens, text: Tensor) -> Tensor:
 def _decoder_states(subject: Subject, base: Subject, ids: Tensor, text: Tensor) -> SiteTokens:
     """Let the decoder read the tokens beside the encoded text, and take their keys and values."""
     with torch.no_grad():
-        states = base.model.get_encoder()(text).last_hidden_state
+        states = base.model.get_encoder()(**base.reading(text)).last_hidden_state
     stacks = subject.model._softprompt_stacks
     with ready(stacks), torch.no_grad():
         inputs = {"input_ids": ids, "encoder_hidden_states": states, "use_cache": False}

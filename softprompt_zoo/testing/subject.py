@@ -155,14 +155,31 @@ class Subject:
         return bool(self.model.config.is_encoder_decoder)
 
     @property
+    def reads_sound(self) -> bool:
+        """Whether its encoder reads features of sound."""
+        return bool(self.model.main_input_name == "input_features")
+
+    def reading(self, ids: Tensor) -> dict[str, Tensor]:
+        """Return texts as the argument of a forward."""
+        return {"input_features": self.sound(ids)} if self.reads_sound else {"input_ids": ids}
+
+    def sound(self, ids: Tensor) -> Tensor:
+        """Make features of sound from texts: a frame for each token of a row, again and again, without its padding."""
+        config = self.model.config
+        table = torch.randn(VOCABULARY, config.num_mel_bins, generator=torch.Generator().manual_seed(5))
+        frames = torch.arange(2 * config.max_source_positions)
+        rows = [row[row != 0] for row in ids]
+        return torch.stack([table[row[frames % len(row)]].T for row in rows]).to(self.model.dtype)
+
+    @property
     def can_generate(self) -> bool:
         """Whether it generates text."""
         return bool(self.model.can_generate())
 
     def inputs(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> dict[str, Any]:
         """Build the arguments of a forward; an encoder-decoder's decoder reads the same text for every row."""
-        arguments: dict[str, Any] = {"input_ids": ids, **self.tasks(ids), **more}
-        if mask is not None:
+        arguments: dict[str, Any] = {**self.reading(ids), **self.tasks(ids), **more}
+        if mask is not None and not self.reads_sound:
             arguments["attention_mask"] = mask
         if self.is_encoder_decoder and "decoder_input_ids" not in more and "labels" not in more:
             arguments["decoder_input_ids"] = random_text(DECODER_LENGTH, 77).expand(ids.shape[0], -1)
@@ -183,8 +200,9 @@ class Subject:
 
     def generate(self, ids: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
         """Generate from texts."""
-        mask = torch.ones_like(ids) if mask is None else mask
-        return self.model.generate(ids, attention_mask=mask, **{**self.tasks(ids), **options})
+        if not self.reads_sound:
+            options["attention_mask"] = torch.ones_like(ids) if mask is None else mask
+        return self.model.generate(*self.reading(ids).values(), **{**self.tasks(ids), **options})
 
     def logits(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
         """Return the logits of a forward without gradients."""

@@ -1,0 +1,56 @@
+"""The tests on the oldest and the newest transformers and peft that `pyproject.toml` claims, each in its environment.
+
+    nox                                                 all tests, twice
+    nox -- tests/test_conformance.py -k "llama or t5"   a part of them
+
+The last lines that nox prints are the table: the versions of each environment, and whether its tests passed.
+"""
+
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+CLAIMED = ("transformers", "peft")
+THEIRS = {*CLAIMED, "huggingface-hub", "tokenizers"}
+"""What the oldest environment is not held to: transformers' own parts, which each of its versions binds."""
+
+ROOT = Path(__file__).parent
+
+nox.options.default_venv_backend = "venv"
+
+
+def claimed_ranges() -> dict[str, Requirement]:
+    """Read the claimed range of each package from `pyproject.toml`."""
+    project = nox.project.load_toml(ROOT / "pyproject.toml")["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["peft"]]
+    found = {requirement.name: requirement for requirement in map(Requirement, lines)}
+    return {name: found[name] for name in CLAIMED}
+
+
+def constraints() -> dict[str, str]:
+    """Read the versions that everything is tested with, by package."""
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    return {line.partition("==")[0]: line for line in lines if not line.startswith("#")}
+
+
+def environments() -> dict[str, tuple[str, ...]]:
+    """Return the pins of the oldest and the newest environment; the newest ones are the constraints'."""
+    oldest = [
+        f"{name}=={min(Version(bound.version) for bound in claimed.specifier if bound.operator == '>=')}"
+        for name, claimed in claimed_ranges().items()
+    ]
+    return {"oldest": tuple(oldest), "newest": tuple(constraints()[name] for name in CLAIMED)}
+
+
+@nox.session
+@nox.parametrize("pins", [nox.param(pins, id=", ".join(pins)) for pins in environments().values()])
+def versions(session: nox.Session, pins: tuple[str, ...]) -> None:
+    """Build an environment and run the tests in it."""
+    is_oldest = pins == environments()["oldest"]
+    kept = [line for name, line in constraints().items() if not is_oldest or name.replace("_", "-") not in THEIRS]
+    held = Path(session.create_tmp()) / "constraints.txt"
+    held.write_text("\n".join([*kept, *(pins if is_oldest else ())]) + "\n", "utf-8")
+    session.install("-c", str(held), "-e", ".[test]", *pins)
+    session.run("pytest", *session.posargs)
