@@ -279,3 +279,69 @@ def test_copies_and_pickles_keep_both():
     twin = copy.deepcopy(model)
     assert_equal(run(twin), run(model), "copy")
     assert type(twin) is type(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_smollm2_with_a_lora_and_a_prompt(method, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from softprompt_zoo.embedded import resolve_model
+    from softprompt_zoo.examples import demo_data, read_examples
+
+    folder = resolve_model("smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [f"{example.input} {example.target}" for example in read_examples(demo_data() / "train.jsonl")][:120]
+
+    def load():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    model = zoo.get_method(method)(peft.get_peft_model(load(), config), num_virtual_tokens=8)
+    before = {name: p.clone() for name, p in inside(model).named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    losses = []
+    for step in range(30):
+        batch = tokenizer(texts[4 * step : 4 * step + 4], return_tensors="pt", padding=True)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    for name, parameter in inside(model).named_parameters():
+        if parameter.requires_grad:
+            assert not torch.equal(parameter, before[name]), name
+    model.eval()
+    batch = tokenizer(texts[:3], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        both = model(**batch).logits
+        with model.prompts.disabled():
+            lora_alone = model(**batch).logits
+        with model.disable_adapter():
+            prompt_alone = model(**batch).logits
+    model.save_pretrained(tmp_path / "saved")
+    torch.save((dict(batch), both, lora_alone, prompt_alone), tmp_path / "expected.pt")
+    script = f"""
+        import peft, torch
+        from transformers import AutoModelForCausalLM
+        import softprompt_zoo as zoo
+        batch, both, lora_alone, prompt_alone = torch.load({str(tmp_path / "expected.pt")!r})
+        saved = {str(tmp_path / "saved")!r}
+        def load():
+            return AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.float32)
+        def check(model, expected):
+            with torch.no_grad():
+                logits = model.eval()(**batch).logits
+            keep = batch["attention_mask"].bool()
+            assert (logits - expected)[keep].abs().max() <= 1e-5 * expected.abs().max()
+        model = zoo.load(load(), saved)
+        check(model, both)
+        with model.prompts.disabled():
+            check(model, lora_alone)
+        check(peft.PeftModel.from_pretrained(load(), saved + "/adapters/default"), lora_alone)
+        model.disable_adapters()
+        check(model, prompt_alone)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)

@@ -2,6 +2,7 @@
 
 from softprompt_zoo.testing.conformance import ConformanceSuite, conformance_suite
 from softprompt_zoo.testing.models import TINY_MODELS, tiny_model
+from softprompt_zoo.testing.pairs import combination_suite
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
-__all__ = ["TINY_MODELS", "ConformanceSuite", "conformance_suite", "tiny_model", "tiny_tokenizer"]
+__all__ = ["TINY_MODELS", "ConformanceSuite", "combination_suite", "conformance_suite", "tiny_model", "tiny_tokenizer"]

@@ -1,0 +1,85 @@
+"""The promises for two prompts at once: the same suite, with another method's prompt behind the first."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.method import combine, get_method
+from softprompt_zoo.testing.conformance import ConformanceSuite, conformance_suite
+from softprompt_zoo.testing.models import tiny_model
+from softprompt_zoo.testing.subject import Subject
+
+SECOND = "second"
+"""Name of the prompt behind the first one."""
+FAMILIES = ("llama", "bert", "t5")
+PROMISES = (1, 2, 3, 4, 6, 7, 9, 10, 11)
+"""Without the fifth, for keys of a later prefix are not moved behind the first prompt; and without the eighth, for a
+PEFT adapter holds one prompt: `zoo.fold` makes one of several."""
+
+
+class PairSubject(Subject):
+    """A tiny model with two active prompts; wherever the suite names one, the second stands behind it."""
+
+    second: ClassVar[str]
+    second_options: ClassVar[Mapping[str, Any]]
+
+    @classmethod
+    def prompted(
+        cls, architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa", seed: int = 0
+    ) -> "PairSubject":
+        """Attach both methods to a tiny model and move their parameters off their start values."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(100 + seed)
+            first = get_method(method).configure(name="default", **options)
+            second = get_method(cls.second).configure(name=SECOND, **cls.second_options)
+            model = combine(first, second)(tiny_model(architecture, implementation=implementation))
+            subject = cls(architecture, model)
+            for name in ("default", SECOND):
+                subject.disturb(name)
+        return subject
+
+    def inputs(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> dict[str, Any]:
+        """Build the arguments of a forward."""
+        return super().inputs(ids, mask, **self._with_second(more))
+
+    def generate(self, ids: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
+        """Generate from texts."""
+        return super().generate(ids, mask, **self._with_second(options))
+
+    def _with_second(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        prompts = arguments.get("prompts")
+        if isinstance(prompts, Tensor):
+            names = [name for name in self.model.prompts if name != SECOND]
+            prompts = [None if index < 0 else names[index] for index in prompts.tolist()]
+        if prompts is None:
+            return arguments
+        return {**arguments, "prompts": [entry if entry is None else [entry, SECOND] for entry in prompts]}
+
+
+def combination_suite(
+    first: str,
+    second: str,
+    options: Mapping[str, Any] | None = None,
+    second_options: Mapping[str, Any] | None = None,
+    architectures: Iterable[str] = FAMILIES,
+    longer: Mapping[str, Any] | None = None,
+) -> type[ConformanceSuite]:
+    """Make a pytest class that holds two methods on one model to the promises.
+
+    Args:
+        first: Name of a registered method, whose prompt stands in front.
+        second: Name of the one behind it; it may be the same.
+        options: Options of the first; by default 5 virtual tokens.
+        second_options: Options of the second; by default 4.
+        architectures: Keys of `TINY_MODELS` or of `models.MORE_MODELS`.
+        longer: Options that make a longer prompt of the first; by default two virtual tokens more.
+
+    Returns:
+        A class to bind to a name that starts with `Test`.
+    """
+    members = {"second": get_method(second).name, "second_options": {"num_virtual_tokens": 4, **(second_options or {})}}
+    suite = conformance_suite(first, options, architectures, longer, PROMISES)
+    suite.subject_type = type("PairSubject", (PairSubject,), members)
+    return suite

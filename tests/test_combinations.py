@@ -1,0 +1,114 @@
+"""Any two methods on one model keep the promises: neighbours in the list in every run, all pairs as slow tests."""
+
+import itertools
+
+import pytest
+import torch
+from test_conformance import OPTIONS
+
+import softprompt_zoo as zoo
+from softprompt_zoo.testing import combination_suite, tiny_model
+from softprompt_zoo.testing.subject import assert_equal, random_text
+
+METHODS = zoo.list_methods()
+NEIGHBOURS = list(itertools.pairwise([*METHODS, METHODS[0]]))
+
+
+def suite_of(first, second, architectures):
+    own, others = OPTIONS.get(first, {}), OPTIONS.get(second, {})
+    return combination_suite(
+        first, second, own.get("options"), others.get("options"), architectures, longer=own.get("longer")
+    )
+
+
+for _first, _second in itertools.product(METHODS, METHODS):
+    if (_first, _second) in NEIGHBOURS:
+        globals()[f"Test_{_first}_{_second}"] = suite_of(_first, _second, ["llama"])
+    _families = ["bert", "t5"] if (_first, _second) in NEIGHBOURS else ["llama", "bert", "t5"]
+    globals()[f"TestAll_{_first}_{_second}"] = pytest.mark.slow(suite_of(_first, _second, _families))
+
+
+KINDS = {
+    "prompt_tuning": (2, 5),
+    "prefix_tuning": (1, 4, 6),
+    "multitask_prompt_tuning": (3, 7),
+    "p_tuning": (2, 3, 5, 8),
+}
+"""Methods to the lengths of their prompts, five different ones among them all and more."""
+ROWS = 16
+
+
+def sixteen(architecture):
+    """A model with sixteen different prompts of four methods."""
+    torch.manual_seed(3)
+    model = None
+    names = []
+    lengths = itertools.cycle((method, count) for method, counts in KINDS.items() for count in counts)
+    for index, (method, count) in zip(range(ROWS), lengths, strict=False):
+        options = {"num_virtual_tokens": count, **({"num_tasks": 2} if method.startswith("multi") else {})}
+        if model is None:
+            model = zoo.get_method(method)(tiny_model(architecture), f"p{index}", **options)
+        else:
+            model.prompts.add(f"p{index}", method, **options)
+        names.append(f"p{index}")
+    with torch.no_grad():
+        for parameter in model.prompts.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval(), names
+
+
+def texts_of(lengths):
+    """Left-padded texts of these lengths, with their mask."""
+    longest = max(lengths)
+    ids, mask = torch.zeros(len(lengths), longest, dtype=torch.long), torch.zeros(len(lengths), longest)
+    for row, length in enumerate(lengths):
+        ids[row, longest - length :] = random_text(length, 40 + row)[0]
+        mask[row, longest - length :] = 1
+    return ids, mask.long()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
+def test_sixteen_rows_with_sixteen_prompts_are_sixteen_runs(architecture):
+    model, names = sixteen(architecture)
+    assert len({(model.prompts[n].method, model.prompts[n].num_virtual_tokens) for n in names}) > 10
+    lengths = [4 + row % 5 for row in range(ROWS)]
+    ids, mask = texts_of(lengths)
+    tasks = torch.arange(ROWS) % 2
+    weights = torch.linspace(0.5, 2, ROWS)
+    model.double()
+
+    def loss(logits, keep, weight):
+        return (weight * (logits.pow(2).mean(-1) * keep).sum(-1)).sum()
+
+    batch = model(input_ids=ids, attention_mask=mask, prompts=names, task_ids=tasks).logits
+    loss(batch, mask, weights).backward()
+    gradients = {name: p.grad.clone() for name, p in model.prompts.named_parameters()}
+    for row, name in enumerate(names):
+        for parameter in model.prompts[name].parameters():
+            parameter.grad = None
+        text = ids[row : row + 1, -lengths[row] :]
+        alone = model(input_ids=text, prompts=[name], task_ids=tasks[row : row + 1]).logits
+        assert_equal(batch[row, -lengths[row] :], alone[0], f"row {row}")
+        loss(alone, torch.ones_like(text), weights[row]).backward()
+        for key, parameter in model.prompts[name].named_parameters():
+            assert_equal(gradients[f"{name}.{key}"], parameter.grad, f"gradient of {name}.{key}")
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_sixteen_rows_are_generated_as_sixteen_runs(cache):
+    model, names = sixteen("llama")
+    lengths = [4 + row % 5 for row in range(ROWS)]
+    ids, mask = texts_of(lengths)
+    tasks = torch.arange(ROWS) % 2
+    options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    options |= {} if cache == "dynamic" else {"cache_implementation": cache}
+    batch = model.generate(ids, attention_mask=mask, prompts=names, task_ids=tasks, **options)
+    texts = []
+    for row, name in enumerate(names):
+        text = ids[row : row + 1, -lengths[row] :]
+        seen = torch.ones_like(text)
+        alone = model.generate(text, attention_mask=seen, prompts=[name], task_ids=tasks[row : row + 1], **options)
+        assert torch.equal(batch.sequences[row, -6:], alone.sequences[0, -6:]), f"row {row}"
+        assert_equal(torch.stack(batch.logits, 1)[row], torch.stack(alone.logits, 1)[0], f"logits of row {row}")
+        texts.append(tuple(alone.sequences[0, -6:].tolist()))
+    assert len(set(texts)) > ROWS // 2, "the prompts make little difference"
