@@ -54,9 +54,8 @@ def export_prompt(
 
 
 def _free_name(network: Any) -> str:
-    return next(
-        name for name in ("folded", *(f"folded_{i}" for i in itertools.count(2))) if name not in network.prompts
-    )
+    names = itertools.chain(("folded",), (f"folded_{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in network.prompts)
 
 
 def _tokenizer(name: str) -> Any:
