@@ -17,7 +17,6 @@ from softprompt_zoo.banks.stores import open_store
 from softprompt_zoo.checkpoints import read_prompts
 from softprompt_zoo.config import check_positive_integer
 from softprompt_zoo.errors import (
-    BackboneMismatchError,
     BankError,
     CheckpointError,
     UnknownPromptError,
@@ -25,6 +24,7 @@ from softprompt_zoo.errors import (
 )
 from softprompt_zoo.formats import native, peft
 from softprompt_zoo.model import inspect_backbone, is_attached
+from softprompt_zoo.plain_prompts import check_sizes
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import NAME_PATTERN
 
@@ -124,13 +124,7 @@ class PromptBank:
         Raises:
             BackboneMismatchError: If they are others.
         """
-        own = backbone.sizes()
-        wrong = next((key for key in own if self._sizes.get(key) != own[key]), None)
-        if wrong is not None:
-            raise BackboneMismatchError(
-                f"the bank {self.address} is for a model with {wrong} {_short(self._sizes.get(wrong))}; this one has "
-                f"{_short(own[wrong])}; use the model it was made for, or another bank"
-            )
+        check_sizes(self._sizes, backbone, f"the bank {self.address}")
 
     # Writing
 
@@ -387,11 +381,3 @@ def _check_name(name: object, source: str = "") -> None:
         raise ValueError(
             f"prompt name is {name!r}{source}; expected at most {LONGEST_NAME} letters, digits, '_' and '-'"
         )
-
-
-def _short(value: Any) -> str:
-    if not isinstance(value, dict):
-        return repr(value)
-    return ", ".join(
-        f"{site}: {len(layers)} layers of (kv_heads, head_dim) {layers[0]}" for site, layers in value.items()
-    )

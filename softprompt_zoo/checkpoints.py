@@ -18,13 +18,12 @@ from softprompt_zoo.errors import (
     BackboneMismatchError,
     CheckpointError,
     PluginError,
-    UnknownMethodError,
     UnsupportedError,
     ZooError,
 )
 from softprompt_zoo.exchange import PeftPrompt
 from softprompt_zoo.formats import embeddings, native, peft, vocabulary
-from softprompt_zoo.plain_prompts import plain_prompt
+from softprompt_zoo.plain_prompts import check_sizes, plain_prompt
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.task_heads import copy_head
@@ -186,7 +185,7 @@ def _input_prompt(found: Tensor, backbone: Backbone, directory: Path) -> Prompt:
 
 def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
     index, tensors = native.read(directory)
-    _check_sizes(index.backbone, backbone, directory)
+    check_sizes(index.backbone, backbone, str(directory))
     prompts = {}
     for name, record in index.prompts.items():
         prompts[name] = _restore(name, record, tensors[name], backbone, directory)
@@ -196,7 +195,7 @@ def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
 def _restore(
     name: str, record: native.Record, tensors: dict[str, Tensor], backbone: Backbone, directory: Path
 ) -> Prompt:
-    method = _method(record, directory)
+    method = registry.lookup_saved(record.method, record.distribution, record.version, str(directory))
     where = f"prompt {name!r} in {directory}"
     try:
         config = method.config_class.from_options(record.config)
@@ -281,17 +280,6 @@ def _warn_of_differences(tokens: VirtualTokens, task_type: str | None, backbone:
         )
 
 
-def _method(record: native.Record, directory: Path) -> LoadedMethod:
-    try:
-        return registry.lookup(record.method)
-    except UnknownMethodError as error:
-        package = f"run: pip install {record.distribution}=={record.version}"
-        remedy = package if record.version else "it was registered by hand: zoo.register its plugin first"
-        raise UnknownMethodError(
-            f"{directory} needs the method {record.method!r}, which is not installed; {remedy} ({error})"
-        ) from error
-
-
 def _method_for(fields: dict[str, Any], directory: Path) -> LoadedMethod:
     peft_type = fields["peft_type"]
     known: dict[str, LoadedMethod] = {}
@@ -310,24 +298,6 @@ def _method_for(fields: dict[str, Any], directory: Path) -> LoadedMethod:
             f"no installed method loads PEFT's {peft_type}; installed ones load {', '.join(sorted(known))}"
         )
     return known[peft_type]
-
-
-def _check_sizes(saved: dict[str, Any], backbone: Backbone, directory: Path) -> None:
-    own = backbone.sizes()
-    wrong = next((key for key in own if saved.get(key) != own[key]), None)
-    if wrong is not None:
-        raise BackboneMismatchError(
-            f"{directory} was made for a model with {wrong} {_short(saved.get(wrong))}; "
-            f"this one has {_short(own[wrong])}; load it onto the model it was made for"
-        )
-
-
-def _short(value: Any) -> str:
-    if not isinstance(value, dict):
-        return repr(value)
-    return ", ".join(
-        f"{site}: {len(layers)} layers of (kv_heads, head_dim) {layers[0]}" for site, layers in value.items()
-    )
 
 
 def _record(prompt: Prompt) -> native.Record:

@@ -137,23 +137,31 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
 
 
 def check_sizes(sizes: Mapping[str, Any] | None, backbone: Backbone, what: str) -> None:
-    """Refuse a prompt that was made for a model of other sizes.
+    """Refuse prompts that were made for a model of other sizes.
 
     Args:
-        sizes: Sizes of the model it was made for; `None` if they are not known.
-        backbone: Sizes of the model it shall be used with.
-        what: What it is, for the message.
+        sizes: Sizes of the model they were made for; `None` if they are not known.
+        backbone: Sizes of the model they shall be used with.
+        what: What they are, for the message.
 
     Raises:
         BackboneMismatchError: If they differ.
     """
     own = backbone.sizes()
-    wrong = None if sizes is None else next((key for key in own if sizes[key] != own[key]), None)
+    wrong = None if sizes is None else next((key for key in own if sizes.get(key) != own[key]), None)
     if sizes is not None and wrong is not None:
         raise BackboneMismatchError(
-            f"{what} was made for a model with {wrong} {sizes[wrong]}; this one has {own[wrong]}; use a prompt of this "
-            "model, or of one of its sizes"
+            f"{what} was made for a model with {wrong} {_in_words(sizes.get(wrong))}; this one has "
+            f"{_in_words(own[wrong])}; use it with the model it was made for"
         )
+
+
+def _in_words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return repr(value)
+    return ", ".join(
+        f"{site}: {len(layers)} layers of (kv_heads, head_dim) {layers[0]}" for site, layers in value.items()
+    )
 
 
 def _count(tokens: VirtualTokens) -> int:

@@ -141,6 +141,30 @@ class Registry:
                 self._methods[candidate] = LoadedMethod(candidate, plugin, self._wrappers)
             return self._methods[candidate]
 
+    def lookup_saved(self, name: str, distribution: str, version: str, where: str) -> LoadedMethod:
+        """Find the method of a saved prompt.
+
+        Args:
+            name: Canonical name.
+            distribution: Package that offered it.
+            version: Version of that package; empty if it was registered by hand.
+            where: What is read, for the message.
+
+        Returns:
+            The loaded method.
+
+        Raises:
+            UnknownMethodError: If it is not installed; says what to install.
+        """
+        try:
+            return self.lookup(name)
+        except UnknownMethodError as error:
+            package = f"run: pip install {distribution}=={version}"
+            remedy = package if version else "it was registered by hand: zoo.register its plugin first"
+            raise UnknownMethodError(
+                f"{where} needs the method {name!r}, which is not installed; {remedy} ({error})"
+            ) from error
+
     def register(self, plugin: object, name: str | None = None) -> object:
         """Register a method or a wrapper that is not installed as a package, from a notebook say.
 

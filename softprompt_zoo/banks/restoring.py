@@ -7,16 +7,15 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.banks.lending import Ready
-from softprompt_zoo.banks.records import Header, Record, decode, encode
+from softprompt_zoo.banks.records import Record, decode, encode
 from softprompt_zoo.errors import (
     BackboneMismatchError,
     CheckpointError,
     ShapeError,
-    UnknownMethodError,
     UnsupportedError,
 )
 from softprompt_zoo.prompt import MergedTokens, Prompt
-from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.registry import registry
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.tokens import check_virtual_tokens, to_tensors
 
@@ -119,7 +118,8 @@ class Decoder:
         """Make a prompt without tokens, which records with the same header share."""
         if record.header_text not in self._templates:
             where = f"entry {name!r} of {self._bank}"
-            method = _method(record.header, where)
+            header = record.header
+            method = registry.lookup_saved(header.method, header.distribution, header.version, where)
             try:
                 config = method.config_class.from_options(record.header.config)
             except (TypeError, ValueError) as error:
@@ -148,17 +148,6 @@ def _cast(tensor: Tensor, key: str, name: str, dtype: torch.dtype | None) -> Ten
             "open the bank with another dtype"
         )
     return cast
-
-
-def _method(header: Header, where: str) -> LoadedMethod:
-    try:
-        return registry.lookup(header.method)
-    except UnknownMethodError as error:
-        package = f"run: pip install {header.distribution}=={header.version}"
-        remedy = package if header.version else "it was registered by hand: zoo.register its plugin first"
-        raise UnknownMethodError(
-            f"{where} needs the method {header.method!r}, which is not installed; {remedy} ({error})"
-        ) from error
 
 
 def _head(state: dict[str, Tensor], backbone: Backbone, device: torch.device, where: str) -> nn.ModuleDict:
