@@ -107,7 +107,8 @@ torch.set_num_threads(1)
 site, folder, methods = sys.argv[1], sys.argv[2], sys.argv[3:]
 text = torch.tensor([[5, 6, 7, 8]])
 for name in methods:
-    model = zoo.get_method(name)(tiny_model("llama"), num_virtual_tokens=3)
+    options = {"sources": "sampled"} if name == "attempt" else {}
+    model = zoo.get_method(name)(tiny_model("llama"), num_virtual_tokens=3, **options)
     with torch.no_grad():
         for parameter in model.prompts.parameters():
             parameter.add_(0.3)
@@ -146,6 +147,7 @@ def run_tests(package, site, *options, timeout=300):
 @pytest.mark.parametrize(
     ("package", "selection"),
     [
+        ("softprompt-zoo-attempt", "test_attempt and not compiles or TestGiven and t5"),
         ("softprompt-zoo-template", "not Loud and (llama or t5)"),
         ("softprompt-zoo-llama-adapter", "not Gates or TestHeadGates and gpt2 or TestLayerGates and mistral"),
     ],
