@@ -398,10 +398,10 @@ def test_a_bank_of_another_backbone_is_refused(address):
     model = prompted()
     zoo.PromptBank(address, model).add("words", model.prompts["words"])
     for other in (tiny_model("qwen3"), tiny_model("bert")):
-        with pytest.raises(zoo.BackboneMismatchError, match=r"is for a model with .* this one has"):
+        with pytest.raises(zoo.BackboneMismatchError, match=r"was made for a model with .* this one has"):
             zoo.PromptBank(address, other)
         zoo.get_method("prompt_tuning")(other, num_virtual_tokens=2)
-        with pytest.raises(zoo.BackboneMismatchError, match="is for a model with"):
+        with pytest.raises(zoo.BackboneMismatchError, match="was made for a model with"):
             other.prompts.bank = zoo.PromptBank(address, model)
         assert other.prompts.bank is None
     wide = prompted("qwen3", ["prefix"])
