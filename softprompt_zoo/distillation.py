@@ -68,6 +68,8 @@ def teacher_embeddings(name: str, teacher: Any, tokens: int, backbone: "Backbone
     if isinstance(teacher, Tensor):
         prompts = list(teacher.detach())
     else:
+        for index, prompt in enumerate(teacher):
+            prompt.refuse_weight(f"{name} {index}", "a teacher")
         merged = [prompt.merged_tokens(backbone) for prompt in teacher]
         prompts = [part.embeddings if isinstance(part, InputTokens) else None for part in merged]
     for index, prompt in enumerate(prompts):

@@ -450,6 +450,12 @@ def test_without_its_teacher_a_loaded_prompt_does_not_train_silently(tmp_path):
     assert bare.model(**arguments).loss < again.model(**arguments).loss
 
 
+def weighed(weight):
+    model = plain("llama", torch.zeros(TOKENS, HIDDEN)).model
+    model.prompts.set_weight("default", weight)
+    return model.prompts["default"]
+
+
 @pytest.mark.parametrize(
     ("teacher", "error", "text"),
     [
@@ -469,6 +475,7 @@ def test_without_its_teacher_a_loaded_prompt_does_not_train_silently(tmp_path):
             zoo.UnsupportedError,
             "teacher 0 is keys and values",
         ),
+        (lambda: [weighed(0.5)] * 3, zoo.UnsupportedError, "teacher 0 has the weight 0.5"),
     ],
 )
 def test_teachers_that_do_not_fit_are_refused_at_once(teacher, error, text):
