@@ -180,9 +180,6 @@ def table(runner: Runner) -> str:
     """Return the counts, and what is not right of ours, in Markdown."""
     found = list(cells(runner))
     done = [name for name in runner.experiments if runner.result(name)]
-    statuses = (RIGHT, WRONG, ERROR, REFUSED, UNDEFINED)
-    totals = {library: Counter(cell[0] for _, of, _, _, cell in found if of == library) for library in LIBRARIES}
-    lines = [(library, *(str(count[status]) for status in statuses)) for library, count in totals.items()]
     ours = {(a, m, o): cell[0] for a, of, m, o, cell in found if of == "softprompt_zoo"}
     theirs = [(a, m, o, cell[0]) for a, of, m, o, cell in found if of == "PEFT"]
     refused_here = sum(status == RIGHT and ours[a, m, o] == REFUSED for a, m, o, status in theirs)
@@ -208,7 +205,7 @@ def table(runner: Runner) -> str:
     parts = [
         f"{len(done)} models of {len(runner.experiments)}, {len(found)} cells; {_versions()}; "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'not run'}.",
-        markdown(("library", *statuses), lines),
+        markdown(("library", *COLOURS), _totals(found)),
         "Right cells among those that are defined and that softprompt_zoo does not refuse, the same for both; in "
         f"brackets how many it refuses. PEFT is right in {refused_here} of these.",
         markdown(("method", *LIBRARIES), by_method),
@@ -220,6 +217,12 @@ def table(runner: Runner) -> str:
         rows = [(method, ", ".join(where[method, reason]), reason) for method, reason in refusals]
         parts += ["What softprompt_zoo refuses:", markdown(("method", "models", "reason"), rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _totals(found: list[tuple[str, str, str, str, Cell]]) -> list[tuple[str, ...]]:
+    """Count each library's cells of each status."""
+    counts = {library: Counter(cell[0] for _, of, _, _, cell in found if of == library) for library in LIBRARIES}
+    return [(library, *(str(count[status]) for status in COLOURS)) for library, count in counts.items()]
 
 
 def _compared(found: list[tuple[str, str, str, str, Cell]], names: Iterable[str], place: int) -> list[tuple[str, ...]]:
@@ -258,9 +261,13 @@ def page(runner: Runner) -> str:
     legend = " ".join(
         f'<span style="background:{colour}; padding: 2px 8px">{status}</span>' for status, colour in COLOURS.items()
     )
+    totals = [["library", *COLOURS], *_totals(list(cells(runner)))]
+    counts = "".join("<tr>" + "".join(f"<th>{value}" for value in line) for line in totals)
+    colours = "".join(f".{status.split()[0]} {{ background: {colour}; }}\n" for status, colour in COLOURS.items())
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Every method on every model</title>",
-        f"<style>{STYLE}</style><h1>Every method on every model</h1><p>{html.escape(_versions())}</p><p>{legend}</p>",
+        f"<style>{STYLE}{colours}</style><h1>Every method on every model</h1><p>{html.escape(_versions())}</p>",
+        f"<table>{counts}</table><p>{legend}</p>",
         "<ol>" + "".join(f"<li>{html.escape(title)}" for title in titles) + "</ol>",
     ]
     by_model: dict[str, dict[tuple[str, str, str], Cell]] = {}
@@ -270,17 +277,18 @@ def page(runner: Runner) -> str:
         parts.append(f"<h2>{architecture}</h2><table>")
         numbers = "".join(f"<th>{number + 1}" for number in range(len(titles)))
         parts.append(f"<tr><th>method<th>library{numbers}")
-        reasons = []
+        reasons: dict[str, list[str]] = {}
         for method, library in dict.fromkeys((method, library) for library, method, _ in found):
             squares = []
             for number, title in enumerate(titles):
                 status, reason = found.get((library, method, title), (UNDEFINED, "not run"))
                 text = html.escape(f"{number + 1}. {title}: {status}. {reason}", quote=True)
-                squares.append(f'<td><span title="{text}" style="background:{COLOURS[status]}"></span>')
+                squares.append(f'<td><span title="{text[:100]}" class={status.split()[0]}></span>')
                 if status in (WRONG, ERROR, REFUSED):
-                    reasons.append(f"<li>{library}, {method}, {text}")
+                    reasons.setdefault(f"{library}, {text}", []).append(method)
             parts.append(f"<tr><th>{method}<th>{library}{''.join(squares)}")
-        parts.append(f"</table><details><summary>{len(reasons)} reasons</summary><ul>{''.join(reasons)}</ul></details>")
+        lines = "".join(f"<li>{reason} ({', '.join(methods)})" for reason, methods in reasons.items())
+        parts.append(f"</table><details><summary>{len(reasons)} reasons</summary><ul>{lines}</ul></details>")
     return "\n".join(parts) + "</html>\n"
 
 
