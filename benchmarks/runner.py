@@ -115,13 +115,13 @@ class Runner:
         return None
 
     def chosen(self, only: Sequence[str]) -> list[Experiment]:
-        """Return the experiments that the names choose and those they need, in order."""
+        """Return the experiments that the names choose and those that what can be run of them needs, in order."""
         wanted = set[str]() if only else {*self.experiments}
         for name in only:
             begin = {found for found in self.experiments if found.startswith(name)}
             wanted |= {name} if name in begin else begin
         for experiment in reversed(self.experiments.values()):
-            if experiment.name in wanted:
+            if experiment.name in wanted and not self.missing(experiment.name):
                 wanted.update(experiment.needs)
         return [experiment for experiment in self.experiments.values() if experiment.name in wanted]
 
