@@ -1,12 +1,14 @@
 """One torch thread per test process: tiny models crawl with more. And the scripts in `benchmarks/` as modules."""
 
-import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers.utils import logging
+
+import softprompt_zoo as zoo
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 
@@ -30,3 +32,19 @@ def benchmark():
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(BENCHMARKS):
             del sys.modules[name]
+
+
+@pytest.fixture
+def llama_adapter():
+    """The LLaMA-Adapter of the plugin packages, installed or not: a method with gated tokens."""
+    name = "llama_adapter"
+    if name in zoo.list_methods():
+        yield name
+        return
+    file = Path(__file__).parents[1] / "plugins" / "softprompt-zoo-llama-adapter" / "softprompt_zoo_llama_adapter.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    zoo.register(module, name)
+    yield name
+    zoo.unregister(name)

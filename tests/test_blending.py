@@ -208,7 +208,7 @@ def test_folders_are_blended_like_the_prompts_in_them(tmp_path):
         zoo.blend(folders)
 
 
-def test_gated_prompts_are_blended_with_their_gates():
+def test_gated_prompts_are_blended_with_their_gates(llama_adapter):
     model = prompted("llama", "llama_adapter")
     prompts = [model.prompts["a"], model.prompts["b"]]
     parts = [prompt.merged_tokens(model.prompts.backbone).sites["decoder"] for prompt in prompts]
@@ -385,7 +385,7 @@ def test_truncation_keeps_planted_tokens():
     assert_numbers(zoo.truncate(model.prompts["a"], 2, inputs=text, model=model), {"decoder": expected}, model)
 
 
-def test_truncation_refuses():
+def test_truncation_refuses(llama_adapter):
     model = prompted("llama", "prompt_tuning")
     a = model.prompts["a"]
     text = batch(model)

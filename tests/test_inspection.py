@@ -186,7 +186,7 @@ def test_keys_and_values_stand_beside_those_of_words():
             torch.testing.assert_close(norms.percentiles[layer], smaller)
 
 
-def test_gated_prompts_show_their_gates_and_take_nothing_of_the_texts_attention():
+def test_gated_prompts_show_their_gates_and_take_nothing_of_the_texts_attention(llama_adapter):
     model = prompted("llama", "llama_adapter", (4, 2, 1), num_layers_from_top=1)
     model.prompts.add("prefix", "prefix_tuning", num_virtual_tokens=4)
     text = batch(model)
