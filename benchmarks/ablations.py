@@ -429,7 +429,7 @@ def draw(runner: Runner, path: Path) -> None:
         if results and "prompt_part" in results[0]:
             key = "gate" if "gate" in results[0] else "prompt_part"
             panels[4].plot(results[0][key], label=f"{label}'s gate" if key == "gate" else label)
-    panels[4].set(title="Attention to the prompt", xlabel="layer", ylabel="part")
+    panels[4].set(title="Attention to the prompt", xlabel="layer", ylabel="part", ylim=(0, 1.1))  # room for the legend
     _draw_domains(runner, panels[5])
     for axes in (panels[1], panels[4], panels[5]):
         if axes.get_legend_handles_labels()[0]:
