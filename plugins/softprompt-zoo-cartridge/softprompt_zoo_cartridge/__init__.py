@@ -312,7 +312,7 @@ def set_document(
     if name is None and len(host.active) != 1:
         raise ValueError(f"{len(host.active)} prompts are active; name the cartridge with name=…")
     prompt = host[name or host.active[0]]
-    if not isinstance(prompt.learned, Parameters):
+    if prompt.is_merged or prompt.method != "cartridge":
         kind = f"a merged {prompt.method}" if prompt.is_merged else f"of the method {prompt.method}"
         raise zoo.UnsupportedError(f"prompt {name or host.active[0]!r} is {kind}; a document is for a cartridge only")
     prompt.learned.set_document(document, prompt.config, host.backbone, tokenizer)
