@@ -163,23 +163,29 @@ def test_a_name_chooses_one_experiment_and_what_it_needs(methods, tmp_path):
     assert call(methods, "--only", "films-prefix_tuning") == ""
     names = {path.name.rpartition("-")[0] for path in tmp_path.glob("*.json")}
     assert names == {"films-untrained", "films-prefix_tuning"}
-    runner, _ = methods.make(methods.Settings(data=methods_data(methods, tmp_path)), tmp_path)
-    assert [experiment.name for experiment in runner.chosen(["cartridge-quarter"])] == [
-        "cartridge-study",
-        "cartridge-quarter",
-    ]
-    assert [experiment.name for experiment in runner.chosen(["cartridge"])] == [
-        "cartridge-study",
-        "cartridge-quarter",
-        "cartridge-sixteenth",
-    ]
 
 
-def methods_data(methods, folder):
-    for name in (methods.FILMS, *methods.SOURCES):
-        (folder / name).mkdir(exist_ok=True)
-        (folder / name / "train.jsonl").write_text("{}", "utf-8")
-    return str(folder)
+def test_names_and_beginnings_choose_what_can_be_run_with_its_needs(methods, tmp_path):
+    def experiment(name, method="prompt_tuning", needs=()):
+        return methods.Experiment(name=name, measure=dict, options=dict, methods=(method,), needs=needs)
+
+    study = ("text-study",)
+    listed = [
+        experiment("text-study"),
+        experiment("text-half", needs=study),
+        experiment("text-quarter", needs=study),
+        experiment("other-study"),
+        experiment("other-half", method="not_published_yet", needs=("other-study",)),
+    ]
+    runner = methods.Runner(tmp_path, {}, listed)
+
+    def chosen(*only):
+        return [found.name for found in runner.chosen(only)]
+
+    assert chosen("text-quarter") == ["text-study", "text-quarter"]
+    assert chosen("text") == ["text-study", "text-half", "text-quarter"]
+    assert chosen("other-half") == ["other-half"]
+    assert chosen() == [found.name for found in listed]
 
 
 def test_a_wrong_name_is_refused(methods, capsys):
