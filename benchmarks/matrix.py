@@ -280,12 +280,14 @@ def page(runner: Runner) -> str:
         reasons: dict[str, list[str]] = {}
         for method, library in dict.fromkeys((method, library) for library, method, _ in found):
             squares = []
-            for number, title in enumerate(titles):
-                status, reason = found.get((library, method, title), (UNDEFINED, "not run"))
-                text = html.escape(f"{number + 1}. {title}: {status}. {reason}", quote=True)
-                squares.append(f'<td><span title="{text[:100]}" class={status.split()[0]}></span>')
+            for number, operation in enumerate(titles):
+                status, reason = found.get((library, method, operation), (UNDEFINED, "not run"))
+                text = f"{number + 1}. {operation}: {status}. {reason}"
+                squares.append(
+                    f'<td><span title="{html.escape(text[:100], quote=True)}" class={status.split()[0]}></span>'
+                )
                 if status in (WRONG, ERROR, REFUSED):
-                    reasons.setdefault(f"{library}, {text}", []).append(method)
+                    reasons.setdefault(f"{library}, {html.escape(text)}", []).append(method)
             parts.append(f"<tr><th>{method}<th>{library}{''.join(squares)}")
         lines = "".join(f"<li>{reason} ({', '.join(methods)})" for reason, methods in reasons.items())
         parts.append(f"</table><details><summary>{len(reasons)} reasons</summary><ul>{lines}</ul></details>")

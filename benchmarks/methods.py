@@ -40,7 +40,7 @@ from self_study import STUDY, make_study, train_on_study
 from softprompt_zoo.config import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import Example, demo_data, read_examples
-from softprompt_zoo.methods import multitask_prompt_tuning
+from softprompt_zoo.methods.multitask_prompt_tuning import ADAPTATION_RECIPE
 from softprompt_zoo.training.base import with_tokenizer
 from softprompt_zoo.training.data import IGNORED, Collator, Row
 
@@ -276,7 +276,7 @@ class Bench:
         found: Result = {}
         for count in FEW:
             few = labels.rows(balanced(self.rows(FILMS, "train"), count, seed))
-            model = self.adapted(source, few, self.shortened(adaptation_recipe()), seed, tokenizer)
+            model = self.adapted(source, few, self.shortened(ADAPTATION_RECIPE), seed, tokenizer)
             found |= _prefixed(f"adapted_{count}", labels.measure(model, test, task_ids=no_task))
             model = self.attach(scratch, seed, tokenizer)
             Trainer(model, self.recipe(scratch)).fit(few, collate, seed, f"{count} films, scratch")
@@ -303,11 +303,6 @@ class Bench:
             return train_on_study(model, self.tokenizer(), study, settings.text_tokens, share, recipe, seed)
 
         return measure
-
-
-def adaptation_recipe() -> Recipe:
-    """Return what a multitask prompt that starts from another one is trained with."""
-    return multitask_prompt_tuning.ADAPTATION_RECIPE
 
 
 def has_head(model: Any) -> bool:
@@ -380,7 +375,7 @@ def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experimen
                 "prompt_tuning",
                 data=[FILMS, *SOURCES],
                 few=FEW,
-                adaptation=dataclasses.asdict(adaptation_recipe()),
+                adaptation=dataclasses.asdict(ADAPTATION_RECIPE),
             ),
             **shared,
         ),

@@ -17,10 +17,11 @@ import torch
 
 import methods
 from common import Trainer, balanced, markdown, versions, write
-from methods import FILMS, SHOTS, SOURCES, adaptation_recipe, context_rows
+from methods import FILMS, SHOTS, SOURCES, context_rows
 from runner import Experiment, Result, Runner, command, recipe_of
 from softprompt_zoo.config import Recipe
 from softprompt_zoo.examples import Example, read_examples
+from softprompt_zoo.methods.multitask_prompt_tuning import ADAPTATION_RECIPE
 from softprompt_zoo.training.data import Collator
 
 SHORT: dict[str, Any] = {"steps": 60, "batch_size": 8, "warmup_steps": 5, "schedule": "linear", "weight_decay": 0.0}
@@ -166,7 +167,7 @@ def table(runner: Runner, settings: Settings) -> str:
         for rate, steps in ((0.0, 0), *tried) if results else ():
             found = [_mean(results, f"{key}_{count}_{rate:g}_{steps}") for key in ("loss", "accuracy")]
             title = f"{TRANSFER}, adapted to {count} films" if steps else f"{TRANSFER}, before it is adapted"
-            now = f"{adaptation_recipe().learning_rate:g}"
+            now = f"{ADAPTATION_RECIPE.learning_rate:g}"
             lines.append((title, f"{rate:g}", str(steps), str(SHORT["batch_size"]), *found, now))
     note = (
         f"Means over {settings.rows} rows of each training file that are not trained on: of films, for "

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
 from softprompt_zoo.formats import native
 from softprompt_zoo.formats.files import read_json, read_tensors, write_json, write_tensors
+from softprompt_zoo.formats.peft import CONFIG_FILE, TENSOR_FILE
 
 FOLDER = "adapters"
 """Subfolder of a saved directory with a folder for each adapter."""
-CONFIG_FILE = "adapter_config.json"
-TENSOR_FILE = "adapter_model.safetensors"
 WRAPPED = "base_model.model."
 """What PEFT puts in front of the names of the model inside."""
 
@@ -65,6 +64,11 @@ def model_inside(model: Any) -> Any:
 def names(model: Any) -> list[str]:
     """List the adapters injected into a model."""
     return list(getattr(model, "peft_config", None) or ())
+
+
+def are_on(model: nn.Module) -> bool:
+    """Say whether adapters stand in a model's layers; merged ones that were not unloaded do."""
+    return any(True for _ in _layers(model))
 
 
 def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from softprompt_zoo.backbone import trial
 from softprompt_zoo.checkpoints import one_task
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.model import is_attached
+from softprompt_zoo.model import prompts_of
 from softprompt_zoo.plain_prompts import plain_prompt
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.arrange import Call, Combination, Entry, Selection, check_combination, join
@@ -44,11 +44,7 @@ def fold(
         ValueError: If there is nothing to fold, or a prompt does not have that task.
         UnsupportedError: If the prompts cannot be one prefix; says why. Nothing is changed.
     """
-    if not is_attached(model):
-        raise UnsupportedError(
-            f"{type(model).__name__} has no prompts to fold; attach one with zoo.get_method(name)(model)"
-        )
-    host: Prompts = model.prompts  # type: ignore[assignment]
+    host = prompts_of(model, "fold")
     combination = host.active if names is None else check_combination(tuple(names), host.keys(), "names")
     if not combination:
         raise ValueError("there is nothing to fold: no prompt is active; give their names")

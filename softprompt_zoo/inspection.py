@@ -17,8 +17,8 @@ from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import check_choice, check_positive_integer
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.initialization import FREQUENT_VOCABULARY
+from softprompt_zoo.model import prompts_of
 from softprompt_zoo.prompts import Prompts
-from softprompt_zoo.saving import prompts_of
 from softprompt_zoo.tokens import InputTokens, LayerTokens
 
 NEAREST_BY = ("cosine", "distance")

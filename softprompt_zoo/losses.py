@@ -12,6 +12,7 @@ from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.arrange import Call, Selection
 from softprompt_zoo.sites.head import predict
+from softprompt_zoo.sites.shared_pass import Prefix
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
 from softprompt_zoo.training_step import TrainingStep
 
@@ -70,6 +71,7 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
             inputs=inputs,
             task_ids=task_ids,
             virtual_logits=lambda name=name: _virtual_logits(model, call, name),  # type: ignore[misc]
+            first_logits=lambda name=name: _first_logits(model, call, name),  # type: ignore[misc]
             predicts_next=model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None,
             run=lambda tokens, name=name, **changes: _run_again(model, call, name, tokens, {**inputs, **changes}, run),
         )
@@ -106,14 +108,24 @@ def _wants_hidden_states(model: Any, inputs: dict[str, Any]) -> bool:
 
 
 def _virtual_logits(model: Any, call: Call, name: str) -> Tensor:
-    states = call.virtual_states
-    if len(call.selection.combinations) != 1 or states is None or states[0] is None:
+    states = _only_prefix(call, name).states[0]
+    return predict(model, next(states[part] for part in states if _is(part, name)))
+
+
+def _first_logits(model: Any, call: Call, name: str) -> Tensor | None:
+    [tail] = _only_prefix(call, name).tails
+    return None if tail is None else predict(model, tail)
+
+
+def _only_prefix(call: Call, name: str) -> Prefix:
+    """Return what all rows have in front of their text, the prompt's input-level tokens among it."""
+    prefix = call.prefix
+    if prefix is None or len(prefix.states) != 1 or not any(_is(part, name) for part in prefix.states[0]):
         raise UnsupportedError(
-            f"the loss of prompt {name!r} needs what the model predicts at its virtual tokens: it must stand last, in "
-            "front of a causal model's text, and be the same in every row"
+            f"the loss of prompt {name!r} needs what the model predicts at its virtual tokens: they must stand at the "
+            "input embeddings in front of a causal model's text, the same in every row"
         )
-    count: int = model.prompts[name].num_virtual_tokens
-    return predict(model, states[0][-count:])
+    return prefix
 
 
 @torch.no_grad()

@@ -233,6 +233,27 @@ def attach(
     _ATTACHED.add(model)
 
 
+def prompts_of(model: Any, action: str) -> Prompts:
+    """Return a model's prompts.
+
+    Args:
+        model: Any model.
+        action: What is to be done with them, for the message.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        UnsupportedError: If it has none.
+    """
+    if not is_attached(model):
+        raise UnsupportedError(
+            f"{type(model).__name__} has no prompts to {action}; attach one with zoo.get_method(name)(model)"
+        )
+    host: Prompts = adapters.model_inside(model).prompts
+    return host
+
+
 def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Take all prompts off a model.
 
@@ -247,10 +268,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     """
     given: Any = model
     model = adapters.model_inside(given)
-    if not isinstance(model, PromptedModel):
-        raise UnsupportedError(
-            f"{type(model).__name__} has no prompts to detach; attach one with zoo.get_method(name)(model)"
-        )
+    prompts_of(model, "detach")
     stacks = model._softprompt_stacks
     required_grad = set(model._softprompt_required_grad)
     for stack in stacks.values():

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from softprompt_zoo import adapters
 from softprompt_zoo.checkpoints import read_adapters, read_prompts, write_peft
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
-from softprompt_zoo.model import attach, inspect_backbone, is_attached
+from softprompt_zoo.model import attach, inspect_backbone, is_attached, prompts_of
 from softprompt_zoo.prompt import MergedTokens
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.serving import export_embeddings, export_vocabulary
@@ -135,24 +135,3 @@ def export(
         )
     else:
         write_peft(host, Path(directory), None if names is None else names[0], task)
-
-
-def prompts_of(model: PreTrainedModel, action: str) -> Prompts:
-    """Return a model's prompts.
-
-    Args:
-        model: Any model.
-        action: What is to be done with them, for the message.
-
-    Returns:
-        The prompts.
-
-    Raises:
-        UnsupportedError: If it has none.
-    """
-    if not is_attached(model):
-        raise UnsupportedError(
-            f"{type(model).__name__} has no prompts to {action}; attach one with zoo.get_method(name)(model)"
-        )
-    host: Prompts = adapters.model_inside(model).prompts
-    return host

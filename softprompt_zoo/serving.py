@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
+from softprompt_zoo import adapters
 from softprompt_zoo.backbone import trial
 from softprompt_zoo.checkpoints import one_task
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
@@ -170,7 +171,7 @@ def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
         raise UnsupportedError(
             "the model is quantised; load it in float32 or bfloat16, export, and quantise the result"
         )
-    if any(hasattr(module, "base_layer") for module in model.modules()):
+    if adapters.are_on(model):
         raise UnsupportedError("the model has adapters in its layers; merge them into its weights first")
 
 

@@ -21,8 +21,11 @@ class TrainingStep:
     task_ids: Tensor | None
     """`(rows,)`, if the user gave them."""
     virtual_logits: Callable[[], Tensor]
-    """Returns `(tokens, vocab)`: what a causal model predicts at each of the prompt's tokens, the last of which
-    predicts the first token of the text. The same for every row; gradients flow."""
+    """Returns `(tokens, vocab)`: what a causal model predicts at each of the prompt's tokens. The same for every row;
+    gradients flow."""
+    first_logits: Callable[[], Tensor | None]
+    """Returns `(vocab,)`: what is predicted right in front of the text, for its first token, by the last virtual token
+    of the last prompt; `None` where keys and values stand there, which predict nothing. As `virtual_logits` else."""
     run: Callable[..., Any]
     """`run(tokens, **changes)`: the same inputs, labels included, with other virtual tokens in the prompt's place
     (`None` for none), without gradients and in eval mode; `changes` replace inputs. Returns the model's output

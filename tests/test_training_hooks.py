@@ -177,13 +177,39 @@ def test_every_row_must_have_the_prompt(learner):
         subject.model(input_ids=rows, labels=rows, prompts=["default", None])
 
 
-def test_virtual_logits_need_a_prompt_that_stands_last(learner):
-    subject = trained("llama")
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_virtual_logits_in_front_of_another_prompt(learner, architecture):
+    base = Subject(architecture, tiny_model(architecture))
+    subject = trained(architecture)
+    subject.model.prompts.add("behind", "prompt", num_virtual_tokens=3)
     subject.model.prompts.add("prefix", "prefix", num_virtual_tokens=2)
-    subject.model.prompts.activate("default", "prefix")
-    subject.loss(TEXT)
-    with pytest.raises(zoo.UnsupportedError, match="it must stand last"):
-        learner.steps[0].virtual_logits()
+    ids, more = random_text(4, 2), random_text(3, 3)
+    with torch.no_grad():
+        for name, words in (("default", ids), ("behind", more)):
+            subject.model.prompts[name].learned.embeddings.copy_(subject.model.prompts.backbone.embed(words[0]))
+    expected = base.logits(torch.cat([ids, more, TEXT], dim=1))[0]
+    for active in (("default",), ("default", "behind"), ("default", "prefix"), ("default", "prefix", "behind")):
+        subject.model.prompts.activate(*active)
+        subject.loss(TEXT)
+        step = learner.steps.pop()
+        torch.testing.assert_close(step.virtual_logits(), expected[:4], rtol=1e-4, atol=1e-4)
+        first = step.first_logits()
+        if active == ("default",):
+            torch.testing.assert_close(first, expected[3], rtol=1e-4, atol=1e-4)
+        elif active == ("default", "behind"):
+            torch.testing.assert_close(first, expected[6], rtol=1e-4, atol=1e-4)
+        else:
+            assert (first is None) == (active[-1] == "prefix")
+
+
+def test_virtual_logits_are_those_of_every_row(learner):
+    subject = trained("llama")
+    subject.model.prompts.add("other", "prompt", num_virtual_tokens=2)
+    rows = torch.cat([TEXT, TEXT])
+    subject.model(input_ids=rows, labels=rows, prompts=["default", ["default", "other"]])
+    for logits in (learner.steps[0].virtual_logits, learner.steps[0].first_logits):
+        with pytest.raises(zoo.UnsupportedError, match="the same in every row"):
+            logits()
 
 
 @pytest.mark.parametrize("is_copied", [False, True])

@@ -171,10 +171,11 @@ def training_loss(config: Config, step: TrainingStep) -> Tensor:
     context = step.virtual_logits()
     labels = step.inputs["labels"].to(context.device)
     rest = labels[:, 1:] != IGNORED
-    first = labels[:, 0][labels[:, 0] != IGNORED]
-    # The last virtual token predicts the first token of the text.
-    logits = torch.cat([context[-1:].expand(len(first), -1), step.output.logits[:, :-1][rest]])
-    targets = torch.cat([first, labels[:, 1:][rest]])
+    logits, targets = step.output.logits[:, :-1][rest], labels[:, 1:][rest]
+    before = step.first_logits()
+    if before is not None:
+        first = labels[:, 0][labels[:, 0] != IGNORED]
+        logits, targets = torch.cat([before.expand(len(first), -1), logits]), torch.cat([first, targets])
     if not len(targets):
         raise ValueError(
             f"labels of shape {tuple(labels.shape)} has no token to learn, all are {IGNORED}; label the target of each "

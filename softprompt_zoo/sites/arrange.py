@@ -18,6 +18,7 @@ from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement
 
 if TYPE_CHECKING:
+    from softprompt_zoo.sites.shared_pass import Prefix
     from softprompt_zoo.sites.slots import Slots
 
 Combination = tuple[str, ...]
@@ -55,9 +56,8 @@ class Call:
     """Per combination the trained task head that its rows use; `None` for the model's own."""
     was_seen: bool = False
     """Whether a stack has got the call."""
-    virtual_states: list[Tensor | None] | None = None
-    """Of a causal stack, per combination the last hidden states `(tokens, hidden)` of its final run of
-    input-level prompts; left here by the stack for the loss."""
+    prefix: "Prefix | None" = None
+    """What a causal stack saw in front of the text; left here by the stack for the loss."""
 
     @property
     def is_empty(self) -> bool:

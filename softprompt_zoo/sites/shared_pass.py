@@ -6,6 +6,7 @@ row: one row per distinct combination is computed and the batch never pays for t
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,8 @@ class _Pending:
     dropout: list[float]
     always_visible: list[bool]
     weight: list[float]
+    names: list[str]
+    """Of the prompt that each token belongs to."""
 
 
 @dataclasses.dataclass
@@ -36,8 +39,11 @@ class Prefix:
 
     entries: list[Entry | None]
     """One per combination."""
-    states: list[Tensor | None]
-    """Per combination, the last hidden states `(tokens, hidden)` of its final run of input-level prompts."""
+    states: list[dict[str, Tensor]]
+    """Per combination, the last hidden states `(tokens, hidden)` of each of its input-level prompts."""
+    tails: list[Tensor | None]
+    """Per combination, the last hidden state `(hidden,)` of the token right in front of the text; `None` where keys and
+    values stand there."""
 
 
 def causal_prefix(stack: Stack, call: Call) -> Prefix:
@@ -52,18 +58,21 @@ def causal_prefix(stack: Stack, call: Call) -> Prefix:
     """
     queues = [_segments(stack, call, combination) for combination in call.selection.combinations]
     done: list[Entry | None] = [None] * len(queues)
-    states: list[Tensor | None] = [None] * len(queues)
+    states: list[dict[str, Tensor]] = [{} for _ in queues]
+    tails: list[Tensor | None] = [None] * len(queues)
     while True:
         for index, queue in enumerate(queues):
             while queue and isinstance(queue[0], Entry):
-                done[index], states[index] = join([done[index], queue.pop(0)]), None
+                done[index], tails[index] = join([done[index], queue.pop(0)]), None
         waiting = [index for index, queue in enumerate(queues) if queue]
         if not waiting:
-            return Prefix(done, states)
+            return Prefix(done, states, tails)
         pending = [queues[index].pop(0) for index in waiting]
         passed = _run(stack, pending, [done[index] for index in waiting], call.is_training)
-        for index, (entry, own_states) in zip(waiting, passed, strict=True):
-            done[index], states[index] = join([done[index], entry]), own_states
+        for index, part, (entry, own_states) in zip(waiting, pending, passed, strict=True):
+            done[index], tails[index] = join([done[index], entry]), own_states[-1]
+            counts = Counter(part.names)  # in the order of the prompts
+            states[index].update(zip(counts, own_states.split([*counts.values()]), strict=True))
 
 
 def capture(stack: Stack, inputs: dict[str, Any], prior: CallState | None = None) -> tuple[Any, Capture]:
@@ -95,12 +104,13 @@ def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
             segments.append(Entry.of(placement, stack.name))
             continue
         embeddings = placement.tokens.embeddings
-        part = _Pending(embeddings, *per_token(placement, embeddings.shape[0]))
+        count = embeddings.shape[0]
+        part = _Pending(embeddings, *per_token(placement, count), [name] * count)
         if segments and isinstance(segments[-1], _Pending):
             last = segments.pop()
             joined = torch.cat([last.embeddings, part.embeddings])
-            visible = last.always_visible + part.always_visible
-            part = _Pending(joined, last.dropout + part.dropout, visible, last.weight + part.weight)
+            visible, names = last.always_visible + part.always_visible, last.names + part.names
+            part = _Pending(joined, last.dropout + part.dropout, visible, last.weight + part.weight, names)
         segments.append(part)
     return [segment for segment in segments if segment is not None]
 

@@ -113,7 +113,7 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         prepare = _prepare_causal
     kwargs, state = prepare(binding, call, kwargs, text, past)
     state.call = call
-    given.layout, given.virtual_states = call.layout, call.virtual_states
+    given.layout, given.prefix = call.layout, call.prefix
     if call.layout is not None:
         binding.host.keep_layout(call.layout)
     kwargs = anchor(module, binding.stack, state, kwargs)
@@ -193,7 +193,8 @@ def _prepare_causal(
     state = _state({binding.stack.name: prefix.entries}, call, positions)
     if call.first_index is not None:
         state.tails = _tails(prefix, call, text)
-        call.virtual_states = prefix.states
+    if call.is_training:
+        call.prefix = prefix
     return kwargs, state
 
 
@@ -311,14 +312,13 @@ def _show_virtual_positions(call: Call, kwargs: dict[str, Any]) -> dict[str, Any
 
 def _tails(prefix: Prefix, call: Call, text: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the hidden states that predict each row's first token, and which rows have one."""
-    last = [None if states is None else states[-1] for states in prefix.states]
-    template = next((tail for tail in last if tail is not None), None)
+    template = next((tail for tail in prefix.tails if tail is not None), None)
     if template is None:
         return None
-    tails = torch.stack([torch.zeros_like(template) if tail is None else tail for tail in last])
+    tails = torch.stack([torch.zeros_like(template) if tail is None else tail for tail in prefix.tails])
     rows = call.selection.rows
     tails = tails.expand(text.shape[0], -1) if rows is None else tails[rows]
-    has_tail = call.per_row([tail is not None for tail in last], text.device)
+    has_tail = call.per_row([tail is not None for tail in prefix.tails], text.device)
     return tails, has_tail.expand(text.shape[0], 1)
 
 

@@ -3,12 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from softprompt_zoo.method import combine, get_method
 from softprompt_zoo.testing.conformance import ConformanceSuite, conformance_suite
-from softprompt_zoo.testing.models import tiny_model
 from softprompt_zoo.testing.subject import Subject
 
 SECOND = "second"
@@ -26,19 +24,10 @@ class PairSubject(Subject):
     second_options: ClassVar[Mapping[str, Any]]
 
     @classmethod
-    def prompted(
-        cls, architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa", seed: int = 0
-    ) -> "PairSubject":
-        """Attach both methods to a tiny model and move their parameters off their start values."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(100 + seed)
-            first = get_method(method).configure(name="default", **options)
-            second = get_method(cls.second).configure(name=SECOND, **cls.second_options)
-            model = combine(first, second)(tiny_model(architecture, implementation=implementation))
-            subject = cls(architecture, model)
-            for name in ("default", SECOND):
-                subject.disturb(name)
-        return subject
+    def attached(cls, model: Any, method: str, options: Mapping[str, Any]) -> Any:
+        """Attach both methods to a model, and return it."""
+        first = get_method(method).configure(name="default", **options)
+        return combine(first, get_method(cls.second).configure(name=SECOND, **cls.second_options))(model)
 
     def inputs(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> dict[str, Any]:
         """Build the arguments of a forward."""

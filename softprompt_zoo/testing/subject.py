@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -76,14 +76,21 @@ class Subject:
     @classmethod
     def prompted(
         cls, architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa", seed: int = 0
-    ) -> "Subject":
+    ) -> Self:
         """Attach a method to a tiny model and move its parameters off their start values."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(100 + seed)
-            model = get_method(method)(tiny_model(architecture, implementation=implementation), **options)
-            subject = cls(architecture, model)
-            subject.disturb("default")
+            subject = cls(
+                architecture, cls.attached(tiny_model(architecture, implementation=implementation), method, options)
+            )
+            for name in subject.model.prompts:
+                subject.disturb(name)
         return subject
+
+    @classmethod
+    def attached(cls, model: Any, method: str, options: Mapping[str, Any]) -> Any:
+        """Attach to a model what the subject is about, and return it."""
+        return get_method(method)(model, **options)
 
     def disturb(self, name: str, scale: float = 0.1) -> None:
         """Add noise to a prompt's parameters."""

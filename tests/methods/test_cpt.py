@@ -332,11 +332,18 @@ def test_trainer_keeps_the_offsets_inside_and_resumes(tmp_path):
 # The loss
 
 
-def test_the_loss_by_hand():
+@pytest.mark.parametrize("around", [(), ("before",), ("behind",), ("before", "behind")])
+def test_the_loss_by_hand(around):
     """Two examples, decay 0.5: weights 0.25, 0.5 and 1, divided by the number of tokens and not by the weights."""
     model = prompted(decay=0.5)
+    for name in around:
+        model.prompts.add(name, "prompt", num_virtual_tokens=2)
+    names = [name for name in ("before", "default", "behind") if name in model.prompts]
+    model.prompts.activate(*names)
     data = batch((7, 4), first=(1,))
-    tokens = model.prompts["default"].merged_tokens(model.prompts.backbone).embeddings
+    parts = {name: model.prompts[name].merged_tokens(model.prompts.backbone).embeddings for name in names}
+    tokens = torch.cat([*parts.values()])
+    before, behind = ([0] * 2 * (name in around) for name in ("before", "behind"))
     total, count = 0.0, 0
     base = tiny_model("llama")
     for ids, mask, labels in zip(*data.values(), strict=True):
@@ -344,8 +351,9 @@ def test_the_loss_by_hand():
         with torch.no_grad():
             embeddings = torch.cat([tokens, base.get_input_embeddings()(ids)])
             logits = base(inputs_embeds=embeddings[None]).logits[0].log_softmax(-1)
-        everything = torch.cat([torch.tensor(IDS), ids])
-        weights = [{4: 0.25, 8: 0.5}.get(kind, 0.0) for kind in TYPES] + [float(label != -100) for label in labels]
+        everything = torch.cat([torch.tensor([*before, *IDS, *behind]), ids])
+        of_examples = [{4: 0.25, 8: 0.5}.get(kind, 0.0) for kind in TYPES]
+        weights = [*before, *of_examples, *behind, *(float(label != -100) for label in labels)]
         for place, weight in enumerate(weights):
             if weight:
                 total -= weight * logits[place - 1, everything[place]].item()
