@@ -36,8 +36,9 @@ TOKENS = 20
 BATCH = 32
 AT_ONCE = 500
 """Prompts written in one transaction."""
-SMALL = 100
-"""The small bank, whose readers' memory is compared, has so many times fewer prompts; but a batch's at least."""
+SMALL = 10
+"""The small bank, whose readers' memory is compared, has so many times fewer prompts; but a batch's at least. At full
+size it too is larger than the cache of ready prompts."""
 CACHE_BYTES = 64 * 2**20
 KINDS = {"prompts": ("prompt_tuning", 10.0), "prefixes": ("prefix_tuning", 50.0)}
 """Kind to method, and to the milliseconds in which a batch must be ready."""
@@ -271,7 +272,9 @@ def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
     experiments = [
         *(
             Experiment(
-                name=kind, measure=bench.ready(kind), options=lambda kind=kind: {"count": getattr(settings, kind)}
+                name=kind,
+                measure=bench.ready(kind),
+                options=lambda kind=kind: {"count": getattr(settings, kind), "small": SMALL},
             )
             for kind in KINDS
         ),

@@ -62,6 +62,15 @@ def attentions(model, output):
     return {next(iter(model.prompts.backbone.layers)): output.attentions}
 
 
+def base_attentions(architecture, text):
+    model = tiny_model(architecture, implementation="eager")
+    with torch.no_grad():
+        output = model(**text, output_attentions=True)
+    return [
+        getattr(output, name) for name in (*SITES.values(), "attentions") if getattr(output, name, None) is not None
+    ]
+
+
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mistral", "albert", "bart", "bloom", "deberta_v2"])
@@ -73,6 +82,8 @@ def test_mass_and_the_texts_weights_add_to_one(architecture, method, side):
     with torch.no_grad():
         output = model(**text, prompts=["a"] * len(LENGTHS), output_attentions=True)
     assert found.shares
+    if not any(base_attentions(architecture, text)):
+        pytest.skip("the base model returns no attentions in this version of transformers")
     for site, weights in attentions(model, output).items():
         if site not in found.shares:
             assert (method, site) == ("prompt_tuning", "decoder")  # an encoder-decoder's
