@@ -69,10 +69,10 @@ def test_rows_that_are_done_before_others(monkeypatch):
     assert subject.generate(TEXTS, max_new_tokens=3).shape[0] == 2  # the active prompts are every row's
 
 
-def can_keep_a_cache(model, text):
-    """Say whether the bare model can; with transformers 5.15 Whisper's decoder alone raises an error of its own."""
+def runs(model, text):
+    """Say whether the bare model does; with transformers 5.15 Whisper's decoder alone raises an error of its own."""
     try:
-        model(input_ids=text, use_cache=True)
+        model(input_ids=text)
     except IndexError:
         return False
     return True
@@ -84,17 +84,20 @@ def test_the_decoder_alone(method):
     torch.manual_seed(0)
     model = WhisperForCausalLM(tiny_model("whisper").config).eval()
     text = random_text(7, 3)
+    if not runs(model, text):
+        with pytest.raises(zoo.UnsupportedError, match="a trial run of its decoder failed"):
+            zoo.get_method(method)(model, num_virtual_tokens=4)
+        pytest.skip("the base model fails in this version of transformers, and is refused")
     with torch.no_grad():
-        expected = model(input_ids=text, use_cache=False).logits
-        has_cache = can_keep_a_cache(model, text)
+        expected = model(input_ids=text).logits
         zoo.get_method(method)(model, num_virtual_tokens=4)
         full = model(input_ids=text, use_cache=False).logits
         assert not torch.allclose(full, expected, atol=1e-4)
         cache = None
-        for step in range(text.shape[1] if has_cache else 0):
+        for step in range(text.shape[1]):
             output = model(input_ids=text[:, step : step + 1], past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             assert_equal(output.logits[:, 0], full[:, step], f"step {step}")
     zoo.detach(model)
     with torch.no_grad():
-        assert torch.equal(model(input_ids=text, use_cache=False).logits, expected)
+        assert torch.equal(model(input_ids=text).logits, expected)
