@@ -53,4 +53,4 @@ def versions(session: nox.Session, pins: tuple[str, ...]) -> None:
     held = Path(session.create_tmp()) / "constraints.txt"
     held.write_text("\n".join([*kept, *(pins if is_oldest else ())]) + "\n", "utf-8")
     session.install("-c", str(held), "-e", ".[test]", *pins)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "2", *session.posargs)

@@ -90,7 +90,7 @@ class PromptedModel:
             times = size // len(generation.combinations)
             inputs["prompts"] = [entry for entry in generation.combinations for _ in range(times)]
         mask = kwargs.get("attention_mask")
-        if self.prompts.backbone.through_cache and isinstance(mask, Tensor) and mask.ndim == 2:
+        if self.prompts.backbone.through_cache and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
             inputs["attention_mask"] = mask  # not the 4-D one that static caches get: it would lack the prompt
         for name, ids in (("task_ids", generation.task_ids), ("soft_slots", generation.soft_slots)):
             if ids is not None:

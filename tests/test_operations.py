@@ -9,7 +9,7 @@ from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import LENGTHS, Subject, assert_equal, pad, random_text
 
 METHODS = ["prompt_tuning", "prefix_tuning"]
-WRITERS = ["llama", "gpt2", "t5"]
+WRITERS = ["llama", "gpt2", "t5", "bloom", "gptj"]
 TEXTS = [random_text(length, seed) for seed, length in enumerate(LENGTHS)]
 NEW_TOKENS = 6
 CALLS = 24

@@ -86,6 +86,17 @@ def test_what_would_mix_the_texts_is_refused(method, arguments, named):
         prompted("llama", method).run(PACKED, position_ids=POSITIONS, **arguments)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("architecture", ["gptj", "gpt_neo", "codegen", "nemotron", "stablelm"])
+def test_texts_that_a_prompt_in_the_cache_would_mix_are_refused(architecture, method):
+    """The base model tells them apart."""
+    base = Subject(architecture, tiny_model(architecture))
+    alone = torch.cat([base.logits(text) for text in TEXTS], dim=1)
+    assert_equal(base.logits(PACKED, position_ids=POSITIONS, use_cache=False), alone, "packed")
+    with pytest.raises(zoo.UnsupportedError, match=r"restart at row 0, token 9,.*give each text a row"):
+        prompted(architecture, method).logits(PACKED, position_ids=POSITIONS, use_cache=False)
+
+
 @pytest.mark.parametrize("filler", [0, 1])
 def test_positions_over_padding_are_no_restart(filler):
     subject = prompted("llama", "prefix_tuning")

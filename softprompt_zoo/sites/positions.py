@@ -37,24 +37,25 @@ def text_positions(kwargs: dict[str, Any], length: int, past: int | Tensor, devi
     return (torch.arange(length, device=device) + past)[None]
 
 
-def check_packing(config: Any, kwargs: dict[str, Any], length: int) -> None:
+def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
     """Refuse a row of several texts that the model would not tell apart.
 
     transformers finds the texts in positions that restart, if there is neither a mask nor a cache; else each
-    text silently sees those before it. Not checked while compiling, where values are unknown.
+    text silently sees those before it. A prompt that enters through the cache is such a cache. Not checked while
+    compiling, where values are unknown.
 
     Args:
-        config: The stack's config.
-        kwargs: The stack's arguments.
+        stack: A causal stack.
+        kwargs: Its arguments.
         length: Text tokens of this call.
 
     Raises:
-        UnsupportedError: If positions restart in a call with a 2-D mask or a cache.
+        UnsupportedError: If positions restart in a call with a 2-D mask or a cache, or where prompts enter through one.
     """
     given, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
     use_cache = kwargs.get("use_cache")
-    use_cache = getattr(config, "use_cache", False) if use_cache is None else use_cache
-    has_cache = use_cache or kwargs.get("past_key_values") is not None
+    use_cache = getattr(stack.module.config, "use_cache", False) if use_cache is None else use_cache
+    has_cache = stack.through_cache or use_cache or kwargs.get("past_key_values") is not None
     has_mask = isinstance(mask, Tensor) and mask.ndim == 2
     if not isinstance(given, Tensor) or given.ndim != 2 or length < 2 or not (has_mask or (mask is None and has_cache)):
         return
@@ -66,10 +67,11 @@ def check_packing(config: Any, kwargs: dict[str, Any], length: int) -> None:
         restarts = restarts & seen[:, 1:] & seen[:, :-1]
     if restarts.any():
         row, place = restarts.nonzero()[0].tolist()
+        way = "pass use_cache=False and no attention_mask, or a 4-D attention_mask that keeps the texts apart"
         raise UnsupportedError(
             f"position_ids restart at row {row}, token {place + 1}, so the row holds several texts, but beside "
             f"{'an attention_mask' if has_mask else 'a cache'} the model lets each of them see those before it; "
-            "pass use_cache=False and no attention_mask, or a 4-D attention_mask that keeps the texts apart"
+            + ("prompts enter this model through its cache, so give each text a row" if stack.through_cache else way)
         )
 
 

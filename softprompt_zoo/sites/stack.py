@@ -187,7 +187,7 @@ def _prepare_causal(
     binding: Binding, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
 ) -> tuple[dict[str, Any], CallState]:
     """Put every combination in front of a causal model's text as keys and values."""
-    check_packing(binding.stack.module.config, kwargs, text.shape[1])
+    check_packing(binding.stack, kwargs, text.shape[1])
     prefix = binding.host.prefix(binding.stack, call, _is_decoding(past))
     kwargs, positions = _move_text(binding.stack, call, lengths(prefix.entries), kwargs, text, past)
     state = _state({binding.stack.name: prefix.entries}, call, positions)
