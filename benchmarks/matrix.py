@@ -28,17 +28,10 @@ import softprompt_zoo as zoo
 from common import markdown, versions, write
 from peft_subject import CONFIGS, PeftSubject
 from runner import Experiment, Result, Runner, command
-from softprompt_zoo.testing import TINY_MODELS, conformance_suite, tiny_model, tiny_tokenizer
+from softprompt_zoo.testing import TINY_MODELS, conformance_suite, tiny_model
 from softprompt_zoo.testing.models import MORE_MODELS
 from softprompt_zoo.testing.subject import Subject
 
-EXAMPLES = [("w11 w12", "w21"), ("w13", "w22 w23"), ("w14 w15", "w24")]
-CONTEXT = {"num_virtual_tokens": 0, "template": "w5 {input} w6 {target} w7", "tokenizer": tiny_tokenizer()}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "cpt": {"options": {**CONTEXT, "examples": EXAMPLES[:2]}, "longer": {"examples": EXAMPLES}},
-    "multitask_prompt_tuning": {"options": {"num_tasks": 3, "rank": 2}},
-}
-"""What a method cannot do without."""
 LIBRARIES: dict[str, type[Subject]] = {"softprompt_zoo": Subject, "PEFT": PeftSubject}
 RIGHT, WRONG, ERROR, REFUSED, UNDEFINED = "right", "wrong", "error", "refused", "not defined"
 """The check passed; it found another result; something was raised; `UnsupportedError` before anything was changed; or
@@ -85,7 +78,7 @@ def operations() -> dict[str, tuple[str, dict[str, Any]]]:
 def run_cell(library: str, architecture: str, method: str, operation: str) -> Cell:
     """Run a check in a guard of its own."""
     name, chosen = operations()[operation]
-    suite = conformance_suite(method, **OPTIONS.get(method, {}))()
+    suite = conformance_suite(method)()
     suite.subject_type = LIBRARIES[library]
     if library == "PEFT" and any(part in name for part in OURS):
         return UNDEFINED, "PEFT has no such operation"

@@ -93,6 +93,10 @@ def problems_of(plugin: Any, group: str) -> Iterator[str]:
     if not own >= {*HOOKS}:
         missing = next(name for name in HOOKS if name not in own)
         yield f"it has no hook {missing!r}; a method has {required}, each marked softprompt_zoo.hookimpl"
+    yield from _problems_of_attributes(plugin)
+
+
+def _problems_of_attributes(plugin: Any) -> Iterator[str]:
     config: Any = getattr(plugin, "Config", None)
     is_config = isinstance(config, type) and issubclass(config, MethodConfig)
     if not is_config or (inspect.get_annotations(config) and "__dataclass_params__" not in vars(config)):
@@ -103,3 +107,7 @@ def problems_of(plugin: Any, group: str) -> Iterator[str]:
         value = getattr(plugin, name, ())
         if not (isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)):
             yield f"its {name} is {value!r}; expected a tuple of strings"
+    examples = getattr(plugin, "EXAMPLE_OPTIONS", None)
+    is_pair = isinstance(examples, tuple) and len(examples) == 2 and all(isinstance(e, Mapping) for e in examples)
+    if examples is not None and not is_pair:
+        yield f"its EXAMPLE_OPTIONS are {examples!r}; expected a tuple of two dictionaries"

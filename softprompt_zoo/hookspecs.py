@@ -10,6 +10,8 @@ these attributes:
   is loaded. With `start_from(tokens)` it can start from another prompt's plain tokens, and with
   `start_from_parameters(parameters, config)` from the `Parameters` of another prompt of the same method.
 - `RECIPE`: a `Recipe`, or nothing.
+- `EXAMPLE_OPTIONS`: two dictionaries of options, the second of which makes a longer prompt of the first: what the
+  conformance suite takes for a method that cannot do without some option; or nothing.
 - `ALIASES`: a literal tuple of other names; read without importing the module, as is the first line
   of its docstring, the summary.
 - `PEFT_TYPES`: names of PEFT's prompt types whose files this method loads, or nothing.

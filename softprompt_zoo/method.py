@@ -44,6 +44,11 @@ class Method:
         """A way to train it that was seen to work."""
         return self._loaded.recipe
 
+    @property
+    def example_options(self) -> tuple[Mapping[str, Any], ...]:
+        """Options that a tiny model can be prompted with, and those that make a longer prompt of it."""
+        return self._loaded.example_options
+
     def configure(self, name: str | None = None, **options: Any) -> "Method":
         """Choose options for later.
 

@@ -12,7 +12,7 @@ import re
 import threading
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from softprompt_zoo import discovery, hookspecs
@@ -52,6 +52,8 @@ class LoadedMethod:
         self.config_class: type[MethodConfig] = plugin.Config
         self.parameters_class: Callable[..., Any] = plugin.Parameters
         self.recipe: Recipe | None = getattr(plugin, "RECIPE", None)
+        five_and_seven = {"num_virtual_tokens": 5}, {"num_virtual_tokens": 7}
+        self.example_options: tuple[Mapping[str, Any], ...] = getattr(plugin, "EXAMPLE_OPTIONS", five_and_seven)
         self.peft_types = tuple(getattr(plugin, "PEFT_TYPES", ()))
         self._origin = candidate.origin
         self._wrap(wrappers)

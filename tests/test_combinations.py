@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from test_conformance import OPTIONS
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import combination_suite, tiny_model
@@ -14,18 +13,13 @@ METHODS = zoo.list_methods()
 NEIGHBOURS = list(itertools.pairwise([*METHODS, METHODS[0]]))
 
 
-def suite_of(first, second, architectures):
-    own, others = OPTIONS.get(first, {}), OPTIONS.get(second, {})
-    return combination_suite(
-        first, second, own.get("options"), others.get("options"), architectures, longer=own.get("longer")
-    )
-
-
 for _first, _second in itertools.product(METHODS, METHODS):
     if (_first, _second) in NEIGHBOURS:
-        globals()[f"Test_{_first}_{_second}"] = suite_of(_first, _second, ["llama"])
+        globals()[f"Test_{_first}_{_second}"] = combination_suite(_first, _second, architectures=["llama"])
     _families = ["bert", "t5"] if (_first, _second) in NEIGHBOURS else ["llama", "bert", "t5"]
-    globals()[f"TestAll_{_first}_{_second}"] = pytest.mark.slow(suite_of(_first, _second, _families))
+    globals()[f"TestAll_{_first}_{_second}"] = pytest.mark.slow(
+        combination_suite(_first, _second, architectures=_families)
+    )
 
 
 KINDS = {

@@ -18,7 +18,7 @@ from softprompt_zoo.discovery import ENVIRONMENT_VARIABLE
 from softprompt_zoo.model import inspect_backbone
 from softprompt_zoo.prompts import make_prompt
 from softprompt_zoo.registry import Registry
-from softprompt_zoo.testing import tiny_model, tiny_tokenizer
+from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.tokens import to_tensors
 
 README = Path(__file__).parents[1] / "plugins" / "README.md"
@@ -27,9 +27,6 @@ BLOCKS = {
 }
 LOW_RANK_PROJECT, WRAPPER_ENTRY = BLOCKS["toml"]
 LOW_RANK, README_USE, WRAPPER = BLOCKS["python"]
-
-OPTIONS = {"cpt": {"examples": [("w11", "w12")], "template": "w5 {input} w6 {target}", "tokenizer": tiny_tokenizer()}}
-"""What a method cannot do without, by its name."""
 
 
 @pytest.fixture
@@ -73,7 +70,7 @@ def run(code, *folders):
 MODEL = """
 import torch
 torch.set_num_threads(1)
-from softprompt_zoo.testing import tiny_model, tiny_tokenizer
+from softprompt_zoo.testing import tiny_model
 base = tiny_model("llama")
 ids = torch.tensor([[5, 6, 7, 8]])
 """
@@ -255,7 +252,8 @@ def test_a_wrapper_acts_on_every_method_and_a_broken_one_on_none(site, backbone)
         prompts = {}
         for name in registry.candidates():
             torch.manual_seed(0)
-            tokens = make_prompt(registry.lookup(name), OPTIONS.get(name, {}), backbone).place(backbone).tokens
+            loaded = registry.lookup(name)
+            tokens = make_prompt(loaded, loaded.example_options[0], backbone).place(backbone).tokens
             prompts[name] = list(to_tensors(tokens).values())
         return prompts
 

@@ -324,6 +324,7 @@ BROKEN = {
     "parameters": (plugin(Parameters=None), r"it has no Parameters; expected a torch.nn.Module that takes \(config, b"),
     "aliases": (plugin(ALIASES="fast"), r"its ALIASES is 'fast'; expected a tuple of strings$"),
     "peft": (plugin(PEFT_TYPES=(3,)), r"its PEFT_TYPES is \(3,\); expected a tuple of strings$"),
+    "examples": (plugin(EXAMPLE_OPTIONS={}), r"its EXAMPLE_OPTIONS are \{\}; expected a tuple of two dictionaries$"),
     "constructor": (TakesMore, r"TypeError: .*needed"),
     "no plugin": (None, r"it has no hook"),
 }

@@ -37,6 +37,10 @@ RECIPE = zoo.Recipe(
     source="not searched; prompt tuning's own order of size. The paper's 0.3 is for T5-base, with batches of 32 and 20 "
     "epochs",
 )
+EXAMPLE_OPTIONS = (
+    {"num_virtual_tokens": 5, "sources": "sampled", "num_sources": 3, "bottleneck_size": 8},
+    {"num_virtual_tokens": 7},
+)
 GIVEN = "given"
 """Stands in a saved config for sources that were handed over; they are saved with the prompt."""
 SAMPLED = "sampled"

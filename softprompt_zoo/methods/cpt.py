@@ -45,6 +45,13 @@ RECIPE = Recipe(
     source="the best of 1e-4, 1e-3 and 1e-2 on films from 8 examples with SmolLM2-135M (benchmarks/recipes.py); PEFT's "
     "notebook examples/cpt_finetuning has 1e-4 and 500 steps (BLOOM-1.7B, SST-2, 10 examples)",
 )
+EXAMPLE_OPTIONS = (
+    {"token_ids": (5, 11, 12, 6, 21, 7, 5, 13, 6, 22, 23, 7), "token_types": (1, 2, 2, 3, 4, 0, 5, 6, 7, 8, 8, 0)},
+    {
+        "token_ids": (5, 11, 12, 6, 21, 7, 5, 13, 6, 22, 7, 5, 14, 6, 24),
+        "token_types": (*range(5), 0, *range(5, 9), 0, *range(9, 13)),
+    },
+)
 IGNORED = -100
 
 

@@ -58,6 +58,7 @@ RECIPE = Recipe(
     source="the best of 1e-2, 3e-2 and 1e-1 on tweets and products with SmolLM2-135M, 20 tokens "
     "(benchmarks/recipes.py); the paper has 0.3 for T5-base",
 )
+EXAMPLE_OPTIONS = {"num_virtual_tokens": 5, "num_tasks": 3, "rank": 2}, {"num_virtual_tokens": 7}
 ADAPTATION_RECIPE = Recipe(
     learning_rate=3e-3,
     steps=20,

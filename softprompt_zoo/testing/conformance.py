@@ -306,17 +306,19 @@ def conformance_suite(
 
     Args:
         method: Name of a registered method.
-        options: Its options; by default 5 virtual tokens.
+        options: Its options, 5 virtual tokens among them if they do not say; by default its page's `EXAMPLE_OPTIONS`.
         architectures: Keys of `TINY_MODELS` or of `models.MORE_MODELS`.
-        longer: Options that make a longer prompt; by default two virtual tokens more.
+        longer: Options that make a longer prompt; by default the page's too, or two virtual tokens more.
         promises: Numbers of the promises it is held to; all by default.
 
     Returns:
         A class to bind to a name that starts with `Test`.
     """
-    get_method(method)
-    chosen = {"num_virtual_tokens": 5, **(options or {})}
-    more = {"num_virtual_tokens": chosen["num_virtual_tokens"] + 2} if longer is None else longer
+    chosen, more = get_method(method).example_options
+    if options is not None:
+        chosen = {"num_virtual_tokens": 5, **options}
+        more = {"num_virtual_tokens": chosen["num_virtual_tokens"] + 2}
+    more = more if longer is None else longer
     members: dict[str, Any] = {"method": method, "options": chosen, "longer": more}
     kept = tuple(f"test_promise_{number:02}_" for number in promises)
     members |= {name: None for name in vars(ConformanceSuite) if name.startswith("test_") and not name.startswith(kept)}

@@ -60,15 +60,20 @@ def combination_suite(
     Args:
         first: Name of a registered method, whose prompt stands in front.
         second: Name of the one behind it; it may be the same.
-        options: Options of the first; by default 5 virtual tokens.
-        second_options: Options of the second; by default 4.
+        options: Options of the first, as in `conformance_suite`.
+        second_options: Options of the second, 7 virtual tokens among them if they do not say; by default those of its
+            page's longer prompt.
         architectures: Keys of `TINY_MODELS` or of `models.MORE_MODELS`.
-        longer: Options that make a longer prompt of the first; by default two virtual tokens more.
+        longer: Options that make a longer prompt of the first, as in `conformance_suite`.
 
     Returns:
         A class to bind to a name that starts with `Test`.
     """
-    members = {"second": get_method(second).name, "second_options": {"num_virtual_tokens": 4, **(second_options or {})}}
+    other = get_method(second)
+    usual, longer_still = other.example_options
+    # Of another length than the first.
+    chosen = {**usual, **longer_still} if second_options is None else {"num_virtual_tokens": 7, **second_options}
+    members = {"second": other.name, "second_options": chosen}
     suite = conformance_suite(first, options, architectures, longer, PROMISES)
     suite.subject_type = type("PairSubject", (PairSubject,), members)
     return suite

@@ -13,6 +13,6 @@ def given(tokens):
     return {"num_virtual_tokens": tokens, "sources": 0.3 * torch.randn(2, tokens, 32, generator=generator)}
 
 
-TestWords = conformance_suite("attempt", WORDS)
+TestWords = conformance_suite("attempt")
 TestMean = conformance_suite("attempt", {**WORDS, "init": "mean", "temperature": 2.0}, ["llama", "bert", "t5"])
 TestGiven = conformance_suite("attempt", given(5), ["llama", "bert", "t5"], longer=given(7))
