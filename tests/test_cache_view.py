@@ -75,9 +75,16 @@ def test_padded_rows_behind_real_words(architecture, method, side):
             assert_equal(logits, expected[row], f"row {row}, {extra} more pads")
 
 
-@pytest.mark.parametrize("architecture", ["bloom", "gptj"])
-@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
-def test_a_compiled_forward_and_its_gradients(architecture, method):
+@pytest.mark.parametrize(
+    ("method", "architecture"),
+    [
+        ("prompt_tuning", "gptj"),
+        pytest.param("prefix_tuning", "gptj", marks=pytest.mark.slow),
+        pytest.param("prompt_tuning", "bloom", marks=pytest.mark.slow),
+        pytest.param("prefix_tuning", "bloom", marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_forward_and_its_gradients(method, architecture):
     subject = prompted(architecture, method)
     compiled = torch.compile(subject.model, backend="aot_eager")
     for side in ("right", "left"):
