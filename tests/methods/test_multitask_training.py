@@ -1,0 +1,121 @@
+"""Training multitask prompts: rates of their own, several data sets, batches of tasks."""
+
+import pytest
+import torch
+from multitask import TASKS, learned, prompted, training
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+import softprompt_zoo as zoo
+from softprompt_zoo.testing.subject import random_text
+from softprompt_zoo.training.task_sampling import MixedTasks, TaskSampler
+
+# ---- learning rates
+
+
+def test_factors_have_a_rate_of_their_own():
+    subject = prompted()
+    own = learned(subject)
+    optimizer = torch.optim.SGD(subject.model.prompts.parameter_groups(0.3))
+    shared, factors = optimizer.param_groups
+    assert shared["params"] == [own.shared]
+    assert factors["params"] == [own.cols, own.rows]
+    assert (shared["lr"], factors["lr"]) == (0.3, pytest.approx(0.4))
+    other = prompted(factor_learning_rate_ratio=0.5).model.prompts.parameter_groups(0.3)
+    assert [group["lr"] for group in other] == [0.3, 0.15]
+
+
+def test_the_trainer_of_the_command_line_uses_them(tmp_path):
+    from softprompt_zoo.training.trainer import PromptTrainer
+
+    subject = prompted()
+    arguments = zoo.get_method("mpt").training_arguments(str(tmp_path), learning_rate=0.03, use_cpu=True)
+    optimizer = PromptTrainer(None, model=subject.model, args=arguments).create_optimizer()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.03, pytest.approx(0.04)]
+
+
+# ---- several data sets
+
+
+def rows_of(task, count):
+    return [{"input_ids": text, "labels": text} for text in (random_text(6, 50 * task + i)[0] for i in range(count))]
+
+
+def test_data_sets_are_put_together_with_their_task():
+    mixed = MixedTasks([rows_of(0, 3), rows_of(1, 1), rows_of(2, 5)])
+    assert len(mixed) == 9
+    assert mixed.sizes == [3, 1, 5]
+    assert [mixed[index]["task_ids"] for index in range(9)] == [0, 0, 0, 1, 2, 2, 2, 2, 2]
+    assert torch.equal(mixed[5]["input_ids"], rows_of(2, 5)[1]["input_ids"])
+    for index in (9, -1):
+        with pytest.raises(IndexError):
+            mixed[index]
+    for wrong, text in (([], "no data sets"), ([rows_of(0, 1), []], "the data set of task 1 is empty")):
+        with pytest.raises(ValueError, match=text):
+            MixedTasks(wrong)
+
+
+def test_batches_draw_tasks_in_proportion_to_their_sizes():
+    sizes = [400, 100, 100]
+    sampler = TaskSampler(sizes, 8, seed=1)
+    order = [index for _ in range(10) for index in sampler]
+    assert len(order) == 10 * len(sampler) == 6000
+    tasks = torch.bucketize(torch.tensor(order), torch.tensor([400, 500]), right=True)
+    counts = [len(set(batch.tolist())) for batch in tasks.view(-1, 8)]
+    assert set(counts) == {1, 2, 3}
+    shares = torch.bincount(tasks).double() / len(order)
+    assert shares[0] > 0.55
+    assert abs(shares[1] - shares[2]) < 0.03
+    everything = TaskSampler(sizes, 8, min_tasks=3, seed=1)
+    tasks = torch.tensor([index for _ in range(10) for index in everything])
+    shares = (torch.bincount(torch.bucketize(tasks, torch.tensor([400, 500]), right=True)) / len(tasks)).tolist()
+    assert shares == pytest.approx([4 / 6, 1 / 6, 1 / 6], abs=0.02)
+
+
+def test_no_row_comes_twice_before_all_of_its_task_have_come():
+    order = list(TaskSampler([7, 50], 5, min_tasks=2))
+    first = [index for index in order if index < 7]
+    for start in range(0, len(first) - 6, 7):
+        assert sorted(first[start : start + 7]) == list(range(7))
+    second = [index for index in order if index >= 7]
+    assert len(set(second[:50])) == len(second[:50])
+
+
+def test_epochs_differ_and_come_again():
+    sampler = TaskSampler([9, 9], 4, seed=3)
+    first, second = list(sampler), list(sampler)
+    assert first != second
+    sampler.set_epoch(1)
+    assert list(sampler) == second
+    assert list(TaskSampler([9, 9], 4, seed=3)) == first
+    assert list(TaskSampler([9, 9], 4, seed=4)) != first
+    for options in ({"batch_size": 0}, {"batch_size": 2, "min_tasks": 0}):
+        with pytest.raises(ValueError, match="is 0"):
+            TaskSampler([1], **options)
+
+
+def test_a_loader_trains_the_tasks_of_its_rows():
+    mixed = MixedTasks([rows_of(task, 6) for task in range(TASKS)])
+    subject = training(prompted())
+    optimizer = torch.optim.AdamW(subject.model.prompts.parameter_groups(1e-2))
+    losses = []
+    for _ in range(5):
+        for batch in DataLoader(mixed, batch_size=6, sampler=TaskSampler(mixed.sizes, 6)):
+            assert batch["task_ids"].shape == (6,)
+            loss = subject.model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_trainer_keeps_the_column_of_tasks(tmp_path):
+    mixed = MixedTasks([rows_of(task, 4) for task in range(TASKS)])
+    subject = prompted()
+    before = learned(subject).cols.clone()
+    arguments = zoo.get_method("mpt").training_arguments(
+        str(tmp_path), max_steps=3, use_cpu=True, per_device_train_batch_size=4, save_strategy="no", disable_tqdm=True
+    )
+    Trainer(subject.model, arguments, train_dataset=mixed).train()
+    assert ((learned(subject).cols - before).abs().flatten(1).amax(1) > 0).all()
