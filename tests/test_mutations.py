@@ -8,7 +8,7 @@ import torch
 
 from softprompt_zoo import prompt as prompt_module
 from softprompt_zoo import prompts as prompts_module
-from softprompt_zoo.sites import attention, stack
+from softprompt_zoo.sites import attention, checkpointing, stack
 from softprompt_zoo.sites.arrange import Selection
 from softprompt_zoo.testing import conformance_suite, tiny_model
 from softprompt_zoo.testing.subject import Subject
@@ -107,6 +107,16 @@ def lose_gradients_in_recomputed_layers(monkeypatch):
     monkeypatch.setattr(stack, "anchor", lambda module, stack, state, kwargs: kwargs)
 
 
+def halve_the_gradients_of_recomputed_layers(monkeypatch):
+    original = checkpointing._Anchor.backward
+
+    def halved(ctx, gradient):
+        own, leaves, *collected = original(ctx, gradient)
+        return own, leaves, *(part / 2 for part in collected)
+
+    monkeypatch.setattr(checkpointing._Anchor, "backward", staticmethod(halved))
+
+
 def load_nothing(monkeypatch):
     def zeroed(self, *args, **kwargs):
         with torch.no_grad():
@@ -149,6 +159,7 @@ CASES = [
     (lose_the_first_label, "promise_05_real", ["prompt_tuning"], ["gpt2", "llama"]),
     (forget_the_relative_bias, "promise_05_real", ["prefix_tuning"], ["t5"]),
     (lose_gradients_in_recomputed_layers, "promise_06_checkpointing True", ["prompt_tuning"], ["gpt2", "llama"]),
+    (halve_the_gradients_of_recomputed_layers, "promise_06_checkpointing True", METHODS, ["gpt2", "llama"]),
     (load_nothing, "promise_07_a_loaded", METHODS, ["llama", "bert", "t5"]),
     (load_nothing, "promise_07_training", METHODS, ["llama", "bert", "t5"]),
     (drop_the_prompt, "promise_08_peft_gives", ["prompt_tuning"], ["gpt2", "llama", "bert", "t5"]),
