@@ -13,12 +13,7 @@ import softprompt_zoo as zoo
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+torch.set_num_threads(1)  # not in a fixture: those of a module would run before it, and sum in another order
 
 
 @pytest.fixture(scope="module")
