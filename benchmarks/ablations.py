@@ -39,7 +39,7 @@ from common import (
     with_range,
     write,
 )
-from runner import Experiment, MissingError, Result, Runner, command, recipe_of
+from runner import Experiment, MissingError, Result, Runner, command, numbers, recipe_of
 from softprompt_zoo.config import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import Example, read_examples
@@ -253,14 +253,14 @@ class Bench:
         return {"model": self.settings.model, "dtype": self.settings.dtype, "data": data, "rows": self.settings.rows}
 
     def _variant_options(self, variant: Variant) -> dict[str, Any]:
-        recipe = dataclasses.asdict(recipe_of(variant.method, self.settings.steps))
+        recipe = numbers(recipe_of(variant.method, self.settings.steps))
         return {**self._text_options(), **dataclasses.asdict(variant), "recipe": recipe}
 
     def _domain_options(self, method: str) -> dict[str, Any]:
         settings = self.settings
         recipe: Any = {"rate": FINE_TUNING_RATE, "steps": settings.encoder_steps}
         if method != FINE_TUNING:
-            recipe = dataclasses.asdict(recipe_of(method, settings.encoder_steps))
+            recipe = numbers(recipe_of(method, settings.encoder_steps))
         sums = {name: checksum(self.file(name, part)) for name in DOMAINS for part in ("train", "test")}
         return {"encoder": settings.encoder, "rows": settings.encoder_rows, "data": sums, "recipe": recipe}
 

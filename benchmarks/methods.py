@@ -35,13 +35,13 @@ from common import (
     versions,
     write,
 )
-from runner import Experiment, MissingError, Result, Runner, command, recipe_of
+from runner import Experiment, MissingError, Result, Runner, command, numbers, recipe_of
 from self_study import STUDY, make_study, train_on_study
 from softprompt_zoo.config import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import Example, demo_data, read_examples
 from softprompt_zoo.methods.multitask_prompt_tuning import ADAPTATION_RECIPE
-from softprompt_zoo.training.base import with_tokenizer
+from softprompt_zoo.training.base import fast_dtype, with_tokenizer
 from softprompt_zoo.training.data import IGNORED, Collator, Row
 
 TEMPLATE = "Review: {input}\nSentiment:"
@@ -67,7 +67,8 @@ class Settings:
     """Folder with the data sets."""
     model: str = "smollm2"
     encoder: str = "minilm"
-    dtype: str = "bfloat16"
+    dtype: str = ""
+    """Of the language model; by default what trains fastest on this machine. A result says which it was."""
     seeds: int = 3
     steps: int = 0
     """Optimizer steps of every run; 0 for those of the method's recipe."""
@@ -118,7 +119,7 @@ class Bench:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._folder: str | None = None
+        self.dtype = settings.dtype or fast_dtype()
 
     def file(self, name: str, part: str) -> Path:
         """Return a data file.
@@ -162,7 +163,7 @@ class Bench:
 
     def attach(self, method: str, seed: int, tokenizer: Any, **options: Any) -> Any:
         """Load the language model and put a new prompt on it."""
-        model = load_language_model(self.settings.model, self.settings.dtype)
+        model = load_language_model(self.settings.model, self.dtype)
         torch.manual_seed(seed)
         chosen = zoo.get_method(method).configure(**options)
         return chosen(model, **with_tokenizer(chosen, tokenizer))
@@ -171,7 +172,7 @@ class Bench:
         """Return what makes the options of an experiment: recipes and checksums, when they are asked for."""
 
         def make() -> dict[str, Any]:
-            recipes = {method: dataclasses.asdict(self.recipe(method)) for method in methods}
+            recipes = {method: numbers(self.recipe(method)) for method in methods}
             return {"recipes": recipes, "data": self.sums(*data), **more}
 
         return make
@@ -181,7 +182,7 @@ class Bench:
     def untrained_films(self, seed: int) -> Result:
         """Measure the language model without a prompt."""
         labels = self.labels(self.tokenizer())
-        model = load_language_model(self.settings.model, self.settings.dtype)
+        model = load_language_model(self.settings.model, self.dtype)
         return labels.measure(model, labels.rows(self.rows(FILMS, "test")))
 
     def films(self, method: str) -> Callable[[int], Result]:
@@ -223,7 +224,8 @@ class Bench:
                 raise MissingError("train_head trains no head in this version")
             trainer = Trainer(model, recipe)
             history = trainer.fit(train, classified.batch, seed, method)
-            return {**found, **classified.measure(model, test), "trained": trainer.num_trained, **history}
+            measured = {"dtype": "float32", **classified.measure(model, test)}
+            return {**found, **measured, "trained": trainer.num_trained, **history}
 
         return measure
 
@@ -288,7 +290,7 @@ class Bench:
     def study(self, seed: int) -> Result:
         """Write the self-study, and measure the model with and without the text."""
         settings = self.settings
-        model = load_language_model(settings.model, settings.dtype)
+        model = load_language_model(settings.model, self.dtype)
         return make_study(model, self.tokenizer(), settings.text_tokens, settings.conversations, settings.questions)
 
     def cartridge(self, share: int, runner_of: Callable[[], Runner]) -> Callable[[int], Result]:
@@ -298,7 +300,7 @@ class Bench:
             study = runner_of().result("cartridge-study")
             assert study is not None, "the runner sees to that"
             settings = self.settings
-            model = load_language_model(settings.model, settings.dtype)
+            model = load_language_model(settings.model, self.dtype)
             recipe = self.recipe("cartridge")
             return train_on_study(model, self.tokenizer(), study, settings.text_tokens, share, recipe, seed)
 
@@ -334,7 +336,17 @@ def _prefixed(name: str, measured: Result) -> Result:
 
 
 def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experiment]:
-    """List the experiments, cheap ones first."""
+    """List the experiments, cheap ones first; each result notes its `dtype`."""
+    return [noting(experiment, bench.dtype) for experiment in _experiments(bench, runner_of)]
+
+
+def noting(experiment: Experiment, dtype: str) -> Experiment:
+    """Let results say in which dtype the model was, which depends on the machine and not on what was asked."""
+    measure = experiment.measure
+    return dataclasses.replace(experiment, measure=lambda seed: {"dtype": dtype, **measure(seed)})
+
+
+def _experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experiment]:
     settings, options = bench.settings, bench.options
     shared: dict[str, Any] = {"seeds": settings.seeds}
     study = {name: getattr(settings, name) for name in ("text_tokens", "conversations", "questions")} | STUDY
@@ -375,7 +387,7 @@ def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experimen
                 "prompt_tuning",
                 data=[FILMS, *SOURCES],
                 few=FEW,
-                adaptation=dataclasses.asdict(ADAPTATION_RECIPE),
+                adaptation=numbers(ADAPTATION_RECIPE),
             ),
             **shared,
         ),
@@ -437,7 +449,7 @@ def comparisons() -> list[Comparison]:
     return found
 
 
-HEADS = ("what", "measure", "with", "without", "gain ± standard error", "errors", "seeds")
+HEADS = ("what", "measure", "with", "without", "gain ± standard error", "errors", "seeds", "dtype")
 
 
 def table(runner: Runner, settings: Settings) -> str:
@@ -450,7 +462,7 @@ def table(runner: Runner, settings: Settings) -> str:
         parts += [f"### {section}", "", markdown(HEADS, found), ""]
     steps = f"{settings.steps} steps" if settings.steps else f"each method's recipe, but for {_smaller()}"
     parts += [
-        f"Training: {steps}; {settings.dtype}. Measured on at most {settings.rows} test rows, the same for both sides. "
+        f"Training: {steps}. Measured on at most {settings.rows} test rows, the same for both sides. "
         "A gain is positive where the method is better; a share is of the loss between the model without and with the "
         "text. Its standard error is the larger of two: over the evaluation rows (paired differences, each a mean over "
         f"the seeds; of a share by the jackknife) and over the seeds. *Errors*: how many of them; {ENOUGH:g} count.",
@@ -469,32 +481,45 @@ def _smaller() -> str:
     return "; ".join(texts)
 
 
-def compare(runner: Runner, comparison: Comparison) -> tuple[list[float], Estimate, int] | None:
-    """Return the means of both sides, the gain, and the seeds; nothing if results are missing."""
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """What a comparison found."""
+
+    means: list[float]
+    """Of its columns."""
+    gain: Estimate
+    seeds: int
+    dtype: str
+
+
+def compare(runner: Runner, comparison: Comparison) -> Compared | str:
+    """Compare what is there, or say why it cannot be compared."""
     columns = [column for column in (comparison.ours, comparison.theirs, comparison.best) if column is not None]
     found = [runner.results(column.experiment) for column in columns]
     if not all(found):
-        return None
+        return runner.missing(comparison.ours.experiment) or "not run"
+    dtypes = sorted({result["dtype"] for results in found for result in results})
+    if len(dtypes) > 1:
+        return f"of {' and '.join(dtypes)}: delete the results of one"
     seeds = len(found[0])
     by_seed = [
         [results[min(seed, len(results) - 1)][column.key] for results, column in zip(found, columns, strict=True)]
         for seed in range(seeds)
     ]
     means = [sum(sum(seed[place]) / len(seed[place]) for seed in by_seed) / seeds for place in range(len(columns))]
-    return means, estimate(by_seed, comparison.statistic), seeds
+    return Compared(means, estimate(by_seed, comparison.statistic), seeds, dtypes[0])
 
 
 def _line(runner: Runner, comparison: Comparison) -> tuple[str, ...]:
     start = (comparison.title, comparison.measure)
     found = compare(runner, comparison)
-    if found is None:
-        problem = runner.missing(comparison.ours.experiment) or "not run"
-        return (*start, problem, *["-"] * (len(HEADS) - 3))
-    means, gain, seeds = found
+    if isinstance(found, str):
+        return (*start, found, *["-"] * (len(HEADS) - 3))
+    means, gain = found.means, found.gain
     with_text = f" ({means[2]:.3f} with the text)" if comparison.best else ""
     verdict = "" if gain.errors >= ENOUGH else " (worse)" if gain.errors <= -ENOUGH else " (too few)"
     counts = f"{gain.errors:.1f}{verdict}"
-    return (*start, f"{means[0]:.3f}", f"{means[1]:.3f}{with_text}", str(gain), counts, str(seeds))
+    return (*start, f"{means[0]:.3f}", f"{means[1]:.3f}{with_text}", str(gain), counts, str(found.seeds), found.dtype)
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
@@ -504,7 +529,7 @@ def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
     for name in (FILMS, *SOURCES):
         bench.file(name, "train")
     shared = {
-        **{name: getattr(settings, name) for name in ("model", "encoder", "dtype", "rows")},
+        **{name: getattr(settings, name) for name in ("model", "encoder", "rows")},
         "versions": versions("softprompt-zoo", "transformers", "torch"),
     }
     runners = list[Runner]()

@@ -17,8 +17,8 @@ import torch
 
 import methods
 from common import Trainer, balanced, markdown, versions, write
-from methods import FILMS, SHOTS, SOURCES, context_rows
-from runner import Experiment, Result, Runner, command, recipe_of
+from methods import FILMS, SHOTS, SOURCES, context_rows, noting
+from runner import Experiment, Result, Runner, command, numbers, recipe_of
 from softprompt_zoo.config import Recipe
 from softprompt_zoo.examples import Example, read_examples
 from softprompt_zoo.methods.multitask_prompt_tuning import ADAPTATION_RECIPE
@@ -123,12 +123,12 @@ def name_of(method: str, recipe: Recipe) -> str:
 def experiments(bench: Bench) -> list[Experiment]:
     """List the experiments."""
     data = bench.sums(FILMS, *SOURCES)
-    return [
+    found = [
         Experiment(
             name=name_of(method, recipe),
             methods=(method,),
             measure=bench.measure(method, recipe),
-            options=lambda recipe=recipe: {"recipe": dataclasses.asdict(recipe), "data": data},  # type: ignore[misc]
+            options=lambda recipe=recipe: {"recipe": numbers(recipe), "data": data},  # type: ignore[misc]
             seeds=bench.settings.seeds,
         )
         for method in GRID
@@ -139,16 +139,17 @@ def experiments(bench: Bench) -> list[Experiment]:
             methods=(TRANSFER,),
             measure=bench.adaptation,
             options=lambda: {
-                "recipe": dataclasses.asdict(recipe_of(TRANSFER, 0)),
+                "recipe": numbers(recipe_of(TRANSFER, 0)),
                 "tried": ADAPTATIONS,
                 "data": data,
             },
             seeds=bench.settings.seeds,
         )
     ]
+    return [noting(experiment, bench.dtype) for experiment in found]
 
 
-HEADS = ("method", "learning rate", "steps", "rows a step", "loss", "accuracy", "the recipe's rate now")
+HEADS = ("method", "learning rate", "steps", "rows a step", "loss", "accuracy", "dtype", "the recipe's rate now")
 
 
 def table(runner: Runner, settings: Settings) -> str:
@@ -159,34 +160,35 @@ def table(runner: Runner, settings: Settings) -> str:
             name = name_of(method, recipe)
             results = runner.results(name)
             problem = runner.missing(name) or "not run"
-            found = [_mean(results, key) for key in ("loss", "accuracy")] if results else [problem, "-"]
+            means = [_mean(results, key) for key in ("loss", "accuracy")]
+            found = [*means, results[0]["dtype"]] if results else [problem, "-", "-"]
             now = "" if runner.missing(name) else f"{recipe_of(method, 0).learning_rate:g}"
             lines.append((method, f"{recipe.learning_rate:g}", str(recipe.steps), str(recipe.batch_size), *found, now))
     results = runner.results("adaptation")
     for count, tried in ADAPTATIONS.items():
         for rate, steps in ((0.0, 0), *tried) if results else ():
-            found = [_mean(results, f"{key}_{count}_{rate:g}_{steps}") for key in ("loss", "accuracy")]
+            means = [_mean(results, f"{key}_{count}_{rate:g}_{steps}") for key in ("loss", "accuracy")]
+            found = [*means, results[0]["dtype"]]
             title = f"{TRANSFER}, adapted to {count} films" if steps else f"{TRANSFER}, before it is adapted"
             now = f"{ADAPTATION_RECIPE.learning_rate:g}"
             lines.append((title, f"{rate:g}", str(steps), str(SHORT["batch_size"]), *found, now))
     note = (
         f"Means over {settings.rows} rows of each training file that are not trained on: of films, for "
-        f"multitask_prompt_tuning of its sources; cpt learns from {SHOTS} examples. Nats; {settings.dtype}, but "
-        "for the encoder, which is in float32."
+        f"multitask_prompt_tuning of its sources; cpt learns from {SHOTS} examples. Nats."
     )
     return "\n".join([markdown(HEADS, lines), "", note, ""])
 
 
 def _mean(results: list[Result], key: str) -> str:
     values = [value for result in results for value in result[key]]
-    return f"{sum(values) / len(values):.3f}"
+    return f"{sum(values) / len(values):.3f}" if values else "-"
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
     """Return the runner and what writes the table."""
     torch.set_num_threads(settings.threads)
     shared = {
-        **{name: getattr(settings, name) for name in ("model", "encoder", "dtype", "rows")},
+        **{name: getattr(settings, name) for name in ("model", "encoder", "rows")},
         "versions": versions("softprompt-zoo", "transformers", "torch"),
     }
     runner = Runner(folder, shared, experiments(Bench(settings)))

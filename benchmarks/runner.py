@@ -147,6 +147,11 @@ def recipe_of(method: str, steps: int) -> Recipe:
     return dataclasses.replace(recipe, steps=steps) if steps else recipe
 
 
+def numbers(recipe: Recipe) -> dict[str, Any]:
+    """Return what a result depends on in a recipe: all but where it comes from."""
+    return {name: value for name, value in dataclasses.asdict(recipe).items() if name != "source"}
+
+
 def command(
     description: str, settings: type, results: str, make: Callable[[Any, Path], tuple[Runner, Callable[[], None]]]
 ) -> Callable[[list[str] | None], None]:
