@@ -14,7 +14,7 @@ import torch
 from classifiers import classifier
 
 import softprompt_zoo as zoo
-from softprompt_zoo.banks import folder_store
+from softprompt_zoo.banks import environment, folder_store
 from softprompt_zoo.model import inspect_backbone
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.testing import tiny_model
@@ -491,7 +491,7 @@ def test_a_damaged_header_or_a_file_cut_off_is_refused(tmp_path):
 
 
 def test_a_full_bank_keeps_what_it_had(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_store, "FIRST_SIZE", 2**16)
+    monkeypatch.setattr(environment, "FIRST_SIZE", 2**16)
     model = prompted(names=["words", "prefix"])
     bank = zoo.PromptBank(tmp_path / "bank", model, max_bytes=2**18)
     bank.add("first", model.prompts["words"])
