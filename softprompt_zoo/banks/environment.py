@@ -43,6 +43,7 @@ class Environment:
 
     @property
     def handle(self) -> Any:
+        """LMDB's object; opened when it is first asked for."""
         if self._handle is None:
             with _OPENING:
                 if self._handle is None:

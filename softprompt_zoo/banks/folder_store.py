@@ -13,7 +13,7 @@ import lmdb
 
 from softprompt_zoo.banks.environment import DATA_FILE, Environment, shared
 from softprompt_zoo.banks.records import STAMP_SIZE
-from softprompt_zoo.banks.stores import Records
+from softprompt_zoo.banks.stores import Records, closed
 from softprompt_zoo.errors import BankError, CheckpointError, PromptExistsError, UnknownPromptError
 
 HEADER_KEY = b"#header"
@@ -57,7 +57,7 @@ class FolderStore:
     @property
     def _file(self) -> Environment:
         if self._environment is None:
-            raise BankError(f"the bank in {self.address} is closed; open it again with zoo.PromptBank")
+            raise closed(self.address)
         return self._environment
 
     def open_header(self, header: bytes | None) -> bytes | None:
