@@ -1,6 +1,8 @@
 """A bank that several threads of a process use at once: readers wait for no writer, and nothing moves under them."""
 
 import contextlib
+import copy
+import functools
 import os
 import threading
 
@@ -138,6 +140,29 @@ def test_two_writers_make_room_once(model, tmp_path, monkeypatch):
     with threads(*(lambda first=first: write(first) for first in "abcd")):
         pass
     assert len(bank) == 80
+
+
+@pytest.mark.parametrize("kind", ["folder", "file://{}"])
+def test_one_of_several_writers_of_a_new_name_wins(kind, tmp_path):
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), "x", num_virtual_tokens=2)
+    bank = zoo.PromptBank(str(tmp_path / "bank") if kind == "folder" else kind.format(tmp_path / "bank"), model)
+    for turn in range(30):
+        at_once, won, lost = threading.Barrier(4), [], []
+
+        def write(writer, name=f"p{turn}", at_once=at_once, won=won, lost=lost):
+            prompt = copy.deepcopy(model.prompts["x"])
+            fill(prompt, float(writer))
+            at_once.wait()
+            try:
+                bank.add(name, prompt)
+                won.append(float(writer))
+            except zoo.PromptExistsError:
+                lost.append(writer)
+
+        with threads(*(functools.partial(write, writer) for writer in range(4))):
+            pass
+        assert (len(won), len(lost)) == (1, 3)
+        assert values_of(bank[f"p{turn}"]) == set(won)
 
 
 def test_what_a_writer_may_do_meanwhile(model, tmp_path):
