@@ -1,8 +1,9 @@
 """A store of very many prompts for one backbone, and their use in a model's rows."""
 
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.banks import records
+from softprompt_zoo.banks import identity, records
 from softprompt_zoo.banks.lending import Ready, ReadyCache
 from softprompt_zoo.banks.restoring import Decoder, encode_prompt
 from softprompt_zoo.banks.stores import open_store
-from softprompt_zoo.checkpoints import read_prompts
+from softprompt_zoo.checkpoints import is_saved, read_prompts, saved_names
 from softprompt_zoo.config import check_positive_integer
 from softprompt_zoo.errors import (
     BankError,
@@ -22,9 +23,7 @@ from softprompt_zoo.errors import (
     UnknownPromptError,
     ZooError,
 )
-from softprompt_zoo.formats import native, peft
 from softprompt_zoo.model import inspect_backbone, is_attached
-from softprompt_zoo.plain_prompts import check_sizes
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import NAME_PATTERN
 
@@ -55,7 +54,7 @@ class PromptBank:
 
     Raises:
         BankError: If the place cannot be used, or holds something else.
-        BackboneMismatchError: If the bank is for a model of other sizes.
+        BackboneMismatchError: If the bank is for another model: of other sizes, another type, or with other weights.
         CheckpointError: If it is damaged.
 
     Example:
@@ -95,7 +94,7 @@ class PromptBank:
         self._store = open_store(self.address, **self._options, is_new_allowed=is_new_allowed)  # type: ignore[arg-type]
         header = None
         if self.backbone is not None:
-            content = {"format": FORMAT_VERSION, "backbone": self.backbone.sizes()}
+            content = {"format": FORMAT_VERSION, **identity.describe(self.backbone)}
             header = records.seal("", json.dumps(content).encode())
         found = self._store.open_header(header)
         if found is None:
@@ -111,20 +110,20 @@ class PromptBank:
                 f"the bank {self.address} has format {content['format']!r}, this version reads {FORMAT_VERSION}; "
                 "upgrade softprompt-zoo"
             )
-        self._sizes = content["backbone"]
+        self._made_for = content
         if self.backbone is not None:
             self.check(self.backbone)
 
     def check(self, backbone: Backbone) -> None:
-        """Refuse a backbone of other sizes than the bank's.
+        """Refuse another model than the bank's.
 
         Args:
-            backbone: Sizes of a model.
+            backbone: Sizes of a model and its embedding table.
 
         Raises:
-            BackboneMismatchError: If they are others.
+            BackboneMismatchError: If it has other sizes, another type, or other weights.
         """
-        check_sizes(self._sizes, backbone, f"the bank {self.address}")
+        identity.check(self._made_for, backbone, f"the bank {self.address}")
 
     # Writing
 
@@ -163,9 +162,9 @@ class PromptBank:
         """Store every saved prompt in a folder, in one transaction.
 
         Args:
-            folder: A folder that holds folders, each of which `save_pretrained` or PEFT wrote; other things in it are
-                passed over. A prompt gets the name of its folder; of a folder with several, `<folder>-<prompt>`. Or one
-                such folder itself, whose prompts keep their names.
+            folder: A folder that holds folders, each of which `zoo.load` reads: what `save_pretrained`, `export` or
+                PEFT wrote. Other things in it are passed over. A prompt gets the name of its folder; of a folder with
+                several, `<folder>-<prompt>`. Or one such folder itself, whose prompts keep their names.
             overwrite: As in `add`.
 
         Returns:
@@ -173,29 +172,25 @@ class PromptBank:
 
         Raises:
             CheckpointError: If there is none, or one is damaged; nothing is stored.
+            ValueError: If a name is not allowed, or two prompts would get the same one.
             ZooError: As `add` does.
         """
         path = Path(folder)
         backbone = self._needs_model("import")
-        is_one = native.is_native(path) or peft.is_peft(path)
-        folders = [path] if is_one else sorted(path.iterdir()) if path.is_dir() else []
-        folders = [one for one in folders if native.is_native(one) or peft.is_peft(one)]
-        if not folders:
-            raise CheckpointError(f"{path} holds no saved prompt; expected folders that save_pretrained or PEFT wrote")
-        names: list[str] = []
+        folders = [path] if is_saved(path) else sorted(path.iterdir()) if path.is_dir() else []
+        names = _names_in_bank({one: saved_names(one) for one in folders if is_saved(one)}, is_one=folders == [path])
+        if not names:
+            raise CheckpointError(
+                f"{path} holds no saved prompt; expected folders that save_pretrained, export or PEFT wrote"
+            )
 
         def read() -> Iterator[tuple[str, Prompt]]:
-            names.clear()
-            for one in folders:
+            for one, group in itertools.groupby(names, lambda source: source[0]):
                 found, _ = read_prompts(one, backbone)
-                for name, prompt in found.items():
-                    stored = name if is_one else one.name if len(found) == 1 else f"{one.name}-{name}"
-                    _check_name(stored, f", from {one}")
-                    names.append(stored)
-                    yield stored, prompt
+                yield from ((names[source], found[source[1]]) for source in group)
 
         self._write(read, overwrite)
-        return list(names)
+        return list(names.values())
 
     def delete(self, *names: str) -> None:
         """Delete prompts, all or none.
@@ -381,3 +376,23 @@ def _check_name(name: object, source: str = "") -> None:
         raise ValueError(
             f"prompt name is {name!r}{source}; expected at most {LONGEST_NAME} letters, digits, '_' and '-'"
         )
+
+
+def _names_in_bank(found: Mapping[Path, Sequence[str]], is_one: bool) -> dict[tuple[Path, str], str]:
+    """Say what name each prompt of some folders gets, by folder and own name; refuse one for two of them."""
+    names = {
+        (folder, name): name if is_one else folder.name if len(own) == 1 else f"{folder.name}-{name}"
+        for folder, own in found.items()
+        for name in own
+    }
+    sources: dict[str, str] = {}
+    for (folder, name), stored in names.items():
+        _check_name(stored, f", from {folder}")
+        source = f"prompt {name!r} in {folder}"
+        if stored in sources:
+            raise ValueError(
+                f"{sources[stored]} and {source} would both be stored as {stored!r}; rename one of the folders; "
+                "nothing was stored"
+            )
+        sources[stored] = source
+    return names

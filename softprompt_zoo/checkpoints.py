@@ -101,6 +101,33 @@ def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
     )
 
 
+def is_saved(directory: Path) -> bool:
+    """Say whether `read_prompts` finds prompts in a directory."""
+    return any(
+        is_there(directory)
+        for is_there in (native.is_native, peft.is_peft, vocabulary.is_vocabulary, embeddings.is_embeddings)
+    )
+
+
+def saved_names(directory: Path) -> list[str]:
+    """List the names of saved prompts, none of which is read.
+
+    Args:
+        directory: As `read_prompts` takes it.
+
+    Returns:
+        The names that `read_prompts` gives them.
+
+    Raises:
+        CheckpointError: If the index is missing or corrupt.
+    """
+    if native.is_native(directory):
+        return native.names(directory)
+    if peft.is_peft(directory):
+        return ["default"]
+    return vocabulary.names(directory) if vocabulary.is_vocabulary(directory) else embeddings.names(directory)
+
+
 def read_adapters(directory: Path) -> dict[str, adapters.Adapter]:
     """Read the PEFT adapters that were on the model when prompts were saved.
 

@@ -34,7 +34,7 @@ class CheckpointError(ZooError, ValueError):
 
 
 class BackboneMismatchError(CheckpointError):
-    """A saved prompt was made for a backbone of other sizes."""
+    """A saved prompt, or a bank, was made for another backbone."""
 
 
 class BankError(ZooError, RuntimeError):

@@ -108,9 +108,13 @@ class Prompts(Borrower, nn.Module):
             prompt.belong_to(self)
 
     def __getitem__(self, name: str) -> Prompt:
-        if name not in self._modules:
-            raise UnknownPromptError(f"no prompt {name!r}; the model has {', '.join(map(repr, self)) or 'none'}")
+        self._check_there(name)
         return self._modules[name]  # type: ignore[return-value]
+
+    def _check_there(self, name: str, instead: str = "") -> None:
+        if name not in self._modules:
+            there = ", ".join(map(repr, self)) or "none"
+            raise UnknownPromptError(f"no prompt {name!r}; the model has {there}{self.advise(name, instead)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)
@@ -197,7 +201,7 @@ class Prompts(Borrower, nn.Module):
         Raises:
             UnknownPromptError: If there is none of that name.
         """
-        self[name]
+        self._check_there(name, f"model.prompts.bank.delete({name!r}) deletes it there")
         del self._modules[name]
         self._active = tuple(other for other in self._active if other != name)
         self._forget()
@@ -212,6 +216,9 @@ class Prompts(Borrower, nn.Module):
             UnknownPromptError: If one is not there.
             ValueError: If one stands twice.
         """
+        for name in names:
+            if isinstance(name, str):
+                self._check_there(name)
         self._active = check_combination(names, self.keys(), "the names to activate")
 
     def set_weight(self, name: str, weight: float) -> None:

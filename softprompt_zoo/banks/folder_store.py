@@ -6,133 +6,22 @@ its transaction to the end.
 
 import contextlib
 import os
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import lmdb
 
+from softprompt_zoo.banks.environment import DATA_FILE, Environment, shared
 from softprompt_zoo.banks.records import STAMP_SIZE
-from softprompt_zoo.banks.stores import Records
+from softprompt_zoo.banks.stores import Records, closed
 from softprompt_zoo.errors import BankError, CheckpointError, PromptExistsError, UnknownPromptError
 
-DATA_FILE = "data.mdb"
 HEADER_KEY = b"#header"
 """No prompt is named so, and it sorts in front of all that are."""
-FIRST_SIZE = 2**30
-"""Bytes of address space beyond its content that a bank's file gets; doubled whenever it is full."""
-MAX_READERS = 1024
-"""Readers at the same moment, over all processes."""
 PAGE_OF_NAMES = 1024
 """Names read in one transaction, so that a slow loop over them keeps no old state of the file alive."""
 
 Result = TypeVar("Result")
-
-
-class _Environment:
-    """LMDB's handle of one file. A process may have one only, so the banks on one folder share it."""
-
-    def __init__(self, folder: str) -> None:
-        self.lock = threading.RLock()  # the map is resized while no transaction of the process is open
-        self.folder = folder
-        self.is_readonly = False
-        self.max_bytes: int | None = None
-        self._handle: Any = None
-
-    @property
-    def handle(self) -> Any:
-        if self._handle is None:
-            self._handle = self._open()
-        return self._handle
-
-    def _open(self) -> Any:
-        path = os.path.join(self.folder, DATA_FILE)
-        size = os.path.getsize(path) if os.path.exists(path) else 0
-        wanted = size + FIRST_SIZE
-        map_size = wanted if self.max_bytes is None else min(wanted, max(self.max_bytes, size))
-        options: dict[str, Any] = {"map_size": map_size, "max_readers": MAX_READERS, "readahead": False}
-        try:
-            self.is_readonly = False
-            try:
-                handle = lmdb.open(self.folder, **options)
-            except lmdb.ReadonlyError:
-                self.is_readonly = True
-                try:
-                    handle = lmdb.open(self.folder, readonly=True, **options)
-                except lmdb.ReadonlyError:  # the table of readers cannot be written either
-                    handle = lmdb.open(self.folder, readonly=True, lock=False, **options)
-        except lmdb.InvalidError as error:
-            raise CheckpointError(f"{path} is damaged, or no bank ({error}); restore it from a copy") from error
-        except (lmdb.Error, OSError) as error:
-            raise BankError(f"cannot open the bank in {self.folder}: {error}") from error
-        # Reading beyond the end of a file that was cut off would end the process, not raise.
-        needed = (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
-        if 0 < os.path.getsize(path) < needed:
-            handle.close()
-            raise CheckpointError(
-                f"{path} has {os.path.getsize(path)} bytes of {needed}: it was cut off; restore it from a copy"
-            )
-        if not self.is_readonly:
-            handle.reader_check()  # frees the places of readers that were killed
-        return handle
-
-    def grow(self) -> None:
-        """Double the file's address space.
-
-        Raises:
-            BankError: If it has the size that the user allows.
-        """
-        size = self.handle.info()["map_size"]
-        if self.max_bytes is not None and size >= self.max_bytes:
-            raise BankError(
-                f"the bank in {self.folder} is full: max_bytes is {self.max_bytes}; open it with a larger one, or "
-                "delete prompts; nothing was written"
-            )
-        self.handle.set_mapsize(2 * size if self.max_bytes is None else min(2 * size, self.max_bytes))
-
-    @contextlib.contextmanager
-    def begin(self, write: bool) -> Iterator[Any]:
-        """Open a transaction; it is committed at the end, or nothing of it is kept if the block raises."""
-        with self.lock:
-            try:
-                transaction = self.handle.begin(write=write, buffers=True)
-            except lmdb.MapResizedError:  # another process has written beyond our map
-                self.handle.set_mapsize(0)
-                transaction = self.handle.begin(write=write, buffers=True)
-            with transaction:
-                yield transaction
-
-    def close(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
-
-
-_ENVIRONMENTS: "weakref.WeakValueDictionary[str, _Environment]" = weakref.WeakValueDictionary()
-_HELD: list[_Environment] = []
-
-
-def _before_fork() -> None:
-    _HELD[:] = list(_ENVIRONMENTS.values())
-    for environment in _HELD:  # no transaction is open in any thread while the process forks
-        environment.lock.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    while _HELD:
-        _HELD.pop().lock.release()
-
-
-def _after_fork_in_child() -> None:
-    while _HELD:  # LMDB's handle belongs to the parent; the child opens its own when it reads
-        environment = _HELD.pop()
-        environment.close()
-        environment.lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 class FolderStore:
@@ -144,12 +33,10 @@ class FolderStore:
         self._made = False
         if not os.path.exists(os.path.join(path, DATA_FILE)):
             self._made = self._prepare(path, is_new_allowed)
-        environment = _ENVIRONMENTS.get(path)
-        if environment is None:
-            environment = _ENVIRONMENTS[path] = _Environment(path)
+        environment = shared(path)
         if max_bytes is not None:
             environment.max_bytes = max_bytes
-        self._environment: _Environment | None = environment
+        self._environment: Environment | None = environment
 
     def _prepare(self, path: str, is_new_allowed: bool) -> bool:
         """Make the folder of a new bank; say whether it was made."""
@@ -168,9 +55,9 @@ class FolderStore:
         return not is_there
 
     @property
-    def _file(self) -> _Environment:
+    def _file(self) -> Environment:
         if self._environment is None:
-            raise BankError(f"the bank in {self.address} is closed; open it again with zoo.PromptBank")
+            raise closed(self.address)
         return self._environment
 
     def open_header(self, header: bytes | None) -> bytes | None:
@@ -213,7 +100,7 @@ class FolderStore:
         return found
 
     def write(self, records: Records, overwrite: bool) -> None:
-        """See `Store.write`; waits while another process writes."""
+        """See `Store.write`; waits while another process or thread writes."""
 
         def put(transaction: Any) -> None:
             for name, record in records():
@@ -236,14 +123,15 @@ class FolderStore:
 
     def _commit(self, action: Callable[[Any], Any]) -> None:
         """Act in a transaction; start over with more room while it does not fit the file's address space."""
-        while True:
-            try:
-                with self._writing() as transaction:
-                    action(transaction)
-                return
-            except lmdb.MapFullError:
-                with self._file.lock:
-                    self._file.grow()
+        file = self._file
+        with file.writing:  # no other thread makes room between two tries
+            while True:
+                try:
+                    with self._writing() as transaction:
+                        action(transaction)
+                    return
+                except lmdb.MapFullError:
+                    file.grow()
 
     def names(self, prefix: str) -> Iterator[str]:
         """See `Store.names`."""

@@ -1,6 +1,7 @@
 """Prompts of a bank that a model's rows see: ready on its device, bounded in memory, and noticed when replaced."""
 
 import collections
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.errors import ZooError
 from softprompt_zoo.sites.arrange import Lent
 from softprompt_zoo.tokens import Placement
 
@@ -33,7 +35,10 @@ class Lender(Protocol):
     address: str
 
     def check(self, backbone: Backbone) -> None:
-        """Refuse a backbone of other sizes."""
+        """Refuse another model than the bank's."""
+
+    def __contains__(self, name: object) -> bool:
+        """Say whether it has a prompt."""
 
     def lend(self, names: Iterable[str], device: torch.device, dtype: torch.dtype) -> dict[str, Ready]:
         """Return those of the prompts that the bank has, as they are now; unchanged ones are the same objects."""
@@ -119,6 +124,27 @@ class Borrower:
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    def advise(self, name: object, instead: str = "") -> str:
+        """Say in a message that the bank has a prompt which the model has not, and what to do.
+
+        Args:
+            name: The prompt.
+            instead: What to do; by default, how its prompts are used.
+
+        Returns:
+            The end of a message; empty if there is no bank, or it has none of that name or cannot be read.
+        """
+        has = False
+        with contextlib.suppress(ZooError):
+            has = self._bank is not None and name in self._bank
+        if self._bank is None or not has:
+            return ""
+        instead = instead or (
+            f"name it in prompts=[…] of a call, or put a copy on the model with model.prompts.add({name!r}, "
+            f"model.prompts.bank.get({name!r}))"
+        )
+        return f"; its bank {self._bank.address} has it: {instead}"
 
     def borrow(self, prompts: Any, held: dict[str, Ready] | None, is_decoding: bool) -> dict[str, Ready]:
         """Get what a call names and the model does not have from the bank.

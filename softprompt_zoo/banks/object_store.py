@@ -5,6 +5,7 @@ are put back.
 """
 
 import contextlib
+import os
 import posixpath
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from softprompt_zoo.banks.records import STAMP_SIZE
-from softprompt_zoo.banks.stores import Records
+from softprompt_zoo.banks.stores import Records, closed
 from softprompt_zoo.errors import BankError, PromptExistsError, UnknownPromptError
 
 HEADER_FILE = "softprompt_bank"
@@ -31,12 +32,18 @@ class ObjectStore:
     def __init__(self, address: str, storage_options: Mapping[str, Any]) -> None:
         self.address = address
         try:
-            self._files, root = fsspec.core.url_to_fs(address, **storage_options)
+            self._opened, root = fsspec.core.url_to_fs(address, **storage_options)
         except (ImportError, ValueError, OSError) as error:
             raise BankError(f"cannot open the bank at {address}: {error}") from error
         self._root = root.rstrip("/")
         protocols = self._files.protocol
         self._is_local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
+
+    @property
+    def _files(self) -> Any:
+        if self._opened is None:
+            raise closed(self.address)
+        return self._opened
 
     def open_header(self, header: bytes | None) -> bytes | None:
         """See `Store.open_header`."""
@@ -69,7 +76,7 @@ class ObjectStore:
         return found
 
     def write(self, records: Records, overwrite: bool) -> None:
-        """See `Store.write`; of two writers of one name the last one wins."""
+        """See `Store.write`; of two writers that overwrite one name the last one wins."""
         before: dict[str, bytes | None] = {}
         with self._writing():
             try:
@@ -120,7 +127,8 @@ class ObjectStore:
         return sum(1 for _ in self.names(""))
 
     def close(self) -> None:
-        """Let go of nothing: fsspec keeps its file systems."""
+        """Let go of the file system, which fsspec keeps."""
+        self._opened = None
 
     def _path(self, name: str) -> str:
         return posixpath.join(self._root, FOLDER, name + ENDING)
@@ -133,16 +141,16 @@ class ObjectStore:
         if not self._is_local:
             self._files.pipe_file(path, data, mode=mode)
             return
-        if mode == "create" and self._files.exists(path):
-            raise FileExistsError(path)
         temporary = f"{path}.{uuid.uuid4().hex}"
         try:
             self._files.pipe_file(temporary, data)
-            self._files.mv(temporary, path)
-        except BaseException:
+            if mode == "create":
+                _move_new(temporary, path)
+            else:
+                os.replace(temporary, path)
+        finally:
             with contextlib.suppress(OSError):
-                self._files.rm_file(temporary)
-            raise
+                os.unlink(temporary)
 
     def _restore(self, before: Mapping[str, bytes | None]) -> None:
         for path, data in before.items():
@@ -175,3 +183,15 @@ class ObjectStore:
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return self._reaching("written", "; nothing was changed")
+
+
+def _move_new(source: str, target: str) -> None:
+    """Give a file another name that no file has; of several that do it at once one can."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.exists(target):
+            raise FileExistsError(target) from None
+        os.replace(source, target)

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from softprompt_zoo.errors import BankError
+
 Records = Callable[[], Iterable[tuple[str, bytes]]]
 """Makes the records to write, by name; called again where a store has to start over."""
 
@@ -52,7 +54,12 @@ class Store(Protocol):
     def __len__(self) -> int: ...
 
     def close(self) -> None:
-        """Let go of files and memory."""
+        """Let go of files and memory; what is asked of it later raises `closed`."""
+
+
+def closed(address: str) -> BankError:
+    """Return what a store raises once it is closed."""
+    return BankError(f"the bank {address} is closed; open it again with zoo.PromptBank")
 
 
 def open_store(

@@ -15,7 +15,10 @@ def import_prompts(
     model: Model,
     bank: Bank,
     folder: Annotated[
-        Path, typer.Argument(help="Folder of saved prompts and PEFT prompt adapters, or one of them.", metavar="FOLDER")
+        Path,
+        typer.Argument(
+            help="Folder of saved and exported prompts and PEFT prompt adapters, or one of them.", metavar="FOLDER"
+        ),
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace prompts that have the same name.")] = False,
     dtype: Annotated[

@@ -96,20 +96,30 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     Raises:
         CheckpointError: If a file is missing, corrupt, or of a later format.
     """
+    shapes, active = _index(directory)
+    tensors, _ = read_tensors(directory / TENSOR_FILE)
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if found != shapes:
+        raise CheckpointError(f"{directory / TENSOR_FILE} holds {found}; {INDEX_FILE} says {shapes}")
+    return {name: tensors[name] for name in shapes}, tuple(active)
+
+
+def names(directory: Path) -> list[str]:
+    """Return the names of a folder's prompts, of which no tensor is read; errors as of `read`."""
+    return list(_index(directory)[0])
+
+
+def _index(directory: Path) -> tuple[dict[str, list[int]], list[str]]:
     path = directory / INDEX_FILE
     content = read_json(path)
     if content.get("format") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {content.get('format')!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo"
         )
-    tensors, _ = read_tensors(directory / TENSOR_FILE)
     shapes, active = content.get("shapes"), content.get("active")
     if not isinstance(shapes, dict) or not isinstance(active, list) or not set(active) <= set(shapes):
         raise CheckpointError(f"{path} is corrupt; export the prompt again")
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if found != shapes:
-        raise CheckpointError(f"{directory / TENSOR_FILE} holds {found}; {INDEX_FILE} says {shapes}")
-    return {name: tensors[name] for name in shapes}, tuple(active)
+    return shapes, active
 
 
 def _for_numpy(embeddings: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.formats.files import read_json, read_tensors, write_json, write_tensors
+from softprompt_zoo.formats.files import read_json, read_metadata, read_tensors, write_json, write_tensors
 
 FORMAT_VERSION = 1
 INDEX_FILE = "softprompt_zoo.json"
@@ -87,9 +87,7 @@ def read(directory: Path) -> tuple[Index, dict[str, dict[str, Tensor]]]:
     read_json(directory / INDEX_FILE)
     path = directory / TENSOR_FILE
     tensors, metadata = read_tensors(path)
-    if METADATA_KEY not in metadata:
-        raise CheckpointError(f"{path} was not written by softprompt_zoo; expected the prompts that {INDEX_FILE} names")
-    index = _index(metadata[METADATA_KEY], path)
+    index = _index(metadata, path)
     grouped: dict[str, dict[str, Tensor]] = {name: {} for name in index.prompts}
     for key, tensor in tensors.items():
         name, _, rest = key.removeprefix(KEY_PREFIX).partition(".")
@@ -101,9 +99,17 @@ def read(directory: Path) -> tuple[Index, dict[str, dict[str, Tensor]]]:
     return index, grouped
 
 
-def _index(text: str, path: Path) -> Index:
+def names(directory: Path) -> list[str]:
+    """Return the names of a directory's prompts, of which no tensor is read; errors as of `read`."""
+    path = directory / TENSOR_FILE
+    return list(_index(read_metadata(path), path).prompts)
+
+
+def _index(metadata: Mapping[str, str], path: Path) -> Index:
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(f"{path} was not written by softprompt_zoo; expected the prompts that {INDEX_FILE} names")
     try:
-        content = json.loads(text)
+        content = json.loads(metadata[METADATA_KEY])
         version = content.pop("format")
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"the index in {path} is corrupt ({error}); save the prompt again") from error

@@ -92,6 +92,18 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     Raises:
         CheckpointError: If a file is missing, corrupt, or of a later format.
     """
+    index, ids = _index(directory)
+    rows = {name: _rows(directory, index.tensor, own) for name, own in ids.items()}
+    return {name: (own * index.scale).to(own.dtype) for name, own in rows.items()}, index.active
+
+
+def names(directory: Path) -> list[str]:
+    """Return the names of a checkpoint's prompts, of which no row is read; errors as of `read`."""
+    return list(_index(directory)[1])
+
+
+def _index(directory: Path) -> tuple[Index, dict[str, list[int]]]:
+    """Read the index, and from it the ids of each prompt."""
     path = directory / INDEX_FILE
     content = read_json(path)
     version = content.pop("format", None)
@@ -100,13 +112,11 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
             f"{path} has format {version!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo"
         )
     try:
-        index = Index(**content)
+        index = Index(**{**content, "active": tuple(content["active"])})
         ids = {name: [int(token) for token in prompt["ids"]] for name, prompt in index.prompts.items()}
-        active = tuple(index.active)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is corrupt ({error}); export the prompt again") from error
-    rows = {name: _rows(directory, index.tensor, own) for name, own in ids.items()}
-    return {name: (own * index.scale).to(own.dtype) for name, own in rows.items()}, active
+    return index, ids
 
 
 def table_rows(directory: Path, tensor: str) -> int:

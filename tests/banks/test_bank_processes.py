@@ -4,13 +4,14 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 
 import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.banks import folder_store
+from softprompt_zoo.banks import environment
 from softprompt_zoo.testing import tiny_model
 
 TOKENS = 40
@@ -169,6 +170,31 @@ def test_two_writers_take_turns(model, tmp_path, start):
     assert "late" in bank
 
 
+def test_a_forward_does_not_wait_for_a_thread_that_waits_for_another_process(model, tmp_path, start):
+    bank = zoo.PromptBank(tmp_path / "bank", model)
+    bank.add("x", model.prompts["x"])
+    has_read = PROCESSES.Event()
+
+    def write(pipe):
+        with zoo.PromptBank(tmp_path / "bank", model)._store._file.begin(write=True):
+            pipe.send("writing")
+            pipe.send(has_read.wait(60))
+
+    child, pipe = start(write)
+    assert pipe.recv() == "writing"
+    late = threading.Thread(target=lambda: bank.add("late", model.prompts["x"]))
+    late.start()
+    late.join(0.2)
+    assert late.is_alive()
+    model.prompts.bank = bank
+    model(input_ids=torch.ones(1, 3, dtype=torch.long), prompts="x")
+    assert list(bank) == ["x"]
+    has_read.set()
+    assert answer(child, pipe)
+    late.join(60)
+    assert list(bank) == ["late", "x"]
+
+
 def test_a_full_disk_leaves_the_bank_as_it_was(model, tmp_path, start):
     bank = zoo.PromptBank(tmp_path / "bank", model)
     bank.add("first", model.prompts["x"])
@@ -210,7 +236,7 @@ def test_a_bank_survives_a_fork(model, tmp_path, start):
 
 
 def test_a_reader_follows_when_another_process_makes_the_file_larger(model, tmp_path, start, monkeypatch):
-    monkeypatch.setattr(folder_store, "FIRST_SIZE", 2**17)
+    monkeypatch.setattr(environment, "FIRST_SIZE", 2**17)
     bank = zoo.PromptBank(tmp_path / "bank", model)
 
     def write(pipe):
