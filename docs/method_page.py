@@ -1,9 +1,13 @@
-"""Lays methods' pages out for the site: every `Word: …` line of a docstring becomes a paragraph."""
+"""Lays methods' pages out for the site: every `Word: …` line of a docstring becomes a paragraph, a recipe a table."""
 
+import ast
+import dataclasses
 import re
 from typing import Any
 
 import griffe
+
+from softprompt_zoo.config import Recipe
 
 PARTS = ("Enters at", "Trained", "Merges to", "Source", "Differs from the source", "PEFT")
 
@@ -12,10 +16,14 @@ class MethodPage(griffe.Extension):
     """Runs while mkdocstrings reads the package."""
 
     def on_attribute(self, *, attr: griffe.Attribute, **kwargs: Any) -> None:
-        """Show the default of a dataclass field, not the call that sets it."""
+        """Show the default of a dataclass field, not the call that sets it; and all of a recipe, defaults too."""
         default = re.match(r"dataclasses\.field\(default=([^,)]+)", str(attr.value))
         if default:
             attr.value = default[1]
+        if re.match(r"(zoo\.)?Recipe\(", str(attr.value)):
+            table = recipe_table(read_recipe(str(attr.value)))
+            said = attr.docstring.value + "\n\n" if attr.docstring else ""
+            attr.docstring, attr.value = griffe.Docstring(said + table, parent=attr), None
 
     def on_module(self, *, mod: griffe.Module, **kwargs: Any) -> None:
         """Separate the parts of a method's docstring, which stand on lines of their own in the source."""
@@ -23,3 +31,16 @@ class MethodPage(griffe.Extension):
             pattern = rf"^({'|'.join(PARTS)}): "
             text = re.sub(pattern, r"\n**\1**: ", mod.docstring.value, flags=re.MULTILINE)
             mod.docstring.value = re.sub(r"(?<=\S) {4,}", "   ", text)  # narrow enough for the page
+
+
+def read_recipe(call: str) -> Recipe:
+    """Make the recipe of a call, written as in the source, without running the page."""
+    arguments: Any = ast.parse(call, mode="eval").body
+    return Recipe(**{keyword.arg: ast.literal_eval(keyword.value) for keyword in arguments.keywords})
+
+
+def recipe_table(recipe: Recipe) -> str:
+    """Write a recipe as a table, a row for each of its fields."""
+    rows = [(field.name.replace("_", " "), getattr(recipe, field.name)) for field in dataclasses.fields(recipe)]
+    lines = [f"| {name} | {value if name == 'source' else f'`{value}`'} |" for name, value in rows]
+    return "\n".join(["| of the recipe | value |", "| --- | --- |", *lines])

@@ -18,6 +18,7 @@ from softprompt_zoo.errors import (
     BackboneMismatchError,
     CheckpointError,
     PluginError,
+    UnknownMethodError,
     UnsupportedError,
     ZooError,
 )
@@ -176,7 +177,8 @@ def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int 
             files = peft.express(prompt.loaded.call("inject", **arguments, tokens=tokens), host.backbone, task)
     if prompt.head is not None:
         files = peft.with_head(files, prompt.head.state_dict(), task)
-    peft.write(_directory(directory), files, task, host.base_name)
+    origin = peft.Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
+    peft.write(_directory(directory), files, task, host.base_name, origin)
 
 
 def one_task(tokens: VirtualTokens, task_id: int, name: str) -> InputTokens:
@@ -197,7 +199,7 @@ def one_task(tokens: VirtualTokens, task_id: int, name: str) -> InputTokens:
     if not count:
         raise ValueError(f"task is {task_id!r}, and prompt {name!r} has no tasks; leave it out")
     if isinstance(task_id, bool) or not isinstance(task_id, int) or not 0 <= task_id < count:
-        raise ValueError(f"task is {task_id!r}; prompt {name!r} has the tasks 0 to {count - 1}")
+        raise ValueError(f"task is {task_id!r}; prompt {name!r} has {count} tasks, counted from 0")
     return InputTokens(tokens.embeddings[task_id])  # type: ignore[union-attr]
 
 
@@ -260,8 +262,8 @@ def _copy_named_head(tensors: Mapping[str, Tensor], backbone: Backbone, where: s
 
 
 def _read_peft(directory: Path, backbone: Backbone) -> Prompt:
-    fields, tensors = peft.read(directory)
-    method = _method_for(fields, directory)
+    fields, tensors, origin = peft.read(directory)
+    method = _method_for(fields, origin, directory)
     try:
         tensors, trained = peft.split_head(tensors, backbone)
         found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
@@ -307,7 +309,7 @@ def _warn_of_differences(tokens: VirtualTokens, task_type: str | None, backbone:
         )
 
 
-def _method_for(fields: dict[str, Any], directory: Path) -> LoadedMethod:
+def _method_for(fields: dict[str, Any], origin: peft.Origin | None, directory: Path) -> LoadedMethod:
     peft_type = fields["peft_type"]
     known: dict[str, LoadedMethod] = {}
     # The package's own methods come last and so win: a stranger's plugin adds types, it takes none over.
@@ -316,6 +318,13 @@ def _method_for(fields: dict[str, Any], directory: Path) -> LoadedMethod:
             method = registry.lookup(candidate.name)
             known |= dict.fromkeys(method.peft_types, method)
     if peft_type not in known:
+        if origin is not None:
+            registry.lookup_saved(origin.method, origin.distribution, origin.version, str(directory))
+        if peft_type in peft.PACKAGES:
+            raise UnknownMethodError(
+                f"{directory} is a PEFT adapter of type {peft_type!r}, whose method is not installed; run: pip install "
+                f"{peft.PACKAGES[peft_type]}"
+            )
         if "num_virtual_tokens" not in fields:
             raise CheckpointError(
                 f"{directory} is a PEFT adapter of type {peft_type!r}, which is no prompt of an installed method; "

@@ -91,6 +91,29 @@ def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
         raise ValueError(f"{name} is {value!r}; expected one of {choices}")
 
 
+def check_reparameterization(kind: object, size: object, allowed: Collection[object]) -> None:
+    """Check the options of a net that makes the prompt while training.
+
+    Args:
+        kind: The option `reparameterization`; `None` for no net.
+        size: The option `reparameterization_size`; `None` for the method's own width.
+        allowed: The kinds of net that the method has.
+
+    Raises:
+        TypeError: If `size` is not an integer.
+        ValueError: If `kind` is not allowed, `size` is below 1, or there is a size and no net.
+    """
+    check_choice("reparameterization", kind, (None, *allowed))
+    if size is None:
+        return
+    check_positive_integer("reparameterization_size", size)
+    if kind is None:
+        raise ValueError(
+            f"reparameterization_size is {size}, the width of a net, but reparameterization is None; leave it out, or "
+            f"choose reparameterization={' or '.join(map(repr, allowed))}"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """Options that every method has; a method's own config extends it."""
@@ -113,6 +136,17 @@ class MethodConfig:
     def replaces_loss(self) -> bool:
         """Whether `training_loss` is asked; a method whose loss is an option says `False` where it is off."""
         return True
+
+    def advice_to_shorten(self, most: int) -> str:
+        """Say what makes the prompt shorter; a method that counts its tokens says what they come from.
+
+        Args:
+            most: Virtual tokens that there is room for.
+
+        Returns:
+            What to do, for a message.
+        """
+        return f"choose at most {most}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that are saved, as JSON values.
@@ -160,7 +194,7 @@ class Recipe:
     """A way to train that was seen to work, and where it comes from."""
 
     learning_rate: float
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     steps: int
     """Optimizer steps."""
     batch_size: int = 8
@@ -170,6 +204,8 @@ class Recipe:
     schedule: str = "linear"
     """Name of a transformers learning-rate schedule."""
     weight_decay: float = 0.0
-    """AdamW's weight decay."""
+    """The optimizer's weight decay."""
+    optimizer: str = "adamw_torch"
+    """Name of a transformers optimizer; by default torch's AdamW."""
     source: str = ""
     """Where the numbers come from."""

@@ -1,5 +1,6 @@
 """What a plugin must be to be loaded: the check of its hooks and attributes, and the managers that call them."""
 
+import dataclasses
 import difflib
 import inspect
 import types
@@ -14,6 +15,8 @@ from softprompt_zoo.discovery import WRAPPER_GROUP, Candidate
 from softprompt_zoo.errors import PluginError
 
 HOOKS = ("build_virtual_tokens", "inject", "merge")
+RESERVED_OPTIONS = ("method", "model", "name", "self")
+"""Arguments of the calls that take a method's options beside them: what a user gave would never reach the config."""
 OPTIONAL_HOOKS = ("training_loss", "after_step", "parameter_groups", "write_peft", "read_peft")
 
 
@@ -101,6 +104,11 @@ def _problems_of_attributes(plugin: Any) -> Iterator[str]:
     is_config = isinstance(config, type) and issubclass(config, MethodConfig)
     if not is_config or (inspect.get_annotations(config) and "__dataclass_params__" not in vars(config)):
         yield f"its Config is {config!r}; expected a dataclass that extends softprompt_zoo.MethodConfig"
+    else:
+        taken = [field.name for field in dataclasses.fields(config) if field.name in RESERVED_OPTIONS]
+        if taken:
+            reserved = ", ".join(map(repr, RESERVED_OPTIONS))
+            yield f"its Config has an option {taken[0]!r}; {reserved} are arguments of the calls that take options"
     if not callable(getattr(plugin, "Parameters", None)):
         yield "it has no Parameters; expected a torch.nn.Module that takes (config, backbone)"
     for name in ("ALIASES", "PEFT_TYPES"):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding
 
 SYNTAX = "{soft:10} for the next ten virtual tokens, {soft[0:3]} for tokens 0, 1 and 2, or {soft[4]} for one"
+OPTIONS = ("max_length", "padding")
+"""Keywords of `encode` that are no fields."""
 TEXT = -1
 """Stands in `soft_slots` where there is text."""
 
@@ -55,12 +57,12 @@ def encode(
     """
     if not callable(tokenizer):
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
+    parsed = _parse(template)
     if max_length is not None:
         check_positive_integer("max_length", max_length)
     check_choice("padding", padding, ("longest", "max_length"))
     if padding == "max_length" and max_length is None:
         raise ValueError("padding='max_length' needs max_length, which is None")
-    parsed = _parse(template)
     rows = _rows([part.name for parts in parsed.parts for part in parts if isinstance(part, _Field)], fields)
     ends = ([], []) if parsed.messages else _special_ends(tokenizer)
     encoder = _Encoder(tokenizer, parsed, ends, _placeholder(tokenizer))
@@ -169,6 +171,11 @@ def _parse_text(template: str, count: int) -> tuple[list[str | _Field | _Slot], 
             slot = _slot(name, spec or "", conversion, count)
             parts.append(slot)
             count += len(slot.tokens) if name == "soft" else 0
+        elif name in OPTIONS:
+            raise ValueError(
+                f"template {template!r} has the field {{{name}}}, which cannot be filled: {name}=… is an option of "
+                "encode; give the field another name"
+            )
         elif name.isidentifier() and not spec and not conversion:
             parts.append(_Field(name))
         else:

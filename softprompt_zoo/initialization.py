@@ -17,33 +17,46 @@ FREQUENT_VOCABULARY = 5000
 """Ids to sample words from. Lester et al. 2021, section 3.2: the 5,000 most common, which tokenizers number first."""
 
 
-def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels: Any, tokenizer: Any) -> None:
-    """Check the options that choose the start values against each other.
+def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels: Any, tokenizer: Any) -> Any:
+    """Check the options that choose the start values against each other, and settle the default.
 
     Args:
-        init: One of `allowed`, or something else that holds a prompt.
+        init: One of `allowed`, or something else that holds a prompt; `None` for the default.
         allowed: The names the method knows.
         init_text: Text for `"text"`.
         labels: Class labels for `"labels"`.
-        tokenizer: Needed for both.
+        tokenizer: Needed for both. One that is not needed does no harm.
+
+    Returns:
+        The `init` that holds. By default what `init_text` or `labels` are for, and `"sampled"` without them.
 
     Raises:
-        ValueError: If a needed option is missing, or `init` is not allowed.
+        TypeError: If an option is of a wrong type.
+        ValueError: If a needed option is missing, one is given that is not used, or `init` is not allowed.
     """
+    uses = {"text": ("init_text", init_text), "labels": ("labels", labels)}
+    if init is None:
+        init = next((name for name, (_, value) in uses.items() if value is not None), "sampled")
     choices = f"expected one of {', '.join(map(repr, allowed))}, the folder of a saved prompt, or a prompt"
-    if hasattr(init, "merged_tokens") or init == GIVEN:
-        return
-    if not isinstance(init, str | os.PathLike):
+    if isinstance(init, str) and init == GIVEN:
+        return init
+    is_prompt = hasattr(init, "merged_tokens")
+    if not is_prompt and not isinstance(init, str | os.PathLike):
         raise TypeError(f"init is {init!r} ({type(init).__name__}); {choices}")
-    if init not in allowed and not os.path.isdir(init):
+    if not is_prompt and init not in allowed and not os.path.isdir(init):
         raise ValueError(f"init is {str(init)!r}; {choices}")
     if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
         raise TypeError(f"labels is {labels!r}; expected a sequence of texts, one per class")
-    needed = {"text": ("init_text", init_text), "labels": ("labels", labels)}.get(str(init))
+    needed = uses.pop(init, None) if isinstance(init, str) else None
     if needed is not None and not needed[1]:
         raise ValueError(f"init={init!r} needs {needed[0]}, which is {needed[1]!r}")
+    for name, value in uses.values():
+        if value is not None:
+            shown = "another prompt" if is_prompt else repr(str(init))
+            raise ValueError(f"{name} is {value!r}, and init, which is {shown}, does not use it; leave one of them out")
     if needed is not None and tokenizer is not None and not callable(tokenizer):
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
+    return init
 
 
 def initial_embeddings(config: Any, backbone: Backbone) -> Tensor:

@@ -85,19 +85,22 @@ class Method:
         """
         return attach_all(model, {name or self.prompt_name or DEFAULT_NAME: self.configure(**options)})
 
-    def training_arguments(self, output_dir: str, **overrides: Any) -> "TrainingArguments":
+    def training_arguments(
+        self, output_dir: str, *, recipe: Recipe | None = None, **overrides: Any
+    ) -> "TrainingArguments":
         """Turn the recipe into arguments for transformers' `Trainer`.
 
         Args:
             output_dir: Where the Trainer writes.
-            **overrides: Any argument of `TrainingArguments`.
+            recipe: Another recipe than the method's own.
+            **overrides: Any argument of `TrainingArguments`. With `num_train_epochs`, the recipe's steps are left out.
 
         Returns:
             The arguments.
         """
         from transformers import TrainingArguments
 
-        recipe = self.recipe
+        recipe = recipe or self.recipe
         chosen: dict[str, Any] = {}
         if recipe is not None:
             chosen = {
@@ -107,7 +110,10 @@ class Method:
                 "warmup_steps": recipe.warmup_steps,
                 "lr_scheduler_type": recipe.schedule,
                 "weight_decay": recipe.weight_decay,
+                "optim": recipe.optimizer,
             }
+        if "num_train_epochs" in overrides:
+            chosen.pop("max_steps", None)  # it would win, whatever the epochs
         return TrainingArguments(output_dir=output_dir, **{"report_to": "none", **chosen, **overrides})
 
 

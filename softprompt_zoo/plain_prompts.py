@@ -18,20 +18,21 @@ from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens, check_virtual_tokens, to_tensors
 
 
-def check_room(count: int, backbone: Backbone) -> None:
+def check_room(config: MethodConfig, backbone: Backbone) -> None:
     """Refuse a prompt that leaves no room for text.
 
     Args:
-        count: Its virtual tokens.
+        config: What the user chose.
         backbone: Sizes of the model.
 
     Raises:
         UnsupportedError: If it is as long as the model's positions, or longer.
     """
-    if backbone.max_positions is not None and count >= backbone.max_positions:
+    positions = backbone.max_positions
+    if positions is not None and config.num_virtual_tokens >= positions:
         raise UnsupportedError(
-            f"num_virtual_tokens is {count}, which leaves no room for text in the model's {backbone.max_positions} "
-            f"positions; choose at most {backbone.max_positions - 1}"
+            f"num_virtual_tokens is {config.num_virtual_tokens}, which leaves no room for text in the model's "
+            f"{positions} positions; {config.advice_to_shorten(positions - 1)}"
         )
 
 
@@ -64,7 +65,6 @@ def plain_prompt(
         UnsupportedError: If it leaves no room for text, or no method places it like `like`.
     """
     count = _count(tokens)
-    check_room(count, backbone)
     has_head = head is not None
     config: MethodConfig
     like = Placement(tokens) if like is None else like
@@ -81,6 +81,7 @@ def plain_prompt(
         fields = {field.name for field in dataclasses.fields(method.config_class)}
         options = {name: value for name, value in wanted.items() if name in fields}
         config = method.config_class.from_options({"num_virtual_tokens": count, "train_head": has_head, **options})
+    check_room(config, backbone)
     contiguous = {
         name: tensor.detach().to(backbone.device, copy=True).contiguous() for name, tensor in to_tensors(tokens).items()
     }
@@ -116,7 +117,7 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
         raise TypeError(f"option {next(iter(options))!r} stands beside a ready prompt, which has its options already")
     made_for = None if prompt.backbone is None else prompt.backbone.sizes()
     check_sizes(made_for, backbone, "the prompt")
-    check_room(prompt.num_virtual_tokens, backbone)
+    check_room(prompt.config, backbone)
     head = {} if prompt.head is None else prompt.head.state_dict()
     own = {f"{name}.{key}": t for name, m in backbone.task_head.items() for key, t in m.state_dict().items()}
     wrong = next((key for key, tensor in head.items() if key not in own or own[key].shape != tensor.shape), None)

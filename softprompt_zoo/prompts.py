@@ -49,7 +49,7 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
         UnsupportedError: If the method cannot work on this model.
     """
     config = method.config_class.from_options(dict(options))
-    check_room(config.num_virtual_tokens, backbone)
+    check_room(config, backbone)
     config = read_folders(config, backbone)
     learned = method.parameters_class(config, backbone)
     head = copy_head(backbone.task_head) if config.train_head else None

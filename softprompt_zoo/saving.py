@@ -104,6 +104,8 @@ def export(
       never generated, for any engine. Causal models, prompts at the input embeddings.
     - `"embeddings"`: the bare embeddings, as safetensors and numpy files. Prompts at the input embeddings.
 
+    No format holds the places of a prompt that was trained in slots inside the text: PEFT puts it in front.
+
     Args:
         model: A model with prompts. Not changed.
         directory: Where to; made if missing. For all but `"peft"` it must be missing or empty, and appears whole or

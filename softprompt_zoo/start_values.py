@@ -35,8 +35,6 @@ def initialize(
     start = getattr(config, "init", None)
     if isinstance(start, os.PathLike) or (isinstance(start, str) and os.path.isdir(start)):
         start = saved_prompt(Path(start), backbone, "init")
-    if start == GIVEN:
-        raise ValueError(f"init is {GIVEN!r}, which only a saved prompt says of itself; give the folder or the prompt")
     if not isinstance(start, Prompt):
         learned.initialize(config, backbone)
         return
@@ -71,6 +69,8 @@ def _start_head(head: nn.ModuleDict | None, start: nn.ModuleDict | None) -> None
 def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:
     """Read the saved prompts of options that take several prompts or folders; their metadata say `prompts=True`.
 
+    What a saved config says in place of a prompt is refused: a new one starts from prompts that are there.
+
     Args:
         config: What the user chose. Not changed.
         backbone: Sizes of the model.
@@ -80,7 +80,14 @@ def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:
 
     Raises:
         CheckpointError: If a folder holds no prompt.
+        ValueError: If an option is `"given"`.
     """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if "names" in field.metadata and isinstance(value, str) and value == GIVEN:
+            raise ValueError(
+                f"{field.name} is {GIVEN!r}, which only a saved prompt says of itself; give the folder or the prompt"
+            )
     fields = [field.name for field in dataclasses.fields(config) if field.metadata.get("prompts")]
     given = {name: getattr(config, name) for name in fields if isinstance(getattr(config, name), tuple)}
     read: dict[str, Any] = {

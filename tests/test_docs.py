@@ -1,5 +1,7 @@
 """The docs keep up with the code: every block of Python runs, and everything public has its place."""
 
+import dataclasses
+import html
 import importlib
 import inspect
 import os
@@ -24,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))] if path.exists()]
 BLOCK = re.compile(r'^```python(?: title="([^"]*)"| {(\.no-test)})?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+SHOWS_RECIPE = re.compile(r"^::: ([\w.]+)(?:\n    .*)*\n      members: \[RECIPE\b", re.MULTILINE)
 NEEDS_MODEL, NO_TEST = "needs the embedded model", ".no-test"
 
 
@@ -197,7 +200,18 @@ def test_the_changelog_mentions_every_method_and_command():
         assert f"`{name}`" in newest, name
 
 
-def test_the_site_builds(tmp_path):
+def recipes(monkeypatch):
+    """By the page that shows it, each recipe of a method of this repository."""
+    for page in sorted(DOCS.glob("reference/methods/*.md")) + sorted(DOCS.glob("reference/plugins/*.md")):
+        [module] = SHOWS_RECIPE.findall(page.read_text("utf-8"))
+        if page.parent.name == "plugins":
+            monkeypatch.syspath_prepend(ROOT / f"plugins/softprompt-zoo-{page.stem.replace('_', '-')}")
+        for recipe in vars(importlib.import_module(module)).values():
+            if isinstance(recipe, zoo.Recipe):
+                yield page.relative_to(DOCS).with_suffix(""), recipe
+
+
+def test_the_site_builds(tmp_path, monkeypatch):
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
@@ -207,6 +221,12 @@ def test_the_site_builds(tmp_path):
         r'(?:src|href)="(https?:[^"]*\.(?:js|css|woff2?))"', (tmp_path / "site/index.html").read_text("utf-8")
     )
     shown = (tmp_path / "site/reference/cli/index.html").read_text("utf-8")
+    found = list(recipes(monkeypatch))
+    assert len(found) > len(BUILTINS) + 2
+    for page, recipe in found:
+        text = html.unescape(re.sub(r"<[^>]+>", "", (tmp_path / f"site/{page}/index.html").read_text("utf-8")))
+        for name, value in dataclasses.asdict(recipe).items():
+            assert f"{name.replace('_', ' ')}\n{value}\n" in text, f"{page}: {name}"
     for name, command in COMMANDS.items():
         for parameter in command.params:
             assert all(flag in shown for flag in parameter.opts if flag.startswith("--")), name

@@ -344,6 +344,15 @@ def test_braces_that_do_not_close(template):
         encode(template)
 
 
+@pytest.mark.parametrize("option", ["padding", "max_length"])
+def test_a_field_named_like_an_option_is_refused(option):
+    for value in ("w5", None):
+        with pytest.raises(
+            ValueError, match=rf"has the field \{{{option}\}}, which cannot be filled: {option}=… is an"
+        ):
+            zoo.encode(tiny_tokenizer(), f"{{soft:1}} {{{option}}}", **{option: value} if value else {})
+
+
 @pytest.mark.parametrize(
     ("template", "options", "error", "text"),
     [

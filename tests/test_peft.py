@@ -1,6 +1,7 @@
 """PEFT's adapters both ways: 20 random prompts for each method and model that PEFT runs."""
 
 import json
+from pathlib import Path
 
 import peft
 import pytest
@@ -11,6 +12,7 @@ import softprompt_zoo as zoo
 from softprompt_zoo.testing import TINY_MODELS, tiny_model
 from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
 
+PLUGINS = Path(__file__).parents[1] / "plugins"
 PROMPTS = 20
 TOKENS = 5
 TEXT = random_text(7, 3)
@@ -158,6 +160,35 @@ def test_encoder_heads_that_pool_refuse_input_prompts_and_warn_on_import(tmp_pat
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match="pools or labels a virtual token"):
         zoo.load(BertForSequenceClassification(config).eval(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "package"),
+    [("CARTRIDGE", "softprompt-zoo-cartridge"), ("ADAPTION_PROMPT", "softprompt-zoo-llama-adapter")],
+)
+def test_files_of_a_method_that_comes_in_a_package_say_which(peft_type, package, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": peft_type, "num_virtual_tokens": 2}))
+    save_file({"prompt_embeddings": torch.zeros(2, 8)}, tmp_path / "adapter_model.safetensors")
+    model = tiny_model("llama")
+    with pytest.raises(
+        zoo.UnknownMethodError, match=f"type '{peft_type}', whose method is not .* pip install {package}"
+    ):
+        zoo.load(model, tmp_path)
+    assert not hasattr(model, "prompts")
+    assert f'name = "{package}"' in (PLUGINS / package / "pyproject.toml").read_text()
+
+
+def test_our_files_of_a_missing_method_say_which_package_wrote_them(tmp_path):
+    """As a stranger's package exports them, with a type of its own."""
+    zoo.export(prompted("llama", "prefix_tuning").model, tmp_path, to="peft")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "TELEPATHY"}))
+    file = tmp_path / "adapter_model.safetensors"
+    for version, remedy in (("2.1", r"run: pip install zoo-mind==2\.1"), ("", "registered by hand: zoo.register its")):
+        origin = {"method": "telepathy", "distribution": "zoo-mind", "version": version}
+        save_file(load_file(file), file, {"format": "pt", "softprompt_zoo": json.dumps(origin)})
+        with pytest.raises(zoo.UnknownMethodError, match=f"needs the method 'telepathy', which is not ins.*{remedy}"):
+            zoo.load(tiny_model("llama"), tmp_path)
 
 
 def test_foreign_adapters_are_refused(tmp_path):

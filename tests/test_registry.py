@@ -1,6 +1,7 @@
 """The registry: names, failures that stay where they are, and plugins registered by hand."""
 
 import dataclasses
+import inspect
 import sys
 import threading
 import types
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 import softprompt_zoo as zoo
 from softprompt_zoo import discovery
+from softprompt_zoo.contract import RESERVED_OPTIONS
 from softprompt_zoo.discovery import GROUP, WRAPPER_GROUP, Candidate, normalize
+from softprompt_zoo.method import Method
 from softprompt_zoo.methods import BUILTINS
-from softprompt_zoo.prompts import make_prompt
+from softprompt_zoo.prompts import Prompts, make_prompt
 from softprompt_zoo.registry import HOOKS, LoadedMethod, Registry
 
 TOKENS, HIDDEN = 3, 8
@@ -302,6 +305,11 @@ class TakesMore:
         return zoo.Placement(tokens)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TakesName(zoo.MethodConfig):
+    name: str = "news"
+
+
 BROKEN = {
     "import": (ImportError("no module\nnamed 'flash'"), r"ImportError: no module named 'flash'$"),
     "exit": (SystemExit(2), r"SystemExit: 2$"),
@@ -321,6 +329,10 @@ BROKEN = {
     "no config": (plugin(Config=None), r"its Config is None; expected a dataclass that extends softprompt_zoo.Method"),
     "config": (plugin(Config=dict), r"its Config is <class 'dict'>; expected a dataclass"),
     "undecorated": (plugin(Config=Undecorated), r"its Config is <class '.*Undecorated'>; expected a dataclass"),
+    "option": (
+        plugin(Config=TakesName),
+        r"its Config has an option 'name'; 'method', 'model', 'name', 'self' are arguments of the calls that take opti",
+    ),
     "parameters": (plugin(Parameters=None), r"it has no Parameters; expected a torch.nn.Module that takes \(config, b"),
     "aliases": (plugin(ALIASES="fast"), r"its ALIASES is 'fast'; expected a tuple of strings$"),
     "peft": (plugin(PEFT_TYPES=(3,)), r"its PEFT_TYPES is \(3,\); expected a tuple of strings$"),
@@ -329,6 +341,12 @@ BROKEN = {
     "no plugin": (None, r"it has no hook"),
 }
 BY_HAND = [kind for kind in BROKEN if kind not in ("import", "exit", "only wrappers")]
+
+
+def test_reserved_options_are_the_arguments_of_the_calls_that_take_options():
+    calls = (Method.__call__, Method.configure, Prompts.add)
+    named = {p.name for c in calls for p in inspect.signature(c).parameters.values() if p.kind != p.VAR_KEYWORD}
+    assert named == set(RESERVED_OPTIONS)
 
 
 @pytest.mark.parametrize("kind", BROKEN)

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, pipeline
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
+from softprompt_zoo.training import PromptTrainer
 
 CASES = [("llama", "prompt_tuning"), ("llama", "prefix_tuning"), ("t5", "prefix_tuning"), ("bert", "prompt_tuning")]
 
@@ -142,10 +143,48 @@ def test_a_column_of_prompts_per_row(tmp_path):
 def test_recipes_become_training_arguments(tmp_path):
     for name in zoo.list_methods():
         method = zoo.get_method(name)
-        arguments = method.training_arguments(str(tmp_path), max_steps=7)
+        arguments, recipe = method.training_arguments(str(tmp_path), max_steps=7), method.recipe
         assert arguments.max_steps == 7
-        assert arguments.learning_rate == method.recipe.learning_rate
-        assert method.recipe.source
+        assert (arguments.learning_rate, arguments.weight_decay) == (recipe.learning_rate, recipe.weight_decay)
+        assert (arguments.lr_scheduler_type, arguments.warmup_steps) == (recipe.schedule, recipe.warmup_steps)
+        assert (arguments.optim, arguments.per_device_train_batch_size) == (recipe.optimizer, recipe.batch_size)
+        assert recipe.source
+
+
+def test_another_recipe_takes_the_place_of_the_methods_own(tmp_path):
+    recipe = zoo.Recipe(learning_rate=0.5, steps=3, batch_size=2, optimizer="adafactor")
+    arguments = zoo.get_method("prompt").training_arguments(str(tmp_path), recipe=recipe, max_steps=4)
+    assert (arguments.learning_rate, arguments.max_steps, arguments.optim) == (0.5, 4, "adafactor")
+
+
+def test_epochs_are_not_cut_short_by_the_recipes_steps(tmp_path):
+    method, model = zoo.get_method("prompt_tuning"), prompted("llama", "prompt_tuning")
+    options = {"use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "num_train_epochs": 2}
+    training = Trainer(model, method.training_arguments(str(tmp_path), **options), train_dataset=rows("llama"))
+    training.train()
+    assert training.state.global_step == 2 * 16 / 8
+    assert method.training_arguments(str(tmp_path), max_steps=5, **options).max_steps == 5
+
+
+def test_the_prompt_trainer_is_trainer_where_there_is_one_rate(tmp_path):
+    results = []
+    for kind in (Trainer, PromptTrainer):
+        model = prompted("llama", "prefix_tuning", reparameterization="mlp", reparameterization_size=8)
+        options = {"weight_decay": 0.1, "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+        arguments = zoo.get_method("prefix_tuning").training_arguments(str(tmp_path), max_steps=3, **options)
+        kind(model=model, args=arguments, train_dataset=rows("llama")).train()
+        results.append(model.prompts.state_dict())
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_the_prompt_trainer_trains_what_stands_beside_the_prompt(tmp_path):
+    model = prompted("llama", "prompt_tuning")
+    norm = model.model.norm.weight.requires_grad_(True)
+    before = norm.detach().clone()
+    arguments = zoo.get_method("prompt").training_arguments(str(tmp_path), max_steps=2, use_cpu=True, disable_tqdm=True)
+    PromptTrainer(model=model, args=arguments, train_dataset=rows("llama")).train()
+    assert not torch.equal(norm, before)
 
 
 def test_pipelines_take_the_model():

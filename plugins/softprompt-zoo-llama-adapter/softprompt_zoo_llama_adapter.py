@@ -13,8 +13,8 @@ Merges to: keys, values and tanh(gate) of each layer.
 Source: Zhang et al., "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention", 2023 (arXiv
 2303.16199), section 3; reference code OpenGVLab/LLaMA-Adapter, `alpaca_finetuning_v1/llama/model.py`.
 Differs from the source: the gate goes through tanh everywhere, as in the reference's training code; its inference code
-and the paper's equation have none. Any causal model is taken, with grouped heads and key norms as it has them. The
-multi-modal variant is left out.
+and the paper's equation have none. Causal models on transformers' attention interface are taken, with grouped heads and
+key norms as they have them. The multi-modal variant is left out.
 PEFT: ADAPTION_PROMPT on llama and mistral, with gate="layer"; it stores tanh(gate).
 """
 
@@ -163,6 +163,12 @@ def _adapted_layers(config: Config, backbone: zoo.Backbone) -> range:
         raise zoo.UnsupportedError(
             "llama_adapter adds to the self-attention of a causal model, and this one is of the family "
             f"{backbone.family!r}; choose prefix_tuning or prompt_tuning"
+        )
+    if backbone.through_cache:
+        raise zoo.UnsupportedError(
+            f"llama_adapter needs gated tokens, with a softmax of their own, and {backbone.model_type}'s attention is "
+            "reached through its cache only, which has no place for them; choose a method without gates: "
+            "prefix_tuning, p_tuning_v2, prompt_tuning and p_tuning work there"
         )
     count = len(backbone.layers[SITE])
     wanted = min(PAPERS_LAYERS, count) if config.num_layers_from_top is None else config.num_layers_from_top

@@ -4,7 +4,9 @@ What can be expressed depends on the plain tokens alone: tokens at the input emb
 PROMPT_TUNING, keys and values its PREFIX_TUNING, whichever method trained them. Checked against peft 0.21.
 """
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,23 @@ TENSOR_FILE = "adapter_model.safetensors"
 TENSOR_KEY = "prompt_embeddings"
 HEAD_PREFIX = "base_model."
 SEQ2SEQ = "SEQ_2_SEQ_LM"
+ORIGIN_KEY = "softprompt_zoo"
+"""In the header of the tensors' file, which PEFT does not look at: what wrote it."""
+PACKAGES = {"ADAPTION_PROMPT": "softprompt-zoo-llama-adapter", "CARTRIDGE": "softprompt-zoo-cartridge"}
+"""What to install for PEFT's own files of a type that no built-in method reads; our exports say so themselves."""
 POOLED_TASKS = ("SEQ_CLS", "QUESTION_ANS", "TOKEN_CLS")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The method whose prompt was exported."""
+
+    method: str
+    """Canonical name."""
+    distribution: str
+    """Package that offered it."""
+    version: str
+    """Version of that package."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +62,7 @@ def plain_type(tokens: VirtualTokens) -> str:
     return "PROMPT_TUNING" if isinstance(tokens, InputTokens) else "PREFIX_TUNING"
 
 
-def write(directory: Path, files: PeftFiles, task_type: str, base_name: str | None) -> None:
+def write(directory: Path, files: PeftFiles, task_type: str, base_name: str | None, origin: Origin) -> None:
     """Write a directory that `PeftModel.from_pretrained` loads.
 
     Args:
@@ -52,10 +70,12 @@ def write(directory: Path, files: PeftFiles, task_type: str, base_name: str | No
         files: What they hold.
         task_type: PEFT's name of the model's task.
         base_name: Name or path of the base model, if known.
+        origin: The prompt's method, for who loads it without that.
     """
     general = {"task_type": task_type, "inference_mode": True, "revision": None, "auto_mapping": None}
     fields = {**general, "base_model_name_or_path": base_name, **files.fields}
-    write_tensors(directory / TENSOR_FILE, {key: tensor.float() for key, tensor in files.tensors.items()}, {})
+    metadata = {ORIGIN_KEY: json.dumps(dataclasses.asdict(origin))}
+    write_tensors(directory / TENSOR_FILE, {key: tensor.float() for key, tensor in files.tensors.items()}, metadata)
     write_json(directory / CONFIG_FILE, fields)
 
 
@@ -203,14 +223,14 @@ def is_peft(directory: Path) -> bool:
     return (directory / CONFIG_FILE).is_file()
 
 
-def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], Origin | None]:
     """Read the two files of an adapter.
 
     Args:
         directory: The directory.
 
     Returns:
-        PEFT's config and tensors.
+        PEFT's config and tensors; and the method it was exported from, `None` for others' files.
 
     Raises:
         CheckpointError: If a file is missing or corrupt, or says of no type.
@@ -219,8 +239,12 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     fields = read_json(path)
     if not isinstance(fields.get("peft_type"), str):
         raise CheckpointError(f"{path} has the peft_type {fields.get('peft_type')!r}; it is no PEFT adapter")
-    tensors, _ = read_tensors(directory / TENSOR_FILE)
-    return fields, tensors
+    tensors, metadata = read_tensors(directory / TENSOR_FILE)
+    origin = None
+    if ORIGIN_KEY in metadata:
+        with contextlib.suppress(ValueError, TypeError):
+            origin = Origin(**json.loads(metadata[ORIGIN_KEY]))
+    return fields, tensors, origin
 
 
 def plain(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone, directory: Path) -> Adapter:

@@ -110,6 +110,10 @@ class Config(MethodConfig):
         self._set("num_virtual_tokens", len(ids))
         super().__post_init__()
 
+    def advice_to_shorten(self, most: int) -> str:
+        """Say what the tokens were counted from."""
+        return f"they are the tokens of the examples: give fewer or shorter ones, of at most {most} tokens together"
+
     def encode(self, tokenizer: Any, text: str, target: str | None = None) -> dict[str, list[int]]:
         """Tokenise a text as the examples were, for training or, without a target, to generate one.
 

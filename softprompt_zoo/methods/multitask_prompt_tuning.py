@@ -80,9 +80,10 @@ class Config(MethodConfig):
     """Tasks; with more than one, `forward` and `generate` need `task_ids`."""
     rank: int = 1
     """Rank of each task's factors. The paper has 1."""
-    init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
+    init: Any = dataclasses.field(default=None, metadata={"names": INITS})
     """The shared prompt: `"sampled"` frequent words, a `"text"`, class `"labels"`, `"random"` numbers uniform in
-    ±0.5, or another prompt: its saved folder, or `model.prompts[name]`."""
+    ±0.5, or another prompt: its saved folder, or `model.prompts[name]`. By default what `init_text` or `labels` are
+    for, else `"sampled"`."""
     init_text: str | None = None
     """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prompt."""
     labels: tuple[str, ...] | None = None
@@ -110,9 +111,9 @@ class Config(MethodConfig):
         super().__post_init__()
         check_positive_integer("num_tasks", self.num_tasks)
         check_positive_integer("rank", self.rank)
-        check_init(self.init, INITS, self.init_text, self.labels, self.tokenizer)
+        object.__setattr__(self, "init", check_init(self.init, INITS, self.init_text, self.labels, self.tokenizer))
         check_choice("factor_init", self.factor_init, FACTOR_INITS)
-        _check_source_task(self.source_task)
+        _check_source_task(self.source_task, self.init)
         check_teacher("teacher", self.teacher, self.num_tasks)
         check_not_negative("distillation", self.distillation)
         check_positive("temperature", self.temperature)
@@ -154,9 +155,10 @@ class Parameters(nn.Module):
             raise UnsupportedError(
                 "multitask_prompt_tuning cannot start from keys and values; give a prompt at the input embeddings"
             )
-        embeddings = tokens.embeddings
+        embeddings, source = tokens.embeddings, self._config.source_task
+        if embeddings.ndim == 2 and (source == "each" or not isinstance(source, str)):
+            raise ValueError(f"source_task is {source!r}, and the init prompt has no tasks; leave source_task out")
         if embeddings.ndim == 3:
-            source = self._config.source_task
             if isinstance(source, str):
                 raise UnsupportedError(
                     f"source_task is {source!r}, and the init prompt is merged: it has no factors any more; "
@@ -310,14 +312,19 @@ def _product(parameters: Parameters) -> Tensor:
     return parameters.shared * (parameters.cols @ parameters.rows)
 
 
-def _check_source_task(source: Any) -> None:
+def _check_source_task(source: Any, init: Any) -> None:
     choices = f"expected one of {', '.join(map(repr, SOURCE_TASKS))}, or the number of a task"
     if isinstance(source, bool) or not isinstance(source, str | int):
         raise TypeError(f"source_task is {source!r} ({type(source).__name__}); {choices}")
     if source not in SOURCE_TASKS and (isinstance(source, str) or source < 0):
         raise ValueError(f"source_task is {source!r}; {choices}")
+    if source != "average" and isinstance(init, str) and init in INITS:
+        raise ValueError(
+            f"source_task is {source!r}, which says what to take from another prompt, but init is {init!r}; give a "
+            "prompt or a saved folder as init, or leave source_task out"
+        )
 
 
 def _check_has_task(source: int, tasks: int) -> None:
     if source >= tasks:
-        raise ValueError(f"source_task is {source}; the init prompt has the tasks 0 to {tasks - 1}")
+        raise ValueError(f"source_task is {source}; the init prompt has {tasks} tasks, counted from 0")

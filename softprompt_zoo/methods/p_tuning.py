@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.config import MethodConfig, Recipe, check_choice, check_positive_integer, check_probability
+from softprompt_zoo.config import MethodConfig, Recipe, check_probability, check_reparameterization
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.initialization import check_init, sampled_ids, text_ids
@@ -47,10 +47,10 @@ LSTM_LAYERS = 2
 class Config(MethodConfig):
     """Options of P-tuning."""
 
-    init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
+    init: Any = dataclasses.field(default=None, metadata={"names": INITS})
     """What the net makes at first: embeddings of `"sampled"` frequent words or of a `"text"`; `"random"`
     leaves all weights at torch's defaults, as the reference does; or another prompt: its saved folder, or
-    `model.prompts[name]`."""
+    `model.prompts[name]`. By default `"text"` if there is an `init_text`, else `"sampled"`."""
     init_text: str | None = None
     """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prompt."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
@@ -65,10 +65,8 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_init(self.init, INITS, self.init_text, None, self.tokenizer)
-        check_choice("reparameterization", self.reparameterization, (None, "lstm", "mlp"))
-        if self.reparameterization_size is not None:
-            check_positive_integer("reparameterization_size", self.reparameterization_size)
+        object.__setattr__(self, "init", check_init(self.init, INITS, self.init_text, None, self.tokenizer))
+        check_reparameterization(self.reparameterization, self.reparameterization_size, ("lstm", "mlp"))
         check_probability("dropout", self.dropout)
         if self.dropout and self.reparameterization != "lstm":
             raise ValueError(

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.config import MethodConfig, Recipe, check_choice, check_positive_integer, check_probability
+from softprompt_zoo.config import MethodConfig, Recipe, check_probability, check_reparameterization
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.initialization import check_init, keys_values_of_words
@@ -43,6 +43,8 @@ RECIPE = Recipe(
     "reference's scripts for BoolQ and RTE have 5e-3 to 1e-2 and batches of 32 for many epochs",
 )
 INITS = ("sampled", "text", "random")
+NET_SIZE = 512
+"""Hidden width of the net by default. Source: the reference's `prefix_hidden_size`."""
 STANDARD_DEVIATION = 0.02
 """Of `init="random"`. Source: the reference's `initializer_range`, which Hugging Face gives all its new modules."""
 
@@ -53,25 +55,25 @@ class Config(MethodConfig):
 
     train_head: bool = True
     """Trains the task head along, as a copy that belongs to the prompt. Language models have no task head."""
-    init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
+    init: Any = dataclasses.field(default=None, metadata={"names": INITS})
     """The model's own keys and values of `"sampled"` frequent words or of a `"text"`, `"random"` normal numbers
-    of standard deviation 0.02 (the reference's), or another prompt: its saved folder, or `model.prompts[name]`."""
+    of standard deviation 0.02 (the reference's), or another prompt: its saved folder, or `model.prompts[name]`.
+    By default `"text"` if there is an `init_text`, else `"sampled"`."""
     init_text: str | None = None
     """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prompt."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `init="text"`."""
     reparameterization: str | None = None
     """`"mlp"` makes the prompt with a two-layer net while training (the reference's `prefix_projection`)."""
-    reparameterization_size: int = 512
-    """Hidden width of the net, in features. Source: the reference's `prefix_hidden_size`."""
+    reparameterization_size: int | None = None
+    """Hidden width of the net, in features; by default 512, the reference's."""
     dropout: float = 0.0
     """Probability that an element of a key or value is zeroed while training, for each row anew."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_init(self.init, INITS, self.init_text, None, self.tokenizer)
-        check_choice("reparameterization", self.reparameterization, (None, "mlp"))
-        check_positive_integer("reparameterization_size", self.reparameterization_size)
+        object.__setattr__(self, "init", check_init(self.init, INITS, self.init_text, None, self.tokenizer))
+        check_reparameterization(self.reparameterization, self.reparameterization_size, ("mlp",))
         check_probability("dropout", self.dropout)
 
 
@@ -86,7 +88,7 @@ class Parameters(nn.Module):
                 "p_tuning_v2 needs keys and values, which cannot be reached in this model; "
                 "choose a method at the input embeddings"
             )
-        size = config.reparameterization_size if config.reparameterization == "mlp" else None
+        size = (config.reparameterization_size or NET_SIZE) if config.reparameterization == "mlp" else None
         self.tables = nn.ModuleDict(
             {site: LayerTable(backbone, site, config.num_virtual_tokens, size) for site in sites}
         )

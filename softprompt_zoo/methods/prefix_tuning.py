@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.config import MethodConfig, Recipe, check_choice, check_positive_integer, check_probability
+from softprompt_zoo.config import MethodConfig, Recipe, check_choice, check_probability, check_reparameterization
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.initialization import check_init, keys_values_of_words
@@ -40,23 +40,26 @@ RECIPE = Recipe(
 )
 SITES = ("encoder", "decoder", "cross")
 INITS = ("sampled", "text", "random")
+NET_SIZE = 512
+"""Hidden width of the net by default. Source: the reference's `mid_dim` for GPT-2 medium."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
     """Options of prefix tuning."""
 
-    init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
+    init: Any = dataclasses.field(default=None, metadata={"names": INITS})
     """The model's own keys and values of `"sampled"` frequent words or of a `"text"`, `"random"` standard
-    normal numbers (the reference's `init_shallow`), or another prompt: its saved folder, or `model.prompts[name]`."""
+    normal numbers (the reference's `init_shallow`), or another prompt: its saved folder, or `model.prompts[name]`.
+    By default `"text"` if there is an `init_text`, else `"sampled"`."""
     init_text: str | None = None
     """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prefix."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `init="text"`."""
     reparameterization: str | None = None
     """`"mlp"` makes the prefix with a two-layer net while training; `None` trains it directly."""
-    reparameterization_size: int = 512
-    """Hidden width of the net, in features. Source: the reference's `mid_dim` for GPT-2 medium."""
+    reparameterization_size: int | None = None
+    """Hidden width of the net, in features; by default 512, the reference's."""
     dropout: float = 0.0
     """Probability that an element of a key or value is zeroed while training, for each row anew."""
     sites: tuple[str, ...] | None = None
@@ -66,9 +69,8 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_init(self.init, INITS, self.init_text, None, self.tokenizer)
-        check_choice("reparameterization", self.reparameterization, (None, "mlp"))
-        check_positive_integer("reparameterization_size", self.reparameterization_size)
+        object.__setattr__(self, "init", check_init(self.init, INITS, self.init_text, None, self.tokenizer))
+        check_reparameterization(self.reparameterization, self.reparameterization_size, ("mlp",))
         check_probability("dropout", self.dropout)
         for site in self.sites if self.sites is not None else SITES:
             check_choice("sites", site, SITES)
@@ -84,7 +86,7 @@ class Parameters(nn.Module):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
         count = config.num_virtual_tokens
-        size = config.reparameterization_size if config.reparameterization == "mlp" else None
+        size = (config.reparameterization_size or NET_SIZE) if config.reparameterization == "mlp" else None
         tables = {site: LayerTable(backbone, site, count, size) for site in _sites(config, backbone)}
         self.prefixes = nn.ModuleDict(tables)
 

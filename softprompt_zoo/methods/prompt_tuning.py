@@ -40,9 +40,10 @@ RECIPE = Recipe(
 class Config(MethodConfig):
     """Options of prompt tuning."""
 
-    init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
+    init: Any = dataclasses.field(default=None, metadata={"names": INITS})
     """`"sampled"` frequent words, a `"text"`, class `"labels"`, `"random"` numbers uniform in ±0.5
-    (Lester et al. 2021, section 2.1), or another prompt: its saved folder, or `model.prompts[name]`."""
+    (Lester et al. 2021, section 2.1), or another prompt: its saved folder, or `model.prompts[name]`.
+    By default what `init_text` or `labels` are for, else `"sampled"`."""
     init_text: str | None = None
     """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prompt."""
     labels: tuple[str, ...] | None = None
@@ -52,7 +53,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_init(self.init, INITS, self.init_text, self.labels, self.tokenizer)
+        object.__setattr__(self, "init", check_init(self.init, INITS, self.init_text, self.labels, self.tokenizer))
 
 
 class Parameters(nn.Module):

@@ -49,7 +49,11 @@ class Projector:
         """
         stack = self._stacks[site]
         if stack.is_carried or stack.through_cache:
-            raise UnsupportedError(f"{type(stack.module).__name__}'s projections cannot be called one layer at a time")
+            raise UnsupportedError(
+                f"{type(stack.module).__name__} is off transformers' attention interface, so its projections cannot be "
+                "called one layer at a time to make keys and values of hidden states; choose a method that trains keys "
+                "and values themselves, or one at the input embeddings"
+            )
         keys: list[Tensor | None] = []
         values: list[Tensor | None] = []
         calls = self._recorded(stack, site)

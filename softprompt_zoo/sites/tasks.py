@@ -26,7 +26,7 @@ def check_task_ids(task_ids: Any) -> Tensor | None:
         `(rows,)` integers, or `None`.
 
     Raises:
-        TypeError: If it is neither a tensor nor a list.
+        TypeError: If it is neither a tensor nor a list, or the list holds something else than numbers.
         ValueError: If it has another shape, or other numbers than integers.
     """
     if task_ids is None:
@@ -34,7 +34,10 @@ def check_task_ids(task_ids: Any) -> Tensor | None:
     expected = "expected integers of shape (rows,), the task of every row"
     if not isinstance(task_ids, Tensor | list | tuple):
         raise TypeError(f"task_ids is {task_ids!r} ({type(task_ids).__name__}); {expected}")
-    ids = task_ids if isinstance(task_ids, Tensor) else torch.tensor(task_ids)
+    try:
+        ids = task_ids if isinstance(task_ids, Tensor) else torch.tensor(task_ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"task_ids is {task_ids!r}; {expected}, any one where a row's prompts have no tasks") from error
     if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"task_ids has shape {tuple(ids.shape)} and dtype {ids.dtype}; {expected}")
     return ids.long()
@@ -125,10 +128,9 @@ def _asked(limits: list[_Limit], rows: Tensor, ids: Tensor) -> tuple[list[tuple[
     for row, (index, task) in enumerate(zip(rows.tolist(), ids.tolist(), strict=True)):
         limit = limits[index]
         if limit is not None and not 0 <= task < limit[1]:
-            raise ValueError(
-                f"task_ids has {task} in row {row}, where prompt {limit[0]!r} has {limit[1]} tasks; expected an "
-                f"integer from 0 to {limit[1] - 1}"
-            )
+            name, count = limit
+            has = "one task; expected 0" if count == 1 else f"{count} tasks; expected an integer from 0 to {count - 1}"
+            raise ValueError(f"task_ids has {task} in row {row}, where prompt {name!r} has {has}")
         pairs.append((index, 0 if limit is None else task))
     wanted = list(dict.fromkeys(pairs))
     return wanted, torch.tensor([wanted.index(pair) for pair in pairs], device=ids.device)

@@ -1,4 +1,4 @@
-"""The Trainer of a run: transformers' own, told how to train a prompt."""
+"""Transformers' Trainer, told at which rates a method trains; and the Trainer of a run of the command."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from softprompt_zoo.adapters import model_inside
 from softprompt_zoo.method import Method
 from softprompt_zoo.training.data import Row
 from softprompt_zoo.training.evaluation import Evaluator
@@ -19,20 +20,42 @@ KEPT_CHECKPOINTS = 2
 
 
 class PromptTrainer(Trainer):  # type: ignore[misc]
+    """Transformers' `Trainer` that trains every parameter at the rate that its method asks for, and is the same else.
+
+    Most methods ask for one rate, the `learning_rate` of the arguments. Parameters beside the prompts, a LoRA's say,
+    are trained at that rate, too. An optimizer that is handed over as `optimizers` is taken as it is.
+    """
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the optimizer that the arguments name, with the groups of `model.prompts.parameter_groups`."""
+        if self.optimizer is None:
+            cls, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer: Any = cls(self._groups(), **options)
+        return self.optimizer
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Split what is trained by rate and, as Trainer does, by whether it decays."""
+        host: Any = model_inside(self.model).prompts
+        groups = host.parameter_groups(self.args.learning_rate)
+        grouped = {id(parameter) for group in groups for parameter in group["params"]}
+        groups.append({"params": [p for p in self.model.parameters() if p.requires_grad and id(p) not in grouped]})
+        names = set(self.get_decay_parameter_names(self.model))
+        decaying = {id(parameter) for name, parameter in self.model.named_parameters() if name in names}
+        split = []
+        for group in groups:
+            for weight_decay, decays in ((self.args.weight_decay, True), (0.0, False)):
+                chosen = [parameter for parameter in group["params"] if (id(parameter) in decaying) is decays]
+                if chosen:
+                    split.append({"weight_decay": weight_decay, **group, "params": chosen})
+        return split
+
+
+class RunTrainer(PromptTrainer):
     """Validates as the table does: the loss is a mean over target tokens, not over batches."""
 
     def __init__(self, evaluator: Evaluator, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.evaluator = evaluator
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Give every parameter the rate that its method asks for."""
-        if self.optimizer is None:
-            host: Any = self.model.prompts
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            options = {"weight_decay": self.args.weight_decay, **options}
-            self.optimizer: Any = cls(host.parameter_groups(options.pop("lr")), **options)
-        return self.optimizer
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure and log the loss on the validation rows."""
@@ -49,7 +72,7 @@ def make_trainer(
     rows: Sequence[Row],
     evaluator: Evaluator,
     callbacks: Sequence[TrainerCallback],
-) -> PromptTrainer:
+) -> RunTrainer:
     """Set a run up.
 
     Args:
@@ -79,7 +102,7 @@ def make_trainer(
         dataloader_pin_memory=False,
         disable_tqdm=True,
     )
-    trainer = PromptTrainer(
+    trainer = RunTrainer(
         evaluator,
         model=model,
         args=arguments,

@@ -174,7 +174,8 @@ def test_braces_are_doubled_in_a_template():
         (
             {"examples": EXAMPLES * 6},
             zoo.UnsupportedError,
-            "is 72, which leaves no room for text in the model's 64 pos",
+            "is 72, which leaves no room for text in the model's 64 positions; they are the tokens of the examples: "
+            "give fewer or shorter ones, of at most 63 tokens together",
         ),
         ({"examples": [("w9 " * 60, "w5")]}, zoo.UnsupportedError, "num_virtual_tokens is 64, which leaves no room"),
     ],
@@ -405,6 +406,25 @@ def test_a_batch_is_the_mean_of_its_rows():
     torch.testing.assert_close(
         model(**data, prompts=["default"] * 3).loss, torch.stack(alone).mean(), rtol=1e-5, atol=0
     )
+
+
+def test_training_in_slots_is_refused_and_reading_in_them_is_not():
+    """In the text the examples are read in another order than the one they are learned in."""
+    model = prompted()
+    words = torch.tensor([[5, 9, 30, 41]])
+    slots = torch.cat([torch.tensor([[-1]]), torch.arange(len(IDS))[None], torch.tensor([[-1, -1, -1]])], dim=1)
+    ids = torch.cat([words[:, :1], torch.zeros(1, len(IDS), dtype=torch.long), words[:, 1:]], dim=1)
+    before = {name: parameter.detach().clone() for name, parameter in model.prompts.named_parameters()}
+    with pytest.raises(
+        zoo.UnsupportedError, match="must stand at the input embeddings in front of a causal model's te"
+    ):
+        model(input_ids=ids, labels=ids, soft_slots=slots)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.prompts.named_parameters())
+    with torch.no_grad():
+        model.prompts["default"].learned.offsets.zero_()
+        read = torch.cat([words[:, :1], torch.tensor([IDS]), words[:, 1:]], dim=1)
+        found = model.eval()(input_ids=ids, labels=ids, soft_slots=slots)
+        torch.testing.assert_close(found.logits, tiny_model("llama")(input_ids=read).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_without_a_label_there_is_an_error_and_no_nan():

@@ -83,7 +83,7 @@ def test_one_task_is_a_plain_prompt_of_pefts(architecture, is_merged, tmp_path):
 def test_exports_that_are_refused(tmp_path):
     subject = prompted()
     for task, text in (
-        (3, "task is 3; prompt 'default' has the tasks 0 to 2"),
+        (3, "task is 3; prompt 'default' has 3 tasks, counted from 0"),
         (-1, "task is -1"),
         (True, "task is True"),
     ):

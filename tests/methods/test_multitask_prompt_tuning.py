@@ -179,6 +179,11 @@ def test_one_task_needs_no_task_ids():
     )
 
 
+def test_a_prompt_with_one_task_says_which_it_has():
+    with pytest.raises(ValueError, match=r"task_ids has 1 in row 0, where prompt 'default' has one task; expected 0$"):
+        prompted(num_tasks=1).logits(TEXT, task_ids=[1])
+
+
 def test_task_ids_may_be_narrow_integers_and_lists():
     subject = prompted()
     ids = torch.cat([TEXT, TEXT, TEXT])
@@ -201,6 +206,8 @@ def test_task_ids_may_be_narrow_integers_and_lists():
         ([[0, 1]], ValueError, r"task_ids has shape \(1, 2\)"),
         (1, TypeError, r"task_ids is 1 \(int\)"),
         ("sst2", TypeError, r"task_ids is 'sst2' \(str\)"),
+        ((None, 0), TypeError, r"task_ids is \(None, 0\); expected integers of shape \(rows,\), the task of every row"),
+        (("sst2", "rte"), TypeError, r"task_ids is \('sst2', 'rte'\); expected integers"),
     ],
 )
 def test_wrong_task_ids_are_refused_before_the_model_is_called(architecture, task_ids, error, text):
@@ -315,7 +322,7 @@ def test_a_target_may_start_from_one_task_of_a_merged_prompt():
     ("options", "text"),
     [
         ({"rank": 2}, "rank is 2, the init prompt has 1"),
-        ({"source_task": 3}, "source_task is 3; the init prompt has the tasks 0 to 2"),
+        ({"source_task": 3}, "source_task is 3; the init prompt has 3 tasks, counted from 0"),
         ({"source_task": "each", "num_tasks": 2}, "num_tasks is 2, the init prompt has 3"),
         ({"num_virtual_tokens": 5}, "init is a prompt of 4 virtual tokens"),
     ],
@@ -324,6 +331,13 @@ def test_sources_that_do_not_fit(options, text):
     start = prompted().model.prompts["default"]
     with pytest.raises(ValueError, match=text):
         prompted(init=start, **options)
+
+
+@pytest.mark.parametrize("source_task", [1, "each"])
+def test_a_source_without_tasks_has_none_to_choose(source_task):
+    start = zoo.get_method("prompt")(tiny_model("llama"), num_virtual_tokens=TOKENS).prompts["default"]
+    with pytest.raises(ValueError, match=rf"source_task is {source_task!r}, and the init prompt has no tasks"):
+        prompted(init=start, source_task=source_task)
 
 
 def test_other_methods_do_not_start_from_all_tasks_at_once():
@@ -343,6 +357,17 @@ def test_other_methods_do_not_start_from_all_tasks_at_once():
         ({"source_task": "mean"}, ValueError, "source_task is 'mean'; expected one of 'average', 'shared', 'each', or"),
         ({"source_task": True}, TypeError, "source_task is True"),
         ({"source_task": -1}, ValueError, "source_task is -1"),
+        (
+            {"source_task": 0},
+            ValueError,
+            "source_task is 0, which says what to take from another prompt, but init is 's",
+        ),
+        (
+            {"source_task": "shared", "init": "random"},
+            ValueError,
+            "but init is 'random'; give a prompt or a saved fold",
+        ),
+        ({"teacher": "given"}, ValueError, "teacher is 'given', which only a saved prompt says of itself"),
         ({"distillation": -0.1}, ValueError, "distillation is -0.1; expected a number of at least 0"),
         ({"temperature": 0}, ValueError, "temperature is 0; expected a number above 0"),
         ({"temperature": float("inf")}, ValueError, "temperature is inf"),

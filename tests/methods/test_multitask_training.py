@@ -8,6 +8,7 @@ from transformers import Trainer
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing.subject import random_text
+from softprompt_zoo.training import PromptTrainer
 from softprompt_zoo.training.task_sampling import MixedTasks, TaskSampler
 
 # ---- learning rates
@@ -25,13 +26,37 @@ def test_factors_have_a_rate_of_their_own():
     assert [group["lr"] for group in other] == [0.3, 0.15]
 
 
-def test_the_trainer_of_the_command_line_uses_them(tmp_path):
-    from softprompt_zoo.training.trainer import PromptTrainer
-
+def one_step(trainer, folder):
+    """How far Adam's first step moves each parameter: by its rate, whatever the gradient."""
     subject = prompted()
-    arguments = zoo.get_method("mpt").training_arguments(str(tmp_path), learning_rate=0.03, use_cpu=True)
-    optimizer = PromptTrainer(None, model=subject.model, args=arguments).create_optimizer()
-    assert [group["lr"] for group in optimizer.param_groups] == [0.03, pytest.approx(0.04)]
+    before = {name: parameter.detach().clone() for name, parameter in learned(subject).named_parameters()}
+    texts = [random_text(8, seed)[0] for seed in range(6)]
+    rows = [{"input_ids": text, "labels": text, "task_ids": i % TASKS} for i, text in enumerate(texts)]
+    arguments = zoo.get_method("mpt").training_arguments(
+        str(folder),
+        learning_rate=0.03,
+        max_steps=1,
+        warmup_steps=0,
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer(model=subject.model, args=arguments, train_dataset=rows).train()
+    moved = {name: (p.detach() - before[name]).abs().max().item() for name, p in learned(subject).named_parameters()}
+    return [moved[name] for name in ("shared", "cols", "rows")]
+
+
+def test_the_prompt_trainer_uses_them(tmp_path, recwarn):
+    assert one_step(PromptTrainer, tmp_path) == pytest.approx([0.03, 0.04, 0.04], rel=1e-3)
+    assert not [warning for warning in recwarn if "learning rates" in str(warning.message)]
+
+
+def test_another_trainer_says_that_it_does_not(tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"asks for learning rates of 1, 1\.333 times the chosen one, and this opti"
+    ) as told:
+        assert one_step(Trainer, tmp_path) == pytest.approx([0.03, 0.03, 0.03], rel=1e-3)
+    assert len([warning for warning in told if "learning rates" in str(warning.message)]) == 1
 
 
 # ---- several data sets

@@ -82,8 +82,9 @@ class Config(zoo.MethodConfig):
         if isinstance(frozen, bool) or not isinstance(frozen, int):
             raise TypeError(f"num_frozen_tokens is {frozen!r} ({type(frozen).__name__}); expected an integer")
         if not 0 <= frozen < self.num_virtual_tokens:
+            most = self.num_virtual_tokens - 1
             raise ValueError(
-                f"num_frozen_tokens is {frozen}; expected 0 to {self.num_virtual_tokens - 1}, for at least one of the "
+                f"num_frozen_tokens is {frozen}; expected {f'0 to {most}' if most else 0}, for at least one of the "
                 f"{self.num_virtual_tokens} virtual tokens is trained"
             )
         zoo.check_choice("chat", self.chat, (False, True))
@@ -92,12 +93,11 @@ class Config(zoo.MethodConfig):
         zoo.check_positive_integer("top_k", self.top_k)
         has_document = self.document is not None
         # The defaults are settled here, so that a saved prompt says what it was trained with.
-        if self.init is None:
-            object.__setattr__(self, "init", "text" if has_document or self.init_text is not None else "sampled")
         if self.loss is None:
             object.__setattr__(self, "loss", "logits" if has_document else "tokens")
-        text = "the document" if has_document and self.init_text is None else self.init_text
-        zoo.check_init(self.init, INITS, text, None, self.tokenizer)
+        starts_from_document = has_document and self.init_text is None and self.init in (None, "text")
+        text = "the document" if starts_from_document else self.init_text
+        object.__setattr__(self, "init", zoo.check_init(self.init, INITS, text, None, self.tokenizer))
 
 
 class Parameters(nn.Module):

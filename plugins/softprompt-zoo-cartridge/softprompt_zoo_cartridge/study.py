@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import softprompt_zoo as zoo
-from softprompt_zoo_cartridge.text import around_document, encode, turn
+from softprompt_zoo_cartridge.text import around_document, document_ids, encode, turn
 
 SEED_PROMPTS: Mapping[str, tuple[str, ...]] = {
     "structuring": (
@@ -34,7 +34,7 @@ SEED_PROMPTS: Mapping[str, tuple[str, ...]] = {
 def self_study(
     model: Any,
     tokenizer: Any,
-    document: str,
+    document: "str | Sequence[int] | Tensor",
     *,
     conversations: int,
     chunk_tokens: "int | tuple[int, int]" = (512, 4096),
@@ -54,7 +54,7 @@ def self_study(
     Args:
         model: A causal chat model with `generate`, prompted or not: its prompts are switched off meanwhile.
         tokenizer: Its tokenizer; without a chat template, plain text takes its place.
-        document: The text; it may be longer than the model's positions.
+        document: The text, or its token ids; it may be longer than the model's positions.
         conversations: How many to write. One whose question or answer came out empty is left out.
         chunk_tokens: Length of a chunk, or its least and largest, between which it is drawn.
         kinds: Kinds of questions, of `SEED_PROMPTS`.
@@ -69,22 +69,21 @@ def self_study(
         Rows with `input_ids` and `labels` (lists), and `kind`, `question`, `answer`, `chunk` (texts).
 
     Raises:
+        TypeError: If an option is of a wrong type.
         ValueError: If an option is not allowed, or a chunk and its question do not fit the model's positions.
     """
-    sizes = (chunk_tokens, chunk_tokens) if isinstance(chunk_tokens, int) else tuple(chunk_tokens)
-    numbers = {"conversations": conversations, "batch_size": batch_size, "chunk_tokens": sizes[0]}
+    sizes = _sizes(chunk_tokens)
+    numbers = {"conversations": conversations, "batch_size": batch_size}
     lengths = {"max_question_tokens": max_question_tokens, "max_answer_tokens": max_answer_tokens}
     for option, value in (numbers | lengths).items():
         zoo.check_positive_integer(option, value)
-    if len(sizes) != 2 or sizes[0] > sizes[1]:
-        raise ValueError(f"chunk_tokens is {chunk_tokens!r}; expected a number, or the least and the largest")
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; expected 0 or more")
+    zoo.check_not_negative("temperature", temperature)
+    if isinstance(kinds, str) or not kinds:
+        raise ValueError(f"kinds is {kinds!r}; expected a list with some of {', '.join(map(repr, SEED_PROMPTS))}")
     for kind in kinds:
         zoo.check_choice("kinds", kind, tuple(SEED_PROMPTS))
-    ids = encode(tokenizer, document)
-    if not ids or not kinds:
-        raise ValueError(f"document has {len(ids)} tokens and there are {len(kinds)} kinds; expected at least one each")
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    ids = document_ids(document, tokenizer, chat=False, vocab_size=vocab_size).tolist()
     before, behind = around_document(tokenizer)
     return _converse(
         _Writer(model, tokenizer, answers_only),
@@ -94,6 +93,18 @@ def self_study(
         (max_answer_tokens, 0.0),
         batch_size,
     )
+
+
+def _sizes(chunk_tokens: Any) -> tuple[int, int]:
+    """Read the least and the largest length of a chunk."""
+    sizes = chunk_tokens if isinstance(chunk_tokens, tuple | list) else (chunk_tokens, chunk_tokens)
+    if len(sizes) != 2:
+        raise ValueError(f"chunk_tokens is {chunk_tokens!r}; expected a number, or the least and the largest")
+    for size in sizes:
+        zoo.check_positive_integer("chunk_tokens", size)
+    if sizes[0] > sizes[1]:
+        raise ValueError(f"chunk_tokens is {chunk_tokens!r}; expected the least and the largest, in this order")
+    return sizes[0], sizes[1]
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> dict[str, Tensor]:

@@ -465,7 +465,9 @@ def test_other_families_are_refused_before_anything_changes(architecture):
 BAD = {
     r"num_frozen_tokens is 4; expected 0 to 3": {"num_frozen_tokens": 4},
     r"num_frozen_tokens is -1; expected 0 to 3": {"num_frozen_tokens": -1},
+    r"num_frozen_tokens is 1; expected 0, for": {"num_virtual_tokens": 1},
     r"init='text' needs init_text": {"init": "text"},
+    r"init_text is 'w5', and init, which is 'sampled', does not use it": {"init": "sampled", "init_text": "w5"},
     r"init is 'noise'; expected one of 'text', 'sampled', 'random'": {"init": "noise"},
     r"loss is 'kl'; expected one of None, 'logits', 'tokens'": {"loss": "kl"},
     r"top_k is 0": {"top_k": 0},
@@ -644,7 +646,8 @@ def study(model=None, tokenizer=None, **options):
         "max_answer_tokens": 6,
         "batch_size": 2,
     }
-    return list(cartridge.self_study(model, tokenizer, TEXT, **{**chosen, **options}))
+    document = options.pop("document", TEXT)
+    return list(cartridge.self_study(model, tokenizer, document, **{**chosen, **options}))
 
 
 def short_seed_prompts(monkeypatch):
@@ -708,6 +711,11 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone():
     torch.manual_seed(4)
     assert study(seed=1) == first
     assert study(seed=2) != first
+
+
+def test_a_document_of_token_ids_is_studied_like_its_text():
+    ids = chat_tokenizer()(TEXT, add_special_tokens=False)["input_ids"]
+    assert study(document=ids) == study(document=torch.tensor(ids)) == study()
 
 
 def test_every_kind_is_drawn_and_kinds_can_be_chosen():
@@ -780,10 +788,29 @@ def test_trainer_takes_the_rows(tmp_path):
         ({"chunk_tokens": (8, 4)}, r"chunk_tokens is \(8, 4\)"),
         ({"temperature": -1}, "temperature is -1"),
         ({"kinds": ["riddle"]}, "kinds is 'riddle'; expected one of 'structuring'"),
-        ({"kinds": []}, "0 kinds"),
+        ({"chunk_tokens": (4, 5, 6)}, r"chunk_tokens is \(4, 5, 6\); expected a number, or the least and the largest"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"kinds": []}, r"kinds is \[\]; expected a list with some of 'structuring'"),
+        ({"kinds": "question"}, "kinds is 'question'; expected a list"),
+        ({"document": ""}, "document has no tokens"),
+        ({"document": [5, 101]}, "document has the token id 101; the model has 101 embeddings"),
         ({"chunk_tokens": 30, "max_answer_tokens": 60}, "60 more may be written; the model has 64 positions"),
     ],
 )
 def test_bad_studies_are_told(options, message):
     with pytest.raises(ValueError, match=message):
+        study(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": "a"}, r"temperature is 'a' \(str\); expected a number of at least 0"),
+        ({"chunk_tokens": "ab"}, r"chunk_tokens is 'ab' \(str\); expected an integer of at least 1"),
+        ({"chunk_tokens": (4, "b")}, r"chunk_tokens is 'b' \(str\)"),
+        ({"document": 5}, "document is int; expected a text, or token ids"),
+    ],
+)
+def test_studies_of_wrong_types_are_told(options, message):
+    with pytest.raises(TypeError, match=message):
         study(**options)

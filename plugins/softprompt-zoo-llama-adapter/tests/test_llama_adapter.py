@@ -179,6 +179,18 @@ def test_models_that_are_not_causal_are_refused_before_anything_is_changed(archi
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("architecture", ["bloom", "gptj"])
+def test_causal_models_reached_through_their_cache_are_told_what_works(architecture):
+    model = tiny_model(architecture)
+    reason = f"{architecture}'s attention is reached through its cache only, .* no place for them; choose a method with"
+    with pytest.raises(zoo.UnsupportedError, match=f"llama_adapter needs gated tokens, .* {reason}") as told:
+        zoo.get_method("llama_adapter")(model)
+    assert not hasattr(model, "prompts")
+    for method in ("prefix_tuning", "p_tuning_v2", "prompt_tuning", "p_tuning"):
+        assert method in str(told.value)
+        zoo.get_method(method)(model, method, num_virtual_tokens=2)
+
+
 def test_an_adapter_added_beside_a_prompt_on_a_model_it_does_not_work_on_is_refused():
     model = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
     zoo.get_method("prefix_tuning")(model, num_virtual_tokens=2)
