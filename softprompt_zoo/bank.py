@@ -14,7 +14,7 @@ from softprompt_zoo.banks import records
 from softprompt_zoo.banks.lending import Ready, ReadyCache
 from softprompt_zoo.banks.restoring import Decoder, encode_prompt
 from softprompt_zoo.banks.stores import open_store
-from softprompt_zoo.checkpoints import read_prompts
+from softprompt_zoo.checkpoints import read_prompts, warn_of_adapters
 from softprompt_zoo.config import check_positive_integer
 from softprompt_zoo.errors import (
     BankError,
@@ -165,7 +165,8 @@ class PromptBank:
         Args:
             folder: A folder that holds folders, each of which `save_pretrained` or PEFT wrote; other things in it are
                 passed over. A prompt gets the name of its folder; of a folder with several, `<folder>-<prompt>`. Or one
-                such folder itself, whose prompts keep their names.
+                such folder itself, whose prompts keep their names. PEFT adapters that were saved beside a prompt are
+                not stored; a warning names them.
             overwrite: As in `add`.
 
         Returns:
@@ -188,6 +189,7 @@ class PromptBank:
             names.clear()
             for one in folders:
                 found, _ = read_prompts(one, backbone)
+                warn_of_adapters(one)
                 for name, prompt in found.items():
                     stored = name if is_one else one.name if len(found) == 1 else f"{one.name}-{name}"
                     _check_name(stored, f", from {one}")
