@@ -4,6 +4,7 @@ PEFT is imported only by whoever has such an adapter. An adapter is injected int
 `PeftModel` is a wrapper around that model. Prompts go into the model, and the wrapper stays as it is.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -20,11 +21,15 @@ from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, Unsupp
 from softprompt_zoo.formats import native
 from softprompt_zoo.formats.files import read_json, read_tensors, write_json, write_tensors
 from softprompt_zoo.formats.peft import CONFIG_FILE, TENSOR_FILE
+from softprompt_zoo.sites.adapter_layers import adapter_layers
+from softprompt_zoo.sites.task_heads import find_head
 
 FOLDER = "adapters"
 """Subfolder of a saved directory with a folder for each adapter."""
 WRAPPED = "base_model.model."
 """What PEFT puts in front of the names of the model inside."""
+AROUND = ("base_layer", "original_module", "token_adapter")
+"""What PEFT puts into the names of the parameters of a module that it wraps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,22 +73,50 @@ def names(model: Any) -> list[str]:
 
 def are_on(model: nn.Module) -> bool:
     """Say whether adapters stand in a model's layers; merged ones that were not unloaded do."""
-    return any(True for _ in _layers(model))
+    return any(True for _ in adapter_layers(model))
 
 
-def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters that belong to adapters, by their name in the model."""
-    for prefix, layer in _layers(model):
+def acting(model: nn.Module) -> list[str]:
+    """List the adapters that act beside a model's weights: neither switched off nor merged."""
+    layers = [layer for _, layer in adapter_layers(model) if not layer.disable_adapters]
+    found = [name for layer in layers for name in layer.active_adapters if name not in layer.merged_adapters]
+    return list(dict.fromkeys(found))
+
+
+def parameters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that belong to one adapter, or to any, by their name in the model."""
+    for prefix, layer in adapter_layers(model):
         own = tuple(layer.adapter_layer_names)
         for name, parameter in layer.named_parameters():
-            if name.startswith(tuple(f"{part}." for part in own)) or name in own:
+            part = next((part for part in own if f"{name}.".startswith(f"{part}.")), None)
+            if part is None:
+                continue
+            if adapter is None or name.removeprefix(f"{part}.").partition(".")[0] == adapter:
                 yield f"{prefix}.{name}", parameter
+
+
+def original_name(name: str) -> str:
+    """Return the name that a parameter of the model has where no adapter is put around its module."""
+    return ".".join(part for part in name.split(".") if part not in AROUND)
+
+
+@contextlib.contextmanager
+def out_of_reach(model: nn.Module) -> Iterator[None]:
+    """Hide a prompted model's prompts, so that an adapter that is put on neither enters nor freezes them."""
+    host: Any = model._modules.pop("prompts")
+    stacks: Any = model._softprompt_stacks
+    try:
+        yield
+        head = find_head(model, [stack.module for stack in stacks.values()])  # it may be another module now
+        host.backbone = dataclasses.replace(host.backbone, task_head=head)
+    finally:
+        model._modules["prompts"] = host
 
 
 def state(model: nn.Module) -> list[Any]:
     """Return what decides how the injected adapters act, apart from their numbers; equal states act equally."""
     found: list[Any] = []
-    for _, layer in _layers(model):
+    for _, layer in adapter_layers(model):
         scaling = getattr(layer, "scaling", None)
         scaling = dict(scaling) if isinstance(scaling, Mapping) else None
         found.append((layer.disable_adapters, list(layer.active_adapters), list(layer.merged_adapters), scaling))
@@ -98,13 +131,12 @@ def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Ad
         state_dict: Its state, where the caller gathered it from several devices.
 
     Returns:
-        The adapters by name.
+        The adapters by name, the active one last.
     """
+    active = {name for _, layer in adapter_layers(model) for name in layer.active_adapters}
     found = {}
-    for name in names(model):
-        from peft import get_peft_model_state_dict
-
-        tensors = get_peft_model_state_dict(model, state_dict=state_dict, adapter_name=name)
+    for name in sorted(names(model), key=active.__contains__):  # PEFT activates the one that is put on last
+        tensors = _state_dict(model, state_dict, name)
         config = model.peft_config[name]
         fields = json.loads(json.dumps({**config.to_dict(), "inference_mode": True}, default=_plain))
         found[name] = Adapter(fields, {WRAPPED + key: tensor for key, tensor in tensors.items()})
@@ -196,18 +228,22 @@ def put(model: Any, adapters: Mapping[str, Adapter], directory: Path, trainable:
         model: The model inside. Changed in place.
         adapters: Checked ones.
         directory: Where they come from.
-        trainable: Whether they can be trained on.
+        trainable: Whether they can be trained on. What was there keeps its `requires_grad`.
     """
     from peft import set_peft_model_state_dict
 
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for name, adapter in adapters.items():
         if name not in names(model):
             model.add_adapter(_config(directory / FOLDER / name), adapter_name=name)
         tensors = {key.removeprefix(WRAPPED): tensor for key, tensor in adapter.tensors.items()}
         set_peft_model_state_dict(model, tensors, adapter_name=name)
+    for parameter, required_grad in before:
+        parameter.requires_grad_(required_grad)  # PEFT freezes all but the adapter it has put on
     if not trainable:
-        for _, parameter in parameters(model):
-            parameter.requires_grad_(False)
+        for name in adapters:
+            for _, parameter in parameters(model, name):
+                parameter.requires_grad_(False)
 
 
 class PromptedPeftModel:
@@ -216,6 +252,12 @@ class PromptedPeftModel:
     _softprompt_wrapper: type
     get_base_model: Any
     active_adapters: list[str]
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        # Here, for an error within PEFT's forward would leave the names of this call in all layers.
+        if kwargs.get("adapter_names") is not None:
+            _refuse_shared_pass(self.get_base_model().prompts, kwargs)
+        return super()._enable_peft_forward_hooks(*args, **kwargs)  # type: ignore[misc]
 
     def forward(self, *args: Any, task_ids: Any = None, **kwargs: Any) -> Any:  # noqa: D102
         if task_ids is not None:
@@ -241,6 +283,10 @@ class PromptedPeftModel:
             for adapter in saved.values():
                 write_tensors(folder / TENSOR_FILE, adapter.tensors, {})
                 write_json(folder / CONFIG_FILE, dict(adapter.fields))
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        with out_of_reach(self.get_base_model()):
+            super().add_adapter(*args, **kwargs)  # type: ignore[misc]
 
     def load_adapter(self, model_id: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         if not native.is_native(Path(model_id)):
@@ -288,25 +334,34 @@ def _rebuild(wrapper: Any) -> Any:
     return cls.__new__(cls)
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the modules that PEFT put into a model."""
-    tuners, other = sys.modules.get("peft.tuners.tuners_utils"), sys.modules.get("peft.utils.other")
-    if tuners is None or other is None:
-        return
-    kinds = (tuners.BaseTunerLayer, other.AuxiliaryTrainingWrapper)
-    for name, module in model.named_modules():
-        if isinstance(module, kinds):
-            yield name, module
+def _state_dict(model: Any, state_dict: Mapping[str, Tensor] | None, name: str) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    found = model.state_dict() if state_dict is None else state_dict
+    # PEFT goes by parts of names, such as "bias", which a prompt's may have.
+    own = {key: tensor for key, tensor in found.items() if not key.startswith(native.KEY_PREFIX)}
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=own, adapter_name=name)
+    return tensors
 
 
 def _shapes(model: Any, name: str) -> dict[str, tuple[int, ...]]:
-    from peft import get_peft_model_state_dict
-
-    return {key: tuple(t.shape) for key, t in get_peft_model_state_dict(model, adapter_name=name).items()}
+    return {key: tuple(tensor.shape) for key, tensor in _state_dict(model, None, name).items()}
 
 
 def _original_class(model: Any) -> Any:
     return getattr(type(model), "_softprompt_base", type(model))
+
+
+@torch.no_grad()
+def _refuse_shared_pass(host: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse an adapter in every row where one pass makes the keys and values that all rows share."""
+    call = host.resolve(kwargs.get("prompts"), kwargs.get("task_ids"), kwargs.get("soft_slots"), False)
+    if host.backbone.family == "causal" and any(call.input_tokens(part) for part in call.selection.combinations):
+        raise UnsupportedError(
+            "adapter_names gives each row an adapter of its own, and a prompt at the input embeddings passes through "
+            "this model once for all rows; use a method on keys and values, or call the model "
+            "once for each adapter, after set_adapter"
+        )
 
 
 def _config(folder: Path) -> Any:

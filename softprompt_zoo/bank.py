@@ -15,7 +15,7 @@ from softprompt_zoo.banks import identity, records
 from softprompt_zoo.banks.lending import Ready, ReadyCache
 from softprompt_zoo.banks.restoring import Decoder, encode_prompt
 from softprompt_zoo.banks.stores import open_store
-from softprompt_zoo.checkpoints import is_saved, read_prompts, saved_names
+from softprompt_zoo.checkpoints import is_saved, read_prompts, saved_names, warn_of_adapters
 from softprompt_zoo.config import check_positive_integer
 from softprompt_zoo.errors import (
     BankError,
@@ -164,7 +164,8 @@ class PromptBank:
         Args:
             folder: A folder that holds folders, each of which `zoo.load` reads: what `save_pretrained`, `export` or
                 PEFT wrote. Other things in it are passed over. A prompt gets the name of its folder; of a folder with
-                several, `<folder>-<prompt>`. Or one such folder itself, whose prompts keep their names.
+                several, `<folder>-<prompt>`. Or one such folder itself, whose prompts keep their names. PEFT adapters
+                that were saved beside a prompt are not stored; a warning names them.
             overwrite: As in `add`.
 
         Returns:
@@ -187,6 +188,7 @@ class PromptBank:
         def read() -> Iterator[tuple[str, Prompt]]:
             for one, group in itertools.groupby(names, lambda source: source[0]):
                 found, _ = read_prompts(one, backbone)
+                warn_of_adapters(one)
                 yield from ((names[source], found[source[1]]) for source in group)
 
         self._write(read, overwrite)

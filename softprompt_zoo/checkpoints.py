@@ -54,8 +54,14 @@ def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str,
 
     Raises:
         CheckpointError: If the place is a file.
+        UnsupportedError: If PEFT has put an adapter into the prompts.
     """
     host: Prompts = model.prompts
+    if adapters.are_on(host):
+        raise UnsupportedError(
+            "PEFT has put an adapter into the prompts themselves, which cannot be saved; put the adapter on the model "
+            "first and the prompts afterwards, or put it on with model.add_adapter, which leaves prompts alone"
+        )
     path = _directory(directory)
     adapted = dict(adapters.parameters(model))
     if state_dict is None:
@@ -142,6 +148,21 @@ def read_adapters(directory: Path) -> dict[str, adapters.Adapter]:
         CheckpointError: If one is missing or corrupt.
     """
     return adapters.read(directory, native.read(directory)[0].adapters) if native.is_native(directory) else {}
+
+
+def warn_of_adapters(directory: Path) -> None:
+    """Warn that the prompts of a directory, which are read alone, were saved beside PEFT adapters.
+
+    Args:
+        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+    """
+    names = list(native.read(directory)[0].adapters) if native.is_native(directory) else []
+    if names:
+        warnings.warn(
+            f"{directory} holds the adapter {', '.join(map(repr, names))} beside its prompt, and the prompt alone is "
+            "read; on a model without that adapter it gives other results. zoo.load puts both on a model",
+            stacklevel=3,
+        )
 
 
 def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int | None = None) -> None:

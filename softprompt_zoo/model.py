@@ -40,7 +40,7 @@ class PromptedModel:
 
     _softprompt_base: type[PreTrainedModel]
     _softprompt_stacks: Mapping[str, Stack]
-    _softprompt_required_grad: list[str]
+    _softprompt_required_grad: dict[str, bool]
     prompts: Prompts
 
     @torch.no_grad()
@@ -121,6 +121,14 @@ class PromptedModel:
             for config, implementation in zip(configs, before, strict=True):
                 config._attn_implementation_internal = implementation
             raise
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        with adapters.out_of_reach(self):  # type: ignore[arg-type]
+            super().add_adapter(*args, **kwargs)  # type: ignore[misc]
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        with adapters.out_of_reach(self):  # type: ignore[arg-type]
+            return super().load_adapter(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
@@ -216,7 +224,7 @@ def attach(
         host.insert(name, prompt)
     host.activate(*prompts)
     prompted: Any = model
-    prompted._softprompt_required_grad = [name for name, p in model.named_parameters() if p.requires_grad]
+    prompted._softprompt_required_grad = {name: p.requires_grad for name, p in _named_parameters(model)}
     prompted._softprompt_stacks = dict(stacks)
     adapted = {name for name, _ in adapters.parameters(model)}
     for name, parameter in model.named_parameters():
@@ -270,7 +278,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     model = adapters.model_inside(given)
     prompts_of(model, "detach")
     stacks = model._softprompt_stacks
-    required_grad = set(model._softprompt_required_grad)
+    required_grad = model._softprompt_required_grad
     for stack in stacks.values():
         unbind(stack)
         unmark_sites(stack)
@@ -279,15 +287,20 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     for stack in stacks.values():
         release(stack)
     del model._softprompt_stacks, model._softprompt_required_grad
-    base: Any = model
-    for name, parameter in base.named_parameters():
-        parameter.requires_grad_(name in required_grad)
+    for name, parameter in _named_parameters(model):
+        if name in required_grad:  # else it came later, with an adapter
+            parameter.requires_grad_(required_grad[name])
     _ATTACHED.discard(model)
     # Two models may share one config object; the other one's prompts still need our attention function.
     shared = {id(config) for other in _ATTACHED for config in attention_configs(other)}
     _restore_implementation([config for config in attention_configs(model) if id(config) not in shared])
     adapters.unwrap(given)
     return given
+
+
+def _named_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    """List parameters by names that stay when an adapter is put on; the parameters themselves may be replaced."""
+    return [(adapters.original_name(name), p) for name, p in model.named_parameters(remove_duplicate=False)]
 
 
 def _prompt_implementation(stacks: Mapping[str, Stack]) -> None:

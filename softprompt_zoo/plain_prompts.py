@@ -15,6 +15,7 @@ from softprompt_zoo.errors import BackboneMismatchError, PluginError, ShapeError
 from softprompt_zoo.formats import peft
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens, check_virtual_tokens, to_tensors
 
 
@@ -119,7 +120,8 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
     check_sizes(made_for, backbone, "the prompt")
     check_room(prompt.config, backbone)
     head = {} if prompt.head is None else prompt.head.state_dict()
-    own = {f"{name}.{key}": t for name, m in backbone.task_head.items() for key, t in m.state_dict().items()}
+    mine = copy_head(backbone.task_head) if head else None
+    own = {} if mine is None else mine.state_dict()
     wrong = next((key for key, tensor in head.items() if key not in own or own[key].shape != tensor.shape), None)
     if wrong is not None:
         raise BackboneMismatchError(

@@ -26,9 +26,10 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
 
     Args:
         base: The model, or a `PeftModel`; it may have prompts already. Frozen and changed in place. PEFT adapters that
-            were saved along are put on it; one of the same name that it has gets the saved numbers.
+            were saved along are put on it; one of the same name that it has gets the saved numbers. Its other
+            adapters and its prompts train on as before.
         directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
-        trainable: Whether the prompts can be trained on.
+        trainable: Whether what is loaded, prompts and adapters, can be trained on.
 
     Returns:
         The same model.
@@ -99,7 +100,8 @@ def export(
 ) -> None:
     """Write prompts for another library or engine.
 
-    - `"peft"`: an adapter that `PeftModel.from_pretrained` loads.
+    - `"peft"`: an adapter that `PeftModel.from_pretrained` loads. It holds the prompt alone, so a model on which a LoRA
+      or the like acts is refused.
     - `"vocabulary"`: an ordinary checkpoint and tokenizer in which every virtual token is a special token that is
       never generated, for any engine. Causal models, prompts at the input embeddings.
     - `"embeddings"`: the bare embeddings, as safetensors and numpy files. Prompts at the input embeddings.
@@ -136,4 +138,16 @@ def export(
             f"a PEFT adapter holds one prompt, name has {len(names)}; name one, or make them one with zoo.fold"
         )
     else:
+        _refuse_adapters(model)
         write_peft(host, Path(directory), None if names is None else names[0], task)
+
+
+def _refuse_adapters(model: Any) -> None:
+    """Refuse what PEFT would run without the adapters that act beside the prompt."""
+    acting = adapters.acting(adapters.model_inside(model))
+    if acting:
+        raise UnsupportedError(
+            f"the adapter {acting[0]!r} acts in the model's layers, and PEFT's prompt files would leave it out; merge "
+            "it into the weights first (merge_and_unload), switch it off while you export (disable_adapter, "
+            "disable_adapters), or keep both with save_pretrained"
+        )

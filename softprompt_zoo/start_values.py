@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.checkpoints import read_prompts
+from softprompt_zoo.checkpoints import read_prompts, warn_of_adapters
 from softprompt_zoo.config import GIVEN, MethodConfig
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt import Prompt
@@ -98,7 +98,7 @@ def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:
 
 
 def saved_prompt(directory: Path, backbone: Backbone, option: str) -> Prompt:
-    """Read the one active prompt of a folder.
+    """Read the one active prompt of a folder; warn if adapters stand beside it, which are not read.
 
     Args:
         directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
@@ -113,6 +113,7 @@ def saved_prompt(directory: Path, backbone: Backbone, option: str) -> Prompt:
         UnsupportedError: If it holds several.
     """
     prompts, active = read_prompts(directory, backbone)
+    warn_of_adapters(directory)
     names = active or tuple(prompts)
     if len(names) != 1:
         raise UnsupportedError(

@@ -4,7 +4,6 @@ The model's own forward runs on a view of the model in which the prompt's copies
 view lives for one call; nothing is written on modules, which two threads or two calls would share.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.adapter_layers import plain_copy
 from softprompt_zoo.sites.views import view
 
 
@@ -42,15 +42,19 @@ def copy_head(modules: Mapping[str, nn.Module]) -> nn.ModuleDict | None:
     """Copy a task head, for a prompt to train.
 
     Args:
-        modules: The model's own modules. Not changed.
+        modules: The model's own modules, which PEFT may have wrapped. Not changed.
 
     Returns:
-        Trainable copies by name, in float32 at least; `None` if there are no modules.
+        Trainable copies by name, in float32 at least, with the values that an adapter on them gives now; `None` if
+        there are no modules.
+
+    Raises:
+        UnsupportedError: If PEFT cannot merge an adapter on one of them.
     """
     copies = {}
     for name, module in modules.items():
         dtype = torch.promote_types(_dtype(module), torch.float32)
-        copies[name] = copy.deepcopy(module).to(dtype).requires_grad_()
+        copies[name] = plain_copy(module, dtype).requires_grad_()
     return nn.ModuleDict(copies) if copies else None
 
 

@@ -1,0 +1,85 @@
+"""The modules that PEFT puts into a model, such as a LoRA around a linear layer, and what they amount to."""
+
+import copy
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from softprompt_zoo.errors import UnsupportedError
+
+
+def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Find the modules that PEFT put into a model.
+
+    Args:
+        model: Any model; what stands in its prompts is passed over.
+
+    Yields:
+        Each with its name.
+    """
+    kinds = _kinds()
+    if not kinds:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, kinds) and not name.startswith("prompts."):
+            yield name, module
+
+
+@torch.no_grad()
+def plain_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Copy a module without the modules that PEFT put into it, with the values that they give it now.
+
+    Args:
+        module: The module. Not changed.
+        dtype: Of the copy.
+
+    Returns:
+        The copy. An adapter that is switched off is not in it.
+
+    Raises:
+        UnsupportedError: If PEFT cannot merge an adapter in it.
+    """
+    try:
+        copied = copy.deepcopy(module).to(dtype)
+        kinds = _kinds()
+        return _without(copied, kinds) if kinds else copied
+    except NotImplementedError as error:
+        raise UnsupportedError(
+            f"the task head, {type(module).__name__}, has a PEFT adapter that cannot be merged into a copy of it; "
+            "leave the head out of the adapter's target_modules, or choose train_head=False"
+        ) from error
+
+
+def _kinds() -> tuple[type, ...]:
+    """Return the base classes of PEFT's modules; none where nobody has imported PEFT."""
+    tuners, other = sys.modules.get("peft.tuners.tuners_utils"), sys.modules.get("peft.utils.other")
+    if tuners is None or other is None:
+        return ()
+    return tuners.BaseTunerLayer, other.AuxiliaryTrainingWrapper
+
+
+def _without(module: nn.Module, kinds: tuple[type, ...]) -> nn.Module:
+    """Unwrap a copy; it is changed."""
+    if isinstance(module, kinds):
+        return _without(_inside(module), kinds)
+    for name, child in module.named_children():
+        setattr(module, name, _without(child, kinds))
+    return module
+
+
+def _inside(layer: Any) -> nn.Module:
+    """Return what one of PEFT's modules amounts to now, as its forward chooses."""
+    found: nn.Module
+    if hasattr(layer, "original_module"):  # around a module that is trained as a whole
+        is_off = layer.disable_adapters or not layer.active_adapters
+        found = layer.original_module if is_off else layer.unload_and_optionally_merge_module(True, False, None)
+        return found
+    if layer.disable_adapters and layer.merged:
+        layer.unmerge()
+    elif not layer.disable_adapters and not layer.merged:
+        layer.merge()
+    found = layer.get_base_layer()
+    return found
