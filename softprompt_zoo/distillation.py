@@ -139,7 +139,7 @@ def share_of_step(step: TrainingStep) -> Tensor | float:
     if counted is None:
         return 1.0
     labels = step.inputs["labels"][..., 1:] if step.predicts_next else step.inputs["labels"]
-    own = (labels != IGNORED).sum()
+    own: Tensor = (labels != IGNORED).sum()
     return own / torch.as_tensor(counted, device=own.device)
 
 
