@@ -17,7 +17,7 @@ from softprompt_zoo.disabling import disable, is_disabled
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
 from softprompt_zoo.kept_prefixes import KEPT, KeptPrefixes
 from softprompt_zoo.optimizer_steps import watch
-from softprompt_zoo.plain_prompts import check_room, fitting_copy
+from softprompt_zoo.plain_prompts import check_room, check_shared_room, fitting_copy
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.arrange import Call, Combination, check_combination, select
@@ -211,8 +211,11 @@ class Prompts(Borrower, nn.Module):
         Raises:
             UnknownPromptError: If one is not there.
             ValueError: If one stands twice.
+            UnsupportedError: If they leave no room for text together. What was active stays so.
         """
-        self._active = check_combination(names, self.keys(), "the names to activate")
+        combination = check_combination(names, self.keys(), "the names to activate")
+        check_shared_room({name: self[name] for name in combination}, self.backbone)
+        self._active = combination
 
     def set_weight(self, name: str, weight: float) -> None:
         """Weigh a prompt against the text and against other prompts; it is saved with the prompt.

@@ -12,6 +12,7 @@ from softprompt_zoo import adapters
 from softprompt_zoo.checkpoints import read_adapters, read_prompts, write_peft
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.model import attach, inspect_backbone, is_attached, prompts_of
+from softprompt_zoo.plain_prompts import check_shared_room
 from softprompt_zoo.prompt import MergedTokens
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.serving import export_embeddings, export_vocabulary
@@ -46,6 +47,8 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
     model: Any = adapters.model_inside(base)
     backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)
     prompts, active = read_prompts(path, backbone)
+    check_combination(active, list(prompts), f"the active prompts of {path}")
+    check_shared_room({name: prompts[name] for name in active}, backbone)
     adapted = read_adapters(path)
     adapters.check(model, adapted, path)
     for prompt in prompts.values():
