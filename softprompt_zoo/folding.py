@@ -55,7 +55,7 @@ def fold(
     head = next((host[part].head for part in reversed(combination) if host[part].head is not None), None)
     like = Placement(tokens, always_visible=is_visible)
     folded = plain_prompt(tokens, host.backbone, like, head=copy.deepcopy(head))
-    folded.requires_grad_(any(p.requires_grad for part in combination for p in host[part].parameters()))
+    folded.requires_grad_(any(host[part].is_trained for part in combination))
     host.insert(name, folded)
     host.activate(name)
     return model

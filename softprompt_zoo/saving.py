@@ -29,7 +29,8 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
         base: The model, or a `PeftModel`; it may have prompts already. Frozen and changed in place. PEFT adapters that
             were saved along are put on it; one of the same name that it has gets the saved numbers.
         directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
-        trainable: Whether the prompts can be trained on.
+        trainable: Whether to train on: the prompts that were trained when they were saved, or all where none was or the
+            files do not say. Otherwise all are frozen.
 
     Returns:
         The same model.
@@ -47,12 +48,17 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
     model: Any = adapters.model_inside(base)
     backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)
     prompts, active = read_prompts(path, backbone)
-    check_combination(active, list(prompts), f"the active prompts of {path}")
+    missing = next((name for name in active if name not in prompts), None)
+    if missing is not None:
+        raise CheckpointError(
+            f"{path} says that {missing!r} is active, and holds no such prompt; save the prompts again"
+        )
     check_shared_room({name: prompts[name] for name in active}, backbone)
     adapted = read_adapters(path)
     adapters.check(model, adapted, path)
+    trained = [prompt for prompt in prompts.values() if prompt.is_trained] or list(prompts.values())
     for prompt in prompts.values():
-        prompt.requires_grad_(trainable)
+        prompt.requires_grad_(trainable and prompt in trained)
     host: Any = model.prompts if attached else Prompts(backbone)
     for name in prompts:
         host.check_name(name)
@@ -85,9 +91,9 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     merged = {name: prompt.merged_tokens(host.backbone) for name, prompt in host.items()}
     for name, tokens in merged.items():
         prompt = host[name]
-        trainable = any(parameter.requires_grad for parameter in prompt.parameters())
+        is_trained = prompt.is_trained
         prompt.learned = MergedTokens(to_tensors(tokens)).train(prompt.training)
-        prompt.requires_grad_(trainable)
+        prompt.requires_grad_(is_trained)
     return model
 
 

@@ -146,9 +146,7 @@ def test_a_row_without_room_is_told_so():
     model = long("prompt_tuning", "a")(tiny_model("gpt2"))
     model.prompts.add("b", "prefix_tuning", num_virtual_tokens=40)
     text = random_text(5, 1).repeat(3, 1)
-    with pytest.raises(
-        ValueError, match="80 virtual tokens in front of a row leave no room for text in the model's 64"
-    ):
+    with pytest.raises(ValueError, match="80 virtual tokens in front of a row leave no room for text"):
         model(input_ids=text, prompts=["a", ["a", "b"], None])
     with pytest.raises(ValueError, match="leave no room"):
         model(input_ids=text, prompts=[["b", "a"], "a", None])

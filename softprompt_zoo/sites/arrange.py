@@ -108,7 +108,7 @@ class Call:
         return [part.embeddings for part in tokens if isinstance(part, InputTokens)]
 
     def ends_in_input_tokens(self) -> list[bool]:
-        """Say for each combination whether its last prompt predicts the first label: an input-level one that is seen."""
+        """Say for each combination whether a seen input-level prompt is its last, which predicts the first label."""
         ends = [self.placements[parts[-1]] if parts else None for parts in self.selection.combinations]
         return [end is not None and isinstance(end.tokens, InputTokens) and end.weight != 0 for end in ends]
 
