@@ -20,7 +20,7 @@ from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteToken
 
 @torch.no_grad()
 def fold(
-    model: PreTrainedModel, names: Sequence[str] | None = None, *, name: str = "folded", task: int | None = None
+    model: PreTrainedModel, names: str | Sequence[str] | None = None, *, name: str = "folded", task: int | None = None
 ) -> PreTrainedModel:
     """Make one plain prefix of a combination of prompts, with the same outputs, and activate it.
 
@@ -31,9 +31,9 @@ def fold(
 
     Args:
         model: A model with prompts. It gets one more; the others stay.
-        names: The prompts, in order; by default the active ones.
+        names: The prompts, in order, or one; by default the active ones.
         name: Name of the new prompt.
-        task: The task of prompts that have tasks.
+        task: The task of those prompts that have tasks.
 
     Returns:
         The same model.
@@ -41,14 +41,17 @@ def fold(
     Raises:
         PromptExistsError: If the name is taken.
         UnknownPromptError: If a prompt is not there.
-        ValueError: If there is nothing to fold, or a prompt does not have that task.
+        TypeError: If `names` is neither a name nor a list of names.
+        ValueError: If there is nothing to fold, a prompt does not have that task, or none has tasks.
         UnsupportedError: If the prompts cannot be one prefix; says why. Nothing is changed.
     """
     host = prompts_of(model, "fold")
-    combination = host.active if names is None else check_combination(tuple(names), host.keys(), "names")
+    combination = host.active if names is None else check_combination(names, host.keys(), "names")
     if not combination:
         raise ValueError("there is nothing to fold: no prompt is active; give their names")
     host.check_name(name)
+    if task is not None and all(host[part].config.tasks is None for part in combination):
+        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     placements = {part: _plain_placement(host, part, task) for part in combination}
     is_visible = _always_visible(host, placements)
     tokens = _causal(model, host, combination, placements) or _per_site(placements)

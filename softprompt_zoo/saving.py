@@ -123,7 +123,7 @@ def export(
         tokenizer: The model's tokenizer, which `"vocabulary"` needs. Not changed.
 
     Raises:
-        TypeError: If `"vocabulary"` gets no tokenizer.
+        TypeError: If `name` is neither a name nor a list of names, or `"vocabulary"` gets no tokenizer.
         ValueError: If `to` is none of these, the directory is not empty, or the prompt does not have that task.
         UnknownPromptError: If there is no prompt of that name.
         UnsupportedError: If the format cannot hold the prompt; says what would be lost. Nothing is written.
@@ -131,9 +131,7 @@ def export(
     if to not in EXPORTS:
         raise ValueError(f"to is {to!r}; expected one of {', '.join(map(repr, EXPORTS))}")
     host = prompts_of(model, "export")
-    names = None if name is None else (name,) if isinstance(name, str) else tuple(name)
-    if names is not None:
-        check_combination(names, host.keys(), "name")
+    names = None if name is None else check_combination(name, host.keys(), "name")
     if to == "vocabulary":
         export_vocabulary(model, Path(directory), tokenizer, names, task)
     elif to == "embeddings":
