@@ -1,6 +1,7 @@
 """Blending prompts: several become one, a plain prompt that can be used and trained on."""
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ PARALLEL = 1e-6
 @torch.no_grad()
 def blend(
     prompts: Sequence[GivenPrompt],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Tensor | None = None,
     how: str = "mean",
     *,
     initial: GivenPrompt | None = None,
@@ -35,7 +36,7 @@ def blend(
     Args:
         prompts: Prompts of one model, `model.prompts[name]`, or folders of saved ones; all at the input embeddings, or
             all at the keys and values of the same sites.
-        weights: A number for each prompt; what it means depends on `how`.
+        weights: A real number for each prompt, in any sequence, tensor or array; what it means depends on `how`.
         how: `"mean"`: the weighted mean, weights of at least 0 (by default equal). `"sum"`: the weighted sum, any
             weights (by default 1). `"slerp"`: two prompts; each vector (an embedding, a head's key or value) turns on
             the sphere from the first's direction to the second's and its length changes evenly; weights as for the
@@ -70,11 +71,11 @@ def blend(
     if (initial is not None) != (how == "task_vectors"):
         told = "is missing" if initial is None else f"was given with how={how!r}"
         raise ValueError(f"initial {told}; give the prompt the others were trained from, with how='task_vectors' alone")
-    numbers = _check_weights(weights, len(prompts), how)
+    factors = _check_weights(weights, len(prompts), how)
     named: list[tuple[str, Any]] = [(f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts)]
     given, backbone, host = read_given([*named, *([] if initial is None else [("initial", initial)])], model)
     _check_fit(given, how, drop_heads)
-    blended = _map(_OF_VECTORS[how](numbers), _OF_GATES.get(how, _sum)(numbers), [one.tokens for one in given])
+    blended = _map(_OF_VECTORS[how](factors), _OF_GATES.get(how, _sum)(factors), [one.tokens for one in given])
     prompt = plain_prompt(blended, backbone, given[0].placement, given[0].prompt)
     if host is not None:
         prompt.belong_to(host)
@@ -88,23 +89,25 @@ def _check_weights(weights: Any, count: int, how: str) -> list[float]:
         return []
     if weights is None:
         return [1.0] * count if how in ("sum", "task_vectors") else [1 / count] * count
-    if isinstance(weights, Tensor):
+    if hasattr(weights, "tolist"):  # a tensor or an array
         weights = weights.tolist()
     if not isinstance(weights, Sequence) or isinstance(weights, str) or len(weights) != count:
         raise ValueError(f"weights is {weights!r}; expected {count} numbers, one for each prompt")
+    weights = [weight.item() if isinstance(weight, Tensor) and weight.ndim == 0 else weight for weight in weights]
     for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise TypeError(f"weights has {weight!r} ({type(weight).__name__}); expected numbers")
+        if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+            raise TypeError(f"weights has {weight!r} ({type(weight).__name__}); expected real numbers")
         if not math.isfinite(weight):
             raise ValueError(f"weights has {weight}; expected finite numbers")
+    factors = [float(weight) for weight in weights]
     if how in ("sum", "task_vectors"):
-        return [float(weight) for weight in weights]
-    if min(weights) < 0 or not sum(weights) > 0:
+        return factors
+    if min(factors) < 0 or not sum(factors) > 0:
         raise ValueError(
-            f"weights is {list(weights)}; how={how!r} takes numbers of at least 0 that are not all 0 (how='sum' and "
+            f"weights is {factors}; how={how!r} takes numbers of at least 0 that are not all 0 (how='sum' and "
             "how='task_vectors' take any)"
         )
-    return [weight / sum(weights) for weight in weights]
+    return [factor / sum(factors) for factor in factors]
 
 
 def _check_fit(given: Sequence[Given], how: str, drop_heads: bool) -> None:

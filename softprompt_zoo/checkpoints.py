@@ -90,7 +90,7 @@ def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
         backbone: Sizes of the model.
 
     Returns:
-        The prompts by name, and the names of the active ones.
+        The prompts by name, trainable as they were when they were saved, and the names of the active ones.
 
     Raises:
         CheckpointError: If the directory is missing, truncated, corrupt or foreign.
@@ -267,7 +267,7 @@ def _restore(
         raise CheckpointError(f"{where}: tensor {wrong!r} has shape {found.get(wrong)}; expected {expected.get(wrong)}")
     prompt.load_state_dict(tensors)
     prompt.weight = record.weight
-    return prompt
+    return prompt.requires_grad_(bool(record.is_trained))
 
 
 def _copy_named_head(tensors: Mapping[str, Tensor], backbone: Backbone, where: str) -> nn.ModuleDict | None:
@@ -359,8 +359,15 @@ def _method_for(fields: dict[str, Any], origin: peft.Origin | None, directory: P
 
 def _record(prompt: Prompt) -> native.Record:
     method = prompt.loaded
-    options = prompt.config.to_dict()
-    return native.Record(method.name, method.distribution, method.version, prompt.is_merged, options, prompt.weight)
+    return native.Record(
+        method=method.name,
+        distribution=method.distribution,
+        version=method.version,
+        is_merged=prompt.is_merged,
+        config=prompt.config.to_dict(),
+        weight=prompt.weight,
+        is_trained=prompt.is_trained,
+    )
 
 
 def _task_type(host: "Prompts") -> str:

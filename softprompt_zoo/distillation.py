@@ -136,7 +136,11 @@ def share_of_step(step: TrainingStep) -> Tensor | float:
         Its labels over those of all batches whose gradients are added up, as `Trainer` counts them; else one.
     """
     counted = step.inputs.get("num_items_in_batch")
-    return 1.0 if counted is None else (step.inputs["labels"] != IGNORED).sum() / counted
+    if counted is None:
+        return 1.0
+    labels = step.inputs["labels"][..., 1:] if step.predicts_next else step.inputs["labels"]
+    own: Tensor = (labels != IGNORED).sum()
+    return own / torch.as_tensor(counted, device=own.device)
 
 
 def _mean_square(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:

@@ -24,7 +24,12 @@ def wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:
 
 
 def with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Shift the labels by one place, into which the stack's hook puts the prompt's last hidden state."""
+    """Shift the labels by one place, into which the stack's hook puts the prompt's last hidden state.
+
+    `Trainer` divides by the labels of all batches whose gradients it adds up, and knows nothing of first ones. So each
+    batch weighs by its other labels, as in `share_of_step`: accumulated batches equal one large batch where they have
+    the same share of first labels (one batch, rows of one length, no first labels), and come close elsewhere.
+    """
     labels = kwargs["labels"]
     mask = kwargs.get("attention_mask")
     first = torch.zeros(labels.shape[0], dtype=torch.long, device=labels.device)
@@ -38,7 +43,10 @@ def with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
     kwargs = {**kwargs, "labels": shifted}
     counted = kwargs.get("num_items_in_batch")
     if counted is not None:
-        kwargs["num_items_in_batch"] = counted + (shifted[:, 1] != -100).sum()  # Trainer counts labels[..., 1:]
+        own = (shifted != -100).sum(dim=0)
+        rest = own[2:].sum()  # Trainer counts labels[..., 1:]
+        batches = torch.where(rest > 0, torch.as_tensor(counted, device=rest.device) / rest.clamp(min=1), 1.0)
+        kwargs["num_items_in_batch"] = counted + own[1] * batches
     return kwargs
 
 

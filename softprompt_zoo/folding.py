@@ -20,7 +20,7 @@ from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteToken
 
 @torch.no_grad()
 def fold(
-    model: PreTrainedModel, names: Sequence[str] | None = None, *, name: str = "folded", task: int | None = None
+    model: PreTrainedModel, names: str | Sequence[str] | None = None, *, name: str = "folded", task: int | None = None
 ) -> PreTrainedModel:
     """Make one plain prefix of a combination of prompts, with the same outputs, and activate it.
 
@@ -31,9 +31,9 @@ def fold(
 
     Args:
         model: A model with prompts. It gets one more; the others stay.
-        names: The prompts, in order; by default the active ones.
+        names: The prompts, in order, or one; by default the active ones.
         name: Name of the new prompt.
-        task: The task of prompts that have tasks.
+        task: The task of those prompts that have tasks.
 
     Returns:
         The same model.
@@ -41,21 +41,24 @@ def fold(
     Raises:
         PromptExistsError: If the name is taken.
         UnknownPromptError: If a prompt is not there.
-        ValueError: If there is nothing to fold, or a prompt does not have that task.
+        TypeError: If `names` is neither a name nor a list of names.
+        ValueError: If there is nothing to fold, a prompt does not have that task, or none has tasks.
         UnsupportedError: If the prompts cannot be one prefix; says why. Nothing is changed.
     """
     host = prompts_of(model, "fold")
-    combination = host.active if names is None else check_combination(tuple(names), host.keys(), "names")
+    combination = host.active if names is None else check_combination(names, host.keys(), "names")
     if not combination:
         raise ValueError("there is nothing to fold: no prompt is active; give their names")
     host.check_name(name)
+    if task is not None and all(host[part].config.tasks is None for part in combination):
+        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     placements = {part: _plain_placement(host, part, task) for part in combination}
     is_visible = _always_visible(host, placements)
     tokens = _causal(model, host, combination, placements) or _per_site(placements)
     head = next((host[part].head for part in reversed(combination) if host[part].head is not None), None)
     like = Placement(tokens, always_visible=is_visible)
     folded = plain_prompt(tokens, host.backbone, like, head=copy.deepcopy(head))
-    folded.requires_grad_(any(p.requires_grad for part in combination for p in host[part].parameters()))
+    folded.requires_grad_(any(host[part].is_trained for part in combination))
     host.insert(name, folded)
     host.activate(name)
     return model

@@ -108,7 +108,9 @@ def merge(  # type: ignore[empty-body]
 def training_loss(
     config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone", step: "TrainingStep"
 ) -> "Tensor | None":
-    """Replace the model's own loss; optional. Called in a forward in training mode that was given labels.
+    """Replace the model's own loss; optional.
+
+    Called in a forward in training mode that was given labels, if one of the parameters requires gradients.
 
     Args:
         config: What the user chose. Not changed.

@@ -19,6 +19,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.initialization import FREQUENT_VOCABULARY
 from softprompt_zoo.model import prompts_of
 from softprompt_zoo.prompts import Prompts
+from softprompt_zoo.sites.arrange import check_combination
 from softprompt_zoo.tokens import InputTokens, LayerTokens
 
 NEAREST_BY = ("cosine", "distance")
@@ -125,7 +126,7 @@ class Inspection:
 @torch.no_grad()
 def inspect(
     model: PreTrainedModel,
-    name: str | None = None,
+    name: str | Sequence[str] | None = None,
     *,
     tokenizer: Any = None,
     inputs: Batch | Sequence[Batch] | None = None,
@@ -137,7 +138,7 @@ def inspect(
 
     Args:
         model: A model with prompts.
-        name: The prompt; by default all active ones, seen together.
+        name: The prompt, or several, seen together in this order; by default the active ones.
         tokenizer: The model's tokenizer, for the text of words; without it words are shown by their ids.
         inputs: A batch as the model's forward takes it, or several, on which the attention to the prompts is measured.
         neighbours: Nearest words for each virtual token, at least 1.
@@ -149,14 +150,14 @@ def inspect(
 
     Raises:
         ValueError: If an option is not allowed, no prompt is active, or a prompt with tasks was given none.
-        TypeError: If `inputs` is no batch.
+        TypeError: If `inputs` is no batch, or `name` neither a name nor a list of names.
         UnknownPromptError: If there is no prompt of that name.
         UnsupportedError: If the model has no prompts, no values (the `meta` device), or shows no attention.
     """
     host = prompts_of(model, "inspect")
     check_positive_integer("neighbours", neighbours)
     check_choice("nearest_by", nearest_by, NEAREST_BY)
-    names = host.active if name is None else (name,)
+    names = host.active if name is None else check_combination(name, host.keys(), "name")
     if not names:
         raise ValueError(f"no prompt is active; name one of {', '.join(map(repr, host)) or 'none'}")
     tasks = {name: host[name].config.tasks for name in names}

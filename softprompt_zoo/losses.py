@@ -20,7 +20,7 @@ Run = Callable[[Call, dict[str, Any]], Any]
 
 
 def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
-    """Find the prompts of a call whose methods have a loss of their own.
+    """Find the prompts of a call that are trained by a loss of their methods' own.
 
     Args:
         host: The model's prompts.
@@ -41,7 +41,10 @@ def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
 
 
 def _has_loss(prompt: Prompt) -> bool:
-    return not prompt.is_merged and prompt.config.replaces_loss and prompt.loaded.has("training_loss")
+    if prompt.is_merged or not prompt.config.replaces_loss or not prompt.loaded.has("training_loss"):
+        return False
+    # A frozen one must not change the loss of what is trained beside it.
+    return any([parameter.requires_grad for parameter in prompt.learned.parameters()])
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -158,14 +158,18 @@ def combine(*methods: "str | Method") -> Combination:
     """Put several methods on one model.
 
     Args:
-        *methods: Names or configured methods. A prompt is named as `configure(name=…)` says, or after its method.
+        *methods: Names or configured methods, at least one. A prompt is named as `configure(name=…)` says, or after
+            its method.
 
     Returns:
         What attaches them all: call it on a model.
 
     Raises:
+        ValueError: If there are none.
         PromptExistsError: If two prompts would have one name.
     """
+    if not methods:
+        raise ValueError("combine was given no methods; name at least one: zoo.combine('prompt_tuning', …)")
     named: dict[str, Method] = {}
     for method in methods:
         chosen = method if isinstance(method, Method) else get_method(method)
@@ -182,20 +186,20 @@ def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreT
     """Attach a prompt of each method, all or none, and activate exactly these."""
     from softprompt_zoo.adapters import model_inside
     from softprompt_zoo.model import attach, inspect_backbone, is_attached
+    from softprompt_zoo.plain_prompts import check_shared_room
     from softprompt_zoo.prompts import Prompts, make_prompt
 
-    if is_attached(model):
-        host: Any = model_inside(model).prompts
-        for name in methods:
-            host.check_name(name)
-        made = {name: make_prompt(method._loaded, method.options, host.backbone) for name, method in methods.items()}
-        for name, prompt in made.items():
-            host.insert(name, prompt)
-        host.activate(*made)
-        return model
-    backbone, stacks = inspect_backbone(model)
+    attached = is_attached(model)
+    backbone, stacks = (model_inside(model).prompts.backbone, {}) if attached else inspect_backbone(model)
+    host: Any = model_inside(model).prompts if attached else Prompts(backbone)
     for name in methods:
-        Prompts(backbone).check_name(name)
+        host.check_name(name)
     made = {name: make_prompt(method._loaded, method.options, backbone) for name, method in methods.items()}
-    attach(model, backbone, stacks, made)
+    check_shared_room(made, backbone)
+    if not attached:
+        attach(model, backbone, stacks, made)
+        return model
+    for name, prompt in made.items():
+        host.insert(name, prompt)
+    host.activate(*made)
     return model

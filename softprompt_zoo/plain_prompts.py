@@ -15,6 +15,7 @@ from softprompt_zoo.errors import BackboneMismatchError, PluginError, ShapeError
 from softprompt_zoo.formats import peft
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.sites.arrange import Entry, lengths
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens, check_virtual_tokens, to_tensors
 
@@ -34,6 +35,32 @@ def check_room(config: MethodConfig, backbone: Backbone) -> None:
         raise UnsupportedError(
             f"num_virtual_tokens is {config.num_virtual_tokens}, which leaves no room for text in the model's "
             f"{positions} positions; {config.advice_to_shorten(positions - 1)}"
+        )
+
+
+@torch.no_grad()
+def check_shared_room(prompts: Mapping[str, Prompt], backbone: Backbone) -> None:
+    """Refuse prompts that leave no room for text together.
+
+    Args:
+        prompts: What a row shall see, by name.
+        backbone: Sizes of the model.
+
+    Raises:
+        UnsupportedError: If they take all of the model's positions, or more.
+    """
+    bound = backbone.max_positions
+    if bound is None or sum(prompt.num_virtual_tokens for prompt in prompts.values()) < bound:
+        return
+    site = "encoder" if backbone.family == "encoder" else "decoder"
+    placements = [prompt.place(backbone) for prompt in prompts.values()]
+    at_input = sum(_count(placed.tokens) for placed in placements if isinstance(placed.tokens, InputTokens))
+    at_site = sum(lengths([Entry.of(placed, site) for placed in placements]))  # gated tokens take no positions
+    count = max(at_input, at_site) if backbone.family == "encoder_decoder" else at_input + at_site
+    if count >= bound:
+        raise UnsupportedError(
+            f"the virtual tokens of {', '.join(map(repr, prompts))} are {count}, which leaves no room for text in the "
+            f"model's {bound} positions; choose fewer prompts, or shorter ones"
         )
 
 

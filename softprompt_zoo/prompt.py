@@ -78,6 +78,11 @@ class Prompt(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
+    def is_trained(self) -> bool:
+        """Whether one of its parameters requires gradients."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    @property
     def backbone(self) -> Backbone | None:
         """Sizes of the model it was put on, or made for; `None` if there is none, or it is gone."""
         return None if self.host is None else self.host.backbone

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from softprompt_zoo.backbone import Backbone, Stack
 from softprompt_zoo.banks.lending import Borrower, Ready
 from softprompt_zoo.config import check_not_negative
+from softprompt_zoo.disabling import disable, is_disabled
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
 from softprompt_zoo.kept_prefixes import KEPT, KeptPrefixes
 from softprompt_zoo.optimizer_steps import watch
-from softprompt_zoo.plain_prompts import check_room, fitting_copy
+from softprompt_zoo.plain_prompts import check_room, check_shared_room, fitting_copy
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.arrange import Call, Combination, check_combination, select
@@ -91,7 +92,6 @@ class Prompts(Borrower, nn.Module):
         self.base_name = base_name
         """Name or path the model was loaded from, if known."""
         self._active: Combination = ()
-        self._is_disabled = False
         self._forget()
 
     def _forget(self) -> None:
@@ -215,11 +215,14 @@ class Prompts(Borrower, nn.Module):
         Raises:
             UnknownPromptError: If one is not there.
             ValueError: If one stands twice.
+            UnsupportedError: If they leave no room for text together. What was active stays so.
         """
         for name in names:
             if isinstance(name, str):
                 self._check_there(name)
-        self._active = check_combination(names, self.keys(), "the names to activate")
+        combination = check_combination(names, self.keys(), "the names to activate")
+        check_shared_room({name: self[name] for name in combination}, self.backbone)
+        self._active = combination
 
     def set_weight(self, name: str, weight: float) -> None:
         """Weigh a prompt against the text and against other prompts; it is saved with the prompt.
@@ -266,14 +269,9 @@ class Prompts(Borrower, nn.Module):
                     groups.append({"lr": learning_rate, **group, "params": trained})
         return groups
 
-    @contextlib.contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Use the model as if it had no prompts, bit for bit, within the context."""
-        before, self._is_disabled = self._is_disabled, True
-        try:
-            yield
-        finally:
-            self._is_disabled = before
+    def disabled(self) -> contextlib.AbstractContextManager[None]:
+        """Use the model as if it had no prompts, bit for bit, within the context; other threads keep them."""
+        return disable(self)
 
     def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, is_decoding: bool) -> Call:
         """Build the prompts of one forward.
@@ -297,7 +295,8 @@ class Prompts(Borrower, nn.Module):
             soft_slots = generation.soft_slots if soft_slots is None else soft_slots
         in_generate = generation is not None and generation.host is self
         lent: dict[str, Ready] = {}
-        if self._is_disabled:
+        is_off = is_disabled(self)
+        if is_off:
             selection = select(None, (), ())
         else:
             held = generation.lent if generation is not None and in_generate else None
@@ -309,7 +308,7 @@ class Prompts(Borrower, nn.Module):
         selection, placements = split_tasks(selection, placements, task_ids, self._pick_task)
         heads = self._heads(selection.combinations, lent)
         slots = None
-        if soft_slots is not None and not self._is_disabled:
+        if soft_slots is not None and not is_off:
             is_checked = in_generate and is_decoding
             selection, slots = take_slots(selection, placements, soft_slots, in_generate, is_checked)
         if selection.rows is not None:
@@ -318,7 +317,7 @@ class Prompts(Borrower, nn.Module):
 
     def active_heads(self) -> list[nn.ModuleDict | None]:
         """Return the trained task head of the active prompts, for a forward that takes no prompts of its own."""
-        return self._heads([() if self._is_disabled else self._active], {})
+        return self._heads([() if is_disabled(self) else self._active], {})
 
     def prefix(self, stack: Stack, call: Call, is_decoding: bool) -> Prefix:
         """Turn a causal call's prompts into keys and values, or return the kept ones if nothing changed.

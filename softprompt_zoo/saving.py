@@ -12,6 +12,7 @@ from softprompt_zoo import adapters
 from softprompt_zoo.checkpoints import read_adapters, read_prompts, write_peft
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.model import attach, inspect_backbone, is_attached, prompts_of
+from softprompt_zoo.plain_prompts import check_shared_room
 from softprompt_zoo.prompt import MergedTokens
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.serving import export_embeddings, export_vocabulary
@@ -29,7 +30,8 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
             were saved along are put on it; one of the same name that it has gets the saved numbers. Its other
             adapters and its prompts train on as before.
         directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
-        trainable: Whether what is loaded, prompts and adapters, can be trained on.
+        trainable: Whether to train on: the adapters that are loaded, and the prompts that were trained when they were
+            saved, or all where none was or the files do not say. Otherwise all are frozen.
 
     Returns:
         The same model.
@@ -47,10 +49,17 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
     model: Any = adapters.model_inside(base)
     backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)
     prompts, active = read_prompts(path, backbone)
+    missing = next((name for name in active if name not in prompts), None)
+    if missing is not None:
+        raise CheckpointError(
+            f"{path} says that {missing!r} is active, and holds no such prompt; save the prompts again"
+        )
+    check_shared_room({name: prompts[name] for name in active}, backbone)
     adapted = read_adapters(path)
     adapters.check(model, adapted, path)
+    trained = [prompt for prompt in prompts.values() if prompt.is_trained] or list(prompts.values())
     for prompt in prompts.values():
-        prompt.requires_grad_(trainable)
+        prompt.requires_grad_(trainable and prompt in trained)
     host: Any = model.prompts if attached else Prompts(backbone)
     for name in prompts:
         host.check_name(name)
@@ -83,9 +92,9 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     merged = {name: prompt.merged_tokens(host.backbone) for name, prompt in host.items()}
     for name, tokens in merged.items():
         prompt = host[name]
-        trainable = any(parameter.requires_grad for parameter in prompt.parameters())
+        is_trained = prompt.is_trained
         prompt.learned = MergedTokens(to_tensors(tokens)).train(prompt.training)
-        prompt.requires_grad_(trainable)
+        prompt.requires_grad_(is_trained)
     return model
 
 
@@ -118,7 +127,7 @@ def export(
         tokenizer: The model's tokenizer, which `"vocabulary"` needs. Not changed.
 
     Raises:
-        TypeError: If `"vocabulary"` gets no tokenizer.
+        TypeError: If `name` is neither a name nor a list of names, or `"vocabulary"` gets no tokenizer.
         ValueError: If `to` is none of these, the directory is not empty, or the prompt does not have that task.
         UnknownPromptError: If there is no prompt of that name.
         UnsupportedError: If the format cannot hold the prompt; says what would be lost. Nothing is written.
@@ -126,9 +135,7 @@ def export(
     if to not in EXPORTS:
         raise ValueError(f"to is {to!r}; expected one of {', '.join(map(repr, EXPORTS))}")
     host = prompts_of(model, "export")
-    names = None if name is None else (name,) if isinstance(name, str) else tuple(name)
-    if names is not None:
-        check_combination(names, host.keys(), "name")
+    names = None if name is None else check_combination(name, host.keys(), "name")
     if to == "vocabulary":
         export_vocabulary(model, Path(directory), tokenizer, names, task)
     elif to == "embeddings":

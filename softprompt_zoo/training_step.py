@@ -25,7 +25,8 @@ class TrainingStep:
     gradients flow."""
     first_logits: Callable[[], Tensor | None]
     """Returns `(vocab,)`: what is predicted right in front of the text, for its first token, by the last virtual token
-    of the last prompt; `None` where keys and values stand there, which predict nothing. As `virtual_logits` else."""
+    of the last prompt; `None` where keys and values stand there, which predict nothing, or a prompt of the weight 0. As
+    `virtual_logits` else."""
     run: Callable[..., Any]
     """`run(tokens, **changes)`: the same inputs, labels included, with other virtual tokens in the prompt's place
     (`None` for none), without gradients and in eval mode; `changes` replace inputs. Returns the model's output

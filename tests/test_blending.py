@@ -3,7 +3,9 @@
 import copy
 import math
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -90,6 +92,24 @@ def test_weights_are_what_they_say(architecture, method, how, weights, expected)
     parts = [tensors(model.prompts[name], model) for name in "abc"]
     blended = zoo.blend(list(model.prompts.values()), weights, how=how)
     assert_numbers(blended, {name: expected(*(part[name] for part in parts)) for name in parts[0]}, model)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        np.array([2, 1, 1]),
+        np.array([2, 1, 1], dtype=np.float32),
+        [np.float32(2), np.int64(1), Fraction(1)],
+        torch.tensor([2.0, 1.0, 1.0]),
+        (torch.tensor(2.0), 1, 1.0),
+    ],
+    ids=["integers", "floats", "scalars", "tensor", "mixed"],
+)
+def test_weights_may_be_any_sequence_of_real_numbers(weights):
+    model = prompted("llama", "prompt_tuning")
+    a, b, c = (tensors(model.prompts[name], model) for name in "abc")
+    blended = zoo.blend(list(model.prompts.values()), weights)
+    assert_numbers(blended, {name: a[name] / 2 + b[name] / 4 + c[name] / 4 for name in a}, model)
 
 
 @everywhere
@@ -229,6 +249,9 @@ def test_gated_prompts_are_blended_with_their_gates(llama_adapter):
         ({"weights": [1.0, math.inf], "how": "sum"}, ValueError, "weights has inf"),
         ({"weights": [1.0, "2"]}, TypeError, r"weights has '2' \(str\)"),
         ({"weights": [1.0, True]}, TypeError, r"weights has True"),
+        ({"weights": np.ones((2, 2))}, TypeError, r"weights has \[1.0, 1.0\] \(list\); expected real numbers"),
+        ({"weights": np.array([True, False])}, TypeError, r"weights has True"),
+        ({"weights": [1.0, 1j]}, TypeError, r"weights has 1j \(complex\)"),
         ({"weights": [1.0, -1.0]}, ValueError, "at least 0"),
         ({"weights": [0.0, 0.0]}, ValueError, "not all 0"),
         ({"weights": [1.0, 1.0], "how": "concatenate"}, ValueError, "how='concatenate' takes none"),

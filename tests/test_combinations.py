@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import combination_suite, tiny_model
@@ -106,3 +107,63 @@ def test_sixteen_rows_are_generated_as_sixteen_runs(cache):
         assert_equal(torch.stack(batch.logits, 1)[row], torch.stack(alone.logits, 1)[0], f"logits of row {row}")
         texts.append(tuple(alone.sequences[0, -6:].tolist()))
     assert len(set(texts)) > ROWS // 2, "the prompts make little difference"
+
+
+def long(method, name, count=40):
+    return zoo.get_method(method).configure(name=name, num_virtual_tokens=count)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("methods", [("prompt_tuning", "prefix_tuning"), ("prefix_tuning", "prefix_tuning")])
+def test_prompts_that_leave_no_room_together_are_refused_before_anything_changes(architecture, methods):
+    model = tiny_model(architecture)
+    pair = zoo.combine(*(long(method, name) for method, name in zip(methods, "ab", strict=True)))
+    message = "virtual tokens of 'a', 'b' are 80, which leaves no room for text in the model's 64 positions"
+    with pytest.raises(zoo.UnsupportedError, match=message):
+        pair(model)
+    assert not hasattr(model, "prompts")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    zoo.get_method("prompt_tuning")(model, "there", num_virtual_tokens=2)
+    with pytest.raises(zoo.UnsupportedError, match=message):
+        pair(model)
+    assert (list(model.prompts), model.prompts.active) == (["there"], ("there",))
+    for method, name in zip(methods, "ab", strict=True):
+        model.prompts.add(name, method, num_virtual_tokens=40)
+    with pytest.raises(zoo.UnsupportedError, match=message):
+        model.prompts.activate("a", "b")
+    assert model.prompts.active == ("there",)
+    model.prompts.activate("a", "there")
+    assert model(input_ids=random_text(22, 1)).logits.shape[1] == 22
+
+
+def test_stacks_with_positions_of_their_own_do_not_add_up():
+    model = zoo.combine(long("prompt_tuning", "a"), long("prefix_tuning", "b"))(tiny_model("bart"))
+    text = random_text(24, 1)  # as long as the encoder has room behind one prompt, and the decoder behind the other
+    assert model(input_ids=text, decoder_input_ids=text).logits.shape[1] == 24
+
+
+def test_a_row_without_room_is_told_so():
+    model = long("prompt_tuning", "a")(tiny_model("gpt2"))
+    model.prompts.add("b", "prefix_tuning", num_virtual_tokens=40)
+    text = random_text(5, 1).repeat(3, 1)
+    with pytest.raises(ValueError, match="80 virtual tokens in front of a row leave no room for text"):
+        model(input_ids=text, prompts=["a", ["a", "b"], None])
+    with pytest.raises(ValueError, match="leave no room"):
+        model(input_ids=text, prompts=[["b", "a"], "a", None])
+
+
+def test_prompts_of_a_model_with_more_positions_are_not_loaded_into_fewer(tmp_path):
+    config = tiny_model("gpt2").config
+    config.n_positions = 128
+    model = zoo.combine(long("prompt_tuning", "a"), long("prefix_tuning", "b"))(GPT2LMHeadModel(config))
+    model.save_pretrained(tmp_path)
+    base = tiny_model("gpt2")
+    with pytest.raises(zoo.UnsupportedError, match="are 80, which leaves no room"):
+        zoo.load(base, tmp_path)
+    assert not hasattr(base, "prompts")
+    assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_combining_nothing_is_refused():
+    with pytest.raises(ValueError, match="combine was given no methods"):
+        zoo.combine()

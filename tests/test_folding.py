@@ -166,6 +166,13 @@ def test_one_task_folds():
         assert_equal(subject.model(input_ids=TEXT).logits, expected, "the task")
 
 
+def test_one_prompt_may_be_named_by_a_string():
+    subject = three("llama")
+    expected = subject.logits(TEXT, prompts=["net"])
+    zoo.fold(subject.model, "net")
+    assert_equal(subject.logits(TEXT), expected, "the prompt of that name")
+
+
 def refused(model, error, text, names=None, **options):
     before, active = model.prompts.keys(), model.prompts.active
     with pytest.raises(error, match=text):
@@ -178,6 +185,8 @@ def test_refusals_change_nothing():
     subject = three("llama")
     refused(subject.model, zoo.PromptExistsError, "already has a prompt 'net'", name="net")
     refused(subject.model, ValueError, "prompt name is 'a b'", name="a b")
+    refused(subject.model, ValueError, "task is 0, and the prompts have no tasks; leave it out", task=0)
+    refused(subject.model, TypeError, "names is 5; expected a prompt's name, a list of names", names=5)
     refused(subject.model, zoo.UnknownPromptError, "no prompt 'other', named in names", ["words", "other"])
     refused(subject.model, ValueError, "each prompt may stand in it once", ["words", "words"])
     subject.model.prompts.activate()

@@ -230,11 +230,23 @@ def test_a_prompt_with_tasks_is_shown_task_by_task():
         zoo.inspect(model, "a")
 
 
+def test_prompts_may_be_named_by_a_string_or_a_list():
+    model = prompted("llama", "prompt_tuning")
+    text = batch(model)
+    assert str(zoo.inspect(model, ["a"], inputs=text)) == str(zoo.inspect(model, "a", inputs=text))
+    model.prompts.activate("b", "a")
+    active = zoo.inspect(model, inputs=text)
+    model.prompts.activate("c")
+    assert str(zoo.inspect(model, ("b", "a"), inputs=text)) == str(active)
+
+
 def test_what_cannot_be_shown_is_refused():
     model = prompted("llama", "prompt_tuning")
     text = batch(model)
     for arguments, error, message in [
         ({"name": "z"}, zoo.UnknownPromptError, "no prompt 'z'"),
+        ({"name": ["a", "a"]}, ValueError, "each prompt may stand in it once"),
+        ({"name": 5}, TypeError, "name is 5; expected a prompt's name, a list of names"),
         ({"neighbours": 0}, ValueError, "neighbours is 0"),
         ({"nearest_by": "luck"}, ValueError, "nearest_by is 'luck'"),
         ({"task": 1}, ValueError, "have no tasks"),

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import softprompt_zoo as zoo
@@ -77,6 +78,43 @@ def test_several_prompts_come_back_in_order(tmp_path):
     carol.save_pretrained(tmp_path / "carol")
     zoo.load(loaded.model, tmp_path / "carol")
     assert loaded.model.prompts.active == ("carol",)
+
+
+def _trained(folder, **options):
+    model = zoo.load(tiny_model("llama"), folder, **options)
+    return sorted({name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad})
+
+
+def test_a_prompt_that_was_frozen_stays_frozen(tmp_path):
+    model = zoo.combine("prompt_tuning", "prefix_tuning")(tiny_model("llama"))
+    both = ["prefix_tuning", "prompt_tuning"]
+    model.save_pretrained(tmp_path / "both")
+    assert _trained(tmp_path / "both", trainable=True) == both
+    model.prompts["prompt_tuning"].requires_grad_(False)
+    model.save_pretrained(tmp_path / "one")
+    assert _trained(tmp_path / "one", trainable=True) == ["prefix_tuning"]
+    assert _trained(tmp_path / "one") == []
+    zoo.merge(model).save_pretrained(tmp_path / "merged")
+    assert _trained(tmp_path / "merged", trainable=True) == ["prefix_tuning"]
+    model.prompts.requires_grad_(False)
+    model.save_pretrained(tmp_path / "none")
+    assert _trained(tmp_path / "none", trainable=True) == both
+    _change_index(tmp_path / "one", lambda index: [record.pop("is_trained") for record in index["prompts"].values()])
+    assert _trained(tmp_path / "one", trainable=True) == both
+
+
+def _change_index(folder, change):
+    path = folder / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        index = json.loads(file.metadata()["softprompt_zoo"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(index)
+    save_file(tensors, path, {"softprompt_zoo": json.dumps(index)})
+
+
+def test_active_names_that_are_not_there_are_refused(saved):
+    _change_index(saved, lambda index: index.update(active=["gone"]))
+    refused(saved, zoo.CheckpointError, "says that 'gone' is active and holds no such prompt")
 
 
 def test_merged_prompts_save_and_load(tmp_path):

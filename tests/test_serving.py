@@ -151,6 +151,37 @@ def test_chats_get_the_prompt(exported):
         ids(soft_prompt="carol")
 
 
+def test_an_export_can_be_exported_again_with_a_prompt_more(exported, tmp_path):
+    served = AutoModelForCausalLM.from_pretrained(exported / "llama")
+    zoo.get_method("prompt_tuning")(served, "carol", num_virtual_tokens=2)
+    expected = Subject("llama", served).logits(TEXT)
+    export(served, tmp_path / "again", tokenizer=AutoTokenizer.from_pretrained(exported / "llama"))
+    words = AutoTokenizer.from_pretrained(tmp_path / "again")
+
+    def ids(**options):
+        chat = [{"role": "user", "content": SENTENCE}]
+        return words.apply_chat_template(chat, return_dict=True, return_tensors="pt", **options)["input_ids"]
+
+    text = TEXT[0].tolist()
+    assert ids()[0].tolist() == ids(soft_prompt="carol")[0].tolist() == [108, 109, *text]
+    assert ids(soft_prompt="alice")[0].tolist() == [101, 102, 103, 104, *text]
+    assert ids(soft_prompt=None)[0].tolist() == text
+    with pytest.raises(Exception, match="unknown soft_prompt; this model has alice, bob, carol"):
+        ids(soft_prompt="dave")
+    again, first = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "again", exported / "llama"))
+    with torch.no_grad():
+        assert_equal(again(ids()).logits[:, 2:, :108], expected, "the new prompt")
+        bob = ids(soft_prompt="bob")
+        assert_equal(again(bob).logits[..., :108], first(bob).logits, "a prompt of the first export")
+
+
+def test_a_template_with_a_variable_of_that_name_is_refused(tmp_path):
+    own = tokenizer(template="{{ soft_prompt }}" + TEMPLATE)
+    with pytest.raises(zoo.UnsupportedError, match="has a variable 'soft_prompt' of its own"):
+        export(prompted(), tmp_path / "out", tokenizer=own)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("template", ["\n  {% if true %}w5{% endif %}", "  w5", "{%- if true %} w5{% endif %}\n"])
 def test_a_template_that_begins_with_blanks_keeps_them(tmp_path, template):
     export(prompted(), tmp_path / "out", tokenizer=tokenizer(template=template), name="bob")

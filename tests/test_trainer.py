@@ -100,15 +100,30 @@ def test_checkpointing_in_the_trainer(use_reentrant, tmp_path):
         torch.testing.assert_close(saving.prompts.state_dict()[key], value, atol=1e-5, rtol=1e-4)
 
 
-def test_accumulated_steps_equal_one_large_batch(tmp_path):
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning", "p_tuning", "multitask_prompt_tuning"])
+def test_accumulated_steps_equal_one_large_batch(method, tmp_path):
     results = []
-    for batch, accumulate in ((4, 1), (2, 2)):
-        model = prompted("llama", "prefix_tuning")
+    for batch, accumulate in ((4, 1), (1, 4)):
+        model = prompted("llama", method)
         training = _accumulating(model, tmp_path / str(batch), batch, accumulate)
         training.train()
         results.append(model.prompts.state_dict())
     for key, value in results[0].items():
         torch.testing.assert_close(results[1][key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_batches_with_other_shares_of_first_labels_weigh_by_their_other_labels():
+    model = prompted("llama", "prompt_tuning").eval()
+    texts = [random_text(length, length) for length in (3, 9)]
+    means = [model(input_ids=text, labels=text).loss.detach() for text in texts]
+    counted = torch.tensor(2 + 8)
+    sums = [model(input_ids=text, labels=text, num_items_in_batch=counted).loss for text in texts]
+    torch.testing.assert_close(sum(sums), (2 * means[0] + 8 * means[1]) / 10)
+    one_label = texts[0][:, :1]  # Trainer counts none of it, so there is nothing to weigh it by
+    mean = model(input_ids=one_label, labels=one_label).loss
+    for number in (0, torch.tensor(4)):
+        loss = model(input_ids=one_label, labels=one_label, num_items_in_batch=number).loss
+        torch.testing.assert_close(loss, mean / (1 + int(number)))
 
 
 def _accumulating(model, folder, batch, accumulate):
@@ -117,7 +132,9 @@ def _accumulating(model, folder, batch, accumulate):
         max_steps=3,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulate,
-        learning_rate=1e-2,
+        optim="sgd",  # Adam's steps hardly depend on the size of the gradients
+        max_grad_norm=0.0,
+        learning_rate=0.1,
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,

@@ -102,6 +102,20 @@ def test_without_labels_there_is_no_loss_to_replace(learner):
     assert not learner.steps
 
 
+def test_a_frozen_prompt_leaves_the_loss_to_what_is_trained_beside_it(learner):
+    subject = trained("llama")
+    subject.model.prompts["default"].requires_grad_(False)
+    subject.model.prompts.add("trained", "prefix_tuning", num_virtual_tokens=3)
+    subject.model.prompts.activate("default", "trained")
+    loss = subject.loss(TEXT)
+    loss.backward()
+    assert not learner.steps
+    subject.model.eval()
+    torch.testing.assert_close(loss, subject.loss(TEXT))
+    trained_parameters = subject.model.prompts["trained"].parameters()
+    assert all(parameter.grad.abs().max() > 0 for parameter in trained_parameters)
+
+
 def test_hidden_states_are_shown_to_those_who_asked(learner):
     subject = trained("llama")
     shown = subject.model(input_ids=TEXT, labels=TEXT)

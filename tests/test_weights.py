@@ -75,6 +75,25 @@ def test_a_prompt_of_weight_zero_is_unseen_and_keeps_its_positions(architecture,
     close(run(model, attention_mask=MASK)[MASK.bool()], expected[MASK.bool()])
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_prompt_of_weight_zero_predicts_no_first_label(architecture):
+    positions = torch.arange(TEXT.shape[1])[None] + TOKENS
+    with torch.no_grad():
+        expected = tiny_model(architecture)(input_ids=TEXT, labels=TEXT, position_ids=positions).loss
+    model = prompted(architecture, "prompt_tuning")
+    model.prompts.add("b", "prompt_tuning", num_virtual_tokens=TOKENS)
+    with torch.no_grad():
+        seen = model(input_ids=TEXT, labels=TEXT).loss
+    model.prompts.set_weight("a", 0)
+    with torch.no_grad():
+        close(model(input_ids=TEXT, labels=TEXT).loss, expected)
+        rows = model(input_ids=TEXT.repeat(2, 1), labels=TEXT.repeat(2, 1), prompts=["a", "b"]).loss
+        other = model(input_ids=TEXT, labels=TEXT, prompts=["b"]).loss
+    count = TEXT.shape[1]
+    close(rows, ((count - 1) * expected + count * other) / (2 * count - 1))
+    assert (seen - expected).abs() > 1e-3
+
+
 def test_weights_between_give_a_share_between():
     """The share of attention of one layer's prompt, by hand: w * p / (w * p + 1 - p)."""
     model = prompted("llama", "prefix_tuning")
@@ -127,8 +146,9 @@ def test_rows_keep_their_own_weights_and_generation_sees_them():
     close(torch.stack(generated.logits, dim=1), whole)
 
 
-def test_a_later_input_level_prompt_sees_a_prefix_by_its_weight():
-    model = prompted("llama", "prefix_tuning")
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
+def test_a_later_input_level_prompt_sees_a_prompt_by_its_weight(method):
+    model = prompted("llama", method)
     model.prompts.add("later", "prompt_tuning", num_virtual_tokens=3)
     ids = torch.arange(20, 23)
     with torch.no_grad():
@@ -137,7 +157,7 @@ def test_a_later_input_level_prompt_sees_a_prefix_by_its_weight():
     model.prompts.set_weight("a", 0.3)
     with torch.no_grad():
         expected = model(input_ids=torch.cat([ids[None], TEXT], dim=1), prompts="a").logits[:, 3:]
-    # Real tokens in front of the text see the prefix by the same weight as virtual ones do.
+    # Real tokens in front of the text see the prompt by the same weight as virtual ones do.
     model.prompts.activate("a", "later")
     close(run(model), expected)
 

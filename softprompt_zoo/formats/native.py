@@ -38,6 +38,8 @@ class Record:
     """The method's config."""
     weight: float = 1.0
     """Factor on its share of attention."""
+    is_trained: bool = True
+    """Whether gradients reached it; files that do not say may have trained all."""
 
 
 @dataclasses.dataclass(frozen=True)

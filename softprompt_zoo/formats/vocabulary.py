@@ -13,13 +13,16 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.formats.files import read_json, write_json
 
 FORMAT_VERSION = 1
 INDEX_FILE = "soft_tokens.json"
 TENSOR_FILE = "model.safetensors"
 SHARDS_FILE = "model.safetensors.index.json"
+_START = "{%- set soft_prompts = "
+# Not "-%}": a template may begin with blanks of its own. The line break goes with the block.
+_END = "{%- endif %}\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,23 +52,32 @@ def chat_template(template: str, tokens: Mapping[str, str], default: str) -> str
     """Put a prompt in front of a chat template.
 
     Args:
-        template: The template.
+        template: The template. One of an earlier export keeps the prompts that it has, under their names.
         tokens: By the prompt's name, its tokens as one string.
         default: The string where the caller names no prompt.
 
     Returns:
         The template with a variable `soft_prompt` more: the name of a prompt, or `none`.
+
+    Raises:
+        UnsupportedError: If it has a variable of that name already.
     """
-    choices = json.dumps(dict(tokens))  # names and tokens are plain ASCII, so this is a literal of Jinja, too
-    names = ", ".join(tokens)
+    choices = dict(tokens)
+    if template.startswith(_START) and _END in template:
+        first, template = template.removeprefix(_START).split(_END, maxsplit=1)
+        choices = {**json.loads(first.partition(" -%}")[0]), **choices}
+    if "soft_prompt" in template:
+        raise UnsupportedError(
+            "the tokenizer's chat template has a variable 'soft_prompt' of its own, which would choose the prompt; "
+            "rename it there"
+        )
+    names = ", ".join(choices)
     return (
-        f"{{%- set soft_prompts = {choices} -%}}"
+        f"{_START}{json.dumps(choices)} -%}}"  # names and tokens are plain ASCII, so this is a literal of Jinja, too
         f"{{%- if soft_prompt is not defined -%}}{{{{- {json.dumps(default)} -}}}}"
         "{%- elif soft_prompt is none -%}"
         "{%- elif soft_prompt in soft_prompts -%}{{- soft_prompts[soft_prompt] -}}"
-        f"{{%- else -%}}{{{{- raise_exception('unknown soft_prompt; this model has {names}') -}}}}"
-        # Not "-%}": a template may begin with blanks of its own. The line break goes with the block.
-        "{%- endif %}\n" + template
+        f"{{%- else -%}}{{{{- raise_exception('unknown soft_prompt; this model has {names}') -}}}}{_END}{template}"
     )
 
 

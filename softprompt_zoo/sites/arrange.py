@@ -108,11 +108,9 @@ class Call:
         return [part.embeddings for part in tokens if isinstance(part, InputTokens)]
 
     def ends_in_input_tokens(self) -> list[bool]:
-        """Say for each combination whether its last prompt is an input-level one, which predicts the first label."""
-        return [
-            bool(combination) and isinstance(self.placements[combination[-1]].tokens, InputTokens)
-            for combination in self.selection.combinations
-        ]
+        """Say for each combination whether a seen input-level prompt is its last, which predicts the first label."""
+        ends = [self.placements[parts[-1]] if parts else None for parts in self.selection.combinations]
+        return [end is not None and isinstance(end.tokens, InputTokens) and end.weight != 0 for end in ends]
 
 
 @dataclasses.dataclass
@@ -307,15 +305,14 @@ def _select_by_index(prompts: Tensor, names: Sequence[str]) -> Selection:
 
 
 def _combination(entry: Any, names: Sequence[str], row: int, lent: Lent | None) -> Combination:
-    parts = () if entry is None else (entry,) if isinstance(entry, str) else entry
-    return check_combination(parts, names, f"prompts[{row}]", lent)
+    return check_combination(() if entry is None else entry, names, f"prompts[{row}]", lent)
 
 
 def check_combination(parts: Any, names: Sequence[str], what: str, lent: Lent | None = None) -> Combination:
     """Check that prompts can stand together.
 
     Args:
-        parts: Their names, in order.
+        parts: Their names, in order; a string is one name.
         names: The prompts of the model.
         what: What is checked, for the message.
         lent: What the model's bank has of the names; `None` without a bank.
@@ -324,10 +321,12 @@ def check_combination(parts: Any, names: Sequence[str], what: str, lent: Lent | 
         The combination.
 
     Raises:
-        TypeError: If `parts` is no list of names.
+        TypeError: If `parts` is neither a name nor a list of names.
         UnknownPromptError: If one is not there.
         ValueError: If one stands twice.
     """
+    if isinstance(parts, str):
+        parts = (parts,)
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
         raise TypeError(f"{what} is {parts!r}; expected a prompt's name, a list of names, or None")
     borrowed = () if lent is None else lent.names

@@ -90,11 +90,17 @@ def check_budget(stack: Stack, total: int, virtual: int) -> None:
         return
     offset = getattr(stack.position_table, "offset", stack.position_start)
     budget = stack.position_table.num_embeddings - offset
-    if total > budget:
+    if total <= budget:
+        return
+    if virtual >= budget:
         raise ValueError(
-            f"the text needs {total - virtual} positions behind {virtual} virtual tokens, but the model has {budget}; "
-            f"shorten the text to {budget - virtual} tokens"
+            f"{virtual} virtual tokens in front of a row leave no room for text in the model's {budget} positions; "
+            "give the row fewer prompts, or shorter ones"
         )
+    raise ValueError(
+        f"the text needs {total - virtual} positions behind {virtual} virtual tokens, but the model has {budget}; "
+        f"shorten the text to {budget - virtual} tokens"
+    )
 
 
 def shift_learned_positions(stack: Stack, embeddings: Tensor, past: int | Tensor, positions: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Prefix:
     """Per combination, the last hidden states `(tokens, hidden)` of each of its input-level prompts."""
     tails: list[Tensor | None]
     """Per combination, the last hidden state `(hidden,)` of the token right in front of the text; `None` where keys and
-    values stand there."""
+    values stand there, or tokens of the weight 0."""
 
 
 def causal_prefix(stack: Stack, call: Call) -> Prefix:
@@ -70,7 +70,7 @@ def causal_prefix(stack: Stack, call: Call) -> Prefix:
         pending = [queues[index].pop(0) for index in waiting]
         passed = _run(stack, pending, [done[index] for index in waiting], call.is_training)
         for index, part, (entry, own_states) in zip(waiting, pending, passed, strict=True):
-            done[index], tails[index] = join([done[index], entry]), own_states[-1]
+            done[index], tails[index] = join([done[index], entry]), own_states[-1] if part.weight[-1] else None
             counts = Counter(part.names)  # in the order of the prompts
             states[index].update(zip(counts, own_states.split([*counts.values()]), strict=True))
 
@@ -96,7 +96,10 @@ def capture(stack: Stack, inputs: dict[str, Any], prior: CallState | None = None
 
 
 def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
-    """Cut a combination into ready entries and runs of input-level tokens."""
+    """Cut a combination into ready entries and runs of input-level tokens; a weighed prompt ends a run.
+
+    Within a run the tokens see each other as they are; those behind it see it by its weight, as the text does.
+    """
     segments: list[Any] = []
     for name in combination:
         placement = call.placements[name]
@@ -106,7 +109,7 @@ def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
         embeddings = placement.tokens.embeddings
         count = embeddings.shape[0]
         part = _Pending(embeddings, *per_token(placement, count), [name] * count)
-        if segments and isinstance(segments[-1], _Pending):
+        if segments and isinstance(segments[-1], _Pending) and segments[-1].weight[-1] == 1.0:
             last = segments.pop()
             joined = torch.cat([last.embeddings, part.embeddings])
             visible, names = last.always_visible + part.always_visible, last.names + part.names

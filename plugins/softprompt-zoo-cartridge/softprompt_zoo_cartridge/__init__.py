@@ -219,7 +219,7 @@ def training_loss(
     config: Config, parameters: Parameters, backbone: zoo.Backbone, step: zoo.TrainingStep
 ) -> Tensor | None:
     """Compare the predictions behind the cartridge with those of the same model behind the whole document."""
-    if config.loss == "tokens" or not parameters.trained.requires_grad:
+    if config.loss == "tokens":
         return None
     logits = step.output.get("logits")
     labels = step.inputs["labels"]
