@@ -90,8 +90,12 @@ class PromptedModel:
             times = size // len(generation.combinations)
             inputs["prompts"] = [entry for entry in generation.combinations for _ in range(times)]
         mask = kwargs.get("attention_mask")
-        if self.prompts.backbone.through_cache and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
-            inputs["attention_mask"] = mask  # not the 4-D one that static caches get: it would lack the prompt
+        backbone = self.prompts.backbone
+        is_counted = backbone.family == "causal" and "position_ids" not in inputs
+        is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+        if is_plain and (backbone.through_cache or is_counted):
+            # Not the 4-D one that static caches get: it would lack a prompt in the cache, and no text can be counted.
+            inputs["attention_mask"] = mask
         for name, ids in (("task_ids", generation.task_ids), ("soft_slots", generation.soft_slots)):
             if ids is not None:
                 inputs[name] = ids.repeat_interleave(size // ids.shape[0], dim=0)

@@ -25,6 +25,7 @@ from softprompt_zoo.sites import block_masks
 from softprompt_zoo.sites.gates import Gated, add_gated
 
 SITE_ATTRIBUTE = "_softprompt_site"
+WINDOW_ATTRIBUTE = "_softprompt_window"
 PREFIX = "softprompt_zoo_"
 IMPLEMENTATIONS = ("eager", "sdpa", block_masks.FLEX)
 
@@ -177,8 +178,7 @@ def _with_prompt(
         prompt_keys = drop(prompt_keys, probability)
         prompt_values = drop(prompt_values, probability)
 
-    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
-    window = window if site.name != "cross" else None
+    window = getattr(module, WINDOW_ATTRIBUTE, None) if site.name != "cross" else None
     depends_on = (base, site.name, window, key.shape[2], bool(is_causal))
     mask = _shared_mask(prompt, state, query, attention_mask, depends_on)
     if kwargs.get("position_bias") is not None:
