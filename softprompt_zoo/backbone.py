@@ -336,6 +336,8 @@ def _probe(
                 width = encoder.embed(ids).shape[-1]
                 states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)
                 inputs |= {"encoder_hidden_states": states, "use_cache": False}
+            if not isinstance(embedding(ids), Tensor):
+                raise UnsupportedError("its embeddings are more than a tensor")
             shown = module(**inputs).last_hidden_state.shape[1]
             if shown != PROBE_LENGTH:
                 raise UnsupportedError(f"it makes {shown} states of {PROBE_LENGTH} tokens")

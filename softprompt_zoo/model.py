@@ -1,5 +1,6 @@
 """Attaching prompts to a model and taking them off: the model stays the user's own, of its own class."""
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -24,7 +25,7 @@ from softprompt_zoo.sites.attention import base_implementation, prompted_impleme
 from softprompt_zoo.sites.cache_view import reach_through_cache
 from softprompt_zoo.sites.carried import adopt, release, run
 from softprompt_zoo.sites.projections import Projector
-from softprompt_zoo.sites.rehearsal import heed, rehearse
+from softprompt_zoo.sites.rehearsal import heed, rehearse, sees_later_tokens
 from softprompt_zoo.sites.slots import check_slots
 from softprompt_zoo.sites.stack import bind, cut_output, unbind
 from softprompt_zoo.sites.task_heads import find_head, with_heads
@@ -168,7 +169,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     if findings.keys_values is not None and family == "causal":
         raise _no_method(model, findings.keys_values)
     stacks = heed(findings, stacks)
-    if findings.inputs is not None and not any(stack.attentions for stack in stacks.values()):
+    if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
         raise _no_method(model, findings.inputs)
     weight: Any = next(iter(stacks.values())).embedding.weight
     probe = torch.zeros(1, dtype=torch.long, device=weight.device)
@@ -210,7 +211,12 @@ def _reached(family: str, stacks: dict[str, Stack]) -> tuple[str, dict[str, Stac
     if len(stacks) > 1 or not (found := next(iter(stacks.values()))).problem:
         return family, stacks
     stack = reach_through_cache(found)
-    return ("causal", {"decoder": stack}) if stack.through_cache else (family, {found.name: stack})
+    if stack.through_cache and rehearse("causal", {"decoder": stack}).keys_values is None:
+        return "causal", {"decoder": stack}
+    if not found.is_causal and not found.takes_real_positions and sees_later_tokens(found):
+        found = dataclasses.replace(found, takes_real_positions=True)  # it takes a cache and keeps none
+    problem = "keys and values in its cache do not act as these words do" if stack.through_cache else found.problem
+    return family, {found.name: dataclasses.replace(found, problem=problem)}
 
 
 def attach(

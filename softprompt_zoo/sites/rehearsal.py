@@ -101,6 +101,22 @@ def rehearse(family: str, stacks: Mapping[str, Stack]) -> Findings:
     return _FOUND[key]
 
 
+@torch.no_grad()
+def sees_later_tokens(stack: Stack) -> bool:
+    """Say whether a stack's tokens see those behind them: whether another last token changes the first state."""
+    weight: Any = stack.embedding.weight
+    if weight.is_meta:
+        return False
+    ids = torch.arange(WORDS + TEXT, device=weight.device)[None] + weight.shape[0] // 2
+    other = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
+    try:
+        with ready({stack.name: stack}):
+            states = [_Trial("encoder", stack).run(each % weight.shape[0], {})[:, 0] for each in (ids, other)]
+    except Exception:
+        return False
+    return not torch.allclose(states[0], states[1], rtol=0, atol=1e-6 * float(states[0].abs().max()))
+
+
 def _describe(stack: Stack) -> Any:
     """Say how a stack is built; `None` if somebody has changed what its modules do."""
     modules = list(stack.module.named_modules())

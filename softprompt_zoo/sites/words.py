@@ -68,7 +68,7 @@ def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
 def mark_sites(stack: Stack) -> None:
     """Tell each attention module which site it is, or which ones if layers share it, and its window."""
     for name, modules in stack.attentions.items():
-        for module, shape in zip(modules, stack.shapes[name], strict=True):
+        for module, shape in zip(modules, stack.shapes.get(name, ()), strict=True):
             sites = [Site(name, layer) for layer, other in enumerate(modules) if other is module]
             setattr(module, SITE_ATTRIBUTE, sites[0] if len(sites) == 1 else sites)
             setattr(module, WINDOW_ATTRIBUTE, shape.window)
