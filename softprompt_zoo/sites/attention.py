@@ -166,6 +166,7 @@ def _with_prompt(
     module, query, key, value, attention_mask = arguments
     is_causal = kwargs.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    is_causal = is_causal and base != "eager"  # there a missing mask hides nothing
     length = query.shape[2]
     if attention_mask is None and is_causal and 1 < length < key.shape[2]:
         # Prefill of an empty static cache: the base function would slice here, before it sees our keys.
