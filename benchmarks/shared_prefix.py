@@ -20,9 +20,9 @@ class Parameters(nn.Module):
         self.shared = nn.ParameterDict()
         for site, layers in backbone.layers.items():
             shape = layers[0]
-            if any((layer.kv_heads, layer.head_dim) != (shape.kv_heads, shape.head_dim) for layer in layers):
+            if any((layer.key_size, layer.value_size) != (shape.key_size, shape.value_size) for layer in layers):
                 raise zoo.UnsupportedError("the layers have keys of different sizes, which they cannot share")
-            features = 2 * shape.kv_heads * shape.head_dim
+            features = shape.features
             self.shared[site] = nn.Parameter(
                 torch.empty(config.num_virtual_tokens, features, device=backbone.device, dtype=torch.float32)
             )

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.probe import KEYWORD, PROBE, PROBE_ENCODER_LENGTH, PROBE_LENGTH, AttentionCall, LayerShape, Probe
 from softprompt_zoo.stack_traits import (
     CARRIED,
+    Sinusoids,
     carried_name,
     embedding_scales,
     find_position_table,
@@ -25,12 +27,6 @@ from softprompt_zoo.stack_traits import (
 )
 from softprompt_zoo.tokens import LayerTokens
 
-KEYWORD = "softprompt_zoo"
-"""Forward keyword that carries the per-call state down to the attention function."""
-
-PROBE = "softprompt_zoo_probe"
-PROBE_LENGTH = 3
-PROBE_ENCODER_LENGTH = 5
 CARRIED_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 
 
@@ -41,20 +37,6 @@ class Site(NamedTuple):
     """`"encoder"`, `"decoder"` or `"cross"`."""
     layer: int
     """Index within the site, from 0."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerShape:
-    """Sizes of one attention layer."""
-
-    kv_heads: int
-    """Key-value heads."""
-    head_dim: int
-    """Width of one head."""
-    heads: int = 0
-    """Query heads."""
-    window: int | None = None
-    """Width of its sliding window in positions, if it has one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +78,17 @@ class Backbone:
     """Whether the model has a head over the vocabulary."""
     scales_ids: bool = dataclasses.field(default=False, compare=False)
     """Whether the model scales the rows of its embedding table only where it is given ids, which PEFT does not know."""
-    reads_tokens: bool = dataclasses.field(default=True, compare=False)
-    """Whether the first stack reads tokens; one that reads sound has no place for input-level tokens."""
+    input_problem: str | None = dataclasses.field(default=None, compare=False)
+    """Why the model has no place for input-level tokens; `None` if it has."""
     through_cache: bool = dataclasses.field(default=False, compare=False)
     """Whether keys and values get in through the cache; then gates and `always_visible` cannot be kept."""
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""
-        layers = {site: [[shape.kv_heads, shape.head_dim] for shape in shapes] for site, shapes in self.layers.items()}
+        layers = {
+            site: [[*shape.key_size, *([shape.value_dim] if shape.value_dim else [])] for shape in shapes]
+            for site, shapes in self.layers.items()
+        }
         return {"family": self.family, "hidden_size": self.hidden_size, "layers": layers}
 
 
@@ -119,12 +104,15 @@ class Stack:
     """Site name to its attention modules, in layer order."""
     shapes: Mapping[str, tuple[LayerShape, ...]]
     is_causal: bool
+    """Whether no token sees a later one."""
     takes_position_ids: bool
     takes_cache: bool
-    position_table: nn.Embedding | None
+    position_table: nn.Embedding | Sinusoids | None
     """Table of positions, learned or sinusoidal, if there is one."""
     problem: str | None
     """Why keys and values cannot be placed here; `None` if they can."""
+    minds_padding: bool = False
+    """Whether padding changes its states, so that rows with prompts of several lengths would be wrong."""
     takes_real_positions: bool = False
     """Whether virtual tokens can be real positions even so: it reads embeddings and a mask, and keeps no cache."""
     ids_scale: float = 1.0
@@ -161,13 +149,6 @@ class Stack:
         """Position id of the first token; RoBERTa's begin behind its padding index."""
         padding = getattr(self.position_table, "padding_idx", None)
         return 0 if padding is None else padding + 1
-
-
-@dataclasses.dataclass
-class _Probe:
-    """Collects the attention calls of one stack, in order."""
-
-    calls: list[tuple[nn.Module, LayerShape, bool, bool]] = dataclasses.field(default_factory=list)
 
 
 def find_stacks(model: PreTrainedModel) -> tuple[str, dict[str, Stack]]:
@@ -339,9 +320,9 @@ def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:
 
 def _probe(
     name: str, module: nn.Module, embedding: nn.Module, encoder: Stack | None, features: Tensor | None
-) -> tuple[list[tuple[nn.Module, LayerShape, bool, bool]], tuple[float, float], str | None]:
+) -> tuple[list[AttentionCall], tuple[float, float], str | None]:
     """Run a stack once on a few tokens, or on silence; record its attention calls and how it scales embeddings."""
-    probe = _Probe()
+    probe = Probe()
     weight: Any = embedding.weight
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
     # With a mask, no model looks for padding in the ids, which have no values on the meta device.
@@ -355,6 +336,8 @@ def _probe(
                 width = encoder.embed(ids).shape[-1]
                 states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)
                 inputs |= {"encoder_hidden_states": states, "use_cache": False}
+            if not isinstance(embedding(ids), Tensor):
+                raise UnsupportedError("its embeddings are more than a tensor")
             shown = module(**inputs).last_hidden_state.shape[1]
             if shown != PROBE_LENGTH:
                 raise UnsupportedError(f"it makes {shown} states of {PROBE_LENGTH} tokens")
@@ -365,7 +348,7 @@ def _probe(
     return probe.calls, scales, None
 
 
-def _carried(module: Any) -> list[tuple[nn.Module, LayerShape, bool, bool]]:
+def _carried(module: Any) -> list[AttentionCall]:
     """Find the attention modules of an encoder off the interface."""
     calls = []
     for layer in getattr(getattr(module, "encoder", None), "layer", ()):
@@ -375,24 +358,5 @@ def _carried(module: Any) -> list[tuple[nn.Module, LayerShape, bool, bool]]:
         attention = getattr(layer.attention, name)
         width = getattr(attention, CARRIED[name][1]).out_features
         heads = attention.num_attention_heads
-        calls.append((attention, LayerShape(heads, width // heads, heads), False, False))
+        calls.append(AttentionCall(attention, LayerShape(heads, width // heads, heads), False, False))
     return calls
-
-
-def _probe_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Record the call if the keyword arrived, and return a result of the right shape."""
-    probe = kwargs.get(KEYWORD)
-    if isinstance(probe, _Probe):
-        window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
-        is_causal = kwargs.get("is_causal")
-        is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        is_cross = key.shape[2] == PROBE_ENCODER_LENGTH and query.shape[2] == PROBE_LENGTH
-        shape = LayerShape(key.shape[1], key.shape[3], query.shape[1], window)
-        probe.calls.append((module, shape, is_cross, bool(is_causal) and not is_cross))
-    output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
-    return output, None
-
-
-AttentionInterface.register(PROBE, _probe_attention)

@@ -23,7 +23,7 @@ class LayerTable(nn.Module):
     def __init__(self, backbone: Backbone, site: str, num_virtual_tokens: int, net_size: int | None) -> None:
         super().__init__()
         self._layers = backbone.layers[site]
-        features = sum(2 * layer.kv_heads * layer.head_dim for layer in self._layers)
+        features = sum(layer.features for layer in self._layers)
         options: dict[str, Any] = {
             "dtype": torch.promote_types(backbone.dtype, torch.float32),
             "device": backbone.device,

@@ -1,5 +1,6 @@
 """Attaching prompts to a model and taking them off: the model stays the user's own, of its own class."""
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -12,10 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt_zoo import adapters
-from softprompt_zoo.backbone import KEYWORD, Backbone, Stack, attention_configs, find_stacks, max_positions
+from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks, max_positions
 from softprompt_zoo.checkpoints import save
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.forward import check_rows, prompted_forward
+from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
 from softprompt_zoo.sites.arrange import select
@@ -23,6 +25,7 @@ from softprompt_zoo.sites.attention import base_implementation, prompted_impleme
 from softprompt_zoo.sites.cache_view import reach_through_cache
 from softprompt_zoo.sites.carried import adopt, release, run
 from softprompt_zoo.sites.projections import Projector
+from softprompt_zoo.sites.rehearsal import heed, rehearse, sees_later_tokens
 from softprompt_zoo.sites.slots import check_slots
 from softprompt_zoo.sites.stack import bind, cut_output, unbind
 from softprompt_zoo.sites.task_heads import find_head, with_heads
@@ -90,8 +93,12 @@ class PromptedModel:
             times = size // len(generation.combinations)
             inputs["prompts"] = [entry for entry in generation.combinations for _ in range(times)]
         mask = kwargs.get("attention_mask")
-        if self.prompts.backbone.through_cache and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
-            inputs["attention_mask"] = mask  # not the 4-D one that static caches get: it would lack the prompt
+        backbone = self.prompts.backbone
+        is_counted = backbone.family == "causal" and "position_ids" not in inputs
+        is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+        if is_plain and (backbone.through_cache or is_counted):
+            # Not the 4-D one that static caches get: it would lack a prompt in the cache, and no text can be counted.
+            inputs["attention_mask"] = mask
         for name, ids in (("task_ids", generation.task_ids), ("soft_slots", generation.soft_slots)):
             if ids is not None:
                 inputs[name] = ids.repeat_interleave(size // ids.shape[0], dim=0)
@@ -163,12 +170,15 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     family, stacks = _reached(*find_stacks(model))
     for stack in stacks.values():
         if stack.problem is not None and not stack.takes_real_positions:
-            raise UnsupportedError(
-                f"cannot attach a prompt of any method to {type(model).__name__}: {stack.problem}; choose a model "
-                "whose attention is transformers' AttentionInterface (gpt2, llama, qwen3, bert, t5 and many others)"
-            )
+            raise _no_method(model, stack.problem)
         for config in attention_configs(stack.module):
             prompted_implementation(base_implementation(config._attn_implementation))
+    findings = rehearse(family, stacks)
+    if findings.keys_values is not None and family == "causal":
+        raise _no_method(model, findings.keys_values)
+    stacks = heed(findings, stacks)
+    if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
+        raise _no_method(model, findings.inputs)
     weight: Any = next(iter(stacks.values())).embedding.weight
     probe = torch.zeros(1, dtype=torch.long, device=weight.device)
     names = {id(module): name for name, module in model.named_modules()}
@@ -191,10 +201,17 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         task_head=find_head(model, [stack.module for stack in stacks.values()]),
         has_lm_head=model.get_output_embeddings() is not None,
         scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
-        reads_tokens=not next(iter(stacks.values())).reads_sound,
+        input_problem=findings.inputs,
         through_cache=any(stack.through_cache for stack in stacks.values()),
     )
     return backbone, stacks
+
+
+def _no_method(model: PreTrainedModel, problem: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"cannot attach a prompt of any method to {type(model).__name__}: {problem}; choose a model "
+        "whose attention is transformers' AttentionInterface (gpt2, llama, qwen3, bert, t5 and many others)"
+    )
 
 
 def _reached(family: str, stacks: dict[str, Stack]) -> tuple[str, dict[str, Stack]]:
@@ -202,7 +219,12 @@ def _reached(family: str, stacks: dict[str, Stack]) -> tuple[str, dict[str, Stac
     if len(stacks) > 1 or not (found := next(iter(stacks.values()))).problem:
         return family, stacks
     stack = reach_through_cache(found)
-    return ("causal", {"decoder": stack}) if stack.through_cache else (family, {found.name: stack})
+    if stack.through_cache and rehearse("causal", {"decoder": stack}).keys_values is None:
+        return "causal", {"decoder": stack}
+    if not found.is_causal and not found.takes_real_positions and sees_later_tokens(found):
+        found = dataclasses.replace(found, takes_real_positions=True)  # it takes a cache and keeps none
+    problem = "keys and values in its cache do not act as these words do" if stack.through_cache else found.problem
+    return family, {found.name: dataclasses.replace(found, problem=problem)}
 
 
 def attach(

@@ -129,10 +129,10 @@ class Prompt(nn.Module):
         if self.weight != 1.0:
             placement = dataclasses.replace(placement, weight=placement.weight * self.weight)
         _check_weight(placement, backbone)
-        if not backbone.reads_tokens and isinstance(placement.tokens, InputTokens):
+        if backbone.input_problem is not None and isinstance(placement.tokens, InputTokens):
             raise UnsupportedError(
-                "this model's encoder reads sound and no tokens, so there is no place for virtual ones; "
-                "choose a method on keys and values"
+                f"this model has no place for virtual tokens among its input embeddings: {backbone.input_problem}; "
+                "choose a method on keys and values, such as prefix_tuning"
             )
         if backbone.through_cache:
             _check_goes_through_cache(placement, backbone)

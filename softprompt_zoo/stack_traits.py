@@ -77,8 +77,30 @@ def embedding_scales(module: Any, embedding: nn.Module, inputs: dict[str, Any]) 
     raise UnsupportedError("it makes something else of embeddings than of ids")
 
 
-def find_position_table(module: nn.Module, embedding: nn.Module, bound: int | None) -> nn.Embedding | None:
-    """Find a stack's table of learned positions by its size.
+class Sinusoids:
+    """Sinusoids that a module keeps in a buffer, as a table of positions: its first row is that of the first token."""
+
+    padding_idx = None
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.offset: int = module.padding_idx + 1
+        """Rows before that of the first token."""
+
+    @property
+    def weight(self) -> Tensor:
+        """`(rows, hidden)`, where the module is now."""
+        weights: Tensor = self._module.weights
+        return weights
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows."""
+        return self.weight.shape[0]
+
+
+def find_position_table(module: Any, embedding: nn.Module, bound: int | None) -> nn.Embedding | Sinusoids | None:
+    """Find a stack's table of positions, learned or not, by its size.
 
     Args:
         module: The stack's module.
@@ -90,8 +112,19 @@ def find_position_table(module: nn.Module, embedding: nn.Module, bound: int | No
     """
     if bound is None:
         return None
-    tables = [child for child in module.modules() if isinstance(child, nn.Embedding) and child is not embedding]
-    for table in tables:
-        if bound <= table.num_embeddings <= bound + 8 and table.weight.shape != embedding.weight.shape:
+    rows: Any = embedding.weight
+    widths = {rows.shape[1], getattr(module.config, "hidden_size", None)}  # a table of angles has another one
+    for child in module.modules():
+        is_table = isinstance(child, nn.Embedding) and child is not embedding
+        table = child if is_table else _sinusoids(child)
+        if table is None or table.weight.shape[1] not in widths or table.weight.shape == rows.shape:
+            continue
+        if bound <= table.num_embeddings <= bound + 8:
             return table
     return None
+
+
+def _sinusoids(module: Any) -> Sinusoids | None:
+    weights, padding = getattr(module, "weights", None), getattr(module, "padding_idx", None)
+    is_table = isinstance(weights, Tensor) and weights.ndim == 2 and isinstance(padding, int)
+    return Sinusoids(module) if is_table else None

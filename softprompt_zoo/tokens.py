@@ -15,7 +15,8 @@ from torch import Tensor
 from softprompt_zoo.errors import ShapeError
 
 if TYPE_CHECKING:
-    from softprompt_zoo.backbone import Backbone, LayerShape
+    from softprompt_zoo.backbone import Backbone
+    from softprompt_zoo.probe import LayerShape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class SiteTokens:
     """Per layer `(kv_heads, tokens, head_dim)`, as attention sees them (after rotary embedding); `None` for
     a layer without tokens, which only gated ones may have."""
     values: tuple[Tensor | None, ...]
-    """Per layer `(kv_heads, tokens, head_dim)`, or `None` as in `keys`."""
+    """Per layer `(kv_heads, tokens, head_dim)`, or `None` as in `keys`; some models' values are of another width."""
     gates: tuple[Tensor | None, ...] | None = None
     """Per layer `(heads,)` or `(1,)`: the tokens get a softmax of their own, whose result, times the gate, is
     added to the text's, and they take up no positions. `None`: they share the softmax of the text."""
@@ -94,19 +95,16 @@ def unflatten_layers(flat: Tensor, layers: "Sequence[LayerShape]") -> SiteTokens
     Raises:
         ShapeError: If the features are not what the layers need.
     """
-    expected = sum(2 * layer.kv_heads * layer.head_dim for layer in layers)
+    expected = sum(layer.features for layer in layers)
     if flat.ndim != 2 or flat.shape[1] != expected:
         raise ShapeError(f"keys and values have shape {tuple(flat.shape)}; expected (tokens, {expected})")
-    sizes = {(layer.kv_heads, layer.head_dim) for layer in layers}
+    sizes = {size for layer in layers for size in (layer.key_size, layer.value_size)}
     if len(sizes) == 1:  # the same views, in a few operations instead of three for each of them
         keys, values = flat.unflatten(1, (len(layers), 2, *sizes.pop())).permute(2, 1, 3, 0, 4)
         return SiteTokens(keys.unbind(), values.unbind())
-    widths = [layer.kv_heads * layer.head_dim for layer in layers for _ in range(2)]
-    shapes = [layer for layer in layers for _ in range(2)]
-    pairs = [
-        part.unflatten(1, (layer.kv_heads, layer.head_dim)).permute(1, 0, 2)
-        for part, layer in zip(flat.split(widths, dim=1), shapes, strict=True)
-    ]
+    shapes = [size for layer in layers for size in (layer.key_size, layer.value_size)]
+    parts = flat.split([heads * width for heads, width in shapes], dim=1)
+    pairs = [part.unflatten(1, shape).permute(1, 0, 2) for part, shape in zip(parts, shapes, strict=True)]
     return SiteTokens(tuple(pairs[0::2]), tuple(pairs[1::2]))
 
 
@@ -226,8 +224,8 @@ def _check_site(
     for index, shape in enumerate(shapes):
         gate = None if tokens.gates is None else tokens.gates[index]
         is_empty = tokens.gates is not None and gate is None
-        expected = (shape.kv_heads, num_virtual_tokens, shape.head_dim)
-        for kind, layers in parts:
+        for (kind, layers), (heads, width) in zip(parts, (shape.key_size, shape.value_size), strict=True):
+            expected = (heads, num_virtual_tokens, width)
             if not is_empty:
                 _check_shape(layers[index], expected, f"{kind} of {site!r} layer {index}", source)
             elif layers[index] is not None:

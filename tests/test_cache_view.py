@@ -175,7 +175,7 @@ def test_a_state_beside_keys_and_values_is_refused():
     handle = model.transformer.h[0].register_forward_pre_hook(
         lambda module, args: (args[0] + args[0].cumsum(dim=1), *args[1:])
     )
-    with pytest.raises(zoo.UnsupportedError, match="do not act as real tokens do; choose a model"):
+    with pytest.raises(zoo.UnsupportedError, match="do not act as these words do; choose a model"):
         zoo.get_method("prefix")(model, num_virtual_tokens=4)
     assert not hasattr(model, "prompts")
     handle.remove()

@@ -76,7 +76,7 @@ class Backbone:
     max_positions: int | None = None
     layers: dict = dataclasses.field(default_factory=dict)
     through_cache: bool = False
-    reads_tokens: bool = True
+    input_problem: str | None = None
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
 
 

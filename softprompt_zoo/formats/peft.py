@@ -296,9 +296,10 @@ def _flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, 
             f"PEFT can hold a prefix at the site {site!r} only; this one has {lost}; train with sites=({site!r},)"
         )
     shapes = backbone.layers[site]
-    if len({(shape.kv_heads, shape.head_dim) for shape in shapes}) > 1:
+    if len({size for shape in shapes for size in (shape.key_size, shape.value_size)}) > 1:
         raise UnsupportedError(
-            "PEFT cannot hold layers of different key-value sizes; keep the prompt in our own format"
+            "PEFT cannot hold keys and values of different sizes, in one layer or in several; keep the prompt in our "
+            "own format"
         )
     flat = flatten_layers(tokens.sites[site])
     if backbone.family != "encoder_decoder":
@@ -318,6 +319,8 @@ def _read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, pat
     shapes = backbone.layers[site]
     shape = shapes[0]
     layers = config.get("num_layers") or len(shapes)
+    if len({size for layer in shapes for size in (layer.key_size, layer.value_size)}) > 1:
+        raise UnsupportedError(f"{path} cannot hold this model's keys and values, which differ in size from each other")
     width = shape.kv_heads * shape.head_dim
     if tensor.shape[1] != 2 * layers * width or (not is_seq2seq and layers != len(shapes)):
         raise BackboneMismatchError(

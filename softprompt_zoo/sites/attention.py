@@ -19,12 +19,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from softprompt_zoo.backbone import KEYWORD, Site
+from softprompt_zoo.backbone import Site
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.sites import block_masks
 from softprompt_zoo.sites.gates import Gated, add_gated
 
 SITE_ATTRIBUTE = "_softprompt_site"
+WINDOW_ATTRIBUTE = "_softprompt_window"
 PREFIX = "softprompt_zoo_"
 IMPLEMENTATIONS = ("eager", "sdpa", block_masks.FLEX)
 
@@ -56,8 +58,8 @@ class CallState:
     """`(rows,)` index of each row's combination; `None` if all rows share the only one."""
     positions: Tensor | None
     """`(rows or 1, length)` positions of the queries, for sliding windows."""
-    bias: Tensor | None = None
-    """`(rows or 1, heads, length, tokens)` relative position bias of the self-attention's prompt."""
+    bias: tuple[Tensor, ...] | None = None
+    """Per layer `(rows or 1, heads, length, tokens)`, the relative position bias of the self-attention's prompt."""
     tails: tuple[Tensor, Tensor] | None = None
     """Hidden states `(rows, hidden)` that predict the first text token, and which rows `(rows, 1)` have one."""
     is_tuple_wanted: bool = False
@@ -164,6 +166,7 @@ def _with_prompt(
     module, query, key, value, attention_mask = arguments
     is_causal = kwargs.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    is_causal = is_causal and base != "eager"  # there a missing mask hides nothing
     length = query.shape[2]
     if attention_mask is None and is_causal and 1 < length < key.shape[2]:
         # Prefill of an empty static cache: the base function would slice here, before it sees our keys.
@@ -177,9 +180,8 @@ def _with_prompt(
         prompt_keys = drop(prompt_keys, probability)
         prompt_values = drop(prompt_values, probability)
 
-    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
-    window = window if site.name != "cross" else None
-    depends_on = (base, site.name, window, key.shape[2], bool(is_causal))
+    window = getattr(module, WINDOW_ATTRIBUTE, None) if site.name != "cross" else None
+    depends_on = (base, site.name, window, length, key.shape[2], bool(is_causal))
     mask = _shared_mask(prompt, state, query, attention_mask, depends_on)
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = _extend_bias(kwargs["position_bias"], state, site, prompt_keys.shape[2])
@@ -226,9 +228,9 @@ def _shared_mask(
     for known, text_mask, extended in state.masks:
         if known == depends_on and text_mask is attention_mask:
             return extended
-    base, _, window, key_length, is_causal = depends_on
+    base, _, window, length, key_length, is_causal = depends_on
     tokens = prompt.keys[0].shape[2]
-    visible = visible_to(prompt, state, window)
+    visible = visible_to(prompt, state, window, length)
     mask: Any
     if isinstance(attention_mask, BlockMask):
         if prompt.weight is not None:
@@ -246,15 +248,25 @@ def _shared_mask(
     return mask
 
 
-def visible_to(prompt: SiteState, state: CallState, window: int | None) -> Tensor | None:
-    """Say which virtual tokens each query sees: `(rows or 1, 1, length or 1, tokens)`, `None` for all."""
+def visible_to(prompt: SiteState, state: CallState, window: int | None, length: int) -> Tensor | None:
+    """Say which virtual tokens each of the last `length` queries sees.
+
+    Args:
+        prompt: What the site shows.
+        state: The state of the call, with the positions of all its queries.
+        window: Width of the sliding window; `None` without one.
+        length: Queries of the layer: a model may compute its last layers for the last tokens alone.
+
+    Returns:
+        `(rows or 1, 1, length or 1, tokens)` booleans; `None` for all.
+    """
     visible = None
     if prompt.present is not None:
         present = prompt.present if state.rows is None else prompt.present[state.rows]
         visible = present[:, None, None, :]
     if window is not None and state.positions is not None:
         columns = torch.arange(prompt.keys[0].shape[2], device=state.positions.device)
-        in_window = columns > state.positions[:, None, :, None] - window
+        in_window = columns > state.positions[:, None, -length:, None] - window
         if prompt.always_visible is not None:
             always = prompt.always_visible if state.rows is None else prompt.always_visible[state.rows]
             in_window = in_window | always[:, None, None, :]
@@ -316,8 +328,9 @@ def _extend_bias(bias: Tensor, state: CallState, site: Site, tokens: int) -> Ten
     """Give the prompt's columns their bias: relative positions in a decoder, none elsewhere."""
     if state.bias is None or site.name == "cross":
         return functional.pad(bias, (tokens, 0))
-    rows = max(bias.shape[0], state.bias.shape[0])
-    return torch.cat([state.bias.to(bias).expand(rows, -1, -1, -1), bias.expand(rows, -1, -1, -1)], dim=-1)
+    of_prompt = state.bias[site.layer].to(bias)
+    rows = max(bias.shape[0], of_prompt.shape[0])
+    return torch.cat([of_prompt.expand(rows, -1, -1, -1), bias.expand(rows, -1, -1, -1)], dim=-1)
 
 
 def register_base(base: str, masks_of: str) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from softprompt_zoo.backbone import KEYWORD, Stack
+from softprompt_zoo.backbone import Stack
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.sites.attention import CallState, Capture
 from softprompt_zoo.sites.own_attention import FUNCTIONS
 from softprompt_zoo.sites.views import view

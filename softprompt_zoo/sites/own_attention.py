@@ -120,7 +120,7 @@ def _attend(
     if call is not None and prompt is not None:
         prompt_keys, prompt_values = _prompt(prompt, call, layer, query)
         tokens = prompt_keys.shape[2]
-        mask = extend_mask(mask, visible_to(prompt, call, None), query, key.shape[2], tokens, False)
+        mask = extend_mask(mask, visible_to(prompt, call, None, query.shape[2]), query, key.shape[2], tokens, False)
         scores = torch.cat([query @ prompt_keys.transpose(-1, -2) / scale, scores], dim=-1)
         value = torch.cat([prompt_values, value], dim=2)
     if mask is not None:

@@ -1,5 +1,6 @@
 """Where text stands: positions from the attention mask, row by row, moved behind the prompt."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -75,6 +76,35 @@ def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
         )
 
 
+def check_start(stack: Stack, kwargs: dict[str, Any], past: int | Tensor) -> None:
+    """Refuse positions that begin elsewhere than the model's own, where virtual tokens begin.
+
+    `generate` counts RoBERTa's from 0, the model itself from behind its padding index. Not checked while compiling,
+    where values are unknown.
+
+    Args:
+        stack: A stack that takes `position_ids`.
+        kwargs: Its arguments.
+        past: Text tokens in the cache.
+
+    Raises:
+        UnsupportedError: If given positions begin before the model's own.
+    """
+    given, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
+    if not stack.position_start or not isinstance(given, Tensor) or not isinstance(past, int) or past:
+        return
+    if torch.compiler.is_compiling() or not stack.is_causal:
+        return
+    if isinstance(mask, Tensor) and mask.shape == given.shape:
+        given = given.masked_fill(mask.to(given.device) == 0, stack.position_start)
+    if given.min() < stack.position_start:
+        raise UnsupportedError(
+            f"position_ids begin at {int(given.min())}, but {type(stack.module).__name__} itself counts from "
+            f"{stack.position_start}, and so do its prompts; leave position_ids out. generate gives such ones, so call "
+            "the model itself for one token after the other"
+        )
+
+
 def check_budget(stack: Stack, total: int, virtual: int) -> None:
     """Refuse a text that no longer fits behind its prompt.
 
@@ -111,8 +141,8 @@ def shift_learned_positions(stack: Stack, embeddings: Tensor, past: int | Tensor
     Args:
         stack: A stack with a position table and without `position_ids`.
         embeddings: Text embeddings `(rows, length, hidden)`. Not changed.
-        past: Text tokens in the cache, from which the stack will count.
-        positions: `(rows or 1, length)` where the text shall stand.
+        past: Tokens in the cache as the stack sees it, from which it will count.
+        positions: `(rows or 1, length)` where the text shall stand, from 0.
 
     Returns:
         Embeddings `(rows, length, hidden)`.
@@ -125,7 +155,7 @@ def shift_learned_positions(stack: Stack, embeddings: Tensor, past: int | Tensor
     return embeddings + difference / stack.embeddings_scale
 
 
-def relative_bias(stack: Stack, positions: Tensor, tokens: int) -> Tensor | None:
+def relative_bias(stack: Stack, positions: Tensor, tokens: int) -> tuple[Tensor, ...] | None:
     """Compute the relative position bias of a decoder prompt, as of real tokens at positions `0 … tokens - 1`.
 
     Args:
@@ -134,18 +164,27 @@ def relative_bias(stack: Stack, positions: Tensor, tokens: int) -> Tensor | None
         tokens: Virtual tokens.
 
     Returns:
-        `(rows or 1, heads, length, tokens)`, or `None` if the stack has no such bias.
+        Per layer `(rows or 1, heads, length, tokens)`, or `None` if the stack has no such bias.
     """
-    owner: Any = next((m for m in stack.attentions[stack.name] if _has_relative_bias(m)), None)
-    if owner is None:
+    modules = stack.attentions[stack.name]
+    owners = [module if _has_relative_bias(module) else None for module in modules]
+    if owners[0] is None:
         return None
-    columns = torch.arange(tokens, device=positions.device)
-    buckets = owner._relative_position_bucket(
-        columns - positions[..., None],
-        bidirectional=not owner.is_decoder,
-        num_buckets=owner.relative_attention_num_buckets,
-        max_distance=owner.relative_attention_max_distance,
-    )
+    biases: list[Tensor] = []
+    for owner in owners:  # a layer without a table takes the bias of the one before, as T5's all take the first one's
+        biases.append(biases[-1] if owner is None else _bias_of(owner, positions, tokens))
+    return tuple(biases)
+
+
+def _bias_of(owner: Any, positions: Tensor, tokens: int) -> Tensor:
+    distances = torch.arange(tokens, device=positions.device) - positions[..., None]
+    options = {
+        "bidirectional": not owner.is_decoder,
+        "num_buckets": owner.relative_attention_num_buckets,
+        "max_distance": owner.relative_attention_max_distance,
+    }
+    wanted = inspect.signature(owner._relative_position_bucket).parameters
+    buckets = owner._relative_position_bucket(distances, **{name: options[name] for name in options if name in wanted})
     return owner.relative_attention_bias(buckets).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone import KEYWORD, PROBE, Stack, trial
+from softprompt_zoo.backbone import Stack, trial
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.probe import KEYWORD, PROBE
 from softprompt_zoo.sites.attention import Capture
 from softprompt_zoo.sites.words import is_ready, ready
 from softprompt_zoo.tokens import LayerTokens, SiteTokens

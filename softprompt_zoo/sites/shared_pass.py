@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.backbone import KEYWORD, Site, Stack
+from softprompt_zoo.backbone import Site, Stack
+from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.sites.arrange import Call, Combination, Entry, join, lengths, per_token, site_state
 from softprompt_zoo.sites.attention import CallState, Capture
 from softprompt_zoo.sites.cache_view import show
@@ -138,7 +139,8 @@ def _run(
     if stack.takes_position_ids:
         inputs["position_ids"] = positions + stack.position_start
     elif stack.position_table is not None:
-        inputs["inputs_embeds"] = shift_learned_positions(stack, embeddings, 0, positions)
+        seen = max(lengths(before)) if stack.through_cache else 0
+        inputs["inputs_embeds"] = shift_learned_positions(stack, embeddings, seen, positions)
     output, recorded = capture(stack, inputs, prior)
     passed = []
     for row, part in enumerate(pending):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompt_zoo.backbone import KEYWORD, Stack
+from softprompt_zoo.backbone import Stack
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.sites import input_embeddings
 from softprompt_zoo.sites.arrange import Call, Entry, join, lengths, site_state, stack_embeddings
 from softprompt_zoo.sites.attention import PREFIX, CallState
@@ -20,6 +21,7 @@ from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.positions import (
     check_budget,
     check_packing,
+    check_start,
     past_length,
     relative_bias,
     shift_learned_positions,
@@ -227,6 +229,11 @@ def _prepare_encoder(
     if embedded is not None:
         _refuse_attentions(stack, kwargs)
         virtual, present, virtual_counts = embedded
+        if stack.minds_padding and present is not None:
+            raise UnsupportedError(
+                f"padding changes the states of {type(stack.module).__name__}, so rows with prompts of several "
+                "lengths, or without one, would be wrong in one batch; give each length its own call"
+            )
         rows = call.selection.rows
         if rows is not None:
             virtual, present = virtual[rows], None if present is None else present[rows]
@@ -265,13 +272,15 @@ def _move_text(
     if isinstance(past, int):
         check_budget(stack, past + length + max(counts), max(counts))
     positions = text_positions(kwargs, length, past, text.device)
-    if kwargs.get("position_ids") is None:
-        positions = positions + stack.position_start
-    positions = positions + call.per_row(counts, text.device)
     if stack.takes_position_ids:
-        kwargs = {**kwargs, "position_ids": positions}
-    elif stack.position_table is not None:
-        embeddings = shift_learned_positions(stack, _embeddings(stack, kwargs, text), past, positions)
+        check_start(stack, kwargs, past)
+        start = stack.position_start if kwargs.get("position_ids") is None else 0
+        positions = positions + start + call.per_row(counts, text.device)
+        return {**kwargs, "position_ids": positions}, positions
+    positions = positions + call.per_row(counts, text.device)
+    if stack.position_table is not None:
+        seen = past + max(counts) if stack.through_cache else past
+        embeddings = shift_learned_positions(stack, _embeddings(stack, kwargs, text), seen, positions)
         kwargs = {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
     return kwargs, positions
 

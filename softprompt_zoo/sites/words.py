@@ -11,6 +11,7 @@ from softprompt_zoo.backbone import Site, Stack, trial
 from softprompt_zoo.sites.attention import (
     PREFIX,
     SITE_ATTRIBUTE,
+    WINDOW_ATTRIBUTE,
     Capture,
     base_implementation,
     prompted_implementation,
@@ -65,11 +66,12 @@ def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
 
 
 def mark_sites(stack: Stack) -> None:
-    """Tell each attention module which site it is, or which ones if layers share it."""
+    """Tell each attention module which site it is, or which ones if layers share it, and its window."""
     for name, modules in stack.attentions.items():
-        for module in dict.fromkeys(modules):
+        for module, shape in zip(modules, stack.shapes.get(name, ()), strict=True):
             sites = [Site(name, layer) for layer, other in enumerate(modules) if other is module]
             setattr(module, SITE_ATTRIBUTE, sites[0] if len(sites) == 1 else sites)
+            setattr(module, WINDOW_ATTRIBUTE, shape.window)
 
 
 def unmark_sites(stack: Stack) -> None:
@@ -77,6 +79,7 @@ def unmark_sites(stack: Stack) -> None:
     for modules in stack.attentions.values():
         for module in modules:
             module.__dict__.pop(SITE_ATTRIBUTE, None)
+            module.__dict__.pop(WINDOW_ATTRIBUTE, None)
 
 
 def _site_tokens(recorded: Capture, site: str, stack: Stack, count: int) -> SiteTokens:

@@ -113,7 +113,7 @@ class Parameters(nn.Module):
                 f"cartridge needs the keys and values of a causal model, this one is of the family "
                 f"{backbone.family!r}; choose a causal model, or another method"
             )
-        features = sum(2 * layer.kv_heads * layer.head_dim for layer in backbone.layers[SITE])
+        features = sum(layer.features for layer in backbone.layers[SITE])
         dtype = torch.promote_types(backbone.dtype, torch.float32)
         frozen = config.num_frozen_tokens
         shape = (config.num_virtual_tokens, features)
@@ -240,9 +240,10 @@ def write_peft(config: Config, parameters: Parameters, backbone: zoo.Backbone) -
     """Write PEFT's CARTRIDGE, frozen rows first."""
     layers = backbone.layers[SITE]
     shape = layers[0]
-    if any((layer.kv_heads, layer.head_dim) != (shape.kv_heads, shape.head_dim) for layer in layers):
+    if len({size for layer in layers for size in (layer.key_size, layer.value_size)}) > 1:
         raise zoo.UnsupportedError(
-            "PEFT cannot hold layers of different key-value sizes; keep the cartridge in our own format"
+            "PEFT cannot hold keys and values of different sizes, in one layer or in several; keep the cartridge in "
+            "our own format"
         )
     if not backbone.takes_cache:
         raise zoo.UnsupportedError(
@@ -283,7 +284,7 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: zoo.
             "train; write a smaller one into adapter_config.json, it does not change the outputs"
         )
     layers = backbone.layers[SITE]
-    features = sum(2 * layer.kv_heads * layer.head_dim for layer in layers)
+    features = sum(layer.features for layer in layers)
     if flat.shape[1] != features or fields.get("num_layers", len(layers)) != len(layers):
         raise zoo.BackboneMismatchError(
             f"the adapter holds {flat.shape[1]} features in {fields.get('num_layers')} layers; this model needs "
