@@ -15,10 +15,7 @@ from transformers.models.auto.modeling_auto import (
 VOCABULARY, WINDOW, LIMIT = 101, 6, 3_000_000
 MAPPINGS = {
     "causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    "masked": {
-        **MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-        **{n: MODEL_MAPPING_NAMES.get(n, "") for n in ("layoutlm", "splinter")},
-    },
+    "masked": {"splinter": MODEL_MAPPING_NAMES.get("splinter", ""), **MODEL_FOR_MASKED_LM_MAPPING_NAMES},
     "seq2seq": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 }
 IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
@@ -50,7 +47,7 @@ LATENT = {"num_key_value_heads": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
 PARTICULAR = (
     dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "axk1"), LATENT)
-    | dict.fromkeys(("gptj", "codegen"), {"rotary_dim": 4})
+    | {"gptj": {"rotary_dim": 4}, "codegen": {"rotary_dim": 4}}
     | dict.fromkeys(("exaone4", "exaone_moe"), ALTERNATING)
     | {"gemma4_text": {**ALTERNATING, "num_kv_shared_layers": 2}}
     | {"gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW}}
@@ -59,14 +56,14 @@ PARTICULAR = (
 """What a model's sizes need to fit each other, or to show what is particular about it."""
 
 
-class NoTinyModel(Exception):
+class NoTinyModelError(Exception):
     """transformers' defaults leave no tiny model of this kind."""
 
 
 def build(kind, name):
     """Build one, the same each time, with weights large enough that every part of it counts."""
     if name not in MAPPINGS[kind] or not MAPPINGS[kind][name]:
-        raise NoTinyModel("this version of transformers does not have it")
+        raise NoTinyModelError("this version of transformers does not have it")
     cls = MAPPINGS[kind][name]
     try:
         config_class = CONFIG_MAPPING[name]
@@ -75,11 +72,13 @@ def build(kind, name):
         config = config_class(**sizes)
         if hasattr(config, "is_decoder") and kind != "seq2seq":
             config.is_decoder = kind == "causal"
+        if kind == "masked" and config.is_encoder_decoder:
+            raise NoTinyModelError("it is an encoder-decoder")
         cls = getattr(transformers, cls if isinstance(cls, str) else cls[0])
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in cls(config).parameters())
         if count > LIMIT:
-            raise NoTinyModel(f"it has {count} parameters")
+            raise NoTinyModelError(f"it has {count} parameters")
         torch.manual_seed(0)
         model = cls(config).eval()
         for parameter in model.parameters():
@@ -88,10 +87,10 @@ def build(kind, name):
         text = torch.arange(3, 8)[None]
         with torch.no_grad():
             assert model(text, **({"decoder_input_ids": text} if kind == "seq2seq" else {}))[0].isfinite().all()
-    except NoTinyModel:
+    except NoTinyModelError:
         raise
     except Exception as error:
-        raise NoTinyModel(str(error)) from error
+        raise NoTinyModelError(str(error)) from error
     if model.can_generate():
         model.generation_config.eos_token_id = model.generation_config.forced_eos_token_id = None
     return model
