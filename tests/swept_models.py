@@ -39,18 +39,21 @@ SIZES = (
     | dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 16)
     | {"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "expert_capacity": 64}
     | {"q_lora_rank": 12, "kv_lora_rank": 16, "hidden_size_per_layer_input": 8, "experts_implementation": "eager"}
-    | {"encoder_sparse_step": 0, "decoder_sparse_step": 0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+    | {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
     | {"attention_type": "original_full", "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "ngram": 2}
     | {"forced_bos_token_id": None, "forced_eos_token_id": None}
 )
 LATENT = {"num_key_value_heads": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 6, "qk_head_dim": 16}
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
+DENSE = {"encoder_sparse_step": 0, "decoder_sparse_step": 0}
 PARTICULAR = (
     dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "axk1"), LATENT)
     | {"gptj": {"rotary_dim": 4}, "codegen": {"rotary_dim": 4}}
     | dict.fromkeys(("exaone4", "exaone_moe"), ALTERNATING)
     | {"gemma4_text": {**ALTERNATING, "num_kv_shared_layers": 2}}
     | {"gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW}}
+    | {"gemma3n_text": {**ALTERNATING, "num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 4}}
+    | {"nllb-moe": DENSE, "switch_transformers": DENSE}
     | {"longformer": {"attention_window": 4}, "led": {"attention_window": 4}}
 )
 """What a model's sizes need to fit each other, or to show what is particular about it."""
@@ -68,6 +71,7 @@ def build(kind, name):
     try:
         config_class = CONFIG_MAPPING[name]
         known = {*dir(config_class()), *inspect.signature(config_class.__init__).parameters}
+        known -= {key for key in known if isinstance(getattr(config_class, key, None), property)}
         sizes = {key: value for key, value in SIZES.items() if key in known} | PARTICULAR.get(name, {})
         config = config_class(**sizes)
         if hasattr(config, "is_decoder") and kind != "seq2seq":
