@@ -211,7 +211,7 @@ def _reached(family: str, stacks: dict[str, Stack]) -> tuple[str, dict[str, Stac
     if len(stacks) > 1 or not (found := next(iter(stacks.values()))).problem:
         return family, stacks
     stack = reach_through_cache(found)
-    problem = found.problem
+    problem: str | None = found.problem
     if stack.through_cache:
         problem = rehearse("causal", {"decoder": stack}).keys_values
         if problem is None:
