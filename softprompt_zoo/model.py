@@ -219,11 +219,13 @@ def _reached(family: str, stacks: dict[str, Stack]) -> tuple[str, dict[str, Stac
     if len(stacks) > 1 or not (found := next(iter(stacks.values()))).problem:
         return family, stacks
     stack = reach_through_cache(found)
-    if stack.through_cache and rehearse("causal", {"decoder": stack}).keys_values is None:
-        return "causal", {"decoder": stack}
+    problem: str | None = found.problem
+    if stack.through_cache:
+        problem = rehearse("causal", {"decoder": stack}).keys_values
+        if problem is None:
+            return "causal", {"decoder": stack}
     if not found.is_causal and not found.takes_real_positions and sees_later_tokens(found):
         found = dataclasses.replace(found, takes_real_positions=True)  # it takes a cache and keeps none
-    problem = "keys and values in its cache do not act as these words do" if stack.through_cache else found.problem
     return family, {found.name: dataclasses.replace(found, problem=problem)}
 
 

@@ -132,7 +132,7 @@ class Prompt(nn.Module):
         if backbone.input_problem is not None and isinstance(placement.tokens, InputTokens):
             raise UnsupportedError(
                 f"this model has no place for virtual tokens among its input embeddings: {backbone.input_problem}; "
-                "choose a method on keys and values, such as prefix_tuning"
+                "choose a method on keys and values"
             )
         if backbone.through_cache:
             _check_goes_through_cache(placement, backbone)

@@ -15,10 +15,7 @@ from transformers.models.auto.modeling_auto import (
 VOCABULARY, WINDOW, LIMIT = 101, 6, 3_000_000
 MAPPINGS = {
     "causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    "masked": {
-        **MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-        **{n: MODEL_MAPPING_NAMES.get(n, "") for n in ("layoutlm", "splinter")},
-    },
+    "masked": {"splinter": MODEL_MAPPING_NAMES.get("splinter", ""), **MODEL_FOR_MASKED_LM_MAPPING_NAMES},
     "seq2seq": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 }
 IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
@@ -42,44 +39,50 @@ SIZES = (
     | dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 16)
     | {"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "expert_capacity": 64}
     | {"q_lora_rank": 12, "kv_lora_rank": 16, "hidden_size_per_layer_input": 8, "experts_implementation": "eager"}
-    | {"encoder_sparse_step": 0, "decoder_sparse_step": 0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+    | {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
     | {"attention_type": "original_full", "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "ngram": 2}
     | {"forced_bos_token_id": None, "forced_eos_token_id": None}
 )
 LATENT = {"num_key_value_heads": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 6, "qk_head_dim": 16}
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
+DENSE = {"encoder_sparse_step": 0, "decoder_sparse_step": 0}
 PARTICULAR = (
     dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "axk1"), LATENT)
-    | dict.fromkeys(("gptj", "codegen"), {"rotary_dim": 4})
+    | {"gptj": {"rotary_dim": 4}, "codegen": {"rotary_dim": 4}}
     | dict.fromkeys(("exaone4", "exaone_moe"), ALTERNATING)
     | {"gemma4_text": {**ALTERNATING, "num_kv_shared_layers": 2}}
     | {"gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW}}
+    | {"gemma3n_text": {**ALTERNATING, "num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 4}}
+    | {"nllb-moe": DENSE, "switch_transformers": DENSE}
     | {"longformer": {"attention_window": 4}, "led": {"attention_window": 4}}
 )
 """What a model's sizes need to fit each other, or to show what is particular about it."""
 
 
-class NoTinyModel(Exception):
+class NoTinyModelError(Exception):
     """transformers' defaults leave no tiny model of this kind."""
 
 
 def build(kind, name):
     """Build one, the same each time, with weights large enough that every part of it counts."""
     if name not in MAPPINGS[kind] or not MAPPINGS[kind][name]:
-        raise NoTinyModel("this version of transformers does not have it")
+        raise NoTinyModelError("this version of transformers does not have it")
     cls = MAPPINGS[kind][name]
     try:
         config_class = CONFIG_MAPPING[name]
         known = {*dir(config_class()), *inspect.signature(config_class.__init__).parameters}
+        known -= {key for key in known if isinstance(getattr(config_class, key, None), property)}
         sizes = {key: value for key, value in SIZES.items() if key in known} | PARTICULAR.get(name, {})
         config = config_class(**sizes)
         if hasattr(config, "is_decoder") and kind != "seq2seq":
             config.is_decoder = kind == "causal"
+        if kind == "masked" and config.is_encoder_decoder:
+            raise NoTinyModelError("it is an encoder-decoder")
         cls = getattr(transformers, cls if isinstance(cls, str) else cls[0])
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in cls(config).parameters())
         if count > LIMIT:
-            raise NoTinyModel(f"it has {count} parameters")
+            raise NoTinyModelError(f"it has {count} parameters")
         torch.manual_seed(0)
         model = cls(config).eval()
         for parameter in model.parameters():
@@ -88,10 +91,10 @@ def build(kind, name):
         text = torch.arange(3, 8)[None]
         with torch.no_grad():
             assert model(text, **({"decoder_input_ids": text} if kind == "seq2seq" else {}))[0].isfinite().all()
-    except NoTinyModel:
+    except NoTinyModelError:
         raise
     except Exception as error:
-        raise NoTinyModel(str(error)) from error
+        raise NoTinyModelError(str(error)) from error
     if model.can_generate():
         model.generation_config.eos_token_id = model.generation_config.forced_eos_token_id = None
     return model

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from swept_models import MAPPINGS, VOCABULARY, NoTinyModel, build
+from swept_models import MAPPINGS, VOCABULARY, NoTinyModelError, build
 
 import softprompt_zoo as zoo
 from softprompt_zoo.prompt import MergedTokens
@@ -149,7 +149,7 @@ def _written(model, ids, mask, options):
 def check_sweep(kind, name, method, is_refused=None):
     try:
         base = build(kind, name)
-    except NoTinyModel as reason:
+    except NoTinyModelError as reason:
         pytest.skip(str(reason).splitlines()[0])
     given = copy.deepcopy(base)
     modules = [(type(module), dict(module._forward_pre_hooks)) for module in given.modules()]
