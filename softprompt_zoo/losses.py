@@ -1,6 +1,7 @@
 """Losses of methods that replace the model's own, and the frozen model run once more for them."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ Run = Callable[[Call, dict[str, Any]], Any]
 def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
     """Find the prompts of a call whose methods have a loss of their own.
 
+    Without labels there is none to replace. A loss that somebody then takes of the logits is another one than the
+    method's, which a warning says where gradients are wanted: Trainer's label smoothing keeps the labels to itself.
+
     Args:
         host: The model's prompts.
         call: The prompts of this forward.
@@ -31,13 +35,20 @@ def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
         Their names, in order; empty without labels.
     """
     found: list[str] = []
-    if kwargs.get("labels") is None:
-        return found
     for part in call.placements:  # a comprehension here could not be compiled
         name = part.partition("#")[0]
         if name not in found and name in host and _has_loss(host[name]):  # a bank's are not trained
             found.append(name)
-    return found
+    if kwargs.get("labels") is not None:
+        return found
+    if found and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"prompt {found[0]!r} ({host[found[0]].method}) has a training loss of its own, which this forward leaves "
+            "out, for it was given no labels; give it the labels and take output.loss. Trainer withholds them where it "
+            "smooths labels or has a compute_loss_func",
+            stacklevel=2,
+        )
+    return []
 
 
 def _has_loss(prompt: Prompt) -> bool:

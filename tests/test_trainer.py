@@ -1,6 +1,7 @@
 """transformers' Trainer, used as it is."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -123,6 +124,42 @@ def _accumulating(model, folder, batch, accumulate):
         save_strategy="no",
     )
     return Trainer(model, arguments, train_dataset=rows("llama"))
+
+
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
+def test_label_smoothing_is_the_base_models_formula_on_our_logits(method, tmp_path):
+    """Trainer takes it of the logits of the text, which have none for what the last virtual token predicts."""
+    model, factor = prompted("llama", method), 0.2
+    batch = [row["input_ids"] for row in rows("llama", 2)]
+
+    def smoothed(one):
+        with torch.no_grad():
+            logs = one(torch.stack(batch)).logits[:, :-1].log_softmax(-1)
+        labels = torch.stack(batch)[:, 1:, None]
+        return float(-(1 - factor) * logs.gather(-1, labels).mean() - factor * logs.mean())
+
+    expected = smoothed(model.eval())
+    training = trainer(model, tmp_path, "llama", 1, label_smoothing_factor=factor, save_strategy="no")
+    training.train_dataset = training.train_dataset[:2]  # one batch, in any order
+    training.train()
+    assert training.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
+    assert smoothed(tiny_model("llama")) != pytest.approx(expected, rel=1e-2)
+
+
+def test_a_methods_own_loss_without_labels_is_warned_of(tmp_path):
+    """Label smoothing keeps the labels to itself, so such a method would be trained on another loss."""
+    method = zoo.get_method("cpt")
+    options = {"token_ids": (5, 11, 12, 6, 21, 7), "token_types": (1, 2, 2, 3, 4, 0)}
+    model = method(tiny_model("llama"), **options)
+    with pytest.warns(UserWarning, match=r"'default' \(cpt\) has a training loss of its own.*labels.*smooths"):
+        trainer(model, tmp_path, "llama", 1, label_smoothing_factor=0.1, save_strategy="no").train()
+    text = random_text(5, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model(text, labels=text)
+        with torch.no_grad():
+            model(text)
+        model.eval()(text)
 
 
 def test_a_column_of_prompts_per_row(tmp_path):
