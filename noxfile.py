@@ -2,6 +2,7 @@
 
     nox                                                 all tests, twice
     nox -- tests/test_conformance.py -k "llama or t5"   a part of them
+    nox -s clients                                      the tests of other libraries, which the others skip
 
 The last lines that nox prints are the table: the versions of each environment, and whether its tests passed.
 """
@@ -19,6 +20,7 @@ THEIRS = {*CLAIMED, "huggingface-hub", "tokenizers"}
 ROOT = Path(__file__).parent
 
 nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["versions"]
 
 
 def claimed_ranges() -> dict[str, Requirement]:
@@ -54,3 +56,10 @@ def versions(session: nox.Session, pins: tuple[str, ...]) -> None:
     held.write_text("\n".join([*kept, *(pins if is_oldest else ())]) + "\n", "utf-8")
     session.install("-c", str(held), "-e", ".[test]", *pins)
     session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """Build an environment with the libraries that take prompted models, and run their tests."""
+    session.install("-c", str(ROOT / "constraints.txt"), "-e", ".[test,clients]")
+    session.run("pytest", "-m", "slow", "tests/clients", *session.posargs)

@@ -39,3 +39,26 @@ def test_likelihoods(method):
         expected.append(float(predicted.gather(1, ids[1][0, start:, None]).sum()))
     assert likelihoods(model) == pytest.approx(expected, rel=1e-4)
     assert likelihoods(tiny_model("llama")) != pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_texts(method):
+    torch.manual_seed(0)
+    model = zoo.get_method(method)(tiny_model("llama"), num_virtual_tokens=4).eval()
+    contexts = ["w5 w6 w7", "w10"]
+
+    def texts(one):
+        options = {"until": ["[eos]"], "max_gen_toks": 5, "do_sample": False}
+        requests = [
+            instance.Instance(request_type="generate_until", doc={}, arguments=(context, options), idx=index)
+            for index, context in enumerate(contexts)
+        ]
+        return harness(one).generate_until(requests, disable_tqdm=True)
+
+    expected = []
+    for context in contexts:
+        ids = tiny_tokenizer()(context, return_tensors="pt")["input_ids"]
+        made = model.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
+        expected.append(tiny_tokenizer().decode(made, skip_special_tokens=True))
+    assert [text.split() for text in texts(model)] == [text.split() for text in expected]
+    assert texts(tiny_model("llama")) != texts(model)

@@ -71,20 +71,37 @@ def test_sft(method, tmp_path):
     check_what_was_trained(model, before)
 
 
+def _answer_likelihood(model, prompt, answer):
+    """Log-likelihood of an answer and the end of the text behind a prompt, as DPO sums it."""
+    before = tiny_tokenizer()(prompt, return_tensors="pt")["input_ids"].shape[1]
+    ids = tiny_tokenizer()(f"{prompt}{answer} [eos]", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logs = model(ids).logits[0, before - 1 : -1].log_softmax(-1)
+    return float(logs.gather(1, ids[0, before:, None]).sum())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_dpo(method, tmp_path):
-    """Against the model without its prompt as reference, the first loss is not that of two equal models."""
+    """The first loss is DPO's formula on our own forwards, against the model without its prompt as reference."""
     model = prompted(method)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    rows = [{"prompt": "w5 w6", "chosen": " w7 w8", "rejected": " w9 w10 w11"}] * 4
+    row = {"prompt": "w5 w6", "chosen": " w7 w8", "rejected": " w9 w10 w11"}
+    gaps = [
+        _answer_likelihood(one, row["prompt"], row["chosen"]) - _answer_likelihood(one, row["prompt"], row["rejected"])
+        for one in (model.eval(), tiny_model("llama"))
+    ]
+    assert abs(gaps[0] - gaps[1]) > 0.1
+    arguments = trl.DPOConfig(str(tmp_path), **OPTIONS)
+    expected = float(-functional.logsigmoid(torch.tensor(arguments.beta * (gaps[0] - gaps[1]))))
     trainer = trl.DPOTrainer(
         model,
         ref_model=tiny_model("llama"),
-        args=trl.DPOConfig(str(tmp_path), **OPTIONS),
-        train_dataset=dataset(rows),
+        args=arguments,
+        train_dataset=dataset([row] * 4),
         processing_class=tiny_tokenizer(),
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[0] != pytest.approx(0.6931, abs=1e-3), "the policy equals the reference: the prompt was dropped"
+    assert losses[0] == pytest.approx(expected, abs=1e-3)
+    assert expected != pytest.approx(0.6931, abs=2e-3), "this is the loss of two equal models"
     check_what_was_trained(model, before)
