@@ -1,4 +1,4 @@
-"""Hold every method on every tiny model to every promise: softprompt_zoo and PEFT, the same checks.
+"""Hold every method on every tiny model to every promise, and try all operations: softprompt_zoo and PEFT alike.
 
 Run from the repository root; a command that was stopped goes on where it was::
 
@@ -28,7 +28,7 @@ import softprompt_zoo as zoo
 from common import markdown, versions, write
 from peft_subject import CONFIGS, PeftSubject
 from runner import Experiment, Result, Runner, command
-from softprompt_zoo.testing import TINY_MODELS, conformance_suite, tiny_model
+from softprompt_zoo.testing import TINY_MODELS, conformance_suite, operation_suite, tiny_model
 from softprompt_zoo.testing.models import MORE_MODELS
 from softprompt_zoo.testing.subject import Subject
 
@@ -37,6 +37,8 @@ RIGHT, WRONG, ERROR, REFUSED, UNDEFINED = "right", "wrong", "error", "refused", 
 """The check passed; it found another result; something was raised; `UnsupportedError` before anything was changed; or
 the operation is none of this model or method (an encoder does not generate)."""
 COLOURS = {RIGHT: "#2e7d32", WRONG: "#c62828", ERROR: "#ef6c00", REFUSED: "#90a4ae", UNDEFINED: "#eceff1"}
+SUITES: dict[str, Callable[[str], Any]] = {"promise": conformance_suite, "operation": operation_suite}
+"""Group of cells, as the names of its tests have it, to what makes its suite."""
 OURS = ("promise_05", "promise_08", "promise_09")
 """What PEFT has no operation for: start values of real tokens, exchange with itself, merging."""
 SECONDS = 120
@@ -58,28 +60,37 @@ Cell = tuple[str, str]
 """Status and reason."""
 
 
-def operations() -> dict[str, tuple[str, dict[str, Any]]]:
-    """List the operations: title to the suite's test and the arguments that it is parametrised with."""
-    suite = conformance_suite("prompt_tuning")
+def operations(group: str = "") -> dict[str, tuple[str, dict[str, Any]]]:
+    """List the checks of both suites, or of one group.
+
+    Args:
+        group: A key of `SUITES`; both by default.
+
+    Returns:
+        Title to the suite's test and the arguments that it is parametrised with.
+    """
     found = {}
-    for name, test in inspect.getmembers(suite, inspect.isfunction):
-        if not name.startswith("test_promise_"):
-            continue
-        number, title = name.removeprefix("test_promise_").split("_", 1)
-        marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
-        axes = [[{mark.args[0]: value} for value in mark.args[1]] for mark in marks]
-        for choice in itertools.product(*axes):
-            chosen: dict[str, Any] = {key: value for part in choice for key, value in part.items()}
-            more = "".join(f", {key.removeprefix('use_')} {value}".lower() for key, value in chosen.items())
-            found[f"{int(number)}: {title.replace('_', ' ')}{more}"] = (name, chosen)
+    for one, make_suite in SUITES.items():
+        for name, test in inspect.getmembers(make_suite("prompt_tuning"), inspect.isfunction):
+            if not name.startswith(f"test_{one}_") or group not in ("", one):
+                continue
+            title = name.removeprefix(f"test_{one}_")
+            number, _, rest = title.partition("_")
+            title = f"{int(number)}: {rest}" if number.isdigit() else title
+            marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
+            axes = [[{mark.args[0]: value} for value in mark.args[1]] for mark in marks]
+            for choice in itertools.product(*axes):
+                chosen: dict[str, Any] = {key: value for part in choice for key, value in part.items()}
+                more = "".join(f", {key.removeprefix('use_')} {value}".lower() for key, value in chosen.items())
+                found[f"{title.replace('_', ' ')}{more}"] = (name, chosen)
     return found
 
 
 def run_cell(library: str, architecture: str, method: str, operation: str) -> Cell:
     """Run a check in a guard of its own."""
     name, chosen = operations()[operation]
-    suite = conformance_suite(method)()
-    suite.subject_type = LIBRARIES[library]
+    suite = SUITES[name.split("_")[1]](method)()
+    suite.subject_type, suite.shows_refusals = LIBRARIES[library], True
     if library == "PEFT" and any(part in name for part in OURS):
         return UNDEFINED, "PEFT has no such operation"
     with tempfile.TemporaryDirectory() as folder, _TimeLimit(SECONDS), warnings.catch_warnings():
@@ -128,15 +139,15 @@ def _reason(error: BaseException) -> str:
 
 
 def experiments(settings: Settings) -> list[Experiment]:
-    """List the experiments, one for each model."""
+    """List the experiments, two for each model: its promises, and its operations."""
     methods = settings.methods.split(",")
 
-    def measure(architecture: str) -> Callable[[int], Result]:
+    def measure(architecture: str, group: str) -> Callable[[int], Result]:
         def cells(seed: int) -> Result:
             found: Result = {"date": datetime.datetime.now(tz=datetime.UTC).date().isoformat()}
             for method, library in itertools.product(methods, LIBRARIES):
                 began = time.perf_counter()
-                for number, operation in enumerate(operations()):
+                for number, operation in enumerate(operations(group)):
                     if (list(models()).index(architecture) + number + methods.index(method)) % settings.part == 0:
                         key = "|".join((library, method, operation))
                         found[key] = run_cell(library, architecture, method, operation)
@@ -147,8 +158,14 @@ def experiments(settings: Settings) -> list[Experiment]:
 
     options = {"methods": methods, "part": settings.part}
     return [
-        Experiment(name=architecture, methods=tuple(methods), measure=measure(architecture), options=lambda: options)
+        Experiment(
+            name=architecture if group == "promise" else f"{architecture}-{group}s",
+            methods=tuple(methods),
+            measure=measure(architecture, group),
+            options=lambda: options,
+        )
         for architecture in models()
+        for group in SUITES
     ]
 
 
@@ -162,11 +179,11 @@ def models() -> dict[str, Any]:
 
 def cells(runner: Runner) -> Iterator[tuple[str, str, str, str, Cell]]:
     """Go through what is there: architecture, library, method, operation and cell."""
-    for architecture in runner.experiments:
-        for key, cell in (runner.result(architecture) or {}).items():
+    for name in runner.experiments:
+        for key, cell in (runner.result(name) or {}).items():
             if "|" in key:
                 library, method, operation = key.split("|")
-                yield architecture, library, method, operation, (cell[0], cell[1])
+                yield name.removesuffix("-operations"), library, method, operation, (cell[0], cell[1])
 
 
 def table(runner: Runner) -> str:
@@ -179,7 +196,6 @@ def table(runner: Runner) -> str:
     # What we refuse is compared with nothing: a method may not be defined there.
     both = [row for row in found if row[1] == "softprompt_zoo" or ours[row[0], row[2], row[3]] != REFUSED]
     by_method = _compared(both, dict.fromkeys(method for _, _, method, _, _ in found), 2)
-    by_operation = _compared(both, operations(), 3)
     refusals = Counter(
         (method, cell[1]) for _, of, method, _, cell in found if of == "softprompt_zoo" and cell[0] == REFUSED
     )
@@ -196,13 +212,13 @@ def table(runner: Runner) -> str:
     ]
     dates = sorted({runner.result(name)["date"] for name in done if runner.result(name)})  # type: ignore[index]
     parts = [
-        f"{len(done)} models of {len(runner.experiments)}, {len(found)} cells; {_versions()}; "
+        f"{len({row[0] for row in found})} models of {len(models())}, {len(found)} cells; {_versions()}; "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'not run'}.",
         markdown(("library", *COLOURS), _totals(found)),
         "Right cells among those that are defined and that softprompt_zoo does not refuse, the same for both; in "
         f"brackets how many it refuses. PEFT is right in {refused_here} of these.",
         markdown(("method", *LIBRARIES), by_method),
-        markdown(("promise and operation", *LIBRARIES), by_operation),
+        *(markdown((group, *LIBRARIES), _compared(both, operations(group), 3)) for group in SUITES),
     ]
     if wrong:
         parts += ["Ours that are not right:", markdown(("model", "method", "operation", "reason"), wrong)]

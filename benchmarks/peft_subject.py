@@ -49,13 +49,13 @@ class PeftSubject(Subject):
 
     @classmethod
     def prompted(
-        cls, architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa", seed: int = 0
+        cls, architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa", task: str = ""
     ) -> "PeftSubject":
         """Put PEFT's prompt of a method on a tiny model, and move its parameters off their start values."""
-        subject = cls(architecture, tiny_model(architecture, implementation=implementation))
+        subject = cls(architecture, tiny_model(architecture, implementation=implementation, task=task))
         config = subject.config(method, options)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(100 + seed)
+            torch.manual_seed(100)
             subject.model = peft.get_peft_model(subject.model, config).eval()
             subject.disturb("default")
         return subject
@@ -63,7 +63,10 @@ class PeftSubject(Subject):
     def config(self, method: str, options: Mapping[str, Any]) -> Any:
         """Return PEFT's config, with its task."""
         kinds = {"encoder_decoder": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
+        kinds["classifier"] = "SEQ_CLS"
         family = "encoder_decoder" if self.is_encoder_decoder else "causal" if self.is_causal else "encoder"
+        if type(self.model).__name__.endswith("ForSequenceClassification"):
+            family = "classifier"
         return CONFIGS[method](num_virtual_tokens=options.get("num_virtual_tokens") or 5, task_type=kinds[family])
 
     def disturb(self, name: str, scale: float = 0.1) -> None:
@@ -97,6 +100,10 @@ class PeftSubject(Subject):
     def is_prompt_parameter(self, name: str) -> bool:
         """Say whether a name in the model's `state_dict` is a prompt's, and trained."""
         return any(part in name for part in PARTS) and name not in self.frozen
+
+    def trained_head(self) -> dict[str, Any]:
+        """Return no state: the copy that PEFT trains has the base model's values until then."""
+        return {}
 
     def disabled(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which the prompts are off."""
@@ -136,12 +143,15 @@ class PeftSubject(Subject):
     def logits(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
         """Return the logits of a forward without gradients, without PEFT's virtual positions."""
         logits = super().logits(ids, mask, **more)
-        return logits if self.is_encoder_decoder or "past_key_values" in more else logits[:, -ids.shape[1] :]
+        if self.is_encoder_decoder or "past_key_values" in more or logits.ndim == 2:
+            return logits
+        return logits[:, -ids.shape[1] :]
 
     def generate(self, ids: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
-        """Generate from texts; PEFT wants them by keyword."""
+        """Generate from texts, or from their embeddings; PEFT wants them by keyword."""
         mask = torch.ones_like(ids) if mask is None else mask
-        return self.model.generate(input_ids=ids, attention_mask=mask, **{**self.tasks(ids), **_per_row(options)})
+        read = {} if "inputs_embeds" in options else {"input_ids": ids}
+        return self.model.generate(**read, attention_mask=mask, **{**self.tasks(ids), **_per_row(options)})
 
 
 def _per_row(arguments: dict[str, Any]) -> dict[str, Any]:

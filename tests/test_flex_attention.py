@@ -2,34 +2,22 @@
 
 import pytest
 import torch
-from torch.nn.attention import flex_attention
-from transformers import masking_utils
-from transformers.integrations import flex_attention as integration
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.flex import FLEX, uncompiled_flex
 from softprompt_zoo.testing.real_tokens import expected_logits, make_of_real_tokens
 from softprompt_zoo.testing.subject import LENGTHS, Subject, assert_equal, pad, random_text
 
-FLEX = "flex_attention"
 TEXTS = [random_text(length, seed) for seed, length in enumerate(LENGTHS)]
 OPTIONS = {"num_virtual_tokens": 5}
 METHODS = ["prompt_tuning", "prefix_tuning"]
 
 
 @pytest.fixture
-def uncompiled(monkeypatch):
-    """Flex attention as plain operations; the masks and the function are the same ones."""
-
-    def attend(query, key, value, training=False, **kwargs):
-        return flex_attention.flex_attention(query, key, value, **kwargs)
-
-    def mask(*args, _compile=False, **kwargs):
-        return flex_attention.create_block_mask(*args, **kwargs)
-
-    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    monkeypatch.setattr(integration, "compile_friendly_flex_attention", attend)
-    monkeypatch.setattr(masking_utils, "create_block_mask", mask)
+def uncompiled():
+    with uncompiled_flex():
+        yield
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,6 +1,7 @@
-"""The conformance suite can fail: each of its checks is turned red by a mutation of the code."""
+"""The suites can fail: each of their checks is turned red by a mutation of the code."""
 
 import inspect
+import time
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from softprompt_zoo import prompt as prompt_module
 from softprompt_zoo import prompts as prompts_module
 from softprompt_zoo.sites import attention, checkpointing, stack
 from softprompt_zoo.sites.arrange import Selection
-from softprompt_zoo.testing import conformance_suite, tiny_model
+from softprompt_zoo.testing import conformance_suite, operation_suite, tiny_model
 from softprompt_zoo.testing.subject import Subject
 
 PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "every-method-on-every-model.md"
 ARCHITECTURES = ["gpt2", "llama", "mistral", "bert", "t5", "bart"]
 METHODS = ["prompt_tuning", "prefix_tuning"]
+SUITES = {"promise": conformance_suite, "operation": operation_suite}
 
 
 def drop_the_prompt(monkeypatch):
@@ -139,6 +141,22 @@ def show_virtual_positions(monkeypatch):
     monkeypatch.setattr(stack, "cut_output", lambda module, output, layout: output)
 
 
+def keep_the_call_on_the_model(monkeypatch):
+    resolve = prompts_module.Prompts.resolve
+
+    def kept(self, *args):
+        self.__dict__["latest"] = resolve(self, *args)
+        time.sleep(0.002)  # another thread's turn
+        return self.__dict__["latest"]
+
+    monkeypatch.setattr(prompts_module.Prompts, "resolve", kept)
+
+
+def shift_positions_where_compiled(monkeypatch):
+    original = stack.text_positions
+    monkeypatch.setattr(stack, "text_positions", lambda *args: original(*args) + int(torch.compiler.is_compiling()))
+
+
 CASES = [
     (leave_the_backbone_trainable, "promise_01_only", METHODS, ["llama", "bert", "t5"]),
     (drop_the_prompt, "promise_02_disabled", METHODS, ARCHITECTURES),
@@ -169,24 +187,50 @@ CASES = [
     (share_one_rows_prompt, "promise_10_a_prompt", METHODS, ARCHITECTURES),
     (share_one_rows_prompt, "promise_10_generation", METHODS, ["gpt2", "llama"]),
     (show_virtual_positions, "promise_11_output", ["prompt_tuning"], ["bert"]),
+    (drop_the_prompt, "operation_attention eager", ["prefix_tuning"], ["bert"]),
+    (drop_the_prompt, "operation_attention flex_attention", ["prompt_tuning"], ["llama"]),
+    (drop_the_prompt, "operation_bfloat16", METHODS, ["llama"]),
+    (share_one_rows_prompt, "operation_caches", METHODS, ["llama"]),
+    (drop_the_prompt_while_decoding, "operation_caches", ["prefix_tuning"], ["gpt2"]),
+    (shift_positions_where_compiled, "operation_compiled False", ["prefix_tuning"], ["gpt2"]),
+    (drop_the_prompt, "operation_generation", METHODS, ["llama"]),
+    (ignore_the_mask, "operation_masks", ["prefix_tuning"], ["bert"]),
+    (ignore_the_mask_for_positions, "operation_masks", METHODS, ["llama"]),
+    (ignore_the_mask_for_positions, "operation_packed", METHODS, ["llama"]),
+    (shift_the_positions_of_text_behind_a_cache, "operation_prompt_lookup", METHODS, ["llama"]),
+    (show_virtual_positions, "operation_returned", ["prompt_tuning"], ["bert"]),
+    (ignore_the_mask, "operation_returned", ["prefix_tuning"], ["bert"]),
+    (drop_the_prompt_while_decoding, "operation_sampling", METHODS, ["llama"]),
+    (show_virtual_positions, "operation_sequence", ["prompt_tuning"], ["bert"]),
+    (share_one_rows_prompt, "operation_sequence", METHODS, ["llama"]),
+    (keep_the_call_on_the_model, "operation_threads_that_generate", ["prefix_tuning"], ["llama"]),
+    (keep_the_call_on_the_model, "operation_threads_that_train", ["prompt_tuning"], ["gpt2"]),
+    (keep_the_call_on_the_model, "operation_threads_with", METHODS, ["llama"]),
 ]
 """Mutation, the beginning of the check's name (with the value it is parametrised by), methods, architectures."""
 
 
 def checks(beginning=""):
-    """Return the suite's checks by name."""
-    found = inspect.getmembers(conformance_suite("prompt_tuning"), inspect.isfunction)
-    return {name: check for name, check in found if name.startswith(f"test_{beginning or 'promise_'}")}
+    """Return the suites' checks by name."""
+    found = {}
+    for group, suite in SUITES.items():
+        for name, check in inspect.getmembers(suite("prompt_tuning"), inspect.isfunction):
+            if name.startswith(f"test_{group}_{beginning.removeprefix(group + '_')}"):
+                found[name] = check
+    return found
 
 
 def table():
     """Return the page's table: for each check the mutations that turn it red."""
     lines = ["| property | mutations that turn it red |", "| --- | --- |"]
     for name in checks():
-        number, title = name.removeprefix("test_promise_").split("_", 1)
+        title = name.removeprefix("test_operation_")
+        if title == name:
+            number, title = name.removeprefix("test_promise_").split("_", 1)
+            title = f"{int(number)}: {title}"
         mutations = [mutate for mutate, case, *_ in CASES if name.startswith(f"test_{case.partition(' ')[0]}")]
         named = "; ".join(dict.fromkeys(mutate.__name__.replace("_", " ") for mutate in mutations))
-        lines.append(f"| {int(number)}: {title.replace('_', ' ')} | {named} |")
+        lines.append(f"| {title.replace('_', ' ')} | {named} |")
     return "\n".join(lines)
 
 
@@ -196,9 +240,9 @@ def test_every_check_is_turned_red_and_the_page_says_by_what():
     assert table() in PAGE.read_text("utf-8"), f"the page lacks this table:\n{table()}"
 
 
-def run_promise(name, method, architecture, tmp_path):
-    """Run one promise outside pytest's collection."""
-    suite = conformance_suite(method)()
+def run_check(name, method, architecture, tmp_path):
+    """Run one check outside pytest's collection."""
+    suite = SUITES[name.partition("_")[0]](method)()
     name, _, value = name.partition(" ")
     [test] = checks(name).values()
     given = {
@@ -209,20 +253,22 @@ def run_promise(name, method, architecture, tmp_path):
         "side": lambda: value,
         "cache": lambda: value,
         "use_reentrant": lambda: value == "True",
+        "whole": lambda: value == "True",
+        "implementation": lambda: value,
         "tmp_path": lambda: tmp_path,
     }
     test(**{parameter: given[parameter]() for parameter in inspect.signature(test).parameters})
 
 
 @pytest.mark.parametrize(
-    ("mutate", "promise", "method", "architecture"),
+    ("mutate", "check", "method", "architecture"),
     [(m, p, method, arch) for m, p, methods, archs in CASES for method in methods for arch in archs],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_a_mutation_is_noticed(mutate, promise, method, architecture, tmp_path, monkeypatch):
+def test_a_mutation_is_noticed(mutate, check, method, architecture, tmp_path, monkeypatch):
     (tmp_path / "sound").mkdir()
     (tmp_path / "mutated").mkdir()
-    run_promise(promise, method, architecture, tmp_path / "sound")
+    run_check(check, method, architecture, tmp_path / "sound")
     mutate(monkeypatch)
     with pytest.raises((AssertionError, RuntimeError, IndexError)):
-        run_promise(promise, method, architecture, tmp_path / "mutated")
+        run_check(check, method, architecture, tmp_path / "mutated")

@@ -15,8 +15,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.method import get_method
 from softprompt_zoo.testing import peft_oracle
 from softprompt_zoo.testing.checks import (
     BASE_DEPENDS_ON_PADDING,
@@ -36,34 +34,11 @@ from softprompt_zoo.testing.checks import (
 from softprompt_zoo.testing.models import TINY_MODELS, tiny_model
 from softprompt_zoo.testing.real_tokens import expected_logits, expected_loss, make_of_real_tokens
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad
+from softprompt_zoo.testing.suite import Suite, suite_of
 
 
-class ConformanceSuite:
+class ConformanceSuite(Suite):
     """The promises; `conformance_suite` makes a class of them for one method."""
-
-    method: str
-    options: Mapping[str, Any]
-    longer: Mapping[str, Any]
-    subject_type: type[Subject] = Subject
-    """What puts the method on a model; another library's prompts have one of their own."""
-
-    @pytest.fixture(autouse=True)
-    def _one_thread(self) -> Any:
-        """Tiny models crawl with more threads than one."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(before)
-
-    @pytest.fixture
-    def subject(self, architecture: str) -> Subject:
-        """A tiny model with a prompt of the method; skips where the method says it is not defined."""
-        return self._prompted(architecture)
-
-    @pytest.fixture
-    def base(self, architecture: str) -> Subject:
-        """The same model without a prompt."""
-        return Subject(architecture, tiny_model(architecture))
 
     def test_promise_01_only_the_prompt_is_trained(self, subject: Subject) -> None:
         """Gradients reach every parameter of the prompt and nothing else; the backbone keeps its bits."""
@@ -280,7 +255,7 @@ class ConformanceSuite:
 
     def test_promise_11_output_length_is_input_length(self, architecture: str) -> None:
         """Virtual positions never show in logits, hidden states or attentions."""
-        subject = self._prompted(architecture, implementation="eager")
+        subject = self.prompted(architecture, implementation="eager")
         base = Subject(architecture, tiny_model(architecture, implementation="eager"))
         ids, mask = pad(TEXTS, "right")
         wanted = {"output_hidden_states": True, "output_attentions": subject.shows_attentions}
@@ -288,12 +263,6 @@ class ConformanceSuite:
         assert shown == expected, f"shapes {shown}, expected {expected}"
         as_tuple = subject.run(ids, mask, return_dict=False)
         assert torch.equal(as_tuple[0], subject.logits(ids, mask)), "a tuple has other logits"
-
-    def _prompted(self, architecture: str, implementation: str = "sdpa") -> Subject:
-        try:
-            return self.subject_type.prompted(architecture, self.method, self.options, implementation)
-        except UnsupportedError as error:
-            pytest.skip(f"not defined here: {error}")
 
 
 def conformance_suite(
@@ -315,13 +284,5 @@ def conformance_suite(
     Returns:
         A class to bind to a name that starts with `Test`.
     """
-    chosen, more = get_method(method).example_options
-    if options is not None:
-        chosen = {"num_virtual_tokens": 5, **options}
-        more = {"num_virtual_tokens": chosen["num_virtual_tokens"] + 2}
-    more = more if longer is None else longer
-    members: dict[str, Any] = {"method": method, "options": chosen, "longer": more}
-    kept = tuple(f"test_promise_{number:02}_" for number in promises)
-    members |= {name: None for name in vars(ConformanceSuite) if name.startswith("test_") and not name.startswith(kept)}
-    suite = type(f"Test_{method}", (ConformanceSuite,), members)
-    return pytest.mark.parametrize("architecture", list(architectures))(suite)
+    kept = tuple(f"promise_{number:02}_" for number in promises)
+    return suite_of(ConformanceSuite, method, options, architectures, longer, kept)

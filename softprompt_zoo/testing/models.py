@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
@@ -112,24 +113,33 @@ MORE_MODELS: dict[str, Callable[[], PreTrainedModel]] = {**DECODERS, **ENCODERS,
 """Further ones, for the large table."""
 
 
-def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa") -> PreTrainedModel:
+CLASSIFICATION = "sequence classification"
+"""A task that `tiny_model` has classes for."""
+_CLASSES: dict[str, Any] = {CLASSIFICATION: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING}
+
+
+def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa", task: str = "") -> PreTrainedModel:
     """Build a tiny model in eval mode.
 
     Args:
         architecture: A key of `TINY_MODELS` or `MORE_MODELS`.
         seed: Seed of its weights; torch's global generator is left as it was.
         implementation: Attention implementation; `"eager"` where the model has no other.
+        task: `CLASSIFICATION` for the architecture's classifier of texts, of three classes.
 
     Returns:
         The model. Its weights are large enough that every change of the input changes the output.
 
     Raises:
-        KeyError: If there is no such model.
+        KeyError: If there is no such model, or none for the task.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         model = {**TINY_MODELS, **MORE_MODELS}[architecture]()
+        if task:
+            model.config.num_labels = 3
+            model = _CLASSES[task][type(model.config)](model.config)
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data.normal_(std=0.3)

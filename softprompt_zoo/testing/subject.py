@@ -75,14 +75,13 @@ class Subject:
 
     @classmethod
     def prompted(
-        cls, architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa", seed: int = 0
+        cls, architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa", task: str = ""
     ) -> Self:
         """Attach a method to a tiny model and move its parameters off their start values."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(100 + seed)
-            subject = cls(
-                architecture, cls.attached(tiny_model(architecture, implementation=implementation), method, options)
-            )
+            torch.manual_seed(100)
+            model = tiny_model(architecture, implementation=implementation, task=task)
+            subject = cls(architecture, cls.attached(model, method, options))
             for name in subject.model.prompts:
                 subject.disturb(name)
         return subject
@@ -128,6 +127,10 @@ class Subject:
         """Return a copy of the state of the prompts, or of the model under them."""
         items = self.model.state_dict().items()
         return {name: value.clone() for name, value in items if self.is_prompt_parameter(name) == of_prompt}
+
+    def trained_head(self) -> dict[str, Any]:
+        """Return the state of each part of the task head that is trained with the prompt; empty if none is."""
+        return {name: part.state_dict() for name, part in (self.model.prompts["default"].head or {}).items()}
 
     def disabled(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which the prompts are off."""
@@ -206,10 +209,11 @@ class Subject:
             return self.model(**self.inputs(ids, mask, **more))
 
     def generate(self, ids: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
-        """Generate from texts."""
+        """Generate from texts, or from their embeddings if `inputs_embeds` are among the options."""
         if not self.reads_sound:
             options["attention_mask"] = torch.ones_like(ids) if mask is None else mask
-        return self.model.generate(*self.reading(ids).values(), **{**self.tasks(ids), **options})
+        read = () if "inputs_embeds" in options else self.reading(ids).values()
+        return self.model.generate(*read, **{**self.tasks(ids), **options})
 
     def logits(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
         """Return the logits of a forward without gradients."""

@@ -1,0 +1,134 @@
+"""What the operations are checked with, and how a check finds out what the base model itself cannot do."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from softprompt_zoo.testing.checks import NEW_TOKENS, by_repeated_forward, greedy
+from softprompt_zoo.testing.subject import Subject, assert_equal
+
+THREADS = 4
+NAMES = ("default", "longer", None) * THREADS
+"""The prompts of calls in threads."""
+SMALLEST_SCALE = 2**-8
+"""Of a number of 8 bits, as bfloat16's are."""
+NO_EFFECT = "the prompt has no effect"
+
+Found = TypeVar("Found")
+
+
+def needs(run: Callable[[], Found]) -> Found:
+    """Return what a run of the base model returns; skip where it fails."""
+    try:
+        return run()
+    except Exception as error:
+        pytest.skip(f"the base model fails: {type(error).__name__}: {error}")
+
+
+def needs_same(run: Callable[[], Tensor], expected: Tensor) -> None:
+    """Skip where a run of the base model fails, or gives something else than it should."""
+    found = needs(run)
+    if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-3):
+        pytest.skip("the base model gives something else")
+
+
+def check_threads(run: Callable[[int], Tensor], different: int) -> None:
+    """Compare calls in threads with the same calls one after the other.
+
+    Args:
+        run: Makes the call of a number, with the prompt of that number in `NAMES`.
+        different: How many of the first calls must give something of their own.
+    """
+    calls = range(len(NAMES))
+    single = [run(call) for call in calls]
+    for call in range(1, different):
+        assert not any(torch.equal(single[call], other) for other in single[:call]), NO_EFFECT
+    with ThreadPoolExecutor(THREADS) as pool:
+        for call, found in enumerate(pool.map(run, calls)):
+            assert_equal(found, single[call], f"call {call} in a thread")
+
+
+def embedded(subject: Subject, ids: Tensor) -> Tensor:
+    """Look the embeddings of texts up, `(rows, length, width)`."""
+    with torch.no_grad():
+        embeddings: Tensor = subject.model.get_input_embeddings()(ids)
+    return embeddings
+
+
+def drawn(subject: Subject, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a text with a fixed seed, by `generate` and by hand from forwards over what it drew.
+
+    Returns:
+        The new tokens of both, `(rows, NEW_TOKENS)`, and the logits that `generate` drew from.
+    """
+    torch.manual_seed(3)
+    text, logits = greedy(subject, ids, mask, do_sample=True, top_k=0, top_p=1.0, suppress_tokens=[0])
+    steps = by_repeated_forward(subject, ids, mask, text)
+    torch.manual_seed(3)
+    found = []
+    for step in steps:
+        step[:, 0] = -torch.inf
+        found.append(torch.multinomial(step.softmax(dim=-1), 1))
+    return text[:, -NEW_TOKENS:], torch.cat(found, dim=1), logits
+
+
+def returned(output: Any) -> dict[str, Tensor]:
+    """Return the hidden states and attentions in a model's output, by name and number."""
+    kinds = [name for name in output if name.endswith(("hidden_states", "attentions"))]
+    return {f"{kind} {number}": part for kind in kinds for number, part in enumerate(output[kind] or ())}
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """Return the median difference between numbers: rounding may send some tokens to other experts."""
+    return float((one.float() - other.float()).abs().median())
+
+
+def compiled(subject: Subject, whole: bool) -> Any:
+    """Compile a model, into one whole graph or into several; what is compiled is torch's own operations."""
+    torch._dynamo.reset()
+    return torch.compile(subject.model, backend="aot_eager" if whole else "eager", fullgraph=whole)
+
+
+def first_task(subject: Subject, ids: Tensor) -> dict[str, Tensor]:
+    """Return the `task_ids` of texts that share a row, if the prompt has tasks: the first for all."""
+    return {name: torch.zeros_like(value) for name, value in subject.tasks(ids).items()}
+
+
+def pooled_by(base: Subject, heads: dict[str, Any], output: Any, inputs: dict[str, Any]) -> Tensor:
+    """Let the base classifier pool and classify what a prompted one's last layer returned.
+
+    Args:
+        base: The classifier without a prompt; it keeps the head.
+        heads: The prompt's trained task head, as `Subject.trained_head` has it.
+        output: The prompted one's output for one unpadded text, with hidden states.
+        inputs: The arguments of its forward.
+
+    Returns:
+        Logits, `(1, classes)`.
+    """
+    states = output["decoder_hidden_states" if "decoder_hidden_states" in output else "hidden_states"][-1]
+    if not base.is_encoder_decoder:
+        states = states[:, -inputs["input_ids"].shape[1] :]
+    for name, state in heads.items():
+        getattr(base.model, name).load_state_dict(state)
+    inner = base.model.base_model
+
+    def replace(module: Any, args: Any, found: Any) -> Any:
+        found.last_hidden_state = states
+        return found
+
+    def pool(module: Any, args: Any) -> Any:
+        return (states if args[0].ndim == 3 else states[:, 0],)
+
+    handles = [inner.register_forward_hook(replace)]
+    if getattr(inner, "pooler", None) is not None:
+        handles.append(inner.pooler.register_forward_pre_hook(pool))
+    with torch.no_grad():
+        logits: Tensor = base.model(**inputs).logits
+    for handle in handles:
+        handle.remove()
+    return logits

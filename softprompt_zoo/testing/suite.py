@@ -1,0 +1,93 @@
+"""What the suites have in common: a method, its options, and a tiny model with and without its prompt."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.method import get_method
+from softprompt_zoo.testing.models import tiny_model
+from softprompt_zoo.testing.subject import Subject
+
+
+class Suite:
+    """Checks of one method; `suite_of` chooses it."""
+
+    method: str
+    options: Mapping[str, Any]
+    longer: Mapping[str, Any]
+    subject_type: type[Subject] = Subject
+    """What puts the method on a model; another library's prompts have one of their own."""
+    shows_refusals: bool = False
+    """Whether an `UnsupportedError` is raised; else it skips the check."""
+
+    @pytest.fixture(autouse=True)
+    def _one_thread(self) -> Any:
+        """Tiny models crawl with more threads than one."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(before)
+
+    @pytest.fixture
+    def subject(self, architecture: str) -> Subject:
+        """A tiny model with a prompt of the method; skips where the method says it is not defined."""
+        return self.prompted(architecture)
+
+    @pytest.fixture
+    def base(self, architecture: str) -> Subject:
+        """The same model without a prompt."""
+        return Subject(architecture, tiny_model(architecture))
+
+    def prompted(self, architecture: str, **how: Any) -> Subject:
+        """Return a tiny model with a prompt of the method; `how` is `tiny_model`'s."""
+        with self.may_be_refused():
+            return self.subject_type.prompted(architecture, self.method, self.options, **how)
+
+    @contextlib.contextmanager
+    def may_be_refused(self) -> Iterator[None]:
+        """Skip the check where a refusal is an answer as good as any."""
+        try:
+            yield
+        except UnsupportedError as error:
+            if self.shows_refusals:
+                raise
+            pytest.skip(f"refused: {error}")
+
+
+Kind = TypeVar("Kind", bound=Suite)
+
+
+def suite_of(
+    kind: type[Kind],
+    method: str,
+    options: Mapping[str, Any] | None,
+    architectures: Iterable[str],
+    longer: Mapping[str, Any] | None,
+    kept: tuple[str, ...],
+) -> type[Kind]:
+    """Make a pytest class that holds a method to the checks of a suite.
+
+    Args:
+        kind: The suite.
+        method: Name of a registered method.
+        options: Its options, 5 virtual tokens among them if they do not say; by default its page's `EXAMPLE_OPTIONS`.
+        architectures: Keys of `TINY_MODELS` or of `models.MORE_MODELS`.
+        longer: Options that make a longer prompt; by default the page's too, or two virtual tokens more.
+        kept: Beginnings of the names of the checks that it is held to, behind `test_`.
+
+    Returns:
+        A class to bind to a name that starts with `Test`.
+    """
+    chosen, more = get_method(method).example_options
+    if options is not None:
+        chosen = {"num_virtual_tokens": 5, **options}
+        more = {"num_virtual_tokens": chosen["num_virtual_tokens"] + 2}
+    members: dict[str, Any] = {"method": method, "options": chosen, "longer": more if longer is None else longer}
+    names = tuple(f"test_{name}" for name in kept)
+    members |= {name: None for name in vars(kind) if name.startswith("test_") and not name.startswith(names)}
+    suite = type(f"Test_{method}", (kind,), members)
+    return pytest.mark.parametrize("architecture", list(architectures))(suite)
