@@ -169,7 +169,7 @@ def combine(*methods: "str | Method") -> Combination:
         PromptExistsError: If two prompts would have one name.
     """
     if not methods:
-        raise ValueError("combine was given no methods; name at least one: zoo.combine('prompt_tuning', …)")
+        raise ValueError("combine was given no methods; name at least one of zoo.list_methods()")
     named: dict[str, Method] = {}
     for method in methods:
         chosen = method if isinstance(method, Method) else get_method(method)
