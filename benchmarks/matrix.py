@@ -9,6 +9,7 @@ Writes `table.md` and `matrix.html`, with the reason of each cell that is not ri
 
 import dataclasses
 import datetime
+import functools
 import html
 import inspect
 import itertools
@@ -41,6 +42,8 @@ SUITES: dict[str, Callable[[str], Any]] = {"promise": conformance_suite, "operat
 """Group of cells, as the names of its tests have it, to what makes its suite."""
 OURS = ("promise_05", "promise_08", "promise_09")
 """What PEFT has no operation for: start values of real tokens, exchange with itself, merging."""
+COMPILED = "compiled"
+"""How the operations begin that compile the model."""
 SECONDS = 120
 """What a cell may take."""
 
@@ -53,6 +56,8 @@ class Settings:
     """Methods, with commas between them."""
     part: int = 1
     """Only every so many-th cell, from the first."""
+    compiled: str = "llama,gpt2,gemma3,bloom,bert,t5"
+    """Models whose cells are compiled too, with commas between them: a cell takes five seconds, those of all hours."""
     threads: int = 1
 
 
@@ -142,12 +147,17 @@ def experiments(settings: Settings) -> list[Experiment]:
     """List the experiments, two for each model: its promises, and its operations."""
     methods = settings.methods.split(",")
 
+    def is_compiled(architecture: str) -> bool:
+        return architecture in settings.compiled.split(",")
+
     def measure(architecture: str, group: str) -> Callable[[int], Result]:
         def cells(seed: int) -> Result:
             found: Result = {"date": datetime.datetime.now(tz=datetime.UTC).date().isoformat()}
             for method, library in itertools.product(methods, LIBRARIES):
                 began = time.perf_counter()
                 for number, operation in enumerate(operations(group)):
+                    if operation.startswith(COMPILED) and not is_compiled(architecture):
+                        continue
                     if (list(models()).index(architecture) + number + methods.index(method)) % settings.part == 0:
                         key = "|".join((library, method, operation))
                         found[key] = run_cell(library, architecture, method, operation)
@@ -156,13 +166,16 @@ def experiments(settings: Settings) -> list[Experiment]:
 
         return cells
 
-    options = {"methods": methods, "part": settings.part}
+    def options(architecture: str, group: str) -> dict[str, Any]:
+        more = {"compiled": True} if group == "operation" and is_compiled(architecture) else {}
+        return {"methods": methods, "part": settings.part, **more}
+
     return [
         Experiment(
             name=architecture if group == "promise" else f"{architecture}-{group}s",
             methods=tuple(methods),
             measure=measure(architecture, group),
-            options=lambda: options,
+            options=functools.partial(options, architecture, group),
         )
         for architecture in models()
         for group in SUITES
@@ -186,7 +199,7 @@ def cells(runner: Runner) -> Iterator[tuple[str, str, str, str, Cell]]:
                 yield name.removesuffix("-operations"), library, method, operation, (cell[0], cell[1])
 
 
-def table(runner: Runner) -> str:
+def table(runner: Runner, settings: Settings) -> str:
     """Return the counts, and what is not right of ours, in Markdown."""
     found = list(cells(runner))
     done = [name for name in runner.experiments if runner.result(name)]
@@ -219,6 +232,7 @@ def table(runner: Runner) -> str:
         f"brackets how many it refuses. PEFT is right in {refused_here} of these.",
         markdown(("method", *LIBRARIES), by_method),
         *(markdown((group, *LIBRARIES), _compared(both, operations(group), 3)) for group in SUITES),
+        f"Compiled on {settings.compiled.replace(',', ', ')} alone, for a cell takes seconds.",
     ]
     if wrong:
         parts += ["Ours that are not right:", markdown(("model", "method", "operation", "reason"), wrong)]
@@ -310,7 +324,7 @@ def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
     runner = Runner(folder, shared, experiments(settings))
 
     def write_all() -> None:
-        write(folder / "table.md", table(runner))
+        write(folder / "table.md", table(runner, settings))
         write(folder / "matrix.html", page(runner))
 
     return runner, write_all
