@@ -29,6 +29,7 @@ from common import (
     checksum,
     encoder_folder,
     estimate,
+    has_head,
     load_encoder,
     load_language_model,
     loss_difference,
@@ -204,7 +205,7 @@ class Bench:
             else:
                 recipe = recipe_of(method, settings.encoder_steps)
                 model = zoo.get_method(method)(model, train_head=True)
-                if not any("head" in name.split(".") for name, _ in model.prompts.named_parameters()):
+                if not has_head(model):
                     raise MissingError("train_head trains no head in this version")
             trainer = Trainer(model, recipe)
             history = trainer.fit(read_examples(self.file(FILMS, "train")), classified.batch, seed, method)

@@ -240,6 +240,11 @@ def load_encoder(name: str, seed: int, labels: int = 2) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(encoder_folder(name), num_labels=labels)
 
 
+def has_head(model: Any) -> bool:
+    """Say whether a prompted model trains a task head."""
+    return any("head" in name.split(".") for name, p in model.prompts.named_parameters() if p.requires_grad)
+
+
 class Classified:
     """Rows of a classification by an encoder."""
 

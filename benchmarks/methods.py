@@ -29,6 +29,7 @@ from common import (
     checksum,
     encoder_folder,
     estimate,
+    has_head,
     load_encoder,
     load_language_model,
     markdown,
@@ -305,11 +306,6 @@ class Bench:
             return train_on_study(model, self.tokenizer(), study, settings.text_tokens, share, recipe, seed)
 
         return measure
-
-
-def has_head(model: Any) -> bool:
-    """Say whether a prompted model trains a task head."""
-    return any("head" in name.split(".") for name, p in model.prompts.named_parameters() if p.requires_grad)
 
 
 def context_rows(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[Row]:

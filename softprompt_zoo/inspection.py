@@ -182,7 +182,7 @@ def _check_task(task: int | None, tasks: Mapping[str, int | None]) -> int | None
     if task is None and count == 1:
         return 0
     if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < count:
-        raise ValueError(f"task is {task!r}; prompt {name!r} has the tasks 0 to {count - 1}, give one of them")
+        raise ValueError(f"task is {task!r}; prompt {name!r} has {count} tasks, counted from 0; give one of them")
     return task
 
 

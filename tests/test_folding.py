@@ -159,7 +159,7 @@ def test_one_task_folds():
     subject.model.prompts.add("keys", "prefix", num_virtual_tokens=2)
     names = ["many", "keys"]
     refused(subject.model, zoo.UnsupportedError, "'many' has 3 tasks and a prefix holds one; choose it", names)
-    refused(subject.model, ValueError, "task is 5; prompt 'many' has the tasks 0 to 2", names, task=5)
+    refused(subject.model, ValueError, "task is 5; prompt 'many' has 3 tasks, counted from 0", names, task=5)
     with torch.no_grad():
         expected = subject.model(input_ids=TEXT, prompts=[names], task_ids=torch.tensor([1])).logits
         zoo.fold(subject.model, names, task=1)

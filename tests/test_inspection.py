@@ -226,7 +226,7 @@ def test_a_prompt_with_tasks_is_shown_task_by_task():
         is_text = text["attention_mask"].bool()
         own = torch.stack([layer.sum(dim=-1).mean(dim=1)[is_text].mean() for layer in output.attentions])
         torch.testing.assert_close(found.attention.shares["decoder"], 1 - own, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="task is None; prompt 'a' has the tasks 0 to 1"):
+    with pytest.raises(ValueError, match="task is None; prompt 'a' has 2 tasks, counted from 0"):
         zoo.inspect(model, "a")
 
 

@@ -114,7 +114,7 @@ def _change_index(folder, change):
 
 def test_active_names_that_are_not_there_are_refused(saved):
     _change_index(saved, lambda index: index.update(active=["gone"]))
-    refused(saved, zoo.CheckpointError, "says that 'gone' is active and holds no such prompt")
+    refused(saved, zoo.CheckpointError, "says that 'gone' is active, and holds no such prompt")
 
 
 def test_merged_prompts_save_and_load(tmp_path):

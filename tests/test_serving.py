@@ -294,7 +294,7 @@ def test_one_task_of_several(tmp_path):
     Subject("llama", model).disturb("default")
     with pytest.raises(zoo.UnsupportedError, match="has 3 tasks, of which to='vocabulary' holds one; choose it"):
         export(model, tmp_path / "out")
-    with pytest.raises(ValueError, match="task is 3; prompt 'default' has the tasks 0 to 2"):
+    with pytest.raises(ValueError, match="task is 3; prompt 'default' has 3 tasks, counted from 0"):
         export(model, tmp_path / "out", task=3)
     assert not list(tmp_path.iterdir())
     export(model, tmp_path / "out", task=2)

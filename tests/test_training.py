@@ -184,13 +184,13 @@ def at_step(monkeypatch):
 
 @pytest.mark.parametrize("step", [1, 5, 8])
 def test_ctrl_c_saves_and_resuming_gives_the_weights_of_an_uninterrupted_run(whole, place, tmp_path, at_step, step):
-    output = tmp_path / "run"
+    output, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
     undo = at_step(step, lambda: signal.raise_signal(signal.SIGINT))
     expected = rf"saved after step {step} of 8; to go on, run: softprompt-zoo train --resume --output .*run"
     with pytest.raises(runs.StoppedError, match=expected):
         train(tiny_settings(place, output))
     undo()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     resume(output)
     assert_equal_weights(weights(output), weights(whole[0]))
     before, after = (json.loads((folder / "training.json").read_text()) for folder in (whole[0], output))
