@@ -27,6 +27,8 @@ REFUSED = {
     ("seq2seq", "pegasus_x"): ("prefix_tuning",),
 }
 """What of it is refused; all else works."""
+VERSIONS_DIFFER = {("seq2seq", "umt5")}
+"""Models that the oldest transformers we claim has not on its attention interface, and whose prefixes it refuses."""
 
 
 def cases(chosen):
@@ -175,7 +177,8 @@ def check_sweep(kind, name, method, is_refused=None):
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "name", "method"), cases(chosen=True))
 def test_a_prompt_of_real_tokens_is_right_or_refused(kind, name, method):
-    check_sweep(kind, name, method, method in REFUSED.get((kind, name), ()))
+    is_refused = None if (kind, name) in VERSIONS_DIFFER else method in REFUSED.get((kind, name), ())
+    check_sweep(kind, name, method, is_refused)
 
 
 @pytest.mark.slow

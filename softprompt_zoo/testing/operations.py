@@ -146,14 +146,18 @@ class OperationSuite(Suite):
                     assert_equal(found[name][row][corner], part[0], f"{name} of row {row}")
 
     def test_operation_bfloat16(self, subject: Subject, base: Subject) -> None:
-        """Prompt and model in bfloat16 are as near to float32 as the base model is, and so is the first new token."""
+        """Prompt and model in bfloat16 are as near to float32 as the base model is; generation equals a forward."""
         ids, mask = pad(TEXTS, "left" if subject.is_causal else "right")
         keep = torch.ones(len(TEXTS), DECODER_LENGTH) if subject.is_encoder_decoder else mask
 
         def runs(model: Subject) -> list[Tensor]:
             more = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if model.is_causal else {}
-            found = [model.logits(ids, mask, **more)[keep.bool()]]
-            return [*found, greedy(model, ids, mask)[1][:, 0]] if model.can_generate else found
+            found = model.logits(ids, mask, **more)
+            if not model.can_generate:
+                return [found[keep.bool()]]
+            first = greedy(model, ids, mask)[1][:, 0]
+            # Of three rows' last tokens rounding may move two: what a causal model writes is held to its own forward.
+            return [found[keep.bool()], first - found[:, -1] if model.is_causal else first]
 
         exact, exact_base = runs(subject), runs(base)
         base.model.to(torch.bfloat16)
@@ -161,7 +165,7 @@ class OperationSuite(Suite):
         allowed = [3 * distance(own, bare) + SMALLEST_SCALE for own, bare in zip(rounded, exact_base, strict=True)]
 
         def is_seen() -> bool:
-            return all(distance(*pair) > 2 * most for *pair, most in zip(exact, exact_base, allowed, strict=True))
+            return distance(exact[0], exact_base[0]) > 2 * allowed[0]
 
         if not is_seen():  # a gate near zero: what it adds would drown in the rounding
             subject.disturb("default", 1.0)
