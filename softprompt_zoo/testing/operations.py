@@ -43,6 +43,8 @@ from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, assert_equal
 from softprompt_zoo.testing.suite import Suite, suite_of
 
 ROWS: list[Any] = ["longer", None, "default"]
+ROUNDING = 1e-4
+"""Largest difference between gradients of two implementations, as a part of the gradient."""
 SHORT_TEXTS = [text[:, :length] for text, length in zip(TEXTS, (6, 4, 5), strict=True)]
 """Within the tiny models' window, which a mask of four dimensions replaces."""
 
@@ -196,12 +198,13 @@ class OperationSuite(Suite):
                 assert_equal(logits, expected[row], f"logits of row {row}")
                 assert not torch.allclose(logits, bare[row], atol=1e-2), NO_EFFECT
             if implementation != FLEX:  # torch has no gradients of flex attention on a CPU
-                for one in (subject, other):  # in double precision: in float32 they add in another order
-                    one.model.double()
+                for one in (subject, other):
                     one.loss(TEXTS[0]).backward()
                 gradients = other.gradients()
                 for name, gradient in subject.gradients().items():
-                    assert_equal(gradients[name], gradient, f"gradient of {name}")
+                    # They add in another order, and an eager softmax is in float32 whatever the model is in.
+                    distance_of_both = (gradients[name] - gradient).norm() / gradient.norm()
+                    assert distance_of_both <= ROUNDING, f"gradient of {name}: differs by {distance_of_both:.1e}"
 
     @pytest.mark.parametrize("whole", [False, True])
     def test_operation_compiled(self, subject: Subject, base: Subject, whole: bool) -> None:
