@@ -360,7 +360,7 @@ def test_attaching_on_the_meta_device(method, architecture):
         ("prefix_tuning", "llama"),
         ("prompt_tuning", "llama"),
         ("prefix_tuning", "bert"),
-        ("prompt_tuning", "t5"),
+        pytest.param("prompt_tuning", "t5", marks=pytest.mark.slow),
         pytest.param("prompt_tuning", "bert", marks=pytest.mark.slow),
         pytest.param("prefix_tuning", "t5", marks=pytest.mark.slow),
     ],
