@@ -230,6 +230,8 @@ def put(model: Any, adapters: Mapping[str, Adapter], directory: Path, trainable:
         directory: Where they come from.
         trainable: Whether they can be trained on. What was there keeps its `requires_grad`.
     """
+    if not adapters:
+        return  # PEFT may not be installed
     from peft import set_peft_model_state_dict
 
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -112,6 +112,18 @@ def _change_index(folder, change):
     save_file(tensors, path, {"softprompt_zoo": json.dumps(index)})
 
 
+def test_peft_need_not_be_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    model = zoo.get_method("prefix")(tiny_model("llama"), num_virtual_tokens=3)
+    model.save_pretrained(tmp_path / "saved")
+    zoo.export(model, tmp_path / "exported", to="peft")
+    text = torch.tensor([[5, 6, 7]])
+    for folder in ("saved", "exported"):
+        loaded = zoo.load(tiny_model("llama"), tmp_path / folder)
+        assert torch.equal(loaded(text).logits, model.eval()(text).logits)
+        zoo.detach(zoo.merge(loaded))
+
+
 def test_active_names_that_are_not_there_are_refused(saved):
     _change_index(saved, lambda index: index.update(active=["gone"]))
     refused(saved, zoo.CheckpointError, "says that 'gone' is active, and holds no such prompt")
