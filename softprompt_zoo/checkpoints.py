@@ -28,6 +28,7 @@ from softprompt_zoo.plain_prompts import check_sizes, plain_prompt
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.task_heads import copy_head
+from softprompt_zoo.sites.tasks import check_task
 from softprompt_zoo.tokens import InputTokens, VirtualTokens, to_tensors
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def saved_names(directory: Path) -> list[str]:
         CheckpointError: If the index is missing or corrupt.
     """
     if native.is_native(directory):
-        return native.names(directory)
+        return list(native.read_index(directory).prompts)
     if peft.is_peft(directory):
         return ["default"]
     return vocabulary.names(directory) if vocabulary.is_vocabulary(directory) else embeddings.names(directory)
@@ -147,7 +148,7 @@ def read_adapters(directory: Path) -> dict[str, adapters.Adapter]:
     Raises:
         CheckpointError: If one is missing or corrupt.
     """
-    return adapters.read(directory, native.read(directory)[0].adapters) if native.is_native(directory) else {}
+    return adapters.read(directory, native.read_index(directory).adapters) if native.is_native(directory) else {}
 
 
 def warn_of_adapters(directory: Path) -> None:
@@ -156,7 +157,7 @@ def warn_of_adapters(directory: Path) -> None:
     Args:
         directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
     """
-    names = list(native.read(directory)[0].adapters) if native.is_native(directory) else []
+    names = list(native.read_index(directory).adapters) if native.is_native(directory) else []
     if names:
         warnings.warn(
             f"{directory} holds the adapter {', '.join(map(repr, names))} beside its prompt, and the prompt alone is "
@@ -219,8 +220,7 @@ def one_task(tokens: VirtualTokens, task_id: int, name: str) -> InputTokens:
     count = tokens.embeddings.shape[0] if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3 else 0
     if not count:
         raise ValueError(f"task is {task_id!r}, and prompt {name!r} has no tasks; leave it out")
-    if isinstance(task_id, bool) or not isinstance(task_id, int) or not 0 <= task_id < count:
-        raise ValueError(f"task is {task_id!r}; prompt {name!r} has {count} tasks, counted from 0")
+    check_task(task_id, count, name)
     return InputTokens(tokens.embeddings[task_id])  # type: ignore[union-attr]
 
 

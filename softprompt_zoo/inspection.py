@@ -20,6 +20,7 @@ from softprompt_zoo.initialization import FREQUENT_VOCABULARY
 from softprompt_zoo.model import prompts_of
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.arrange import check_combination
+from softprompt_zoo.sites.tasks import check_task
 from softprompt_zoo.tokens import InputTokens, LayerTokens
 
 NEAREST_BY = ("cosine", "distance")
@@ -181,8 +182,7 @@ def _check_task(task: int | None, tasks: Mapping[str, int | None]) -> int | None
     name, count = min(counts.items(), key=lambda pair: pair[1])
     if task is None and count == 1:
         return 0
-    if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < count:
-        raise ValueError(f"task is {task!r}; prompt {name!r} has {count} tasks, counted from 0; give one of them")
+    check_task(task, count, name)
     return task
 
 

@@ -101,10 +101,10 @@ def read(directory: Path) -> tuple[Index, dict[str, dict[str, Tensor]]]:
     return index, grouped
 
 
-def names(directory: Path) -> list[str]:
-    """Return the names of a directory's prompts, of which no tensor is read; errors as of `read`."""
+def read_index(directory: Path) -> Index:
+    """Return the index of a directory, of which no tensor is read; errors as of `read`."""
     path = directory / TENSOR_FILE
-    return list(_index(read_metadata(path), path).prompts)
+    return _index(read_metadata(path), path)
 
 
 def _index(metadata: Mapping[str, str], path: Path) -> Index:

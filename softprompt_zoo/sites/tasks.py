@@ -16,6 +16,21 @@ def count_tasks(placement: Placement) -> int | None:
     return tokens.embeddings.shape[0] if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3 else None
 
 
+def check_task(task: Any, count: int, name: str) -> None:
+    """Refuse anything but the number of a task.
+
+    Args:
+        task: What the user gave.
+        count: Tasks of the prompt.
+        name: The prompt's name, for the message.
+
+    Raises:
+        ValueError: If the prompt does not have that task.
+    """
+    if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < count:
+        raise ValueError(f"task is {task!r}; prompt {name!r} has {count} tasks, counted from 0; give one of them")
+
+
 def check_task_ids(task_ids: Any) -> Tensor | None:
     """Read the `task_ids` argument of `forward` and `generate`.
 
