@@ -9,6 +9,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "plugins" / "softprompt-zoo-cartridge"
 sys.path.insert(0, str(PACKAGE / "tests"))
 from test_cartridge import *  # noqa: E402, F403 - its tests run here, without an installation
+from test_cartridge_in_peft import *  # noqa: E402, F403
+from test_self_study import *  # noqa: E402, F403
 
 USE = """
 import sys

@@ -1,92 +1,35 @@
-"""Cartridges against in-context learning, cross-entropy by hand and PEFT.
+"""Cartridges against in-context learning and cross-entropy by hand.
 
 Runs without an installation, from the folder beside; the package's own tests take these in.
 """
 
-import contextlib
 import copy
-import importlib.util
-import json
-import sys
-from pathlib import Path
 
-import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from cartridges import (  # noqa: F401 - fixtures of all tests
+    CAUSAL,
+    DOCUMENT,
+    OTHERS,
+    VOCABULARY,
+    attach,
+    available,
+    cartridge,
+    chat_tokenizer,
+    close,
+    logits,
+    method,
+    one_thread,
+    two,
+    words,
+)
 
 import softprompt_zoo as zoo
-from softprompt_zoo.testing import TINY_MODELS, conformance_suite, tiny_model, tiny_tokenizer
-
-if importlib.util.find_spec("softprompt_zoo_cartridge") is None:
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-import softprompt_zoo_cartridge as cartridge
-
-CAUSAL = ["gpt2", "llama", "qwen3", "gemma3", "mistral", "gpt_neox"]
-OTHERS = [name for name in TINY_MODELS if name not in CAUSAL]
-VOCABULARY = 101
-DOCUMENT = [int(i) for i in torch.randint(5, VOCABULARY, (12,), generator=torch.Generator().manual_seed(0))]
-CHAT = (
-    "{% for m in messages %}{{ {'system': ' w91 ', 'user': ' w92 ', 'assistant': ' w93 '}[m.role] }}"
-    "{{ m.content + ' w99 ' }}{% endfor %}{% if add_generation_prompt %}{{ ' w93 ' }}{% endif %}"
-)
-"""A chat template of words: a role's word in front of a message, `w99` behind it."""
-
-
-@contextlib.contextmanager
-def available():
-    """The method by its name: installed, or registered by hand for as long as these tests run."""
-    by_hand = "cartridge" not in zoo.list_methods()
-    if by_hand:
-        zoo.register(cartridge, "cartridge")
-    try:
-        yield
-    finally:
-        if by_hand:
-            zoo.unregister("cartridge")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def method():
-    with available():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+from softprompt_zoo.testing import conformance_suite, tiny_model, tiny_tokenizer
 
 with available():
     TestOnCausalModels = conformance_suite("cartridge", architectures=CAUSAL)
     TestBySelfStudy = conformance_suite("cartridge", {"document": DOCUMENT, "num_frozen_tokens": 2}, ["llama"])
-
-
-def attach(architecture="llama", **options):
-    model = zoo.get_method("cartridge")(tiny_model(architecture), **{"num_virtual_tokens": 4, **options})
-    return model, model.prompts["default"]
-
-
-def words(length, seed=1, rows=1):
-    return torch.randint(5, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def logits(model, ids, **options):
-    with torch.no_grad():
-        return model(input_ids=ids, **options).logits
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-
-
-def chat_tokenizer():
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = CHAT
-    return tokenizer
 
 
 # Start
@@ -185,13 +128,6 @@ def test_frozen_tokens_stay_frozen_when_loaded_to_train_on(tmp_path):
 
 
 # Composition
-
-
-def two(architecture):
-    """Two cartridges of 4 and 6 tokens, of different documents."""
-    model, _ = attach(architecture, document=DOCUMENT)
-    model.prompts.add("other", "cartridge", num_virtual_tokens=6, document=words(9, 5)[0])
-    return model
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "gpt_neox"])
@@ -532,285 +468,3 @@ def test_task_heads_train_by_tokens_only():
     zoo.get_method("cartridge")(model, num_virtual_tokens=4, document=DOCUMENT).train()
     with pytest.raises(zoo.UnsupportedError, match="this model has a task head"):
         model(input_ids=words(6), labels=torch.tensor([1]))
-
-
-# PEFT
-
-
-@pytest.mark.parametrize("frozen", [0, 1, 3])
-@pytest.mark.parametrize("architecture", CAUSAL)
-def test_peft_gives_our_logits(architecture, frozen, tmp_path):
-    model, _ = attach(architecture, num_frozen_tokens=frozen, init="random")
-    text, base = words(7), tiny_model(architecture)
-    zoo.export(model, tmp_path, to="peft")
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["num_virtual_tokens"], config["num_frozen_tokens"]) == ("CARTRIDGE", 4, frozen)
-    expected, plain = logits(model, text), logits(base, text)
-    wrapped = peft.PeftModel.from_pretrained(base, tmp_path)
-    assert wrapped.prompt_encoder["default"].num_frozen_tokens == frozen
-    close(logits(wrapped, text, attention_mask=torch.ones_like(text)), expected)
-    assert not torch.allclose(plain, expected, atol=1e-2)
-
-
-@pytest.mark.parametrize("frozen", [0, 1, 3])
-@pytest.mark.parametrize("architecture", CAUSAL)
-def test_we_give_pefts_logits(architecture, frozen, tmp_path):
-    base, text = tiny_model(architecture), words(7)
-    config = peft.CartridgeConfig(num_virtual_tokens=4, num_frozen_tokens=frozen, task_type="CAUSAL_LM")
-    torch.manual_seed(0)
-    wrapped = peft.get_peft_model(base, config).eval()
-    expected = logits(wrapped, text, attention_mask=torch.ones_like(text))
-    wrapped.save_pretrained(tmp_path)
-    loaded = zoo.load(tiny_model(architecture), tmp_path, trainable=True)
-    prompt = loaded.prompts["default"]
-    assert (prompt.method, prompt.config.num_frozen_tokens, prompt.is_merged) == ("cartridge", frozen, False)
-    close(logits(loaded, text), expected)
-    close(prompt.learned.frozen, wrapped.prompt_encoder["default"].weight[:frozen])
-
-
-def test_written_and_read_again_it_is_the_same(tmp_path):
-    model, prompt = attach(num_frozen_tokens=2, document=DOCUMENT)
-    zoo.export(model, tmp_path, to="peft")
-    loaded = zoo.load(tiny_model("llama"), tmp_path)
-    for name, tensor in prompt.learned.state_dict().items():
-        assert torch.equal(loaded.prompts["default"].learned.state_dict()[name], tensor)
-
-
-def test_merged_it_is_pefts_prefix_tuning(tmp_path):
-    """The same tensor under another name, which older PEFT versions know."""
-    model, _ = attach(document=DOCUMENT)
-    text = words(7)
-    zoo.export(model, tmp_path / "cartridge", to="peft")
-    expected = logits(model, text)
-    zoo.merge(model)
-    zoo.export(model, tmp_path / "prefix", to="peft")
-    assert json.loads((tmp_path / "prefix" / "adapter_config.json").read_text())["peft_type"] == "PREFIX_TUNING"
-    tensors = [
-        load_file(tmp_path / n / "adapter_model.safetensors")["prompt_embeddings"] for n in ("cartridge", "prefix")
-    ]
-    assert torch.equal(*tensors)
-    wrapped = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "prefix")
-    close(logits(wrapped, text, attention_mask=torch.ones_like(text)), expected)
-
-
-def test_pefts_composition_is_ours(tmp_path):
-    model, text = two("llama"), words(7)
-    for name in ("default", "other"):
-        zoo.export(model, tmp_path / name, to="peft", name=name)
-    peft.compose_cartridge_adapters([tmp_path / "default", tmp_path / "other"], output_path=tmp_path / "both")
-    model.prompts.activate("default", "other")
-    close(logits(zoo.load(tiny_model("llama"), tmp_path / "both"), text), logits(model, text))
-
-
-def test_adapters_that_do_not_fit_are_refused(tmp_path):
-    attach(num_frozen_tokens=1)[0].save_pretrained(tmp_path)
-    for name in ("softprompt_zoo.json", "model.safetensors"):
-        (tmp_path / name).unlink()
-    path = tmp_path / "adapter_config.json"
-    fields = json.loads(path.read_text())
-    for change, error, reason in (
-        ({"num_frozen_tokens": 4}, zoo.UnsupportedError, "num_frozen_tokens 4 of 4 virtual tokens"),
-        ({"num_virtual_tokens": 9}, zoo.CheckpointError, "says 9 virtual tokens, its tensor has 4"),
-        ({"num_layers": 5}, zoo.BackboneMismatchError, "in 5 layers; this model needs 64 in 2"),
-    ):
-        path.write_text(json.dumps({**fields, **change}))
-        with pytest.raises(error, match=reason):
-            zoo.load(tiny_model("llama"), tmp_path)
-    path.write_text(json.dumps(fields))
-    with pytest.raises(zoo.BackboneMismatchError, match="this model needs 128 in 2"):
-        zoo.load(tiny_model("gpt2"), tmp_path)
-    with pytest.raises(zoo.UnsupportedError, match="CARTRIDGE is for causal models; this one is 'encoder'"):
-        zoo.load(tiny_model("bert"), tmp_path)
-
-
-def test_what_peft_cannot_reproduce_is_refused(tmp_path):
-    model, _ = attach("mistral", always_visible=True)
-    with pytest.raises(zoo.UnsupportedError, match="slide out of the window"):
-        zoo.export(model, tmp_path / "x", to="peft")
-    assert not (tmp_path / "x").exists()
-
-
-# Self-study
-
-
-TEXT = " ".join(f"w{5 + index % 80}" for index in range(30))
-
-
-def study(model=None, tokenizer=None, **options):
-    model = tiny_model("llama") if model is None else model
-    tokenizer = chat_tokenizer() if tokenizer is None else tokenizer
-    chosen = {
-        "conversations": 5,
-        "chunk_tokens": (4, 8),
-        "max_question_tokens": 5,
-        "max_answer_tokens": 6,
-        "batch_size": 2,
-    }
-    document = options.pop("document", TEXT)
-    return list(cartridge.self_study(model, tokenizer, document, **{**chosen, **options}))
-
-
-def short_seed_prompts(monkeypatch):
-    """The tiny vocabulary has no English: one word stands for each kind, so that prompts can be told apart."""
-    short = {kind: (f"w{80 + index}",) for index, kind in enumerate(cartridge.SEED_PROMPTS)}
-    monkeypatch.setattr(cartridge.study, "SEED_PROMPTS", short)
-    return {kind: int(text[0][1:]) for kind, text in short.items()}
-
-
-def test_conversations_are_asked_and_answered_behind_the_chunk(monkeypatch):
-    """What the model was shown, turn by turn, and that the answer is the base model's likeliest."""
-    ids_of = short_seed_prompts(monkeypatch)
-    model, tokenizer = tiny_model("llama"), chat_tokenizer()
-    shown = []
-    generate = model.generate
-    monkeypatch.setattr(model, "generate", lambda ids, **how: shown.append((ids, how)) or generate(ids, **how))
-    rows = study(model, tokenizer, batch_size=1)
-    assert len(rows) == 5
-    for row, (asking, answering) in zip(rows, zip(shown[::2], shown[1::2], strict=True), strict=True):
-        chunk = [int(word[1:]) for word in row["chunk"].split()]
-        assert 4 <= len(chunk) <= 8
-        assert " ".join(f"w{i}" for i in chunk) in TEXT
-        assert asking[0][0].tolist() == [91, *chunk, 99, 92, ids_of[row["kind"]], 99, 93]
-        assert (asking[1]["do_sample"], asking[1]["temperature"]) == (True, 0.6)
-        question = tokenizer(row["question"])["input_ids"]
-        assert answering[0][0].tolist() == [91, *chunk, 99, 92, *question, 99, 93]
-        assert answering[1]["do_sample"] is False
-        asked = [92, *question, 99, 93]
-        assert row["input_ids"][: len(asked)] == asked
-        assert row["labels"] == row["input_ids"]
-        likeliest = tiny_model("llama").generate(answering[0], max_new_tokens=6, do_sample=False)[
-            0, answering[0].shape[1] :
-        ]
-        expected = likeliest.tolist()
-        end = expected.index(2) + 1 if 2 in expected else 6
-        assert row["input_ids"][len(asked) :] == expected[:end]
-        assert tokenizer.decode(expected[:end], skip_special_tokens=True) == row["answer"]
-
-
-def test_batches_write_what_single_conversations_do():
-    """Answers are the likeliest, so padding a batch must not change them."""
-    model, tokenizer = tiny_model("llama"), chat_tokenizer()
-    writer = cartridge.study._Writer(model, tokenizer, False)
-    texts = ["w91 w5 w6 w99 w92 w7 w99 w93", "w91 w5 w99 w92 w30 w99 w93", "w93"]
-    assert writer.write(texts, 6, 0.0) == [writer.write([text], 6, 0.0)[0] for text in texts]
-
-
-def test_an_answer_ends_with_the_end_token_where_the_model_wrote_it():
-    model, tokenizer = tiny_model("llama"), chat_tokenizer()
-    model.generation_config.eos_token_id = [2, 7]
-    writer = cartridge.study._Writer(model, tokenizer, False)
-    assert writer._until_end([5, 7, 2, 0]) == [5, 7]
-    assert writer._until_end([5, 6]) == [5, 6]
-
-
-def test_the_seed_decides_and_the_global_generator_is_left_alone():
-    torch.manual_seed(3)
-    before = torch.random.get_rng_state()
-    first = study(seed=1)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    torch.manual_seed(4)
-    assert study(seed=1) == first
-    assert study(seed=2) != first
-
-
-def test_a_document_of_token_ids_is_studied_like_its_text():
-    ids = chat_tokenizer()(TEXT, add_special_tokens=False)["input_ids"]
-    assert study(document=ids) == study(document=torch.tensor(ids)) == study()
-
-
-def test_every_kind_is_drawn_and_kinds_can_be_chosen():
-    rows = study(conversations=40, batch_size=40)
-    assert {row["kind"] for row in rows} == set(cartridge.SEED_PROMPTS)
-    assert len(cartridge.SEED_PROMPTS) == 6
-    assert {row["kind"] for row in study(kinds=["creative"])} == {"creative"}
-
-
-def test_a_prompted_model_studies_without_its_prompts():
-    model, _ = attach(num_virtual_tokens=8, init="random")
-    model.train()
-    assert study(model) == study()
-    assert model.training
-    assert model.prompts.active == ("default",)
-
-
-def test_without_a_template_the_turns_are_plain_text():
-    tokenizer = tiny_tokenizer()
-    assert cartridge.turn(tokenizer, "w5") == "Question: w5\nAnswer:"
-    assert len(study(tokenizer=tokenizer)) == 5
-
-
-def test_a_default_system_message_is_left_out():
-    """Templates that write one of their own where the chat has none: the cartridge stands there."""
-    tokenizer = chat_tokenizer()
-    tokenizer.chat_template = "{% if messages[0].role != 'system' %}{{ ' w91 w50 w99 ' }}{% endif %}" + CHAT
-    assert cartridge.turn(tokenizer, "w5").split() == ["w92", "w5", "w99", "w93"]
-
-
-def test_labels_can_leave_the_question_out():
-    for row in study(answers_only=True):
-        asked = row["labels"].count(-100)
-        assert row["labels"][:asked] == [-100] * asked
-        assert row["labels"][asked:] == row["input_ids"][asked:]
-        assert row["input_ids"][asked - 1] == 93
-
-
-def test_rows_are_padded_to_a_batch_and_train_a_cartridge():
-    rows = study(answers_only=True)
-    batch = cartridge.collate(rows, pad_token_id=0)
-    longest = max(len(row["input_ids"]) for row in rows)
-    for index, row in enumerate(rows):
-        length = len(row["input_ids"])
-        assert batch["input_ids"][index].tolist() == row["input_ids"] + [0] * (longest - length)
-        assert batch["attention_mask"][index].tolist() == [1] * length + [0] * (longest - length)
-        assert batch["labels"][index].tolist() == row["labels"] + [-100] * (longest - length)
-    model, prompt = attach(document=TEXT, tokenizer=chat_tokenizer(), chat=True)
-    model.train()(**batch).loss.backward()
-    assert prompt.learned.trained.grad.abs().max() > 0
-
-
-def test_trainer_takes_the_rows(tmp_path):
-    from transformers import Trainer
-
-    model, prompt = attach(document=TEXT, tokenizer=chat_tokenizer(), chat=True)
-    before = prompt.learned.trained.detach().clone()
-    options = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "use_cpu": True}
-    arguments = zoo.get_method("cartridge").training_arguments(str(tmp_path), **options)
-    assert (arguments.learning_rate, arguments.lr_scheduler_type) == (2e-2, "constant")
-    Trainer(model, arguments, train_dataset=study(), data_collator=cartridge.collate).train()
-    assert not torch.equal(prompt.learned.trained, before)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"conversations": 0}, "conversations is 0"),
-        ({"chunk_tokens": 0}, "chunk_tokens is 0"),
-        ({"chunk_tokens": (8, 4)}, r"chunk_tokens is \(8, 4\)"),
-        ({"temperature": -1}, "temperature is -1"),
-        ({"kinds": ["riddle"]}, "kinds is 'riddle'; expected one of 'structuring'"),
-        ({"chunk_tokens": (4, 5, 6)}, r"chunk_tokens is \(4, 5, 6\); expected a number, or the least and the largest"),
-        ({"temperature": float("nan")}, "temperature is nan"),
-        ({"kinds": []}, r"kinds is \[\]; expected a list with some of 'structuring'"),
-        ({"kinds": "question"}, "kinds is 'question'; expected a list"),
-        ({"document": ""}, "document has no tokens"),
-        ({"document": [5, 101]}, "document has the token id 101; the model has 101 embeddings"),
-        ({"chunk_tokens": 30, "max_answer_tokens": 60}, "60 more may be written; the model has 64 positions"),
-    ],
-)
-def test_bad_studies_are_told(options, message):
-    with pytest.raises(ValueError, match=message):
-        study(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"temperature": "a"}, r"temperature is 'a' \(str\); expected a number of at least 0"),
-        ({"chunk_tokens": "ab"}, r"chunk_tokens is 'ab' \(str\); expected an integer of at least 1"),
-        ({"chunk_tokens": (4, "b")}, r"chunk_tokens is 'b' \(str\)"),
-        ({"document": 5}, "document is int; expected a text, or token ids"),
-    ],
-)
-def test_studies_of_wrong_types_are_told(options, message):
-    with pytest.raises(TypeError, match=message):
-        study(**options)
