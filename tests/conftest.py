@@ -13,7 +13,16 @@ import softprompt_zoo as zoo
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 
 
-torch.set_num_threads(1)  # not in a fixture: those of a module would run before it, and sum in another order
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Not in a fixture: those of a module would run before it, and sum in another order."""
+    torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """A command that a fixture ran may have chosen another number."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

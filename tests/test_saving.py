@@ -266,7 +266,7 @@ from softprompt_zoo.testing.subject import Subject, random_text
 subject = Subject({architecture!r}, zoo.load(tiny_model({architecture!r}), "saved"))
 assert torch.equal(subject.logits(random_text(9, 1)), load_file("logits.safetensors")["logits"])
 """
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 def test_moved_folders_load(saved, tmp_path):
