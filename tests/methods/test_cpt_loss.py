@@ -58,7 +58,7 @@ def test_loss_and_gradients_are_pefts(architecture, decay):
     expected.backward()
     grad = encoder.delta_embedding.weight.grad
     assert grad.abs().max() > 1e-3
-    torch.testing.assert_close(offsets.grad, grad, rtol=1e-4, atol=1e-6 * max(1, grad.abs().max()))
+    torch.testing.assert_close(offsets.grad, grad, rtol=1e-4, atol=5e-6 * max(1, grad.abs().max()))
 
 
 def test_two_calls_give_the_same_loss_and_change_no_input():
