@@ -159,8 +159,8 @@ class PromptBank:
         Args:
             folder: A folder that holds folders, each of which `zoo.load` reads: what `save_pretrained`, `export` or
                 PEFT wrote. Other things in it are passed over. A prompt gets the name of its folder; of a folder with
-                several, `<folder>-<prompt>`. Or one such folder itself, whose prompts keep their names. PEFT adapters
-                that were saved beside a prompt are not stored; a warning names them.
+                several, `<folder>-<prompt>`. Or one such folder itself, whose prompts keep their names. PEFT's LoRA and
+                the like are passed over, too; a warning names those that were saved beside a prompt.
             overwrite: As in `add`.
 
         Returns:

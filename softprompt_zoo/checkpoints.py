@@ -24,6 +24,7 @@ from softprompt_zoo.errors import (
 )
 from softprompt_zoo.exchange import PeftPrompt
 from softprompt_zoo.formats import embeddings, native, peft, vocabulary
+from softprompt_zoo.formats.files import read_json
 from softprompt_zoo.plain_prompts import check_sizes, plain_prompt
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
@@ -124,7 +125,7 @@ def saved_names(directory: Path) -> list[str]:
         directory: As `read_prompts` takes it.
 
     Returns:
-        The names that `read_prompts` gives them.
+        The names that `read_prompts` gives them; none of a PEFT adapter that is no prompt.
 
     Raises:
         CheckpointError: If the index is missing or corrupt.
@@ -132,7 +133,7 @@ def saved_names(directory: Path) -> list[str]:
     if native.is_native(directory):
         return list(native.read_index(directory).prompts)
     if peft.is_peft(directory):
-        return ["default"]
+        return ["default"] if peft.is_prompt(read_json(directory / peft.CONFIG_FILE)) else []
     return vocabulary.names(directory) if vocabulary.is_vocabulary(directory) else embeddings.names(directory)
 
 
@@ -346,7 +347,7 @@ def _method_for(fields: dict[str, Any], origin: peft.Origin | None, directory: P
                 f"{directory} is a PEFT adapter of type {peft_type!r}, whose method is not installed; run: pip install "
                 f"{peft.PACKAGES[peft_type]}"
             )
-        if "num_virtual_tokens" not in fields:
+        if not peft.is_prompt(fields):
             raise CheckpointError(
                 f"{directory} is a PEFT adapter of type {peft_type!r}, which is no prompt of an installed method; "
                 "load it with PEFT"

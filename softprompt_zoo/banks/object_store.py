@@ -138,16 +138,21 @@ class ObjectStore:
             self._files.makedirs(posixpath.join(self._root, FOLDER), exist_ok=True)
 
     def _put(self, path: str, data: bytes, mode: str) -> None:
+        files = self._files
         if not self._is_local:
-            self._files.pipe_file(path, data, mode=mode)
+            files.pipe_file(path, data, mode=mode)
             return
         temporary = f"{path}.{uuid.uuid4().hex}"
         try:
-            self._files.pipe_file(temporary, data)
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
             if mode == "create":
                 _move_new(temporary, path)
             else:
                 os.replace(temporary, path)
+            _sync_folder(path)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -183,6 +188,16 @@ class ObjectStore:
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return self._reaching("written", "; nothing was changed")
+
+
+def _sync_folder(path: str) -> None:
+    """See that a file's name is on the disk, too; systems that open no folders do so by themselves."""
+    with contextlib.suppress(OSError):
+        folder = os.open(posixpath.dirname(path), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _move_new(source: str, target: str) -> None:

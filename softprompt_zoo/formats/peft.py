@@ -223,6 +223,11 @@ def is_peft(directory: Path) -> bool:
     return (directory / CONFIG_FILE).is_file()
 
 
+def is_prompt(fields: Mapping[str, Any]) -> bool:
+    """Say whether an adapter's config is that of a prompt; LoRA's and its like are not."""
+    return "num_virtual_tokens" in fields or fields.get("peft_type") in PACKAGES
+
+
 def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], Origin | None]:
     """Read the two files of an adapter.
 

@@ -2,6 +2,7 @@
 
 import shutil
 
+import peft
 import pytest
 from bank_models import TEXT, assert_equal, prompted
 
@@ -17,6 +18,7 @@ def test_a_folder_of_saved_prompts_is_imported(tmp_path, address):
     prompted(names=["words", "made"]).save_pretrained(folder / "two")
     zoo.export(prompted(names=["prefix"], seed=3), folder / "theirs")
     (folder / "notes").mkdir()
+    peft.get_peft_model(tiny_model("llama"), peft.LoraConfig()).save_pretrained(folder / "lora")
     model = tiny_model("llama")
     bank = zoo.PromptBank(address, model)
     names = ["prefix", "theirs", "two-made", "two-words", "words"]
@@ -33,6 +35,8 @@ def test_a_folder_of_saved_prompts_is_imported(tmp_path, address):
         bank.import_folder(folder)
     with pytest.raises(zoo.CheckpointError, match="holds no saved prompt"):
         bank.import_folder(folder / "notes")
+    with pytest.raises(zoo.CheckpointError, match="holds no saved prompt"):
+        bank.import_folder(folder / "lora")
     assert bank.import_folder(folder / "two", overwrite=True) == ["words", "made"]
     assert len(bank) == 6
 

@@ -128,6 +128,24 @@ def test_a_failed_write_at_an_address_is_put_back(monkeypatch, tmp_path):
     assert bank["old"].method == "prompt_tuning"
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch, tmp_path):
+    """A power failure would leave an empty file under the prompt's name."""
+    model = prompted(names=["words"])
+    bank = zoo.PromptBank(f"file://{tmp_path}/bank", model)
+    events, fsync, link = [], os.fsync, os.link
+
+    def noted(kind, call):
+        return lambda *given: (events.append(kind), call(*given))[1]
+
+    monkeypatch.setattr(os, "fsync", noted("sync", fsync))
+    monkeypatch.setattr(os, "link", noted("name", link))
+    monkeypatch.setattr(os, "replace", noted("name", os.replace))
+    for overwrite in (False, True):
+        events.clear()
+        bank.add("words", model.prompts["words"], overwrite=overwrite)
+        assert events == ["sync", "name", "sync"]
+
+
 def test_a_closed_bank_says_so(filled):
     bank, model = filled
     model.prompts.remove("words")
