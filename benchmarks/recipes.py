@@ -25,16 +25,18 @@ from softprompt_zoo.methods.multitask_prompt_tuning import ADAPTATION_RECIPE
 from softprompt_zoo.training.data import Collator
 
 SHORT: dict[str, Any] = {"steps": 60, "batch_size": 8, "warmup_steps": 5, "schedule": "linear", "weight_decay": 0.0}
+LONG: dict[str, Any] = {**SHORT, "steps": 200}
 FEW: dict[str, Any] = {**SHORT, "batch_size": 1}
-ENCODER: dict[str, Any] = {**SHORT, "steps": 200, "batch_size": 16}
-GRID: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "p_tuning_v2": (ENCODER, (5e-3, 1e-2, 2e-2, 5e-2)),
-    "p_tuning": (SHORT, (1e-3, 3e-3, 1e-2)),
-    "llama_adapter": (SHORT, (3e-3, 1e-2, 3e-2, 1e-1)),
-    "multitask_prompt_tuning": (SHORT, (1e-2, 3e-2, 1e-1)),
-    "cpt": (FEW, (1e-4, 1e-3, 1e-2)),
+ENCODER: dict[str, Any] = {**LONG, "batch_size": 16}
+GRID: dict[str, tuple[tuple[dict[str, Any], tuple[float, ...]], ...]] = {
+    "p_tuning_v2": ((ENCODER, (5e-3, 1e-2, 2e-2, 5e-2)),),
+    "prompt_tuning": ((LONG, (3e-2,)),),
+    "p_tuning": ((SHORT, (1e-3, 3e-3, 1e-2)), (LONG, (1e-3,))),
+    "llama_adapter": ((SHORT, (3e-3, 1e-2, 3e-2, 1e-1)), (LONG, (3e-3,))),
+    "multitask_prompt_tuning": ((SHORT, (1e-2, 3e-2, 1e-1)),),
+    "cpt": ((FEW, (1e-4, 1e-3, 1e-2)),),
 }
-"""Method to what its runs have in common and to the rates that are tried."""
+"""Method to what is tried: what runs have in common, and their rates."""
 TRANSFER = "multitask_prompt_tuning"
 ADAPTATIONS = {16: ((1e-2, 20), (3e-3, 20), (3e-3, 60)), 64: ((1e-2, 20), (3e-3, 20), (3e-3, 60))}
 """Number of films to rates and steps that are tried to adapt a multitask prompt to them."""
@@ -110,14 +112,13 @@ class Bench(methods.Bench):
 
 def recipes(method: str, settings: Settings) -> Iterable[Recipe]:
     """Return the recipes that are tried."""
-    shared, rates = GRID[method]
     steps = {"steps": settings.steps} if settings.steps else {}
-    return [Recipe(**{**shared, **steps}, learning_rate=rate) for rate in rates]
+    return [Recipe(**{**shared, **steps}, learning_rate=rate) for shared, rates in GRID[method] for rate in rates]
 
 
 def name_of(method: str, recipe: Recipe) -> str:
     """Return the experiment's name."""
-    return f"{method}-{recipe.learning_rate:g}"
+    return f"{method}-{recipe.learning_rate:g}-{recipe.steps}"
 
 
 def experiments(bench: Bench) -> list[Experiment]:
