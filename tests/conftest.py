@@ -1,6 +1,7 @@
 """One torch thread per test process: tiny models crawl with more. And the scripts in `benchmarks/` as modules."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from transformers.utils import logging
 import softprompt_zoo as zoo
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start; pytest's own workers have begun already
 
 
 @pytest.hookimpl(tryfirst=True)
