@@ -22,13 +22,11 @@ import softprompt_zoo as zoo
 from common import (
     ENOUGH,
     Classified,
-    Estimate,
     Labels,
     Trainer,
     balanced,
     checksum,
     encoder_folder,
-    estimate,
     has_head,
     load_encoder,
     load_language_model,
@@ -36,6 +34,7 @@ from common import (
     versions,
     write,
 )
+from comparisons import HEADS, Column, Comparison, line
 from runner import Experiment, MissingError, Result, Runner, command, numbers, recipe_of
 from self_study import STUDY, make_study, train_on_study
 from softprompt_zoo.config import Recipe
@@ -82,37 +81,6 @@ class Settings:
     questions: int = 32
     """Held-out ones about the cartridge's text."""
     threads: int = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """Values by evaluation row, in the results of an experiment."""
-
-    experiment: str
-    key: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A row of the table: a difference, or a share if there is a best to reach."""
-
-    section: str
-    title: str
-    measure: str
-    ours: Column
-    theirs: Column
-    best: Column | None = None
-
-    @property
-    def is_loss(self) -> bool:
-        """Whether less is better."""
-        return "loss" in self.measure
-
-    def statistic(self, *means: float) -> float:
-        """From the means of the columns to what the model gained; of a share to the part of the gap that is closed."""
-        ours, theirs, *best = means
-        gain = theirs - ours if self.is_loss else ours - theirs
-        return gain / (theirs - best[0]) if best else gain
 
 
 class Bench:
@@ -445,15 +413,12 @@ def comparisons() -> list[Comparison]:
     return found
 
 
-HEADS = ("what", "measure", "with", "without", "gain ± standard error", "errors", "seeds", "dtype")
-
-
 def table(runner: Runner, settings: Settings) -> str:
     """Return the tables of what is there, in Markdown."""
     parts = list[str]()
     lines: dict[str, list[tuple[str, ...]]] = {}
     for comparison in comparisons():
-        lines.setdefault(comparison.section, []).append(_line(runner, comparison))
+        lines.setdefault(comparison.section, []).append(line(runner, comparison))
     for section, found in lines.items():
         parts += [f"### {section}", "", markdown(HEADS, found), ""]
     steps = f"{settings.steps} steps" if settings.steps else f"each method's recipe, but for {_smaller()}"
@@ -475,47 +440,6 @@ def _smaller() -> str:
         parts = [f"{most} {name} (recipe: {getattr(own, name, '-')})" for name, most in changes.items()]
         texts.append(f"{method}: {', '.join(parts)}".replace("batch_size", "rows a step"))
     return "; ".join(texts)
-
-
-@dataclasses.dataclass(frozen=True)
-class Compared:
-    """What a comparison found."""
-
-    means: list[float]
-    """Of its columns."""
-    gain: Estimate
-    seeds: int
-    dtype: str
-
-
-def compare(runner: Runner, comparison: Comparison) -> Compared | str:
-    """Compare what is there, or say why it cannot be compared."""
-    columns = [column for column in (comparison.ours, comparison.theirs, comparison.best) if column is not None]
-    found = [runner.results(column.experiment) for column in columns]
-    if not all(found):
-        return runner.missing(comparison.ours.experiment) or "not run"
-    dtypes = sorted({result["dtype"] for results in found for result in results})
-    if len(dtypes) > 1:
-        return f"of {' and '.join(dtypes)}: delete the results of one"
-    seeds = len(found[0])
-    by_seed = [
-        [results[min(seed, len(results) - 1)][column.key] for results, column in zip(found, columns, strict=True)]
-        for seed in range(seeds)
-    ]
-    means = [sum(sum(seed[place]) / len(seed[place]) for seed in by_seed) / seeds for place in range(len(columns))]
-    return Compared(means, estimate(by_seed, comparison.statistic), seeds, dtypes[0])
-
-
-def _line(runner: Runner, comparison: Comparison) -> tuple[str, ...]:
-    start = (comparison.title, comparison.measure)
-    found = compare(runner, comparison)
-    if isinstance(found, str):
-        return (*start, found, *["-"] * (len(HEADS) - 3))
-    means, gain = found.means, found.gain
-    with_text = f" ({means[2]:.3f} with the text)" if comparison.best else ""
-    verdict = "" if gain.errors >= ENOUGH else " (worse)" if gain.errors <= -ENOUGH else " (too few)"
-    counts = f"{gain.errors:.1f}{verdict}"
-    return (*start, f"{means[0]:.3f}", f"{means[1]:.3f}{with_text}", str(gain), counts, str(found.seeds), found.dtype)
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:

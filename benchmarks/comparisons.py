@@ -1,0 +1,81 @@
+"""What is compared in a table: columns of values by evaluation row, of runs that a runner has kept."""
+
+import dataclasses
+
+from common import ENOUGH, Estimate, estimate
+from runner import Runner
+
+HEADS = ("what", "measure", "with", "without", "gain ± standard error", "errors", "seeds", "dtype")
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """Values by evaluation row, in the results of an experiment."""
+
+    experiment: str
+    key: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A row of the table: a difference, or a share if there is a best to reach."""
+
+    section: str
+    title: str
+    measure: str
+    ours: Column
+    theirs: Column
+    best: Column | None = None
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether less is better."""
+        return "loss" in self.measure
+
+    def statistic(self, *means: float) -> float:
+        """From the means of the columns to what the model gained; of a share to the part of the gap that is closed."""
+        ours, theirs, *best = means
+        gain = theirs - ours if self.is_loss else ours - theirs
+        return gain / (theirs - best[0]) if best else gain
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """What a comparison found."""
+
+    means: list[float]
+    """Of its columns."""
+    gain: Estimate
+    seeds: int
+    dtype: str
+
+
+def compare(runner: Runner, comparison: Comparison) -> Compared | str:
+    """Compare what is there, or say why it cannot be compared."""
+    columns = [column for column in (comparison.ours, comparison.theirs, comparison.best) if column is not None]
+    found = [runner.results(column.experiment) for column in columns]
+    if not all(found):
+        return runner.missing(comparison.ours.experiment) or "not run"
+    dtypes = sorted({result["dtype"] for results in found for result in results})
+    if len(dtypes) > 1:
+        return f"of {' and '.join(dtypes)}: delete the results of one"
+    seeds = len(found[0])
+    by_seed = [
+        [results[min(seed, len(results) - 1)][column.key] for results, column in zip(found, columns, strict=True)]
+        for seed in range(seeds)
+    ]
+    means = [sum(sum(seed[place]) / len(seed[place]) for seed in by_seed) / seeds for place in range(len(columns))]
+    return Compared(means, estimate(by_seed, comparison.statistic), seeds, dtypes[0])
+
+
+def line(runner: Runner, comparison: Comparison) -> tuple[str, ...]:
+    """Return a line of the table, under `HEADS`; where there is nothing to compare it says why."""
+    start = (comparison.title, comparison.measure)
+    found = compare(runner, comparison)
+    if isinstance(found, str):
+        return (*start, found, *["-"] * (len(HEADS) - 3))
+    means, gain = found.means, found.gain
+    with_text = f" ({means[2]:.3f} with the text)" if comparison.best else ""
+    verdict = "" if gain.errors >= ENOUGH else " (worse)" if gain.errors <= -ENOUGH else " (too few)"
+    counts = f"{gain.errors:.1f}{verdict}"
+    return (*start, f"{means[0]:.3f}", f"{means[1]:.3f}{with_text}", str(gain), counts, str(found.seeds), found.dtype)
