@@ -40,7 +40,7 @@ def draw_losses(
     axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)", title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)  # it would hide a line where it stood in the plot
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     write_atomically(path, content.getvalue())
