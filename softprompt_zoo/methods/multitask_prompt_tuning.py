@@ -62,8 +62,8 @@ EXAMPLE_OPTIONS = {"num_virtual_tokens": 5, "num_tasks": 3, "rank": 2}, {"num_vi
 ADAPTATION_RECIPE = Recipe(
     learning_rate=3e-3,
     steps=20,
-    source="of 1e-2 x 20, 3e-3 x 20 and 3e-3 x 60 the best from 16 films, and near the best from 64, after tweets and "
-    "products with SmolLM2-135M (benchmarks/recipes.py)",
+    source="of 1e-2 x 20, 3e-3 x 20 and 3e-3 x 60 the best from 16 films; from 64 films 3e-3 x 60 was; after tweets "
+    "and products with SmolLM2-135M (benchmarks/recipes.py)",
 )
 """For a prompt that starts from another one (`init`) and sees few examples: it is close, and learns them by heart."""
 FACTOR_INITS = ("identity", "normal")
