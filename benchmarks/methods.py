@@ -51,6 +51,8 @@ SOURCES = ("tweet_sentiment", "product_sentiment")
 """What multitask prompts are trained on before they see films."""
 FILMS = "movie_sentiment"
 FILM_METHODS = ("prompt_tuning", "p_tuning", "prefix_tuning", "llama_adapter")
+SCRATCH = "prompt_tuning"
+"""What a multitask prompt that starts from sources is compared with, trained on the few examples alone."""
 FEW = {16: 20, 64: 60}
 """Number of films to the steps that adapt a multitask prompt to them."""
 SHOTS = 8
@@ -236,9 +238,12 @@ class Bench:
             Trainer(model, recipe).fit([(row, 0) for row in few], collate, seed, f"{len(few)} films, adapted")
         return model
 
+    def scratch_recipe(self) -> Recipe:
+        """Return prompt tuning's recipe, with the steps of the sources: few examples are soon learned by heart."""
+        return dataclasses.replace(self.recipe(SCRATCH), steps=self.recipe("multitask_prompt_tuning").steps)
+
     def multitask(self, seed: int) -> Result:
         """Train a multitask prompt on two sources, adapt it to films, and beside it prompts from scratch."""
-        scratch = "prompt_tuning"
         tokenizer = self.tokenizer()
         labels = self.labels(tokenizer)
         collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
@@ -251,8 +256,8 @@ class Bench:
             recipe = self.shortened(dataclasses.replace(ADAPTATION_RECIPE, steps=steps))
             model = self.adapted(source, few, recipe, seed, tokenizer)
             found |= _prefixed(f"adapted_{count}", labels.measure(model, test, task_ids=no_task))
-            model = self.attach(scratch, seed, tokenizer)
-            Trainer(model, self.recipe(scratch)).fit(few, collate, seed, f"{count} films, scratch")
+            model = self.attach(SCRATCH, seed, tokenizer)
+            Trainer(model, self.scratch_recipe()).fit(few, collate, seed, f"{count} films, scratch")
             found |= _prefixed(f"scratch_{count}", labels.measure(model, test))
         return found
 
@@ -350,10 +355,10 @@ def _experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experime
             measure=bench.multitask,
             options=options(
                 "multitask_prompt_tuning",
-                "prompt_tuning",
                 data=[FILMS, *SOURCES],
                 few=FEW,
                 adaptation=numbers(ADAPTATION_RECIPE),
+                scratch=numbers(bench.scratch_recipe()),
             ),
             **shared,
         ),
