@@ -137,6 +137,13 @@ class PromptedModel:
         with adapters.out_of_reach(self):  # type: ignore[arg-type]
             return super().load_adapter(*args, **kwargs)  # type: ignore[misc]
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        moved = super()._apply(*args, **kwargs)  # type: ignore[misc]
+        weight: Any = next(iter(self._softprompt_stacks.values())).embedding.weight
+        where = {"device": weight.device, "dtype": weight.dtype}
+        self.prompts.backbone = dataclasses.replace(self.prompts.backbone, **where)
+        return moved
+
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
         """What a checkpoint leaves out on purpose: all but prompts and adapters. `Trainer` reads it when it resumes."""
@@ -238,7 +245,7 @@ def attach(
         model: The user's model, or a `PeftModel` around it. Changed in place; PEFT's adapters train on.
         backbone: From `inspect_backbone`.
         stacks: From `inspect_backbone`.
-        prompts: Ready prompts by name; all are activated, in order.
+        prompts: Ready prompts by name; none is activated.
     """
     adapters.wrap(model)
     model = adapters.model_inside(model)
@@ -246,7 +253,6 @@ def attach(
     host.train(model.training)
     for name, prompt in prompts.items():
         host.insert(name, prompt)
-    host.activate(*prompts)
     prompted: Any = model
     prompted._softprompt_required_grad = {name: p.requires_grad for name, p in _named_parameters(model)}
     prompted._softprompt_stacks = dict(stacks)

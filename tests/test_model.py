@@ -354,6 +354,25 @@ def test_attaching_on_the_meta_device(method, architecture):
     assert all(p.is_meta for p in model.prompts.parameters())
 
 
+def test_later_prompts_go_where_the_model_was_moved(tmp_path):
+    merged = zoo.merge(prompted("prompt_tuning", "gpt2").model)
+    merged.save_pretrained(tmp_path)
+    expected = merged(TEXT).logits
+    model = zoo.get_method("prefix_tuning")(tiny_model("gpt2").to("meta"), "first", num_virtual_tokens=2)
+    model.to_empty(device="cpu")
+    model.load_state_dict(tiny_model("gpt2").state_dict(), strict=False)
+    zoo.load(model, tmp_path)
+    assert torch.equal(model(TEXT).logits, expected)
+    added = model.prompts.add("words", "prompt_tuning", num_virtual_tokens=3)
+    rows = tiny_model("gpt2").get_input_embeddings().weight
+    assert torch.cdist(added.learned.embeddings, rows).min(dim=1).values.max() < 1e-2  # real words
+    model.prompts.add("copy", model.prompts["default"])
+    assert torch.equal(model(TEXT, prompts="copy").logits, expected)
+    assert model.to(torch.bfloat16).prompts["copy"].backbone.dtype == torch.bfloat16
+    with pytest.raises(zoo.UnsupportedError, match="the model is on the meta device"):
+        zoo.inspect(model.to("meta"))
+
+
 @pytest.mark.parametrize(
     ("method", "architecture"),
     [
