@@ -240,6 +240,14 @@ def test_saving_where_a_file_is(tmp_path):
         prompted().model.save_pretrained(tmp_path / "taken")
 
 
+def test_a_models_own_weights_are_not_overwritten(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(zoo.CheckpointError, match="holds the weights of a model"):
+        prompted().model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("fail_at", range(4))
 def test_a_failed_write_leaves_prompts_that_load(saved, monkeypatch, fail_at):
     expected = Subject("llama", zoo.load(tiny_model("llama"), saved)).logits(TEXT)
