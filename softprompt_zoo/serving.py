@@ -16,6 +16,7 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 from softprompt_zoo import adapters
 from softprompt_zoo.backbone import trial
 from softprompt_zoo.checkpoints import one_task
+from softprompt_zoo.disabling import is_disabled
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.formats import embeddings, vocabulary
 from softprompt_zoo.model import detach
@@ -150,10 +151,16 @@ def _tasks(host: Prompts, task: int | None) -> dict[str, Any]:
 def _check_free(directory: Path) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} exists and is not an empty folder; give a new one")
+    if directory.exists() and (directory.is_mount() or directory.samefile(os.curdir)):
+        raise ValueError(
+            f"{str(directory)!r} is the current folder or a mounted one, which cannot be replaced; give a folder in it"
+        )
 
 
 def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
     """Refuse what an ordinary checkpoint cannot do, before anything is computed."""
+    if is_disabled(host):
+        raise UnsupportedError("the prompts are disabled here, so nothing can be compared; leave prompts.disabled()")
     if host.backbone.family != "causal":
         raise UnsupportedError(
             f"{type(model).__name__} is no causal model: its own encoder would show a state for every soft token, "
@@ -319,6 +326,7 @@ def _find(ids: list[int], part: list[int]) -> int:
 @contextlib.contextmanager
 def _moved_into_place(directory: Path) -> Iterator[Path]:
     """Give a folder to write into, which becomes `directory` in one step, or vanishes."""
+    directory = directory.resolve()  # a link stays one
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
     try:

@@ -365,8 +365,24 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
             zoo.export(model, tmp_path, to=to, tokenizer=tokenizer(), name="alice")
         with pytest.raises(ValueError, match="exists and is not an empty folder"):
             zoo.export(model, tmp_path / "file", to=to, tokenizer=tokenizer(), name="alice")
+    with model.prompts.disabled():
+        refused(model, tmp_path, zoo.UnsupportedError, "leave prompts.disabled()", name="alice")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="is the current folder or a mounted one"):
+        zoo.export(model, "", to="embeddings", name="alice")
+    assert os.getcwd() == str(tmp_path / "here")
     meta = zoo.get_method("prompt")(tied_llama().to("meta"), num_virtual_tokens=2)
     refused(meta, tmp_path, zoo.UnsupportedError, "weights on the meta device")
+
+
+def test_a_link_to_an_empty_folder_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    zoo.export(prompted(), tmp_path / "link", to="embeddings")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "alice.npy").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
