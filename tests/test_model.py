@@ -251,6 +251,18 @@ def test_two_models_that_share_a_config():
     assert first.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("name", ["training", "backbone", "_active", "_kept", "bank", "train", "keys"])
+def test_a_prompt_may_be_named_like_an_attribute(name):
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), name, num_virtual_tokens=4)
+    expected = model.train().eval()(TEXT).logits
+    model.prompts.activate()
+    model.prompts.activate(name)
+    model.prompts.set_weight(name, 1)
+    assert torch.equal(copy.deepcopy(model.float())(TEXT).logits, expected)
+    model.prompts.remove(name)
+    assert not model.prompts.keys()
+
+
 def test_attention_implementation_can_be_changed_and_is_watched():
     subject = prompted()
     expected = subject.logits(TEXT)
