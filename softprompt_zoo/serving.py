@@ -40,10 +40,10 @@ def export_embeddings(
         model: A model with prompts.
         directory: Where to; it must be missing or empty.
         names: The prompts; by default the active ones.
-        task: Of a prompt with tasks the one to write.
+        task: Of prompts with tasks the one to write.
 
     Raises:
-        ValueError: If the directory is not empty, or a prompt does not have that task.
+        ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
         UnsupportedError: If a prompt has keys and values. Nothing is written.
     """
     host: Prompts = model.prompts  # type: ignore[assignment]
@@ -71,11 +71,11 @@ def export_vocabulary(
         tokenizer: The model's. Not changed.
         names: The prompts; the first of them is the one that the chat template puts in front by default. If not
             given, the active ones, which it puts in front together.
-        task: Of a prompt with tasks the one to write.
+        task: Of prompts with tasks the one to write.
 
     Raises:
         TypeError: If the tokenizer is none.
-        ValueError: If the directory is not empty, or a prompt does not have that task.
+        ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
         UnsupportedError: If the checkpoint could not do what the prompts do. Nothing is written.
     """
     host: Prompts = model.prompts  # type: ignore[assignment]
@@ -139,8 +139,10 @@ def _input_tokens(host: Prompts, names: Sequence[str] | None, task: int | None, 
                 f"prompt {name!r} has {tokens.embeddings.shape[0]} tasks, of which to={to!r} holds one; "
                 "choose it with task=…"
             )
-        plain = tokens.embeddings if task is None else one_task(tokens, task, name).embeddings  # type: ignore[union-attr]
-        found[name] = plain
+        has_tasks = tokens.embeddings.ndim == 3
+        found[name] = one_task(tokens, task, name).embeddings if has_tasks else tokens.embeddings  # type: ignore[arg-type]
+    if task is not None and all(host[name].config.tasks is None for name in found):
+        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     return found
 
 

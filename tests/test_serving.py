@@ -304,6 +304,19 @@ def test_one_task_of_several(tmp_path):
     assert_equal(loaded.logits(TEXT), expected, "the task")
 
 
+@pytest.mark.parametrize("to", ["vocabulary", "embeddings"])
+def test_a_prompt_with_tasks_beside_one_without(tmp_path, to):
+    tasks = zoo.get_method("mpt").configure(num_virtual_tokens=4, num_tasks=3)
+    model = zoo.combine("prompt_tuning", tasks)(tied_llama())
+    options = {"to": to, "tokenizer": tokenizer()}
+    zoo.export(model, tmp_path / "out", task=2, **options)
+    loaded = Subject("llama", zoo.load(tied_llama(), tmp_path / "out"))
+    expected = Subject("llama", model).logits(TEXT, task_ids=[2])
+    assert_equal(loaded.logits(TEXT), expected, "both prompts")
+    with pytest.raises(ValueError, match="the prompts have no tasks; leave it out"):
+        zoo.export(model, tmp_path / "plain", task=2, name="prompt_tuning", **options)
+
+
 @pytest.mark.parametrize("name", ["tied", "gemma3"])
 def test_bare_embeddings(tmp_path, name):
     model = prompted(name)
