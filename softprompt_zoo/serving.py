@@ -238,7 +238,8 @@ def _trial_text(host: Prompts, known: int, virtual: int) -> Tensor:
 def _logits(model: PreTrainedModel, text: Tensor, soft: Sequence[int] = (), **more: Any) -> Tensor:
     ids = torch.cat([torch.tensor([list(soft)], dtype=text.dtype, device=text.device), text], dim=1)
     with trial([model], lambda implementation: implementation):
-        logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more).logits
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more)
+    logits: Tensor = output.logits if "logits" in output else output.last_hidden_state  # of a model without a head
     return logits
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import softprompt_zoo as zoo
 from softprompt_zoo.output_rows import output_row
@@ -69,7 +69,7 @@ def export(model, folder, **options):
 FRESH = """
 import json, sys, torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(1)
 found = {}
 for name in sys.argv[2:]:
@@ -302,6 +302,14 @@ def test_one_task_of_several(tmp_path):
     with torch.no_grad():
         expected = model(input_ids=TEXT, task_ids=torch.tensor([2])).logits
     assert_equal(loaded.logits(TEXT), expected, "the task")
+
+
+def test_a_model_without_a_head(tmp_path):
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama").model, num_virtual_tokens=4)
+    index = export(model, tmp_path / "out")
+    plain = AutoModel.from_pretrained(tmp_path / "out").eval()
+    ids = torch.cat([torch.tensor([index["prompts"]["default"]["ids"]]), TEXT], dim=1)
+    assert_equal(plain(ids).last_hidden_state[:, 4:], model(TEXT).last_hidden_state, "states of the text")
 
 
 @pytest.mark.parametrize("to", ["vocabulary", "embeddings"])
