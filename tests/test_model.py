@@ -146,6 +146,8 @@ def test_wrong_prompts_arguments():
         subject.logits(TEXT, prompts=[3])
     with pytest.raises(TypeError, match="expected integers of shape"):
         subject.logits(TEXT, prompts=torch.tensor([0.5]))
+    with pytest.raises(TypeError, match="expected names, one by one: activate"):
+        subject.model.prompts.activate(["default"])
 
 
 def test_a_second_prompt_of_the_same_name():
