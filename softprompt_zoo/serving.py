@@ -17,7 +17,7 @@ from softprompt_zoo import adapters
 from softprompt_zoo.backbone import trial
 from softprompt_zoo.checkpoints import one_task
 from softprompt_zoo.disabling import is_disabled
-from softprompt_zoo.errors import CheckpointError, UnsupportedError
+from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.formats import embeddings, vocabulary
 from softprompt_zoo.model import detach
 from softprompt_zoo.output_rows import add_rows, least_likely, output_row
@@ -107,13 +107,11 @@ def export_vocabulary(
         _compare(_logits(plain, text, soft), logits, len(soft), known, combination)
     strings = {name: "".join(extended.convert_ids_to_tokens(own)) for name, own in ids.items()}
     _put_in_chats(extended, strings, "".join(strings[name] for name in active))
-    index = _index(plain, scale, active, extended, ids)
     with _moved_into_place(directory) as folder:
         plain.save_pretrained(folder)
         extended.save_pretrained(folder)
-        if vocabulary.table_rows(folder, index.tensor) != plain.get_input_embeddings().weight.shape[0]:
-            raise CheckpointError(f"{index.tensor} was not written with its new rows; nothing is kept")
-        vocabulary.write_index(folder, index)
+        table: Any = plain.get_input_embeddings().weight
+        vocabulary.write_index(folder, _index(vocabulary.table_name(folder, table), scale, active, extended, ids))
 
 
 def _alone(names: Any) -> list[tuple[str, ...]]:
@@ -285,10 +283,8 @@ def _put_in_chats(tokenizer: Any, strings: dict[str, str], default: str) -> None
 
 
 def _index(
-    model: PreTrainedModel, scale: float, active: tuple[str, ...], tokenizer: Any, ids: dict[str, list[int]]
+    table: str, scale: float, active: tuple[str, ...], tokenizer: Any, ids: dict[str, list[int]]
 ) -> vocabulary.Index:
-    table = model.get_input_embeddings().weight  # type: ignore[union-attr]
-    name = next(name for name, parameter in model.named_parameters() if parameter is table)
     soft = [token for part in active for token in ids[part]]
     in_front, add_special_tokens = _in_front(tokenizer, soft)
     prompts = {
@@ -299,7 +295,7 @@ def _index(
         }
         for part, own in ids.items()
     }
-    return vocabulary.Index(name, scale, active, in_front, add_special_tokens, prompts)
+    return vocabulary.Index(table, scale, active, in_front, add_special_tokens, prompts)
 
 
 def _in_front(tokenizer: Any, soft: list[int]) -> tuple[str | None, bool]:
