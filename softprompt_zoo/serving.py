@@ -218,7 +218,12 @@ def _extend(tokenizer: Any, tokens: dict[str, Tensor]) -> tuple[Any, dict[str, l
         extended.add_tokens([AddedToken(token, special=True, normalized=False) for token in own], special_tokens=True)
         ids[name] = extended.convert_tokens_to_ids(own)
     flat = [token for own in ids.values() for token in own]
-    if flat != list(range(len(tokenizer), len(tokenizer) + len(flat))) or used & set(flat):
+    if used & set(flat):
+        raise UnsupportedError(
+            f"the tokenizer's ids have gaps, so it gives a new token the id {min(used & set(flat))}, which another "
+            'token has; use to="embeddings"'
+        )
+    if flat != list(range(len(tokenizer), len(tokenizer) + len(flat))):
         raise UnsupportedError(
             f"the tokenizer gives new tokens the ids {flat[0]} to {flat[-1]}; expected {len(tokenizer)} "
             "and those behind it"

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 import softprompt_zoo as zoo
 from softprompt_zoo.output_rows import output_row
@@ -378,6 +387,9 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
     taken = tokenizer(words=90)
     taken.add_tokens(["<|soft_alice_0|>"])
     refused(model, tmp_path, zoo.UnsupportedError, "has a token '<|soft_alice_0|>' already", tokenizer=taken)
+    vocabulary = {"[unk]": 0, "w5": 5}  # four tokens more get the ids 2 to 5
+    gaps = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="[unk]")))
+    refused(model, tmp_path, zoo.UnsupportedError, "a new token the id 5, which another token has", tokenizer=gaps)
     model.prompts.activate()
     refused(model, tmp_path, zoo.UnsupportedError, "no prompt is active; name one")
     (tmp_path / "file").write_text("mine")
