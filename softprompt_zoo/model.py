@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt_zoo import adapters
-from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks, max_positions
+from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks, follow, max_positions
 from softprompt_zoo.checkpoints import save
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.forward import check_rows, prompted_forward
@@ -139,10 +139,13 @@ class PromptedModel:
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         moved = super()._apply(*args, **kwargs)  # type: ignore[misc]
-        weight: Any = next(iter(self._softprompt_stacks.values())).embedding.weight
-        where = {"device": weight.device, "dtype": weight.dtype}
-        self.prompts.backbone = dataclasses.replace(self.prompts.backbone, **where)
+        self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
         return moved
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        table = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+        self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
+        return table
 
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:

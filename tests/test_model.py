@@ -21,6 +21,7 @@ from transformers import (
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import TINY_MODELS, tiny_model
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 TEXT = random_text(9, 1)
 METHODS = ["prompt_tuning", "prefix_tuning"]
@@ -385,6 +386,19 @@ def test_later_prompts_go_where_the_model_was_moved(tmp_path):
     assert model.to(torch.bfloat16).prompts["copy"].backbone.dtype == torch.bfloat16
     with pytest.raises(zoo.UnsupportedError, match="the model is on the meta device"):
         zoo.inspect(model.to("meta"))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "t5"])
+def test_later_prompts_know_a_resized_vocabulary(architecture):
+    model = zoo.get_method("prompt_tuning")(tiny_model(architecture), "first", num_virtual_tokens=2)
+    words = tiny_tokenizer()
+    words.add_tokens(["hello"])
+    model.resize_token_embeddings(110)
+    added = model.prompts.add("new", "prompt_tuning", num_virtual_tokens=1, init_text="hello", tokenizer=words)
+    assert torch.equal(added.learned.embeddings[0], model.get_input_embeddings().weight[101])
+    model.resize_token_embeddings(20)
+    model.prompts.add("words", "prefix_tuning", num_virtual_tokens=50)
+    assert zoo.inspect(model).prompts[0].norms["embeddings"].words.shape == (1, 20)
 
 
 @pytest.mark.parametrize(
