@@ -151,6 +151,20 @@ class Stack:
         return 0 if padding is None else padding + 1
 
 
+def follow(backbone: Backbone, stacks: Mapping[str, Stack]) -> Backbone:
+    """Note where the embedding table is after a model was moved, or how large after it was resized.
+
+    Args:
+        backbone: What was known. Not changed.
+        stacks: The model's stacks.
+
+    Returns:
+        What holds now.
+    """
+    weight: Any = next(iter(stacks.values())).embedding.weight
+    return dataclasses.replace(backbone, device=weight.device, dtype=weight.dtype, vocab_size=weight.shape[0])
+
+
 def find_stacks(model: PreTrainedModel) -> tuple[str, dict[str, Stack]]:
     """Find the stacks of a model, their attention modules and sizes. The model is left as it was.
 

@@ -55,7 +55,7 @@ def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str,
         state_dict: The model's state, where the caller gathered it from several devices.
 
     Raises:
-        CheckpointError: If the place is a file.
+        CheckpointError: If the place is a file, or a folder with a model's weights. Nothing is written.
         UnsupportedError: If PEFT has put an adapter into the prompts.
     """
     host: Prompts = model.prompts
@@ -65,6 +65,7 @@ def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str,
             "first and the prompts afterwards, or put it on with model.add_adapter, which leaves prompts alone"
         )
     path = _directory(directory)
+    native.check_place(path)
     adapted = dict(adapters.parameters(model))
     if state_dict is None:
         tensors = {native.KEY_PREFIX + key: tensor for key, tensor in host.state_dict().items()} | adapted

@@ -81,7 +81,7 @@ def most_similar(
         named = {os.fspath(folder): folder for folder in candidates if _check_folder(folder)}
     else:
         raise TypeError(f"candidates is {type(candidates).__name__}; expected prompts by name, or a list of folders")
-    named = {name: candidate for name, candidate in named.items() if candidate is not prompt}
+    named = {name: candidate for name, candidate in named.items() if not _is_same(candidate, prompt)}
     if not named:
         raise ValueError("candidates has no prompt but the given one; give at least one to compare with")
     given, _, _ = read_given([("prompt", prompt), *((f"candidate {name!r}", c) for name, c in named.items())], model)
@@ -89,6 +89,12 @@ def most_similar(
     own, *others = map(features, given)
     found = [(name, _similarity(own, other, how)) for name, other in zip(named, others, strict=True)]
     return sorted(found, key=lambda pair: -pair[1])
+
+
+def _is_same(candidate: Any, prompt: Any) -> bool:
+    if isinstance(candidate, str | os.PathLike) and isinstance(prompt, str | os.PathLike):
+        return os.path.realpath(candidate) == os.path.realpath(prompt)
+    return candidate is prompt
 
 
 def _check_folder(folder: Any) -> bool:
@@ -113,5 +119,6 @@ def features(given: Given) -> Tensor:
 def _similarity(a: Tensor, b: Tensor, how: str) -> float:
     b = b.to(a.device)
     if how == "mean":
-        return float(functional.cosine_similarity(a.mean(dim=0), b.mean(dim=0), dim=0))
-    return float((functional.normalize(a, dim=1) @ functional.normalize(b, dim=1).T).mean())
+        a, b = a.mean(dim=0, keepdim=True), b.mean(dim=0, keepdim=True)
+    cosine = float((functional.normalize(a, dim=1) @ functional.normalize(b, dim=1).T).mean())
+    return max(-1.0, min(1.0, cosine))  # rounding may lead beyond

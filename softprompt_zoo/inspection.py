@@ -151,13 +151,15 @@ def inspect(
 
     Raises:
         ValueError: If an option is not allowed, no prompt is active, or a prompt with tasks was given none.
-        TypeError: If `inputs` is no batch, or `name` neither a name nor a list of names.
+        TypeError: If `inputs` is no batch, `tokenizer` none, or `name` neither a name nor a list of names.
         UnknownPromptError: If there is no prompt of that name.
         UnsupportedError: If the model has no prompts, no values (the `meta` device), or shows no attention.
     """
     host = prompts_of(model, "inspect")
     check_positive_integer("neighbours", neighbours)
     check_choice("nearest_by", nearest_by, NEAREST_BY)
+    if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
+        raise TypeError(f"tokenizer is {tokenizer!r}; expected the model's, as AutoTokenizer.from_pretrained gives it")
     names = host.active if name is None else check_combination(name, host.keys(), "name")
     if not names:
         raise ValueError(f"no prompt is active; name one of {', '.join(map(repr, host)) or 'none'}")

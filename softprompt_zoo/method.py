@@ -198,8 +198,9 @@ def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreT
     check_shared_room(made, backbone)
     if not attached:
         attach(model, backbone, stacks, made)
-        return model
-    for name, prompt in made.items():
-        host.insert(name, prompt)
+        host = model_inside(model).prompts
+    else:
+        for name, prompt in made.items():
+            host.insert(name, prompt)
     host.activate(*made)
     return model

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt_zoo import adapters
-from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks, max_positions
+from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks, follow, max_positions
 from softprompt_zoo.checkpoints import save
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.forward import check_rows, prompted_forward
@@ -137,6 +137,16 @@ class PromptedModel:
         with adapters.out_of_reach(self):  # type: ignore[arg-type]
             return super().load_adapter(*args, **kwargs)  # type: ignore[misc]
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        moved = super()._apply(*args, **kwargs)  # type: ignore[misc]
+        self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
+        return moved
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        table = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+        self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
+        return table
+
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
         """What a checkpoint leaves out on purpose: all but prompts and adapters. `Trainer` reads it when it resumes."""
@@ -238,7 +248,7 @@ def attach(
         model: The user's model, or a `PeftModel` around it. Changed in place; PEFT's adapters train on.
         backbone: From `inspect_backbone`.
         stacks: From `inspect_backbone`.
-        prompts: Ready prompts by name; all are activated, in order.
+        prompts: Ready prompts by name; none is activated.
     """
     adapters.wrap(model)
     model = adapters.model_inside(model)
@@ -246,7 +256,6 @@ def attach(
     host.train(model.training)
     for name, prompt in prompts.items():
         host.insert(name, prompt)
-    host.activate(*prompts)
     prompted: Any = model
     prompted._softprompt_required_grad = {name: p.requires_grad for name, p in _named_parameters(model)}
     prompted._softprompt_stacks = dict(stacks)

@@ -213,13 +213,15 @@ class Prompts(Borrower, nn.Module):
             *names: Names of prompts, each once; none to activate nothing.
 
         Raises:
+            TypeError: If one is no string.
             UnknownPromptError: If one is not there.
             ValueError: If one stands twice.
             UnsupportedError: If they leave no room for text together. What was active stays so.
         """
         for name in names:
-            if isinstance(name, str):
-                self._check_there(name)
+            if not isinstance(name, str):
+                raise TypeError(f"activate was given {name!r}; expected names, one by one: activate('first', 'second')")
+            self._check_there(name)
         combination = check_combination(names, self.keys(), "the names to activate")
         check_shared_room({name: self[name] for name in combination}, self.backbone)
         self._active = combination

@@ -123,7 +123,7 @@ def export(
             not at all.
         to: One of the above.
         name: The prompt, or several for all but `"peft"`; by default the active ones.
-        task: Of a prompt with tasks the one to write, as a plain prompt; `"peft"` can hold all of them.
+        task: Of prompts with tasks the one to write, as a plain prompt; `"peft"` can hold all of them.
         tokenizer: The model's tokenizer, which `"vocabulary"` needs. Not changed.
 
     Raises:

@@ -16,7 +16,8 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 from softprompt_zoo import adapters
 from softprompt_zoo.backbone import trial
 from softprompt_zoo.checkpoints import one_task
-from softprompt_zoo.errors import CheckpointError, UnsupportedError
+from softprompt_zoo.disabling import is_disabled
+from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.formats import embeddings, vocabulary
 from softprompt_zoo.model import detach
 from softprompt_zoo.output_rows import add_rows, least_likely, output_row
@@ -39,10 +40,10 @@ def export_embeddings(
         model: A model with prompts.
         directory: Where to; it must be missing or empty.
         names: The prompts; by default the active ones.
-        task: Of a prompt with tasks the one to write.
+        task: Of prompts with tasks the one to write.
 
     Raises:
-        ValueError: If the directory is not empty, or a prompt does not have that task.
+        ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
         UnsupportedError: If a prompt has keys and values. Nothing is written.
     """
     host: Prompts = model.prompts  # type: ignore[assignment]
@@ -70,11 +71,11 @@ def export_vocabulary(
         tokenizer: The model's. Not changed.
         names: The prompts; the first of them is the one that the chat template puts in front by default. If not
             given, the active ones, which it puts in front together.
-        task: Of a prompt with tasks the one to write.
+        task: Of prompts with tasks the one to write.
 
     Raises:
         TypeError: If the tokenizer is none.
-        ValueError: If the directory is not empty, or a prompt does not have that task.
+        ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
         UnsupportedError: If the checkpoint could not do what the prompts do. Nothing is written.
     """
     host: Prompts = model.prompts  # type: ignore[assignment]
@@ -106,13 +107,11 @@ def export_vocabulary(
         _compare(_logits(plain, text, soft), logits, len(soft), known, combination)
     strings = {name: "".join(extended.convert_ids_to_tokens(own)) for name, own in ids.items()}
     _put_in_chats(extended, strings, "".join(strings[name] for name in active))
-    index = _index(plain, scale, active, extended, ids)
     with _moved_into_place(directory) as folder:
         plain.save_pretrained(folder)
         extended.save_pretrained(folder)
-        if vocabulary.table_rows(folder, index.tensor) != plain.get_input_embeddings().weight.shape[0]:
-            raise CheckpointError(f"{index.tensor} was not written with its new rows; nothing is kept")
-        vocabulary.write_index(folder, index)
+        table: Any = plain.get_input_embeddings().weight
+        vocabulary.write_index(folder, _index(vocabulary.table_name(folder, table), scale, active, extended, ids))
 
 
 def _alone(names: Any) -> list[tuple[str, ...]]:
@@ -138,8 +137,10 @@ def _input_tokens(host: Prompts, names: Sequence[str] | None, task: int | None, 
                 f"prompt {name!r} has {tokens.embeddings.shape[0]} tasks, of which to={to!r} holds one; "
                 "choose it with task=…"
             )
-        plain = tokens.embeddings if task is None else one_task(tokens, task, name).embeddings  # type: ignore[union-attr]
-        found[name] = plain
+        has_tasks = tokens.embeddings.ndim == 3
+        found[name] = one_task(tokens, task, name).embeddings if has_tasks else tokens.embeddings  # type: ignore[arg-type]
+    if task is not None and all(host[name].config.tasks is None for name in found):
+        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     return found
 
 
@@ -150,10 +151,16 @@ def _tasks(host: Prompts, task: int | None) -> dict[str, Any]:
 def _check_free(directory: Path) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} exists and is not an empty folder; give a new one")
+    if directory.exists() and (directory.is_mount() or directory.samefile(os.curdir)):
+        raise ValueError(
+            f"{str(directory)!r} is the current folder or a mounted one, which cannot be replaced; give a folder in it"
+        )
 
 
 def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
     """Refuse what an ordinary checkpoint cannot do, before anything is computed."""
+    if is_disabled(host):
+        raise UnsupportedError("the prompts are disabled here, so nothing can be compared; leave prompts.disabled()")
     if host.backbone.family != "causal":
         raise UnsupportedError(
             f"{type(model).__name__} is no causal model: its own encoder would show a state for every soft token, "
@@ -211,7 +218,12 @@ def _extend(tokenizer: Any, tokens: dict[str, Tensor]) -> tuple[Any, dict[str, l
         extended.add_tokens([AddedToken(token, special=True, normalized=False) for token in own], special_tokens=True)
         ids[name] = extended.convert_tokens_to_ids(own)
     flat = [token for own in ids.values() for token in own]
-    if flat != list(range(len(tokenizer), len(tokenizer) + len(flat))) or used & set(flat):
+    if used & set(flat):
+        raise UnsupportedError(
+            f"the tokenizer's ids have gaps, so it gives a new token the id {min(used & set(flat))}, which another "
+            'token has; use to="embeddings"'
+        )
+    if flat != list(range(len(tokenizer), len(tokenizer) + len(flat))):
         raise UnsupportedError(
             f"the tokenizer gives new tokens the ids {flat[0]} to {flat[-1]}; expected {len(tokenizer)} "
             "and those behind it"
@@ -229,7 +241,8 @@ def _trial_text(host: Prompts, known: int, virtual: int) -> Tensor:
 def _logits(model: PreTrainedModel, text: Tensor, soft: Sequence[int] = (), **more: Any) -> Tensor:
     ids = torch.cat([torch.tensor([list(soft)], dtype=text.dtype, device=text.device), text], dim=1)
     with trial([model], lambda implementation: implementation):
-        logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more).logits
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more)
+    logits: Tensor = output.logits if "logits" in output else output.last_hidden_state  # of a model without a head
     return logits
 
 
@@ -275,10 +288,8 @@ def _put_in_chats(tokenizer: Any, strings: dict[str, str], default: str) -> None
 
 
 def _index(
-    model: PreTrainedModel, scale: float, active: tuple[str, ...], tokenizer: Any, ids: dict[str, list[int]]
+    table: str, scale: float, active: tuple[str, ...], tokenizer: Any, ids: dict[str, list[int]]
 ) -> vocabulary.Index:
-    table = model.get_input_embeddings().weight  # type: ignore[union-attr]
-    name = next(name for name, parameter in model.named_parameters() if parameter is table)
     soft = [token for part in active for token in ids[part]]
     in_front, add_special_tokens = _in_front(tokenizer, soft)
     prompts = {
@@ -289,7 +300,7 @@ def _index(
         }
         for part, own in ids.items()
     }
-    return vocabulary.Index(name, scale, active, in_front, add_special_tokens, prompts)
+    return vocabulary.Index(table, scale, active, in_front, add_special_tokens, prompts)
 
 
 def _in_front(tokenizer: Any, soft: list[int]) -> tuple[str | None, bool]:
@@ -319,6 +330,7 @@ def _find(ids: list[int], part: list[int]) -> int:
 @contextlib.contextmanager
 def _moved_into_place(directory: Path) -> Iterator[Path]:
     """Give a folder to write into, which becomes `directory` in one step, or vanishes."""
+    directory = directory.resolve()  # a link stays one
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
     try:

@@ -44,7 +44,7 @@ def truncate(
         model: The model the prompt is for; `"attention"` needs it, and the prompt must be one of its prompts.
 
     Returns:
-        A trainable prompt in no model, with a copy of the trained task head, if there is one:
+        A trainable prompt in no model, of the same weight, with a copy of the trained task head, if there is one:
         `model.prompts.add(name, prompt)`.
 
     Raises:
@@ -68,6 +68,7 @@ def truncate(
     kept = usefulness.argsort(descending=True, stable=True)[:num_virtual_tokens].sort().values
     head = given.prompt.head if given.prompt.head is None else copy_head(dict(given.prompt.head.items()))
     shorter = plain_prompt(_pick(given.tokens, kept), backbone, given.placement, given.prompt, head)
+    shorter.weight = given.prompt.weight
     if host is not None:
         shorter.belong_to(host)
     return shorter

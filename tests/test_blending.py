@@ -371,6 +371,15 @@ def test_truncation_keeps_the_longest_tokens_in_order(architecture, method):
     assert_numbers(same, grown, model)
 
 
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_truncation_keeps_the_weight(method):
+    model = prompted("llama", method).eval()
+    text = random_text(9, 1)
+    model.prompts.set_weight("a", 0.25)
+    model.prompts.add("same", zoo.truncate(model.prompts["a"], 4))
+    assert torch.equal(model(text, prompts="same").logits, model(text, prompts="a").logits)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "t5"])
 def test_truncation_keeps_the_tokens_that_carry_the_attention(architecture):
     """The order is that of `inspect`, whose numbers test_inspection.py holds to the base model's."""
@@ -442,6 +451,10 @@ def test_similarity_is_the_papers():
         float(functional.cosine_similarity(torch.tensor([0.5, 1.5]), torch.tensor([1.0, 0.0]), dim=0)), abs=1e-6
     )
     assert zoo.similarity(a, a) == pytest.approx(1, abs=1e-6)
+    for seed in range(20):  # rounding may not lead beyond
+        rows = torch.randn(2, 32, generator=torch.Generator().manual_seed(seed)).tolist()
+        one = plain(model, "a", rows)
+        assert 0.999 < zoo.similarity(one, one) <= 1
     with pytest.raises(ValueError, match="how is 'max'"):
         zoo.similarity(a, b, "max")
 
@@ -463,3 +476,5 @@ def test_the_nearest_prompt_comes_first(architecture, method, tmp_path):
     model.save_pretrained(tmp_path / "one")
     with pytest.raises(zoo.CheckpointError, match="is no folder"):
         zoo.most_similar(near, [tmp_path / "two"])
+    with pytest.raises(ValueError, match="no prompt but the given one"):
+        zoo.most_similar(str(tmp_path / "one"), [tmp_path / "one"], model=model)

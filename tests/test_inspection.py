@@ -249,6 +249,7 @@ def test_what_cannot_be_shown_is_refused():
         ({"name": 5}, TypeError, "name is 5; expected a prompt's name, a list of names"),
         ({"neighbours": 0}, ValueError, "neighbours is 0"),
         ({"nearest_by": "luck"}, ValueError, "nearest_by is 'luck'"),
+        ({"tokenizer": "gpt2"}, TypeError, "tokenizer is 'gpt2'; expected the model"),
         ({"task": 1}, ValueError, "have no tasks"),
         ({"inputs": "text"}, TypeError, "inputs is no batch"),
         ({"inputs": []}, TypeError, "inputs is no batch"),

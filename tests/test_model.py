@@ -21,6 +21,7 @@ from transformers import (
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import TINY_MODELS, tiny_model
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 TEXT = random_text(9, 1)
 METHODS = ["prompt_tuning", "prefix_tuning"]
@@ -146,6 +147,8 @@ def test_wrong_prompts_arguments():
         subject.logits(TEXT, prompts=[3])
     with pytest.raises(TypeError, match="expected integers of shape"):
         subject.logits(TEXT, prompts=torch.tensor([0.5]))
+    with pytest.raises(TypeError, match="expected names, one by one: activate"):
+        subject.model.prompts.activate(["default"])
 
 
 def test_a_second_prompt_of_the_same_name():
@@ -251,6 +254,18 @@ def test_two_models_that_share_a_config():
     assert first.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("name", ["training", "backbone", "_active", "_kept", "bank", "train", "keys"])
+def test_a_prompt_may_be_named_like_an_attribute(name):
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), name, num_virtual_tokens=4)
+    expected = model.train().eval()(TEXT).logits
+    model.prompts.activate()
+    model.prompts.activate(name)
+    model.prompts.set_weight(name, 1)
+    assert torch.equal(copy.deepcopy(model.float())(TEXT).logits, expected)
+    model.prompts.remove(name)
+    assert not model.prompts.keys()
+
+
 def test_attention_implementation_can_be_changed_and_is_watched():
     subject = prompted()
     expected = subject.logits(TEXT)
@@ -352,6 +367,38 @@ def test_attaching_on_the_meta_device(method, architecture):
     zoo.get_method(method)(model, num_virtual_tokens=4)
     assert model.prompts["default"].num_parameters == expected
     assert all(p.is_meta for p in model.prompts.parameters())
+
+
+def test_later_prompts_go_where_the_model_was_moved(tmp_path):
+    merged = zoo.merge(prompted("prompt_tuning", "gpt2").model)
+    merged.save_pretrained(tmp_path)
+    expected = merged(TEXT).logits
+    model = zoo.get_method("prefix_tuning")(tiny_model("gpt2").to("meta"), "first", num_virtual_tokens=2)
+    model.to_empty(device="cpu")
+    model.load_state_dict(tiny_model("gpt2").state_dict(), strict=False)
+    zoo.load(model, tmp_path)
+    assert torch.equal(model(TEXT).logits, expected)
+    added = model.prompts.add("words", "prompt_tuning", num_virtual_tokens=3)
+    rows = tiny_model("gpt2").get_input_embeddings().weight
+    assert torch.cdist(added.learned.embeddings, rows).min(dim=1).values.max() < 1e-2  # real words
+    model.prompts.add("copy", model.prompts["default"])
+    assert torch.equal(model(TEXT, prompts="copy").logits, expected)
+    assert model.to(torch.bfloat16).prompts["copy"].backbone.dtype == torch.bfloat16
+    with pytest.raises(zoo.UnsupportedError, match="the model is on the meta device"):
+        zoo.inspect(model.to("meta"))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "t5"])
+def test_later_prompts_know_a_resized_vocabulary(architecture):
+    model = zoo.get_method("prompt_tuning")(tiny_model(architecture), "first", num_virtual_tokens=2)
+    words = tiny_tokenizer()
+    words.add_tokens(["hello"])
+    model.resize_token_embeddings(110)
+    added = model.prompts.add("new", "prompt_tuning", num_virtual_tokens=1, init_text="hello", tokenizer=words)
+    assert torch.equal(added.learned.embeddings[0], model.get_input_embeddings().weight[101])
+    model.resize_token_embeddings(20)
+    model.prompts.add("words", "prefix_tuning", num_virtual_tokens=50)
+    assert zoo.inspect(model).prompts[0].norms["embeddings"].words.shape == (1, 20)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,17 @@ def test_several_prompts_come_back_in_order(tmp_path):
     assert loaded.model.prompts.active == ("carol",)
 
 
+def test_only_active_prompts_need_room_together(tmp_path):
+    model = zoo.get_method("prompt")(tiny_model("gpt2"), "p0", num_virtual_tokens=30)  # of 64 positions
+    for name in ("p1", "p2"):
+        model.prompts.add(name, "prompt", num_virtual_tokens=30)
+    model.save_pretrained(tmp_path / "three")
+    loaded = zoo.load(tiny_model("gpt2"), tmp_path / "three")
+    assert loaded.prompts.active == ("p0",)
+    for name in ("p0", "p1", "p2"):
+        assert torch.equal(loaded(TEXT, prompts=name).logits, model.eval()(TEXT, prompts=name).logits)
+
+
 def _trained(folder, **options):
     model = zoo.load(tiny_model("llama"), folder, **options)
     return sorted({name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad})
@@ -227,6 +238,14 @@ def test_saving_where_a_file_is(tmp_path):
     (tmp_path / "taken").write_text("x")
     with pytest.raises(zoo.CheckpointError, match="taken is a file; expected a folder"):
         prompted().model.save_pretrained(tmp_path / "taken")
+
+
+def test_a_models_own_weights_are_not_overwritten(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(zoo.CheckpointError, match="holds the weights of a model"):
+        prompted().model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("fail_at", range(4))

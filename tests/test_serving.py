@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 import softprompt_zoo as zoo
 from softprompt_zoo.output_rows import output_row
@@ -69,7 +78,7 @@ def export(model, folder, **options):
 FRESH = """
 import json, sys, torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(1)
 found = {}
 for name in sys.argv[2:]:
@@ -304,6 +313,27 @@ def test_one_task_of_several(tmp_path):
     assert_equal(loaded.logits(TEXT), expected, "the task")
 
 
+def test_a_model_without_a_head(tmp_path):
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama").model, num_virtual_tokens=4)
+    index = export(model, tmp_path / "out")
+    plain = AutoModel.from_pretrained(tmp_path / "out").eval()
+    ids = torch.cat([torch.tensor([index["prompts"]["default"]["ids"]]), TEXT], dim=1)
+    assert_equal(plain(ids).last_hidden_state[:, 4:], model(TEXT).last_hidden_state, "states of the text")
+
+
+@pytest.mark.parametrize("to", ["vocabulary", "embeddings"])
+def test_a_prompt_with_tasks_beside_one_without(tmp_path, to):
+    tasks = zoo.get_method("mpt").configure(num_virtual_tokens=4, num_tasks=3)
+    model = zoo.combine("prompt_tuning", tasks)(tied_llama())
+    options = {"to": to, "tokenizer": tokenizer()}
+    zoo.export(model, tmp_path / "out", task=2, **options)
+    loaded = Subject("llama", zoo.load(tied_llama(), tmp_path / "out"))
+    expected = Subject("llama", model).logits(TEXT, task_ids=[2])
+    assert_equal(loaded.logits(TEXT), expected, "both prompts")
+    with pytest.raises(ValueError, match="the prompts have no tasks; leave it out"):
+        zoo.export(model, tmp_path / "plain", task=2, name="prompt_tuning", **options)
+
+
 @pytest.mark.parametrize("name", ["tied", "gemma3"])
 def test_bare_embeddings(tmp_path, name):
     model = prompted(name)
@@ -357,6 +387,9 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
     taken = tokenizer(words=90)
     taken.add_tokens(["<|soft_alice_0|>"])
     refused(model, tmp_path, zoo.UnsupportedError, "has a token '<|soft_alice_0|>' already", tokenizer=taken)
+    vocabulary = {"[unk]": 0, "w5": 5}  # four tokens more get the ids 2 to 5
+    gaps = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="[unk]")))
+    refused(model, tmp_path, zoo.UnsupportedError, "a new token the id 5, which another token has", tokenizer=gaps)
     model.prompts.activate()
     refused(model, tmp_path, zoo.UnsupportedError, "no prompt is active; name one")
     (tmp_path / "file").write_text("mine")
@@ -365,8 +398,24 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
             zoo.export(model, tmp_path, to=to, tokenizer=tokenizer(), name="alice")
         with pytest.raises(ValueError, match="exists and is not an empty folder"):
             zoo.export(model, tmp_path / "file", to=to, tokenizer=tokenizer(), name="alice")
+    with model.prompts.disabled():
+        refused(model, tmp_path, zoo.UnsupportedError, "leave prompts.disabled()", name="alice")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="is the current folder or a mounted one"):
+        zoo.export(model, "", to="embeddings", name="alice")
+    assert os.getcwd() == str(tmp_path / "here")
     meta = zoo.get_method("prompt")(tied_llama().to("meta"), num_virtual_tokens=2)
     refused(meta, tmp_path, zoo.UnsupportedError, "weights on the meta device")
+
+
+def test_a_link_to_an_empty_folder_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    zoo.export(prompted(), tmp_path / "link", to="embeddings")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "alice.npy").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):

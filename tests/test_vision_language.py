@@ -1,12 +1,16 @@
 """Models that read images: prompts stand in front of the text decoder's tokens, the image's among them."""
 
+import json
+
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 from vision_models import IMAGE, MODELS, arguments, rows, vision_model
 
 import softprompt_zoo as zoo
 from softprompt_zoo.prompt import MergedTokens
 from softprompt_zoo.testing.subject import assert_equal, pad, random_text
+from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 from softprompt_zoo.tokens import to_tensors
 
 METHODS = ["prefix_tuning", "prompt_tuning"]
@@ -103,6 +107,20 @@ def test_disabled_and_detached_are_the_base_model(architecture, method, tmp_path
     assert torch.equal(logits(zoo.load(base, tmp_path), architecture, text, image), own)
     zoo.detach(model)
     assert torch.equal(logits(model, architecture, text, image), expected)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_exported_to_the_vocabulary(architecture, tmp_path):
+    model = prompted(architecture, "prompt_tuning")
+    zoo.export(model, tmp_path / "out", to="vocabulary", tokenizer=tiny_tokenizer())
+    soft = json.loads((tmp_path / "out" / "soft_tokens.json").read_text())["prompts"]["default"]["ids"]
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
+    [text], image = rows(architecture, [0])
+    found = logits(plain, architecture, torch.cat([torch.tensor([soft]), text], dim=1), image)
+    expected = logits(model, architecture, text, image)
+    assert_equal(found[:, 4:, : expected.shape[2]], expected, "logits of the checkpoint")
+    loaded = zoo.load(vision_model(architecture), tmp_path / "out")
+    assert_equal(logits(loaded, architecture, text, image), expected, "loaded back")
 
 
 def _grid(architecture):

@@ -120,7 +120,8 @@ class Borrower:
         self._lent = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "bank":  # torch would take it for the prompt of that name, if there is one
+        # Torch would take it for the prompt of that name, if there is one.
+        if name == "bank" or name in self.__dict__.get("_modules", ()):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)

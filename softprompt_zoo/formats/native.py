@@ -56,6 +56,24 @@ class Index:
     """Folders of the PEFT adapters on the model, by their names; relative to the directory."""
 
 
+def check_place(directory: Path) -> None:
+    """Refuse a directory where the weights of a model would be overwritten.
+
+    Args:
+        directory: Where prompts shall be written.
+
+    Raises:
+        CheckpointError: If `model.safetensors` there is not ours.
+    """
+    path = directory / TENSOR_FILE
+    try:
+        is_ours = METADATA_KEY in read_metadata(path)
+    except CheckpointError:  # missing, or damaged
+        return
+    if not is_ours:
+        raise CheckpointError(f"{path} holds the weights of a model, which prompts would replace; give a new folder")
+
+
 def write(directory: Path, index: Index, tensors: Mapping[str, Tensor]) -> None:
     """Write a directory; other files in it are left alone.
 

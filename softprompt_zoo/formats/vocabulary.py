@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -131,14 +132,27 @@ def _index(directory: Path) -> tuple[Index, dict[str, list[int]]]:
     return index, ids
 
 
-def table_rows(directory: Path, tensor: str) -> int:
-    """Return how many rows a table of a checkpoint has.
+def table_name(directory: Path, table: Tensor) -> str:
+    """Find an embedding table in a checkpoint; of some models it has another name there than in the model.
+
+    Args:
+        directory: The checkpoint.
+        table: The table.
+
+    Returns:
+        Its name.
 
     Raises:
         CheckpointError: If it is not there.
     """
-    with _open(directory, tensor) as file:
-        return int(file.get_slice(tensor).get_shape()[0])
+    wanted = table.detach().cpu()
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                shape = file.get_slice(name).get_shape()
+                if shape == list(wanted.shape) and torch.equal(file.get_tensor(name), wanted):
+                    return str(name)
+    raise CheckpointError("the embedding table was not written with its new rows; nothing is kept")
 
 
 def _rows(directory: Path, tensor: str, ids: Sequence[int]) -> Tensor:
