@@ -257,7 +257,7 @@ def _restore(
             learned: Any = MergedTokens(plain)
             learned.tokens(backbone)
         else:
-            learned = method.parameters_class(config, backbone)
+            learned = method.make_parameters(config, backbone)
     except (TypeError, ValueError, KeyError, ZooError) as error:
         raise CheckpointError(f"{where} does not fit its method {record.method!r}: {error}") from error
     prompt = Prompt(method, config, learned, _copy_named_head(tensors, backbone, where))
@@ -300,7 +300,7 @@ def _read_peft(directory: Path, backbone: Backbone) -> Prompt:
         plain = {key: t.to(backbone.device).contiguous() for key, t in to_tensors(found.tokens).items()}  # type: ignore[arg-type]
         learned: Any = MergedTokens(plain)
     else:
-        learned = method.parameters_class(config, backbone)
+        learned = method.make_parameters(config, backbone)
     head = _copy_named_head({f"head.{key}": tensor for key, tensor in trained.items()}, backbone, str(directory))
     try:
         if found.state is not None:

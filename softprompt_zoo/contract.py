@@ -45,6 +45,18 @@ def refusal(description: str) -> Callable[[], None]:
     return refuse
 
 
+def note_origin(error: Exception, source: str, around: str = "") -> None:
+    """Name the plugin whose code raised an error that does not name it itself; a traceback shows it below the error.
+
+    Args:
+        error: What was raised. A note is added to it.
+        source: Plugin and hook.
+        around: The wrappers that may have raised it instead.
+    """
+    if source not in str(error):
+        error.add_note(f"raised by {source}{around and f' or {around} around it'}")
+
+
 def load_checked(candidate: Candidate) -> object:
     """Import a plugin and check it against the contract; a class whose hooks take `self` becomes an instance."""
     cause = None

@@ -52,7 +52,7 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
     config = method.config_class.from_options(dict(options))
     check_room(config, backbone)
     config = read_folders(config, backbone)
-    learned = method.parameters_class(config, backbone)
+    learned = method.make_parameters(config, backbone)
     head = copy_head(backbone.task_head) if config.train_head else None
     if backbone.device.type != "meta":
         initialize(method, config, learned, head, backbone)

@@ -1,7 +1,8 @@
 """Hooks that break their contract when they run."""
 
 import pytest
-from sound_plugins import HIDDEN, TOKENS, Backbone, built, plugin, scaling
+import torch
+from sound_plugins import HIDDEN, TOKENS, Backbone, Parameters, built, plugin, scaling
 
 import softprompt_zoo as zoo
 from softprompt_zoo.discovery import WRAPPER_GROUP
@@ -48,3 +49,82 @@ def test_a_hook_that_returns_the_wrong_thing_is_named(installed, registry, hook,
     with pytest.raises(error, match=text if function is not returns_a_string else reason):
         make_prompt(registry.lookup("broken"), {}, Backbone())
     assert built(registry.lookup("mixture")).shape == (TOKENS, HIDDEN)
+
+
+@zoo.hookimpl
+def raises_an_error():
+    raise ZeroDivisionError("no tokens")
+
+
+@zoo.hookimpl
+def splits_wrongly(parameters):
+    return zoo.LayerTokens({"decoder": zoo.unflatten_layers(parameters.embeddings, [])})
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "reason"),
+    [(raises_an_error, ZeroDivisionError, "no tokens"), (splits_wrongly, zoo.ShapeError, r"expected \(tokens, 0\)")],
+)
+def test_an_error_of_a_hook_has_a_note_that_names_it(installed, registry, function, error, reason):
+    installed.offer("broken", plugin(build_virtual_tokens=function))
+    installed.offer("twice", scaling(2), group=WRAPPER_GROUP)
+    with pytest.raises(error, match=reason) as caught:
+        make_prompt(registry.lookup("broken"), {}, Backbone())
+    assert caught.value.__notes__ == [
+        "raised by method 'broken' (strangers 1.5), hook 'build_virtual_tokens' or wrapper 'twice' of strangers 1.5 "
+        "around it"
+    ]
+
+
+# Parameters
+
+
+class TakesTheConfigOnly(Parameters):
+    def __init__(self, config):
+        super().__init__(config, Backbone())
+
+
+class InitializesWithTheConfigOnly(Parameters):
+    def initialize(self, config):
+        pass
+
+
+class HasNoStart(torch.nn.Module):
+    def __init__(self, config, backbone):
+        super().__init__()
+
+
+class IsNoModule:
+    def __init__(self, config, backbone):
+        self.embeddings = torch.ones(config.num_virtual_tokens, backbone.hidden_size)
+
+    def initialize(self, config, backbone):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (IsNoModule, "returned IsNoModule; expected a torch.nn.Module"),
+        (lambda config, backbone: None, "returned NoneType; expected a torch.nn.Module"),
+        (HasNoStart, r"has no initialize\(config, backbone\); it is what gives the start values"),
+    ],
+)
+def test_parameters_that_are_no_module_or_have_no_start_are_refused(installed, registry, made, reason):
+    installed.offer("broken", plugin(Parameters=made))
+    with pytest.raises(zoo.PluginError, match=rf"^method 'broken' \(strangers 1\.5\), Parameters, {reason}"):
+        make_prompt(registry.lookup("broken"), {}, Backbone())
+
+
+@pytest.mark.parametrize(
+    ("made", "part"),
+    [
+        (TakesTheConfigOnly, "Parameters, called with (config, backbone)"),
+        (InitializesWithTheConfigOnly, "Parameters.initialize(config, backbone)"),
+    ],
+)
+def test_an_error_of_parameters_has_a_note_that_says_how_they_are_called(installed, registry, made, part):
+    installed.offer("broken", plugin(Parameters=made))
+    with pytest.raises(TypeError, match="positional argument") as caught:
+        make_prompt(registry.lookup("broken"), {}, Backbone())
+    assert caught.value.__notes__ == [f"raised by method 'broken' (strangers 1.5), {part}"]
