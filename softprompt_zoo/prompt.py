@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import MethodConfig
-from softprompt_zoo.errors import PluginError, UnsupportedError
+from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.tokens import (
     InputTokens,
     LayerTokens,
     Placement,
     VirtualTokens,
+    check_placement,
     check_virtual_tokens,
     from_tensors,
     to_tensors,
@@ -123,9 +124,9 @@ class Prompt(nn.Module):
             tokens = method.call(hook, config=self.config, parameters=learned, backbone=backbone)
             self._check(tokens, backbone, hook)
         placement = method.call("inject", config=self.config, parameters=learned, tokens=tokens, backbone=backbone)
-        if not isinstance(placement, Placement):
-            found = type(placement).__name__
-            raise PluginError(f"{method.describe('inject')} returned {found}; expected a softprompt_zoo.Placement")
+        check_placement(placement, method.describe("inject"))
+        if placement.tokens is not tokens:
+            self._check(placement.tokens, backbone, "inject")
         if self.weight != 1.0:
             placement = dataclasses.replace(placement, weight=placement.weight * self.weight)
         _check_weight(placement, backbone)

@@ -27,7 +27,7 @@ from softprompt_zoo.sites.slots import take_slots
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.start_values import initialize, read_folders
-from softprompt_zoo.tokens import InputTokens, Placement
+from softprompt_zoo.tokens import InputTokens, Placement, check_finite
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -58,7 +58,9 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
         initialize(method, config, learned, head, backbone)
     prompt = Prompt(method, config, learned, head)
     with torch.no_grad():
-        prompt.place(backbone)
+        tokens = prompt.place(backbone).tokens
+    if backbone.device.type != "meta":
+        check_finite(tokens, method.describe("build_virtual_tokens"))
     return prompt
 
 

@@ -1,12 +1,16 @@
 """Hooks that break their contract when they run."""
 
+import math
+
 import pytest
 import torch
 from sound_plugins import HIDDEN, TOKENS, Backbone, Parameters, built, plugin, scaling
 
 import softprompt_zoo as zoo
 from softprompt_zoo.discovery import WRAPPER_GROUP
+from softprompt_zoo.model import inspect_backbone
 from softprompt_zoo.prompts import make_prompt
+from softprompt_zoo.testing import tiny_model
 
 
 @zoo.hookimpl
@@ -49,6 +53,72 @@ def test_a_hook_that_returns_the_wrong_thing_is_named(installed, registry, hook,
     with pytest.raises(error, match=text if function is not returns_a_string else reason):
         make_prompt(registry.lookup("broken"), {}, Backbone())
     assert built(registry.lookup("mixture")).shape == (TOKENS, HIDDEN)
+
+
+def of_tokens(make):
+    """A `build_virtual_tokens` that returns what `make` makes of the embeddings."""
+
+    @zoo.hookimpl
+    def build_virtual_tokens(parameters):
+        return make(parameters.embeddings)
+
+    return build_virtual_tokens
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "reason"),
+    [
+        (lambda e: zoo.InputTokens(e.long()), zoo.ShapeError, "embeddings of dtype torch.int64; expected floating-poi"),
+        (lambda e: zoo.InputTokens(e / 0), zoo.PluginError, "infinity or NaN; have initialize give every parameter"),
+        (lambda e: zoo.InputTokens(e * math.nan), zoo.PluginError, "infinity or NaN; have initialize give every par"),
+        (lambda e: zoo.LayerTokens({}), zoo.ShapeError, r"LayerTokens of \{\}; expected .* backbone has 'decoder'"),
+        (lambda e: zoo.LayerTokens(None), zoo.ShapeError, "LayerTokens of None; expected .*SiteTokens by site"),
+        (lambda e: zoo.LayerTokens({"decoder": ((e,), (e,))}), zoo.ShapeError, "tuple for the site 'decoder'; expect"),
+        (
+            lambda e: zoo.LayerTokens({"decoder": zoo.SiteTokens((layer for layer in [e]), (e,))}),
+            zoo.ShapeError,
+            "generator as keys of 'decoder'; expected a tuple, one for each layer",
+        ),
+    ],
+)
+def test_tokens_that_nothing_can_be_done_with_are_refused(installed, registry, make, error, reason):
+    installed.offer("broken", plugin(build_virtual_tokens=of_tokens(make)))
+    backbone, _ = inspect_backbone(tiny_model("llama"))
+    text = rf"^method 'broken' \(strangers 1\.5\), hook 'build_virtual_tokens', returned {reason}"
+    with pytest.raises(error, match=text):
+        make_prompt(registry.lookup("broken"), {}, backbone)
+
+
+def test_a_model_without_weights_has_no_start_values_to_check(installed, registry):
+    installed.offer("empty", plugin(build_virtual_tokens=of_tokens(lambda e: zoo.InputTokens(e * math.nan))))
+    backbone = Backbone(device=torch.device("meta"))
+    assert make_prompt(registry.lookup("empty"), {}, backbone).num_parameters == TOKENS * HIDDEN
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "reason"),
+    [
+        (lambda tokens: zoo.Placement(None), zoo.ShapeError, "returned NoneType; expected softprompt_zoo.InputTokens"),
+        (lambda tokens: zoo.Placement(tokens.embeddings), zoo.ShapeError, "returned Parameter; expected softprompt"),
+        (
+            lambda tokens: zoo.Placement(zoo.InputTokens(tokens.embeddings[1:])),
+            zoo.ShapeError,
+            r"returned embeddings of shape \(2, 8\); expected \(3, 8\)",
+        ),
+        (lambda tokens: zoo.Placement(tokens, dropout=1.5), zoo.PluginError, "returned a dropout of 1.5; expected a"),
+        (lambda tokens: zoo.Placement(tokens, dropout="x"), zoo.PluginError, "returned a dropout of 'x'; expected a"),
+        (lambda tokens: zoo.Placement(tokens, weight=-1), zoo.PluginError, "returned a weight of -1; expected a"),
+        (lambda tokens: zoo.Placement(tokens, weight=None), zoo.PluginError, "returned a weight of None; expected a"),
+    ],
+)
+def test_a_placement_that_nothing_can_be_done_with_is_refused(installed, registry, make, error, reason):
+    @zoo.hookimpl
+    def inject(tokens):
+        return make(tokens)
+
+    installed.offer("broken", plugin(inject=inject))
+    with pytest.raises(error, match=rf"^method 'broken' \(strangers 1\.5\), hook 'inject', {reason}"):
+        make_prompt(registry.lookup("broken"), {}, Backbone())
 
 
 @zoo.hookimpl
