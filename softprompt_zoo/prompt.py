@@ -123,7 +123,8 @@ class Prompt(nn.Module):
             hook = "build_virtual_tokens"
             tokens = method.call(hook, config=self.config, parameters=learned, backbone=backbone)
             self._check(tokens, backbone, hook)
-        placement = method.call("inject", config=self.config, parameters=learned, tokens=tokens, backbone=backbone)
+        arguments = {"config": self.config, "parameters": learned, "tokens": tokens, "backbone": backbone}
+        placement: Placement = method.call("inject", **arguments)
         check_placement(placement, method.describe("inject"))
         if placement.tokens is not tokens:
             self._check(placement.tokens, backbone, "inject")

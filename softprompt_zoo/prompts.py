@@ -50,6 +50,7 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
         UnsupportedError: If the method cannot work on this model.
     """
     config = method.config_class.from_options(dict(options))
+    config.to_dict()  # what cannot be saved is told before the training, not after it
     check_room(config, backbone)
     config = read_folders(config, backbone)
     learned = method.make_parameters(config, backbone)

@@ -45,6 +45,16 @@ class TakesName(zoo.MethodConfig):
     name: str = "news"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HidesTasks(zoo.MethodConfig):
+    tasks: tuple[str, ...] = ("qa",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HidesToDict(zoo.MethodConfig):
+    to_dict: bool = False
+
+
 BROKEN = {
     "import": (ImportError("no module\nnamed 'flash'"), r"ImportError: no module named 'flash'$"),
     "exit": (SystemExit(2), r"SystemExit: 2$"),
@@ -68,6 +78,15 @@ BROKEN = {
         plugin(Config=TakesName),
         r"its Config has an option 'name'; 'method', 'model', 'name', 'self' are arguments of the calls that take opti",
     ),
+    "hidden": (
+        plugin(Config=HidesTasks),
+        r"its Config has an option 'tasks', which hides MethodConfig.tasks; num_tasks for",
+    ),
+    "hidden method": (
+        plugin(Config=HidesToDict),
+        r"its Config has an option 'to_dict', which hides MethodConfig.to_di",
+    ),
+    "recipe": (plugin(RECIPE={"steps": 3}), r"its RECIPE is \{'steps': 3\}; expected a softprompt_zoo.Recipe$"),
     "parameters": (plugin(Parameters=None), r"it has no Parameters; expected a torch.nn.Module that takes \(config, b"),
     "aliases": (plugin(ALIASES="fast"), r"its ALIASES is 'fast'; expected a tuple of strings$"),
     "peft": (plugin(PEFT_TYPES=(3,)), r"its PEFT_TYPES is \(3,\); expected a tuple of strings$"),

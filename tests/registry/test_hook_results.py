@@ -1,10 +1,12 @@
 """Hooks that break their contract when they run."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from sound_plugins import HIDDEN, TOKENS, Backbone, Parameters, built, plugin, scaling
+from sound_plugins import HIDDEN, TOKENS, Backbone, Config, Parameters, built, plugin, scaling
 
 import softprompt_zoo as zoo
 from softprompt_zoo.discovery import WRAPPER_GROUP
@@ -146,7 +148,29 @@ def test_an_error_of_a_hook_has_a_note_that_names_it(installed, registry, functi
     ]
 
 
-# Parameters
+# Options and parameters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Holding(Config):
+    held: object = None
+    unsaved: object = dataclasses.field(default=None, metadata={"saved": False})
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), Path("there"), {1}, torch.float32, (3, object())], ids=str)
+def test_an_option_that_cannot_be_saved_is_refused_before_it_is_trained(installed, registry, value):
+    installed.offer("holding", plugin(Config=Holding))
+    with pytest.raises(
+        TypeError, match=rf"^held is .* \({type(value).__name__}\), which cannot be saved; expected text"
+    ):
+        make_prompt(registry.lookup("holding"), {"held": value}, Backbone())
+    assert make_prompt(registry.lookup("holding"), {"unsaved": value}, Backbone()).config.unsaved is value
+
+
+@pytest.mark.parametrize("value", [1.5, "x", None, True, (1, (2, 3)), {"a": 1}], ids=str)
+def test_an_option_that_can_be_saved_is_taken(installed, registry, value):
+    installed.offer("holding", plugin(Config=Holding))
+    assert make_prompt(registry.lookup("holding"), {"held": value}, Backbone()).config.held == value
 
 
 class TakesTheConfigOnly(Parameters):
