@@ -22,7 +22,7 @@ from softprompt_zoo.errors import (
     UnsupportedError,
     ZooError,
 )
-from softprompt_zoo.exchange import PeftPrompt
+from softprompt_zoo.exchange import PeftFiles, PeftPrompt
 from softprompt_zoo.formats import embeddings, native, peft, vocabulary
 from softprompt_zoo.formats.files import read_json
 from softprompt_zoo.plain_prompts import check_sizes, plain_prompt
@@ -196,6 +196,7 @@ def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int 
         peft.check_head(tokens, host.backbone, task)
         is_whole = not prompt.is_merged and task_id is None
         files = prompt.loaded.call("write_peft", **arguments) if is_whole else None
+        _check_type(files, PeftFiles, prompt.loaded, "write_peft")
         if files is None:
             files = peft.express(prompt.loaded.call("inject", **arguments, tokens=tokens), host.backbone, task)
     if prompt.head is not None:
@@ -289,6 +290,7 @@ def _read_peft(directory: Path, backbone: Backbone) -> Prompt:
     try:
         tensors, trained = peft.split_head(tensors, backbone)
         found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
+        _check_type(found, PeftPrompt, method, "read_peft")
     except (CheckpointError, UnsupportedError) as error:
         raise type(error)(f"{directory}: {error}") from error
     options = {"train_head": True} if trained else {}
@@ -314,6 +316,12 @@ def _read_peft(directory: Path, backbone: Backbone) -> Prompt:
         prompt.place(backbone)
     _warn_of_differences(prompt.merged_tokens(backbone), fields.get("task_type"), backbone)
     return prompt
+
+
+def _check_type(found: object, expected: type, method: LoadedMethod, hook: str) -> None:
+    if not isinstance(found, expected | None):
+        wanted = f"a softprompt_zoo.{expected.__name__}, or None"
+        raise PluginError(f"{method.describe(hook)} returned {type(found).__name__}; expected {wanted}")
 
 
 def _warn_of_differences(tokens: VirtualTokens, task_type: str | None, backbone: Backbone) -> None:

@@ -123,6 +123,7 @@ def training_loss(
         The loss, a scalar; `None` to keep the model's own.
 
     Raises:
+        PluginError: By the host, if anything else is returned.
         UnsupportedError: By the host, if not every row of the batch has this prompt, alone or as the last one.
     """
 
@@ -152,7 +153,11 @@ def parameter_groups(  # type: ignore[empty-body]
         learning_rate: The rate the user chose, which the recipe's is the default of.
 
     Returns:
-        Groups as torch optimizers take them, each with `"params"` and, where it differs, `"lr"`.
+        Groups as torch optimizers take them, each with `"params"` and, where it differs, `"lr"`. Parameters in
+        none of them are one more group.
+
+    Raises:
+        PluginError: By the host, if anything else is returned.
     """
 
 

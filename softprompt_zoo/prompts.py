@@ -262,11 +262,10 @@ class Prompts(Borrower, nn.Module):
         """
         groups = []
         for prompt in self.values():
-            arguments = {"config": prompt.config, "parameters": prompt.learned, "learning_rate": learning_rate}
-            split = None if prompt.is_merged else prompt.loaded.call("parameter_groups", **arguments)
-            grouped = {id(parameter) for group in split or () for parameter in group["params"]}
+            split = prompt.own_groups(learning_rate)
+            grouped = {id(parameter) for group in split for parameter in group["params"]}
             rest = {"params": [parameter for parameter in prompt.parameters() if id(parameter) not in grouped]}
-            for group in (*(split or ()), rest):
+            for group in (*split, rest):
                 trained = [parameter for parameter in group["params"] if parameter.requires_grad]
                 if trained:
                     groups.append({"lr": learning_rate, **group, "params": trained})
