@@ -248,7 +248,8 @@ def _restore(
     name: str, record: native.Record, tensors: dict[str, Tensor], backbone: Backbone, directory: Path
 ) -> Prompt:
     method = registry.lookup_saved(record.method, record.distribution, record.version, str(directory))
-    where = f"prompt {name!r} in {directory}"
+    where, saved, now = f"prompt {name!r} in {directory}", f"{record.distribution} {record.version}", method.origin
+    versions = "" if saved.strip() == now else f", which was saved with {saved.strip()} and is read with {now},"
     try:
         config = method.config_class.from_options(record.config)
         check_not_negative("weight", record.weight)
@@ -260,13 +261,14 @@ def _restore(
         else:
             learned = method.make_parameters(config, backbone)
     except (TypeError, ValueError, KeyError, ZooError) as error:
-        raise CheckpointError(f"{where} does not fit its method {record.method!r}: {error}") from error
+        raise CheckpointError(f"{where}{versions} does not fit its method {record.method!r}: {error}") from error
     prompt = Prompt(method, config, learned, _copy_named_head(tensors, backbone, where))
     expected = {key: tuple(tensor.shape) for key, tensor in prompt.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if expected != found:
         wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))[0]
-        raise CheckpointError(f"{where}: tensor {wrong!r} has shape {found.get(wrong)}; expected {expected.get(wrong)}")
+        shapes = f"has shape {found.get(wrong)}; expected {expected.get(wrong)}"
+        raise CheckpointError(f"{where}{versions}: tensor {wrong!r} {shapes}")
     prompt.load_state_dict(tensors)
     prompt.weight = record.weight
     return prompt.requires_grad_(bool(record.is_trained))

@@ -69,7 +69,7 @@ class LoadedMethod:
         five_and_seven = {"num_virtual_tokens": 5}, {"num_virtual_tokens": 7}
         self.example_options: tuple[Mapping[str, Any], ...] = getattr(plugin, "EXAMPLE_OPTIONS", five_and_seven)
         self.peft_types = tuple(getattr(plugin, "PEFT_TYPES", ()))
-        self._origin = candidate.origin
+        self.origin = candidate.origin
         self._wrap(wrappers)
 
     def call(self, hook: str, **arguments: Any) -> Any:
@@ -110,7 +110,7 @@ class LoadedMethod:
         """
         from torch import nn  # slow to load, and listing methods does without
 
-        source = f"method {self.name!r} ({self._origin}), Parameters,"
+        source = f"method {self.name!r} ({self.origin}), Parameters,"
         try:
             made = self.parameters_class(config, backbone)
         except Exception as error:
@@ -133,7 +133,7 @@ class LoadedMethod:
         try:
             parameters.initialize(config, backbone)
         except Exception as error:
-            note_origin(error, f"method {self.name!r} ({self._origin}), Parameters.initialize(config, backbone)")
+            note_origin(error, f"method {self.name!r} ({self.origin}), Parameters.initialize(config, backbone)")
             raise
 
     def has(self, hook: str) -> bool:
@@ -142,7 +142,7 @@ class LoadedMethod:
 
     def describe(self, hook: str) -> str:
         """Name the plugin and hook for a message."""
-        return f"method {self.name!r} ({self._origin}), hook {hook!r},"
+        return f"method {self.name!r} ({self.origin}), hook {hook!r},"
 
     def _wrap(self, wrappers: dict[Candidate, object]) -> None:
         # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
@@ -259,7 +259,9 @@ class Registry:
                 owner = self._by_hand.get(normalize(wanted)) or owners.get(normalize(wanted))
                 if owner or normalize(wanted) in clashes:
                     by = owner.describe() if owner else "several plugins"
-                    raise PluginError(f"the name {wanted!r} is taken by {by}; choose another")
+                    is_by_hand = owner in self._by_hand.values()
+                    again = f", or zoo.unregister({owner.name!r}) first" if owner and is_by_hand else ""
+                    raise PluginError(f"the name {wanted!r} is taken by {by}; choose another{again}")
             self._by_hand[normalize(name)] = candidate
             self._outcomes[candidate] = checked
             self._seen = None

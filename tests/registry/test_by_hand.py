@@ -117,6 +117,17 @@ def test_only_what_was_registered_by_hand_is_unregistered(installed, registry, n
         registry.unregister("mine")
 
 
+def test_registering_a_cell_of_a_notebook_again_says_how(installed, registry):
+    installed.offer("mixture", plugin())
+    registry.register(plugin(ALIASES=("own",)), "mine")
+    for name, again in [("Mine", True), ("OWN", True), ("mixture", False), ("prefix", False)]:
+        with pytest.raises(zoo.PluginError, match=f"the name '{name}' is taken by .*; choose another") as caught:
+            registry.register(plugin(), name)
+        assert str(caught.value).endswith(", or zoo.unregister('mine') first") == again
+    registry.unregister("mine")
+    registry.register(plugin(), "Mine")
+
+
 def test_a_method_in_hand_keeps_working_when_it_is_unregistered(registry):
     registry.register(plugin(), "mixture")
     method = registry.lookup("mixture")
