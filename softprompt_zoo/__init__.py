@@ -93,14 +93,34 @@ def list_methods() -> list[str]:
 
 
 def register(plugin: Any, name: str | None = None) -> Any:
-    """Register a method or wrapper that is not installed as a package; see `Registry.register`."""
+    """Register a method or a wrapper that is not installed as a package, from a notebook say.
+
+    Args:
+        plugin: A module, class or object with the hooks and attributes of a plugin.
+        name: Canonical name; by default the plugin's `NAME`, or the last part of its `__name__`.
+
+    Returns:
+        `plugin`, so that this can be used as a decorator.
+
+    Raises:
+        TypeError: If the name is not a string; nothing is registered then, nor below.
+        ValueError: If the name has other characters than letters, digits, `_` and `-`.
+        PluginError: If the name is taken or the plugin breaks the contract.
+    """
     from softprompt_zoo.registry import registry
 
     return registry.register(plugin, name)
 
 
 def unregister(name: str) -> None:
-    """Take back a `register`; see `Registry.unregister`."""
+    """Take back a `register`; prompts that use the method keep working.
+
+    Args:
+        name: The name it was registered under.
+
+    Raises:
+        UnknownMethodError: If nothing was registered by hand under that name.
+    """
     from softprompt_zoo.registry import registry
 
     registry.unregister(name)

@@ -22,7 +22,7 @@ from softprompt_zoo.errors import (
     UnsupportedError,
     ZooError,
 )
-from softprompt_zoo.exchange import PeftPrompt
+from softprompt_zoo.exchange import PeftFiles, PeftPrompt
 from softprompt_zoo.formats import embeddings, native, peft, vocabulary
 from softprompt_zoo.formats.files import read_json
 from softprompt_zoo.plain_prompts import check_sizes, plain_prompt
@@ -197,6 +197,7 @@ def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int 
         peft.check_head(tokens, host.backbone, task)
         is_whole = not prompt.is_merged and task_id is None
         files = prompt.loaded.call("write_peft", **arguments) if is_whole else None
+        _check_type(files, PeftFiles, prompt.loaded, "write_peft")
         if files is None:
             files = peft.express(prompt.loaded.call("inject", **arguments, tokens=tokens), host.backbone, task)
     if prompt.head is not None:
@@ -248,7 +249,8 @@ def _restore(
     name: str, record: native.Record, tensors: dict[str, Tensor], backbone: Backbone, directory: Path
 ) -> Prompt:
     method = registry.lookup_saved(record.method, record.distribution, record.version, str(directory))
-    where = f"prompt {name!r} in {directory}"
+    where, saved, now = f"prompt {name!r} in {directory}", f"{record.distribution} {record.version}", method.origin
+    versions = "" if saved.strip() == now else f", which was saved with {saved.strip()} and is read with {now},"
     try:
         config = method.config_class.from_options(record.config)
         check_not_negative("weight", record.weight)
@@ -258,15 +260,16 @@ def _restore(
             learned: Any = MergedTokens(plain)
             learned.tokens(backbone)
         else:
-            learned = method.parameters_class(config, backbone)
+            learned = method.make_parameters(config, backbone)
     except (TypeError, ValueError, KeyError, ZooError) as error:
-        raise CheckpointError(f"{where} does not fit its method {record.method!r}: {error}") from error
+        raise CheckpointError(f"{where}{versions} does not fit its method {record.method!r}: {error}") from error
     prompt = Prompt(method, config, learned, _copy_named_head(tensors, backbone, where))
     expected = {key: tuple(tensor.shape) for key, tensor in prompt.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if expected != found:
         wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))[0]
-        raise CheckpointError(f"{where}: tensor {wrong!r} has shape {found.get(wrong)}; expected {expected.get(wrong)}")
+        shapes = f"has shape {found.get(wrong)}; expected {expected.get(wrong)}"
+        raise CheckpointError(f"{where}{versions}: tensor {wrong!r} {shapes}")
     prompt.load_state_dict(tensors)
     prompt.weight = record.weight
     return prompt.requires_grad_(bool(record.is_trained))
@@ -290,6 +293,7 @@ def _read_peft(directory: Path, backbone: Backbone) -> Prompt:
     try:
         tensors, trained = peft.split_head(tensors, backbone)
         found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
+        _check_type(found, PeftPrompt, method, "read_peft")
     except (CheckpointError, UnsupportedError) as error:
         raise type(error)(f"{directory}: {error}") from error
     options = {"train_head": True} if trained else {}
@@ -301,7 +305,7 @@ def _read_peft(directory: Path, backbone: Backbone) -> Prompt:
         plain = {key: t.to(backbone.device).contiguous() for key, t in to_tensors(found.tokens).items()}  # type: ignore[arg-type]
         learned: Any = MergedTokens(plain)
     else:
-        learned = method.parameters_class(config, backbone)
+        learned = method.make_parameters(config, backbone)
     head = _copy_named_head({f"head.{key}": tensor for key, tensor in trained.items()}, backbone, str(directory))
     try:
         if found.state is not None:
@@ -315,6 +319,12 @@ def _read_peft(directory: Path, backbone: Backbone) -> Prompt:
         prompt.place(backbone)
     _warn_of_differences(prompt.merged_tokens(backbone), fields.get("task_type"), backbone)
     return prompt
+
+
+def _check_type(found: object, expected: type, method: LoadedMethod, hook: str) -> None:
+    if not isinstance(found, expected | None):
+        wanted = f"a softprompt_zoo.{expected.__name__}, or None"
+        raise PluginError(f"{method.describe(hook)} returned {type(found).__name__}; expected {wanted}")
 
 
 def _warn_of_differences(tokens: VirtualTokens, task_type: str | None, backbone: Backbone) -> None:

@@ -1,6 +1,7 @@
 """What the user chose: frozen dataclasses that check their fields and survive a round trip through JSON."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Collection
 from typing import Any, Self
@@ -154,6 +155,9 @@ class MethodConfig:
         Returns:
             Field name to value. Fields marked `saved=False` (a tokenizer, say) are left out, and a value that
             is not one of a field's `names` (a folder or a prompt to start from) is written as `"given"`.
+
+        Raises:
+            TypeError: If JSON has no place for a value.
         """
         values: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -163,6 +167,14 @@ class MethodConfig:
             if names is not None and value not in names:
                 value = GIVEN
             values[field.name] = list(value) if isinstance(value, tuple) else value
+            try:
+                json.dumps(values[field.name])
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"{field.name} is {value!r} ({type(value).__name__}), which cannot be saved; expected text, a "
+                    "number, True, False, None, or a tuple of these. An option that need not be saved says so in its "
+                    'field: metadata={"saved": False}'
+                ) from error
         return values
 
     @classmethod

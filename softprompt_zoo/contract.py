@@ -10,7 +10,7 @@ from typing import Any
 import pluggy
 
 from softprompt_zoo import hookspecs
-from softprompt_zoo.config import MethodConfig
+from softprompt_zoo.config import MethodConfig, Recipe
 from softprompt_zoo.discovery import WRAPPER_GROUP, Candidate
 from softprompt_zoo.errors import PluginError
 
@@ -43,6 +43,18 @@ def refusal(description: str) -> Callable[[], None]:
         raise PluginError(f"{description} returned nothing; expected a value, see the hook's contract")
 
     return refuse
+
+
+def note_origin(error: Exception, source: str, around: str = "") -> None:
+    """Name the plugin whose code raised an error that does not name it itself; a traceback shows it below the error.
+
+    Args:
+        error: What was raised. A note is added to it.
+        source: Plugin and hook.
+        around: The wrappers that may have raised it instead.
+    """
+    if source not in str(error):
+        error.add_note(f"raised by {source}{around and f' or {around} around it'}")
 
 
 def load_checked(candidate: Candidate) -> object:
@@ -109,8 +121,16 @@ def _problems_of_attributes(plugin: Any) -> Iterator[str]:
         if taken:
             reserved = ", ".join(map(repr, RESERVED_OPTIONS))
             yield f"its Config has an option {taken[0]!r}; {reserved} are arguments of the calls that take options"
+        base = {field.name for field in dataclasses.fields(MethodConfig)}
+        hidden = [f.name for f in dataclasses.fields(config) if f.name not in base and hasattr(MethodConfig, f.name)]
+        if hidden:
+            advice = "num_tasks for a number of tasks" if hidden[0] == "tasks" else "call it otherwise"
+            yield f"its Config has an option {hidden[0]!r}, which hides MethodConfig.{hidden[0]}; {advice}"
     if not callable(getattr(plugin, "Parameters", None)):
         yield "it has no Parameters; expected a torch.nn.Module that takes (config, backbone)"
+    recipe = getattr(plugin, "RECIPE", None)
+    if not isinstance(recipe, Recipe | None):
+        yield f"its RECIPE is {recipe!r}; expected a softprompt_zoo.Recipe"
     for name in ("ALIASES", "PEFT_TYPES"):
         value = getattr(plugin, name, ())
         if not (isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)):

@@ -105,7 +105,13 @@ def _installed(group: str) -> list[Candidate]:
 
 def _candidate(entry: metadata.EntryPoint, distribution: str, version: str, fallback_summary: str) -> Candidate:
     aliases, summary = _read_declarations(entry)
-    return Candidate(entry.name, entry.group, distribution, version, entry.load, aliases, summary or fallback_summary)
+
+    def load() -> object:
+        if not entry.pattern.match(entry.value):
+            raise ValueError(f"its entry point is {entry.value!r}; expected 'module' or 'module:attribute'")
+        return entry.load()
+
+    return Candidate(entry.name, entry.group, distribution, version, load, aliases, summary or fallback_summary)
 
 
 def _read_declarations(entry: metadata.EntryPoint) -> tuple[tuple[str, ...], str]:

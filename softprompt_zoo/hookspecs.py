@@ -59,7 +59,7 @@ def build_virtual_tokens(  # type: ignore[empty-body]
 
     Raises:
         ShapeError: By the host, if a shape is another one.
-        PluginError: By the host, if nothing is returned.
+        PluginError: By the host, if nothing is returned; at attaching, if a start value is infinite or not a number.
     """
 
 
@@ -76,10 +76,11 @@ def inject(  # type: ignore[empty-body]
         backbone: Sizes of the frozen model.
 
     Returns:
-        A `Placement` of `tokens`; gradients must keep flowing.
+        A `Placement` of `tokens`, or of others of the same shapes; gradients must keep flowing.
 
     Raises:
-        PluginError: By the host, if anything but a `Placement` is returned.
+        PluginError: By the host, if anything but a `Placement` is returned, or one with an impossible number.
+        ShapeError: By the host, if it is of other tokens and a shape is another one.
     """
 
 
@@ -122,6 +123,7 @@ def training_loss(
         The loss, a scalar; `None` to keep the model's own.
 
     Raises:
+        PluginError: By the host, if anything else is returned.
         UnsupportedError: By the host, if not every row of the batch has this prompt, alone or as the last one.
     """
 
@@ -151,7 +153,11 @@ def parameter_groups(  # type: ignore[empty-body]
         learning_rate: The rate the user chose, which the recipe's is the default of.
 
     Returns:
-        Groups as torch optimizers take them, each with `"params"` and, where it differs, `"lr"`.
+        Groups as torch optimizers take them, each with `"params"` and, where it differs, `"lr"`. Parameters in
+        none of them are one more group.
+
+    Raises:
+        PluginError: By the host, if anything else is returned.
     """
 
 

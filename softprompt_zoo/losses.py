@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.arrange import Call, Selection
@@ -22,9 +22,6 @@ Run = Callable[[Call, dict[str, Any]], Any]
 
 def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
     """Find the prompts of a call that are trained by a loss of their methods' own.
-
-    Without labels there is none to replace. A loss that somebody then takes of the logits is another one than the
-    method's, which a warning says where gradients are wanted: Trainer's label smoothing keeps the labels to itself.
 
     Without labels there is none to replace. A loss that somebody then takes of the logits is another one than the
     method's, which a warning says where gradients are wanted: Trainer's label smoothing keeps the labels to itself.
@@ -77,6 +74,7 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
         The output with the new loss, without hidden states that the user did not ask for.
 
     Raises:
+        PluginError: If a method's loss is no scalar.
         UnsupportedError: If a row does not have such a prompt.
     """
     task_ids = inputs.pop("task_ids", None)
@@ -96,6 +94,10 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
         loss = prompt.loaded.call("training_loss", **arguments, step=step)
         if loss is None:  # an option's loss, which is off
             continue
+        if not isinstance(loss, Tensor) or loss.ndim:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            source = prompt.loaded.describe("training_loss")
+            raise PluginError(f"{source} returned {found}; expected a scalar tensor, or None for the model's loss")
         _check_rows(model, call, name)
         output.loss = loss
     if not _wants_hidden_states(model, inputs):

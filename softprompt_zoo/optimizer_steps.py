@@ -47,10 +47,8 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 def _compare_rates(prompt: Prompt, groups: dict[int, int]) -> None:
     """Warn if the optimizer has one group for parameters that the method trains at several rates."""
-    arguments = {"config": prompt.config, "parameters": prompt.learned}
-    wanted = prompt.loaded.call("parameter_groups", **arguments, learning_rate=1.0) or ()
     rates: dict[int, set[float]] = {}
-    for group in wanted:
+    for group in prompt.own_groups(1.0):
         for parameter in group["params"]:
             if id(parameter) in groups:
                 rates.setdefault(groups[id(parameter)], set()).add(group.get("lr", 1.0))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from softprompt_zoo.tokens import (
     LayerTokens,
     Placement,
     VirtualTokens,
+    check_placement,
     check_virtual_tokens,
     from_tensors,
     to_tensors,
@@ -122,10 +123,11 @@ class Prompt(nn.Module):
             hook = "build_virtual_tokens"
             tokens = method.call(hook, config=self.config, parameters=learned, backbone=backbone)
             self._check(tokens, backbone, hook)
-        placement = method.call("inject", config=self.config, parameters=learned, tokens=tokens, backbone=backbone)
-        if not isinstance(placement, Placement):
-            found = type(placement).__name__
-            raise PluginError(f"{method.describe('inject')} returned {found}; expected a softprompt_zoo.Placement")
+        arguments = {"config": self.config, "parameters": learned, "tokens": tokens, "backbone": backbone}
+        placement: Placement = method.call("inject", **arguments)
+        check_placement(placement, method.describe("inject"))
+        if placement.tokens is not tokens:
+            self._check(placement.tokens, backbone, "inject")
         if self.weight != 1.0:
             placement = dataclasses.replace(placement, weight=placement.weight * self.weight)
         _check_weight(placement, backbone)
@@ -137,6 +139,32 @@ class Prompt(nn.Module):
         if backbone.through_cache:
             _check_goes_through_cache(placement, backbone)
         return placement
+
+    def own_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Ask the method for its groups of parameters.
+
+        Args:
+            learning_rate: The rate that the user chose.
+
+        Returns:
+            Groups whose `"params"` are lists; none where the method has no such groups.
+
+        Raises:
+            PluginError: If the hook breaks its contract.
+        """
+        arguments = {"config": self.config, "parameters": self.learned, "learning_rate": learning_rate}
+        found = None if self.is_merged else self.loaded.call("parameter_groups", **arguments)
+        groups = []
+        for group in [] if found is None else found:
+            params = group.get("params") if isinstance(group, Mapping) else None
+            if not isinstance(params, Iterable):
+                raise PluginError(
+                    f"{self.loaded.describe('parameter_groups')} returned a group that is {type(group).__name__}; "
+                    "expected a list of dictionaries with the parameters of each as 'params'"
+                )
+            # torch takes one tensor for a list, and iterators, which are at an end when they have been read.
+            groups.append({**group, "params": [params] if isinstance(params, Tensor) else list(params)})
+        return groups
 
     def refuse_weight(self, what: str, place: str) -> None:
         """Refuse a weight other than 1 where there is no place for it.

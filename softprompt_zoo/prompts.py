@@ -27,7 +27,7 @@ from softprompt_zoo.sites.slots import take_slots
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.start_values import initialize, read_folders
-from softprompt_zoo.tokens import InputTokens, Placement
+from softprompt_zoo.tokens import InputTokens, Placement, check_finite
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -50,15 +50,18 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
         UnsupportedError: If the method cannot work on this model.
     """
     config = method.config_class.from_options(dict(options))
+    config.to_dict()  # what cannot be saved is told before the training, not after it
     check_room(config, backbone)
     config = read_folders(config, backbone)
-    learned = method.parameters_class(config, backbone)
+    learned = method.make_parameters(config, backbone)
     head = copy_head(backbone.task_head) if config.train_head else None
     if backbone.device.type != "meta":
         initialize(method, config, learned, head, backbone)
     prompt = Prompt(method, config, learned, head)
     with torch.no_grad():
-        prompt.place(backbone)
+        tokens = prompt.place(backbone).tokens
+    if backbone.device.type != "meta":
+        check_finite(tokens, method.describe("build_virtual_tokens"))
     return prompt
 
 
@@ -261,11 +264,10 @@ class Prompts(Borrower, nn.Module):
         """
         groups = []
         for prompt in self.values():
-            arguments = {"config": prompt.config, "parameters": prompt.learned, "learning_rate": learning_rate}
-            split = None if prompt.is_merged else prompt.loaded.call("parameter_groups", **arguments)
-            grouped = {id(parameter) for group in split or () for parameter in group["params"]}
+            split = prompt.own_groups(learning_rate)
+            grouped = {id(parameter) for group in split for parameter in group["params"]}
             rest = {"params": [parameter for parameter in prompt.parameters() if id(parameter) not in grouped]}
-            for group in (*(split or ()), rest):
+            for group in (*split, rest):
                 trained = [parameter for parameter in group["params"] if parameter.requires_grad]
                 if trained:
                     groups.append({"lr": learning_rate, **group, "params": trained})

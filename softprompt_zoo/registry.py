@@ -13,13 +13,27 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo import discovery, hookspecs
 from softprompt_zoo.config import MethodConfig, Recipe
-from softprompt_zoo.contract import HOOKS, OPTIONAL_HOOKS, is_wrapper, load_checked, manager, nearest, refusal
+from softprompt_zoo.contract import (
+    HOOKS,
+    OPTIONAL_HOOKS,
+    is_wrapper,
+    load_checked,
+    manager,
+    nearest,
+    note_origin,
+    refusal,
+)
 from softprompt_zoo.discovery import GROUP, WRAPPER_GROUP, Candidate, normalize
 from softprompt_zoo.errors import PluginError, UnknownMethodError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from softprompt_zoo.backbone import Backbone
 
 _Names = tuple[dict[str, Candidate], dict[str, str], dict[Candidate, str]]
 """By normalized name or alias what it finds, and why it finds nothing; by candidate which name it cannot have."""
@@ -55,7 +69,7 @@ class LoadedMethod:
         five_and_seven = {"num_virtual_tokens": 5}, {"num_virtual_tokens": 7}
         self.example_options: tuple[Mapping[str, Any], ...] = getattr(plugin, "EXAMPLE_OPTIONS", five_and_seven)
         self.peft_types = tuple(getattr(plugin, "PEFT_TYPES", ()))
-        self._origin = candidate.origin
+        self.origin = candidate.origin
         self._wrap(wrappers)
 
     def call(self, hook: str, **arguments: Any) -> Any:
@@ -70,11 +84,57 @@ class LoadedMethod:
 
         Raises:
             PluginError: If it returned nothing and is not optional.
+            Exception: What the hook itself raises, with a note that names plugin and hook.
         """
-        result = self._callers[hook](**arguments)
+        try:
+            result = self._callers[hook](**arguments)
+        except Exception as error:
+            note_origin(error, self.describe(hook).rstrip(","), self._wrapped_by)
+            raise
         if result is None and hook in HOOKS:
             raise PluginError(f"{self._wrapped_by}, around {self.describe(hook)} returned nothing; expected a value")
         return result
+
+    def make_parameters(self, config: MethodConfig, backbone: "Backbone") -> "nn.Module":
+        """Make what the method trains; it has no start values yet.
+
+        Args:
+            config: What the user chose.
+            backbone: Sizes of the model.
+
+        Returns:
+            The method's `Parameters`.
+
+        Raises:
+            PluginError: If they are no module, or have no `initialize`.
+        """
+        from torch import nn  # slow to load, and listing methods does without
+
+        source = f"method {self.name!r} ({self.origin}), Parameters,"
+        try:
+            made = self.parameters_class(config, backbone)
+        except Exception as error:
+            note_origin(error, f"{source} called with (config, backbone)")
+            raise
+        if not isinstance(made, nn.Module):
+            raise PluginError(f"{source} returned {type(made).__name__}; expected a torch.nn.Module")
+        if not callable(getattr(made, "initialize", None)):
+            raise PluginError(f"{source} has no initialize(config, backbone); it is what gives the start values")
+        return made
+
+    def initialize(self, parameters: Any, config: MethodConfig, backbone: "Backbone") -> None:
+        """Give the method's `Parameters` its own start values.
+
+        Args:
+            parameters: From `make_parameters`. Changed in place.
+            config: What the user chose.
+            backbone: Sizes of the model.
+        """
+        try:
+            parameters.initialize(config, backbone)
+        except Exception as error:
+            note_origin(error, f"method {self.name!r} ({self.origin}), Parameters.initialize(config, backbone)")
+            raise
 
     def has(self, hook: str) -> bool:
         """Say whether the method, or a wrapper around it, has an optional hook."""
@@ -82,7 +142,7 @@ class LoadedMethod:
 
     def describe(self, hook: str) -> str:
         """Name the plugin and hook for a message."""
-        return f"method {self.name!r} ({self._origin}), hook {hook!r},"
+        return f"method {self.name!r} ({self.origin}), hook {hook!r},"
 
     def _wrap(self, wrappers: dict[Candidate, object]) -> None:
         # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
@@ -199,7 +259,9 @@ class Registry:
                 owner = self._by_hand.get(normalize(wanted)) or owners.get(normalize(wanted))
                 if owner or normalize(wanted) in clashes:
                     by = owner.describe() if owner else "several plugins"
-                    raise PluginError(f"the name {wanted!r} is taken by {by}; choose another")
+                    is_by_hand = owner in self._by_hand.values()
+                    again = f", or zoo.unregister({owner.name!r}) first" if owner and is_by_hand else ""
+                    raise PluginError(f"the name {wanted!r} is taken by {by}; choose another{again}")
             self._by_hand[normalize(name)] = candidate
             self._outcomes[candidate] = checked
             self._seen = None

@@ -36,7 +36,7 @@ def initialize(
     if isinstance(start, os.PathLike) or (isinstance(start, str) and os.path.isdir(start)):
         start = saved_prompt(Path(start), backbone, "init")
     if not isinstance(start, Prompt):
-        learned.initialize(config, backbone)
+        method.initialize(learned, config, backbone)
         return
     if not hasattr(learned, "start_from"):
         raise UnsupportedError(f"method {method.name!r} cannot start from another prompt; choose another init")

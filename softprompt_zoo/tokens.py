@@ -6,13 +6,14 @@ decoder's attention over the encoder (`"cross"`).
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from softprompt_zoo.errors import ShapeError
+from softprompt_zoo.errors import PluginError, ShapeError
 
 if TYPE_CHECKING:
     from softprompt_zoo.backbone import Backbone
@@ -195,7 +196,7 @@ def check_virtual_tokens(
         source: Plugin and hook, for the message.
 
     Raises:
-        ShapeError: If `tokens` are no virtual tokens, or of a wrong shape.
+        ShapeError: If `tokens` are no virtual tokens, or of a wrong shape or kind of numbers.
     """
     if isinstance(tokens, InputTokens):
         tasks = () if num_tasks is None else (num_tasks,)
@@ -205,11 +206,51 @@ def check_virtual_tokens(
         raise ShapeError(
             f"{source} returned {type(tokens).__name__}; expected softprompt_zoo.InputTokens or LayerTokens"
         )
+    there = ", ".join(map(repr, backbone.layers)) or "none"
+    if not isinstance(tokens.sites, Mapping) or not tokens.sites:
+        raise ShapeError(
+            f"{source} returned LayerTokens of {tokens.sites!r}; expected softprompt_zoo.SiteTokens by site, of which "
+            f"this backbone has {there}"
+        )
     for site, site_tokens in tokens.sites.items():
         if site not in backbone.layers:
-            sites = ", ".join(map(repr, backbone.layers)) or "none"
-            raise ShapeError(f"{source} returned tokens for the site {site!r}; this backbone has {sites}")
+            raise ShapeError(f"{source} returned tokens for the site {site!r}; this backbone has {there}")
+        if not isinstance(site_tokens, SiteTokens):
+            found = type(site_tokens).__name__
+            raise ShapeError(f"{source} returned {found} for the site {site!r}; expected softprompt_zoo.SiteTokens")
         _check_site(site_tokens, site, backbone.layers[site], num_virtual_tokens, source)
+
+
+def check_finite(tokens: VirtualTokens, source: str) -> None:
+    """Refuse start values that are no numbers, which memory that nothing was written to may hold.
+
+    Args:
+        tokens: Of the shapes that they should have.
+        source: Plugin and hook, for the message.
+
+    Raises:
+        PluginError: If one is infinite or not a number.
+    """
+    if not all(tensor.isfinite().all() for tensor in to_tensors(tokens).values()):
+        raise PluginError(f"{source} returned infinity or NaN; have initialize give every parameter its start value")
+
+
+def check_placement(placement: object, source: str) -> None:
+    """Check all that a hook returned but the tokens.
+
+    Args:
+        placement: What the hook returned.
+        source: Plugin and hook, for the message.
+
+    Raises:
+        PluginError: If it is no `Placement`, or one with an impossible number.
+    """
+    if not isinstance(placement, Placement):
+        raise PluginError(f"{source} returned {type(placement).__name__}; expected a softprompt_zoo.Placement")
+    if not (isinstance(placement.dropout, int | float) and 0 <= placement.dropout < 1):
+        raise PluginError(f"{source} returned a dropout of {placement.dropout!r}; expected a number in [0, 1)")
+    if not (isinstance(placement.weight, int | float) and 0 <= placement.weight < math.inf):
+        raise PluginError(f"{source} returned a weight of {placement.weight!r}; expected a number of at least 0")
 
 
 def _check_site(
@@ -217,6 +258,9 @@ def _check_site(
 ) -> None:
     parts = [("keys", tokens.keys), ("values", tokens.values)]
     for kind, layers in [*parts, *([] if tokens.gates is None else [("gates", tokens.gates)])]:
+        if not isinstance(layers, Sequence | Tensor):
+            found = type(layers).__name__
+            raise ShapeError(f"{source} returned {found} as {kind} of {site!r}; expected a tuple, one for each layer")
         if len(layers) != len(shapes):
             raise ShapeError(f"{source} returned {kind} for {len(layers)} layers of {site!r}; expected {len(shapes)}")
     if tokens.gates is not None and all(gate is None for gate in tokens.gates):
@@ -243,3 +287,5 @@ def _check_shape(tensor: object, expected: tuple[int, ...], what: str, source: s
     shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
     if shape != expected:
         raise ShapeError(f"{source} returned {what} of shape {shape}; expected {expected}")
+    if isinstance(tensor, Tensor) and not tensor.is_floating_point():
+        raise ShapeError(f"{source} returned {what} of dtype {tensor.dtype}; expected floating-point numbers")

@@ -97,8 +97,9 @@ def test_methods_lists_names_aliases_summaries_and_distributions():
 
 
 def test_plugins_check_passes_what_is_built_in():
-    result = invoke("plugins", "--check")
+    result = invoke("plugins", "--check", env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
+    assert not re.search(r"softprompt-zoo \d.*hooks not run", result.output)
     rows = json.loads(invoke("plugins", "--check", "--json").stdout)
     assert {row["problem"] for row in rows if row["origin"].startswith("softprompt-zoo ")} == {None}
 
@@ -139,6 +140,33 @@ def test_plugins_check_says_which_hooks_it_could_not_run(registered):
     registered(_method(Config=type("Config", (MethodConfig,), {"__post_init__": refuse})), "picky")
     result = invoke("plugins", "--check", env={"COLUMNS": "200"})
     assert "loads; hooks not run: examples is None" in result.stdout
+
+
+def test_plugins_check_names_the_hook_that_raises_and_goes_on(registered):
+    @zoo.hookimpl
+    def merge():
+        raise RuntimeError("boom")
+
+    def stumble(self):
+        raise AttributeError("no words")
+
+    @zoo.hookimpl(wrapper=True)
+    def inject():
+        raise KeyError("wrapped")
+        yield
+
+    config = type("Config", (MethodConfig,), {"__post_init__": stumble})
+    registered(_method(Config=config), "stumbles")
+    registered(_method(merge=merge), "raises")
+    lines = invoke("plugins", "--check").stdout.splitlines()
+    assert "stumbles (zoo.register): AttributeError: no words" in lines
+    assert "raises (zoo.register): RuntimeError: boom; raised by method 'raises' (zoo.register), hook 'merge'" in lines
+    registered(type("Around", (), {"inject": inject}), "around")
+    text = (
+        r"prompt_tuning \(softprompt-zoo .*\): KeyError: 'wrapped'; raised by method 'prompt_tuning' \(.*\), hook "
+        r"'inject' or wrapper 'around' of zoo.register around it"
+    )
+    assert any(re.fullmatch(text, line) for line in invoke("plugins", "--check").stdout.splitlines())
 
 
 def test_show_prints_page_options_and_recipe():

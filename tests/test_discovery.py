@@ -106,12 +106,20 @@ def test_a_module_inside_a_package_is_read_without_importing_the_package(publish
     assert not [name for name in sys.modules if name.startswith("outer_package")]
 
 
-@pytest.mark.parametrize("value", ["no_such_module_anywhere", "no_such.sub.module", "not a module!"])
-def test_an_entry_that_leads_nowhere_is_still_listed(publish, value):
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("no_such_module_anywhere", "No module named 'no_such_module_anywhere'"),
+        ("no_such.sub.module", "No module named 'no_such'"),
+        ("not a module!", "its entry point is 'not a module!'; expected 'module' or 'module:attribute'"),
+        ("", "its entry point is ''; expected 'module' or 'module:attribute'"),
+    ],
+)
+def test_an_entry_that_leads_nowhere_is_still_listed(publish, value, reason):
     publish(f"[softprompt_zoo]\nmine = {value}\n", None, summary=None)
     candidate = stranger()
     assert (candidate.origin, candidate.summary, candidate.aliases) == ("softprompt-zoo-stranger 1.5", "", ())
-    with pytest.raises((ImportError, AttributeError)):
+    with pytest.raises((ImportError, ValueError), match=f"^{reason}$"):
         candidate.load()
 
 

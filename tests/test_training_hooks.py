@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import types
 
 import pytest
 import torch
@@ -250,3 +251,77 @@ def test_groups_have_the_rates_that_methods_ask_for(learner):
     assert rest["params"] == list(subject.model.prompts["plain"].parameters())
     subject.model.prompts["plain"].requires_grad_(False)
     assert len(subject.model.prompts.parameter_groups(0.5)) == 1
+
+
+PARTS = {
+    name: getattr(prompt_tuning, name) for name in ("Config", "Parameters", "build_virtual_tokens", "inject", "merge")
+}
+
+
+def learning(**hooks):
+    """A model in training mode with a prompt of prompt tuning that has these optional hooks."""
+    zoo.register(types.SimpleNamespace(**PARTS, **hooks), "learning")
+    try:
+        return zoo.get_method("learning")(tiny_model("llama"), num_virtual_tokens=4).train()
+    finally:
+        zoo.unregister("learning")
+
+
+@pytest.mark.parametrize("make", [iter, tuple, lambda parameters: next(iter(parameters))])
+def test_groups_may_hold_what_torch_takes_for_parameters(make):
+    @zoo.hookimpl
+    def parameter_groups(parameters, learning_rate):
+        return [{"params": make(parameters.parameters()), "lr": learning_rate * 3}]
+
+    model = learning(parameter_groups=parameter_groups)
+    table = model.prompts["default"].learned.embeddings
+    assert model.prompts.parameter_groups(0.5) == [{"params": [table], "lr": 1.5}]
+    optimizer = torch.optim.SGD(model.prompts.parameter_groups(0.5))
+    before = table.detach().clone()
+    model(TEXT, labels=TEXT).loss.backward()
+    optimizer.step()
+    assert not torch.equal(table, before)
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [({"params": []}, "a group that is str"), ([torch.ones(1)], "a group that is Tensor"), ([{"lr": 1}], "dict")],
+)
+def test_groups_that_are_none_are_told(result, reason):
+    model = learning(parameter_groups=zoo.hookimpl(lambda: result))
+    text = (
+        rf"^method 'learning' \(zoo.register\), hook 'parameter_groups', returned .*{reason}; expected a list of dict"
+    )
+    with pytest.raises(zoo.PluginError, match=text):
+        model.prompts.parameter_groups(0.5)
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [(3.5, "float"), (torch.ones(2), r"a tensor of shape \(2,\)"), ((torch.ones(()), {}), "tuple")],
+)
+def test_a_loss_that_is_no_scalar_is_told(result, reason):
+    model = learning(training_loss=zoo.hookimpl(lambda: result))
+    text = rf"^method 'learning' \(zoo.register\), hook 'training_loss', returned {reason}; expected a scalar tensor"
+    with pytest.raises(zoo.PluginError, match=text):
+        model(TEXT, labels=TEXT)
+
+
+def test_peft_files_of_another_type_are_told(tmp_path):
+    model = learning(write_peft=zoo.hookimpl(lambda: {}))
+    text = r"^method 'learning' \(zoo.register\), hook 'write_peft', returned dict; expected a softprompt_zoo.PeftFiles"
+    with pytest.raises(zoo.PluginError, match=text):
+        model.save_pretrained(tmp_path)
+
+
+def test_a_peft_prompt_of_another_type_is_told(tmp_path):
+    zoo.export(zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4), tmp_path, to="peft")
+    config = tmp_path / "adapter_config.json"
+    config.write_text(config.read_text().replace("PROMPT_TUNING", "LEARNING"))
+    reader = types.SimpleNamespace(**PARTS, read_peft=zoo.hookimpl(lambda: {}), PEFT_TYPES=("LEARNING",))
+    zoo.register(reader, "learning")
+    try:
+        with pytest.raises(zoo.PluginError, match="hook 'read_peft', returned dict; expected a "):
+            zoo.load(tiny_model("llama"), tmp_path)
+    finally:
+        zoo.unregister("learning")

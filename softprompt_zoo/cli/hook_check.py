@@ -11,8 +11,6 @@ from softprompt_zoo.registry import LoadedMethod, PluginReport, registry
 if TYPE_CHECKING:
     from softprompt_zoo.backbone import Backbone
 
-OPTIONS = {"num_virtual_tokens": 3}
-
 
 def check_hooks(reports: Sequence[PluginReport]) -> tuple[list[PluginReport], dict[str, str]]:
     """Run the hooks of all methods that loaded.
@@ -45,15 +43,17 @@ def _run(method: LoadedMethod, backbone: "Backbone") -> tuple[str | None, str | 
     """Return what is wrong with the hooks, or why they could not be run."""
     from softprompt_zoo.prompts import make_prompt
 
+    options = method.example_options[0]
     try:
-        method.config_class.from_options(dict(OPTIONS))
-    except (TypeError, ValueError) as error:
-        return None, str(error)
-    try:
-        make_prompt(method, OPTIONS, backbone).merged_tokens(backbone)
+        try:
+            method.config_class.from_options(dict(options))
+        except (TypeError, ValueError) as error:
+            return None, str(error)
+        make_prompt(method, options, backbone).merged_tokens(backbone)
     except UnsupportedError as error:
         return None, str(error)
     except Exception as error:  # whatever a stranger's hook raises is what the user wants to read
         name = "" if type(error).__module__.startswith("softprompt_zoo") else f"{type(error).__name__}: "
-        return f"{name}{error}", None
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        return f"{name}{error}{notes}", None
     return None, None

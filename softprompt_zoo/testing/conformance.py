@@ -42,6 +42,8 @@ class ConformanceSuite(Suite):
 
     def test_promise_01_only_the_prompt_is_trained(self, subject: Subject) -> None:
         """Gradients reach every parameter of the prompt and nothing else; the backbone keeps its bits."""
+        subject.model.train()  # with the method's own loss, if it has one
+        without_dropout(subject)
         backbone = subject.state(of_prompt=False)
         subject.loss(TEXTS[0]).backward()
         for name, parameter in subject.model.named_parameters():
@@ -219,9 +221,14 @@ class ConformanceSuite(Suite):
         peft_oracle.check_import(subject, TEXTS[0], tmp_path)
 
     def test_promise_09_merged_equals_trained(self, subject: Subject) -> None:
-        """Without the scaffold the outputs stay."""
+        """Without the scaffold the outputs stay. To have been used changes neither parameters nor config."""
         ids, mask = pad(TEXTS, "right")
+        config, before = subject.model.prompts["default"].config.to_dict(), subject.state(of_prompt=True)
         expected = subject.logits(ids, mask)
+        subject.model.prompts["default"].merged_tokens(subject.model.prompts.backbone)
+        assert subject.model.prompts["default"].config.to_dict() == config, "a hook has changed the config"
+        for key, value in subject.state(of_prompt=True).items():
+            assert torch.equal(before[key], value), f"a hook has changed {key}"
         subject.merge()
         assert_equal(subject.logits(ids, mask), expected, "merged logits")
 

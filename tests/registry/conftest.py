@@ -1,0 +1,24 @@
+"""A registry of its own for each test, and what it finds installed."""
+
+import pytest
+from sound_plugins import Installed
+
+from softprompt_zoo import discovery
+from softprompt_zoo.methods import BUILTINS
+from softprompt_zoo.registry import Registry
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    fake = Installed()
+    built_in = discovery.find_methods()[: len(BUILTINS)]
+    monkeypatch.setattr(discovery, "find_methods", lambda: built_in + fake.methods)
+    monkeypatch.setattr(discovery, "find_wrappers", lambda: list(fake.wrappers))
+    before = discovery.fingerprint()
+    monkeypatch.setattr(discovery, "fingerprint", lambda: (*before, len(fake.methods), len(fake.wrappers)))
+    return fake
+
+
+@pytest.fixture
+def registry(installed):
+    return Registry()
