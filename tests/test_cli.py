@@ -217,6 +217,33 @@ def test_evaluate_prints_the_same_table(place):
     assert "is no folder" in refusal("evaluate", place / "model", place / "nowhere", *words)
 
 
+def test_evaluate_says_how_many_rows_it_left_out(place):
+    words = ("--data", place / "data.jsonl", "--metric-rows", 1, "--dtype", "float32", "--max-length", 9)
+    result = invoke("evaluate", place / "model", place / "run", *words)
+    assert re.search(r"left out \d+ rows of more than --max-length 9", result.stdout)
+    for name in ("metric_rows", "max_length"):
+        words = ("--data", place / "data.jsonl", "--" + name.replace("_", "-"), 0)
+        assert f"{name} is 0; expected an integer" in refusal("evaluate", place / "model", place / "run", *words)
+
+
+def test_what_the_model_has_no_place_for_is_refused_in_one_line(place, tmp_path):
+    model, run = tmp_path / "model", tmp_path / "run"
+    save_tiny(model, "gpt2")
+    data = tmp_path / "long.jsonl"
+    data.write_text(json.dumps({"input": "w1 " * 70, "target": "w2"}) + "\n")
+    zoo.get_method("prompt")(tiny_model("gpt2"), num_virtual_tokens=3).save_pretrained(run)
+    assert "but the model has 64; shorten the text" in refusal("evaluate", model, run, "--data", data)
+    assert "but the model has 64; shorten the text" in refusal("generate", model, run, "w1 " * 70)
+    assert "70 tokens, more than the model has positions" in refusal("generate", model, "--no-prompt", "w1 " * 70)
+    assert "has no tokens in the template" in refusal("generate", model, run, "")
+    long = invoke("generate", model, "--no-prompt", "w1", "w1 w2", "--max-new-tokens", 500)
+    assert long.exit_code == 0, long.output
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["w1"] = 500
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "the tokenizer gives the id 500" in refusal("generate", model, run, "w1")
+
+
 def test_generate_writes_a_line_per_text(place):
     model, words = place / "model", ("--max-new-tokens", 4, "--dtype", "float32")
     result = invoke("generate", model, place / "run", "w1 w2", "w3", *words)

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, TrainerCallback
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
@@ -271,8 +271,9 @@ def test_output_folders(whole, place, tmp_path):
         with pytest.raises(folders.OutputError, match="holds files that are not a training run's"):
             train(tiny_settings(place, foreign), **options)
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
-    with pytest.raises(folders.OutputError, match="is a file"):
-        train(tiny_settings(place, foreign / "thesis.txt"))
+    for file in (foreign / "thesis.txt", foreign / "thesis.txt" / "run"):
+        with pytest.raises(folders.OutputError, match="is a file"):
+            train(tiny_settings(place, file))
 
 
 def test_overwrite_removes_the_run_and_nothing_else(place, tmp_path):
@@ -283,6 +284,41 @@ def test_overwrite_removes_the_run_and_nothing_else(place, tmp_path):
     assert (output / "notes.txt").read_text() == "mine"
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
     assert json.loads((output / "training.json").read_text())["settings"]["method"] == "prompt_tuning"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "mpt", "options": {"num_tasks": 2}}, "has 2 tasks and task_ids is missing"),
+        ({"options": {"num_virtual_tokens": 60}}, "virtual tokens, but the model has 64; shorten the text"),
+        (
+            {"handwritten": "w1 " * 60},
+            r"has \d+ tokens behind the hand-written prompt, more than the model has positions",
+        ),
+    ],
+)
+def test_what_does_not_work_is_refused_before_anything_is_written(place, tmp_path, changes, message):
+    save_tiny(tmp_path / "model", "gpt2")
+    output = tmp_path / "run"
+    with pytest.raises(ValueError, match=message):
+        train(tiny_settings(place, output, model=str(tmp_path / "model"), **changes))
+    assert not output.exists()
+    train(tiny_settings(place, output, steps=1))
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        train(tiny_settings(place, output, model=str(tmp_path / "model"), **changes), overwrite=True)
+    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+def test_answers_end_where_the_models_positions_do(place, tmp_path):
+    save_tiny(tmp_path / "model", "gpt2")
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"input": "w1 " * 42, "target": "w2"}) + "\n")
+    options = {"num_virtual_tokens": 20}  # 42 tokens of input and 2 of target are all that go behind them
+    files = {"data": str(data), "validation": str(data)}
+    train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "model"), options=options, steps=1, **files))
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -312,6 +348,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(place, tmp_path, monkey
         ({"learning_rate": -1.0}, r"learning_rate is -1\.0; expected a number above 0"),
         ({"dtype": "int8"}, "dtype is 'int8'; expected one of"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "seed is 4294967296; expected an integer from 0 to 4294967295"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
@@ -340,11 +377,46 @@ def test_a_foreign_tokenizer_is_refused(place, tmp_path):
         train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "model")))
 
 
+def test_a_token_that_only_validation_has_is_refused_too(place, tmp_path):
+    save_tiny(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_tokens([f"x{number}" for number in range(60)])
+    tokenizer.save_pretrained(tmp_path / "model")
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"input": "w1", "target": "x59"}\n')
+    for changes in ({"validation": str(data)}, {"handwritten": "x59"}):
+        with pytest.raises(zoo.UnsupportedError, match="the tokenizer gives the id 124, the model has 101 embeddings"):
+            train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "model"), **changes))
+
+
+def test_padding_that_the_model_does_not_know_is_replaced(place, tmp_path):
+    save_tiny(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_tokens([f"x{number}" for number in range(60)])
+    tokenizer.add_special_tokens({"pad_token": "[padding]"})
+    assert tokenizer.pad_token_id > 101
+    tokenizer.save_pretrained(tmp_path / "model")
+    train(tiny_settings(place, tmp_path / "other", model=str(tmp_path / "model")))
+    train(tiny_settings(place, tmp_path / "run"))
+    assert_equal_weights(weights(tmp_path / "other"), weights(tmp_path / "run"))
+
+
 def test_encoder_decoders_train(place, tmp_path):
     save_tiny(tmp_path / "t5", "t5")
     printed = train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "t5"), steps=3))
     assert "AutoModelForSeq2SeqLM" in printed
     assert "zoo.load" in printed  # PEFT holds the decoder's site only
+
+
+def test_a_text_without_tokens_is_refused(place, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"input": "w1", "target": "w2"}\n{"input": "\\u200b", "target": "w2"}\n')
+    save_tiny(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    config["normalizer"] = {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""}
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"input '.u200b' has no tokens in the template '\{input\}.n'"):
+        train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "model"), data=str(data)))
 
 
 def test_a_tenth_is_held_out(place, tmp_path):

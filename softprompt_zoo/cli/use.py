@@ -9,6 +9,7 @@ import typer
 
 from softprompt_zoo.cli.command import console, quiet
 from softprompt_zoo.cli.train import unescape
+from softprompt_zoo.config import check_choice, check_positive_integer
 from softprompt_zoo.training.settings import DEFAULT_TEMPLATE, DTYPES
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def evaluate(
     """Measure a prompt against the bare model and a hand-written prompt."""
     from softprompt_zoo.examples import demo_data, read_examples
 
+    check_positive_integer("max_length", max_length)
+    check_positive_integer("metric_rows", metric_rows)
     trained = trained_with(prompt_folder)
     examples = read_examples(data or demo_data() / "test.jsonl", input_field=input_field, target_field=target_field)
     from softprompt_zoo.training.data import Tokenised
@@ -49,7 +52,11 @@ def evaluate(
     tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, chosen_template(template, trained))
     fitting = tokenised.fitting(examples, max_length, "evaluation")
     evaluator = Evaluator(fitting, tokenised, metric_rows, handwritten or trained.get("handwritten"))
+    evaluator.try_out(network)
     out = console()
+    if len(fitting) < len(examples):
+        left_out = len(examples) - len(fitting)
+        out.print(f"left out {left_out} rows of more than --max-length {max_length}", style="yellow")
     scores = [evaluator.score(name, network, out.print) for name in (*evaluator.untrained, TRAINED)]
     print_samples(out, scores, evaluator)
     out.print()
@@ -82,12 +89,14 @@ def generate(
         raise ValueError("no TEXT given; write it after the folder, or pipe lines into the command")
     form = chosen_template(template, trained)
     from softprompt_zoo.examples import Example
-    from softprompt_zoo.training.data import Tokenised
+    from softprompt_zoo.training.base import check_tokens
+    from softprompt_zoo.training.data import Row, Tokenised
     from softprompt_zoo.training.evaluation import generate as write_answers
 
     base, network = load_prompted(model, folder, dtype)
     tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, form)
     ids = [tokenised.text_ids(Example(text, None)) for text in texts]
+    check_tokens([Row(text, []) for text in ids], network)
     for answer in write_answers(network, base.tokenizer, ids, max_new_tokens):
         typer.echo(" ".join(answer.splitlines()))
 
@@ -103,7 +112,6 @@ def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[
     Returns:
         The tokenizer's side, and the model.
     """
-    from softprompt_zoo.config import check_choice
     from softprompt_zoo.saving import load
     from softprompt_zoo.training.base import Base, fast_dtype
 

@@ -34,7 +34,8 @@ class Base:
                 f"the tokenizer of {name} has no end-of-sequence token, so answers would never end; "
                 "set tokenizer.eos_token, save it, and give that folder"
             )
-        if self.tokenizer.pad_token_id is None:
+        padding, size = self.tokenizer.pad_token_id, getattr(config.get_text_config(), "vocab_size", None)
+        if padding is None or (size is not None and padding >= size):  # a token that was added to the tokenizer alone
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def load(self, dtype: str = "float32") -> "PreTrainedModel":
@@ -95,7 +96,7 @@ def check_tokens(rows: "Sequence[Row]", model: "PreTrainedModel") -> None:
         UnsupportedError: If a row has an id that the model has no embedding for.
     """
     size = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-    largest = max(max(*row.text, *row.target) for row in rows)
+    largest = max(max([*row.text, *row.target]) for row in rows)
     if largest >= size:
         raise UnsupportedError(
             f"the tokenizer gives the id {largest}, the model has {size} embeddings; give the tokenizer it has"

@@ -82,8 +82,8 @@ class Settings:
                 check_positive_integer(name, value)
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate is {self.learning_rate}; expected a number above 0")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; expected an integer of at least 0")
+        if not 0 <= self.seed < 2**32:  # NumPy takes no more
+            raise ValueError(f"seed is {self.seed}; expected an integer from 0 to {2**32 - 1}")
 
     @property
     def is_demo(self) -> bool:
