@@ -96,6 +96,22 @@ def test_methods_lists_names_aliases_summaries_and_distributions():
     assert "prefix_tuning" in invoke("methods").stdout
 
 
+def test_a_narrow_terminal_cuts_no_name():
+    for command, names in (("methods", ["multitask_prompt_tuning", "prefix_tuning"]), ("plugins", zoo.list_methods())):
+        cells = [
+            line.split("│")[1].strip() for line in invoke(command, env={"COLUMNS": "60"}).stdout.splitlines()[3:-1]
+        ]
+        assert set(names) <= set(cells)
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    words = [sys.executable, "-m", "softprompt_zoo", "show", "prefix_tuning"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait()
+
+
 def test_plugins_check_passes_what_is_built_in():
     result = invoke("plugins", "--check")
     assert result.exit_code == 0, result.output
@@ -163,6 +179,20 @@ def test_train_prints_the_table_and_what_to_do_next(place):
     assert result.exit_code == 0, result.output
     for part in ("base model", "hand-written prompt", "trained prompt", "ROUGE-L", "loss_curve.png", "or in Python"):
         assert part in result.stdout
+
+
+def test_paths_and_texts_are_shown_as_they_are(place, tmp_path):
+    model = tmp_path / "a[b]$x_{$" / "[" / "c]$x_{$"  # markup and mathematics, were they read so
+    shutil.copytree(place / "model", model)
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"input": ":warning: [b]w1[/b]", "target": "w2 :smile:"}) + "\n")
+    output = tmp_path / "[/red]"
+    words = ("--data", data, "--validation", data, "--output", output, "--steps", 1)
+    result = invoke("train", model, "prefix", *words)
+    assert result.exit_code == 0, result.output
+    for line in (f"loading {model} in", " :warning: [b]w1[/b]\n", " w2 :smile:\n", "':warning: [b]w1[/b]'\n"):
+        assert line in result.stdout
+    assert (output / "loss_curve.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from softprompt_zoo.training.base import Base, fast_dtype, with_tokenizer
 from softprompt_zoo.training.data import Data, Tokenised, read_data
 from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
 from softprompt_zoo.training.picture import draw_losses
-from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, short_path
+from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, short_path, teller
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def train(settings: Settings, console: Console, *, overwrite: bool = False) -> N
     method = get_method(settings.method).configure(**settings.options)
     settings = settings.with_recipe(method.name, method.recipe)
     data = read_data(settings)
-    base = Base(settings.model, progress=console.print)
+    base = Base(settings.model, progress=teller(console))
     settings = dataclasses.replace(settings, dtype=settings.dtype or fast_dtype())
     run = _Run(settings, method, data, base, console, _new_record(settings, method, data))
     model = run.attach()
@@ -90,7 +90,7 @@ def resume(folder: Path, console: Console) -> None:
             f"{changed[0]} has changed since the run in {folder} began; restore it, or train anew with --overwrite"
         )
     folders.remove_broken_checkpoints(folder)
-    run = _Run(settings, method, data, Base(settings.model, progress=console.print), console, record)
+    run = _Run(settings, method, data, Base(settings.model, progress=teller(console)), console, record)
     run.finish(run.attach())
 
 
@@ -118,7 +118,7 @@ class _Run:
         """Load the model, put the prompt in and try it on the longest rows; nothing is written before that works."""
         from transformers import set_seed
 
-        self.console.print(f"loading {self.settings.model} in {self.settings.dtype}")
+        teller(self.console)(f"loading {self.settings.model} in {self.settings.dtype}")
         model = self.base.load(str(self.settings.dtype))
         # Start values are drawn; a resumed run draws the same ones and then reads its checkpoint over them.
         set_seed(self.settings.seed)
