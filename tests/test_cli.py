@@ -201,6 +201,7 @@ def test_paths_and_texts_are_shown_as_they_are(place, tmp_path):
         (["--option", "three"], "--option is 'three'; expected name=value"),
         (["--option", "num_virtual_tokens=many"], "num_virtual_tokens is 'many'"),
         (["--option", "length=3"], "unknown option 'length'"),
+        (["--option", "tokenizer=other"], "a run uses the model's own; leave it out"),
         (["--template", "no place"], "'no place'"),
         (["--steps", "0"], "steps is 0; expected an integer of at least 1"),
         (["--dtype", "int8"], "dtype is 'int8'; expected one of"),
@@ -285,16 +286,28 @@ def test_generate_writes_a_line_per_text(place):
     assert len(bare.stdout.splitlines()) == 1
 
 
+def test_a_blank_line_of_texts_stays_blank(place):
+    words = ("generate", place / "model", place / "run", "--max-new-tokens", 4, "--dtype", "float32")
+    first, second = (invoke(*words, text).stdout for text in ("w1 w2", "w3"))
+    assert invoke(*words, input="\nw1 w2\n \t\r\nw3\n").stdout == f"\n{first}\n{second}"
+
+
 def test_generate_refuses_in_one_line(place):
     assert "no PROMPT_FOLDER given" in refusal("generate", place / "model")
     assert "is no folder" in refusal("generate", place / "model", "w1 w2")
-    assert "no TEXT given" in refusal("generate", place / "model", place / "run", input="")
+    for text in ("", "\n \n"):
+        assert "no TEXT given" in refusal("generate", place / "model", place / "run", input=text)
+    assert "is no folder; give a folder with a model" in refusal("generate", "./nowhere", place / "run", "w1")
+    assert "is no folder; give a folder with a model" in refusal("generate", place / "data.jsonl", place / "run", "w1")
     assert "template" in refusal("generate", place / "model", place / "run", "w1", "--template", "none")
 
 
 def test_generate_uses_the_template_of_the_training(place, tmp_path):
-    given = invoke("generate", place / "model", place / "run", "w1", "--template", r"{input} :\n", "--dtype", "float32")
-    assert invoke("generate", place / "model", place / "run", "w1", "--dtype", "float32").stdout == given.stdout
+    words = ("w1", "--dtype", "float32")
+    given = invoke("generate", place / "model", place / "run", *words, "--template", r"{input} :\n")
+    assert invoke("generate", place / "model", place / "run", *words, "--template", "{input}").stdout != given.stdout
+    for folder in (place / "run", place / "run" / "checkpoint-2"):
+        assert invoke("generate", place / "model", folder, *words).stdout == given.stdout
 
 
 def test_inspect_prints_tables_and_writes_a_picture_and_a_page(place, tmp_path):
@@ -318,6 +331,7 @@ def test_inspect_refuses_in_one_line(place, tmp_path):
     model, run = place / "model", place / "run"
     assert "is no folder" in refusal("inspect", model, place / "nowhere")
     assert "whose folder does not exist" in refusal("inspect", model, run, "--png", tmp_path / "no" / "a.png")
+    assert "a folder; name the file to write" in refusal("inspect", model, run, "--html", tmp_path)
     assert "no prompt 'other'" in refusal("inspect", model, run, "--name", "other")
     assert "nearest_by is 'luck'" in refusal("inspect", model, run, "--nearest-by", "luck")
     assert "the prompts have no tasks" in refusal("inspect", model, run, "--task", 0)
@@ -356,6 +370,7 @@ def test_export_and_import_refuse_in_one_line(place, tmp_path):
     assert "exists and is not an empty folder" in refusal("export", model, run, run)
     assert "exists and is not an empty folder" in refusal("import", model, run, place / "data.jsonl")
     assert "to is 'onnx'; expected one of 'peft'" in refusal("export", model, run, tmp_path / "x", "--to", "onnx")
+    assert "which writes none; leave it out" in refusal("export", model, run, tmp_path / "x", "--tokenizer", model)
     assert "holds no saved prompt" in refusal("import", model, model, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

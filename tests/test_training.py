@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -142,8 +143,6 @@ def test_training_lowers_the_loss(place, tmp_path):
 
 
 def test_the_recorded_command_repeats_the_run(whole, place, tmp_path, monkeypatch):
-    import shlex
-
     from typer.testing import CliRunner
 
     from softprompt_zoo.cli import app
@@ -153,6 +152,14 @@ def test_the_recorded_command_repeats_the_run(whole, place, tmp_path, monkeypatc
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert_equal_weights(weights(tmp_path / "again"), weights(whole[0]))
+
+
+def test_the_recorded_command_keeps_texts_that_look_like_json():
+    from softprompt_zoo.cli.train import parse_option
+
+    options = {"init_text": "5", "labels": ["a", "5"], "dropout": 0.1, "init": "text", "template": "null"}
+    words = shlex.split(Settings(output="run", options=options).command())
+    assert dict(parse_option(word) for word in words if "=" in word) == options
 
 
 class At(TrainerCallback):
@@ -364,7 +371,7 @@ def test_a_method_without_a_recipe_needs_numbers():
 
 def test_encoders_are_refused_and_told_what_works(place, tmp_path):
     save_tiny(tmp_path / "bert", "bert")
-    with pytest.raises(zoo.UnsupportedError, match="does not write text; train takes causal language models"):
+    with pytest.raises(zoo.UnsupportedError, match="does not write text; the commands take causal language models"):
         train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "bert")))
 
 

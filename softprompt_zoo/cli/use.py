@@ -77,15 +77,16 @@ def generate(
     dtype: Dtype = None,
 ) -> None:
     """Write an answer to every text, one per line."""
-    texts = list(arguments or [])
+    texts: list[str | None] = list(arguments or [])
     folder = None
     if not no_prompt:
         if not texts:
             raise ValueError("no PROMPT_FOLDER given; name one, or use the bare model with --no-prompt")
-        folder = Path(texts.pop(0))
+        folder = Path(str(texts.pop(0)))
     trained = trained_with(folder) if folder is not None else {}
-    texts = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not texts:
+    # A blank line stays one, so that line 7 of the answers is that of line 7 of the texts.
+    texts = texts or [line.rstrip("\n") if line.strip() else None for line in sys.stdin]
+    if all(text is None for text in texts):
         raise ValueError("no TEXT given; write it after the folder, or pipe lines into the command")
     form = chosen_template(template, trained)
     from softprompt_zoo.examples import Example
@@ -95,10 +96,11 @@ def generate(
 
     base, network = load_prompted(model, folder, dtype)
     tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, form)
-    ids = [tokenised.text_ids(Example(text, None)) for text in texts]
+    ids = [tokenised.text_ids(Example(text, None)) for text in texts if text is not None]
     check_tokens([Row(text, []) for text in ids], network)
-    for answer in write_answers(network, base.tokenizer, ids, max_new_tokens):
-        typer.echo(" ".join(answer.splitlines()))
+    answers = iter(write_answers(network, base.tokenizer, ids, max_new_tokens))
+    for text in texts:
+        typer.echo("" if text is None else " ".join(next(answers).splitlines()))
 
 
 def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[Base, PreTrainedModel]":
@@ -123,11 +125,12 @@ def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[
 
 
 def trained_with(folder: Path) -> dict[str, Any]:
-    """Settings of the run that made a prompt, if it lies in the folder of one."""
+    """Settings of the run that made a prompt, if it lies in the folder of one, as a run's checkpoints do."""
     if not folder.is_dir():
         raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is no folder; expected what train or save_pretrained wrote")
     try:
-        record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        run = folder.absolute().parent if folder.name.startswith("checkpoint-") else folder
+        record = json.loads((run / "training.json").read_text(encoding="utf-8"))
         settings: dict[str, Any] = record["settings"]
     except (OSError, ValueError, LookupError, TypeError):
         return {}

@@ -1,10 +1,11 @@
 """The model that is trained on: its tokenizer, whether a run can use it, its weights."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from softprompt_zoo.embedded import resolve_model
+from softprompt_zoo.embedded import EMBEDDED_MODELS, resolve_model
 from softprompt_zoo.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class Base:
     def __init__(self, name: str, progress: Callable[[str], None] | None = None) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
+        _check_place(name)
         self.name = name
         """As the user gave it."""
         self.folder = resolve_model(name, progress=progress)
@@ -79,6 +81,8 @@ def with_tokenizer(method: "Method", tokenizer: Any) -> dict[str, Any]:
     Returns:
         The options to add.
     """
+    if "tokenizer" in method.options:
+        raise ValueError("the option tokenizer was given, but a run uses the model's own; leave it out")
     fields = {field.name for field in dataclasses.fields(method.config_class)}
     options = {"tokenizer": tokenizer} if "tokenizer" in fields else {}
     method.configure(**options)
@@ -103,6 +107,17 @@ def check_tokens(rows: "Sequence[Row]", model: "PreTrainedModel") -> None:
         )
 
 
+def _check_place(name: str) -> None:
+    """Refuse paths that lead nowhere, which transformers would look up on the hub."""
+    if name in EMBEDDED_MODELS or os.path.isdir(name):
+        return
+    if os.path.exists(name) or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
+        raise ValueError(
+            f"MODEL {name!r} is no folder; give a folder with a model and its tokenizer, a name on the hub, or one of "
+            f"{', '.join(EMBEDDED_MODELS)}"
+        )
+
+
 def _check_family(name: str, config: Any) -> None:
     """Refuse models that do not write text."""
     from transformers.models.auto.modeling_auto import (
@@ -119,7 +134,7 @@ def _check_family(name: str, config: Any) -> None:
     if is_causal and (not is_encoder or architecture.endswith(("ForCausalLM", "LMHeadModel"))):
         return
     raise UnsupportedError(
-        f"{name} ({architecture or kind}) does not write text; train takes causal language models and "
+        f"{name} ({architecture or kind}) does not write text; the commands take causal language models and "
         "encoder-decoders. For a classifier, attach the prompt in Python and train it with transformers' Trainer: "
         "zoo.get_method(name)(AutoModelForSequenceClassification.from_pretrained(…))"
     )

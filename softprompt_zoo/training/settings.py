@@ -145,8 +145,19 @@ class Settings:
                 continue
             words += ["--" + name.replace("_", "-"), str(value)]
         for name, value in self.options.items():
-            words += ["--option", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+            words += ["--option", f"{name}={value if _is_plain(value) else json.dumps(value)}"]
         return shlex.join(words)
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether `--option` takes a value as it is: text that it would not read as JSON."""
+    if not isinstance(value, str):
+        return False
+    try:
+        json.loads(value)
+    except ValueError:
+        return True
+    return False
 
 
 def data_files(settings: Settings) -> tuple[Path, Path | None]:
