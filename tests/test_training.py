@@ -206,6 +206,18 @@ def test_ctrl_c_saves_and_resuming_gives_the_weights_of_an_uninterrupted_run(who
     assert losses[0] == losses[1]
 
 
+def test_a_start_from_a_folder_is_found_from_elsewhere(place, tmp_path, at_step, monkeypatch):
+    zoo.get_method("prompt")(tiny_model("llama"), num_virtual_tokens=3).save_pretrained(tmp_path / "start")
+    monkeypatch.chdir(tmp_path)
+    undo = at_step(1, lambda: signal.raise_signal(signal.SIGINT))
+    options = {"num_virtual_tokens": 3, "init": "start"}
+    with pytest.raises(runs.StoppedError):
+        train(tiny_settings(place, tmp_path / "run", method="prompt", options=options))
+    undo()
+    monkeypatch.chdir(place)
+    resume(tmp_path / "run")
+
+
 def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_is_used(whole, place, tmp_path, at_step):
     def interrupt():
         raise KeyboardInterrupt

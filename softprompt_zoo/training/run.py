@@ -18,6 +18,7 @@ from softprompt_zoo.errors import ZooError
 from softprompt_zoo.method import Method, get_method
 from softprompt_zoo.model import detach
 from softprompt_zoo.saving import load
+from softprompt_zoo.start_values import with_absolute_folders
 from softprompt_zoo.training import folder as folders
 from softprompt_zoo.training.base import Base, fast_dtype, with_tokenizer
 from softprompt_zoo.training.data import Data, Tokenised, read_data
@@ -54,8 +55,10 @@ def train(settings: Settings, console: Console, *, overwrite: bool = False) -> N
     settings = settings.absolute()
     folder = Path(settings.output)
     folders.open_new(folder, overwrite=overwrite)
-    method = get_method(settings.method).configure(**settings.options)
-    settings = settings.with_recipe(method.name, method.recipe)
+    method = get_method(settings.method)
+    options = with_absolute_folders(settings.options, method.config_class)
+    method = method.configure(**options)
+    settings = dataclasses.replace(settings, options=options).with_recipe(method.name, method.recipe)
     data = read_data(settings)
     base = Base(settings.model, progress=teller(console))
     settings = dataclasses.replace(settings, dtype=settings.dtype or fast_dtype())
