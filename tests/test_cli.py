@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -193,6 +194,14 @@ def test_paths_and_texts_are_shown_as_they_are(place, tmp_path):
     for line in (f"loading {model} in", " :warning: [b]w1[/b]\n", " w2 :smile:\n", "':warning: [b]w1[/b]'\n"):
         assert line in result.stdout
     assert (output / "loss_curve.png").is_file()
+
+
+def test_the_command_that_is_shown_works(place, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"input": "- w1", "target": "w2"}\n')
+    words = ("--data", data, "--validation", data, "--output", tmp_path / "run", "--steps", 1)
+    shown = invoke("train", place / "model", "prefix", *words).stdout.split("use it:\n")[1].splitlines()[0]
+    assert invoke(*shlex.split(shown)[1:]).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,27 @@ def test_what_cannot_be_resumed(whole, place, tmp_path, at_step):
         resume(tmp_path / "run")
 
 
+def test_another_model_is_not_gone_on_with(place, tmp_path, at_step):
+    model = tmp_path / "model"
+    save_tiny(model)
+    undo = at_step(1, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(runs.StoppedError):
+        train(tiny_settings(place, tmp_path / "run", model=str(model)))
+    undo()
+    save_tiny(model, "gpt2")
+    with pytest.raises(zoo.BackboneMismatchError, match=r"the run in .*run was made for a model with layers"):
+        resume(tmp_path / "run")
+    other = tiny_model("llama")
+    with torch.no_grad():
+        other.get_input_embeddings().weight.normal_()
+    save_tiny(model)
+    other.save_pretrained(model)
+    with pytest.raises(zoo.BackboneMismatchError, match=r"the run in .*run was made for a model with other weights"):
+        resume(tmp_path / "run")
+    save_tiny(model)
+    resume(tmp_path / "run")
+
+
 def test_output_folders(whole, place, tmp_path):
     with pytest.raises(folders.OutputError, match="holds a training run already; go on with it with --resume"):
         train(tiny_settings(place, whole[0]))

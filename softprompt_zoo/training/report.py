@@ -78,12 +78,15 @@ def print_next_steps(console: Console, folder: Path, base: "Base", text: str) ->
     loader = "PeftModel.from_pretrained" if has_peft else "zoo.load"
     imported = "from peft import PeftModel" if has_peft else "import softprompt_zoo as zoo"
     kind = "AutoModelForSeq2SeqLM" if base.is_encoder_decoder else "AutoModelForCausalLM"
+    words = ["softprompt-zoo", "generate", base.name, place, text]
+    if text.startswith("-"):  # it would be taken for an option
+        words.insert(2, "--")
     lines = [
         f"prompt and record: {place}",
         f"loss curve: {short_path(folder / PICTURE_FILE)}",
         "",
         "use it:",
-        "  " + shlex.join(["softprompt-zoo", "generate", base.name, place, text]),
+        "  " + shlex.join(words),
         "",
         "or in Python" + (", with PEFT alone:" if has_peft else ":"),
         f"  {imported}",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from softprompt_zoo.banks import identity
 from softprompt_zoo.discovery import own_version
 from softprompt_zoo.errors import ZooError
 from softprompt_zoo.method import Method, get_method
@@ -77,7 +78,7 @@ def resume(folder: Path, console: Console) -> None:
         console: Where progress and results go.
 
     Raises:
-        ZooError: If there is nothing to go on with, or the data have changed since.
+        ZooError: If there is nothing to go on with, or the data or the model have changed since.
         StoppedError: If the user stopped it again.
     """
     _check_packages()
@@ -126,6 +127,10 @@ class _Run:
         # Start values are drawn; a resumed run draws the same ones and then reads its checkpoint over them.
         set_seed(self.settings.seed)
         model = self.method(model, **self.options)
+        backbone: Any = model.prompts.backbone  # type: ignore[union-attr]
+        if "model" in self.record:
+            identity.check(self.record["model"], backbone, f"the run in {self.folder}")
+        self.record["model"] = identity.describe(backbone)
         self.evaluator.try_out(model, self.rows)
         return model
 
