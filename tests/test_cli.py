@@ -226,6 +226,18 @@ def test_train_refuses_in_one_line(place, tmp_path, words, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_help_says_what_holds_if_an_option_is_not_given():
+    import typer
+
+    commands = typer.main.get_command(app).commands
+    for command, options in {
+        "train": ("dtype", "steps", "evaluate_every", "save_every"),
+        "evaluate": ("dtype",),
+    }.items():
+        texts = {parameter.name: parameter.help for parameter in commands[command].params}
+        assert all("not given" in texts[option] for option in options)
+
+
 def test_train_refuses_models_that_are_not_there(place, tmp_path):
     refusal("train", tmp_path / "nowhere", "--data", place / "data.jsonl", "--output", tmp_path / "run")
 
@@ -409,6 +421,8 @@ def test_a_bank_of_prompts(place, tmp_path):
     result = invoke("bank", "import", place / "model", bank, tmp_path / "saved", "--dtype", "float16")
     assert result.exit_code == 0, result.output
     assert "stored 2 prompts" in result.output
+    assert "is no folder" in refusal("bank", "import", place / "model", tmp_path / "new", tmp_path / "nothing")
+    assert not (tmp_path / "new").exists()
     assert "'alice'" in refusal("bank", "import", place / "model", bank, tmp_path / "saved")
     assert invoke("bank", "list", bank).output.split() == ["alice", "bob"]
     assert invoke("bank", "list", bank, "--prefix", "b").output.split() == ["bob"]

@@ -22,7 +22,12 @@ PromptFolder = Annotated[
     Path, typer.Argument(help="What train or save_pretrained wrote, or a PEFT prompt adapter.", metavar="PROMPT_FOLDER")
 ]
 Template = Annotated[str | None, typer.Option(help="As in train; the one it was trained with if not given.")]
-Dtype = Annotated[str | None, typer.Option(help="Number format: float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Number format: float32, bfloat16 or float16; if not given, bfloat16 where the machine computes in it."
+    ),
+]
 
 
 def evaluate(
@@ -32,7 +37,9 @@ def evaluate(
     input_field: Annotated[str | None, typer.Option(help="Field of the input.")] = None,
     target_field: Annotated[str | None, typer.Option(help="Field of the target.")] = None,
     template: Template = None,
-    handwritten: Annotated[str | None, typer.Option(help="Hand-written prompt to compare with.")] = None,
+    handwritten: Annotated[
+        str | None, typer.Option(help="Hand-written prompt to compare with; that of the training if not given.")
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are left out.")] = 512,
     metric_rows: Annotated[int, typer.Option(help="Rows to write answers for.")] = 10,
     dtype: Dtype = None,

@@ -63,7 +63,7 @@ class Settings:
     max_length: int = 512
     """Longest row in tokens, text and target; longer rows are left out."""
     seed: int = 0
-    """Seed of the start values and of the order of the rows."""
+    """Seed of the start values, of the order of the rows, and of the rows set aside for validation."""
     dtype: str | None = None
     """Number format of the frozen model; `None` for bfloat16 where the machine computes in it, else float32."""
     evaluate_every: int | None = None
