@@ -242,6 +242,19 @@ def test_train_refuses_models_that_are_not_there(place, tmp_path):
     refusal("train", tmp_path / "nowhere", "--data", place / "data.jsonl", "--output", tmp_path / "run")
 
 
+def test_train_refuses_models_that_are_not_whole(place, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(place / "model", model)
+    words = ("train", model, "--data", place / "data.jsonl", "--output", tmp_path / "run")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "are damaged" in refusal(*words)
+    for file in model.glob("token*"):
+        file.unlink()
+    assert "cannot be loaded; save one into its folder" in refusal(*words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_debug_shows_the_traceback():
     result = invoke("show", "prefx", "--debug")
     assert isinstance(result.exception, zoo.UnknownMethodError)
@@ -329,6 +342,15 @@ def test_generate_uses_the_template_of_the_training(place, tmp_path):
     assert invoke("generate", place / "model", place / "run", *words, "--template", "{input}").stdout != given.stdout
     for folder in (place / "run", place / "run" / "checkpoint-2"):
         assert invoke("generate", place / "model", folder, *words).stdout == given.stdout
+
+
+def test_another_programs_record_is_not_read(place, tmp_path):
+    words = ("w1 w2", "--dtype", "float32")
+    shutil.copytree(place / "run", tmp_path / "run")
+    expected = invoke("generate", place / "model", tmp_path / "run", *words, "--template", r"{input}\n").stdout
+    for settings in ([], {"template": 5}, {"template": "{input} :"}):
+        (tmp_path / "run" / "training.json").write_text(json.dumps({"settings": settings}))
+        assert invoke("generate", place / "model", tmp_path / "run", *words).stdout == expected
 
 
 def test_inspect_prints_tables_and_writes_a_picture_and_a_page(place, tmp_path):

@@ -1,6 +1,5 @@
 """`evaluate` and `generate`: what a trained prompt does."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,12 +134,10 @@ def trained_with(folder: Path) -> dict[str, Any]:
     """Settings of the run that made a prompt, if it lies in the folder of one, as a run's checkpoints do."""
     if not folder.is_dir():
         raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is no folder; expected what train or save_pretrained wrote")
-    try:
-        run = folder.absolute().parent if folder.name.startswith("checkpoint-") else folder
-        record = json.loads((run / "training.json").read_text(encoding="utf-8"))
-        settings: dict[str, Any] = record["settings"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
+    from softprompt_zoo.training.folder import is_run, read_record
+
+    run = folder.absolute().parent if folder.name.startswith("checkpoint-") else folder
+    settings: dict[str, Any] = read_record(run)["settings"] if is_run(run) else {}
     return settings
 
 

@@ -30,7 +30,13 @@ class Base:
         self.is_encoder_decoder: bool = bool(config.is_encoder_decoder)
         """Whether targets go through a decoder of their own."""
         _check_family(name, config)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError, ImportError) as error:  # ImportError: of a package that reads the tokenizer's file
+            raise UnsupportedError(
+                f"the tokenizer of {name} cannot be loaded; save one into its folder with tokenizer.save_pretrained. "
+                f"transformers says: {' '.join(str(error).split())}"
+            ) from error
         if self.tokenizer.eos_token_id is None:
             raise UnsupportedError(
                 f"the tokenizer of {name} has no end-of-sequence token, so answers would never end; "
@@ -50,12 +56,16 @@ class Base:
             The model, in eval mode.
         """
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         kind = AutoModelForSeq2SeqLM if self.is_encoder_decoder else AutoModelForCausalLM
-        model: PreTrainedModel = kind.from_pretrained(self.folder, dtype=getattr(torch, dtype))
+        try:
+            model: PreTrainedModel = kind.from_pretrained(self.folder, dtype=getattr(torch, dtype))
+        except SafetensorError as error:
+            raise ValueError(f"the weights of {self.name} are damaged ({error}); get the model again") from error
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return model.to(accelerator).eval() if accelerator is not None else model.eval()  # type: ignore[arg-type]
 
