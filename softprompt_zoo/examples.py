@@ -294,5 +294,6 @@ def _short(value: object) -> str:
 
 
 def _cut(text: str) -> str:
-    """Cut text to a readable length."""
+    """Cut text to a readable length, on one line."""
+    text = " ".join(text.splitlines())
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod
 from softprompt_zoo.tokens import InputTokens
+
+START_NAMES = ("sampled", "text", "labels", "random")
+"""What `init` names in most methods; a folder that is called so can be given as `./text`."""
 
 
 def initialize(
@@ -32,8 +36,8 @@ def initialize(
         ValueError: If `init` is a prompt of another length.
         UnsupportedError: If the method cannot start from `init`.
     """
-    start = getattr(config, "init", None)
-    if isinstance(start, os.PathLike) or (isinstance(start, str) and os.path.isdir(start)):
+    start: Any = getattr(config, "init", None)
+    if isinstance(start, os.PathLike) or _is_folder(start, _names(config).get("init", ())):
         start = saved_prompt(Path(start), backbone, "init")
     if not isinstance(start, Prompt):
         method.initialize(learned, config, backbone)
@@ -64,6 +68,35 @@ def _start_head(head: nn.ModuleDict | None, start: nn.ModuleDict | None) -> None
     given = {key: tensor.shape for key, tensor in start.state_dict().items()}
     if given == {key: tensor.shape for key, tensor in head.state_dict().items()}:
         head.load_state_dict(start.state_dict())
+
+
+def _names(config: "MethodConfig | type[MethodConfig]") -> dict[str, tuple[Any, ...]]:
+    """Return the names that options know beside prompts and folders of them."""
+    return {field.name: field.metadata["names"] for field in dataclasses.fields(config) if "names" in field.metadata}
+
+
+def _is_folder(value: Any, names: Sequence[Any]) -> bool:
+    return isinstance(value, str) and value not in (*START_NAMES, *names) and os.path.isdir(value)
+
+
+def with_absolute_folders(options: Mapping[str, Any], config_class: type[MethodConfig]) -> dict[str, Any]:
+    """Write the folders of saved prompts among a method's options so that they are found from another folder.
+
+    Args:
+        options: What the user chose. Not changed.
+        config_class: The method's `Config`.
+
+    Returns:
+        The options.
+    """
+    names = _names(config_class)
+
+    def absolute(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(name, part) for part in value]
+        return os.path.abspath(value) if name in names and _is_folder(value, names[name]) else value
+
+    return {name: absolute(name, value) for name, value in options.items()}
 
 
 def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:

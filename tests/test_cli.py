@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,22 @@ def test_methods_lists_names_aliases_summaries_and_distributions():
     assert rows["prefix_tuning"]["summary"].startswith("Prefix tuning:")
     assert rows["prefix_tuning"]["distribution"].startswith("softprompt-zoo")
     assert "prefix_tuning" in invoke("methods").stdout
+
+
+def test_a_narrow_terminal_cuts_no_name():
+    for command, names in (("methods", ["multitask_prompt_tuning", "prefix_tuning"]), ("plugins", zoo.list_methods())):
+        cells = [
+            line.split("│")[1].strip() for line in invoke(command, env={"COLUMNS": "60"}).stdout.splitlines()[3:-1]
+        ]
+        assert set(names) <= set(cells)
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    words = [sys.executable, "-m", "softprompt_zoo", "show", "prefix_tuning"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait()
 
 
 def test_plugins_check_passes_what_is_built_in():
@@ -193,12 +210,35 @@ def test_train_prints_the_table_and_what_to_do_next(place):
         assert part in result.stdout
 
 
+def test_paths_and_texts_are_shown_as_they_are(place, tmp_path):
+    model = tmp_path / "a[b]$x_{$" / "[" / "c]$x_{$"  # markup and mathematics, were they read so
+    shutil.copytree(place / "model", model)
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"input": ":warning: [b]w1[/b]", "target": "w2 :smile:"}) + "\n")
+    output = tmp_path / "[/red]"
+    words = ("--data", data, "--validation", data, "--output", output, "--steps", 1)
+    result = invoke("train", model, "prefix", *words)
+    assert result.exit_code == 0, result.output
+    for line in (f"loading {model} in", " :warning: [b]w1[/b]\n", " w2 :smile:\n", "':warning: [b]w1[/b]'\n"):
+        assert line in result.stdout
+    assert (output / "loss_curve.png").is_file()
+
+
+def test_the_command_that_is_shown_works(place, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"input": "- w1", "target": "w2"}\n')
+    words = ("--data", data, "--validation", data, "--output", tmp_path / "run", "--steps", 1)
+    shown = invoke("train", place / "model", "prefix", *words).stdout.split("use it:\n")[1].splitlines()[0]
+    assert invoke(*shlex.split(shown)[1:]).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--option", "three"], "--option is 'three'; expected name=value"),
         (["--option", "num_virtual_tokens=many"], "num_virtual_tokens is 'many'"),
         (["--option", "length=3"], "unknown option 'length'"),
+        (["--option", "tokenizer=other"], "a run uses the model's own; leave it out"),
         (["--template", "no place"], "'no place'"),
         (["--steps", "0"], "steps is 0; expected an integer of at least 1"),
         (["--dtype", "int8"], "dtype is 'int8'; expected one of"),
@@ -214,8 +254,33 @@ def test_train_refuses_in_one_line(place, tmp_path, words, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_help_says_what_holds_if_an_option_is_not_given():
+    import typer
+
+    commands = typer.main.get_command(app).commands
+    for command, options in {
+        "train": ("dtype", "steps", "evaluate_every", "save_every"),
+        "evaluate": ("dtype",),
+    }.items():
+        texts = {parameter.name: parameter.help for parameter in commands[command].params}
+        assert all("not given" in texts[option] for option in options)
+
+
 def test_train_refuses_models_that_are_not_there(place, tmp_path):
     refusal("train", tmp_path / "nowhere", "--data", place / "data.jsonl", "--output", tmp_path / "run")
+
+
+def test_train_refuses_models_that_are_not_whole(place, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(place / "model", model)
+    words = ("train", model, "--data", place / "data.jsonl", "--output", tmp_path / "run")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "are damaged" in refusal(*words)
+    for file in model.glob("token*"):
+        file.unlink()
+    assert "cannot be loaded; save one into its folder" in refusal(*words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_debug_shows_the_traceback():
@@ -245,6 +310,33 @@ def test_evaluate_prints_the_same_table(place):
     assert "is no folder" in refusal("evaluate", place / "model", place / "nowhere", *words)
 
 
+def test_evaluate_says_how_many_rows_it_left_out(place):
+    words = ("--data", place / "data.jsonl", "--metric-rows", 1, "--dtype", "float32", "--max-length", 9)
+    result = invoke("evaluate", place / "model", place / "run", *words)
+    assert re.search(r"left out \d+ rows of more than --max-length 9", result.stdout)
+    for name in ("metric_rows", "max_length"):
+        words = ("--data", place / "data.jsonl", "--" + name.replace("_", "-"), 0)
+        assert f"{name} is 0; expected an integer" in refusal("evaluate", place / "model", place / "run", *words)
+
+
+def test_what_the_model_has_no_place_for_is_refused_in_one_line(place, tmp_path):
+    model, run = tmp_path / "model", tmp_path / "run"
+    save_tiny(model, "gpt2")
+    data = tmp_path / "long.jsonl"
+    data.write_text(json.dumps({"input": "w1 " * 70, "target": "w2"}) + "\n")
+    zoo.get_method("prompt")(tiny_model("gpt2"), num_virtual_tokens=3).save_pretrained(run)
+    assert "but the model has 64; shorten the text" in refusal("evaluate", model, run, "--data", data)
+    assert "but the model has 64; shorten the text" in refusal("generate", model, run, "w1 " * 70)
+    assert "70 tokens, more than the model has positions" in refusal("generate", model, "--no-prompt", "w1 " * 70)
+    assert "has no tokens in the template" in refusal("generate", model, run, "")
+    long = invoke("generate", model, "--no-prompt", "w1", "w1 w2", "--max-new-tokens", 500)
+    assert long.exit_code == 0, long.output
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["w1"] = 500
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "the tokenizer gives the id 500" in refusal("generate", model, run, "w1")
+
+
 def test_generate_writes_a_line_per_text(place):
     model, words = place / "model", ("--max-new-tokens", 4, "--dtype", "float32")
     result = invoke("generate", model, place / "run", "w1 w2", "w3", *words)
@@ -256,16 +348,37 @@ def test_generate_writes_a_line_per_text(place):
     assert len(bare.stdout.splitlines()) == 1
 
 
+def test_a_blank_line_of_texts_stays_blank(place):
+    words = ("generate", place / "model", place / "run", "--max-new-tokens", 4, "--dtype", "float32")
+    first, second = (invoke(*words, text).stdout for text in ("w1 w2", "w3"))
+    assert invoke(*words, input="\nw1 w2\n \t\r\nw3\n").stdout == f"\n{first}\n{second}"
+
+
 def test_generate_refuses_in_one_line(place):
     assert "no PROMPT_FOLDER given" in refusal("generate", place / "model")
     assert "is no folder" in refusal("generate", place / "model", "w1 w2")
-    assert "no TEXT given" in refusal("generate", place / "model", place / "run", input="")
+    for text in ("", "\n \n"):
+        assert "no TEXT given" in refusal("generate", place / "model", place / "run", input=text)
+    assert "is no folder; give a folder with a model" in refusal("generate", "./nowhere", place / "run", "w1")
+    assert "is no folder; give a folder with a model" in refusal("generate", place / "data.jsonl", place / "run", "w1")
     assert "template" in refusal("generate", place / "model", place / "run", "w1", "--template", "none")
 
 
 def test_generate_uses_the_template_of_the_training(place, tmp_path):
-    given = invoke("generate", place / "model", place / "run", "w1", "--template", r"{input} :\n", "--dtype", "float32")
-    assert invoke("generate", place / "model", place / "run", "w1", "--dtype", "float32").stdout == given.stdout
+    words = ("w1", "--dtype", "float32")
+    given = invoke("generate", place / "model", place / "run", *words, "--template", r"{input} :\n")
+    assert invoke("generate", place / "model", place / "run", *words, "--template", "{input}").stdout != given.stdout
+    for folder in (place / "run", place / "run" / "checkpoint-2"):
+        assert invoke("generate", place / "model", folder, *words).stdout == given.stdout
+
+
+def test_another_programs_record_is_not_read(place, tmp_path):
+    words = ("w1 w2", "--dtype", "float32")
+    shutil.copytree(place / "run", tmp_path / "run")
+    expected = invoke("generate", place / "model", tmp_path / "run", *words, "--template", r"{input}\n").stdout
+    for settings in ([], {"template": 5}, {"template": "{input} :"}):
+        (tmp_path / "run" / "training.json").write_text(json.dumps({"settings": settings}))
+        assert invoke("generate", place / "model", tmp_path / "run", *words).stdout == expected
 
 
 def test_inspect_prints_tables_and_writes_a_picture_and_a_page(place, tmp_path):
@@ -289,6 +402,7 @@ def test_inspect_refuses_in_one_line(place, tmp_path):
     model, run = place / "model", place / "run"
     assert "is no folder" in refusal("inspect", model, place / "nowhere")
     assert "whose folder does not exist" in refusal("inspect", model, run, "--png", tmp_path / "no" / "a.png")
+    assert "a folder; name the file to write" in refusal("inspect", model, run, "--html", tmp_path)
     assert "no prompt 'other'" in refusal("inspect", model, run, "--name", "other")
     assert "nearest_by is 'luck'" in refusal("inspect", model, run, "--nearest-by", "luck")
     assert "the prompts have no tasks" in refusal("inspect", model, run, "--task", 0)
@@ -327,6 +441,7 @@ def test_export_and_import_refuse_in_one_line(place, tmp_path):
     assert "exists and is not an empty folder" in refusal("export", model, run, run)
     assert "exists and is not an empty folder" in refusal("import", model, run, place / "data.jsonl")
     assert "to is 'onnx'; expected one of 'peft'" in refusal("export", model, run, tmp_path / "x", "--to", "onnx")
+    assert "which writes none; leave it out" in refusal("export", model, run, tmp_path / "x", "--tokenizer", model)
     assert "holds no saved prompt" in refusal("import", model, model, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -356,6 +471,8 @@ def test_a_bank_of_prompts(place, tmp_path):
     result = invoke("bank", "import", place / "model", bank, tmp_path / "saved", "--dtype", "float16")
     assert result.exit_code == 0, result.output
     assert "stored 2 prompts" in result.output
+    assert "is no folder" in refusal("bank", "import", place / "model", tmp_path / "new", tmp_path / "nothing")
+    assert not (tmp_path / "new").exists()
     assert "'alice'" in refusal("bank", "import", place / "model", bank, tmp_path / "saved")
     assert invoke("bank", "list", bank).output.split() == ["alice", "bob"]
     assert invoke("bank", "list", bank, "--prefix", "b").output.split() == ["bob"]

@@ -201,6 +201,11 @@ def test_truncated_json_line(tmp_path: Path) -> None:
     assert "may be truncated" not in message
 
 
+def test_old_line_ends_are_told_in_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"input": "a", "target": "b"}\r{"input": "c", "target": "d"}\r')
+    assert len(refused(path, ":1: ", "is not valid JSON").splitlines()) == 1
+
+
 @pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5000, "{'input': 'a'}", "nonsense"])
 def test_odd_json_line(tmp_path: Path, line: str) -> None:
     message = refused(write(tmp_path, f"{line}\n"), ":1: ")

@@ -35,6 +35,20 @@ def test_a_text_alone_is_started_from(method):
     torch.testing.assert_close(found, read_behind([5, 6, 7]), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("init", ["sampled", "text", "random"])
+@pytest.mark.parametrize("method", methods_with("init_text"))
+def test_a_name_is_no_folder_that_is_called_so(method, init, tmp_path, monkeypatch):
+    options = {"init_text": "w5", "tokenizer": tiny_tokenizer()} if init == "text" else {"init": init}
+    expected = logits(method, **options)
+    (tmp_path / init).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(logits(method, **options), expected)
+    zoo.get_method(method)(tiny_model("llama"), num_virtual_tokens=3).save_pretrained(tmp_path / init)
+    with torch.no_grad():
+        saved = zoo.load(tiny_model("llama"), init).eval()(input_ids=TEXT).logits
+    torch.testing.assert_close(logits(method, init=f"./{init}"), saved, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("method", methods_with("labels"))
 def test_labels_alone_are_started_from(method):
     found = logits(method, labels=["w5", "w6", "w7"], tokenizer=tiny_tokenizer())

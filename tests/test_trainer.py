@@ -241,6 +241,12 @@ def test_the_prompt_trainer_trains_what_stands_beside_the_prompt(tmp_path):
     assert not torch.equal(norm, before)
 
 
+def test_the_prompt_trainer_says_that_there_is_no_prompt(tmp_path):
+    arguments = zoo.get_method("prompt").training_arguments(str(tmp_path), max_steps=1, use_cpu=True)
+    with pytest.raises(zoo.UnsupportedError, match="LlamaForCausalLM has no prompts to train; attach one"):
+        PromptTrainer(model=tiny_model("llama"), args=arguments, train_dataset=rows("llama")).train()
+
+
 def test_pipelines_take_the_model():
     tokenizer = tiny_tokenizer()
     options = {"max_new_tokens": 5, "do_sample": False}

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, TrainerCallback
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
@@ -142,8 +143,6 @@ def test_training_lowers_the_loss(place, tmp_path):
 
 
 def test_the_recorded_command_repeats_the_run(whole, place, tmp_path, monkeypatch):
-    import shlex
-
     from typer.testing import CliRunner
 
     from softprompt_zoo.cli import app
@@ -153,6 +152,14 @@ def test_the_recorded_command_repeats_the_run(whole, place, tmp_path, monkeypatc
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert_equal_weights(weights(tmp_path / "again"), weights(whole[0]))
+
+
+def test_the_recorded_command_keeps_texts_that_look_like_json():
+    from softprompt_zoo.cli.train import parse_option
+
+    options = {"init_text": "5", "labels": ["a", "5"], "dropout": 0.1, "init": "text", "template": "null"}
+    words = shlex.split(Settings(output="run", options=options).command())
+    assert dict(parse_option(word) for word in words if "=" in word) == options
 
 
 class At(TrainerCallback):
@@ -197,6 +204,18 @@ def test_ctrl_c_saves_and_resuming_gives_the_weights_of_an_uninterrupted_run(who
     assert before["results"] == after["results"]
     losses = [[(e["step"], e["loss"]) for e in record["history"] if "loss" in e] for record in (before, after)]
     assert losses[0] == losses[1]
+
+
+def test_a_start_from_a_folder_is_found_from_elsewhere(place, tmp_path, at_step, monkeypatch):
+    zoo.get_method("prompt")(tiny_model("llama"), num_virtual_tokens=3).save_pretrained(tmp_path / "start")
+    monkeypatch.chdir(tmp_path)
+    undo = at_step(1, lambda: signal.raise_signal(signal.SIGINT))
+    options = {"num_virtual_tokens": 3, "init": "start"}
+    with pytest.raises(runs.StoppedError):
+        train(tiny_settings(place, tmp_path / "run", method="prompt", options=options))
+    undo()
+    monkeypatch.chdir(place)
+    resume(tmp_path / "run")
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_is_used(whole, place, tmp_path, at_step):
@@ -261,6 +280,27 @@ def test_what_cannot_be_resumed(whole, place, tmp_path, at_step):
         resume(tmp_path / "run")
 
 
+def test_another_model_is_not_gone_on_with(place, tmp_path, at_step):
+    model = tmp_path / "model"
+    save_tiny(model)
+    undo = at_step(1, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(runs.StoppedError):
+        train(tiny_settings(place, tmp_path / "run", model=str(model)))
+    undo()
+    save_tiny(model, "gpt2")
+    with pytest.raises(zoo.BackboneMismatchError, match=r"the run in .*run was made for a model with layers"):
+        resume(tmp_path / "run")
+    other = tiny_model("llama")
+    with torch.no_grad():
+        other.get_input_embeddings().weight.normal_()
+    save_tiny(model)
+    other.save_pretrained(model)
+    with pytest.raises(zoo.BackboneMismatchError, match=r"the run in .*run was made for a model with other weights"):
+        resume(tmp_path / "run")
+    save_tiny(model)
+    resume(tmp_path / "run")
+
+
 def test_output_folders(whole, place, tmp_path):
     with pytest.raises(folders.OutputError, match="holds a training run already; go on with it with --resume"):
         train(tiny_settings(place, whole[0]))
@@ -271,8 +311,9 @@ def test_output_folders(whole, place, tmp_path):
         with pytest.raises(folders.OutputError, match="holds files that are not a training run's"):
             train(tiny_settings(place, foreign), **options)
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
-    with pytest.raises(folders.OutputError, match="is a file"):
-        train(tiny_settings(place, foreign / "thesis.txt"))
+    for file in (foreign / "thesis.txt", foreign / "thesis.txt" / "run"):
+        with pytest.raises(folders.OutputError, match="is a file"):
+            train(tiny_settings(place, file))
 
 
 def test_overwrite_removes_the_run_and_nothing_else(place, tmp_path):
@@ -283,6 +324,41 @@ def test_overwrite_removes_the_run_and_nothing_else(place, tmp_path):
     assert (output / "notes.txt").read_text() == "mine"
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
     assert json.loads((output / "training.json").read_text())["settings"]["method"] == "prompt_tuning"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "mpt", "options": {"num_tasks": 2}}, "has 2 tasks and task_ids is missing"),
+        ({"options": {"num_virtual_tokens": 60}}, "virtual tokens, but the model has 64; shorten the text"),
+        (
+            {"handwritten": "w1 " * 60},
+            r"has \d+ tokens behind the hand-written prompt, more than the model has positions",
+        ),
+    ],
+)
+def test_what_does_not_work_is_refused_before_anything_is_written(place, tmp_path, changes, message):
+    save_tiny(tmp_path / "model", "gpt2")
+    output = tmp_path / "run"
+    with pytest.raises(ValueError, match=message):
+        train(tiny_settings(place, output, model=str(tmp_path / "model"), **changes))
+    assert not output.exists()
+    train(tiny_settings(place, output, steps=1))
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        train(tiny_settings(place, output, model=str(tmp_path / "model"), **changes), overwrite=True)
+    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+def test_answers_end_where_the_models_positions_do(place, tmp_path):
+    save_tiny(tmp_path / "model", "gpt2")
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"input": "w1 " * 42, "target": "w2"}) + "\n")
+    options = {"num_virtual_tokens": 20}  # 42 tokens of input and 2 of target are all that go behind them
+    files = {"data": str(data), "validation": str(data)}
+    train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "model"), options=options, steps=1, **files))
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -312,6 +388,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(place, tmp_path, monkey
         ({"learning_rate": -1.0}, r"learning_rate is -1\.0; expected a number above 0"),
         ({"dtype": "int8"}, "dtype is 'int8'; expected one of"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "seed is 4294967296; expected an integer from 0 to 4294967295"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
@@ -327,7 +404,7 @@ def test_a_method_without_a_recipe_needs_numbers():
 
 def test_encoders_are_refused_and_told_what_works(place, tmp_path):
     save_tiny(tmp_path / "bert", "bert")
-    with pytest.raises(zoo.UnsupportedError, match="does not write text; train takes causal language models"):
+    with pytest.raises(zoo.UnsupportedError, match="does not write text; the commands take causal language models"):
         train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "bert")))
 
 
@@ -340,11 +417,46 @@ def test_a_foreign_tokenizer_is_refused(place, tmp_path):
         train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "model")))
 
 
+def test_a_token_that_only_validation_has_is_refused_too(place, tmp_path):
+    save_tiny(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_tokens([f"x{number}" for number in range(60)])
+    tokenizer.save_pretrained(tmp_path / "model")
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"input": "w1", "target": "x59"}\n')
+    for changes in ({"validation": str(data)}, {"handwritten": "x59"}):
+        with pytest.raises(zoo.UnsupportedError, match="the tokenizer gives the id 124, the model has 101 embeddings"):
+            train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "model"), **changes))
+
+
+def test_padding_that_the_model_does_not_know_is_replaced(place, tmp_path):
+    save_tiny(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_tokens([f"x{number}" for number in range(60)])
+    tokenizer.add_special_tokens({"pad_token": "[padding]"})
+    assert tokenizer.pad_token_id > 101
+    tokenizer.save_pretrained(tmp_path / "model")
+    train(tiny_settings(place, tmp_path / "other", model=str(tmp_path / "model")))
+    train(tiny_settings(place, tmp_path / "run"))
+    assert_equal_weights(weights(tmp_path / "other"), weights(tmp_path / "run"))
+
+
 def test_encoder_decoders_train(place, tmp_path):
     save_tiny(tmp_path / "t5", "t5")
     printed = train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "t5"), steps=3))
     assert "AutoModelForSeq2SeqLM" in printed
     assert "zoo.load" in printed  # PEFT holds the decoder's site only
+
+
+def test_a_text_without_tokens_is_refused(place, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"input": "w1", "target": "w2"}\n{"input": "\\u200b", "target": "w2"}\n')
+    save_tiny(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    config["normalizer"] = {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""}
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"input '.u200b' has no tokens in the template '\{input\}.n'"):
+        train(tiny_settings(place, tmp_path / "run", model=str(tmp_path / "model"), data=str(data)))
 
 
 def test_a_tenth_is_held_out(place, tmp_path):

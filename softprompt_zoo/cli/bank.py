@@ -35,6 +35,8 @@ def import_prompts(
     from softprompt_zoo.training.settings import DTYPES
 
     check_choice("dtype", dtype, (None, *DTYPES))
+    if not folder.is_dir():  # said before a bank is made
+        raise ValueError(f"FOLDER {str(folder)!r} is no folder; expected saved prompts, or one of them")
     quiet()
     base = Base(model, progress=lambda line: typer.echo(line, err=True)).load()
     stored = PromptBank(bank, base, dtype=None if dtype is None else getattr(torch, dtype))

@@ -30,6 +30,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def wrapper(*args: Any, debug: bool = False, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
+        except BrokenPipeError:  # the reader has enough, as `head` has; typer ends quietly
+            raise
         except (ZooError, ValueError, TypeError, OSError) as error:
             if debug:
                 raise
@@ -50,7 +52,7 @@ def console() -> "Console":
     """Return what commands print to."""
     from rich.console import Console
 
-    return Console()
+    return Console(emoji=False)  # a text with :smile: in it is shown as it is
 
 
 def quiet() -> None:

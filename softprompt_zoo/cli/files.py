@@ -39,6 +39,8 @@ def export_prompt(
 
     _check(output)
     check_choice("to", to, EXPORTS)
+    if tokenizer is not None and to != "vocabulary":
+        raise ValueError(f"--tokenizer was given with --to {to}, which writes none; leave it out")
     quiet()
     base = Base(model)
     network = load(base.load(), prompt_folder)

@@ -34,6 +34,8 @@ def inspect(
     for option, path in (("--png", png), ("--html", html)):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{option} is {str(path)!r}, whose folder does not exist; make it first")
+        if path is not None and path.is_dir():
+            raise ValueError(f"{option} is {str(path)!r}, a folder; name the file to write")
     from softprompt_zoo.inspection import inspect as look_inside
 
     base, network = load_prompted(model, prompt_folder, dtype)

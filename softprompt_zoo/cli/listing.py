@@ -26,9 +26,11 @@ def methods(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(rows, indent=2))
         return
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("method", "aliases", "summary", "distribution")
+    # Names are there to be copied, so a narrow terminal cuts none.
+    names = (Column("method", no_wrap=True), Column("aliases", overflow="fold"))
+    table = Table(*names, "summary", "distribution")
     for row in rows:
         table.add_row(*(escape(cell if isinstance(cell, str) else ", ".join(cell)) for cell in row.values()))
     console().print(table)
@@ -57,9 +59,9 @@ def plugins(
 
 def _print_reports(reports: "list[PluginReport]", notes: dict[str, str]) -> None:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("plugin", "kind", "distribution", "state")
+    table = Table(Column("plugin", no_wrap=True), "kind", "distribution", "state")
     for report in reports:
         state = "problem, see below" if report.problem else notes.get(report.name, "ok")
         cells = (report.name, report.kind, report.origin, state)

@@ -29,17 +29,31 @@ def train(
         list[str] | None, typer.Option(help="Option of the method, name=value with a JSON value; repeat for more.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate; the recipe's if not given.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's if not given.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps; the recipe's if not given, at most 60 for the demo.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step; the recipe's if not given.")] = None,
     max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are left out.")] = 512,
-    seed: Annotated[int, typer.Option(help="Seed of the start values and of the order of the rows.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the start values, of the order of the rows, and of the rows set aside.")
+    ] = 0,
     dtype: Annotated[
-        str | None, typer.Option(help="Number format of the frozen model: float32, bfloat16 or float16.")
+        str | None,
+        typer.Option(
+            help="Number format of the frozen model: float32, bfloat16 or float16; if not given, bfloat16 where the "
+            "machine computes in it, else float32."
+        ),
     ] = None,
-    evaluate_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Steps between validations; a quarter of --steps if not given.")
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; a quarter of --steps if not given.")
+    ] = None,
     metric_rows: Annotated[int, typer.Option(help="Validation rows to write answers for.")] = 10,
-    handwritten: Annotated[str | None, typer.Option(help="Hand-written prompt to compare with.")] = None,
+    handwritten: Annotated[
+        str | None, typer.Option(help="Hand-written prompt to compare with; the demo has one of its own.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in --output.")] = False,
 ) -> None:

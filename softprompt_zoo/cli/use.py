@@ -1,6 +1,5 @@
 """`evaluate` and `generate`: what a trained prompt does."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +8,7 @@ import typer
 
 from softprompt_zoo.cli.command import console, quiet
 from softprompt_zoo.cli.train import unescape
+from softprompt_zoo.config import check_choice, check_positive_integer
 from softprompt_zoo.training.settings import DEFAULT_TEMPLATE, DTYPES
 
 if TYPE_CHECKING:
@@ -21,7 +21,12 @@ PromptFolder = Annotated[
     Path, typer.Argument(help="What train or save_pretrained wrote, or a PEFT prompt adapter.", metavar="PROMPT_FOLDER")
 ]
 Template = Annotated[str | None, typer.Option(help="As in train; the one it was trained with if not given.")]
-Dtype = Annotated[str | None, typer.Option(help="Number format: float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Number format: float32, bfloat16 or float16; if not given, bfloat16 where the machine computes in it."
+    ),
+]
 
 
 def evaluate(
@@ -31,7 +36,9 @@ def evaluate(
     input_field: Annotated[str | None, typer.Option(help="Field of the input.")] = None,
     target_field: Annotated[str | None, typer.Option(help="Field of the target.")] = None,
     template: Template = None,
-    handwritten: Annotated[str | None, typer.Option(help="Hand-written prompt to compare with.")] = None,
+    handwritten: Annotated[
+        str | None, typer.Option(help="Hand-written prompt to compare with; that of the training if not given.")
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are left out.")] = 512,
     metric_rows: Annotated[int, typer.Option(help="Rows to write answers for.")] = 10,
     dtype: Dtype = None,
@@ -39,6 +46,8 @@ def evaluate(
     """Measure a prompt against the bare model and a hand-written prompt."""
     from softprompt_zoo.examples import demo_data, read_examples
 
+    check_positive_integer("max_length", max_length)
+    check_positive_integer("metric_rows", metric_rows)
     trained = trained_with(prompt_folder)
     examples = read_examples(data or demo_data() / "test.jsonl", input_field=input_field, target_field=target_field)
     from softprompt_zoo.training.data import Tokenised
@@ -49,7 +58,11 @@ def evaluate(
     tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, chosen_template(template, trained))
     fitting = tokenised.fitting(examples, max_length, "evaluation")
     evaluator = Evaluator(fitting, tokenised, metric_rows, handwritten or trained.get("handwritten"))
+    evaluator.try_out(network)
     out = console()
+    if len(fitting) < len(examples):
+        left_out = len(examples) - len(fitting)
+        out.print(f"left out {left_out} rows of more than --max-length {max_length}", style="yellow")
     scores = [evaluator.score(name, network, out.print) for name in (*evaluator.untrained, TRAINED)]
     print_samples(out, scores, evaluator)
     out.print()
@@ -70,26 +83,30 @@ def generate(
     dtype: Dtype = None,
 ) -> None:
     """Write an answer to every text, one per line."""
-    texts = list(arguments or [])
+    texts: list[str | None] = list(arguments or [])
     folder = None
     if not no_prompt:
         if not texts:
             raise ValueError("no PROMPT_FOLDER given; name one, or use the bare model with --no-prompt")
-        folder = Path(texts.pop(0))
+        folder = Path(str(texts.pop(0)))
     trained = trained_with(folder) if folder is not None else {}
-    texts = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not texts:
+    # A blank line stays one, so that line 7 of the answers is that of line 7 of the texts.
+    texts = texts or [line.rstrip("\n") if line.strip() else None for line in sys.stdin]
+    if all(text is None for text in texts):
         raise ValueError("no TEXT given; write it after the folder, or pipe lines into the command")
     form = chosen_template(template, trained)
     from softprompt_zoo.examples import Example
-    from softprompt_zoo.training.data import Tokenised
+    from softprompt_zoo.training.base import check_tokens
+    from softprompt_zoo.training.data import Row, Tokenised
     from softprompt_zoo.training.evaluation import generate as write_answers
 
     base, network = load_prompted(model, folder, dtype)
     tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, form)
-    ids = [tokenised.text_ids(Example(text, None)) for text in texts]
-    for answer in write_answers(network, base.tokenizer, ids, max_new_tokens):
-        typer.echo(" ".join(answer.splitlines()))
+    ids = [tokenised.text_ids(Example(text, None)) for text in texts if text is not None]
+    check_tokens([Row(text, []) for text in ids], network)
+    answers = iter(write_answers(network, base.tokenizer, ids, max_new_tokens))
+    for text in texts:
+        typer.echo("" if text is None else " ".join(next(answers).splitlines()))
 
 
 def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[Base, PreTrainedModel]":
@@ -103,7 +120,6 @@ def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[
     Returns:
         The tokenizer's side, and the model.
     """
-    from softprompt_zoo.config import check_choice
     from softprompt_zoo.saving import load
     from softprompt_zoo.training.base import Base, fast_dtype
 
@@ -115,14 +131,13 @@ def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[
 
 
 def trained_with(folder: Path) -> dict[str, Any]:
-    """Settings of the run that made a prompt, if it lies in the folder of one."""
+    """Settings of the run that made a prompt, if it lies in the folder of one, as a run's checkpoints do."""
     if not folder.is_dir():
         raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is no folder; expected what train or save_pretrained wrote")
-    try:
-        record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        settings: dict[str, Any] = record["settings"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
+    from softprompt_zoo.training.folder import is_run, read_record
+
+    run = folder.absolute().parent if folder.name.startswith("checkpoint-") else folder
+    settings: dict[str, Any] = read_record(run)["settings"] if is_run(run) else {}
     return settings
 
 

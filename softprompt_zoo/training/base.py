@@ -1,10 +1,11 @@
 """The model that is trained on: its tokenizer, whether a run can use it, its weights."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from softprompt_zoo.embedded import resolve_model
+from softprompt_zoo.embedded import EMBEDDED_MODELS, resolve_model
 from softprompt_zoo.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class Base:
     def __init__(self, name: str, progress: Callable[[str], None] | None = None) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
+        _check_place(name)
         self.name = name
         """As the user gave it."""
         self.folder = resolve_model(name, progress=progress)
@@ -28,13 +30,20 @@ class Base:
         self.is_encoder_decoder: bool = bool(config.is_encoder_decoder)
         """Whether targets go through a decoder of their own."""
         _check_family(name, config)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError, ImportError) as error:  # ImportError: of a package that reads the tokenizer's file
+            raise UnsupportedError(
+                f"the tokenizer of {name} cannot be loaded; save one into its folder with tokenizer.save_pretrained. "
+                f"transformers says: {' '.join(str(error).split())}"
+            ) from error
         if self.tokenizer.eos_token_id is None:
             raise UnsupportedError(
                 f"the tokenizer of {name} has no end-of-sequence token, so answers would never end; "
                 "set tokenizer.eos_token, save it, and give that folder"
             )
-        if self.tokenizer.pad_token_id is None:
+        padding, size = self.tokenizer.pad_token_id, getattr(config.get_text_config(), "vocab_size", None)
+        if padding is None or (size is not None and padding >= size):  # a token that was added to the tokenizer alone
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def load(self, dtype: str = "float32") -> "PreTrainedModel":
@@ -47,12 +56,16 @@ class Base:
             The model, in eval mode.
         """
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         kind = AutoModelForSeq2SeqLM if self.is_encoder_decoder else AutoModelForCausalLM
-        model: PreTrainedModel = kind.from_pretrained(self.folder, dtype=getattr(torch, dtype))
+        try:
+            model: PreTrainedModel = kind.from_pretrained(self.folder, dtype=getattr(torch, dtype))
+        except SafetensorError as error:
+            raise ValueError(f"the weights of {self.name} are damaged ({error}); get the model again") from error
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return model.to(accelerator).eval() if accelerator is not None else model.eval()  # type: ignore[arg-type]
 
@@ -78,6 +91,8 @@ def with_tokenizer(method: "Method", tokenizer: Any) -> dict[str, Any]:
     Returns:
         The options to add.
     """
+    if "tokenizer" in method.options:
+        raise ValueError("the option tokenizer was given, but a run uses the model's own; leave it out")
     fields = {field.name for field in dataclasses.fields(method.config_class)}
     options = {"tokenizer": tokenizer} if "tokenizer" in fields else {}
     method.configure(**options)
@@ -95,10 +110,21 @@ def check_tokens(rows: "Sequence[Row]", model: "PreTrainedModel") -> None:
         UnsupportedError: If a row has an id that the model has no embedding for.
     """
     size = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-    largest = max(max(*row.text, *row.target) for row in rows)
+    largest = max(max([*row.text, *row.target]) for row in rows)
     if largest >= size:
         raise UnsupportedError(
             f"the tokenizer gives the id {largest}, the model has {size} embeddings; give the tokenizer it has"
+        )
+
+
+def _check_place(name: str) -> None:
+    """Refuse paths that lead nowhere, which transformers would look up on the hub."""
+    if name in EMBEDDED_MODELS or os.path.isdir(name):
+        return
+    if os.path.exists(name) or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
+        raise ValueError(
+            f"MODEL {name!r} is no folder; give a folder with a model and its tokenizer, a name on the hub, or one of "
+            f"{', '.join(EMBEDDED_MODELS)}"
         )
 
 
@@ -118,7 +144,7 @@ def _check_family(name: str, config: Any) -> None:
     if is_causal and (not is_encoder or architecture.endswith(("ForCausalLM", "LMHeadModel"))):
         return
     raise UnsupportedError(
-        f"{name} ({architecture or kind}) does not write text; train takes causal language models and "
+        f"{name} ({architecture or kind}) does not write text; the commands take causal language models and "
         "encoder-decoders. For a classifier, attach the prompt in Python and train it with transformers' Trainer: "
         "zoo.get_method(name)(AutoModelForSequenceClassification.from_pretrained(…))"
     )

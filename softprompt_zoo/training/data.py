@@ -90,6 +90,11 @@ class Tokenised:
         """Tokenise what stands in front of the target."""
         ids: list[int] = self.tokenizer(apply_template(self.template, example))["input_ids"]
         ends = not self.is_encoder_decoder and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
+        if not ids:
+            raise ValueError(
+                f"the input {example.input!r} has no tokens in the template {self.template!r}; "
+                "every text needs at least one; change the input or the template"
+            )
         # Some tokenizers end every text; the target still has to follow this one.
         return ids[:-1] if ends else ids
 
@@ -128,6 +133,11 @@ class Tokenised:
                 f"{min(lengths)}; raise --max-length, or choose a model that takes longer texts"
             )
         return kept
+
+
+def longest(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that need most room: the longest one, the one of the longest text, and of the longest target."""
+    return [max(rows, key=len), max(rows, key=lambda row: len(row.text)), max(rows, key=lambda row: len(row.target))]
 
 
 class Collator:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from softprompt_zoo.backbone import max_positions
 from softprompt_zoo.examples import Example
-from softprompt_zoo.training.data import IGNORED, Collator, Row, Tokenised, pad
+from softprompt_zoo.training.base import check_tokens
+from softprompt_zoo.training.data import IGNORED, Collator, Row, Tokenised, longest, pad
 from softprompt_zoo.training.metrics import rouge_l
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Evaluator:
         self.tokenised = tokenised
         self.handwritten = handwritten
         self.rows = tokenised.rows(examples)
+        self.handwritten_rows = [] if handwritten is None else tokenised.with_instruction(handwritten).rows(examples)
         self.metric_rows = min(metric_rows, len(self.rows))
         self.collate = Collator(tokenised.tokenizer.pad_token_id, tokenised.is_encoder_decoder)
         self.max_new_tokens = max(len(row.target) for row in self.rows) + LENGTH_MARGIN
@@ -55,6 +58,30 @@ class Evaluator:
     def untrained(self) -> tuple[str, ...]:
         """Rows of the table that need no training."""
         return (BASE,) if self.handwritten is None else (BASE, HANDWRITTEN)
+
+    def try_out(self, model: "PreTrainedModel", rows: Sequence[Row] = ()) -> None:
+        """Run the longest rows once, so that what cannot work is refused before anything is measured or written.
+
+        Args:
+            model: A model with prompts; put into eval mode.
+            rows: Further rows that it has to take, those of the training.
+
+        Raises:
+            ValueError: If a row has tokens or positions that the model has not, or the prompt cannot be used so.
+        """
+        check_tokens([*rows, *self.rows, *self.handwritten_rows], model)
+        target_loss(model, longest([*rows, *self.rows]), self.collate)
+        if not self.handwritten_rows:
+            return
+        rows, host = longest(self.handwritten_rows), model.prompts
+        try:
+            with host.disabled():  # type: ignore[operator]
+                target_loss(model, rows, self.collate)
+        except IndexError as error:  # of the base model's own table of positions
+            raise ValueError(
+                f"the longest row has {len(rows[0])} tokens behind the hand-written prompt, "
+                "more than the model has positions; shorten --handwritten"
+            ) from error
 
     def loss(self, model: "PreTrainedModel") -> float:
         """Measure the loss as the model is."""
@@ -73,7 +100,7 @@ class Evaluator:
         """
         tokenizer, rows, count = self.tokenised.tokenizer, self.rows, 0
         if name == HANDWRITTEN and self.handwritten is not None:
-            rows = self.tokenised.with_instruction(self.handwritten).rows(self.examples)
+            rows = self.handwritten_rows
             count = len(tokenizer(self.handwritten, add_special_tokens=False)["input_ids"])
         host: Any = model.prompts
         if name == TRAINED:
@@ -130,13 +157,30 @@ def generate(model: "PreTrainedModel", tokenizer: Any, texts: Sequence[list[int]
     for start in range(0, len(texts), BATCH_SIZE):
         batch = pad(texts[start : start + BATCH_SIZE], tokenizer.pad_token_id, left=True)
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        output: Any = model.generate(  # type: ignore[operator]
-            **batch,
-            **greedy,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        length = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+        try:
+            output: Any = model.generate(  # type: ignore[operator]
+                **batch,
+                **greedy,
+                max_new_tokens=_cut_to_room(max_new_tokens, model, length),
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        except IndexError as error:  # of the model's own table of positions
+            raise ValueError(
+                f"a text has {batch['input_ids'].shape[1]} tokens, more than the model has positions; shorten it"
+            ) from error
         skip = 0 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
         answers += tokenizer.batch_decode(output[:, skip:], skip_special_tokens=True)
     return [answer.strip() for answer in answers]
+
+
+def _cut_to_room(max_new_tokens: int, model: "PreTrainedModel", length: int) -> int:
+    """Let answers end where the model's positions do; a text that is too long itself is refused elsewhere."""
+    bound = max_positions(model)
+    if bound is None:
+        return max_new_tokens
+    host: Any = getattr(model, "prompts", None)
+    virtual = 0 if host is None else sum(host[name].num_virtual_tokens for name in host.active)
+    room = bound - virtual - length + 1  # the last token of an answer is not read
+    return min(max_new_tokens, room) if room > 0 else max_new_tokens

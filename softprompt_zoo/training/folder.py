@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, its record `training.json`, its checkpoints."""
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -34,6 +35,10 @@ def open_new(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"--output {folder} is a file; expected a folder that is new, empty or an earlier run's")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise OutputError(f"--output {folder} cannot be written: {there} {why}; give another folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not is_run(folder):

@@ -37,7 +37,8 @@ def draw_losses(
     for (name, loss), color in zip(levels.items(), colors, strict=False):
         if loss is not None:
             axes.axhline(loss, label=f"{name}, validation", color=color, linestyle="--")
-    axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)", title=title)
+    axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)")
+    axes.set_title(title, parse_math=False)  # a model's name may have dollar signs
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)  # it would hide a line where it stood in the plot

@@ -1,8 +1,9 @@
 """Results on the terminal."""
 
+import functools
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,11 @@ from softprompt_zoo.training.folder import PICTURE_FILE
 
 if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
+
+
+def teller(console: Console) -> Callable[[str], None]:
+    """Return what prints a line as it is, for paths may have brackets in them."""
+    return functools.partial(console.print, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_scores(console: Console, scores: Sequence[Score], evaluator: Evaluator) -> None:
@@ -54,7 +60,8 @@ def print_samples(console: Console, scores: Sequence[Score], evaluator: Evaluato
         for name, text in lines:
             one_line = escape(" ".join(text.split()))
             style = "bold" if name == TRAINED else "dim" if name == "input" else ""
-            console.print(f"{name:>{width}}  {one_line}", style=style, highlight=False, soft_wrap=True)
+            line = f"{name:>{width}}  {one_line}"
+            console.print(line, style=style, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_next_steps(console: Console, folder: Path, base: "Base", text: str) -> None:
@@ -71,12 +78,15 @@ def print_next_steps(console: Console, folder: Path, base: "Base", text: str) ->
     loader = "PeftModel.from_pretrained" if has_peft else "zoo.load"
     imported = "from peft import PeftModel" if has_peft else "import softprompt_zoo as zoo"
     kind = "AutoModelForSeq2SeqLM" if base.is_encoder_decoder else "AutoModelForCausalLM"
+    words = ["softprompt-zoo", "generate", base.name, place, text]
+    if text.startswith("-"):  # it would be taken for an option
+        words.insert(2, "--")
     lines = [
         f"prompt and record: {place}",
         f"loss curve: {short_path(folder / PICTURE_FILE)}",
         "",
         "use it:",
-        "  " + shlex.join(["softprompt-zoo", "generate", base.name, place, text]),
+        "  " + shlex.join(words),
         "",
         "or in Python" + (", with PEFT alone:" if has_peft else ":"),
         f"  {imported}",
@@ -85,7 +95,7 @@ def print_next_steps(console: Console, folder: Path, base: "Base", text: str) ->
         f"  model = {loader}(base, {place!r})",
     ]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        teller(console)(line)
 
 
 def short_path(path: Path) -> str:

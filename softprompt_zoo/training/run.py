@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from softprompt_zoo.banks import identity
 from softprompt_zoo.discovery import own_version
 from softprompt_zoo.errors import ZooError
 from softprompt_zoo.method import Method, get_method
 from softprompt_zoo.model import detach
 from softprompt_zoo.saving import load
+from softprompt_zoo.start_values import with_absolute_folders
 from softprompt_zoo.training import folder as folders
-from softprompt_zoo.training.base import Base, check_tokens, fast_dtype, with_tokenizer
+from softprompt_zoo.training.base import Base, fast_dtype, with_tokenizer
 from softprompt_zoo.training.data import Data, Tokenised, read_data
 from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
 from softprompt_zoo.training.picture import draw_losses
-from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, short_path
+from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, short_path, teller
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,15 +56,18 @@ def train(settings: Settings, console: Console, *, overwrite: bool = False) -> N
     settings = settings.absolute()
     folder = Path(settings.output)
     folders.open_new(folder, overwrite=overwrite)
-    method = get_method(settings.method).configure(**settings.options)
-    settings = settings.with_recipe(method.name, method.recipe)
+    method = get_method(settings.method)
+    options = with_absolute_folders(settings.options, method.config_class)
+    method = method.configure(**options)
+    settings = dataclasses.replace(settings, options=options).with_recipe(method.name, method.recipe)
     data = read_data(settings)
-    base = Base(settings.model, progress=console.print)
+    base = Base(settings.model, progress=teller(console))
     settings = dataclasses.replace(settings, dtype=settings.dtype or fast_dtype())
     run = _Run(settings, method, data, base, console, _new_record(settings, method, data))
+    model = run.attach()
     if overwrite:
         folders.clear(folder)
-    run.finish()
+    run.finish(model)
 
 
 def resume(folder: Path, console: Console) -> None:
@@ -73,7 +78,7 @@ def resume(folder: Path, console: Console) -> None:
         console: Where progress and results go.
 
     Raises:
-        ZooError: If there is nothing to go on with, or the data have changed since.
+        ZooError: If there is nothing to go on with, or the data or the model have changed since.
         StoppedError: If the user stopped it again.
     """
     _check_packages()
@@ -89,7 +94,8 @@ def resume(folder: Path, console: Console) -> None:
             f"{changed[0]} has changed since the run in {folder} began; restore it, or train anew with --overwrite"
         )
     folders.remove_broken_checkpoints(folder)
-    _Run(settings, method, data, Base(settings.model, progress=console.print), console, record).finish()
+    run = _Run(settings, method, data, Base(settings.model, progress=teller(console)), console, record)
+    run.finish(run.attach())
 
 
 class _Run:
@@ -112,11 +118,26 @@ class _Run:
         self.rows = tokenised.rows(kept["training"])
         self.evaluator = Evaluator(kept["validation"], tokenised, settings.metric_rows, settings.handwritten)
 
-    def finish(self) -> None:
+    def attach(self) -> "PreTrainedModel":
+        """Load the model, put the prompt in and try it on the longest rows; nothing is written before that works."""
+        from transformers import set_seed
+
+        teller(self.console)(f"loading {self.settings.model} in {self.settings.dtype}")
+        model = self.base.load(str(self.settings.dtype))
+        # Start values are drawn; a resumed run draws the same ones and then reads its checkpoint over them.
+        set_seed(self.settings.seed)
+        model = self.method(model, **self.options)
+        backbone: Any = model.prompts.backbone  # type: ignore[union-attr]
+        if "model" in self.record:
+            identity.check(self.record["model"], backbone, f"the run in {self.folder}")
+        self.record["model"] = identity.describe(backbone)
+        self.evaluator.try_out(model, self.rows)
+        return model
+
+    def finish(self, model: "PreTrainedModel") -> None:
         """Do what is still to be done."""
         try:
             self._write()
-            model = self._attach()
             self._measure_untrained(model)
             model, history = self._train(model)
             model.save_pretrained(self.folder)
@@ -127,16 +148,6 @@ class _Run:
         self._draw(history)
         self._write()
         self._report()
-
-    def _attach(self) -> "PreTrainedModel":
-        from transformers import set_seed
-
-        self.console.print(f"loading {self.settings.model} in {self.settings.dtype}")
-        model = self.base.load(str(self.settings.dtype))
-        check_tokens(self.rows, model)
-        # Start values are drawn; a resumed run draws the same ones and then reads its checkpoint over them.
-        set_seed(self.settings.seed)
-        return self.method(model, **self.options)
 
     def _measure_untrained(self, model: "PreTrainedModel") -> None:
         for name in self.evaluator.untrained:

@@ -63,7 +63,7 @@ class Settings:
     max_length: int = 512
     """Longest row in tokens, text and target; longer rows are left out."""
     seed: int = 0
-    """Seed of the start values and of the order of the rows."""
+    """Seed of the start values, of the order of the rows, and of the rows set aside for validation."""
     dtype: str | None = None
     """Number format of the frozen model; `None` for bfloat16 where the machine computes in it, else float32."""
     evaluate_every: int | None = None
@@ -82,8 +82,8 @@ class Settings:
                 check_positive_integer(name, value)
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate is {self.learning_rate}; expected a number above 0")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; expected an integer of at least 0")
+        if not 0 <= self.seed < 2**32:  # NumPy takes no more
+            raise ValueError(f"seed is {self.seed}; expected an integer from 0 to {2**32 - 1}")
 
     @property
     def is_demo(self) -> bool:
@@ -145,8 +145,19 @@ class Settings:
                 continue
             words += ["--" + name.replace("_", "-"), str(value)]
         for name, value in self.options.items():
-            words += ["--option", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+            words += ["--option", f"{name}={value if _is_plain(value) else json.dumps(value)}"]
         return shlex.join(words)
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether `--option` takes a value as it is: text that it would not read as JSON."""
+    if not isinstance(value, str):
+        return False
+    try:
+        json.loads(value)
+    except ValueError:
+        return True
+    return False
 
 
 def data_files(settings: Settings) -> tuple[Path, Path | None]:

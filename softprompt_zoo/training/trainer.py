@@ -8,6 +8,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from softprompt_zoo.adapters import model_inside
 from softprompt_zoo.method import Method
+from softprompt_zoo.model import prompts_of
 from softprompt_zoo.training.data import Row
 from softprompt_zoo.training.evaluation import Evaluator
 from softprompt_zoo.training.settings import Settings
@@ -35,7 +36,8 @@ class PromptTrainer(Trainer):  # type: ignore[misc]
 
     def _groups(self) -> list[dict[str, Any]]:
         """Split what is trained by rate and, as Trainer does, by whether it decays."""
-        host: Any = model_inside(self.model).prompts
+        inside: Any = model_inside(self.model)
+        host = inside.prompts if hasattr(inside, "prompts") else prompts_of(inside, "train")
         groups = host.parameter_groups(self.args.learning_rate)
         grouped = {id(parameter) for group in groups for parameter in group["params"]}
         groups.append({"params": [p for p in self.model.parameters() if p.requires_grad and id(p) not in grouped]})
