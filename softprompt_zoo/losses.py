@@ -26,9 +26,6 @@ def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
     Without labels there is none to replace. A loss that somebody then takes of the logits is another one than the
     method's, which a warning says where gradients are wanted: Trainer's label smoothing keeps the labels to itself.
 
-    Without labels there is none to replace. A loss that somebody then takes of the logits is another one than the
-    method's, which a warning says where gradients are wanted: Trainer's label smoothing keeps the labels to itself.
-
     Args:
         host: The model's prompts.
         call: The prompts of this forward.
