@@ -11,6 +11,7 @@ import softprompt_zoo as zoo
 from softprompt_zoo.prompt import MergedTokens
 from softprompt_zoo.testing import TINY_MODELS, tiny_model
 from softprompt_zoo.testing.checks import turn_checkpointing_on
+from softprompt_zoo.testing.models import CLASSIFICATION
 from softprompt_zoo.testing.subject import LENGTHS, Subject, assert_equal, pad, random_text
 
 METHODS = ["prompt_tuning", "p_tuning"]
@@ -360,6 +361,22 @@ def test_a_prefix_stands_in_front_of_a_text_with_slots(architecture):
         assert_equal(logits[mask.bool()], expected[mask.bool()], f"logits of {order}")
     text, _ = generate(subject, ids, mask, soft_slots=slots)
     assert torch.equal(text, generate(base, long_ids, long_mask)[0])
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_a_decoder_that_reads_the_text_once_more_has_no_slots(architecture):
+    """It would see the ids that hold the places."""
+    model = zoo.get_method("prompt_tuning")(tiny_model(architecture, task=CLASSIFICATION), num_virtual_tokens=TOKENS)
+    slots = torch.tensor([[0, 1, -1, 3, -1, -1]])
+    ids = torch.tensor([[PLACEHOLDER, PLACEHOLDER, 9, PLACEHOLDER, 11, model.config.eos_token_id]])
+    with pytest.raises(zoo.UnsupportedError, match=r"virtual tokens in a text that the decoder of .* reads, too"):
+        model(input_ids=ids, soft_slots=slots)
+    with torch.no_grad():
+        plain = model(input_ids=ids, prompts=[None]).logits
+        assert torch.equal(model(input_ids=ids, soft_slots=torch.full_like(slots, -1)).logits, plain)
+        held = [ids.masked_fill(slots >= 0, placeholder) for placeholder in (PLACEHOLDER, 8)]
+        read = [model(input_ids=text, soft_slots=slots, decoder_input_ids=ids).logits for text in held]
+    assert torch.equal(*read)
 
 
 def test_an_encoders_prefix_works_beside_slots():
