@@ -69,8 +69,8 @@ class PromptedModel:
             if isinstance(inputs, Tensor):
                 combinations = combinations * inputs.shape[0] if selection.rows is None else combinations
                 check_rows(len(combinations), inputs.shape[0])
-        if soft_slots is not None and isinstance(inputs, Tensor):
-            check_slots(soft_slots, *inputs.shape[:2])
+        if soft_slots is not None and (isinstance(inputs, Tensor) or kwargs.get("encoder_outputs") is None):
+            check_slots(soft_slots, *(inputs.shape[:2] if isinstance(inputs, Tensor) else (0, 0)))
         generation = Generation(self.prompts, combinations, task_ids, soft_slots)
         token = _GENERATION.set(generation)
         try:
@@ -89,9 +89,13 @@ class PromptedModel:
         # As an argument, for a compiled forward cannot see the context; repeated for beams.
         names = ("decoder_input_ids", "input_ids", "inputs_embeds")
         size = next(inputs[name].shape[0] for name in names if inputs.get(name) is not None)
-        if generation.combinations is not None:
-            times = size // len(generation.combinations)
-            inputs["prompts"] = [entry for entry in generation.combinations for _ in range(times)]
+        combinations, task_ids = generation.combinations, generation.task_ids
+        if combinations is not None:
+            if not combinations or size % len(combinations):
+                check_rows(len(combinations), size)
+            inputs["prompts"] = [entry for entry in combinations for _ in range(size // len(combinations))]
+        if task_ids is not None and size % len(task_ids):
+            check_task_rows(task_ids, size)
         mask = kwargs.get("attention_mask")
         backbone = self.prompts.backbone
         is_counted = backbone.family == "causal" and "position_ids" not in inputs
@@ -99,7 +103,7 @@ class PromptedModel:
         if is_plain and (backbone.through_cache or is_counted):
             # Not the 4-D one that static caches get: it would lack a prompt in the cache, and no text can be counted.
             inputs["attention_mask"] = mask
-        for name, ids in (("task_ids", generation.task_ids), ("soft_slots", generation.soft_slots)):
+        for name, ids in (("task_ids", task_ids), ("soft_slots", generation.soft_slots)):
             if ids is not None:
                 inputs[name] = ids.repeat_interleave(size // ids.shape[0], dim=0)
         return inputs

@@ -216,6 +216,27 @@ def test_assisted_decoding_and_prompt_lookup(architecture):
         assert torch.equal(generate(subject, ids, mask, soft_slots=slots, **options)[0], expected), options
 
 
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+def test_guidance_reads_a_second_text_without_slots(architecture):
+    """The last token alone, or a negative prompt; it was read with the slots of the first text."""
+    subject, _ = subject_and_words(architecture)
+    ids, mask, slots = (part[:1] for part in with_slots())
+    for options in ({}, {"negative_prompt_ids": TEXTS[1]}):
+        with pytest.raises(zoo.UnsupportedError, match="generate runs the model on a second text, as guidance_scale"):
+            generate(subject, ids, mask, soft_slots=slots, guidance_scale=2.0, **options)
+    generate(subject, ids, mask, guidance_scale=2.0)
+    with subject.model.prompts.disabled():
+        text, _ = generate(subject, ids, mask, soft_slots=slots, guidance_scale=2.0)
+    assert torch.equal(text, generate(base_of(architecture), ids, mask, guidance_scale=2.0)[0])
+
+
+def test_slots_need_a_text():
+    """Without one, generate begins a text of one token; slots further behind would stand in what is written."""
+    subject, _ = subject_and_words("llama")
+    with pytest.raises(ValueError, match=r"soft_slots has shape \(1, 2\) for 0 rows of 0 tokens"):
+        subject.model.generate(soft_slots=torch.tensor([[0, 1]]), bos_token_id=1, max_new_tokens=2)
+
+
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_prefill_in_chunks(architecture):
     subject, words = subject_and_words(architecture)
