@@ -35,7 +35,9 @@ def initialize(
     """
     learned.eval()  # a net is fitted without its dropout; whoever takes the prompt sets its mode
     start = getattr(config, "init", None)
-    if isinstance(start, os.PathLike) or (isinstance(start, str) and os.path.isdir(start)):
+    names = next((field.metadata.get("names", ()) for field in dataclasses.fields(config) if field.name == "init"), ())
+    # A name stays one where a folder happens to be called the same.
+    if isinstance(start, os.PathLike) or (isinstance(start, str) and start not in names and os.path.isdir(start)):
         start = saved_prompt(Path(start), backbone, "init")
     if not isinstance(start, Prompt):
         learned.initialize(config, backbone)

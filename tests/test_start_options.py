@@ -68,6 +68,18 @@ def test_what_is_no_text_or_no_prompt_is_refused(method):
         zoo.get_method(method).configure(init=start)
 
 
+@pytest.mark.parametrize("method", methods_with("init"))
+def test_a_folder_that_is_called_like_a_start_is_none(method, tmp_path, monkeypatch):
+    names = zoo.get_method(method).config_class.__dataclass_fields__["init"].metadata["names"]
+    needed = {"text": {"init_text": "w5"}, "labels": {"labels": ["w5"]}}
+    expected = {name: logits(method, init=name, tokenizer=tiny_tokenizer(), **needed.get(name, {})) for name in names}
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        (tmp_path / name).mkdir()
+        found = logits(method, init=name, tokenizer=tiny_tokenizer(), **needed.get(name, {}))
+        assert torch.equal(found, expected[name]), name
+
+
 @pytest.mark.parametrize("is_merged", [False, True])
 @pytest.mark.parametrize("method", methods_with("init"))
 def test_a_prompt_of_a_model_of_other_sizes_is_no_start(method, is_merged):
