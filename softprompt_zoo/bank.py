@@ -18,7 +18,8 @@ from softprompt_zoo.banks.stores import open_store
 from softprompt_zoo.checkpoints import is_saved, read_prompts, saved_names, warn_of_adapters
 from softprompt_zoo.config import check_positive_integer
 from softprompt_zoo.errors import BankError, CheckpointError, UnknownPromptError, ZooError
-from softprompt_zoo.model import inspect_backbone, is_attached
+from softprompt_zoo.examination import inspect_backbone
+from softprompt_zoo.model import is_attached
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import NAME_PATTERN
 

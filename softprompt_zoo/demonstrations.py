@@ -95,8 +95,7 @@ def tokenise_examples(tokenizer: Any, template: str | None, examples: Any) -> tu
         TypeError: If the tokenizer is none.
         ValueError: If the template is not known, or a target has no tokens.
     """
-    if not callable(tokenizer):
-        raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
+    _check_tokenizer(tokenizer)
     ids: list[int] = []
     types: list[int] = []
     for index, (text, target) in enumerate(examples):
@@ -119,14 +118,24 @@ def tokenise_row(tokenizer: Any, template: str | None, text: str, target: str | 
         `input_ids`, `attention_mask` and, with a target, `labels`: its tokens', -100 elsewhere.
 
     Raises:
+        TypeError: If the tokenizer is none, or the text or the target is no text.
         ValueError: If the template is not known, or the target has no tokens.
     """
+    _check_tokenizer(tokenizer)
+    for name, value in (("text", text), ("target", target)):
+        if not isinstance(value, str) and (name, value) != ("target", None):
+            raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected one text: encode row by row")
     pieces = _tokenise_pieces(tokenizer, template, text, target, "the row")
     ids = [token for piece, _ in pieces for token in piece]
     row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
     if target is not None:
         row["labels"] = [token if kind == TARGET else IGNORED for piece, kind in pieces for token in piece]
     return row
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not callable(tokenizer):
+        raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
 
 
 def _tokenise_pieces(

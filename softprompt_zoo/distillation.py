@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompt_zoo.config import GIVEN
-from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
 from softprompt_zoo.tokens import InputTokens
 from softprompt_zoo.training_step import TrainingStep
 
@@ -62,6 +62,7 @@ def teacher_embeddings(name: str, teacher: Any, tokens: int, backbone: "Backbone
 
     Raises:
         UnsupportedError: If one has another shape, or no tokens at the input embeddings.
+        BackboneMismatchError: If one was made for a model of other sizes.
     """
     if teacher is None or isinstance(teacher, str):
         return None
@@ -70,7 +71,12 @@ def teacher_embeddings(name: str, teacher: Any, tokens: int, backbone: "Backbone
     else:
         for index, prompt in enumerate(teacher):
             prompt.refuse_weight(f"{name} {index}", "a teacher")
-        merged = [prompt.merged_tokens(backbone) for prompt in teacher]
+        try:
+            merged = [prompt.merged_tokens(backbone) for prompt in teacher]
+        except ShapeError as error:
+            raise BackboneMismatchError(
+                f"{name} has a prompt that was made for a model of other sizes: {error}; give prompts of this model's"
+            ) from error
         prompts = [part.embeddings if isinstance(part, InputTokens) else None for part in merged]
     for index, prompt in enumerate(prompts):
         shape = "keys and values" if prompt is None else tuple(prompt.shape)

@@ -228,6 +228,9 @@ def _rows(names: list[str], fields: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _texts(name: str, value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        keys = ", ".join(map(repr, value)) or "none"
+        raise TypeError(f"field {name!r} is a mapping with the keys {keys}; give one of its values: a text, or texts")
     if not isinstance(value, Iterable):
         raise TypeError(
             f"field {name!r} is {value!r} ({type(value).__name__}); expected a text, or an iterable of texts"

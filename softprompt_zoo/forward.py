@@ -11,6 +11,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.first_label import wants_first_label, with_first_label
 from softprompt_zoo.sites.arrange import Call
 from softprompt_zoo.sites.positions import past_length
+from softprompt_zoo.sites.slots import Slots
 from softprompt_zoo.sites.stack import cut_output, returns_dict
 from softprompt_zoo.sites.task_heads import with_heads
 from softprompt_zoo.sites.tasks import check_task_ids, check_task_rows
@@ -43,6 +44,8 @@ def prompted_forward(model: Any, base: Any, own: dict[str, Any], kwargs: dict[st
     rows = call.selection.rows
     if rows is not None and text is not None:
         check_rows(rows.shape[0], text.shape[0])
+    if call.slots is not None:
+        _check_decoder(model, base, call.slots, kwargs)
     learners = losses.learners(model.prompts, call, kwargs) if model.training else []
     if not learners:
         return _run(model, base, call, kwargs)
@@ -89,6 +92,20 @@ def _base_forward(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> 
             "ignored; use the model inside"
         )
     return output
+
+
+def _check_decoder(model: Any, base: Any, slots: Slots, kwargs: dict[str, Any]) -> None:
+    """Refuse slots in a text that the decoder reads once more, shifted: it would see the ids that hold the places."""
+    names = ("decoder_input_ids", "decoder_inputs_embeds", *(["labels"] if model.prompts.backbone.has_lm_head else []))
+    is_given = any([kwargs.get(name) is not None for name in names])
+    if model.prompts.backbone.family != "encoder_decoder" or kwargs.get("input_ids") is None or is_given:
+        return
+    if torch.compiler.is_compiling() or bool((slots.index >= 0).any()):
+        raise UnsupportedError(
+            f"soft_slots has virtual tokens in a text that the decoder of {base.__name__} reads, too, where none can "
+            f"stand; give it a text of its own, {' or '.join(names)}, or leave soft_slots out, which puts the prompt "
+            "in front of the encoder's text"
+        )
 
 
 def check_rows(entries: int, rows: int) -> None:

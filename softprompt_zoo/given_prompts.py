@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
-from softprompt_zoo.model import inspect_backbone, is_attached
+from softprompt_zoo.examination import inspect_backbone
+from softprompt_zoo.model import is_attached
 from softprompt_zoo.plain_prompts import check_sizes
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.start_values import saved_prompt

@@ -1,6 +1,7 @@
 """Start values: which words a prompt starts from. Pure functions of a backbone and a tokenizer."""
 
 import os
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,14 +38,17 @@ def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels:
     uses = {"text": ("init_text", init_text), "labels": ("labels", labels)}
     if init is None:
         init = next((name for name, (_, value) in uses.items() if value is not None), "sampled")
-    choices = f"expected one of {', '.join(map(repr, allowed))}, the folder of a saved prompt, or a prompt"
+    names = ", ".join(map(repr, allowed))
+    choices = f"expected one of {names}, the folder of a saved prompt, or a prompt, model.prompts[name]"
     if isinstance(init, str) and init == GIVEN:
         return init
     is_prompt = hasattr(init, "merged_tokens")
     if not is_prompt and not isinstance(init, str | os.PathLike):
-        raise TypeError(f"init is {init!r} ({type(init).__name__}); {choices}")
+        raise TypeError(f"init is {_short(init)} ({type(init).__name__}); {choices}")
     if not is_prompt and init not in allowed and not os.path.isdir(init):
         raise ValueError(f"init is {str(init)!r}; {choices}")
+    if init_text is not None and not isinstance(init_text, str):
+        raise TypeError(f"init_text is {_short(init_text)} ({type(init_text).__name__}); expected one text")
     if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
         raise TypeError(f"labels is {labels!r}; expected a sequence of texts, one per class")
     needed = uses.pop(init, None) if isinstance(init, str) else None
@@ -57,6 +61,11 @@ def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels:
     if needed is not None and tokenizer is not None and not callable(tokenizer):
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
     return init
+
+
+def _short(value: Any) -> str:
+    """Write a value on a part of one line, be it a model."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def initial_embeddings(config: Any, backbone: Backbone) -> Tensor:

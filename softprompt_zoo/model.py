@@ -1,6 +1,5 @@
 """Attaching prompts to a model and taking them off: the model stays the user's own, of its own class."""
 
-import dataclasses
 import functools
 import inspect
 import os
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt_zoo import adapters
-from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks, follow, max_positions
+from softprompt_zoo.backbone import Backbone, Stack, attention_configs, follow
 from softprompt_zoo.checkpoints import save
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.forward import check_rows, prompted_forward
@@ -22,15 +21,12 @@ from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
 from softprompt_zoo.sites.arrange import select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
-from softprompt_zoo.sites.cache_view import reach_through_cache
 from softprompt_zoo.sites.carried import adopt, release, run
-from softprompt_zoo.sites.projections import Projector
-from softprompt_zoo.sites.rehearsal import heed, rehearse, sees_later_tokens
 from softprompt_zoo.sites.slots import check_slots
 from softprompt_zoo.sites.stack import bind, cut_output, unbind
-from softprompt_zoo.sites.task_heads import find_head, with_heads
+from softprompt_zoo.sites.task_heads import with_heads
 from softprompt_zoo.sites.tasks import check_task_ids, check_task_rows
-from softprompt_zoo.sites.words import embed, keys_values, mark_sites, unmark_sites
+from softprompt_zoo.sites.words import mark_sites, unmark_sites
 
 NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
 """What a prompted model's forward takes beyond its own class's."""
@@ -69,8 +65,8 @@ class PromptedModel:
             if isinstance(inputs, Tensor):
                 combinations = combinations * inputs.shape[0] if selection.rows is None else combinations
                 check_rows(len(combinations), inputs.shape[0])
-        if soft_slots is not None and isinstance(inputs, Tensor):
-            check_slots(soft_slots, *inputs.shape[:2])
+        if soft_slots is not None and (isinstance(inputs, Tensor) or kwargs.get("encoder_outputs") is None):
+            check_slots(soft_slots, *(inputs.shape[:2] if isinstance(inputs, Tensor) else (0, 0)))
         generation = Generation(self.prompts, combinations, task_ids, soft_slots)
         token = _GENERATION.set(generation)
         try:
@@ -89,9 +85,13 @@ class PromptedModel:
         # As an argument, for a compiled forward cannot see the context; repeated for beams.
         names = ("decoder_input_ids", "input_ids", "inputs_embeds")
         size = next(inputs[name].shape[0] for name in names if inputs.get(name) is not None)
-        if generation.combinations is not None:
-            times = size // len(generation.combinations)
-            inputs["prompts"] = [entry for entry in generation.combinations for _ in range(times)]
+        combinations, task_ids = generation.combinations, generation.task_ids
+        if combinations is not None:
+            if not combinations or size % len(combinations):
+                check_rows(len(combinations), size)
+            inputs["prompts"] = [entry for entry in combinations for _ in range(size // len(combinations))]
+        if task_ids is not None and size % len(task_ids):
+            check_task_rows(task_ids, size)
         mask = kwargs.get("attention_mask")
         backbone = self.prompts.backbone
         is_counted = backbone.family == "causal" and "position_ids" not in inputs
@@ -99,7 +99,7 @@ class PromptedModel:
         if is_plain and (backbone.through_cache or is_counted):
             # Not the 4-D one that static caches get: it would lack a prompt in the cache, and no text can be counted.
             inputs["attention_mask"] = mask
-        for name, ids in (("task_ids", generation.task_ids), ("soft_slots", generation.soft_slots)):
+        for name, ids in (("task_ids", task_ids), ("soft_slots", generation.soft_slots)):
             if ids is not None:
                 inputs[name] = ids.repeat_interleave(size // ids.shape[0], dim=0)
         return inputs
@@ -162,81 +162,6 @@ class PromptedModel:
 def is_attached(model: object) -> bool:
     """Say whether a model, or the model inside a `PeftModel`, has prompts."""
     return isinstance(adapters.model_inside(model), PromptedModel)
-
-
-def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
-    """Find what prompts need to know of a model. Nothing is changed.
-
-    Args:
-        model: A transformers model without prompts.
-
-    Returns:
-        The backbone that plugins see, and the stacks that the sites act on.
-
-    Raises:
-        UnsupportedError: If no prompt can be attached to it.
-    """
-    model = adapters.model_inside(model)
-    family, stacks = _reached(*find_stacks(model))
-    for stack in stacks.values():
-        if stack.problem is not None and not stack.takes_real_positions:
-            raise _no_method(model, stack.problem)
-        for config in attention_configs(stack.module):
-            prompted_implementation(base_implementation(config._attn_implementation))
-    findings = rehearse(family, stacks)
-    if findings.keys_values is not None and family == "causal":
-        raise _no_method(model, findings.keys_values)
-    stacks = heed(findings, stacks)
-    if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
-        raise _no_method(model, findings.inputs)
-    weight: Any = next(iter(stacks.values())).embedding.weight
-    probe = torch.zeros(1, dtype=torch.long, device=weight.device)
-    names = {id(module): name for name, module in model.named_modules()}
-    sites = {site: modules for stack in stacks.values() for site, modules in stack.attentions.items()}
-    backbone = Backbone(
-        family=family,
-        hidden_size=embed(stacks, probe).shape[-1],
-        vocab_size=weight.shape[0],
-        layers={site: shapes for stack in stacks.values() for site, shapes in stack.shapes.items()},
-        max_positions=max_positions(model),
-        takes_cache=list(stacks.values())[-1].takes_cache,
-        dtype=weight.dtype,
-        device=weight.device,
-        embed=functools.partial(embed, stacks),
-        keys_values=functools.partial(keys_values, stacks),
-        project=Projector(stacks),
-        module_names={site: tuple(names[id(m)] for m in modules) for site, modules in sites.items()},
-        parameter_names=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
-        model_type=str(getattr(model.config, "model_type", "")),
-        task_head=find_head(model, [stack.module for stack in stacks.values()]),
-        has_lm_head=model.get_output_embeddings() is not None,
-        scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
-        input_problem=findings.inputs,
-        through_cache=any(stack.through_cache for stack in stacks.values()),
-    )
-    return backbone, stacks
-
-
-def _no_method(model: PreTrainedModel, problem: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"cannot attach a prompt of any method to {type(model).__name__}: {problem}; choose a model "
-        "whose attention is transformers' AttentionInterface (gpt2, llama, qwen3, bert, t5 and many others)"
-    )
-
-
-def _reached(family: str, stacks: dict[str, Stack]) -> tuple[str, dict[str, Stack]]:
-    """Reach a single stack through its cache if its attention is not reached otherwise."""
-    if len(stacks) > 1 or not (found := next(iter(stacks.values()))).problem:
-        return family, stacks
-    stack = reach_through_cache(found)
-    problem: str | None = found.problem
-    if stack.through_cache:
-        problem = rehearse("causal", {"decoder": stack}).keys_values
-        if problem is None:
-            return "causal", {"decoder": stack}
-    if not found.is_causal and not found.takes_real_positions and sees_later_tokens(found):
-        found = dataclasses.replace(found, takes_real_positions=True)  # it takes a cache and keeps none
-    return family, {found.name: dataclasses.replace(found, problem=problem)}
 
 
 def attach(

@@ -23,7 +23,7 @@ from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.arrange import Call, Combination, check_combination, select
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.shared_pass import Prefix
-from softprompt_zoo.sites.slots import take_slots
+from softprompt_zoo.sites.slots import check_second_text, take_slots
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.start_values import initialize, read_folders
@@ -291,15 +291,18 @@ class Prompts(Borrower, nn.Module):
 
         Raises:
             ValueError: If an entry, a task or a slot is out of range.
+            UnsupportedError: If `generate` runs the model on a text of its own, where slots are given.
         """
         generation = None if torch.compiler.is_compiling() else _GENERATION.get()
-        if generation is not None and generation.host is self:
+        in_generate = generation is not None and generation.host is self
+        is_off = is_disabled(self)
+        if generation is not None and in_generate:
             prompts = generation.combinations if prompts is None else prompts
             task_ids = generation.task_ids if task_ids is None else task_ids
-            soft_slots = generation.soft_slots if soft_slots is None else soft_slots
-        in_generate = generation is not None and generation.host is self
+            if soft_slots is None and generation.soft_slots is not None and not is_off:
+                check_second_text(self.backbone)
+                soft_slots = generation.soft_slots
         lent: dict[str, Ready] = {}
-        is_off = is_disabled(self)
         if is_off:
             selection = select(None, (), ())
         else:

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from softprompt_zoo import adapters
 from softprompt_zoo.checkpoints import read_adapters, read_prompts, write_peft
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
-from softprompt_zoo.model import attach, inspect_backbone, is_attached, prompts_of
+from softprompt_zoo.examination import inspect_backbone
+from softprompt_zoo.model import attach, is_attached, prompts_of
 from softprompt_zoo.plain_prompts import check_shared_room
 from softprompt_zoo.prompt import MergedTokens
 from softprompt_zoo.prompts import Prompts

@@ -11,10 +11,10 @@ from torch import nn
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.checkpoints import read_prompts, warn_of_adapters
 from softprompt_zoo.config import GIVEN, MethodConfig
-from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod
-from softprompt_zoo.tokens import InputTokens
+from softprompt_zoo.tokens import InputTokens, VirtualTokens, check_virtual_tokens
 
 START_NAMES = ("sampled", "text", "labels", "random")
 """What `init` names in most methods; a folder that is called so can be given as `./text`."""
@@ -34,8 +34,10 @@ def initialize(
 
     Raises:
         ValueError: If `init` is a prompt of another length.
+        BackboneMismatchError: If it was made for a model of other sizes.
         UnsupportedError: If the method cannot start from `init`.
     """
+    learned.eval()  # a net is fitted without its dropout; whoever takes the prompt sets its mode
     start: Any = getattr(config, "init", None)
     if isinstance(start, os.PathLike) or _is_folder(start, _names(config).get("init", ())):
         start = saved_prompt(Path(start), backbone, "init")
@@ -49,17 +51,29 @@ def initialize(
             f"init is a prompt of {start.num_virtual_tokens} virtual tokens; set num_virtual_tokens to that, "
             f"not {config.num_virtual_tokens}"
         )
+    tokens = _fitting_tokens(start, backbone)
     _start_head(head, start.head)
     if start.method == method.name and not start.is_merged and hasattr(learned, "start_from_parameters"):
         learned.start_from_parameters(start.learned, config)
         return
-    tokens = start.merged_tokens(backbone)
     if config.tasks is None and isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3:
         raise UnsupportedError(
             f"init is a prompt with {tokens.embeddings.shape[0]} tasks, of which {method.name!r} has none; export the "
             "one you want, zoo.export(model, folder, task=…), and give that folder"
         )
     learned.start_from(tokens)
+
+
+def _fitting_tokens(start: Prompt, backbone: Backbone) -> VirtualTokens:
+    """Return the plain tokens of the prompt to start from, if they are of this model's sizes."""
+    try:
+        tokens = start.merged_tokens(backbone)
+        check_virtual_tokens(tokens, backbone, start.num_virtual_tokens, start.config.tasks, "the init prompt")
+    except ShapeError as error:
+        raise BackboneMismatchError(
+            f"init is a prompt that was made for a model of other sizes: {error}; give one of this model's sizes"
+        ) from error
+    return tokens
 
 
 def _start_head(head: nn.ModuleDict | None, start: nn.ModuleDict | None) -> None:

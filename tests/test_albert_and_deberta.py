@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AlbertConfig, AlbertModel, AutoModel, BertConfig, DebertaConfig, DebertaModel, DebertaV2Config
 
 import softprompt_zoo as zoo
-from softprompt_zoo.model import inspect_backbone
+from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.testing.checks import turn_checkpointing_on
 from softprompt_zoo.testing.subject import assert_equal
 

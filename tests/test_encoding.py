@@ -362,6 +362,7 @@ def test_a_field_named_like_an_option_is_refused(option):
         ("{a}{b}", {"a": ["w5"], "b": ["w5", "w6"]}, ValueError, "different numbers of rows: a has 1, b has 2"),
         ("{a}{b}", {"a": [], "b": "w5"}, ValueError, "field 'a' is empty; give at least one text"),
         ("{text}", {"text": 5}, TypeError, r"field 'text' is 5 \(int\); expected a text, or an iterable of texts"),
+        ("{text}", {"text": {"text": ["w5"]}}, TypeError, "field 'text' is a mapping with the keys 'text'"),
         ("{text}", {"text": None}, TypeError, r"field 'text' is None \(NoneType\)"),
         ("{text}", {"text": ["w5", None]}, TypeError, r"field 'text' has None \(NoneType\) in row 1; expected a text"),
         ("{text}", {"text": ["w5", ""]}, ValueError, "row 1 has no tokens"),

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import softprompt_zoo as zoo
-from softprompt_zoo.model import inspect_backbone
+from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.testing import conformance_suite, tiny_model
 from softprompt_zoo.testing.checks import turn_checkpointing_on
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text

@@ -8,7 +8,7 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 import softprompt_zoo as zoo
-from softprompt_zoo.model import inspect_backbone
+from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.testing import TINY_MODELS, tiny_model
 from softprompt_zoo.testing.subject import assert_equal
 

@@ -6,7 +6,7 @@ from swept_models import build
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import softprompt_zoo as zoo
-from softprompt_zoo.model import inspect_backbone
+from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.sites import rehearsal
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.models import TINY_MODELS

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import softprompt_zoo as zoo
 from softprompt_zoo.config import check_reparameterization
 from softprompt_zoo.methods import BUILTINS
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
+from softprompt_zoo.testing.sizes import ROTARY
 
 TEXT = torch.tensor([[9, 30, 41, 8]])
 
@@ -69,6 +71,39 @@ def test_a_text_that_would_be_ignored_is_refused(method, tmp_path):
         with pytest.raises(ValueError, match=r"init_text is 'w5', and init, which is .*, does not use it; leave"):
             zoo.get_method(method)(model, num_virtual_tokens=3, init=init, init_text="w5", tokenizer=tiny_tokenizer())
         assert not hasattr(model, "prompts")
+
+
+@pytest.mark.parametrize("method", methods_with("init_text"))
+def test_what_is_no_text_or_no_prompt_is_refused(method):
+    with pytest.raises(TypeError, match=r"init_text is \('w5', 'w6'\) \(tuple\); expected one text"):
+        zoo.get_method(method).configure(init_text=["w5", "w6"], tokenizer=tiny_tokenizer())
+    start = zoo.get_method(method)(tiny_model("llama"), num_virtual_tokens=3)
+    with pytest.raises(TypeError, match=r"^init is [^\n]{,40} \(LlamaForCausalLM\); .* model.prompts\[name\]$"):
+        zoo.get_method(method).configure(init=start)
+
+
+@pytest.mark.parametrize("method", methods_with("init"))
+def test_a_folder_that_is_called_like_a_start_is_none(method, tmp_path, monkeypatch):
+    names = zoo.get_method(method).config_class.__dataclass_fields__["init"].metadata["names"]
+    needed = {"text": {"init_text": "w5"}, "labels": {"labels": ["w5"]}}
+    expected = {name: logits(method, init=name, tokenizer=tiny_tokenizer(), **needed.get(name, {})) for name in names}
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        (tmp_path / name).mkdir()
+        found = logits(method, init=name, tokenizer=tiny_tokenizer(), **needed.get(name, {}))
+        assert torch.equal(found, expected[name]), name
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+@pytest.mark.parametrize("method", methods_with("init"))
+def test_a_prompt_of_a_model_of_other_sizes_is_no_start(method, is_merged):
+    start = zoo.get_method(method)(tiny_model("llama"), num_virtual_tokens=3)
+    init = (zoo.merge(start) if is_merged else start).prompts["default"]
+    sizes = {**ROTARY, "hidden_size": 64}
+    model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **sizes))
+    with pytest.raises(zoo.BackboneMismatchError, match="init is a prompt that was made for a model of other sizes: "):
+        zoo.get_method(method)(model, num_virtual_tokens=3, init=init)
+    assert not hasattr(model, "prompts")
 
 
 @pytest.mark.parametrize("method", methods_with("labels"))

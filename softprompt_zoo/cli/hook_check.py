@@ -21,7 +21,7 @@ def check_hooks(reports: Sequence[PluginReport]) -> tuple[list[PluginReport], di
     Returns:
         The reports, with problems that were found, and by method why its hooks could not be run.
     """
-    from softprompt_zoo.model import inspect_backbone
+    from softprompt_zoo.examination import inspect_backbone
     from softprompt_zoo.testing import tiny_model
 
     quiet()

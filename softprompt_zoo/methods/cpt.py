@@ -126,6 +126,7 @@ class Config(MethodConfig):
             `input_ids`, `attention_mask` and, with a target, `labels`: its tokens', -100 elsewhere.
 
         Raises:
+            TypeError: If the tokenizer is none, or the text or the target is no text.
             ValueError: If the template is not known, or the target has no tokens.
         """
         return tokenise_row(tokenizer, self.template, text, target)

@@ -87,7 +87,8 @@ class Config(MethodConfig):
     init_text: str | None = None
     """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prompt."""
     labels: tuple[str, ...] | None = None
-    """The labels of `init="labels"`: row i is the mean embedding of label i's tokens."""
+    """The labels of `init="labels"`: row i is the mean embedding of label i's tokens; those beyond the prompt are left
+    out."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `"text"` and `"labels"`."""
     factor_init: str = "identity"

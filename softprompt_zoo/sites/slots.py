@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone import Stack
+from softprompt_zoo.backbone import Backbone, Stack
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.arrange import Combination, Selection
 from softprompt_zoo.sites.positions import text_positions
@@ -135,6 +135,22 @@ def check_slots(index: Any, rows: int, length: int, past: int = 0) -> None:
         raise ValueError(
             f"soft_slots has shape {tuple(index.shape)} for {rows} rows of {length} tokens{cached}; give one entry "
             "for each token of the text from the first on, like attention_mask; -1 for text"
+        )
+
+
+def check_second_text(backbone: Backbone) -> None:
+    """Refuse a forward to which `generate` hands no slots: it reads a text of its own, unless it is an encoder's.
+
+    Args:
+        backbone: Sizes of the model that `generate` was called on.
+
+    Raises:
+        UnsupportedError: If the model has no encoder.
+    """
+    if backbone.family == "causal":
+        raise UnsupportedError(
+            "generate runs the model on a second text, as guidance_scale does, in which nothing says where the virtual "
+            "tokens of soft_slots stand; call generate without guidance_scale"
         )
 
 

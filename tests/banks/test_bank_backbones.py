@@ -6,7 +6,7 @@ from bank_models import prompted
 
 import softprompt_zoo as zoo
 from softprompt_zoo.banks import identity
-from softprompt_zoo.model import inspect_backbone
+from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.testing import tiny_model
 
 

@@ -8,7 +8,7 @@ from contexts import CAUSAL, EXAMPLES, HIDDEN, IDS, OPTIONS, TEXT, TYPES, balls,
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model, Trainer, TrainingArguments
 
 import softprompt_zoo as zoo
-from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 
 # The context
 
@@ -54,6 +54,21 @@ def test_pieces_are_tokenised_one_by_one_and_spaces_go_to_the_field():
     assert row == {"input_ids": [6, 4, 8, 3, 1], "attention_mask": [1] * 5, "labels": [-100, -100, -100, 3, -100]}
     assert config.encode(tokenizer, "bad") == {"input_ids": [6, 4, 8], "attention_mask": [1] * 3}
     assert pieces == ["input:", " bad", " output:", " no", "\n", "input:", " bad", " output:"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((None, "w5"), "tokenizer is NoneType; expected a transformers tokenizer"),
+        ((tiny_tokenizer(), ["w5", "w6"]), r"text is \['w5', 'w6'\] \(list\); expected one text: encode row by row"),
+        ((tiny_tokenizer(), None), r"text is None \(NoneType\)"),
+        ((tiny_tokenizer(), "w5", 1), r"target is 1 \(int\)"),
+    ],
+)
+def test_only_one_text_is_encoded(arguments, text):
+    method = zoo.get_method("cpt").configure(examples=[("w5", "w6")], tokenizer=tiny_tokenizer())
+    with pytest.raises(TypeError, match=text):
+        method.config_class.from_options(method.options).encode(*arguments)
 
 
 def test_braces_are_doubled_in_a_template():

@@ -8,9 +8,11 @@ import torch
 from multitask import EVERY_TASK, HIDDEN, TASKS, TEXT, TEXTS, TOKENS, learned, plain, prompted, tokens_of, training
 from safetensors.torch import load_file
 from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.sizes import ROTARY
 from softprompt_zoo.testing.subject import DECODER_LENGTH, assert_equal, pad, random_text
 
 
@@ -146,6 +148,11 @@ def weighed(weight):
     return model.prompts["default"]
 
 
+def of_a_wider_model():
+    model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **{**ROTARY, "hidden_size": 2 * HIDDEN}))
+    return zoo.get_method("prompt")(model, num_virtual_tokens=TOKENS).prompts["default"]
+
+
 @pytest.mark.parametrize(
     ("teacher", "error", "text"),
     [
@@ -165,6 +172,7 @@ def weighed(weight):
             zoo.UnsupportedError,
             "teacher 0 is keys and values",
         ),
+        (lambda: [of_a_wider_model()] * 3, zoo.BackboneMismatchError, "teacher has a prompt .* of other sizes"),
         (lambda: [weighed(0.5)] * 3, zoo.UnsupportedError, "teacher 0 has the weight 0.5"),
     ],
 )

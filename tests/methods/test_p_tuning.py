@@ -107,11 +107,11 @@ def test_the_mlp_is_as_wide_as_the_embeddings_unless_told():
     assert widths == [HIDDEN, HIDDEN, HIDDEN]
 
 
-@pytest.mark.parametrize("kind", ["lstm", "mlp", None])
+@pytest.mark.parametrize(("kind", "dropout"), [("lstm", 0.0), ("lstm", 0.5), ("mlp", 0.0), (None, 0.0)])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "bert", "t5"])
-def test_it_starts_as_the_embeddings_of_a_text(architecture, kind):
+def test_it_starts_as_the_embeddings_of_a_text(architecture, kind, dropout):
     text = {"init": "text", "init_text": "w5 w6 w7", "tokenizer": tiny_tokenizer()}
-    model = attach(architecture, reparameterization=kind, **text)
+    model = attach(architecture, reparameterization=kind, dropout=dropout, **text)
     words = model.get_input_embeddings()(torch.tensor([5, 6, 7, 5, 6]))
     torch.testing.assert_close(built(model), words, rtol=0, atol=2e-4)
 

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
-from texts_with_slots import TOKENS, base_of, generate, subject_and_words, with_slots
+from texts_with_slots import PLACEHOLDER, TEXTS, TOKENS, base_of, generate, subject_and_words, with_slots
 
+import softprompt_zoo as zoo
+from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.models import CLASSIFICATION
 from softprompt_zoo.testing.subject import Subject
 
 
@@ -90,3 +93,40 @@ def test_no_prompt_is_active():
         subject.run(ids, mask, soft_slots=slots)
     expected = base_of("llama").logits(ids, mask)
     assert torch.equal(subject.logits(ids, mask, soft_slots=torch.full_like(slots, -1)), expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+def test_guidance_reads_a_second_text_without_slots(architecture):
+    """The last token alone, or a negative prompt; it was read with the slots of the first text."""
+    subject, _ = subject_and_words(architecture)
+    ids, mask, slots = (part[:1] for part in with_slots())
+    for options in ({}, {"negative_prompt_ids": TEXTS[1]}):
+        with pytest.raises(zoo.UnsupportedError, match="generate runs the model on a second text, as guidance_scale"):
+            generate(subject, ids, mask, soft_slots=slots, guidance_scale=2.0, **options)
+    generate(subject, ids, mask, guidance_scale=2.0)
+    with subject.model.prompts.disabled():
+        text, _ = generate(subject, ids, mask, soft_slots=slots, guidance_scale=2.0)
+    assert torch.equal(text, generate(base_of(architecture), ids, mask, guidance_scale=2.0)[0])
+
+
+def test_slots_need_a_text():
+    """Without one, generate begins a text of one token; slots further behind would stand in what is written."""
+    subject, _ = subject_and_words("llama")
+    with pytest.raises(ValueError, match=r"soft_slots has shape \(1, 2\) for 0 rows of 0 tokens"):
+        subject.model.generate(soft_slots=torch.tensor([[0, 1]]), bos_token_id=1, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_a_decoder_that_reads_the_text_once_more_has_no_slots(architecture):
+    """It would see the ids that hold the places."""
+    model = zoo.get_method("prompt_tuning")(tiny_model(architecture, task=CLASSIFICATION), num_virtual_tokens=TOKENS)
+    slots = torch.tensor([[0, 1, -1, 3, -1, -1]])
+    ids = torch.tensor([[PLACEHOLDER, PLACEHOLDER, 9, PLACEHOLDER, 11, model.config.eos_token_id]])
+    with pytest.raises(zoo.UnsupportedError, match=r"virtual tokens in a text that the decoder of .* reads, too"):
+        model(input_ids=ids, soft_slots=slots)
+    with torch.no_grad():
+        plain = model(input_ids=ids, prompts=[None]).logits
+        assert torch.equal(model(input_ids=ids, soft_slots=torch.full_like(slots, -1)).logits, plain)
+        held = [ids.masked_fill(slots >= 0, placeholder) for placeholder in (PLACEHOLDER, 8)]
+        read = [model(input_ids=text, soft_slots=slots, decoder_input_ids=ids).logits for text in held]
+    assert torch.equal(*read)

@@ -1,0 +1,94 @@
+"""Examining a model before a prompt is attached: its sizes, its stacks, and whether prompts can reach them."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from softprompt_zoo import adapters
+from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks, max_positions
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
+from softprompt_zoo.sites.cache_view import reach_through_cache
+from softprompt_zoo.sites.projections import Projector
+from softprompt_zoo.sites.rehearsal import heed, rehearse, sees_later_tokens
+from softprompt_zoo.sites.task_heads import find_head
+from softprompt_zoo.sites.words import embed, keys_values
+
+
+def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
+    """Find what prompts need to know of a model. Nothing is changed.
+
+    Args:
+        model: A transformers model without prompts.
+
+    Returns:
+        The backbone that plugins see, and the stacks that the sites act on.
+
+    Raises:
+        UnsupportedError: If no prompt can be attached to it.
+    """
+    model = adapters.model_inside(model)
+    family, stacks = _reached(*find_stacks(model))
+    for stack in stacks.values():
+        if stack.problem is not None and not stack.takes_real_positions:
+            raise _no_method(model, stack.problem)
+        for config in attention_configs(stack.module):
+            prompted_implementation(base_implementation(config._attn_implementation))
+    findings = rehearse(family, stacks)
+    if findings.keys_values is not None and family == "causal":
+        raise _no_method(model, findings.keys_values)
+    stacks = heed(findings, stacks)
+    if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
+        raise _no_method(model, findings.inputs)
+    weight: Any = next(iter(stacks.values())).embedding.weight
+    probe = torch.zeros(1, dtype=torch.long, device=weight.device)
+    names = {id(module): name for name, module in model.named_modules()}
+    sites = {site: modules for stack in stacks.values() for site, modules in stack.attentions.items()}
+    backbone = Backbone(
+        family=family,
+        hidden_size=embed(stacks, probe).shape[-1],
+        vocab_size=weight.shape[0],
+        layers={site: shapes for stack in stacks.values() for site, shapes in stack.shapes.items()},
+        max_positions=max_positions(model),
+        takes_cache=list(stacks.values())[-1].takes_cache,
+        dtype=weight.dtype,
+        device=weight.device,
+        embed=functools.partial(embed, stacks),
+        keys_values=functools.partial(keys_values, stacks),
+        project=Projector(stacks),
+        module_names={site: tuple(names[id(m)] for m in modules) for site, modules in sites.items()},
+        parameter_names=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
+        model_type=str(getattr(model.config, "model_type", "")),
+        task_head=find_head(model, [stack.module for stack in stacks.values()]),
+        has_lm_head=model.get_output_embeddings() is not None,
+        scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
+        input_problem=findings.inputs,
+        through_cache=any(stack.through_cache for stack in stacks.values()),
+    )
+    return backbone, stacks
+
+
+def _no_method(model: PreTrainedModel, problem: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"cannot attach a prompt of any method to {type(model).__name__}: {problem}; choose a model "
+        "whose attention is transformers' AttentionInterface (gpt2, llama, qwen3, bert, t5 and many others)"
+    )
+
+
+def _reached(family: str, stacks: dict[str, Stack]) -> tuple[str, dict[str, Stack]]:
+    """Reach a single stack through its cache if its attention is not reached otherwise."""
+    if len(stacks) > 1 or not (found := next(iter(stacks.values()))).problem:
+        return family, stacks
+    stack = reach_through_cache(found)
+    problem: str | None = found.problem
+    if stack.through_cache:
+        problem = rehearse("causal", {"decoder": stack}).keys_values
+        if problem is None:
+            return "causal", {"decoder": stack}
+    if not found.is_causal and not found.takes_real_positions and sees_later_tokens(found):
+        found = dataclasses.replace(found, takes_real_positions=True)  # it takes a cache and keeps none
+    return family, {found.name: dataclasses.replace(found, problem=problem)}
