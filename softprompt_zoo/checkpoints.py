@@ -25,11 +25,10 @@ from softprompt_zoo.errors import (
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt
 from softprompt_zoo.formats import embeddings, native, peft, vocabulary
 from softprompt_zoo.formats.files import read_json
-from softprompt_zoo.plain_prompts import check_sizes, plain_prompt
+from softprompt_zoo.plain_prompts import check_sizes, one_task, plain_prompt
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.task_heads import copy_head
-from softprompt_zoo.sites.tasks import check_task
 from softprompt_zoo.tokens import InputTokens, VirtualTokens, to_tensors
 
 if TYPE_CHECKING:
@@ -55,7 +54,8 @@ def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str,
         state_dict: The model's state, where the caller gathered it from several devices.
 
     Raises:
-        CheckpointError: If the place is a file, or a folder with a model's weights. Nothing is written.
+        CheckpointError: If the place is a file, or a folder with a model's weights or another adapter of PEFT's.
+            Nothing is written.
         UnsupportedError: If PEFT has put an adapter into the prompts.
     """
     host: Prompts = model.prompts
@@ -66,6 +66,8 @@ def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str,
         )
     path = _directory(directory)
     native.check_place(path)
+    if not native.is_native(path):  # PEFT's adapter in the root of ours is one that save_pretrained put there
+        peft.check_place(path)
     adapted = dict(adapters.parameters(model))
     if state_dict is None:
         tensors = {native.KEY_PREFIX + key: tensor for key, tensor in host.state_dict().items()} | adapted
@@ -204,27 +206,6 @@ def write_peft(host: "Prompts", directory: Path, name: str | None, task_id: int 
         files = peft.with_head(files, prompt.head.state_dict(), task)
     origin = peft.Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
     peft.write(_directory(directory), files, task, host.base_name, origin)
-
-
-def one_task(tokens: VirtualTokens, task_id: int, name: str) -> InputTokens:
-    """Take one task's tokens out of those of a prompt with tasks.
-
-    Args:
-        tokens: The plain tokens.
-        task_id: The task.
-        name: The prompt's name, for messages.
-
-    Returns:
-        Tokens `(tokens, hidden)`.
-
-    Raises:
-        ValueError: If the prompt does not have that task.
-    """
-    count = tokens.embeddings.shape[0] if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3 else 0
-    if not count:
-        raise ValueError(f"task is {task_id!r}, and prompt {name!r} has no tasks; leave it out")
-    check_task(task_id, count, name)
-    return InputTokens(tokens.embeddings[task_id])  # type: ignore[union-attr]
 
 
 def _input_prompt(found: Tensor, backbone: Backbone, directory: Path) -> Prompt:

@@ -8,10 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone import trial
-from softprompt_zoo.checkpoints import one_task
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model import prompts_of
-from softprompt_zoo.plain_prompts import plain_prompt
+from softprompt_zoo.plain_prompts import one_task, plain_prompt
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.arrange import Call, Combination, Entry, Selection, check_combination, join
 from softprompt_zoo.sites.shared_pass import causal_prefix

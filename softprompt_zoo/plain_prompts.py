@@ -17,6 +17,7 @@ from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.arrange import Entry, lengths
 from softprompt_zoo.sites.task_heads import copy_head
+from softprompt_zoo.sites.tasks import check_task
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens, check_virtual_tokens, to_tensors
 
 
@@ -213,3 +214,24 @@ def _plain_method(tokens: VirtualTokens) -> LoadedMethod:
     raise UnsupportedError(
         f"no loaded method holds plain prompts of PEFT's kind {wanted}; allow the package's own methods to load"
     )
+
+
+def one_task(tokens: VirtualTokens, task_id: int, name: str) -> InputTokens:
+    """Take one task's tokens out of those of a prompt with tasks.
+
+    Args:
+        tokens: The plain tokens.
+        task_id: The task.
+        name: The prompt's name, for messages.
+
+    Returns:
+        Tokens `(tokens, hidden)`.
+
+    Raises:
+        ValueError: If the prompt does not have that task.
+    """
+    count = tokens.embeddings.shape[0] if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3 else 0
+    if not count:
+        raise ValueError(f"task is {task_id!r}, and prompt {name!r} has no tasks; leave it out")
+    check_task(task_id, count, name)
+    return InputTokens(tokens.embeddings[task_id])  # type: ignore[union-attr]

@@ -12,6 +12,7 @@ from softprompt_zoo import adapters
 from softprompt_zoo.checkpoints import read_adapters, read_prompts, write_peft
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.examination import inspect_backbone
+from softprompt_zoo.formats import native, peft
 from softprompt_zoo.model import attach, is_attached, prompts_of
 from softprompt_zoo.plain_prompts import check_shared_room
 from softprompt_zoo.prompt import MergedTokens
@@ -131,6 +132,8 @@ def export(
         TypeError: If `name` is neither a name nor a list of names, or `"vocabulary"` gets no tokenizer.
         ValueError: If `to` is none of these, the directory is not empty, or the prompt does not have that task.
         UnknownPromptError: If there is no prompt of that name.
+        CheckpointError: If an adapter for PEFT would replace another one that is no prompt, or stand beside what
+            `save_pretrained` wrote.
         UnsupportedError: If the format cannot hold the prompt; says what would be lost. Nothing is written.
     """
     if to not in EXPORTS:
@@ -147,7 +150,17 @@ def export(
         )
     else:
         _refuse_adapters(model)
+        _check_place(Path(directory))
         write_peft(host, Path(directory), None if names is None else names[0], task)
+
+
+def _check_place(directory: Path) -> None:
+    if native.is_native(directory):
+        raise CheckpointError(
+            f"{directory} holds prompts that save_pretrained wrote, which zoo.load would read in place of the export; "
+            "give a new folder"
+        )
+    peft.check_place(directory)
 
 
 def _refuse_adapters(model: Any) -> None:

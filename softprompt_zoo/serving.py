@@ -15,12 +15,12 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt_zoo import adapters
 from softprompt_zoo.backbone import trial
-from softprompt_zoo.checkpoints import one_task
 from softprompt_zoo.disabling import is_disabled
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.formats import embeddings, vocabulary
 from softprompt_zoo.model import detach
 from softprompt_zoo.output_rows import add_rows, least_likely, output_row
+from softprompt_zoo.plain_prompts import one_task
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.tokens import InputTokens
 

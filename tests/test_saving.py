@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import peft
 import pytest
 import torch
 from safetensors import safe_open
@@ -252,6 +253,25 @@ def test_a_models_own_weights_are_not_overwritten(tmp_path):
     with pytest.raises(zoo.CheckpointError, match="holds the weights of a model"):
         prompted().model.save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_another_adapter_is_not_overwritten(tmp_path):
+    """And an export beside saved prompts would never be read."""
+    model = prompted().model
+    lora = tmp_path / "lora"
+    peft.get_peft_model(tiny_model("llama"), peft.LoraConfig()).save_pretrained(lora)
+    model.save_pretrained(tmp_path / "saved")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for write in (model.save_pretrained, lambda folder: zoo.export(model, folder)):
+        with pytest.raises(zoo.CheckpointError, match="lora holds a PEFT adapter of type 'LORA'"):
+            write(lora)
+    with pytest.raises(zoo.CheckpointError, match=r"zoo\.load would read in place of the export"):
+        zoo.export(model, tmp_path / "saved")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    zoo.export(model, tmp_path / "new")
+    zoo.export(model, tmp_path / "new")
+    model.save_pretrained(tmp_path / "new")
+    model.save_pretrained(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("fail_at", range(4))

@@ -223,6 +223,22 @@ def is_peft(directory: Path) -> bool:
     return (directory / CONFIG_FILE).is_file()
 
 
+def check_place(directory: Path) -> None:
+    """Refuse a directory where an adapter that is no prompt would be overwritten.
+
+    Args:
+        directory: Where a prompt shall be written.
+
+    Raises:
+        CheckpointError: If there is one, such as a LoRA.
+    """
+    if is_peft(directory) and not is_prompt(fields := read_json(directory / CONFIG_FILE)):
+        raise CheckpointError(
+            f"{directory} holds a PEFT adapter of type {fields.get('peft_type')!r}, which the prompt would replace; "
+            "give a new folder"
+        )
+
+
 def is_prompt(fields: Mapping[str, Any]) -> bool:
     """Say whether an adapter's config is that of a prompt; LoRA's and its like are not."""
     return "num_virtual_tokens" in fields or fields.get("peft_type") in PACKAGES
