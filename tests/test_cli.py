@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from test_training import save_tiny, write_rows
+from tiny_runs import save_tiny, write_rows
 from typer.testing import CliRunner
 
 import softprompt_zoo as zoo

@@ -1,0 +1,51 @@
+"""A place with a tiny model and data, a whole run, and what happens in the midst of one."""
+
+import pytest
+from tiny_runs import save_tiny, tiny_settings, train, write_rows
+from transformers import TrainerCallback
+
+from softprompt_zoo.training import trainer as trainers
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A folder with a tiny model and data."""
+    folder = tmp_path_factory.mktemp("place")
+    save_tiny(folder / "model")
+    write_rows(folder / "train.jsonl", 20)
+    write_rows(folder / "validation.jsonl", 6, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(place):
+    """A run that nothing interrupted, and what it printed."""
+    output = place / "whole"
+    return output, train(tiny_settings(place, output))
+
+
+class At(TrainerCallback):
+    """Does something after a step."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.action()
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Make the next run do something after a step."""
+
+    def arrange(step, action):
+        def with_callback(*arguments):
+            *others, callbacks = arguments
+            return made(*others, [At(step, action), *callbacks])
+
+        made = trainers.make_trainer
+        monkeypatch.setattr(trainers, "make_trainer", with_callback)
+        return lambda: monkeypatch.setattr(trainers, "make_trainer", made)
+
+    return arrange
