@@ -12,12 +12,10 @@ from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.checkpoints import read_prompts, warn_of_adapters
 from softprompt_zoo.config import GIVEN, MethodConfig
 from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
+from softprompt_zoo.initialization import INITS
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod
 from softprompt_zoo.tokens import InputTokens, VirtualTokens, check_virtual_tokens
-
-START_NAMES = ("sampled", "text", "labels", "random")
-"""What `init` names in most methods; a folder that is called so can be given as `./text`."""
 
 
 def initialize(
@@ -90,7 +88,8 @@ def _names(config: "MethodConfig | type[MethodConfig]") -> dict[str, tuple[Any, 
 
 
 def _is_folder(value: Any, names: Sequence[Any]) -> bool:
-    return isinstance(value, str) and value not in (*START_NAMES, *names) and os.path.isdir(value)
+    # A name stays one where a folder happens to be called so, which can be given as `./text`.
+    return isinstance(value, str) and value not in (*INITS, *names) and os.path.isdir(value)
 
 
 def with_absolute_folders(options: Mapping[str, Any], config_class: type[MethodConfig]) -> dict[str, Any]:

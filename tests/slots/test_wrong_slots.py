@@ -30,24 +30,17 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bert", "t5"])
+@pytest.mark.parametrize(
+    ("call", "architecture"),
+    [*((Subject.run, name) for name in ("llama", "bert", "t5")), *((generate, name) for name in ("llama", "t5"))],
+)
 @pytest.mark.parametrize("mistake", WRONG)
-def test_wrong_slots_in_forward(architecture, mistake):
+def test_wrong_slots(call, architecture, mistake):
     spoil, text = WRONG[mistake]
     subject, _ = subject_and_words(architecture)
     ids, mask, slots = with_slots()
     with pytest.raises(ValueError, match=text):
-        subject.run(ids, mask, soft_slots=spoil(slots))
-
-
-@pytest.mark.parametrize("architecture", ["llama", "t5"])
-@pytest.mark.parametrize("mistake", WRONG)
-def test_wrong_slots_in_generate(architecture, mistake):
-    spoil, text = WRONG[mistake]
-    subject, _ = subject_and_words(architecture)
-    ids, mask, slots = with_slots()
-    with pytest.raises(ValueError, match=text):
-        generate(subject, ids, mask, soft_slots=spoil(slots))
+        call(subject, ids, mask, soft_slots=spoil(slots))
 
 
 def test_slots_that_are_a_list():
