@@ -1,7 +1,7 @@
 """What users do with a model's prompts as a whole: load, merge, export."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo import adapters
 from softprompt_zoo.checkpoints import read_adapters, read_prompts, write_peft
-from softprompt_zoo.errors import CheckpointError, UnsupportedError
+from softprompt_zoo.errors import CheckpointError, PromptExistsError, UnsupportedError
 from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.formats import native, peft
 from softprompt_zoo.model import attach, is_attached, prompts_of
 from softprompt_zoo.plain_prompts import check_shared_room
-from softprompt_zoo.prompt import MergedTokens
+from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.serving import export_embeddings, export_vocabulary
 from softprompt_zoo.sites.arrange import check_combination
@@ -24,7 +24,9 @@ from softprompt_zoo.tokens import to_tensors
 EXPORTS = ("peft", "vocabulary", "embeddings")
 
 
-def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable: bool = False) -> PreTrainedModel:
+def load(
+    base: PreTrainedModel, directory: str | os.PathLike[str], *, name: str | None = None, trainable: bool = False
+) -> PreTrainedModel:
     """Attach saved prompts to a model and activate those that were active.
 
     Args:
@@ -32,6 +34,8 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
             were saved along are put on it; one of the same name that it has gets the saved numbers. Its other
             adapters and its prompts train on as before.
         directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
+        name: What the prompt is called on this model, where the directory holds one; by default its saved name, which
+            is `"default"` for PEFT's adapters.
         trainable: Whether to train on: the adapters that are loaded, and the prompts that were trained when they were
             saved, or all where none was or the files do not say. Otherwise all are frozen.
 
@@ -43,6 +47,8 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
         BackboneMismatchError: If it was made for a model of other sizes. Nothing is changed.
         UnknownMethodError: If it needs a plugin that is not installed. Nothing is changed.
         UnsupportedError: If it cannot work on this model. Nothing is changed.
+        PromptExistsError: If the model has a prompt of that name. Nothing is changed.
+        ValueError: If `name` is not allowed, or the directory holds several prompts. Nothing is changed.
     """
     path = Path(directory)
     if not path.is_dir():
@@ -56,6 +62,7 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
         raise CheckpointError(
             f"{path} says that {missing!r} is active, and holds no such prompt; save the prompts again"
         )
+    prompts, active = _renamed(prompts, active, name, path)
     check_shared_room({name: prompts[name] for name in active}, backbone)
     adapted = read_adapters(path)
     adapters.check(model, adapted, path)
@@ -63,18 +70,42 @@ def load(base: PreTrainedModel, directory: str | os.PathLike[str], *, trainable:
     for prompt in prompts.values():
         prompt.requires_grad_(trainable and prompt in trained)
     host: Any = model.prompts if attached else Prompts(backbone)
-    for name in prompts:
-        host.check_name(name)
+    _check_names(host, prompts, path)
     adapters.put(model, adapted, path, trainable)
     if not attached:
         if adapted:
             backbone, stacks = inspect_backbone(base)  # some of its layers are others now
         attach(base, backbone, stacks, prompts)
     else:
-        for name, prompt in prompts.items():
-            host.insert(name, prompt)
+        for own_name, prompt in prompts.items():
+            host.insert(own_name, prompt)
     model.prompts.activate(*active)
     return base
+
+
+def _renamed(
+    prompts: dict[str, Prompt], active: tuple[str, ...], name: str | None, path: Path
+) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+    """Return the prompts and the active ones of a folder, its only prompt under the name that the user chose."""
+    if name is None:
+        return prompts, active
+    if len(prompts) != 1:
+        raise ValueError(
+            f"name is {name!r}, but {path} holds {len(prompts)} prompts ({', '.join(map(repr, prompts))}); leave name "
+            "out to load them under their own names"
+        )
+    return {name: prompt for prompt in prompts.values()}, tuple(name for _ in active)
+
+
+def _check_names(host: Prompts, names: Iterable[str], path: Path) -> None:
+    try:
+        for name in names:
+            host.check_name(name)
+    except PromptExistsError as error:
+        raise PromptExistsError(
+            f"{path} cannot be loaded: {error}; a directory with one prompt is loaded under another name with "
+            "zoo.load(…, name=…)"
+        ) from error
 
 
 @torch.no_grad()
