@@ -94,7 +94,8 @@ def _renamed(
             f"name is {name!r}, but {path} holds {len(prompts)} prompts ({', '.join(map(repr, prompts))}); leave name "
             "out to load them under their own names"
         )
-    return {name: prompt for prompt in prompts.values()}, tuple(name for _ in active)
+    [prompt] = prompts.values()
+    return {name: prompt}, tuple(name for _ in active)
 
 
 def _check_names(host: Prompts, names: Iterable[str], path: Path) -> None:
