@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from softprompt_zoo import adapters
-from softprompt_zoo.checkpoints import read_adapters, read_prompts, write_peft
+from softprompt_zoo import adapters, peft_prompts
+from softprompt_zoo.checkpoints import read_adapters, read_prompts
 from softprompt_zoo.errors import CheckpointError, PromptExistsError, UnsupportedError
 from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.formats import native, peft
@@ -183,7 +183,7 @@ def export(
     else:
         _refuse_adapters(model)
         _check_place(Path(directory))
-        write_peft(host, Path(directory), None if names is None else names[0], task)
+        peft_prompts.write(host, Path(directory), None if names is None else names[0], task)
 
 
 def _check_place(directory: Path) -> None:

@@ -16,7 +16,7 @@ from softprompt_zoo.errors import (
 )
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import registry
-from softprompt_zoo.sites.task_heads import copy_head
+from softprompt_zoo.sites.task_heads import copy_saved_head
 from softprompt_zoo.tokens import check_virtual_tokens, to_tensors
 
 HEAD = "head."
@@ -152,13 +152,7 @@ def _cast(tensor: Tensor, key: str, name: str, dtype: torch.dtype | None) -> Ten
 
 def _head(state: dict[str, Tensor], backbone: Backbone, device: torch.device, where: str) -> nn.ModuleDict:
     names = dict.fromkeys(key.split(".")[0] for key in state)
-    missing = next((name for name in names if name not in backbone.task_head), None)
-    if missing is not None:
-        raise BackboneMismatchError(
-            f"{where} has a trained task head {missing!r}; this model has {', '.join(backbone.task_head) or 'none'}; "
-            "use the bank with a model of the class it was trained with"
-        )
-    head: Any = copy_head({name: backbone.task_head[name] for name in names})
+    head: Any = copy_saved_head(names, backbone.task_head, where)
     head.requires_grad_(False).eval()  # no dropout while the model trains
     try:
         head.load_state_dict(state)

@@ -35,6 +35,25 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def make_directory(directory: str | os.PathLike[str]) -> Path:
+    """Make a directory if it is missing.
+
+    Args:
+        directory: Where.
+
+    Returns:
+        Its path.
+
+    Raises:
+        CheckpointError: If there is a file in its place.
+    """
+    path = Path(directory)
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is a file; expected a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file.
 

@@ -4,13 +4,13 @@ The model's own forward runs on a view of the model in which the prompt's copies
 view lives for one call; nothing is written on modules, which two threads or two calls would share.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
 from softprompt_zoo.sites.adapter_layers import plain_copy
 from softprompt_zoo.sites.views import view
 
@@ -56,6 +56,31 @@ def copy_head(modules: Mapping[str, nn.Module]) -> nn.ModuleDict | None:
         dtype = torch.promote_types(_dtype(module), torch.float32)
         copies[name] = plain_copy(module, dtype).requires_grad_()
     return nn.ModuleDict(copies) if copies else None
+
+
+def copy_saved_head(names: Iterable[str], modules: Mapping[str, nn.Module], where: str) -> nn.ModuleDict | None:
+    """Copy those modules of a model's task head that a saved prompt has trained.
+
+    Args:
+        names: Names of the modules.
+        modules: The model's own. Not changed.
+        where: Where the prompt was read, for messages.
+
+    Returns:
+        The copies, as `copy_head` makes them.
+
+    Raises:
+        BackboneMismatchError: If the model lacks one of them.
+    """
+    chosen = {}
+    for name in names:
+        if name not in modules:
+            raise BackboneMismatchError(
+                f"{where} has a trained task head {name!r}; this model has {', '.join(modules) or 'none'}; use it with "
+                "a model of the class it was trained with"
+            )
+        chosen[name] = modules[name]
+    return copy_head(chosen)
 
 
 def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Tensor | None) -> Any:

@@ -1,0 +1,179 @@
+"""One prompt as a PEFT adapter, and back: what a PEFT directory says, in our terms."""
+
+import contextlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from softprompt_zoo.backbone import Backbone
+from softprompt_zoo.discovery import OWN_DISTRIBUTION
+from softprompt_zoo.errors import (
+    BackboneMismatchError,
+    CheckpointError,
+    PluginError,
+    UnknownMethodError,
+    UnsupportedError,
+)
+from softprompt_zoo.exchange import PeftFiles, PeftPrompt
+from softprompt_zoo.formats import peft
+from softprompt_zoo.formats.files import make_directory
+from softprompt_zoo.plain_prompts import one_task
+from softprompt_zoo.prompt import MergedTokens, Prompt
+from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.sites.task_heads import copy_saved_head
+from softprompt_zoo.tokens import InputTokens, VirtualTokens, to_tensors
+
+if TYPE_CHECKING:
+    from softprompt_zoo.prompts import Prompts
+
+TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+}
+"""Ending of a transformers class to PEFT's name of the task; others are feature extraction to PEFT."""
+
+
+def write(host: "Prompts", directory: Path, name: str | None, task_id: int | None = None) -> None:
+    """Write one prompt as a PEFT adapter.
+
+    Args:
+        host: The model's prompts.
+        directory: Where to; made if missing.
+        name: The prompt; `None` for the active one.
+        task_id: Of a prompt with tasks the one whose tokens are written; `None` for all.
+
+    Raises:
+        ValueError: If the prompt does not have that task.
+        UnsupportedError: If PEFT cannot hold it; says what would be lost. Nothing is written.
+    """
+    if name is None and len(host.active) != 1:
+        raise UnsupportedError(
+            f"a PEFT adapter holds one prompt, {len(host.active)} are active ({', '.join(host.active) or 'none'}); "
+            "name one with name=…, or make them one with zoo.fold"
+        )
+    prompt = host[name or host.active[0]]
+    prompt.refuse_weight(f"prompt {name or host.active[0]!r}", "a PEFT adapter")
+    arguments: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "backbone": host.backbone}
+    task = _task_type(host)
+    with torch.no_grad():
+        tokens = prompt.merged_tokens(host.backbone)
+        if task_id is not None:
+            tokens = one_task(tokens, task_id, name or host.active[0])
+        peft.check_head(tokens, host.backbone, task)
+        is_whole = not prompt.is_merged and task_id is None
+        files = prompt.loaded.call("write_peft", **arguments) if is_whole else None
+        _check_type(files, PeftFiles, prompt.loaded, "write_peft")
+        if files is None:
+            files = peft.express(prompt.loaded.call("inject", **arguments, tokens=tokens), host.backbone, task)
+    if prompt.head is not None:
+        files = peft.with_head(files, prompt.head.state_dict(), task)
+    origin = peft.Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
+    peft.write(make_directory(directory), files, task, host.base_name, origin)
+
+
+def read(directory: Path, backbone: Backbone) -> Prompt:
+    """Read a PEFT prompt adapter. Nothing is attached.
+
+    Args:
+        directory: What PEFT's `save_pretrained` or our export wrote.
+        backbone: Sizes of the model.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        CheckpointError: If a file is missing or corrupt, or the adapter is no prompt.
+        BackboneMismatchError: If it was made for a model of other sizes.
+        UnknownMethodError: If it needs a method that is not installed.
+        UnsupportedError: If it cannot work on this model.
+    """
+    fields, tensors, origin = peft.read(directory)
+    method = _method_for(fields, origin, directory)
+    try:
+        tensors, trained = peft.split_head(tensors, backbone)
+        found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
+        _check_type(found, PeftPrompt, method, "read_peft")
+    except (CheckpointError, UnsupportedError) as error:
+        raise type(error)(f"{directory}: {error}") from error
+    options = {"train_head": True} if trained else {}
+    if found is None:
+        adapter = peft.plain(fields, tensors, backbone, directory)
+        found = PeftPrompt({"num_virtual_tokens": adapter.num_virtual_tokens, "init": "given"}, tokens=adapter.tokens)
+    config = method.config_class.from_options({**found.options, **options})
+    if found.state is None:
+        plain = {key: t.to(backbone.device).contiguous() for key, t in to_tensors(found.tokens).items()}  # type: ignore[arg-type]
+        learned: Any = MergedTokens(plain)
+    else:
+        learned = method.make_parameters(config, backbone)
+    names = dict.fromkeys(key.split(".")[0] for key in trained)
+    head = copy_saved_head(names, backbone.task_head, str(directory))
+    try:
+        if found.state is not None:
+            learned.load_state_dict(dict(found.state))
+        if head is not None:
+            head.load_state_dict(trained)
+    except RuntimeError as error:
+        raise BackboneMismatchError(f"{directory} does not fit this model: {error}") from error
+    prompt = Prompt(method, config, learned, head)
+    with torch.no_grad():
+        prompt.place(backbone)
+    _warn_of_differences(prompt.merged_tokens(backbone), fields.get("task_type"), backbone)
+    return prompt
+
+
+def _check_type(found: object, expected: type, method: LoadedMethod, hook: str) -> None:
+    if not isinstance(found, expected | None):
+        wanted = f"a softprompt_zoo.{expected.__name__}, or None"
+        raise PluginError(f"{method.describe(hook)} returned {type(found).__name__}; expected {wanted}")
+
+
+def _warn_of_differences(tokens: VirtualTokens, task_type: str | None, backbone: Backbone) -> None:
+    if isinstance(tokens, InputTokens) and task_type in peft.POOLED_TASKS and backbone.family == "encoder":
+        warnings.warn(
+            f"PEFT's {task_type} head pools or labels a virtual token; here the text alone is pooled, so the "
+            "results differ from PEFT's",
+            stacklevel=4,
+        )
+    if isinstance(tokens, InputTokens) and backbone.scales_ids:
+        warnings.warn(
+            "PEFT gives this model embeddings that it does not scale, where it scales those of ids; here the text is "
+            "scaled as ever, so the results differ from PEFT's",
+            stacklevel=4,
+        )
+
+
+def _method_for(fields: dict[str, Any], origin: peft.Origin | None, directory: Path) -> LoadedMethod:
+    peft_type = fields["peft_type"]
+    known: dict[str, LoadedMethod] = {}
+    # The package's own methods come last and so win: a stranger's plugin adds types, it takes none over.
+    for candidate in sorted(registry.candidates().values(), key=lambda c: c.distribution == OWN_DISTRIBUTION):
+        with contextlib.suppress(PluginError):
+            method = registry.lookup(candidate.name)
+            known |= dict.fromkeys(method.peft_types, method)
+    if peft_type not in known:
+        if origin is not None:
+            registry.lookup_saved(origin.method, origin.distribution, origin.version, str(directory))
+        if peft_type in peft.PACKAGES:
+            raise UnknownMethodError(
+                f"{directory} is a PEFT adapter of type {peft_type!r}, whose method is not installed; run: pip install "
+                f"{peft.PACKAGES[peft_type]}"
+            )
+        if not peft.is_prompt(fields):
+            raise CheckpointError(
+                f"{directory} is a PEFT adapter of type {peft_type!r}, which is no prompt of an installed method; "
+                "load it with PEFT"
+            )
+        raise UnsupportedError(
+            f"no installed method loads PEFT's {peft_type}; installed ones load {', '.join(sorted(known))}"
+        )
+    return known[peft_type]
+
+
+def _task_type(host: "Prompts") -> str:
+    return next((task for ending, task in TASKS.items() if host.architecture.endswith(ending)), "FEATURE_EXTRACTION")
