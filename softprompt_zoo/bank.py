@@ -1,9 +1,7 @@
 """A store of very many prompts for one backbone, and their use in a model's rows."""
 
-import itertools
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +10,18 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.banks import identity, records
+from softprompt_zoo.banks.header import read_header, write_header
+from softprompt_zoo.banks.importing import names_in_bank, read_folders
 from softprompt_zoo.banks.lending import Ready, ReadyCache
+from softprompt_zoo.banks.names import check_name, is_name
 from softprompt_zoo.banks.restoring import Decoder, encode_prompt
 from softprompt_zoo.banks.stores import open_store
-from softprompt_zoo.checkpoints import is_saved, read_prompts, saved_names, warn_of_adapters
 from softprompt_zoo.config import check_positive_integer
-from softprompt_zoo.errors import BankError, CheckpointError, UnknownPromptError, ZooError
+from softprompt_zoo.errors import BankError, UnknownPromptError, ZooError
 from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.model import is_attached
 from softprompt_zoo.prompt import Prompt
-from softprompt_zoo.prompts import NAME_PATTERN
 
-FORMAT_VERSION = 1
-LONGEST_NAME = 200
-"""Characters; stores bound the length of their keys."""
 CACHE_BYTES = 256 * 2**20
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 VERIFIED_AT_ONCE = 64
@@ -88,25 +84,12 @@ class PromptBank:
     def _open(self) -> None:
         is_new_allowed = self.backbone is not None
         self._store = open_store(self.address, **self._options, is_new_allowed=is_new_allowed)  # type: ignore[arg-type]
-        header = None
-        if self.backbone is not None:
-            content = {"format": FORMAT_VERSION, **identity.describe(self.backbone)}
-            header = records.seal("", json.dumps(content).encode())
-        found = self._store.open_header(header)
+        found = self._store.open_header(None if self.backbone is None else write_header(self.backbone))
         if found is None:
             raise BankError(
                 f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
             )
-        text = records.unseal("", found)
-        if text is None:
-            raise CheckpointError(f"the header of the bank {self.address} is damaged; restore the bank from a copy")
-        content = json.loads(text)
-        if content["format"] != FORMAT_VERSION:
-            raise CheckpointError(
-                f"the bank {self.address} has format {content['format']!r}, this version reads {FORMAT_VERSION}; "
-                "upgrade softprompt-zoo"
-            )
-        self._made_for = content
+        self._made_for = read_header(found, self.address)
         if self.backbone is not None:
             self.check(self.backbone)
 
@@ -151,7 +134,7 @@ class PromptBank:
             ZooError: As `add` does.
         """
         for name in prompts:
-            _check_name(name)
+            check_name(name)
         self._write(lambda: prompts.items(), overwrite)
 
     def import_folder(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
@@ -172,22 +155,9 @@ class PromptBank:
             ValueError: If a name is not allowed, or two prompts would get the same one.
             ZooError: As `add` does.
         """
-        path = Path(folder)
         backbone = self._needs_model("import")
-        folders = [path] if is_saved(path) else sorted(path.iterdir()) if path.is_dir() else []
-        names = _names_in_bank({one: saved_names(one) for one in folders if is_saved(one)}, is_one=folders == [path])
-        if not names:
-            raise CheckpointError(
-                f"{path} holds no saved prompt; expected folders that save_pretrained, export or PEFT wrote"
-            )
-
-        def read() -> Iterator[tuple[str, Prompt]]:
-            for one, group in itertools.groupby(names, lambda source: source[0]):
-                found, _ = read_prompts(one, backbone)
-                warn_of_adapters(one)
-                yield from ((names[source], found[source[1]]) for source in group)
-
-        self._write(read, overwrite)
+        names = names_in_bank(Path(folder))
+        self._write(lambda: read_folders(names, backbone), overwrite)
         return list(names.values())
 
     def delete(self, *names: str) -> None:
@@ -200,7 +170,7 @@ class PromptBank:
             UnknownPromptError: If one is not there.
             BankError: If there is no permission to write.
         """
-        wrong = next((name for name in names if not _is_name(name)), None)
+        wrong = next((name for name in names if not is_name(name)), None)
         if wrong is not None:
             raise self._unknown(wrong)
         self._store.delete(list(dict.fromkeys(names)))
@@ -252,7 +222,7 @@ class PromptBank:
         Returns:
             The names, read as they are asked for.
         """
-        return self._store.names(prefix) if _is_name(prefix or "-") else iter(())
+        return self._store.names(prefix) if is_name(prefix or "-") else iter(())
 
     def verify(self) -> dict[str, str]:
         """Read every entry.
@@ -321,7 +291,7 @@ class PromptBank:
         return found
 
     def _read(self, names: Iterable[Any], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Any]) -> Any:
-        return self._store.read([name for name in names if _is_name(name)], known, decode)
+        return self._store.read([name for name in names if is_name(name)], known, decode)
 
     def _needs_model(self, action: str) -> Backbone:
         if self.backbone is None:
@@ -363,34 +333,3 @@ def _backbone(model: Any) -> Backbone | None:
         backbone: Backbone = model.prompts.backbone
         return backbone
     return inspect_backbone(model)[0]
-
-
-def _is_name(name: object) -> bool:
-    return isinstance(name, str) and len(name) <= LONGEST_NAME and bool(NAME_PATTERN.fullmatch(name))
-
-
-def _check_name(name: object, source: str = "") -> None:
-    if not _is_name(name):
-        raise ValueError(
-            f"prompt name is {name!r}{source}; expected at most {LONGEST_NAME} letters, digits, '_' and '-'"
-        )
-
-
-def _names_in_bank(found: Mapping[Path, Sequence[str]], is_one: bool) -> dict[tuple[Path, str], str]:
-    """Say what name each prompt of some folders gets, by folder and own name; refuse one for two of them."""
-    names = {
-        (folder, name): name if is_one else folder.name if len(own) == 1 else f"{folder.name}-{name}"
-        for folder, own in found.items()
-        for name in own
-    }
-    sources: dict[str, str] = {}
-    for (folder, name), stored in names.items():
-        _check_name(stored, f", from {folder}")
-        source = f"prompt {name!r} in {folder}"
-        if stored in sources:
-            raise ValueError(
-                f"{sources[stored]} and {source} would both be stored as {stored!r}; rename one of the folders; "
-                "nothing was stored"
-            )
-        sources[stored] = source
-    return names

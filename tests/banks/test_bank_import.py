@@ -7,6 +7,7 @@ import pytest
 from bank_models import TEXT, assert_equal, prompted
 
 import softprompt_zoo as zoo
+from softprompt_zoo.banks import importing
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
@@ -60,7 +61,7 @@ def test_nothing_is_read_of_what_cannot_be_named(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "saved" / "good")
     model.save_pretrained(tmp_path / "saved" / "z bad")
     bank = zoo.PromptBank(tmp_path / "bank", model)
-    monkeypatch.setattr(zoo.bank, "read_prompts", lambda *given: pytest.fail("it was read"))
+    monkeypatch.setattr(importing, "read_prompts", lambda *given: pytest.fail("it was read"))
     with pytest.raises(ValueError, match="prompt name is 'z bad'"):
         bank.import_folder(tmp_path / "saved")
 
