@@ -5,20 +5,23 @@ are put back.
 """
 
 import contextlib
-import os
 import posixpath
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import fsspec
 
+from softprompt_zoo.banks.changes import NOTHING, Changes
+from softprompt_zoo.banks.local_files import put_file, remove_unfinished
+from softprompt_zoo.banks.names import is_name
 from softprompt_zoo.banks.records import STAMP_SIZE
 from softprompt_zoo.banks.stores import Records, closed
-from softprompt_zoo.errors import BankError, PromptExistsError, UnknownPromptError
+from softprompt_zoo.errors import BankError, PromptExistsError, UnknownPromptError, ZooError
 
 HEADER_FILE = "softprompt_bank"
 FOLDER = "prompts"
+UNFINISHED = "unfinished"
+"""Where local files are written before they get their names."""
 ENDING = ".prompt"
 FETCHED_AT_ONCE = 256
 """Objects in memory at the same time when many are read."""
@@ -31,10 +34,15 @@ class ObjectStore:
 
     def __init__(self, address: str, storage_options: Mapping[str, Any]) -> None:
         self.address = address
+        scheme, _, place = address.partition("://")
+        if not scheme or not place.strip("/"):
+            raise BankError(f"the address {address!r} names no place; expected one such as s3://bucket/bank")
         try:
             self._opened, root = fsspec.core.url_to_fs(address, **storage_options)
-        except (ImportError, ValueError, OSError) as error:
-            raise BankError(f"cannot open the bank at {address}: {error}") from error
+        except Exception as error:  # each file system has errors of its own
+            raise BankError(
+                f"cannot open the bank at {address}: {_in_words(error)}; check the address and storage_options"
+            ) from error
         self._root = root.rstrip("/")
         protocols = self._files.protocol
         self._is_local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
@@ -49,12 +57,27 @@ class ObjectStore:
         """See `Store.open_header`."""
         path = posixpath.join(self._root, HEADER_FILE)
         found = self._fetch([path], None)[0]
+        if self._is_local:
+            remove_unfinished(posixpath.join(self._root, UNFINISHED))
         if found is not None or header is None:
             return found
-        with self._writing(), contextlib.suppress(FileExistsError):  # another machine may have been faster
+        self._refuse_other_files()
+        with self._undoing() as changes, contextlib.suppress(FileExistsError):  # another machine may have been faster
             self._make_folders()
-            self._put(path, header, "create")
+            self._change(changes, "", path, None, header)
         return self._fetch([path], None)[0]
+
+    def _refuse_other_files(self) -> None:
+        with self._reaching("read"):
+            try:
+                self._files.invalidate_cache()
+                paths = self._files.ls(self._root, detail=False)
+            except FileNotFoundError:
+                return
+        names = {path.rstrip("/").rpartition("/")[2] for path in paths if path.strip("/") != self._root.strip("/")}
+        others = sorted(name for name in names - {FOLDER, UNFINISHED} if not name.startswith(HEADER_FILE))
+        if others:
+            raise BankError(f"{self.address} holds other files ({others[0]!r}), and no bank; name a new place")
 
     def read(
         self, names: Iterable[str], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Result]
@@ -77,50 +100,73 @@ class ObjectStore:
 
     def write(self, records: Records, overwrite: bool) -> None:
         """See `Store.write`; of two writers that overwrite one name the last one wins."""
-        before: dict[str, bytes | None] = {}
-        with self._writing():
-            try:
-                for name, record in records():
-                    path = self._path(name)
-                    old = self._fetch([path], None)[0] if overwrite else None
-                    self._put(path, record, "overwrite" if overwrite else "create")
-                    before.setdefault(path, old)
-            except FileExistsError:
-                self._restore(before)
-                raise PromptExistsError(
-                    f"{self.address} already has a prompt {name!r}; choose another name, or overwrite=True"
-                ) from None
-            except BaseException:
-                self._restore(before)
-                raise
+        with self._undoing() as changes:
+            for name, record in records():
+                path = self._path(name)
+                old = self._fetch([path], None)[0] if overwrite else None
+                try:
+                    self._change(changes, name, path, old, record, "overwrite" if overwrite else "create")
+                except FileExistsError:
+                    raise PromptExistsError(
+                        f"{self.address} already has a prompt {name!r}; choose another name, or overwrite=True"
+                    ) from None
 
     def delete(self, names: Sequence[str]) -> None:
         """See `Store.delete`."""
-        before: dict[str, bytes | None] = {}
-        with self._writing():
-            paths = [self._path(name) for name in names]
-            for name, data in zip(names, self._fetch(paths, None), strict=True):
+        with self._undoing() as changes:
+            records = self._fetch([self._path(name) for name in names], None)
+            for name, data in zip(names, records, strict=True):
                 if data is None:
                     raise UnknownPromptError(f"{self.address} has no prompt {name!r}; nothing was deleted")
-                before[self._path(name)] = data
-            try:
-                for path in paths:
+            for name, data in zip(names, records, strict=True):
+                self._change(changes, name, self._path(name), data, None)
+
+    def _change(
+        self, changes: Changes, what: str, path: str, old: bytes | None, new: bytes | None, mode: str = "create"
+    ) -> None:
+        """Put or delete an object; a `FileExistsError` has changed nothing."""
+        changes.note(what, path, old, new)
+        with self._reaching("written"):
+            if new is None:
+                with contextlib.suppress(FileNotFoundError):  # another writer has deleted it
                     self._files.rm_file(path)
-            except BaseException:
-                self._restore(before)
+                return
+            try:
+                self._put(path, new, mode)
+            except FileExistsError:
+                changes.forget_last()
                 raise
 
+    @contextlib.contextmanager
+    def _undoing(self) -> Iterator[Changes]:
+        """Put back what was changed if the block raises, and say what is there then."""
+        remove = self._files.rm_file  # or the bank is closed
+        changes = Changes(
+            lambda path: self._fetch([path], None)[0], lambda path, data: self._put(path, data, "overwrite"), remove
+        )
+        try:
+            yield changes
+        except BankError as error:
+            raise BankError(f"{error}; {changes.undo()}") from error.__cause__
+        except BaseException as error:
+            found = changes.undo()
+            if found != NOTHING:
+                error.add_note(f"the bank at {self.address}: {found}")
+            raise
+
     def names(self, prefix: str) -> Iterator[str]:
-        """See `Store.names`."""
+        """See `Store.names`; objects that others have put there are passed over."""
         self._files.invalidate_cache()
         with self._reaching("read"):
             try:
                 paths = self._files.find(posixpath.join(self._root, FOLDER))
             except FileNotFoundError:
                 paths = []
-        names = [path.rpartition("/")[2] for path in paths]
+        names = [path.rpartition("/")[2].removesuffix(ENDING) for path in paths]
         yield from sorted(
-            name.removesuffix(ENDING) for name in names if name.endswith(ENDING) and name.startswith(prefix)
+            name
+            for name, path in zip(names, paths, strict=True)
+            if is_name(name) and name.startswith(prefix) and path.strip("/") == self._path(name).strip("/")
         )
 
     def __len__(self) -> int:
@@ -138,32 +184,10 @@ class ObjectStore:
             self._files.makedirs(posixpath.join(self._root, FOLDER), exist_ok=True)
 
     def _put(self, path: str, data: bytes, mode: str) -> None:
-        files = self._files
-        if not self._is_local:
-            files.pipe_file(path, data, mode=mode)
-            return
-        temporary = f"{path}.{uuid.uuid4().hex}"
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if mode == "create":
-                _move_new(temporary, path)
-            else:
-                os.replace(temporary, path)
-            _sync_folder(path)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-    def _restore(self, before: Mapping[str, bytes | None]) -> None:
-        for path, data in before.items():
-            with contextlib.suppress(OSError):
-                if data is None:
-                    self._files.rm_file(path)
-                else:
-                    self._put(path, data, "overwrite")
+        if self._is_local:
+            put_file(path, data, mode, posixpath.join(self._root, UNFINISHED))
+        else:
+            self._files.pipe_file(path, data, mode=mode)
 
     def _fetch(self, paths: list[str], end: int | None) -> list[bytes | None]:
         """Fetch objects, all at once where the file system can; `None` for those that are not there."""
@@ -178,35 +202,18 @@ class ObjectStore:
         return [None if isinstance(data, Exception) else bytes(data) for data in found]
 
     @contextlib.contextmanager
-    def _reaching(self, action: str, consequence: str = "") -> Iterator[None]:
+    def _reaching(self, action: str) -> Iterator[None]:
+        """Translate what a file system raises: each has errors of its own."""
         try:
             yield
-        except FileExistsError:
+        except (ZooError, FileExistsError):
             raise
-        except OSError as error:
-            raise BankError(f"the bank at {self.address} could not be {action}: {error}{consequence}") from error
-
-    def _writing(self) -> contextlib.AbstractContextManager[None]:
-        return self._reaching("written", "; nothing was changed")
-
-
-def _sync_folder(path: str) -> None:
-    """See that a file's name is on the disk, too; systems that open no folders do so by themselves."""
-    with contextlib.suppress(OSError):
-        folder = os.open(posixpath.dirname(path), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        except Exception as error:
+            raise BankError(
+                f"the bank at {self.address} could not be {action}: {_in_words(error)}; check the address, the "
+                "permissions and the room there, then try again"
+            ) from error
 
 
-def _move_new(source: str, target: str) -> None:
-    """Give a file another name that no file has; of several that do it at once one can."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if os.path.exists(target):
-            raise FileExistsError(target) from None
-        os.replace(source, target)
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -4,13 +4,14 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from bank_models import METHODS, TEXT, prompted
 
 import softprompt_zoo as zoo
-from softprompt_zoo.banks import environment
+from softprompt_zoo.banks import environment, local_files, object_store
 from softprompt_zoo.testing import tiny_model
 
 
@@ -27,6 +28,11 @@ def test_a_place_with_other_things_is_refused(tmp_path):
         zoo.PromptBank(tmp_path / "strange", model)
     with pytest.raises(zoo.BankError, match="cannot open"):
         zoo.PromptBank("nosuchscheme://bank", model)
+    with pytest.raises(zoo.BankError, match=r"holds other files \('notes'\)"):
+        zoo.PromptBank(f"file://{tmp_path}", model)
+    for address in ("://", "file://", "file:///", "://bank", "memory://"):
+        with pytest.raises(zoo.BankError, match="names no place; expected one such as s3://bucket/bank"):
+            zoo.PromptBank(address, model)
     with pytest.raises(ValueError, match="max_bytes"):
         zoo.PromptBank("memory://bank", model, max_bytes=100)
     with pytest.raises(ValueError, match="storage_options"):
@@ -109,25 +115,6 @@ def test_a_read_only_folder_can_be_read_and_not_written():
         path.chmod(0o755)
 
 
-def test_a_failed_write_at_an_address_is_put_back(monkeypatch, tmp_path):
-    model = prompted(names=["words", "prefix"])
-    bank = zoo.PromptBank(f"memory://{tmp_path}", model)
-    bank.add("old", model.prompts["words"])
-    put, count = bank._store._put, []
-
-    def failing(path, data, mode):
-        count.append(path)
-        if len(count) == 3:
-            raise OSError(28, "No space left on device")
-        put(path, data, mode)
-
-    monkeypatch.setattr(bank._store, "_put", failing)
-    with pytest.raises(zoo.BankError, match=r"could not be written: .*No space left.*nothing was changed"):
-        bank.add_many({name: model.prompts["prefix"] for name in ("old", "new", "newer")}, overwrite=True)
-    assert list(bank) == ["old"]
-    assert bank["old"].method == "prompt_tuning"
-
-
 def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch, tmp_path):
     """A power failure would leave an empty file under the prompt's name."""
     model = prompted(names=["words"])
@@ -184,3 +171,16 @@ def test_a_new_file_is_moved_to_a_free_name_alone(has_links, tmp_path, monkeypat
     bank.add("x", model.prompts["prefix"], overwrite=True)
     assert bank["x"].method == "prefix_tuning"
     assert [path.name for path in (tmp_path / "bank" / "prompts").iterdir()] == ["x.prompt"]
+
+
+def test_files_of_killed_writers_are_removed(tmp_path):
+    model = prompted()
+    address = f"file://{tmp_path}/bank"
+    zoo.PromptBank(address, model).add("x", model.prompts["words"])
+    folder = tmp_path / "bank" / object_store.UNFINISHED
+    assert list(folder.iterdir()) == []
+    for name, age in (("old", 2 * local_files.UNFINISHED_FOR), ("written just now", 0)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, times=(time.time() - age,) * 2)
+    assert list(zoo.PromptBank(address)) == ["x"]
+    assert [path.name for path in folder.iterdir()] == ["written just now"]
