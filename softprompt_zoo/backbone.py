@@ -82,6 +82,10 @@ class Backbone:
     """Why the model has no place for input-level tokens; `None` if it has."""
     through_cache: bool = dataclasses.field(default=False, compare=False)
     """Whether keys and values get in through the cache; then gates and `always_visible` cannot be kept."""
+    find_part: Callable[[Mapping[str, Tensor]], str | None] = dataclasses.field(
+        default=lambda tensors: None, repr=False, compare=False
+    )
+    """Named tensors to the name of one that is a part of the model; `None` if none is."""
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""

@@ -61,15 +61,12 @@ def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str,
         tensors = {key: tensor for key, tensor in state_dict.items() if is_ours[key]}
     records = {name: _record(prompt) for name, prompt in host.items()}
     found = adapters.collect(model, state_dict)
-    try:
-        if found:
-            raise UnsupportedError("PEFT's prompt files have no place for the adapters under the prompt")
-        peft_prompts.write(host, path, None)
-    except UnsupportedError:
-        if native.is_native(path):
-            peft.remove(path)  # ours, of a prompt that was here before
+    replaces = native.is_native(path)
     folders = adapters.write(path, found)
     native.write(path, native.Index(host.backbone.sizes(), host.active, records, folders), tensors)
+    is_written = not found and peft_prompts.write_copy(host, path)  # PEFT has no place for those
+    if replaces and not is_written:
+        peft.remove(path)  # ours, of a prompt that was here before
 
 
 def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from softprompt_zoo import adapters
 from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks, max_positions
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.saved_state import find_part
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.cache_view import reach_through_cache
 from softprompt_zoo.sites.projections import Projector
@@ -68,8 +70,15 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
         input_problem=findings.inputs,
         through_cache=any(stack.through_cache for stack in stacks.values()),
+        find_part=functools.partial(find_part, _parts(model, stacks)),
     )
     return backbone, stacks
+
+
+def _parts(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> list[nn.Module]:
+    """List the modules of a model that hold its weights."""
+    head: Any = model.get_output_embeddings()
+    return [stack.module for stack in stacks.values()] + ([] if head is None else [head])
 
 
 def _no_method(model: PreTrainedModel, problem: str) -> UnsupportedError:

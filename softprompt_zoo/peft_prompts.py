@@ -52,6 +52,47 @@ def write(host: "Prompts", directory: Path, name: str | None, task_id: int | Non
         ValueError: If the prompt does not have that task.
         UnsupportedError: If PEFT cannot hold it; says what would be lost. Nothing is written.
     """
+    content = _content(host, name, task_id)
+    peft.write(make_directory(directory), *content)
+
+
+def write_copy(host: "Prompts", directory: Path) -> bool:
+    """Write the active prompt for PEFT beside our own files, which hold it already.
+
+    Args:
+        host: The model's prompts.
+        directory: Where our own files are.
+
+    Returns:
+        Whether it could be written. Of a prompt that PEFT cannot hold nothing is said; of a fault in a hook a warning.
+    """
+    try:
+        content = _content(host, None, None)
+    except UnsupportedError:
+        return False
+    except Exception as error:  # whatever a method's hooks raise: the training is saved, and must go on
+        return _warn_of_no_copy(directory, error)
+    try:
+        peft.write(directory, *content)
+    except OSError:
+        raise
+    except Exception as error:  # of what the hooks returned
+        return _warn_of_no_copy(directory, error)
+    return True
+
+
+def _warn_of_no_copy(directory: Path, error: Exception) -> bool:
+    origin = "; ".join(getattr(error, "__notes__", ()))
+    warnings.warn(
+        f"{directory} holds the prompts, which zoo.load reads, but no copy for PEFT: {type(error).__name__}: {error}"
+        f"{' (' + origin + ')' if origin else ''}",
+        stacklevel=5,
+    )
+    return False
+
+
+def _content(host: "Prompts", name: str | None, task_id: int | None) -> tuple[PeftFiles, str, str | None, peft.Origin]:
+    """Return what `peft.write` takes; arguments and errors as of `write`."""
     if name is None and len(host.active) != 1:
         raise UnsupportedError(
             f"a PEFT adapter holds one prompt, {len(host.active)} are active ({', '.join(host.active) or 'none'}); "
@@ -74,7 +115,7 @@ def write(host: "Prompts", directory: Path, name: str | None, task_id: int | Non
     if prompt.head is not None:
         files = peft.with_head(files, prompt.head.state_dict(), task)
     origin = peft.Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
-    peft.write(make_directory(directory), files, task, host.base_name, origin)
+    return files, task, host.base_name, origin
 
 
 def read(directory: Path, backbone: Backbone) -> Prompt:

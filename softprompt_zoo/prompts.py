@@ -20,6 +20,7 @@ from softprompt_zoo.optimizer_steps import watch
 from softprompt_zoo.plain_prompts import check_room, check_shared_room, fitting_copy
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.saved_state import check_can_be_saved
 from softprompt_zoo.sites.arrange import Call, Combination, check_combination, select
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.shared_pass import Prefix
@@ -57,11 +58,14 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
     head = copy_head(backbone.task_head) if config.train_head else None
     if backbone.device.type != "meta":
         initialize(method, config, learned, head, backbone)
+    check_can_be_saved(learned, backbone, method.describe_parameters())
     prompt = Prompt(method, config, learned, head)
     with torch.no_grad():
         tokens = prompt.place(backbone).tokens
+    merged = prompt.merged_tokens(backbone)
     if backbone.device.type != "meta":
         check_finite(tokens, method.describe("build_virtual_tokens"))
+        check_finite(merged, method.describe("merge"))
     return prompt
 
 

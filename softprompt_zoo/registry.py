@@ -110,7 +110,7 @@ class LoadedMethod:
         """
         from torch import nn  # slow to load, and listing methods does without
 
-        source = f"method {self.name!r} ({self.origin}), Parameters,"
+        source = self.describe_parameters()
         try:
             made = self.parameters_class(config, backbone)
         except Exception as error:
@@ -139,6 +139,10 @@ class LoadedMethod:
     def has(self, hook: str) -> bool:
         """Say whether the method, or a wrapper around it, has an optional hook."""
         return bool(self._callers[hook].get_hookimpls())
+
+    def describe_parameters(self) -> str:
+        """Name the plugin and its parameters for a message."""
+        return f"method {self.name!r} ({self.origin}), Parameters,"
 
     def describe(self, hook: str) -> str:
         """Name the plugin and hook for a message."""

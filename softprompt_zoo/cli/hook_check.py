@@ -49,7 +49,7 @@ def _run(method: LoadedMethod, backbone: "Backbone") -> tuple[str | None, str | 
             method.config_class.from_options(dict(options))
         except (TypeError, ValueError) as error:
             return None, str(error)
-        make_prompt(method, options, backbone).merged_tokens(backbone)
+        make_prompt(method, options, backbone)
     except UnsupportedError as error:
         return None, str(error)
     except Exception as error:  # whatever a stranger's hook raises is what the user wants to read

@@ -62,7 +62,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         tensors: Named tensors; copied to the CPU, not changed.
         metadata: Text stored in its header.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    written = set()
+    for name, tensor in tensors.items():
+        plain[name] = tensor.detach().cpu().contiguous()
+        memory = plain[name].untyped_storage().data_ptr()
+        if memory in written:  # safetensors takes no two tensors of one memory
+            plain[name] = plain[name].clone()
+        written.add(memory)
     write_atomically(path, save(plain, {"format": "pt", **metadata}))
 
 

@@ -69,6 +69,9 @@ class Backbone:
     input_problem: str | None = None
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
 
+    def find_part(self, tensors):
+        return None
+
 
 def built(method, **options):
     """What the method places on a backbone of its own."""
