@@ -22,14 +22,12 @@ from softprompt_zoo.formats import native
 from softprompt_zoo.formats.files import read_json, read_tensors, write_json, write_tensors
 from softprompt_zoo.formats.peft import CONFIG_FILE, TENSOR_FILE
 from softprompt_zoo.sites.adapter_layers import adapter_layers
-from softprompt_zoo.sites.task_heads import find_head
+from softprompt_zoo.sites.task_heads import find_heads, task_head
 
 FOLDER = "adapters"
 """Subfolder of a saved directory with a folder for each adapter."""
 WRAPPED = "base_model.model."
 """What PEFT puts in front of the names of the model inside."""
-AROUND = ("base_layer", "original_module", "token_adapter")
-"""What PEFT puts into the names of the parameters of a module that it wraps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +93,6 @@ def parameters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[s
                 yield f"{prefix}.{name}", parameter
 
 
-def original_name(name: str) -> str:
-    """Return the name that a parameter of the model has where no adapter is put around its module."""
-    return ".".join(part for part in name.split(".") if part not in AROUND)
-
-
 @contextlib.contextmanager
 def out_of_reach(model: nn.Module) -> Iterator[None]:
     """Hide a prompted model's prompts, so that an adapter that is put on neither enters nor freezes them."""
@@ -107,8 +100,8 @@ def out_of_reach(model: nn.Module) -> Iterator[None]:
     stacks: Any = model._softprompt_stacks
     try:
         yield
-        head = find_head(model, [stack.module for stack in stacks.values()])  # it may be another module now
-        host.backbone = dataclasses.replace(host.backbone, task_head=head)
+        heads = find_heads(model, [stack.module for stack in stacks.values()])  # they may be other modules now
+        host.backbone = dataclasses.replace(host.backbone, task_head=task_head(model, heads), heads=heads)
     finally:
         model._modules["prompts"] = host
 

@@ -39,6 +39,10 @@ class Site(NamedTuple):
     """Index within the site, from 0."""
 
 
+def _none(name: str) -> None:
+    """Know no parameter of the model."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Backbone:
     """Sizes of the frozen model and its embedding table: all that a plugin gets to see of it."""
@@ -74,6 +78,10 @@ class Backbone:
     """transformers' name of the architecture, for files that are bound to some; no method branches on it elsewhere."""
     task_head: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     """The modules of the model's task head, by their names in it; empty where there is none."""
+    heads: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    """The modules behind the last layer by their names in the model: its task head, or what predicts words."""
+    own_parameter: Callable[[str], Tensor | None] = dataclasses.field(default=_none, repr=False, compare=False)
+    """Qualified name of a parameter of the frozen model to the parameter; `None` if there is none."""
     has_lm_head: bool = True
     """Whether the model has a head over the vocabulary."""
     scales_ids: bool = dataclasses.field(default=False, compare=False)

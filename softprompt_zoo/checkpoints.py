@@ -188,7 +188,7 @@ def _restore(
             learned = method.make_parameters(config, backbone)
     except (TypeError, ValueError, KeyError, ZooError) as error:
         raise CheckpointError(f"{where}{versions} does not fit its method {record.method!r}: {error}") from error
-    prompt = Prompt(method, config, learned, copy_saved_head(_head_names(tensors), backbone.task_head, where))
+    prompt = Prompt(method, config, learned, copy_saved_head(_head_names(tensors), backbone.heads, where))
     expected = {key: tuple(tensor.shape) for key, tensor in prompt.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if expected != found:

@@ -15,9 +15,10 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.saved_state import find_part
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.cache_view import reach_through_cache
+from softprompt_zoo.sites.own_parameters import OwnParameters
 from softprompt_zoo.sites.projections import Projector
 from softprompt_zoo.sites.rehearsal import heed, rehearse, sees_later_tokens
-from softprompt_zoo.sites.task_heads import find_head
+from softprompt_zoo.sites.task_heads import find_heads, task_head
 from softprompt_zoo.sites.words import embed, keys_values
 
 
@@ -50,6 +51,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     probe = torch.zeros(1, dtype=torch.long, device=weight.device)
     names = {id(module): name for name, module in model.named_modules()}
     sites = {site: modules for stack in stacks.values() for site, modules in stack.attentions.items()}
+    heads = find_heads(model, [stack.module for stack in stacks.values()])
     backbone = Backbone(
         family=family,
         hidden_size=embed(stacks, probe).shape[-1],
@@ -65,7 +67,9 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         module_names={site: tuple(names[id(m)] for m in modules) for site, modules in sites.items()},
         parameter_names=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         model_type=str(getattr(model.config, "model_type", "")),
-        task_head=find_head(model, [stack.module for stack in stacks.values()]),
+        task_head=task_head(model, heads),
+        heads=heads,
+        own_parameter=OwnParameters(_places(model, stacks, heads)),
         has_lm_head=model.get_output_embeddings() is not None,
         scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
         input_problem=findings.inputs,
@@ -79,6 +83,15 @@ def _parts(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> list[nn.Modul
     """List the modules of a model that hold its weights."""
     head: Any = model.get_output_embeddings()
     return [stack.module for stack in stacks.values()] + ([] if head is None else [head])
+
+
+def _places(
+    model: PreTrainedModel, stacks: Mapping[str, Stack], heads: Mapping[str, nn.Module]
+) -> dict[str, nn.Module]:
+    """Return the parts of a model that prompts know of, by all names that they have in it."""
+    parts = [part for stack in stacks.values() for part in (stack.module, stack.embedding)]
+    known = {id(part) for part in (*parts, *heads.values())}
+    return {name: module for name, module in model.named_modules(remove_duplicate=False) if id(module) in known}
 
 
 def _no_method(model: PreTrainedModel, problem: str) -> UnsupportedError:

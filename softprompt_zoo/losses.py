@@ -14,6 +14,7 @@ from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.arrange import Call, Selection
 from softprompt_zoo.sites.head import predict
 from softprompt_zoo.sites.shared_pass import Prefix
+from softprompt_zoo.sites.task_heads import with_heads
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
 from softprompt_zoo.training_step import TrainingStep
 
@@ -128,12 +129,17 @@ def _wants_hidden_states(model: Any, inputs: dict[str, Any]) -> bool:
 
 def _virtual_logits(model: Any, call: Call, name: str) -> Tensor:
     states = _only_prefix(call, name).states[0]
-    return predict(model, next(states[part] for part in states if _is(part, name)))
+    return predict(_with_own_head(model, name), next(states[part] for part in states if _is(part, name)))
 
 
 def _first_logits(model: Any, call: Call, name: str) -> Tensor | None:
     [tail] = _only_prefix(call, name).tails
-    return None if tail is None else predict(model, tail)
+    return None if tail is None else predict(_with_own_head(model, name), tail)
+
+
+def _with_own_head(model: Any, name: str) -> Any:
+    """Return the model with what the prompt has trained to predict words, if it has."""
+    return with_heads(model, [model.prompts[name].head], None)
 
 
 def _only_prefix(call: Call, name: str) -> Prefix:

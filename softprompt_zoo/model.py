@@ -19,12 +19,13 @@ from softprompt_zoo.forward import check_rows, prompted_forward
 from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
+from softprompt_zoo.sites.adapter_layers import original_name
 from softprompt_zoo.sites.arrange import select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.carried import adopt, release, run
 from softprompt_zoo.sites.slots import check_slots
 from softprompt_zoo.sites.stack import bind, cut_output, unbind
-from softprompt_zoo.sites.task_heads import with_heads
+from softprompt_zoo.sites.task_heads import check_resizable, with_heads
 from softprompt_zoo.sites.tasks import check_task_ids, check_task_rows
 from softprompt_zoo.sites.words import mark_sites, unmark_sites
 
@@ -143,6 +144,7 @@ class PromptedModel:
         return moved
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        check_resizable(self, {name: prompt.head for name, prompt in self.prompts.items()})
         table = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
         self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
         return table
@@ -258,7 +260,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 
 def _named_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
     """List parameters by names that stay when an adapter is put on; the parameters themselves may be replaced."""
-    return [(adapters.original_name(name), p) for name, p in model.named_parameters(remove_duplicate=False)]
+    return [(original_name(name), p) for name, p in model.named_parameters(remove_duplicate=False)]
 
 
 def _prompt_implementation(stacks: Mapping[str, Stack]) -> None:

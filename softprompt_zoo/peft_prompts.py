@@ -2,10 +2,12 @@
 
 import contextlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.discovery import OWN_DISTRIBUTION
@@ -137,7 +139,7 @@ def read(directory: Path, backbone: Backbone) -> Prompt:
     fields, tensors, origin = peft.read(directory)
     method = _method_for(fields, origin, directory)
     try:
-        tensors, trained = peft.split_head(tensors, backbone)
+        tensors, trained = peft.split_head(fields, tensors, backbone)
         found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
         _check_type(found, PeftPrompt, method, "read_peft")
     except (CheckpointError, UnsupportedError) as error:
@@ -153,12 +155,12 @@ def read(directory: Path, backbone: Backbone) -> Prompt:
     else:
         learned = method.make_parameters(config, backbone)
     names = dict.fromkeys(key.split(".")[0] for key in trained)
-    head = copy_saved_head(names, backbone.task_head, str(directory))
+    head = copy_saved_head(names, backbone.heads, str(directory))
     try:
         if found.state is not None:
             learned.load_state_dict(dict(found.state))
         if head is not None:
-            head.load_state_dict(trained)
+            _fill(head, trained)
     except RuntimeError as error:
         raise BackboneMismatchError(f"{directory} does not fit this model: {error}") from error
     prompt = Prompt(method, config, learned, head)
@@ -166,6 +168,17 @@ def read(directory: Path, backbone: Backbone) -> Prompt:
         prompt.place(backbone)
     _warn_of_differences(prompt.merged_tokens(backbone), fields.get("task_type"), backbone)
     return prompt
+
+
+def _fill(head: nn.ModuleDict, trained: Mapping[str, Tensor]) -> None:
+    """Put saved numbers into the copy of a head; what was not trained keeps the model's own.
+
+    Raises:
+        RuntimeError: If they do not fit.
+    """
+    unexpected = head.load_state_dict(dict(trained), strict=False).unexpected_keys
+    if unexpected:
+        raise RuntimeError(f"its head has {unexpected[0]!r}, which the model's has not")
 
 
 def _check_type(found: object, expected: type, method: LoadedMethod, hook: str) -> None:

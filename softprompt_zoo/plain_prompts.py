@@ -148,12 +148,12 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
     check_sizes(made_for, backbone, "the prompt")
     check_room(prompt.config, backbone)
     head = {} if prompt.head is None else prompt.head.state_dict()
-    mine = copy_head(backbone.task_head) if head else None
+    mine = None if prompt.head is None else copy_head({n: m for n, m in backbone.heads.items() if n in prompt.head})
     own = {} if mine is None else mine.state_dict()
     wrong = next((key for key, tensor in head.items() if key not in own or own[key].shape != tensor.shape), None)
     if wrong is not None:
         raise BackboneMismatchError(
-            f"the prompt's trained task head has {wrong!r} {tuple(head[wrong].shape)}, which this model has not; "
+            f"the prompt's trained head has {wrong!r} {tuple(head[wrong].shape)}, which this model has not; "
             "put it on a model of the class and the number of labels it was trained with"
         )
     copied = copy.deepcopy(prompt).to(backbone.device)

@@ -152,7 +152,7 @@ def _cast(tensor: Tensor, key: str, name: str, dtype: torch.dtype | None) -> Ten
 
 def _head(state: dict[str, Tensor], backbone: Backbone, device: torch.device, where: str) -> nn.ModuleDict:
     names = dict.fromkeys(key.split(".")[0] for key in state)
-    head: Any = copy_saved_head(names, backbone.task_head, where)
+    head: Any = copy_saved_head(names, backbone.heads, where)
     head.requires_grad_(False).eval()  # no dropout while the model trains
     try:
         head.load_state_dict(state)

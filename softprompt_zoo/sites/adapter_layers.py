@@ -10,6 +10,9 @@ from torch import nn
 
 from softprompt_zoo.errors import UnsupportedError
 
+AROUND = ("base_layer", "original_module", "token_adapter")
+"""What PEFT puts into the names of the parameters of a module that it wraps."""
+
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Find the modules that PEFT put into a model.
@@ -26,6 +29,11 @@ def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, kinds) and not name.startswith("prompts."):
             yield name, module
+
+
+def original_name(name: str) -> str:
+    """Return the name that a parameter of the model has where no adapter is put around its module."""
+    return ".".join(part for part in name.split(".") if part not in AROUND)
 
 
 @torch.no_grad()

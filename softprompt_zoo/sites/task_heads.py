@@ -15,15 +15,15 @@ from softprompt_zoo.sites.adapter_layers import plain_copy
 from softprompt_zoo.sites.views import view
 
 
-def find_head(model: Any, stacks: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    """Find the modules of a model's task head: its children outside the backbone that have parameters.
+def find_heads(model: Any, stacks: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    """Find the modules behind a model's last layer: its children outside the backbone that have parameters.
 
     Args:
         model: A transformers model.
         stacks: The modules of its stacks.
 
     Returns:
-        The modules by name. None of a model with output embeddings: what predicts words is no task head.
+        The modules by name, of a task head or of what predicts words.
     """
     backbone = [model.base_model]
     if model.base_model is model:
@@ -31,11 +31,14 @@ def find_head(model: Any, stacks: Sequence[nn.Module]) -> dict[str, nn.Module]:
             return {}
         # T5ForQuestionAnswering has its stacks as children, and no model around them.
         backbone = [*stacks, model.get_input_embeddings()]
-    if model.get_output_embeddings() is not None:
-        return {}
     own = {id(module) for module in backbone}
     children = {name: child for name, child in model.named_children() if id(child) not in own}
     return {name: child for name, child in children.items() if next(child.parameters(), None) is not None}
+
+
+def task_head(model: Any, heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return a model's heads if they are for a task: what predicts words is no task head."""
+    return {} if model.get_output_embeddings() is not None else dict(heads)
 
 
 def copy_head(modules: Mapping[str, nn.Module]) -> nn.ModuleDict | None:
@@ -63,7 +66,7 @@ def copy_saved_head(names: Iterable[str], modules: Mapping[str, nn.Module], wher
 
     Args:
         names: Names of the modules.
-        modules: The model's own. Not changed.
+        modules: The model's own heads. Not changed.
         where: Where the prompt was read, for messages.
 
     Returns:
@@ -76,11 +79,31 @@ def copy_saved_head(names: Iterable[str], modules: Mapping[str, nn.Module], wher
     for name in names:
         if name not in modules:
             raise BackboneMismatchError(
-                f"{where} has a trained task head {name!r}; this model has {', '.join(modules) or 'none'}; use it with "
+                f"{where} has a trained head {name!r}; this model has {', '.join(modules) or 'none'}; use it with "
                 "a model of the class it was trained with"
             )
         chosen[name] = modules[name]
     return copy_head(chosen)
+
+
+def check_resizable(model: Any, heads: Mapping[str, nn.ModuleDict | None]) -> None:
+    """Refuse to resize the vocabulary under prompts that predict words with a head of their own.
+
+    Args:
+        model: The prompted model.
+        heads: The head of each prompt by the prompt's name.
+
+    Raises:
+        UnsupportedError: If one has rows for words.
+    """
+    output = model.get_output_embeddings()
+    for prompt, head in heads.items():
+        for name in head or ():
+            if any(module is output for module in model.get_submodule(name).modules()):
+                raise UnsupportedError(
+                    f"prompt {prompt!r} has a trained head {name!r} for the vocabulary as it is, which would not be "
+                    "resized; remove the prompt first, or train it again on the resized model"
+                )
 
 
 def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Tensor | None) -> Any:
@@ -135,7 +158,7 @@ class _Chosen:
         return torch.stack(outputs)[index, torch.arange(count, device=rows.device)]
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
+        return getattr(self._distinct[0] if len(self._distinct) == 1 else self._own, name)
 
 
 def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
