@@ -15,7 +15,7 @@ from softprompt_zoo.banks.importing import names_in_bank, read_folders
 from softprompt_zoo.banks.lending import Ready, ReadyCache
 from softprompt_zoo.banks.names import check_name, is_name
 from softprompt_zoo.banks.restoring import Decoder, encode_prompt
-from softprompt_zoo.banks.stores import open_store
+from softprompt_zoo.banks.stores import check_address, open_store
 from softprompt_zoo.config import check_positive_integer
 from softprompt_zoo.errors import BankError, UnknownPromptError, ZooError
 from softprompt_zoo.examination import inspect_backbone
@@ -71,7 +71,7 @@ class PromptBank:
         check_positive_integer("cache_bytes", cache_bytes)
         if max_bytes is not None:
             check_positive_integer("max_bytes", max_bytes)
-        self.address = os.fspath(address)
+        self.address = check_address(address)
         """The folder or the address, as given."""
         self.backbone = _backbone(model)
         """Sizes of the model; `None` if it was opened without one."""

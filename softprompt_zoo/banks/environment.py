@@ -14,6 +14,8 @@ from typing import Any
 
 import lmdb
 
+from softprompt_zoo.banks.lock_file import allocate_lock_file
+from softprompt_zoo.banks.pages import find_damage
 from softprompt_zoo.errors import BankError, CheckpointError
 
 DATA_FILE = "data.mdb"
@@ -31,6 +33,7 @@ class Environment:
         self.is_readonly = False
         self.max_bytes: int | None = None
         self._handle: Any = None
+        self._file: tuple[int, int] | None = None
         self.renew_locks()
 
     def renew_locks(self) -> None:
@@ -56,7 +59,9 @@ class Environment:
         wanted = size + FIRST_SIZE
         map_size = wanted if self.max_bytes is None else min(wanted, max(self.max_bytes, size))
         options: dict[str, Any] = {"map_size": map_size, "max_readers": MAX_READERS, "readahead": False}
+        has_locks = True
         try:
+            allocate_lock_file(self.folder, MAX_READERS)
             self.is_readonly = False
             try:
                 handle = lmdb.open(self.folder, **options)
@@ -65,21 +70,32 @@ class Environment:
                 try:
                     handle = lmdb.open(self.folder, readonly=True, **options)
                 except lmdb.ReadonlyError:  # the table of readers cannot be written either
+                    has_locks = False
                     handle = lmdb.open(self.folder, readonly=True, lock=False, **options)
         except lmdb.InvalidError as error:
             raise CheckpointError(f"{path} is damaged, or no bank ({error}); restore it from a copy") from error
         except (lmdb.Error, OSError) as error:
-            raise BankError(f"cannot open the bank in {self.folder}: {error}") from error
-        # Reading beyond the end of a file that was cut off would end the process, not raise.
-        needed = (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
-        if 0 < os.path.getsize(path) < needed:
+            raise BankError(
+                f"cannot open the bank in {self.folder}: {error}; check the permissions and the room on the disk"
+            ) from error
+        try:
+            _check_pages(handle, path, has_locks)
+        except CheckpointError:
             handle.close()
-            raise CheckpointError(
-                f"{path} has {os.path.getsize(path)} bytes of {needed}: it was cut off; restore it from a copy"
-            )
+            raise
         if not self.is_readonly:
             handle.reader_check()  # frees the places of readers that were killed
+        self._file = _identity(path)
         return handle
+
+    def is_there(self) -> bool:
+        """Return whether the open file is still the one in the folder, and not removed or replaced."""
+        return self._file == _identity(os.path.join(self.folder, DATA_FILE))
+
+    def close_if_replaced(self) -> None:
+        """Let go of a file that is not in the folder any more, so that the one there is opened."""
+        if self._handle is not None and not self.is_there():
+            self.close()
 
     def grow(self) -> None:
         """Double the file's address space, when no transaction of the process is open.
@@ -178,6 +194,35 @@ class Environment:
             if self._handle is not None:
                 self._handle.close()
                 self._handle = None
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _check_pages(handle: Any, path: str, has_locks: bool) -> None:
+    """Refuse a file whose damage LMDB would not notice, but end the process.
+
+    Args:
+        handle: LMDB's.
+        path: The file.
+        has_locks: Whether a transaction keeps what it reads.
+    """
+    size, needed = os.path.getsize(path), (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
+    if 0 < size < needed:
+        raise CheckpointError(f"{path} has {size} bytes of {needed}: it was cut off; restore it from a copy")
+    if has_locks and size:
+        try:
+            with handle.begin() as transaction:
+                found = find_damage(path, transaction.id())
+        except lmdb.Error as error:
+            found = str(error)
+        if found:
+            raise CheckpointError(f"{path} is damaged: {found}; restore it from a copy")
 
 
 _OPENING = threading.Lock()

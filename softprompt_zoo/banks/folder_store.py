@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import lmdb
 
 from softprompt_zoo.banks.environment import DATA_FILE, Environment, shared
+from softprompt_zoo.banks.lock_file import LOCK_FILE
+from softprompt_zoo.banks.names import is_name
 from softprompt_zoo.banks.records import STAMP_SIZE
 from softprompt_zoo.banks.stores import Records, closed
 from softprompt_zoo.errors import BankError, CheckpointError, PromptExistsError, UnknownPromptError
@@ -29,11 +31,17 @@ class FolderStore:
 
     def __init__(self, folder: str, max_bytes: int | None, is_new_allowed: bool) -> None:
         self.address = folder
-        path = os.path.realpath(folder)
         self._made = False
-        if not os.path.exists(os.path.join(path, DATA_FILE)):
-            self._made = self._prepare(path, is_new_allowed)
+        try:
+            path = os.path.realpath(folder)
+            if not _is_there(os.path.join(path, DATA_FILE)):
+                self._made = self._prepare(path, is_new_allowed)
+        except (OSError, ValueError) as error:
+            raise BankError(
+                f"cannot open or make a bank in {folder}: {error}; check the path and its permissions"
+            ) from error
         environment = shared(path)
+        environment.close_if_replaced()
         if max_bytes is not None:
             environment.max_bytes = max_bytes
         self._environment: Environment | None = environment
@@ -45,13 +53,11 @@ class FolderStore:
                 f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
             )
         is_there = os.path.isdir(path)
-        if os.path.exists(path) and (not is_there or os.listdir(path)):
+        # One that was killed while it was made has its lock file alone.
+        if os.path.exists(path) and (not is_there or {*os.listdir(path)} - {LOCK_FILE}):
             what = "a folder with other files" if is_there else "a file"
             raise BankError(f"{self.address} is {what}, and no bank; name a new folder")
-        try:
-            os.makedirs(path, exist_ok=True)
-        except OSError as error:
-            raise BankError(f"cannot make a bank in {self.address}: {error}") from error
+        os.makedirs(path, exist_ok=True)
         return not is_there
 
     @property
@@ -129,9 +135,14 @@ class FolderStore:
                 try:
                     with self._writing() as transaction:
                         action(transaction)
-                    return
+                    break
                 except lmdb.MapFullError:
                     file.grow()
+        if not file.is_there():
+            raise BankError(
+                f"the bank in {self.address} was removed or replaced after it was opened, so nothing was written; open "
+                "it again with zoo.PromptBank"
+            )
 
     def names(self, prefix: str) -> Iterator[str]:
         """See `Store.names`."""
@@ -145,10 +156,18 @@ class FolderStore:
                         if len(page) == PAGE_OF_NAMES or key[: len(first)] != first:
                             break
                         page.append(bytes(key))
-            yield from (key.decode() for key in page)
+            yield from self._checked(page, start)
             if len(page) < PAGE_OF_NAMES:
                 return
             start = page[-1] + b"\0"
+
+    def _checked(self, page: list[bytes], start: bytes) -> list[str]:
+        """Refuse names that are not sorted, or none: a search would not find them."""
+        names = [key.decode(errors="replace") for key in page]
+        for before, key, name in zip([start, *page], page, names, strict=False):
+            if not is_name(name) or key < before:
+                raise CheckpointError(f"the index of the bank in {self.address} is damaged; restore it from a copy")
+        return names
 
     def __len__(self) -> int:
         with self._reading() as transaction:
@@ -185,3 +204,12 @@ class FolderStore:
                 f"the bank in {self.address} could not be written ({error}); the disk has "
                 f"{free.f_bavail * free.f_frsize / 2**20:.0f} MB left; nothing was changed"
             ) from error
+
+
+def _is_there(path: str) -> bool:
+    """Return whether a file is there; one of which that cannot be found out raises `OSError`."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

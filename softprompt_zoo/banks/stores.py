@@ -62,8 +62,29 @@ def closed(address: str) -> BankError:
     return BankError(f"the bank {address} is closed; open it again with zoo.PromptBank")
 
 
+def check_address(address: str | os.PathLike[str]) -> str:
+    """Return an address as text.
+
+    Args:
+        address: A folder, or an fsspec address such as `s3://bucket/bank`.
+
+    Raises:
+        TypeError: If it is not text or a path.
+        BankError: If it is empty.
+    """
+    text = os.fspath(address) if isinstance(address, str | os.PathLike) else address
+    if not isinstance(text, str):
+        raise TypeError(
+            f"the bank's address is {address!r} ({type(address).__name__}); expected a folder, or an address such as "
+            "s3://bucket/bank"
+        )
+    if not text:
+        raise BankError("the bank's address is empty; name a folder, or an address such as s3://bucket/bank")
+    return text
+
+
 def open_store(
-    address: str | os.PathLike[str],
+    text: str,
     max_bytes: int | None,
     storage_options: Mapping[str, Any] | None,
     is_new_allowed: bool,
@@ -71,7 +92,7 @@ def open_store(
     """Find the store that an address means.
 
     Args:
-        address: A folder, or an fsspec address such as `s3://bucket/bank`.
+        text: A folder, or an fsspec address such as `s3://bucket/bank`.
         max_bytes: Bound on a folder's size.
         storage_options: Options of the address's file system.
         is_new_allowed: Whether the folder may be made.
@@ -83,7 +104,6 @@ def open_store(
         ValueError: If an option is of the other kind of store.
         BankError: If the place cannot be used.
     """
-    text = os.fspath(address)
     if "://" in text:
         if max_bytes is not None:
             raise ValueError(f"max_bytes is {max_bytes}; it bounds a folder, and {text} is an address: leave it out")

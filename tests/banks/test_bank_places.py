@@ -110,7 +110,7 @@ def test_a_read_only_folder_can_be_read_and_not_written():
             assert list(bank) == ["words"]
             model.prompts.bank = bank
             model(input_ids=TEXT, prompts="words")
-            with pytest.raises(zoo.BankError, match="cannot make a bank"):
+            with pytest.raises(zoo.BankError, match="cannot open or make a bank"):
                 zoo.PromptBank(path / "inside", model)
         path.chmod(0o755)
 

@@ -1,0 +1,96 @@
+"""The pages of an LMDB file, as far as they tell of damage.
+
+LMDB trusts its pages: of some that were swapped or overwritten it ends the process at the next write. Each page says
+which one it is, so a walk from the root finds most of that. Layout: `mdb.c` of LMDB 0.9, `MDB_meta`, `MDB_page` and
+`MDB_node`.
+"""
+
+import collections
+import os
+import struct
+from collections.abc import Iterator
+
+MAX_PAGES = 512
+"""Pages that are looked at: some milliseconds. A larger bank is looked at in part."""
+_META = struct.Struct("<QHHI II QQ IHHQQQQQ IHHQQQQQ QQ")
+_PAGE = struct.Struct("<QHHHH")
+_NODE = struct.Struct("<HHHH")
+_MAGIC = 0xBEEFC0DE
+_BRANCH, _LEAF, _OVERFLOW, _META_FLAG = 1, 2, 4, 8
+_IS_BIG = 1
+_NO_PAGE = 2**64 - 1
+
+
+def find_damage(path: str, transaction: int) -> str:
+    """Look at the pages of a state of the file, while a transaction keeps it.
+
+    Args:
+        path: The file.
+        transaction: Number of the state.
+
+    Returns:
+        What is wrong with a page; empty if nothing was found, or a writer has gone on meanwhile.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        size = _page_size(file)
+        for number in (0, 1):
+            meta = os.pread(file, _META.size, number * size)
+            if len(meta) < _META.size:
+                return f"page {number} is missing"
+            fields = _META.unpack(meta)
+            if fields[0] != number or not fields[2] & _META_FLAG or fields[4] != _MAGIC:
+                return f"page {number} is not what it should be"
+            if fields[-1] == transaction:
+                roots = [root for root in (fields[15], fields[23]) if root != _NO_PAGE]
+                return next(_damage(file, size, roots, last=fields[24]), "")
+        return ""
+    finally:
+        os.close(file)
+
+
+def _page_size(file: int) -> int:
+    """Read the size of a page, which the first one states."""
+    start = os.pread(file, _META.size, 0)
+    size = _META.unpack(start)[8] if len(start) == _META.size else 0
+    return int(size) if size in {2**power for power in range(9, 17)} else 4096
+
+
+def _damage(file: int, size: int, roots: list[int], last: int) -> Iterator[str]:
+    waiting = collections.deque((root, _BRANCH | _LEAF) for root in roots)
+    seen = set()
+    while waiting and len(seen) < MAX_PAGES:
+        number, kinds = waiting.popleft()
+        if number > last or number < 2 or number in seen:
+            yield f"page {number} is referred to and cannot be there"
+            return
+        seen.add(number)
+        page = os.pread(file, size, number * size)
+        if len(page) < size:
+            yield f"page {number} is missing"
+            return
+        own, _, flags, lower, upper = _PAGE.unpack_from(page)
+        if own != number or not flags & kinds:
+            yield f"page {number} is not what it should be"
+            return
+        if flags & _OVERFLOW:
+            continue
+        if not _PAGE.size <= lower <= upper <= size:
+            yield f"page {number} has impossible bounds"
+            return
+        try:
+            waiting.extend(_children(page, flags, lower))
+        except (struct.error, IndexError):
+            yield f"page {number} has impossible entries"
+            return
+
+
+def _children(page: bytes, flags: int, lower: int) -> Iterator[tuple[int, int]]:
+    """Find the pages that a page refers to, and what kinds they may be."""
+    for place in range(_PAGE.size, lower, 2):
+        start = int.from_bytes(page[place : place + 2], "little")
+        low, high, third, key_size = _NODE.unpack_from(page, start)
+        if flags & _BRANCH:
+            yield low | high << 16 | third << 32, _BRANCH | _LEAF
+        elif third & _IS_BIG:
+            yield struct.unpack_from("<Q", page, start + _NODE.size + key_size)[0], _OVERFLOW
