@@ -6,9 +6,7 @@ PEFT is imported only by whoever has such an adapter. An adapter is injected int
 
 import contextlib
 import dataclasses
-import functools
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo.adapter_configs import make_config
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
 from softprompt_zoo.formats import native
 from softprompt_zoo.formats.files import read_json, read_tensors, write_json, write_tensors
 from softprompt_zoo.formats.peft import CONFIG_FILE, TENSOR_FILE
-from softprompt_zoo.sites.adapter_layers import adapter_layers
+from softprompt_zoo.module_state import restored_on_error
+from softprompt_zoo.sites.adapter_layers import adapter_layers, original_name
 from softprompt_zoo.sites.task_heads import find_heads, task_head
 
 FOLDER = "adapters"
@@ -181,7 +181,7 @@ def read(directory: Path, folders: Mapping[str, str]) -> dict[str, Adapter]:
 
 
 def check(model: Any, adapters: Mapping[str, Adapter], directory: Path) -> None:
-    """Refuse saved adapters that do not fit a model. Nothing is changed.
+    """Refuse saved adapters that do not fit a model. Nothing is changed, and no room is taken.
 
     Args:
         model: The model inside; it may have adapters of these names.
@@ -189,27 +189,30 @@ def check(model: Any, adapters: Mapping[str, Adapter], directory: Path) -> None:
         directory: Where they come from, for the message.
 
     Raises:
-        UnsupportedError: If PEFT is not installed.
+        UnsupportedError: If PEFT is not installed, or an adapter asks for what is not done for a file.
         CheckpointError: If PEFT does not know the adapter.
         BackboneMismatchError: If the tensors are not those of such an adapter on this model.
     """
+    skeleton: Any = None
     for name, adapter in adapters.items():
-        config = _config(directory / FOLDER / name)
+        folder = directory / FOLDER / name
         if name in names(model):
             expected = _shapes(model, name)
         else:
+            config = _config(adapter, folder)
             try:
                 with torch.device("meta"):
-                    skeleton = _original_class(model)(model.config)
-                skeleton.add_adapter(config, adapter_name=name)
-            except ValueError as error:
-                raise BackboneMismatchError(f"{directory / FOLDER / name} does not fit this model: {error}") from error
-            expected = _shapes(skeleton, name)
-        saved = {key.removeprefix(WRAPPED): tuple(tensor.shape) for key, tensor in adapter.tensors.items()}
+                    skeleton = _original_class(model)(model.config) if skeleton is None else skeleton
+                    _without_start(config)
+                    skeleton.add_adapter(config, adapter_name=name)
+                expected = _shapes(skeleton, name)
+            except Exception as error:  # PEFT's are of all kinds
+                raise BackboneMismatchError(f"{folder} does not fit this model: {_line(error)}") from error
+        saved = {key: tuple(tensor.shape) for key, tensor in _inside(adapter.tensors).items()}
         if saved != expected:
             wrong = min(key for key in {*saved, *expected} if saved.get(key) != expected.get(key))
             raise BackboneMismatchError(
-                f"{directory / FOLDER / name} does not fit this model: tensor {wrong!r} has shape {saved.get(wrong)}; "
+                f"{folder} does not fit this model: tensor {wrong!r} has shape {saved.get(wrong)}; "
                 f"expected {expected.get(wrong)}; load it onto the model it was made for"
             )
 
@@ -222,6 +225,9 @@ def put(model: Any, adapters: Mapping[str, Adapter], directory: Path, trainable:
         adapters: Checked ones.
         directory: Where they come from.
         trainable: Whether they can be trained on. What was there keeps its `requires_grad`.
+
+    Raises:
+        CheckpointError: If PEFT fails. The model is left changed; see `taken_off_on_error`.
     """
     if not adapters:
         return  # PEFT may not be installed
@@ -229,10 +235,14 @@ def put(model: Any, adapters: Mapping[str, Adapter], directory: Path, trainable:
 
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for name, adapter in adapters.items():
-        if name not in names(model):
-            model.add_adapter(_config(directory / FOLDER / name), adapter_name=name)
-        tensors = {key.removeprefix(WRAPPED): tensor for key, tensor in adapter.tensors.items()}
-        set_peft_model_state_dict(model, tensors, adapter_name=name)
+        folder = directory / FOLDER / name
+        config = None if name in names(model) else _config(adapter, folder)
+        try:
+            if config is not None:
+                model.add_adapter(config, adapter_name=name)
+            set_peft_model_state_dict(model, _inside(adapter.tensors), adapter_name=name)
+        except Exception as error:  # PEFT's are of all kinds
+            raise CheckpointError(f"PEFT cannot put {folder} on this model: {_line(error)}") from error
     for parameter, required_grad in before:
         parameter.requires_grad_(required_grad)  # PEFT freezes all but the adapter it has put on
     if not trainable:
@@ -241,92 +251,23 @@ def put(model: Any, adapters: Mapping[str, Adapter], directory: Path, trainable:
                 parameter.requires_grad_(False)
 
 
-class PromptedPeftModel:
-    """What a `PeftModel` does differently from its own class while the model inside has prompts."""
+@contextlib.contextmanager
+def taken_off_on_error(model: Any, adapters: Mapping[str, Adapter]) -> Iterator[None]:
+    """Let a model be as it was, bit for bit, if what puts adapters on it, or comes after it, fails.
 
-    _softprompt_wrapper: type
-    get_base_model: Any
-    active_adapters: list[str]
-
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
-        # Here, for an error within PEFT's forward would leave the names of this call in all layers.
-        if kwargs.get("adapter_names") is not None:
-            _refuse_shared_pass(self.get_base_model().prompts, kwargs)
-        return super()._enable_peft_forward_hooks(*args, **kwargs)  # type: ignore[misc]
-
-    def forward(self, *args: Any, task_ids: Any = None, **kwargs: Any) -> Any:  # noqa: D102
-        if task_ids is not None:
-            raise UnsupportedError(
-                "PEFT's forward does not hand task_ids on; call the model inside: model.get_base_model()(…, task_ids=…)"
-            )
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
-
-    def save_pretrained(  # noqa: D102
-        self,
-        save_directory: str | os.PathLike[str],
-        *args: Any,
-        is_main_process: bool = True,
-        state_dict: Mapping[str, Tensor] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        inside = None if state_dict is None else {key.removeprefix(WRAPPED): t for key, t in state_dict.items()}
-        self.get_base_model().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=inside)
-        if is_main_process:
-            # Where PEFT itself keeps an adapter, and where Trainer looks before it loads the best model.
-            folder = Path(save_directory)
-            saved = read(folder, {name: f"{FOLDER}/{name}" for name in self.active_adapters[:1]})
-            for adapter in saved.values():
-                write_tensors(folder / TENSOR_FILE, adapter.tensors, {})
-                write_json(folder / CONFIG_FILE, dict(adapter.fields))
-
-    def add_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
-        with out_of_reach(self.get_base_model()):
-            super().add_adapter(*args, **kwargs)  # type: ignore[misc]
-
-    def load_adapter(self, model_id: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        if not native.is_native(Path(model_id)):
-            return super().load_adapter(model_id, *args, **kwargs)  # type: ignore[misc]
-        tensors, _ = read_tensors(Path(model_id) / native.TENSOR_FILE)
-        return self.get_base_model().load_state_dict(tensors, strict=False)
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        # Trainer reads the checkpoint that the model inside wrote.
-        if any(key.startswith(WRAPPED) for key in state_dict):
-            return super().load_state_dict(state_dict, *args, **kwargs)  # type: ignore[misc]
-        return self.get_base_model().load_state_dict(state_dict, *args, **kwargs)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # Pickle would look the class up by its name and find PEFT's.
-        return _rebuild, (type(self)._softprompt_wrapper,), self.__dict__.copy()
-
-
-def wrap(model: Any) -> None:
-    """Let a `PeftModel` save and resume the prompts of the model inside; any other model is left alone."""
-    if model_inside(model) is not model and not isinstance(model, PromptedPeftModel):
-        kind: Any = type(model)
-        model.__class__ = _prompted_class(kind)
-
-
-def unwrap(model: Any) -> None:
-    """Undo `wrap`."""
-    if isinstance(model, PromptedPeftModel):
-        model.__class__ = model._softprompt_wrapper
-
-
-@functools.cache
-def _prompted_class(wrapper: Any) -> Any:
-    members = {
-        "_softprompt_wrapper": wrapper,
-        "__module__": wrapper.__module__,
-        "__qualname__": wrapper.__qualname__,
-        "__doc__": wrapper.__doc__,
-    }
-    return type(wrapper.__name__, (PromptedPeftModel, wrapper), members)
-
-
-def _rebuild(wrapper: Any) -> Any:
-    cls = _prompted_class(wrapper)
-    return cls.__new__(cls)
+    Args:
+        model: The model inside.
+        adapters: What is put on it within the block.
+    """
+    if not adapters:
+        yield
+        return
+    # PEFT writes into parameters of the base, too, such as biases.
+    named = {original_name(key) for adapter in adapters.values() for key in _inside(adapter.tensors)}
+    written = [p for name, p in model.named_parameters(remove_duplicate=False) if original_name(name) in named]
+    own = [parameter for name in adapters for _, parameter in parameters(model, name)]
+    with restored_on_error(model, [*written, *own]):
+        yield
 
 
 def _state_dict(model: Any, state_dict: Mapping[str, Tensor] | None, name: str) -> dict[str, Tensor]:
@@ -347,29 +288,23 @@ def _original_class(model: Any) -> Any:
     return getattr(type(model), "_softprompt_base", type(model))
 
 
-@torch.no_grad()
-def _refuse_shared_pass(host: Any, kwargs: Mapping[str, Any]) -> None:
-    """Refuse an adapter in every row where one pass makes the keys and values that all rows share."""
-    call = host.resolve(kwargs.get("prompts"), kwargs.get("task_ids"), kwargs.get("soft_slots"), False)
-    if host.backbone.family == "causal" and any(call.input_tokens(part) for part in call.selection.combinations):
-        raise UnsupportedError(
-            "adapter_names gives each row an adapter of its own, and a prompt at the input embeddings passes through "
-            "this model once for all rows; use a method on keys and values, or call the model "
-            "once for each adapter, after set_adapter"
-        )
+def _config(adapter: Adapter, folder: Path) -> Any:
+    return make_config(adapter.fields, _inside(adapter.tensors), folder / CONFIG_FILE)
 
 
-def _config(folder: Path) -> Any:
-    try:
-        from peft import PeftConfig
-    except ImportError as error:
-        raise UnsupportedError(
-            f"{folder} holds a PEFT adapter, and PEFT is not installed; run: pip install peft"
-        ) from (error)
-    try:
-        return PeftConfig.from_pretrained(str(folder))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} is no adapter that this PEFT knows ({error})") from error
+def _without_start(config: Any) -> None:
+    """Let a config make no start values: some are computed from weights, of which a skeleton has none."""
+    for name in ("init_lora_weights", "init_weights"):
+        if isinstance(getattr(config, name, None), str):
+            setattr(config, name, True)
+
+
+def _inside(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(WRAPPED): tensor for key, tensor in tensors.items()}
+
+
+def _line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _plain(value: Any) -> Any:

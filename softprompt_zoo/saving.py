@@ -57,11 +57,7 @@ def load(
     model: Any = adapters.model_inside(base)
     backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)
     prompts, active = read_prompts(path, backbone)
-    missing = next((name for name in active if name not in prompts), None)
-    if missing is not None:
-        raise CheckpointError(
-            f"{path} says that {missing!r} is active, and holds no such prompt; save the prompts again"
-        )
+    _check_active(active, prompts, path)
     prompts, active = _renamed(prompts, active, name, path)
     check_shared_room({name: prompts[name] for name in active}, backbone)
     adapted = read_adapters(path)
@@ -71,10 +67,11 @@ def load(
         prompt.requires_grad_(trainable and prompt in trained)
     host: Any = model.prompts if attached else Prompts(backbone)
     _check_names(host, prompts, path)
-    adapters.put(model, adapted, path, trainable)
-    if not attached:
-        if adapted:
+    with adapters.taken_off_on_error(model, adapted):
+        adapters.put(model, adapted, path, trainable)
+        if not attached and adapted:
             backbone, stacks = inspect_backbone(base)  # some of its layers are others now
+    if not attached:
         attach(base, backbone, stacks, prompts)
     else:
         for own_name, prompt in prompts.items():
@@ -96,6 +93,18 @@ def _renamed(
         )
     [prompt] = prompts.values()
     return {name: prompt}, tuple(name for _ in active)
+
+
+def _check_active(active: tuple[str, ...], names: Iterable[str], path: Path) -> None:
+    missing = next((name for name in active if name not in names), None)
+    if missing is not None:
+        raise CheckpointError(
+            f"{path} says that {missing!r} is active, and holds no such prompt; save the prompts again"
+        )
+    if len(set(active)) < len(active):
+        raise CheckpointError(
+            f"{path} says that {', '.join(map(repr, active))} are active, one of them twice; save the prompts again"
+        )
 
 
 def _check_names(host: Prompts, names: Iterable[str], path: Path) -> None:

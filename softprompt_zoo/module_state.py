@@ -1,0 +1,52 @@
+"""What a model is made of, remembered, so that it can be put back when a change to it fails."""
+
+import contextlib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def restored_on_error(model: nn.Module, overwritten: Collection[nn.Parameter] = ()) -> Iterator[None]:
+    """Put a model's modules, settings and numbers back if the block within fails, bit for bit.
+
+    Args:
+        model: Any model. Its tensors may be replaced within the block.
+        overwritten: The parameters whose numbers may be written in place; these are copied.
+    """
+    modules = [(module, type(module), _contents(module)) for module in model.modules()]
+    parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    numbers = [(parameter, parameter.detach().clone()) for parameter in overwritten]
+    try:
+        yield
+    except BaseException:
+        for module, kind, contents in modules:
+            _put_back(module, kind, contents)
+        for parameter, data, required_grad in parameters:
+            if parameter.data_ptr() != data.data_ptr():
+                parameter.data = data
+            parameter.requires_grad_(required_grad)
+        with torch.no_grad():
+            for parameter, before in numbers:
+                parameter.copy_(before)
+        raise
+
+
+def _contents(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Return a module's attributes, and copies of those that hold others; handles of hooks point to the first."""
+    attributes = vars(module).items()
+    return {name: (value, value.copy() if isinstance(value, dict | list | set) else None) for name, value in attributes}
+
+
+def _put_back(module: nn.Module, kind: type, contents: dict[str, tuple[Any, Any]]) -> None:
+    module.__class__ = kind
+    vars(module).clear()
+    for name, (value, copied) in contents.items():
+        if isinstance(value, list):
+            value[:] = copied
+        elif isinstance(value, dict | set):
+            value.clear()
+            value.update(copied)
+        vars(module)[name] = value
