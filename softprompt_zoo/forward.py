@@ -14,7 +14,7 @@ from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.slots import Slots
 from softprompt_zoo.sites.stack import cut_output, returns_dict
 from softprompt_zoo.sites.task_heads import with_heads
-from softprompt_zoo.sites.tasks import check_task_ids, check_task_rows
+from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
 from softprompt_zoo.sites.views import hand_over
 
 
@@ -39,7 +39,7 @@ def prompted_forward(model: Any, base: Any, own: dict[str, Any], kwargs: dict[st
     text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
     own["task_ids"] = check_task_ids(own["task_ids"])
     if own["task_ids"] is not None and text is not None:
-        check_task_rows(own["task_ids"], text.shape[0])
+        own["task_ids"] = spread_task_ids(own["task_ids"], text.shape[0])
     call = model.prompts.resolve(*own.values(), isinstance(past, int) and past > 0)
     rows = call.selection.rows
     if rows is not None and text is not None:

@@ -15,18 +15,16 @@ from softprompt_zoo import adapters, peft_wrapper
 from softprompt_zoo.backbone import Backbone, Stack, attention_configs, follow
 from softprompt_zoo.checkpoints import save
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.forward import check_rows, prompted_forward
+from softprompt_zoo.forward import prompted_forward
+from softprompt_zoo.generation import PromptedGeneration
 from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.prompt import Prompt
-from softprompt_zoo.prompts import _GENERATION, Generation, Prompts
+from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.adapter_layers import original_name
-from softprompt_zoo.sites.arrange import select
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.carried import adopt, release, run
-from softprompt_zoo.sites.slots import check_slots
-from softprompt_zoo.sites.stack import bind, cut_output, unbind
+from softprompt_zoo.sites.stack import bind, unbind
 from softprompt_zoo.sites.task_heads import check_resizable, with_heads
-from softprompt_zoo.sites.tasks import check_task_ids, check_task_rows
 from softprompt_zoo.sites.words import mark_sites, unmark_sites
 
 NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
@@ -35,75 +33,13 @@ NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
 _ATTACHED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 
 
-class PromptedModel:
+class PromptedModel(PromptedGeneration):
     """What a prompted model does differently from its own class; mixed in front of it."""
 
     _softprompt_base: type[PreTrainedModel]
     _softprompt_stacks: Mapping[str, Stack]
     _softprompt_required_grad: dict[str, bool]
     prompts: Prompts
-
-    @torch.no_grad()
-    def generate(  # noqa: D102
-        self,
-        *args: Any,
-        prompts: Any = None,
-        task_ids: Any = None,
-        soft_slots: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)  # type: ignore[attr-defined]
-        inputs = args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
-        combinations = None
-        task_ids = check_task_ids(task_ids)
-        if task_ids is not None and isinstance(inputs, Tensor):
-            check_task_rows(task_ids, inputs.shape[0])
-        if prompts is not None:
-            lent = self.prompts.describe_loan(self.prompts.borrow(prompts, {}, False))
-            selection = select(prompts, self.prompts.keys(), (), lent)
-            rows = [0] if selection.rows is None else selection.rows.tolist()
-            combinations = [selection.combinations[row] for row in rows]
-            if isinstance(inputs, Tensor):
-                combinations = combinations * inputs.shape[0] if selection.rows is None else combinations
-                check_rows(len(combinations), inputs.shape[0])
-        if soft_slots is not None and (isinstance(inputs, Tensor) or kwargs.get("encoder_outputs") is None):
-            check_slots(soft_slots, *(inputs.shape[:2] if isinstance(inputs, Tensor) else (0, 0)))
-        generation = Generation(self.prompts, combinations, task_ids, soft_slots)
-        token = _GENERATION.set(generation)
-        try:
-            output = super().generate(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            _GENERATION.reset(token)
-        if generation.layout is not None and isinstance(output, dict):
-            return cut_output(None, output, generation.layout)
-        return output
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: D102
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
-        generation = _GENERATION.get()
-        if generation is None or generation.host is not self.prompts:
-            return inputs
-        # As an argument, for a compiled forward cannot see the context; repeated for beams.
-        names = ("decoder_input_ids", "input_ids", "inputs_embeds")
-        size = next(inputs[name].shape[0] for name in names if inputs.get(name) is not None)
-        combinations, task_ids = generation.combinations, generation.task_ids
-        if combinations is not None:
-            if not combinations or size % len(combinations):
-                check_rows(len(combinations), size)
-            inputs["prompts"] = [entry for entry in combinations for _ in range(size // len(combinations))]
-        if task_ids is not None and size % len(task_ids):
-            check_task_rows(task_ids, size)
-        mask = kwargs.get("attention_mask")
-        backbone = self.prompts.backbone
-        is_counted = backbone.family == "causal" and "position_ids" not in inputs
-        is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
-        if is_plain and (backbone.through_cache or is_counted):
-            # Not the 4-D one that static caches get: it would lack a prompt in the cache, and no text can be counted.
-            inputs["attention_mask"] = mask
-        for name, ids in (("task_ids", task_ids), ("soft_slots", generation.soft_slots)):
-            if ids is not None:
-                inputs[name] = ids.repeat_interleave(size // ids.shape[0], dim=0)
-        return inputs
 
     def save_pretrained(  # noqa: D102
         self,

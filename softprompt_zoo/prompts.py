@@ -1,7 +1,6 @@
 """The prompts of one model: a mapping from name to prompt, and what the stacks ask of it."""
 
 import contextlib
-import contextvars
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from softprompt_zoo.banks.lending import Borrower, Ready
 from softprompt_zoo.config import check_not_negative
 from softprompt_zoo.disabling import disable, is_disabled
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
+from softprompt_zoo.generation_state import running
 from softprompt_zoo.kept_prefixes import KEPT, KeptPrefixes
 from softprompt_zoo.optimizer_steps import watch
 from softprompt_zoo.plain_prompts import check_room, check_shared_room, fitting_copy
@@ -67,24 +67,6 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
         check_finite(tokens, method.describe("build_virtual_tokens"))
         check_finite(merged, method.describe("merge"))
     return prompt
-
-
-@dataclasses.dataclass
-class Generation:
-    """The prompts of one `generate`, for the forwards inside it."""
-
-    host: "Prompts"
-    combinations: list[Combination] | None
-    """One per row the user gave, or `None` for the active ones."""
-    task_ids: Tensor | None
-    soft_slots: Tensor | None
-    layout: Layout | None = None
-    """Where the encoder's text went."""
-    lent: dict[str, Ready] = dataclasses.field(default_factory=dict)
-    """The bank's prompts; they stay as they are until the text is written."""
-
-
-_GENERATION: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("softprompt_generation", default=None)
 
 
 class Prompts(Borrower, nn.Module):
@@ -297,10 +279,10 @@ class Prompts(Borrower, nn.Module):
             ValueError: If an entry, a task or a slot is out of range.
             UnsupportedError: If `generate` runs the model on a text of its own, where slots are given.
         """
-        generation = None if torch.compiler.is_compiling() else _GENERATION.get()
-        in_generate = generation is not None and generation.host is self
+        generation = running(self)
+        in_generate = generation is not None
         is_off = is_disabled(self)
-        if generation is not None and in_generate:
+        if generation is not None:
             prompts = generation.combinations if prompts is None else prompts
             task_ids = generation.task_ids if task_ids is None else task_ids
             if soft_slots is None and generation.soft_slots is not None and not is_off:
@@ -310,7 +292,7 @@ class Prompts(Borrower, nn.Module):
         if is_off:
             selection = select(None, (), ())
         else:
-            held = generation.lent if generation is not None and in_generate else None
+            held = None if generation is None else generation.lent
             lent = self.borrow(prompts, held, is_decoding)
             selection = select(prompts, self.keys(), self._active, self.describe_loan(lent))
         placements = {
@@ -345,8 +327,8 @@ class Prompts(Borrower, nn.Module):
 
     def keep_layout(self, layout: Layout) -> None:
         """Remember where an encoder's text went, for a `generate` that returns the encoder's states."""
-        generation = None if torch.compiler.is_compiling() else _GENERATION.get()
-        if generation is not None and generation.host is self and self.backbone.family == "encoder_decoder":
+        generation = running(self)
+        if generation is not None and self.backbone.family == "encoder_decoder":
             generation.layout = layout
 
     def _place(self, name: str, is_decoding: bool) -> Placement:

@@ -141,7 +141,8 @@ def _run(
     elif stack.position_table is not None:
         seen = max(lengths(before)) if stack.through_cache else 0
         inputs["inputs_embeds"] = shift_learned_positions(stack, embeddings, seen, positions)
-    output, recorded = capture(stack, inputs, prior)
+    with _with_all_layers(stack):
+        output, recorded = capture(stack, inputs, prior)
     passed = []
     for row, part in enumerate(pending):
         count = len(part.dropout)
@@ -151,6 +152,21 @@ def _run(
         entry = Entry(keys, values, part.dropout, part.always_visible, part.weight)
         passed.append((entry, output.last_hidden_state[row, :count]))
     return passed
+
+
+@contextlib.contextmanager
+def _with_all_layers(stack: Stack) -> Iterator[None]:
+    """Run all layers of a stack of which `generate` runs the first ones, for a draft: others need the tokens, too."""
+    config, depth = stack.module.config, len(stack.attentions[stack.name])
+    chosen = getattr(config, "num_hidden_layers", None)
+    if chosen is None or chosen >= depth:
+        yield
+        return
+    config.num_hidden_layers = depth
+    try:
+        yield
+    finally:
+        config.num_hidden_layers = chosen
 
 
 @contextlib.contextmanager

@@ -35,10 +35,10 @@ def check_task_ids(task_ids: Any) -> Tensor | None:
     """Read the `task_ids` argument of `forward` and `generate`.
 
     Args:
-        task_ids: One integer per row, as a tensor or a list; or `None`.
+        task_ids: One integer per row, or one for all rows, as a tensor or a list; or `None`.
 
     Returns:
-        `(rows,)` integers, or `None`.
+        `(rows,)` or `(1,)` integers, or `None`.
 
     Raises:
         TypeError: If it is neither a tensor nor a list, or the list holds something else than numbers.
@@ -46,7 +46,7 @@ def check_task_ids(task_ids: Any) -> Tensor | None:
     """
     if task_ids is None:
         return None
-    expected = "expected integers of shape (rows,), the task of every row"
+    expected = "expected integers of shape (rows,), the task of every row, or (1,), that of all"
     if not isinstance(task_ids, Tensor | list | tuple):
         raise TypeError(f"task_ids is {task_ids!r} ({type(task_ids).__name__}); {expected}")
     try:
@@ -58,20 +58,27 @@ def check_task_ids(task_ids: Any) -> Tensor | None:
     return ids.long()
 
 
-def check_task_rows(task_ids: Tensor, rows: int) -> None:
-    """Refuse task ids that are not one per row of the batch.
+def spread_task_ids(task_ids: Tensor, rows: int) -> Tensor:
+    """Give every row of the batch its task.
 
     Args:
-        task_ids: From `check_task_ids`.
+        task_ids: From `check_task_ids`, one per row, or one for all.
         rows: Rows of the batch.
+
+    Returns:
+        `(rows,)` integers.
 
     Raises:
         ValueError: If there are more or fewer ids.
     """
+    if task_ids.shape[0] == 1:
+        return task_ids.expand(rows)
     if task_ids.shape[0] != rows:
         raise ValueError(
-            f"task_ids has {task_ids.shape[0]} entries for a batch of {rows} rows; give the task of every row"
+            f"task_ids has {task_ids.shape[0]} entries for a batch of {rows} rows; give the task of every row, or one "
+            "for all rows"
         )
+    return task_ids
 
 
 def split_tasks(
@@ -112,7 +119,7 @@ def split_tasks(
     else:
         rows = selection.rows
         if rows is not None:
-            check_task_rows(ids, rows.shape[0])
+            ids = spread_task_ids(ids, rows.shape[0])
         rows = torch.zeros_like(ids) if rows is None else rows.to(ids.device)
         wanted, variant = _every_task(limits, rows, ids) if torch.compiler.is_compiling() else _asked(limits, rows, ids)
     renamed = [_rename(selection.combinations[index], counts, task) for index, task in wanted]

@@ -6,6 +6,7 @@ from multitask import EVERY_TASK, HIDDEN, TASKS, TEXT, TEXTS, TOKENS, learned, p
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningConfig
 
 import softprompt_zoo as zoo
+from softprompt_zoo import forward
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
 
@@ -192,6 +193,31 @@ def test_task_ids_may_be_narrow_integers_and_lists():
         assert torch.equal(subject.logits(ids, task_ids=task_ids), expected)
 
 
+def check_one_task_for_all_rows(architecture):
+    """PEFT spreads it so."""
+    subject, ids = prompted(architecture), torch.cat([TEXT, TEXT.flip(1)])
+    alone = torch.cat([subject.logits(row[None], task_ids=[1]) for row in ids])
+    for given in ([1], torch.tensor([1])):
+        assert_equal(subject.logits(ids, task_ids=given), alone, "logits")
+    if subject.can_generate:
+        options = {"max_new_tokens": 3, "do_sample": False}
+        texts = [subject.generate(row[None], task_ids=[1], **options) for row in ids]
+        for beams in (1, 2):
+            assert subject.generate(ids, task_ids=[1], num_beams=beams, **options).shape[0] == 2
+        assert torch.equal(subject.generate(ids, task_ids=[1], **options), torch.cat(texts))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
+def test_one_task_is_that_of_all_rows(architecture):
+    check_one_task_for_all_rows(architecture)
+
+
+def test_the_check_notices_another_task(monkeypatch):
+    monkeypatch.setattr(forward, "spread_task_ids", lambda ids, rows: ids if rows == 1 else ids.new_zeros(rows))
+    with pytest.raises(AssertionError):
+        check_one_task_for_all_rows("bert")
+
+
 @pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
 @pytest.mark.parametrize(
     ("task_ids", "error", "text"),
@@ -201,7 +227,7 @@ def test_task_ids_may_be_narrow_integers_and_lists():
         ([-1, 0], ValueError, "task_ids has -1 in row 0"),
         ([0.0, 1.0], ValueError, "dtype torch.float32; expected integers"),
         ([True, False], ValueError, "dtype torch.bool; expected integers"),
-        ([0], ValueError, "task_ids has 1 entries for a batch of 2 rows"),
+        ([], ValueError, r"task_ids has shape \(0,\) and dtype torch.float32"),
         ([0, 1, 2, 0], ValueError, "task_ids has 4 entries for a batch of 2 rows"),
         ([[0, 1]], ValueError, r"task_ids has shape \(1, 2\)"),
         (1, TypeError, r"task_ids is 1 \(int\)"),
