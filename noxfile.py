@@ -3,6 +3,7 @@
     nox                                                 all tests, twice
     nox -- tests/test_conformance.py -k "llama or t5"   a part of them
     nox -s clients                                      the tests of other libraries, which the others skip
+    nox -s peft_tests                                   PEFT's own tests of prompts, against this library
 
 The last lines that nox prints are the table: the versions of each environment, and whether its tests passed.
 """
@@ -63,3 +64,10 @@ def clients(session: nox.Session) -> None:
     """Build an environment with the libraries that take prompted models, and run their tests."""
     session.install("-c", str(ROOT / "constraints.txt"), "-e", ".[test,clients]")
     session.run("pytest", "-m", "slow", "tests/clients", *session.posargs)
+
+
+@nox.session
+def peft_tests(session: nox.Session) -> None:
+    """Build an environment and run PEFT's own tests of prompts in it."""
+    session.install("-c", str(ROOT / "constraints.txt"), "-e", ".[test,peft-tests]")
+    session.run("python", "benchmarks/peft_tests.py", *session.posargs)
