@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from softprompt_zoo.adapter_configs import make_config
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
 from softprompt_zoo.formats import native
-from softprompt_zoo.formats.files import read_json, read_tensors, write_json, write_tensors
+from softprompt_zoo.formats.files import check_finite, read_json, read_tensors, write_json, write_tensors
 from softprompt_zoo.formats.peft import CONFIG_FILE, TENSOR_FILE
 from softprompt_zoo.module_state import restored_on_error
 from softprompt_zoo.sites.adapter_layers import adapter_layers, original_name
@@ -176,6 +176,7 @@ def read(directory: Path, folders: Mapping[str, str]) -> dict[str, Adapter]:
                 f"the index of {directory} has the adapter {name!r} in {folder!r}; expected {FOLDER}/<name>"
             )
         tensors, _ = read_tensors(directory / folder / TENSOR_FILE)
+        check_finite(tensors, directory / folder / TENSOR_FILE)
         found[name] = Adapter(read_json(directory / folder / CONFIG_FILE), tensors)
     return found
 

@@ -213,7 +213,8 @@ def _map(of_vectors: _Function, of_gates: _Function, parts: Sequence[VirtualToke
             return None
         first = present[0]
         wide = torch.float64 if first.device.type != "mps" else torch.float32  # which has no float64
-        return function([tensor.to(first.device, wide) for tensor in present]).to(first.dtype)
+        blended = function([tensor.to(first.device, wide) for tensor in present])
+        return blended.to(torch.promote_types(first.dtype, torch.float32))
 
     if isinstance(parts[0], InputTokens):
         embeddings = apply(of_vectors, [part.embeddings for part in parts])  # type: ignore[union-attr]

@@ -11,19 +11,16 @@ from torch import Tensor
 
 from softprompt_zoo import adapters, peft_prompts
 from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.config import check_not_negative
 from softprompt_zoo.errors import (
     BackboneMismatchError,
     CheckpointError,
     UnsupportedError,
-    ZooError,
 )
 from softprompt_zoo.formats import embeddings, native, peft, vocabulary
 from softprompt_zoo.formats.files import make_directory, read_json
 from softprompt_zoo.plain_prompts import check_sizes, plain_prompt
-from softprompt_zoo.prompt import MergedTokens, Prompt
-from softprompt_zoo.registry import registry
-from softprompt_zoo.sites.task_heads import copy_saved_head
+from softprompt_zoo.prompt import Prompt
+from softprompt_zoo.saved_prompts import restore
 from softprompt_zoo.tokens import InputTokens
 
 if TYPE_CHECKING:
@@ -166,43 +163,8 @@ def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
     check_sizes(index.backbone, backbone, str(directory))
     prompts = {}
     for name, record in index.prompts.items():
-        prompts[name] = _restore(name, record, tensors[name], backbone, directory)
+        prompts[name] = restore(name, record, tensors[name], backbone, directory)
     return prompts, index.active
-
-
-def _restore(
-    name: str, record: native.Record, tensors: dict[str, Tensor], backbone: Backbone, directory: Path
-) -> Prompt:
-    method = registry.lookup_saved(record.method, record.distribution, record.version, str(directory))
-    where, saved, now = f"prompt {name!r} in {directory}", f"{record.distribution} {record.version}", method.origin
-    versions = "" if saved.strip() == now else f", which was saved with {saved.strip()} and is read with {now},"
-    try:
-        config = method.config_class.from_options(record.config)
-        check_not_negative("weight", record.weight)
-        if record.is_merged:
-            start = "learned.tensors."
-            plain = {key.removeprefix(start): t.to(backbone.device) for key, t in tensors.items() if start in key}
-            learned: Any = MergedTokens(plain)
-            learned.tokens(backbone)
-        else:
-            learned = method.make_parameters(config, backbone)
-    except (TypeError, ValueError, KeyError, ZooError) as error:
-        raise CheckpointError(f"{where}{versions} does not fit its method {record.method!r}: {error}") from error
-    prompt = Prompt(method, config, learned, copy_saved_head(_head_names(tensors), backbone.heads, where))
-    expected = {key: tuple(tensor.shape) for key, tensor in prompt.state_dict().items()}
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    if expected != found:
-        wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))[0]
-        shapes = f"has shape {found.get(wrong)}; expected {expected.get(wrong)}"
-        raise CheckpointError(f"{where}{versions}: tensor {wrong!r} {shapes}")
-    prompt.load_state_dict(tensors)
-    prompt.weight = record.weight
-    return prompt.requires_grad_(bool(record.is_trained))
-
-
-def _head_names(tensors: Mapping[str, Tensor]) -> list[str]:
-    """List the modules of the task head that tensors `head.<module>.…` are for."""
-    return list(dict.fromkeys(key.split(".")[1] for key in tensors if key.startswith("head.")))
 
 
 def _record(prompt: Prompt) -> native.Record:

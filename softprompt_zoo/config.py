@@ -8,6 +8,8 @@ from typing import Any, Self
 
 GIVEN = "given"
 """Stands in a saved config for start values that were handed over, and are not needed again."""
+LARGEST_WEIGHT = 65504.0
+"""The largest factor on a prompt's share of attention: the largest number of float16."""
 
 
 def check_positive_integer(name: str, value: object) -> None:
@@ -67,6 +69,20 @@ def check_positive(name: str, value: object) -> None:
         ValueError: If `value` is not above 0, infinite or not a number.
     """
     _check_number(name, value, "above 0", lambda number: 0 < number < math.inf)
+
+
+def check_weight(name: str, value: object) -> None:
+    """Refuse anything but a number that every model's dtype can hold as a factor.
+
+    Args:
+        name: What is weighed, for the message.
+        value: What the user or a file gave.
+
+    Raises:
+        TypeError: If `value` is not a number.
+        ValueError: If `value` is below 0, above 65504, or not a number.
+    """
+    _check_number(name, value, f"from 0 to {LARGEST_WEIGHT:.0f}", lambda number: 0 <= number <= LARGEST_WEIGHT)
 
 
 def _check_number(name: str, value: object, allowed: str, is_allowed: Callable[[float], bool]) -> None:

@@ -22,8 +22,9 @@ from softprompt_zoo.exchange import PeftFiles, PeftPrompt
 from softprompt_zoo.formats import peft
 from softprompt_zoo.formats.files import make_directory
 from softprompt_zoo.plain_prompts import one_task
-from softprompt_zoo.prompt import MergedTokens, Prompt
+from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.saved_prompts import copied
 from softprompt_zoo.sites.task_heads import copy_saved_head
 from softprompt_zoo.tokens import InputTokens, VirtualTokens, to_tensors
 
@@ -148,10 +149,12 @@ def read(directory: Path, backbone: Backbone) -> Prompt:
     if found is None:
         adapter = peft.plain(fields, tensors, backbone, directory)
         found = PeftPrompt({"num_virtual_tokens": adapter.num_virtual_tokens, "init": "given"}, tokens=adapter.tokens)
-    config = method.config_class.from_options({**found.options, **options})
+    try:
+        config = method.config_class.from_options({**found.options, **options})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory / peft.CONFIG_FILE} does not fit {method.name!r}: {error}") from error
     if found.state is None:
-        plain = {key: t.to(backbone.device).contiguous() for key, t in to_tensors(found.tokens).items()}  # type: ignore[arg-type]
-        learned: Any = MergedTokens(plain)
+        learned: Any = copied(to_tensors(found.tokens), backbone)  # type: ignore[arg-type]
     else:
         learned = method.make_parameters(config, backbone)
     names = dict.fromkeys(key.split(".")[0] for key in trained)

@@ -18,7 +18,7 @@ from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.arrange import Entry, lengths
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import check_task
-from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens, check_virtual_tokens, to_tensors
+from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens, check_range, check_virtual_tokens, to_tensors
 
 
 def check_room(config: MethodConfig, backbone: Backbone) -> None:
@@ -63,6 +63,22 @@ def check_shared_room(prompts: Mapping[str, Prompt], backbone: Backbone) -> None
             f"the virtual tokens of {', '.join(map(repr, prompts))} are {count}, which leaves no room for text in the "
             f"model's {bound} positions; choose fewer prompts, or shorter ones"
         )
+
+
+@torch.no_grad()
+def check_ranges(prompts: Mapping[str, Prompt], backbone: Backbone, where: str) -> None:
+    """Refuse prompts whose numbers the model's dtype cannot hold.
+
+    Args:
+        prompts: By name.
+        backbone: Sizes of the model.
+        where: Where they stand, for the message.
+
+    Raises:
+        UnsupportedError: If it cannot.
+    """
+    for name, prompt in prompts.items():
+        check_range(to_tensors(prompt.place(backbone).tokens), backbone.dtype, f"prompt {name!r} {where}")
 
 
 def is_gated(tokens: VirtualTokens) -> bool:
@@ -140,7 +156,8 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
     Raises:
         TypeError: If there are options.
         BackboneMismatchError: If it was made for a model of other sizes, or its head is not this model's.
-        UnsupportedError: If it leaves no room for text, or cannot be placed in this model.
+        UnsupportedError: If it leaves no room for text, cannot be placed in this model, or holds numbers that the
+            model's dtype cannot.
     """
     if options:
         raise TypeError(f"option {next(iter(options))!r} stands beside a ready prompt, which has its options already")
@@ -157,11 +174,13 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
             "put it on a model of the class and the number of labels it was trained with"
         )
     copied = copy.deepcopy(prompt).to(backbone.device)
+    copied.widen()
     with torch.no_grad():
         try:
             placed = copied.place(backbone)
             count, tasks = copied.num_virtual_tokens, copied.config.tasks
             check_virtual_tokens(placed.tokens, backbone, count, tasks, "the prompt")
+            check_range(to_tensors(placed.tokens), backbone.dtype, "the prompt")
         except ShapeError as error:
             raise BackboneMismatchError(f"the prompt does not fit this model: {error}") from error
     return copied

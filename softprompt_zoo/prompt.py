@@ -140,6 +140,12 @@ class Prompt(nn.Module):
             _check_goes_through_cache(placement, backbone)
         return placement
 
+    def widen(self) -> None:
+        """Hold every number in float32 at least: in half precision an optimizer's steps overflow or are rounded off."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
+
     def own_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Ask the method for its groups of parameters.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone, Stack
 from softprompt_zoo.banks.lending import Borrower, Ready
-from softprompt_zoo.config import check_not_negative
+from softprompt_zoo.config import check_weight
 from softprompt_zoo.disabling import disable, is_disabled
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
 from softprompt_zoo.generation_state import running
@@ -28,7 +28,7 @@ from softprompt_zoo.sites.slots import check_second_text, take_slots
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.start_values import initialize, read_folders
-from softprompt_zoo.tokens import InputTokens, Placement, check_finite
+from softprompt_zoo.tokens import InputTokens, Placement, check_finite, check_range, to_tensors
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -66,6 +66,7 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
     if backbone.device.type != "meta":
         check_finite(tokens, method.describe("build_virtual_tokens"))
         check_finite(merged, method.describe("merge"))
+        check_range(to_tensors(tokens), backbone.dtype, "the new prompt")
     return prompt
 
 
@@ -175,6 +176,8 @@ class Prompts(Borrower, nn.Module):
     def insert(self, name: str, prompt: Prompt) -> None:
         """Put a ready prompt under a free name."""
         self.check_name(name)
+        if prompt.is_merged:
+            prompt.widen()
         prompt.train(self.training)
         prompt.belong_to(self)
         watch(prompt, self.backbone)  # a compiled forward cannot
@@ -225,11 +228,11 @@ class Prompts(Borrower, nn.Module):
 
         Raises:
             UnknownPromptError: If there is none of that name.
-            ValueError: If the weight is no number from 0 on.
+            ValueError: If the weight is not from 0 to 65504.
             UnsupportedError: If the model leaves no place for weights. The weight is as before.
         """
         prompt = self[name]
-        check_not_negative(f"the weight of prompt {name!r}", weight)
+        check_weight(f"the weight of prompt {name!r}", weight)
         before, prompt.weight = prompt.weight, float(weight)
         try:
             with torch.no_grad():

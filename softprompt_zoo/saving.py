@@ -14,7 +14,7 @@ from softprompt_zoo.errors import CheckpointError, PromptExistsError, Unsupporte
 from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.formats import native, peft
 from softprompt_zoo.model import attach, is_attached, prompts_of
-from softprompt_zoo.plain_prompts import check_shared_room
+from softprompt_zoo.plain_prompts import check_ranges, check_shared_room
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.serving import export_embeddings, export_vocabulary
@@ -60,6 +60,7 @@ def load(
     _check_active(active, prompts, path)
     prompts, active = _renamed(prompts, active, name, path)
     check_shared_room({name: prompts[name] for name in active}, backbone)
+    check_ranges(prompts, backbone, f"in {path}")
     adapted = read_adapters(path)
     adapters.check(model, adapted, path)
     trained = [prompt for prompt in prompts.values() if prompt.is_trained] or list(prompts.values())

@@ -6,14 +6,14 @@ decoder's attention over the encoder (`"cross"`).
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from softprompt_zoo.errors import PluginError, ShapeError
+from softprompt_zoo.config import LARGEST_WEIGHT
+from softprompt_zoo.errors import PluginError, ShapeError, UnsupportedError
 
 if TYPE_CHECKING:
     from softprompt_zoo.backbone import Backbone
@@ -134,6 +134,30 @@ def to_tensors(tokens: VirtualTokens) -> dict[str, Tensor]:
     return tensors
 
 
+def stored_shapes(
+    names: Iterable[str], backbone: "Backbone", num_virtual_tokens: int, num_tasks: int | None
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that `to_tensors` gives the tensors of these names.
+
+    Args:
+        names: Names of tensors; those that it does not give are left out.
+        backbone: Sizes of the model.
+        num_virtual_tokens: Virtual tokens of the prompt.
+        num_tasks: Its tasks; `None` if it has none.
+
+    Returns:
+        Name to shape; of gates with a number per head.
+    """
+    count, tasks = num_virtual_tokens, () if num_tasks is None else (num_tasks,)
+    shapes: dict[str, tuple[int, ...]] = {"embeddings": (*tasks, count, backbone.hidden_size)}
+    for site, layers in backbone.layers.items():
+        shapes[site] = (count, sum(layer.features for layer in layers))
+        for index, layer in enumerate(layers):
+            shapes[f"{site}_{index}"] = (count, layer.features)
+            shapes[f"{site}_{index}_gate"] = (layer.heads,)
+    return {name: shapes[name] for name in names if name in shapes}
+
+
 def from_tensors(tensors: Mapping[str, Tensor], backbone: "Backbone") -> VirtualTokens:
     """Undo `to_tensors`.
 
@@ -235,6 +259,29 @@ def check_finite(tokens: VirtualTokens, source: str) -> None:
         raise PluginError(f"{source} returned infinity or NaN; have initialize give every parameter its start value")
 
 
+def check_range(tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) -> None:
+    """Refuse numbers that become infinite in a model's dtype.
+
+    Args:
+        tensors: Finite ones, by name.
+        dtype: The model's.
+        what: What they are of, for the message.
+
+    Raises:
+        UnsupportedError: If one is too large.
+    """
+    largest = torch.finfo(dtype).max
+    for name, tensor in tensors.items():
+        if torch.finfo(tensor.dtype).max <= largest or tensor.is_meta or not tensor.numel():
+            continue
+        found = float(tensor.abs().max())
+        if found > largest:
+            raise UnsupportedError(
+                f"{what} has numbers up to {found:.3g} in {name!r}; this model computes in {dtype}, which holds up to "
+                f"{largest:.3g}; load the model in a wider dtype, torch.float32 say"
+            )
+
+
 def check_placement(placement: object, source: str) -> None:
     """Check all that a hook returned but the tokens.
 
@@ -249,8 +296,9 @@ def check_placement(placement: object, source: str) -> None:
         raise PluginError(f"{source} returned {type(placement).__name__}; expected a softprompt_zoo.Placement")
     if not (isinstance(placement.dropout, int | float) and 0 <= placement.dropout < 1):
         raise PluginError(f"{source} returned a dropout of {placement.dropout!r}; expected a number in [0, 1)")
-    if not (isinstance(placement.weight, int | float) and 0 <= placement.weight < math.inf):
-        raise PluginError(f"{source} returned a weight of {placement.weight!r}; expected a number of at least 0")
+    if not (isinstance(placement.weight, int | float) and 0 <= placement.weight <= LARGEST_WEIGHT):
+        allowed = f"a number from 0 to {LARGEST_WEIGHT:.0f}"
+        raise PluginError(f"{source} returned a weight of {placement.weight!r}; expected {allowed}")
 
 
 def _check_site(

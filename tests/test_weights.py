@@ -63,6 +63,17 @@ def test_a_prefix_of_weight_two_is_every_token_twice(architecture, implementatio
     assert (actual - unweighted).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_weight_holds_in_every_dtype(dtype):
+    model = prompted("llama", "prefix_tuning").to(dtype)
+    add_doubled(model)
+    positions = torch.arange(TEXT.shape[1])[None]
+    expected = run(model, prompts="doubled", position_ids=positions - TOKENS)
+    model.prompts.set_weight("a", ABOVE_ONE)
+    actual = run(model, position_ids=positions)
+    torch.testing.assert_close(actual, expected, atol=10 * torch.finfo(dtype).eps * float(expected.abs().max()), rtol=0)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
 def test_a_prompt_of_weight_zero_is_unseen_and_keeps_its_positions(architecture, method):
@@ -177,7 +188,7 @@ def test_a_weight_is_saved_and_loaded(tmp_path):
     assert not (tmp_path / "peft").exists()
 
 
-@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "1", None])
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), 1e39, 65505, "1", None])
 def test_a_wrong_weight_is_refused(weight):
     model = prompted("llama", "prefix_tuning")
     with pytest.raises((ValueError, TypeError), match="the weight of prompt 'a'"):

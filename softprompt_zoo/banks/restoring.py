@@ -14,10 +14,11 @@ from softprompt_zoo.errors import (
     ShapeError,
     UnsupportedError,
 )
+from softprompt_zoo.formats.files import is_finite
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import registry
 from softprompt_zoo.sites.task_heads import copy_saved_head
-from softprompt_zoo.tokens import check_virtual_tokens, to_tensors
+from softprompt_zoo.tokens import check_range, check_virtual_tokens, to_tensors
 
 HEAD = "head."
 """What the names of a trained head's tensors begin with."""
@@ -106,12 +107,20 @@ class Decoder:
 
     def _parts(self, name: str, record: Record) -> tuple[dict[str, Tensor], nn.ModuleDict | None]:
         tokens, state = {}, {}
+        where = f"entry {name!r} of {self._bank}"
         for key, tensor in record.tensors.items():
+            if not is_finite(tensor):
+                raise CheckpointError(
+                    f"{where} holds NaN or infinity in {key!r}; add the prompt again with overwrite=True, or delete it"
+                )
             if key.startswith(HEAD):
                 state[key.removeprefix(HEAD)] = tensor
             else:
-                tokens[key] = tensor.to(self._device, self._dtype)
-        head = _head(state, self._backbone, self._device, f"entry {name!r} of {self._bank}") if state else None
+                tokens[key] = tensor
+        if self._dtype is not None:
+            check_range(tokens, self._dtype, where)
+        tokens = {key: tensor.to(self._device, self._dtype) for key, tensor in tokens.items()}
+        head = _head(state, self._backbone, self._device, where) if state else None
         return tokens, head
 
     def _template(self, name: str, record: Record) -> Prompt:
@@ -139,10 +148,12 @@ class _Stored(MergedTokens):
 def _cast(tensor: Tensor, key: str, name: str, dtype: torch.dtype | None) -> Tensor:
     if tensor.is_meta:
         raise UnsupportedError(f"prompt {name!r} is on the meta device and has no values; load them first")
+    if not is_finite(tensor):
+        raise UnsupportedError(f"prompt {name!r} holds NaN or infinity in {key!r}; train it again before it is stored")
     if dtype is None:
         return tensor
     cast = tensor.to(dtype)
-    if not torch.equal(cast.isfinite(), tensor.isfinite()):
+    if not is_finite(cast):
         raise UnsupportedError(
             f"{key!r} of prompt {name!r} has values up to {float(tensor.abs().max()):.3g}, which {dtype} cannot hold; "
             "open the bank with another dtype"

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.formats.files import read_json, read_tensors, write_atomically, write_json
+from softprompt_zoo.formats.files import check_floating, read_json, read_tensors, write_atomically, write_json
 
 FORMAT_VERSION = 1
 INDEX_FILE = "prompt_embeds.json"
@@ -101,6 +101,7 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if found != shapes:
         raise CheckpointError(f"{directory / TENSOR_FILE} holds {found}; {INDEX_FILE} says {shapes}")
+    check_floating(tensors, directory / TENSOR_FILE)
     return {name: tensors[name] for name in shapes}, tuple(active)
 
 

@@ -8,11 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from softprompt_zoo.errors import CheckpointError
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What trained numbers may be stored in."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -85,13 +89,58 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         path: The file.
 
     Returns:
-        Its tensors, on the CPU, and its metadata.
+        Its tensors, on the CPU, and its metadata. They may be views of the file, which other programs overwrite and
+        cut: what is kept must be copied.
 
     Raises:
         CheckpointError: If it is missing, truncated or no safetensors file.
     """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def check_floating(tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Refuse tensors that no parameter can take as they are.
+
+    Args:
+        tensors: What a file holds, by name.
+        where: The file, or the prompt in it, for the message.
+
+    Raises:
+        CheckpointError: If one holds other than finite floating-point numbers.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATING:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+            raise CheckpointError(f"{where}: tensor {name!r} is of {tensor.dtype}; expected one of {known}")
+    check_finite(tensors, where)
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        tensors: What a file holds, by name.
+        where: The file, or the prompt in it, for the message.
+
+    Raises:
+        CheckpointError: If one holds such a number.
+    """
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            wrong = int((~tensor.isfinite()).sum())
+            raise CheckpointError(
+                f"{where}: tensor {name!r} holds NaN or infinity ({wrong} of {tensor.numel()} numbers); its training "
+                "failed or the file is damaged; take another copy, or train again"
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinity; integers never do."""
+    if not tensor.is_floating_point() or tensor.dtype not in FLOATING:
+        return True
+    # The sum is quick and never finite where a number is not; a large one may overflow.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def read_metadata(path: Path) -> dict[str, str]:

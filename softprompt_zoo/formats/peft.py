@@ -17,7 +17,7 @@ from torch import Tensor
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
-from softprompt_zoo.formats.files import read_json, read_tensors, write_json, write_tensors
+from softprompt_zoo.formats.files import check_floating, read_json, read_tensors, write_json, write_tensors
 from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens, flatten_layers
 
 CONFIG_FILE = "adapter_config.json"
@@ -298,6 +298,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], Origin | N
     if not isinstance(fields.get("peft_type"), str):
         raise CheckpointError(f"{path} has the peft_type {fields.get('peft_type')!r}; it is no PEFT adapter")
     tensors, metadata = read_tensors(directory / TENSOR_FILE)
+    check_floating(tensors, directory / TENSOR_FILE)
     origin = None
     if ORIGIN_KEY in metadata:
         with contextlib.suppress(ValueError, TypeError):

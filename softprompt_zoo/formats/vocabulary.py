@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
-from softprompt_zoo.formats.files import read_json, write_json
+from softprompt_zoo.formats.files import check_floating, read_json, write_json
 
 FORMAT_VERSION = 1
 INDEX_FILE = "soft_tokens.json"
@@ -107,6 +107,7 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """
     index, ids = _index(directory)
     rows = {name: _rows(directory, index.tensor, own) for name, own in ids.items()}
+    check_floating(rows, directory / INDEX_FILE)
     return {name: (own * index.scale).to(own.dtype) for name, own in rows.items()}, index.active
 
 

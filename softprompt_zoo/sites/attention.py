@@ -316,7 +316,8 @@ def _weighed(visible: Tensor | None, prompt: SiteState, state: CallState, query:
         return visible
     weight = prompt.weight if state.rows is None else prompt.weight[state.rows]
     least = torch.finfo(query.dtype).min
-    scores = weight.log().clamp(min=least).to(query.dtype)[:, None, None, :]
+    wide = torch.promote_types(weight.dtype, query.dtype)
+    scores = weight.to(wide).log().clamp(min=least).to(query.dtype)[:, None, None, :]
     return scores if visible is None else torch.where(visible, scores, least)
 
 

@@ -67,6 +67,7 @@ class Backbone:
     layers: dict = dataclasses.field(default_factory=dict)
     through_cache: bool = False
     input_problem: str | None = None
+    dtype: torch.dtype = torch.float32
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
 
     def find_part(self, tensors):
