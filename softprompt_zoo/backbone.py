@@ -194,8 +194,9 @@ def find_stacks(model: PreTrainedModel) -> tuple[str, dict[str, Stack]]:
             f"cannot attach a prompt to {type(model).__name__}; expected a transformers PreTrainedModel, "
             "or a PeftModel around one"
         )
-    if model.config.is_encoder_decoder:
-        modules = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
+    modules = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
+    # One stack of an encoder-decoder by itself shares the whole model's config.
+    if model.config.is_encoder_decoder and modules["encoder"] is not modules["decoder"]:
         _refuse_uncarried_layers(model)
         encoder = _find_stack("encoder", modules["encoder"], model, None)
         decoder = _find_stack("decoder", modules["decoder"], model, encoder)
@@ -290,15 +291,19 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
         site = "cross" if is_cross else name
         attentions.setdefault(site, []).append(attention)
         shapes.setdefault(site, []).append(shape)
-    # Of a decoder that was part of an encoder-decoder, num_hidden_layers are the encoder's.
-    layers = getattr(module.config, "decoder_layers", getattr(module.config, "num_hidden_layers", None))
+    # Of an encoder-decoder's stack by itself, num_hidden_layers are the encoder's.
+    counts = [
+        getattr(module.config, name)
+        for name in ("decoder_layers", "num_hidden_layers")
+        if getattr(module.config, name, None) is not None
+    ]
     found = attentions.get(name, [])
     if error is not None:
         problem = error
     elif not found:
         problem = "its attention is not reached through transformers' attention interface"
-    elif encoder is None and name == "decoder" and layers is not None and len(found) != layers:
-        problem = f"only {len(found)} of its {layers} layers are attention that a prompt can enter"
+    elif encoder is None and name == "decoder" and counts and len(found) not in counts:
+        problem = f"only {len(found)} of its {max(counts)} layers are attention that a prompt can enter"
     if problem:
         attentions, shapes = {}, {}
     parameters = inspect.signature(type(module).forward).parameters
@@ -336,7 +341,7 @@ def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:
         embedding = module.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         embedding = None
-    if not isinstance(embedding, nn.Module) or getattr(embedding, "weight", None) is None:
+    if not isinstance(embedding, nn.Module) or getattr(getattr(embedding, "weight", None), "ndim", 0) != 2:
         raise UnsupportedError(
             f"{type(model).__name__} has no token embeddings to put a prompt beside; "
             "expected a model whose get_input_embeddings() returns an embedding table"

@@ -13,11 +13,12 @@ from softprompt_zoo import adapters
 from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks, max_positions
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.saved_state import find_part
-from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
+from softprompt_zoo.sites.attention import SITE_ATTRIBUTE, base_implementation, prompted_implementation
 from softprompt_zoo.sites.cache_view import reach_through_cache
 from softprompt_zoo.sites.own_parameters import OwnParameters
 from softprompt_zoo.sites.projections import Projector
 from softprompt_zoo.sites.rehearsal import heed, rehearse, sees_later_tokens
+from softprompt_zoo.sites.stack import BINDING_ATTRIBUTE, Binding
 from softprompt_zoo.sites.task_heads import find_heads, task_head
 from softprompt_zoo.sites.words import embed, keys_values
 
@@ -35,6 +36,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         UnsupportedError: If no prompt can be attached to it.
     """
     model = adapters.model_inside(model)
+    _check_is_free(model)
     family, stacks = _reached(*find_stacks(model))
     for stack in stacks.values():
         if stack.problem is not None and not stack.takes_real_positions:
@@ -77,6 +79,19 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         find_part=functools.partial(find_part, _parts(model, stacks)),
     )
     return backbone, stacks
+
+
+def _check_is_free(model: nn.Module) -> None:
+    """Refuse modules that prompts are on already: examining them would take those prompts' hooks off."""
+    for name, module in model.named_modules():
+        binding: Binding | None = module.__dict__.get(BINDING_ATTRIBUTE)
+        if binding is not None or SITE_ATTRIBUTE in module.__dict__:
+            owner = getattr(binding and binding.host, "architecture", None) or "another model"
+            part = f"{type(model).__name__}.{name}" if name else type(model).__name__
+            raise UnsupportedError(
+                f"{part} has the prompts of {owner} already, and a module takes those of one model; use that model, "
+                "call zoo.detach on it first, or give this one layers of its own"
+            )
 
 
 def _parts(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> list[nn.Module]:

@@ -65,7 +65,12 @@ def bind(family: str, stack: Stack, host: Host) -> None:
         family: The backbone's family.
         stack: The stack; its module is changed.
         host: The model's prompts.
+
+    Raises:
+        RuntimeError: If it has some.
     """
+    if BINDING_ATTRIBUTE in stack.module.__dict__:
+        raise RuntimeError(f"{type(stack.module).__name__} has hooks of prompts already")
     names = list(inspect.signature(type(stack.module).forward).parameters)[1:]
     binding = Binding(family, stack, host, names)
     binding.handles = [
