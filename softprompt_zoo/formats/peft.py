@@ -18,10 +18,12 @@ from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
 from softprompt_zoo.formats.files import check_floating, read_json, read_tensors, write_json, write_tensors
+from softprompt_zoo.formats.pickled import read_pickled
 from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens, flatten_layers
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
 TENSOR_KEY = "prompt_embeddings"
 HEAD_PREFIX = "base_model."
 SEQ2SEQ = "SEQ_2_SEQ_LM"
@@ -297,6 +299,12 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], Origin | N
     fields = read_json(path)
     if not isinstance(fields.get("peft_type"), str):
         raise CheckpointError(f"{path} has the peft_type {fields.get('peft_type')!r}; it is no PEFT adapter")
+    if not (directory / TENSOR_FILE).exists():
+        if not (directory / PICKLED_FILE).exists():
+            raise CheckpointError(f"{directory} has neither {TENSOR_FILE} nor {PICKLED_FILE}; copy it there")
+        tensors = read_pickled(directory / PICKLED_FILE)  # PEFT before 0.7
+        check_floating(tensors, directory / PICKLED_FILE)
+        return fields, tensors, None
     tensors, metadata = read_tensors(directory / TENSOR_FILE)
     check_floating(tensors, directory / TENSOR_FILE)
     origin = None

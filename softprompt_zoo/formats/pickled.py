@@ -1,0 +1,92 @@
+"""Tensors that `torch.save` pickled, as PEFT did before 0.7: read without running anything that the file names.
+
+What torch's own safe unpickler would allow is cut down once more, to tensors: nothing is unpacked, and no number in
+the file makes more memory than the file is long.
+"""
+
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.errors import CheckpointError
+
+REBUILDERS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+"""What a pickled dictionary of tensors names beside the types of their numbers."""
+LONGEST_INDEX = 2**24
+"""Bytes of the pickle without the numbers; that of a thousand tensors has 0.1 MB."""
+
+
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """Read a file that `torch.save` wrote of a dictionary of tensors.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors, on the CPU, each of its own memory.
+
+    Raises:
+        CheckpointError: If it is missing, damaged or no regular file, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing or no regular file")
+    try:
+        with path.open("rb") as file:
+            size = _check(path, file)
+            file.seek(0)
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the unpickler's own errors are of every type
+        raise _refusal(path, f"is truncated or not what torch.save writes ({type(error).__name__})") from error
+    if not isinstance(found, dict):
+        raise _refusal(path, f"holds {type(found).__name__} in the place of a dictionary of tensors")
+    room = 2 * size  # tied tables are in the file once
+    for key, tensor in found.items():
+        is_dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided
+        room -= tensor.numel() * tensor.element_size() if is_dense else 0
+        if not isinstance(key, str) or not is_dense or room < 0:
+            raise _refusal(path, f"holds at {key!r} something else than a dense tensor that it has the numbers of")
+    return {key: tensor.detach().clone() for key, tensor in found.items()}
+
+
+def _check(path: Path, file: IO[bytes]) -> int:
+    """Refuse what would be unpacked or would name more than tensors; return the length of the file."""
+    size = file.seek(0, 2)
+    if not zipfile.is_zipfile(file):
+        raise _refusal(path, "was not written by torch.save of torch 1.6 or later, or is truncated")
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        indices = [part for part in parts if part.filename.rpartition("/")[2] == "data.pkl"]
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
+            raise _refusal(path, "is compressed, which torch.save's files are not")
+        if len(indices) != 1 or indices[0].file_size > LONGEST_INDEX:
+            raise _refusal(path, "is not what torch.save writes of a dictionary of tensors")
+        strange = _strange_name(archive.read(indices[0]))
+    if strange is not None:
+        raise _refusal(path, f"is pickled and names {strange!r}, which is no tensor")
+    return size
+
+
+def _strange_name(data: bytes) -> str | None:
+    """Find what a pickle names beside tensors. Nothing of it is run."""
+    for operation, argument, _ in pickletools.genops(data):
+        if operation.name == "GLOBAL":
+            name = str(argument)
+            is_storage = name.startswith("torch ") and name.endswith("Storage")
+            if name not in REBUILDERS and not is_storage:
+                return name
+        elif operation.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
+            return operation.name
+    return None
+
+
+def _refusal(path: Path, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} {problem}; nothing was read from it. If you trust the file, convert it with "
+        f'safetensors.torch.save_file(torch.load("{path.name}"), "{path.with_suffix(".safetensors").name}")'
+    )
