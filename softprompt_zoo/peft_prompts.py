@@ -19,7 +19,7 @@ from softprompt_zoo.errors import (
     UnsupportedError,
 )
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt
-from softprompt_zoo.formats import peft
+from softprompt_zoo.formats import peft, peft_modules
 from softprompt_zoo.formats.files import make_directory
 from softprompt_zoo.plain_prompts import one_task
 from softprompt_zoo.prompt import Prompt
@@ -116,7 +116,7 @@ def _content(host: "Prompts", name: str | None, task_id: int | None) -> tuple[Pe
         if files is None:
             files = peft.express(prompt.loaded.call("inject", **arguments, tokens=tokens), host.backbone, task)
     if prompt.head is not None:
-        files = peft.with_head(files, prompt.head.state_dict(), task)
+        files = peft_modules.with_head(files, prompt.head.state_dict(), task)
     origin = peft.Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
     return files, task, host.base_name, origin
 
@@ -140,7 +140,7 @@ def read(directory: Path, backbone: Backbone) -> Prompt:
     fields, tensors, origin = peft.read(directory)
     method = _method_for(fields, origin, directory)
     try:
-        tensors, trained = peft.split_head(fields, tensors, backbone)
+        tensors, trained = peft_modules.split_head(fields, tensors, backbone)
         found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
         _check_type(found, PeftPrompt, method, "read_peft")
     except (CheckpointError, UnsupportedError) as error:
@@ -191,7 +191,7 @@ def _check_type(found: object, expected: type, method: LoadedMethod, hook: str) 
 
 
 def _warn_of_differences(tokens: VirtualTokens, task_type: str | None, backbone: Backbone) -> None:
-    if isinstance(tokens, InputTokens) and task_type in peft.POOLED_TASKS and backbone.family == "encoder":
+    if isinstance(tokens, InputTokens) and task_type in peft_modules.POOLED_TASKS and backbone.family == "encoder":
         warnings.warn(
             f"PEFT's {task_type} head pools or labels a virtual token; here the text alone is pooled, so the "
             "results differ from PEFT's",

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 import softprompt_zoo as zoo
-from softprompt_zoo.formats import peft as peft_format
+from softprompt_zoo.formats import peft_modules
 from softprompt_zoo.sites import task_heads
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import assert_equal, random_text
@@ -114,7 +114,7 @@ def test_the_check_notices_a_head_that_is_left_out(undone, tmp_path, monkeypatch
     if undone == "the call":
         monkeypatch.setattr("softprompt_zoo.forward.with_heads", lambda model, heads, rows: model)
     else:
-        monkeypatch.setattr(peft_format, "_is_same", lambda own, tensor: True)
+        monkeypatch.setattr(peft_modules, "_is_same", lambda own, tensor: True)
     with pytest.raises(AssertionError):
         check_head("llama", "prefix", tmp_path)
 

@@ -1,4 +1,4 @@
-"""PEFT's prompt adapters, both ways, without PEFT; the only file that spells its field names.
+"""PEFT's prompt adapters, both ways, without PEFT; `peft_prefixes` and `peft_modules` have parts of it.
 
 What can be expressed depends on the plain tokens alone: tokens at the input embeddings are PEFT's
 PROMPT_TUNING, keys and values its PREFIX_TUNING, whichever method trained them. Checked against peft 0.21.
@@ -11,28 +11,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
+from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
 from softprompt_zoo.formats.files import check_floating, read_json, read_tensors, write_json, write_tensors
+from softprompt_zoo.formats.peft_modules import POOLED_TASKS
+from softprompt_zoo.formats.peft_prefixes import SEQ2SEQ, TENSOR_KEY, flat_prefix, read_prefix
 from softprompt_zoo.formats.pickled import read_pickled
-from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens, flatten_layers
+from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
-TENSOR_KEY = "prompt_embeddings"
-HEAD_PREFIX = "base_model."
-SEQ2SEQ = "SEQ_2_SEQ_LM"
 ORIGIN_KEY = "softprompt_zoo"
 """In the header of the tensors' file, which PEFT does not look at: what wrote it."""
 PACKAGES = {"ADAPTION_PROMPT": "softprompt-zoo-llama-adapter", "CARTRIDGE": "softprompt-zoo-cartridge"}
 """What to install for PEFT's own files of a type that no built-in method reads; our exports say so themselves."""
-WORD_TASKS = ("CAUSAL_LM", SEQ2SEQ)
-POOLED_TASKS = ("SEQ_CLS", "QUESTION_ANS", "TOKEN_CLS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +149,7 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFil
             "PEFT hands a prefix to the model as past_key_values, which this model does not take: it would fail or be "
             "ignored; keep the prompt in our own format"
         )
-    flat, layers, shape = _flat_prefix(tokens, backbone)
+    flat, layers, shape = flat_prefix(tokens, backbone)
     if placement.always_visible and any(layer.window for layer in next(iter(backbone.layers.values()))):
         raise UnsupportedError(
             "PEFT lets a prefix slide out of the window, which always_visible=True forbids; "
@@ -170,91 +166,6 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFil
         "prefix_projection": False,
     }
     return PeftFiles(config, {TENSOR_KEY: flat})
-
-
-def with_head(files: PeftFiles, head: Mapping[str, Tensor], task_type: str) -> PeftFiles:
-    """Add a trained head to an adapter.
-
-    Args:
-        files: The adapter. Not changed.
-        head: Its tensors, `<module>.…` as in the model.
-        task_type: PEFT's name of the model's task.
-
-    Returns:
-        The adapter with the head.
-
-    Raises:
-        UnsupportedError: If PEFT has no place for it.
-    """
-    if task_type not in (*POOLED_TASKS, *WORD_TASKS) or TENSOR_KEY not in files.tensors:
-        raise UnsupportedError(
-            f"PEFT keeps a trained head with prompts of the tasks {', '.join(POOLED_TASKS + WORD_TASKS)} only, not "
-            f"with {files.fields['peft_type']} of {task_type}; keep the prompt in our own format"
-        )
-    names = list(dict.fromkeys(key.split(".")[0] for key in head))
-    tensors = {**files.tensors, **{HEAD_PREFIX + key: tensor for key, tensor in head.items()}}
-    return PeftFiles({**files.fields, "modules_to_save": names}, tensors)
-
-
-def split_head(
-    fields: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Take what PEFT saved of the model itself out of an adapter.
-
-    Args:
-        fields: PEFT's config. Not changed.
-        tensors: PEFT's tensors. Not changed.
-        backbone: What is known of the model.
-
-    Returns:
-        The other tensors; and those of the heads that the prompt brings along, `<module>.…` as in the model. What the
-        model has with the same numbers is in neither: PEFT adds its tables after the vocabulary was resized.
-
-    Raises:
-        UnsupportedError: If it has a module that the model lacks.
-        BackboneMismatchError: If it has other weights for the layers or the embedding table than the model.
-    """
-    head, rest = {}, {}
-    for key, tensor in tensors.items():
-        name = key.removeprefix(HEAD_PREFIX)
-        # Adapters of other kinds name places inside the model, `base_model.model.…`.
-        if name == key or (name.startswith("model.") and "num_virtual_tokens" not in fields):
-            rest[key] = tensor
-        elif name.partition(".")[0] in backbone.heads:
-            head[name] = tensor
-        else:
-            _check_same(name, tensor, backbone)
-    if not backbone.task_head and all(_is_same(backbone.own_parameter(name), tensor) for name, tensor in head.items()):
-        head = {}
-    return rest, head
-
-
-def _check_same(name: str, tensor: Tensor, backbone: Backbone) -> None:
-    own = backbone.own_parameter(name)
-    if own is None:
-        raise UnsupportedError(
-            f"the adapter carries a trained task head or another module ({HEAD_PREFIX}{name}) that this model has "
-            f"not; it has {', '.join(backbone.heads) or 'no head'}; load it onto a model of the class it was trained "
-            "with"
-        )
-    if own.shape != tensor.shape:
-        raise BackboneMismatchError(
-            f"the adapter carries {name!r} {tuple(tensor.shape)} of the model it was trained on, and here it is "
-            f"{tuple(own.shape)}; if that is the embedding table, bring the vocabulary to the same size first, with "
-            f"model.resize_token_embeddings({tensor.shape[0]})"
-        )
-    if not _is_same(own, tensor):
-        raise BackboneMismatchError(
-            f"the adapter carries {name!r} of the model it was trained on, with other numbers than this model's; PEFT "
-            f"would overwrite them, a prompt here leaves them alone; write them into the model before you load the "
-            f"prompt: model.get_parameter({name!r}).data.copy_(…) with the file's tensor {HEAD_PREFIX + name!r}"
-        )
-
-
-def _is_same(own: Tensor | None, tensor: Tensor) -> bool:
-    if own is None or own.shape != tensor.shape or own.is_meta:
-        return False
-    return torch.equal(own.detach(), tensor.to(own.device, own.dtype))
 
 
 def is_peft(directory: Path) -> bool:
@@ -348,60 +259,7 @@ def plain(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone
     if tensor.shape[1] == backbone.hidden_size and peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
         tokens = InputTokens(tensor[:count])
     else:
-        tokens = _read_prefix(tensor, fields, backbone, path)
+        tokens = read_prefix(tensor, fields, backbone, path)
     if tensor.shape[0] < count:
         raise CheckpointError(f"{path} says {count} virtual tokens, its tensor has {tensor.shape[0]}")
     return Adapter(peft_type, fields.get("task_type"), tokens, count)
-
-
-def _flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, Any]:
-    site = "decoder" if backbone.family == "encoder_decoder" else next(iter(backbone.layers))
-    others = [name for name in tokens.sites if name != site]
-    if others or site not in tokens.sites:
-        lost = ", ".join(map(repr, others or tokens.sites))
-        raise UnsupportedError(
-            f"PEFT can hold a prefix at the site {site!r} only; this one has {lost}; train with sites=({site!r},)"
-        )
-    shapes = backbone.layers[site]
-    if len({size for shape in shapes for size in (shape.key_size, shape.value_size)}) > 1:
-        raise UnsupportedError(
-            "PEFT cannot hold keys and values of different sizes, in one layer or in several; keep the prompt in our "
-            "own format"
-        )
-    flat = flatten_layers(tokens.sites[site])
-    if backbone.family != "encoder_decoder":
-        return flat, len(shapes), shapes[0]
-    # PEFT repeats an encoder-decoder's rows and takes each layer's pair from every second one: rows 4l and
-    # 4l + 1 of twice as many layers reach decoder layer l, the rest is never looked at.
-    pairs = flat.unflatten(1, (len(shapes), 2, -1))
-    spread = torch.stack([pairs, torch.zeros_like(pairs)], dim=2)
-    return spread.flatten(1), 2 * len(shapes), shapes[0]
-
-
-def _read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, path: Path) -> VirtualTokens:
-    is_seq2seq = backbone.family == "encoder_decoder"
-    site = "decoder" if is_seq2seq else next(iter(backbone.layers), "encoder")
-    if site not in backbone.layers:
-        raise UnsupportedError(f"{path} holds keys and values, which cannot be reached in this model")
-    shapes = backbone.layers[site]
-    shape = shapes[0]
-    layers = config.get("num_layers") or len(shapes)
-    if len({size for layer in shapes for size in (layer.key_size, layer.value_size)}) > 1:
-        raise UnsupportedError(f"{path} cannot hold this model's keys and values, which differ in size from each other")
-    width = shape.kv_heads * shape.head_dim
-    if tensor.shape[1] != 2 * layers * width or (not is_seq2seq and layers != len(shapes)):
-        raise BackboneMismatchError(
-            f"{path} holds keys and values of {tensor.shape[1]} features in {layers} layers; this model needs "
-            f"{2 * len(shapes) * width} in {len(shapes)}; load it onto the model it was made for"
-        )
-    if is_seq2seq and config.get("num_transformer_submodules", 2) == 1:
-        raise UnsupportedError(
-            f"{path} has num_transformer_submodules=1, with which PEFT lets tokens see later ones; "
-            "export it again with 2"
-        )
-    pairs = tensor.unflatten(1, (2 * layers, shape.kv_heads, shape.head_dim)).permute(1, 2, 0, 3)
-    step = 4 if is_seq2seq else 2
-    rows = [step * layer % (2 * layers) for layer in range(len(shapes))]
-    keys = tuple(pairs[row].contiguous() for row in rows)
-    values = tuple(pairs[(row + 1) % (2 * layers)].contiguous() for row in rows)
-    return LayerTokens({site: SiteTokens(keys, values)})
