@@ -18,6 +18,7 @@ from softprompt_zoo.sites.cache_view import reach_through_cache
 from softprompt_zoo.sites.own_parameters import OwnParameters
 from softprompt_zoo.sites.projections import Projector
 from softprompt_zoo.sites.rehearsal import heed, rehearse, sees_later_tokens
+from softprompt_zoo.sites.replaced_forward import check_forward
 from softprompt_zoo.sites.stack import BINDING_ATTRIBUTE, Binding
 from softprompt_zoo.sites.task_heads import find_heads, task_head
 from softprompt_zoo.sites.words import embed, keys_values
@@ -37,6 +38,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     """
     model = adapters.model_inside(model)
     _check_is_free(model)
+    check_forward(model)
     family, stacks = _reached(*find_stacks(model))
     for stack in stacks.values():
         if stack.problem is not None and not stack.takes_real_positions:

@@ -18,17 +18,17 @@ from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
 from softprompt_zoo.sites.views import hand_over
 
 
-def prompted_forward(model: Any, base: Any, own: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+def prompted_forward(model: Any, function: Any, own: dict[str, Any], kwargs: dict[str, Any]) -> Any:
     """Build the prompts once for all stacks, and let their methods replace the loss.
 
     Args:
         model: The prompted model.
-        base: Its class without prompts.
-        own: The arguments that `base.forward` does not have: `prompts`, `task_ids`, `soft_slots`.
+        function: Its forward without prompts, which takes it as `self`.
+        own: The arguments that `function` does not have: `prompts`, `task_ids`, `soft_slots`.
         kwargs: The others.
 
     Returns:
-        What `base.forward` returns, of the length of the text.
+        What `function` returns, of the length of the text.
 
     Raises:
         ValueError: If an entry, a task or a slot is out of range.
@@ -45,33 +45,33 @@ def prompted_forward(model: Any, base: Any, own: dict[str, Any], kwargs: dict[st
     if rows is not None and text is not None:
         check_rows(rows.shape[0], text.shape[0])
     if call.slots is not None:
-        _check_decoder(model, base, call.slots, kwargs)
+        _check_decoder(model, call.slots, kwargs)
     learners = losses.learners(model.prompts, call, kwargs) if model.training else []
     if not learners:
-        return _run(model, base, call, kwargs)
-    return _learn(model, base, call, learners, own["task_ids"], kwargs)
+        return _run(model, function, call, kwargs)
+    return _learn(model, function, call, learners, own["task_ids"], kwargs)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _learn(
-    model: Any, base: Any, call: Call, learners: list[str], task_ids: Tensor | None, kwargs: dict[str, Any]
+    model: Any, function: Any, call: Call, learners: list[str], task_ids: Tensor | None, kwargs: dict[str, Any]
 ) -> Any:
     """Run the forward and let methods replace its loss; not compiled, for they may run the model once more."""
-    output = _run(model, base, call, {**kwargs, "return_dict": True, "output_hidden_states": True})
-    run = functools.partial(_run, model, base)
+    output = _run(model, function, call, {**kwargs, "return_dict": True, "output_hidden_states": True})
+    run = functools.partial(_run, model, function)
     output = losses.replace_loss(model, learners, call, {**kwargs, "task_ids": task_ids}, output, run)
     return output if returns_dict(model.config, kwargs) else output.to_tuple()
 
 
-def _run(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
+def _run(model: Any, function: Any, call: Call, kwargs: dict[str, Any]) -> Any:
     """Run the model's own forward, and show the user outputs of the length of the input."""
     if call.is_empty:
-        return _base_forward(model, base, call, kwargs)
+        return _base_forward(model, function, call, kwargs)
     wants_first = wants_first_label(model, call, kwargs)
     wants_tuple = not returns_dict(model.config, kwargs)
     if wants_first:
         kwargs = with_first_label(call, kwargs)
-    output = _base_forward(model, base, call, {**kwargs, "return_dict": True} if wants_tuple else kwargs)
+    output = _base_forward(model, function, call, {**kwargs, "return_dict": True} if wants_tuple else kwargs)
     if wants_first:
         output.logits = output.logits[:, 1:]
     if (
@@ -83,18 +83,18 @@ def _run(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
     return output.to_tuple() if wants_tuple else output
 
 
-def _base_forward(model: Any, base: Any, call: Call, kwargs: dict[str, Any]) -> Any:
+def _base_forward(model: Any, function: Any, call: Call, kwargs: dict[str, Any]) -> Any:
     seen = hand_over(with_heads(model, call.heads, call.selection.rows), model._softprompt_stacks, call)
-    output = base.forward(seen, prompts=call, **kwargs)
+    output = function(seen, prompts=call, **kwargs)
     if not call.was_seen:
         raise UnsupportedError(
-            f"{base.__name__}.forward does not hand its keywords on, so what the call says of prompts would be "
+            f"{type(model).__name__}.forward does not hand its keywords on, so what the call says of prompts would be "
             "ignored; use the model inside"
         )
     return output
 
 
-def _check_decoder(model: Any, base: Any, slots: Slots, kwargs: dict[str, Any]) -> None:
+def _check_decoder(model: Any, slots: Slots, kwargs: dict[str, Any]) -> None:
     """Refuse slots in a text that the decoder reads once more, shifted: it would see the ids that hold the places."""
     names = ("decoder_input_ids", "decoder_inputs_embeds", *(["labels"] if model.prompts.backbone.has_lm_head else []))
     is_given = any([kwargs.get(name) is not None for name in names])
@@ -102,9 +102,9 @@ def _check_decoder(model: Any, base: Any, slots: Slots, kwargs: dict[str, Any]) 
         return
     if torch.compiler.is_compiling() or bool((slots.index >= 0).any()):
         raise UnsupportedError(
-            f"soft_slots has virtual tokens in a text that the decoder of {base.__name__} reads, too, where none can "
-            f"stand; give it a text of its own, {' or '.join(names)}, or leave soft_slots out, which puts the prompt "
-            "in front of the encoder's text"
+            "soft_slots has virtual tokens in a text that the decoder of "
+            f"{type(model).__name__} reads, too, where none can stand; give it a text of its own, "
+            f"{' or '.join(names)}, or leave soft_slots out, which puts the prompt in front of the encoder's text"
         )
 
 

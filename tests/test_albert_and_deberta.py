@@ -308,10 +308,14 @@ def test_dropout_of_deberta_differs_by_row():
 
 
 def test_a_forward_that_was_replaced_is_refused():
-    """accelerate puts its hooks there; a view would run the module behind it."""
+    """A view would run the module behind it; a method that is bound to the module is bound to the view."""
     model = attach(deberta())
-    model.encoder.layer[0].forward = model.encoder.layer[0].forward
-    with pytest.raises(zoo.UnsupportedError, match="was replaced on the module itself"):
+    expected = model(IDS).last_hidden_state
+    layer = model.encoder.layer[0]
+    layer.forward = bound = layer.forward
+    assert_equal(model(IDS).last_hidden_state, expected, "a bound method")
+    layer.forward = lambda *args, **kwargs: bound(*args, **kwargs)
+    with pytest.raises(zoo.UnsupportedError, match="the forward of DebertaV2Layer, a module inside the model, was"):
         model(IDS)
 
 

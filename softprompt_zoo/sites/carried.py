@@ -7,13 +7,11 @@ by the functions of `own_attention`. Nothing is written on modules.
 import functools
 from typing import Any
 
-from torch import nn
-
 from softprompt_zoo.backbone import Stack
-from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.sites.attention import CallState, Capture
 from softprompt_zoo.sites.own_attention import FUNCTIONS
+from softprompt_zoo.sites.replaced_forward import check_view, note_prompted, rebind, restore
 from softprompt_zoo.sites.views import view
 from softprompt_zoo.stack_traits import carried_name
 
@@ -24,20 +22,23 @@ def adopt(stack: Stack) -> None:
     if stack.is_carried and not hasattr(type(module), "_softprompt_carried"):
         base: Any = type(module)
         module.__class__ = _carrying_class(base)
+        rebind(module, _carrying_function)
 
 
 def release(stack: Stack) -> None:
     """Undo `adopt`."""
     module: Any = stack.module
+    if "_softprompt_carried" in type(module).__dict__:
+        restore(module)
     module.__class__ = type(module).__dict__.get("_softprompt_carried", type(module))
 
 
-def run(module: Any, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run(module: Any, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a stack's own forward with the state that is among its arguments.
 
     Args:
         module: The stack's module.
-        base: The class whose forward it is.
+        forward: Its own forward, which takes it as `self`.
         args: Positional arguments.
         kwargs: Keywords; the state is taken out.
 
@@ -45,24 +46,37 @@ def run(module: Any, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         The stack's output.
     """
     state = kwargs.pop(KEYWORD, None)
-    return base.forward(module if state is None else _view_of_stack(module, state), *args, **kwargs)
+    return forward(module if state is None else _view_of_stack(module, state), *args, **kwargs)
 
 
 @functools.cache
 def _carrying_class(base: Any) -> Any:
     """Make the subclass that an adopted stack gets; it answers to the name of its base."""
 
-    @functools.wraps(base.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return run(self, base, args, kwargs)
-
     def reduce(self: Any, protocol: Any) -> Any:
         return _rebuild, (base,), self.__dict__.copy()
 
     names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(
-        base.__name__, (base,), {**names, "forward": forward, "__reduce_ex__": reduce, "_softprompt_carried": base}
+        base.__name__,
+        (base,),
+        {
+            **names,
+            "forward": _carrying_function(base.forward),
+            "__reduce_ex__": reduce,
+            "_softprompt_carried": base,
+        },
     )
+
+
+def _carrying_function(function: Any) -> Any:
+    """Make the forward that takes the state, of the class or of a function that took its place on a module."""
+
+    @functools.wraps(function)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return run(self, function, args, kwargs)
+
+    return note_prompted(forward)
 
 
 def _rebuild(base: Any) -> Any:
@@ -74,17 +88,9 @@ def _view_of_stack(module: Any, state: CallState | Capture) -> Any:
     layers = []
     for index, layer in enumerate(module.encoder.layer):
         for part in (layer, layer.attention):
-            _refuse_replaced_forward(part)
+            check_view(part)
         name: Any = carried_name(layer)
         attend = functools.partial(FUNCTIONS[name], getattr(layer.attention, name), state, index)
         layers.append(view(layer, attention=view(layer.attention, **{name: attend})))
-    _refuse_replaced_forward(module.encoder)
+    check_view(module.encoder)
     return view(module, encoder=view(module.encoder, layer=layers))
-
-
-def _refuse_replaced_forward(module: nn.Module) -> None:
-    if "forward" in module.__dict__:
-        raise UnsupportedError(
-            f"the forward of {type(module).__name__} was replaced on the module itself, so prompts would be ignored; "
-            "remove the hooks that accelerate put there"
-        )

@@ -27,6 +27,7 @@ from softprompt_zoo.sites.positions import (
     shift_learned_positions,
     text_positions,
 )
+from softprompt_zoo.sites.replaced_forward import check_entry
 from softprompt_zoo.sites.shared_pass import Prefix
 from softprompt_zoo.sites.slots import keep_positions
 
@@ -100,6 +101,8 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     past = past_length(kwargs.get("past_key_values"))
     is_built = isinstance(prompts, Call)
     call = prompts if is_built else binding.host.resolve(prompts, task_ids, slots, _is_decoding(past))
+    if not is_built and not call.is_empty:
+        check_entry(binding.host)
     call.was_seen = True
     if not binding.stack.through_cache:
         _check_implementation(module)

@@ -7,6 +7,7 @@ from torch import nn
 
 from softprompt_zoo.backbone import Stack
 from softprompt_zoo.sites.arrange import Call
+from softprompt_zoo.sites.replaced_forward import bound_to_view, check_view
 
 
 def view(module: nn.Module, **replaced: Any) -> Any:
@@ -20,7 +21,8 @@ def view(module: nn.Module, **replaced: Any) -> Any:
         An object of the module's class that shares everything else with it.
     """
     made = object.__new__(type(module))
-    made.__dict__ = {**module.__dict__, **replaced}  # an attribute of the instance stands before a child module
+    # An attribute of the instance stands before a child module.
+    made.__dict__ = {**module.__dict__, **bound_to_view(module, made), **replaced}
     return made
 
 
@@ -46,7 +48,11 @@ def hand_over(model: Any, stacks: Mapping[str, Stack], call: Call) -> Any:
 def _with_child(module: Any, path: list[str], child: Any) -> Any:
     """Return a view of a module with another child somewhere below it."""
     name, *rest = path
-    return view(module, **{name: _with_child(getattr(module, name), rest, child) if rest else child})
+    if not rest:
+        return view(module, **{name: child})
+    between = getattr(module, name)
+    check_view(between)
+    return view(module, **{name: _with_child(between, rest, child)})
 
 
 class _Handing:

@@ -1,0 +1,199 @@
+"""The class that a model gets with its prompts: its own class, and what it does differently with prompts."""
+
+import functools
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from softprompt_zoo import adapters
+from softprompt_zoo.backbone import Stack, attention_configs, follow
+from softprompt_zoo.checkpoints import save
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.forward import prompted_forward
+from softprompt_zoo.generation import PromptedGeneration
+from softprompt_zoo.probe import KEYWORD
+from softprompt_zoo.prompts import Prompts
+from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
+from softprompt_zoo.sites.carried import run
+from softprompt_zoo.sites.replaced_forward import check_forward, note_prompted, rebind
+from softprompt_zoo.sites.task_heads import with_heads
+
+NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
+"""What a prompted model's forward takes beyond its own class's."""
+
+
+class PromptedModel(PromptedGeneration):
+    """What a prompted model does differently from its own class; mixed in front of it."""
+
+    _softprompt_base: type[PreTrainedModel]
+    _softprompt_stacks: Mapping[str, Stack]
+    _softprompt_required_grad: dict[str, bool]
+    prompts: Prompts
+
+    def save_pretrained(  # noqa: D102
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if push_to_hub:
+            raise UnsupportedError("save_pretrained(push_to_hub=True) is not supported; call model.push_to_hub(name)")
+        if is_main_process:
+            save(self, save_directory, state_dict)
+
+    def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:  # noqa: D102
+        configs = attention_configs(self)  # type: ignore[arg-type]
+        before = [config._attn_implementation_internal for config in configs]
+        restore_implementation(configs)
+        try:
+            super().set_attn_implementation(attn_implementation, **kwargs)  # type: ignore[misc]
+            prompt_implementation(self._softprompt_stacks)
+        except Exception:
+            for config, implementation in zip(configs, before, strict=True):
+                config._attn_implementation_internal = implementation
+            raise
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        with adapters.out_of_reach(self):  # type: ignore[arg-type]
+            super().add_adapter(*args, **kwargs)  # type: ignore[misc]
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        with adapters.out_of_reach(self):  # type: ignore[arg-type]
+            return super().load_adapter(*args, **kwargs)  # type: ignore[misc]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        moved = super()._apply(*args, **kwargs)  # type: ignore[misc]
+        self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
+        return moved
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        table = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+        self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
+        return table
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        """What a checkpoint leaves out on purpose: all but prompts and adapters. `Trainer` reads it when it resumes."""
+        adapted = {name for name, _ in adapters.parameters(self)}  # type: ignore[arg-type]
+        keys = self.state_dict()  # type: ignore[attr-defined]
+        return [key for key in keys if not key.startswith("prompts.") and key not in adapted]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "forward":
+            super().__setattr__(name, value)
+            return
+        missing = object()
+        before = self.__dict__.get("forward", missing)
+        self.__dict__["forward"] = value
+        try:
+            rebind_forward(self)
+        except UnsupportedError:
+            del self.__dict__["forward"]
+            if before is not missing:
+                self.__dict__["forward"] = before
+            raise
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        check_forward(self)  # type: ignore[arg-type]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle would look the class up by its name and find the user's.
+        return _rebuild, (type(self)._softprompt_base,), self.__dict__.copy()
+
+
+def prompt_implementation(stacks: Mapping[str, Stack]) -> None:
+    """Let the stacks' configs choose our attention function, around the one that they chose."""
+    reached = [stack.module for stack in stacks.values() if not stack.through_cache]
+    configs = [config for module in reached for config in attention_configs(module)]
+    names = [prompted_implementation(base_implementation(config._attn_implementation)) for config in configs]
+    for config, name in zip(configs, names, strict=True):
+        config._attn_implementation_internal = name
+
+
+def restore_implementation(configs: list[Any]) -> None:
+    """Undo `prompt_implementation`."""
+    for config in configs:
+        config._attn_implementation_internal = base_implementation(config._attn_implementation_internal or "") or None
+
+
+@functools.cache
+def prompted_class(base: Any) -> Any:
+    """Make the subclass that a prompted model gets; it answers to the name of its base."""
+    members = {
+        "forward": _prompted_function(base, base.forward),
+        "_softprompt_base": base,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    if hasattr(base, "prepare_inputs_for_generation"):  # generate reads from its signature what the model takes
+
+        @functools.wraps(base.prepare_inputs_for_generation)
+        def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return PromptedModel.prepare_inputs_for_generation(self, *args, **kwargs)
+
+        members["prepare_inputs_for_generation"] = prepare
+    return type(base.__name__, (PromptedModel, base), members)
+
+
+def rebind_forward(model: Any) -> None:
+    """Let a forward that is on a prompted model itself end in the prompted one.
+
+    Args:
+        model: The model. Changed in place.
+
+    Raises:
+        UnsupportedError: If it cannot. Nothing is changed.
+    """
+    kind = type(model)
+    base = kind._softprompt_base
+
+    def wrap(function: Any) -> Any:
+        return kind.forward if function is base.forward else _prompted_function(base, function)
+
+    rebind(model, wrap)
+
+
+def _prompted_function(base: Any, function: Any) -> Any:
+    """Make the prompted forward of a class, or of a function that took its place on a model."""
+    signature = inspect.signature(base.forward)
+    parameters = [*signature.parameters.values()]
+    takes_keywords = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    new = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in NEW_ARGUMENTS]
+    position = len(parameters) - 1 if takes_keywords else len(parameters)
+    names = [*signature.parameters][1:]
+
+    @functools.wraps(function)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        stacks = getattr(self, "_softprompt_stacks", None)
+        if stacks is None:  # somebody kept this method, and the prompts were taken off
+            return function(self, **kwargs)
+        if KEYWORD in kwargs:
+            is_carried = any([stack.is_carried for stack in stacks.values()])
+            return run(self, function, (), kwargs) if is_carried else function(self, **kwargs)
+        if any([stack.module is self for stack in stacks.values()]):
+            return self(**kwargs)  # `forward` was called by its name, past the hooks that bring the prompts in
+        own = {}
+        for name in NEW_ARGUMENTS:  # a comprehension here could not be compiled
+            own[name] = kwargs.pop(name, None)
+        if not takes_keywords:
+            if any(value is not None for value in own.values()):
+                raise UnsupportedError(f"{base.__name__}.forward takes no further keywords; use model.prompts.activate")
+            return function(with_heads(self, self.prompts.active_heads(), None), **kwargs)
+        return prompted_forward(self, function, own, kwargs)
+
+    forward.__signature__ = signature.replace(parameters=parameters[:position] + new + parameters[position:])  # type: ignore[attr-defined]
+    return note_prompted(forward)
+
+
+def _rebuild(base: Any) -> Any:
+    cls = prompted_class(base)
+    return cls.__new__(cls)

@@ -1,0 +1,273 @@
+"""A forward that is on a module itself, in front of its class's: accelerate's hooks, torch.compile, patched methods.
+
+What was put there calls, in the end, a method that is bound to the module. That one is replaced by the prompted one,
+inside what was put around it, which goes on wrapping it: hooks move tensors, compiled code is compiled anew.
+"""
+
+import functools
+import inspect
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from softprompt_zoo.errors import UnsupportedError
+
+Wrap = Callable[[Any], Any]
+"""From a function that takes the module as `self` to the prompted one."""
+
+_PROMPTED: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+class _Place(NamedTuple):
+    """Where a callable keeps another one."""
+
+    value: Any
+    write: Callable[[Any], object]
+
+
+def note_prompted(function: Any) -> Any:
+    """Note that a function is a prompted forward, whose `__wrapped__` is the one without prompts; return it."""
+    _PROMPTED.add(function)
+    return function
+
+
+def is_replaced(module: nn.Module) -> bool:
+    """Return whether a module has a forward of its own."""
+    return "forward" in module.__dict__
+
+
+def check_forward(module: nn.Module) -> None:
+    """Refuse a forward of a module's own inside which prompts cannot be brought in.
+
+    Args:
+        module: The module. Not changed.
+
+    Raises:
+        UnsupportedError: If it does not end in a method of this module, or takes no keywords where its class does.
+    """
+    if not is_replaced(module):
+        return
+    places = _innermost(module)
+    kind: Any = type(module)
+    if not places:
+        raise UnsupportedError(
+            f"model.forward of this {kind.__name__} was replaced by {_describe(module.__dict__['forward'])}, which "
+            "keeps no method of this very model (a deep copy may keep the original's), so prompts would be ignored; "
+            "delete model.forward, attach the prompt, and then replace it again"
+        )
+    for place in places:
+        function = getattr(place.value, "__func__", place.value)
+        if _takes_keywords(kind.forward) and not _takes_keywords(function):
+            raise UnsupportedError(
+                f"model.forward of this {kind.__name__} was replaced by {_describe(function)}, which takes no further "
+                "keywords, so prompts could not be handed on; let it take **kwargs, and hand them on to the model "
+                "inside, or delete model.forward"
+            )
+
+
+def rebind(module: nn.Module, wrap: Wrap) -> None:
+    """Let a forward of the module's own end in the prompted one; a module without one is left alone.
+
+    Args:
+        module: The module, of a class that has the prompted forward. Changed in place.
+        wrap: Makes the prompted function of the one that was there.
+
+    Raises:
+        UnsupportedError: As `check_forward`. Nothing is changed.
+    """
+    if not is_replaced(module):
+        return
+    check_forward(module)
+    places = [place for place in _innermost(module) if not _is_prompted(place.value)]
+    _write(module, places, lambda method: MethodType(wrap(method.__func__), module))
+
+
+def restore(module: nn.Module) -> None:
+    """Undo `rebind`, and take the prompted forward out of what was put around it later."""
+    if is_replaced(module):
+        places = [place for place in _innermost(module) if _is_prompted(place.value)]
+        _write(module, places, _without_prompts)
+
+
+def bound_to_view(module: nn.Module, view: Any) -> dict[str, Any]:
+    """Return what a module's own attributes have to be in a view of it, so that its forward runs on the view.
+
+    Args:
+        module: The module. Not changed.
+        view: Its view.
+
+    Returns:
+        The attributes that are bound to the module, bound to the view.
+    """
+    if not is_replaced(module):
+        return {}
+    rebound = {name: _rebound(value, module, view) for name, value in module.__dict__.items()}
+    return {name: value for name, value in rebound.items() if value is not module.__dict__[name]}
+
+
+def check_view(module: nn.Module) -> None:
+    """Refuse a module of which no view can be called, as its own forward would run on the module.
+
+    Raises:
+        UnsupportedError: If its forward was replaced by what is not a method of it, nor one of accelerate's hooks.
+    """
+    if is_replaced(module) and "forward" not in bound_to_view(module, object()):
+        raise UnsupportedError(
+            f"the forward of {type(module).__name__}, a module inside the model, was replaced by "
+            f"{_describe(module.__dict__['forward'])}, so prompts would be ignored; delete that module's forward, or "
+            "replace the whole model's"
+        )
+
+
+def check_entry(host: Any) -> None:
+    """Refuse to run a stack for a model whose own forward was called past the prompted one.
+
+    A stack may be called by itself. But a method taken off the model before the prompt was attached would call it
+    without the trained head, the first label and the methods' own losses.
+
+    Args:
+        host: The model's prompts.
+
+    Raises:
+        UnsupportedError: If the model's forward is running, and the prompted one is not.
+    """
+    if torch.compiler.is_compiling():
+        return
+    frame: Any = sys._getframe(1)
+    name = None
+    while frame is not None:
+        owner = frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
+        if isinstance(owner, nn.Module) and owner._modules.get("prompts") is host:
+            kind: Any = type(owner)
+            plain, prompted = _codes(kind)
+            if frame.f_code in prompted:
+                return
+            if frame.f_code in plain:
+                name = type(owner).__name__
+        frame = frame.f_back
+    if name is not None:
+        raise UnsupportedError(
+            f"the forward of {name} was called past its prompts, so its trained head, first label and own loss would "
+            "be left out; call the model, or take model.forward (for torch.compile, say) after the prompt is attached"
+        )
+
+
+@functools.cache
+def _codes(kind: Any) -> tuple[set[CodeType], set[CodeType]]:
+    """Return the code of a class's forwards without prompts, and with them."""
+    functions = [vars(owner)["forward"] for owner in kind.__mro__ if "forward" in vars(owner)]
+    plain = {inspect.unwrap(function).__code__ for function in functions if not _is_prompted(function)}
+    return plain, {function.__code__ for function in functions if _is_prompted(function)}
+
+
+def _describe(value: Any) -> str:
+    return f"{getattr(value, '__qualname__', None) or type(value).__qualname__!s}"
+
+
+def _takes_keywords(function: Any) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _is_prompted(value: Any) -> bool:
+    function = value.__func__ if isinstance(value, MethodType) else value
+    return isinstance(function, FunctionType) and function in _PROMPTED
+
+
+def _without_prompts(value: Any) -> Any:
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__.__wrapped__, value.__self__)  # type: ignore[attr-defined]
+    return value.__wrapped__
+
+
+def _write(module: nn.Module, places: list[_Place], change: Callable[[Any], Any]) -> None:
+    values = [place.value for place in places]
+    kept = [place for place in _entries(module.__dict__) if any(place.value == value for value in values)]
+    for place in [*places, *kept]:  # accelerate keeps the forward that it hooks on the module
+        place.write(change(place.value))
+
+
+def _innermost(module: nn.Module) -> list[_Place]:
+    """Find where the module's own forward keeps the methods in which it ends: bound to the module, or prompted."""
+    own = module.__dict__
+    return _reached(module, _Place(own["forward"], functools.partial(own.__setitem__, "forward")), {})
+
+
+def _reached(module: nn.Module, place: _Place, seen: dict[int, list[_Place]]) -> list[_Place]:
+    value = place.value
+    is_end = isinstance(value, MethodType) and value.__self__ is module
+    if _is_prompted(value):
+        return [place] if is_end or isinstance(value, FunctionType) else []
+    if id(value) not in seen:
+        seen[id(value)] = []  # callables may keep each other
+        seen[id(value)] = [found for kept in _kept(module, value) for found in _reached(module, kept, seen)]
+    return seen[id(value)] or ([place] if is_end else [])
+
+
+def _kept(module: nn.Module, value: Any) -> Iterator[_Place]:
+    """List what a callable may call."""
+    kind: Any = type(module)
+    if value is module:
+        methods = [place for place in _entries(module.__dict__) if isinstance(place.value, MethodType)]
+        yield from (
+            place for place in methods if place.value.__func__ is _plain_forward(kind) or _is_prompted(place.value)
+        )
+    elif isinstance(value, MethodType):
+        yield from _kept(module, value.__func__)
+        if value.__self__ is not module:
+            yield from _kept(module, value.__self__)
+    elif isinstance(value, FunctionType):
+        if not any(vars(owner).get(value.__name__) is value for owner in kind.__mro__):
+            yield from _of_function(value)
+    elif isinstance(value, functools.partial):
+        yield _Place(value.func, functools.partial(_set_part, value, -1))
+        yield from (_Place(each, functools.partial(_set_part, value, i)) for i, each in enumerate(value.args))
+        yield from _entries(value.keywords)
+        yield from _entries(value.__dict__)
+    elif not isinstance(value, type | nn.Module):
+        yield from _entries(getattr(value, "__dict__", {}))
+
+
+def _of_function(function: FunctionType) -> Iterator[_Place]:
+    for cell in function.__closure__ or ():
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+        if callable(value):
+            yield _Place(value, functools.partial(setattr, cell, "cell_contents"))
+    yield from _entries(function.__dict__)
+    yield from _entries(function.__kwdefaults__ or {})
+
+
+def _entries(kept: Any) -> Iterator[_Place]:
+    for name, value in list(kept.items()):
+        if callable(value):
+            yield _Place(value, functools.partial(kept.__setitem__, name))
+
+
+def _plain_forward(kind: Any) -> Any:
+    """Return the forward of a class, or of the class that it was before it got prompts."""
+    function = kind.forward
+    return function.__wrapped__ if _is_prompted(function) else function
+
+
+def _set_part(partial: Any, index: int, value: Any) -> None:
+    """Change a partial in place: an argument of it, or, at -1, its function."""
+    function, *args = [value if i == index else each for i, each in enumerate((partial.func, *partial.args), start=-1)]
+    partial.__setstate__((function, tuple(args), partial.keywords, partial.__dict__))
+
+
+def _rebound(value: Any, module: nn.Module, view: Any) -> Any:
+    if isinstance(value, MethodType) and value.__self__ is module:
+        return MethodType(value.__func__, view)
+    if isinstance(value, functools.partial):
+        function, args = _rebound(value.func, module, view), [view if each is module else each for each in value.args]
+        if function is not value.func or any(each is module for each in value.args):
+            return functools.partial(function, *args, **value.keywords)
+    return value
