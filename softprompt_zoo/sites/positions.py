@@ -38,6 +38,43 @@ def text_positions(kwargs: dict[str, Any], length: int, past: int | Tensor, devi
     return (torch.arange(length, device=device) + past)[None]
 
 
+def own_positions(
+    stack: Stack, kwargs: dict[str, Any], length: int, past: int | Tensor, device: torch.device
+) -> Tensor:
+    """Return the position that the model itself gives each text token, were it not for padding on the left.
+
+    For rows without virtual tokens in front. A hole in the mask takes up a position where it does in the model; padding
+    on the left never does, so that queries are rotated as in the row alone.
+
+    Args:
+        stack: The stack.
+        kwargs: Its arguments. Not changed.
+        length: Text tokens of this call.
+        past: Text tokens in the cache.
+        device: Where the positions are needed.
+
+    Returns:
+        `(rows or 1, length)`, from 0; the caller's `position_ids` if there are any.
+    """
+    if kwargs.get("position_ids") is not None:
+        return text_positions(kwargs, length, past, device)
+    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    if stack.position_start and ids is not None and isinstance(past, int) and not past:  # RoBERTa counts its ids
+        seen = ids != stack.position_start - 1
+        return (seen.cumsum(dim=1) - 1).masked_fill(~seen, -1).to(device)
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or _counts_over_mask(stack):
+        return text_positions(kwargs, length, past, device)
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    first = mask.long().argmax(dim=1, keepdim=True)
+    return (columns - first).clamp(min=0)[:, -length:].to(device)
+
+
+def _counts_over_mask(stack: Stack) -> bool:
+    """Return whether a stack counts its positions over the attention mask itself, as OPT does."""
+    forward = getattr(type(stack.position_table), "forward", None)
+    return forward is not None and "attention_mask" in inspect.signature(forward).parameters
+
+
 def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
     """Refuse a row of several texts that the model would not tell apart.
 

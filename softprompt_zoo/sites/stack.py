@@ -22,6 +22,7 @@ from softprompt_zoo.sites.positions import (
     check_budget,
     check_packing,
     check_start,
+    own_positions,
     past_length,
     relative_bias,
     shift_learned_positions,
@@ -214,12 +215,11 @@ def _prepare_decoder(
     """Prompt an encoder-decoder's decoder, and let it see the encoder's virtual positions."""
     entries = {site: _entries(call, site) for site in ("decoder", "cross")}
     counts = lengths(entries["decoder"])
-    positions = None
+    state = _state(entries, call)
+    if max(counts) or state.gated["decoder"]:
+        kwargs, state.positions = _move_text(binding.stack, call, counts, kwargs, text, past)
     if max(counts):
-        kwargs, positions = _move_text(binding.stack, call, counts, kwargs, text, past)
-    state = _state(entries, call, positions)
-    if positions is not None:
-        state.bias = relative_bias(binding.stack, positions, max(counts))
+        state.bias = relative_bias(binding.stack, state.positions, max(counts))
     return _show_virtual_positions(call, kwargs), state
 
 
@@ -230,7 +230,7 @@ def _prepare_encoder(
     stack = binding.stack
     entries = _entries(call, "encoder")
     if stack.reads_sound:  # it has no padding, and counts its positions itself
-        return kwargs, _state({"encoder": entries}, call, None)
+        return kwargs, _state({"encoder": entries}, call)
     counts = lengths(entries) if binding.family == "encoder" else [0] * len(entries)
     embedded = stack_embeddings(call)
     virtual_count = 0
@@ -251,15 +251,15 @@ def _prepare_encoder(
         text = kwargs["inputs_embeds"]
         virtual_count = max(virtual_counts)
         check_budget(stack, text.shape[1] + max(counts), virtual_count + max(counts))
-    positions = None
-    if max(counts):
-        kwargs, positions = _move_text(stack, call, counts, kwargs, text, past)
+    state = _state({"encoder": entries}, call)
+    if max(counts) or state.gated["encoder"]:
+        kwargs, state.positions = _move_text(stack, call, counts, kwargs, text, past)
     elif max(lengths(entries)):
-        positions = text_positions(kwargs, text.shape[1], past, text.device)
+        state.positions = text_positions(kwargs, text.shape[1], past, text.device)
         if binding.family != "encoder" and stack.takes_position_ids:
             # Keys are rotated, so padding would move the text away from the prefix.
-            kwargs = {**kwargs, "position_ids": positions}
-    return kwargs, _state({"encoder": entries}, call, positions)
+            kwargs = {**kwargs, "position_ids": state.positions}
+    return kwargs, state
 
 
 def _refuse_attentions(stack: Stack, kwargs: dict[str, Any]) -> None:
@@ -280,6 +280,9 @@ def _move_text(
     if isinstance(past, int):
         check_budget(stack, past + length + max(counts), max(counts))
     positions = text_positions(kwargs, length, past, text.device)
+    if min(counts) == 0:
+        own = own_positions(stack, kwargs, length, past, text.device)
+        positions = torch.where(call.per_row(counts, text.device) == 0, own, positions)
     if stack.takes_position_ids:
         check_start(stack, kwargs, past)
         start = stack.position_start if kwargs.get("position_ids") is None else 0
@@ -301,7 +304,7 @@ def _entries(call: Call, site: str) -> list[Entry | None]:
     return [join([Entry.of(call.placements[name], site) for name in names]) for names in call.selection.combinations]
 
 
-def _state(entries: dict[str, list[Entry | None]], call: Call, positions: Tensor | None) -> CallState:
+def _state(entries: dict[str, list[Entry | None]], call: Call, positions: Tensor | None = None) -> CallState:
     states = {site: site_state(combinations, call.is_training) for site, combinations in entries.items()}
     sites = {site: state for site, state in states.items() if state is not None}
     placements = [[call.placements[name] for name in names] for names in call.selection.combinations]

@@ -241,6 +241,20 @@ def test_peft_gives_our_logits(architecture, layers, tmp_path):
     assert torch.equal(wrapped.generate(input_ids=TEXT, **options), model.generate(TEXT, **options))
 
 
+@pytest.mark.parametrize("gate_value", [0.0, 0.9])
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_peft_gives_our_logits_with_a_hole_in_the_mask(architecture, gate_value, tmp_path):
+    """Without `position_ids` a hole takes up a position in the base model."""
+    peft = pytest.importorskip("peft")
+    hole = torch.tensor([[1, 1, 0, 1, 1, 1]])
+    model = attach(tiny_model(architecture), gate_value, gate="layer")
+    model.save_pretrained(tmp_path)
+    wrapped = peft.PeftModel.from_pretrained(tiny_model(architecture), tmp_path)
+    seen = hole[0].bool()
+    ours, theirs = (subject(input_ids=TEXT, attention_mask=hole).logits[:, seen] for subject in (model, wrapped))
+    assert close(ours, theirs)
+
+
 @pytest.mark.parametrize("gate_value", [0.6, -0.9, 1.7])
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
 def test_we_give_pefts_logits(architecture, gate_value, tmp_path):
