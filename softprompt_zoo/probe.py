@@ -31,6 +31,9 @@ class LayerShape:
     value_dim: int = 0
     """Width of one head's values, where it is another than that of its keys; 0 where it is the same."""
 
+    shared_with: int | None = None
+    """The layer whose keys and values of the text it reads, where it makes none of its own; counted within its site."""
+
     def __post_init__(self) -> None:
         if self.value_dim == self.head_dim:
             object.__setattr__(self, "value_dim", 0)
@@ -65,6 +68,14 @@ class Probe:
     """Collects the attention calls of one stack, in order."""
 
     calls: list[AttentionCall] = dataclasses.field(default_factory=list)
+    keys: dict[bool, list[Tensor]] = dataclasses.field(default_factory=lambda: {False: [], True: []})
+    """The keys of every layer, of self-attention and of cross-attention."""
+
+    def source(self, key: Tensor, is_cross: bool) -> int | None:
+        """Note a layer's keys; return the earlier layer that made them, `None` if it made them itself."""
+        seen = self.keys[is_cross]
+        seen.append(key)
+        return next((layer for layer, earlier in enumerate(seen[:-1]) if earlier is key), None)
 
 
 class _Seen(NamedTuple):
@@ -93,7 +104,8 @@ def _probe_attention(
         elif is_causal is None:
             is_causal = _is_causal(attention_mask)
         is_cross = key.shape[2] == PROBE_ENCODER_LENGTH and query.shape[2] == PROBE_LENGTH
-        shape = LayerShape(key.shape[1], key.shape[3], query.shape[1], window, value.shape[3])
+        source = probe.source(key, is_cross)
+        shape = LayerShape(key.shape[1], key.shape[3], query.shape[1], window, value.shape[3], source)
         probe.calls.append(AttentionCall(module, shape, is_cross, bool(is_causal) and not is_cross))
     output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     return output, None

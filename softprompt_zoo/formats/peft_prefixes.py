@@ -1,17 +1,22 @@
 """PEFT's layout of a prefix, one row of keys and values of all layers for each virtual token, both ways."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
+from softprompt_zoo.probe import LayerShape
 from softprompt_zoo.tokens import LayerTokens, SiteTokens, VirtualTokens, flatten_layers
 
 TENSOR_KEY = "prompt_embeddings"
 SEQ2SEQ = "SEQ_2_SEQ_LM"
+CUTTING = ("gemma2", "gemma3_text", "gemma4")
+"""Parts of the model types for which PEFT cuts a prefix to the size of each layer (`PeftModel.get_prompt`)."""
 
 
 def flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, Any]:
@@ -36,19 +41,20 @@ def flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, A
             f"PEFT can hold a prefix at the site {site!r} only; this one has {lost}; train with sites=({site!r},)"
         )
     shapes = backbone.layers[site]
-    if len({size for shape in shapes for size in (shape.key_size, shape.value_size)}) > 1:
+    shape = _widest(shapes, backbone)
+    if shape is None:
         raise UnsupportedError(
             "PEFT cannot hold keys and values of different sizes, in one layer or in several; keep the prompt in our "
             "own format"
         )
-    flat = flatten_layers(tokens.sites[site])
+    _check_shared(tokens.sites[site], shapes)
     if backbone.family != "encoder_decoder":
-        return flat, len(shapes), shapes[0]
+        return flatten_layers(_padded(tokens.sites[site], shape)), len(shapes), shape
     # PEFT repeats an encoder-decoder's rows and takes each layer's pair from every second one: rows 4l and
     # 4l + 1 of twice as many layers reach decoder layer l, the rest is never looked at.
-    pairs = flat.unflatten(1, (len(shapes), 2, -1))
+    pairs = flatten_layers(tokens.sites[site]).unflatten(1, (len(shapes), 2, -1))
     spread = torch.stack([pairs, torch.zeros_like(pairs)], dim=2)
-    return spread.flatten(1), 2 * len(shapes), shapes[0]
+    return spread.flatten(1), 2 * len(shapes), shape
 
 
 def read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, path: Path) -> VirtualTokens:
@@ -72,9 +78,9 @@ def read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, path
     if site not in backbone.layers:
         raise UnsupportedError(f"{path} holds keys and values, which cannot be reached in this model")
     shapes = backbone.layers[site]
-    shape = shapes[0]
     layers = config.get("num_layers") or len(shapes)
-    if len({size for layer in shapes for size in (layer.key_size, layer.value_size)}) > 1:
+    shape = _widest(shapes, backbone)
+    if shape is None:
         raise UnsupportedError(f"{path} cannot hold this model's keys and values, which differ in size from each other")
     width = shape.kv_heads * shape.head_dim
     if tensor.shape[1] != 2 * layers * width or (not is_seq2seq and layers != len(shapes)):
@@ -90,6 +96,50 @@ def read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, path
     pairs = tensor.unflatten(1, (2 * layers, shape.kv_heads, shape.head_dim)).permute(1, 2, 0, 3)
     step = 4 if is_seq2seq else 2
     rows = [step * layer % (2 * layers) for layer in range(len(shapes))]
-    keys = tuple(pairs[row].contiguous() for row in rows)
-    values = tuple(pairs[(row + 1) % (2 * layers)].contiguous() for row in rows)
-    return LayerTokens({site: SiteTokens(keys, values)})
+    keys, values = [], []
+    for layer, own in enumerate(shapes):
+        row = rows[layer if own.shared_with is None else own.shared_with]
+        heads, size = own.key_size
+        keys.append(pairs[row][:heads, :, :size].contiguous())
+        values.append(pairs[(row + 1) % (2 * layers)][:heads, :, :size].contiguous())
+    return LayerTokens({site: SiteTokens(tuple(keys), tuple(values))})
+
+
+def _widest(shapes: Sequence[LayerShape], backbone: Backbone) -> LayerShape | None:
+    """Return the size that PEFT's prefix has in every layer; `None` if PEFT has none for these layers."""
+    sizes = {shape.key_size for shape in shapes}
+    if any(shape.key_size != shape.value_size for shape in shapes):
+        return None
+    if len(sizes) > 1 and not any(part in backbone.model_type for part in CUTTING):
+        return None
+    widest = max(shapes, key=lambda shape: shape.head_dim)  # as PEFT chooses it
+    fits = all(heads <= widest.kv_heads and size <= widest.head_dim for heads, size in sizes)
+    return widest if fits else None
+
+
+def _padded(tokens: SiteTokens, shape: LayerShape) -> SiteTokens:
+    """Fill up keys and values `(heads, tokens, size)` with zeros, which PEFT cuts off again."""
+
+    def fill(pair: Tensor | None) -> Tensor | None:
+        if pair is None:
+            return None
+        return functional.pad(pair, (0, shape.head_dim - pair.shape[2], 0, 0, 0, shape.kv_heads - pair.shape[0]))
+
+    return SiteTokens(tuple(map(fill, tokens.keys)), tuple(map(fill, tokens.values)))
+
+
+def _check_shared(tokens: SiteTokens, shapes: Sequence[LayerShape]) -> None:
+    """Refuse a prefix of its own in a layer that reads another one's keys and values: in PEFT it reads those, too."""
+    for layer, shape in enumerate(shapes):
+        source = shape.shared_with
+        if source is None:
+            continue
+        if not all(_is_equal(pairs[layer], pairs[source]) for pairs in (tokens.keys, tokens.values)):
+            raise UnsupportedError(
+                f"layer {layer} of this model reads the keys and values of layer {source}, in PEFT those of its "
+                "prefix, too, and the prompt has others there; keep the prompt in our own format"
+            )
+
+
+def _is_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and one.equal(other))
