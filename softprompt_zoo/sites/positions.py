@@ -61,7 +61,8 @@ def own_positions(
     ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
     if stack.position_start and ids is not None and isinstance(past, int) and not past:  # RoBERTa counts its ids
         seen = ids != stack.position_start - 1
-        return (seen.cumsum(dim=1) - 1).masked_fill(~seen, -1).to(device)
+        counted: Tensor = (seen.cumsum(dim=1) - 1).masked_fill(~seen, -1)
+        return counted.to(device)
     if not isinstance(mask, Tensor) or mask.ndim != 2 or _counts_over_mask(stack):
         return text_positions(kwargs, length, past, device)
     columns = torch.arange(mask.shape[1], device=mask.device)

@@ -218,7 +218,7 @@ def _prepare_decoder(
     state = _state(entries, call)
     if max(counts) or state.gated["decoder"]:
         kwargs, state.positions = _move_text(binding.stack, call, counts, kwargs, text, past)
-    if max(counts):
+    if max(counts) and state.positions is not None:
         state.bias = relative_bias(binding.stack, state.positions, max(counts))
     return _show_virtual_positions(call, kwargs), state
 
