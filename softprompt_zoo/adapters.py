@@ -106,16 +106,6 @@ def out_of_reach(model: nn.Module) -> Iterator[None]:
         model._modules["prompts"] = host
 
 
-def state(model: nn.Module) -> list[Any]:
-    """Return what decides how the injected adapters act, apart from their numbers; equal states act equally."""
-    found: list[Any] = []
-    for _, layer in adapter_layers(model):
-        scaling = getattr(layer, "scaling", None)
-        scaling = dict(scaling) if isinstance(scaling, Mapping) else None
-        found.append((layer.disable_adapters, list(layer.active_adapters), list(layer.merged_adapters), scaling))
-    return found
-
-
 def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Adapter]:
     """Read the adapters of a model, for saving.
 

@@ -62,7 +62,7 @@ def measure_attention(
     host: Any = model.prompts
     backbone: Backbone = host.backbone
     ids = None if task is None else torch.tensor([task])
-    call: Call = host.resolve([list(names)], ids, None, False)
+    call: Call = host.resolve([list(names)], ids, None, None)
     if not call.selection.names:
         raise UnsupportedError("the prompts are disabled here, so nothing looks at them; leave prompts.disabled()")
     stacks: Mapping[str, Stack] = model._softprompt_stacks  # type: ignore[assignment]

@@ -10,7 +10,6 @@ from softprompt_zoo import losses
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.first_label import wants_first_label, with_first_label
 from softprompt_zoo.sites.arrange import Call
-from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.slots import Slots
 from softprompt_zoo.sites.stack import cut_output, returns_dict
 from softprompt_zoo.sites.task_heads import with_heads
@@ -34,13 +33,12 @@ def prompted_forward(model: Any, function: Any, own: dict[str, Any], kwargs: dic
         ValueError: If an entry, a task or a slot is out of range.
         UnsupportedError: If the forward would ignore the prompts.
     """
-    past = past_length(kwargs.get("past_key_values"))
     names = ("input_ids", "inputs_embeds", model.main_input_name)
     text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
     own["task_ids"] = check_task_ids(own["task_ids"])
     if own["task_ids"] is not None and text is not None:
         own["task_ids"] = spread_task_ids(own["task_ids"], text.shape[0])
-    call = model.prompts.resolve(*own.values(), isinstance(past, int) and past > 0)
+    call = model.prompts.resolve(*own.values(), kwargs.get("past_key_values"))
     rows = call.selection.rows
     if rows is not None and text is not None:
         check_rows(rows.shape[0], text.shape[0])

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.banks.lending import Ready
 from softprompt_zoo.sites.arrange import Combination
+from softprompt_zoo.sites.decoding_state import DecodingState
 from softprompt_zoo.sites.input_embeddings import Layout
 
 
@@ -24,8 +24,8 @@ class Generation:
     soft_slots: Tensor | None
     layout: Layout | None = None
     """Where the encoder's text went."""
-    lent: dict[str, Ready] = dataclasses.field(default_factory=dict)
-    """The bank's prompts; they stay as they are until the text is written."""
+    decoding: DecodingState | None = None
+    """What the prompts were built into; the first forward makes it, and all others go on with it."""
 
     def inherit(self, outer: "Generation") -> None:
         """Take from the `generate` around this one what the caller left out: they write the same text."""

@@ -1,7 +1,6 @@
 """The prompts of one model: a mapping from name to prompt, and what the stacks ask of it."""
 
 import contextlib
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,26 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.backbone import Backbone, Stack
+from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.banks.lending import Borrower, Ready
 from softprompt_zoo.config import check_weight
 from softprompt_zoo.disabling import disable, is_disabled
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
-from softprompt_zoo.generation_state import running
-from softprompt_zoo.kept_prefixes import KEPT, KeptPrefixes
+from softprompt_zoo.generation_state import Generation, running
 from softprompt_zoo.optimizer_steps import watch
 from softprompt_zoo.plain_prompts import check_room, check_shared_room, fitting_copy
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.saved_state import check_can_be_saved
 from softprompt_zoo.sites.arrange import Call, Combination, check_combination, select
+from softprompt_zoo.sites.decoding_state import DecodingState, has_text, state_of
 from softprompt_zoo.sites.input_embeddings import Layout
-from softprompt_zoo.sites.shared_pass import Prefix
 from softprompt_zoo.sites.slots import check_second_text, take_slots
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.start_values import initialize, read_folders
-from softprompt_zoo.tokens import InputTokens, Placement, check_finite, check_range, to_tensors
+from softprompt_zoo.tokens import Placement, check_finite, check_range, to_tensors
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -82,15 +80,18 @@ class Prompts(Borrower, nn.Module):
         self.base_name = base_name
         """Name or path the model was loaded from, if known."""
         self._active: Combination = ()
-        self._forget()
+        self._era = object()
 
-    def _forget(self) -> None:
-        self._placed: dict[str, tuple[Any, Placement]] = {}
-        self._tasks: dict[str, tuple[Placement, dict[int, Placement]]] = {}
-        self._kept = KeptPrefixes()
+    def forget(self) -> None:
+        """Let texts that were begun build their prompts anew when they go on, from what prompts and model are then.
+
+        A new text needs no `forget`: whatever has changed, it sees. While a text is decoded, with a cache or within
+        one `generate`, its prompts stay as they were built when it began, just as its own keys and values do.
+        """
+        self._era = object()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_placed": {}, "_tasks": {}, "_kept": KeptPrefixes(), "_lent": {}}
+        return {**self.__dict__, "_lent": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -196,7 +197,7 @@ class Prompts(Borrower, nn.Module):
         self._check_there(name, f"model.prompts.bank.delete({name!r}) deletes it there")
         del self._modules[name]
         self._active = tuple(other for other in self._active if other != name)
-        self._forget()
+        self.forget()
 
     def activate(self, *names: str) -> None:
         """Choose what rows see when a call names no prompts; their tokens stand in this order.
@@ -240,7 +241,7 @@ class Prompts(Borrower, nn.Module):
         except Exception:
             prompt.weight = before
             raise
-        self._forget()
+        self.forget()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Split what is trained into an optimizer's groups, with the rates that each method asks for.
@@ -266,14 +267,14 @@ class Prompts(Borrower, nn.Module):
         """Use the model as if it had no prompts, bit for bit, within the context; other threads keep them."""
         return disable(self)
 
-    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, is_decoding: bool) -> Call:
+    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, cache: Any) -> Call:
         """Build the prompts of one forward.
 
         Args:
             prompts: As `forward` takes it.
             task_ids: The task of every row, for methods that have tasks; a tensor or a list.
             soft_slots: `(rows, length)`, which virtual token stands at each place of the text, -1 for text.
-            is_decoding: Whether text is in the cache already, so that built tokens may be reused.
+            cache: The cache that the forward was given, if any; a text in it goes on with the prompts it began with.
 
         Returns:
             The call; its selection is empty where no prompt is to be seen.
@@ -291,42 +292,30 @@ class Prompts(Borrower, nn.Module):
             if soft_slots is None and generation.soft_slots is not None and not is_off:
                 check_second_text(self.backbone)
                 soft_slots = generation.soft_slots
+        decoding = self._decoding_of(generation, cache)
         lent: dict[str, Ready] = {}
         if is_off:
             selection = select(None, (), ())
         else:
-            held = None if generation is None else generation.lent
-            lent = self.borrow(prompts, held, is_decoding)
+            held = None if decoding is None else decoding.lent
+            lent = self.borrow(prompts, held, decoding is not None or has_text(cache))
             selection = select(prompts, self.keys(), self._active, self.describe_loan(lent))
         placements = {
-            name: lent[name].placement if name in lent else self._place(name, is_decoding) for name in selection.names
+            name: lent[name].placement if name in lent else self._place(name, decoding) for name in selection.names
         }
-        selection, placements = split_tasks(selection, placements, task_ids, self._pick_task)
+        selection, placements = split_tasks(selection, placements, task_ids)
         heads = self._heads(selection.combinations, lent)
         slots = None
         if soft_slots is not None and not is_off:
-            is_checked = in_generate and is_decoding
+            is_checked = in_generate and has_text(cache)
             selection, slots = take_slots(selection, placements, soft_slots, in_generate, is_checked)
         if selection.rows is not None:
             selection.rows = selection.rows.to(self._device())
-        return Call(selection, placements, self.training, slots=slots, heads=heads)
+        return Call(selection, placements, self.training, slots=slots, heads=heads, decoding=decoding)
 
     def active_heads(self) -> list[nn.ModuleDict | None]:
         """Return the trained task head of the active prompts, for a forward that takes no prompts of its own."""
         return self._heads([() if is_disabled(self) else self._active], {})
-
-    def prefix(self, stack: Stack, call: Call, is_decoding: bool) -> Prefix:
-        """Turn a causal call's prompts into keys and values, or return the kept ones if nothing changed.
-
-        Args:
-            stack: The causal stack.
-            call: The prompts of this forward.
-            is_decoding: Whether text is in the cache already; nothing is compared then but identity.
-
-        Returns:
-            Keys and values per combination.
-        """
-        return self._kept.prefix(stack, call, is_decoding, self.keys())
 
     def keep_layout(self, layout: Layout) -> None:
         """Remember where an encoder's text went, for a `generate` that returns the encoder's states."""
@@ -334,18 +323,26 @@ class Prompts(Borrower, nn.Module):
         if generation is not None and self.backbone.family == "encoder_decoder":
             generation.layout = layout
 
-    def _place(self, name: str, is_decoding: bool) -> Placement:
+    def _decoding_of(self, generation: Generation | None, cache: Any) -> DecodingState | None:
+        """Return what a text goes on with, or a new one; `None` in a compiled forward, which builds all anew."""
+        if torch.compiler.is_compiling():
+            return None
+        found = None if generation is None else generation.decoding
+        if found is None:
+            found = state_of(cache) or DecodingState(self._era)
+        if generation is not None:
+            generation.decoding = found
+        return found.renew(self._era)
+
+    def _place(self, name: str, decoding: DecodingState | None) -> Placement:
         prompt = self[name]
-        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
+        if decoding is None or torch.is_grad_enabled() or self.training:
             if not torch.compiler.is_compiling():
                 watch(prompt, self.backbone)
             return prompt.place(self.backbone)
-        signature = [(p.data_ptr(), p._version, p.dtype) for p in prompt.parameters()]
-        if is_decoding and name in self._placed and self._placed[name][0] == signature:
-            return self._placed[name][1]
-        placement = prompt.place(self.backbone)
-        self._placed[name] = (signature, placement)
-        return placement
+        if name not in decoding.placements:
+            decoding.placements[name] = prompt.place(self.backbone)
+        return decoding.placements[name]
 
     def _heads(self, combinations: Sequence[Combination], lent: Mapping[str, Ready]) -> list[nn.ModuleDict | None]:
         """Find the head of each combination: that of its last prompt that has one."""
@@ -358,26 +355,8 @@ class Prompts(Borrower, nn.Module):
                 heads[-1] = heads[-1] if own is None else own
         return heads
 
-    def _pick_task(self, name: str, placement: Placement, task: int) -> Placement:
-        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
-            return _of_task(placement, task)
-        # The same object as before, by which a decoding step knows that nothing has changed.
-        if self._tasks.get(name, (None,))[0] is not placement:
-            self._tasks[name] = (placement, {})
-            while len(self._tasks) > KEPT:  # a bank's prompts are many
-                self._tasks.pop(next(iter(self._tasks)))
-        picked = self._tasks[name][1]
-        if task not in picked:
-            picked[task] = _of_task(placement, task)
-        return picked[task]
-
     def _device(self) -> torch.device:
         return next((parameter.device for parameter in self.parameters()), self.backbone.device)
 
 
 Mapping.register(Prompts)
-
-
-def _of_task(placement: Placement, task: int) -> Placement:
-    tokens = InputTokens(placement.tokens.embeddings[task])  # type: ignore[union-attr]
-    return dataclasses.replace(placement, tokens=tokens)

@@ -11,6 +11,7 @@ from softprompt_zoo import prompt as prompt_module
 from softprompt_zoo import prompts as prompts_module
 from softprompt_zoo.sites import attention, checkpointing, stack
 from softprompt_zoo.sites.arrange import Selection
+from softprompt_zoo.sites.decoding_state import has_text
 from softprompt_zoo.testing import conformance_suite, operation_suite, tiny_model
 from softprompt_zoo.testing.subject import Subject
 
@@ -83,9 +84,9 @@ def forget_the_relative_bias(monkeypatch):
 def drop_the_prompt_while_decoding(monkeypatch):
     resolve = prompts_module.Prompts.resolve
 
-    def dropped(self, prompts, task_ids, soft_slots, is_decoding):
-        call = resolve(self, prompts, task_ids, soft_slots, is_decoding)
-        if is_decoding:
+    def dropped(self, prompts, task_ids, soft_slots, cache):
+        call = resolve(self, prompts, task_ids, soft_slots, cache)
+        if has_text(cache):
             call.selection = Selection(((),), None)
         return call
 

@@ -18,6 +18,7 @@ from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement
 
 if TYPE_CHECKING:
+    from softprompt_zoo.sites.decoding_state import DecodingState
     from softprompt_zoo.sites.shared_pass import Prefix
     from softprompt_zoo.sites.slots import Slots
 
@@ -56,6 +57,8 @@ class Call:
     """Per combination the trained task head that its rows use; `None` for the model's own."""
     was_seen: bool = False
     """Whether a stack has got the call."""
+    decoding: "DecodingState | None" = None
+    """What the text's prompts were built into when it was begun, for whoever has a cache of it."""
     prefix: "Prefix | None" = None
     """What a causal stack saw in front of the text; left here by the stack for the loss."""
 
@@ -171,6 +174,25 @@ def join(entries: Sequence[Entry | None]) -> Entry | None:
 def lengths(entries: Sequence[Entry | None]) -> list[int]:
     """Count the virtual tokens of each entry."""
     return [0 if entry is None else entry.length for entry in entries]
+
+
+def token_counts(call: Call, site: str) -> list[int]:
+    """Count the virtual tokens that each combination has in front of a causal stack's text.
+
+    Args:
+        call: The prompts of this forward.
+        site: The stack's self-attention.
+
+    Returns:
+        One count per combination.
+    """
+
+    def count(placement: Placement) -> int:
+        if isinstance(placement.tokens, InputTokens):
+            return placement.tokens.embeddings.shape[0]
+        return lengths([Entry.of(placement, site)])[0]
+
+    return [sum([count(call.placements[name]) for name in names]) for names in call.selection.combinations]
 
 
 def site_state(entries: Sequence[Entry | None], is_training: bool) -> SiteState | None:

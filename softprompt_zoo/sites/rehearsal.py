@@ -15,7 +15,7 @@ from torch import Tensor
 from softprompt_zoo.backbone import Site, Stack
 from softprompt_zoo.sites.arrange import Call, Selection
 from softprompt_zoo.sites.input_embeddings import Layout
-from softprompt_zoo.sites.shared_pass import Prefix, capture, causal_prefix
+from softprompt_zoo.sites.shared_pass import capture, causal_prefix
 from softprompt_zoo.sites.stack import bind, unbind
 from softprompt_zoo.sites.words import ready
 from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens
@@ -54,11 +54,8 @@ class _Stage:
         placements = {name: Placement(tokens) for name, tokens in prompts.items()}
         self.call = Call(Selection(tuple((name,) for name in prompts), None), placements, is_training=False)
 
-    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, is_decoding: bool) -> Call:
+    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, cache: Any) -> Call:
         return self.call
-
-    def prefix(self, stack: Stack, call: Call, is_decoding: bool) -> Prefix:
-        return causal_prefix(stack, call)
 
     def keep_layout(self, layout: Layout) -> None:
         pass

@@ -12,10 +12,11 @@ from softprompt_zoo.backbone import Stack
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.sites import input_embeddings
-from softprompt_zoo.sites.arrange import Call, Entry, join, lengths, site_state, stack_embeddings
+from softprompt_zoo.sites.arrange import Call, Entry, join, lengths, site_state, stack_embeddings, token_counts
 from softprompt_zoo.sites.attention import PREFIX, CallState
 from softprompt_zoo.sites.cache_view import hide, let_checkpoint, show
 from softprompt_zoo.sites.checkpointing import anchor
+from softprompt_zoo.sites.decoding_state import keep_state, prefix_of
 from softprompt_zoo.sites.gates import gated_parts
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.positions import (
@@ -38,11 +39,8 @@ BINDING_ATTRIBUTE = "_softprompt_binding"
 class Host(Protocol):
     """What the hooks need of the model's prompts."""
 
-    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, is_decoding: bool) -> Call:
+    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, cache: Any) -> Call:
         """Build the prompts of one forward."""
-
-    def prefix(self, stack: Stack, call: Call, is_decoding: bool) -> Prefix:
-        """Turn a causal call's prompts into keys and values, or return the kept ones."""
 
     def keep_layout(self, layout: Layout) -> None:
         """Remember where an encoder's text went, for a `generate` that returns the encoder's states."""
@@ -99,9 +97,10 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     kwargs = {**dict(zip(binding.argument_names, args, strict=False)), **kwargs}
     prompts, task_ids, slots = (kwargs.pop(name, None) for name in ("prompts", "task_ids", "soft_slots"))
-    past = past_length(kwargs.get("past_key_values"))
+    cache = kwargs.get("past_key_values")
+    past = past_length(cache)
     is_built = isinstance(prompts, Call)
-    call = prompts if is_built else binding.host.resolve(prompts, task_ids, slots, _is_decoding(past))
+    call = prompts if is_built else binding.host.resolve(prompts, task_ids, slots, cache)
     if not is_built and not call.is_empty:
         check_entry(binding.host)
     call.was_seen = True
@@ -144,6 +143,7 @@ def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
         output = cut_output(module, output, state.call.layout)
     if binding.stack.through_cache:
         output = hide(output, kwargs["past_key_values"])
+    keep_state(output.get("past_key_values"), state.call)
     if state.tails is not None:
         output = _insert_first_prediction(output, state.call, state.tails)
     return output.to_tuple() if state.is_tuple_wanted else output
@@ -199,8 +199,9 @@ def _prepare_causal(
 ) -> tuple[dict[str, Any], CallState]:
     """Put every combination in front of a causal model's text as keys and values."""
     check_packing(binding.stack, kwargs, text.shape[1])
-    prefix = binding.host.prefix(binding.stack, call, _is_decoding(past))
-    kwargs, positions = _move_text(binding.stack, call, lengths(prefix.entries), kwargs, text, past)
+    counts = token_counts(call, binding.stack.name)
+    kwargs, positions = _move_text(binding.stack, call, counts, kwargs, text, past)
+    prefix = prefix_of(binding.stack, call, positions)
     state = _state({binding.stack.name: prefix.entries}, call, positions)
     if call.first_index is not None:
         state.tails = _tails(prefix, call, text)
@@ -350,11 +351,6 @@ def _insert_first_prediction(output: Any, call: Call, tails: tuple[Tensor, Tenso
     chosen = torch.where(has_tail[..., None], states[:, None].to(hidden), hidden.gather(1, index))
     output.last_hidden_state = hidden.scatter(1, index, chosen)
     return output
-
-
-def _is_decoding(past: int | Tensor) -> bool:
-    # A static cache counts in a tensor; reading it would wait for the device, so it is refreshed every step.
-    return isinstance(past, int) and past > 0
 
 
 def _check_implementation(module: Any) -> None:

@@ -1,6 +1,7 @@
 """Prompts with tasks: every row sees the tokens of its own task, and each task's are made once."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -85,7 +86,6 @@ def split_tasks(
     selection: Selection,
     placements: Mapping[str, Placement],
     task_ids: Any,
-    pick: Callable[[str, Placement, int], Placement],
 ) -> tuple[Selection, dict[str, Placement]]:
     """Turn every task that is asked for into a prompt of its own, named `<prompt>#<task>`.
 
@@ -93,7 +93,6 @@ def split_tasks(
         selection: Which rows see which combination.
         placements: What is placed, by prompt.
         task_ids: One integer per row, or `None`. Rows whose prompts have no tasks may have any.
-        pick: From a prompt's name, its placement and a task to the placement of that task alone.
 
     Returns:
         The selection and the placements, without tasks.
@@ -128,7 +127,7 @@ def split_tasks(
     for combination in chosen.combinations:
         for part in combination:
             prompt, _, task = part.partition("#")
-            split[part] = pick(prompt, placements[prompt], int(task)) if task else placements[prompt]
+            split[part] = _of_task(placements[prompt], int(task)) if task else placements[prompt]
     return chosen, split
 
 
@@ -174,3 +173,8 @@ def _every_task(limits: list[_Limit], rows: Tensor, ids: Tensor) -> tuple[list[t
 
 def _rename(combination: Combination, counts: Mapping[str, int], task: int) -> Combination:
     return tuple([f"{name}#{task}" if name in counts else name for name in combination])
+
+
+def _of_task(placement: Placement, task: int) -> Placement:
+    tokens = InputTokens(placement.tokens.embeddings[task])  # type: ignore[union-attr]
+    return dataclasses.replace(placement, tokens=tokens)

