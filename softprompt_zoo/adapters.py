@@ -16,28 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.adapter_configs import make_config
+from softprompt_zoo.adapter_files import FOLDER, Adapter
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
 from softprompt_zoo.formats import native
-from softprompt_zoo.formats.files import check_finite, read_json, read_tensors, write_json, write_tensors
-from softprompt_zoo.formats.peft import CONFIG_FILE, TENSOR_FILE
+from softprompt_zoo.formats.adapter_folder import CONFIG_FILE
 from softprompt_zoo.module_state import restored_on_error
 from softprompt_zoo.sites.adapter_layers import adapter_layers, original_name
 from softprompt_zoo.sites.task_heads import find_heads, task_head
 
-FOLDER = "adapters"
-"""Subfolder of a saved directory with a folder for each adapter."""
 WRAPPED = "base_model.model."
 """What PEFT puts in front of the names of the model inside."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Adapter:
-    """One PEFT adapter as it is saved."""
-
-    fields: Mapping[str, Any]
-    """PEFT's config."""
-    tensors: Mapping[str, Tensor]
-    """As PEFT names them."""
 
 
 def model_inside(model: Any) -> Any:
@@ -117,57 +105,15 @@ def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Ad
         The adapters by name, the active one last.
     """
     active = {name for _, layer in adapter_layers(model) for name in layer.active_adapters}
+    state = _own_state(model, state_dict)
+    places = {id(tensor): key for key, tensor in state.items()}
     found = {}
     for name in sorted(names(model), key=active.__contains__):  # PEFT activates the one that is put on last
-        tensors = _state_dict(model, state_dict, name)
+        tensors = {WRAPPED + key: tensor for key, tensor in _peft_state(model, state, name).items()}
         config = model.peft_config[name]
         fields = json.loads(json.dumps({**config.to_dict(), "inference_mode": True}, default=_plain))
-        found[name] = Adapter(fields, {WRAPPED + key: tensor for key, tensor in tensors.items()})
-    return found
-
-
-def write(directory: Path, adapters: Mapping[str, Adapter]) -> dict[str, str]:
-    """Write adapters, each into a folder of its own that PEFT loads.
-
-    Args:
-        directory: A saved directory.
-        adapters: From `collect`.
-
-    Returns:
-        Their folders by name, relative to the directory.
-    """
-    folders = {}
-    for name, adapter in adapters.items():
-        folder = directory / FOLDER / name
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / TENSOR_FILE, adapter.tensors, {})
-        write_json(folder / CONFIG_FILE, dict(adapter.fields))
-        folders[name] = f"{FOLDER}/{name}"
-    return folders
-
-
-def read(directory: Path, folders: Mapping[str, str]) -> dict[str, Adapter]:
-    """Read adapters that `write` wrote.
-
-    Args:
-        directory: A saved directory.
-        folders: Their folders by name, from its index.
-
-    Returns:
-        The adapters by name.
-
-    Raises:
-        CheckpointError: If one is missing or corrupt, or its folder is not in the directory.
-    """
-    found = {}
-    for name, folder in folders.items():
-        if folder != f"{FOLDER}/{name}" or name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise CheckpointError(
-                f"the index of {directory} has the adapter {name!r} in {folder!r}; expected {FOLDER}/<name>"
-            )
-        tensors, _ = read_tensors(directory / folder / TENSOR_FILE)
-        check_finite(tensors, directory / folder / TENSOR_FILE)
-        found[name] = Adapter(read_json(directory / folder / CONFIG_FILE), tensors)
+        state_names = {key: places[id(tensor)] for key, tensor in tensors.items() if id(tensor) in places}
+        found[name] = Adapter(fields, tensors, state_names)
     return found
 
 
@@ -261,18 +207,21 @@ def taken_off_on_error(model: Any, adapters: Mapping[str, Adapter]) -> Iterator[
         yield
 
 
-def _state_dict(model: Any, state_dict: Mapping[str, Tensor] | None, name: str) -> dict[str, Tensor]:
+def _own_state(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return a model's state without its prompts: PEFT goes by parts of names, such as "bias"."""
+    found = model.state_dict() if state_dict is None else state_dict
+    return {key: tensor for key, tensor in found.items() if not key.startswith(native.KEY_PREFIX)}
+
+
+def _peft_state(model: Any, state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
-    found = model.state_dict() if state_dict is None else state_dict
-    # PEFT goes by parts of names, such as "bias", which a prompt's may have.
-    own = {key: tensor for key, tensor in found.items() if not key.startswith(native.KEY_PREFIX)}
-    tensors: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=own, adapter_name=name)
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=state, adapter_name=name)
     return tensors
 
 
 def _shapes(model: Any, name: str) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in _state_dict(model, None, name).items()}
+    return {key: tuple(tensor.shape) for key, tensor in _peft_state(model, _own_state(model, None), name).items()}
 
 
 def _original_class(model: Any) -> Any:

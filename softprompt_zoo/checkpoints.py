@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo import adapters, peft_prompts
+from softprompt_zoo import adapter_files, adapters, peft_prompts
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.errors import (
     BackboneMismatchError,
     CheckpointError,
     UnsupportedError,
 )
-from softprompt_zoo.formats import embeddings, native, peft, vocabulary
-from softprompt_zoo.formats.files import make_directory, read_json
+from softprompt_zoo.formats import adapter_folder, embeddings, native, peft, vocabulary
+from softprompt_zoo.formats.files import make_directory
 from softprompt_zoo.plain_prompts import check_sizes, plain_prompt
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.saved_prompts import restore
@@ -59,11 +59,13 @@ def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str,
     records = {name: _record(prompt) for name, prompt in host.items()}
     found = adapters.collect(model, state_dict)
     replaces = native.is_native(path)
-    folders = adapters.write(path, found)
-    native.write(path, native.Index(host.backbone.sizes(), host.active, records, folders), tensors)
+    index = native.Index(host.backbone.sizes(), host.active, records, adapter_files.folders(found))
+    packed, described = adapter_files.pack(found)
+    native.write(path, index, tensors | packed, described)
+    adapter_files.write_folders(path, found)
     is_written = not found and peft_prompts.write_copy(host, path)  # PEFT has no place for those
     if replaces and not is_written:
-        peft.remove(path)  # ours, of a prompt that was here before
+        adapter_folder.remove(path)  # ours, of a prompt that was here before
 
 
 def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
@@ -81,14 +83,14 @@ def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
     """
     if native.is_native(directory):
         return _read_native(directory, backbone)
-    if peft.is_peft(directory):
+    if adapter_folder.is_there(directory):
         return {"default": peft_prompts.read(directory, backbone)}, ("default",)
     for kind, is_there in ((vocabulary, vocabulary.is_vocabulary), (embeddings, embeddings.is_embeddings)):
         if is_there(directory):
             found, active = kind.read(directory)
             return {name: _input_prompt(own, backbone, directory) for name, own in found.items()}, active
     raise CheckpointError(
-        f"{directory} has neither {native.INDEX_FILE} nor {peft.CONFIG_FILE}; it holds no saved prompt"
+        f"{directory} has neither {native.INDEX_FILE} nor {adapter_folder.CONFIG_FILE}; it holds no saved prompt"
     )
 
 
@@ -96,7 +98,7 @@ def is_saved(directory: Path) -> bool:
     """Say whether `read_prompts` finds prompts in a directory."""
     return any(
         is_there(directory)
-        for is_there in (native.is_native, peft.is_peft, vocabulary.is_vocabulary, embeddings.is_embeddings)
+        for is_there in (native.is_native, adapter_folder.is_there, vocabulary.is_vocabulary, embeddings.is_embeddings)
     )
 
 
@@ -114,12 +116,12 @@ def saved_names(directory: Path) -> list[str]:
     """
     if native.is_native(directory):
         return list(native.read_index(directory).prompts)
-    if peft.is_peft(directory):
-        return ["default"] if peft.is_prompt(read_json(directory / peft.CONFIG_FILE)) else []
+    if adapter_folder.is_there(directory):
+        return ["default"] if peft.is_prompt(adapter_folder.read_config(directory)) else []
     return vocabulary.names(directory) if vocabulary.is_vocabulary(directory) else embeddings.names(directory)
 
 
-def read_adapters(directory: Path) -> dict[str, adapters.Adapter]:
+def read_adapters(directory: Path) -> dict[str, adapter_files.Adapter]:
     """Read the PEFT adapters that were on the model when prompts were saved.
 
     Args:
@@ -131,7 +133,7 @@ def read_adapters(directory: Path) -> dict[str, adapters.Adapter]:
     Raises:
         CheckpointError: If one is missing or corrupt.
     """
-    return adapters.read(directory, native.read_index(directory).adapters) if native.is_native(directory) else {}
+    return adapter_files.read(directory, native.read_index(directory).adapters) if native.is_native(directory) else {}
 
 
 def warn_of_adapters(directory: Path) -> None:

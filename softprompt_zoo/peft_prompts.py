@@ -19,7 +19,7 @@ from softprompt_zoo.errors import (
     UnsupportedError,
 )
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt
-from softprompt_zoo.formats import peft, peft_modules
+from softprompt_zoo.formats import adapter_folder, peft, peft_modules
 from softprompt_zoo.formats.files import make_directory
 from softprompt_zoo.plain_prompts import one_task
 from softprompt_zoo.prompt import Prompt
@@ -152,7 +152,8 @@ def read(directory: Path, backbone: Backbone) -> Prompt:
     try:
         config = method.config_class.from_options({**found.options, **options})
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{directory / peft.CONFIG_FILE} does not fit {method.name!r}: {error}") from error
+        path = directory / adapter_folder.CONFIG_FILE
+        raise CheckpointError(f"{path} does not fit {method.name!r}: {error}") from error
     if found.state is None:
         learned: Any = copied(to_tensors(found.tokens), backbone)  # type: ignore[arg-type]
     else:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.adapters import FOLDER, WRAPPED, model_inside, out_of_reach, read
+from softprompt_zoo.adapter_files import FOLDER, read
+from softprompt_zoo.adapters import WRAPPED, model_inside, out_of_reach
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.formats import native
-from softprompt_zoo.formats.files import read_tensors, write_json, write_tensors
-from softprompt_zoo.formats.peft import CONFIG_FILE, TENSOR_FILE
+from softprompt_zoo.formats import adapter_folder, native
+from softprompt_zoo.formats.files import read_tensors
 
 
 class PromptedPeftModel:
@@ -51,8 +51,7 @@ class PromptedPeftModel:
             folder = Path(save_directory)
             saved = read(folder, {name: f"{FOLDER}/{name}" for name in self.active_adapters[:1]})
             for adapter in saved.values():
-                write_tensors(folder / TENSOR_FILE, adapter.tensors, {})
-                write_json(folder / CONFIG_FILE, dict(adapter.fields))
+                adapter_folder.write(folder, adapter.fields, adapter.tensors, {})
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
         with out_of_reach(self.get_base_model()):

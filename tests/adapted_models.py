@@ -1,10 +1,13 @@
 """Tiny models with a LoRA, and prompts beside it."""
 
+import json
+
 import peft
 import pytest
 import torch
 
 import softprompt_zoo as zoo
+from softprompt_zoo.formats.files import read_tensors, write_tensors
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import random_text
 
@@ -58,3 +61,12 @@ def train(model, steps=3):
 
 
 WAYS = pytest.mark.parametrize("way", ["wrapped", "injected"])
+
+
+def change_config(folder, **fields):
+    """Change what a saved folder says of its adapter `default`."""
+    tensors, metadata = read_tensors(folder / "model.safetensors")
+    described = json.loads(metadata["softprompt_zoo_adapters"])
+    described["default"]["config"] |= fields
+    metadata["softprompt_zoo_adapters"] = json.dumps(described)
+    write_tensors(folder / "model.safetensors", {key: tensor.clone() for key, tensor in tensors.items()}, metadata)

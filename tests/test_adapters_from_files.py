@@ -1,12 +1,11 @@
 """What a saved folder's adapters may do to a model: known fields reach PEFT, and a refused load changes nothing."""
 
 import contextlib
-import json
 
 import peft
 import pytest
 import torch
-from adapted_models import TARGETS, TEXT
+from adapted_models import TARGETS, TEXT, change_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import softprompt_zoo as zoo
@@ -69,11 +68,6 @@ def run(model):
         return model(input_ids=TEXT, **more)[0]
 
 
-def change(folder, **fields):
-    path = folder / "adapters" / "default" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
 @contextlib.contextmanager
 def unchanged(model):
     """Check that a model is afterwards what it was, bit for bit."""
@@ -133,7 +127,7 @@ REFUSED = {
 
 
 def check_a_field_is_refused(folder, field, value, architecture):
-    change(folder, **{field: value})
+    change_config(folder, **{field: value})
     base = tiny_model(architecture).eval()
     with unchanged(base):
         refusal = None
@@ -171,7 +165,7 @@ def test_a_config_that_is_handed_on_whole_is_noticed(tmp_path, monkeypatch):
 def check_no_pattern_of_the_file_is_tried(folder, monkeypatch):
     """The pattern means what it meant, and only the tensors' names say so."""
     model = saved(folder, peft.LoraConfig(r=2, target_modules=r".*\.self_attn\.(q|v)_proj"))
-    change(folder, target_modules="((([a-z_.0-9]+)+)+)+!")
+    change_config(folder, target_modules="((([a-z_.0-9]+)+)+)+!")
     loaded = None
     with monkeypatch.context() as patch:
         patch.setattr("peft.tuners.tuners_utils.match_target_against_key", lambda *_: pytest.fail("was tried"))
@@ -202,7 +196,7 @@ class Largest(TorchDispatchMode):
 
 
 def check_no_room_is_taken(folder, size):
-    change(folder, r=size)
+    change_config(folder, r=size)
     base = tiny_model("llama").eval()
     with unchanged(base):
         with Largest() as largest, contextlib.suppress(zoo.CheckpointError):

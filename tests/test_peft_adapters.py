@@ -8,7 +8,7 @@ import textwrap
 import peft
 import pytest
 import torch
-from adapted_models import TEXT, WAYS, adapted, inside, lora, prompted, run, train
+from adapted_models import TEXT, WAYS, adapted, change_config, inside, lora, prompted, run, train
 from transformers import Trainer, TrainingArguments
 
 import softprompt_zoo as zoo
@@ -178,25 +178,21 @@ def test_the_best_model_comes_back(way, tmp_path):
 
 def test_another_adapter_that_does_not_fit_leaves_the_model_alone(tmp_path):
     prompted(way="injected").save_pretrained(tmp_path)
-    path = tmp_path / "adapters" / "default" / "adapter_config.json"
-    path.write_text(path.read_text().replace('"r": 2', '"r": 3'))
+    change_config(tmp_path, r=3)
     base = tiny_model("llama")
     before = {name: p.clone() for name, p in base.named_parameters()}
     with pytest.raises(zoo.BackboneMismatchError, match="does not fit this model: tensor"):
         zoo.load(base, tmp_path)
     assert list(base.state_dict()) == list(before)
     assert not hasattr(base, "prompts")
-    path.unlink()
-    with pytest.raises(zoo.CheckpointError, match="missing"):
-        zoo.load(base, tmp_path)
 
 
 def test_an_index_cannot_lead_out_of_the_directory(tmp_path):
     prompted(way="injected").save_pretrained(tmp_path)
-    from softprompt_zoo import adapters
+    from softprompt_zoo import adapter_files
 
     with pytest.raises(zoo.CheckpointError, match="expected adapters/"):
-        adapters.read(tmp_path, {"default": "../elsewhere"})
+        adapter_files.read(tmp_path, {"default": "../elsewhere"})
 
 
 def test_a_prompt_of_pefts_own_is_refused():

@@ -293,7 +293,9 @@ def test_a_failed_write_leaves_prompts_that_load(saved, monkeypatch, fail_at):
     assert loaded.model.prompts["default"].num_virtual_tokens in (4, 6)
     if loaded.model.prompts["default"].num_virtual_tokens == 4:
         assert torch.equal(loaded.logits(TEXT), expected)
-    assert {path.name for path in saved.iterdir()} == before
+    after = {path.name for path in saved.iterdir()}
+    assert after <= before
+    assert before - after <= {"adapter_config.json"}, "PEFT's copy is whole or none"
 
 
 @pytest.mark.parametrize(("architecture", "method"), [("llama", "prompt_tuning"), ("t5", "prefix_tuning")])

@@ -1,10 +1,13 @@
 """Reading and writing tensors and JSON so that a crash leaves the old file or the new one."""
 
 import contextlib
+import glob
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from softprompt_zoo.errors import CheckpointError
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """What trained numbers may be stored in."""
+ORPHANED_SECONDS = 3600
+"""Age of a temporary file that nobody writes any more: a file is moved to its place as soon as it is written."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -26,17 +31,50 @@ def write_atomically(path: Path, content: bytes) -> None:
         path: Where it goes; an existing file is replaced.
         content: All of it.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    replace_files({path: content})
+
+
+def replace_files(contents: Mapping[Path, bytes], removed_first: Sequence[Path] = ()) -> None:
+    """Write files beside their places, and move them there when all are written: a full disk changes nothing.
+
+    Args:
+        contents: By place, in the order in which they are moved; existing files are replaced.
+        removed_first: Files that are removed before the first one is moved.
+    """
+    temporaries: dict[Path, Path] = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        for path, content in contents.items():
+            _remove_orphans(path)
+            temporaries[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            # The process' umask acts on the mode, as on that of any new file.
+            handle = os.open(
+                temporaries[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
+            )
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in removed_first:
+            path.unlink(missing_ok=True)
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def temporaries_of(path: Path) -> list[Path]:
+    """Return what killed processes, or writing ones, have beside a file's place."""
+    named = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
+    return [found for found in path.parent.glob(f".{glob.escape(path.name)}.*") if named.fullmatch(found.name)]
+
+
+def _remove_orphans(path: Path) -> None:
+    for found in temporaries_of(path):
+        with contextlib.suppress(OSError):  # somebody else removes it, or may not be hindered
+            if found.stat().st_mtime < time.time() - ORPHANED_SECONDS:
+                found.unlink()
 
 
 def make_directory(directory: str | os.PathLike[str]) -> Path:
@@ -66,6 +104,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         tensors: Named tensors; copied to the CPU, not changed.
         metadata: Text stored in its header.
     """
+    write_atomically(path, tensor_bytes(tensors, metadata))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the content of a safetensors file; arguments as of `write_tensors`."""
     plain: dict[str, Tensor] = {}
     written = set()
     for name, tensor in tensors.items():
@@ -74,12 +117,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         if memory in written:  # safetensors takes no two tensors of one memory
             plain[name] = plain[name].clone()
         written.add(memory)
-    write_atomically(path, save(plain, {"format": "pt", **metadata}))
+    content: bytes = save(plain, {"format": "pt", **metadata})
+    return content
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file with sorted keys."""
-    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return the content of a JSON file with sorted keys."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -173,17 +222,31 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: If it is missing, or no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not JSON ({error})") from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str, path: Path) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Args:
+        text: JSON.
+        path: The file it was read from, for messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        CheckpointError: If it is no JSON object.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is truncated or not JSON ({error})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds {type(value).__name__}; expected a JSON object")
     return value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

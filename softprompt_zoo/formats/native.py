@@ -74,16 +74,19 @@ def check_place(directory: Path) -> None:
         raise CheckpointError(f"{path} holds the weights of a model, which prompts would replace; give a new folder")
 
 
-def write(directory: Path, index: Index, tensors: Mapping[str, Tensor]) -> None:
+def write(
+    directory: Path, index: Index, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a directory; other files in it are left alone.
 
     Args:
         directory: Where to; it must exist.
         index: What is written.
         tensors: The training state, keyed `prompts.<name>.…` as in the model's `state_dict`, and the adapters'.
+        metadata: What else goes into the header of their file.
     """
     content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
-    write_tensors(directory / TENSOR_FILE, tensors, {METADATA_KEY: json.dumps(content)})
+    write_tensors(directory / TENSOR_FILE, tensors, {METADATA_KEY: json.dumps(content), **(metadata or {})})
     write_json(directory / INDEX_FILE, content)
 
 

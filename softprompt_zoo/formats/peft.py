@@ -16,15 +16,13 @@ from torch import Tensor
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
-from softprompt_zoo.formats.files import check_floating, read_json, read_tensors, write_json, write_tensors
+from softprompt_zoo.formats import adapter_folder
+from softprompt_zoo.formats.adapter_folder import CONFIG_FILE, TENSOR_FILE
+from softprompt_zoo.formats.files import check_floating
 from softprompt_zoo.formats.peft_modules import POOLED_TASKS
 from softprompt_zoo.formats.peft_prefixes import SEQ2SEQ, TENSOR_KEY, flat_prefix, read_prefix
-from softprompt_zoo.formats.pickled import read_pickled
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
 
-CONFIG_FILE = "adapter_config.json"
-TENSOR_FILE = "adapter_model.safetensors"
-PICKLED_FILE = "adapter_model.bin"
 ORIGIN_KEY = "softprompt_zoo"
 """In the header of the tensors' file, which PEFT does not look at: what wrote it."""
 PACKAGES = {"ADAPTION_PROMPT": "softprompt-zoo-llama-adapter", "CARTRIDGE": "softprompt-zoo-cartridge"}
@@ -74,14 +72,8 @@ def write(directory: Path, files: PeftFiles, task_type: str, base_name: str | No
     general = {"task_type": task_type, "inference_mode": True, "revision": None, "auto_mapping": None}
     fields = {**general, "base_model_name_or_path": base_name, **files.fields}
     metadata = {ORIGIN_KEY: json.dumps(dataclasses.asdict(origin))}
-    write_tensors(directory / TENSOR_FILE, {key: tensor.float() for key, tensor in files.tensors.items()}, metadata)
-    write_json(directory / CONFIG_FILE, fields)
-
-
-def remove(directory: Path) -> None:
-    """Remove an adapter, config first, so that no half of it stays behind."""
-    for name in (CONFIG_FILE, TENSOR_FILE):
-        (directory / name).unlink(missing_ok=True)
+    tensors = {key: tensor.float() for key, tensor in files.tensors.items()}
+    adapter_folder.write(directory, fields, tensors, metadata)
 
 
 def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str) -> None:
@@ -168,11 +160,6 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFil
     return PeftFiles(config, {TENSOR_KEY: flat})
 
 
-def is_peft(directory: Path) -> bool:
-    """Say whether a directory holds a PEFT adapter."""
-    return (directory / CONFIG_FILE).is_file()
-
-
 def check_place(directory: Path) -> None:
     """Refuse a directory where an adapter that is no prompt would be overwritten.
 
@@ -182,7 +169,7 @@ def check_place(directory: Path) -> None:
     Raises:
         CheckpointError: If there is one, such as a LoRA.
     """
-    if is_peft(directory) and not is_prompt(fields := read_json(directory / CONFIG_FILE)):
+    if adapter_folder.is_there(directory) and not is_prompt(fields := adapter_folder.read_config(directory)):
         raise CheckpointError(
             f"{directory} holds a PEFT adapter of type {fields.get('peft_type')!r}, which the prompt would replace; "
             "give a new folder"
@@ -206,18 +193,11 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], Origin | N
     Raises:
         CheckpointError: If a file is missing or corrupt, or says of no type.
     """
-    path = directory / CONFIG_FILE
-    fields = read_json(path)
+    fields, tensors, metadata = adapter_folder.read(directory)
     if not isinstance(fields.get("peft_type"), str):
+        path = directory / CONFIG_FILE
         raise CheckpointError(f"{path} has the peft_type {fields.get('peft_type')!r}; it is no PEFT adapter")
-    if not (directory / TENSOR_FILE).exists():
-        if not (directory / PICKLED_FILE).exists():
-            raise CheckpointError(f"{directory} has neither {TENSOR_FILE} nor {PICKLED_FILE}; copy it there")
-        tensors = read_pickled(directory / PICKLED_FILE)  # PEFT before 0.7
-        check_floating(tensors, directory / PICKLED_FILE)
-        return fields, tensors, None
-    tensors, metadata = read_tensors(directory / TENSOR_FILE)
-    check_floating(tensors, directory / TENSOR_FILE)
+    check_floating(tensors, adapter_folder.tensor_file(directory))
     origin = None
     if ORIGIN_KEY in metadata:
         with contextlib.suppress(ValueError, TypeError):
@@ -260,6 +240,8 @@ def plain(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone
         tokens = InputTokens(tensor[:count])
     else:
         tokens = read_prefix(tensor, fields, backbone, path)
-    if tensor.shape[0] < count:
+    # PEFT keeps rows for the decoder, too, which it does not look at.
+    copies = (1, 2) if isinstance(tokens, InputTokens) and backbone.family == "encoder_decoder" else (1,)
+    if tensor.shape[0] not in [copy * count for copy in copies]:
         raise CheckpointError(f"{path} says {count} virtual tokens, its tensor has {tensor.shape[0]}")
     return Adapter(peft_type, fields.get("task_type"), tokens, count)

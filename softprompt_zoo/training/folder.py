@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.formats import native, peft
+from softprompt_zoo.formats import adapter_folder, native
 from softprompt_zoo.formats.files import read_json, write_json
 
 RECORD_FILE = "training.json"
@@ -58,7 +58,9 @@ def clear(folder: Path) -> None:
     The index goes first and the record last: whenever this is cut off, no prompt loads by half and the
     folder is still known as a run's.
     """
-    for name in (native.INDEX_FILE, peft.CONFIG_FILE, native.TENSOR_FILE, peft.TENSOR_FILE, PICTURE_FILE):
+    (folder / native.INDEX_FILE).unlink(missing_ok=True)
+    adapter_folder.remove(folder)
+    for name in (native.TENSOR_FILE, PICTURE_FILE):
         (folder / name).unlink(missing_ok=True)
     for checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)

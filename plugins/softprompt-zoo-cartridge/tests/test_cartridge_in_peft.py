@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from cartridges import CAUSAL, DOCUMENT, attach, close, logits, method, one_thread, two, words  # noqa: F401 - fixtures of all tests
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
@@ -81,7 +81,8 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
     attach(num_frozen_tokens=1)[0].save_pretrained(tmp_path)
     for name in ("softprompt_zoo.json", "model.safetensors"):
         (tmp_path / name).unlink()
-    path = tmp_path / "adapter_config.json"
+    path, tensors = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    save_file(load_file(tensors), tensors)  # as PEFT writes it
     fields = json.loads(path.read_text())
     for change, error, reason in (
         ({"num_frozen_tokens": 4}, zoo.UnsupportedError, "num_frozen_tokens 4 of 4 virtual tokens"),
