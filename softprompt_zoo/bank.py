@@ -1,5 +1,7 @@
 """A store of very many prompts for one backbone, and their use in a model's rows."""
 
+import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,8 +17,8 @@ from softprompt_zoo.banks.importing import names_in_bank, read_folders
 from softprompt_zoo.banks.lending import Ready, ReadyCache
 from softprompt_zoo.banks.names import check_name, is_name
 from softprompt_zoo.banks.restoring import Decoder, encode_prompt
-from softprompt_zoo.banks.stores import check_address, open_store
-from softprompt_zoo.config import check_positive_integer
+from softprompt_zoo.banks.stores import Store, check_address, open_store
+from softprompt_zoo.config import check_boolean, check_positive_integer
 from softprompt_zoo.errors import BankError, UnknownPromptError, ZooError
 from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.model import is_attached
@@ -79,19 +81,31 @@ class PromptBank:
         """What `add` stores virtual tokens in; `None` for the dtype they have."""
         self._options = {"max_bytes": max_bytes, "storage_options": storage_options}
         self._cache = ReadyCache(cache_bytes)
-        self._open()
+        self._opened = self._open(None if self.backbone is None else write_header(self.backbone))
+        if self.backbone is not None:
+            self.check(self.backbone)
 
-    def _open(self) -> None:
-        is_new_allowed = self.backbone is not None
-        self._store = open_store(self.address, **self._options, is_new_allowed=is_new_allowed)  # type: ignore[arg-type]
-        found = self._store.open_header(None if self.backbone is None else write_header(self.backbone))
+    def _open(self, header: bytes | None) -> tuple[Store, dict[str, Any]]:
+        """Open the store; with a header one is made where there is none."""
+        store = open_store(self.address, **self._options, is_new_allowed=header is not None)  # type: ignore[arg-type]
+        found = store.open_header(header)
         if found is None:
             raise BankError(
                 f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
             )
-        self._made_for = read_header(found, self.address)
+        return store, read_header(found, self.address)
+
+    @functools.cached_property
+    def _opened(self) -> tuple[Store, dict[str, Any]]:
+        """The store and the header; of a copy from a pickle opened at its first use, and then never made."""
+        opened = self._open(None)
         if self.backbone is not None:
-            self.check(self.backbone)
+            identity.check(opened[1], self.backbone, f"the bank {self.address}")
+        return opened
+
+    @property
+    def _store(self) -> Store:
+        return self._opened[0]
 
     def check(self, backbone: Backbone) -> None:
         """Refuse another model than the bank's.
@@ -102,7 +116,7 @@ class PromptBank:
         Raises:
             BackboneMismatchError: If it has other sizes, another type, or other weights.
         """
-        identity.check(self._made_for, backbone, f"the bank {self.address}")
+        identity.check(self._opened[1], backbone, f"the bank {self.address}")
 
     # Writing
 
@@ -133,6 +147,8 @@ class PromptBank:
         Raises:
             ZooError: As `add` does.
         """
+        if not callable(getattr(prompts, "items", None)):
+            raise TypeError(f"prompts is {type(prompts).__name__}; expected prompts by name")
         for name in prompts:
             check_name(name)
         self._write(lambda: prompts.items(), overwrite)
@@ -170,13 +186,14 @@ class PromptBank:
             UnknownPromptError: If one is not there.
             BankError: If there is no permission to write.
         """
-        wrong = next((name for name in names if not is_name(name)), None)
-        if wrong is not None:
-            raise self._unknown(wrong)
+        for name in names:
+            if not is_name(name):
+                raise self._unknown(name)
         self._store.delete(list(dict.fromkeys(names)))
 
     def _write(self, prompts: Callable[[], Iterable[tuple[str, Prompt]]], overwrite: bool) -> None:
         backbone = self._needs_model("add")
+        check_boolean("overwrite", overwrite)
         self._store.write(
             lambda: ((name, encode_prompt(name, prompt, backbone, self.dtype)) for name, prompt in prompts()), overwrite
         )
@@ -198,7 +215,7 @@ class PromptBank:
         """
         backbone = self._needs_model("read")
         found = self._read([name], {}, Decoder(self.address, backbone, backbone.device, None).prompt)
-        if name not in found:
+        if not found:
             raise self._unknown(name)
         return found[name]  # type: ignore[no-any-return]
 
@@ -222,6 +239,8 @@ class PromptBank:
         Returns:
             The names, read as they are asked for.
         """
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix is {prefix!r} ({type(prefix).__name__}); expected how the names begin, as text")
         return self._store.names(prefix) if is_name(prefix or "-") else iter(())
 
     def verify(self) -> dict[str, str]:
@@ -244,14 +263,14 @@ class PromptBank:
             except ZooError as error:
                 problems[name] = str(error)
 
-        waiting: list[str] = []
-        for name in self.names():
-            waiting.append(name)
-            if len(waiting) == VERIFIED_AT_ONCE:
-                self._read(waiting, {}, examine)
-                waiting = []
-        self._read(waiting, {}, examine)
-        return problems
+        lost: list[str] = []
+        names = self.names()
+        while waiting := list(itertools.islice(names, VERIFIED_AT_ONCE)):
+            found = self._read(waiting, {}, examine)
+            lost += [name for name in waiting if name not in found]
+        what = f"is listed in the bank {self.address} and not found: its index is damaged; restore it from a copy"
+        listed = set(self.names()).intersection(lost) if lost else ()  # the others were deleted meanwhile
+        return problems | {name: f"{name!r} {what}" for name in sorted(listed)}
 
     def prepare(self, names: Iterable[str]) -> list[Any]:
         """Get prompts ready on the model's device; a forward that names them soon finds them there.
@@ -266,13 +285,15 @@ class PromptBank:
             UnknownPromptError: If one is not there.
             CheckpointError: If an entry is damaged.
         """
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise TypeError(f"names is {names!r} ({type(names).__name__}); expected a list of names")
         names = list(names)
         backbone = self._needs_model("prepare")
         probe = backbone.embed(torch.zeros(1, dtype=torch.long, device=backbone.device))
         ready = self.lend(names, probe.device, probe.dtype)
-        missing = next((name for name in names if name not in ready), None)
-        if missing is not None:
-            raise self._unknown(missing)
+        for name in names:
+            if name not in ready:
+                raise self._unknown(name)
         return [ready[name].placement for name in names]
 
     def lend(self, names: Iterable[str], device: torch.device, dtype: torch.dtype) -> dict[str, Ready]:
@@ -318,12 +339,14 @@ class PromptBank:
         return self  # a copy of the model reads the same bank
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_store": None, "_cache": self._cache.max_bytes}
+        # Without the model: a copy from a pickle gets that of the prompts that it comes with.
+        kept = {"address": self.address, "dtype": self.dtype, "_options": self._options}
+        return {**kept, "cache_bytes": self._cache.max_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._cache = ReadyCache(state.pop("cache_bytes"))
+        self.backbone = None
         self.__dict__.update(state)
-        self._cache = ReadyCache(state["_cache"])
-        self._open()
 
 
 def _backbone(model: Any) -> Backbone | None:

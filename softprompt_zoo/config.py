@@ -29,6 +29,20 @@ def check_positive_integer(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value}; expected an integer of at least 1")
 
 
+def check_boolean(name: str, value: object) -> None:
+    """Refuse anything but `True` and `False`.
+
+    Args:
+        name: The option's name, for the message.
+        value: What the user gave.
+
+    Raises:
+        TypeError: If `value` is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected True or False")
+
+
 def check_probability(name: str, value: object) -> None:
     """Refuse anything but a number in [0, 1).
 

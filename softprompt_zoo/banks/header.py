@@ -37,12 +37,15 @@ def read_header(data: bytes, address: str) -> dict[str, Any]:
         CheckpointError: If it is damaged, or of a later format.
     """
     text = records.unseal("", data)
-    if text is None:
-        raise CheckpointError(f"the header of the bank {address} is damaged; restore the bank from a copy")
-    content: dict[str, Any] = json.loads(text)
-    if content["format"] != FORMAT_VERSION:
+    try:
+        content = json.loads(text or b"")
+        version = content["format"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        content, version = None, FORMAT_VERSION
+    if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"the bank {address} has format {content['format']!r}, this version reads {FORMAT_VERSION}; "
-            "upgrade softprompt-zoo"
+            f"the bank {address} has format {version!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo"
         )
-    return content
+    if not identity.is_description(content):
+        raise CheckpointError(f"the header of the bank {address} is damaged; restore the bank from a copy")
+    return dict(content)

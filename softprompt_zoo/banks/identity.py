@@ -16,6 +16,8 @@ TOLERANCE = 2**-7
 """How far a sampled row may be off, as a part of its length. Rounding to bfloat16, of Gemma's scale too, takes less
 than half of it."""
 
+_NO_SAMPLE: dict[str, list[Any]] = {"ids": [], "columns": [], "values": []}
+
 
 def describe(backbone: Backbone) -> dict[str, Any]:
     """Say which model this is.
@@ -37,6 +39,26 @@ def describe(backbone: Backbone) -> dict[str, Any]:
     return content
 
 
+def is_description(content: object) -> bool:
+    """Return whether a value is what `describe` may have returned, of any model."""
+    if not isinstance(content, dict) or not isinstance(content.get("backbone"), dict):
+        return False
+    if not isinstance(content.get("model_type", ""), str):
+        return False
+    sample = content.get("embeddings", _NO_SAMPLE)
+    if not isinstance(sample, dict) or not all(isinstance(sample.get(key), list) for key in _NO_SAMPLE):
+        return False
+    ids, columns, values = (sample[key] for key in _NO_SAMPLE)
+    width = content["backbone"].get("hidden_size", 0)
+    return (
+        all(type(token) is int and token >= 0 for token in ids)
+        and all(type(column) is int and 0 <= column < width for column in columns)
+        and len(values) == len(ids)
+        and all(isinstance(row, list) and len(row) == len(columns) for row in values)
+        and all(type(number) is float for row in values for number in row)
+    )
+
+
 def check(content: Mapping[str, Any], backbone: Backbone, what: str) -> None:
     """Refuse another model than the one that was described; what a description lacks is not compared.
 
@@ -55,7 +77,7 @@ def check(content: Mapping[str, Any], backbone: Backbone, what: str) -> None:
             f"{what} was made for a model of type {model_type!r}; this one is {backbone.model_type!r}; use it with the "
             "model it was made for"
         )
-    sample = content.get("embeddings", {"ids": [], "columns": [], "values": []})
+    sample = content.get("embeddings", _NO_SAMPLE)
     known = {
         token: row for token, row in zip(sample["ids"], sample["values"], strict=True) if token < backbone.vocab_size
     }

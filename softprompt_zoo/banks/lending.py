@@ -33,6 +33,8 @@ class Lender(Protocol):
     """What a model's prompts need of a bank."""
 
     address: str
+    backbone: Backbone | None
+    """Sizes of the model; a copy from a pickle has none until a model takes it."""
 
     def check(self, backbone: Backbone) -> None:
         """Refuse another model than the bank's."""
@@ -118,6 +120,11 @@ class Borrower:
             bank.check(self.backbone)
         self._bank = bank
         self._lent = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        if self._bank is not None and self._bank.backbone is None:
+            self._bank.backbone = self.backbone
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Torch would take it for the prompt of that name, if there is one.

@@ -58,7 +58,7 @@ def _page_size(file: int) -> int:
 
 def _damage(file: int, size: int, roots: list[int], last: int) -> Iterator[str]:
     waiting = collections.deque((root, _BRANCH | _LEAF) for root in roots)
-    seen = set()
+    seen: set[int] = set()
     while waiting and len(seen) < MAX_PAGES:
         number, kinds = waiting.popleft()
         if number > last or number < 2 or number in seen:

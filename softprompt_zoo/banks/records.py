@@ -25,6 +25,7 @@ STAMP_SIZE = 8
 ALIGNMENT = 16
 KEPT_HEADERS = 1024
 """Headers that stay decoded: prompts that were trained alike have the same one."""
+INSTEAD = "add the prompt again with overwrite=True, or delete it"
 _LENGTH = struct.Struct("<I")
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -103,10 +104,7 @@ def decode(name: str, data: memoryview, where: str) -> Record:
         CheckpointError: If it is damaged, or of a later format.
     """
     if data.nbytes < STAMP_SIZE + _LENGTH.size or _stamp(name, data[STAMP_SIZE:]) != data[:STAMP_SIZE]:
-        raise CheckpointError(
-            f"entry {name!r} of {where} is damaged: its bytes do not have its checksum; add the prompt again with "
-            "overwrite=True, or delete it"
-        )
+        raise CheckpointError(f"entry {name!r} of {where} is damaged: its bytes do not have its checksum; {INSTEAD}")
     start = STAMP_SIZE + _LENGTH.size
     end = start + _LENGTH.unpack_from(data, STAMP_SIZE)[0]
     text = bytes(data[start:end])
@@ -114,6 +112,8 @@ def decode(name: str, data: memoryview, where: str) -> Record:
         header, offsets = _header(text)
     except _FormatError as error:
         raise CheckpointError(f"entry {name!r} of {where} {error}") from None
+    if offsets and offsets[-1][1] > data.nbytes:
+        raise CheckpointError(f"entry {name!r} of {where} has {data.nbytes} bytes of {offsets[-1][1]}; {INSTEAD}")
     # One copy of the tensors' bytes, from an aligned place on; the tensors are views of it.
     start = end + -end % ALIGNMENT
     buffer = torch.frombuffer(bytearray(data[start:]), dtype=torch.uint8)
@@ -138,22 +138,40 @@ def unseal(name: str, data: bytes) -> bytes | None:
 @functools.lru_cache(maxsize=KEPT_HEADERS)
 def _header(text: bytes) -> tuple[Header, list[tuple[int, int]]]:
     """Decode a header, and find where in the record each tensor begins and ends."""
-    content = json.loads(text)
-    version = content.pop("format")
-    if version != FORMAT_VERSION:
-        raise _FormatError(f"has format {version!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo")
-    tensors = {key: (dtype, tuple(shape)) for key, (dtype, shape) in content.pop("tensors").items()}
+    try:
+        content = json.loads(text)
+        version = content.pop("format")
+        if version != FORMAT_VERSION:
+            raise _FormatError(f"has format {version!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo")
+        tensors = {key: (dtype, tuple(shape)) for key, (dtype, shape) in content.pop("tensors").items()}
+        header = Header(tensors=tensors, **content)
+        is_right = _has_right_types(header)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if isinstance(error, _FormatError):
+            raise
+        is_right = False
+    if not is_right:
+        raise _FormatError(f"has a header that says nothing of a prompt; {INSTEAD}")
     offsets = []
     end = STAMP_SIZE + _LENGTH.size + len(text)
     for dtype, shape in tensors.values():
         start = end + -end % ALIGNMENT
         end = start + math.prod(shape) * _DTYPES[dtype].itemsize
         offsets.append((start, end))
-    return Header(tensors=tensors, **content), offsets
+    return header, offsets
+
+
+def _has_right_types(header: Header) -> bool:
+    return (
+        all(isinstance(text, str) for text in (header.method, header.distribution, header.version))
+        and isinstance(header.config, dict)
+        and all(dtype in _DTYPES for dtype, _ in header.tensors.values())
+        and all(type(size) is int and size >= 0 for _, shape in header.tensors.values() for size in shape)
+    )
 
 
 class _FormatError(ValueError):
-    """A record of a later version."""
+    """A record of a later version, or with a header of something else."""
 
 
 def _stamp(name: str, body: bytes | bytearray | memoryview) -> bytes:

@@ -1,5 +1,7 @@
 """From a prompt to its record and back."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.banks.lending import Ready
-from softprompt_zoo.banks.records import Record, decode, encode
+from softprompt_zoo.banks.records import INSTEAD, Record, decode, encode
 from softprompt_zoo.errors import (
     BackboneMismatchError,
     CheckpointError,
@@ -18,7 +20,7 @@ from softprompt_zoo.formats.files import is_finite
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import registry
 from softprompt_zoo.sites.task_heads import copy_saved_head
-from softprompt_zoo.tokens import check_range, check_virtual_tokens, to_tensors
+from softprompt_zoo.tokens import VirtualTokens, check_range, check_virtual_tokens, to_tensors
 
 HEAD = "head."
 """What the names of a trained head's tensors begin with."""
@@ -88,9 +90,11 @@ class Decoder:
             UnknownMethodError: If its method is not installed.
         """
         record = decode(name, data, self._bank)
-        tokens, head = self._parts(name, record)
         template = self._template(name, record)
+        tokens, head = self._parts(name, record)
         prompt = Prompt(template.loaded, template.config, MergedTokens(tokens), head).requires_grad_(False)
+        with self._fitting(name):
+            self._check(prompt.merged_tokens(self._backbone), template)
         return prompt.eval()  # as what is merged is used
 
     @torch.inference_mode(False)  # else the tensors could not be used in training later
@@ -98,12 +102,25 @@ class Decoder:
     def ready(self, name: str, data: memoryview) -> Ready:
         """Make a record ready for a model's rows; arguments and errors as in `prompt`."""
         record = decode(name, data, self._bank)
-        tokens, head = self._parts(name, record)
         template = self._template(name, record)
+        tokens, head = self._parts(name, record)
         template.learned = _Stored(tokens)
         size = sum(t.nbytes for t in tokens.values())
         size += 0 if head is None else sum(parameter.nbytes for parameter in head.parameters())
-        return Ready(record.stamp, template.place(self._backbone), head, size)
+        with self._fitting(name):
+            placement = template.place(self._backbone)
+            self._check(placement.tokens, template)
+        return Ready(record.stamp, placement, head, size)
+
+    def _check(self, tokens: VirtualTokens, template: Prompt) -> None:
+        check_virtual_tokens(tokens, self._backbone, template.num_virtual_tokens, template.config.tasks, "the entry")
+
+    @contextlib.contextmanager
+    def _fitting(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (ShapeError, RuntimeError) as error:
+            raise CheckpointError(f"entry {name!r} of {self._bank} does not fit this model: {error}") from error
 
     def _parts(self, name: str, record: Record) -> tuple[dict[str, Tensor], nn.ModuleDict | None]:
         tokens, state = {}, {}
@@ -133,8 +150,14 @@ class Decoder:
                 config = method.config_class.from_options(record.header.config)
             except (TypeError, ValueError) as error:
                 raise CheckpointError(f"{where} does not fit its method {method.name!r}: {error}") from error
+            if not all(tensor.is_floating_point() for tensor in _tokens(record).values()):
+                raise CheckpointError(f"{where} has virtual tokens that are not floating-point numbers; {INSTEAD}")
             self._templates[record.header_text] = Prompt(method, config, _Stored({}))
         return self._templates[record.header_text]
+
+
+def _tokens(record: Record) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in record.tensors.items() if not key.startswith(HEAD)}
 
 
 class _Stored(MergedTokens):
