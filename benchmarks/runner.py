@@ -60,7 +60,7 @@ class Runner:
 
     def result(self, name: str, seed: int = 0) -> Result | None:
         """Return the result of one run, or nothing if it is not there."""
-        return None if self.missing(name) else self.store.load(name, self._run(name, seed))
+        return None if self.missing(name) else self.store.load(name, self.run_of(name, seed))
 
     def results(self, name: str) -> list[Result]:
         """Return the results of an experiment; those of the first seeds that are there."""
@@ -110,7 +110,7 @@ class Runner:
         except Exception as error:  # hours of other runs should not end with this one
             traceback.print_exc()
             return f"{type(error).__name__}: {error}"
-        self.store.save(experiment.name, self._run(experiment.name, seed), result)
+        self.store.save(experiment.name, self.run_of(experiment.name, seed), result)
         print(f"done: {experiment.name}, seed {seed}, {time.perf_counter() - began:.0f} s", flush=True)
         return None
 
@@ -125,7 +125,8 @@ class Runner:
                 wanted.update(experiment.needs)
         return [experiment for experiment in self.experiments.values() if experiment.name in wanted]
 
-    def _run(self, name: str, seed: int) -> dict[str, Any]:
+    def run_of(self, name: str, seed: int) -> dict[str, Any]:
+        """Return all that the result of a run depends on, for the store."""
         experiment = self.experiments[name]
         needs = {need: self.experiments[need].options() for need in experiment.needs}
         return {"experiment": name, "seed": seed, "options": experiment.options(), "needs": needs}

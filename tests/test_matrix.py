@@ -1,5 +1,7 @@
 """The matrix of methods, models, promises and operations: its cells can be red, and its pages say why."""
 
+from types import SimpleNamespace
+
 import pytest
 
 import softprompt_zoo as zoo
@@ -108,3 +110,29 @@ def test_the_command_writes_a_table_and_a_page(matrix, tmp_path, monkeypatch):
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*.json"))
     matrix.main(only)
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.glob("*.json")) == before
+
+
+def test_measuring_again_keeps_the_other_library_and_names_what_got_worse(benchmark, tmp_path, monkeypatch):
+    again = benchmark("matrix_again")
+    name, kept = "llama", ["wrong", "PEFT's"]
+    was_right, was_wrong = ("softprompt_zoo|prompt_tuning|" + title for title in (PADDING, EFFECT))
+    before = {was_right: ["right", ""], was_wrong: ["wrong", "1 is not 2"], f"PEFT|prompt_tuning|{EFFECT}": kept}
+    runner = SimpleNamespace(result=lambda _: before, run_of=lambda *_: {}, store=SimpleNamespace(save=None))
+    saved = {}
+    runner.store.save = lambda name, run, result: saved.update({name: result})
+    monkeypatch.setattr(again.matrix, "make", lambda *_: (runner, None))
+    settings = SimpleNamespace(results=tmp_path, name="now", part=1)
+
+    monkeypatch.setattr(again.matrix, "run_cell", lambda *_: ("right", ""))
+    _, changes, counts = again._measure((name, settings))
+    assert [(change.cell, change.is_worse) for change in changes] == [(f"llama|{was_wrong}", False)]
+    assert counts == {"right": 2}
+    assert saved[name][f"PEFT|prompt_tuning|{EFFECT}"] == kept
+
+    monkeypatch.setattr(again.matrix, "run_cell", lambda *_: ("refused", "no"))
+    _, changes, _ = again._measure((name, settings))
+    assert {change.cell: change.is_worse for change in changes} == {
+        f"llama|{was_right}": True,
+        f"llama|{was_wrong}": False,
+    }
+    assert again._measure((name, SimpleNamespace(**{**vars(settings), "part": 2})))[2] == {"refused": 1}
