@@ -1,8 +1,7 @@
 """How much of a text's attention goes to prompts, layer by layer and token by token, measured on a batch."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from softprompt_zoo.backbone import Backbone, Site, Stack, trial
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompted_model import NEW_ARGUMENTS
 from softprompt_zoo.sites.arrange import Call
+from softprompt_zoo.sites.twin import twin
 from softprompt_zoo.sites.weights import RECORDED_PREFIX, Asked, recording
 from softprompt_zoo.tokens import InputTokens, LayerTokens
 
@@ -29,10 +29,11 @@ class AttentionMass:
     """Site name to `(layers, tokens)`, which add up to `shares`; empty where a model shows sums only."""
 
 
+@torch.no_grad()
 def measure_attention(
     model: PreTrainedModel, names: Sequence[str], inputs: Batch | Sequence[Batch], task: int | None = None
 ) -> dict[str, AttentionMass]:
-    """Measure the attention to prompts that a model sees together. The model is left as it was.
+    """Measure the attention to prompts that a model sees together. Nothing is set on the model, so others may use it.
 
     Args:
         model: A prompted model.
@@ -65,18 +66,18 @@ def measure_attention(
     call: Call = host.resolve([list(names)], ids, None, None)
     if not call.selection.names:
         raise UnsupportedError("the prompts are disabled here, so nothing looks at them; leave prompts.disabled()")
-    stacks: Mapping[str, Stack] = model._softprompt_stacks  # type: ignore[assignment]
+    measured_on = twin(model)
+    stacks: Mapping[str, Stack] = measured_on._softprompt_stacks
     shows_sums_only = any(stack.through_cache or stack.is_carried for stack in stacks.values())
+    measure = _sums if shows_sums_only else _columns
     measured = []
-    with _still(model):
-        for batch in batches:
-            arguments = _arguments(model, batch, backbone)
-            rows = arguments[_text_name(arguments)].shape[0]
-            arguments["prompts"] = [list(names)] * rows
-            if task is not None:
-                arguments["task_ids"] = torch.tensor([task] * rows, device=backbone.device)
-            measure = _sums if shows_sums_only else _columns
-            measured.append(measure(model, call, arguments, stacks))
+    for batch in batches:
+        arguments = _arguments(measured_on, batch, backbone)
+        rows = arguments[_text_name(arguments)].shape[0]
+        arguments["prompts"] = [list(names)] * rows
+        if task is not None:
+            arguments["task_ids"] = torch.tensor([task] * rows, device=backbone.device)
+        measured.append(measure(measured_on, call, arguments, stacks))
     return _mean(measured, dict(zip(names, call.selection.combinations[0], strict=True)))
 
 
@@ -204,24 +205,6 @@ def _text_name(arguments: Mapping[str, Any]) -> str:
     if name is None:
         raise ValueError(f"inputs has {', '.join(arguments) or 'nothing'}; expected the tensor input_ids, at least")
     return name
-
-
-@contextlib.contextmanager
-def _still(model: Any) -> Iterator[None]:
-    """Put a model into eval mode, without gradients but not under `no_grad`, where computed prompts would be kept."""
-    training = [module for module in model.modules() if module.training]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
 
 
 def _mean(measured: Sequence[_Measured], parts: Mapping[str, str]) -> dict[str, AttentionMass]:

@@ -11,6 +11,7 @@ from softprompt_zoo.backbone import Stack, trial
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.probe import KEYWORD, PROBE
 from softprompt_zoo.sites.attention import Capture
+from softprompt_zoo.sites.twin import twins
 from softprompt_zoo.sites.words import is_ready, ready
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
 
@@ -95,18 +96,17 @@ def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
         named = {name: None if name in MASKS else _cut(value) for name, value in kwargs.items() if name != KEYWORD}
         calls.append((tuple(_cut(value) for value in args), named))
 
-    handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in set(stack.attentions[site])]
+    made = twins(stack.module)  # other threads may be running the model
+    for module in set(stack.attentions[site]):
+        made[id(module)].register_forward_pre_hook(note, with_kwargs=True)
     ids = torch.arange(LENGTH, device=weight.device)[None] % weight.shape[0]
     inputs = {**stack.reading(ids), KEYWORD: Capture()}
     if not stack.reads_sound:
         inputs |= {"attention_mask": torch.ones_like(ids), "use_cache": False}
-    try:
-        # The probe needs no mask, whose making looks at values that the meta device has not.
-        with trial([stack.module], lambda before: PROBE):
-            stack.module(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    alone: Any = made[id(stack.module)]
+    # The probe needs no mask, whose making looks at values that the meta device has not.
+    with trial([alone], lambda before: PROBE):
+        alone(**inputs)
     return calls
 
 

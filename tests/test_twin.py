@@ -1,0 +1,118 @@
+"""Looking at a model while other threads run it: their answers are what the base model gives for real words."""
+
+import functools
+import threading
+
+import pytest
+import torch
+
+import softprompt_zoo as zoo
+from softprompt_zoo import attention_mass
+from softprompt_zoo.sites import projections
+from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.subject import assert_equal, random_text
+
+WORDS, TEXT = random_text(4, 1), random_text(7, 2)
+
+
+def inspect(model):
+    zoo.inspect(model, inputs={"input_ids": TEXT})
+
+
+def truncate(model):
+    zoo.truncate(model.prompts["default"], 2, by="attention", inputs={"input_ids": TEXT}, model=model)
+
+
+def project(model):
+    """Project states for the first time since the model came, as after it was moved or copied."""
+    model.prompts.backbone.project._calls.clear()
+    layers = next(iter(model.prompts.backbone.layers.values()))
+    model.prompts.backbone.project(next(iter(model.prompts.backbone.layers)), [torch.zeros(2, 32)] * len(layers))
+
+
+def layers_of(model):
+    return next(module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList))
+
+
+def answer(model):
+    with torch.no_grad():
+        return model(input_ids=TEXT).logits
+
+
+def check_a_thread_is_left_alone(look, architecture):
+    """Look at the model while another thread is in the middle of a forward, and let that forward end meanwhile."""
+    model = zoo.get_method("prompt_tuning")(tiny_model(architecture), num_virtual_tokens=4)
+    with torch.no_grad():
+        model.prompts["default"].learned.embeddings.copy_(model.prompts.backbone.embed(WORDS[0]))
+        expected = tiny_model(architecture)(input_ids=torch.cat([WORDS, TEXT], dim=1)).logits[:, 4:]
+    inside, looking, answered = threading.Event(), threading.Event(), threading.Event()
+    answers = []
+
+    def pause(module, args):
+        """Stand for the operating system, which may switch threads here."""
+        if threading.current_thread() is server and not inside.is_set():
+            inside.set()
+            looking.wait(10)
+        elif threading.current_thread() is not server and not looking.is_set():
+            looking.set()
+            answered.wait(10)
+
+    def serve():
+        answers.append(answer(model))
+        answered.set()
+
+    server = threading.Thread(target=serve)
+    handle = layers_of(model)[0].register_forward_pre_hook(pause)
+    server.start()
+    inside.wait(10)
+    look(model)
+    server.join()
+    handle.remove()
+    assert_equal(answers[0], expected, "an answer while the model is looked at")
+    assert_equal(answer(model), expected, "an answer after that")
+
+
+CASES = [
+    *((inspect, architecture) for architecture in ("llama", "gpt2", "bert", "nemotron", "falcon", "deberta_v2")),
+    (truncate, "llama"),
+    (project, "llama"),
+    (project, "gpt2"),
+]
+
+
+@pytest.mark.parametrize(("look", "architecture"), CASES)
+def test_looking_leaves_other_threads_alone(look, architecture):
+    check_a_thread_is_left_alone(look, architecture)
+
+
+@pytest.mark.parametrize("look", [inspect, truncate, project])
+def test_the_check_notices_a_look_at_the_model_itself(look, monkeypatch):
+    monkeypatch.setattr(attention_mass, "twin", lambda model: model)
+    monkeypatch.setattr(projections, "twins", lambda root: {id(module): module for module in root.modules()})
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_a_thread_is_left_alone(look, "llama")
+
+
+def test_nothing_of_the_model_is_touched_while_it_is_measured():
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4).train()
+    seen = []
+
+    def look(module, args, output):
+        seen.append((model.training, model.model.training, model.config._attn_implementation))
+        seen.append(tuple(parameter.requires_grad for parameter in model.prompts.parameters()))
+
+    model.model.layers[1].register_forward_hook(look)
+    zoo.inspect(model, inputs={"input_ids": TEXT})
+    assert set(seen) == {(True, True, "softprompt_zoo_sdpa"), (True,)}
+
+
+def test_a_forward_that_was_replaced_is_measured_too():
+    """As accelerate's hooks do it."""
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4)
+    text = {"input_ids": TEXT}
+    expected = zoo.inspect(model, inputs=text)["default"].attention.shares["decoder"]
+    for module in (model.model.layers[0].self_attn, model.model.layers[1]):
+        module._old_forward = module.forward
+        module.forward = functools.partial(lambda owner, *args, **kwargs: owner._old_forward(*args, **kwargs), module)
+    found = zoo.inspect(model, inputs=text)["default"].attention.shares["decoder"]
+    assert torch.equal(found, expected)
