@@ -25,7 +25,7 @@ from softprompt_zoo.plain_prompts import one_task
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.saved_prompts import copied
-from softprompt_zoo.sites.task_heads import copy_saved_head
+from softprompt_zoo.sites.task_heads import copy_head, copy_saved_head
 from softprompt_zoo.tokens import InputTokens, VirtualTokens, to_tensors
 
 if TYPE_CHECKING:
@@ -115,8 +115,12 @@ def _content(host: "Prompts", name: str | None, task_id: int | None) -> tuple[Pe
         _check_type(files, PeftFiles, prompt.loaded, "write_peft")
         if files is None:
             files = peft.express(prompt.loaded.call("inject", **arguments, tokens=tokens), host.backbone, task)
-    if prompt.head is not None:
-        files = peft_modules.with_head(files, prompt.head.state_dict(), task)
+    files = peft.with_sizes(files, host.backbone)
+    head = prompt.head
+    if head is None and peft_modules.needs_head(files, task):
+        head = copy_head(host.backbone.task_head)
+    if head is not None:
+        files = peft_modules.with_head(files, head.state_dict(), task)
     origin = peft.Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
     return files, task, host.base_name, origin
 
@@ -140,7 +144,7 @@ def read(directory: Path, backbone: Backbone) -> Prompt:
     fields, tensors, origin = peft.read(directory)
     method = _method_for(fields, origin, directory)
     try:
-        tensors, trained = peft_modules.split_head(fields, tensors, backbone)
+        tensors, trained = peft_modules.split_head(tensors, backbone)
         found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
         _check_type(found, PeftPrompt, method, "read_peft")
     except (CheckpointError, UnsupportedError) as error:

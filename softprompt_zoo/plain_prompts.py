@@ -170,7 +170,7 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
     wrong = next((key for key, tensor in head.items() if key not in own or own[key].shape != tensor.shape), None)
     if wrong is not None:
         raise BackboneMismatchError(
-            f"the prompt's trained head has {wrong!r} {tuple(head[wrong].shape)}, which this model has not; "
+            f"the prompt's trained task head has {wrong!r} {tuple(head[wrong].shape)}, which this model has not; "
             "put it on a model of the class and the number of labels it was trained with"
         )
     copied = copy.deepcopy(prompt).to(backbone.device)

@@ -20,7 +20,7 @@ from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.carried import run
 from softprompt_zoo.sites.replaced_forward import check_forward, note_prompted, rebind
-from softprompt_zoo.sites.task_heads import with_heads
+from softprompt_zoo.sites.task_heads import check_resizable, with_heads
 
 NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
 """What a prompted model's forward takes beyond its own class's."""
@@ -73,6 +73,7 @@ class PromptedModel(PromptedGeneration):
         return moved
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        check_resizable(self, {name: prompt.head for name, prompt in self.prompts.items()})
         table = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
         self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
         return table

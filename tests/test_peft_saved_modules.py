@@ -180,7 +180,7 @@ def test_the_advice_of_the_refusal_gives_pefts_numbers(name, tmp_path):
 
 def test_a_vocabulary_is_not_resized_under_a_head_over_words(tmp_path):
     model, expected = check_head("llama", "prefix", tmp_path)
-    with pytest.raises(zoo.UnsupportedError, match="prompt 'default' has a trained head 'lm_head'"):
+    with pytest.raises(zoo.UnsupportedError, match="prompt 'default' has a trained task head 'lm_head'"):
         model.resize_token_embeddings(110)
     assert_equal(run(model), expected, "after the refusal")
 

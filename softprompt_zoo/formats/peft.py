@@ -77,7 +77,7 @@ def write(directory: Path, files: PeftFiles, task_type: str, base_name: str | No
 
 
 def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str) -> None:
-    """Refuse prompts with which PEFT would look at a virtual token under the head, or not scale the text.
+    """Refuse prompts with which PEFT would look at a virtual token under the head, or fail, or not scale the text.
 
     Args:
         tokens: The plain tokens.
@@ -92,11 +92,39 @@ def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str) -> Non
             "PEFT would give this model embeddings that it does not scale, where it scales those of ids, so the "
             "exported prompt would give other results; use a method that works on keys and values"
         )
+    if backbone.family == "encoder_decoder" and task_type in POOLED_TASKS:
+        raise UnsupportedError(
+            f"PEFT runs no prompt under the {task_type} head of an encoder-decoder: it fails, or gives the decoder "
+            "another text; keep the prompt in our own format"
+        )
     if isinstance(tokens, InputTokens) and backbone.family == "encoder" and task_type in POOLED_TASKS:
         raise UnsupportedError(
             f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
             "would give other results; use a method that works on keys and values"
         )
+
+
+def with_sizes(files: PeftFiles, backbone: Backbone) -> PeftFiles:
+    """Add the sizes that PEFT asks of a prompt, and does not find in every model's config.
+
+    Args:
+        files: The adapter. Not changed.
+        backbone: Sizes of the model.
+
+    Returns:
+        The adapter; one of another kind as it is.
+    """
+    if TENSOR_KEY not in files.tensors:
+        return files
+    layers = next(iter(backbone.layers.values()), ())
+    # At the input embeddings PEFT asks for layers and heads and makes no use of them.
+    sizes = {
+        "num_layers": len(layers) or 1,
+        "num_attention_heads": layers[0].heads or layers[0].kv_heads if layers else 1,
+        "token_dim": backbone.hidden_size,
+    }
+    known = {name: value for name, value in files.fields.items() if value is not None or name not in sizes}
+    return PeftFiles({**sizes, **known}, files.tensors)
 
 
 def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
@@ -126,8 +154,6 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFil
             "peft_type": "PROMPT_TUNING",
             "num_virtual_tokens": count,
             "token_dim": hidden,
-            "num_layers": len(next(iter(backbone.layers.values()), ())) or None,
-            "num_attention_heads": None,
             "num_transformer_submodules": 1,
             "prompt_tuning_init": "RANDOM",
         }

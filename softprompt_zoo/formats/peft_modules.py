@@ -1,7 +1,6 @@
 """What PEFT saves of the model itself beside a prompt: heads, embedding tables, layers."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,13 @@ WORD_TASKS = ("CAUSAL_LM", SEQ2SEQ)
 POOLED_TASKS = ("SEQ_CLS", "QUESTION_ANS", "TOKEN_CLS")
 
 
+def needs_head(files: PeftFiles, task_type: str) -> bool:
+    """Return whether PEFT looks for a task head in the adapter, the model's own if none was trained."""
+    return task_type in POOLED_TASKS and TENSOR_KEY in files.tensors
+
+
 def with_head(files: PeftFiles, head: Mapping[str, Tensor], task_type: str) -> PeftFiles:
-    """Add a trained head to an adapter.
+    """Add a head to an adapter.
 
     Args:
         files: The adapter. Not changed.
@@ -40,13 +44,10 @@ def with_head(files: PeftFiles, head: Mapping[str, Tensor], task_type: str) -> P
     return PeftFiles({**files.fields, "modules_to_save": names}, tensors)
 
 
-def split_head(
-    fields: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_head(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Take what PEFT saved of the model itself out of an adapter.
 
     Args:
-        fields: PEFT's config. Not changed.
         tensors: PEFT's tensors. Not changed.
         backbone: What is known of the model.
 
@@ -62,7 +63,7 @@ def split_head(
     for key, tensor in tensors.items():
         name = key.removeprefix(HEAD_PREFIX)
         # Adapters of other kinds name places inside the model, `base_model.model.…`.
-        if name == key or (name.startswith("model.") and "num_virtual_tokens" not in fields):
+        if name == key or (name.startswith("model.") and TENSOR_KEY not in tensors):
             rest[key] = tensor
         elif name.partition(".")[0] in backbone.heads:
             head[name] = tensor

@@ -79,8 +79,8 @@ def copy_saved_head(names: Iterable[str], modules: Mapping[str, nn.Module], wher
     for name in names:
         if name not in modules:
             raise BackboneMismatchError(
-                f"{where} has a trained head {name!r}; this model has {', '.join(modules) or 'none'}; use it with "
-                "a model of the class it was trained with"
+                f"{where} has a trained task head {name!r}; this model has {', '.join(modules) or 'none'}; use it "
+                "with a model of the class it was trained with"
             )
         chosen[name] = modules[name]
     return copy_head(chosen)
@@ -101,8 +101,8 @@ def check_resizable(model: Any, heads: Mapping[str, nn.ModuleDict | None]) -> No
         for name in head or ():
             if any(module is output for module in model.get_submodule(name).modules()):
                 raise UnsupportedError(
-                    f"prompt {prompt!r} has a trained head {name!r} for the vocabulary as it is, which would not be "
-                    "resized; remove the prompt first, or train it again on the resized model"
+                    f"prompt {prompt!r} has a trained task head {name!r} for the vocabulary as it is, which would not "
+                    "be resized; remove the prompt first, or train it again on the resized model"
                 )
 
 
