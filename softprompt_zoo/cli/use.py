@@ -134,7 +134,7 @@ def trained_with(folder: Path) -> dict[str, Any]:
     """Settings of the run that made a prompt, if it lies in the folder of one, as a run's checkpoints do."""
     if not folder.is_dir():
         raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is no folder; expected what train or save_pretrained wrote")
-    from softprompt_zoo.training.folder import is_run, read_record
+    from softprompt_zoo.training.record import is_run, read_record
 
     run = folder.absolute().parent if folder.name.startswith("checkpoint-") else folder
     settings: dict[str, Any] = read_record(run)["settings"] if is_run(run) else {}

@@ -1,26 +1,22 @@
-"""The folder of a run: whose it is, its record `training.json`, its checkpoints."""
+"""The folder of a run: whose it is, who writes to it, its checkpoints."""
 
+import contextlib
 import json
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.formats import adapter_folder, native
-from softprompt_zoo.formats.files import read_json, write_json
+from softprompt_zoo.formats.files import read_json, temporaries_of
+from softprompt_zoo.training.record import RECORD_FILE, OutputError, is_run
 
-RECORD_FILE = "training.json"
 PICTURE_FILE = "loss_curve.png"
-MADE_BY = "softprompt-zoo train"
-RUNNING, FINISHED = "running", "finished"
+LOCK_FILE = ".training.lock"
+"""Locked by the process that trains; a killed one holds it no longer."""
 CHECKPOINT_PREFIX = "checkpoint-"
 STATE_FILE = "trainer_state.json"
-
-
-class OutputError(CheckpointError):
-    """The output folder cannot be used as asked."""
 
 
 def open_new(folder: Path, *, overwrite: bool) -> None:
@@ -39,8 +35,8 @@ def open_new(folder: Path, *, overwrite: bool) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "may not be written to" if there.is_dir() else "is a file"
         raise OutputError(f"--output {folder} cannot be written: {there} {why}; give another folder")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
+    if not folder.exists() or set(folder.iterdir()) <= {folder / LOCK_FILE, *temporaries_of(folder / RECORD_FILE)}:
+        return  # new, empty, or of a run that was killed before it had written anything
     if not is_run(folder):
         raise OutputError(
             f"--output {folder} holds files that are not a training run's; nothing was changed; give a new folder"
@@ -50,6 +46,37 @@ def open_new(folder: Path, *, overwrite: bool) -> None:
             f"--output {folder} holds a training run already; go on with it with --resume, "
             "start anew with --overwrite, or give a new folder"
         )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that trains into a folder, within the block.
+
+    Args:
+        folder: The folder; made if missing.
+
+    Raises:
+        OutputError: If another one does.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(
+            f"--output {folder} is being written by another training; wait until it ends, stop it, or give another "
+            "folder"
+        ) from error
+    try:
+        for path in temporaries_of(folder / RECORD_FILE):
+            path.unlink(missing_ok=True)  # of a run that was killed
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows does not remove a file that is open
+            (folder / LOCK_FILE).unlink()
+        lock.release()
 
 
 def clear(folder: Path) -> None:
@@ -65,37 +92,6 @@ def clear(folder: Path) -> None:
     for checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)
     (folder / RECORD_FILE).unlink(missing_ok=True)
-
-
-def is_run(folder: Path) -> bool:
-    """Say whether a folder is a training run's."""
-    try:
-        return bool(read_json(folder / RECORD_FILE).get("made_by") == MADE_BY)
-    except CheckpointError:
-        return False
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Read what a run wrote about itself.
-
-    Args:
-        folder: The folder of the run.
-
-    Returns:
-        The record.
-
-    Raises:
-        OutputError: If there is none.
-    """
-    if not is_run(folder):
-        raise OutputError(f"{folder} holds no training run to resume; give the --output of one, or leave out --resume")
-    return read_json(folder / RECORD_FILE)
-
-
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write the record, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECORD_FILE, {**record, "made_by": MADE_BY})
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

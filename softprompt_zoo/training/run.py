@@ -25,6 +25,7 @@ from softprompt_zoo.training.base import Base, fast_dtype, with_tokenizer
 from softprompt_zoo.training.data import Data, Tokenised, read_data
 from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
 from softprompt_zoo.training.picture import draw_losses
+from softprompt_zoo.training.record import FINISHED, RUNNING, OutputError, read_record, write_record
 from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, short_path, teller
 from softprompt_zoo.training.settings import Settings
 
@@ -65,9 +66,11 @@ def train(settings: Settings, console: Console, *, overwrite: bool = False) -> N
     settings = dataclasses.replace(settings, dtype=settings.dtype or fast_dtype())
     run = _Run(settings, method, data, base, console, _new_record(settings, method, data))
     model = run.attach()
-    if overwrite:
-        folders.clear(folder)
-    run.finish(model)
+    with folders.locked(folder):
+        folders.open_new(folder, overwrite=overwrite)  # another run may have ended here meanwhile
+        if overwrite:
+            folders.clear(folder)
+        run.finish(model)
 
 
 def resume(folder: Path, console: Console) -> None:
@@ -82,15 +85,21 @@ def resume(folder: Path, console: Console) -> None:
         StoppedError: If the user stopped it again.
     """
     _check_packages()
-    record = folders.read_record(folder)
-    if record["status"] == folders.FINISHED:
-        raise folders.OutputError(f"the run in {folder} is finished; train anew with --overwrite or in a new folder")
+    read_record(folder)  # a folder of something else stays as it is
+    with folders.locked(folder):
+        _go_on(folder, read_record(folder), console)
+
+
+def _go_on(folder: Path, record: dict[str, Any], console: Console) -> None:
+    if record["status"] == FINISHED:
+        raise OutputError(f"the run in {folder} is finished; train anew with --overwrite or in a new folder")
     settings = dataclasses.replace(Settings(**record["settings"]), output=os.path.abspath(folder))
     method = get_method(settings.method).configure(**settings.options)
     data = read_data(settings)
-    changed = [path["path"] for name, path in data.sources.items() if path["sha256"] != record["data"][name]["sha256"]]
+    before = {name: source["sha256"] for name, source in record["data"].items()}
+    changed = [source["path"] for name, source in data.sources.items() if source["sha256"] != before.get(name)]
     if changed:
-        raise folders.OutputError(
+        raise OutputError(
             f"{changed[0]} has changed since the run in {folder} began; restore it, or train anew with --overwrite"
         )
     folders.remove_broken_checkpoints(folder)
@@ -144,7 +153,7 @@ class _Run:
             self._measure(TRAINED, model)
         except KeyboardInterrupt as error:
             raise StoppedError(self._how_to_resume()) from error
-        self.record |= {"history": history, "status": folders.FINISHED}
+        self.record |= {"history": history, "status": FINISHED}
         self._draw(history)
         self._write()
         self._report()
@@ -199,7 +208,7 @@ class _Run:
         return f"stopped; saved after step {step} of {self.settings.steps}; to go on, run: {command}"
 
     def _write(self) -> None:
-        folders.write_record(self.folder, self.record)
+        write_record(self.folder, self.record)
 
     def _draw(self, history: list[dict[str, float]]) -> None:
         losses = {name: self.record["results"][name]["loss"] for name in self.evaluator.untrained}
@@ -222,7 +231,7 @@ def _new_record(settings: Settings, method: Method, data: Data) -> dict[str, Any
     versions = {"softprompt-zoo": own_version(), **{name: metadata.version(name) for name in packages}}
     recipe = method.recipe
     return {
-        "status": folders.RUNNING,
+        "status": RUNNING,
         "command": settings.command(),
         "versions": {"python": platform.python_version(), **versions},
         "platform": platform.platform(),

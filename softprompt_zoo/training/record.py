@@ -1,0 +1,111 @@
+"""A run's record, `training.json`: written whole or not at all, and checked before a run goes on by it."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from softprompt_zoo.banks import identity
+from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.formats.files import read_json, write_json
+from softprompt_zoo.training.evaluation import Score
+from softprompt_zoo.training.settings import Settings
+
+RECORD_FILE = "training.json"
+MADE_BY = "softprompt-zoo train"
+RUNNING, FINISHED = "running", "finished"
+
+
+class OutputError(CheckpointError):
+    """The output folder cannot be used as asked."""
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a training run's."""
+    try:
+        return bool(read_json(folder / RECORD_FILE).get("made_by") == MADE_BY)
+    except CheckpointError:
+        return False
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read what a run wrote about itself.
+
+    Args:
+        folder: The folder of the run.
+
+    Returns:
+        The record; what a run needs of it is there and of the types that it has.
+
+    Raises:
+        OutputError: If there is none, or it is damaged.
+    """
+    if not is_run(folder):
+        raise OutputError(f"{folder} holds no training run to resume; give the --output of one, or leave out --resume")
+    record = read_json(folder / RECORD_FILE)
+    problem = _problem(record)
+    if problem is not None:
+        raise OutputError(
+            f"{folder / RECORD_FILE} is damaged: {problem}; restore it, or train anew with --overwrite or in a new "
+            "folder"
+        )
+    return record
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECORD_FILE, {**record, "made_by": MADE_BY})
+
+
+def _problem(record: Mapping[str, Any]) -> str | None:
+    if record.get("status") not in (RUNNING, FINISHED):
+        return f"its status is {_short(record.get('status'))}; expected {RUNNING!r} or {FINISHED!r}"
+    for name in ("settings", "data", "results", "seconds"):
+        if not isinstance(record.get(name), dict):
+            return f"it has no {name}"
+    if "model" in record and not identity.is_description(record["model"]):
+        return "it does not describe a model"
+    problem = _wrong_fields(Settings, record["settings"])
+    if problem is not None:
+        return f"its settings have {problem}"
+    for name, source in record["data"].items():
+        if not isinstance(source, dict) or not all(isinstance(source.get(key), str) for key in ("path", "sha256")):
+            return f"its data has no path and checksum of {name!r}"
+    for name, score in record["results"].items():
+        problem = _wrong_fields(Score, score) if isinstance(score, dict) else "no fields"
+        if problem is not None:
+            return f"its result {name!r} has {problem}"
+    if not all(type(spent) in (int, float) for spent in record["seconds"].values()):
+        return "its seconds are not numbers"
+    return None
+
+
+def _wrong_fields(kind: Any, values: Mapping[str, Any]) -> str | None:
+    """Return what keeps a dataclass from being made of JSON values."""
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = next((name for name in values if name not in fields), None)
+    if unknown is not None:
+        return f"an unknown {unknown!r}"
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            return f"no {name!r}"
+        if name in values and not _is_a(values[name], hints[name]):
+            return f"{name} = {_short(values[name])}"
+    return None
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if typing.get_args(hint) and (origin := typing.get_origin(hint)) in (list, Mapping, tuple):
+        return isinstance(value, dict if origin is Mapping else list)
+    kinds = typing.get_args(hint) or (hint,)
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
