@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.banks import identity, records
 from softprompt_zoo.banks.header import read_header, write_header
-from softprompt_zoo.banks.importing import names_in_bank, read_folders
+from softprompt_zoo.banks.importing import Problems, names_in_bank, read_folders, warn_of_problems
 from softprompt_zoo.banks.lending import Ready, ReadyCache
 from softprompt_zoo.banks.names import check_name, is_name
 from softprompt_zoo.banks.restoring import Decoder, encode_prompt
@@ -160,21 +160,24 @@ class PromptBank:
             folder: A folder that holds folders, each of which `zoo.load` reads: what `save_pretrained`, `export` or
                 PEFT wrote. Other things in it are passed over. A prompt gets the name of its folder; of a folder with
                 several, `<folder>-<prompt>`. Or one such folder itself, whose prompts keep their names. PEFT's LoRA and
-                the like are passed over, too; a warning names those that were saved beside a prompt.
+                the like are passed over, too; a warning names those that were saved beside a prompt. So are folders
+                that cannot be read, such as damaged ones and those of another model; a warning lists them.
             overwrite: As in `add`.
 
         Returns:
             The names.
 
         Raises:
-            CheckpointError: If there is none, or one is damaged; nothing is stored.
+            CheckpointError: If there is none that can be read; nothing is stored.
             ValueError: If a name is not allowed, or two prompts would get the same one.
             ZooError: As `add` does.
         """
         backbone = self._needs_model("import")
-        names = names_in_bank(Path(folder))
-        self._write(lambda: read_folders(names, backbone), overwrite)
-        return list(names.values())
+        path, problems = Path(folder), Problems()
+        names = names_in_bank(path, problems)
+        self._write(lambda: read_folders(path, names, backbone, problems), overwrite)
+        warn_of_problems(path, problems)
+        return [name for (one, _), name in names.items() if one not in problems]
 
     def delete(self, *names: str) -> None:
         """Delete prompts, all or none.

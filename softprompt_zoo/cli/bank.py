@@ -26,7 +26,7 @@ def import_prompts(
         typer.Option(help="Number format to store: float32, bfloat16 or float16; the prompt's if not given."),
     ] = None,
 ) -> None:
-    """Put saved prompts into a bank, all or none; the bank is made if there is none."""
+    """Put saved prompts into a bank, all that can be read; the bank is made if there is none."""
     import torch
 
     from softprompt_zoo.bank import PromptBank

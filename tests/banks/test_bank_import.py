@@ -81,3 +81,58 @@ def test_exports_for_engines_are_imported(tmp_path):
     assert_equal(server(input_ids=TEXT, prompts="bare").logits, expected)
     assert_equal(server(input_ids=TEXT, prompts=names[1]).logits, expected)
     assert bank.import_folder(tmp_path / "saved" / "bare", overwrite=True) == ["words"]
+
+
+def damaged(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def of_another_model(folder):
+    shutil.rmtree(folder)
+    zoo.get_method("prompt_tuning")(tiny_model("gpt2"), num_virtual_tokens=2).save_pretrained(folder)
+
+
+def of_another_method(folder):
+    (folder / "softprompt_zoo.json").unlink()
+    (folder / "adapter_config.json").write_text('{"peft_type": "CARTRIDGE", "num_virtual_tokens": 2}')
+
+
+def without_numbers(folder):
+    (folder / "softprompt_zoo.json").unlink()
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def check_others(folder, address, change):
+    for name in ("a", "b", "c"):
+        prompted(names=["words"]).save_pretrained(folder / name)
+    change(folder / "b")
+    bank = zoo.PromptBank(address, tiny_model("llama"))
+    with pytest.warns(
+        UserWarning, match=r"1 folders in .* cannot be read, the others are stored; b: \w+Error: "
+    ) as seen:
+        stored = bank.import_folder(folder)
+    assert (stored, list(bank)) == (["a", "c"], ["a", "c"])
+    assert len([one for one in seen if "cannot be read" in str(one.message)]) == 1
+    return bank
+
+
+CHANGES = [damaged, of_another_model, of_another_method, without_numbers]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folder_that_cannot_be_read_is_listed_and_the_others_are_stored(change, tmp_path, address):
+    bank = check_others(tmp_path / "saved", address, change)
+    with pytest.raises(zoo.ZooError):
+        bank.import_folder(tmp_path / "saved" / "b")
+    for name in ("a", "c"):
+        shutil.rmtree(tmp_path / "saved" / name)
+    with pytest.raises(zoo.CheckpointError, match=r"no prompt in .* can be read; b: \w+Error: "):
+        bank.import_folder(tmp_path / "saved", overwrite=True)
+    assert list(bank) == ["a", "c"]
+
+
+def test_the_check_notices_a_folder_that_stops_the_others(tmp_path, address, monkeypatch):
+    monkeypatch.setattr(importing, "_noted", lambda folder, problems, noted=importing._noted: noted(folder, None))
+    with pytest.raises((zoo.ZooError, pytest.fail.Exception)):
+        check_others(tmp_path / "saved", address, damaged)
