@@ -23,6 +23,8 @@ from softprompt_zoo.stack_traits import (
     embedding_scales,
     find_position_table,
     kinds_of_own_attention,
+    max_positions,
+    rotation_limit,
     silent_features,
 )
 from softprompt_zoo.tokens import LayerTokens
@@ -131,6 +133,8 @@ class Stack:
     """Factor that the stack puts on the table's rows if it is given ids, and not if it is given embeddings: Marian."""
     embeddings_scale: float = 1.0
     """Factor that it puts on embeddings it is given, before it adds positions."""
+    rotation_limit: int | None = None
+    """Length of text beyond which all of its positions are rotated in another way; `None` if there is none."""
 
     def embed(self, ids: Tensor) -> Tensor:
         """Turn token ids `(...)` into what the stack takes in their place, `(..., hidden)`."""
@@ -208,14 +212,6 @@ def find_stacks(model: PreTrainedModel) -> tuple[str, dict[str, Stack]]:
     attentions = {"encoder": stack.attentions.get("decoder", ())}
     shapes = {"encoder": stack.shapes["decoder"]} if stack.shapes else {}
     return "encoder", {"encoder": dataclasses.replace(stack, name="encoder", attentions=attentions, shapes=shapes)}
-
-
-def max_positions(model: PreTrainedModel) -> int | None:
-    """Return the longest sequence the model's config allows, `None` if it names no bound."""
-    config = model.config.get_text_config()
-    names = ("max_position_embeddings", "max_target_positions")
-    bound = next((getattr(config, name) for name in names if hasattr(config, name)), None)
-    return bound if isinstance(bound, int) and bound > 0 else None
 
 
 def attention_configs(model: PreTrainedModel) -> list[Any]:
@@ -324,6 +320,7 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
         and _takes_real_positions(set(parameters), name, encoder is not None),
         ids_scale=scales[0],
         embeddings_scale=scales[1],
+        rotation_limit=rotation_limit(module.config),
         reads_sound=features is not None,
     )
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from softprompt_zoo import adapters
-from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks, max_positions
+from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.saved_state import find_part
 from softprompt_zoo.sites.attention import SITE_ATTRIBUTE, base_implementation, prompted_implementation
@@ -22,6 +22,7 @@ from softprompt_zoo.sites.replaced_forward import check_forward
 from softprompt_zoo.sites.stack import BINDING_ATTRIBUTE, Binding
 from softprompt_zoo.sites.task_heads import find_heads, task_head
 from softprompt_zoo.sites.words import embed, keys_values
+from softprompt_zoo.stack_traits import max_positions
 
 
 def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:

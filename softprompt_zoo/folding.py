@@ -110,6 +110,14 @@ def _causal(
     [stack] = model._softprompt_stacks.values()
     if not host.backbone.layers:
         raise UnsupportedError(f"keys and values cannot be reached in this model: {stack.problem}")
+    if stack.rotation_limit is not None:
+        for name, placement in placements.items():
+            if isinstance(placement.tokens, InputTokens):
+                raise UnsupportedError(
+                    f"prompt {name!r} is at the input of a model that rotates all positions in another way where a "
+                    f"text is longer than {stack.rotation_limit} tokens, so no keys and values of it hold for every "
+                    "text; leave it as it is, or fold prompts of keys and values only"
+                )
     call = Call(Selection((combination,), None), placements, is_training=False)
     with trial([stack.module], lambda implementation: implementation):
         [entry] = causal_prefix(stack, call).entries

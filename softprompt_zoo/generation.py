@@ -15,9 +15,11 @@ from softprompt_zoo.forward import check_rows
 from softprompt_zoo.generation_state import CURRENT, Generation, running
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.arrange import Combination, select
+from softprompt_zoo.sites.decoding_state import state_of
 from softprompt_zoo.sites.slots import check_second_text, check_slots
 from softprompt_zoo.sites.stack import cut_output
 from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
+from softprompt_zoo.sites.views import view
 
 
 class PromptedGeneration:
@@ -68,7 +70,8 @@ class PromptedGeneration:
         return combinations
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: D102
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        own: Any = super(PromptedGeneration, self._counting_prompts(kwargs.get("past_key_values")))
+        inputs: dict[str, Any] = own.prepare_inputs_for_generation(*args, **kwargs)
         generation = running(self.prompts)
         if generation is None:
             return inputs
@@ -93,6 +96,20 @@ class PromptedGeneration:
             if ids is not None:
                 inputs[name] = ids.repeat_interleave(size // ids.shape[0], dim=0)
         return inputs
+
+    def _counting_prompts(self, cache: Any) -> Any:
+        """Return the model as its rule for dropping the cache must see it: virtual tokens take up positions, too.
+
+        Such a model rotates long texts in another way, and so computes them anew when they become long.
+        """
+        generation = running(self.prompts)
+        state = None if generation is None else generation.decoding or state_of(cache)
+        limit = getattr(self.config, "original_max_position_embeddings", None)  # type: ignore[attr-defined]
+        if state is None or not state.ahead or not isinstance(limit, int):
+            return self
+        config = copy.copy(self.config)  # type: ignore[attr-defined]
+        config.original_max_position_embeddings = limit - state.ahead
+        return view(self, config=config)  # type: ignore[arg-type]
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
         processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]

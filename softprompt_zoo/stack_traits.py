@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,6 +35,33 @@ def silent_features(module: Any) -> Tensor | None:
         return None
     frames = positions * math.prod(layer.stride[0] for layer in layers)
     return layers[0].weight.new_zeros(1, layers[0].in_channels, frames)
+
+
+def max_positions(model: Any) -> int | None:
+    """Return the longest sequence the model's config allows, `None` if it names no bound."""
+    config = model.config.get_text_config()
+    names = ("max_position_embeddings", "max_target_positions")
+    bound = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+    return bound if isinstance(bound, int) and bound > 0 else None
+
+
+def rotation_limit(config: Any) -> int | None:
+    """Return the length of text beyond which a model rotates all positions in another way: dynamic NTK and longrope.
+
+    Args:
+        config: The stack's config, with transformers' `rope_parameters`, one set or one for each type of layer.
+
+    Returns:
+        The shortest such length; `None` if the rotation of a position is the same in every text.
+    """
+    given = getattr(config, "rope_parameters", None)
+    sets = [given, *given.values()] if isinstance(given, Mapping) else []
+    limits = []
+    for rope in sets:
+        kind = rope.get("rope_type") if isinstance(rope, Mapping) else None
+        if isinstance(kind, str) and (kind == "longrope" or "dynamic" in kind):
+            limits.append(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    return min(limits, default=None)
 
 
 def carried_name(layer: Any) -> str | None:

@@ -30,8 +30,12 @@ class DecodingState:
     """Of the host that made it: another one after a change that texts which were begun are to follow."""
     placements: dict[str, Placement] = dataclasses.field(default_factory=dict)
     """By prompt."""
-    prefix: tuple[tuple[Combination, ...], Prefix] | None = None
-    """Computed keys and values, with the combinations they are of."""
+    prefix: tuple[tuple[Combination, ...], Tensor | None, Prefix] | None = None
+    """Computed keys and values, with the combinations and the `reach` that they are of."""
+    reach: Tensor | None = None
+    """The last position of the text when its prompts were computed, where their rotation depends on it."""
+    ahead: int = 0
+    """How many positions more than tokens of text there were then: the prompt's, less padding."""
     lent: dict[str, Any] = dataclasses.field(default_factory=dict)
     """A bank's prompts; they stay as they are until the text is written."""
 
@@ -73,21 +77,34 @@ def keep_state(cache: Any, call: Call) -> None:
             setattr(cache, ATTRIBUTE, call.decoding)
 
 
-def prefix_of(stack: Stack, call: Call, positions: Tensor) -> Prefix:
+def prefix_of(stack: Stack, call: Call, positions: Tensor, past: int | Tensor) -> Prefix:
     """Turn a causal call's prompts into keys and values, or go on with those that the text was begun with.
 
     Args:
         stack: A causal stack.
         call: The prompts of this forward.
         positions: `(rows or 1, length)`, where the text of this forward stands behind them.
+        past: Tokens of text in the cache.
 
     Returns:
         Keys and values per combination.
     """
     state = call.decoding
+    reach = None if stack.rotation_limit is None else _reach(state, positions, past)
     has_pass = any(isinstance(placement.tokens, InputTokens) for placement in call.placements.values())
     if state is None or call.is_training or torch.is_grad_enabled() or not has_pass:
-        return causal_prefix(stack, call)
-    if state.prefix is None or state.prefix[0] != call.selection.combinations:
-        state.prefix = call.selection.combinations, causal_prefix(stack, call)
-    return state.prefix[1]
+        return causal_prefix(stack, call, reach)
+    combinations, known = call.selection.combinations, state.prefix
+    if known is None or known[0] != combinations or known[1] is not reach:
+        known = state.prefix = combinations, reach, causal_prefix(stack, call, reach)
+    return known[2]
+
+
+def _reach(state: DecodingState | None, positions: Tensor, past: int | Tensor) -> Tensor:
+    """Return how far the text went when its keys were computed: now, if none of it is in a cache."""
+    if state is None:
+        return positions.max()
+    if state.reach is None or not int(past):
+        state.reach = positions.max()
+        state.ahead = int(state.reach) + 1 - positions.shape[-1] - int(past)
+    return state.reach

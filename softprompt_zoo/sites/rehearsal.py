@@ -193,7 +193,8 @@ def _try_causal(trial: _Trial, ids: Tensor) -> Findings:
     if wrong is not None:
         return Findings(keys_values=wrong)
     try:
-        return Findings(inputs=_try_embeddings(trial, words, plain.sites[trial.stack.name]))
+        wrong = _try_embeddings(trial, words, plain.sites[trial.stack.name])
+        return Findings(inputs=wrong or _try_long_text(trial, ids))
     except Exception as error:
         return Findings(inputs=_in_words(error))
 
@@ -233,6 +234,22 @@ def _try_embeddings(trial: _Trial, words: Tensor, plain: SiteTokens) -> str | No
             if of_words is not None and not trial.agree(layer, of_words):
                 return INPUTS_WRONG
     return None
+
+
+def _try_long_text(trial: _Trial, ids: Tensor) -> str | None:
+    """Try the words' embeddings in front of a text that goes beyond the length from which rotation is another one."""
+    limit = trial.stack.rotation_limit
+    if limit is None or not trial.stack.takes_position_ids:
+        return None
+    words, text = ids[:, :WORDS], ids[:, WORDS:]
+    places = torch.arange(ids.shape[1], device=ids.device)[None]
+    positions = torch.where(places < WORDS, places, places + limit)
+    mask = torch.ones_like(ids)
+    expected = trial.run(ids, {"position_ids": positions, "attention_mask": mask})[:, WORDS:]
+    inputs = {"position_ids": positions[:, WORDS:] - WORDS, "attention_mask": mask[:, WORDS:]}
+    given = trial.run(text, inputs, InputTokens(trial.stack.embed(words[0])))
+    trial.run(text, {})  # the rotation is a buffer: let it be that of a short text again
+    return None if trial.agree(given, expected) else f"{INPUTS_WRONG} in texts of more than {limit} tokens"
 
 
 def _try_encoder(trial: _Trial, ids: Tensor) -> tuple[str | None, str | None]:

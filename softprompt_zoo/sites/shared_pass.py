@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from softprompt_zoo.backbone import Site, Stack
 from softprompt_zoo.probe import KEYWORD
@@ -47,12 +48,13 @@ class Prefix:
     values stand there, or tokens of the weight 0."""
 
 
-def causal_prefix(stack: Stack, call: Call) -> Prefix:
+def causal_prefix(stack: Stack, call: Call, reach: Tensor | None = None) -> Prefix:
     """Turn every combination into keys and values.
 
     Args:
         stack: A causal stack.
         call: The prompts of this forward.
+        reach: The last position of the text behind them, where the rotation of all positions depends on it.
 
     Returns:
         Keys and values per combination; gradients flow to the prompts.
@@ -69,7 +71,7 @@ def causal_prefix(stack: Stack, call: Call) -> Prefix:
         if not waiting:
             return Prefix(done, states, tails)
         pending = [queues[index].pop(0) for index in waiting]
-        passed = _run(stack, pending, [done[index] for index in waiting], call.is_training)
+        passed = _run(stack, pending, [done[index] for index in waiting], call.is_training, reach)
         for index, part, (entry, own_states) in zip(waiting, pending, passed, strict=True):
             done[index], tails[index] = join([done[index], entry]), own_states[-1] if part.weight[-1] else None
             counts = Counter(part.names)  # in the order of the prompts
@@ -120,7 +122,7 @@ def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
 
 
 def _run(
-    stack: Stack, pending: list[_Pending], before: list[Entry | None], is_training: bool
+    stack: Stack, pending: list[_Pending], before: list[Entry | None], is_training: bool, reach: Tensor | None
 ) -> list[tuple[Entry, Tensor]]:
     longest = max(len(part.dropout) for part in pending)
     weight: Any = stack.embedding.weight
@@ -128,6 +130,9 @@ def _run(
     embeddings = embeddings.to(device=weight.device, dtype=weight.dtype)
     offsets = torch.tensor(lengths(before), device=embeddings.device)[:, None]
     positions = offsets + torch.arange(longest, device=embeddings.device)
+    if reach is not None:  # one token more, which the others do not see, lets the stack take the text's rotation
+        embeddings = functional.pad(embeddings, (0, 0, 0, 1))
+        positions = torch.cat([positions, reach.to(positions).expand(len(pending), 1)], dim=1)
     state = site_state(before, is_training)
     prior = None
     if state is not None:

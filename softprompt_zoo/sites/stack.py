@@ -201,7 +201,7 @@ def _prepare_causal(
     check_packing(binding.stack, kwargs, text.shape[1])
     counts = token_counts(call, binding.stack.name)
     kwargs, positions = _move_text(binding.stack, call, counts, kwargs, text, past)
-    prefix = prefix_of(binding.stack, call, positions)
+    prefix = prefix_of(binding.stack, call, positions, past)
     state = _state({binding.stack.name: prefix.entries}, call, positions)
     if call.first_index is not None:
         state.tails = _tails(prefix, call, text)
