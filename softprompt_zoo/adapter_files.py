@@ -14,7 +14,8 @@ from torch import Tensor
 
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.formats import adapter_folder, native
-from softprompt_zoo.formats.files import check_finite, parse_json, read_tensors
+from softprompt_zoo.formats.files import parse_json, read_tensors
+from softprompt_zoo.formats.numbers import check_finite
 
 FOLDER = "adapters"
 """Subfolder of a saved directory with a folder for each adapter."""

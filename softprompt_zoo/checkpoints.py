@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,12 @@ def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
     Raises:
         CheckpointError: If the directory is missing, truncated, corrupt or foreign.
     """
+    found, active = _read(directory, backbone)
+    _check_active(active, found, directory)
+    return found, active
+
+
+def _read(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
     if native.is_native(directory):
         return _read_native(directory, backbone)
     if adapter_folder.is_there(directory):
@@ -92,6 +98,18 @@ def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
     raise CheckpointError(
         f"{directory} has neither {native.INDEX_FILE} nor {adapter_folder.CONFIG_FILE}; it holds no saved prompt"
     )
+
+
+def _check_active(active: tuple[str, ...], names: Iterable[str], path: Path) -> None:
+    missing = next((name for name in active if name not in names), None)
+    if missing is not None:
+        raise CheckpointError(
+            f"{path} says that {missing!r} is active, and holds no such prompt; save the prompts again"
+        )
+    if len(set(active)) < len(active):
+        raise CheckpointError(
+            f"{path} says that {', '.join(map(repr, active))} are active, one of them twice; save the prompts again"
+        )
 
 
 def is_saved(directory: Path) -> bool:

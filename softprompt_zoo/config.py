@@ -3,11 +3,17 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Collection
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from softprompt_zoo import typed
 
 GIVEN = "given"
 """Stands in a saved config for start values that were handed over, and are not needed again."""
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+"""Of a prompt's name."""
+PromptName = Annotated[str, typed.Allowed("letters, digits, '_' and '-'", NAME_PATTERN.fullmatch)]
 LARGEST_WEIGHT = 65504.0
 """The largest factor on a prompt's share of attention: the largest number of float16."""
 
@@ -96,7 +102,12 @@ def check_weight(name: str, value: object) -> None:
         TypeError: If `value` is not a number.
         ValueError: If `value` is below 0, above 65504, or not a number.
     """
-    _check_number(name, value, f"from 0 to {LARGEST_WEIGHT:.0f}", lambda number: 0 <= number <= LARGEST_WEIGHT)
+    _check_number(name, value, f"from 0 to {LARGEST_WEIGHT:.0f}", is_weight)
+
+
+def is_weight(number: float) -> bool:
+    """Return whether a number can be a prompt's weight."""
+    return 0 <= number <= LARGEST_WEIGHT
 
 
 def _check_number(name: str, value: object, allowed: str, is_allowed: Callable[[float], bool]) -> None:
@@ -228,7 +239,26 @@ class MethodConfig:
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
         }
-        return cls(**values)
+        try:
+            config = cls(**values)
+        except (TypeError, ValueError):
+            raise
+        except Exception:  # a check that did not think of such a type
+            cls._check_types(values)
+            raise
+        cls._check_types(values)
+        return config
+
+    @classmethod
+    def _check_types(cls, values: dict[str, Any]) -> None:
+        """Refuse values that are not what the fields' annotations say."""
+        kind: Any = cls
+        hints, _ = typed.fields_of(kind)
+        for name, value in values.items():
+            try:
+                typed.convert(hints[name], value, name)
+            except typed.MismatchError as error:
+                raise TypeError(str(error)) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

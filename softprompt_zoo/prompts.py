@@ -1,7 +1,6 @@
 """The prompts of one model: a mapping from name to prompt, and what the stacks ask of it."""
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.banks.lending import Borrower, Ready
-from softprompt_zoo.config import check_weight
+from softprompt_zoo.config import NAME_PATTERN, check_weight
 from softprompt_zoo.disabling import disable, is_disabled
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
 from softprompt_zoo.generation_state import Generation, running
@@ -27,8 +26,6 @@ from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.start_values import initialize, read_folders
 from softprompt_zoo.tokens import Placement, check_finite, check_range, to_tensors
-
-NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Backbone) -> Prompt:

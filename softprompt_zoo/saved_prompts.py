@@ -12,7 +12,7 @@ from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import MethodConfig, check_weight
 from softprompt_zoo.errors import CheckpointError, ShapeError
 from softprompt_zoo.formats import native
-from softprompt_zoo.formats.files import check_floating
+from softprompt_zoo.formats.numbers import check_floating
 from softprompt_zoo.plain_prompts import check_room
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
@@ -55,11 +55,11 @@ def restore(
         expected = _merged(tensors, config, backbone) if record.is_merged else _trained(method, config, backbone)
     except Exception as error:  # a plugin may fail in any way at options that it did not write
         raise CheckpointError(f"{where}{versions} does not fit its method {record.method!r}: {error}") from error
-    check_room(config, backbone)
     head_names = dict.fromkeys(key.partition(".")[0] for key in _under(HEAD, tensors))
     head = copy_saved_head(head_names, backbone.heads, where)
     expected |= {} if head is None else {HEAD + key: tensor for key, tensor in head.state_dict().items()}
     _compare(tensors, expected, f"{where}{versions}")
+    check_room(config, backbone)
     learned: Any
     if record.is_merged:
         learned = copied(_under(MERGED, tensors), backbone)
@@ -85,6 +85,8 @@ def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _merged(tensors: Mapping[str, Tensor], config: MethodConfig, backbone: Backbone) -> dict[str, Any]:
     """Return the tensors that plain tokens of these names have, without numbers."""
     plain = _under(MERGED, tensors)
+    if not plain:
+        raise ShapeError(f"there is no tensor {MERGED}… of its tokens")
     shapes = stored_shapes(plain, backbone, config.num_virtual_tokens, config.tasks)
     shapes |= {name: (1,) for name in shapes if name.endswith("_gate") and plain[name].shape == (1,)}
     sketch = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}

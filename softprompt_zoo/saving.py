@@ -13,6 +13,7 @@ from softprompt_zoo.checkpoints import read_adapters, read_prompts
 from softprompt_zoo.errors import CheckpointError, PromptExistsError, UnsupportedError
 from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.formats import native, peft
+from softprompt_zoo.formats.files import existing_directory
 from softprompt_zoo.model import attach, is_attached, prompts_of
 from softprompt_zoo.plain_prompts import check_ranges, check_shared_room
 from softprompt_zoo.prompt import MergedTokens, Prompt
@@ -50,14 +51,11 @@ def load(
         PromptExistsError: If the model has a prompt of that name. Nothing is changed.
         ValueError: If `name` is not allowed, or the directory holds several prompts. Nothing is changed.
     """
-    path = Path(directory)
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is no folder; expected what save_pretrained wrote, or a PEFT prompt adapter")
+    path = existing_directory(directory)
     attached = is_attached(base)
     model: Any = adapters.model_inside(base)
     backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)
     prompts, active = read_prompts(path, backbone)
-    _check_active(active, prompts, path)
     prompts, active = _renamed(prompts, active, name, path)
     check_shared_room({name: prompts[name] for name in active}, backbone)
     check_ranges(prompts, backbone, f"in {path}")
@@ -94,18 +92,6 @@ def _renamed(
         )
     [prompt] = prompts.values()
     return {name: prompt}, tuple(name for _ in active)
-
-
-def _check_active(active: tuple[str, ...], names: Iterable[str], path: Path) -> None:
-    missing = next((name for name in active if name not in names), None)
-    if missing is not None:
-        raise CheckpointError(
-            f"{path} says that {missing!r} is active, and holds no such prompt; save the prompts again"
-        )
-    if len(set(active)) < len(active):
-        raise CheckpointError(
-            f"{path} says that {', '.join(map(repr, active))} are active, one of them twice; save the prompts again"
-        )
 
 
 def _check_names(host: Prompts, names: Iterable[str], path: Path) -> None:

@@ -292,7 +292,7 @@ def _index(
 ) -> vocabulary.Index:
     soft = [token for part in active for token in ids[part]]
     in_front, add_special_tokens = _in_front(tokenizer, soft)
-    prompts = {
+    prompts: dict[str, vocabulary.SoftTokens] = {
         part: {
             "ids": own,
             "tokens": tokenizer.convert_ids_to_tokens(own),

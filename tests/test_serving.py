@@ -455,8 +455,8 @@ def test_damaged_exports_are_refused(tmp_path):
     for change, text in (
         ({"tensor": "model.nothing"}, "has no tensor 'model.nothing'"),
         ({"format": 9}, "has format 9, this version reads 1"),
-        ({"prompts": {"alice": {}}}, "is corrupt"),
-        ({"prompts": {"alice": {"ids": [500]}}}, "has 105 rows"),
+        ({"prompts": {"alice": {}}}, "ids is missing"),
+        ({"prompts": {"alice": {"ids": [500], "tokens": [], "in_front": None}}}, "ids up to 500"),
     ):
         path.write_text(json.dumps({**index, **change}))
         with pytest.raises(zoo.CheckpointError, match=text):

@@ -16,7 +16,7 @@ from softprompt_zoo.errors import (
     ShapeError,
     UnsupportedError,
 )
-from softprompt_zoo.formats.files import is_finite
+from softprompt_zoo.formats.numbers import is_finite
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import registry
 from softprompt_zoo.sites.task_heads import copy_saved_head

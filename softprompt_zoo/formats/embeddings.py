@@ -1,19 +1,26 @@
 """Bare embeddings of prompts, for engines that take embeddings in place of tokens."""
 
+import dataclasses
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from softprompt_zoo import typed
+from softprompt_zoo.config import PromptName
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.formats.files import check_floating, read_json, read_tensors, write_atomically, write_json
+from softprompt_zoo.formats.files import check_format, read_json, read_tensors, write_atomically, write_json
+from softprompt_zoo.formats.numbers import check_floating
 
 FORMAT_VERSION = 1
 INDEX_FILE = "prompt_embeds.json"
 TENSOR_FILE = "prompt_embeds.safetensors"
+
+Shape = Annotated[list[int], typed.Allowed("a list of two integers", lambda value: len(value) == 2)]
 
 README = """\
 # Prompts as embeddings
@@ -58,6 +65,18 @@ assert llama_cpp.llama_decode(context, batch) == 0
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What a folder holds."""
+
+    active: tuple[str, ...]
+    """Names of the prompts that the model saw, in order."""
+    shapes: dict[PromptName, Shape]
+    """By name `[tokens, hidden]`."""
+    dtypes: dict[str, str]
+    """By name torch's name of the numbers, without `torch.`."""
+
+
 def write(directory: Path, prompts: Mapping[str, Tensor], active: tuple[str, ...]) -> None:
     """Write a folder; each file whole or not at all, the index last.
 
@@ -75,8 +94,8 @@ def write(directory: Path, prompts: Mapping[str, Tensor], active: tuple[str, ...
     write_atomically(directory / "README.md", _readme(plain).encode())
     shapes = {name: list(embeddings.shape) for name, embeddings in plain.items()}
     dtypes = {name: str(embeddings.dtype).removeprefix("torch.") for name, embeddings in plain.items()}
-    content = {"format": FORMAT_VERSION, "active": list(active), "shapes": shapes, "dtypes": dtypes}
-    write_json(directory / INDEX_FILE, content)
+    content = dataclasses.asdict(Index(active, shapes, dtypes))
+    write_json(directory / INDEX_FILE, {"format": FORMAT_VERSION, **content})
 
 
 def is_embeddings(directory: Path) -> bool:
@@ -96,31 +115,25 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     Raises:
         CheckpointError: If a file is missing, corrupt, or of a later format.
     """
-    shapes, active = _index(directory)
+    index = _index(directory)
     tensors, _ = read_tensors(directory / TENSOR_FILE)
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if found != shapes:
-        raise CheckpointError(f"{directory / TENSOR_FILE} holds {found}; {INDEX_FILE} says {shapes}")
+    if found != index.shapes:
+        raise CheckpointError(f"{directory / TENSOR_FILE} holds {found}; {INDEX_FILE} says {index.shapes}")
     check_floating(tensors, directory / TENSOR_FILE)
-    return {name: tensors[name] for name in shapes}, tuple(active)
+    return {name: tensors[name] for name in index.shapes}, index.active
 
 
 def names(directory: Path) -> list[str]:
     """Return the names of a folder's prompts, of which no tensor is read; errors as of `read`."""
-    return list(_index(directory)[0])
+    return list(_index(directory).shapes)
 
 
-def _index(directory: Path) -> tuple[dict[str, list[int]], list[str]]:
+def _index(directory: Path) -> Index:
     path = directory / INDEX_FILE
     content = read_json(path)
-    if content.get("format") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format {content.get('format')!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo"
-        )
-    shapes, active = content.get("shapes"), content.get("active")
-    if not isinstance(shapes, dict) or not isinstance(active, list) or not set(active) <= set(shapes):
-        raise CheckpointError(f"{path} is corrupt; export the prompt again")
-    return shapes, active
+    check_format(content, FORMAT_VERSION, path)
+    return typed.read(Index, {name: value for name, value in content.items() if name != "format"}, str(path))
 
 
 def _for_numpy(embeddings: Tensor) -> Tensor:

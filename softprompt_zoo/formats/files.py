@@ -6,22 +6,23 @@ import json
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from softprompt_zoo import typed
 from softprompt_zoo.errors import CheckpointError
 
-FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""What trained numbers may be stored in."""
 ORPHANED_SECONDS = 3600
 """Age of a temporary file that nobody writes any more: a file is moved to its place as soon as it is written."""
+MOST_JSON = 64 * 2**20
+"""Bytes of a JSON file; the largest are lists of a model's tensors. Our choice."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -96,6 +97,27 @@ def make_directory(directory: str | os.PathLike[str]) -> Path:
     return path
 
 
+def existing_directory(directory: str | os.PathLike[str]) -> Path:
+    """Return the path of a saved prompt's folder.
+
+    Args:
+        directory: As the user gave it.
+
+    Raises:
+        CheckpointError: If it is no folder, or no path.
+    """
+    path = Path(directory)
+    try:
+        is_there = stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):  # missing, too long, or with a character that no path has
+        is_there = False
+    if not is_there:
+        raise CheckpointError(
+            f"{typed.shortened(str(path))} is no folder; expected what save_pretrained wrote, or a PEFT prompt adapter"
+        )
+    return path
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file.
 
@@ -148,48 +170,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def check_floating(tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Refuse tensors that no parameter can take as they are.
+def check_format(content: object, version: int, where: str | Path) -> None:
+    """Refuse an index of another format than this version reads.
 
     Args:
-        tensors: What a file holds, by name.
-        where: The file, or the prompt in it, for the message.
+        content: The index.
+        version: The format that is read.
+        where: The index, for the message.
 
     Raises:
-        CheckpointError: If one holds other than finite floating-point numbers.
+        CheckpointError: If its `format` is another.
     """
-    for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATING:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
-            raise CheckpointError(f"{where}: tensor {name!r} is of {tensor.dtype}; expected one of {known}")
-    check_finite(tensors, where)
-
-
-def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Refuse NaN and infinity.
-
-    Args:
-        tensors: What a file holds, by name.
-        where: The file, or the prompt in it, for the message.
-
-    Raises:
-        CheckpointError: If one holds such a number.
-    """
-    for name, tensor in tensors.items():
-        if not is_finite(tensor):
-            wrong = int((~tensor.isfinite()).sum())
-            raise CheckpointError(
-                f"{where}: tensor {name!r} holds NaN or infinity ({wrong} of {tensor.numel()} numbers); its training "
-                "failed or the file is damaged; take another copy, or train again"
-            )
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Return whether a tensor holds neither NaN nor infinity; integers never do."""
-    if not tensor.is_floating_point() or tensor.dtype not in FLOATING:
-        return True
-    # The sum is quick and never finite where a number is not; a large one may overflow.
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != version or isinstance(found, bool):
+        raise CheckpointError(
+            f"{where} has format {found!r}, this version reads {version}; upgrade softprompt-zoo, or take another copy"
+        )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -201,6 +197,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError as error:
@@ -222,15 +219,18 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: If it is missing, or no JSON object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        size = check_regular(path)
+        if size > MOST_JSON:
+            raise CheckpointError(f"{path} has {size} bytes; no JSON of a prompt is larger than {MOST_JSON}")
+        text = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not JSON ({error})") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from error
     return parse_json(text, path)
 
 
-def parse_json(text: str, path: Path) -> dict[str, Any]:
+def parse_json(text: str | bytes, path: Path) -> dict[str, Any]:
     """Parse a JSON object.
 
     Args:
@@ -243,10 +243,26 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is no JSON object.
     """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is truncated or not JSON ({error})") from error
+    value = typed.parse(text, str(path))
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds {type(value).__name__}; expected a JSON object")
     return value
+
+
+def check_regular(path: Path) -> int:
+    """Refuse pipes and devices, of which reading may wait for ever.
+
+    Args:
+        path: A file.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        CheckpointError: If it is no regular file.
+        OSError: If it is missing.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{path} is no regular file; expected one that save_pretrained or export wrote")
+    return found.st_size

@@ -8,18 +8,28 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from torch import Tensor
 
+from softprompt_zoo import typed
+from softprompt_zoo.config import LARGEST_WEIGHT, PromptName, is_weight
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.formats.files import read_json, read_metadata, read_tensors, write_json, write_tensors
+from softprompt_zoo.formats.files import check_format, read_json, read_metadata, read_tensors, write_json, write_tensors
 
 FORMAT_VERSION = 1
 INDEX_FILE = "softprompt_zoo.json"
 TENSOR_FILE = "model.safetensors"
 KEY_PREFIX = "prompts."
 METADATA_KEY = "softprompt_zoo"
+
+
+class Sizes(TypedDict):
+    """Sizes of a model, as `Backbone.sizes` gives them."""
+
+    family: str
+    hidden_size: int
+    layers: dict[str, Annotated[list[list[int]], typed.Allowed("a list of at least one layer", bool)]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Record:
     """Whether the tensors are plain tokens."""
     config: dict[str, Any]
     """The method's config."""
-    weight: float = 1.0
+    weight: Annotated[float, typed.Allowed(f"a number from 0 to {LARGEST_WEIGHT:.0f}", is_weight)] = 1.0
     """Factor on its share of attention."""
     is_trained: bool = True
     """Whether gradients reached it; files that do not say may have trained all."""
@@ -46,11 +56,11 @@ class Record:
 class Index:
     """What a directory holds."""
 
-    backbone: dict[str, Any]
+    backbone: Annotated[dict[str, Any], Sizes]
     """Sizes of the model it was made for."""
     active: tuple[str, ...]
     """Names of the active prompts, in order."""
-    prompts: dict[str, Record]
+    prompts: dict[PromptName, Record]
     """Prompts by name, in the order they were added."""
     adapters: dict[str, str] = dataclasses.field(default_factory=dict)
     """Folders of the PEFT adapters on the model, by their names; relative to the directory."""
@@ -131,17 +141,7 @@ def read_index(directory: Path) -> Index:
 def _index(metadata: Mapping[str, str], path: Path) -> Index:
     if METADATA_KEY not in metadata:
         raise CheckpointError(f"{path} was not written by softprompt_zoo; expected the prompts that {INDEX_FILE} names")
-    try:
-        content = json.loads(metadata[METADATA_KEY])
-        version = content.pop("format")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"the index in {path} is corrupt ({error}); save the prompt again") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format {version!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo"
-        )
-    try:
-        prompts = {name: Record(**record) for name, record in content["prompts"].items()}
-        return Index(content["backbone"], tuple(content["active"]), prompts, dict(content.get("adapters", {})))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"the index in {path} is corrupt ({error}); save the prompt again") from error
+    where = f"the index in {path}"
+    content = typed.parse(metadata[METADATA_KEY], where)
+    check_format(content, FORMAT_VERSION, where)
+    return typed.read(Index, {name: value for name, value in content.items() if name != "format"}, where)

@@ -18,7 +18,7 @@ from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
 from softprompt_zoo.formats import adapter_folder
 from softprompt_zoo.formats.adapter_folder import CONFIG_FILE, TENSOR_FILE
-from softprompt_zoo.formats.files import check_floating
+from softprompt_zoo.formats.numbers import check_floating
 from softprompt_zoo.formats.peft_modules import POOLED_TASKS
 from softprompt_zoo.formats.peft_prefixes import SEQ2SEQ, TENSOR_KEY, flat_prefix, read_prefix
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens

@@ -8,22 +8,48 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from softprompt_zoo import typed
+from softprompt_zoo.config import PromptName
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
-from softprompt_zoo.formats.files import check_floating, read_json, write_json
+from softprompt_zoo.formats.files import check_format, check_regular, read_json, write_json
+from softprompt_zoo.formats.numbers import check_floating
 
 FORMAT_VERSION = 1
 INDEX_FILE = "soft_tokens.json"
 TENSOR_FILE = "model.safetensors"
+MOST_TOKENS = 2**40
+"""Larger than any vocabulary, and small enough for an index."""
 SHARDS_FILE = "model.safetensors.index.json"
 _START = "{%- set soft_prompts = "
 # Not "-%}": a template may begin with blanks of its own. The line break goes with the block.
 _END = "{%- endif %}\n"
+
+
+TokenId = Annotated[int, typed.integer(0, MOST_TOKENS)]
+
+
+class SoftTokens(TypedDict):
+    """The tokens of one prompt."""
+
+    ids: Annotated[list[TokenId], typed.Allowed("a list of at least one id", bool)]
+    """Their ids, in order."""
+    tokens: list[str]
+    """What the tokenizer calls them."""
+    in_front: str | None
+    """What to write in front of a plain text for this prompt alone; `None` if no string gives the right ids."""
+
+
+class Shards(TypedDict, total=False):
+    """What transformers says of a checkpoint in several files."""
+
+    metadata: Any
+    weight_map: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +58,7 @@ class Index:
 
     tensor: str
     """Name of the embedding table in the checkpoint."""
-    scale: float
+    scale: Annotated[float, typed.Allowed("a number above 0", lambda value: value > 0)]
     """What the model multiplies the table's rows by."""
     active: tuple[str, ...]
     """The prompts that the chat template puts in front by default, in order."""
@@ -40,8 +66,8 @@ class Index:
     """What to write in front of a plain text for these; `None` if no string gives the right ids."""
     add_special_tokens: bool
     """What to tell the tokenizer of such a text: `False` if the special tokens are in `in_front` already."""
-    prompts: Mapping[str, Mapping[str, Any]]
-    """By name: `ids`, `tokens`, and `in_front` for that prompt alone."""
+    prompts: dict[PromptName, SoftTokens]
+    """The tokens of each prompt by its name."""
 
 
 def token_names(prompt: str, count: int) -> list[str]:
@@ -105,32 +131,22 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     Raises:
         CheckpointError: If a file is missing, corrupt, or of a later format.
     """
-    index, ids = _index(directory)
-    rows = {name: _rows(directory, index.tensor, own) for name, own in ids.items()}
+    index = _index(directory)
+    rows = {name: _rows(directory, index.tensor, prompt["ids"]) for name, prompt in index.prompts.items()}
     check_floating(rows, directory / INDEX_FILE)
     return {name: (own * index.scale).to(own.dtype) for name, own in rows.items()}, index.active
 
 
 def names(directory: Path) -> list[str]:
     """Return the names of a checkpoint's prompts, of which no row is read; errors as of `read`."""
-    return list(_index(directory)[1])
+    return list(_index(directory).prompts)
 
 
-def _index(directory: Path) -> tuple[Index, dict[str, list[int]]]:
-    """Read the index, and from it the ids of each prompt."""
+def _index(directory: Path) -> Index:
     path = directory / INDEX_FILE
     content = read_json(path)
-    version = content.pop("format", None)
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format {version!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo"
-        )
-    try:
-        index = Index(**{**content, "active": tuple(content["active"])})
-        ids = {name: [int(token) for token in prompt["ids"]] for name, prompt in index.prompts.items()}
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is corrupt ({error}); export the prompt again") from error
-    return index, ids
+    check_format(content, FORMAT_VERSION, path)
+    return typed.read(Index, {name: value for name, value in content.items() if name != "format"}, str(path))
 
 
 def table_name(directory: Path, table: Tensor) -> str:
@@ -159,9 +175,11 @@ def table_name(directory: Path, table: Tensor) -> str:
 def _rows(directory: Path, tensor: str, ids: Sequence[int]) -> Tensor:
     with _open(directory, tensor) as file:
         table = file.get_slice(tensor)
-        count = table.get_shape()[0]
-        if not ids or min(ids) < 0 or max(ids) >= count:
-            raise CheckpointError(f"{directory / INDEX_FILE} names the ids {list(ids)}; {tensor!r} has {count} rows")
+        shape = table.get_shape()
+        if len(shape) != 2 or max(ids) >= shape[0]:
+            raise CheckpointError(
+                f"{directory / INDEX_FILE} names ids up to {max(ids)}; {tensor!r} has the shape {tuple(shape)}"
+            )
         first = min(ids)
         rows: Tensor = table[first : max(ids) + 1]
         return rows[[token - first for token in ids]]
@@ -170,9 +188,14 @@ def _rows(directory: Path, tensor: str, ids: Sequence[int]) -> Tensor:
 def _open(directory: Path, tensor: str) -> Any:
     path = directory / TENSOR_FILE
     if not path.is_file():
-        where = read_json(directory / SHARDS_FILE).get("weight_map", {})
-        path = directory / str(where.get(tensor, TENSOR_FILE))
+        shards = directory / SHARDS_FILE
+        where = typed.read(Shards, read_json(shards), str(shards)).get("weight_map", {})
+        name = where.get(tensor, TENSOR_FILE)
+        if name != Path(name).name or name in ("", ".", ".."):
+            raise CheckpointError(f"{shards}: weight_map.{tensor} is {name!r}; expected the name of a file beside it")
+        path = directory / name
     try:
+        check_regular(path)
         file = safe_open(path, framework="pt")
         found = tensor in file.keys()  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:

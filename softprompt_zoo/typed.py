@@ -1,0 +1,239 @@
+"""What a file or a caller says, held against the types that are declared: one problem, with the field's name.
+
+The annotations of a dataclass or `TypedDict` are the format: `str`, `bool`, `int`, `float` (finite), `None`, `Any`,
+unions, `list`, `tuple` and `dict` of these, other dataclasses and `TypedDict`s, and `typing.Annotated` with `Allowed`
+for bounds. Kinds that are not known here, a tokenizer's class say, are taken as they are.
+"""
+
+import dataclasses
+import functools
+import json
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
+
+from softprompt_zoo.errors import CheckpointError
+
+T = TypeVar("T")
+LONGEST_SHOWN = 60
+"""Characters of a value in a message."""
+LONGEST_TEXT = 300
+"""Characters of a path or another library's error in a message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """A bound, for `typing.Annotated`."""
+
+    expected: str
+    """What is allowed, in words."""
+    accepts: Callable[[Any], bool]
+    """Whether a value of the annotated type is."""
+
+
+def integer(least: int, most: int) -> Allowed:
+    """Allow integers from `least` to `most`."""
+    return Allowed(f"an integer from {least} to {most}", lambda value: least <= value <= most)
+
+
+class MismatchError(ValueError):
+    """A value is not of the declared type."""
+
+    def __init__(self, path: str, found: str, expected: str) -> None:
+        super().__init__(f"{path or 'its content'} {found}; expected {expected}")
+        self.expected = expected
+
+
+def parse(text: str | bytes, where: str) -> Any:
+    """Read JSON.
+
+    Args:
+        text: The JSON.
+        where: What it stands in, for the message.
+
+    Returns:
+        Its value.
+
+    Raises:
+        CheckpointError: If it is none, or nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise CheckpointError(f"{where} is nested too deep for a file of ours; take another copy") from None
+    except ValueError as error:  # of encodings, too
+        raise CheckpointError(f"{where} is truncated or not JSON ({error})") from error
+
+
+def read(kind: type[T], content: Any, where: str) -> T:
+    """Make a dataclass or `TypedDict` of JSON values.
+
+    Args:
+        kind: The class, whose annotations say what is allowed.
+        content: JSON values.
+        where: What they stand in, for the message.
+
+    Returns:
+        The instance.
+
+    Raises:
+        CheckpointError: If a field is missing, unknown, or not of its type; names it.
+    """
+    try:
+        found: T = convert(kind, content)
+    except MismatchError as error:
+        raise CheckpointError(f"{where}: {error}; it is damaged or of another program; save it again") from error
+    return found
+
+
+def convert(kind: Any, value: Any, path: str = "") -> Any:
+    """Return a value in the form that a type declares: lists become tuples, and objects instances, where it says so.
+
+    Args:
+        kind: An annotation.
+        value: The value.
+        path: Its place, `prompts.default.weight` say.
+
+    Raises:
+        MismatchError: If it is not of that type.
+    """
+    if dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
+        return _object(kind, value, path)
+    known = _KINDS.get(typing.get_origin(kind))
+    if known is not None:
+        return known(typing.get_args(kind), value, path)
+    expected, accepts = _PLAIN.get(kind, ("", _anything))
+    if not accepts(value):
+        raise MismatchError(path, shown(value), expected)
+    return value
+
+
+def shown(value: Any) -> str:
+    """Write what is wrong: `is 'x' (str)`, on one line and not too long."""
+    return f"is {_SHORT.repr(value)} ({type(value).__name__})"
+
+
+def shortened(text: str) -> str:
+    """Leave out the middle of a text that is too long for a message."""
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT // 2]}…{text[-LONGEST_TEXT // 2 :]}"
+
+
+@functools.cache
+def fields_of(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the annotations of a class by field, and the names of the fields that must be there."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    if not dataclasses.is_dataclass(kind):
+        return hints, frozenset(kind.__required_keys__)
+    missing = dataclasses.MISSING
+    needed = (f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}, frozenset(needed)
+
+
+def _object(kind: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise MismatchError(path, shown(value), "an object")
+    hints, needed = fields_of(kind)
+    wrong = next((name for name in value if name not in hints), None)
+    if wrong is not None:
+        raise MismatchError(_at(path, str(wrong)), "is unknown", ", ".join(hints))
+    missing = next((name for name in hints if name in needed and name not in value), None)
+    if missing is not None:
+        raise MismatchError(_at(path, missing), "is missing", _expected(hints[missing]))
+    found = {name: convert(hints[name], part, _at(path, name)) for name, part in value.items()}
+    return found if typing.is_typeddict(kind) else kind(**found)
+
+
+def _annotated(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
+    kind, *bounds = arguments
+    found = convert(kind, value, path)
+    for bound in bounds:
+        if not isinstance(bound, Allowed):
+            convert(bound, value, path)
+        elif not bound.accepts(found):
+            raise MismatchError(path, shown(value), bound.expected)
+    return found
+
+
+def _union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
+    expected = []
+    for kind in arguments:
+        try:
+            return convert(kind, value, path)
+        except MismatchError as error:
+            expected.append(error.expected)
+    raise MismatchError(path, shown(value), " or ".join(dict.fromkeys(expected)))
+
+
+def _list(arguments: tuple[Any, ...], value: Any, path: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise MismatchError(path, shown(value), "a list")
+    [kind] = arguments or (Any,)
+    return [convert(kind, part, f"{path}[{number}]") for number, part in enumerate(value)]
+
+
+def _tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    if not arguments or arguments[-1] is Ellipsis:
+        return tuple(_list(arguments[:1], value, path))
+    if not isinstance(value, list | tuple) or len(value) != len(arguments):
+        raise MismatchError(path, shown(value), f"a list of {len(arguments)}")
+    pairs = enumerate(zip(arguments, value, strict=True))
+    return tuple(convert(kind, part, f"{path}[{number}]") for number, (kind, part) in pairs)
+
+
+def _dict(arguments: tuple[Any, ...], value: Any, path: str) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise MismatchError(path, shown(value), "an object")
+    key_kind, kind = arguments or (Any, Any)
+    where = f"a name in {path}" if path else "a name"
+    return {convert(key_kind, key, where): convert(kind, part, _at(path, key)) for key, part in value.items()}
+
+
+def _at(path: str, name: Any) -> str:
+    short = name if isinstance(name, str) and name.isidentifier() and len(name) <= LONGEST_SHOWN else _SHORT.repr(name)
+    return f"{path}.{short}" if path else short
+
+
+def _expected(kind: Any) -> str:
+    """Say what a kind is, for a field that is missing."""
+    try:
+        convert(kind, _Nothing())
+    except MismatchError as error:
+        return error.expected
+    return "a value"
+
+
+class _Nothing:
+    """Of no kind."""
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -sys.float_info.max <= value <= sys.float_info.max  # neither NaN nor infinity
+
+
+_PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    int: ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: ("a finite number", _is_number),
+    str: ("text", lambda value: isinstance(value, str)),
+    types.NoneType: ("None", lambda value: value is None),
+}
+_KINDS: dict[Any, Callable[[tuple[Any, ...], Any, str], Any]] = {
+    Annotated: _annotated,
+    typing.Union: _union,
+    types.UnionType: _union,
+    list: _list,
+    tuple: _tuple,
+    dict: _dict,
+    Mapping: _dict,
+}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = LONGEST_SHOWN
+_SHORT.maxlevel = 2
