@@ -154,6 +154,8 @@ def _read_rows(path: Path) -> Iterator[_Row]:
         raise DataError(f"{path}: is a folder; name a .jsonl or .csv file in it")
     if not path.exists():
         raise DataError(f"{path}: no such file; name a .jsonl or .csv file")
+    if not path.is_file():  # a pipe that nobody writes to would be read for ever
+        raise DataError(f"{path}: is a pipe or a device; name a .jsonl or .csv file on a disk")
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -227,6 +229,11 @@ def _read_csv(path: Path, text: str) -> Iterator[_Row]:
                 )
             yield _Row(place, dict(zip(header, cells, strict=True)), may_hold_lists=False)
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise DataError(
+                f"{path}:{number}: has a cell of more than {csv.field_size_limit():,} characters, which Python's reader"
+                " of CSV does not take; shorten it, or write the rows as .jsonl"
+            ) from error
         raise DataError(
             f"{path}:{number}: is not valid CSV ({error}); a quoted cell must end with a double"
             " quote and hold others doubled; repair the row that starts there"

@@ -49,7 +49,7 @@ class Method:
         """Options that a tiny model can be prompted with, and those that make a longer prompt of it."""
         return self._loaded.example_options
 
-    def configure(self, name: str | None = None, **options: Any) -> "Method":
+    def configure(self, /, name: str | None = None, **options: Any) -> "Method":
         """Choose options for later.
 
         Args:
@@ -67,7 +67,7 @@ class Method:
         self.config_class.from_options(merged)
         return Method(self.name, merged, name or self.prompt_name)
 
-    def __call__(self, model: "PreTrainedModel", name: str | None = None, **options: Any) -> "PreTrainedModel":
+    def __call__(self, /, model: "PreTrainedModel", name: str | None = None, **options: Any) -> "PreTrainedModel":
         """Attach a new prompt to a model and activate it, alone.
 
         Args:

@@ -134,7 +134,7 @@ class Prompts(Borrower, nn.Module):
         """Names of the prompts that rows see when a call names none, in order."""
         return self._active
 
-    def add(self, name: str, method: Any, **options: Any) -> Prompt:
+    def add(self, /, name: str, method: Any, **options: Any) -> Prompt:
         """Add a prompt; it is not activated.
 
         Args:

@@ -282,7 +282,7 @@ def test_csv_column_named_twice(tmp_path: Path) -> None:
     refused(path, ":1: columns named twice: 'input'")
 
 
-@pytest.mark.parametrize("row", ['"a,b\n', '"a"x,b\n', f'"{"a" * 200_000}",b\n'])
+@pytest.mark.parametrize("row", ['"a,b\n', '"a"x,b\n'])
 def test_malformed_csv(tmp_path: Path, row: str) -> None:
     path = write(tmp_path, f"input,target\nfine,row\n{row}", "data.csv")
     refused(path, f"{path}:3: is not valid CSV")

@@ -1,5 +1,6 @@
 """The command `softprompt-zoo`. Torch and transformers are imported by the commands that need them, not here."""
 
+import os
 from collections.abc import Callable
 
 import typer
@@ -46,4 +47,6 @@ app.add_typer(_bank, name="bank")
 
 def main() -> None:
     """Run the command line."""
+    if os.environ.get("COLUMNS", "").strip() == "0":  # as some terminals say that they do not know: nothing would fit
+        del os.environ["COLUMNS"]
     app()

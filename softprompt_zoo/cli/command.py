@@ -1,5 +1,6 @@
 """What all commands share: one red line instead of a traceback, and `--debug`."""
 
+import errno
 import functools
 import inspect
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from softprompt_zoo.errors import ZooError
 if TYPE_CHECKING:
     from rich.console import Console
 
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""What the system says of a disk or a quota without room."""
 USER_ERROR, INTERRUPTED = 2, 130
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -35,7 +38,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except (ZooError, ValueError, TypeError, OSError) as error:
             if debug:
                 raise
-            _print_error(str(error) or type(error).__name__)
+            _print_error(_describe(error))
             raise typer.Exit(INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else USER_ERROR) from error
         except KeyboardInterrupt:
             _print_error("stopped")
@@ -46,6 +49,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     wrapper.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
     wrapper.__annotations__ = {**function.__annotations__, "debug": Debug}
     return wrapper
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in FULL:
+        place = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{place}; make room, and run the command again; a training goes on with --resume"
+    return str(error) or type(error).__name__
 
 
 def console() -> "Console":

@@ -104,7 +104,7 @@ def parse_option(text: str) -> tuple[str, Any]:
         Name and value; what is not JSON is text.
 
     Raises:
-        ValueError: If there is no `=` or no name.
+        ValueError: If there is no `=` or no name, or the value is nested too deeply.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
@@ -114,6 +114,8 @@ def parse_option(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+    except RecursionError as error:
+        raise ValueError(f"--option {name} is JSON that is nested too deeply ({value[:20]}…); give a value") from error
 
 
 def unescape(template: str) -> str:

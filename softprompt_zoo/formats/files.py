@@ -59,7 +59,9 @@ def replace_files(contents: Mapping[Path, bytes], removed_first: Sequence[Path] 
             path.unlink(missing_ok=True)
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None and temporaries:  # of a full disk, which names none
+            error.filename = str(next(reversed(temporaries)))
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
         raise

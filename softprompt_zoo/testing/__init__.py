@@ -1,11 +1,28 @@
-"""The conformance kit: what a method must keep and be used for, as suites that any plugin can run on itself."""
+"""The conformance kit: what a method must keep and be used for, as suites that any plugin can run on itself.
 
-from softprompt_zoo.testing.conformance import ConformanceSuite, conformance_suite
-from softprompt_zoo.testing.models import TINY_MODELS, tiny_model
-from softprompt_zoo.testing.operations import OperationSuite, operation_suite
-from softprompt_zoo.testing.pairs import combination_suite
-from softprompt_zoo.testing.tokenizer import tiny_tokenizer
+The suites need pytest, the models do not: each is imported when it is asked for.
+"""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from softprompt_zoo.testing.conformance import ConformanceSuite, conformance_suite
+    from softprompt_zoo.testing.models import TINY_MODELS, tiny_model
+    from softprompt_zoo.testing.operations import OperationSuite, operation_suite
+    from softprompt_zoo.testing.pairs import combination_suite
+    from softprompt_zoo.testing.tokenizer import tiny_tokenizer
+
+_MODULES = {
+    "TINY_MODELS": "models",
+    "ConformanceSuite": "conformance",
+    "OperationSuite": "operations",
+    "combination_suite": "pairs",
+    "conformance_suite": "conformance",
+    "operation_suite": "operations",
+    "tiny_model": "models",
+    "tiny_tokenizer": "tokenizer",
+}
 __all__ = [
     "TINY_MODELS",
     "ConformanceSuite",
@@ -16,3 +33,9 @@ __all__ = [
     "tiny_model",
     "tiny_tokenizer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -101,4 +101,6 @@ def print_next_steps(console: Console, folder: Path, base: "Base", text: str) ->
 def short_path(path: Path) -> str:
     """Name a path from the working folder where it lies in it, as the user would."""
     relative = os.path.relpath(path)
+    if relative.startswith("-"):  # it would be taken for an option
+        return os.path.join(os.curdir, relative)
     return relative if not relative.startswith("..") else str(path)

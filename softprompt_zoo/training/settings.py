@@ -15,6 +15,10 @@ from softprompt_zoo.methods import DEFAULT
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_TEMPLATE = "{input}\n"
+MOST = 1_000_000_000
+"""Steps, rows and tokens at most; more is a slip. Our choice."""
+LARGEST_RATE = 1e6
+"""Rates near the largest float32 overflow in the optimizer; this one is far above any that trains. Our choice."""
 DEMO_STEPS = 60
 """Steps of the demo, fewer than the recipes have, so that two cores are done in minutes. Our choice."""
 
@@ -80,8 +84,12 @@ class Settings:
             value = getattr(self, name)
             if value is not None:
                 check_positive_integer(name, value)
-        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate is {self.learning_rate}; expected a number above 0")
+                if value > MOST:
+                    raise ValueError(f"{name} is {value}; expected an integer of at most {MOST}")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= LARGEST_RATE:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}; expected a number above 0, of at most {LARGEST_RATE:g}"
+            )
         if not 0 <= self.seed < 2**32:  # NumPy takes no more
             raise ValueError(f"seed is {self.seed}; expected an integer from 0 to {2**32 - 1}")
 
@@ -155,7 +163,7 @@ def _is_plain(value: Any) -> bool:
         return False
     try:
         json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return False
 
