@@ -310,9 +310,12 @@ def test_a_loss_that_is_no_scalar_is_told(result, reason):
 
 def test_peft_files_of_another_type_are_told(tmp_path):
     model = learning(write_peft=zoo.hookimpl(lambda: {}))
-    text = r"^method 'learning' \(zoo.register\), hook 'write_peft', returned dict; expected a softprompt_zoo.PeftFiles"
-    with pytest.raises(zoo.PluginError, match=text):
-        model.save_pretrained(tmp_path)
+    text = r"method 'learning' \(zoo.register\), hook 'write_peft', returned dict; expected a softprompt_zoo.PeftFiles"
+    with pytest.raises(zoo.PluginError, match=rf"^{text}"):
+        zoo.export(model, tmp_path / "peft", to="peft")
+    with pytest.warns(UserWarning, match=text):
+        model.save_pretrained(tmp_path / "ours")
+    assert list(zoo.load(tiny_model("llama"), tmp_path / "ours").prompts) == ["default"]
 
 
 def test_a_peft_prompt_of_another_type_is_told(tmp_path):
