@@ -2,25 +2,50 @@
 
 import contextlib
 import contextvars
-import threading
+import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.hosts: tuple[object, ...] = ()
+@dataclasses.dataclass(eq=False)
+class _Entered:
+    """A context that was entered."""
+
+    host: object
+    is_open: bool = True
+    """Whether it was not left yet, by whomever."""
 
 
-_CONTEXT: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar("softprompt_disabled", default=())
-_THREAD = _Thread()
-"""The same once more: a compiled forward cannot read a context variable, and compiles anew when this changes."""
+_CONTEXT: contextvars.ContextVar[tuple[_Entered, ...]] = contextvars.ContextVar("softprompt_disabled", default=())
+
+
+class _Here:
+    """The hosts that are disabled where this is read, for a compiled forward: it cannot read a context variable.
+
+    Its guards look attributes up anew at every call, and so compile anew when the answer changes. The answer is another
+    one in each task, as a `threading.local` has another `__dict__` in each thread.
+    """
+
+    __slots__ = ()
+
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+        return {"hosts": _hosts()}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "hosts":
+            return _hosts()
+        raise AttributeError(name)
+
+
+_HERE = _Here()
 
 
 @contextlib.contextmanager
 def disable(host: object) -> Iterator[None]:
-    """Disable the prompts of a model within the context; may be nested.
+    """Disable the prompts of a model within the context; may be nested, and left in another thread or task.
 
     Args:
         host: The model's prompts.
@@ -28,21 +53,24 @@ def disable(host: object) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    _CONTEXT.set((*_CONTEXT.get(), host))
-    _THREAD.hosts = (*_THREAD.hosts, host)
+    entered = _Entered(host)
+    token = _CONTEXT.set((*(each for each in _CONTEXT.get() if each.is_open), entered))
     try:
         yield
     finally:
         # One entry less, rather than the state before: contexts need not be left in the order they were entered.
-        _CONTEXT.set(_without(_CONTEXT.get(), host))
-        _THREAD.hosts = _without(_THREAD.hosts, host)
+        left = tuple(each for each in _CONTEXT.get() if each is not entered)
+        try:
+            _CONTEXT.reset(token)
+        except ValueError:  # this is not where it was entered, and there nothing can be set from here
+            entered.is_open = False
+        _CONTEXT.set(left)
 
 
 def is_disabled(host: object) -> bool:
-    """Say whether the prompts of a model are disabled where this is called."""
-    return host in (_THREAD.hosts if torch.compiler.is_compiling() else _CONTEXT.get())
+    """Return whether the prompts of a model are disabled where this is called."""
+    return host in (_HERE.hosts if torch.compiler.is_compiling() else _hosts())
 
 
-def _without(hosts: tuple[object, ...], host: object) -> tuple[object, ...]:
-    place = hosts.index(host)
-    return hosts[:place] + hosts[place + 1 :]
+def _hosts() -> tuple[object, ...]:
+    return tuple([entered.host for entered in _CONTEXT.get() if entered.is_open])

@@ -261,7 +261,7 @@ class Prompts(Borrower, nn.Module):
         return groups
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
-        """Use the model as if it had no prompts, bit for bit, within the context; other threads keep them."""
+        """Use the model as if it had no prompts, bit for bit, within the context; other threads and tasks keep them."""
         return disable(self)
 
     def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, cache: Any) -> Call:

@@ -11,6 +11,7 @@ import torch
 from classifiers import classifier, logits, texts
 
 import softprompt_zoo as zoo
+from softprompt_zoo import disabling
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
 
@@ -168,3 +169,113 @@ def test_a_trained_head_is_used_in_another_thread(workers):
     with model.prompts.disabled():
         assert torch.equal(workers[0].do(lambda: logits(model, ids)), full)
         assert torch.equal(logits(model, ids), base)
+
+
+def check_tasks(prompts, run, full, base):
+    """Let two tasks of one thread take turns; the first has disabled the prompts, the second has not."""
+
+    async def bare(entered, leave):
+        with prompts.disabled():
+            first = run()
+            entered.set()
+            await leave.wait()
+            return first, run()
+
+    async def both():
+        entered, leave = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(bare(entered, leave))
+        await entered.wait()
+        beside = run()
+        leave.set()
+        return beside, *await task
+
+    for found, expected in zip(asyncio.run(both()), (full, base, base), strict=True):
+        assert_equal(found, expected, "a task")
+    assert_equal(run(), full, "after both tasks")
+
+
+def runner(subject, is_compiled):
+    torch._dynamo.reset()
+    model = torch.compile(subject.model, backend="eager", fullgraph=True) if is_compiled else subject.model
+
+    def run():
+        with torch.no_grad():
+            return model(**subject.inputs(TEXT)).logits
+
+    return run
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize(("architecture", "method"), [("llama", "prefix_tuning"), ("bert", "prompt_tuning")])
+def test_tasks_of_one_thread_keep_their_prompts(architecture, method, is_compiled):
+    subject = prompted(architecture, method)
+    base, full = Subject(architecture, tiny_model(architecture)).logits(TEXT), subject.logits(TEXT)
+    assert (base - full).abs().max() > 1e-3
+    check_tasks(subject.model.prompts, runner(subject, is_compiled), full, base)
+
+
+class ThreadWide:
+    """A context variable that is not one: all tasks see what one of them has set."""
+
+    def __init__(self):
+        self.value = ()
+
+    def get(self):
+        return self.value
+
+    def set(self, value):
+        self.value = value
+
+    def reset(self, token):
+        pass
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_the_check_of_tasks_notices_what_is_set_for_all_of_them(is_compiled, monkeypatch):
+    subject = prompted(method="prefix_tuning")
+    base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)
+    monkeypatch.setattr(disabling, "_CONTEXT", ThreadWide())
+    with pytest.raises(AssertionError):
+        check_tasks(subject.model.prompts, runner(subject, is_compiled), full, base)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_context_may_be_left_in_another_thread(workers, is_compiled):
+    """As web frameworks do, which run the two halves of a dependency wherever a thread is free."""
+    subject = prompted(method="prefix_tuning")
+    base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)
+    run = runner(subject, is_compiled)
+    context = subject.model.prompts.disabled()
+    workers[0].do(context.__enter__)
+    assert_equal(workers[0].do(run), base, "where it was entered")
+    assert_equal(workers[1].do(run), full, "elsewhere")
+    workers[1].do(lambda: context.__exit__(None, None, None))
+    for worker in workers:
+        assert_equal(worker.do(run), full, "after it was left")
+
+    def again():
+        with subject.model.prompts.disabled():
+            return run()
+
+    assert_equal(workers[0].do(again), base, "entered again")
+    assert_equal(workers[0].do(run), full, "left again")
+    assert workers[0].do(lambda: len(disabling._CONTEXT.get())) == 0
+
+
+def test_a_context_left_in_a_task_that_took_it_along():
+    subject = prompted()
+    base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)
+
+    async def leave(context):
+        context.__exit__(None, None, None)
+
+    async def main():
+        context = subject.model.prompts.disabled()
+        context.__enter__()
+        before = subject.logits(TEXT)
+        await asyncio.create_task(leave(context))
+        return before, subject.logits(TEXT)
+
+    before, after = asyncio.run(main())
+    assert torch.equal(before, base)
+    assert torch.equal(after, full)
