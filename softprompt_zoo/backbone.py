@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.probe import KEYWORD, PROBE, PROBE_ENCODER_LENGTH, PROBE_LENGTH, AttentionCall, LayerShape, Probe
+from softprompt_zoo.quantized import keep_unpacked
 from softprompt_zoo.stack_traits import (
     CARRIED,
     Sinusoids,
@@ -234,18 +235,18 @@ def trial(modules: Sequence[PreTrainedModel], choose: Callable[[str], str]) -> I
     """
     configs = [config for module in modules for config in attention_configs(module)]
     before = [config._attn_implementation_internal for config in configs]
-    training = [child for module in modules for child in module.modules() if child.training]
+    training = [(child, child.training) for module in modules for child in module.modules()]
     try:
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation_internal = choose(implementation)
         for module in modules:
-            module.eval()
+            keep_unpacked(module.eval())
         yield
     finally:
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation_internal = implementation
-        for child in training:
-            child.training = True
+        for child, mode in training:
+            child.training = mode
 
 
 def _single_stack(model: PreTrainedModel) -> PreTrainedModel:

@@ -19,6 +19,7 @@ from softprompt_zoo.prompted_model import (
     restore_implementation,
 )
 from softprompt_zoo.prompts import Prompts
+from softprompt_zoo.quantized import keep_unpacked
 from softprompt_zoo.sites.adapter_layers import original_name
 from softprompt_zoo.sites.carried import adopt, release
 from softprompt_zoo.sites.replaced_forward import check_forward, restore
@@ -70,6 +71,8 @@ def attach(
     model.add_module("prompts", host)
     prompted.__class__ = prompted_class(prompted.__class__)
     rebind_forward(model)
+    if getattr(model, "is_quantized", False) and any(prompt.is_trained for prompt in host.values()):
+        keep_unpacked(model)
     _ATTACHED.add(model)
 
 

@@ -17,6 +17,7 @@ from softprompt_zoo.forward import prompted_forward
 from softprompt_zoo.generation import PromptedGeneration
 from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.prompts import Prompts
+from softprompt_zoo.quantized import keep_unpacked, trainable_view
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.carried import run
 from softprompt_zoo.sites.replaced_forward import check_forward, note_prompted, rebind
@@ -58,6 +59,27 @@ class PromptedModel(PromptedGeneration):
             for config, implementation in zip(configs, before, strict=True):
                 config._attn_implementation_internal = implementation
             raise
+
+    @property
+    def hf_quantizer(self) -> Any:
+        """What quantised the model; `Trainer` asks it whether the model is trained as it is, which prompts are."""
+        if "hf_quantizer" not in self.__dict__:
+            raise AttributeError("hf_quantizer")
+        return trainable_view(self.__dict__["hf_quantizer"])
+
+    @hf_quantizer.setter
+    def hf_quantizer(self, quantizer: Any) -> None:
+        self.__dict__["hf_quantizer"] = quantizer
+
+    @hf_quantizer.deleter
+    def hf_quantizer(self) -> None:
+        del self.__dict__["hf_quantizer"]
+
+    def train(self, mode: bool = True) -> Any:  # noqa: D102
+        super().train(mode)  # type: ignore[misc]
+        if getattr(self, "is_quantized", False) and any(prompt.is_trained for prompt in self.prompts.values()):
+            keep_unpacked(self)  # type: ignore[arg-type]
+        return self
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
         with adapters.out_of_reach(self):  # type: ignore[arg-type]
