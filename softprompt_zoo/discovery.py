@@ -6,6 +6,7 @@ import dataclasses
 import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,10 @@ WRAPPER_GROUP = "softprompt_zoo.wrappers"
 ENVIRONMENT_VARIABLE = "SOFTPROMPT_ZOO_PLUGINS"
 """Comma-separated names of the entry points or distributions that may load; empty for built-ins only."""
 
+PROJECT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
+"""A project's name: https://packaging.python.org/en/latest/specifications/name-normalization/ and no longer."""
+VERSION = re.compile(r"(?=.{1,100}\Z)(?:[0-9]{1,9}!)?[0-9][A-Za-z0-9]*(?:[._+-][A-Za-z0-9]+)*")
+"""A version: https://packaging.python.org/en/latest/specifications/version-specifiers/ and a little more."""
 OWN_DISTRIBUTION = "softprompt-zoo"
 
 
@@ -142,3 +147,20 @@ def _source_path(module: str) -> Path | None:
         name = ".".join([top, *rest[: index + 1]])
         spec = importlib.machinery.PathFinder.find_spec(name, list(spec.submodule_search_locations))
     return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
+
+
+def install_advice(distribution: str, version: str) -> str:
+    """Say how to get a method's package; a command line is made of nothing but a project's name and version.
+
+    Args:
+        distribution: Package that a file names.
+        version: Version that it names; empty if the method was registered by hand.
+
+    Returns:
+        What to do, for a message.
+    """
+    if not version:
+        return "it was registered by hand: zoo.register its plugin first"
+    if PROJECT.fullmatch(distribution) and VERSION.fullmatch(version):
+        return f"run: pip install {distribution}=={version}"
+    return "the file names no package that could be installed; ask whoever made it"

@@ -18,6 +18,8 @@ OPTIONS = ("max_length", "padding")
 """Keywords of `encode` that are no fields."""
 TEXT = -1
 """Stands in `soft_slots` where there is text."""
+MOST_SLOTS = 2**20
+"""Slots of a template, and virtual tokens it may name; longer than the positions of any model. Our choice."""
 
 
 def encode(
@@ -60,6 +62,7 @@ def encode(
     parsed = _parse(template)
     if max_length is not None:
         check_positive_integer("max_length", max_length)
+    _check_count(parsed, max_length)
     check_choice("padding", padding, ("longest", "max_length"))
     if padding == "max_length" and max_length is None:
         raise ValueError("padding='max_length' needs max_length, which is None")
@@ -88,7 +91,7 @@ class _Field:
 class _Slot:
     """A place of virtual tokens."""
 
-    tokens: tuple[int, ...]
+    tokens: range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +142,18 @@ class _Encoder:
         return row
 
 
+def _check_count(parsed: _Parsed, max_length: int | None) -> None:
+    """Refuse more slots than a row may have, before there is a list of them."""
+    count = sum(len(part.tokens) for parts in parsed.parts for part in parts if isinstance(part, _Slot))
+    if max_length is not None and count > max_length:
+        raise ValueError(
+            f"max_length is {max_length}, but the template alone has {count} slots, which are never cut; use fewer "
+            "slots, or a larger max_length"
+        )
+    if count > MOST_SLOTS:
+        raise ValueError(f"the template has {count} slots; use at most {MOST_SLOTS}")
+
+
 def _parse(template: Any) -> _Parsed:
     if isinstance(template, str):
         return _Parsed([_parse_text(template, 0)[0]], [])
@@ -187,16 +202,21 @@ def _parse_text(template: str, count: int) -> tuple[list[str | _Field | _Slot], 
 
 
 def _slot(name: str, spec: str, conversion: str | None, count: int) -> _Slot:
-    bounds = re.fullmatch(r"soft\[([0-9]+)(?::([0-9]+))?\]", name)
+    bounds = re.fullmatch(r"soft\[([0-9]{1,18})(?::([0-9]{1,18}))?\]", name)
     tokens = range(0)
-    if name == "soft" and re.fullmatch(r"[0-9]+", spec) and not conversion:
+    if name == "soft" and re.fullmatch(r"[0-9]{1,18}", spec) and not conversion:
         tokens = range(count, count + int(spec))
     elif bounds is not None and not spec and not conversion:
         start = int(bounds[1])
         tokens = range(start, start + 1 if bounds[2] is None else int(bounds[2]))
     if not tokens:
         raise ValueError(f"the slot {_shown(name, spec, conversion)} names no virtual token; expected {SYNTAX}")
-    return _Slot(tuple(tokens))
+    if tokens.stop > MOST_SLOTS:
+        raise ValueError(
+            f"the slot {_shown(name, spec, conversion)} names virtual token {tokens.stop - 1}; a template may name "
+            f"the first {MOST_SLOTS}"
+        )
+    return _Slot(tokens)
 
 
 def _shown(name: str, spec: str, conversion: str | None) -> str:

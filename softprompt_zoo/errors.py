@@ -1,8 +1,30 @@
 """Every error the package raises on purpose, besides `ValueError` and `TypeError` for a bad option."""
 
+import re
+
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
+)
+"""Control characters but tab and line feed, what changes the direction of text, and halves of characters."""
+
+
+def printable(text: str) -> str:
+    """Write a text so that a terminal shows it and does nothing else.
+
+    Args:
+        text: Any text, a file's say.
+
+    Returns:
+        The text with control characters as Python escapes them.
+    """
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class ZooError(Exception):
-    """Base of all errors of the package; catch it to catch them all."""
+    """Base of all errors of the package; catch it to catch them all. Its text is printable, whatever a file says."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(part) if isinstance(part, str) else part for part in args))
 
 
 class UnsupportedError(ZooError, ValueError):

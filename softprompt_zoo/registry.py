@@ -220,13 +220,12 @@ class Registry:
             The loaded method.
 
         Raises:
-            UnknownMethodError: If it is not installed; says what to install.
+            UnknownMethodError: If it is not installed; says what to install, if the file names a package at all.
         """
         try:
             return self.lookup(name)
         except UnknownMethodError as error:
-            package = f"run: pip install {distribution}=={version}"
-            remedy = package if version else "it was registered by hand: zoo.register its plugin first"
+            remedy = discovery.install_advice(distribution, version)
             raise UnknownMethodError(
                 f"{where} needs the method {name!r}, which is not installed; {remedy} ({error})"
             ) from error

@@ -382,7 +382,7 @@ def test_a_field_named_like_an_option_is_refused(option):
             ValueError,
             "max_length is 5, but the template alone has 4 slots and 2 other tokens, which are never cut",
         ),
-        ("{soft:4}", {"max_length": 3}, ValueError, "max_length is 3, but the template alone has 4 slots and 0 other"),
+        ("{soft:4}", {"max_length": 3}, ValueError, "max_length is 3, but the template alone has 4 slots"),
     ],
 )
 def test_mistakes(template, options, error, text):

@@ -7,6 +7,7 @@ import typer
 
 from softprompt_zoo.cli.command import console, quiet
 from softprompt_zoo.cli.use import Model
+from softprompt_zoo.errors import printable
 
 Bank = Annotated[str, typer.Argument(help="Folder, or an fsspec address such as s3://bucket/bank.", metavar="BANK")]
 
@@ -49,7 +50,7 @@ def list_prompts(bank: Bank, prefix: Annotated[str, typer.Option(help="Only name
     from softprompt_zoo.bank import PromptBank
 
     for name in PromptBank(bank).names(prefix):
-        typer.echo(name)
+        typer.echo(printable(name))
 
 
 def verify(bank: Bank) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompt_zoo.errors import ZooError
+from softprompt_zoo.errors import ZooError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,5 +77,5 @@ def _print_error(text: str) -> None:
     from rich.console import Console
 
     # Messages of other libraries may have many lines; the first says what is wrong.
-    line = next((line for line in text.splitlines() if line.strip()), text)
+    line = printable(next((line for line in text.splitlines() if line.strip()), text))
     Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)

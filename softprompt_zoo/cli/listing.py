@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt_zoo.cli.command import console
+from softprompt_zoo.errors import printable
 
 if TYPE_CHECKING:
     from softprompt_zoo.registry import PluginReport
@@ -32,7 +33,8 @@ def methods(as_json: AsJson = False) -> None:
     names = (Column("method", no_wrap=True), Column("aliases", overflow="fold"))
     table = Table(*names, "summary", "distribution")
     for row in rows:
-        table.add_row(*(escape(cell if isinstance(cell, str) else ", ".join(cell)) for cell in row.values()))
+        cells = (cell if isinstance(cell, str) else ", ".join(cell) for cell in row.values())
+        table.add_row(*(escape(printable(cell)) for cell in cells))
     console().print(table)
 
 
@@ -65,11 +67,11 @@ def _print_reports(reports: "list[PluginReport]", notes: dict[str, str]) -> None
     for report in reports:
         state = "problem, see below" if report.problem else notes.get(report.name, "ok")
         cells = (report.name, report.kind, report.origin, state)
-        table.add_row(*map(escape, cells), style="red" if report.problem else None)
+        table.add_row(*(escape(printable(cell)) for cell in cells), style="red" if report.problem else None)
     console().print(table)
     for report in reports:
         if report.problem:
-            line = f"{report.name} ({report.origin}): {' '.join(report.problem.split())}"
+            line = printable(f"{report.name} ({report.origin}): {' '.join(report.problem.split())}")
             console().print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
