@@ -17,6 +17,7 @@ from softprompt_zoo.hookspecs import hookimpl as hookimpl
 if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.backbone import Backbone as Backbone
     from softprompt_zoo.bank import PromptBank as PromptBank
+    from softprompt_zoo.base_models import load_model as load_model
     from softprompt_zoo.blending import blend as blend
     from softprompt_zoo.comparing import most_similar as most_similar
     from softprompt_zoo.comparing import similarity as similarity
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.method import combine as combine
     from softprompt_zoo.method import get_method as get_method
     from softprompt_zoo.model import detach as detach
+    from softprompt_zoo.saved_config import read_config as read_config
     from softprompt_zoo.saving import export as export
     from softprompt_zoo.saving import load as load
     from softprompt_zoo.saving import merge as merge
@@ -67,8 +69,10 @@ _LAZY = {
     "get_method": "method",
     "inspect": "inspection",
     "load": "saving",
+    "load_model": "base_models",
     "merge": "saving",
     "most_similar": "comparing",
+    "read_config": "saved_config",
     "sampled_ids": "initialization",
     "similarity": "comparing",
     "truncate": "truncation",

@@ -59,7 +59,8 @@ def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str,
     records = {name: _record(prompt) for name, prompt in host.items()}
     found = adapters.collect(model, state_dict)
     replaces = native.is_native(path)
-    index = native.Index(host.backbone.sizes(), host.active, records, adapter_files.folders(found))
+    folders = adapter_files.folders(found)
+    index = native.Index(host.backbone.sizes(), host.active, records, folders, host.base_name, host.architecture)
     packed, described = adapter_files.pack(found)
     native.write(path, index, tensors | packed, described)
     adapter_files.write_folders(path, found)

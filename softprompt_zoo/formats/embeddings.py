@@ -124,6 +124,12 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     return {name: tensors[name] for name in index.shapes}, index.active
 
 
+def counts(directory: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the number of virtual tokens of each prompt, and the active ones; errors as of `read`."""
+    index = _index(directory)
+    return {name: shape[0] for name, shape in index.shapes.items()}, tuple(index.active)
+
+
 def names(directory: Path) -> list[str]:
     """Return the names of a folder's prompts, of which no tensor is read; errors as of `read`."""
     return list(_index(directory).shapes)

@@ -21,6 +21,8 @@ from softprompt_zoo.errors import CheckpointError
 
 ORPHANED_SECONDS = 3600
 """Age of a temporary file that nobody writes any more: a file is moved to its place as soon as it is written."""
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+"""What repositories on the Hugging Face Hub are called."""
 MOST_JSON = 64 * 2**20
 """Bytes of a JSON file; the largest are lists of a model's tensors. Our choice."""
 
@@ -116,8 +118,19 @@ def existing_directory(directory: str | os.PathLike[str]) -> Path:
     if not is_there:
         raise CheckpointError(
             f"{typed.shortened(str(path))} is no folder; expected what save_pretrained wrote, or a PEFT prompt adapter"
+            f"{_advice_to_fetch(str(directory))}"
         )
     return path
+
+
+def _advice_to_fetch(name: str) -> str:
+    """Say how to get a folder from the Hugging Face Hub, if a missing one has such a name."""
+    if not HUB_NAME.fullmatch(name):
+        return ""
+    return (
+        f"; if it is a repository on the Hugging Face Hub, fetch it first: huggingface_hub.snapshot_download({name!r}, "
+        "allow_patterns=['*.json', '*.safetensors']) returns its folder"
+    )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -64,6 +64,10 @@ class Index:
     """Prompts by name, in the order they were added."""
     adapters: dict[str, str] = dataclasses.field(default_factory=dict)
     """Folders of the PEFT adapters on the model, by their names; relative to the directory."""
+    base_model: str | None = None
+    """Name or path that the model was loaded from, if it is known."""
+    architecture: str = ""
+    """Name of the model's class."""
 
 
 def check_place(directory: Path) -> None:

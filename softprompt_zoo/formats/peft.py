@@ -207,6 +207,19 @@ def is_prompt(fields: Mapping[str, Any]) -> bool:
     return "num_virtual_tokens" in fields or fields.get("peft_type") in PACKAGES
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """Read the config of an adapter, and none of its tensors; errors as of `read`."""
+    fields = adapter_folder.read_config(directory)
+    _check_type(fields, directory)
+    return fields
+
+
+def _check_type(fields: Mapping[str, Any], directory: Path) -> None:
+    if not isinstance(fields.get("peft_type"), str):
+        path = directory / CONFIG_FILE
+        raise CheckpointError(f"{path} has the peft_type {fields.get('peft_type')!r}; it is no PEFT adapter")
+
+
 def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], Origin | None]:
     """Read the two files of an adapter.
 
@@ -220,9 +233,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], Origin | N
         CheckpointError: If a file is missing or corrupt, or says of no type.
     """
     fields, tensors, metadata = adapter_folder.read(directory)
-    if not isinstance(fields.get("peft_type"), str):
-        path = directory / CONFIG_FILE
-        raise CheckpointError(f"{path} has the peft_type {fields.get('peft_type')!r}; it is no PEFT adapter")
+    _check_type(fields, directory)
     check_floating(tensors, adapter_folder.tensor_file(directory))
     origin = None
     if ORIGIN_KEY in metadata:

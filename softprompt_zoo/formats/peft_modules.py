@@ -74,6 +74,13 @@ def split_head(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[
     return rest, head
 
 
+def of_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what PEFT saved of the model beside a prompt, by the names in the model."""
+    if TENSOR_KEY not in tensors:
+        return {}
+    return {key.removeprefix(HEAD_PREFIX): t for key, t in tensors.items() if key.startswith(HEAD_PREFIX)}
+
+
 def _check_same(name: str, tensor: Tensor, backbone: Backbone) -> None:
     own = backbone.own_parameter(name)
     if own is None:
@@ -92,7 +99,8 @@ def _check_same(name: str, tensor: Tensor, backbone: Backbone) -> None:
         raise BackboneMismatchError(
             f"the adapter carries {name!r} of the model it was trained on, with other numbers than this model's; PEFT "
             f"would overwrite them, a prompt here leaves them alone; write them into the model before you load the "
-            f"prompt: model.get_parameter({name!r}).data.copy_(…) with the file's tensor {HEAD_PREFIX + name!r}"
+            f"prompt (model.get_parameter({name!r}).data.copy_(…) with the file's {HEAD_PREFIX + name!r}), or let "
+            "zoo.load_model load the base and the prompt"
         )
 
 

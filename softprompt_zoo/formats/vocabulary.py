@@ -137,6 +137,12 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     return {name: (own * index.scale).to(own.dtype) for name, own in rows.items()}, index.active
 
 
+def counts(directory: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the number of virtual tokens of each prompt, and the active ones; errors as of `read`."""
+    index = _index(directory)
+    return {name: len(prompt["ids"]) for name, prompt in index.prompts.items()}, index.active
+
+
 def names(directory: Path) -> list[str]:
     """Return the names of a checkpoint's prompts, of which no row is read; errors as of `read`."""
     return list(_index(directory).prompts)
