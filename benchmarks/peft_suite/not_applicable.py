@@ -14,8 +14,13 @@ NOT_APPLICABLE: dict[str, str] = {
     "test_prompt_tuning_text_tokenizer_kwargs": "a tokenizer is handed over here as an object, never made of arguments",
     "test_prefix_tuning": "reports PEFT's injected layers, of which a prompt has none",
     "test_adaption_prompt": "reports PEFT's injected layers, of which a prompt has none",
+    "test_set_requires_grad_prompt_learning_raises": "asserts a refusal; here it is `requires_grad_`",
 }
 """Name of a test to the reason why it is not run."""
+DEBERTA = (
+    "PEFT builds a prefix on DeBERTa, whose every forward raises there; its tests do no more than build and save it"
+)
+"""Why such a prefix is not asked for: what cannot run is refused here at attaching, or when it is exported."""
 
 NO_TARGET = "PEFT's default config of CPT, whose context has no target to learn from, is refused"
 NO_WAY: dict[str, str] = {"test_model_initialization_random": NO_TARGET, "test_model_training_random": NO_TARGET}
@@ -24,4 +29,8 @@ NO_WAY: dict[str, str] = {"test_model_initialization_random": NO_TARGET, "test_m
 
 def reason_of(item: Any) -> str | None:
     """Return why a test is not run against this library, `None` if it is."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    config = getattr(parameters.get("config_cls"), "__name__", "")
+    if config == "PrefixTuningConfig" and "Deberta" in parameters.get("model_id", ""):
+        return DEBERTA
     return NOT_APPLICABLE.get(item.originalname)
