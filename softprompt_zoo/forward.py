@@ -15,6 +15,7 @@ from softprompt_zoo.sites.stack import cut_output, returns_dict
 from softprompt_zoo.sites.task_heads import with_heads
 from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
 from softprompt_zoo.sites.views import hand_over
+from softprompt_zoo.untrained import note_training
 
 
 def prompted_forward(model: Any, function: Any, own: dict[str, Any], kwargs: dict[str, Any]) -> Any:
@@ -44,6 +45,8 @@ def prompted_forward(model: Any, function: Any, own: dict[str, Any], kwargs: dic
         check_rows(rows.shape[0], text.shape[0])
     if call.slots is not None:
         _check_decoder(model, call.slots, kwargs)
+    if model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        note_training(model, call, own["prompts"] is not None, kwargs.get("labels") is not None)
     learners = losses.learners(model.prompts, call, kwargs) if model.training else []
     if not learners:
         return _run(model, function, call, kwargs)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from softprompt_zoo.adapters import model_inside
+from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.method import Method
 from softprompt_zoo.model import prompts_of
+from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.training.data import Row
 from softprompt_zoo.training.evaluation import Evaluator
 from softprompt_zoo.training.settings import Settings
+from softprompt_zoo.untrained import nothing_trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,14 +34,21 @@ class PromptTrainer(Trainer):  # type: ignore[misc]
         """Make the optimizer that the arguments name, with the groups of `model.prompts.parameter_groups`."""
         if self.optimizer is None:
             cls, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer: Any = cls(self._groups(), **options)
+            groups = self._groups()
+            if not groups:
+                raise UnsupportedError(nothing_trained(self._prompts, list(self._prompts.active)))
+            self.optimizer: Any = cls(groups, **options)
         return self.optimizer
+
+    @property
+    def _prompts(self) -> Prompts:
+        inside: Any = model_inside(self.model)
+        prompts: Prompts = inside.prompts if hasattr(inside, "prompts") else prompts_of(inside, "train")
+        return prompts
 
     def _groups(self) -> list[dict[str, Any]]:
         """Split what is trained by rate and, as Trainer does, by whether it decays."""
-        inside: Any = model_inside(self.model)
-        host = inside.prompts if hasattr(inside, "prompts") else prompts_of(inside, "train")
-        groups = host.parameter_groups(self.args.learning_rate)
+        groups = self._prompts.parameter_groups(self.args.learning_rate)
         grouped = {id(parameter) for group in groups for parameter in group["params"]}
         groups.append({"params": [p for p in self.model.parameters() if p.requires_grad and id(p) not in grouped]})
         names = set(self.get_decay_parameter_names(self.model))
