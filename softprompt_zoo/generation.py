@@ -16,9 +16,10 @@ from softprompt_zoo.generation_state import CURRENT, Generation, running
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.arrange import Combination, select
 from softprompt_zoo.sites.decoding_state import state_of
+from softprompt_zoo.sites.encoder_states import whole_outputs
 from softprompt_zoo.sites.slots import check_second_text, check_slots
-from softprompt_zoo.sites.stack import cut_output
 from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
+from softprompt_zoo.sites.text_outputs import cut_output
 from softprompt_zoo.sites.views import view
 
 
@@ -49,6 +50,8 @@ class PromptedGeneration:
         outer = running(self.prompts)
         if outer is not None:  # a draft of the model's own first layers, for one
             generation.inherit(outer)
+        if kwargs.get("encoder_outputs") is not None:
+            kwargs = self._with_whole_states(generation, kwargs)
         token = CURRENT.set(generation)
         try:
             output = super().generate(*args, **kwargs)  # type: ignore[misc]
@@ -57,6 +60,14 @@ class PromptedGeneration:
         if generation.layout is not None and isinstance(output, dict):
             return cut_output(None, output, generation.layout)
         return output
+
+    def _with_whole_states(self, generation: Generation, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Put virtual positions back into encoder states that the user gives: beams and steps copy them."""
+        call = self.prompts.resolve(generation.combinations, generation.task_ids, generation.soft_slots, False)
+        outputs, mask = kwargs["encoder_outputs"], kwargs.get("attention_mask")
+        call = call.for_batch(outputs[0].shape[0], may_repeat=True)
+        outputs, mask, generation.layout = whole_outputs(outputs, mask, call)
+        return {**kwargs, "encoder_outputs": outputs} | ({} if mask is None else {"attention_mask": mask})
 
     def _select(self, prompts: Any, rows: int | None) -> list[Combination]:
         """Return the combination of every row that the user gave."""

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.sites import block_masks
 from softprompt_zoo.sites.gates import Gated, add_gated
+
+if TYPE_CHECKING:
+    from softprompt_zoo.sites.input_embeddings import Layout
 
 SITE_ATTRIBUTE = "_softprompt_site"
 WINDOW_ATTRIBUTE = "_softprompt_window"
@@ -62,6 +65,8 @@ class CallState:
     """Per layer `(rows or 1, heads, length, tokens)`, the relative position bias of the self-attention's prompt."""
     tails: tuple[Tensor, Tensor] | None = None
     """Hidden states `(rows, hidden)` that predict the first text token, and which rows `(rows, 1)` have one."""
+    cut_states: "Layout | None" = None
+    """Where the text is in the encoder's states, if those that were given had been cut to it."""
     is_tuple_wanted: bool = False
     """Whether the caller asked the stack for a tuple."""
     gated: Mapping[str, list[Gated]] = dataclasses.field(default_factory=dict)

@@ -17,6 +17,7 @@ from softprompt_zoo.sites.attention import PREFIX, CallState
 from softprompt_zoo.sites.cache_view import hide, let_checkpoint, show
 from softprompt_zoo.sites.checkpointing import anchor
 from softprompt_zoo.sites.decoding_state import keep_state, prefix_of
+from softprompt_zoo.sites.encoder_states import remember, whole_states
 from softprompt_zoo.sites.gates import gated_parts
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.positions import (
@@ -32,6 +33,7 @@ from softprompt_zoo.sites.positions import (
 from softprompt_zoo.sites.replaced_forward import check_entry
 from softprompt_zoo.sites.shared_pass import Prefix
 from softprompt_zoo.sites.slots import keep_positions
+from softprompt_zoo.sites.text_outputs import cut_output, text_only
 
 BINDING_ATTRIBUTE = "_softprompt_binding"
 
@@ -139,8 +141,13 @@ def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     if not isinstance(state, CallState):
         return None
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
-    if binding.family == "encoder" and state.call.layout is not None:
-        output = cut_output(module, output, state.call.layout)
+    if state.call.layout is not None and binding.stack.name == "encoder":
+        if binding.family == "encoder":
+            output = cut_output(module, output, state.call.layout)
+        else:
+            remember(output.last_hidden_state, state.call.layout)
+    if state.cut_states is not None and output.get("cross_attentions") is not None:
+        output.cross_attentions = text_only(output.cross_attentions, state.cut_states, (3,))
     if binding.stack.through_cache:
         output = hide(output, kwargs["past_key_values"])
     keep_state(output.get("past_key_values"), state.call)
@@ -153,45 +160,6 @@ def returns_dict(config: Any, kwargs: dict[str, Any]) -> bool:
     """Say whether a forward with these arguments returns a ModelOutput."""
     given = kwargs.get("return_dict")
     return bool(getattr(config, "return_dict", True) if given is None else given)
-
-
-def cut_output(module: Any, output: Any, layout: Layout) -> Any:
-    """Cut an encoder's output to the text, and pool it again.
-
-    Args:
-        module: The encoder, for its pooler.
-        output: Its output.
-        layout: Where the text went.
-
-    Returns:
-        An output of the same class.
-    """
-    cut = dict(output)
-    axes = {"last_hidden_state": (1,), "hidden_states": (1,), "attentions": (2, 3), "cross_attentions": (3,)}
-    if "encoder_last_hidden_state" in cut or "encoder_hidden_states" in cut or "encoder_attentions" in cut:
-        axes = {f"encoder_{name}": axes[name] for name in ("last_hidden_state", "hidden_states", "attentions")} | {
-            "cross_attentions": (3,)
-        }
-    for name, dims in axes.items():
-        if cut.get(name) is not None:
-            cut[name] = _text_only(cut[name], layout, dims)
-    if cut.get("pooler_output") is not None:
-        cut["pooler_output"] = _pool(module, cut["last_hidden_state"])
-    return type(output)(**cut)
-
-
-def _pool(module: Any, states: Tensor) -> Any:
-    activation = getattr(module, "pooler_activation", None)  # ALBERT's pooler is the linear layer alone
-    return module.pooler(states) if activation is None else activation(module.pooler(states[:, 0]))
-
-
-def _text_only(states: Any, layout: Layout, dims: tuple[int, ...]) -> Any:
-    """Cut a tensor, or the tensors in nested tuples, along some axes."""
-    if isinstance(states, tuple):
-        return tuple(_text_only(part, layout, dims) for part in states)
-    for dim in dims:
-        states = layout.text_only(states, dim)
-    return states
 
 
 def _prepare_causal(
@@ -221,6 +189,10 @@ def _prepare_decoder(
         kwargs, state.positions = _move_text(binding.stack, call, counts, kwargs, text, past)
     if max(counts) and state.positions is not None:
         state.bias = relative_bias(binding.stack, state.positions, max(counts))
+    if call.layout is None and kwargs.get("encoder_hidden_states") is not None:  # this call has encoded nothing
+        mask = kwargs.get("encoder_attention_mask")
+        states, state.cut_states = whole_states(kwargs["encoder_hidden_states"], mask, call)
+        kwargs = {**kwargs, "encoder_hidden_states": states}
     return _show_virtual_positions(call, kwargs), state
 
 

@@ -1,0 +1,133 @@
+"""An encoder's states that the user gives back: the decoder is to see the virtual positions in them, too.
+
+What a model shows of its encoder is cut to the text. The whole tensor is remembered as long as the cut one lives, so
+that either can be given back; of a copy only the lengths tell which it is.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.arrange import Call, stack_embeddings
+from softprompt_zoo.sites.input_embeddings import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """What is known of a tensor that an encoder has made."""
+
+    layout: Layout
+    """Where the text went in the whole tensor."""
+    whole: Tensor | None
+    """The whole tensor, if this one was cut; `None` if it is whole itself."""
+
+
+_ENCODED: Any = WeakTensorKeyDictionary()
+
+
+def remember(tensor: Any, layout: Layout, whole: Any = None) -> None:
+    """Remember a tensor of an encoder, or the tensors in a tuple, as long as they live.
+
+    Args:
+        tensor: As the user gets it.
+        layout: Where the text went in the whole one.
+        whole: The whole one if it was cut, in a tuple of the same form.
+    """
+    if torch.compiler.is_compiling():  # what the user gets is another object then
+        return
+    if isinstance(tensor, Tensor):
+        _ENCODED[tensor] = Encoded(layout, whole)
+        return
+    for index, part in enumerate(tensor or ()):
+        remember(part, layout, None if whole is None else whole[index])
+
+
+def recall(tensor: Any) -> Encoded | None:
+    """Return what is known of a tensor; `None` if no encoder here made it, or it was copied since."""
+    if torch.compiler.is_compiling() or not isinstance(tensor, Tensor):
+        return None
+    found: Encoded | None = _ENCODED.get(tensor)
+    return found
+
+
+def whole_states(states: Tensor, mask: Any, call: Call) -> tuple[Tensor, Layout | None]:
+    """Return the states that a decoder is to see for those it was given.
+
+    Args:
+        states: `(rows, length, hidden)`, which another forward or the encoder itself has returned.
+        mask: The text's attention mask `(rows, text)`; or `None`, or one of another form.
+        call: The prompts of this forward.
+
+    Returns:
+        `(rows, positions, hidden)`, virtual positions among them; and where the text is in them if they had been cut.
+
+    Raises:
+        UnsupportedError: If it cannot be told that virtual positions are in them, or other prompts' are.
+    """
+    embedded = stack_embeddings(call)
+    if embedded is None:
+        return states, None
+    known, virtual = recall(states), max(embedded[2])
+    if known is not None:
+        _check_prompts(known.layout, call, embedded[2], states)
+        return (states, None) if known.whole is None else (known.whole, known.layout)
+    is_plain = isinstance(mask, Tensor) and mask.ndim == 2
+    if is_plain and states.shape[1] == mask.shape[1] + virtual:
+        return states, None
+    seen = f"an attention_mask of {mask.shape[1]} tokens" if is_plain else "no attention_mask of shape (rows, length)"
+    raise UnsupportedError(
+        f"the encoder's states were given with {states.shape[1]} positions and {seen}, which does not tell whether "
+        f"the {virtual} virtual positions of this call's prompts are among them; give the text's attention_mask, and "
+        "what model.get_encoder() returned, or encoder_last_hidden_state itself, not a copy of it"
+    )
+
+
+def whole_outputs(outputs: Any, mask: Any, call: Call) -> tuple[Any, Any, Layout | None]:
+    """Return what `generate` is to take for `encoder_outputs` that it was given.
+
+    Args:
+        outputs: A `ModelOutput` or a tuple, the states first. Not changed.
+        mask: The text's attention mask `(rows, text)`, or `None`.
+        call: The prompts of this text.
+
+    Returns:
+        The outputs with the whole states, the text's mask, and where the text is in them if they had been cut.
+
+    Raises:
+        UnsupportedError: If it cannot be told that virtual positions are in them, or other prompts' are.
+    """
+    embedded = stack_embeddings(call)
+    if embedded is None:
+        return outputs, mask, None
+    states, layout = whole_states(outputs[0], mask, call)
+    if layout is not None:
+        parts = outputs.items() if isinstance(outputs, dict) else enumerate(outputs)
+        whole: dict[Any, Any] = {name: _whole(part) for name, part in parts}
+        outputs = type(outputs)(**whole) if isinstance(outputs, dict) else tuple(whole.values())
+    if mask is None:
+        mask = states.new_ones(states.shape[0], states.shape[1] - max(embedded[2]), dtype=torch.long)
+    return outputs, mask, layout
+
+
+def _whole(part: Any) -> Any:
+    if isinstance(part, tuple):
+        return tuple(_whole(each) for each in part)
+    known = recall(part)
+    return part if known is None or known.whole is None else known.whole
+
+
+def _check_prompts(layout: Layout, call: Call, counts: list[int], states: Tensor) -> None:
+    """Refuse states in which rows have another number of virtual positions than in this call."""
+    now = call.per_row(counts, states.device)[:, 0].expand(states.shape[0])
+    then = torch.full_like(now, layout.virtual)
+    if layout.text_index is not None:
+        then = layout.text_index.min(dim=1).values
+    if then.shape != now.shape or not torch.equal(then, now):
+        raise UnsupportedError(
+            f"the encoder's states were made with {then.tolist()} virtual positions in the rows, and this call's "
+            f"prompts have {now.tolist()}; decode with the prompts that encoded, or encode again"
+        )

@@ -1,0 +1,58 @@
+"""What the user sees of a stack: the positions of the text, and no virtual ones."""
+
+from typing import Any
+
+from torch import Tensor
+
+from softprompt_zoo.sites.encoder_states import remember
+from softprompt_zoo.sites.input_embeddings import Layout
+
+
+def cut_output(module: Any, output: Any, layout: Layout) -> Any:
+    """Cut an encoder's output to the text, and pool it again.
+
+    Args:
+        module: The encoder, for its pooler.
+        output: Its output.
+        layout: Where the text went.
+
+    Returns:
+        An output of the same class.
+    """
+    cut = dict(output)
+    axes = {"last_hidden_state": (1,), "hidden_states": (1,), "attentions": (2, 3), "cross_attentions": (3,)}
+    if "encoder_last_hidden_state" in cut or "encoder_hidden_states" in cut or "encoder_attentions" in cut:
+        axes = {f"encoder_{name}": axes[name] for name in ("last_hidden_state", "hidden_states", "attentions")} | {
+            "cross_attentions": (3,)
+        }
+    for name, dims in axes.items():
+        if cut.get(name) is not None:
+            cut[name] = text_only(cut[name], layout, dims)
+            if name.startswith("encoder_"):
+                remember(cut[name], layout, output[name])
+    if cut.get("pooler_output") is not None:
+        cut["pooler_output"] = _pool(module, cut["last_hidden_state"])
+    return type(output)(**cut)
+
+
+def text_only(states: Any, layout: Layout, dims: tuple[int, ...]) -> Any:
+    """Cut a tensor, or the tensors in nested tuples, to the text.
+
+    Args:
+        states: The tensors, with all positions.
+        layout: Where the text went.
+        dims: The axes of positions.
+
+    Returns:
+        The same of the text alone.
+    """
+    if isinstance(states, tuple):
+        return tuple(text_only(part, layout, dims) for part in states)
+    for dim in dims:
+        states = layout.text_only(states, dim)
+    return states
+
+
+def _pool(module: Any, states: Tensor) -> Any:
+    activation = getattr(module, "pooler_activation", None)  # ALBERT's pooler is the linear layer alone
+    return module.pooler(states) if activation is None else activation(module.pooler(states[:, 0]))
