@@ -63,7 +63,7 @@ class PromptedGeneration:
 
     def _with_whole_states(self, generation: Generation, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Put virtual positions back into encoder states that the user gives: beams and steps copy them."""
-        call = self.prompts.resolve(generation.combinations, generation.task_ids, generation.soft_slots, False)
+        call = self.prompts.resolve(generation.combinations, generation.task_ids, generation.soft_slots, None)
         outputs, mask = kwargs["encoder_outputs"], kwargs.get("attention_mask")
         call = call.for_batch(outputs[0].shape[0], may_repeat=True)
         outputs, mask, generation.layout = whole_outputs(outputs, mask, call)
