@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from softprompt_zoo import typed
 from softprompt_zoo.config import PromptName
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.formats.files import check_format, read_json, read_tensors, write_atomically, write_json
+from softprompt_zoo.formats import checksums
+from softprompt_zoo.formats.files import (
+    check_format,
+    read_json,
+    read_tensors,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
 from softprompt_zoo.formats.numbers import check_floating
 
 FORMAT_VERSION = 1
@@ -90,12 +97,12 @@ def write(directory: Path, prompts: Mapping[str, Tensor], active: tuple[str, ...
         buffer = io.BytesIO()
         _save_numpy(buffer, _for_numpy(embeddings))
         write_atomically(directory / f"{name}.npy", buffer.getvalue())
-    write_atomically(directory / TENSOR_FILE, save(plain, {"format": "pt"}))
+    write_tensors(directory / TENSOR_FILE, plain, {})
     write_atomically(directory / "README.md", _readme(plain).encode())
     shapes = {name: list(embeddings.shape) for name, embeddings in plain.items()}
     dtypes = {name: str(embeddings.dtype).removeprefix("torch.") for name, embeddings in plain.items()}
     content = dataclasses.asdict(Index(active, shapes, dtypes))
-    write_json(directory / INDEX_FILE, {"format": FORMAT_VERSION, **content})
+    write_json(directory / INDEX_FILE, checksums.seal({"format": FORMAT_VERSION, **content}))
 
 
 def is_embeddings(directory: Path) -> bool:
@@ -139,6 +146,7 @@ def _index(directory: Path) -> Index:
     path = directory / INDEX_FILE
     content = read_json(path)
     check_format(content, FORMAT_VERSION, path)
+    content = checksums.unseal(content, path)
     return typed.read(Index, {name: value for name, value in content.items() if name != "format"}, str(path))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from softprompt_zoo import typed
 from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.formats import checksums
 
 ORPHANED_SECONDS = 3600
 """Age of a temporary file that nobody writes any more: a file is moved to its place as soon as it is written."""
@@ -154,7 +155,8 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         if memory in written:  # safetensors takes no two tensors of one memory
             plain[name] = plain[name].clone()
         written.add(memory)
-    content: bytes = save(plain, {"format": "pt", **metadata})
+    texts = {"format": "pt", **metadata}
+    content: bytes = save(plain, {**texts, checksums.METADATA_KEY: checksums.of_tensors(plain, texts)})
     return content
 
 
@@ -179,10 +181,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         cut: what is kept must be copied.
 
     Raises:
-        CheckpointError: If it is missing, truncated or no safetensors file.
+        CheckpointError: If it is missing, truncated or no safetensors file, or has the checksum of another content.
     """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    checksums.check_tensors(tensors, metadata, path)
+    return tensors, metadata
 
 
 def check_format(content: object, version: int, where: str | Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from softprompt_zoo import typed
 from softprompt_zoo.config import PromptName
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
+from softprompt_zoo.formats import checksums
 from softprompt_zoo.formats.files import check_format, check_regular, read_json, write_json
 from softprompt_zoo.formats.numbers import check_floating
 
@@ -110,7 +111,8 @@ def chat_template(template: str, tokens: Mapping[str, str], default: str) -> str
 
 def write_index(directory: Path, index: Index) -> None:
     """Write the index beside a checkpoint."""
-    write_json(directory / INDEX_FILE, {"format": FORMAT_VERSION, **dataclasses.asdict(index)})
+    content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
+    write_json(directory / INDEX_FILE, checksums.seal(content))
 
 
 def is_vocabulary(directory: Path) -> bool:
@@ -152,6 +154,7 @@ def _index(directory: Path) -> Index:
     path = directory / INDEX_FILE
     content = read_json(path)
     check_format(content, FORMAT_VERSION, path)
+    content = checksums.unseal(content, path)
     return typed.read(Index, {name: value for name, value in content.items() if name != "format"}, str(path))
 
 

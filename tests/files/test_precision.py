@@ -141,7 +141,7 @@ def test_a_trained_head_is_trained_in_float32(tmp_path):
 def numbers(folder, file, change):
     path = folder / file
     with safe_open(path, "pt") as opened:
-        metadata = opened.metadata()
+        metadata = {key: text for key, text in (opened.metadata() or {}).items() if "checksum" not in key}
     save_file({name: change(tensor).contiguous() for name, tensor in load_file(path).items()}, path, metadata)
 
 

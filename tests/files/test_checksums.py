@@ -1,0 +1,134 @@
+"""One flipped bit in a file of ours is told on load, wherever it stands."""
+
+import json
+import shutil
+import struct
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import softprompt_zoo as zoo
+from softprompt_zoo.formats import checksums
+from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.tokenizer import tiny_tokenizer
+
+TEXT = torch.arange(5, 14)[None]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checksums")
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4)
+    model.save_pretrained(root / "native")
+    zoo.export(model, root / "peft")
+    zoo.export(model, root / "embeddings", to="embeddings")
+    zoo.export(model, root / "vocabulary", to="vocabulary", tokenizer=tiny_tokenizer())
+    model.to(torch.bfloat16).save_pretrained(root / "half")
+    prefix = zoo.get_method("prefix_tuning")(tiny_model("llama"), num_virtual_tokens=3)
+    zoo.merge(prefix).save_pretrained(root / "merged")
+    return root
+
+
+TENSOR_FILES = {
+    "native": "model.safetensors",
+    "half": "model.safetensors",
+    "merged": "model.safetensors",
+    "peft": "adapter_model.safetensors",
+    "embeddings": "prompt_embeds.safetensors",
+}
+
+
+def check_flips(folder, file, tmp_path, places):
+    """Flip one bit at each place, and load: refused, or the same prompt."""
+    data = (folder / file).read_bytes()
+    right = zoo.load(tiny_model("llama"), folder).eval()(input_ids=TEXT).logits
+    refused = 0
+    shutil.copytree(folder, tmp_path / "bad")
+    for place, bit in places(data):
+        changed = bytearray(data)
+        changed[place] ^= 1 << bit
+        (tmp_path / "bad" / file).write_bytes(changed)
+        try:
+            found = zoo.load(tiny_model("llama"), tmp_path / "bad").eval()(input_ids=TEXT).logits
+        except zoo.CheckpointError:
+            refused += 1
+        else:
+            assert torch.equal(found, right), (place, bit)
+    return refused
+
+
+def in_tensors(data):
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    random = np.random.default_rng(0)
+    return [(int(place), int(random.integers(8))) for place in random.integers(start, len(data), size=12)]
+
+
+def in_index(data):
+    """In the digits and letters of the header's JSON, where a flip may leave valid JSON."""
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    random = np.random.default_rng(1)
+    return [(int(place), int(random.integers(3))) for place in random.integers(8, end, size=16)]
+
+
+@pytest.mark.parametrize("kind", TENSOR_FILES)
+def test_a_flipped_bit_in_a_tensor_is_told(kind, folders, tmp_path):
+    assert check_flips(folders / kind, TENSOR_FILES[kind], tmp_path, in_tensors) == 12
+
+
+@pytest.mark.parametrize("kind", ["native", "merged"])
+def test_a_flipped_bit_in_a_header_changes_nothing_or_is_told(kind, folders, tmp_path):
+    assert check_flips(folders / kind, TENSOR_FILES[kind], tmp_path, in_index) > 8
+
+
+def test_the_check_notices_files_that_are_not_held_against_their_checksum(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "check_tensors", lambda tensors, metadata, path: None)
+    with pytest.raises(AssertionError):
+        check_flips(folders / "native", "model.safetensors", tmp_path, in_tensors)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "change"),
+    [
+        ("embeddings", "prompt_embeds.json", lambda content: content.update(active=[])),
+        ("vocabulary", "soft_tokens.json", lambda content: content.update(scale=2.0)),
+        ("vocabulary", "soft_tokens.json", lambda content: content["prompts"]["default"]["ids"].reverse()),
+    ],
+)
+def test_another_number_in_an_index_is_told(kind, file, change, folders, tmp_path):
+    shutil.copytree(folders / kind, tmp_path / "bad")
+    content = json.loads((tmp_path / "bad" / file).read_text())
+    change(content)
+    (tmp_path / "bad" / file).write_text(json.dumps(content))
+    with pytest.raises(zoo.CheckpointError, match=f"{file} does not have its checksum"):
+        zoo.load(tiny_model("llama"), tmp_path / "bad")
+    del content["checksum"]  # as an earlier version wrote it, or somebody who changed it on purpose
+    (tmp_path / "bad" / file).write_text(json.dumps(content))
+    zoo.load(tiny_model("llama"), tmp_path / "bad")
+
+
+@pytest.mark.parametrize("kind", TENSOR_FILES)
+def test_a_file_without_a_checksum_loads(kind, folders, tmp_path):
+    shutil.copytree(folders / kind, tmp_path / "old")
+    path = tmp_path / "old" / TENSOR_FILES[kind]
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata.pop("softprompt_zoo_checksum")
+    save_file(load_file(path), path, metadata)
+    expected = zoo.load(tiny_model("llama"), folders / kind).eval()(input_ids=TEXT).logits
+    assert torch.equal(zoo.load(tiny_model("llama"), tmp_path / "old").eval()(input_ids=TEXT).logits, expected)
+
+
+def test_the_checksum_is_the_one_that_the_page_describes(folders):
+    path = folders / "native" / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    claimed = metadata.pop("softprompt_zoo_checksum")
+    expected = xxhash.xxh3_64(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(load_file(path).items()):
+        expected.update(json.dumps([name, "torch.float32", list(tensor.shape)]).encode())
+        expected.update(tensor.numpy().tobytes())
+    assert claimed == expected.hexdigest()
