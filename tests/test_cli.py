@@ -474,6 +474,11 @@ def test_a_bank_of_prompts(place, tmp_path):
     assert "is no folder" in refusal("bank", "import", place / "model", tmp_path / "new", tmp_path / "nothing")
     assert not (tmp_path / "new").exists()
     assert "'alice'" in refusal("bank", "import", place / "model", bank, tmp_path / "saved")
+    (tmp_path / "saved" / "bob" / "softprompt_zoo.json").write_text("{")
+    result = invoke("bank", "import", place / "model", tmp_path / "second", tmp_path / "saved")
+    assert result.exit_code == 1
+    assert "stored 1 prompts" in result.output
+    assert "cannot be read, the others are stored" in result.output
     assert invoke("bank", "list", bank).output.split() == ["alice", "bob"]
     assert invoke("bank", "list", bank, "--prefix", "b").output.split() == ["bob"]
     assert "2 entries, 0 damaged" in invoke("bank", "verify", bank).output

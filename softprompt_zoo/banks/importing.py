@@ -75,11 +75,17 @@ def read_folders(path: Path, names: Names, backbone: Backbone, problems: Problem
         raise CheckpointError(f"no prompt in {path} can be read; {_list(problems)}")
 
 
+class LeftOutWarning(UserWarning):
+    """Folders could not be read, and are not in the bank."""
+
+
 def warn_of_problems(path: Path, problems: Problems) -> None:
     """Name the folders that were passed over, and why."""
     if problems:
         warnings.warn(
-            f"{len(problems)} folders in {path} cannot be read, the others are stored; {_list(problems)}", stacklevel=3
+            f"{len(problems)} folders in {path} cannot be read, the others are stored; {_list(problems)}",
+            LeftOutWarning,
+            stacklevel=3,
         )
 
 

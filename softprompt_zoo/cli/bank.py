@@ -1,5 +1,6 @@
 """`bank import`, `bank list`, `bank verify`, `bank delete`: stores of very many prompts."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,7 @@ def import_prompts(
     import torch
 
     from softprompt_zoo.bank import PromptBank
+    from softprompt_zoo.banks.importing import LeftOutWarning
     from softprompt_zoo.config import check_choice
     from softprompt_zoo.training.base import Base
     from softprompt_zoo.training.settings import DTYPES
@@ -41,8 +43,14 @@ def import_prompts(
     quiet()
     base = Base(model, progress=lambda line: typer.echo(line, err=True)).load()
     stored = PromptBank(bank, base, dtype=None if dtype is None else getattr(torch, dtype))
-    names = stored.import_folder(folder, overwrite=overwrite)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        names = stored.import_folder(folder, overwrite=overwrite)
     typer.echo(f"stored {len(names)} prompts in {bank}, which has {len(stored)} now")
+    for one in told:
+        console().print(str(one.message), style="red", markup=False, highlight=False, soft_wrap=True)
+    if any(issubclass(one.category, LeftOutWarning) for one in told):
+        raise typer.Exit(1)
 
 
 def list_prompts(bank: Bank, prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "") -> None:

@@ -137,6 +137,16 @@ def test_the_check_of_entries_can_fail(bank, monkeypatch):
         check_an_entry_is_refused(bank, _changed(content, ("config", "num_virtual_tokens"), 4), tensors)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_no_prompt_may_have_are_refused(number, bank, model):
+    prompt = copy.deepcopy(model.prompts["words"])
+    prompt.learned.embeddings.data[1, 2] = number
+    with pytest.raises(zoo.UnsupportedError, match=r"prompt 'new' holds NaN or infinity in 'embeddings'"):
+        bank.add("new", prompt)
+    content, tensors = parts(bank)
+    check_an_entry_is_refused(bank, content, torch.tensor([number]).numpy().tobytes() + tensors[4:])
+
+
 def test_arguments_of_wrong_types_are_told(bank, model):
     prompt = model.prompts["words"]
     for name in (None, 3, [], "a b", torch.ones(2)):
