@@ -81,8 +81,13 @@ class PromptedGeneration:
         return combinations
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: D102
-        own: Any = super(PromptedGeneration, self._counting_prompts(kwargs.get("past_key_values")))
+        cache = kwargs.get("past_key_values")
+        own: Any = super(PromptedGeneration, self._counting_prompts(cache))
         inputs: dict[str, Any] = own.prepare_inputs_for_generation(*args, **kwargs)
+        if cache is not None and inputs.get("past_key_values") is None and kwargs.get("next_sequence_length"):
+            # The model has dropped its cache, so it needs the whole text, which not every transformers gives it.
+            kwargs |= {"past_key_values": None, "next_sequence_length": None}
+            inputs = own.prepare_inputs_for_generation(*args, **kwargs)
         generation = running(self.prompts)
         if generation is None:
             return inputs

@@ -51,6 +51,8 @@ MODELS = {
     "llama-dynamic": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**dynamic())),
     "nemotron-dynamic": lambda: transformers.NemotronForCausalLM(transformers.NemotronConfig(**dynamic())),
 }
+DROPPING = ["phi3", "phimoe"]
+"""Those that drop their cache when a text becomes long."""
 LENGTHS = [8, 13, 30]
 """Of a text that stays within the limit behind four words, one that crosses it with them, and one that is beyond."""
 WORDS = random_text(4, 1)
@@ -113,7 +115,17 @@ def test_a_text_that_grows_with_its_cache(name):
     check_steps(name)
 
 
+def check_base(name):
+    """Skip where the base model, having dropped its cache, goes on without its text: transformers 5.15."""
+    with torch.no_grad():
+        written = base_model(name).generate(WORDS, max_new_tokens=LIMIT, do_sample=False)
+        at_once = base_model(name).generate(WORDS, max_new_tokens=LIMIT, do_sample=False, use_cache=False)
+    if name in DROPPING and not torch.equal(written, at_once):
+        pytest.skip("the base model loses its text in this version of transformers")
+
+
 def check_generate(name, **arguments):
+    check_base(name)
     text, count = random_text(6, 2), 14
     arguments = {"max_new_tokens": count, "do_sample": False, "disable_compile": True, **arguments}
     arguments |= {"return_dict_in_generate": True, "output_logits": True}
@@ -137,6 +149,7 @@ def test_a_second_turn_on_a_returned_cache(name):
         told = torch.cat([first.sequences, random_text(3, 8)], dim=1)
         return model.generate(told, past_key_values=first.past_key_values, max_new_tokens=5, **arguments)
 
+    check_base(name)
     text = random_text(5, 2)
     found, expected = two_turns(made_of_words(name), text), two_turns(base_model(name), torch.cat([WORDS, text], dim=1))
     assert torch.equal(found.sequences[:, 5:], expected.sequences[:, 9:])
@@ -180,7 +193,7 @@ def test_gradients_are_those_of_the_words_embeddings(name):
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "p_tuning_v2"])
-@pytest.mark.parametrize("name", ["phi3", "phimoe"])
+@pytest.mark.parametrize("name", DROPPING)
 def test_a_model_that_drops_its_cache_counts_the_prompt(name, method):
     """So that a text goes on as if it were computed at once; transformers counts the text's tokens alone."""
     check_with_and_without_cache(name, method)

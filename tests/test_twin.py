@@ -116,3 +116,25 @@ def test_a_forward_that_was_replaced_is_measured_too():
         module.forward = functools.partial(lambda owner, *args, **kwargs: owner._old_forward(*args, **kwargs), module)
     found = zoo.inspect(model, inputs=text)["default"].attention.shares["decoder"]
     assert torch.equal(found, expected)
+
+
+def test_another_attention_beside_a_forward_leaves_nothing_wrong_behind():
+    """That forward itself may be wrong, which the page on limits says; the next one is not, nor one that decodes."""
+    model, base = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4), tiny_model("llama")
+    with torch.no_grad():
+        model.prompts["default"].learned.embeddings.copy_(model.prompts.backbone.embed(WORDS[0]))
+        expected = base(input_ids=torch.cat([WORDS, TEXT], dim=1)).logits[:, 4:]
+    is_first = [True]
+
+    def switch(module, args):
+        if is_first.pop() if is_first else False:
+            model.set_attn_implementation("eager")
+
+    handle = layers_of(model)[0].register_forward_pre_hook(switch)
+    answer(model)
+    handle.remove()
+    assert model.config._attn_implementation == "softprompt_zoo_eager"
+    assert_equal(answer(model), expected, "the next answer")
+    with torch.no_grad():
+        cache = model(input_ids=TEXT[:, :4], use_cache=True).past_key_values
+        assert_equal(model(input_ids=TEXT[:, 4:], past_key_values=cache).logits, expected[:, 4:], "with a cache")
