@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,20 @@ if TYPE_CHECKING:
     from softprompt_zoo.prompts import Prompts
 
 
-def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
+def save(
+    model: Any,
+    directory: str | os.PathLike[str],
+    state_dict: Mapping[str, Tensor] | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
     """Save prompts, ours always and PEFT's files where PEFT can express the active prompt.
 
     Args:
         model: The model; PEFT adapters on it are saved along, each in a folder of its own.
         directory: Where to; made if missing. Other files in it are left alone.
         state_dict: The model's state, where the caller gathered it from several devices.
+        names: The prompts to save; all by default. Those among them that are active are so when they are loaded; if
+            none is, and one alone is saved, that one.
 
     Raises:
         CheckpointError: If the place is a file, or a folder with a model's weights or another adapter of PEFT's.
@@ -56,15 +63,21 @@ def save(model: Any, directory: str | os.PathLike[str], state_dict: Mapping[str,
     else:
         is_ours = {key: key.startswith(native.KEY_PREFIX) or key in adapted for key in state_dict}
         tensors = {key: tensor for key, tensor in state_dict.items() if is_ours[key]}
-    records = {name: _record(prompt) for name, prompt in host.items()}
+    chosen = host.keys() if names is None else list(names)
+    others = tuple(f"{native.KEY_PREFIX}{name}." for name in host if name not in chosen)
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(others)}
+    active = tuple(name for name in host.active if name in chosen)
+    if names is not None and not active and len(chosen) == 1 < len(host):
+        active = tuple(chosen)
+    records = {name: _record(prompt) for name, prompt in host.items() if name in chosen}
     found = adapters.collect(model, state_dict)
     replaces = native.is_native(path)
     folders = adapter_files.folders(found)
-    index = native.Index(host.backbone.sizes(), host.active, records, folders, host.base_name, host.architecture)
+    index = native.Index(host.backbone.sizes(), active, records, folders, host.base_name, host.architecture)
     packed, described = adapter_files.pack(found)
     native.write(path, index, tensors | packed, described)
     adapter_files.write_folders(path, found)
-    is_written = not found and peft_prompts.write_copy(host, path)  # PEFT has no place for those
+    is_written = not found and peft_prompts.write_copy(host, path, active)  # PEFT has no place for those
     if replaces and not is_written:
         adapter_folder.remove(path)  # ours, of a prompt that was here before
 

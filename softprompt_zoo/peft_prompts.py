@@ -59,18 +59,21 @@ def write(host: "Prompts", directory: Path, name: str | None, task_id: int | Non
     peft.write(make_directory(directory), *content)
 
 
-def write_copy(host: "Prompts", directory: Path) -> bool:
+def write_copy(host: "Prompts", directory: Path, active: tuple[str, ...]) -> bool:
     """Write the active prompt for PEFT beside our own files, which hold it already.
 
     Args:
         host: The model's prompts.
         directory: Where our own files are.
+        active: Names of the prompts that are active in them.
 
     Returns:
         Whether it could be written. Of a prompt that PEFT cannot hold nothing is said; of a fault in a hook a warning.
     """
+    if len(active) != 1:
+        return False
     try:
-        content = _content(host, None, None)
+        content = _content(host, active[0], None)
     except UnsupportedError:
         return False
     except Exception as error:  # whatever a method's hooks raise: the training is saved, and must go on

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from softprompt_zoo.generation import PromptedGeneration
 from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.quantized import keep_unpacked, trainable_view
+from softprompt_zoo.save_arguments import check_arguments
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.carried import run
 from softprompt_zoo.sites.replaced_forward import check_forward, note_prompted, rebind
@@ -41,12 +42,13 @@ class PromptedModel(PromptedGeneration):
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
         push_to_hub: bool = False,
+        *,
+        names: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        if push_to_hub:
-            raise UnsupportedError("save_pretrained(push_to_hub=True) is not supported; call model.push_to_hub(name)")
+        chosen = check_arguments(names, {"push_to_hub": push_to_hub, **kwargs}, self.prompts.keys())
         if is_main_process:
-            save(self, save_directory, state_dict)
+            save(self, save_directory, state_dict, chosen)
 
     def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:  # noqa: D102
         configs = attention_configs(self)  # type: ignore[arg-type]

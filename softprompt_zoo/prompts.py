@@ -11,7 +11,7 @@ from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.banks.lending import Borrower, Ready
 from softprompt_zoo.config import NAME_PATTERN, check_weight
 from softprompt_zoo.disabling import disable, is_disabled
-from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
+from softprompt_zoo.errors import PromptExistsError, UnknownPromptError, UnsupportedError
 from softprompt_zoo.generation_state import Generation, running
 from softprompt_zoo.optimizer_steps import watch
 from softprompt_zoo.plain_prompts import check_room, check_shared_room, fitting_copy
@@ -51,6 +51,11 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
     config = read_folders(config, backbone)
     learned = method.make_parameters(config, backbone)
     head = copy_head(backbone.task_head) if config.train_head else None
+    if options.get("train_head") and head is None:
+        raise UnsupportedError(
+            "train_head is True, and this model has no task head: what predicts words, or nothing, is none. Leave "
+            "train_head out, or choose a model with a head, such as AutoModelForSequenceClassification"
+        )
     if backbone.device.type != "meta":
         initialize(method, config, learned, head, backbone)
     check_can_be_saved(learned, backbone, method.describe_parameters())

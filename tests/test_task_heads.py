@@ -63,7 +63,9 @@ def test_the_head_is_what_stands_outside_the_backbone(task, architecture):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "distilbert", "modernbert", "t5", "bart"])
 def test_what_predicts_words_is_no_task_head(architecture):
-    model = zoo.get_method("prefix_tuning")(tiny_model(architecture), num_virtual_tokens=4, train_head=True)
+    with pytest.raises(zoo.UnsupportedError, match="has no task head"):
+        zoo.get_method("prefix_tuning")(tiny_model(architecture), num_virtual_tokens=4, train_head=True)
+    model = zoo.get_method("p_tuning_v2")(tiny_model(architecture), num_virtual_tokens=4)  # trains one by default
     assert model.prompts["default"].head is None
     assert not any(".head." in key for key in model.state_dict() if key.startswith("prompts."))
 
@@ -71,8 +73,10 @@ def test_what_predicts_words_is_no_task_head(architecture):
 @pytest.mark.parametrize("architecture", ENCODERS)
 def test_a_bare_model_has_no_head(architecture):
     model = AutoModel.from_config(classifier("sequence", architecture).config).eval()
-    zoo.get_method("prefix_tuning")(model, num_virtual_tokens=4, train_head=True)
+    zoo.get_method("p_tuning_v2")(model, num_virtual_tokens=4)
     assert model.prompts["default"].head is None
+    with pytest.raises(zoo.UnsupportedError, match="has no task head"):
+        model.prompts.add("other", "prefix_tuning", num_virtual_tokens=4, train_head=True)
 
 
 @pytest.mark.parametrize(("task", "architecture"), CASES)

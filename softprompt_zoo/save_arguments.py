@@ -1,0 +1,74 @@
+"""What `save_pretrained` of a prompted model is called with: which prompts, and transformers' and PEFT's keywords.
+
+Trainer, accelerate, sentence-transformers and `push_to_hub` pass keywords that are about files of weights. Those that
+change nothing for prompts are taken; one that asks for other files is refused, not swallowed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.arrange import check_combination
+
+WITHOUT_EFFECT = (
+    "max_shard_size",
+    "path_initial_model_for_weight_conversion",
+    "save_embedding_layers",
+    "save_function",
+    "save_original_format",
+    "save_peft_format",
+    "token",
+)
+"""Keywords of transformers, PEFT and accelerate that change nothing for prompts, whatever their value."""
+DEFAULTS: Mapping[str, tuple[Any, ...]] = {
+    "distributed_checkpoint": (False, None),
+    "push_to_hub": (False, None),
+    "safe_serialization": (True, None),
+    "variant": (None,),
+}
+"""Keywords whose other values ask for what is not written, and the values that do not."""
+INSTEAD = {
+    "distributed_checkpoint": "prompts are written as one file",
+    "push_to_hub": "call model.push_to_hub(name)",
+    "safe_serialization": "prompts are written as safetensors only; leave it out",
+    "variant": "prompts have no variants; save them into a folder of their own",
+}
+
+
+def check_arguments(names: Any, keywords: Mapping[str, Any], there: Sequence[str]) -> tuple[str, ...]:
+    """Check what `save_pretrained` was called with, before anything is written.
+
+    Args:
+        names: The prompts to save, a name or a list of names; `None` for all.
+        keywords: The other keywords, PEFT's `selected_adapters` among them, which is another word for `names`.
+        there: Names of the model's prompts.
+
+    Returns:
+        The names of the prompts to save.
+
+    Raises:
+        TypeError: If a keyword is unknown, or names are given twice or are no names.
+        UnknownPromptError: If one is not there.
+        ValueError: If there are none, or one stands twice.
+        UnsupportedError: If a keyword asks for other files than are written.
+    """
+    keywords = dict(keywords)
+    selected = keywords.pop("selected_adapters", None)
+    if names is not None and selected is not None:
+        raise TypeError("save_pretrained got names and selected_adapters, which mean the same; give one of them")
+    for keyword, value in keywords.items():
+        if keyword not in (*WITHOUT_EFFECT, *DEFAULTS):
+            raise TypeError(
+                f"save_pretrained got an unknown keyword {keyword!r}; a prompted model takes names, is_main_process, "
+                "state_dict, and those of transformers and PEFT"
+            )
+        if keyword in DEFAULTS and value not in DEFAULTS[keyword]:
+            raise UnsupportedError(f"save_pretrained({keyword}={value!r}) is not supported; {INSTEAD[keyword]}")
+    chosen = selected if names is None else names
+    if chosen is None:
+        return tuple(there)
+    what = "names" if selected is None else "selected_adapters"
+    checked = check_combination(chosen, there, what)
+    if not checked:
+        raise ValueError(f"{what} is empty; name at least one prompt to save, or leave it out to save all")
+    return checked
