@@ -8,10 +8,11 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
+from softprompt_zoo import typed
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.formats import adapter_folder, native
 from softprompt_zoo.formats.files import parse_json, read_tensors
@@ -104,12 +105,19 @@ def _read_folder(folder: Path) -> Adapter:
     return Adapter(fields, tensors)
 
 
+class Described(TypedDict):
+    """What the header says of an adapter."""
+
+    config: dict[str, Any]
+    """PEFT's config."""
+    tensors: dict[str, str]
+    """PEFT's names of the tensors to those in the file."""
+
+
 def _unpack(name: str, described: Any, tensors: Mapping[str, Tensor], path: Path) -> Adapter:
-    keys = described.get("tensors") if isinstance(described, dict) else None
-    fields = described.get("config") if isinstance(described, dict) else None
-    if not isinstance(fields, dict) or not isinstance(keys, dict):
-        raise CheckpointError(f"{path} does not describe the adapter {name!r} that its index names; save it again")
-    missing = next((key for key in keys.values() if not isinstance(key, str) or key not in tensors), None)
+    content = typed.read(Described, described, f"{path}: its description of the adapter {name!r}")
+    fields, keys = content["config"], content["tensors"]
+    missing = next((key for key in keys.values() if key not in tensors), None)
     if missing is not None:
         raise CheckpointError(f"{path} has no tensor {missing!r:.80} for the adapter {name!r}; save it again")
     own = {key: tensors[place] for key, place in keys.items()}

@@ -9,10 +9,11 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from torch import Tensor
 
+from softprompt_zoo import typed
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
@@ -27,6 +28,21 @@ ORIGIN_KEY = "softprompt_zoo"
 """In the header of the tensors' file, which PEFT does not look at: what wrote it."""
 PACKAGES = {"ADAPTION_PROMPT": "softprompt-zoo-llama-adapter", "CARTRIDGE": "softprompt-zoo-cartridge"}
 """What to install for PEFT's own files of a type that no built-in method reads; our exports say so themselves."""
+
+
+Count = Annotated[int, typed.integer(1, 2**31 - 1)]
+
+
+class PromptFields(TypedDict, total=False):
+    """What is read of PEFT's config by name here; methods look at what else is theirs."""
+
+    peft_type: Annotated[str, typed.Allowed("a type of PEFT's", bool)]
+    task_type: str | None
+    num_virtual_tokens: Count | None
+    num_layers: Count | None
+    num_attention_heads: Count | None
+    num_transformer_submodules: Count | None
+    token_dim: Count | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,9 +231,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def _check_type(fields: Mapping[str, Any], directory: Path) -> None:
+    path = directory / CONFIG_FILE
     if not isinstance(fields.get("peft_type"), str):
-        path = directory / CONFIG_FILE
         raise CheckpointError(f"{path} has the peft_type {fields.get('peft_type')!r}; it is no PEFT adapter")
+    known, _ = typed.fields_of(PromptFields)
+    typed.read(PromptFields, {name: value for name, value in fields.items() if name in known}, str(path))
 
 
 def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], Origin | None]:
@@ -237,8 +255,8 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], Origin | N
     check_floating(tensors, adapter_folder.tensor_file(directory))
     origin = None
     if ORIGIN_KEY in metadata:
-        with contextlib.suppress(ValueError, TypeError):
-            origin = Origin(**json.loads(metadata[ORIGIN_KEY]))
+        with contextlib.suppress(CheckpointError):
+            origin = typed.read(Origin, typed.parse(metadata[ORIGIN_KEY], ORIGIN_KEY), ORIGIN_KEY)
     return fields, tensors, origin
 
 

@@ -19,7 +19,7 @@ from softprompt_zoo.config import PromptName
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.formats import checksums
 from softprompt_zoo.formats.files import check_format, check_regular, read_json, write_json
-from softprompt_zoo.formats.numbers import check_floating
+from softprompt_zoo.formats.numbers import check_finite, check_floating
 
 FORMAT_VERSION = 1
 INDEX_FILE = "soft_tokens.json"
@@ -136,7 +136,9 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     index = _index(directory)
     rows = {name: _rows(directory, index.tensor, prompt["ids"]) for name, prompt in index.prompts.items()}
     check_floating(rows, directory / INDEX_FILE)
-    return {name: (own * index.scale).to(own.dtype) for name, own in rows.items()}, index.active
+    scaled = {name: (own * index.scale).to(own.dtype) for name, own in rows.items()}
+    check_finite(scaled, f"{directory / INDEX_FILE}, scale {index.scale}")
+    return scaled, index.active
 
 
 def counts(directory: Path) -> tuple[dict[str, int], tuple[str, ...]]:

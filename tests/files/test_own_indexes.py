@@ -123,6 +123,7 @@ WRONG = [
     ("vocabulary", put([float("inf")], *ONE, "ids"), r"prompts.default.ids\[0\] is inf"),
     ("vocabulary", put([10**12], *ONE, "ids"), "ids up to"),
     *(("vocabulary", put(scale, "scale"), "scale is") for scale in (None, 0, float("nan"), float("inf"))),
+    ("vocabulary", put(1e300, "scale"), r"scale 1e\+300: tensor 'default' holds NaN or infinity"),
     ("vocabulary", put("model.norm.weight", "tensor"), "has the shape"),
 ]
 
@@ -287,3 +288,37 @@ def test_an_option_takes_what_its_annotation_says():
     ):
         with pytest.raises(TypeError, match=said):
             Config.from_options(options)
+
+
+# PEFT's config, and the description of an adapter, are not only ours: what is read of them is typed, too.
+
+PEFT_FIELDS = [
+    ("peft_type", 5, "peft_type 5"),
+    ("num_virtual_tokens", True, "num_virtual_tokens is True"),
+    ("num_virtual_tokens", 0, "num_virtual_tokens is 0"),
+    ("num_virtual_tokens", 10**30, "num_virtual_tokens is 1000"),
+    ("num_virtual_tokens", 9, "says 9 virtual tokens"),
+    ("num_layers", 2.0, r"num_layers is 2.0 \(float\)"),
+    ("num_transformer_submodules", "2", "num_transformer_submodules is '2'"),
+    ("task_type", [], r"task_type is \[\]"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), PEFT_FIELDS)
+def test_a_wrong_field_of_pefts_is_named(field, value, message, folders, tmp_path):
+    prefix = zoo.get_method("prefix_tuning")(tiny_model("llama"), num_virtual_tokens=3)
+    zoo.export(prefix, tmp_path / "bad")
+    file = tmp_path / "bad" / "adapter_model.safetensors"
+    save_file(load_file(file), file)  # as PEFT writes it, without what our exports say of themselves
+    rewrite_json("adapter_config.json")(tmp_path / "bad", put(value, field))
+    check_refused(tmp_path / "bad", message, "adapter_config.json")
+
+
+def test_what_an_export_says_of_its_method_cannot_fail_the_import(tmp_path):
+    prompt = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=3)
+    for number, origin in enumerate((DEEP, "[1]", '{"method": 5, "distribution": {}, "version": null}', "null")):
+        folder = tmp_path / str(number)
+        zoo.export(prompt, folder)
+        file = folder / "adapter_model.safetensors"
+        save_file(load_file(file), file, {"softprompt_zoo": origin})
+        assert zoo.load(tiny_model("llama"), folder).prompts.active == ("default",)
