@@ -32,6 +32,7 @@ def load_model(
     *,
     base: str | os.PathLike[str] | None = None,
     trainable: bool = False,
+    pools_prompt: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
     """Load the model that saved prompts were trained on, and the prompts onto it.
@@ -40,6 +41,7 @@ def load_model(
         directory: What `load` takes.
         base: Name or path of the model; by default the one that the folder names.
         trainable: As in `load`.
+        pools_prompt: As in `load`.
         **options: For the model's `from_pretrained`, such as `dtype` and `device_map`. Code that comes with a model is
             never run.
 
@@ -72,7 +74,7 @@ def load_model(
     model: PreTrainedModel = loaded.eval()
     if not native.is_native(path) and adapter_folder.is_there(path):
         _put_weights(model, peft_modules.of_model(peft.read(path)[1]))
-    return load(model, path, trainable=trainable)
+    return load(model, path, trainable=trainable, pools_prompt=pools_prompt)
 
 
 def _class(config: SavedConfig, source: str) -> Any:

@@ -120,7 +120,7 @@ def _check_fit(given: Sequence[Given], how: str, drop_heads: bool) -> None:
                 f"{one.what} has a trained task head, and heads cannot be blended; blend the tokens alone with "
                 "drop_heads=True, and train a head for them"
             )
-        for name in ("dropout", "always_visible"):
+        for name in ("dropout", "always_visible", "is_pooled"):
             own, firsts = getattr(one.placement, name), getattr(first.placement, name)
             if own != firsts:
                 raise UnsupportedError(

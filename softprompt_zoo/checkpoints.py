@@ -82,12 +82,15 @@ def save(
         adapter_folder.remove(path)  # ours, of a prompt that was here before
 
 
-def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+def read_prompts(
+    directory: Path, backbone: Backbone, pools_prompt: bool = False
+) -> tuple[dict[str, Prompt], tuple[str, ...]]:
     """Read saved prompts for a backbone. Nothing is attached.
 
     Args:
         directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
         backbone: Sizes of the model.
+        pools_prompt: For a PEFT adapter, as in `peft_prompts.read`; others say themselves.
 
     Returns:
         The prompts by name, trainable as they were when they were saved, and the names of the active ones.
@@ -95,16 +98,21 @@ def read_prompts(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
     Raises:
         CheckpointError: If the directory is missing, truncated, corrupt or foreign.
     """
-    found, active = _read(directory, backbone)
+    found, active = _read(directory, backbone, pools_prompt)
     _check_active(active, found, directory)
     return found, active
 
 
-def _read(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+def _read(directory: Path, backbone: Backbone, pools_prompt: bool) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+    if pools_prompt and (native.is_native(directory) or not adapter_folder.is_there(directory)):
+        raise ValueError(
+            f"pools_prompt is True, which is for PEFT's adapters; {directory} is none, and its prompts are read as "
+            "they were trained; leave it out"
+        )
     if native.is_native(directory):
         return _read_native(directory, backbone)
     if adapter_folder.is_there(directory):
-        return {"default": peft_prompts.read(directory, backbone)}, ("default",)
+        return {"default": peft_prompts.read(directory, backbone, pools_prompt)}, ("default",)
     for kind, is_there in ((vocabulary, vocabulary.is_vocabulary), (embeddings, embeddings.is_embeddings)):
         if is_there(directory):
             found, active = kind.read(directory)

@@ -164,10 +164,13 @@ class MethodConfig:
     """Virtual tokens of the prompt, at least 1."""
     train_head: bool = False
     """Whether the model's task head is trained along, as a copy that belongs to the prompt."""
+    pools_prompt: bool = False
+    """Whether an encoder's classifier reads the first virtual token where it reads the text's first one, as in PEFT."""
 
     def __post_init__(self) -> None:
         check_positive_integer("num_virtual_tokens", self.num_virtual_tokens)
         check_choice("train_head", self.train_head, (False, True))
+        check_choice("pools_prompt", self.pools_prompt, (False, True))
 
     @property
     def tasks(self) -> int | None:

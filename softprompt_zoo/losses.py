@@ -1,6 +1,7 @@
 """Losses of methods that replace the model's own, and the frozen model run once more for them."""
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -169,7 +170,9 @@ def _run_again(
                 placements[part] = call.placements[part]
                 parts.append(part)
             elif tokens is not None:
-                placements[part + "@"] = Placement(_of_task(tokens, part.partition("#")[2]))
+                placements[part + "@"] = dataclasses.replace(
+                    Placement(_of_task(tokens, part.partition("#")[2])), is_pooled=call.placements[part].is_pooled
+                )
                 parts.append(part + "@")
         combinations.append(tuple(parts))
     # A teacher without the prompt has the model's own task head, too.

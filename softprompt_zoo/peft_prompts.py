@@ -26,7 +26,7 @@ from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.saved_prompts import copied
 from softprompt_zoo.sites.task_heads import copy_head, copy_saved_head
-from softprompt_zoo.tokens import InputTokens, VirtualTokens, to_tensors
+from softprompt_zoo.tokens import InputTokens, to_tensors
 
 if TYPE_CHECKING:
     from softprompt_zoo.prompts import Prompts
@@ -112,7 +112,7 @@ def _content(host: "Prompts", name: str | None, task_id: int | None) -> tuple[Pe
         tokens = prompt.merged_tokens(host.backbone)
         if task_id is not None:
             tokens = one_task(tokens, task_id, name or host.active[0])
-        peft.check_head(tokens, host.backbone, task)
+        peft.check_head(tokens, host.backbone, task, prompt.config.pools_prompt)
         is_whole = not prompt.is_merged and task_id is None
         files = prompt.loaded.call("write_peft", **arguments) if is_whole else None
         _check_type(files, PeftFiles, prompt.loaded, "write_peft")
@@ -128,12 +128,13 @@ def _content(host: "Prompts", name: str | None, task_id: int | None) -> tuple[Pe
     return files, task, host.base_name, origin
 
 
-def read(directory: Path, backbone: Backbone) -> Prompt:
+def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Prompt:
     """Read a PEFT prompt adapter. Nothing is attached.
 
     Args:
         directory: What PEFT's `save_pretrained` or our export wrote.
         backbone: Sizes of the model.
+        pools_prompt: Whether an encoder's classifier reads a virtual token, as in PEFT.
 
     Returns:
         The prompt.
@@ -145,6 +146,11 @@ def read(directory: Path, backbone: Backbone) -> Prompt:
         UnsupportedError: If it cannot work on this model.
     """
     fields, tensors, origin = peft.read(directory)
+    if pools_prompt and fields.get("task_type") != peft_modules.CLASSES_TASK:
+        raise UnsupportedError(
+            f"pools_prompt is True, and {directory} is of PEFT's task {fields.get('task_type')!r}: it is for "
+            f"{peft_modules.CLASSES_TASK} alone, whose heads read one token; leave it out"
+        )
     method = _method_for(fields, origin, directory)
     try:
         tensors, trained = peft_modules.split_head(tensors, backbone)
@@ -152,7 +158,7 @@ def read(directory: Path, backbone: Backbone) -> Prompt:
         _check_type(found, PeftPrompt, method, "read_peft")
     except (CheckpointError, UnsupportedError) as error:
         raise type(error)(f"{directory}: {error}") from error
-    options = {"train_head": True} if trained else {}
+    options = ({"train_head": True} if trained else {}) | ({"pools_prompt": True} if pools_prompt else {})
     if found is None:
         adapter = peft.plain(fields, tensors, backbone, directory)
         found = PeftPrompt({"num_virtual_tokens": adapter.num_virtual_tokens, "init": "given"}, tokens=adapter.tokens)
@@ -177,7 +183,7 @@ def read(directory: Path, backbone: Backbone) -> Prompt:
     prompt = Prompt(method, config, learned, head)
     with torch.no_grad():
         prompt.place(backbone)
-    _warn_of_differences(prompt.merged_tokens(backbone), fields.get("task_type"), backbone)
+    _warn_of_differences(prompt, fields.get("task_type"), backbone)
     return prompt
 
 
@@ -198,11 +204,15 @@ def _check_type(found: object, expected: type, method: LoadedMethod, hook: str) 
         raise PluginError(f"{method.describe(hook)} returned {type(found).__name__}; expected {wanted}")
 
 
-def _warn_of_differences(tokens: VirtualTokens, task_type: str | None, backbone: Backbone) -> None:
-    if isinstance(tokens, InputTokens) and task_type in peft_modules.POOLED_TASKS and backbone.family == "encoder":
+def _warn_of_differences(prompt: Prompt, task_type: str | None, backbone: Backbone) -> None:
+    tokens = prompt.merged_tokens(backbone)
+    is_same = prompt.config.pools_prompt and task_type == peft_modules.CLASSES_TASK
+    is_pooled = task_type in peft_modules.POOLED_TASKS and backbone.family == "encoder"
+    if isinstance(tokens, InputTokens) and is_pooled and not is_same:
+        advice = "; zoo.load(…, pools_prompt=True) does as PEFT" if task_type == peft_modules.CLASSES_TASK else ""
         warnings.warn(
             f"PEFT's {task_type} head pools or labels a virtual token; here the text alone is pooled, so the "
-            "results differ from PEFT's",
+            f"results differ from PEFT's{advice}",
             stacklevel=4,
         )
     if isinstance(tokens, InputTokens) and backbone.scales_ids:

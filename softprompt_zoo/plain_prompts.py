@@ -122,6 +122,7 @@ def plain_prompt(
             "init": GIVEN,
             "dropout": like.dropout,
             "always_visible": like.always_visible,
+            "pools_prompt": like.is_pooled,
         }
         fields = {field.name for field in dataclasses.fields(method.config_class)}
         options = {name: value for name, value in wanted.items() if name in fields}
@@ -132,7 +133,7 @@ def plain_prompt(
     }
     prompt = Prompt(method, config, MergedTokens(contiguous), head)
     placed = prompt.place(backbone)
-    for name in ("dropout", "always_visible"):
+    for name in ("dropout", "always_visible", "is_pooled"):
         found, expected = getattr(placed, name), getattr(like, name)
         if found != expected:
             raise UnsupportedError(

@@ -130,6 +130,9 @@ class Prompt(nn.Module):
             self._check(placement.tokens, backbone, "inject")
         if self.weight != 1.0:
             placement = dataclasses.replace(placement, weight=placement.weight * self.weight)
+        if self.config.pools_prompt:
+            placement = dataclasses.replace(placement, is_pooled=True)
+            _check_pooling(placement, backbone)
         _check_weight(placement, backbone)
         if backbone.input_problem is not None and isinstance(placement.tokens, InputTokens):
             raise UnsupportedError(
@@ -224,6 +227,15 @@ class Prompt(nn.Module):
     def extra_repr(self) -> str:
         """Show method and size where torch prints the model."""
         return f"method={self.method!r}, num_virtual_tokens={self.num_virtual_tokens}"
+
+
+def _check_pooling(placement: Placement, backbone: Backbone) -> None:
+    """Refuse to let a head read a virtual token where there is none at a position, or no head."""
+    if not isinstance(placement.tokens, InputTokens) or backbone.family != "encoder" or not backbone.task_head:
+        raise UnsupportedError(
+            "pools_prompt is True, which is for virtual tokens at the input embeddings of an encoder with a task head; "
+            "here the head never reads one; leave it out"
+        )
 
 
 def _check_weight(placement: Placement, backbone: Backbone) -> None:

@@ -14,8 +14,9 @@ from softprompt_zoo.errors import CheckpointError, PromptExistsError, Unsupporte
 from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.formats import native, peft
 from softprompt_zoo.formats.files import existing_directory
-from softprompt_zoo.model import attach, is_attached, prompts_of
+from softprompt_zoo.model import attach, detach, is_attached, prompts_of
 from softprompt_zoo.plain_prompts import check_ranges, check_shared_room
+from softprompt_zoo.pooled_heads import check_pooling
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.serving import export_embeddings, export_vocabulary
@@ -26,7 +27,12 @@ EXPORTS = ("peft", "vocabulary", "embeddings")
 
 
 def load(
-    base: PreTrainedModel, directory: str | os.PathLike[str], *, name: str | None = None, trainable: bool = False
+    base: PreTrainedModel,
+    directory: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    trainable: bool = False,
+    pools_prompt: bool = False,
 ) -> PreTrainedModel:
     """Attach saved prompts to a model and activate those that were active.
 
@@ -39,6 +45,8 @@ def load(
             is `"default"` for PEFT's adapters.
         trainable: Whether to train on: the adapters that are loaded, and the prompts that were trained when they were
             saved, or all where none was or the files do not say. Otherwise all are frozen.
+        pools_prompt: For PEFT's prompt at the input embeddings of an encoder's classifier: whether the head reads the
+            first virtual token, as it does in PEFT, and not the text's first one.
 
     Returns:
         The same model.
@@ -55,7 +63,7 @@ def load(
     attached = is_attached(base)
     model: Any = adapters.model_inside(base)
     backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)
-    prompts, active = read_prompts(path, backbone)
+    prompts, active = read_prompts(path, backbone, pools_prompt)
     prompts, active = _renamed(prompts, active, name, path)
     check_shared_room({name: prompts[name] for name in active}, backbone)
     check_ranges(prompts, backbone, f"in {path}")
@@ -75,8 +83,23 @@ def load(
     else:
         for own_name, prompt in prompts.items():
             host.insert(own_name, prompt)
+    if pools_prompt:
+        _check_pooling(base, next(iter(prompts)), attached)
     model.prompts.activate(*active)
     return base
+
+
+def _check_pooling(base: PreTrainedModel, name: str, was_attached: bool) -> None:
+    """Try a prompt that was put on, and take it off again if the head does not read it as PEFT does."""
+    model: Any = adapters.model_inside(base)
+    try:
+        check_pooling(model, name)
+    except UnsupportedError:
+        if was_attached:
+            model.prompts.remove(name)
+        else:
+            detach(base)
+        raise
 
 
 def _renamed(

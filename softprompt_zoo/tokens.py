@@ -67,6 +67,8 @@ class Placement:
     weight: float = 1.0
     """Factor on the share of attention that the tokens get, before all shares are brought to a sum of one; a gate is
     multiplied by it. The host multiplies it by the weight that the user gives the prompt."""
+    is_pooled: bool = False
+    """Whether a head that reads the text's first token reads the first of these; the host sets it as the user chose."""
 
 
 def flatten_layers(tokens: SiteTokens) -> Tensor:

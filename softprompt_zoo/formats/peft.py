@@ -20,7 +20,7 @@ from softprompt_zoo.exchange import PeftFiles
 from softprompt_zoo.formats import adapter_folder
 from softprompt_zoo.formats.adapter_folder import CONFIG_FILE, TENSOR_FILE
 from softprompt_zoo.formats.numbers import check_floating
-from softprompt_zoo.formats.peft_modules import POOLED_TASKS
+from softprompt_zoo.formats.peft_modules import CLASSES_TASK, POOLED_TASKS
 from softprompt_zoo.formats.peft_prefixes import SEQ2SEQ, TENSOR_KEY, flat_prefix, read_prefix
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
 
@@ -92,13 +92,14 @@ def write(directory: Path, files: PeftFiles, task_type: str, base_name: str | No
     adapter_folder.write(directory, fields, tensors, metadata)
 
 
-def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str) -> None:
+def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_prompt: bool) -> None:
     """Refuse prompts with which PEFT would look at a virtual token under the head, or fail, or not scale the text.
 
     Args:
         tokens: The plain tokens.
         backbone: Sizes of the model.
         task_type: PEFT's name of the model's task.
+        pools_prompt: Whether a classifier reads a virtual token here, too.
 
     Raises:
         UnsupportedError: If it would.
@@ -113,10 +114,12 @@ def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str) -> Non
             f"PEFT runs no prompt under the {task_type} head of an encoder-decoder: it fails, or gives the decoder "
             "another text; keep the prompt in our own format"
         )
-    if isinstance(tokens, InputTokens) and backbone.family == "encoder" and task_type in POOLED_TASKS:
+    is_same = pools_prompt and task_type == CLASSES_TASK
+    if isinstance(tokens, InputTokens) and backbone.family == "encoder" and task_type in POOLED_TASKS and not is_same:
         raise UnsupportedError(
             f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
             "would give other results; use a method that works on keys and values"
+            f"{', or train with pools_prompt=True' if task_type == CLASSES_TASK else ''}"
         )
 
 

@@ -12,7 +12,8 @@ from softprompt_zoo.formats.peft_prefixes import SEQ2SEQ, TENSOR_KEY
 
 HEAD_PREFIX = "base_model."
 WORD_TASKS = ("CAUSAL_LM", SEQ2SEQ)
-POOLED_TASKS = ("SEQ_CLS", "QUESTION_ANS", "TOKEN_CLS")
+CLASSES_TASK = "SEQ_CLS"
+POOLED_TASKS = (CLASSES_TASK, "QUESTION_ANS", "TOKEN_CLS")
 
 
 def needs_head(files: PeftFiles, task_type: str) -> bool:

@@ -110,6 +110,14 @@ class Call:
         tokens = [self.placements[name].tokens for name in combination]
         return [part.embeddings for part in tokens if isinstance(part, InputTokens)]
 
+    def pooled_rows(self, device: torch.device) -> Tensor | None:
+        """Return `(rows or 1, 1)`, whether the head reads the first virtual token of a row; `None` if of no row."""
+        pooled = []
+        for combination in self.selection.combinations:
+            inputs = [p for name in combination if isinstance((p := self.placements[name]).tokens, InputTokens)]
+            pooled.append(bool(inputs) and inputs[0].is_pooled)
+        return self.per_row(pooled, device) if any(pooled) else None
+
     def ends_in_input_tokens(self) -> list[bool]:
         """Say for each combination whether a seen input-level prompt is its last, which predicts the first label."""
         ends = [self.placements[parts[-1]] if parts else None for parts in self.selection.combinations]

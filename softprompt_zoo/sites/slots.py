@@ -163,6 +163,11 @@ def _check_kind(index: Any) -> None:
 
 def _check_weights(combination: Combination, placements: Mapping[str, Placement]) -> None:
     for name in combination:
+        if placements[name].is_pooled:
+            raise UnsupportedError(
+                f"prompt {name!r} has pools_prompt=True, and its tokens stand in soft slots inside the text; leave "
+                "soft_slots out, which puts it in front"
+            )
         if isinstance(placements[name].tokens, InputTokens) and placements[name].weight != 1.0:
             raise UnsupportedError(
                 f"prompt {name!r} has the weight {placements[name].weight}, and its tokens stand in soft slots, where "

@@ -143,7 +143,7 @@ def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     if state.call.layout is not None and binding.stack.name == "encoder":
         if binding.family == "encoder":
-            output = cut_output(module, output, state.call.layout)
+            output = cut_output(module, output, state.call.layout, state.call.pooled_rows(output[0].device))
         else:
             remember(output.last_hidden_state, state.call.layout)
     if state.cut_states is not None and output.get("cross_attentions") is not None:

@@ -2,19 +2,21 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from softprompt_zoo.sites.encoder_states import remember
 from softprompt_zoo.sites.input_embeddings import Layout
 
 
-def cut_output(module: Any, output: Any, layout: Layout) -> Any:
+def cut_output(module: Any, output: Any, layout: Layout, pooled: Tensor | None = None) -> Any:
     """Cut an encoder's output to the text, and pool it again.
 
     Args:
         module: The encoder, for its pooler.
         output: Its output.
         layout: Where the text went.
+        pooled: `(rows or 1, 1)`, whether a head shall find the first virtual token in the place of the text's first.
 
     Returns:
         An output of the same class.
@@ -30,6 +32,10 @@ def cut_output(module: Any, output: Any, layout: Layout) -> Any:
             cut[name] = text_only(cut[name], layout, dims)
             if name.startswith("encoder_"):
                 remember(cut[name], layout, output[name])
+    if pooled is not None:
+        text = cut["last_hidden_state"]
+        first = torch.where(pooled, output["last_hidden_state"][:, 0], text[:, 0])
+        cut["last_hidden_state"] = torch.cat([first[:, None], text[:, 1:]], dim=1)
     if cut.get("pooler_output") is not None:
         cut["pooler_output"] = _pool(module, cut["last_hidden_state"])
     return type(output)(**cut)
