@@ -13,15 +13,14 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompted_model import (
     PromptedModel,
-    prompt_implementation,
     prompted_class,
     rebind_forward,
-    restore_implementation,
 )
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.quantized import keep_unpacked
 from softprompt_zoo.sites.adapter_layers import original_name
 from softprompt_zoo.sites.carried import adopt, release
+from softprompt_zoo.sites.implementation import prompt_implementation, restore_implementation
 from softprompt_zoo.sites.replaced_forward import check_forward, restore
 from softprompt_zoo.sites.stack import bind, unbind
 from softprompt_zoo.sites.words import mark_sites, unmark_sites
@@ -62,7 +61,7 @@ def attach(
     for name, parameter in model.named_parameters():
         if name not in adapted:
             parameter.requires_grad_(False)
-    prompt_implementation(stacks)
+    prompt_implementation(stacks.values())
     for stack in stacks.values():
         mark_sites(stack)
         if stack.module is not model:  # the prompted class does for the model itself what this does

@@ -29,6 +29,10 @@ class PromptedPeftModel:
             _refuse_shared_pass(self.get_base_model().prompts, kwargs)
         return super()._enable_peft_forward_hooks(*args, **kwargs)  # type: ignore[misc]
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make what PEFT's own class makes; without arguments, an empty object to fill, as copies need it."""
+        return cls._softprompt_wrapper(*args, **kwargs) if args or kwargs else super().__new__(cls)
+
     def forward(self, *args: Any, task_ids: Any = None, **kwargs: Any) -> Any:  # noqa: D102
         if task_ids is not None:
             raise UnsupportedError(

@@ -19,8 +19,8 @@ from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.quantized import keep_unpacked, trainable_view
 from softprompt_zoo.save_arguments import check_arguments
-from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.carried import run
+from softprompt_zoo.sites.implementation import prompt_implementation, restore_implementation
 from softprompt_zoo.sites.replaced_forward import check_forward, note_prompted, rebind
 from softprompt_zoo.sites.task_heads import check_resizable, with_heads
 
@@ -35,6 +35,18 @@ class PromptedModel(PromptedGeneration):
     _softprompt_stacks: Mapping[str, Stack]
     _softprompt_required_grad: dict[str, bool]
     prompts: Prompts
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make what the model's own class makes; without arguments, an empty object to fill, as copies need it."""
+        return cls._softprompt_base(*args, **kwargs) if args or kwargs else super().__new__(cls)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        return cls._softprompt_base.from_pretrained(*args, **kwargs)
+
+    @classmethod
+    def _from_config(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls._softprompt_base._from_config(*args, **kwargs)
 
     def save_pretrained(  # noqa: D102
         self,
@@ -56,7 +68,7 @@ class PromptedModel(PromptedGeneration):
         restore_implementation(configs)
         try:
             super().set_attn_implementation(attn_implementation, **kwargs)  # type: ignore[misc]
-            prompt_implementation(self._softprompt_stacks)
+            prompt_implementation(self._softprompt_stacks.values())
         except Exception:
             for config, implementation in zip(configs, before, strict=True):
                 config._attn_implementation_internal = implementation
@@ -131,21 +143,6 @@ class PromptedModel(PromptedGeneration):
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Pickle would look the class up by its name and find the user's.
         return _rebuild, (type(self)._softprompt_base,), self.__dict__.copy()
-
-
-def prompt_implementation(stacks: Mapping[str, Stack]) -> None:
-    """Let the stacks' configs choose our attention function, around the one that they chose."""
-    reached = [stack.module for stack in stacks.values() if not stack.through_cache]
-    configs = [config for module in reached for config in attention_configs(module)]
-    names = [prompted_implementation(base_implementation(config._attn_implementation)) for config in configs]
-    for config, name in zip(configs, names, strict=True):
-        config._attn_implementation_internal = name
-
-
-def restore_implementation(configs: list[Any]) -> None:
-    """Undo `prompt_implementation`."""
-    for config in configs:
-        config._attn_implementation_internal = base_implementation(config._attn_implementation_internal or "") or None
 
 
 @functools.cache

@@ -268,7 +268,7 @@ def test_a_prompt_may_be_named_like_an_attribute(name):
     assert not model.prompts.keys()
 
 
-def test_attention_implementation_can_be_changed_and_is_watched():
+def test_attention_implementation_can_be_changed_also_by_its_name_in_the_config():
     subject = prompted()
     expected = subject.logits(TEXT)
     subject.model.set_attn_implementation("eager")
@@ -277,8 +277,11 @@ def test_attention_implementation_can_be_changed_and_is_watched():
         subject.model.set_attn_implementation("flash_attention_2")
     assert_equal(subject.logits(TEXT), expected, "logits after the refusal")
     subject.model.config._attn_implementation = "sdpa"
-    with pytest.raises(zoo.UnsupportedError, match="behind the prompts' back"):
+    assert_equal(subject.logits(TEXT), expected, "logits under a name that was written")
+    subject.model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(zoo.UnsupportedError, match=r"'flash_attention_2' was written to the config .*has 'sdpa' again"):
         subject.logits(TEXT)
+    assert_equal(subject.logits(TEXT), expected, "logits after the refusal")
 
 
 def test_the_shared_pass_runs_once_per_generated_text():

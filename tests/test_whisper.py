@@ -101,3 +101,37 @@ def test_the_decoder_alone(method):
     zoo.detach(model)
     with torch.no_grad():
         assert torch.equal(model(input_ids=text).logits, expected)
+
+
+def check_word_times():
+    """`generate` writes "eager" to the config; the base model and the text without times are the measure."""
+
+    def with_times(model):
+        wanted = {"no_timestamps_token_id": 99, "is_multilingual": False, "alignment_heads": [[0, 0], [1, 1]]}
+        for key, value in {**wanted, "suppress_tokens": None, "begin_suppress_tokens": None}.items():
+            setattr(model.generation_config, key, value)
+        return model
+
+    config = tiny_model("whisper").config
+    sound = torch.randn(2, config.num_mel_bins, 2 * config.max_source_positions)
+    base, model = with_times(tiny_model("whisper")), with_times(tiny_model("whisper"))
+    zoo.get_method("prefix_tuning")(model, num_virtual_tokens=4)
+    expected = model.generate(sound, max_new_tokens=6)
+    found = model.generate(sound, max_new_tokens=6, return_token_timestamps=True)
+    assert found["token_timestamps"].shape == found["sequences"].shape
+    assert torch.equal(found["sequences"][:, -expected.shape[1] :], expected[:, -found["sequences"].shape[1] :])
+    with model.prompts.disabled():
+        given = model.generate(sound, max_new_tokens=6, return_token_timestamps=True)
+    right = base.generate(sound, max_new_tokens=6, return_token_timestamps=True)
+    assert all(torch.equal(given[name], right[name]) for name in ("sequences", "token_timestamps"))
+    assert not torch.equal(found["token_timestamps"], right["token_timestamps"])
+
+
+def test_times_of_words():
+    check_word_times()
+
+
+def test_the_check_of_word_times_notices_a_prompt_that_is_ignored(monkeypatch):
+    monkeypatch.setattr("softprompt_zoo.sites.stack.follow_implementation", lambda stack, before: None)
+    with pytest.raises(AssertionError):
+        check_word_times()

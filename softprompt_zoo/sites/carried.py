@@ -56,6 +56,9 @@ def _carrying_class(base: Any) -> Any:
     def reduce(self: Any, protocol: Any) -> Any:
         return _rebuild, (base,), self.__dict__.copy()
 
+    def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return base(*args, **kwargs) if args or kwargs else base.__new__(cls)
+
     names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(
         base.__name__,
@@ -63,6 +66,7 @@ def _carrying_class(base: Any) -> Any:
         {
             **names,
             "forward": _carrying_function(base.forward),
+            "__new__": new,
             "__reduce_ex__": reduce,
             "_softprompt_carried": base,
         },

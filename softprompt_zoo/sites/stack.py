@@ -13,12 +13,13 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.probe import KEYWORD
 from softprompt_zoo.sites import input_embeddings
 from softprompt_zoo.sites.arrange import Call, Entry, join, lengths, site_state, stack_embeddings, token_counts
-from softprompt_zoo.sites.attention import PREFIX, CallState
+from softprompt_zoo.sites.attention import CallState
 from softprompt_zoo.sites.cache_view import hide, let_checkpoint, show
 from softprompt_zoo.sites.checkpointing import anchor
 from softprompt_zoo.sites.decoding_state import keep_state, prefix_of
 from softprompt_zoo.sites.encoder_states import remember, whole_states
 from softprompt_zoo.sites.gates import gated_parts
+from softprompt_zoo.sites.implementation import follow_implementation
 from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.positions import (
     check_budget,
@@ -57,6 +58,8 @@ class Binding:
     host: Host
     argument_names: list[str]
     """Names of the forward's positional arguments, in order."""
+    implementation: str
+    """The attention implementation, ours, that its config names."""
     handles: list[Any] = dataclasses.field(default_factory=list)
 
 
@@ -74,7 +77,7 @@ def bind(family: str, stack: Stack, host: Host) -> None:
     if BINDING_ATTRIBUTE in stack.module.__dict__:
         raise RuntimeError(f"{type(stack.module).__name__} has hooks of prompts already")
     names = list(inspect.signature(type(stack.module).forward).parameters)[1:]
-    binding = Binding(family, stack, host, names)
+    binding = Binding(family, stack, host, names, stack.module.config._attn_implementation)
     binding.handles = [
         stack.module.register_forward_pre_hook(before_forward, with_kwargs=True),
         stack.module.register_forward_hook(after_forward, with_kwargs=True),
@@ -107,7 +110,7 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         check_entry(binding.host)
     call.was_seen = True
     if not binding.stack.through_cache:
-        _check_implementation(module)
+        follow_implementation(binding.stack, binding.implementation)
     names = ("input_features",) if binding.stack.reads_sound else ("inputs_embeds", "input_ids")
     text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
     if text is None:
@@ -323,12 +326,3 @@ def _insert_first_prediction(output: Any, call: Call, tails: tuple[Tensor, Tenso
     chosen = torch.where(has_tail[..., None], states[:, None].to(hidden), hidden.gather(1, index))
     output.last_hidden_state = hidden.scatter(1, index, chosen)
     return output
-
-
-def _check_implementation(module: Any) -> None:
-    implementation = module.config._attn_implementation
-    if not implementation.startswith(PREFIX):
-        raise UnsupportedError(
-            f"the attention implementation was set to {implementation!r} behind the prompts' back, so they would be "
-            "ignored; call model.set_attn_implementation instead of writing to the config"
-        )
