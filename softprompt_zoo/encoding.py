@@ -2,24 +2,19 @@
 
 import dataclasses
 import re
-import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from softprompt_zoo.config import check_choice, check_positive_integer
+from softprompt_zoo.templates import Field, Slot, Template, check_count, parse
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding
 
-SYNTAX = "{soft:10} for the next ten virtual tokens, {soft[0:3]} for tokens 0, 1 and 2, or {soft[4]} for one"
-OPTIONS = ("max_length", "padding")
-"""Keywords of `encode` that are no fields."""
 TEXT = -1
 """Stands in `soft_slots` where there is text."""
-MOST_SLOTS = 2**20
-"""Slots of a template, and virtual tokens it may name; longer than the positions of any model. Our choice."""
 
 
 def encode(
@@ -59,14 +54,14 @@ def encode(
     """
     if not callable(tokenizer):
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
-    parsed = _parse(template)
+    parsed = parse(template)
     if max_length is not None:
         check_positive_integer("max_length", max_length)
-    _check_count(parsed, max_length)
+    check_count(parsed, max_length)
     check_choice("padding", padding, ("longest", "max_length"))
     if padding == "max_length" and max_length is None:
         raise ValueError("padding='max_length' needs max_length, which is None")
-    rows = _rows([part.name for parts in parsed.parts for part in parts if isinstance(part, _Field)], fields)
+    rows = _rows([part.name for parts in parsed.parts for part in parts if isinstance(part, Field)], fields)
     ends = ([], []) if parsed.messages else _special_ends(tokenizer)
     encoder = _Encoder(tokenizer, parsed, ends, _placeholder(tokenizer))
     encoded = []
@@ -78,30 +73,6 @@ def encode(
             raise ValueError(f"row {number} has no tokens; give a template with slots or words, or a longer text")
         encoded.append(row)
     return _pad(tokenizer, encoded, max_length if padding == "max_length" else None)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Field:
-    """A place that a text of the user's fills."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Slot:
-    """A place of virtual tokens."""
-
-    tokens: range
-
-
-@dataclasses.dataclass(frozen=True)
-class _Parsed:
-    """A template, cut into words, fields and slots."""
-
-    parts: list[list[str | _Field | _Slot]]
-    """One list for a text; one for each message of a chat."""
-    messages: list[Mapping[str, Any]]
-    """The messages of a chat; empty for a text."""
 
 
 @dataclasses.dataclass
@@ -122,7 +93,7 @@ class _Encoder:
     """Encodes the rows of one call."""
 
     tokenizer: Any
-    parsed: _Parsed
+    parsed: Template
     ends: tuple[list[int], list[int]]
     """Special tokens in front of a row and behind it."""
     placeholder: int
@@ -140,88 +111,6 @@ class _Encoder:
                 row.slots += piece.tokens
         row.add_text(self.ends[1])
         return row
-
-
-def _check_count(parsed: _Parsed, max_length: int | None) -> None:
-    """Refuse more slots than a row may have, before there is a list of them."""
-    count = sum(len(part.tokens) for parts in parsed.parts for part in parts if isinstance(part, _Slot))
-    if max_length is not None and count > max_length:
-        raise ValueError(
-            f"max_length is {max_length}, but the template alone has {count} slots, which are never cut; use fewer "
-            "slots, or a larger max_length"
-        )
-    if count > MOST_SLOTS:
-        raise ValueError(f"the template has {count} slots; use at most {MOST_SLOTS}")
-
-
-def _parse(template: Any) -> _Parsed:
-    if isinstance(template, str):
-        return _Parsed([_parse_text(template, 0)[0]], [])
-    if not isinstance(template, Sequence) or not template:
-        raise TypeError(f"template is {template!r}; expected a text, or a list of messages with a role and a content")
-    count, parts = 0, []
-    for number, message in enumerate(template):
-        keys = ("role", "content")
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in keys):
-            raise TypeError(
-                f"message {number} of the template is {message!r}; expected a role and a content, both texts"
-            )
-        own, count = _parse_text(message["content"], count)
-        parts.append(own)
-    return _Parsed(parts, list(template))
-
-
-def _parse_text(template: str, count: int) -> tuple[list[str | _Field | _Slot], int]:
-    """Cut a text into its parts; `count` virtual tokens were counted before it."""
-    try:
-        found = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(f"template {template!r}: {error}; write {{{{ and }}}} for braces that are words") from None
-    parts: list[str | _Field | _Slot] = []
-    for words, name, spec, conversion in found:
-        parts.append(words)
-        if name is None:
-            continue
-        if re.match(r"soft(?!\w)", name):
-            slot = _slot(name, spec or "", conversion, count)
-            parts.append(slot)
-            count += len(slot.tokens) if name == "soft" else 0
-        elif name in OPTIONS:
-            raise ValueError(
-                f"template {template!r} has the field {{{name}}}, which cannot be filled: {name}=… is an option of "
-                "encode; give the field another name"
-            )
-        elif name.isidentifier() and not spec and not conversion:
-            parts.append(_Field(name))
-        else:
-            shown = _shown(name, spec or "", conversion)
-            raise ValueError(
-                f"template {template!r} has {shown}; expected the name of a field, as in {{text}}, or {SYNTAX}"
-            )
-    return parts, count
-
-
-def _slot(name: str, spec: str, conversion: str | None, count: int) -> _Slot:
-    bounds = re.fullmatch(r"soft\[([0-9]{1,18})(?::([0-9]{1,18}))?\]", name)
-    tokens = range(0)
-    if name == "soft" and re.fullmatch(r"[0-9]{1,18}", spec) and not conversion:
-        tokens = range(count, count + int(spec))
-    elif bounds is not None and not spec and not conversion:
-        start = int(bounds[1])
-        tokens = range(start, start + 1 if bounds[2] is None else int(bounds[2]))
-    if not tokens:
-        raise ValueError(f"the slot {_shown(name, spec, conversion)} names no virtual token; expected {SYNTAX}")
-    if tokens.stop > MOST_SLOTS:
-        raise ValueError(
-            f"the slot {_shown(name, spec, conversion)} names virtual token {tokens.stop - 1}; a template may name "
-            f"the first {MOST_SLOTS}"
-        )
-    return _Slot(tokens)
-
-
-def _shown(name: str, spec: str, conversion: str | None) -> str:
-    """Write a replacement field as it stands in the template."""
-    return "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
 
 
 def _rows(names: list[str], fields: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -279,32 +168,32 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
-def _fill(parts: list[str | _Field | _Slot], values: Mapping[str, str]) -> list[str | _Slot]:
+def _fill(parts: list[str | Field | Slot], values: Mapping[str, str]) -> list[str | Slot]:
     """Fill the fields, and join the text between two slots into one piece."""
-    pieces: list[str | _Slot] = [""]
+    pieces: list[str | Slot] = [""]
     for part in parts:
-        if isinstance(part, _Slot):
+        if isinstance(part, Slot):
             pieces += [part, ""]
         else:
-            pieces[-1] += values[part.name] if isinstance(part, _Field) else part  # type: ignore[operator]
+            pieces[-1] += values[part.name] if isinstance(part, Field) else part  # type: ignore[operator]
     return pieces
 
 
 def _chat(
-    tokenizer: Any, messages: list[Mapping[str, Any]], contents: list[list[str | _Slot]], values: Mapping[str, str]
-) -> list[str | _Slot]:
+    tokenizer: Any, messages: list[Mapping[str, Any]], contents: list[list[str | Slot]], values: Mapping[str, str]
+) -> list[str | Slot]:
     """Put a chat together with marks for the slots, and cut it at the marks."""
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tokenizer has no chat template; set tokenizer.chat_template, or give a text as template")
     texts = [*values.values(), *(message["content"] for message in messages)]
     # A character that is no text: a mark in a field would otherwise be a slot.
     mark = next(char for char in map(chr, range(0xE000, 0xF8FF)) if not any(char in text for text in texts))
-    slots: list[_Slot] = []
+    slots: list[Slot] = []
     marked = []
     for message, content in zip(messages, contents, strict=True):
         text = ""
         for piece in content:
-            if isinstance(piece, _Slot):
+            if isinstance(piece, Slot):
                 text += f"{mark}{len(slots)}{mark}"
                 slots.append(piece)
             else:
@@ -318,7 +207,7 @@ def _chat(
             "the tokenizer's chat template leaves out, repeats or moves a part of the chat that has slots; "
             "put the slots into another message"
         )
-    pieces: list[str | _Slot] = list(parts)
+    pieces: list[str | Slot] = list(parts)
     pieces[1::2] = slots
     return pieces
 

@@ -1,7 +1,6 @@
 """The folder of a run: whose it is, who writes to it, its checkpoints."""
 
 import contextlib
-import json
 import os
 import shutil
 import zipfile
@@ -133,7 +132,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _is_whole(checkpoint: Path) -> bool:
     """Tell a checkpoint from a part of one; Trainer writes its files in place, the state last."""
     try:
-        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        state = read_json(checkpoint / STATE_FILE)
         native.read(checkpoint)
         # torch's files are zip archives, whose directory stands at the end.
         archives = ("optimizer.pt", "scheduler.pt", "rng_state.pth")

@@ -1,0 +1,139 @@
+"""Templates with soft slots, cut into words, fields and slots."""
+
+import dataclasses
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SYNTAX = "{soft:10} for the next ten virtual tokens, {soft[0:3]} for tokens 0, 1 and 2, or {soft[4]} for one"
+OPTIONS = ("max_length", "padding")
+"""Keywords of `encode` that are no fields."""
+MOST_SLOTS = 2**20
+"""Slots of a template, and virtual tokens it may name; longer than the positions of any model. Our choice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A place that a text of the user's fills."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A place of virtual tokens."""
+
+    tokens: range
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """A template, cut into words, fields and slots."""
+
+    parts: list[list[str | Field | Slot]]
+    """One list for a text; one for each message of a chat."""
+    messages: list[Mapping[str, Any]]
+    """The messages of a chat; empty for a text."""
+
+
+def check_count(template: Template, max_length: int | None) -> None:
+    """Refuse more slots than a row may have, before there is a list of them.
+
+    Args:
+        template: The template.
+        max_length: Longest row, in tokens; `None` for any length.
+
+    Raises:
+        ValueError: If it has.
+    """
+    count = sum(len(part.tokens) for parts in template.parts for part in parts if isinstance(part, Slot))
+    if max_length is not None and count > max_length:
+        raise ValueError(
+            f"max_length is {max_length}, but the template alone has {count} slots, which are never cut; use fewer "
+            "slots, or a larger max_length"
+        )
+    if count > MOST_SLOTS:
+        raise ValueError(f"the template has {count} slots; use at most {MOST_SLOTS}")
+
+
+def parse(template: Any) -> Template:
+    """Cut a template into its parts.
+
+    Args:
+        template: A text; or a chat, a list of messages with a role and a content.
+
+    Returns:
+        The parts.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If a field or a slot is malformed, or names more virtual tokens than a template may.
+    """
+    if isinstance(template, str):
+        return Template([_parse_text(template, 0)[0]], [])
+    if not isinstance(template, Sequence) or not template:
+        raise TypeError(f"template is {template!r}; expected a text, or a list of messages with a role and a content")
+    count, parts = 0, []
+    for number, message in enumerate(template):
+        keys = ("role", "content")
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in keys):
+            raise TypeError(
+                f"message {number} of the template is {message!r}; expected a role and a content, both texts"
+            )
+        own, count = _parse_text(message["content"], count)
+        parts.append(own)
+    return Template(parts, list(template))
+
+
+def _parse_text(template: str, count: int) -> tuple[list[str | Field | Slot], int]:
+    """Cut a text into its parts; `count` virtual tokens were counted before it."""
+    try:
+        found = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"template {template!r}: {error}; write {{{{ and }}}} for braces that are words") from None
+    parts: list[str | Field | Slot] = []
+    for words, name, spec, conversion in found:
+        parts.append(words)
+        if name is None:
+            continue
+        if re.match(r"soft(?!\w)", name):
+            slot = _slot(name, spec or "", conversion, count)
+            parts.append(slot)
+            count += len(slot.tokens) if name == "soft" else 0
+        elif name in OPTIONS:
+            raise ValueError(
+                f"template {template!r} has the field {{{name}}}, which cannot be filled: {name}=… is an option of "
+                "encode; give the field another name"
+            )
+        elif name.isidentifier() and not spec and not conversion:
+            parts.append(Field(name))
+        else:
+            shown = _shown(name, spec or "", conversion)
+            raise ValueError(
+                f"template {template!r} has {shown}; expected the name of a field, as in {{text}}, or {SYNTAX}"
+            )
+    return parts, count
+
+
+def _slot(name: str, spec: str, conversion: str | None, count: int) -> Slot:
+    bounds = re.fullmatch(r"soft\[([0-9]{1,18})(?::([0-9]{1,18}))?\]", name)
+    tokens = range(0)
+    if name == "soft" and re.fullmatch(r"[0-9]{1,18}", spec) and not conversion:
+        tokens = range(count, count + int(spec))
+    elif bounds is not None and not spec and not conversion:
+        start = int(bounds[1])
+        tokens = range(start, start + 1 if bounds[2] is None else int(bounds[2]))
+    if not tokens:
+        raise ValueError(f"the slot {_shown(name, spec, conversion)} names no virtual token; expected {SYNTAX}")
+    if tokens.stop > MOST_SLOTS:
+        raise ValueError(
+            f"the slot {_shown(name, spec, conversion)} names virtual token {tokens.stop - 1}; a template may name "
+            f"the first {MOST_SLOTS}"
+        )
+    return Slot(tokens)
+
+
+def _shown(name: str, spec: str, conversion: str | None) -> str:
+    """Write a replacement field as it stands in the template."""
+    return "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
