@@ -125,9 +125,9 @@ def _kept_config(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         metadata = read_metadata(path)
-    except CheckpointError:
+        return parse_json(metadata[CONFIG_KEY], path) if CONFIG_KEY in metadata else None
+    except CheckpointError:  # damaged: no adapter, and no reason not to write one here
         return None
-    return parse_json(metadata[CONFIG_KEY], path) if CONFIG_KEY in metadata else None
 
 
 def _check_together(fields: Mapping[str, Any], kept: Mapping[str, Any], directory: Path) -> None:

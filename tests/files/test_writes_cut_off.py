@@ -197,6 +197,20 @@ def test_files_of_two_exports_are_refused(other, tmp_path):
         zoo.load(tiny_model("llama"), tmp_path / "one")
 
 
+def test_a_damaged_header_is_no_adapter_and_may_be_replaced(tmp_path):
+    zoo.export(prompt(OLD, 4), tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    path = tmp_path / "adapter_model.safetensors"
+    tensors, metadata = files.read_tensors(path)
+    files.write_tensors(
+        path, {key: t.clone() for key, t in tensors.items()}, {**metadata, "softprompt_zoo_config": "["}
+    )
+    with pytest.raises(zoo.CheckpointError, match="it holds no saved prompt"):
+        zoo.load(tiny_model("llama"), tmp_path)
+    zoo.export(prompt(NEW, 6), tmp_path)
+    assert in_zoo(tmp_path) == (6, NEW)
+
+
 def test_a_config_may_name_another_base(tmp_path):
     zoo.export(prompt(OLD, 4), tmp_path)
     path = tmp_path / "adapter_config.json"
