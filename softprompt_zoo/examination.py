@@ -15,6 +15,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.saved_state import find_part
 from softprompt_zoo.sites.attention import SITE_ATTRIBUTE, base_implementation, prompted_implementation
 from softprompt_zoo.sites.cache_view import reach_through_cache
+from softprompt_zoo.sites.offloading import check_embeddings
 from softprompt_zoo.sites.own_parameters import OwnParameters
 from softprompt_zoo.sites.projections import Projector
 from softprompt_zoo.sites.rehearsal import heed, rehearse, sees_later_tokens
@@ -40,6 +41,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     model = adapters.model_inside(model)
     _check_is_free(model)
     check_forward(model)
+    check_embeddings(model)
     family, stacks = _reached(*find_stacks(model))
     for stack in stacks.values():
         if stack.problem is not None and not stack.takes_real_positions:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
 from softprompt_zoo.sites.adapter_layers import plain_copy
+from softprompt_zoo.sites.offloading import check_head
 from softprompt_zoo.sites.views import view
 
 
@@ -52,10 +53,11 @@ def copy_head(modules: Mapping[str, nn.Module]) -> nn.ModuleDict | None:
         there are no modules.
 
     Raises:
-        UnsupportedError: If PEFT cannot merge an adapter on one of them.
+        UnsupportedError: If PEFT cannot merge an adapter on one of them, or one is offloaded.
     """
     copies = {}
     for name, module in modules.items():
+        check_head(name, module)
         dtype = torch.promote_types(_dtype(module), torch.float32)
         copies[name] = plain_copy(module, dtype).requires_grad_()
     return nn.ModuleDict(copies) if copies else None
