@@ -87,7 +87,11 @@ def test_bad_num_virtual_tokens(untouched, method, value, error, text):
     ("options", "error", "text"),
     [
         ({"tokens": 3}, TypeError, "unknown option 'tokens' for Config; expected any of num_virtual_tokens"),
-        ({"init": "magic"}, ValueError, "init is 'magic'; expected one of 'sampled', 'text', 'random', the folder"),
+        (
+            {"init": "magic"},
+            ValueError,
+            "init is 'magic'; expected one of 'sampled', 'text', 'random', 'zero', the folder",
+        ),
         ({"init": 7}, TypeError, r"init is 7 \(int\); expected one of"),
         ({"init": "sampled", "init_text": "x"}, ValueError, "init_text is 'x', and init, which is 'sampled', does not"),
         ({"reparameterization_size": 8}, ValueError, "reparameterization_size is 8, the width of a net, but repara"),

@@ -39,7 +39,7 @@ RECIPE = Recipe(
     source="the best of 5e-3, 1e-2 and 2e-2 on E2E with SmolLM2-135M, 20 tokens (benchmarks/compare_with_peft.py)",
 )
 SITES = ("encoder", "decoder", "cross")
-INITS = ("sampled", "text", "random")
+INITS = ("sampled", "text", "random", "zero")
 NET_SIZE = 512
 """Hidden width of the net by default. Source: the reference's `mid_dim` for GPT-2 medium."""
 
@@ -50,7 +50,8 @@ class Config(MethodConfig):
 
     init: Any = dataclasses.field(default=None, metadata={"names": INITS})
     """The model's own keys and values of `"sampled"` frequent words or of a `"text"`, `"random"` standard
-    normal numbers (the reference's `init_shallow`), or another prompt: its saved folder, or `model.prompts[name]`.
+    normal numbers (the reference's `init_shallow`), `"zero"` (PEFT's `init_weights="zero"`), or another prompt: its
+    saved folder, or `model.prompts[name]`.
     By default `"text"` if there is an `init_text`, else `"sampled"`."""
     init_text: str | None = None
     """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prefix."""
@@ -93,9 +94,10 @@ class Parameters(nn.Module):
     @torch.no_grad()
     def initialize(self, config: Config, backbone: Backbone) -> None:
         """Start from the keys and values the frozen model computes for real words."""
-        if config.init == "random":
+        if config.init in ("random", "zero"):
+            make = torch.randn if config.init == "random" else torch.zeros
             for prefix in self._all().values():
-                prefix.fit(torch.randn(prefix.shape, device=backbone.device))
+                prefix.fit(make(prefix.shape, device=backbone.device))
             return
         text = config.init_text if config.init == "text" else None
         states = keys_values_of_words(backbone, config.num_virtual_tokens, text, config.tokenizer)

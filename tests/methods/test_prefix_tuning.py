@@ -68,6 +68,19 @@ def test_the_net_is_pefts_encoder():
         assert_equal(tokens.values[layer], pair[:, 1].permute(1, 0, 2), "values")
 
 
+@pytest.mark.parametrize("net", [None, "mlp"])
+def test_a_zero_start_is_pefts(net):
+    model, _ = attach(init="zero", reparameterization=net)
+    options = {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM", "init_weights": "zero"}
+    config = peft.PrefixTuningConfig(**options, prefix_projection=net is not None)
+    wrapped = peft.get_peft_model(tiny_model("llama"), config).eval()
+    inputs = {"input_ids": TEXT, "attention_mask": torch.ones_like(TEXT)}
+    assert_equal(model(**inputs).logits, wrapped(**inputs).logits, "PEFT's logits")
+    assert not torch.allclose(model(**inputs).logits, tiny_model("llama")(**inputs).logits, atol=1e-2)
+    model.train()(**inputs, labels=TEXT).loss.backward()
+    assert any(parameter.grad.any() for parameter in model.prompts.parameters())
+
+
 def test_attention_by_hand():
     """One layer, one head: softmax over prefix and text keys."""
     from transformers import GPT2Config, GPT2Model
