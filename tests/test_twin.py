@@ -89,9 +89,9 @@ def test_looking_leaves_other_threads_alone(look, architecture):
     check_a_thread_is_left_alone(look, architecture)
 
 
-def with_the_models_configs(root):
+def with_the_models_configs(root, attentions):
     """Undo what is tested: the twins read and write the configs that all threads read."""
-    made = twins(root)
+    made = twins(root, attentions)
     for module in root.modules():
         if "config" in module.__dict__:
             made[id(module)].__dict__["config"] = module.config
@@ -119,16 +119,49 @@ def test_nothing_of_the_model_is_touched_while_it_is_measured():
     assert set(seen) == {(True, True, "softprompt_zoo_sdpa"), (True,)}
 
 
-def test_a_forward_that_was_replaced_is_measured_too():
-    """As accelerate's hooks do it."""
-    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4)
-    text = {"input_ids": TEXT}
-    expected = zoo.inspect(model, inputs=text)["default"].attention.shares["decoder"]
+def hook_as_accelerate_does(model):
     for module in (model.model.layers[0].self_attn, model.model.layers[1]):
         module._old_forward = module.forward
         module.forward = functools.partial(lambda owner, *args, **kwargs: owner._old_forward(*args, **kwargs), module)
+
+
+def compile_the_model(model):
+    model.forward = torch.compile(model.forward, backend="eager")
+
+
+def compile_a_layer(model):
+    model.model.layers[0].forward = torch.compile(model.model.layers[0].forward, backend="eager")
+
+
+def patch_what_is_no_attention(model):
+    mlp = model.model.layers[0].mlp
+    forward = mlp.forward
+    mlp.forward = lambda states: forward(states)
+
+
+@pytest.mark.parametrize(
+    "replace", [hook_as_accelerate_does, compile_the_model, compile_a_layer, patch_what_is_no_attention]
+)
+def test_a_forward_that_was_replaced_is_measured_too(replace):
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4)
+    text = {"input_ids": TEXT}
+    expected = zoo.inspect(model, inputs=text)["default"].attention.shares["decoder"]
+    replace(model)
     found = zoo.inspect(model, inputs=text)["default"].attention.shares["decoder"]
     assert torch.equal(found, expected)
+
+
+def test_a_forward_that_keeps_its_layer_is_refused():
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4)
+    layer = model.model.layers[0]
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    expected = answer(model)
+    with pytest.raises(zoo.UnsupportedError, match=r"the forward of LlamaDecoderLayer was replaced by .*<lambda>"):
+        inspect(model)
+    assert torch.equal(answer(model), expected)
+    del layer.forward
+    inspect(model)
 
 
 def test_another_attention_beside_a_forward_leaves_nothing_wrong_behind():

@@ -96,7 +96,7 @@ def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
         named = {name: None if name in MASKS else _cut(value) for name, value in kwargs.items() if name != KEYWORD}
         calls.append((tuple(_cut(value) for value in args), named))
 
-    made = twins(stack.module)  # other threads may be running the model
+    made = twins(stack.module, stack.attentions[site])  # other threads may be running the model
     for module in set(stack.attentions[site]):
         made[id(module)].register_forward_pre_hook(note, with_kwargs=True)
     ids = torch.arange(LENGTH, device=weight.device)[None] % weight.shape[0]
