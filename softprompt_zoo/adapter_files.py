@@ -16,7 +16,7 @@ from softprompt_zoo import typed
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.formats import adapter_folder, native
 from softprompt_zoo.formats.files import parse_json, read_tensors
-from softprompt_zoo.formats.numbers import check_finite
+from softprompt_zoo.formats.numbers import check_floating
 
 FOLDER = "adapters"
 """Subfolder of a saved directory with a folder for each adapter."""
@@ -101,7 +101,7 @@ def read(directory: Path, found: Mapping[str, str]) -> dict[str, Adapter]:
 
 def _read_folder(folder: Path) -> Adapter:
     fields, tensors, _ = adapter_folder.read(folder)
-    check_finite(tensors, folder)
+    check_floating(tensors, folder)
     return Adapter(fields, tensors)
 
 
@@ -121,5 +121,5 @@ def _unpack(name: str, described: Any, tensors: Mapping[str, Tensor], path: Path
     if missing is not None:
         raise CheckpointError(f"{path} has no tensor {missing!r:.80} for the adapter {name!r}; save it again")
     own = {key: tensors[place] for key, place in keys.items()}
-    check_finite(own, path)
+    check_floating(own, path)
     return Adapter(fields, own)

@@ -238,3 +238,21 @@ def test_numbers_that_the_models_dtype_cannot_hold_are_refused(method, tmp_path)
     assert list(prompted.prompts) == ["other"]
     wide = zoo.load(tiny_model("llama").to(torch.bfloat16), tmp_path / "folder")
     assert "default" in wide.prompts
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_numbers_that_no_adapter_may_have_are_refused_by_name(wrong, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = tiny_model("llama")
+    base.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]), "lora")
+    zoo.get_method("prompt_tuning")(base, num_virtual_tokens=4).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = {key: text for key, text in file.metadata().items() if "checksum" not in key}
+    changed = {name: WRONG[wrong](t) if "lora_A" in name else t for name, t in load_file(path).items()}
+    save_file(changed, path, metadata)
+    bare = tiny_model("llama")
+    with pytest.raises(zoo.CheckpointError, match="lora_A"):
+        zoo.load(bare, tmp_path)
+    assert not hasattr(bare, "prompts")
+    assert not getattr(bare, "peft_config", None)

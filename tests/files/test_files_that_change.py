@@ -1,0 +1,67 @@
+"""A loaded prompt is its own: another program that writes its file in place, as cp does, changes nothing."""
+
+import shutil
+import struct
+
+import pytest
+import torch
+
+import softprompt_zoo as zoo
+from softprompt_zoo import peft_prompts, saved_prompts
+from softprompt_zoo.prompt import MergedTokens
+from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.tokenizer import tiny_tokenizer
+
+TEXT = torch.arange(5, 14)[None]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("formats")
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4)
+    model.save_pretrained(root / "native")
+    zoo.export(model, root / "peft")
+    zoo.export(model, root / "embeddings", to="embeddings")
+    zoo.export(model, root / "vocabulary", to="vocabulary", tokenizer=tiny_tokenizer())
+    prefix = zoo.get_method("prefix_tuning")(tiny_model("llama"), num_virtual_tokens=3)
+    zoo.export(prefix, root / "peft_prefix")
+    zoo.merge(prefix).save_pretrained(root / "merged")
+    return root
+
+
+FILES = {
+    "native": "model.safetensors",
+    "merged": "model.safetensors",
+    "peft": "adapter_model.safetensors",
+    "peft_prefix": "adapter_model.safetensors",
+    "embeddings": "prompt_embeds.safetensors",
+    "vocabulary": "model.safetensors",
+}
+
+
+def check_stays(folder, file):
+    model = zoo.load(tiny_model("llama"), folder).eval()
+    with torch.no_grad():
+        before = model(input_ids=TEXT).logits
+    path = folder / file
+    data = path.read_bytes()
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    with open(path, "r+b") as opened:  # the same file on the disk, as cp and rsync --inplace write it
+        opened.seek(start)
+        opened.write(bytes(len(data) - start))
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=TEXT).logits, before)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_loaded_prompt_stays_when_its_file_is_overwritten(kind, folders, tmp_path):
+    shutil.copytree(folders / kind, tmp_path / "copy")
+    check_stays(tmp_path / "copy", FILES[kind])
+
+
+@pytest.mark.parametrize(("kind", "module"), [("merged", saved_prompts), ("peft", peft_prompts)])
+def test_the_check_notices_views_of_the_file(kind, module, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "copied", lambda tensors, backbone: MergedTokens(tensors))
+    shutil.copytree(folders / kind, tmp_path / "copy")
+    with pytest.raises(AssertionError):
+        check_stays(tmp_path / "copy", FILES[kind])
