@@ -82,7 +82,10 @@ class Prompts(Borrower, nn.Module):
         self.base_name = base_name
         """Name or path the model was loaded from, if known."""
         self._active: Combination = ()
-        self._era = object()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._era = object()  # texts that were begun are of another one
 
     def forget(self) -> None:
         """Let texts that were begun build their prompts anew when they go on, from what prompts and model are then.
@@ -90,7 +93,7 @@ class Prompts(Borrower, nn.Module):
         A new text needs no `forget`: whatever has changed, it sees. While a text is decoded, with a cache or within
         one `generate`, its prompts stay as they were built when it began, just as its own keys and values do.
         """
-        self._era = object()
+        self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lent": {}}
@@ -199,7 +202,7 @@ class Prompts(Borrower, nn.Module):
         self._check_there(name, f"model.prompts.bank.delete({name!r}) deletes it there")
         del self._modules[name]
         self._active = tuple(other for other in self._active if other != name)
-        self.forget()
+        self._forget()
 
     def activate(self, *names: str) -> None:
         """Choose what rows see when a call names no prompts; their tokens stand in this order.
@@ -243,7 +246,7 @@ class Prompts(Borrower, nn.Module):
         except Exception:
             prompt.weight = before
             raise
-        self.forget()
+        self._forget()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Split what is trained into an optimizer's groups, with the rates that each method asks for.
