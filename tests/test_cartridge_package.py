@@ -13,6 +13,7 @@ from test_cartridge_in_peft import *  # noqa: E402, F403
 from test_self_study import *  # noqa: E402, F403
 
 USE = """
+import os
 import sys
 import torch
 torch.set_num_threads(1)
@@ -26,6 +27,7 @@ model.save_pretrained(FOLDER)
 with torch.no_grad():
     assert torch.equal(zoo.load(tiny_model("llama"), FOLDER)(input_ids=text).logits, model(input_ids=text).logits)
 sys.path.remove(SITE)  # as if it had never been installed
+os.environ["SOFTPROMPT_ZOO_PLUGINS"] = ""  # nor elsewhere
 bare = tiny_model("llama")
 try:
     zoo.load(bare, FOLDER)

@@ -166,7 +166,8 @@ def test_encoder_heads_that_pool_refuse_input_prompts_and_warn_on_import(tmp_pat
     ("peft_type", "package"),
     [("CARTRIDGE", "softprompt-zoo-cartridge"), ("ADAPTION_PROMPT", "softprompt-zoo-llama-adapter")],
 )
-def test_files_of_a_method_that_comes_in_a_package_say_which(peft_type, package, tmp_path):
+def test_files_of_a_method_that_comes_in_a_package_say_which(peft_type, package, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTPROMPT_ZOO_PLUGINS", "")  # the package may be installed here
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": peft_type, "num_virtual_tokens": 2}))
     save_file({"prompt_embeddings": torch.zeros(2, 8)}, tmp_path / "adapter_model.safetensors")
     model = tiny_model("llama")

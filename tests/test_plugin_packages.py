@@ -100,7 +100,7 @@ def test_installed_packages_are_listed_checked_and_shown(site):
 
 
 USE = """
-import sys, torch
+import os, sys, torch
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
 torch.set_num_threads(1)
@@ -116,6 +116,7 @@ for name in methods:
     assert torch.equal(zoo.load(tiny_model("llama"), f"{folder}/{name}")(text).logits, model(text).logits)
     assert not torch.equal(tiny_model("llama")(text).logits, model(text).logits)
 sys.path.remove(site)  # as if they had never been installed
+os.environ["SOFTPROMPT_ZOO_PLUGINS"] = ""  # nor elsewhere
 for name in methods:
     assert name not in zoo.list_methods()
     bare = tiny_model("llama")

@@ -245,7 +245,10 @@ EVERY = """
 """The end of a wrapper that halves keys and values too."""
 
 
-def test_a_wrapper_acts_on_every_method_and_a_broken_one_on_none(site, backbone):
+def test_a_wrapper_acts_on_every_method_and_a_broken_one_on_none(site, backbone, monkeypatch):
+    # Whatever else is installed here may have tensors that a wrapper leaves alone.
+    laid_out = ("softprompt-zoo-low-rank", "softprompt-zoo-halve", "softprompt-zoo-broken")
+    monkeypatch.setenv("SOFTPROMPT_ZOO_PLUGINS", ",".join(laid_out))
     lay_out(site, "softprompt-zoo-low-rank", LOW_RANK, {"softprompt_zoo": "low_rank"})
 
     def built(registry):
