@@ -1,0 +1,48 @@
+"""A prompted encoder inside sentence-transformers: what `SentenceTransformer` has saved can be loaded again.
+
+`PromptedTransformer` takes the place of sentence-transformers' own `Transformer`: that one reads a folder with
+`AutoModel`, which takes no prompts. sentence-transformers writes the name of a module's class to the folder.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.formats import native
+from softprompt_zoo.saving import load
+
+
+@functools.cache
+def _prompted_transformer() -> Any:
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    def load_config(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        return Transformer._load_config(self, _base(path), *args, **kwargs)
+
+    def load_model(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        model = Transformer._load_model(self, _base(path), *args, **kwargs)
+        return load(model, path) if native.is_native(Path(path)) else model
+
+    doc = "sentence-transformers' `Transformer`, which also loads a base and the prompts that were saved from it."
+    members = {"__module__": __name__, "__doc__": doc, "_load_config": load_config, "_load_model": load_model}
+    return type("PromptedTransformer", (Transformer,), members)
+
+
+def _base(folder: str) -> str:
+    """Return the name or path of the model that a folder's prompts were trained on; of another folder, itself."""
+    if not native.is_native(Path(folder)):
+        return folder
+    base = native.read_index(Path(folder)).base_model
+    if base is None:
+        raise CheckpointError(
+            f"{folder} does not say which model its prompts were trained on; load that one with sentence-transformers, "
+            "and its prompts with zoo.load(encoder[0].model, folder)"
+        )
+    return base
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PromptedTransformer":  # made when it is asked for: sentence-transformers need not be installed
+        return _prompted_transformer()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
