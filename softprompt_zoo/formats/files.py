@@ -63,7 +63,7 @@ def replace_files(contents: Mapping[Path, bytes], removed_first: Sequence[Path] 
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None and temporaries:  # of a full disk, which names none
+        if isinstance(error, OSError) and error.errno and not error.filename and temporaries:  # a full disk names none
             error.filename = str(next(reversed(temporaries)))
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
