@@ -1,6 +1,7 @@
 """The prompts of one model: a mapping from name to prompt, and what the stacks ask of it."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -191,7 +192,7 @@ class Prompts(Borrower, nn.Module):
         self._modules[name] = prompt
 
     def remove(self, name: str) -> None:
-        """Remove a prompt.
+        """Remove a prompt. If it was the only active one, the first that is left is activated, as in PEFT.
 
         Args:
             name: Its name.
@@ -201,7 +202,34 @@ class Prompts(Borrower, nn.Module):
         """
         self._check_there(name, f"model.prompts.bank.delete({name!r}) deletes it there")
         del self._modules[name]
+        was_active = name in self._active
         self._active = tuple(other for other in self._active if other != name)
+        if was_active and not self._active and len(self):
+            self._active = (next(iter(self)),)
+            warnings.warn(
+                f"prompt {name!r} was active and is removed; {self._active[0]!r} is active now. Choose with "
+                "model.prompts.activate",
+                stacklevel=2,
+            )
+        self._forget()
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a prompt another name; its place, its numbers, and whether it is active stay.
+
+        Args:
+            name: Its name.
+            new_name: A free name.
+
+        Raises:
+            UnknownPromptError: If there is none of that name.
+            PromptExistsError: If the new name is taken.
+            ValueError: If the new name is not allowed.
+        """
+        self._check_there(name)
+        self.check_name(new_name)
+        # In one step, for threads that read.
+        self.__dict__["_modules"] = {new_name if key == name else key: it for key, it in self._modules.items()}
+        self._active = tuple(new_name if other == name else other for other in self._active)
         self._forget()
 
     def activate(self, *names: str) -> None:
