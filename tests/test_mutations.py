@@ -139,7 +139,7 @@ def round_what_is_merged(monkeypatch):
 
 
 def show_virtual_positions(monkeypatch):
-    monkeypatch.setattr(stack, "cut_output", lambda module, output, layout: output)
+    monkeypatch.setattr(stack, "cut_output", lambda module, output, layout, pooled: output)
 
 
 def keep_the_call_on_the_model(monkeypatch):

@@ -114,7 +114,8 @@ class Call:
         """Return `(rows or 1, 1)`, whether the head reads the first virtual token of a row; `None` if of no row."""
         pooled = []
         for combination in self.selection.combinations:
-            inputs = [p for name in combination if isinstance((p := self.placements[name]).tokens, InputTokens)]
+            placements = [self.placements[name] for name in combination]
+            inputs = [placement for placement in placements if isinstance(placement.tokens, InputTokens)]
             pooled.append(bool(inputs) and inputs[0].is_pooled)
         return self.per_row(pooled, device) if any(pooled) else None
 
