@@ -25,6 +25,9 @@ from softprompt_zoo.sites.task_heads import find_heads, task_head
 from softprompt_zoo.sites.words import embed, keys_values
 from softprompt_zoo.stack_traits import max_positions
 
+SEES_LATER = "its text sees what comes behind it, as in prefix language models such as PaliGemma, and a prompt cannot"
+"""Why a model with a cache takes no prompt, where that is so."""
+
 
 def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
     """Find what prompts need to know of a model. Nothing is changed.
@@ -50,7 +53,8 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
             prompted_implementation(base_implementation(config._attn_implementation))
     findings = rehearse(family, stacks)
     if findings.keys_values is not None and family == "causal":
-        raise _no_method(model, findings.keys_values)
+        later = sees_later_tokens(next(iter(stacks.values())))
+        raise _no_method(model, SEES_LATER if later else findings.keys_values)
     stacks = heed(findings, stacks)
     if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
         raise _no_method(model, findings.inputs)

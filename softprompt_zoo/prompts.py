@@ -174,7 +174,7 @@ class Prompts(Borrower, nn.Module):
     def check_name(self, name: str) -> None:
         """Refuse a name that is taken or not allowed."""
         if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
-            raise ValueError(f"prompt name is {name!r}; expected letters, digits, '_' and '-'")
+            raise ValueError(f"prompt name is {name!r}; expected letters, digits, '_' and '-', as templates need")
         if name in self._modules:
             raise PromptExistsError(
                 f"the model already has a prompt {name!r}; choose another name, or remove that one first"
