@@ -25,8 +25,8 @@ from softprompt_zoo.sites.task_heads import find_heads, task_head
 from softprompt_zoo.sites.words import embed, keys_values
 from softprompt_zoo.stack_traits import max_positions
 
-SEES_LATER = "its text sees what comes behind it, as in prefix language models such as PaliGemma, and a prompt cannot"
-"""Why a model with a cache takes no prompt, where that is so."""
+SEES_LATER = ", for text sees what comes behind it, as in prefix language models such as PaliGemma, and a prompt cannot"
+"""Why keys and values are wrong, where a model's tokens see later ones."""
 
 
 def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
@@ -54,7 +54,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     findings = rehearse(family, stacks)
     if findings.keys_values is not None and family == "causal":
         later = sees_later_tokens(next(iter(stacks.values())))
-        raise _no_method(model, SEES_LATER if later else findings.keys_values)
+        raise _no_method(model, findings.keys_values + (SEES_LATER if later else ""))
     stacks = heed(findings, stacks)
     if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
         raise _no_method(model, findings.inputs)
