@@ -194,11 +194,6 @@ def find_stacks(model: PreTrainedModel) -> tuple[str, dict[str, Stack]]:
     Raises:
         UnsupportedError: If the model has no token embeddings, or layers whose state no prompt can enter.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedError(
-            f"cannot attach a prompt to {type(model).__name__}; expected a transformers PreTrainedModel, "
-            "or a PeftModel around one"
-        )
     modules = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
     # One stack of an encoder-decoder by itself shares the whole model's config.
     if model.config.is_encoder_decoder and modules["encoder"] is not modules["decoder"]:

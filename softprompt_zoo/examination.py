@@ -42,6 +42,11 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         UnsupportedError: If no prompt can be attached to it.
     """
     model = adapters.model_inside(model)
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedError(
+            f"cannot attach a prompt to {type(model).__name__}; expected a transformers PreTrainedModel, "
+            "or a PeftModel around one"
+        )
     _check_is_free(model)
     check_forward(model)
     check_embeddings(model)

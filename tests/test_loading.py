@@ -83,3 +83,17 @@ def test_names_that_do_not_fit_are_refused_and_change_nothing(tmp_path):
             zoo.load(model, tmp_path / folder, name=name)
         assert list(model.prompts) == ["default", "second"]
         assert torch.equal(model(input_ids=TEXT).logits, before)
+
+
+@pytest.mark.parametrize("directory", [None, 1.5, ["a"], torch.zeros(2)])
+def test_what_is_no_path_is_told(directory):
+    model = tiny_model("llama")
+    with pytest.raises(TypeError, match=r"^the directory is .*expected a path, as text or Path$"):
+        zoo.load(model, directory)
+    assert not hasattr(model, "prompts")
+
+
+@pytest.mark.parametrize("model", [None, "llama", 3, {}])
+def test_what_is_no_model_is_told(model):
+    with pytest.raises(zoo.UnsupportedError, match=f"^cannot attach a prompt to {type(model).__name__}; expected a "):
+        zoo.get_method("prompt_tuning")(model)

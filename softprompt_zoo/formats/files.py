@@ -110,7 +110,12 @@ def existing_directory(directory: str | os.PathLike[str]) -> Path:
 
     Raises:
         CheckpointError: If it is no folder, or no path.
+        TypeError: If it is neither a text nor a path.
     """
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(
+            f"the directory is {directory!r} ({type(directory).__name__}); expected a path, as text or Path"
+        )
     path = Path(directory)
     try:
         is_there = stat.S_ISDIR(path.stat().st_mode)

@@ -27,6 +27,8 @@ CANNOT_RUN = {
     "modernbert": "extends the mask for past_key_values, which this model does not take",
 }
 """Architectures on which PEFT's own prompts fail, and how; of ours it gets the sizes that it does not find."""
+DROPPED = "Please specify `num_"
+"""How PEFT's error begins where its config has cleared a size that our file has, as its CPT does."""
 CANNOT_RUN_EXPORTS = {"whisper": CANNOT_RUN["whisper"]}
 """Those on which our exports fail, too."""
 
@@ -102,6 +104,8 @@ def _peft_may_fail(architecture: str, known: Mapping[str, str]) -> Iterator[None
     try:
         yield
     except Exception as error:
+        if str(error).startswith(DROPPED) and architecture in CANNOT_RUN:
+            pytest.skip(f"PEFT's own config of this type drops a size that the file has: {error}")
         if architecture not in known:
             raise
         pytest.skip(f"PEFT cannot run on {architecture}, it {known[architecture]}: {error}")
