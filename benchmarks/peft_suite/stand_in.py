@@ -135,7 +135,8 @@ class PromptedPeftModel(nn.Module):
         saved = peft.PeftConfig.from_pretrained(str(model_id))
         if not isinstance(saved, PROMPT_CONFIGS):
             return PEFT_MODEL.from_pretrained(model, model_id, adapter_name, is_trainable, config, **ignored)
-        found = cls(zoo.load(model, str(model_id), name=adapter_name, trainable=is_trainable))
+        pools = _pools_prompt(model, saved)
+        found = cls(zoo.load(model, str(model_id), name=adapter_name, trainable=is_trainable, pools_prompt=pools))
         found.peft_config[adapter_name] = saved if config is None else config
         found.peft_config[adapter_name].inference_mode = not is_trainable
         return found
@@ -143,26 +144,29 @@ class PromptedPeftModel(nn.Module):
     def load_adapter(self, model_id: Any, adapter_name: str, is_trainable: bool = False, **ignored: Any) -> Any:
         """Stand in for `PeftModel.load_adapter`, which leaves the active adapter."""
         active = self.base_model.prompts.active
-        zoo.load(self.base_model, str(model_id), name=adapter_name, trainable=is_trainable)
+        saved = peft.PeftConfig.from_pretrained(str(model_id))
+        pools = _pools_prompt(self.base_model, saved)
+        zoo.load(self.base_model, str(model_id), name=adapter_name, trainable=is_trainable, pools_prompt=pools)
         self.base_model.prompts.activate(*active)
-        self.peft_config[adapter_name] = peft.PeftConfig.from_pretrained(str(model_id))
+        self.peft_config[adapter_name] = saved
         return SimpleNamespace(missing_keys=[], unexpected_keys=[])
 
     def add_adapter(self, adapter_name: str, config: Any, **ignored: Any) -> None:
         """Stand in for `PeftModel.add_adapter`."""
         method, options = METHODS[config.peft_type.value]
+        pools = {"pools_prompt": True} if _pools_prompt(self.base_model, config) else {}
         if hasattr(self.base_model, "prompts"):
-            self.base_model.prompts.add(adapter_name, method, **options(config))
+            self.base_model.prompts.add(_allowed(adapter_name), method, **options(config), **pools)
         else:
-            zoo.get_method(method)(self.base_model, adapter_name, **options(config))
-        self.base_model.prompts[adapter_name].requires_grad_(not config.inference_mode)
+            zoo.get_method(method)(self.base_model, _allowed(adapter_name), **options(config), **pools)
+        self.base_model.prompts[_allowed(adapter_name)].requires_grad_(not config.inference_mode)
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = getattr(self.base_model.config, "_name_or_path", None)
         self.peft_config[adapter_name] = config
 
     def set_adapter(self, adapter_name: str) -> None:
         """Stand in for `PeftModel.set_adapter`."""
-        self.base_model.prompts.activate(adapter_name)
+        self.base_model.prompts.activate(_allowed(adapter_name))
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Stand in for `PeftModel.delete_adapter`, with PEFT's words for a name that is not there."""
@@ -356,6 +360,17 @@ class PromptEncoder:
     @property
     def _frozen(self) -> int:
         return int(self.prompt.config.num_frozen_tokens)
+
+
+def _pools_prompt(model: Any, config: Any) -> bool:
+    """Return whether PEFT lets a classifier's head read the first virtual token: an encoder's, at the input."""
+    is_at_input = isinstance(config, (peft.PromptTuningConfig, peft.PromptEncoderConfig))
+    return is_at_input and config.task_type == "SEQ_CLS" and hasattr(model, "classifier")
+
+
+def _allowed(name: str) -> str:
+    """Return a prompt's name for PEFT's: blanks are none of ours."""
+    return name.replace(" ", "_")
 
 
 def _flat(tokens: zoo.LayerTokens) -> Tensor:
