@@ -364,7 +364,7 @@ def test_the_best_of_the_search_is_trained_in_the_end(e2e, tmp_path, folders, mo
     losses = {"search-lora-0.003": 0.5, "search-prefix-40-0.04": 0.5, "search-prefix-20": 0.25}
     for name in runner.experiments:
         if name.startswith("search") and runner.missing(name) is None:
-            runner.store.save(name, runner._run(name, 0), {"loss": losses.get(name, 1.0)})
+            runner.store.save(name, runner.run_of(name, 0), {"loss": losses.get(name, 1.0)})
     assert bench.best_candidate() == "prefix-20"
     assert runner.experiments["final-prompts"].options()["rate"] == 0.04
     assert runner.experiments["final-lora"].options()["rate"] == 0.003
@@ -391,7 +391,7 @@ def test_a_recipe_that_takes_long_is_made_smaller_and_the_table_says_so(methods,
 def test_results_depend_on_what_they_say_they_do(methods, folders, tmp_path):
     settings = methods.Settings(**folders)
     runner, _ = methods.make(settings, tmp_path)
-    runner.store.save("films-prefix_tuning", runner._run("films-prefix_tuning", 0), {"loss": [1.0]})
+    runner.store.save("films-prefix_tuning", runner.run_of("films-prefix_tuning", 0), {"loss": [1.0]})
     assert runner.result("films-prefix_tuning") == {"loss": [1.0]}
     assert runner.result("films-prefix_tuning", 1) is None
 
