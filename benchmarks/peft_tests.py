@@ -168,7 +168,7 @@ def page(theirs: Mapping[str, Verdict], ours: Mapping[str, Verdict]) -> str:
                 tests[f"`{_name(test)}`: {one.reason}" if kind == NOT_APPLICABLE else one.reason] += 1
         rows = [[reason.replace("|", "\\|"), str(count)] for reason, count in sorted(tests.items())]
         if rows:
-            parts.append(f"{kind.capitalize()}:\n\n{markdown(['what', 'tests'], rows)}")
+            parts.append(f"{kind[0].upper()}{kind[1:]}:\n\n{markdown(['what', 'tests'], rows)}")
     return "\n\n".join(parts) + "\n"
 
 
