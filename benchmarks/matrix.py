@@ -42,6 +42,8 @@ SUITES: dict[str, Callable[[str], Any]] = {"promise": conformance_suite, "operat
 """Group of cells, as the names of its tests have it, to what makes its suite."""
 OURS = ("promise_05", "promise_08", "promise_09")
 """What PEFT has no operation for: start values of real tokens, exchange with itself, merging."""
+AGAIN = "again"
+"""Key of a result under which the day stands on which this library's cells alone were measured again."""
 COMPILED = "compiled"
 """How the operations begin that compile the model."""
 SECONDS = 120
@@ -223,7 +225,8 @@ def table(runner: Runner, settings: Settings) -> str:
     wrong = [
         (a, m, o, f"{c[0]}: {c[1]}") for a, of, m, o, c in found if of == "softprompt_zoo" and c[0] in (WRONG, ERROR)
     ]
-    dates = sorted({runner.result(name)["date"] for name in done if runner.result(name)})  # type: ignore[index]
+    results = [runner.result(name) or {} for name in done]
+    dates = sorted({result[key] for result in results for key in ("date", AGAIN) if key in result})
     parts = [
         f"{len({row[0] for row in found})} models of {len(models())}, {len(found)} cells; {_versions()}; "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1]))) if dates else 'not run'}.",

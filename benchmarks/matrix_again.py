@@ -2,7 +2,7 @@
 
 Run from the repository root, after `matrix.py`; a command that was stopped goes on where it was::
 
-    python benchmarks/matrix_again.py --as 2026-11-28
+    python benchmarks/matrix_again.py --day 2026-11-28
 
 Exits with 1 if a cell is wrong or in error, or one that was right is not any more.
 """
@@ -22,8 +22,6 @@ import matrix
 from runner import Result, Runner
 
 LIBRARY = "softprompt_zoo"
-MARK = "again"
-"""Key of a result under which the name of the measurement stands that it is of."""
 SETTINGS = matrix.Settings()
 
 
@@ -81,7 +79,7 @@ def _measure(job: tuple[str, argparse.Namespace]) -> tuple[str, list[Change], Co
     if result is None:
         raise SystemExit(f"{name} is not measured yet; run: python benchmarks/matrix.py --only {name}")
     cells = {key: value for key, value in result.items() if key.startswith(f"{LIBRARY}|")}
-    if result.get(MARK) == settings.name:
+    if result.get(matrix.AGAIN) == settings.day:
         return name, [], Counter(status for status, _ in cells.values())
     architecture = name.removesuffix("-operations")
     now = {}
@@ -89,7 +87,7 @@ def _measure(job: tuple[str, argparse.Namespace]) -> tuple[str, list[Change], Co
         _, method, operation = key.split("|")
         now[key] = matrix.run_cell(LIBRARY, architecture, method, operation)
     if settings.part == 1:
-        _keep(runner, name, {**result, **now, MARK: settings.name})
+        _keep(runner, name, {**result, **now, matrix.AGAIN: settings.day})
     changes = [
         Change(f"{architecture}|{key}", cells[key][0], status, reason)
         for key, (status, reason) in now.items()
