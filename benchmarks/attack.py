@@ -29,6 +29,7 @@ from attacks.banks import banks
 from attacks.calls import calls, threads
 from attacks.common import CLEAR, RAW, RIGHT, SAME, Case, Outcome, describe
 from attacks.files import damage, make_sources, supply
+from attacks.lives import command, life
 from attacks.saving import saving
 
 CAMPAIGNS: dict[str, Case] = {
@@ -38,6 +39,8 @@ CAMPAIGNS: dict[str, Case] = {
     "bank": banks,
     "calls": calls,
     "threads": threads,
+    "life": life,
+    "command": command,
 }
 HANG, CRASH = "hang", "crash"
 PATIENCE = 60
