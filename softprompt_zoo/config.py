@@ -244,10 +244,9 @@ class MethodConfig:
         }
         try:
             config = cls(**values)
-        except (TypeError, ValueError):
-            raise
-        except Exception:  # a check that did not think of such a type
-            cls._check_types(values)
+        except Exception as error:
+            if not any(name in str(error) for name in values):  # a check that did not think of such a type
+                cls._check_types(values)
             raise
         cls._check_types(values)
         return config

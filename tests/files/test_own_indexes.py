@@ -265,10 +265,26 @@ def _plain_options():
                 yield name, option, WRONG_TYPES[kind]
 
 
-@pytest.mark.parametrize(("method", "option", "value"), _plain_options())
+@pytest.mark.parametrize(("method", "option", "value"), [*_plain_options()])
 def test_an_option_of_another_type_is_refused_by_name(method, option, value):
     with pytest.raises((TypeError, ValueError), match=option):
         zoo.get_method(method).configure(**{**zoo.get_method(method).example_options[0], option: value})
+
+
+def test_an_option_is_named_where_its_methods_check_fails_on_the_type():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(zoo.MethodConfig):
+        volume: float = 1.0
+
+        def __post_init__(self):
+            super().__post_init__()
+            if not self.volume > 0:
+                raise ValueError(f"volume is {self.volume!r}; expected a number above 0")
+
+    with pytest.raises(TypeError, match=r"^volume is 'loud' \(str\); expected a finite number"):
+        Config.from_options({"volume": "loud"})
+    with pytest.raises(ValueError, match=r"^volume is -1; expected a number above 0$"):
+        Config.from_options({"volume": -1})
 
 
 def test_an_option_takes_what_its_annotation_says():
