@@ -14,23 +14,8 @@ from safetensors.torch import load_file, save_file
 import softprompt_zoo as zoo
 from softprompt_zoo.formats import checksums
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 TEXT = torch.arange(5, 14)[None]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("checksums")
-    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4)
-    model.save_pretrained(root / "native")
-    zoo.export(model, root / "peft")
-    zoo.export(model, root / "embeddings", to="embeddings")
-    zoo.export(model, root / "vocabulary", to="vocabulary", tokenizer=tiny_tokenizer())
-    model.to(torch.bfloat16).save_pretrained(root / "half")
-    prefix = zoo.get_method("prefix_tuning")(tiny_model("llama"), num_virtual_tokens=3)
-    zoo.merge(prefix).save_pretrained(root / "merged")
-    return root
 
 
 TENSOR_FILES = {

@@ -16,23 +16,8 @@ import softprompt_zoo as zoo
 from softprompt_zoo import typed
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 DEEP = "[" * 100_000
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("folders")
-    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4)
-    model.save_pretrained(root / "native")
-    zoo.export(model, root / "embeddings", to="embeddings")
-    zoo.export(model, root / "vocabulary", to="vocabulary", tokenizer=tiny_tokenizer())
-    prefix = zoo.get_method("prefix_tuning")(tiny_model("llama"), num_virtual_tokens=3)
-    zoo.merge(prefix).save_pretrained(root / "merged")
-    net = zoo.get_method("p_tuning")(tiny_model("llama"), num_virtual_tokens=3, reparameterization="mlp")
-    net.save_pretrained(root / "net")
-    return root
 
 
 def rewrite_header(folder, change):

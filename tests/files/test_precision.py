@@ -156,7 +156,7 @@ def with_one(value):
 
 FILES = {
     "native": ("model.safetensors", "learned"),
-    "merged": ("model.safetensors", "learned.tensors.embeddings"),
+    "merged_embeddings": ("model.safetensors", "learned.tensors.embeddings"),
     "peft": ("adapter_model.safetensors", "prompt_embeddings"),
     "embeddings": ("prompt_embeds.safetensors", "default"),
     "vocabulary": ("model.safetensors", "default"),
@@ -169,19 +169,6 @@ WRONG = {
     "float8": lambda tensor: tensor.to(torch.float8_e4m3fn),
     "complex": lambda tensor: tensor.to(torch.complex64),
 }
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """One folder of each format, all of one prompt."""
-    root = tmp_path_factory.mktemp("formats")
-    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4)
-    model.save_pretrained(root / "native")
-    zoo.export(model, root / "peft")
-    zoo.export(model, root / "embeddings", to="embeddings")
-    zoo.export(model, root / "vocabulary", to="vocabulary", tokenizer=tiny_tokenizer())
-    zoo.merge(model).save_pretrained(root / "merged")
-    return root
 
 
 @pytest.mark.parametrize("wrong", WRONG)

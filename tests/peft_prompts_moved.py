@@ -1,0 +1,12 @@
+"""PEFT's prompts with numbers of their own, as after a training."""
+
+import torch
+
+
+def move_what_is_saved(wrapped):
+    """Move every number that PEFT saves: of the prompt, and of the modules beside it."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "modules_to_save" in name or "prompt_encoder" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
