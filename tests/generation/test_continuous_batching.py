@@ -8,6 +8,7 @@ import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import softprompt_zoo as zoo
+from softprompt_zoo import generation
 from softprompt_zoo.testing import tiny_tokenizer
 from softprompt_zoo.testing.subject import Subject, random_text
 
@@ -24,7 +25,18 @@ CALLS = {
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_every_way_in_is_refused_and_changes_nothing(call, method):
-    model = Subject.prompted("llama", method, {"num_virtual_tokens": 4}).model
+    check_is_refused(call, Subject.prompted("llama", method, {"num_virtual_tokens": 4}).model)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_the_check_notices_that_nothing_is_refused(call, monkeypatch):
+    model = Subject.prompted("llama", "prefix_tuning", {"num_virtual_tokens": 4}).model
+    monkeypatch.delattr(generation.PromptedGeneration, "init_continuous_batching")
+    with pytest.raises(ValueError, match="softprompt_zoo_sdpa"):  # what transformers says by itself
+        check_is_refused(call, model)
+
+
+def check_is_refused(call, model):
     expected, config = model.generate(TEXT, generation_config=PLAIN), model.config.to_dict()
     with pytest.raises(zoo.UnsupportedError, match=r'call generate, .*zoo.export\(model, folder, to="vocabulary"'):
         call(model)
