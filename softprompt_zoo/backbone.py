@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.probe import KEYWORD, PROBE, PROBE_ENCODER_LENGTH, PROBE_LENGTH, AttentionCall, LayerShape, Probe
+from softprompt_zoo.probe import KEYWORD, PROBE, PROBE_ENCODER_LENGTH, PROBE_LENGTH, AttentionCall, Probe
 from softprompt_zoo.quantized import keep_unpacked
 from softprompt_zoo.stack_traits import (
     CARRIED,
@@ -28,7 +28,7 @@ from softprompt_zoo.stack_traits import (
     rotation_limit,
     silent_features,
 )
-from softprompt_zoo.tokens import LayerTokens
+from softprompt_zoo.tokens import LayerShape, LayerTokens
 
 CARRIED_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 

@@ -18,7 +18,8 @@ from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.arrange import Entry, lengths
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import check_task
-from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens, check_range, check_virtual_tokens, to_tensors
+from softprompt_zoo.token_checks import check_range, check_virtual_tokens
+from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens, to_tensors
 
 
 def check_room(config: MethodConfig, backbone: Backbone) -> None:

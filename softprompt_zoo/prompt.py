@@ -12,16 +12,9 @@ from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import MethodConfig
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.registry import LoadedMethod, registry
-from softprompt_zoo.tokens import (
-    InputTokens,
-    LayerTokens,
-    Placement,
-    VirtualTokens,
-    check_placement,
-    check_virtual_tokens,
-    from_tensors,
-    to_tensors,
-)
+from softprompt_zoo.stored_tokens import from_tensors
+from softprompt_zoo.token_checks import check_placement, check_virtual_tokens
+from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, VirtualTokens, to_tensors
 
 
 class Host(Protocol):

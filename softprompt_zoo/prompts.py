@@ -26,7 +26,8 @@ from softprompt_zoo.sites.slots import check_second_text, take_slots
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks
 from softprompt_zoo.start_values import initialize, read_folders
-from softprompt_zoo.tokens import Placement, check_finite, check_range, to_tensors
+from softprompt_zoo.token_checks import check_finite, check_range
+from softprompt_zoo.tokens import Placement, to_tensors
 
 
 def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Backbone) -> Prompt:

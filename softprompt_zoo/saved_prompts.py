@@ -17,7 +17,8 @@ from softprompt_zoo.plain_prompts import check_room
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.sites.task_heads import copy_saved_head
-from softprompt_zoo.tokens import from_tensors, stored_shapes, to_tensors
+from softprompt_zoo.stored_tokens import from_tensors, stored_shapes
+from softprompt_zoo.tokens import to_tensors
 
 LEARNED, HEAD = "learned.", "head."
 """What the names of a prompt's own tensors, and of its trained head's, begin with."""

@@ -15,7 +15,8 @@ from softprompt_zoo.errors import BackboneMismatchError, ShapeError, Unsupported
 from softprompt_zoo.initialization import INITS
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod
-from softprompt_zoo.tokens import InputTokens, VirtualTokens, check_virtual_tokens
+from softprompt_zoo.token_checks import check_virtual_tokens
+from softprompt_zoo.tokens import InputTokens, VirtualTokens
 
 
 def initialize(

@@ -10,10 +10,11 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import softprompt_zoo as zoo
 from softprompt_zoo.examination import inspect_backbone
+from softprompt_zoo.stored_tokens import from_tensors
 from softprompt_zoo.testing import conformance_suite, tiny_model
 from softprompt_zoo.testing.checks import turn_checkpointing_on
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
-from softprompt_zoo.tokens import from_tensors, to_tensors
+from softprompt_zoo.tokens import to_tensors
 
 TEXT = random_text(7, 3)
 CAUSAL = ["gpt2", "llama", "qwen3", "gemma3", "mistral", "gpt_neox"]

@@ -20,7 +20,8 @@ from softprompt_zoo.formats.numbers import is_finite
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import registry
 from softprompt_zoo.sites.task_heads import copy_saved_head
-from softprompt_zoo.tokens import VirtualTokens, check_range, check_virtual_tokens, to_tensors
+from softprompt_zoo.token_checks import check_range, check_virtual_tokens
+from softprompt_zoo.tokens import VirtualTokens, to_tensors
 
 HEAD = "head."
 """What the names of a trained head's tensors begin with."""

@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
-from softprompt_zoo.probe import LayerShape
-from softprompt_zoo.tokens import LayerTokens, SiteTokens, VirtualTokens, flatten_layers
+from softprompt_zoo.tokens import LayerShape, LayerTokens, SiteTokens, VirtualTokens, flatten_layers
 
 TENSOR_KEY = "prompt_embeddings"
 SEQ2SEQ = "SEQ_2_SEQ_LM"
