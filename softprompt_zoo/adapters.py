@@ -7,7 +7,6 @@ PEFT is imported only by whoever has such an adapter. An adapter is injected int
 import contextlib
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from softprompt_zoo.adapter_configs import make_config
 from softprompt_zoo.adapter_files import FOLDER, Adapter
-from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
+from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
 from softprompt_zoo.formats import native
 from softprompt_zoo.formats.adapter_folder import CONFIG_FILE
 from softprompt_zoo.module_state import restored_on_error
@@ -26,30 +25,6 @@ from softprompt_zoo.sites.task_heads import find_heads, task_head
 
 WRAPPED = "base_model.model."
 """What PEFT puts in front of the names of the model inside."""
-
-
-def model_inside(model: Any) -> Any:
-    """Return the transformers model inside a `PeftModel`; any other model as it is.
-
-    Args:
-        model: What the user handed over.
-
-    Returns:
-        The model that prompts go into.
-
-    Raises:
-        UnsupportedError: If it is a `PeftModel` with a prompt of PEFT's own.
-    """
-    peft = sys.modules.get("peft")
-    if peft is None or not isinstance(model, (peft.PeftModel, peft.PeftMixedModel)):
-        return model
-    for name, config in model.peft_config.items():
-        if getattr(config, "is_prompt_learning", False):
-            raise UnsupportedError(
-                f"the PeftModel's adapter {name!r} is a prompt of PEFT's own ({config.peft_type.value}), which wraps "
-                "the model's forward; save it and load the directory with zoo.load onto the model without it"
-            )
-    return model.get_base_model()
 
 
 def names(model: Any) -> list[str]:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from softprompt_zoo import adapters
 from softprompt_zoo.backbone import Backbone, Stack, attention_configs, find_stacks
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.saved_state import find_part
+from softprompt_zoo.memory import find_part
+from softprompt_zoo.sites.adapter_layers import model_inside
 from softprompt_zoo.sites.attention import SITE_ATTRIBUTE, base_implementation, prompted_implementation
 from softprompt_zoo.sites.cache_view import reach_through_cache
 from softprompt_zoo.sites.offloading import check_embeddings
@@ -41,7 +41,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     Raises:
         UnsupportedError: If no prompt can be attached to it.
     """
-    model = adapters.model_inside(model)
+    model = model_inside(model)
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedError(
             f"cannot attach a prompt to {type(model).__name__}; expected a transformers PreTrainedModel, "

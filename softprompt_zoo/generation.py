@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-from softprompt_zoo import adapters
 from softprompt_zoo.disabling import is_disabled
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.forward import check_rows
 from softprompt_zoo.generation_state import CURRENT, Generation, running
 from softprompt_zoo.prompts import Prompts
+from softprompt_zoo.sites.adapter_layers import model_inside
 from softprompt_zoo.sites.arrange import Combination, select
 from softprompt_zoo.sites.decoding_state import state_of
 from softprompt_zoo.sites.encoder_states import whole_outputs
@@ -134,7 +134,7 @@ class PromptedGeneration:
     def _guided_without_prompts(self, processor: Any) -> Any:
         """Return a processor whose unconditional branch runs this model without its prompts; others as they are."""
         is_guidance = isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor)
-        if not is_guidance or adapters.model_inside(processor.model) is not self:
+        if not is_guidance or model_inside(processor.model) is not self:
             return processor
         processor = copy.copy(processor)  # it may be the user's own
         processor.model = functools.partial(self._run_unconditional, processor.model)

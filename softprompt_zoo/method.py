@@ -184,11 +184,11 @@ def combine(*methods: "str | Method") -> Combination:
 
 def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreTrainedModel":
     """Attach a prompt of each method, all or none, and activate exactly these."""
-    from softprompt_zoo.adapters import model_inside
     from softprompt_zoo.examination import inspect_backbone
     from softprompt_zoo.model import attach, is_attached
     from softprompt_zoo.plain_prompts import check_shared_room
     from softprompt_zoo.prompts import Prompts, make_prompt
+    from softprompt_zoo.sites.adapter_layers import model_inside
 
     attached = is_attached(model)
     backbone, stacks = (model_inside(model).prompts.backbone, {}) if attached else inspect_backbone(model)

@@ -18,7 +18,7 @@ from softprompt_zoo.prompted_model import (
 )
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.quantized import keep_unpacked
-from softprompt_zoo.sites.adapter_layers import original_name
+from softprompt_zoo.sites.adapter_layers import model_inside, original_name
 from softprompt_zoo.sites.carried import adopt, release
 from softprompt_zoo.sites.implementation import prompt_implementation, restore_implementation
 from softprompt_zoo.sites.replaced_forward import check_forward, restore
@@ -30,7 +30,7 @@ _ATTACHED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 
 def is_attached(model: object) -> bool:
     """Say whether a model, or the model inside a `PeftModel`, has prompts."""
-    return isinstance(adapters.model_inside(model), PromptedModel)
+    return isinstance(model_inside(model), PromptedModel)
 
 
 def attach(
@@ -47,9 +47,9 @@ def attach(
     Raises:
         UnsupportedError: If the model has a forward of its own that prompts cannot enter. Nothing is changed.
     """
-    check_forward(adapters.model_inside(model))
+    check_forward(model_inside(model))
     peft_wrapper.wrap(model)
-    model = adapters.model_inside(model)
+    model = model_inside(model)
     host = Prompts(backbone, type(model).__name__, getattr(model.config, "_name_or_path", None) or None)
     host.train(model.training)
     for name, prompt in prompts.items():
@@ -92,7 +92,7 @@ def prompts_of(model: Any, action: str) -> Prompts:
         raise UnsupportedError(
             f"{type(model).__name__} has no prompts to {action}; attach one with zoo.get_method(name)(model)"
         )
-    host: Prompts = adapters.model_inside(model).prompts
+    host: Prompts = model_inside(model).prompts
     return host
 
 
@@ -109,7 +109,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         UnsupportedError: If it has no prompts.
     """
     given: Any = model
-    model = adapters.model_inside(given)
+    model = model_inside(given)
     prompts_of(model, "detach")
     stacks = model._softprompt_stacks
     required_grad = model._softprompt_required_grad

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.adapter_files import FOLDER, read
-from softprompt_zoo.adapters import WRAPPED, model_inside, out_of_reach
+from softprompt_zoo.adapters import WRAPPED, out_of_reach
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.formats import adapter_folder, native
 from softprompt_zoo.formats.files import read_tensors
+from softprompt_zoo.sites.adapter_layers import model_inside
 
 
 class PromptedPeftModel:

@@ -1,13 +1,13 @@
 """Whether what a method trains can be saved: asked when a prompt is made, for after the training it is too late."""
 
 import itertools
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.errors import PluginError
+from softprompt_zoo.memory import address, num_bytes
 
 if TYPE_CHECKING:
     from softprompt_zoo.backbone import Backbone
@@ -35,38 +35,10 @@ def check_can_be_saved(learned: nn.Module, backbone: "Backbone", source: str) ->
             f"{source} holds {held!r}, which is a part of the model and would be saved with every prompt; keep a copy "
             "of what is trained, and take from the backbone what is not"
         )
-    spans = sorted((_address(t), _address(t) + _num_bytes(t), name) for name, t in state.items() if _address(t))
+    spans = sorted((address(t), address(t) + num_bytes(t), name) for name, t in state.items() if address(t))
     for (_, end, first), (start, _, second) in itertools.pairwise(spans):
         if start < end:
             raise PluginError(
                 f"{source} has {first!r} and {second!r} in one memory, and a file holds every number once; keep such a "
                 "tensor under one name"
             )
-
-
-def find_part(modules: Iterable[nn.Module], tensors: Mapping[str, Tensor]) -> str | None:
-    """Find a tensor that is a part of some modules.
-
-    Args:
-        modules: The modules.
-        tensors: Tensors by name.
-
-    Returns:
-        Its name; `None` if there is none.
-    """
-    own = {_storage(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())} - {0}
-    return next((name for name, tensor in tensors.items() if _storage(tensor) in own), None)
-
-
-def _address(tensor: Tensor) -> int:
-    """Return where a tensor's first number is; 0 if it has none, or they are nowhere, as on the meta device."""
-    return tensor.data_ptr() if tensor.layout is torch.strided and tensor.numel() else 0
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if _address(tensor) else 0
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (last + 1) * tensor.element_size()

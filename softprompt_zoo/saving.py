@@ -20,6 +20,7 @@ from softprompt_zoo.pooled_heads import check_pooling
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.serving import export_embeddings, export_vocabulary
+from softprompt_zoo.sites.adapter_layers import model_inside
 from softprompt_zoo.sites.arrange import check_combination
 from softprompt_zoo.tokens import to_tensors
 
@@ -61,7 +62,7 @@ def load(
     """
     path = existing_directory(directory)
     attached = is_attached(base)
-    model: Any = adapters.model_inside(base)
+    model: Any = model_inside(base)
     backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)
     prompts, active = read_prompts(path, backbone, pools_prompt)
     prompts, active = _renamed(prompts, active, name, path)
@@ -91,7 +92,7 @@ def load(
 
 def _check_pooling(base: PreTrainedModel, name: str, was_attached: bool) -> None:
     """Try a prompt that was put on, and take it off again if the head does not read it as PEFT does."""
-    model: Any = adapters.model_inside(base)
+    model: Any = model_inside(base)
     try:
         check_pooling(model, name)
     except UnsupportedError:
@@ -216,7 +217,7 @@ def _check_place(directory: Path) -> None:
 
 def _refuse_adapters(model: Any) -> None:
     """Refuse what PEFT would run without the adapters that act beside the prompt."""
-    acting = adapters.acting(adapters.model_inside(model))
+    acting = adapters.acting(model_inside(model))
     if acting:
         raise UnsupportedError(
             f"the adapter {acting[0]!r} acts in the model's layers, and PEFT's prompt files would leave it out; merge "

@@ -14,6 +14,30 @@ AROUND = ("base_layer", "original_module", "token_adapter")
 """What PEFT puts into the names of the parameters of a module that it wraps."""
 
 
+def model_inside(model: Any) -> Any:
+    """Return the transformers model inside a `PeftModel`; any other model as it is.
+
+    Args:
+        model: What the user handed over.
+
+    Returns:
+        The model that prompts go into.
+
+    Raises:
+        UnsupportedError: If it is a `PeftModel` with a prompt of PEFT's own.
+    """
+    peft = sys.modules.get("peft")
+    if peft is None or not isinstance(model, (peft.PeftModel, peft.PeftMixedModel)):
+        return model
+    for name, config in model.peft_config.items():
+        if getattr(config, "is_prompt_learning", False):
+            raise UnsupportedError(
+                f"the PeftModel's adapter {name!r} is a prompt of PEFT's own ({config.peft_type.value}), which wraps "
+                "the model's forward; save it and load the directory with zoo.load onto the model without it"
+            )
+    return model.get_base_model()
+
+
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Find the modules that PEFT put into a model.
 
