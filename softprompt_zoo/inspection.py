@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from softprompt_zoo import inspection_report
-from softprompt_zoo.attention_mass import AttentionMass, Batch, measure_attention
+from softprompt_zoo.attention_mass import Batch, measure_attention
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import check_choice, check_positive_integer
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.initialization import FREQUENT_VOCABULARY
+from softprompt_zoo.inspection_findings import Neighbour, Norms, PromptInspection
+from softprompt_zoo.inspection_report import Inspection
 from softprompt_zoo.model import prompts_of
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.arrange import check_combination
@@ -28,100 +28,6 @@ CHUNK = 16384
 """Rows of the vocabulary that are compared at once."""
 WORDS = 64
 """Words whose keys and values are looked at."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Neighbour:
-    """A word near a virtual token."""
-
-    id: int
-    word: str
-    """Its text; `#id` without a tokenizer."""
-    cosine: float
-    """Cosine of the angle between the word's embedding and the token."""
-    distance: float
-    """L2 norm of their difference."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Norms:
-    """L2 norms of one kind of vectors, compared with those of real words. A layer's is the mean over its heads."""
-
-    tokens: Tensor
-    """`(layers, tokens)` norms of the virtual tokens; one layer for embeddings. NaN in layers without tokens."""
-    words: Tensor
-    """`(layers, words)` norms of words, sorted: of the whole vocabulary, or of some words that the model read."""
-
-    @property
-    def percentiles(self) -> Tensor:
-        """`(layers, tokens)`: percent of the words with a smaller norm."""
-        below = torch.searchsorted(self.words, self.tokens.nan_to_num(), right=False)
-        return (100 * below / self.words.shape[1]).masked_fill(self.tokens.isnan(), math.nan)
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptInspection:
-    """What is inside one prompt. Tensors are float32 on the CPU, without gradient."""
-
-    name: str
-    method: str
-    num_virtual_tokens: int
-    neighbours: tuple[tuple[Neighbour, ...], ...]
-    """For each virtual token its nearest words, the nearest first; empty for keys and values, which have no words."""
-    norms: Mapping[str, Norms]
-    """`"embeddings"`, or `"<site> keys"` and `"<site> values"`."""
-    similarity: Tensor
-    """`(tokens, tokens)` cosines between the virtual tokens; of keys and values all of a token's in one vector."""
-    gates: Mapping[str, Tensor]
-    """Site name to `(layers,)` mean size of the gates of a gated prompt; 0 in layers without tokens."""
-    attention: AttentionMass | None
-    """The part of the text's attention that goes to it; `None` if no batch was given."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Inspection:
-    """What `inspect` found; `print` shows it as tables."""
-
-    prompts: tuple[PromptInspection, ...]
-    """In the order in which rows see them."""
-
-    def __getitem__(self, name: str) -> PromptInspection:
-        """Return what was found of one prompt, by its name."""
-        for prompt in self.prompts:
-            if prompt.name == name:
-                return prompt
-        raise KeyError(f"{name!r} was not inspected; {', '.join(repr(prompt.name) for prompt in self.prompts)} was")
-
-    def __iter__(self) -> Iterator[PromptInspection]:
-        return iter(self.prompts)
-
-    def __str__(self) -> str:
-        return inspection_report.to_text(self.prompts)
-
-    def __rich__(self) -> Any:
-        return inspection_report.to_rich(self.prompts)
-
-    def to_png(self, path: str | os.PathLike[str]) -> None:
-        """Draw norms, similarities and attention of every prompt.
-
-        Args:
-            path: The PNG file, written whole or not at all.
-
-        Raises:
-            UnsupportedError: If matplotlib is not installed.
-        """
-        inspection_report.to_png(self.prompts, path)
-
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write tables and pictures as one page that needs no network.
-
-        Args:
-            path: The HTML file, written whole or not at all.
-
-        Raises:
-            UnsupportedError: If matplotlib is not installed.
-        """
-        inspection_report.to_html(self.prompts, path)
 
 
 @torch.no_grad()
