@@ -16,8 +16,9 @@ from softprompt_zoo.banks.header import read_header, write_header
 from softprompt_zoo.banks.importing import Problems, names_in_bank, read_folders, warn_of_problems
 from softprompt_zoo.banks.lending import Ready, ReadyCache
 from softprompt_zoo.banks.names import check_name, is_name
+from softprompt_zoo.banks.opening import check_address, open_store
 from softprompt_zoo.banks.restoring import Decoder, encode_prompt
-from softprompt_zoo.banks.stores import Store, check_address, open_store
+from softprompt_zoo.banks.stores import Store
 from softprompt_zoo.config import check_boolean, check_positive_integer
 from softprompt_zoo.errors import BankError, UnknownPromptError, ZooError
 from softprompt_zoo.examination import inspect_backbone
@@ -79,7 +80,7 @@ class PromptBank:
         """Sizes of the model; `None` if it was opened without one."""
         self.dtype = dtype
         """What `add` stores virtual tokens in; `None` for the dtype they have."""
-        self._options = {"max_bytes": max_bytes, "storage_options": storage_options}
+        self._options: dict[str, Any] = {"max_bytes": max_bytes, "storage_options": storage_options}
         self._cache = ReadyCache(cache_bytes)
         self._opened = self._open(None if self.backbone is None else write_header(self.backbone))
         if self.backbone is not None:
@@ -87,7 +88,7 @@ class PromptBank:
 
     def _open(self, header: bytes | None) -> tuple[Store, dict[str, Any]]:
         """Open the store; with a header one is made where there is none."""
-        store = open_store(self.address, **self._options, is_new_allowed=header is not None)  # type: ignore[arg-type]
+        store = open_store(self.address, **self._options, is_new_allowed=header is not None)
         found = store.open_header(header)
         if found is None:
             raise BankError(
