@@ -20,22 +20,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from softprompt_zoo.errors import ZooError
+from softprompt_zoo.errors import BrokenModelError, MissingModelError, ModelCacheError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class MissingModelError(ZooError, RuntimeError):
-    """An embedded model, or a package needed to unpack it, is not installed."""
-
-
-class BrokenModelError(ZooError, RuntimeError):
-    """The weights of an embedded model are damaged, or do not convert as they should."""
-
-
-class ModelCacheError(ZooError, OSError):
-    """The folder for converted models cannot be used."""
 
 
 @dataclass(frozen=True)

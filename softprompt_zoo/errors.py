@@ -61,3 +61,31 @@ class BackboneMismatchError(CheckpointError):
 
 class BankError(ZooError, RuntimeError):
     """A bank of prompts cannot be opened or written: no bank, no permission, no room, or something else is there."""
+
+
+class DataError(ZooError, ValueError):
+    """A data file, a row in it or a text template cannot be used."""
+
+
+class MissingModelError(ZooError, RuntimeError):
+    """An embedded model, or a package needed to unpack it, is not installed."""
+
+
+class BrokenModelError(ZooError, RuntimeError):
+    """The weights of an embedded model are damaged, or do not convert as they should."""
+
+
+class ModelCacheError(ZooError, OSError):
+    """The folder for converted models cannot be used."""
+
+
+class OutputError(CheckpointError):
+    """The output folder cannot be used as asked."""
+
+
+class MissingPackageError(ZooError, ImportError):
+    """A package that training needs, and the rest does not, is not installed."""
+
+
+class StoppedError(ZooError):
+    """The user stopped the run; the message says how to go on."""

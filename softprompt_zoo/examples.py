@@ -9,16 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from softprompt_zoo.errors import ZooError
+from softprompt_zoo.errors import DataError
 
 _FIELD_PAIRS = (("input", "target"), ("text", "label"))
 _REFERENCES = "references"
 _SHOWN_NAMES = 10
 _SHOWN_CHARACTERS = 60
-
-
-class DataError(ZooError, ValueError):
-    """A data file, a row in it or a text template cannot be used."""
 
 
 @dataclass(frozen=True)

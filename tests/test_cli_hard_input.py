@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 import softprompt_zoo as zoo
 from softprompt_zoo import cli
 from softprompt_zoo.cli.command import command
-from softprompt_zoo.examples import DataError, read_examples
+from softprompt_zoo.errors import DataError
+from softprompt_zoo.examples import read_examples
 from softprompt_zoo.formats import files
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.training import settings

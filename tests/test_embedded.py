@@ -15,16 +15,8 @@ from pathlib import Path
 import pytest
 
 from softprompt_zoo import embedded
-from softprompt_zoo.embedded import (
-    EMBEDDED_MODELS,
-    BrokenModelError,
-    EmbeddedModel,
-    MissingModelError,
-    ModelCacheError,
-    cache_folder,
-    resolve_model,
-)
-from softprompt_zoo.errors import ZooError
+from softprompt_zoo.embedded import EMBEDDED_MODELS, EmbeddedModel, cache_folder, resolve_model
+from softprompt_zoo.errors import BrokenModelError, MissingModelError, ModelCacheError, ZooError
 
 WEIGHTS = b"GGUF and then some weights"
 SMOLLM2 = EMBEDDED_MODELS["smollm2"]

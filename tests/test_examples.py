@@ -12,15 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from softprompt_zoo.errors import ZooError
-from softprompt_zoo.examples import (
-    DataError,
-    Example,
-    apply_template,
-    check_template,
-    demo_data,
-    read_examples,
-)
+from softprompt_zoo.errors import DataError, ZooError
+from softprompt_zoo.examples import Example, apply_template, check_template, demo_data, read_examples
 
 GENERATOR = Path(__file__).parents[1] / "benchmarks" / "make_demo_data.py"
 SPLITS = ("train", "validation", "test")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.banks import identity
-from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.errors import CheckpointError, OutputError
 from softprompt_zoo.formats.files import read_json, write_json
 from softprompt_zoo.training.evaluation import Score
 from softprompt_zoo.training.settings import Settings
@@ -15,10 +15,6 @@ from softprompt_zoo.training.settings import Settings
 RECORD_FILE = "training.json"
 MADE_BY = "softprompt-zoo train"
 RUNNING, FINISHED = "running", "finished"
-
-
-class OutputError(CheckpointError):
-    """The output folder cannot be used as asked."""
 
 
 def is_run(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from softprompt_zoo.banks import identity
 from softprompt_zoo.discovery import own_version
-from softprompt_zoo.errors import ZooError
+from softprompt_zoo.errors import MissingPackageError, OutputError, StoppedError
 from softprompt_zoo.method import Method, get_method
 from softprompt_zoo.model import detach
 from softprompt_zoo.saving import load
@@ -25,20 +25,12 @@ from softprompt_zoo.training.base import Base, fast_dtype, with_tokenizer
 from softprompt_zoo.training.data import Data, Tokenised, read_data
 from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
 from softprompt_zoo.training.picture import draw_losses
-from softprompt_zoo.training.record import FINISHED, RUNNING, OutputError, read_record, write_record
+from softprompt_zoo.training.record import FINISHED, RUNNING, read_record, write_record
 from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, short_path, teller
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class StoppedError(ZooError):
-    """The user stopped the run; the message says how to go on."""
-
-
-class MissingPackageError(ZooError, ImportError):
-    """A package that training needs, and the rest does not, is not installed."""
 
 
 def train(settings: Settings, console: Console, *, overwrite: bool = False) -> None:

@@ -10,7 +10,6 @@ from tiny_runs import assert_equal_weights, resume, save_tiny, tiny_settings, tr
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.training import folder as folders
-from softprompt_zoo.training import run as runs
 
 
 @pytest.mark.parametrize("step", [1, 5, 8])
@@ -18,7 +17,7 @@ def test_ctrl_c_saves_and_resuming_gives_the_weights_of_an_uninterrupted_run(who
     output, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
     undo = at_step(step, lambda: signal.raise_signal(signal.SIGINT))
     expected = rf"saved after step {step} of 8; to go on, run: softprompt-zoo train --resume --output .*run"
-    with pytest.raises(runs.StoppedError, match=expected):
+    with pytest.raises(zoo.StoppedError, match=expected):
         train(tiny_settings(place, output))
     undo()
     assert signal.getsignal(signal.SIGINT) is handler
@@ -35,7 +34,7 @@ def test_a_start_from_a_folder_is_found_from_elsewhere(place, tmp_path, at_step,
     monkeypatch.chdir(tmp_path)
     undo = at_step(1, lambda: signal.raise_signal(signal.SIGINT))
     options = {"num_virtual_tokens": 3, "init": "start"}
-    with pytest.raises(runs.StoppedError):
+    with pytest.raises(zoo.StoppedError):
         train(tiny_settings(place, tmp_path / "run", method="prompt", options=options))
     undo()
     monkeypatch.chdir(place)
@@ -48,7 +47,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_is_used(whole, 
 
     output = tmp_path / "run"
     undo = at_step(5, interrupt)
-    with pytest.raises(runs.StoppedError, match="saved after step 4 of 8"):
+    with pytest.raises(zoo.StoppedError, match="saved after step 4 of 8"):
         train(tiny_settings(place, output))
     undo()
     assert "going on after step 4" in resume(output)
@@ -61,7 +60,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_is_used(whole, 
 def test_a_half_written_checkpoint_is_skipped(whole, place, tmp_path, at_step, broken):
     output = tmp_path / "run"
     undo = at_step(6, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(runs.StoppedError):
+    with pytest.raises(zoo.StoppedError):
         train(tiny_settings(place, output))
     undo()
     action, name = broken.split(" ", 1)
@@ -82,7 +81,7 @@ def test_a_half_written_checkpoint_is_skipped(whole, place, tmp_path, at_step, b
 def test_without_any_whole_checkpoint_the_run_begins_again(whole, place, tmp_path, at_step):
     output = tmp_path / "run"
     undo = at_step(1, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(runs.StoppedError):
+    with pytest.raises(zoo.StoppedError):
         train(tiny_settings(place, output))
     undo()
     (output / "checkpoint-1" / "trainer_state.json").unlink()
@@ -91,16 +90,16 @@ def test_without_any_whole_checkpoint_the_run_begins_again(whole, place, tmp_pat
 
 
 def test_what_cannot_be_resumed(whole, place, tmp_path, at_step):
-    with pytest.raises(folders.OutputError, match="is finished; train anew with --overwrite"):
+    with pytest.raises(zoo.OutputError, match="is finished; train anew with --overwrite"):
         resume(whole[0])
-    with pytest.raises(folders.OutputError, match="holds no training run to resume"):
+    with pytest.raises(zoo.OutputError, match="holds no training run to resume"):
         resume(tmp_path)
     data = write_rows(tmp_path / "data.jsonl", 12)
     at_step(1, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(runs.StoppedError):
+    with pytest.raises(zoo.StoppedError):
         train(tiny_settings(place, tmp_path / "run", data=str(data)))
     write_rows(data, 12, seed=5)
-    with pytest.raises(folders.OutputError, match=r"data\.jsonl has changed since the run"):
+    with pytest.raises(zoo.OutputError, match=r"data\.jsonl has changed since the run"):
         resume(tmp_path / "run")
 
 
@@ -108,7 +107,7 @@ def test_another_model_is_not_gone_on_with(place, tmp_path, at_step):
     model = tmp_path / "model"
     save_tiny(model)
     undo = at_step(1, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(runs.StoppedError):
+    with pytest.raises(zoo.StoppedError):
         train(tiny_settings(place, tmp_path / "run", model=str(model)))
     undo()
     save_tiny(model, "gpt2")

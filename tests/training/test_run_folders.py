@@ -58,7 +58,7 @@ def test_of_two_runs_that_began_together_the_later_writer_is_refused(place, tmp_
         return locked(folder)
 
     monkeypatch.setattr(folders, "locked", another_ends_first)
-    with pytest.raises(folders.OutputError, match="holds a training run already"):
+    with pytest.raises(zoo.OutputError, match="holds a training run already"):
         train(tiny_settings(place, output, options={"num_virtual_tokens": 5}))
     assert length(output) == 3
 
@@ -73,7 +73,7 @@ def test_a_run_that_was_killed_before_its_first_write_leaves_an_empty_folder(pla
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / ".training.json.mine").write_text("{")
-    with pytest.raises(folders.OutputError, match="holds files that are not a training run's"):
+    with pytest.raises(zoo.OutputError, match="holds files that are not a training run's"):
         train(tiny_settings(place, tmp_path / "other", steps=1), overwrite=True)
 
 
@@ -99,7 +99,7 @@ def check_damage_is_told(folder, name, value):
             read(folder)
         except (KeyError, AttributeError, TypeError, RecursionError, zoo.ZooError) as error:
             told = error
-        assert isinstance(told, folders.OutputError)
+        assert isinstance(told, zoo.OutputError)
         assert "training.json is damaged: it" in str(told)
 
 

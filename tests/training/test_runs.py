@@ -9,7 +9,6 @@ from tiny_runs import assert_equal_weights, save_tiny, tiny_settings, train, wei
 from transformers import AutoModelForCausalLM
 
 import softprompt_zoo as zoo
-from softprompt_zoo.training import folder as folders
 from softprompt_zoo.training.settings import Settings
 
 
@@ -62,17 +61,17 @@ def test_the_recorded_command_keeps_texts_that_look_like_json():
 
 
 def test_output_folders(whole, place, tmp_path):
-    with pytest.raises(folders.OutputError, match="holds a training run already; go on with it with --resume"):
+    with pytest.raises(zoo.OutputError, match="holds a training run already; go on with it with --resume"):
         train(tiny_settings(place, whole[0]))
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("years of work")
     for options in ({}, {"overwrite": True}):
-        with pytest.raises(folders.OutputError, match="holds files that are not a training run's"):
+        with pytest.raises(zoo.OutputError, match="holds files that are not a training run's"):
             train(tiny_settings(place, foreign), **options)
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
     for file in (foreign / "thesis.txt", foreign / "thesis.txt" / "run"):
-        with pytest.raises(folders.OutputError, match="is a file"):
+        with pytest.raises(zoo.OutputError, match="is a file"):
             train(tiny_settings(place, file))
 
 
