@@ -3,13 +3,14 @@
 They find damage, and are no signature: whoever changes a file on purpose can write another.
 """
 
+import importlib.util
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor
 
 from softprompt_zoo.errors import CheckpointError
@@ -18,6 +19,10 @@ METADATA_KEY = "softprompt_zoo_checksum"
 """Where the checksum of a file of tensors stands in its header."""
 FIELD = "checksum"
 """Where that of a JSON file stands."""
+XXH3_DIGITS = 16
+"""Of the checksums of earlier versions, XXH3 of 64 bits; those of this one, CRC-32, have 8 digits."""
+
+_Pieces = Iterable[bytes | memoryview]
 
 
 def of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -30,14 +35,7 @@ def of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> st
     Returns:
         The checksum over names, dtypes, shapes and bytes of all tensors, and over the texts, as a hexadecimal number.
     """
-    found = xxhash.xxh3_64()
-    texts = {key: text for key, text in metadata.items() if key != METADATA_KEY}
-    found.update(json.dumps(texts, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    return _crc32(_pieces_of_tensors(tensors, metadata))
 
 
 def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
@@ -46,13 +44,13 @@ def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pa
     Raises:
         CheckpointError: If its content is not that of its checksum. Files of others and of earlier versions have none.
     """
-    if METADATA_KEY in metadata and metadata[METADATA_KEY] != of_tensors(tensors, metadata):
+    if METADATA_KEY in metadata and not _is_of(metadata[METADATA_KEY], _pieces_of_tensors(tensors, metadata)):
         raise CheckpointError(f"{path} {_DAMAGED}; if you have changed it, leave {METADATA_KEY!r} out of its header")
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     """Add the checksum to the content of a JSON file."""
-    return {**content, FIELD: _of_json(content)}
+    return {**content, FIELD: _crc32(_pieces_of_json(content))}
 
 
 def unseal(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -69,13 +67,45 @@ def unseal(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         CheckpointError: If the content is not that of the checksum.
     """
     plain = {name: value for name, value in content.items() if name != FIELD}
-    if FIELD in content and content[FIELD] != _of_json(plain):
+    if FIELD in content and not _is_of(content[FIELD], _pieces_of_json(plain)):
         raise CheckpointError(f"{path} {_DAMAGED}; if you have changed it, leave {FIELD!r} out")
     return plain
 
 
-def _of_json(content: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_64(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _pieces_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    texts = {key: text for key, text in metadata.items() if key != METADATA_KEY}
+    yield json.dumps(texts, sort_keys=True).encode()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        yield json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
+        yield tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _pieces_of_json(content: Mapping[str, Any]) -> list[bytes]:
+    return [json.dumps(content, sort_keys=True).encode()]
+
+
+def _is_of(claimed: Any, pieces: _Pieces) -> bool:
+    """Return whether a checksum is that of the content; one of earlier versions cannot be told without xxhash."""
+    if not isinstance(claimed, str) or len(claimed) != XXH3_DIGITS:
+        return bool(claimed == _crc32(pieces))
+    return importlib.util.find_spec("xxhash") is None or claimed == _xxh3(pieces)
+
+
+def _crc32(pieces: _Pieces) -> str:
+    found = 0
+    for piece in pieces:
+        found = zlib.crc32(piece, found)
+    return f"{found:08x}"
+
+
+def _xxh3(pieces: _Pieces) -> str:
+    from xxhash import xxh3_64
+
+    found = xxh3_64()
+    for piece in pieces:
+        found.update(piece)
+    return found.hexdigest()
 
 
 _DAMAGED = "does not have its checksum, so it is damaged; take another copy, or save it again"

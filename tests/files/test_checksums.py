@@ -3,6 +3,8 @@
 import json
 import shutil
 import struct
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -107,13 +109,46 @@ def test_a_file_without_a_checksum_loads(kind, folders, tmp_path):
     assert torch.equal(zoo.load(tiny_model("llama"), tmp_path / "old").eval()(input_ids=TEXT).logits, expected)
 
 
-def test_the_checksum_is_the_one_that_the_page_describes(folders):
-    path = folders / "native" / "model.safetensors"
+def described(path):
+    """The checksum of a file, what it is of as the page describes it, and the file's tensors and texts."""
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
     claimed = metadata.pop("softprompt_zoo_checksum")
-    expected = xxhash.xxh3_64(json.dumps(metadata, sort_keys=True).encode())
-    for name, tensor in sorted(load_file(path).items()):
-        expected.update(json.dumps([name, "torch.float32", list(tensor.shape)]).encode())
-        expected.update(tensor.numpy().tobytes())
-    assert claimed == expected.hexdigest()
+    content, tensors = json.dumps(metadata, sort_keys=True).encode(), load_file(path)
+    for name, tensor in sorted(tensors.items()):
+        content += json.dumps([name, "torch.float32", list(tensor.shape)]).encode() + tensor.numpy().tobytes()
+    return claimed, content, tensors, metadata
+
+
+def test_the_checksum_is_the_one_that_the_page_describes(folders):
+    claimed, content, _, _ = described(folders / "native" / "model.safetensors")
+    assert claimed == f"{zlib.crc32(content):08x}"
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_a_file_of_an_earlier_version_is_held_against_its_xxh3_where_xxhash_is_installed(
+    is_installed, folders, tmp_path, monkeypatch
+):
+    if not is_installed:
+        monkeypatch.setitem(sys.modules, "xxhash", None)
+    shutil.copytree(folders / "native", tmp_path / "old")
+    path = tmp_path / "old" / "model.safetensors"
+    _, content, tensors, metadata = described(path)
+    earlier = {**metadata, "softprompt_zoo_checksum": xxhash.xxh3_64(content).hexdigest()}
+    save_file(tensors, path, earlier)
+    expected = zoo.load(tiny_model("llama"), folders / "native").eval()(input_ids=TEXT).logits
+    assert torch.equal(zoo.load(tiny_model("llama"), tmp_path / "old").eval()(input_ids=TEXT).logits, expected)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, path, earlier)
+    if is_installed:
+        with pytest.raises(zoo.CheckpointError, match="does not have its checksum"):
+            zoo.load(tiny_model("llama"), tmp_path / "old")
+    else:
+        assert not torch.equal(zoo.load(tiny_model("llama"), tmp_path / "old").eval()(input_ids=TEXT).logits, expected)
+
+
+def test_an_index_of_an_earlier_version_is_held_against_its_xxh3(tmp_path):
+    content = {"format": 1, "active": ["default"]}
+    earlier = xxhash.xxh3_64(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    assert checksums.unseal({**content, "checksum": earlier}, tmp_path) == content
+    with pytest.raises(zoo.CheckpointError, match="does not have its checksum"):
+        checksums.unseal({**content, "active": [], "checksum": earlier}, tmp_path)
