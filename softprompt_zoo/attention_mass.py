@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from softprompt_zoo.backbone import Backbone, Site, Stack, trial
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompted_model import NEW_ARGUMENTS
-from softprompt_zoo.sites.arrange import Call
+from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.twin import twin
 from softprompt_zoo.sites.weights import RECORDED_PREFIX, Asked, recording
 from softprompt_zoo.tokens import InputTokens, LayerTokens

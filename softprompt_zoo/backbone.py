@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.probe import KEYWORD, PROBE, PROBE_ENCODER_LENGTH, PROBE_LENGTH, AttentionCall, Probe
+from softprompt_zoo.probe import PROBE, PROBE_ENCODER_LENGTH, PROBE_LENGTH, STATE_KEYWORD, AttentionCall, Probe
 from softprompt_zoo.quantized import keep_unpacked
 from softprompt_zoo.stack_traits import (
     CARRIED,
@@ -350,11 +350,11 @@ def _probe(
     weight: Any = embedding.weight
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
     # With a mask, no model looks for padding in the ids, which have no values on the meta device.
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), KEYWORD: probe}
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), STATE_KEYWORD: probe}
     try:
         with trial([module], lambda before: PROBE), torch.no_grad():
             if features is not None:
-                module(input_features=features, **{KEYWORD: probe})
+                module(input_features=features, **{STATE_KEYWORD: probe})
                 return probe.calls, (1.0, 1.0), None
             if encoder is not None:
                 width = encoder.embed(ids).shape[-1]
@@ -365,7 +365,7 @@ def _probe(
             shown = module(**inputs).last_hidden_state.shape[1]
             if shown != PROBE_LENGTH:
                 raise UnsupportedError(f"it makes {shown} states of {PROBE_LENGTH} tokens")
-            scales = embedding_scales(module, embedding, {**inputs, KEYWORD: None})
+            scales = embedding_scales(module, embedding, {**inputs, STATE_KEYWORD: None})
     except Exception as error:
         problem = f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
         return [], (1.0, 1.0), problem

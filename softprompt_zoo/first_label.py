@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompt_zoo.sites.arrange import Call
+from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.positions import past_length
 
 

@@ -12,7 +12,9 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model import prompts_of
 from softprompt_zoo.plain_prompts import one_task, plain_prompt
 from softprompt_zoo.prompts import Prompts
-from softprompt_zoo.sites.arrange import Call, Combination, Entry, Selection, check_combination, join
+from softprompt_zoo.sites.batch import join
+from softprompt_zoo.sites.call import Call, Combination, Segment, Selection
+from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, SiteTokens
 
@@ -120,22 +122,22 @@ def _causal(
                 )
     call = Call(Selection((combination,), None), placements, is_training=False)
     with trial([stack.module], lambda implementation: implementation):
-        [entry] = causal_prefix(stack, call).entries
-    return LayerTokens({stack.name: _site(entry)})  # type: ignore[arg-type]
+        [segment] = causal_prefix(stack, call).segments
+    return LayerTokens({stack.name: _site(segment)})  # type: ignore[arg-type]
 
 
 def _per_site(placements: dict[str, Placement]) -> LayerTokens:
     names = list(dict.fromkeys(site for placement in placements.values() for site in placement.tokens.sites))  # type: ignore[union-attr]
-    entries = {site: join([Entry.of(placement, site) for placement in placements.values()]) for site in names}
-    counts = {site: entry.length for site, entry in entries.items() if entry is not None}
+    segments = {site: join([Segment.of(placement, site) for placement in placements.values()]) for site in names}
+    counts = {site: segment.length for site, segment in segments.items() if segment is not None}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{count} at {site!r}" for site, count in counts.items())
         raise UnsupportedError(
             f"the prompts have {found}; a prefix has as many tokens at every site; fold prompts of the same sites"
         )
-    return LayerTokens({site: _site(entry) for site, entry in entries.items() if entry is not None})
+    return LayerTokens({site: _site(segment) for site, segment in segments.items() if segment is not None})
 
 
-def _site(entry: Entry) -> SiteTokens:
-    keys, values = ([layer.detach().clone() for layer in kind] for kind in (entry.keys, entry.values))
+def _site(segment: Segment) -> SiteTokens:
+    keys, values = ([layer.detach().clone() for layer in kind] for kind in (segment.keys, segment.values))
     return SiteTokens(tuple(keys), tuple(values))

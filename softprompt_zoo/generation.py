@@ -14,9 +14,10 @@ from softprompt_zoo.forward import check_rows
 from softprompt_zoo.generation_state import CURRENT, Generation, running
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.adapter_layers import model_inside
-from softprompt_zoo.sites.arrange import Combination, select
+from softprompt_zoo.sites.call import Combination
 from softprompt_zoo.sites.decoding_state import state_of
 from softprompt_zoo.sites.encoder_states import whole_outputs
+from softprompt_zoo.sites.select import select
 from softprompt_zoo.sites.slots import check_second_text, check_slots
 from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
 from softprompt_zoo.sites.text_outputs import cut_output

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.sites.arrange import Combination
-from softprompt_zoo.sites.decoding_state import DecodingState
-from softprompt_zoo.sites.input_embeddings import Layout
+from softprompt_zoo.sites.call import Combination, DecodingState, Layout
 
 
 @dataclasses.dataclass

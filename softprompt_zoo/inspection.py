@@ -19,7 +19,7 @@ from softprompt_zoo.inspection_findings import Neighbour, Norms, PromptInspectio
 from softprompt_zoo.inspection_report import Inspection
 from softprompt_zoo.model import prompts_of
 from softprompt_zoo.prompts import Prompts
-from softprompt_zoo.sites.arrange import check_combination
+from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.sites.tasks import check_task
 from softprompt_zoo.tokens import InputTokens, LayerTokens
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import Prompts
-from softprompt_zoo.sites.arrange import Call, Selection
+from softprompt_zoo.sites.call import Call, Prefix, Selection
 from softprompt_zoo.sites.head import predict
-from softprompt_zoo.sites.shared_pass import Prefix
 from softprompt_zoo.sites.task_heads import with_heads
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
 from softprompt_zoo.training_step import TrainingStep

@@ -15,7 +15,8 @@ from softprompt_zoo.errors import BackboneMismatchError, PluginError, ShapeError
 from softprompt_zoo.formats import peft
 from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
-from softprompt_zoo.sites.arrange import Entry, lengths
+from softprompt_zoo.sites.batch import lengths
+from softprompt_zoo.sites.call import Segment
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import check_task
 from softprompt_zoo.token_checks import check_range, check_virtual_tokens
@@ -57,7 +58,7 @@ def check_shared_room(prompts: Mapping[str, Prompt], backbone: Backbone) -> None
     site = "encoder" if backbone.family == "encoder" else "decoder"
     placements = [prompt.place(backbone) for prompt in prompts.values()]
     at_input = sum(_count(placed.tokens) for placed in placements if isinstance(placed.tokens, InputTokens))
-    at_site = sum(lengths([Entry.of(placed, site) for placed in placements]))  # gated tokens take no positions
+    at_site = sum(lengths([Segment.of(placed, site) for placed in placements]))  # gated tokens take no positions
     count = max(at_input, at_site) if backbone.family == "encoder_decoder" else at_input + at_site
     if count >= bound:
         raise UnsupportedError(

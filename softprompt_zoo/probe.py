@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from softprompt_zoo.tokens import LayerShape
 
-KEYWORD = "softprompt_zoo"
+STATE_KEYWORD = "softprompt_zoo"
 """Forward keyword that carries the per-call state down to the attention function."""
 
 PROBE = "softprompt_zoo_probe"
@@ -57,7 +57,7 @@ def _probe_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Record the call if the keyword arrived, and return a result of the right shape."""
-    probe = kwargs.get(KEYWORD)
+    probe = kwargs.get(STATE_KEYWORD)
     if isinstance(probe, Probe):
         window = kwargs["sliding_window"] if "sliding_window" in kwargs else getattr(module, "sliding_window", None)
         is_causal = kwargs.get("is_causal")

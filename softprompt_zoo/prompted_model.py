@@ -15,7 +15,7 @@ from softprompt_zoo.checkpoints import save
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.forward import prompted_forward
 from softprompt_zoo.generation import PromptedGeneration
-from softprompt_zoo.probe import KEYWORD
+from softprompt_zoo.probe import STATE_KEYWORD
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.quantized import keep_unpacked, trainable_view
 from softprompt_zoo.save_arguments import check_arguments
@@ -198,7 +198,7 @@ def _prompted_function(base: Any, function: Any) -> Any:
         stacks = getattr(self, "_softprompt_stacks", None)
         if stacks is None:  # somebody kept this method, and the prompts were taken off
             return function(self, **kwargs)
-        if KEYWORD in kwargs:
+        if STATE_KEYWORD in kwargs:
             is_carried = any([stack.is_carried for stack in stacks.values()])
             return run(self, function, (), kwargs) if is_carried else function(self, **kwargs)
         if any([stack.module is self for stack in stacks.values()]):

@@ -19,9 +19,9 @@ from softprompt_zoo.plain_prompts import check_room, check_shared_room, fitting_
 from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.registry import LoadedMethod, registry
 from softprompt_zoo.saved_state import check_can_be_saved
-from softprompt_zoo.sites.arrange import Call, Combination, check_combination, select
-from softprompt_zoo.sites.decoding_state import DecodingState, has_text, state_of
-from softprompt_zoo.sites.input_embeddings import Layout
+from softprompt_zoo.sites.call import Call, Combination, DecodingState, Layout
+from softprompt_zoo.sites.decoding_state import has_text, state_of
+from softprompt_zoo.sites.select import check_combination, select
 from softprompt_zoo.sites.slots import check_second_text, take_slots
 from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.arrange import check_combination
+from softprompt_zoo.sites.select import check_combination
 
 WITHOUT_EFFECT = (
     "max_shard_size",

@@ -21,7 +21,7 @@ from softprompt_zoo.prompt import MergedTokens, Prompt
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.serving import export_embeddings, export_vocabulary
 from softprompt_zoo.sites.adapter_layers import model_inside
-from softprompt_zoo.sites.arrange import check_combination
+from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.tokens import to_tensors
 
 EXPORTS = ("peft", "vocabulary", "embeddings")

@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from softprompt_zoo.disabling import is_disabled
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompts import Prompts
-from softprompt_zoo.sites.arrange import Call
+from softprompt_zoo.sites.call import Call
 
 _UNTRAINED: "weakref.WeakKeyDictionary[Prompts, str]" = weakref.WeakKeyDictionary()
 """Models' prompts whose last training forward had nothing to train, and what to do."""

@@ -6,7 +6,7 @@ import pytest
 
 import softprompt_zoo as zoo
 from softprompt_zoo.methods import BUILTINS
-from softprompt_zoo.sites.arrange import Selection
+from softprompt_zoo.sites.call import Selection
 from softprompt_zoo.testing.models import MORE_MODELS
 from softprompt_zoo.testing.operations import OPERATIONS
 from softprompt_zoo.testing.subject import Subject

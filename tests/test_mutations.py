@@ -10,7 +10,7 @@ import torch
 from softprompt_zoo import prompt as prompt_module
 from softprompt_zoo import prompts as prompts_module
 from softprompt_zoo.sites import attention, checkpointing, stack
-from softprompt_zoo.sites.arrange import Selection
+from softprompt_zoo.sites.call import Selection
 from softprompt_zoo.sites.decoding_state import has_text
 from softprompt_zoo.testing import conformance_suite, operation_suite, tiny_model
 from softprompt_zoo.testing.subject import Subject

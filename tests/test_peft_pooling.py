@@ -7,7 +7,7 @@ from classifiers import classifier, disturb, labels, logits, texts
 from transformers import ModernBertForSequenceClassification
 
 import softprompt_zoo as zoo
-from softprompt_zoo.sites.arrange import Call
+from softprompt_zoo.sites.call import Call
 from softprompt_zoo.testing.subject import assert_equal
 
 TEXT = texts("sequence")

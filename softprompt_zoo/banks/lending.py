@@ -12,7 +12,7 @@ from torch import nn
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.errors import ZooError
-from softprompt_zoo.sites.arrange import Lent
+from softprompt_zoo.sites.select import Lent
 from softprompt_zoo.tokens import Placement
 
 

@@ -5,11 +5,10 @@ and position bias. Its state arrives as a forward keyword: module attributes or 
 wrong gradients under checkpointing and cross-talk between threads.
 """
 
-import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,74 +20,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from softprompt_zoo.backbone import Site
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.probe import KEYWORD
+from softprompt_zoo.probe import STATE_KEYWORD
 from softprompt_zoo.sites import block_masks
-from softprompt_zoo.sites.gates import Gated, add_gated
-
-if TYPE_CHECKING:
-    from softprompt_zoo.sites.input_embeddings import Layout
+from softprompt_zoo.sites.gates import add_gated
+from softprompt_zoo.sites.state import CallState, Capture, SiteState
 
 SITE_ATTRIBUTE = "_softprompt_site"
 WINDOW_ATTRIBUTE = "_softprompt_window"
 PREFIX = "softprompt_zoo_"
 IMPLEMENTATIONS = ("eager", "sdpa", block_masks.FLEX)
-
-
-@dataclasses.dataclass
-class SiteState:
-    """What one site shows the attention of its layers, for each distinct combination of prompts."""
-
-    keys: tuple[Tensor, ...]
-    """Per layer `(combinations, kv_heads, tokens, head_dim)`."""
-    values: tuple[Tensor, ...]
-    """Per layer `(combinations, kv_heads, tokens, head_dim)`."""
-    present: Tensor | None
-    """`(combinations, tokens)` booleans, false where shorter combinations are padded; `None` if none is."""
-    always_visible: Tensor | None
-    """`(combinations, tokens)` booleans: tokens that no sliding window hides; `None` if there are none."""
-    dropout: Tensor | None
-    """`(combinations, tokens)` probabilities; `None` outside training."""
-    weight: Tensor | None = None
-    """`(combinations, tokens)` factors on the shares of attention; `None` if all are 1."""
-
-
-@dataclasses.dataclass
-class CallState:
-    """The state of one call of one stack."""
-
-    sites: Mapping[str, SiteState]
-    rows: Tensor | None
-    """`(rows,)` index of each row's combination; `None` if all rows share the only one."""
-    positions: Tensor | None
-    """`(rows or 1, length)` positions of the queries, for sliding windows."""
-    bias: tuple[Tensor, ...] | None = None
-    """Per layer `(rows or 1, heads, length, tokens)`, the relative position bias of the self-attention's prompt."""
-    tails: tuple[Tensor, Tensor] | None = None
-    """Hidden states `(rows, hidden)` that predict the first text token, and which rows `(rows, 1)` have one."""
-    cut_states: "Layout | None" = None
-    """Where the text is in the encoder's states, if those that were given had been cut to it."""
-    is_tuple_wanted: bool = False
-    """Whether the caller asked the stack for a tuple."""
-    gated: Mapping[str, list[Gated]] = dataclasses.field(default_factory=dict)
-    """Prompts with a softmax of their own, by site."""
-    call: Any = None
-    """The call this state belongs to, for the hook after the forward."""
-    masks: list[tuple[tuple[Any, ...], Any, Any]] = dataclasses.field(default_factory=list)
-    """What a mask depends on, the text's mask, and the extended one: layers that agree in them share it."""
-    visits: dict[int, int] = dataclasses.field(default_factory=dict)
-    """How often this call has come to each module that several layers share."""
-
-
-@dataclasses.dataclass
-class Capture:
-    """Records the keys and values of a pass over virtual tokens; `prior` is what that pass sees."""
-
-    prior: CallState | None = None
-    is_alone: bool = False
-    """Whether keys and values are all that is wanted, and the attention's result is not."""
-    keys: dict[Site, Tensor] = dataclasses.field(default_factory=dict)
-    values: dict[Site, Tensor] = dataclasses.field(default_factory=dict)
-    visits: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
 def prompted_implementation(base: str) -> str:
@@ -128,7 +68,7 @@ def _prompt_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attend to the layer's prompt and to the text; without a prompt this is the base function."""
     forward = _base_function(base, module)
-    state = kwargs.pop(KEYWORD, None)
+    state = kwargs.pop(STATE_KEYWORD, None)
     site = _site(module, state)
     if isinstance(state, Capture) and site is not None:
         state.keys[site], state.values[site] = key, value

@@ -17,7 +17,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softprompt_zoo.backbone import Site, Stack, trial
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.attention import CallState, Capture, SiteState, drop, rows_of
+from softprompt_zoo.sites.attention import drop, rows_of
+from softprompt_zoo.sites.state import CallState, Capture, SiteState
 from softprompt_zoo.tokens import LayerShape
 
 TRIAL_LENGTH = 3

@@ -8,10 +8,10 @@ import functools
 from typing import Any
 
 from softprompt_zoo.backbone import Stack
-from softprompt_zoo.probe import KEYWORD
-from softprompt_zoo.sites.attention import CallState, Capture
+from softprompt_zoo.probe import STATE_KEYWORD
 from softprompt_zoo.sites.own_attention import FUNCTIONS
 from softprompt_zoo.sites.replaced_forward import check_view, note_prompted, rebind, restore
+from softprompt_zoo.sites.state import CallState, Capture
 from softprompt_zoo.sites.views import view
 from softprompt_zoo.stack_traits import carried_name
 
@@ -45,7 +45,7 @@ def run(module: Any, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     Returns:
         The stack's output.
     """
-    state = kwargs.pop(KEYWORD, None)
+    state = kwargs.pop(STATE_KEYWORD, None)
     return forward(module if state is None else _view_of_stack(module, state), *args, **kwargs)
 
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from softprompt_zoo.backbone import Stack
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.attention import CallState, SiteState
-from softprompt_zoo.sites.gates import Gated
+from softprompt_zoo.sites.state import CallState, Gated, SiteState
 
 
 class _Anchor(torch.autograd.Function):

@@ -6,52 +6,19 @@ So there is no change, of weights, buffers, hooks or anything else, that the nex
 """
 
 import contextlib
-import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone import Stack
-from softprompt_zoo.sites.arrange import Call, Combination
+from softprompt_zoo.sites.call import Call, DecodingState, Prefix
 from softprompt_zoo.sites.positions import past_length
-from softprompt_zoo.sites.shared_pass import Prefix, causal_prefix
-from softprompt_zoo.tokens import InputTokens, Placement
+from softprompt_zoo.sites.shared_pass import causal_prefix
+from softprompt_zoo.tokens import InputTokens
 
 ATTRIBUTE = "_softprompt_decoding"
 """Attribute of a cache that holds the state of its text."""
-
-
-@dataclasses.dataclass
-class DecodingState:
-    """The prompts of one text, as they were built for it."""
-
-    era: object
-    """Of the host that made it: another one after a change that texts which were begun are to follow."""
-    placements: dict[str, Placement] = dataclasses.field(default_factory=dict)
-    """By prompt."""
-    prefix: tuple[tuple[Combination, ...], Tensor | None, Prefix] | None = None
-    """Computed keys and values, with the combinations and the `reach` that they are of."""
-    reach: Tensor | None = None
-    """The last position of the text when its prompts were computed, where their rotation depends on it."""
-    ahead: int = 0
-    """How many positions more than tokens of text there were then: the prompt's, less padding."""
-    lent: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """A bank's prompts; they stay as they are until the text is written."""
-
-    def renew(self, era: object) -> "DecodingState":
-        """Let go of what was built, if another era has begun."""
-        if self.era is not era:
-            self.era, self.placements, self.prefix = era, {}, None
-        return self
-
-    def __deepcopy__(self, memo: Any) -> "DecodingState":
-        """Copy a cache's state: the copy goes on from here by itself, with the same tensors, which never change."""
-        return dataclasses.replace(self, placements=dict(self.placements), lent=dict(self.lent))
-
-    def __reduce__(self) -> Any:
-        """Pickle nothing of it: a cache that was stored finds its prompts anew."""
-        return DecodingState, (None,)
 
 
 def has_text(cache: Any) -> bool:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.arrange import Call, stack_embeddings
-from softprompt_zoo.sites.input_embeddings import Layout
+from softprompt_zoo.sites.batch import stack_embeddings
+from softprompt_zoo.sites.call import Call, Layout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,21 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from softprompt_zoo.sites.state import Gated
 from softprompt_zoo.tokens import LayerTokens, Placement, SiteTokens
-
-
-@dataclasses.dataclass
-class Gated:
-    """One gated prompt of every combination at one site; the n-th of a combination is in the n-th of these."""
-
-    keys: tuple[Tensor | None, ...]
-    """Per layer `(combinations, kv_heads, tokens, head_dim)`; `None` for a layer where none has tokens."""
-    values: tuple[Tensor | None, ...]
-    """Per layer, as `keys`."""
-    gates: tuple[Tensor | None, ...]
-    """Per layer `(combinations, heads or 1)`, zero where a combination has no tokens."""
-    present: Tensor | None
-    """`(combinations, tokens)` booleans, false where shorter prompts are padded; `None` if none is."""
 
 
 def gated_parts(combinations: list[list[Placement]], site: str) -> list[Gated]:

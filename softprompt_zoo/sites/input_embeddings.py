@@ -4,45 +4,17 @@ Each row is laid out as virtual tokens, text, padding, whatever the padding side
 distances and sliding windows are then right without knowing how the model counts them.
 """
 
-import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.call import Layout
 
 KINDS = ("token_type_ids", "global_attention_mask")
 """Arguments with an entry per token in which virtual tokens are of kind 0: the first segment, local attention."""
 KNOWN = {*KINDS, "input_ids", "attention_mask", "position_ids"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the text went."""
-
-    virtual: int
-    """Virtual positions in front of the text, of the longest row."""
-    text_index: Tensor | None
-    """`(rows, length)` position of each text token; `None` if it is `virtual + i` everywhere."""
-
-    def text_only(self, states: Tensor, dim: int = 1) -> Tensor:
-        """Take the text's positions out of a tensor.
-
-        Args:
-            states: `(rows, …)` with all positions along `dim`.
-            dim: The axis of positions.
-
-        Returns:
-            The same with the text's positions along `dim`, in the caller's order.
-        """
-        if self.text_index is None:
-            return states.narrow(dim, self.virtual, states.shape[dim] - self.virtual)
-        index = self.text_index.repeat_interleave(states.shape[0] // self.text_index.shape[0], dim=0)  # beams
-        shape, expanded = [1] * states.ndim, [*states.shape]
-        shape[0], shape[dim] = index.shape
-        expanded[dim] = index.shape[1]
-        return states.gather(dim, index.view(shape).expand(expanded))
 
 
 def insert(

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone import Site
-from softprompt_zoo.sites.attention import CallState, Capture, SiteState, drop, extend_mask, rows_of, visible_to
+from softprompt_zoo.sites.attention import drop, extend_mask, rows_of, visible_to
 from softprompt_zoo.sites.gates import add_gated
+from softprompt_zoo.sites.state import CallState, Capture, SiteState
 
 SITE = "encoder"
 

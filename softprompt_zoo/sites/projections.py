@@ -9,8 +9,8 @@ from torch import Tensor
 
 from softprompt_zoo.backbone import Stack, trial
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.probe import KEYWORD, PROBE
-from softprompt_zoo.sites.attention import Capture
+from softprompt_zoo.probe import PROBE, STATE_KEYWORD
+from softprompt_zoo.sites.state import Capture
 from softprompt_zoo.sites.twin import twins
 from softprompt_zoo.sites.words import is_ready, ready
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
@@ -93,14 +93,16 @@ def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
     calls: list[_Call] = []
 
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = {name: None if name in MASKS else _cut(value) for name, value in kwargs.items() if name != KEYWORD}
+        named = {
+            name: None if name in MASKS else _cut(value) for name, value in kwargs.items() if name != STATE_KEYWORD
+        }
         calls.append((tuple(_cut(value) for value in args), named))
 
     made = twins(stack.module, stack.attentions[site])  # other threads may be running the model
     for module in set(stack.attentions[site]):
         made[id(module)].register_forward_pre_hook(note, with_kwargs=True)
     ids = torch.arange(LENGTH, device=weight.device)[None] % weight.shape[0]
-    inputs = {**stack.reading(ids), KEYWORD: Capture()}
+    inputs = {**stack.reading(ids), STATE_KEYWORD: Capture()}
     if not stack.reads_sound:
         inputs |= {"attention_mask": torch.ones_like(ids), "use_cache": False}
     alone: Any = made[id(stack.module)]
@@ -142,7 +144,7 @@ def _call(module: Any, call: _Call, hidden: Tensor, recorded: Capture) -> None:
             f"{hidden.shape[-1]}, which a prompt of hidden states cannot bridge; choose a method at keys and values"
         )
     rows = hidden[:, None, :].to(device=template.device, dtype=template.dtype)
-    kwargs = {**kwargs, KEYWORD: recorded}
+    kwargs = {**kwargs, STATE_KEYWORD: recorded}
     if is_named:
         module(*args, **{**kwargs, "hidden_states": rows})
         return

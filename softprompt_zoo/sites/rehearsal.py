@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone import Site, Stack
-from softprompt_zoo.sites.arrange import Call, Selection
-from softprompt_zoo.sites.input_embeddings import Layout
+from softprompt_zoo.sites.call import Call, Layout, Selection
 from softprompt_zoo.sites.shared_pass import capture, causal_prefix
 from softprompt_zoo.sites.stack import bind, unbind
 from softprompt_zoo.sites.words import ready
@@ -228,8 +227,8 @@ def _try_embeddings(trial: _Trial, words: Tensor, plain: SiteTokens) -> str | No
     """Try the words' embeddings, beside ones that are no word's: a model may look for the word."""
     embedded = trial.stack.embed(words[0])
     stage = _Stage(words=InputTokens(embedded), none=InputTokens(embedded * 1.0625))
-    entry: Any = causal_prefix(trial.stack, stage.call).entries[0]
-    for given, wanted in ((entry.keys, plain.keys), (entry.values, plain.values)):
+    segment: Any = causal_prefix(trial.stack, stage.call).segments[0]
+    for given, wanted in ((segment.keys, plain.keys), (segment.values, plain.values)):
         for layer, of_words in zip(given, wanted, strict=True):
             if of_words is not None and not trial.agree(layer, of_words):
                 return INPUTS_WRONG

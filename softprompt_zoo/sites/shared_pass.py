@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompt_zoo.backbone import Site, Stack
-from softprompt_zoo.probe import KEYWORD
-from softprompt_zoo.sites.arrange import Call, Combination, Entry, join, lengths, per_token, site_state
-from softprompt_zoo.sites.attention import CallState, Capture
+from softprompt_zoo.probe import STATE_KEYWORD
+from softprompt_zoo.sites.batch import join, lengths, site_state
 from softprompt_zoo.sites.cache_view import show
+from softprompt_zoo.sites.call import Call, Combination, Prefix, Segment, per_token
 from softprompt_zoo.sites.positions import check_budget, shift_learned_positions
+from softprompt_zoo.sites.state import CallState, Capture
 from softprompt_zoo.tokens import InputTokens
 
 
@@ -35,19 +36,6 @@ class _Pending:
     """Of the prompt that each token belongs to."""
 
 
-@dataclasses.dataclass
-class Prefix:
-    """What a causal stack sees in front of the text."""
-
-    entries: list[Entry | None]
-    """One per combination."""
-    states: list[dict[str, Tensor]]
-    """Per combination, the last hidden states `(tokens, hidden)` of each of its input-level prompts."""
-    tails: list[Tensor | None]
-    """Per combination, the last hidden state `(hidden,)` of the token right in front of the text; `None` where keys and
-    values stand there, or tokens of the weight 0."""
-
-
 def causal_prefix(stack: Stack, call: Call, reach: Tensor | None = None) -> Prefix:
     """Turn every combination into keys and values.
 
@@ -60,20 +48,20 @@ def causal_prefix(stack: Stack, call: Call, reach: Tensor | None = None) -> Pref
         Keys and values per combination; gradients flow to the prompts.
     """
     queues = [_segments(stack, call, combination) for combination in call.selection.combinations]
-    done: list[Entry | None] = [None] * len(queues)
+    done: list[Segment | None] = [None] * len(queues)
     states: list[dict[str, Tensor]] = [{} for _ in queues]
     tails: list[Tensor | None] = [None] * len(queues)
     while True:
         for index, queue in enumerate(queues):
-            while queue and isinstance(queue[0], Entry):
+            while queue and isinstance(queue[0], Segment):
                 done[index], tails[index] = join([done[index], queue.pop(0)]), None
         waiting = [index for index, queue in enumerate(queues) if queue]
         if not waiting:
             return Prefix(done, states, tails)
         pending = [queues[index].pop(0) for index in waiting]
         passed = _run(stack, pending, [done[index] for index in waiting], call.is_training, reach)
-        for index, part, (entry, own_states) in zip(waiting, pending, passed, strict=True):
-            done[index], tails[index] = join([done[index], entry]), own_states[-1] if part.weight[-1] else None
+        for index, part, (segment, own_states) in zip(waiting, pending, passed, strict=True):
+            done[index], tails[index] = join([done[index], segment]), own_states[-1] if part.weight[-1] else None
             counts = Counter(part.names)  # in the order of the prompts
             states[index].update(zip(counts, own_states.split([*counts.values()]), strict=True))
 
@@ -94,7 +82,7 @@ def capture(stack: Stack, inputs: dict[str, Any], prior: CallState | None = None
         text = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
         inputs = show(stack, recorded, {"use_cache": False, **inputs}, text.shape[0])  # type: ignore[union-attr]
     with _without_checkpointing(stack.module):
-        output = stack.module(**inputs, **{KEYWORD: recorded})
+        output = stack.module(**inputs, **{STATE_KEYWORD: recorded})
     return output, recorded
 
 
@@ -107,7 +95,7 @@ def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
     for name in combination:
         placement = call.placements[name]
         if not isinstance(placement.tokens, InputTokens):
-            segments.append(Entry.of(placement, stack.name))
+            segments.append(Segment.of(placement, stack.name))
             continue
         embeddings = placement.tokens.embeddings
         count = embeddings.shape[0]
@@ -122,8 +110,8 @@ def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
 
 
 def _run(
-    stack: Stack, pending: list[_Pending], before: list[Entry | None], is_training: bool, reach: Tensor | None
-) -> list[tuple[Entry, Tensor]]:
+    stack: Stack, pending: list[_Pending], before: list[Segment | None], is_training: bool, reach: Tensor | None
+) -> list[tuple[Segment, Tensor]]:
     longest = max(len(part.dropout) for part in pending)
     weight: Any = stack.embedding.weight
     embeddings = torch.nn.utils.rnn.pad_sequence([part.embeddings for part in pending], batch_first=True)
@@ -154,8 +142,8 @@ def _run(
         sites = [Site(stack.name, layer) for layer in range(len(stack.attentions[stack.name]))]
         keys = [recorded.keys[site][row, :, :count] for site in sites]
         values = [recorded.values[site][row, :, :count] for site in sites]
-        entry = Entry(keys, values, part.dropout, part.always_visible, part.weight)
-        passed.append((entry, output.last_hidden_state[row, :count]))
+        segment = Segment(keys, values, part.dropout, part.always_visible, part.weight)
+        passed.append((segment, output.last_hidden_state[row, :count]))
     return passed
 
 

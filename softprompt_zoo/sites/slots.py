@@ -1,6 +1,5 @@
 """Virtual tokens in the middle of the text: they replace the embeddings at the places the user chose."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,56 +8,46 @@ from torch import Tensor
 
 from softprompt_zoo.backbone import Backbone, Stack
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.arrange import Combination, Selection
+from softprompt_zoo.sites.call import Combination, Selection, Slots
 from softprompt_zoo.sites.positions import text_positions
 from softprompt_zoo.tokens import InputTokens, Placement
 
 EXPECTED = "expected integers of shape (rows, length) as zoo.encode makes them: a virtual token's index, -1 for text"
 
 
-@dataclasses.dataclass(frozen=True)
-class Slots:
-    """Where virtual tokens stand in the text, and which."""
+def fill_slots(slots: Slots, embeddings: Tensor, rows: Tensor | None, past: int | Tensor) -> Tensor:
+    """Put the virtual tokens into their places.
 
-    index: Tensor
-    """`(rows, length)`: which virtual token of the row's prompts stands there, -1 for text."""
-    tables: tuple[Tensor | None, ...]
-    """Per combination its virtual tokens at the input embeddings `(tokens, hidden)`, one prompt behind the other."""
-    in_generate: bool
-    """Whether `generate` runs the forward: its text grows behind the slots, and beams repeat the rows."""
+    Args:
+        slots: Where they stand.
+        embeddings: Text embeddings `(rows, length, hidden)`. Not changed.
+        rows: `(rows,)` index of each row's combination; `None` if all share one.
+        past: Text tokens in the cache, behind which this text stands.
 
-    def fill(self, embeddings: Tensor, rows: Tensor | None, past: int | Tensor) -> Tensor:
-        """Put the virtual tokens into their places.
+    Returns:
+        Embeddings of the same shape; gradients flow to both.
 
-        Args:
-            embeddings: Text embeddings `(rows, length, hidden)`. Not changed.
-            rows: `(rows,)` index of each row's combination; `None` if all share one.
-            past: Text tokens in the cache, behind which this text stands.
-
-        Returns:
-            Embeddings of the same shape; gradients flow to both.
-
-        Raises:
-            ValueError: If the index is not of the text's shape.
-        """
-        count, length = embeddings.shape[:2]
-        if not torch.compiler.is_compiling() and not self.in_generate and isinstance(past, int):
-            check_slots(self.index, count, past + length, past)
-        index = self.index.to(device=embeddings.device, dtype=torch.long)
-        if count != index.shape[0]:  # beams, or several return sequences
-            index = index.repeat_interleave(count // index.shape[0], dim=0)
-        columns = torch.arange(length, device=embeddings.device) + past
-        here = index[:, columns.clamp(max=index.shape[1] - 1)]
-        here = torch.where(columns < index.shape[1], here, -1)
-        full = [table for table in self.tables if table is not None]
-        empty = embeddings.new_zeros(max([len(table) for table in full]), embeddings.shape[2])
-        parts = []
-        for table in self.tables:
-            part = empty[:0] if table is None else table.to(empty)
-            parts.append(torch.cat([part, empty[part.shape[0] :]]))
-        offset = 0 if rows is None else (rows.to(index.device) * empty.shape[0])[:, None]
-        chosen = torch.cat(parts)[here.clamp(min=0) + offset]
-        return torch.where((here >= 0)[..., None], chosen, embeddings)
+    Raises:
+        ValueError: If the index is not of the text's shape.
+    """
+    count, length = embeddings.shape[:2]
+    if not torch.compiler.is_compiling() and not slots.in_generate and isinstance(past, int):
+        check_slots(slots.index, count, past + length, past)
+    index = slots.index.to(device=embeddings.device, dtype=torch.long)
+    if count != index.shape[0]:  # beams, or several return sequences
+        index = index.repeat_interleave(count // index.shape[0], dim=0)
+    columns = torch.arange(length, device=embeddings.device) + past
+    here = index[:, columns.clamp(max=index.shape[1] - 1)]
+    here = torch.where(columns < index.shape[1], here, -1)
+    full = [table for table in slots.tables if table is not None]
+    empty = embeddings.new_zeros(max([len(table) for table in full]), embeddings.shape[2])
+    parts = []
+    for table in slots.tables:
+        part = empty[:0] if table is None else table.to(empty)
+        parts.append(torch.cat([part, empty[part.shape[0] :]]))
+    offset = 0 if rows is None else (rows.to(index.device) * empty.shape[0])[:, None]
+    chosen = torch.cat(parts)[here.clamp(min=0) + offset]
+    return torch.where((here >= 0)[..., None], chosen, embeddings)
 
 
 def keep_positions(stack: Stack, kwargs: dict[str, Any], length: int) -> dict[str, Any]:

@@ -10,17 +10,16 @@ from torch.nn import functional
 
 from softprompt_zoo.backbone import Stack
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.probe import KEYWORD
+from softprompt_zoo.probe import STATE_KEYWORD
 from softprompt_zoo.sites import input_embeddings
-from softprompt_zoo.sites.arrange import Call, Entry, join, lengths, site_state, stack_embeddings, token_counts
-from softprompt_zoo.sites.attention import CallState
+from softprompt_zoo.sites.batch import join, lengths, site_state, stack_embeddings, token_counts
 from softprompt_zoo.sites.cache_view import hide, let_checkpoint, show
+from softprompt_zoo.sites.call import Call, Layout, Prefix, Segment
 from softprompt_zoo.sites.checkpointing import anchor
 from softprompt_zoo.sites.decoding_state import keep_state, prefix_of
 from softprompt_zoo.sites.encoder_states import remember, whole_states
 from softprompt_zoo.sites.gates import gated_parts
 from softprompt_zoo.sites.implementation import follow_implementation
-from softprompt_zoo.sites.input_embeddings import Layout
 from softprompt_zoo.sites.positions import (
     check_budget,
     check_packing,
@@ -32,8 +31,8 @@ from softprompt_zoo.sites.positions import (
     text_positions,
 )
 from softprompt_zoo.sites.replaced_forward import check_entry
-from softprompt_zoo.sites.shared_pass import Prefix
-from softprompt_zoo.sites.slots import keep_positions
+from softprompt_zoo.sites.slots import fill_slots, keep_positions
+from softprompt_zoo.sites.state import CallState
 from softprompt_zoo.sites.text_outputs import cut_output, text_only
 
 BINDING_ATTRIBUTE = "_softprompt_binding"
@@ -97,7 +96,7 @@ def unbind(stack: Stack) -> None:
 
 def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Bring the prompts into one call of a stack. A forward pre-hook."""
-    if KEYWORD in kwargs:
+    if STATE_KEYWORD in kwargs:
         return None
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     kwargs = {**dict(zip(binding.argument_names, args, strict=False)), **kwargs}
@@ -114,20 +113,19 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     names = ("input_features",) if binding.stack.reads_sound else ("inputs_embeds", "input_ids")
     text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
     if text is None:
-        return (), {**kwargs, KEYWORD: None}
+        return (), {**kwargs, STATE_KEYWORD: None}
     if call.is_empty:
-        return (), {**kwargs, KEYWORD: None} if hasattr(type(module), "_softprompt_base") else kwargs
+        return (), {**kwargs, STATE_KEYWORD: None} if hasattr(type(module), "_softprompt_base") else kwargs
     given = call
     call = call.for_batch(text.shape[0], may_repeat=is_built)
     if call.slots is not None and (binding.family == "causal" or binding.stack.name == "encoder"):
-        text = call.slots.fill(_embeddings(binding.stack, kwargs, text), call.selection.rows, past)
+        text = fill_slots(call.slots, _embeddings(binding.stack, kwargs, text), call.selection.rows, past)
         kwargs = keep_positions(binding.stack, kwargs, text.shape[1]) if binding.family == "encoder" else kwargs
         kwargs = {**kwargs, "input_ids": None, "inputs_embeds": text}
     prepare = {"encoder": _prepare_encoder, "decoder": _prepare_decoder}[binding.stack.name]
     if binding.family == "causal":
         prepare = _prepare_causal
     kwargs, state = prepare(binding, call, kwargs, text, past)
-    state.call = call
     given.layout, given.prefix = call.layout, call.prefix
     if call.layout is not None:
         binding.host.keep_layout(call.layout)
@@ -135,13 +133,13 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if binding.stack.through_cache:
         kwargs = show(binding.stack, state, kwargs, text.shape[0])
     state.is_tuple_wanted = not returns_dict(module.config, kwargs)
-    return (), {**kwargs, **({"return_dict": True} if state.is_tuple_wanted else {}), KEYWORD: state}
+    return (), {**kwargs, **({"return_dict": True} if state.is_tuple_wanted else {}), STATE_KEYWORD: state}
 
 
 def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Take virtual positions out of what a stack returns. A forward hook."""
-    state = kwargs.get(KEYWORD)
-    if not isinstance(state, CallState):
+    state = kwargs.get(STATE_KEYWORD)
+    if not isinstance(state, CallState) or state.call is None:
         return None
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     if state.call.layout is not None and binding.stack.name == "encoder":
@@ -173,7 +171,7 @@ def _prepare_causal(
     counts = token_counts(call, binding.stack.name)
     kwargs, positions = _move_text(binding.stack, call, counts, kwargs, text, past)
     prefix = prefix_of(binding.stack, call, positions, past)
-    state = _state({binding.stack.name: prefix.entries}, call, positions)
+    state = _state({binding.stack.name: prefix.segments}, call, positions)
     if call.first_index is not None:
         state.tails = _tails(prefix, call, text)
     if call.is_training:
@@ -185,9 +183,9 @@ def _prepare_decoder(
     binding: Binding, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
 ) -> tuple[dict[str, Any], CallState]:
     """Prompt an encoder-decoder's decoder, and let it see the encoder's virtual positions."""
-    entries = {site: _entries(call, site) for site in ("decoder", "cross")}
-    counts = lengths(entries["decoder"])
-    state = _state(entries, call)
+    segments = {site: _segments(call, site) for site in ("decoder", "cross")}
+    counts = lengths(segments["decoder"])
+    state = _state(segments, call)
     if max(counts) or state.gated["decoder"]:
         kwargs, state.positions = _move_text(binding.stack, call, counts, kwargs, text, past)
     if max(counts) and state.positions is not None:
@@ -204,10 +202,10 @@ def _prepare_encoder(
 ) -> tuple[dict[str, Any], CallState]:
     """Prompt a bidirectional stack: keys and values through attention, embeddings as real positions."""
     stack = binding.stack
-    entries = _entries(call, "encoder")
+    segments = _segments(call, "encoder")
     if stack.reads_sound:  # it has no padding, and counts its positions itself
-        return kwargs, _state({"encoder": entries}, call)
-    counts = lengths(entries) if binding.family == "encoder" else [0] * len(entries)
+        return kwargs, _state({"encoder": segments}, call)
+    counts = lengths(segments) if binding.family == "encoder" else [0] * len(segments)
     embedded = stack_embeddings(call)
     virtual_count = 0
     if embedded is not None:
@@ -227,10 +225,10 @@ def _prepare_encoder(
         text = kwargs["inputs_embeds"]
         virtual_count = max(virtual_counts)
         check_budget(stack, text.shape[1] + max(counts), virtual_count + max(counts))
-    state = _state({"encoder": entries}, call)
+    state = _state({"encoder": segments}, call)
     if max(counts) or state.gated["encoder"]:
         kwargs, state.positions = _move_text(stack, call, counts, kwargs, text, past)
-    elif max(lengths(entries)):
+    elif max(lengths(segments)):
         state.positions = text_positions(kwargs, text.shape[1], past, text.device)
         if binding.family != "encoder" and stack.takes_position_ids:
             # Keys are rotated, so padding would move the text away from the prefix.
@@ -276,16 +274,16 @@ def _embeddings(stack: Stack, kwargs: dict[str, Any], text: Tensor) -> Tensor:
     return text if kwargs.get("inputs_embeds") is not None else stack.embed(text)
 
 
-def _entries(call: Call, site: str) -> list[Entry | None]:
-    return [join([Entry.of(call.placements[name], site) for name in names]) for names in call.selection.combinations]
+def _segments(call: Call, site: str) -> list[Segment | None]:
+    return [join([Segment.of(call.placements[name], site) for name in names]) for names in call.selection.combinations]
 
 
-def _state(entries: dict[str, list[Entry | None]], call: Call, positions: Tensor | None = None) -> CallState:
-    states = {site: site_state(combinations, call.is_training) for site, combinations in entries.items()}
+def _state(segments: dict[str, list[Segment | None]], call: Call, positions: Tensor | None = None) -> CallState:
+    states = {site: site_state(combinations, call.is_training) for site, combinations in segments.items()}
     sites = {site: state for site, state in states.items() if state is not None}
     placements = [[call.placements[name] for name in names] for names in call.selection.combinations]
-    gated = {site: gated_parts(placements, site) for site in entries}
-    return CallState(sites, call.selection.rows, positions, gated=gated)
+    gated = {site: gated_parts(placements, site) for site in segments}
+    return CallState(sites, call.selection.rows, positions, gated=gated, call=call)
 
 
 def _show_virtual_positions(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:

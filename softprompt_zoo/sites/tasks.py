@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.sites.arrange import Combination, Selection
+from softprompt_zoo.sites.call import Combination, Selection
 from softprompt_zoo.tokens import InputTokens, Placement
 
 

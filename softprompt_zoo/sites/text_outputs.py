@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt_zoo.sites.call import Layout
 from softprompt_zoo.sites.encoder_states import remember
-from softprompt_zoo.sites.input_embeddings import Layout
 
 
 def cut_output(module: Any, output: Any, layout: Layout, pooled: Tensor | None = None) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from softprompt_zoo.backbone import Stack
-from softprompt_zoo.sites.arrange import Call
+from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.replaced_forward import bound_to_view, check_view
 
 

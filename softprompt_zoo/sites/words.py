@@ -12,12 +12,12 @@ from softprompt_zoo.sites.attention import (
     PREFIX,
     SITE_ATTRIBUTE,
     WINDOW_ATTRIBUTE,
-    Capture,
     base_implementation,
     prompted_implementation,
 )
 from softprompt_zoo.sites.carried import adopt, release
 from softprompt_zoo.sites.shared_pass import capture
+from softprompt_zoo.sites.state import Capture
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
 
 

@@ -1,0 +1,247 @@
+"""The values of one forward: which prompts each row sees, and what is known of it by the time it reaches the stacks.
+
+A *combination* is the ordered tuple of prompts that one row sees; rows that share one share its tokens, so nothing is
+computed twice. In a combination the tokens stand one prompt behind the other.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement
+
+Combination = tuple[str, ...]
+
+
+@dataclasses.dataclass
+class Selection:
+    """Which rows see which combination."""
+
+    combinations: tuple[Combination, ...]
+    """The distinct combinations of the batch."""
+    rows: Tensor | None
+    """`(rows,)` index into `combinations`; `None` if all rows share the only one."""
+
+    @property
+    def names(self) -> list[str]:
+        """Every prompt of the call, once."""
+        return list(dict.fromkeys(name for combination in self.combinations for name in combination))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the text went."""
+
+    virtual: int
+    """Virtual positions in front of the text, of the longest row."""
+    text_index: Tensor | None
+    """`(rows, length)` position of each text token; `None` if it is `virtual + i` everywhere."""
+
+    def text_only(self, states: Tensor, dim: int = 1) -> Tensor:
+        """Take the text's positions out of a tensor.
+
+        Args:
+            states: `(rows, …)` with all positions along `dim`.
+            dim: The axis of positions.
+
+        Returns:
+            The same with the text's positions along `dim`, in the caller's order.
+        """
+        if self.text_index is None:
+            return states.narrow(dim, self.virtual, states.shape[dim] - self.virtual)
+        index = self.text_index.repeat_interleave(states.shape[0] // self.text_index.shape[0], dim=0)  # beams
+        shape, expanded = [1] * states.ndim, [*states.shape]
+        shape[0], shape[dim] = index.shape
+        expanded[dim] = index.shape[1]
+        return states.gather(dim, index.view(shape).expand(expanded))
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Where virtual tokens stand in the text, and which."""
+
+    index: Tensor
+    """`(rows, length)`: which virtual token of the row's prompts stands there, -1 for text."""
+    tables: tuple[Tensor | None, ...]
+    """Per combination its virtual tokens at the input embeddings `(tokens, hidden)`, one prompt behind the other."""
+    in_generate: bool
+    """Whether `generate` runs the forward: its text grows behind the slots, and beams repeat the rows."""
+
+
+@dataclasses.dataclass
+class Segment:
+    """The keys and values of one combination at one site."""
+
+    keys: list[Tensor]
+    """Per layer `(kv_heads, tokens, head_dim)`."""
+    values: list[Tensor]
+    dropout: list[float]
+    """Per token."""
+    always_visible: list[bool]
+    """Per token."""
+    weight: list[float]
+    """Per token."""
+
+    @property
+    def length(self) -> int:
+        """Virtual tokens."""
+        return len(self.dropout)
+
+    @classmethod
+    def of(cls, placement: Placement, site: str) -> "Segment | None":
+        """Take one placement's tokens at one site; `None` if it has none there, or gated ones."""
+        tokens = placement.tokens
+        if not isinstance(tokens, LayerTokens) or site not in tokens.sites:
+            return None
+        if tokens.sites[site].gates is not None:
+            return None
+        keys = [layer for layer in tokens.sites[site].keys if layer is not None]
+        values = [layer for layer in tokens.sites[site].values if layer is not None]
+        return cls(keys, values, *per_token(placement, keys[0].shape[1]))
+
+    def __add__(self, other: "Segment") -> "Segment":
+        return Segment(
+            [torch.cat(pair, dim=1) for pair in zip(self.keys, other.keys, strict=True)],
+            [torch.cat(pair, dim=1) for pair in zip(self.values, other.values, strict=True)],
+            self.dropout + other.dropout,
+            self.always_visible + other.always_visible,
+            self.weight + other.weight,
+        )
+
+
+def per_token(placement: Placement, count: int) -> tuple[list[float], list[bool], list[float]]:
+    """Return dropout, visibility and weight of each of a placement's tokens."""
+    return [placement.dropout] * count, [placement.always_visible] * count, [placement.weight] * count
+
+
+@dataclasses.dataclass
+class Prefix:
+    """What a causal stack sees in front of the text."""
+
+    segments: list[Segment | None]
+    """One per combination."""
+    states: list[dict[str, Tensor]]
+    """Per combination, the last hidden states `(tokens, hidden)` of each of its input-level prompts."""
+    tails: list[Tensor | None]
+    """Per combination, the last hidden state `(hidden,)` of the token right in front of the text; `None` where keys and
+    values stand there, or tokens of the weight 0."""
+
+
+@dataclasses.dataclass
+class DecodingState:
+    """The prompts of one text, as they were built for it."""
+
+    era: object
+    """Of the host that made it: another one after a change that texts which were begun are to follow."""
+    placements: dict[str, Placement] = dataclasses.field(default_factory=dict)
+    """By prompt."""
+    prefix: tuple[tuple[Combination, ...], Tensor | None, Prefix] | None = None
+    """Computed keys and values, with the combinations and the `reach` that they are of."""
+    reach: Tensor | None = None
+    """The last position of the text when its prompts were computed, where their rotation depends on it."""
+    ahead: int = 0
+    """How many positions more than tokens of text there were then: the prompt's, less padding."""
+    lent: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """A bank's prompts; they stay as they are until the text is written."""
+
+    def renew(self, era: object) -> "DecodingState":
+        """Let go of what was built, if another era has begun."""
+        if self.era is not era:
+            self.era, self.placements, self.prefix = era, {}, None
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "DecodingState":
+        """Copy a cache's state: the copy goes on from here by itself, with the same tensors, which never change."""
+        return dataclasses.replace(self, placements=dict(self.placements), lent=dict(self.lent))
+
+    def __reduce__(self) -> Any:
+        """Pickle nothing of it: a cache that was stored finds its prompts anew."""
+        return DecodingState, (None,)
+
+
+@dataclasses.dataclass
+class Call:
+    """The prompts of one forward, built once and shared by all stacks of the model."""
+
+    selection: Selection
+    placements: Mapping[str, Placement]
+    is_training: bool
+    first_index: Tensor | None = None
+    """`(rows,)` index of each row's first text token, if the loss wants its prediction."""
+    layout: Layout | None = None
+    """Where an encoder's text went, for whoever shows its states to the user."""
+    slots: Slots | None = None
+    """Virtual tokens in the middle of the text, if there are any."""
+    heads: Sequence[nn.ModuleDict | None] = ()
+    """Per combination the trained task head that its rows use; `None` for the model's own."""
+    was_seen: bool = False
+    """Whether a stack has got the call."""
+    decoding: DecodingState | None = None
+    """What the text's prompts were built into when it was begun, for whoever has a cache of it."""
+    prefix: Prefix | None = None
+    """What a causal stack saw in front of the text; left here by the stack for the loss."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row sees anything."""
+        return not self.selection.names and self.slots is None
+
+    def for_batch(self, size: int, may_repeat: bool) -> "Call":
+        """Repeat the rows to a batch that beams, choices or several return sequences have widened.
+
+        Args:
+            size: Rows of the batch.
+            may_repeat: Whether the rows were checked against the user's batch already.
+
+        Returns:
+            This call, or a copy with the rows repeated one after the other.
+
+        Raises:
+            ValueError: If the batch has other rows.
+        """
+        rows = self.selection.rows
+        if rows is None or rows.shape[0] == size:
+            return self
+        if size % rows.shape[0] or not may_repeat:
+            raise ValueError(
+                f"prompts has {rows.shape[0]} entries for a batch of {size} rows; give one entry per row: "
+                "a prompt's name, a list of names, or None"
+            )
+        repeated = Selection(self.selection.combinations, rows.repeat_interleave(size // rows.shape[0]))
+        return dataclasses.replace(self, selection=repeated)
+
+    def per_row(self, values: Sequence[int | bool], device: torch.device) -> Tensor:
+        """Spread a value per combination over the rows.
+
+        Args:
+            values: One value per combination.
+            device: Where the result is needed.
+
+        Returns:
+            `(rows or 1, 1)`.
+        """
+        spread = torch.tensor(values, device=device)
+        rows = self.selection.rows
+        return (spread if rows is None else spread[rows.to(device)])[:, None]
+
+    def input_tokens(self, combination: Combination) -> list[Tensor]:
+        """Return the embeddings of a combination's input-level prompts, in order."""
+        tokens = [self.placements[name].tokens for name in combination]
+        return [part.embeddings for part in tokens if isinstance(part, InputTokens)]
+
+    def pooled_rows(self, device: torch.device) -> Tensor | None:
+        """Return `(rows or 1, 1)`, whether the head reads the first virtual token of a row; `None` if of no row."""
+        pooled = []
+        for combination in self.selection.combinations:
+            placements = [self.placements[name] for name in combination]
+            inputs = [placement for placement in placements if isinstance(placement.tokens, InputTokens)]
+            pooled.append(bool(inputs) and inputs[0].is_pooled)
+        return self.per_row(pooled, device) if any(pooled) else None
+
+    def ends_in_input_tokens(self) -> list[bool]:
+        """Say for each combination whether a seen input-level prompt is its last, which predicts the first label."""
+        ends = [self.placements[parts[-1]] if parts else None for parts in self.selection.combinations]
+        return [end is not None and isinstance(end.tokens, InputTokens) and end.weight != 0 for end in ends]
