@@ -1,9 +1,12 @@
-"""The docs keep up with the code: every block of Python runs, and everything public has its place."""
+"""The docs keep up with the code: every block of Python runs and prints what it shows; all that is public is there."""
 
+import contextlib
 import dataclasses
+import doctest
 import html
 import importlib
 import inspect
+import io
 import os
 import pkgutil
 import re
@@ -25,7 +28,8 @@ from softprompt_zoo.methods import BUILTINS
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))] if path.exists()]
-BLOCK = re.compile(r'^```python(?: title="([^"]*)"| {(\.no-test)})?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+OUTPUT = r'(?:\n+```text title="Output"\n(.*?)^```$)?'
+BLOCK = re.compile(r'^```python(?: title="([^"]*)"| {(\.no-test)})?\n(.*?)^```$' + OUTPUT, re.MULTILINE | re.DOTALL)
 SHOWS_RECIPE = re.compile(r"^::: ([\w.]+)(?:\n    .*)*\n      members: \[RECIPE\b", re.MULTILINE)
 NEEDS_MODEL, NO_TEST = "needs the embedded model", ".no-test"
 
@@ -43,9 +47,9 @@ COMMANDS = with_subcommands(typer.main.get_command(app).commands)
 
 
 def blocks(page):
-    """Title, line and code of every block of Python of a page, in order."""
+    """Title, line, code and shown output of every block of Python of a page, in order."""
     text = page.read_text("utf-8")
-    found = [(m[1] or m[2] or "", text.count("\n", 0, m.start(3)), m[3]) for m in BLOCK.finditer(text)]
+    found = [(m[1] or m[2] or "", text.count("\n", 0, m.start(3)), m[3], m[4]) for m in BLOCK.finditer(text)]
     assert len(found) == len(re.findall(r"^\s*```+ *\{?\.?py", text, re.MULTILINE)), (
         f"{page}: a block is written otherwise"
     )
@@ -68,18 +72,27 @@ def run(page, folder, monkeypatch, with_model):
         monkeypatch.syspath_prepend(ROOT / f"plugins/softprompt-zoo-{page.stem.replace('_', '-')}")
         zoo.register(importlib.import_module(f"softprompt_zoo_{page.stem}"), page.stem)
     try:
-        for title, line, code in blocks(page):
+        for title, line, code, output in blocks(page):
             if title == NO_TEST or (title == NEEDS_MODEL and not with_model):
                 continue
             if title.endswith(".py"):
                 (folder / title).parent.mkdir(exist_ok=True)
                 (folder / title).write_text(code, "utf-8")
-            exec(compile("\n" * line + code, str(page), "exec"), namespace)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile("\n" * line + code, str(page), "exec"), namespace)
+            if output is not None:
+                check_output(f"{page}:{line}", output, printed.getvalue())
     finally:
         for name in set(zoo.list_methods()) - before:
             zoo.unregister(name)
         for name in {name for name in sys.modules if name.startswith("softprompt_zoo_")} - imported:
             del sys.modules[name]
+
+
+def check_output(where, shown, printed):
+    """Compare as doctest does: `...` is anything, and a line may be broken where there is a space."""
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.OutputChecker().check_output(shown, printed, options), f"{where} prints\n{printed}"
 
 
 def name_of(page):
@@ -98,6 +111,11 @@ def test_every_block_of_python_runs(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", with_code(needs_model=True), ids=name_of)
 def test_every_block_runs_with_the_embedded_model(page, tmp_path, monkeypatch):
     run(page, tmp_path, monkeypatch, with_model=True)
+
+
+@pytest.mark.parametrize("page", with_code(needs_model=False), ids=name_of)
+def test_every_block_that_prints_shows_its_output(page):
+    assert not [f"{page}:{line}" for _, line, code, output in blocks(page) if "print(" in code and output is None]
 
 
 def test_few_blocks_do_not_run():
