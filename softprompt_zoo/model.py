@@ -21,9 +21,9 @@ from softprompt_zoo.quantized import keep_unpacked
 from softprompt_zoo.sites.adapter_layers import model_inside, original_name
 from softprompt_zoo.sites.carried import adopt, release
 from softprompt_zoo.sites.implementation import prompt_implementation, restore_implementation
+from softprompt_zoo.sites.marks import mark_sites, unmark_sites
 from softprompt_zoo.sites.replaced_forward import check_forward, restore
 from softprompt_zoo.sites.stack import bind, unbind
-from softprompt_zoo.sites.words import mark_sites, unmark_sites
 
 _ATTACHED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 

@@ -23,10 +23,9 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.probe import STATE_KEYWORD
 from softprompt_zoo.sites import block_masks
 from softprompt_zoo.sites.gates import add_gated
+from softprompt_zoo.sites.marks import calling_site, marked_window
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
 
-SITE_ATTRIBUTE = "_softprompt_site"
-WINDOW_ATTRIBUTE = "_softprompt_window"
 PREFIX = "softprompt_zoo_"
 IMPLEMENTATIONS = ("eager", "sdpa", block_masks.FLEX)
 
@@ -69,7 +68,7 @@ def _prompt_attention(
     """Attend to the layer's prompt and to the text; without a prompt this is the base function."""
     forward = _base_function(base, module)
     state = kwargs.pop(STATE_KEYWORD, None)
-    site = _site(module, state)
+    site = None if state is None else calling_site(module, state)
     if isinstance(state, Capture) and site is not None:
         state.keys[site], state.values[site] = key, value
         if state.is_alone:
@@ -87,16 +86,6 @@ def _prompt_attention(
         added = add_gated(part, site.layer, forward, module, query, state.rows, kwargs)
         output = output if added is None else output + added
     return output, weights
-
-
-def _site(module: nn.Module, state: CallState | Capture | None) -> Site | None:
-    """Say which layer calls; a module that layers share is called by them in turn."""
-    marked: Site | list[Site] | None = getattr(module, SITE_ATTRIBUTE, None)
-    if state is None or not isinstance(marked, list):
-        return None if isinstance(marked, list) else marked
-    visit = state.visits.get(id(module), 0)
-    state.visits[id(module)] = visit + 1
-    return marked[visit]
 
 
 def _with_prompt(
@@ -125,7 +114,7 @@ def _with_prompt(
         prompt_keys = drop(prompt_keys, probability)
         prompt_values = drop(prompt_values, probability)
 
-    window = getattr(module, WINDOW_ATTRIBUTE, None) if site.name != "cross" else None
+    window = marked_window(module) if site.name != "cross" else None
     depends_on = (base, site.name, window, length, key.shape[2], bool(is_causal))
     mask = _shared_mask(prompt, state, query, attention_mask, depends_on)
     if kwargs.get("position_bias") is not None:

@@ -16,7 +16,8 @@ from transformers import AttentionInterface
 
 from softprompt_zoo.backbone import Site
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.attention import PREFIX, SITE_ATTRIBUTE, eager_function, register_base
+from softprompt_zoo.sites.attention import PREFIX, eager_function, register_base
+from softprompt_zoo.sites.marks import marked_sites
 
 RECORDED = "recorded_eager"
 """Name of the base implementation."""
@@ -55,10 +56,10 @@ class Recording:
         """
         found: dict[Site, Tensor] = {}
         for module, calls in self.calls.values():
-            marked = getattr(module, SITE_ATTRIBUTE)
-            places = marked if isinstance(marked, list) else [marked]
             end = len(calls)
-            for place in reversed(places):  # layers that share a module call it in turn; passes before do not count
+            for place in reversed(
+                marked_sites(module)
+            ):  # layers that share a module call it in turn; passes before do not count
                 end -= 1 + extra.get(place, 0)
                 found[place] = calls[end]
         sites = dict.fromkeys(place.name for place in sorted(found))
@@ -91,10 +92,10 @@ def _recorded_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Do what the model's eager function does, and read its weights."""
     output, weights = eager_function(module)(module, query, key, value, attention_mask, **kwargs)
-    found, marked = _RECORDING.get(), getattr(module, SITE_ATTRIBUTE, None)
-    if found is None or marked is None:
+    found, places = _RECORDING.get(), marked_sites(module)
+    if found is None or not places:
         return output, weights
-    site = (marked[0] if isinstance(marked, list) else marked).name
+    site = places[0].name
     if site in found.asked:
         if weights is None:
             raise UnsupportedError(f"{type(module).__name__} shows no attention weights; leave inputs out")

@@ -10,12 +10,11 @@ from torch import Tensor
 from softprompt_zoo.backbone import Site, Stack, trial
 from softprompt_zoo.sites.attention import (
     PREFIX,
-    SITE_ATTRIBUTE,
-    WINDOW_ATTRIBUTE,
     base_implementation,
     prompted_implementation,
 )
 from softprompt_zoo.sites.carried import adopt, release
+from softprompt_zoo.sites.marks import mark_sites, marked_sites, unmark_sites
 from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.sites.state import Capture
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
@@ -65,23 +64,6 @@ def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
     )
 
 
-def mark_sites(stack: Stack) -> None:
-    """Tell each attention module which site it is, or which ones if layers share it, and its window."""
-    for name, modules in stack.attentions.items():
-        for module, shape in zip(modules, stack.shapes.get(name, ()), strict=True):
-            sites = [Site(name, layer) for layer, other in enumerate(modules) if other is module]
-            setattr(module, SITE_ATTRIBUTE, sites[0] if len(sites) == 1 else sites)
-            setattr(module, WINDOW_ATTRIBUTE, shape.window)
-
-
-def unmark_sites(stack: Stack) -> None:
-    """Undo `mark_sites`."""
-    for modules in stack.attentions.values():
-        for module in modules:
-            module.__dict__.pop(SITE_ATTRIBUTE, None)
-            module.__dict__.pop(WINDOW_ATTRIBUTE, None)
-
-
 def _site_tokens(recorded: Capture, site: str, stack: Stack, count: int) -> SiteTokens:
     places = [Site(site, layer) for layer in range(len(stack.attentions[site]))]
     keys, values = ([seen[place][0] for place in places] for seen in (recorded.keys, recorded.values))
@@ -93,15 +75,15 @@ def _site_tokens(recorded: Capture, site: str, stack: Stack, count: int) -> Site
 
 
 def is_ready(stack: Stack) -> bool:
-    """Say whether a stack's attention modules know their sites and call our function, as they do while attached."""
+    """Return whether a stack's attention modules know their sites and call our function, as they do while attached."""
     is_prompted = stack.module.config._attn_implementation.startswith(PREFIX)
-    return is_prompted and hasattr(stack.attentions[stack.name][0], SITE_ATTRIBUTE)
+    return is_prompted and bool(marked_sites(stack.attentions[stack.name][0]))
 
 
 @contextlib.contextmanager
 def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
     """Make a model record, attached or not; restore it afterwards."""
-    unmarked = [s for s in stacks.values() if not all(hasattr(m, SITE_ATTRIBUTE) for m in s.attentions.get(s.name, ()))]
+    unmarked = [s for s in stacks.values() if not all(map(marked_sites, s.attentions.get(s.name, ())))]
     modules = [stack.module for stack in stacks.values() if not stack.through_cache]
     kept = [stack.module for stack in stacks.values() if stack.through_cache]
     with (
