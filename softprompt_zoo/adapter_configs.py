@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from softprompt_zoo.errors import CheckpointError, UnsupportedError
+from softprompt_zoo.errors import CheckpointError, UnsupportedError, check_packages
 
 TYPES = (
     *("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "HRA", "LN_TUNING"),
@@ -156,14 +156,12 @@ def make_config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], path: 
 
     Raises:
         CheckpointError: If a field has a value that it cannot have.
-        UnsupportedError: If PEFT is not installed, or the type or a field of the adapter is not known here.
+        MissingPackageError: If PEFT is not installed.
+        UnsupportedError: If the type or a field of the adapter is not known here.
     """
-    try:
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
-    except ImportError as error:
-        raise UnsupportedError(
-            f"{path.parent} holds a PEFT adapter, and PEFT is not installed; run: pip install peft"
-        ) from error
+    check_packages(f"the PEFT adapter in {path.parent} needs", "peft")
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+
     peft_type = fields.get("peft_type")
     if peft_type not in TYPES or peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise UnsupportedError(

@@ -16,7 +16,7 @@ from softprompt_zoo.banks.header import read_header, write_header
 from softprompt_zoo.banks.importing import Problems, names_in_bank, read_folders, warn_of_problems
 from softprompt_zoo.banks.lending import Ready, ReadyCache
 from softprompt_zoo.banks.names import check_name, is_name
-from softprompt_zoo.banks.opening import check_address, open_store
+from softprompt_zoo.banks.opening import check_address, check_installed, open_store
 from softprompt_zoo.banks.restoring import Decoder, encode_prompt
 from softprompt_zoo.banks.stores import Store
 from softprompt_zoo.config import check_boolean, check_positive_integer
@@ -48,6 +48,7 @@ class PromptBank:
         storage_options: Options of the address's file system, for fsspec.
 
     Raises:
+        MissingPackageError: If the packages of the extra `bank` are not installed.
         BankError: If the place cannot be used, or holds something else.
         BackboneMismatchError: If the bank is for another model: of other sizes, another type, or with other weights.
         CheckpointError: If it is damaged.
@@ -82,12 +83,14 @@ class PromptBank:
         """What `add` stores virtual tokens in; `None` for the dtype they have."""
         self._options: dict[str, Any] = {"max_bytes": max_bytes, "storage_options": storage_options}
         self._cache = ReadyCache(cache_bytes)
-        self._opened = self._open(None if self.backbone is None else write_header(self.backbone))
+        self._opened = self._open(self.backbone)
         if self.backbone is not None:
             self.check(self.backbone)
 
-    def _open(self, header: bytes | None) -> tuple[Store, dict[str, Any]]:
-        """Open the store; with a header one is made where there is none."""
+    def _open(self, backbone: Backbone | None) -> tuple[Store, dict[str, Any]]:
+        """Open the store; with a backbone one is made where there is none."""
+        check_installed()
+        header = None if backbone is None else write_header(backbone)
         store = open_store(self.address, **self._options, is_new_allowed=header is not None)
         found = store.open_header(header)
         if found is None:

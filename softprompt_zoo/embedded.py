@@ -20,7 +20,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from softprompt_zoo.errors import BrokenModelError, MissingModelError, ModelCacheError
+from softprompt_zoo.errors import (
+    BrokenModelError,
+    MissingModelError,
+    MissingPackageError,
+    ModelCacheError,
+    check_packages,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -146,13 +152,10 @@ def _find_file(model: EmbeddedModel) -> Path | None:
 
 def _check_packages(model: EmbeddedModel) -> None:
     """Refuse to start a conversion that would stop half way."""
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingModelError(
-            f"cannot unpack model {model.name!r}: {' and '.join(missing)} not installed;"
-            " transformers needs gguf and accelerate to read GGUF files; run: pip install"
-            f" {' '.join(missing)}"
-        )
+    try:
+        check_packages("unpacking a GGUF file needs", "gguf", "accelerate", "filelock")
+    except MissingPackageError as error:
+        raise MissingModelError(f"cannot unpack model {model.name!r}: {error}") from error
 
 
 def _check_file(model: EmbeddedModel, source: Path) -> None:

@@ -1,5 +1,6 @@
 """Every error the package raises on purpose, besides `ValueError` and `TypeError` for a bad option."""
 
+import importlib.util
 import re
 
 _UNPRINTABLE = re.compile(
@@ -83,9 +84,26 @@ class OutputError(CheckpointError):
     """The output folder cannot be used as asked."""
 
 
-class MissingPackageError(ZooError, ImportError):
-    """A package that training needs, and the rest does not, is not installed."""
+class MissingPackageError(UnsupportedError, ImportError):
+    """A package that this needs, and most of the library does not, is not installed."""
 
 
 class StoppedError(ZooError):
     """The user stopped the run; the message says how to go on."""
+
+
+def check_packages(use: str, *names: str, remedy: str | None = None) -> None:
+    """Refuse what needs packages that are not installed; none is imported.
+
+    Args:
+        use: Beginning of the message, up to the packages: "training needs".
+        *names: The packages, as they are imported.
+        remedy: The command that installs them; by default it names those that are missing.
+
+    Raises:
+        MissingPackageError: If one is not installed.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        command = remedy or f"pip install {' '.join(missing)}"
+        raise MissingPackageError(f"{use} {' and '.join(missing)}, not installed; run: {command}")

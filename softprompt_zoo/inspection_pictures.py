@@ -1,12 +1,11 @@
 """What `inspect` found, as a picture."""
 
-import importlib.util
 import io
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.errors import check_packages
 from softprompt_zoo.inspection_findings import PromptInspection
 
 LABELLED = 40
@@ -24,12 +23,9 @@ def draw(prompts: Sequence[PromptInspection], panels_in_a_row: int) -> bytes:
         A PNG.
 
     Raises:
-        UnsupportedError: If matplotlib is not installed.
+        MissingPackageError: If matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UnsupportedError(
-            'pictures need matplotlib; run: pip install "softprompt-zoo[train]", or print the tables'
-        )
+    check_packages("pictures need", "matplotlib", remedy='pip install "softprompt-zoo[train]", or print the tables')
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

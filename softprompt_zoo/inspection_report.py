@@ -66,7 +66,7 @@ class Inspection:
             path: The PNG file, written whole or not at all.
 
         Raises:
-            UnsupportedError: If matplotlib is not installed.
+            MissingPackageError: If matplotlib is not installed.
         """
         write_atomically(Path(path), draw(self.prompts, panels_in_a_row=4))
 
@@ -77,7 +77,7 @@ class Inspection:
             path: The HTML file, written whole or not at all.
 
         Raises:
-            UnsupportedError: If matplotlib is not installed.
+            MissingPackageError: If matplotlib is not installed.
         """
         parts = []
         for prompt in self:

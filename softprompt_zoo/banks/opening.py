@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from softprompt_zoo.banks.stores import Store
-from softprompt_zoo.errors import BankError
+from softprompt_zoo.errors import BankError, check_packages
 
 
 def check_address(address: str | os.PathLike[str]) -> str:
@@ -27,6 +27,15 @@ def check_address(address: str | os.PathLike[str]) -> str:
     if not text:
         raise BankError("the bank's address is empty; name a folder, or an address such as s3://bucket/bank")
     return text
+
+
+def check_installed() -> None:
+    """Refuse to open a bank where packages of the extra `bank` are missing.
+
+    Raises:
+        MissingPackageError: If one is.
+    """
+    check_packages("a bank of prompts needs", "fsspec", "lmdb", "xxhash", remedy='pip install "softprompt-zoo[bank]"')
 
 
 def open_store(

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor
 
 from softprompt_zoo.errors import CheckpointError
@@ -175,6 +174,8 @@ class _FormatError(ValueError):
 
 
 def _stamp(name: str, body: bytes | bytearray | memoryview) -> bytes:
-    checksum = xxhash.xxh3_64(name.encode() + b"\0")
+    from xxhash import xxh3_64  # of the extra, which a bank asks for when it is opened
+
+    checksum = xxh3_64(name.encode() + b"\0")
     checksum.update(body)
     return checksum.digest()

@@ -33,10 +33,12 @@ def import_prompts(
 
     from softprompt_zoo.bank import PromptBank
     from softprompt_zoo.banks.importing import LeftOutWarning
+    from softprompt_zoo.banks.opening import check_installed
     from softprompt_zoo.config import check_choice
     from softprompt_zoo.training.base import Base
     from softprompt_zoo.training.settings import DTYPES
 
+    check_installed()  # before the model is read
     check_choice("dtype", dtype, (None, *DTYPES))
     if not folder.is_dir():  # said before a bank is made
         raise ValueError(f"FOLDER {str(folder)!r} is no folder; expected saved prompts, or one of them")

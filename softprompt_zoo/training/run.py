@@ -1,7 +1,6 @@
 """A training run from beginning to end, or from its last checkpoint on."""
 
 import dataclasses
-import importlib.util
 import math
 import os
 import platform
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from softprompt_zoo.banks import identity
 from softprompt_zoo.discovery import own_version
-from softprompt_zoo.errors import MissingPackageError, OutputError, StoppedError
+from softprompt_zoo.errors import OutputError, StoppedError, check_packages
 from softprompt_zoo.method import Method, get_method
 from softprompt_zoo.model import detach
 from softprompt_zoo.saving import load
@@ -45,7 +44,7 @@ def train(settings: Settings, console: Console, *, overwrite: bool = False) -> N
         ZooError: If something the user gave cannot be used; nothing was written then.
         StoppedError: If the user stopped it.
     """
-    _check_packages()
+    _check_installed()
     settings = settings.absolute()
     folder = Path(settings.output)
     folders.open_new(folder, overwrite=overwrite)
@@ -76,7 +75,7 @@ def resume(folder: Path, console: Console) -> None:
         ZooError: If there is nothing to go on with, or the data or the model have changed since.
         StoppedError: If the user stopped it again.
     """
-    _check_packages()
+    _check_installed()
     read_record(folder)  # a folder of something else stays as it is
     with folders.locked(folder):
         _go_on(folder, read_record(folder), console)
@@ -235,9 +234,6 @@ def _new_record(settings: Settings, method: Method, data: Data) -> dict[str, Any
     }
 
 
-def _check_packages() -> None:
-    missing = [name for name in ("accelerate", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingPackageError(
-            f"training needs {' and '.join(missing)}, not installed; run: pip install 'softprompt-zoo[train]'"
-        )
+def _check_installed() -> None:
+    remedy = 'pip install "softprompt-zoo[train]"'
+    check_packages("training needs", "accelerate", "filelock", "matplotlib", remedy=remedy)
