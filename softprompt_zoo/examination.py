@@ -15,7 +15,7 @@ from softprompt_zoo.memory import find_part
 from softprompt_zoo.sites.adapter_layers import model_inside
 from softprompt_zoo.sites.attention import base_implementation, prompted_implementation
 from softprompt_zoo.sites.cache_view import reach_through_cache
-from softprompt_zoo.sites.marks import marked_sites
+from softprompt_zoo.sites.marks import mark_of
 from softprompt_zoo.sites.offloading import check_embeddings
 from softprompt_zoo.sites.own_parameters import OwnParameters
 from softprompt_zoo.sites.projections import Projector
@@ -100,7 +100,7 @@ def _check_is_free(model: nn.Module) -> None:
     """Refuse modules that prompts are on already: examining them would take those prompts' hooks off."""
     for name, module in model.named_modules():
         binding: Binding | None = module.__dict__.get(BINDING_ATTRIBUTE)
-        if binding is not None or marked_sites(module):
+        if binding is not None or mark_of(module) is not None:
             owner = getattr(binding and binding.host, "architecture", None) or "another model"
             part = f"{type(model).__name__}.{name}" if name else type(model).__name__
             raise UnsupportedError(

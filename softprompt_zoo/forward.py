@@ -10,8 +10,8 @@ from softprompt_zoo import losses
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.first_label import wants_first_label, with_first_label
 from softprompt_zoo.sites.call import Call, Slots
+from softprompt_zoo.sites.head_per_row import with_heads
 from softprompt_zoo.sites.stack import returns_dict
-from softprompt_zoo.sites.task_heads import with_heads
 from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
 from softprompt_zoo.sites.text_outputs import cut_output
 from softprompt_zoo.sites.views import hand_over

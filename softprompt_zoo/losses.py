@@ -14,7 +14,7 @@ from softprompt_zoo.prompt import Prompt
 from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.sites.call import Call, Prefix, Selection
 from softprompt_zoo.sites.head import predict
-from softprompt_zoo.sites.task_heads import with_heads
+from softprompt_zoo.sites.head_per_row import with_heads
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
 from softprompt_zoo.training_step import TrainingStep
 

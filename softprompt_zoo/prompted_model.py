@@ -20,9 +20,9 @@ from softprompt_zoo.prompts import Prompts
 from softprompt_zoo.quantized import keep_unpacked, trainable_view
 from softprompt_zoo.save_arguments import check_arguments
 from softprompt_zoo.sites.carried import run
+from softprompt_zoo.sites.head_per_row import check_resizable, with_heads
 from softprompt_zoo.sites.implementation import prompt_implementation, restore_implementation
 from softprompt_zoo.sites.replaced_forward import check_forward, note_prompted, rebind
-from softprompt_zoo.sites.task_heads import check_resizable, with_heads
 
 NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
 """What a prompted model's forward takes beyond its own class's."""

@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 import softprompt_zoo as zoo
 from softprompt_zoo.formats import peft_modules
-from softprompt_zoo.sites import task_heads
+from softprompt_zoo.sites import head_per_row
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import assert_equal, random_text
 
@@ -184,4 +184,4 @@ def test_a_vocabulary_is_not_resized_under_a_head_over_words(tmp_path):
 
 def test_a_single_head_shows_its_own_numbers():
     own, copied = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
-    assert task_heads._Chosen(own, [copied], None).weight is copied.weight
+    assert head_per_row._HeadPerRow(own, [copied], None).weight is copied.weight

@@ -23,7 +23,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.probe import STATE_KEYWORD
 from softprompt_zoo.sites import block_masks
 from softprompt_zoo.sites.gates import add_gated
-from softprompt_zoo.sites.marks import calling_site, marked_window
+from softprompt_zoo.sites.marks import MARK, Mark
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
 
 PREFIX = "softprompt_zoo_"
@@ -68,7 +68,7 @@ def _prompt_attention(
     """Attend to the layer's prompt and to the text; without a prompt this is the base function."""
     forward = _base_function(base, module)
     state = kwargs.pop(STATE_KEYWORD, None)
-    site = None if state is None else calling_site(module, state)
+    site = None if state is None else _calling_site(module, state)
     if isinstance(state, Capture) and site is not None:
         state.keys[site], state.values[site] = key, value
         if state.is_alone:
@@ -86,6 +86,18 @@ def _prompt_attention(
         added = add_gated(part, site.layer, forward, module, query, state.rows, kwargs)
         output = output if added is None else output + added
     return output, weights
+
+
+def _calling_site(module: nn.Module, state: CallState | Capture) -> Site | None:
+    """Return which layer calls: a module that layers share is called by them in turn. `None` if it is not marked."""
+    mark: Mark | None = getattr(module, MARK, None)
+    if mark is None:
+        return None
+    if len(mark.sites) == 1:
+        return mark.sites[0]
+    visit = state.visits.get(id(module), 0)
+    state.visits[id(module)] = visit + 1
+    return mark.sites[visit]
 
 
 def _with_prompt(
@@ -114,7 +126,7 @@ def _with_prompt(
         prompt_keys = drop(prompt_keys, probability)
         prompt_values = drop(prompt_values, probability)
 
-    window = marked_window(module) if site.name != "cross" else None
+    window = getattr(module, MARK).window if site.name != "cross" else None
     depends_on = (base, site.name, window, length, key.shape[2], bool(is_causal))
     mask = _shared_mask(prompt, state, query, attention_mask, depends_on)
     if kwargs.get("position_bias") is not None:

@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 from softprompt_zoo.backbone import Site
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.attention import PREFIX, eager_function, register_base
-from softprompt_zoo.sites.marks import marked_sites
+from softprompt_zoo.sites.marks import Mark, mark_of
 
 RECORDED = "recorded_eager"
 """Name of the base implementation."""
@@ -42,8 +42,8 @@ class Recording:
 
     asked: Mapping[str, Asked]
     """Site name to what is read there; other sites are not."""
-    calls: dict[int, tuple[nn.Module, list[Tensor]]] = dataclasses.field(default_factory=dict)
-    """By the id of an attention module that module and what its calls gave, in order; `(columns,)` each."""
+    calls: dict[int, tuple[Mark, list[Tensor]]] = dataclasses.field(default_factory=dict)
+    """By the id of an attention module its mark and what its calls gave, in order; `(columns,)` each."""
 
     def shares(self, extra: Mapping[Site, int]) -> dict[str, Tensor]:
         """Return the share of each of the prompts' columns.
@@ -55,11 +55,10 @@ class Recording:
             Site name to `(layers, columns)`, a mean over heads and the text's tokens.
         """
         found: dict[Site, Tensor] = {}
-        for module, calls in self.calls.values():
+        for mark, calls in self.calls.values():
             end = len(calls)
-            for place in reversed(
-                marked_sites(module)
-            ):  # layers that share a module call it in turn; passes before do not count
+            # Layers that share a module call it in turn; passes before do not count.
+            for place in reversed(mark.sites):
                 end -= 1 + extra.get(place, 0)
                 found[place] = calls[end]
         sites = dict.fromkeys(place.name for place in sorted(found))
@@ -92,15 +91,15 @@ def _recorded_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Do what the model's eager function does, and read its weights."""
     output, weights = eager_function(module)(module, query, key, value, attention_mask, **kwargs)
-    found, places = _RECORDING.get(), marked_sites(module)
-    if found is None or not places:
+    found, mark = _RECORDING.get(), mark_of(module)
+    if found is None or mark is None:
         return output, weights
-    site = places[0].name
+    site = mark.sites[0].name
     if site in found.asked:
         if weights is None:
             raise UnsupportedError(f"{type(module).__name__} shows no attention weights; leave inputs out")
         asked = found.asked[site]
-        found.calls.setdefault(id(module), (module, []))[1].append(_read(weights, asked))
+        found.calls.setdefault(id(module), (mark, []))[1].append(_read(weights, asked))
     return output, weights
 
 

@@ -8,13 +8,9 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone import Site, Stack, trial
-from softprompt_zoo.sites.attention import (
-    PREFIX,
-    base_implementation,
-    prompted_implementation,
-)
+from softprompt_zoo.sites.attention import PREFIX, base_implementation, prompted_implementation
 from softprompt_zoo.sites.carried import adopt, release
-from softprompt_zoo.sites.marks import mark_sites, marked_sites, unmark_sites
+from softprompt_zoo.sites.marks import mark_of, mark_sites, unmark_sites
 from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.sites.state import Capture
 from softprompt_zoo.tokens import LayerTokens, SiteTokens
@@ -77,13 +73,13 @@ def _site_tokens(recorded: Capture, site: str, stack: Stack, count: int) -> Site
 def is_ready(stack: Stack) -> bool:
     """Return whether a stack's attention modules know their sites and call our function, as they do while attached."""
     is_prompted = stack.module.config._attn_implementation.startswith(PREFIX)
-    return is_prompted and bool(marked_sites(stack.attentions[stack.name][0]))
+    return is_prompted and mark_of(stack.attentions[stack.name][0]) is not None
 
 
 @contextlib.contextmanager
 def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
     """Make a model record, attached or not; restore it afterwards."""
-    unmarked = [s for s in stacks.values() if not all(map(marked_sites, s.attentions.get(s.name, ())))]
+    unmarked = [s for s in stacks.values() if not all(map(mark_of, s.attentions.get(s.name, ())))]
     modules = [stack.module for stack in stacks.values() if not stack.through_cache]
     kept = [stack.module for stack in stacks.values() if stack.through_cache]
     with (
