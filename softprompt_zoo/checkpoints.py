@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +20,13 @@ from softprompt_zoo.formats import adapter_folder, embeddings, native, peft, voc
 from softprompt_zoo.formats.files import make_directory
 from softprompt_zoo.plain_prompts import check_sizes, plain_prompt
 from softprompt_zoo.prompt import Prompt
-from softprompt_zoo.saved_prompts import restore
+from softprompt_zoo.saved_prompts import PromptSet, restore
 from softprompt_zoo.tokens import InputTokens
-
-if TYPE_CHECKING:
-    from softprompt_zoo.prompts import Prompts
 
 
 def save(
     model: Any,
+    own: PromptSet,
     directory: str | os.PathLike[str],
     state_dict: Mapping[str, Tensor] | None = None,
     names: Sequence[str] | None = None,
@@ -37,6 +35,7 @@ def save(
 
     Args:
         model: The model; PEFT adapters on it are saved along, each in a folder of its own.
+        own: Its prompts.
         directory: Where to; made if missing. Other files in it are left alone.
         state_dict: The model's state, where the caller gathered it from several devices.
         names: The prompts to save; all by default. Those among them that are active are so when they are loaded; if
@@ -47,8 +46,7 @@ def save(
             Nothing is written.
         UnsupportedError: If PEFT has put an adapter into the prompts.
     """
-    host: Prompts = model.prompts
-    if adapters.are_on(host):
+    if any(adapters.are_on(prompt) for prompt in own.prompts.values()):
         raise UnsupportedError(
             "PEFT has put an adapter into the prompts themselves, which cannot be saved; put the adapter on the model "
             "first and the prompts afterwards, or put it on with model.add_adapter, which leaves prompts alone"
@@ -59,25 +57,25 @@ def save(
         peft.check_place(path)
     adapted = dict(adapters.parameters(model))
     if state_dict is None:
-        tensors = {native.KEY_PREFIX + key: tensor for key, tensor in host.state_dict().items()} | adapted
+        tensors = _own_state(own.prompts) | adapted
     else:
         is_ours = {key: key.startswith(native.KEY_PREFIX) or key in adapted for key in state_dict}
         tensors = {key: tensor for key, tensor in state_dict.items() if is_ours[key]}
-    chosen = host.keys() if names is None else list(names)
-    others = tuple(f"{native.KEY_PREFIX}{name}." for name in host if name not in chosen)
+    chosen = list(own.prompts) if names is None else list(names)
+    others = tuple(f"{native.KEY_PREFIX}{name}." for name in own.prompts if name not in chosen)
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(others)}
-    active = tuple(name for name in host.active if name in chosen)
-    if names is not None and not active and len(chosen) == 1 < len(host):
+    active = tuple(name for name in own.active if name in chosen)
+    if names is not None and not active and len(chosen) == 1 < len(own.prompts):
         active = tuple(chosen)
-    records = {name: _record(prompt) for name, prompt in host.items() if name in chosen}
+    records = {name: _record(prompt) for name, prompt in own.prompts.items() if name in chosen}
     found = adapters.collect(model, state_dict)
     replaces = native.is_native(path)
     folders = adapter_files.folders(found)
-    index = native.Index(host.backbone.sizes(), active, records, folders, host.base_name, host.architecture)
+    index = native.Index(own.backbone.sizes(), active, records, folders, own.base_name, own.architecture)
     packed, described = adapter_files.pack(found)
     native.write(path, index, tensors | packed, described)
     adapter_files.write_folders(path, found)
-    is_written = not found and peft_prompts.write_copy(host, path, active)  # PEFT has no place for those
+    is_written = not found and peft_prompts.write_copy(own, path, active)  # PEFT has no place for those
     if replaces and not is_written:
         adapter_folder.remove(path)  # ours, of a prompt that was here before
 
@@ -207,6 +205,12 @@ def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
     for name, record in index.prompts.items():
         prompts[name] = restore(name, record, tensors[name], backbone, directory)
     return prompts, index.active
+
+
+def _own_state(prompts: Mapping[str, Prompt]) -> dict[str, Tensor]:
+    """Return the state of prompts under the names that it has in their model's."""
+    states = {f"{native.KEY_PREFIX}{name}.": prompt.state_dict() for name, prompt in prompts.items()}
+    return {prefix + key: tensor for prefix, state in states.items() for key, tensor in state.items()}
 
 
 def _record(prompt: Prompt) -> native.Record:

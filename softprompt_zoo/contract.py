@@ -135,6 +135,9 @@ def _problems_of_attributes(plugin: Any) -> Iterator[str]:
         value = getattr(plugin, name, ())
         if not (isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)):
             yield f"its {name} is {value!r}; expected a tuple of strings"
+    plain = getattr(plugin, "HOLDS_PLAIN", None)
+    if not isinstance(plain, type | None):
+        yield f"its HOLDS_PLAIN is {plain!r}; expected a class of virtual tokens"
     examples = getattr(plugin, "EXAMPLE_OPTIONS", None)
     is_pair = isinstance(examples, tuple) and len(examples) == 2 and all(isinstance(e, Mapping) for e in examples)
     if examples is not None and not is_pair:

@@ -16,7 +16,7 @@ from softprompt_zoo.examination import inspect_backbone
 from softprompt_zoo.model import is_attached
 from softprompt_zoo.plain_prompts import check_sizes
 from softprompt_zoo.prompt import Prompt
-from softprompt_zoo.start_values import saved_prompt
+from softprompt_zoo.start_folders import saved_prompt
 from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
 
 GivenPrompt = Prompt | str | os.PathLike[str]

@@ -15,6 +15,7 @@ these attributes:
 - `ALIASES`: a literal tuple of other names; read without importing the module, as is the first line
   of its docstring, the summary.
 - `PEFT_TYPES`: names of PEFT's prompt types whose files this method loads, or nothing.
+- `HOLDS_PLAIN`: the class of virtual tokens that its prompts can hold without a state of their own, or nothing.
 
 A hook may ask for fewer arguments than its spec names. A *wrapper* plugin (entry-point group
 `softprompt_zoo.wrappers`) implements the same hooks with `hookimpl(wrapper=True)` and then runs around

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo.config import MethodConfig, Recipe
 from softprompt_zoo.errors import PromptExistsError
-from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.loaded_method import LoadedMethod
+from softprompt_zoo.registry import registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -185,9 +186,10 @@ def combine(*methods: "str | Method") -> Combination:
 def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreTrainedModel":
     """Attach a prompt of each method, all or none, and activate exactly these."""
     from softprompt_zoo.examination import inspect_backbone
+    from softprompt_zoo.making import make_prompt
     from softprompt_zoo.model import attach, is_attached
     from softprompt_zoo.plain_prompts import check_shared_room
-    from softprompt_zoo.prompts import Prompts, make_prompt
+    from softprompt_zoo.prompts import Prompts
     from softprompt_zoo.sites.adapter_layers import model_inside
 
     attached = is_attached(model)

@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,13 @@ from softprompt_zoo.errors import (
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt
 from softprompt_zoo.formats import adapter_folder, peft, peft_modules
 from softprompt_zoo.formats.files import make_directory
+from softprompt_zoo.loaded_method import LoadedMethod
 from softprompt_zoo.plain_prompts import one_task
 from softprompt_zoo.prompt import Prompt
-from softprompt_zoo.registry import LoadedMethod, registry
-from softprompt_zoo.saved_prompts import copied
+from softprompt_zoo.registry import registry
+from softprompt_zoo.saved_prompts import PromptSet, copied
 from softprompt_zoo.sites.task_heads import copy_head, copy_saved_head
 from softprompt_zoo.tokens import InputTokens, to_tensors
-
-if TYPE_CHECKING:
-    from softprompt_zoo.prompts import Prompts
 
 TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
@@ -42,11 +40,11 @@ TASKS = {
 """Ending of a transformers class to PEFT's name of the task; others are feature extraction to PEFT."""
 
 
-def write(host: "Prompts", directory: Path, name: str | None, task_id: int | None = None) -> None:
+def write(own: PromptSet, directory: Path, name: str | None, task_id: int | None = None) -> None:
     """Write one prompt as a PEFT adapter.
 
     Args:
-        host: The model's prompts.
+        own: The model's prompts.
         directory: Where to; made if missing.
         name: The prompt; `None` for the active one.
         task_id: Of a prompt with tasks the one whose tokens are written; `None` for all.
@@ -55,15 +53,15 @@ def write(host: "Prompts", directory: Path, name: str | None, task_id: int | Non
         ValueError: If the prompt does not have that task.
         UnsupportedError: If PEFT cannot hold it; says what would be lost. Nothing is written.
     """
-    content = _content(host, name, task_id)
+    content = _content(own, name, task_id)
     peft.write(make_directory(directory), *content)
 
 
-def write_copy(host: "Prompts", directory: Path, active: tuple[str, ...]) -> bool:
+def write_copy(own: PromptSet, directory: Path, active: tuple[str, ...]) -> bool:
     """Write the active prompt for PEFT beside our own files, which hold it already.
 
     Args:
-        host: The model's prompts.
+        own: The model's prompts.
         directory: Where our own files are.
         active: Names of the prompts that are active in them.
 
@@ -73,7 +71,7 @@ def write_copy(host: "Prompts", directory: Path, active: tuple[str, ...]) -> boo
     if len(active) != 1:
         return False
     try:
-        content = _content(host, active[0], None)
+        content = _content(own, active[0], None)
     except UnsupportedError:
         return False
     except Exception as error:  # whatever a method's hooks raise: the training is saved, and must go on
@@ -97,35 +95,35 @@ def _warn_of_no_copy(directory: Path, error: Exception) -> bool:
     return False
 
 
-def _content(host: "Prompts", name: str | None, task_id: int | None) -> tuple[PeftFiles, str, str | None, peft.Origin]:
+def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[PeftFiles, str, str | None, peft.Origin]:
     """Return what `peft.write` takes; arguments and errors as of `write`."""
-    if name is None and len(host.active) != 1:
+    if name is None and len(own.active) != 1:
         raise UnsupportedError(
-            f"a PEFT adapter holds one prompt, {len(host.active)} are active ({', '.join(host.active) or 'none'}); "
+            f"a PEFT adapter holds one prompt, {len(own.active)} are active ({', '.join(own.active) or 'none'}); "
             "name one with name=…, or make them one with zoo.fold"
         )
-    prompt = host[name or host.active[0]]
-    prompt.refuse_weight(f"prompt {name or host.active[0]!r}", "a PEFT adapter")
-    arguments: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "backbone": host.backbone}
-    task = _task_type(host)
+    prompt = own.prompts[name or own.active[0]]
+    prompt.refuse_weight(f"prompt {name or own.active[0]!r}", "a PEFT adapter")
+    arguments: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "backbone": own.backbone}
+    task = _task_type(own.architecture)
     with torch.no_grad():
-        tokens = prompt.merged_tokens(host.backbone)
+        tokens = prompt.merged_tokens(own.backbone)
         if task_id is not None:
-            tokens = one_task(tokens, task_id, name or host.active[0])
-        peft.check_head(tokens, host.backbone, task, prompt.config.pools_prompt)
+            tokens = one_task(tokens, task_id, name or own.active[0])
+        peft.check_head(tokens, own.backbone, task, prompt.config.pools_prompt)
         is_whole = not prompt.is_merged and task_id is None
         files = prompt.loaded.call("write_peft", **arguments) if is_whole else None
         _check_type(files, PeftFiles, prompt.loaded, "write_peft")
         if files is None:
-            files = peft.express(prompt.loaded.call("inject", **arguments, tokens=tokens), host.backbone, task)
-    files = peft.with_sizes(files, host.backbone)
+            files = peft.express(prompt.loaded.call("inject", **arguments, tokens=tokens), own.backbone, task)
+    files = peft.with_sizes(files, own.backbone)
     head = prompt.head
     if head is None and peft_modules.needs_head(files, task):
-        head = copy_head(host.backbone.task_head)
+        head = copy_head(own.backbone.task_head)
     if head is not None:
         files = peft_modules.with_head(files, head.state_dict(), task)
     origin = peft.Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
-    return files, task, host.base_name, origin
+    return files, task, own.base_name, origin
 
 
 def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Prompt:
@@ -250,5 +248,5 @@ def _method_for(fields: dict[str, Any], origin: peft.Origin | None, directory: P
     return known[peft_type]
 
 
-def _task_type(host: "Prompts") -> str:
-    return next((task for ending, task in TASKS.items() if host.architecture.endswith(ending)), "FEATURE_EXTRACTION")
+def _task_type(architecture: str) -> str:
+    return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), "FEATURE_EXTRACTION")

@@ -10,11 +10,9 @@ from torch import nn
 
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import GIVEN, MethodConfig
-from softprompt_zoo.discovery import OWN_DISTRIBUTION
-from softprompt_zoo.errors import BackboneMismatchError, PluginError, ShapeError, UnsupportedError
-from softprompt_zoo.formats import peft
+from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
 from softprompt_zoo.prompt import MergedTokens, Prompt
-from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.registry import registry
 from softprompt_zoo.sites.batch import lengths
 from softprompt_zoo.sites.call import Segment
 from softprompt_zoo.sites.task_heads import copy_head
@@ -119,7 +117,7 @@ def plain_prompt(
         method = source.loaded
         config = dataclasses.replace(source.config, num_virtual_tokens=count, train_head=has_head)
     else:
-        method = _plain_method(tokens)
+        method = registry.holder_of(tokens)
         wanted = {
             "init": GIVEN,
             "dropout": like.dropout,
@@ -221,21 +219,6 @@ def _count(tokens: VirtualTokens) -> int:
     if isinstance(tokens, InputTokens):
         return tokens.embeddings.shape[-2]
     return next(key.shape[1] for site in tokens.sites.values() for key in site.keys if key is not None)
-
-
-def _plain_method(tokens: VirtualTokens) -> LoadedMethod:
-    """Find the method that reads PEFT's plain prompts of this kind: its own are plain, too."""
-    wanted = peft.plain_type(tokens)
-    for candidate in sorted(registry.candidates().values(), key=lambda c: c.distribution != OWN_DISTRIBUTION):
-        try:
-            method = registry.lookup(candidate.name)
-        except PluginError:
-            continue
-        if wanted in method.peft_types:
-            return method
-    raise UnsupportedError(
-        f"no loaded method holds plain prompts of PEFT's kind {wanted}; allow the package's own methods to load"
-    )
 
 
 def one_task(tokens: VirtualTokens, task_id: int, name: str) -> InputTokens:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.config import MethodConfig
 from softprompt_zoo.errors import PluginError, UnsupportedError
-from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.loaded_method import LoadedMethod
+from softprompt_zoo.registry import registry
 from softprompt_zoo.stored_tokens import from_tensors
 from softprompt_zoo.token_checks import check_placement, check_virtual_tokens
 from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement, VirtualTokens, to_tensors

@@ -60,7 +60,7 @@ class PromptedModel(PromptedGeneration):
     ) -> None:
         chosen = check_arguments(names, {"push_to_hub": push_to_hub, **kwargs}, self.prompts.keys())
         if is_main_process:
-            save(self, save_directory, state_dict, chosen)
+            save(self, self.prompts.saved(), save_directory, state_dict, chosen)
 
     def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:  # noqa: D102
         configs = attention_configs(self)  # type: ignore[arg-type]

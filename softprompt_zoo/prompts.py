@@ -12,64 +12,20 @@ from softprompt_zoo.backbone import Backbone
 from softprompt_zoo.banks.lending import Borrower, Ready
 from softprompt_zoo.config import NAME_PATTERN, check_weight
 from softprompt_zoo.disabling import disable, is_disabled
-from softprompt_zoo.errors import PromptExistsError, UnknownPromptError, UnsupportedError
+from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
 from softprompt_zoo.generation_state import Generation, running
+from softprompt_zoo.making import make_prompt
 from softprompt_zoo.optimizer_steps import watch
-from softprompt_zoo.plain_prompts import check_room, check_shared_room, fitting_copy
+from softprompt_zoo.plain_prompts import check_shared_room, fitting_copy
 from softprompt_zoo.prompt import Prompt
-from softprompt_zoo.registry import LoadedMethod, registry
-from softprompt_zoo.saved_state import check_can_be_saved
+from softprompt_zoo.registry import registry
+from softprompt_zoo.saved_prompts import PromptSet
 from softprompt_zoo.sites.call import Call, Combination, DecodingState, Layout
 from softprompt_zoo.sites.decoding_state import has_text, state_of
 from softprompt_zoo.sites.select import check_combination, select
 from softprompt_zoo.sites.slots import check_second_text, take_slots
-from softprompt_zoo.sites.task_heads import copy_head
 from softprompt_zoo.sites.tasks import split_tasks
-from softprompt_zoo.start_values import initialize, read_folders
-from softprompt_zoo.token_checks import check_finite, check_range
-from softprompt_zoo.tokens import Placement, to_tensors
-
-
-def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Backbone) -> Prompt:
-    """Make a prompt and check that its hooks keep their contract on this backbone. Nothing is attached.
-
-    Args:
-        method: Its method.
-        options: What the user chose.
-        backbone: Sizes of the model.
-
-    Returns:
-        The prompt, with its start values.
-
-    Raises:
-        TypeError: If an option is unknown or of a wrong type.
-        ValueError: If an option has a value that is not allowed, or the prompt is too long for the model.
-        PluginError: If a hook breaks its contract.
-        UnsupportedError: If the method cannot work on this model.
-    """
-    config = method.config_class.from_options(dict(options))
-    config.to_dict()  # what cannot be saved is told before the training, not after it
-    check_room(config, backbone)
-    config = read_folders(config, backbone)
-    learned = method.make_parameters(config, backbone)
-    head = copy_head(backbone.task_head) if config.train_head else None
-    if options.get("train_head") and head is None:
-        raise UnsupportedError(
-            "train_head is True, and this model has no task head: what predicts words, or nothing, is none. Leave "
-            "train_head out, or choose a model with a head, such as AutoModelForSequenceClassification"
-        )
-    if backbone.device.type != "meta":
-        initialize(method, config, learned, head, backbone)
-    check_can_be_saved(learned, backbone, method.describe_parameters())
-    prompt = Prompt(method, config, learned, head)
-    with torch.no_grad():
-        tokens = prompt.place(backbone).tokens
-    merged = prompt.merged_tokens(backbone)
-    if backbone.device.type != "meta":
-        check_finite(tokens, method.describe("build_virtual_tokens"))
-        check_finite(merged, method.describe("merge"))
-        check_range(to_tensors(tokens), backbone.dtype, "the new prompt")
-    return prompt
+from softprompt_zoo.tokens import Placement
 
 
 class Prompts(Borrower, nn.Module):
@@ -296,6 +252,10 @@ class Prompts(Borrower, nn.Module):
                 if trained:
                     groups.append({"lr": learning_rate, **group, "params": trained})
         return groups
+
+    def saved(self) -> PromptSet:
+        """Return these prompts as files know them."""
+        return PromptSet(self.backbone, self.architecture, self.base_name, self._active, dict(self.items()))
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
         """Use the model as if it had no prompts, bit for bit, within the context; other threads and tasks keep them."""

@@ -10,33 +10,18 @@ import inspect
 import os
 import re
 import threading
-import types
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
 
-from softprompt_zoo import discovery, hookspecs
-from softprompt_zoo.config import MethodConfig, Recipe
+from softprompt_zoo import discovery
 from softprompt_zoo.contract import (
-    HOOKS,
-    OPTIONAL_HOOKS,
     is_wrapper,
     load_checked,
-    manager,
     nearest,
-    note_origin,
-    refusal,
 )
 from softprompt_zoo.discovery import GROUP, WRAPPER_GROUP, Candidate, normalize
-from softprompt_zoo.errors import PluginError, UnknownMethodError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from softprompt_zoo.backbone import Backbone
-
-_Names = tuple[dict[str, Candidate], dict[str, str], dict[Candidate, str]]
-"""By normalized name or alias what it finds, and why it finds nothing; by candidate which name it cannot have."""
+from softprompt_zoo.errors import PluginError, UnknownMethodError, UnsupportedError
+from softprompt_zoo.loaded_method import LoadedMethod
+from softprompt_zoo.plugin_names import Names, assign_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,109 +38,6 @@ class PluginReport:
     """What is wrong with it, in one line; `None` if nothing is known against it."""
 
 
-class LoadedMethod:
-    """A method whose plugin has been loaded and checked; its attributes are what the plugin declares."""
-
-    def __init__(self, candidate: Candidate, plugin: Any, wrappers: dict[Candidate, object]) -> None:
-        self.name = candidate.name
-        self.summary = candidate.summary
-        self.aliases = candidate.aliases
-        self.distribution = candidate.distribution
-        self.version = candidate.version
-        self.plugin = plugin
-        self.config_class: type[MethodConfig] = plugin.Config
-        self.parameters_class: Callable[..., Any] = plugin.Parameters
-        self.recipe: Recipe | None = getattr(plugin, "RECIPE", None)
-        five_and_seven = {"num_virtual_tokens": 5}, {"num_virtual_tokens": 7}
-        self.example_options: tuple[Mapping[str, Any], ...] = getattr(plugin, "EXAMPLE_OPTIONS", five_and_seven)
-        self.peft_types = tuple(getattr(plugin, "PEFT_TYPES", ()))
-        self.origin = candidate.origin
-        self._wrap(wrappers)
-
-    def call(self, hook: str, **arguments: Any) -> Any:
-        """Call one of the method's hooks, with the wrappers around it.
-
-        Args:
-            hook: One of `HOOKS` or `OPTIONAL_HOOKS`.
-            **arguments: All arguments of the hook's spec.
-
-        Returns:
-            What the hook returned; `None` where the method lacks an optional one.
-
-        Raises:
-            PluginError: If it returned nothing and is not optional.
-            Exception: What the hook itself raises, with a note that names plugin and hook.
-        """
-        try:
-            result = self._callers[hook](**arguments)
-        except Exception as error:
-            note_origin(error, self.describe(hook).rstrip(","), self._wrapped_by)
-            raise
-        if result is None and hook in HOOKS:
-            raise PluginError(f"{self._wrapped_by}, around {self.describe(hook)} returned nothing; expected a value")
-        return result
-
-    def make_parameters(self, config: MethodConfig, backbone: "Backbone") -> "nn.Module":
-        """Make what the method trains; it has no start values yet.
-
-        Args:
-            config: What the user chose.
-            backbone: Sizes of the model.
-
-        Returns:
-            The method's `Parameters`.
-
-        Raises:
-            PluginError: If they are no module, or have no `initialize`.
-        """
-        from torch import nn  # slow to load, and listing methods does without
-
-        source = self.describe_parameters()
-        try:
-            made = self.parameters_class(config, backbone)
-        except Exception as error:
-            note_origin(error, f"{source} called with (config, backbone)")
-            raise
-        if not isinstance(made, nn.Module):
-            raise PluginError(f"{source} returned {type(made).__name__}; expected a torch.nn.Module")
-        if not callable(getattr(made, "initialize", None)):
-            raise PluginError(f"{source} has no initialize(config, backbone); it is what gives the start values")
-        return made
-
-    def initialize(self, parameters: Any, config: MethodConfig, backbone: "Backbone") -> None:
-        """Give the method's `Parameters` its own start values.
-
-        Args:
-            parameters: From `make_parameters`. Changed in place.
-            config: What the user chose.
-            backbone: Sizes of the model.
-        """
-        try:
-            parameters.initialize(config, backbone)
-        except Exception as error:
-            note_origin(error, f"method {self.name!r} ({self.origin}), Parameters.initialize(config, backbone)")
-            raise
-
-    def has(self, hook: str) -> bool:
-        """Say whether the method, or a wrapper around it, has an optional hook."""
-        return bool(self._callers[hook].get_hookimpls())
-
-    def describe_parameters(self) -> str:
-        """Name the plugin and its parameters for a message."""
-        return f"method {self.name!r} ({self.origin}), Parameters,"
-
-    def describe(self, hook: str) -> str:
-        """Name the plugin and hook for a message."""
-        return f"method {self.name!r} ({self.origin}), hook {hook!r},"
-
-    def _wrap(self, wrappers: dict[Candidate, object]) -> None:
-        # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
-        refusals = {hook: hookspecs.hookimpl(refusal(self.describe(hook)), trylast=True) for hook in HOOKS}
-        hooks = manager(self.plugin, types.SimpleNamespace(**refusals), *wrappers.values())
-        self._callers = {hook: getattr(hooks.hook, hook) for hook in (*HOOKS, *OPTIONAL_HOOKS)}
-        self._wrapped_by = " or ".join(wrapper.describe() for wrapper in wrappers)
-
-
 class Registry:
     """All methods of this process; `registry` below is the one instance that users meet."""
 
@@ -164,14 +46,15 @@ class Registry:
         self._seen: tuple[object, ...] | None = None
         self._installed: list[Candidate] = []
         self._by_hand: dict[str, Candidate] = {}
-        self._names: _Names = ({}, {}, {})
+        self._names = Names()
         self._outcomes: dict[Candidate, object] = {}
         self._methods: dict[Candidate, LoadedMethod] = {}
         self._wrappers: dict[Candidate, object] = {}
 
     def candidates(self) -> dict[str, Candidate]:
         """Return the usable names and what offers them, from metadata only; no plugin is imported."""
-        return {candidate.name: candidate for candidate in sorted(self._resolve()[0].values(), key=lambda c: c.name)}
+        ordered = sorted(self._resolve().owners.values(), key=lambda candidate: candidate.name)
+        return {candidate.name: candidate for candidate in ordered}
 
     def lookup(self, name: str) -> LoadedMethod:
         """Find a method by name or alias, loading its plugin on first use.
@@ -190,16 +73,16 @@ class Registry:
         if not isinstance(name, str):
             raise TypeError(f"method name is {name!r} ({type(name).__name__}); expected a string")
         key = normalize(name)
-        owners, clashes, _ = self._resolve()
-        if key in clashes:
-            raise PluginError(clashes[key])
-        if key not in owners:
-            hint = nearest(key, {other: candidate.name for other, candidate in owners.items()})
+        names = self._resolve()
+        if key in names.clashes:
+            raise PluginError(names.clashes[key])
+        if key not in names.owners:
+            hint = nearest(key, {other: candidate.name for other, candidate in names.owners.items()})
             limit = os.environ.get(discovery.ENVIRONMENT_VARIABLE)
             installed = ", ".join(self.candidates())
             installed += "" if limit is None else f" ({discovery.ENVIRONMENT_VARIABLE} is {limit!r})"
             raise UnknownMethodError(f"no soft-prompt method {name!r}; {hint}installed: {installed}")
-        candidate = owners[key]
+        candidate = names.owners[key]
         plugin = self._load(candidate)
         self._update_wrappers()
         with self._lock:
@@ -230,6 +113,27 @@ class Registry:
                 f"{where} needs the method {name!r}, which is not installed; {remedy} ({error})"
             ) from error
 
+    def holder_of(self, tokens: object) -> LoadedMethod:
+        """Find the method whose prompts can be plain tokens: the package's own ones first.
+
+        Args:
+            tokens: The virtual tokens.
+
+        Returns:
+            The method.
+
+        Raises:
+            UnsupportedError: If none that loads says so of tokens of their class.
+        """
+        for candidate in sorted(self.candidates().values(), key=lambda c: c.distribution != discovery.OWN_DISTRIBUTION):
+            with contextlib.suppress(PluginError):
+                method = self.lookup(candidate.name)
+                if method.plain_kind is not None and isinstance(tokens, method.plain_kind):
+                    return method
+        raise UnsupportedError(
+            f"no loaded method holds plain {type(tokens).__name__}; allow the package's own methods to load"
+        )
+
     def register(self, plugin: object, name: str | None = None) -> object:
         """Register a method or a wrapper that is not installed as a package, from a notebook say.
 
@@ -257,10 +161,10 @@ class Registry:
         checked = load_checked(candidate)
         candidate = dataclasses.replace(candidate, aliases=tuple(getattr(plugin, "ALIASES", ())))
         with self._lock:
-            owners, clashes, _ = self._resolve()
+            names = self._resolve()
             for wanted in (name, *candidate.aliases):
-                owner = self._by_hand.get(normalize(wanted)) or owners.get(normalize(wanted))
-                if owner or normalize(wanted) in clashes:
+                owner = self._by_hand.get(normalize(wanted)) or names.owners.get(normalize(wanted))
+                if owner or normalize(wanted) in names.clashes:
                     by = owner.describe() if owner else "several plugins"
                     is_by_hand = owner in self._by_hand.values()
                     again = f", or zoo.unregister({owner.name!r}) first" if owner and is_by_hand else ""
@@ -299,14 +203,14 @@ class Registry:
         Returns:
             A report per plugin, methods first.
         """
-        owners, _, problems = self._resolve()
+        names = self._resolve()
         reports = []
         for candidate in self._offered(GROUP, WRAPPER_GROUP):
-            if load and (candidate.group == WRAPPER_GROUP or owners.get(normalize(candidate.name)) == candidate):
+            if load and (candidate.group == WRAPPER_GROUP or names.owners.get(normalize(candidate.name)) == candidate):
                 with contextlib.suppress(PluginError):
                     self._load(candidate)
             outcome = self._outcomes.get(candidate)
-            problem = str(outcome) if isinstance(outcome, PluginError) else problems.get(candidate)
+            problem = str(outcome) if isinstance(outcome, PluginError) else names.problems.get(candidate)
             reports.append(PluginReport(candidate.name, candidate.kind, candidate.origin, problem))
         return reports
 
@@ -314,7 +218,7 @@ class Registry:
         offered = [*self._installed, *self._by_hand.values()]
         return [candidate for group in groups for candidate in offered if candidate.group == group]
 
-    def _resolve(self) -> _Names:
+    def _resolve(self) -> Names:
         """Work out the names anew if plugins may have come, gone or been switched on or off."""
         with self._lock:
             now = discovery.fingerprint()
@@ -322,7 +226,7 @@ class Registry:
                 if self._seen is not None:  # what a plugin lacked may have been installed: try it again
                     self._outcomes = {c: o for c, o in self._outcomes.items() if not isinstance(o, PluginError)}
                 self._installed = list(dict.fromkeys(discovery.find_methods() + discovery.find_wrappers()))
-                self._names = _assign_names(self._offered(GROUP))
+                self._names = assign_names(self._offered(GROUP))
                 self._seen = now
             return self._names
 
@@ -352,33 +256,6 @@ class Registry:
                 self._wrappers = found
                 for method in self._methods.values():
                     method._wrap(found)
-
-
-def _assign_names(methods: list[Candidate]) -> _Names:
-    """Give each name to one method: built-in names and aliases first, then strangers' names, then their aliases."""
-    claims: dict[str, dict[Candidate, tuple[int, str]]] = {}
-    for candidate in methods:
-        for rank, name in enumerate((candidate.name, *candidate.aliases)):
-            claim = (0 if candidate.distribution == discovery.OWN_DISTRIBUTION else min(rank, 1) + 1, name)
-            claims.setdefault(normalize(name), {}).setdefault(candidate, claim)
-    owners: dict[str, Candidate] = {}
-    clashes: dict[str, str] = {}
-    problems: dict[Candidate, str] = {}
-    for key, group in claims.items():
-        best, name = min(group.values())
-        ordered = sorted(group, key=lambda candidate: group[candidate][0])
-        is_clash = [rank for rank, _ in group.values()].count(best) > 1
-        offers = " and ".join(candidate.describe() for candidate in ordered)
-        advice = "uninstall one, or use other names of theirs" if is_clash else "the first keeps it; rename the other"
-        text = f"{len(group)} plugins offer the name {name!r}: {offers}; {advice}"
-        if is_clash:
-            clashes[key] = text
-        else:
-            owners[key] = ordered.pop(0)
-        problems = dict.fromkeys(ordered, text) | problems
-    usable = {key: c for key, c in owners.items() if owners.get(normalize(c.name)) == c}
-    own = {c: tuple(alias for alias in c.aliases if usable.get(normalize(alias)) == c) for c in usable.values()}
-    return {key: dataclasses.replace(c, aliases=own[c]) for key, c in usable.items()}, clashes, problems
 
 
 registry = Registry()

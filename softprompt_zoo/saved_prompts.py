@@ -13,12 +13,30 @@ from softprompt_zoo.config import MethodConfig, check_weight
 from softprompt_zoo.errors import CheckpointError, ShapeError
 from softprompt_zoo.formats import native
 from softprompt_zoo.formats.numbers import check_floating
+from softprompt_zoo.loaded_method import LoadedMethod
 from softprompt_zoo.plain_prompts import check_room
 from softprompt_zoo.prompt import MergedTokens, Prompt
-from softprompt_zoo.registry import LoadedMethod, registry
+from softprompt_zoo.registry import registry
 from softprompt_zoo.sites.task_heads import copy_saved_head
 from softprompt_zoo.stored_tokens import from_tensors, stored_shapes
 from softprompt_zoo.tokens import to_tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+    """The prompts of a model, as they are written."""
+
+    backbone: Backbone
+    """Sizes of the model."""
+    architecture: str
+    """Name of its class."""
+    base_name: str | None
+    """Name or path it was loaded from, if known."""
+    active: tuple[str, ...]
+    """Names of the prompts that rows see when a call names none, in order."""
+    prompts: Mapping[str, Prompt]
+    """By name, in the order they were added."""
+
 
 LEARNED, HEAD = "learned.", "head."
 """What the names of a prompt's own tensors, and of its trained head's, begin with."""

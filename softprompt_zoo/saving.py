@@ -203,7 +203,7 @@ def export(
     else:
         _refuse_adapters(model)
         _check_place(Path(directory))
-        peft_prompts.write(host, Path(directory), None if names is None else names[0], task)
+        peft_prompts.write(host.saved(), Path(directory), None if names is None else names[0], task)
 
 
 def _check_place(directory: Path) -> None:

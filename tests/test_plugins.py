@@ -16,7 +16,7 @@ import torch
 import softprompt_zoo as zoo
 from softprompt_zoo.discovery import ENVIRONMENT_VARIABLE
 from softprompt_zoo.examination import inspect_backbone
-from softprompt_zoo.prompts import make_prompt
+from softprompt_zoo.making import make_prompt
 from softprompt_zoo.registry import Registry
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.tokens import to_tensors

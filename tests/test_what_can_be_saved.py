@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import softprompt_zoo as zoo
-from softprompt_zoo import peft_prompts, prompts
+from softprompt_zoo import making, peft_prompts
 from softprompt_zoo.methods import prompt_tuning
 from softprompt_zoo.testing import tiny_model
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_saved_is_refused_at_attaching(register, fault, architect
 
 @pytest.mark.parametrize("fault", ["tied", "the model"])
 def test_without_the_check_that_test_is_red(register, fault, monkeypatch):
-    monkeypatch.setattr(prompts, "check_can_be_saved", lambda *args: None)
+    monkeypatch.setattr(making, "check_can_be_saved", lambda *args: None)
     with pytest.raises((pytest.fail.Exception, AssertionError)):
         is_refused_at_attaching(register, fault, "llama")
 
@@ -177,7 +177,7 @@ def test_a_fault_in_what_is_written_for_peft_costs_that_copy_alone(register, hoo
 
 
 def test_without_the_guard_that_test_is_red(register, tmp_path, monkeypatch):
-    monkeypatch.setattr(peft_prompts, "write_copy", lambda host, path: False)
+    monkeypatch.setattr(peft_prompts, "write_copy", lambda *_: False)
     with pytest.raises(pytest.fail.Exception, match="DID NOT WARN"):
         training_survives(register, "merge", tmp_path)
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from softprompt_zoo.cli.command import quiet
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.registry import LoadedMethod, PluginReport, registry
+from softprompt_zoo.loaded_method import LoadedMethod
+from softprompt_zoo.registry import PluginReport, registry
 
 if TYPE_CHECKING:
     from softprompt_zoo.backbone import Backbone
@@ -41,7 +42,7 @@ def check_hooks(reports: Sequence[PluginReport]) -> tuple[list[PluginReport], di
 
 def _run(method: LoadedMethod, backbone: "Backbone") -> tuple[str | None, str | None]:
     """Return what is wrong with the hooks, or why they could not be run."""
-    from softprompt_zoo.prompts import make_prompt
+    from softprompt_zoo.making import make_prompt
 
     options = method.example_options[0]
     try:

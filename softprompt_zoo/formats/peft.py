@@ -70,11 +70,6 @@ class Adapter:
     num_virtual_tokens: int
 
 
-def plain_type(tokens: VirtualTokens) -> str:
-    """Name PEFT's type of a prompt that is nothing but such tokens; the method that reads it holds plain ones, too."""
-    return "PROMPT_TUNING" if isinstance(tokens, InputTokens) else "PREFIX_TUNING"
-
-
 def write(directory: Path, files: PeftFiles, task_type: str, base_name: str | None, origin: Origin) -> None:
     """Write a directory that `PeftModel.from_pretrained` loads.
 

@@ -33,6 +33,7 @@ from softprompt_zoo.tokens import LayerTokens, Placement, VirtualTokens, flatten
 
 ALIASES = ("prefix",)
 PEFT_TYPES = ("PREFIX_TUNING",)
+HOLDS_PLAIN = LayerTokens
 RECIPE = Recipe(
     learning_rate=2e-2,
     steps=60,

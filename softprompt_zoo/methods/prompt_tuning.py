@@ -29,6 +29,7 @@ from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
 
 ALIASES = ("prompt", "soft_prompt")
 PEFT_TYPES = ("PROMPT_TUNING",)
+HOLDS_PLAIN = InputTokens
 RECIPE = Recipe(
     learning_rate=3e-2,
     steps=200,

@@ -18,7 +18,7 @@ from softprompt_zoo.errors import OutputError, StoppedError, check_packages
 from softprompt_zoo.method import Method, get_method
 from softprompt_zoo.model import detach
 from softprompt_zoo.saving import load
-from softprompt_zoo.start_values import with_absolute_folders
+from softprompt_zoo.start_folders import with_absolute_folders
 from softprompt_zoo.training import folder as folders
 from softprompt_zoo.training.base import Base, fast_dtype, with_tokenizer
 from softprompt_zoo.training.data import Data, Tokenised, read_data

@@ -89,6 +89,7 @@ BROKEN = {
     "recipe": (plugin(RECIPE={"steps": 3}), r"its RECIPE is \{'steps': 3\}; expected a softprompt_zoo.Recipe$"),
     "parameters": (plugin(Parameters=None), r"it has no Parameters; expected a torch.nn.Module that takes \(config, b"),
     "aliases": (plugin(ALIASES="fast"), r"its ALIASES is 'fast'; expected a tuple of strings$"),
+    "plain": (plugin(HOLDS_PLAIN="all"), r"its HOLDS_PLAIN is 'all'; expected a class of virtual tokens$"),
     "peft": (plugin(PEFT_TYPES=(3,)), r"its PEFT_TYPES is \(3,\); expected a tuple of strings$"),
     "examples": (plugin(EXAMPLE_OPTIONS={}), r"its EXAMPLE_OPTIONS are \{\}; expected a tuple of two dictionaries$"),
     "constructor": (TakesMore, r"TypeError: .*needed"),

@@ -7,8 +7,8 @@ import torch
 
 import softprompt_zoo as zoo
 from softprompt_zoo.discovery import GROUP, Candidate
+from softprompt_zoo.making import make_prompt
 from softprompt_zoo.methods import BUILTINS
-from softprompt_zoo.prompts import make_prompt
 
 TOKENS, HIDDEN = 3, 8
 

@@ -9,7 +9,8 @@ from broken_plugins import BROKEN
 from sound_plugins import HIDDEN, TOKENS, as_class, built, check_all_work, plugin, problems, scaling
 
 import softprompt_zoo as zoo
-from softprompt_zoo.registry import HOOKS, LoadedMethod
+from softprompt_zoo.contract import HOOKS
+from softprompt_zoo.loaded_method import LoadedMethod
 
 BY_HAND = [kind for kind in BROKEN if kind not in ("import", "exit", "only wrappers")]
 

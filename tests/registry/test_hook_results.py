@@ -11,7 +11,7 @@ from sound_plugins import HIDDEN, TOKENS, Backbone, Config, Parameters, built, p
 import softprompt_zoo as zoo
 from softprompt_zoo.discovery import WRAPPER_GROUP
 from softprompt_zoo.examination import inspect_backbone
-from softprompt_zoo.prompts import make_prompt
+from softprompt_zoo.making import make_prompt
 from softprompt_zoo.testing import tiny_model
 
 
