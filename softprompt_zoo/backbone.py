@@ -20,6 +20,7 @@ from softprompt_zoo.quantized import keep_unpacked
 from softprompt_zoo.stack_traits import (
     CARRIED,
     Sinusoids,
+    cache_argument,
     carried_name,
     embedding_scales,
     find_position_table,
@@ -121,7 +122,8 @@ class Stack:
     is_causal: bool
     """Whether no token sees a later one."""
     takes_position_ids: bool
-    takes_cache: bool
+    cache_argument: str
+    """Name of the argument in which it takes a cache of keys and values; empty if it takes none."""
     position_table: nn.Embedding | Sinusoids | None
     """Table of positions, learned or sinusoidal, if there is one."""
     problem: str | None
@@ -299,6 +301,7 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
     if problem:
         attentions, shapes = {}, {}
     parameters = inspect.signature(type(module).forward).parameters
+    cache = cache_argument(type(module).forward)
     is_causal = any(is_causal for *_, is_causal in calls) if calls else model.can_generate()
     return Stack(
         name=name,
@@ -308,12 +311,12 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
         shapes={site: tuple(layer_shapes) for site, layer_shapes in shapes.items()},
         is_causal=is_causal,
         takes_position_ids="position_ids" in parameters,
-        takes_cache="past_key_values" in parameters,
+        cache_argument=cache,
         position_table=find_position_table(module, embedding, max_positions(model)),
         problem=problem,
         takes_real_positions=error is None
         and not (is_causal and name == "decoder" and encoder is None)
-        and _takes_real_positions(set(parameters), name, encoder is not None),
+        and _takes_real_positions(set(parameters), bool(cache), name, encoder is not None),
         ids_scale=scales[0],
         embeddings_scale=scales[1],
         rotation_limit=rotation_limit(module.config),
@@ -321,12 +324,12 @@ def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: S
     )
 
 
-def _takes_real_positions(parameters: set[str], name: str, is_behind_encoder: bool) -> bool:
+def _takes_real_positions(parameters: set[str], has_cache: bool, name: str, is_behind_encoder: bool) -> bool:
     """Say whether input-level prompts can do without this stack's keys and values."""
     if name == "encoder" or is_behind_encoder:  # of these the encoder alone gets them, which is never cached
         return {"inputs_embeds", "attention_mask"} <= parameters or is_behind_encoder
-    caches = {"past_key_values", "cache_params", "use_cache"}
-    return {"inputs_embeds", "attention_mask"} <= parameters and not caches & parameters
+    has_cache = has_cache or bool({"cache_params", "use_cache"} & parameters)
+    return {"inputs_embeds", "attention_mask"} <= parameters and not has_cache
 
 
 def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:

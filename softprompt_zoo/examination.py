@@ -75,7 +75,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         vocab_size=weight.shape[0],
         layers={site: shapes for stack in stacks.values() for site, shapes in stack.shapes.items()},
         max_positions=max_positions(model),
-        takes_cache=list(stacks.values())[-1].takes_cache,
+        takes_cache=list(stacks.values())[-1].cache_argument != "",
         dtype=weight.dtype,
         device=weight.device,
         embed=functools.partial(embed, stacks),

@@ -8,11 +8,12 @@ from torch.nn import functional
 
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.positions import past_length
+from softprompt_zoo.stack_traits import given_cache
 
 
 def wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:
     """Say whether the head is to predict the first text token from an input-level prompt's last token."""
-    past = past_length(kwargs.get("past_key_values"))
+    past = past_length(given_cache(kwargs))
     labels = kwargs.get("labels")
     is_language_model = model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None
     if not is_language_model or not isinstance(labels, Tensor) or labels.ndim != 2:

@@ -15,6 +15,7 @@ from softprompt_zoo.sites.stack import returns_dict
 from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
 from softprompt_zoo.sites.text_outputs import cut_output
 from softprompt_zoo.sites.views import hand_over
+from softprompt_zoo.stack_traits import given_cache
 from softprompt_zoo.untrained import note_training
 
 
@@ -39,7 +40,7 @@ def prompted_forward(model: Any, function: Any, own: dict[str, Any], kwargs: dic
     own["task_ids"] = check_task_ids(own["task_ids"])
     if own["task_ids"] is not None and text is not None:
         own["task_ids"] = spread_task_ids(own["task_ids"], text.shape[0])
-    call = model.prompts.resolve(*own.values(), kwargs.get("past_key_values"))
+    call = model.prompts.resolve(*own.values(), given_cache(kwargs))
     rows = call.selection.rows
     if rows is not None and text is not None:
         check_rows(rows.shape[0], text.shape[0])

@@ -22,6 +22,7 @@ from softprompt_zoo.sites.slots import check_second_text, check_slots
 from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
 from softprompt_zoo.sites.text_outputs import cut_output
 from softprompt_zoo.sites.views import view
+from softprompt_zoo.stack_traits import given_cache, without_cache
 
 
 class PromptedGeneration:
@@ -82,12 +83,12 @@ class PromptedGeneration:
         return combinations
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: D102
-        cache = kwargs.get("past_key_values")
+        cache = given_cache(kwargs)
         own: Any = super(PromptedGeneration, self._counting_prompts(cache))
         inputs: dict[str, Any] = own.prepare_inputs_for_generation(*args, **kwargs)
-        if cache is not None and inputs.get("past_key_values") is None and kwargs.get("next_sequence_length"):
+        if cache is not None and given_cache(inputs) is None and kwargs.get("next_sequence_length"):
             # The model has dropped its cache, so it needs the whole text, which not every transformers gives it.
-            kwargs |= {"past_key_values": None, "next_sequence_length": None}
+            kwargs = {**without_cache(kwargs), "next_sequence_length": None}
             inputs = own.prepare_inputs_for_generation(*args, **kwargs)
         generation = running(self.prompts)
         if generation is None:

@@ -2,11 +2,12 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from softprompt_zoo.errors import UnsupportedError
 
@@ -16,6 +17,28 @@ CARRIED = {
 }
 """Attention off transformers' interface that prompts can enter, DeBERTa-v2's and MPNet's: what the module is called in
 its layer's `attention`, and what it has."""
+
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""What a forward calls its cache of keys and values: from transformers 5.24 on, and before."""
+
+
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """Return the name of the argument in which a forward takes its cache; `""` if it takes none."""
+    parameters = inspect.signature(forward).parameters
+    found = next((parameters[name] for name in CACHE_ARGUMENTS if name in parameters), None)
+    # XLM's and Flaubert's `cache` is a dictionary of their own.
+    return "" if found is None or "dict[" in str(found.annotation) else found.name
+
+
+def given_cache(arguments: Mapping[str, Any]) -> Cache | None:
+    """Return the cache among the arguments of a forward, under either name; `None` if there is none."""
+    given = (arguments.get(name) for name in CACHE_ARGUMENTS)
+    return next((cache for cache in given if isinstance(cache, Cache)), None)
+
+
+def without_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a forward but for its cache."""
+    return {name: value for name, value in arguments.items() if name not in CACHE_ARGUMENTS}
 
 
 def silent_features(module: Any) -> Tensor | None:

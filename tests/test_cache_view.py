@@ -163,7 +163,7 @@ def test_tokens_that_no_window_hides():
 
 
 def test_a_mask_that_is_not_two_dimensional():
-    subject = prompted("gptj")
+    subject = prompted("bloom")
     mask = torch.ones(1, 1, 9, 9).tril().bool()
     with pytest.raises(zoo.UnsupportedError, match=r"attention mask of shape \(rows, length\), not a 4-D one"):
         subject.run(TEXT, mask)

@@ -6,7 +6,7 @@ padding on the left: ALiBi and local windows then see the distances that real to
 """
 
 import dataclasses
-import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from softprompt_zoo.backbone import Site, Stack, trial
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.attention import drop, rows_of
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
+from softprompt_zoo.stack_traits import given_cache, without_cache
 from softprompt_zoo.tokens import LayerShape
 
 TRIAL_LENGTH = 3
@@ -111,7 +112,7 @@ def show(stack: Stack, state: CallState | Capture, kwargs: dict[str, Any], rows:
     call = state.prior if isinstance(state, Capture) else state
     inner = _cache_of_text(stack.module, kwargs)
     view = CacheView(inner, call, capture, stack.name)
-    shown = {**kwargs, "past_key_values": view, "use_cache": inner is not None}
+    shown = {**without_cache(kwargs), stack.cache_argument: view, "use_cache": inner is not None}
     mask = kwargs.get("attention_mask")
     if view.prompt is None or call is None:
         return shown
@@ -145,20 +146,19 @@ def show(stack: Stack, state: CallState | Capture, kwargs: dict[str, Any], rows:
     return {**shown, "attention_mask": valid.to(mask.dtype)}
 
 
-def hide(output: Any, view: CacheView) -> Any:
+def hide(stack: Stack, output: Any, kwargs: Mapping[str, Any]) -> Any:
     """Take the view and the prompt's columns out of what a stack returns.
 
     Args:
-        output: A stack's output.
-        view: The cache it saw.
+        stack: A stack that is reached through its cache.
+        output: What it returned.
+        kwargs: The arguments it got from `show`.
 
     Returns:
         An output of the same class.
     """
-    shown = dict(output)
-    shown.pop("past_key_values", None)
-    if view.inner is not None:
-        shown["past_key_values"] = view.inner
+    view = kwargs[stack.cache_argument]
+    shown = {**without_cache(output), stack.cache_argument: view.inner}
     if shown.get("attentions") is not None:
         shown["attentions"] = tuple(None if part is None else view.text_only(part) for part in shown["attentions"])
     return type(output)(**shown)
@@ -183,9 +183,8 @@ def reach_through_cache(stack: Stack) -> Stack:
     Returns:
         The stack with its attention modules; or the same one, with what the trial found as its problem.
     """
-    parameters = inspect.signature(type(stack.module).forward).parameters
     layers = getattr(stack.module.config, "num_hidden_layers", None)
-    if stack.is_carried or "past_key_values" not in parameters or layers is None:
+    if stack.is_carried or not stack.cache_argument or layers is None:
         return stack
     trial_view = _TrialView()
     weight: Any = stack.embedding.weight
@@ -194,7 +193,7 @@ def reach_through_cache(stack: Stack) -> Stack:
     handles += [m.register_forward_hook(trial_view.leave, always_call=True) for m in stack.module.modules()]
     try:
         with trial([stack.module], lambda before: before), torch.no_grad():
-            stack.module(input_ids=ids, past_key_values=trial_view, use_cache=True)
+            stack.module(input_ids=ids, use_cache=True, **{stack.cache_argument: trial_view})
     except Exception:
         return stack  # without a cache as we know it; the reason that was found before says more
     finally:
@@ -252,7 +251,7 @@ def _window(module: Any) -> int | None:
 def _cache_of_text(module: Any, kwargs: dict[str, Any]) -> Cache | None:
     if module.training and any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
         return None  # as the model does
-    given = kwargs.get("past_key_values")
+    given = given_cache(kwargs)
     wanted = kwargs.get("use_cache")
     wanted = getattr(module.config, "use_cache", False) if wanted is None else wanted
     return DynamicCache(config=module.config) if given is None and wanted else given

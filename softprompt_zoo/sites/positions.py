@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from softprompt_zoo.backbone import Stack
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.stack_traits import given_cache
 
 
 def past_length(cache: Any) -> int | Tensor:
@@ -94,7 +95,7 @@ def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
     given, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
     use_cache = kwargs.get("use_cache")
     use_cache = getattr(stack.module.config, "use_cache", False) if use_cache is None else use_cache
-    has_cache = stack.through_cache or use_cache or kwargs.get("past_key_values") is not None
+    has_cache = stack.through_cache or use_cache or given_cache(kwargs) is not None
     has_mask = isinstance(mask, Tensor) and mask.ndim == 2
     if not isinstance(given, Tensor) or given.ndim != 2 or length < 2 or not (has_mask or (mask is None and has_cache)):
         return

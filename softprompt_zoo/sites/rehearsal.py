@@ -150,7 +150,7 @@ class _Trial:
 
     def run(self, ids: Tensor, inputs: Mapping[str, Any], tokens: VirtualTokens | None = None) -> Tensor:
         """Return the last hidden states of a text, behind a prompt or without one."""
-        inputs = {"use_cache": False, **inputs} if self.stack.takes_cache else inputs
+        inputs = {"use_cache": False, **inputs} if self.stack.cache_argument else inputs
         if tokens is not None:
             bind(self.family, self.stack, _Stage(words=tokens))
         try:

@@ -34,6 +34,7 @@ from softprompt_zoo.sites.replaced_forward import check_entry
 from softprompt_zoo.sites.slots import fill_slots, keep_positions
 from softprompt_zoo.sites.state import CallState
 from softprompt_zoo.sites.text_outputs import cut_output, text_only
+from softprompt_zoo.stack_traits import given_cache
 
 BINDING_ATTRIBUTE = "_softprompt_binding"
 
@@ -101,7 +102,7 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     kwargs = {**dict(zip(binding.argument_names, args, strict=False)), **kwargs}
     prompts, task_ids, slots = (kwargs.pop(name, None) for name in ("prompts", "task_ids", "soft_slots"))
-    cache = kwargs.get("past_key_values")
+    cache = given_cache(kwargs)
     past = past_length(cache)
     is_built = isinstance(prompts, Call)
     call = prompts if is_built else binding.host.resolve(prompts, task_ids, slots, cache)
@@ -150,8 +151,8 @@ def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     if state.cut_states is not None and output.get("cross_attentions") is not None:
         output.cross_attentions = text_only(output.cross_attentions, state.cut_states, (3,))
     if binding.stack.through_cache:
-        output = hide(output, kwargs["past_key_values"])
-    keep_state(output.get("past_key_values"), state.call)
+        output = hide(binding.stack, output, kwargs)
+    keep_state(output.get(binding.stack.cache_argument), state.call)
     if state.tails is not None:
         output = _insert_first_prediction(output, state.call, state.tails)
     return output.to_tuple() if state.is_tuple_wanted else output

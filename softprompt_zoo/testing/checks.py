@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from softprompt_zoo.stack_traits import given_cache
 from softprompt_zoo.testing.models import tiny_model
 from softprompt_zoo.testing.subject import LENGTHS, Subject, assert_equal, pad, random_text
 
@@ -83,11 +84,11 @@ def check_step_by_step(subject: Subject) -> None:
     cache = None
     for step in range(text.shape[1]):
         token = text[:, step : step + 1]
-        more: dict[str, Any] = {"past_key_values": cache, "use_cache": True, **subject.tasks(TEXTS[0])}
+        more: dict[str, Any] = {subject.cache_argument: cache, "use_cache": True, **subject.tasks(TEXTS[0])}
         if not subject.is_causal:
             more["decoder_input_ids"] = token
         output = subject.run(token if subject.is_causal else TEXTS[0], **more)
-        cache = output.past_key_values
+        cache = given_cache(output)
         assert_equal(output.logits[:, 0], full[:, step], f"step {step}")
 
 

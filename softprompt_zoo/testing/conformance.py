@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from softprompt_zoo.stack_traits import given_cache
 from softprompt_zoo.testing import peft_oracle
 from softprompt_zoo.testing.checks import (
     BASE_DEPENDS_ON_PADDING,
@@ -155,7 +156,7 @@ class ConformanceSuite(Suite):
         first = subject.generate(TEXTS[0], max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True)
         second = torch.cat([first.sequences, TEXTS[1]], dim=1)
         text, logits = greedy(subject, second)
-        continued_text, continued_logits = greedy(subject, second, past_key_values=first.past_key_values)
+        continued_text, continued_logits = greedy(subject, second, **{subject.cache_argument: given_cache(first)})
         assert torch.equal(text, continued_text), "another text"
         assert_equal(continued_logits, logits, "logits of the second turn")
 

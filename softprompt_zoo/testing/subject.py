@@ -12,6 +12,7 @@ from torch import Tensor
 from softprompt_zoo.method import get_method
 from softprompt_zoo.model import detach
 from softprompt_zoo.saving import load, merge
+from softprompt_zoo.stack_traits import cache_argument
 from softprompt_zoo.testing.models import tiny_model
 from softprompt_zoo.testing.sizes import VOCABULARY
 
@@ -106,6 +107,11 @@ class Subject:
     def counts_padding(self) -> bool:
         """Whether it takes padding for text unless `position_ids` say otherwise, as base models do."""
         return not self.is_prompted
+
+    @property
+    def cache_argument(self) -> str:
+        """Name of the argument in which it takes a cache; empty if it takes none."""
+        return cache_argument(type(self.model).forward)
 
     @property
     def shows_attentions(self) -> bool:
