@@ -41,10 +41,10 @@ from common import (
     write,
 )
 from runner import Experiment, MissingError, Result, Runner, command, numbers, recipe_of
-from softprompt_zoo.config import Recipe
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import Example, read_examples
-from softprompt_zoo.formats.files import write_atomically
+from softprompt_zoo.files.files import write_atomically
 from softprompt_zoo.training.data import IGNORED, Row, Tokenised, pad
 
 PICTURE = "ablations.png"

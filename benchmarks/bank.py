@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import softprompt_zoo as zoo
 from common import markdown, versions, write
 from runner import Experiment, Result, Runner, command
-from softprompt_zoo.prompt import Prompt
+from softprompt_zoo.prompt.prompt import Prompt
 
 SHAPES = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
 OTHERS = {"intermediate_size": 64, "vocab_size": 64}

@@ -22,7 +22,7 @@ from transformers import (
     get_scheduler,
 )
 
-from softprompt_zoo.config import Recipe
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import Example
 from softprompt_zoo.training.data import IGNORED, Row, pad

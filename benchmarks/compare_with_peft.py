@@ -36,7 +36,7 @@ from common import (
     with_range,
     write,
 )
-from softprompt_zoo.config import Recipe
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import read_examples
 from softprompt_zoo.training.data import Collator, Tokenised

@@ -34,7 +34,7 @@ from common import (
     write,
 )
 from runner import Experiment, MissingError, Result, Runner, command
-from softprompt_zoo.config import Recipe
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import read_examples
 from softprompt_zoo.training.base import with_tokenizer

@@ -37,7 +37,7 @@ from common import (
 from comparisons import HEADS, Column, Comparison, line
 from runner import Experiment, MissingError, Result, Runner, command, numbers, recipe_of
 from self_study import STUDY, make_study, train_on_study
-from softprompt_zoo.config import Recipe
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import Example, demo_data, read_examples
 from softprompt_zoo.methods.multitask_prompt_tuning import ADAPTATION_RECIPE

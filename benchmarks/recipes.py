@@ -19,7 +19,7 @@ import methods
 from common import Trainer, balanced, markdown, versions, write
 from methods import FILMS, SHOTS, SOURCES, context_rows, noting
 from runner import Experiment, Result, Runner, command, numbers, recipe_of
-from softprompt_zoo.config import Recipe
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.examples import Example, read_examples
 from softprompt_zoo.methods.multitask_prompt_tuning import ADAPTATION_RECIPE
 from softprompt_zoo.training.data import Collator

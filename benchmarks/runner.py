@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 import softprompt_zoo as zoo
 from common import Store
-from softprompt_zoo.config import Recipe
+from softprompt_zoo.config.recipe import Recipe
 
 Result = dict[str, Any]
 

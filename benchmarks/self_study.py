@@ -14,7 +14,7 @@ import torch
 import softprompt_zoo as zoo
 from common import Trainer, target_losses
 from runner import Result
-from softprompt_zoo.config import Recipe
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.examples import Example, demo_data, read_examples
 from softprompt_zoo.training.data import IGNORED, Row
 from softprompt_zoo.training.evaluation import generate

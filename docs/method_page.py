@@ -7,7 +7,7 @@ from typing import Any
 
 import griffe
 
-from softprompt_zoo.config import Recipe
+from softprompt_zoo.config.recipe import Recipe
 
 PARTS = ("Enters at", "Trained", "Merges to", "Source", "Differs from the source", "PEFT")
 

@@ -4,79 +4,79 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo import errors
-from softprompt_zoo.config import MethodConfig as MethodConfig
-from softprompt_zoo.config import Recipe as Recipe
-from softprompt_zoo.config import check_choice as check_choice
-from softprompt_zoo.config import check_not_negative as check_not_negative
-from softprompt_zoo.config import check_positive as check_positive
-from softprompt_zoo.config import check_positive_integer as check_positive_integer
-from softprompt_zoo.config import check_probability as check_probability
+from softprompt_zoo.config.checks import check_choice as check_choice
+from softprompt_zoo.config.checks import check_not_negative as check_not_negative
+from softprompt_zoo.config.checks import check_positive as check_positive
+from softprompt_zoo.config.checks import check_positive_integer as check_positive_integer
+from softprompt_zoo.config.checks import check_probability as check_probability
+from softprompt_zoo.config.method_config import MethodConfig as MethodConfig
+from softprompt_zoo.config.recipe import Recipe as Recipe
 from softprompt_zoo.errors import *  # noqa: F403
 from softprompt_zoo.hookspecs import hookimpl as hookimpl
 
 if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
-    from softprompt_zoo.backbone import Backbone as Backbone
-    from softprompt_zoo.bank import PromptBank as PromptBank
-    from softprompt_zoo.base_models import load_model as load_model
-    from softprompt_zoo.blending import blend as blend
-    from softprompt_zoo.comparing import most_similar as most_similar
-    from softprompt_zoo.comparing import similarity as similarity
-    from softprompt_zoo.encoding import encode as encode
+    from softprompt_zoo.backbone.backbone import Backbone as Backbone
+    from softprompt_zoo.bank.bank import PromptBank as PromptBank
     from softprompt_zoo.exchange import PeftFiles as PeftFiles
     from softprompt_zoo.exchange import PeftPrompt as PeftPrompt
-    from softprompt_zoo.folding import fold as fold
-    from softprompt_zoo.initialization import check_init as check_init
-    from softprompt_zoo.initialization import sampled_ids as sampled_ids
-    from softprompt_zoo.inspection import inspect as inspect
+    from softprompt_zoo.exchange import TrainingStep as TrainingStep
+    from softprompt_zoo.files.saved_config import read_config as read_config
     from softprompt_zoo.method import Method as Method
     from softprompt_zoo.method import combine as combine
     from softprompt_zoo.method import get_method as get_method
-    from softprompt_zoo.model import detach as detach
-    from softprompt_zoo.saved_config import read_config as read_config
-    from softprompt_zoo.saving import export as export
-    from softprompt_zoo.saving import load as load
-    from softprompt_zoo.saving import merge as merge
-    from softprompt_zoo.tokens import InputTokens as InputTokens
-    from softprompt_zoo.tokens import LayerTokens as LayerTokens
-    from softprompt_zoo.tokens import Placement as Placement
-    from softprompt_zoo.tokens import SiteTokens as SiteTokens
-    from softprompt_zoo.tokens import VirtualTokens as VirtualTokens
-    from softprompt_zoo.tokens import flatten_layers as flatten_layers
-    from softprompt_zoo.tokens import unflatten_layers as unflatten_layers
-    from softprompt_zoo.training_step import TrainingStep as TrainingStep
-    from softprompt_zoo.truncation import truncate as truncate
+    from softprompt_zoo.methods.parts.initialization import check_init as check_init
+    from softprompt_zoo.methods.parts.initialization import sampled_ids as sampled_ids
+    from softprompt_zoo.model.attachment import detach as detach
+    from softprompt_zoo.operations.base_models import load_model as load_model
+    from softprompt_zoo.operations.blend import blend as blend
+    from softprompt_zoo.operations.fold import fold as fold
+    from softprompt_zoo.operations.inspect import inspect as inspect
+    from softprompt_zoo.operations.load_and_export import export as export
+    from softprompt_zoo.operations.load_and_export import load as load
+    from softprompt_zoo.operations.load_and_export import merge as merge
+    from softprompt_zoo.operations.similarity import most_similar as most_similar
+    from softprompt_zoo.operations.similarity import similarity as similarity
+    from softprompt_zoo.operations.truncate import truncate as truncate
+    from softprompt_zoo.text.encode import encode as encode
+    from softprompt_zoo.tokens.tokens import InputTokens as InputTokens
+    from softprompt_zoo.tokens.tokens import LayerTokens as LayerTokens
+    from softprompt_zoo.tokens.tokens import Placement as Placement
+    from softprompt_zoo.tokens.tokens import SiteTokens as SiteTokens
+    from softprompt_zoo.tokens.tokens import VirtualTokens as VirtualTokens
+    from softprompt_zoo.tokens.tokens import flatten_layers as flatten_layers
+    from softprompt_zoo.tokens.tokens import unflatten_layers as unflatten_layers
 
 _LAZY = {
-    "Backbone": "backbone",
-    "InputTokens": "tokens",
-    "LayerTokens": "tokens",
+    "Backbone": "backbone.backbone",
+    "InputTokens": "tokens.tokens",
+    "LayerTokens": "tokens.tokens",
     "Method": "method",
     "PeftFiles": "exchange",
     "PeftPrompt": "exchange",
-    "Placement": "tokens",
-    "PromptBank": "bank",
-    "SiteTokens": "tokens",
-    "TrainingStep": "training_step",
-    "VirtualTokens": "tokens",
-    "blend": "blending",
-    "check_init": "initialization",
+    "Placement": "tokens.tokens",
+    "PromptBank": "bank.bank",
+    "SiteTokens": "tokens.tokens",
+    "TrainingStep": "exchange",
+    "VirtualTokens": "tokens.tokens",
+    "blend": "operations.blend",
+    "check_init": "methods.parts.initialization",
     "combine": "method",
-    "detach": "model",
-    "encode": "encoding",
-    "export": "saving",
-    "flatten_layers": "tokens",
-    "fold": "folding",
+    "detach": "model.attachment",
+    "encode": "text.encode",
+    "export": "operations.load_and_export",
+    "flatten_layers": "tokens.tokens",
+    "fold": "operations.fold",
     "get_method": "method",
-    "inspect": "inspection",
-    "load": "saving",
-    "load_model": "base_models",
-    "merge": "saving",
-    "most_similar": "comparing",
-    "read_config": "saved_config",
-    "sampled_ids": "initialization",
-    "similarity": "comparing",
-    "truncate": "truncation",
-    "unflatten_layers": "tokens",
+    "inspect": "operations.inspect",
+    "load": "operations.load_and_export",
+    "load_model": "operations.base_models",
+    "merge": "operations.load_and_export",
+    "most_similar": "operations.similarity",
+    "read_config": "files.saved_config",
+    "sampled_ids": "methods.parts.initialization",
+    "similarity": "operations.similarity",
+    "truncate": "operations.truncate",
+    "unflatten_layers": "tokens.tokens",
 }
 """Public name to the module it is imported from on first use: torch and transformers load slowly."""
 
@@ -91,7 +91,7 @@ __all__ = sorted([*_LAZY, *_ERRORS, *_DEFINED, *_OWN])
 
 def list_methods() -> list[str]:
     """List the canonical names of all methods, built in and installed; no plugin is imported."""
-    from softprompt_zoo.registry import registry
+    from softprompt_zoo.registry.registry import registry
 
     return list(registry.candidates())
 
@@ -111,7 +111,7 @@ def register(plugin: Any, name: str | None = None) -> Any:
         ValueError: If the name has other characters than letters, digits, `_` and `-`.
         PluginError: If the name is taken or the plugin breaks the contract.
     """
-    from softprompt_zoo.registry import registry
+    from softprompt_zoo.registry.registry import registry
 
     return registry.register(plugin, name)
 
@@ -125,7 +125,7 @@ def unregister(name: str) -> None:
     Raises:
         UnknownMethodError: If nothing was registered by hand under that name.
     """
-    from softprompt_zoo.registry import registry
+    from softprompt_zoo.registry.registry import registry
 
     registry.unregister(name)
 

@@ -29,11 +29,10 @@ import pluggy
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from softprompt_zoo.backbone import Backbone
-    from softprompt_zoo.config import MethodConfig
-    from softprompt_zoo.exchange import PeftFiles, PeftPrompt
-    from softprompt_zoo.tokens import Placement, VirtualTokens
-    from softprompt_zoo.training_step import TrainingStep
+    from softprompt_zoo.backbone.backbone import Backbone
+    from softprompt_zoo.config.method_config import MethodConfig
+    from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
+    from softprompt_zoo.tokens.tokens import Placement, VirtualTokens
 
 PROJECT = "softprompt_zoo"
 

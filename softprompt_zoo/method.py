@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from softprompt_zoo.config import MethodConfig, Recipe
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import PromptExistsError
-from softprompt_zoo.loaded_method import LoadedMethod
-from softprompt_zoo.registry import registry
+from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.registry.registry import registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -185,12 +186,12 @@ def combine(*methods: "str | Method") -> Combination:
 
 def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreTrainedModel":
     """Attach a prompt of each method, all or none, and activate exactly these."""
-    from softprompt_zoo.examination import inspect_backbone
-    from softprompt_zoo.making import make_prompt
-    from softprompt_zoo.model import attach, is_attached
-    from softprompt_zoo.plain_prompts import check_shared_room
-    from softprompt_zoo.prompts import Prompts
-    from softprompt_zoo.sites.adapter_layers import model_inside
+    from softprompt_zoo.backbone.peft_layers import model_inside
+    from softprompt_zoo.model.attachment import attach, is_attached
+    from softprompt_zoo.model.making import make_prompt
+    from softprompt_zoo.model.prompts import Prompts
+    from softprompt_zoo.prompt.plain import check_shared_room
+    from softprompt_zoo.trial.examination import inspect_backbone
 
     attached = is_attached(model)
     backbone, stacks = (model_inside(model).prompts.backbone, {}) if attached else inspect_backbone(model)

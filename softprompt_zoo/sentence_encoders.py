@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.formats import native
-from softprompt_zoo.saving import load
+from softprompt_zoo.files import native
+from softprompt_zoo.operations.load_and_export import load
 
 
 @functools.cache

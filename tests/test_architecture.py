@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from softprompt_zoo.contract import HOOKS, OPTIONAL_HOOKS
 from softprompt_zoo.methods import BUILTINS
+from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt_zoo"

@@ -14,11 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import installed_plugins
 import pytest
 import torch
 import typer
 import yaml
+from helpers import installed_plugins
 
 import softprompt_zoo as zoo
 from softprompt_zoo import hookspecs

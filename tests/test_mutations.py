@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from softprompt_zoo import prompt as prompt_module
-from softprompt_zoo import prompts as prompts_module
-from softprompt_zoo.sites import attention, checkpointing, stack
+from softprompt_zoo.model import prompts as prompts_module
+from softprompt_zoo.prompt import prompt as prompt_module
+from softprompt_zoo.sites import checkpointing
+from softprompt_zoo.sites import hooks as stack
 from softprompt_zoo.sites.call import Selection
 from softprompt_zoo.sites.decoding_state import has_text
+from softprompt_zoo.sites.reach import attention_interface as attention
 from softprompt_zoo.testing import conformance_suite, operation_suite, tiny_model
 from softprompt_zoo.testing.subject import Subject
 

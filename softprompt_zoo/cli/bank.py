@@ -31,10 +31,10 @@ def import_prompts(
     """Put saved prompts into a bank, all that can be read; the bank is made if there is none."""
     import torch
 
-    from softprompt_zoo.bank import PromptBank
-    from softprompt_zoo.banks.importing import LeftOutWarning
-    from softprompt_zoo.banks.opening import check_installed
-    from softprompt_zoo.config import check_choice
+    from softprompt_zoo.bank.bank import PromptBank
+    from softprompt_zoo.bank.importing import LeftOutWarning
+    from softprompt_zoo.bank.opening import check_installed
+    from softprompt_zoo.config.checks import check_choice
     from softprompt_zoo.training.base import Base
     from softprompt_zoo.training.settings import DTYPES
 
@@ -57,7 +57,7 @@ def import_prompts(
 
 def list_prompts(bank: Bank, prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "") -> None:
     """Print the names of a bank's prompts, one per line."""
-    from softprompt_zoo.bank import PromptBank
+    from softprompt_zoo.bank.bank import PromptBank
 
     for name in PromptBank(bank).names(prefix):
         typer.echo(printable(name))
@@ -65,7 +65,7 @@ def list_prompts(bank: Bank, prefix: Annotated[str, typer.Option(help="Only name
 
 def verify(bank: Bank) -> None:
     """Read every entry of a bank and name those that are damaged; exit code 1 if there are any."""
-    from softprompt_zoo.bank import PromptBank
+    from softprompt_zoo.bank.bank import PromptBank
 
     opened = PromptBank(bank)
     problems = opened.verify()
@@ -78,7 +78,7 @@ def verify(bank: Bank) -> None:
 
 def delete(bank: Bank, names: Annotated[list[str], typer.Argument(help="Prompts.", metavar="NAME...")]) -> None:
     """Delete prompts from a bank, all or none."""
-    from softprompt_zoo.bank import PromptBank
+    from softprompt_zoo.bank.bank import PromptBank
 
     PromptBank(bank).delete(*names)
     typer.echo(f"deleted {len(names)} prompts from {bank}")

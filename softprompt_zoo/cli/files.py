@@ -8,7 +8,7 @@ import typer
 
 from softprompt_zoo.cli.command import quiet
 from softprompt_zoo.cli.use import Model, PromptFolder
-from softprompt_zoo.config import check_choice
+from softprompt_zoo.config.checks import check_choice
 
 Output = Annotated[Path, typer.Argument(help="Folder to write; made if missing.", metavar="OUTPUT")]
 READERS = {
@@ -34,7 +34,7 @@ def export_prompt(
     fold: Annotated[bool, typer.Option("--fold", help="Make one prefix of the prompts first.")] = False,
 ) -> None:
     """Write prompts for another library or engine."""
-    from softprompt_zoo.saving import EXPORTS, export, load
+    from softprompt_zoo.operations.load_and_export import EXPORTS, export, load
     from softprompt_zoo.training.base import Base
 
     _check(output)
@@ -46,7 +46,7 @@ def export_prompt(
     network = load(base.load(), prompt_folder)
     names: list[str] | None = name or None
     if fold:
-        from softprompt_zoo.folding import fold as fold_prompts
+        from softprompt_zoo.operations.fold import fold as fold_prompts
 
         fold_prompts(network, names, name=_free_name(network), task=task)
         names, task = None, None
@@ -72,7 +72,7 @@ def import_prompt(
     output: Output,
 ) -> None:
     """Turn a PEFT prompt adapter into a prompt of ours."""
-    from softprompt_zoo.saving import load
+    from softprompt_zoo.operations.load_and_export import load
     from softprompt_zoo.training.base import Base
 
     _check(output)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from softprompt_zoo.cli.command import quiet
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.loaded_method import LoadedMethod
-from softprompt_zoo.registry import PluginReport, registry
+from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.registry.registry import PluginReport, registry
 
 if TYPE_CHECKING:
-    from softprompt_zoo.backbone import Backbone
+    from softprompt_zoo.backbone.backbone import Backbone
 
 
 def check_hooks(reports: Sequence[PluginReport]) -> tuple[list[PluginReport], dict[str, str]]:
@@ -22,8 +22,8 @@ def check_hooks(reports: Sequence[PluginReport]) -> tuple[list[PluginReport], di
     Returns:
         The reports, with problems that were found, and by method why its hooks could not be run.
     """
-    from softprompt_zoo.examination import inspect_backbone
     from softprompt_zoo.testing import tiny_model
+    from softprompt_zoo.trial.examination import inspect_backbone
 
     quiet()
     backbone, _ = inspect_backbone(tiny_model("gpt2"))
@@ -42,7 +42,7 @@ def check_hooks(reports: Sequence[PluginReport]) -> tuple[list[PluginReport], di
 
 def _run(method: LoadedMethod, backbone: "Backbone") -> tuple[str | None, str | None]:
     """Return what is wrong with the hooks, or why they could not be run."""
-    from softprompt_zoo.making import make_prompt
+    from softprompt_zoo.model.making import make_prompt
 
     options = method.example_options[0]
     try:

@@ -36,7 +36,7 @@ def inspect(
             raise ValueError(f"{option} is {str(path)!r}, whose folder does not exist; make it first")
         if path is not None and path.is_dir():
             raise ValueError(f"{option} is {str(path)!r}, a folder; name the file to write")
-    from softprompt_zoo.inspection import inspect as look_inside
+    from softprompt_zoo.operations.inspect import inspect as look_inside
 
     base, network = load_prompted(model, prompt_folder, dtype)
     inputs = [_batch(base, network, form, text) for text in texts or []] or None

@@ -10,14 +10,14 @@ from softprompt_zoo.cli.command import console
 from softprompt_zoo.errors import printable
 
 if TYPE_CHECKING:
-    from softprompt_zoo.registry import PluginReport
+    from softprompt_zoo.registry.registry import PluginReport
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def methods(as_json: AsJson = False) -> None:
     """List the soft-prompt methods that are installed."""
-    from softprompt_zoo.registry import registry
+    from softprompt_zoo.registry.registry import registry
 
     rows = [
         {"name": found.name, "aliases": list(found.aliases), "summary": found.summary, "distribution": found.origin}
@@ -43,7 +43,7 @@ def plugins(
     as_json: AsJson = False,
 ) -> None:
     """List the installed plugins, and what is known against them; exit code 1 if there is anything."""
-    from softprompt_zoo.registry import registry
+    from softprompt_zoo.registry.registry import registry
 
     reports = registry.reports(load=check)
     notes: dict[str, str] = {}
@@ -80,7 +80,7 @@ def show(method: Annotated[str, typer.Argument(help="Name or alias.", metavar="M
     import inspect
 
     from softprompt_zoo.cli.options import describe_options
-    from softprompt_zoo.registry import registry
+    from softprompt_zoo.registry.registry import registry
 
     found = registry.lookup(method)
     typer.echo(f"{found.name} ({found.distribution} {found.version})".rstrip())

@@ -8,7 +8,7 @@ import typer
 
 from softprompt_zoo.cli.command import console, quiet
 from softprompt_zoo.cli.train import unescape
-from softprompt_zoo.config import check_choice, check_positive_integer
+from softprompt_zoo.config.checks import check_choice, check_positive_integer
 from softprompt_zoo.training.settings import DEFAULT_TEMPLATE, DTYPES
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[
     Returns:
         The tokenizer's side, and the model.
     """
-    from softprompt_zoo.saving import load
+    from softprompt_zoo.operations.load_and_export import load
     from softprompt_zoo.training.base import Base, fast_dtype
 
     check_choice("dtype", dtype, (None, *DTYPES))

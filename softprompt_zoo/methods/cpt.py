@@ -27,14 +27,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.config import MethodConfig, Recipe, check_not_negative
-from softprompt_zoo.demonstrations import read_pairs, split_template, tokenise_examples, tokenise_row
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.checks import check_not_negative
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
-from softprompt_zoo.exchange import PeftFiles, PeftPrompt
+from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
 from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
-from softprompt_zoo.training_step import TrainingStep
+from softprompt_zoo.methods.parts.demonstrations import read_pairs, split_template, tokenise_examples, tokenise_row
+from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
 
 ALIASES = ("context_aware_prompt_tuning", "context_aware")
 PEFT_TYPES = ("CPT",)

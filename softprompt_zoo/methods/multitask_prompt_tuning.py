@@ -26,29 +26,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.config import (
-    GIVEN,
-    MethodConfig,
-    Recipe,
-    check_choice,
-    check_not_negative,
-    check_positive,
-    check_positive_integer,
-)
-from softprompt_zoo.distillation import (
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.checks import check_choice, check_not_negative, check_positive, check_positive_integer
+from softprompt_zoo.config.method_config import GIVEN, MethodConfig
+from softprompt_zoo.config.recipe import Recipe
+from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
+from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
+from softprompt_zoo.hookspecs import hookimpl
+from softprompt_zoo.methods.parts.distillation import (
     check_teacher,
     hidden_distance,
     logit_divergence,
     share_of_step,
     teacher_embeddings,
 )
-from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
-from softprompt_zoo.exchange import PeftFiles, PeftPrompt
-from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.initialization import INITS, check_init, initial_embeddings
-from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
-from softprompt_zoo.training_step import TrainingStep
+from softprompt_zoo.methods.parts.initialization import INITS, check_init, initial_embeddings
+from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
 
 ALIASES = ("mpt", "multitask")
 PEFT_TYPES = ("MULTITASK_PROMPT_TUNING",)

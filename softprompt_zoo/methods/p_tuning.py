@@ -24,12 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.config import MethodConfig, Recipe, check_probability, check_reparameterization
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.checks import check_probability, check_reparameterization
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.initialization import check_init, sampled_ids, text_ids
-from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.methods.parts.initialization import check_init, sampled_ids, text_ids
+from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
 
 ALIASES = ("ptuning",)
 PEFT_TYPES = ("P_TUNING",)

@@ -25,13 +25,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.config import MethodConfig, Recipe, check_probability, check_reparameterization
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.checks import check_probability, check_reparameterization
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.initialization import check_init, keys_values_of_words
-from softprompt_zoo.layer_table import LayerTable
-from softprompt_zoo.tokens import LayerTokens, Placement, VirtualTokens, flatten_layers
+from softprompt_zoo.methods.parts.initialization import check_init, keys_values_of_words
+from softprompt_zoo.methods.parts.layer_table import LayerTable
+from softprompt_zoo.tokens.tokens import LayerTokens, Placement, VirtualTokens, flatten_layers
 
 ALIASES = ("ptuning_v2", "deep_prompt_tuning")
 PEFT_TYPES = ()

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from softprompt_zoo.backbone import Backbone
-from softprompt_zoo.config import MethodConfig, Recipe
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.initialization import INITS, check_init, initial_embeddings
-from softprompt_zoo.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.methods.parts.initialization import INITS, check_init, initial_embeddings
+from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
 
 ALIASES = ("prompt", "soft_prompt")
 PEFT_TYPES = ("PROMPT_TUNING",)

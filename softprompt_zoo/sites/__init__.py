@@ -1,1 +1,1 @@
-"""Where virtual tokens act on the frozen model; besides `backbone`, the only code that knows transformers' insides."""
+"""How virtual tokens act on a model in one forward."""

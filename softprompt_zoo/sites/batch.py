@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from softprompt_zoo.sites.call import Call, Segment
 from softprompt_zoo.sites.state import SiteState
-from softprompt_zoo.tokens import InputTokens, Placement
+from softprompt_zoo.tokens.tokens import InputTokens, Placement
 
 
 def join(segments: Sequence[Segment | None]) -> Segment | None:

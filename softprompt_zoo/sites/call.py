@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.tokens import InputTokens, LayerTokens, Placement
+from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, Placement
 
 Combination = tuple[str, ...]
 

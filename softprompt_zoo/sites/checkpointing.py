@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone import Stack
+from softprompt_zoo.backbone.backbone import Stack
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.state import CallState, Gated, SiteState
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompt_zoo.sites.state import Gated
-from softprompt_zoo.tokens import LayerTokens, Placement, SiteTokens
+from softprompt_zoo.tokens.tokens import LayerTokens, Placement, SiteTokens
 
 
 def gated_parts(combinations: list[list[Placement]], site: str) -> list[Gated]:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softprompt_zoo.backbone import Stack
+from softprompt_zoo.backbone.backbone import Stack
+from softprompt_zoo.backbone.traits import given_cache
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.stack_traits import given_cache
 
 
 def past_length(cache: Any) -> int | Tensor:

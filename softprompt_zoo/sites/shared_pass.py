@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softprompt_zoo.backbone import Site, Stack
-from softprompt_zoo.probe import STATE_KEYWORD
+from softprompt_zoo.backbone.backbone import Site, Stack
+from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.sites.batch import join, lengths, site_state
-from softprompt_zoo.sites.cache_view import show
 from softprompt_zoo.sites.call import Call, Combination, Prefix, Segment, per_token
 from softprompt_zoo.sites.positions import check_budget, shift_learned_positions
+from softprompt_zoo.sites.reach.cache_view import show
 from softprompt_zoo.sites.state import CallState, Capture
-from softprompt_zoo.tokens import InputTokens
+from softprompt_zoo.tokens.tokens import InputTokens
 
 
 @dataclasses.dataclass

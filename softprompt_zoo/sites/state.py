@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from softprompt_zoo.backbone import Site
+from softprompt_zoo.backbone.backbone import Site
 from softprompt_zoo.sites.call import Call, Layout
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.sites.call import Combination, Selection
-from softprompt_zoo.tokens import InputTokens, Placement
+from softprompt_zoo.tokens.tokens import InputTokens, Placement
 
 
 def count_tasks(placement: Placement) -> int | None:

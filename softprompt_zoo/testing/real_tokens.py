@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt_zoo.prompt import MergedTokens
+from softprompt_zoo.prompt.prompt import MergedTokens
 from softprompt_zoo.sites.shared_pass import capture
-from softprompt_zoo.sites.words import ready
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
-from softprompt_zoo.tokens import InputTokens, LayerTokens, SiteTokens, VirtualTokens, to_tensors
+from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, SiteTokens, VirtualTokens, to_tensors
+from softprompt_zoo.trial.words import ready
 
 REAL_SEED = 33
 NO_REAL_TOKENS = "real tokens share the text's softmax, gated ones have their own: test the method's equation by hand"

@@ -9,10 +9,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from softprompt_zoo.backbone.traits import cache_argument
 from softprompt_zoo.method import get_method
-from softprompt_zoo.model import detach
-from softprompt_zoo.saving import load, merge
-from softprompt_zoo.stack_traits import cache_argument
+from softprompt_zoo.model.attachment import detach
+from softprompt_zoo.operations.load_and_export import load, merge
 from softprompt_zoo.testing.models import tiny_model
 from softprompt_zoo.testing.sizes import VOCABULARY
 

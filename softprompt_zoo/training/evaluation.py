@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from softprompt_zoo.backbone.traits import max_positions
 from softprompt_zoo.examples import Example
-from softprompt_zoo.stack_traits import max_positions
 from softprompt_zoo.training.base import check_tokens
 from softprompt_zoo.training.data import IGNORED, Collator, Row, Tokenised, longest, pad
 from softprompt_zoo.training.metrics import rouge_l

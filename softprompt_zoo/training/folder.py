@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from softprompt_zoo.errors import OutputError
-from softprompt_zoo.formats import adapter_folder, native
-from softprompt_zoo.formats.files import read_json, temporaries_of
+from softprompt_zoo.files import adapter_folder, native
+from softprompt_zoo.files.files import read_json, temporaries_of
 from softprompt_zoo.training.record import RECORD_FILE, is_run
 
 PICTURE_FILE = "loss_curve.png"

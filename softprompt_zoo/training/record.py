@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompt_zoo.banks import identity
+from softprompt_zoo.bank import identity
 from softprompt_zoo.errors import CheckpointError, OutputError
-from softprompt_zoo.formats.files import read_json, write_json
+from softprompt_zoo.files.files import read_json, write_json
 from softprompt_zoo.training.evaluation import Score
 from softprompt_zoo.training.settings import Settings
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from softprompt_zoo.formats import adapter_folder
+from softprompt_zoo.files import adapter_folder
 from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
 from softprompt_zoo.training.folder import PICTURE_FILE
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from softprompt_zoo.banks import identity
-from softprompt_zoo.discovery import own_version
+from softprompt_zoo.bank import identity
 from softprompt_zoo.errors import OutputError, StoppedError, check_packages
+from softprompt_zoo.files.start_folders import with_absolute_folders
 from softprompt_zoo.method import Method, get_method
-from softprompt_zoo.model import detach
-from softprompt_zoo.saving import load
-from softprompt_zoo.start_folders import with_absolute_folders
+from softprompt_zoo.model.attachment import detach
+from softprompt_zoo.operations.load_and_export import load
+from softprompt_zoo.registry.discovery import own_version
 from softprompt_zoo.training import folder as folders
 from softprompt_zoo.training.base import Base, fast_dtype, with_tokenizer
 from softprompt_zoo.training.data import Data, Tokenised, read_data

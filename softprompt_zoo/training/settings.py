@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompt_zoo.config import Recipe, check_choice, check_positive_integer
+from softprompt_zoo.config.checks import check_choice, check_positive_integer
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import EMBEDDED_MODELS
 from softprompt_zoo.examples import check_template, demo_data
 from softprompt_zoo.methods import DEFAULT

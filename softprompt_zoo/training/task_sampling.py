@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from softprompt_zoo.config import check_positive_integer
+from softprompt_zoo.config.checks import check_positive_integer
 
 
 class MixedTasks(Dataset[dict[str, Any]]):

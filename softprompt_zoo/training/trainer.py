@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from softprompt_zoo.backbone.peft_layers import model_inside
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.method import Method
-from softprompt_zoo.model import prompts_of
-from softprompt_zoo.prompts import Prompts
-from softprompt_zoo.sites.adapter_layers import model_inside
+from softprompt_zoo.model.attachment import prompts_of
+from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.model.untrained import nothing_trained
 from softprompt_zoo.training.data import Row
 from softprompt_zoo.training.evaluation import Evaluator
 from softprompt_zoo.training.settings import Settings
-from softprompt_zoo.untrained import nothing_trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import softprompt_zoo as zoo
-from softprompt_zoo.formats import checksums
+from softprompt_zoo.files import checksums
 from softprompt_zoo.testing import tiny_model
 
 TEXT = torch.arange(5, 14)[None]

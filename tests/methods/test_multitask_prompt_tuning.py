@@ -6,7 +6,7 @@ from multitask import EVERY_TASK, HIDDEN, TASKS, TEXT, TEXTS, TOKENS, learned, p
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningConfig
 
 import softprompt_zoo as zoo
-from softprompt_zoo import forward
+from softprompt_zoo.model import forward
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
 

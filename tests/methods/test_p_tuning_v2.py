@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from classifiers import CASES, classifier, disturb, labels, logits, texts
+from helpers.classifiers import CASES, classifier, disturb, labels, logits, texts
 from safetensors.torch import load_file
 
 import softprompt_zoo as zoo

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.initialization import FREQUENT_VOCABULARY
+from softprompt_zoo.methods.parts.initialization import FREQUENT_VOCABULARY
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 

@@ -3,9 +3,9 @@
 import pytest
 from sound_plugins import Installed
 
-from softprompt_zoo import discovery
 from softprompt_zoo.methods import BUILTINS
-from softprompt_zoo.registry import Registry
+from softprompt_zoo.registry import discovery
+from softprompt_zoo.registry.registry import Registry
 
 
 @pytest.fixture

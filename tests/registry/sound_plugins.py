@@ -6,9 +6,9 @@ import types
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.discovery import GROUP, Candidate
-from softprompt_zoo.making import make_prompt
 from softprompt_zoo.methods import BUILTINS
+from softprompt_zoo.model.making import make_prompt
+from softprompt_zoo.registry.discovery import GROUP, Candidate
 
 TOKENS, HIDDEN = 3, 8
 

@@ -9,8 +9,8 @@ from broken_plugins import BROKEN
 from sound_plugins import HIDDEN, TOKENS, as_class, built, check_all_work, plugin, problems, scaling
 
 import softprompt_zoo as zoo
-from softprompt_zoo.contract import HOOKS
-from softprompt_zoo.loaded_method import LoadedMethod
+from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.registry.plugin_check import HOOKS
 
 BY_HAND = [kind for kind in BROKEN if kind not in ("import", "exit", "only wrappers")]
 
@@ -149,4 +149,4 @@ def test_the_public_functions_use_the_one_registry():
         zoo.unregister("scribbled")
     assert "scribbled" not in zoo.list_methods()
     assert set(HOOKS) == {"build_virtual_tokens", "inject", "merge"}
-    assert "softprompt_zoo.registry" in sys.modules
+    assert "softprompt_zoo.registry.registry" in sys.modules

@@ -4,7 +4,7 @@ import pytest
 from sound_plugins import check_all_work, plugin, problems
 
 import softprompt_zoo as zoo
-from softprompt_zoo import discovery
+from softprompt_zoo.registry import discovery
 
 
 def test_two_strangers_with_one_name_are_both_named_and_neither_gets_it(installed, registry):

@@ -9,10 +9,10 @@ import torch
 from sound_plugins import HIDDEN, TOKENS, Backbone, Config, Parameters, built, plugin, scaling
 
 import softprompt_zoo as zoo
-from softprompt_zoo.discovery import WRAPPER_GROUP
-from softprompt_zoo.examination import inspect_backbone
-from softprompt_zoo.making import make_prompt
+from softprompt_zoo.model.making import make_prompt
+from softprompt_zoo.registry.discovery import WRAPPER_GROUP
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.trial.examination import inspect_backbone
 
 
 @zoo.hookimpl

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from sound_plugins import Config, Parameters, check_all_work, plugin, problems
 
 import softprompt_zoo as zoo
-from softprompt_zoo import discovery
-from softprompt_zoo.discovery import normalize
+from softprompt_zoo.registry import discovery
+from softprompt_zoo.registry.discovery import normalize
 
 
 @given(st.text())

@@ -4,7 +4,7 @@ import threading
 
 from sound_plugins import check_all_work, plugin
 
-from softprompt_zoo.discovery import GROUP, Candidate
+from softprompt_zoo.registry.discovery import GROUP, Candidate
 
 
 def test_threads_share_one_method(installed, registry):

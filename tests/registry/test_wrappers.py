@@ -8,7 +8,7 @@ from broken_plugins import around, around_nothing
 from sound_plugins import Backbone, Config, Parameters, built, check_all_work, plugin, problems, scaling
 
 import softprompt_zoo as zoo
-from softprompt_zoo.discovery import WRAPPER_GROUP
+from softprompt_zoo.registry.discovery import WRAPPER_GROUP
 
 
 def test_wrappers_act_on_every_method_and_can_be_taken_back(installed, registry):

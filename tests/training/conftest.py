@@ -1,7 +1,7 @@
 """A place with a tiny model and data, a whole run, and what happens in the midst of one."""
 
 import pytest
-from tiny_runs import save_tiny, tiny_settings, train, write_rows
+from helpers.tiny_runs import save_tiny, tiny_settings, train, write_rows
 from transformers import TrainerCallback
 
 from softprompt_zoo.training import trainer as trainers

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import assert_equal_weights, tiny_settings, weights
+from helpers.tiny_runs import assert_equal_weights, tiny_settings, weights
 from transformers import AutoModelForCausalLM
 
 import softprompt_zoo as zoo

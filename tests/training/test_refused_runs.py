@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_runs import assert_equal_weights, save_tiny, tiny_settings, train, weights
+from helpers.tiny_runs import assert_equal_weights, save_tiny, tiny_settings, train, weights
 from transformers import AutoTokenizer
 
 import softprompt_zoo as zoo

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from tiny_runs import assert_equal_weights, resume, save_tiny, tiny_settings, train, weights, write_rows
+from helpers.tiny_runs import assert_equal_weights, resume, save_tiny, tiny_settings, train, weights, write_rows
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model

@@ -5,7 +5,7 @@ import json
 import os
 
 import pytest
-from tiny_runs import resume, tiny_settings, train
+from helpers.tiny_runs import resume, tiny_settings, train
 
 import softprompt_zoo as zoo
 from softprompt_zoo.cli.use import trained_with

@@ -5,7 +5,7 @@ import re
 import shlex
 
 import pytest
-from tiny_runs import assert_equal_weights, save_tiny, tiny_settings, train, weights
+from helpers.tiny_runs import assert_equal_weights, save_tiny, tiny_settings, train, weights
 from transformers import AutoModelForCausalLM
 
 import softprompt_zoo as zoo

@@ -5,7 +5,7 @@ import random
 import re
 
 import pytest
-from tiny_runs import tiny_settings, train, write_rows
+from helpers.tiny_runs import tiny_settings, train, write_rows
 
 from softprompt_zoo.training.data import Collator, Row, Tokenised, pad
 from softprompt_zoo.training.metrics import rouge_l

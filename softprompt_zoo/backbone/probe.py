@@ -1,0 +1,111 @@
+"""The function that stands in for attention while a stack is looked at, and notes who calls it, with which sizes."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from softprompt_zoo.tokens.tokens import LayerShape
+
+STATE_KEYWORD = "softprompt_zoo"
+"""Forward keyword that carries the per-call state down to the attention function."""
+
+PROBE = "softprompt_zoo_probe"
+PROBE_LENGTH = 3
+PROBE_ENCODER_LENGTH = 5
+
+
+class AttentionCall(NamedTuple):
+    """One call of attention."""
+
+    module: nn.Module
+    shape: LayerShape
+    is_cross: bool
+    is_causal: bool
+
+
+@dataclasses.dataclass
+class Probe:
+    """Collects the attention calls of one stack, in order."""
+
+    calls: list[AttentionCall] = dataclasses.field(default_factory=list)
+    keys: dict[bool, list[Tensor]] = dataclasses.field(default_factory=lambda: {False: [], True: []})
+    """The keys of every layer, of self-attention and of cross-attention."""
+
+    def source(self, key: Tensor, is_cross: bool) -> int | None:
+        """Note a layer's keys; return the earlier layer that made them, `None` if it made them itself."""
+        seen = self.keys[is_cross]
+        seen.append(key)
+        return next((layer for layer, earlier in enumerate(seen[:-1]) if earlier is key), None)
+
+
+class _Seen(NamedTuple):
+    """What the mask of a layer hides."""
+
+    window: int | None
+    is_causal: bool | None
+
+
+_SEEN = "_softprompt_seen"
+"""Attribute of the probe's masks that holds a `_Seen`."""
+
+
+def _probe_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Record the call if the keyword arrived, and return a result of the right shape."""
+    probe = kwargs.get(STATE_KEYWORD)
+    if isinstance(probe, Probe):
+        window = kwargs["sliding_window"] if "sliding_window" in kwargs else getattr(module, "sliding_window", None)
+        is_causal = kwargs.get("is_causal")
+        is_causal = getattr(module, "is_causal", None) if is_causal is None else is_causal
+        seen: _Seen | None = getattr(attention_mask, _SEEN, None)
+        if seen is not None:  # what a layer is told need not be what its mask does
+            window, is_causal = seen.window, is_causal if seen.is_causal is None else seen.is_causal
+        elif is_causal is None:
+            is_causal = _is_causal(attention_mask)
+        is_cross = key.shape[2] == PROBE_ENCODER_LENGTH and query.shape[2] == PROBE_LENGTH
+        source = probe.source(key, is_cross)
+        shape = LayerShape(key.shape[1], key.shape[3], query.shape[1], window, value.shape[3], source)
+        probe.calls.append(AttentionCall(module, shape, is_cross, bool(is_causal) and not is_cross))
+    output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    return output, None
+
+
+def _probe_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Any],
+    local_size: int | None = None,
+    device: Any = "cpu",
+    **kwargs: Any,
+) -> Tensor:
+    """Make a mask without padding that says what it hides; no value is looked at, for there may be none."""
+    mask = torch.ones(batch_size, 1, q_length, kv_length, dtype=torch.bool, device=device)
+    try:
+        nothing, one = torch.tensor(0), torch.tensor(1)
+        is_causal = None if q_length == 1 else not bool(mask_function(nothing, nothing, nothing, one))
+    except Exception:  # a mask that looks at its tokens, which may be elsewhere
+        is_causal = None
+    # A bidirectional window sees tokens at a distance of its size, a causal one sees so many tokens.
+    window = local_size + 1 if local_size is not None and is_causal is False else local_size
+    mask = mask if is_causal is False else mask.tril()
+    setattr(mask, _SEEN, _Seen(window, is_causal))
+    return mask
+
+
+def _is_causal(mask: Tensor | None) -> bool:
+    """Say whether a mask that the model made itself hides later tokens; where that cannot be seen, it does."""
+    if mask is None or mask.ndim != 4 or mask.shape[-1] < 2:
+        return True
+    if mask.shape[2] == 1:
+        return False
+    return mask.is_meta or bool((mask[:, :, 0, 0] != mask[:, :, 0, 1]).any())
+
+
+AttentionInterface.register(PROBE, _probe_attention)
+AttentionMaskInterface.register(PROBE, _probe_mask)

@@ -1,0 +1,1 @@
+"""Very many prompts in one store, restored by name."""

@@ -1,0 +1,365 @@
+"""A store of very many prompts for one backbone, and their use in a model's rows."""
+
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.bank import identity, records
+from softprompt_zoo.bank.header import read_header, write_header
+from softprompt_zoo.bank.importing import Problems, names_in_bank, read_folders, warn_of_problems
+from softprompt_zoo.bank.names import check_name, is_name
+from softprompt_zoo.bank.opening import check_address, check_installed, open_store
+from softprompt_zoo.bank.restoring import Decoder, encode_prompt
+from softprompt_zoo.bank.stores import Store
+from softprompt_zoo.config.checks import check_boolean, check_positive_integer
+from softprompt_zoo.errors import BankError, UnknownPromptError, ZooError
+from softprompt_zoo.model.attachment import is_attached
+from softprompt_zoo.model.lending import Ready, ReadyCache
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.trial.examination import inspect_backbone
+
+CACHE_BYTES = 256 * 2**20
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+VERIFIED_AT_ONCE = 64
+
+
+class PromptBank:
+    """A store of very many prompts for one backbone.
+
+    A bank holds plain prompts: the virtual tokens that a prompt has in eval mode, and its trained head. It is a folder
+    of this machine (LMDB: many processes read while one writes, a second writer waits), or an fsspec address with an
+    object for each prompt. Every entry has a checksum.
+
+    Args:
+        address: A folder, or an address such as `s3://bucket/bank`. With `model`, a bank is made where there is none.
+        model: The model the prompts are for, with or without prompts of its own; not changed. `None` opens a bank
+            that is there to list, verify and delete.
+        dtype: What `add` stores virtual tokens in, `torch.float16` say; `None` for the dtype they have. Heads stay as
+            they are.
+        cache_bytes: Bound on the prompts that are kept ready on the model's device, in bytes.
+        max_bytes: Bound on the size of the folder's file, in bytes; `None` for the disk.
+        storage_options: Options of the address's file system, for fsspec.
+
+    Raises:
+        MissingPackageError: If the packages of the extra `bank` are not installed.
+        BankError: If the place cannot be used, or holds something else.
+        BackboneMismatchError: If the bank is for another model: of other sizes, another type, or with other weights.
+        CheckpointError: If it is damaged.
+
+    Example:
+        >>> bank = zoo.PromptBank("bank", model)
+        >>> bank.add("alice", model.prompts["alice"])
+        >>> model.prompts.bank = bank
+        >>> model(input_ids=text, prompts=["alice", None])
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str],
+        model: PreTrainedModel | Backbone | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        max_bytes: int | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}, or None")
+        check_positive_integer("cache_bytes", cache_bytes)
+        if max_bytes is not None:
+            check_positive_integer("max_bytes", max_bytes)
+        self.address = check_address(address)
+        """The folder or the address, as given."""
+        self.backbone = _backbone(model)
+        """Sizes of the model; `None` if it was opened without one."""
+        self.dtype = dtype
+        """What `add` stores virtual tokens in; `None` for the dtype they have."""
+        self._options: dict[str, Any] = {"max_bytes": max_bytes, "storage_options": storage_options}
+        self._cache = ReadyCache(cache_bytes)
+        self._opened = self._open(self.backbone)
+        if self.backbone is not None:
+            self.check(self.backbone)
+
+    def _open(self, backbone: Backbone | None) -> tuple[Store, dict[str, Any]]:
+        """Open the store; with a backbone one is made where there is none."""
+        check_installed()
+        header = None if backbone is None else write_header(backbone)
+        store = open_store(self.address, **self._options, is_new_allowed=header is not None)
+        found = store.open_header(header)
+        if found is None:
+            raise BankError(
+                f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
+            )
+        return store, read_header(found, self.address)
+
+    @functools.cached_property
+    def _opened(self) -> tuple[Store, dict[str, Any]]:
+        """The store and the header; of a copy from a pickle opened at its first use, and then never made."""
+        opened = self._open(None)
+        if self.backbone is not None:
+            identity.check(opened[1], self.backbone, f"the bank {self.address}")
+        return opened
+
+    @property
+    def _store(self) -> Store:
+        return self._opened[0]
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse another model than the bank's.
+
+        Args:
+            backbone: Sizes of a model and its embedding table.
+
+        Raises:
+            BackboneMismatchError: If it has other sizes, another type, or other weights.
+        """
+        identity.check(self._opened[1], backbone, f"the bank {self.address}")
+
+    # Writing
+
+    def add(self, name: str, prompt: Prompt, *, overwrite: bool = False) -> None:
+        """Store a prompt; it is safe when this returns.
+
+        Args:
+            name: Its name: letters, digits, `_` and `-`.
+            prompt: A prompt of a model of the bank's sizes: `model.prompts[…]`. Not changed.
+            overwrite: Whether it may replace one of that name; readers see the old one or the new one.
+
+        Raises:
+            PromptExistsError: If the name is taken.
+            BackboneMismatchError: If the prompt is for a model of other sizes.
+            UnsupportedError: If it has no values yet, or some that `dtype` cannot hold.
+            ValueError: If the name is not allowed.
+            BankError: If there is no room, or no permission to write.
+        """
+        self.add_many({name: prompt}, overwrite=overwrite)
+
+    def add_many(self, prompts: Mapping[str, Prompt], *, overwrite: bool = False) -> None:
+        """Store prompts in one transaction: all or none. At an address an error puts back what was written.
+
+        Args:
+            prompts: Prompts by name.
+            overwrite: As in `add`.
+
+        Raises:
+            ZooError: As `add` does.
+        """
+        if not callable(getattr(prompts, "items", None)):
+            raise TypeError(f"prompts is {type(prompts).__name__}; expected prompts by name")
+        for name in prompts:
+            check_name(name)
+        self._write(lambda: prompts.items(), overwrite)
+
+    def import_folder(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
+        """Store every saved prompt in a folder, in one transaction.
+
+        Args:
+            folder: A folder that holds folders, each of which `zoo.load` reads: what `save_pretrained`, `export` or
+                PEFT wrote. Other things in it are passed over. A prompt gets the name of its folder; of a folder with
+                several, `<folder>-<prompt>`. Or one such folder itself, whose prompts keep their names. PEFT's LoRA and
+                the like are passed over, too; a warning names those that were saved beside a prompt. So are folders
+                that cannot be read, such as damaged ones and those of another model; a warning lists them.
+            overwrite: As in `add`.
+
+        Returns:
+            The names.
+
+        Raises:
+            CheckpointError: If there is none that can be read; nothing is stored.
+            ValueError: If a name is not allowed, or two prompts would get the same one.
+            ZooError: As `add` does.
+        """
+        backbone = self._needs_model("import")
+        path, problems = Path(folder), Problems()
+        names = names_in_bank(path, problems)
+        self._write(lambda: read_folders(path, names, backbone, problems), overwrite)
+        warn_of_problems(path, problems)
+        return [name for (one, _), name in names.items() if one not in problems]
+
+    def delete(self, *names: str) -> None:
+        """Delete prompts, all or none.
+
+        Args:
+            *names: Their names.
+
+        Raises:
+            UnknownPromptError: If one is not there.
+            BankError: If there is no permission to write.
+        """
+        for name in names:
+            if not is_name(name):
+                raise self._unknown(name)
+        self._store.delete(list(dict.fromkeys(names)))
+
+    def _write(self, prompts: Callable[[], Iterable[tuple[str, Prompt]]], overwrite: bool) -> None:
+        backbone = self._needs_model("add")
+        check_boolean("overwrite", overwrite)
+        self._store.write(
+            lambda: ((name, encode_prompt(name, prompt, backbone, self.dtype)) for name, prompt in prompts()), overwrite
+        )
+
+    # Reading
+
+    def get(self, name: str) -> Prompt:
+        """Read a prompt.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The prompt, merged, on the model's device and in the dtype it was stored in; the caller's own.
+
+        Raises:
+            UnknownPromptError: If it is not there.
+            CheckpointError: If the entry is damaged.
+        """
+        backbone = self._needs_model("read")
+        found = self._read([name], {}, Decoder(self.address, backbone, backbone.device, None).prompt)
+        if not found:
+            raise self._unknown(name)
+        return found[name]  # type: ignore[no-any-return]
+
+    __getitem__ = get
+
+    def __contains__(self, name: object) -> bool:
+        return bool(self._read([name], {}, lambda one, data: True))
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __iter__(self) -> Iterator[str]:
+        return self.names()
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Iterate over the names, sorted.
+
+        Args:
+            prefix: Only those that begin so.
+
+        Returns:
+            The names, read as they are asked for.
+        """
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix is {prefix!r} ({type(prefix).__name__}); expected how the names begin, as text")
+        return self._store.names(prefix) if is_name(prefix or "-") else iter(())
+
+    def verify(self) -> dict[str, str]:
+        """Read every entry.
+
+        Returns:
+            By name what is wrong with it; empty if the bank is whole. Without a model, checksums alone are checked.
+        """
+        problems: dict[str, str] = {}
+        decoder = None
+        if self.backbone is not None:
+            decoder = Decoder(self.address, self.backbone, torch.device("cpu"), None)
+
+        def examine(name: str, data: memoryview) -> None:
+            try:
+                if decoder is None:
+                    records.decode(name, data, self.address)
+                else:
+                    decoder.ready(name, data)
+            except ZooError as error:
+                problems[name] = str(error)
+
+        lost: list[str] = []
+        names = self.names()
+        while waiting := list(itertools.islice(names, VERIFIED_AT_ONCE)):
+            found = self._read(waiting, {}, examine)
+            lost += [name for name in waiting if name not in found]
+        what = f"is listed in the bank {self.address} and not found: its index is damaged; restore it from a copy"
+        listed = set(self.names()).intersection(lost) if lost else ()  # the others were deleted meanwhile
+        return problems | {name: f"{name!r} {what}" for name in sorted(listed)}
+
+    def prepare(self, names: Iterable[str]) -> list[Any]:
+        """Get prompts ready on the model's device; a forward that names them soon finds them there.
+
+        Args:
+            names: Their names.
+
+        Returns:
+            Their `Placement`s, in this order.
+
+        Raises:
+            UnknownPromptError: If one is not there.
+            CheckpointError: If an entry is damaged.
+        """
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise TypeError(f"names is {names!r} ({type(names).__name__}); expected a list of names")
+        names = list(names)
+        backbone = self._needs_model("prepare")
+        probe = backbone.embed(torch.zeros(1, dtype=torch.long, device=backbone.device))
+        ready = self.lend(names, probe.device, probe.dtype)
+        for name in names:
+            if name not in ready:
+                raise self._unknown(name)
+        return [ready[name].placement for name in names]
+
+    def lend(self, names: Iterable[str], device: torch.device, dtype: torch.dtype) -> dict[str, Ready]:
+        """Get prompts ready for a model; see `softprompt_zoo.model.lending.Lender`."""
+        backbone = self._needs_model("use")
+        kept = {}
+        for name in names:
+            kept[name] = self._cache.get((name, device, dtype))
+        known = {name: ready.stamp for name, ready in kept.items() if ready is not None}
+        found: dict[str, Any] = self._read(kept, known, Decoder(self.address, backbone, device, dtype).ready)
+        for name, ready in found.items():
+            if ready is None:
+                found[name] = kept[name]
+            else:
+                self._cache.put((name, device, dtype), ready)
+        return found
+
+    def _read(self, names: Iterable[Any], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Any]) -> Any:
+        return self._store.read([name for name in names if is_name(name)], known, decode)
+
+    def _needs_model(self, action: str) -> Backbone:
+        if self.backbone is None:
+            raise BankError(
+                f"the bank {self.address} was opened without a model, which it takes to {action} prompts; open it with "
+                f"zoo.PromptBank({self.address!r}, model)"
+            )
+        return self.backbone
+
+    def _unknown(self, name: object) -> UnknownPromptError:
+        return UnknownPromptError(f"the bank {self.address} has no prompt {name!r}")
+
+    # Life
+
+    def close(self) -> None:
+        """Let go of the bank's file and of the prompts that are ready; open it again to use it."""
+        self._cache.clear()
+        self._store.close()
+
+    def __repr__(self) -> str:
+        return f"PromptBank({self.address!r})"
+
+    def __deepcopy__(self, memo: Any) -> "PromptBank":
+        return self  # a copy of the model reads the same bank
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the model: a copy from a pickle gets that of the prompts that it comes with.
+        kept = {"address": self.address, "dtype": self.dtype, "_options": self._options}
+        return {**kept, "cache_bytes": self._cache.max_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._cache = ReadyCache(state.pop("cache_bytes"))
+        self.backbone = None
+        self.__dict__.update(state)
+
+
+def _backbone(model: Any) -> Backbone | None:
+    if model is None or isinstance(model, Backbone):
+        return model
+    if is_attached(model):
+        backbone: Backbone = model.prompts.backbone
+        return backbone
+    return inspect_backbone(model)[0]

@@ -1,0 +1,215 @@
+"""Records in a folder, by LMDB: a memory-mapped file that many processes read while one writes.
+
+A transaction is whole on the disk when it is acknowledged; a reader sees one state of the bank from the beginning of
+its transaction to the end.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import lmdb
+
+from softprompt_zoo.bank.environment import DATA_FILE, Environment, shared
+from softprompt_zoo.bank.lock_file import LOCK_FILE
+from softprompt_zoo.bank.names import is_name
+from softprompt_zoo.bank.records import STAMP_SIZE
+from softprompt_zoo.bank.stores import Records, closed
+from softprompt_zoo.errors import BankError, CheckpointError, PromptExistsError, UnknownPromptError
+
+HEADER_KEY = b"#header"
+"""No prompt is named so, and it sorts in front of all that are."""
+PAGE_OF_NAMES = 1024
+"""Names read in one transaction, so that a slow loop over them keeps no old state of the file alive."""
+
+Result = TypeVar("Result")
+
+
+class FolderStore:
+    """Records in a folder of this machine."""
+
+    def __init__(self, folder: str, max_bytes: int | None, is_new_allowed: bool) -> None:
+        self.address = folder
+        self._made = False
+        try:
+            path = os.path.realpath(folder)
+            if not _is_there(os.path.join(path, DATA_FILE)):
+                self._made = self._prepare(path, is_new_allowed)
+        except (OSError, ValueError) as error:
+            raise BankError(
+                f"cannot open or make a bank in {folder}: {error}; check the path and its permissions"
+            ) from error
+        environment = shared(path)
+        environment.close_if_replaced()
+        if max_bytes is not None:
+            environment.max_bytes = max_bytes
+        self._environment: Environment | None = environment
+
+    def _prepare(self, path: str, is_new_allowed: bool) -> bool:
+        """Make the folder of a new bank; say whether it was made."""
+        if not is_new_allowed:
+            raise BankError(
+                f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
+            )
+        is_there = os.path.isdir(path)
+        # One that was killed while it was made has its lock file alone.
+        if os.path.exists(path) and (not is_there or {*os.listdir(path)} - {LOCK_FILE}):
+            what = "a folder with other files" if is_there else "a file"
+            raise BankError(f"{self.address} is {what}, and no bank; name a new folder")
+        os.makedirs(path, exist_ok=True)
+        return not is_there
+
+    @property
+    def _file(self) -> Environment:
+        if self._environment is None:
+            raise closed(self.address)
+        return self._environment
+
+    def open_header(self, header: bytes | None) -> bytes | None:
+        """See `Store.open_header`."""
+        try:
+            with self._reading() as transaction:
+                found = transaction.get(HEADER_KEY)
+                found = None if found is None else bytes(found)
+                entries = transaction.stat()["entries"]
+            if found is None and entries:
+                raise BankError(f"{self.address} is a database of another program, and no bank; name a new folder")
+            if found is None and header is not None:
+                self._commit(lambda transaction: transaction.put(HEADER_KEY, header, overwrite=False))
+                return self.open_header(None)  # another process may have been faster
+        except BankError:
+            self._take_back()
+            raise
+        return found
+
+    def _take_back(self) -> None:
+        """Remove the folder of a bank that could not be made."""
+        if self._made:
+            self._file.close()
+            with contextlib.suppress(OSError):
+                for name in os.listdir(self._file.folder):
+                    os.unlink(os.path.join(self._file.folder, name))
+                os.rmdir(self._file.folder)
+
+    def read(
+        self, names: Iterable[str], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Result]
+    ) -> dict[str, Result | None]:
+        """See `Store.read`."""
+        found: dict[str, Result | None] = {}
+        with self._reading() as transaction:
+            for name in names:
+                data = transaction.get(name.encode())
+                if data is not None:
+                    is_known = name in known and data[:STAMP_SIZE] == known[name]
+                    found[name] = None if is_known else decode(name, data)
+        return found
+
+    def write(self, records: Records, overwrite: bool) -> None:
+        """See `Store.write`; waits while another process or thread writes."""
+
+        def put(transaction: Any) -> None:
+            for name, record in records():
+                if not transaction.put(name.encode(), record, overwrite=overwrite):
+                    raise PromptExistsError(
+                        f"{self.address} already has a prompt {name!r}; choose another name, or overwrite=True"
+                    )
+
+        self._commit(put)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """See `Store.delete`."""
+
+        def remove(transaction: Any) -> None:
+            for name in names:
+                if not transaction.delete(name.encode()):
+                    raise UnknownPromptError(f"{self.address} has no prompt {name!r}; nothing was deleted")
+
+        self._commit(remove)
+
+    def _commit(self, action: Callable[[Any], Any]) -> None:
+        """Act in a transaction; start over with more room while it does not fit the file's address space."""
+        file = self._file
+        with file.writing:  # no other thread makes room between two tries
+            while True:
+                try:
+                    with self._writing() as transaction:
+                        action(transaction)
+                    break
+                except lmdb.MapFullError:
+                    file.grow()
+        if not file.is_there():
+            raise BankError(
+                f"the bank in {self.address} was removed or replaced after it was opened, so nothing was written; open "
+                "it again with zoo.PromptBank"
+            )
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """See `Store.names`."""
+        first, start = prefix.encode(), prefix.encode() or b"-"
+        while True:
+            with self._reading() as transaction:
+                cursor = transaction.cursor()
+                page: list[bytes] = []
+                if cursor.set_range(start):
+                    for key in cursor.iternext(values=False):
+                        if len(page) == PAGE_OF_NAMES or key[: len(first)] != first:
+                            break
+                        page.append(bytes(key))
+            yield from self._checked(page, start)
+            if len(page) < PAGE_OF_NAMES:
+                return
+            start = page[-1] + b"\0"
+
+    def _checked(self, page: list[bytes], start: bytes) -> list[str]:
+        """Refuse names that are not sorted, or none: a search would not find them."""
+        names = [key.decode(errors="replace") for key in page]
+        for before, key, name in zip([start, *page], page, names, strict=False):
+            if not is_name(name) or key < before:
+                raise CheckpointError(f"the index of the bank in {self.address} is damaged; restore it from a copy")
+        return names
+
+    def __len__(self) -> int:
+        with self._reading() as transaction:
+            return int(transaction.stat()["entries"]) - 1  # the header
+
+    def close(self) -> None:
+        """Let go of the file; other banks on it stay open."""
+        self._environment = None
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
+        try:
+            with self._file.begin(write=False) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise CheckpointError(
+                f"the index of the bank in {self.address} is damaged ({error}); restore it from a copy"
+            ) from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Any]:
+        try:
+            self._file.handle  # noqa: B018  only an open file says whether it can be written
+            if self._file.is_readonly:
+                raise BankError(f"the bank in {self.address} cannot be written: no permission; nothing was changed")
+            with self._file.begin(write=True) as transaction:
+                yield transaction
+        except lmdb.MapFullError:
+            raise
+        except lmdb.Error as error:
+            # LMDB says "Input/output error" of a full disk, too.
+            free = os.statvfs(self._file.folder)
+            raise BankError(
+                f"the bank in {self.address} could not be written ({error}); the disk has "
+                f"{free.f_bavail * free.f_frsize / 2**20:.0f} MB left; nothing was changed"
+            ) from error
+
+
+def _is_there(path: str) -> bool:
+    """Return whether a file is there; one of which that cannot be found out raises `OSError`."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

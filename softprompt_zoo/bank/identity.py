@@ -1,0 +1,104 @@
+"""Which model a bank is for: its sizes, its type, and a sample of its embedding table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.errors import BackboneMismatchError
+from softprompt_zoo.prompt.plain import check_sizes
+
+SAMPLED_ROWS = 8
+SAMPLED_COLUMNS = 8
+TOLERANCE = 2**-7
+"""How far a sampled row may be off, as a part of its length. Rounding to bfloat16, of Gemma's scale too, takes less
+than half of it."""
+
+_NO_SAMPLE: dict[str, list[Any]] = {"ids": [], "columns": [], "values": []}
+
+
+def describe(backbone: Backbone) -> dict[str, Any]:
+    """Say which model this is.
+
+    Args:
+        backbone: Sizes of the model and its embedding table.
+
+    Returns:
+        JSON values for a bank's header; without values of the table where it is on the `meta` device.
+    """
+    content = {"backbone": backbone.sizes(), "model_type": backbone.model_type}
+    # From the first half of the vocabulary: a resized one still has these.
+    ids = sorted({backbone.vocab_size * index // (2 * SAMPLED_ROWS) for index in range(1, SAMPLED_ROWS + 1)})
+    columns = sorted({backbone.hidden_size * index // SAMPLED_COLUMNS for index in range(SAMPLED_COLUMNS)})
+    values = _sample(backbone, ids, columns)
+    if values is not None:
+        rows = [[float(f"{value:.6g}") for value in row] for row in values.tolist()]
+        content["embeddings"] = {"ids": ids, "columns": columns, "values": rows}
+    return content
+
+
+def is_description(content: object) -> bool:
+    """Return whether a value is what `describe` may have returned, of any model."""
+    if not isinstance(content, dict) or not isinstance(content.get("backbone"), dict):
+        return False
+    if not isinstance(content.get("model_type", ""), str):
+        return False
+    sample = content.get("embeddings", _NO_SAMPLE)
+    if not isinstance(sample, dict) or not all(isinstance(sample.get(key), list) for key in _NO_SAMPLE):
+        return False
+    ids, columns, values = (sample[key] for key in _NO_SAMPLE)
+    width = content["backbone"].get("hidden_size", 0)
+    return (
+        all(type(token) is int and token >= 0 for token in ids)
+        and all(type(column) is int and 0 <= column < width for column in columns)
+        and len(values) == len(ids)
+        and all(isinstance(row, list) and len(row) == len(columns) for row in values)
+        and all(type(number) is float for row in values for number in row)
+    )
+
+
+def check(content: Mapping[str, Any], backbone: Backbone, what: str) -> None:
+    """Refuse another model than the one that was described; what a description lacks is not compared.
+
+    Args:
+        content: What `describe` returned.
+        backbone: Sizes of the model and its embedding table.
+        what: What was made for the model, for the message.
+
+    Raises:
+        BackboneMismatchError: If it has other sizes, another type or other weights.
+    """
+    check_sizes(content["backbone"], backbone, what)
+    model_type = content.get("model_type", backbone.model_type)
+    if model_type != backbone.model_type:
+        raise BackboneMismatchError(
+            f"{what} was made for a model of type {model_type!r}; this one is {backbone.model_type!r}; use it with the "
+            "model it was made for"
+        )
+    sample = content.get("embeddings", _NO_SAMPLE)
+    known = {
+        token: row for token, row in zip(sample["ids"], sample["values"], strict=True) if token < backbone.vocab_size
+    }
+    values = _sample(backbone, list(known), sample["columns"]) if known else None
+    if values is None:
+        return
+    for (token, row), own in zip(known.items(), values, strict=True):
+        expected = torch.tensor(row)
+        if (own - expected).norm() > TOLERANCE * expected.norm():
+            raise BackboneMismatchError(
+                f"{what} was made for a model with other weights: there the embedding of token {token} has the values "
+                f"{_in_words(expected)}, here {_in_words(own)}; use it with the model it was made for"
+            )
+
+
+@torch.no_grad()
+def _sample(backbone: Backbone, ids: list[int], columns: list[int]) -> Tensor | None:
+    """Return `(ids, columns)` of the embeddings, on the CPU; `None` where they have no values."""
+    found = backbone.embed(torch.tensor(ids))[:, columns]
+    return None if found.is_meta else found.float().cpu()
+
+
+def _in_words(values: Tensor) -> str:
+    return ", ".join(f"{value:.4g}" for value in values[:3].tolist()) + ", …"

@@ -1,0 +1,124 @@
+"""Folders of saved prompts, read for a bank."""
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.bank.names import check_name
+from softprompt_zoo.errors import CheckpointError, ZooError
+from softprompt_zoo.files.checkpoints import is_saved, read_prompts, saved_names, warn_of_adapters
+from softprompt_zoo.prompt.prompt import Prompt
+
+Names = Mapping[tuple[Path, str], str]
+"""What a prompt is called in the bank, by its folder and its own name there."""
+Problems = dict[Path, ZooError]
+"""Why a folder could not be read."""
+
+
+def names_in_bank(path: Path, problems: Problems) -> Names:
+    """Find the saved prompts in a folder; none of them is read.
+
+    Args:
+        path: A folder of folders, or one that holds prompts itself.
+        problems: Gets the folders in it whose index is damaged.
+
+    Returns:
+        What each is called in the bank.
+
+    Raises:
+        CheckpointError: If there is none, or the index of the only one is damaged.
+        ValueError: If a name is not allowed, or two prompts would get the same one.
+    """
+    is_one = is_saved(path)
+    folders = [path] if is_one else sorted(path.iterdir()) if path.is_dir() else []
+    found = {}
+    for one in folders:
+        if is_saved(one):
+            with _noted(one, None if is_one else problems):
+                found[one] = saved_names(one)
+    names = _name(found, is_one)
+    if not names and not problems:
+        raise CheckpointError(
+            f"{path} holds no saved prompt; expected folders that save_pretrained, export or PEFT wrote"
+        )
+    return names
+
+
+def read_folders(path: Path, names: Names, backbone: Backbone, problems: Problems) -> Iterator[tuple[str, Prompt]]:
+    """Read saved prompts, a folder at a time.
+
+    Args:
+        path: What `names_in_bank` was given.
+        names: What it returned.
+        backbone: Sizes of the bank's model.
+        problems: Gets the folders in `path` that cannot be read, which are passed over.
+
+    Yields:
+        Name in the bank, and prompt.
+
+    Raises:
+        CheckpointError: If `path` is the only folder and damaged, or none in it can be read.
+    """
+    read = 0
+    for one, group in itertools.groupby(names, lambda source: source[0]):
+        found: Mapping[str, Prompt] = {}
+        with _noted(one, None if one == path else problems):
+            found, _ = read_prompts(one, backbone)
+            warn_of_adapters(one)
+        stored = [(names[source], found[source[1]]) for source in group if source[1] in found]
+        read += len(stored)
+        yield from stored
+    if not read:
+        raise CheckpointError(f"no prompt in {path} can be read; {_list(problems)}")
+
+
+class LeftOutWarning(UserWarning):
+    """Folders could not be read, and are not in the bank."""
+
+
+def warn_of_problems(path: Path, problems: Problems) -> None:
+    """Name the folders that were passed over, and why."""
+    if problems:
+        warnings.warn(
+            f"{len(problems)} folders in {path} cannot be read, the others are stored; {_list(problems)}",
+            LeftOutWarning,
+            stacklevel=3,
+        )
+
+
+def _list(problems: Problems) -> str:
+    return "; ".join(f"{folder.name}: {type(error).__name__}: {error}" for folder, error in problems.items())
+
+
+@contextlib.contextmanager
+def _noted(folder: Path, problems: Problems | None) -> Iterator[None]:
+    """Note a folder that cannot be read, and go on; without a place for notes raise the error."""
+    try:
+        yield
+    except ZooError as error:
+        if problems is None:
+            raise
+        problems[folder] = error
+
+
+def _name(found: Mapping[Path, Sequence[str]], is_one: bool) -> dict[tuple[Path, str], str]:
+    """Choose what each prompt of some folders is called, by folder and own name; refuse one name for two of them."""
+    names = {
+        (folder, name): name if is_one else folder.name if len(own) == 1 else f"{folder.name}-{name}"
+        for folder, own in found.items()
+        for name in own
+    }
+    sources: dict[str, str] = {}
+    for (folder, name), stored in names.items():
+        check_name(stored, f", from {folder}")
+        source = f"prompt {name!r} in {folder}"
+        if stored in sources:
+            raise ValueError(
+                f"{sources[stored]} and {source} would both be stored as {stored!r}; rename one of the folders; "
+                "nothing was stored"
+            )
+        sources[stored] = source
+    return names

@@ -1,0 +1,219 @@
+"""Records at an fsspec address, an object for each prompt, for banks that machines share.
+
+Objects are put whole. There is no transaction over several of them: where a write fails, those that it had written
+are put back.
+"""
+
+import contextlib
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import fsspec
+
+from softprompt_zoo.bank.changes import NOTHING, Changes
+from softprompt_zoo.bank.local_files import put_file, remove_unfinished
+from softprompt_zoo.bank.names import is_name
+from softprompt_zoo.bank.records import STAMP_SIZE
+from softprompt_zoo.bank.stores import Records, closed
+from softprompt_zoo.errors import BankError, PromptExistsError, UnknownPromptError, ZooError
+
+HEADER_FILE = "softprompt_bank"
+FOLDER = "prompts"
+UNFINISHED = "unfinished"
+"""Where local files are written before they get their names."""
+ENDING = ".prompt"
+FETCHED_AT_ONCE = 256
+"""Objects in memory at the same time when many are read."""
+
+Result = TypeVar("Result")
+
+
+class ObjectStore:
+    """Records at an fsspec address."""
+
+    def __init__(self, address: str, storage_options: Mapping[str, Any]) -> None:
+        self.address = address
+        scheme, _, place = address.partition("://")
+        if not scheme or not place.strip("/"):
+            raise BankError(f"the address {address!r} names no place; expected one such as s3://bucket/bank")
+        try:
+            self._opened, root = fsspec.core.url_to_fs(address, **storage_options)
+        except Exception as error:  # each file system has errors of its own
+            raise BankError(
+                f"cannot open the bank at {address}: {_in_words(error)}; check the address and storage_options"
+            ) from error
+        self._root = root.rstrip("/")
+        protocols = self._files.protocol
+        self._is_local = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
+
+    @property
+    def _files(self) -> Any:
+        if self._opened is None:
+            raise closed(self.address)
+        return self._opened
+
+    def open_header(self, header: bytes | None) -> bytes | None:
+        """See `Store.open_header`."""
+        path = posixpath.join(self._root, HEADER_FILE)
+        found = self._fetch([path], None)[0]
+        if self._is_local:
+            remove_unfinished(posixpath.join(self._root, UNFINISHED))
+        if found is not None or header is None:
+            return found
+        self._refuse_other_files()
+        with self._undoing() as changes, contextlib.suppress(FileExistsError):  # another machine may have been faster
+            self._make_folders()
+            self._change(changes, "", path, None, header)
+        return self._fetch([path], None)[0]
+
+    def _refuse_other_files(self) -> None:
+        with self._reaching("read"):
+            try:
+                self._files.invalidate_cache()
+                paths = self._files.ls(self._root, detail=False)
+            except FileNotFoundError:
+                return
+        names = {path.rstrip("/").rpartition("/")[2] for path in paths if path.strip("/") != self._root.strip("/")}
+        others = sorted(name for name in names - {FOLDER, UNFINISHED} if not name.startswith(HEADER_FILE))
+        if others:
+            raise BankError(f"{self.address} holds other files ({others[0]!r}), and no bank; name a new place")
+
+    def read(
+        self, names: Iterable[str], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Result]
+    ) -> dict[str, Result | None]:
+        """See `Store.read`; objects that were replaced meanwhile are the old or the new ones, each whole."""
+        found: dict[str, Result | None] = {}
+        waiting = []
+        asked = list(dict.fromkeys(names))
+        seen = [name for name in asked if name in known]
+        for name, stamp in zip(seen, self._fetch([self._path(name) for name in seen], STAMP_SIZE), strict=True):
+            if stamp == known[name]:
+                found[name] = None
+        waiting = [name for name in asked if name not in found]
+        for first in range(0, len(waiting), FETCHED_AT_ONCE):
+            part = waiting[first : first + FETCHED_AT_ONCE]
+            for name, data in zip(part, self._fetch([self._path(name) for name in part], None), strict=True):
+                if data is not None:
+                    found[name] = decode(name, memoryview(data))
+        return found
+
+    def write(self, records: Records, overwrite: bool) -> None:
+        """See `Store.write`; of two writers that overwrite one name the last one wins."""
+        with self._undoing() as changes:
+            for name, record in records():
+                path = self._path(name)
+                old = self._fetch([path], None)[0] if overwrite else None
+                try:
+                    self._change(changes, name, path, old, record, "overwrite" if overwrite else "create")
+                except FileExistsError:
+                    raise PromptExistsError(
+                        f"{self.address} already has a prompt {name!r}; choose another name, or overwrite=True"
+                    ) from None
+
+    def delete(self, names: Sequence[str]) -> None:
+        """See `Store.delete`."""
+        with self._undoing() as changes:
+            records = self._fetch([self._path(name) for name in names], None)
+            for name, data in zip(names, records, strict=True):
+                if data is None:
+                    raise UnknownPromptError(f"{self.address} has no prompt {name!r}; nothing was deleted")
+            for name, data in zip(names, records, strict=True):
+                self._change(changes, name, self._path(name), data, None)
+
+    def _change(
+        self, changes: Changes, what: str, path: str, old: bytes | None, new: bytes | None, mode: str = "create"
+    ) -> None:
+        """Put or delete an object; a `FileExistsError` has changed nothing."""
+        changes.note(what, path, old, new)
+        with self._reaching("written"):
+            if new is None:
+                with contextlib.suppress(FileNotFoundError):  # another writer has deleted it
+                    self._files.rm_file(path)
+                return
+            try:
+                self._put(path, new, mode)
+            except FileExistsError:
+                changes.forget_last()
+                raise
+
+    @contextlib.contextmanager
+    def _undoing(self) -> Iterator[Changes]:
+        """Put back what was changed if the block raises, and say what is there then."""
+        remove = self._files.rm_file  # or the bank is closed
+        changes = Changes(
+            lambda path: self._fetch([path], None)[0], lambda path, data: self._put(path, data, "overwrite"), remove
+        )
+        try:
+            yield changes
+        except BankError as error:
+            raise BankError(f"{error}; {changes.undo()}") from error.__cause__
+        except BaseException as error:
+            found = changes.undo()
+            if found != NOTHING:
+                error.add_note(f"the bank at {self.address}: {found}")
+            raise
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """See `Store.names`; objects that others have put there are passed over."""
+        self._files.invalidate_cache()
+        with self._reaching("read"):
+            try:
+                paths = self._files.find(posixpath.join(self._root, FOLDER))
+            except FileNotFoundError:
+                paths = []
+        names = [path.rpartition("/")[2].removesuffix(ENDING) for path in paths]
+        yield from sorted(
+            name
+            for name, path in zip(names, paths, strict=True)
+            if is_name(name) and name.startswith(prefix) and path.strip("/") == self._path(name).strip("/")
+        )
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.names(""))
+
+    def close(self) -> None:
+        """Let go of the file system, which fsspec keeps."""
+        self._opened = None
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self._root, FOLDER, name + ENDING)
+
+    def _make_folders(self) -> None:
+        if self._is_local:  # object stores have none
+            self._files.makedirs(posixpath.join(self._root, FOLDER), exist_ok=True)
+
+    def _put(self, path: str, data: bytes, mode: str) -> None:
+        if self._is_local:
+            put_file(path, data, mode, posixpath.join(self._root, UNFINISHED))
+        else:
+            self._files.pipe_file(path, data, mode=mode)
+
+    def _fetch(self, paths: list[str], end: int | None) -> list[bytes | None]:
+        """Fetch objects, all at once where the file system can; `None` for those that are not there."""
+        if not paths:
+            return []
+        start = None if end is None else 0
+        with self._reaching("read"):
+            found = self._files.cat_ranges(paths, [start] * len(paths), [end] * len(paths), on_error="return")
+            for data in found:
+                if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                    raise data
+        return [None if isinstance(data, Exception) else bytes(data) for data in found]
+
+    @contextlib.contextmanager
+    def _reaching(self, action: str) -> Iterator[None]:
+        """Translate what a file system raises: each has errors of its own."""
+        try:
+            yield
+        except (ZooError, FileExistsError):
+            raise
+        except Exception as error:
+            raise BankError(
+                f"the bank at {self.address} could not be {action}: {_in_words(error)}; check the address, the "
+                "permissions and the room there, then try again"
+            ) from error
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

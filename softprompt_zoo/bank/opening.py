@@ -1,0 +1,72 @@
+"""Which store the address of a bank means."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from softprompt_zoo.bank.stores import Store
+from softprompt_zoo.errors import BankError, check_packages
+
+
+def check_address(address: str | os.PathLike[str]) -> str:
+    """Return an address as text.
+
+    Args:
+        address: A folder, or an fsspec address such as `s3://bucket/bank`.
+
+    Raises:
+        TypeError: If it is not text or a path.
+        BankError: If it is empty.
+    """
+    text = os.fspath(address) if isinstance(address, str | os.PathLike) else address
+    if not isinstance(text, str):
+        raise TypeError(
+            f"the bank's address is {address!r} ({type(address).__name__}); expected a folder, or an address such as "
+            "s3://bucket/bank"
+        )
+    if not text:
+        raise BankError("the bank's address is empty; name a folder, or an address such as s3://bucket/bank")
+    return text
+
+
+def check_installed() -> None:
+    """Refuse to open a bank where packages of the extra `bank` are missing.
+
+    Raises:
+        MissingPackageError: If one is.
+    """
+    check_packages("a bank of prompts needs", "fsspec", "lmdb", "xxhash", remedy='pip install "softprompt-zoo[bank]"')
+
+
+def open_store(
+    text: str,
+    max_bytes: int | None,
+    storage_options: Mapping[str, Any] | None,
+    is_new_allowed: bool,
+) -> Store:
+    """Find the store that an address means.
+
+    Args:
+        text: A folder, or an fsspec address such as `s3://bucket/bank`.
+        max_bytes: Bound on a folder's size.
+        storage_options: Options of the address's file system.
+        is_new_allowed: Whether the folder may be made.
+
+    Returns:
+        The store; nothing of a bank was read yet.
+
+    Raises:
+        ValueError: If an option is of the other kind of store.
+        BankError: If the place cannot be used.
+    """
+    if "://" in text:
+        if max_bytes is not None:
+            raise ValueError(f"max_bytes is {max_bytes}; it bounds a folder, and {text} is an address: leave it out")
+        from softprompt_zoo.bank.object_store import ObjectStore
+
+        return ObjectStore(text, storage_options or {})
+    if storage_options is not None:
+        raise ValueError(f"storage_options were given for the folder {text}; they are for addresses such as s3://…")
+    from softprompt_zoo.bank.folder_store import FolderStore
+
+    return FolderStore(text, max_bytes, is_new_allowed)

@@ -1,0 +1,197 @@
+"""From a prompt to its record and back."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.bank.records import INSTEAD, Record, decode, encode
+from softprompt_zoo.errors import (
+    BackboneMismatchError,
+    CheckpointError,
+    ShapeError,
+    UnsupportedError,
+)
+from softprompt_zoo.files.numbers import is_finite
+from softprompt_zoo.model.lending import Ready
+from softprompt_zoo.prompt.prompt import MergedTokens, Prompt
+from softprompt_zoo.prompt.task_heads import copy_saved_head
+from softprompt_zoo.prompt.token_checks import check_range, check_virtual_tokens
+from softprompt_zoo.registry.registry import registry
+from softprompt_zoo.tokens.tokens import VirtualTokens, to_tensors
+
+HEAD = "head."
+"""What the names of a trained head's tensors begin with."""
+
+
+def encode_prompt(name: str, prompt: Prompt, backbone: Backbone, dtype: torch.dtype | None) -> bytes:
+    """Turn a prompt into a record of its plain tokens and its trained head.
+
+    Args:
+        name: Its name.
+        prompt: The prompt. Not changed.
+        backbone: Sizes of the bank's model.
+        dtype: What virtual tokens are stored in; `None` for the dtype they have.
+
+    Returns:
+        The record.
+
+    Raises:
+        TypeError: If it is no prompt.
+        BackboneMismatchError: If it is for a model of other sizes.
+        UnsupportedError: If it has no values, or some that `dtype` cannot hold.
+    """
+    if not isinstance(prompt, Prompt):
+        raise TypeError(f"prompt {name!r} is {type(prompt).__name__}; expected a prompt, such as model.prompts[…]")
+    prompt.refuse_weight(f"prompt {name!r}", "a bank")
+    try:
+        tokens = prompt.merged_tokens(backbone)
+        check_virtual_tokens(tokens, backbone, prompt.num_virtual_tokens, prompt.config.tasks, f"prompt {name!r}")
+    except (ShapeError, RuntimeError) as error:
+        raise BackboneMismatchError(f"prompt {name!r} does not fit the bank's model: {error}") from error
+    tensors = {key: _cast(tensor, key, name, dtype) for key, tensor in to_tensors(tokens).items()}
+    if prompt.head is not None:
+        tensors |= {HEAD + key: tensor for key, tensor in prompt.head.state_dict().items()}
+    method = prompt.loaded
+    return encode(name, tensors, method.name, method.distribution, method.version, prompt.config.to_dict())
+
+
+class Decoder:
+    """Makes prompts of records, many that were trained alike at little cost each.
+
+    Args:
+        bank: The bank, for messages.
+        backbone: Sizes of the model.
+        device: Where to.
+        dtype: Of the virtual tokens; `None` for what they are stored in.
+    """
+
+    def __init__(self, bank: str, backbone: Backbone, device: torch.device, dtype: torch.dtype | None) -> None:
+        self._bank = bank
+        self._backbone = backbone
+        self._device = device
+        self._dtype = dtype
+        self._templates: dict[bytes, Prompt] = {}
+
+    def prompt(self, name: str, data: memoryview) -> Prompt:
+        """Make a prompt of a record.
+
+        Args:
+            name: Its name.
+            data: The record; the prompt does not keep it.
+
+        Returns:
+            The prompt, merged, in eval mode and without gradients.
+
+        Raises:
+            CheckpointError: If the record is damaged or does not fit the method or the model.
+            UnknownMethodError: If its method is not installed.
+        """
+        record = decode(name, data, self._bank)
+        template = self._template(name, record)
+        tokens, head = self._parts(name, record)
+        prompt = Prompt(template.loaded, template.config, MergedTokens(tokens), head).requires_grad_(False)
+        with self._fitting(name):
+            self._check(prompt.merged_tokens(self._backbone), template)
+        return prompt.eval()  # as what is merged is used
+
+    @torch.inference_mode(False)  # else the tensors could not be used in training later
+    @torch.no_grad()
+    def ready(self, name: str, data: memoryview) -> Ready:
+        """Make a record ready for a model's rows; arguments and errors as in `prompt`."""
+        record = decode(name, data, self._bank)
+        template = self._template(name, record)
+        tokens, head = self._parts(name, record)
+        template.learned = _Stored(tokens)
+        size = sum(t.nbytes for t in tokens.values())
+        size += 0 if head is None else sum(parameter.nbytes for parameter in head.parameters())
+        with self._fitting(name):
+            placement = template.place(self._backbone)
+            self._check(placement.tokens, template)
+        return Ready(record.stamp, placement, head, size)
+
+    def _check(self, tokens: VirtualTokens, template: Prompt) -> None:
+        check_virtual_tokens(tokens, self._backbone, template.num_virtual_tokens, template.config.tasks, "the entry")
+
+    @contextlib.contextmanager
+    def _fitting(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (ShapeError, RuntimeError) as error:
+            raise CheckpointError(f"entry {name!r} of {self._bank} does not fit this model: {error}") from error
+
+    def _parts(self, name: str, record: Record) -> tuple[dict[str, Tensor], nn.ModuleDict | None]:
+        tokens, state = {}, {}
+        where = f"entry {name!r} of {self._bank}"
+        for key, tensor in record.tensors.items():
+            if not is_finite(tensor):
+                raise CheckpointError(
+                    f"{where} holds NaN or infinity in {key!r}; add the prompt again with overwrite=True, or delete it"
+                )
+            if key.startswith(HEAD):
+                state[key.removeprefix(HEAD)] = tensor
+            else:
+                tokens[key] = tensor
+        if self._dtype is not None:
+            check_range(tokens, self._dtype, where)
+        tokens = {key: tensor.to(self._device, self._dtype) for key, tensor in tokens.items()}
+        head = _head(state, self._backbone, self._device, where) if state else None
+        return tokens, head
+
+    def _template(self, name: str, record: Record) -> Prompt:
+        """Make a prompt without tokens, which records with the same header share."""
+        if record.header_text not in self._templates:
+            where = f"entry {name!r} of {self._bank}"
+            header = record.header
+            method = registry.lookup_saved(header.method, header.distribution, header.version, where)
+            try:
+                config = method.config_class.from_options(record.header.config)
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(f"{where} does not fit its method {method.name!r}: {error}") from error
+            if not all(tensor.is_floating_point() for tensor in _tokens(record).values()):
+                raise CheckpointError(f"{where} has virtual tokens that are not floating-point numbers; {INSTEAD}")
+            self._templates[record.header_text] = Prompt(method, config, _Stored({}))
+        return self._templates[record.header_text]
+
+
+def _tokens(record: Record) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in record.tensors.items() if not key.startswith(HEAD)}
+
+
+class _Stored(MergedTokens):
+    """Plain tokens that are not trained, without torch's parameters, which take longer to make than to read."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        nn.Module.__init__(self)
+        self.__dict__["tensors"] = tensors
+
+
+def _cast(tensor: Tensor, key: str, name: str, dtype: torch.dtype | None) -> Tensor:
+    if tensor.is_meta:
+        raise UnsupportedError(f"prompt {name!r} is on the meta device and has no values; load them first")
+    if not is_finite(tensor):
+        raise UnsupportedError(f"prompt {name!r} holds NaN or infinity in {key!r}; train it again before it is stored")
+    if dtype is None:
+        return tensor
+    cast = tensor.to(dtype)
+    if not is_finite(cast):
+        raise UnsupportedError(
+            f"{key!r} of prompt {name!r} has values up to {float(tensor.abs().max()):.3g}, which {dtype} cannot hold; "
+            "open the bank with another dtype"
+        )
+    return cast
+
+
+def _head(state: dict[str, Tensor], backbone: Backbone, device: torch.device, where: str) -> nn.ModuleDict:
+    names = dict.fromkeys(key.split(".")[0] for key in state)
+    head: Any = copy_saved_head(names, backbone.heads, where)
+    head.requires_grad_(False).eval()  # no dropout while the model trains
+    try:
+        head.load_state_dict(state)
+    except RuntimeError as error:
+        raise BackboneMismatchError(f"{where} does not fit this model's task head: {error}") from error
+    found: nn.ModuleDict = head.to(device)
+    return found

@@ -1,0 +1,25 @@
+"""A way to train that was seen to work."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A way to train that was seen to work, and where it comes from."""
+
+    learning_rate: float
+    """Peak learning rate."""
+    steps: int
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Rows per optimizer step."""
+    warmup_steps: int = 5
+    """Steps of linear warm-up."""
+    schedule: str = "linear"
+    """Name of a transformers learning-rate schedule."""
+    weight_decay: float = 0.0
+    """The optimizer's weight decay."""
+    optimizer: str = "adamw_torch"
+    """Name of a transformers optimizer; by default torch's AdamW."""
+    source: str = ""
+    """Where the numbers come from."""

@@ -1,0 +1,1 @@
+"""Prompts on disk, in our format and in those of others."""

@@ -1,0 +1,125 @@
+"""PEFT adapters in a saved directory: beside the prompts in one file, and once more in folders that PEFT loads.
+
+What `zoo.load` reads is in `model.safetensors`, which is replaced in one step, so prompts and adapters are always of
+one save. The folders are written after it, for PEFT.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+from softprompt_zoo.config import typed
+from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.files import adapter_folder, native
+from softprompt_zoo.files.files import parse_json, read_tensors
+from softprompt_zoo.files.numbers import check_floating
+
+FOLDER = "adapters"
+"""Subfolder of a saved directory with a folder for each adapter."""
+METADATA_KEY = "softprompt_zoo_adapters"
+"""In the header of `model.safetensors`: by adapter its config, and where its tensors are in the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """One PEFT adapter as it is saved."""
+
+    fields: Mapping[str, Any]
+    """PEFT's config."""
+    tensors: Mapping[str, Tensor]
+    """As PEFT names them."""
+    state_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """PEFT's name of a tensor to its name in the model's `state_dict`, of those that are in it as they are."""
+
+
+def folders(adapters: Mapping[str, Adapter]) -> dict[str, str]:
+    """Return where PEFT finds each adapter, relative to the saved directory."""
+    return {name: f"{FOLDER}/{name}" for name in adapters}
+
+
+def pack(adapters: Mapping[str, Adapter]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what goes into `model.safetensors` for adapters: tensors, and metadata.
+
+    Args:
+        adapters: By name.
+
+    Returns:
+        Tensors, by their names in the model's state where they are in it; and what the header says of them.
+    """
+    tensors: dict[str, Tensor] = {}
+    described = {}
+    for name, adapter in adapters.items():
+        keys = {key: adapter.state_names.get(key, f"{FOLDER}.{name}.{key}") for key in adapter.tensors}
+        tensors |= {keys[key]: tensor for key, tensor in adapter.tensors.items()}
+        described[name] = {"config": dict(adapter.fields), "tensors": keys}
+    return tensors, {METADATA_KEY: json.dumps(described)} if described else {}
+
+
+def write_folders(directory: Path, adapters: Mapping[str, Adapter]) -> None:
+    """Write adapters, each into a folder of its own that PEFT loads.
+
+    Args:
+        directory: A saved directory.
+        adapters: By name.
+    """
+    for name, folder in folders(adapters).items():
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+        adapter_folder.write(directory / folder, adapters[name].fields, adapters[name].tensors, {})
+
+
+def read(directory: Path, found: Mapping[str, str]) -> dict[str, Adapter]:
+    """Read the adapters of a saved directory.
+
+    Args:
+        directory: A saved directory.
+        found: Their folders by name, from its index.
+
+    Returns:
+        The adapters by name.
+
+    Raises:
+        CheckpointError: If one is missing or corrupt, or its folder is not in the directory.
+    """
+    for name, folder in found.items():
+        if folder != f"{FOLDER}/{name}" or name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise CheckpointError(
+                f"the index of {directory} has the adapter {name!r} in {folder!r}; expected {FOLDER}/<name>"
+            )
+    if not found:
+        return {}
+    path = directory / native.TENSOR_FILE
+    tensors, metadata = read_tensors(path)
+    if METADATA_KEY in metadata:
+        described = parse_json(metadata[METADATA_KEY], path)
+        return {name: _unpack(name, described.get(name), tensors, path) for name in found}
+    return {name: _read_folder(directory / folder) for name, folder in found.items()}  # of an earlier version
+
+
+def _read_folder(folder: Path) -> Adapter:
+    fields, tensors, _ = adapter_folder.read(folder)
+    check_floating(tensors, folder)
+    return Adapter(fields, tensors)
+
+
+class Described(TypedDict):
+    """What the header says of an adapter."""
+
+    config: dict[str, Any]
+    """PEFT's config."""
+    tensors: dict[str, str]
+    """PEFT's names of the tensors to those in the file."""
+
+
+def _unpack(name: str, described: Any, tensors: Mapping[str, Tensor], path: Path) -> Adapter:
+    content = typed.read(Described, described, f"{path}: its description of the adapter {name!r}")
+    fields, keys = content["config"], content["tensors"]
+    missing = next((key for key in keys.values() if key not in tensors), None)
+    if missing is not None:
+        raise CheckpointError(f"{path} has no tensor {missing!r:.80} for the adapter {name!r}; save it again")
+    own = {key: tensors[place] for key, place in keys.items()}
+    check_floating(own, path)
+    return Adapter(fields, own)

@@ -1,0 +1,141 @@
+"""The two files of a PEFT adapter, so that one of them never passes for a part of the other one's adapter.
+
+PEFT reads a config and tensors. Both are written in full beside their places before either is moved there. The config
+is in the header of the tensors' file too, at which PEFT does not look: whatever cuts a write off, the folder is the
+old adapter or the new one to us, and to PEFT one of them or none.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.files.files import (
+    json_bytes,
+    parse_json,
+    read_json,
+    read_metadata,
+    read_tensors,
+    replace_files,
+    tensor_bytes,
+)
+from softprompt_zoo.files.pickled import read_pickled
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
+"""What PEFT before 0.7 wrote."""
+CONFIG_KEY = "softprompt_zoo_config"
+"""In the header of the tensors' file: the config that they were written with."""
+UNTIED = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
+"""Fields that may be changed by hand: they say nothing of the tensors."""
+
+
+def write(
+    directory: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write an adapter; one that was there is replaced as a whole.
+
+    Args:
+        directory: Where to; it must exist.
+        fields: PEFT's config.
+        tensors: By PEFT's names.
+        metadata: What else goes into the header of their file.
+    """
+    config, path = json_bytes(fields), directory / CONFIG_FILE
+    content = tensor_bytes(tensors, {**metadata, CONFIG_KEY: json.dumps(fields)})
+    is_same = path.is_file() and path.read_bytes() == config
+    files = {directory / TENSOR_FILE: content} | ({} if is_same else {path: config})
+    replace_files(files, removed_first=() if is_same else (path,))  # no config at all rather than another one's
+
+
+def remove(directory: Path) -> None:
+    """Remove an adapter, tensors first: a config alone is not taken for one."""
+    for name in (TENSOR_FILE, CONFIG_FILE):
+        (directory / name).unlink(missing_ok=True)
+
+
+def is_there(directory: Path) -> bool:
+    """Return whether a directory holds an adapter, if only in the tensors' file."""
+    return (directory / CONFIG_FILE).is_file() or bool(_kept_config(directory))
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Read an adapter's config, and none of its tensors.
+
+    Args:
+        directory: The directory.
+
+    Returns:
+        PEFT's config.
+
+    Raises:
+        CheckpointError: If it is missing or corrupt.
+    """
+    kept = None if (directory / CONFIG_FILE).is_file() else _kept_config(directory)
+    return read_json(directory / CONFIG_FILE) if kept is None else kept
+
+
+def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
+    """Read an adapter.
+
+    Args:
+        directory: The directory.
+
+    Returns:
+        PEFT's config and tensors, and the metadata in the header of the tensors' file.
+
+    Raises:
+        CheckpointError: If a file is missing or corrupt, or they are two adapters' files.
+    """
+    fields = read_config(directory)
+    path = tensor_file(directory)
+    if path.name == PICKLED_FILE:
+        return fields, read_pickled(path), {}
+    tensors, metadata = read_tensors(path)
+    if CONFIG_KEY in metadata:
+        _check_together(fields, parse_json(metadata[CONFIG_KEY], path), directory)
+    return fields, tensors, metadata
+
+
+def tensor_file(directory: Path) -> Path:
+    """Return where an adapter's tensors are.
+
+    Args:
+        directory: The adapter's.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: If it is missing.
+    """
+    found = next((directory / name for name in (TENSOR_FILE, PICKLED_FILE) if (directory / name).exists()), None)
+    if found is None:
+        raise CheckpointError(f"{directory} has neither {TENSOR_FILE} nor {PICKLED_FILE}; copy it there")
+    return found
+
+
+def _kept_config(directory: Path) -> dict[str, Any] | None:
+    path = directory / TENSOR_FILE
+    if not path.is_file():
+        return None
+    try:
+        metadata = read_metadata(path)
+        return parse_json(metadata[CONFIG_KEY], path) if CONFIG_KEY in metadata else None
+    except CheckpointError:  # damaged: no adapter, and no reason not to write one here
+        return None
+
+
+def _check_together(fields: Mapping[str, Any], kept: Mapping[str, Any], directory: Path) -> None:
+    names = sorted({*fields, *kept} - set(UNTIED))
+    wrong = next((name for name in names if fields.get(name) != kept.get(name)), None)
+    if wrong is not None:
+        raise CheckpointError(
+            f"{directory / CONFIG_FILE} has {wrong} = {fields.get(wrong)!r:.80}, and {TENSOR_FILE} beside it was "
+            f"written with {kept.get(wrong)!r:.80}: they are files of two adapters, or one was changed; copy both "
+            "again, or export the prompt again"
+        )

@@ -1,0 +1,228 @@
+"""PEFT's adapters on the base model, such as LoRA: they train, save and switch off beside the prompts.
+
+PEFT is imported only by whoever has such an adapter. An adapter is injected into the layers of the user's model; a
+`PeftModel` is a wrapper around that model. Prompts go into the model, and the wrapper stays as it is.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone.peft_layers import adapter_layers, original_name
+from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
+from softprompt_zoo.files import native
+from softprompt_zoo.files.adapter_configs import make_config
+from softprompt_zoo.files.adapter_files import FOLDER, Adapter
+from softprompt_zoo.files.adapter_folder import CONFIG_FILE
+from softprompt_zoo.files.module_state import restored_on_error
+from softprompt_zoo.prompt.task_heads import find_heads, task_head
+
+WRAPPED = "base_model.model."
+"""What PEFT puts in front of the names of the model inside."""
+
+
+def names(model: Any) -> list[str]:
+    """List the adapters injected into a model."""
+    return list(getattr(model, "peft_config", None) or ())
+
+
+def are_on(model: nn.Module) -> bool:
+    """Say whether adapters stand in a model's layers; merged ones that were not unloaded do."""
+    return any(True for _ in adapter_layers(model))
+
+
+def acting(model: nn.Module) -> list[str]:
+    """List the adapters that act beside a model's weights: neither switched off nor merged."""
+    layers = [layer for _, layer in adapter_layers(model) if not layer.disable_adapters]
+    found = [name for layer in layers for name in layer.active_adapters if name not in layer.merged_adapters]
+    return list(dict.fromkeys(found))
+
+
+def parameters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that belong to one adapter, or to any, by their name in the model."""
+    for prefix, layer in adapter_layers(model):
+        own = tuple(layer.adapter_layer_names)
+        for name, parameter in layer.named_parameters():
+            part = next((part for part in own if f"{name}.".startswith(f"{part}.")), None)
+            if part is None:
+                continue
+            if adapter is None or name.removeprefix(f"{part}.").partition(".")[0] == adapter:
+                yield f"{prefix}.{name}", parameter
+
+
+@contextlib.contextmanager
+def out_of_reach(model: nn.Module) -> Iterator[None]:
+    """Hide a prompted model's prompts, so that an adapter that is put on neither enters nor freezes them."""
+    host: Any = model._modules.pop("prompts")
+    stacks: Any = model._softprompt_stacks
+    try:
+        yield
+        heads = find_heads(model, [stack.module for stack in stacks.values()])  # they may be other modules now
+        host.backbone = dataclasses.replace(host.backbone, task_head=task_head(model, heads), heads=heads)
+    finally:
+        model._modules["prompts"] = host
+
+
+def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Adapter]:
+    """Read the adapters of a model, for saving.
+
+    Args:
+        model: The model inside.
+        state_dict: Its state, where the caller gathered it from several devices.
+
+    Returns:
+        The adapters by name, the active one last.
+    """
+    active = {name for _, layer in adapter_layers(model) for name in layer.active_adapters}
+    state = _own_state(model, state_dict)
+    places = {id(tensor): key for key, tensor in state.items()}
+    found = {}
+    for name in sorted(names(model), key=active.__contains__):  # PEFT activates the one that is put on last
+        tensors = {WRAPPED + key: tensor for key, tensor in _peft_state(model, state, name).items()}
+        config = model.peft_config[name]
+        fields = json.loads(json.dumps({**config.to_dict(), "inference_mode": True}, default=_plain))
+        state_names = {key: places[id(tensor)] for key, tensor in tensors.items() if id(tensor) in places}
+        found[name] = Adapter(fields, tensors, state_names)
+    return found
+
+
+def check(model: Any, adapters: Mapping[str, Adapter], directory: Path) -> None:
+    """Refuse saved adapters that do not fit a model. Nothing is changed, and no room is taken.
+
+    Args:
+        model: The model inside; it may have adapters of these names.
+        adapters: From `read`.
+        directory: Where they come from, for the message.
+
+    Raises:
+        UnsupportedError: If PEFT is not installed, or an adapter asks for what is not done for a file.
+        CheckpointError: If PEFT does not know the adapter.
+        BackboneMismatchError: If the tensors are not those of such an adapter on this model.
+    """
+    skeleton: Any = None
+    for name, adapter in adapters.items():
+        folder = directory / FOLDER / name
+        if name in names(model):
+            expected = _shapes(model, name)
+        else:
+            config = _config(adapter, folder)
+            try:
+                with torch.device("meta"):
+                    skeleton = _original_class(model)(model.config) if skeleton is None else skeleton
+                    _without_start(config)
+                    skeleton.add_adapter(config, adapter_name=name)
+                expected = _shapes(skeleton, name)
+            except Exception as error:  # PEFT's are of all kinds
+                raise BackboneMismatchError(f"{folder} does not fit this model: {_line(error)}") from error
+        saved = {key: tuple(tensor.shape) for key, tensor in _inside(adapter.tensors).items()}
+        if saved != expected:
+            wrong = min(key for key in {*saved, *expected} if saved.get(key) != expected.get(key))
+            raise BackboneMismatchError(
+                f"{folder} does not fit this model: tensor {wrong!r} has shape {saved.get(wrong)}; "
+                f"expected {expected.get(wrong)}; load it onto the model it was made for"
+            )
+
+
+def put(model: Any, adapters: Mapping[str, Adapter], directory: Path, trainable: bool) -> None:
+    """Put saved adapters on a model; those that it has already get the saved numbers.
+
+    Args:
+        model: The model inside. Changed in place.
+        adapters: Checked ones.
+        directory: Where they come from.
+        trainable: Whether they can be trained on. What was there keeps its `requires_grad`.
+
+    Raises:
+        CheckpointError: If PEFT fails. The model is left changed; see `taken_off_on_error`.
+    """
+    if not adapters:
+        return  # PEFT may not be installed
+    from peft import set_peft_model_state_dict
+
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for name, adapter in adapters.items():
+        folder = directory / FOLDER / name
+        config = None if name in names(model) else _config(adapter, folder)
+        try:
+            if config is not None:
+                model.add_adapter(config, adapter_name=name)
+            set_peft_model_state_dict(model, _inside(adapter.tensors), adapter_name=name)
+        except Exception as error:  # PEFT's are of all kinds
+            raise CheckpointError(f"PEFT cannot put {folder} on this model: {_line(error)}") from error
+    for parameter, required_grad in before:
+        parameter.requires_grad_(required_grad)  # PEFT freezes all but the adapter it has put on
+    if not trainable:
+        for name in adapters:
+            for _, parameter in parameters(model, name):
+                parameter.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def taken_off_on_error(model: Any, adapters: Mapping[str, Adapter]) -> Iterator[None]:
+    """Let a model be as it was, bit for bit, if what puts adapters on it, or comes after it, fails.
+
+    Args:
+        model: The model inside.
+        adapters: What is put on it within the block.
+    """
+    if not adapters:
+        yield
+        return
+    # PEFT writes into parameters of the base, too, such as biases.
+    named = {original_name(key) for adapter in adapters.values() for key in _inside(adapter.tensors)}
+    written = [p for name, p in model.named_parameters(remove_duplicate=False) if original_name(name) in named]
+    own = [parameter for name in adapters for _, parameter in parameters(model, name)]
+    with restored_on_error(model, [*written, *own]):
+        yield
+
+
+def _own_state(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return a model's state without its prompts: PEFT goes by parts of names, such as "bias"."""
+    found = model.state_dict() if state_dict is None else state_dict
+    return {key: tensor for key, tensor in found.items() if not key.startswith(native.KEY_PREFIX)}
+
+
+def _peft_state(model: Any, state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=state, adapter_name=name)
+    return tensors
+
+
+def _shapes(model: Any, name: str) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in _peft_state(model, _own_state(model, None), name).items()}
+
+
+def _original_class(model: Any) -> Any:
+    return getattr(type(model), "_softprompt_base", type(model))
+
+
+def _config(adapter: Adapter, folder: Path) -> Any:
+    return make_config(adapter.fields, _inside(adapter.tensors), folder / CONFIG_FILE)
+
+
+def _without_start(config: Any) -> None:
+    """Let a config make no start values: some are computed from weights, of which a skeleton has none."""
+    for name in ("init_lora_weights", "init_weights"):
+        if isinstance(getattr(config, name, None), str):
+            setattr(config, name, True)
+
+
+def _inside(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(WRAPPED): tensor for key, tensor in tensors.items()}
+
+
+def _line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set):
+        return sorted(value)
+    return str(value) if isinstance(value, torch.dtype) else getattr(value, "value", str(value))

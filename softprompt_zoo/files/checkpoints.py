@@ -1,0 +1,234 @@
+"""Prompts in directories: ours always, PEFT's files beside them where PEFT can express the active prompt."""
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.errors import (
+    BackboneMismatchError,
+    CheckpointError,
+    UnsupportedError,
+)
+from softprompt_zoo.files import (
+    adapter_files,
+    adapter_folder,
+    adapters,
+    embeddings,
+    native,
+    peft,
+    peft_prompts,
+    vocabulary,
+)
+from softprompt_zoo.files.files import make_directory
+from softprompt_zoo.files.saved_prompts import PromptSet, restore
+from softprompt_zoo.prompt.plain import check_sizes, plain_prompt
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.tokens.tokens import InputTokens
+
+
+def save(
+    model: Any,
+    own: PromptSet,
+    directory: str | os.PathLike[str],
+    state_dict: Mapping[str, Tensor] | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Save prompts, ours always and PEFT's files where PEFT can express the active prompt.
+
+    Args:
+        model: The model; PEFT adapters on it are saved along, each in a folder of its own.
+        own: Its prompts.
+        directory: Where to; made if missing. Other files in it are left alone.
+        state_dict: The model's state, where the caller gathered it from several devices.
+        names: The prompts to save; all by default. Those among them that are active are so when they are loaded; if
+            none is, and one alone is saved, that one.
+
+    Raises:
+        CheckpointError: If the place is a file, or a folder with a model's weights or another adapter of PEFT's.
+            Nothing is written.
+        UnsupportedError: If PEFT has put an adapter into the prompts.
+    """
+    if any(adapters.are_on(prompt) for prompt in own.prompts.values()):
+        raise UnsupportedError(
+            "PEFT has put an adapter into the prompts themselves, which cannot be saved; put the adapter on the model "
+            "first and the prompts afterwards, or put it on with model.add_adapter, which leaves prompts alone"
+        )
+    path = make_directory(directory)
+    native.check_place(path)
+    if not native.is_native(path):  # PEFT's adapter in the root of ours is one that save_pretrained put there
+        peft.check_place(path)
+    adapted = dict(adapters.parameters(model))
+    if state_dict is None:
+        tensors = _own_state(own.prompts) | adapted
+    else:
+        is_ours = {key: key.startswith(native.KEY_PREFIX) or key in adapted for key in state_dict}
+        tensors = {key: tensor for key, tensor in state_dict.items() if is_ours[key]}
+    chosen = list(own.prompts) if names is None else list(names)
+    others = tuple(f"{native.KEY_PREFIX}{name}." for name in own.prompts if name not in chosen)
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(others)}
+    active = tuple(name for name in own.active if name in chosen)
+    if names is not None and not active and len(chosen) == 1 < len(own.prompts):
+        active = tuple(chosen)
+    records = {name: _record(prompt) for name, prompt in own.prompts.items() if name in chosen}
+    found = adapters.collect(model, state_dict)
+    replaces = native.is_native(path)
+    folders = adapter_files.folders(found)
+    index = native.Index(own.backbone.sizes(), active, records, folders, own.base_name, own.architecture)
+    packed, described = adapter_files.pack(found)
+    native.write(path, index, tensors | packed, described)
+    adapter_files.write_folders(path, found)
+    is_written = not found and peft_prompts.write_copy(own, path, active)  # PEFT has no place for those
+    if replaces and not is_written:
+        adapter_folder.remove(path)  # ours, of a prompt that was here before
+
+
+def read_prompts(
+    directory: Path, backbone: Backbone, pools_prompt: bool = False
+) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+    """Read saved prompts for a backbone. Nothing is attached.
+
+    Args:
+        directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
+        backbone: Sizes of the model.
+        pools_prompt: For a PEFT adapter, as in `peft_prompts.read`; others say themselves.
+
+    Returns:
+        The prompts by name, trainable as they were when they were saved, and the names of the active ones.
+
+    Raises:
+        CheckpointError: If the directory is missing, truncated, corrupt or foreign.
+    """
+    found, active = _read(directory, backbone, pools_prompt)
+    _check_active(active, found, directory)
+    return found, active
+
+
+def _read(directory: Path, backbone: Backbone, pools_prompt: bool) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+    if pools_prompt and (native.is_native(directory) or not adapter_folder.is_there(directory)):
+        raise ValueError(
+            f"pools_prompt is True, which is for PEFT's adapters; {directory} is none, and its prompts are read as "
+            "they were trained; leave it out"
+        )
+    if native.is_native(directory):
+        return _read_native(directory, backbone)
+    if adapter_folder.is_there(directory):
+        return {"default": peft_prompts.read(directory, backbone, pools_prompt)}, ("default",)
+    for kind, is_there in ((vocabulary, vocabulary.is_vocabulary), (embeddings, embeddings.is_embeddings)):
+        if is_there(directory):
+            found, active = kind.read(directory)
+            return {name: _input_prompt(own, backbone, directory) for name, own in found.items()}, active
+    raise CheckpointError(
+        f"{directory} has neither {native.INDEX_FILE} nor {adapter_folder.CONFIG_FILE}; it holds no saved prompt"
+    )
+
+
+def _check_active(active: tuple[str, ...], names: Iterable[str], path: Path) -> None:
+    missing = next((name for name in active if name not in names), None)
+    if missing is not None:
+        raise CheckpointError(
+            f"{path} says that {missing!r} is active, and holds no such prompt; save the prompts again"
+        )
+    if len(set(active)) < len(active):
+        raise CheckpointError(
+            f"{path} says that {', '.join(map(repr, active))} are active, one of them twice; save the prompts again"
+        )
+
+
+def is_saved(directory: Path) -> bool:
+    """Say whether `read_prompts` finds prompts in a directory."""
+    return any(
+        is_there(directory)
+        for is_there in (native.is_native, adapter_folder.is_there, vocabulary.is_vocabulary, embeddings.is_embeddings)
+    )
+
+
+def saved_names(directory: Path) -> list[str]:
+    """List the names of saved prompts, none of which is read.
+
+    Args:
+        directory: As `read_prompts` takes it.
+
+    Returns:
+        The names that `read_prompts` gives them; none of a PEFT adapter that is no prompt.
+
+    Raises:
+        CheckpointError: If the index is missing or corrupt.
+    """
+    if native.is_native(directory):
+        return list(native.read_index(directory).prompts)
+    if adapter_folder.is_there(directory):
+        return ["default"] if peft.is_prompt(adapter_folder.read_config(directory)) else []
+    return vocabulary.names(directory) if vocabulary.is_vocabulary(directory) else embeddings.names(directory)
+
+
+def read_adapters(directory: Path) -> dict[str, adapter_files.Adapter]:
+    """Read the PEFT adapters that were on the model when prompts were saved.
+
+    Args:
+        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+
+    Returns:
+        The adapters by name.
+
+    Raises:
+        CheckpointError: If one is missing or corrupt.
+    """
+    return adapter_files.read(directory, native.read_index(directory).adapters) if native.is_native(directory) else {}
+
+
+def warn_of_adapters(directory: Path) -> None:
+    """Warn that the prompts of a directory, which are read alone, were saved beside PEFT adapters.
+
+    Args:
+        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+    """
+    names = list(native.read_index(directory).adapters) if native.is_native(directory) else []
+    if names:
+        warnings.warn(
+            f"{directory} holds the adapter {', '.join(map(repr, names))} beside its prompt, and the prompt alone is "
+            "read; on a model without that adapter it gives other results. zoo.load puts both on a model",
+            stacklevel=3,
+        )
+
+
+def _input_prompt(found: Tensor, backbone: Backbone, directory: Path) -> Prompt:
+    if found.ndim != 2 or found.shape[1] != backbone.hidden_size:
+        raise BackboneMismatchError(
+            f"{directory} holds embeddings of shape {tuple(found.shape)}; this model needs (tokens, "
+            f"{backbone.hidden_size}); load it onto the model it was made for"
+        )
+    return plain_prompt(InputTokens(found.to(torch.promote_types(backbone.dtype, torch.float32))), backbone)
+
+
+def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+    index, tensors = native.read(directory)
+    check_sizes(index.backbone, backbone, str(directory))
+    prompts = {}
+    for name, record in index.prompts.items():
+        prompts[name] = restore(name, record, tensors[name], backbone, directory)
+    return prompts, index.active
+
+
+def _own_state(prompts: Mapping[str, Prompt]) -> dict[str, Tensor]:
+    """Return the state of prompts under the names that it has in their model's."""
+    states = {f"{native.KEY_PREFIX}{name}.": prompt.state_dict() for name, prompt in prompts.items()}
+    return {prefix + key: tensor for prefix, state in states.items() for key, tensor in state.items()}
+
+
+def _record(prompt: Prompt) -> native.Record:
+    method = prompt.loaded
+    return native.Record(
+        method=method.name,
+        distribution=method.distribution,
+        version=method.version,
+        is_merged=prompt.is_merged,
+        config=prompt.config.to_dict(),
+        weight=prompt.weight,
+        is_trained=prompt.is_trained,
+    )

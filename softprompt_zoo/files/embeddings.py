@@ -1,0 +1,172 @@
+"""Bare embeddings of prompts, for engines that take embeddings in place of tokens."""
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.config import typed
+from softprompt_zoo.config.method_config import PromptName
+from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.files import checksums
+from softprompt_zoo.files.files import (
+    check_format,
+    read_json,
+    read_tensors,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
+from softprompt_zoo.files.numbers import check_floating
+
+FORMAT_VERSION = 1
+INDEX_FILE = "prompt_embeds.json"
+TENSOR_FILE = "prompt_embeds.safetensors"
+
+Shape = Annotated[list[int], typed.Allowed("a list of two integers", lambda value: len(value) == 2)]
+
+README = """\
+# Prompts as embeddings
+
+{table}
+
+`{tensors}` holds them by name, in the model's dtype ({dtype}); each `.npy` file holds one, in {numpy_dtype}. They are
+what the model's embedding module would give, so they go where embeddings of tokens go: in front of the whole text, in
+front of its begin token too if it has one. Nothing is to be scaled.
+
+## vLLM
+
+Start the engine with `enable_prompt_embeds=True`. `embed` is the model's embedding module, as transformers loads it.
+
+```python
+from safetensors.torch import load_file
+
+prompt = load_file("{tensors}")["{name}"]
+text = embed(tokenizer(question, return_tensors="pt").input_ids)[0].detach()
+answers = llm.generate({{"prompt_embeds": torch.cat([prompt, text.to(prompt.dtype)])}})
+```
+
+## llama.cpp
+
+A `llama_batch` takes embeddings (float32) or tokens, so the prompt goes first in a batch of its own.
+
+```python
+prompt = np.ascontiguousarray(np.load("{name}.npy"), dtype=np.float32)
+count, hidden = prompt.shape
+batch = llama_cpp.llama_batch_init(count, hidden, 1)
+batch.n_tokens = count
+ctypes.memmove(batch.embd, prompt.ctypes.data, prompt.nbytes)
+for i in range(count):
+    batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = i, 1, 0, 0
+assert llama_cpp.llama_decode(context, batch) == 0
+# then the tokens of the text, from position `count` on
+```
+
+## softprompt_zoo
+
+`zoo.load(base, "this folder")` makes prompts of them again.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What a folder holds."""
+
+    active: tuple[str, ...]
+    """Names of the prompts that the model saw, in order."""
+    shapes: dict[PromptName, Shape]
+    """By name `[tokens, hidden]`."""
+    dtypes: dict[str, str]
+    """By name torch's name of the numbers, without `torch.`."""
+
+
+def write(directory: Path, prompts: Mapping[str, Tensor], active: tuple[str, ...]) -> None:
+    """Write a folder; each file whole or not at all, the index last.
+
+    Args:
+        directory: Where to; it must exist.
+        prompts: By name the embeddings `(tokens, hidden)`, in the model's dtype.
+        active: Which of them the model saw, in order.
+    """
+    plain = {name: embeddings.detach().cpu().contiguous() for name, embeddings in prompts.items()}
+    for name, embeddings in plain.items():
+        buffer = io.BytesIO()
+        _save_numpy(buffer, _for_numpy(embeddings))
+        write_atomically(directory / f"{name}.npy", buffer.getvalue())
+    write_tensors(directory / TENSOR_FILE, plain, {})
+    write_atomically(directory / "README.md", _readme(plain).encode())
+    shapes = {name: list(embeddings.shape) for name, embeddings in plain.items()}
+    dtypes = {name: str(embeddings.dtype).removeprefix("torch.") for name, embeddings in plain.items()}
+    content = dataclasses.asdict(Index(active, shapes, dtypes))
+    write_json(directory / INDEX_FILE, checksums.seal({"format": FORMAT_VERSION, **content}))
+
+
+def is_embeddings(directory: Path) -> bool:
+    """Say whether a directory was written here."""
+    return (directory / INDEX_FILE).is_file()
+
+
+def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Read a folder.
+
+    Args:
+        directory: The folder.
+
+    Returns:
+        By name the embeddings `(tokens, hidden)`, and the names of the active ones.
+
+    Raises:
+        CheckpointError: If a file is missing, corrupt, or of a later format.
+    """
+    index = _index(directory)
+    tensors, _ = read_tensors(directory / TENSOR_FILE)
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if found != index.shapes:
+        raise CheckpointError(f"{directory / TENSOR_FILE} holds {found}; {INDEX_FILE} says {index.shapes}")
+    check_floating(tensors, directory / TENSOR_FILE)
+    return {name: tensors[name] for name in index.shapes}, index.active
+
+
+def counts(directory: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the number of virtual tokens of each prompt, and the active ones; errors as of `read`."""
+    index = _index(directory)
+    return {name: shape[0] for name, shape in index.shapes.items()}, tuple(index.active)
+
+
+def names(directory: Path) -> list[str]:
+    """Return the names of a folder's prompts, of which no tensor is read; errors as of `read`."""
+    return list(_index(directory).shapes)
+
+
+def _index(directory: Path) -> Index:
+    path = directory / INDEX_FILE
+    content = read_json(path)
+    check_format(content, FORMAT_VERSION, path)
+    content = checksums.unseal(content, path)
+    return typed.read(Index, {name: value for name, value in content.items() if name != "format"}, str(path))
+
+
+def _for_numpy(embeddings: Tensor) -> Tensor:
+    return embeddings.float() if embeddings.dtype == torch.bfloat16 else embeddings  # numpy has no bfloat16
+
+
+def _save_numpy(buffer: io.BytesIO, embeddings: Tensor) -> None:
+    import numpy as np
+
+    np.save(buffer, embeddings.numpy(), allow_pickle=False)
+
+
+def _readme(prompts: Mapping[str, Tensor]) -> str:
+    name, first = next(iter(prompts.items()))
+    rows = [f"| `{key}` | {tensor.shape[0]} | {tensor.shape[1]} |" for key, tensor in prompts.items()]
+    return README.format(
+        table="\n".join(["| prompt | tokens | hidden size |", "| --- | --- | --- |", *rows]),
+        tensors=TENSOR_FILE,
+        name=name,
+        dtype=str(first.dtype).removeprefix("torch."),
+        numpy_dtype=str(_for_numpy(first).dtype).removeprefix("torch."),
+    )

@@ -1,0 +1,292 @@
+"""Reading and writing tensors and JSON so that a crash leaves the old file or the new one."""
+
+import contextlib
+import glob
+import json
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from softprompt_zoo.config import typed
+from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.files import checksums
+
+ORPHANED_SECONDS = 3600
+"""Age of a temporary file that nobody writes any more: a file is moved to its place as soon as it is written."""
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+"""What repositories on the Hugging Face Hub are called."""
+MOST_JSON = 64 * 2**20
+"""Bytes of a JSON file; the largest are lists of a model's tensors. Our choice."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its place and move it there.
+
+    Args:
+        path: Where it goes; an existing file is replaced.
+        content: All of it.
+    """
+    replace_files({path: content})
+
+
+def replace_files(contents: Mapping[Path, bytes], removed_first: Sequence[Path] = ()) -> None:
+    """Write files beside their places, and move them there when all are written: a full disk changes nothing.
+
+    Args:
+        contents: By place, in the order in which they are moved; existing files are replaced.
+        removed_first: Files that are removed before the first one is moved.
+    """
+    temporaries: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            _remove_orphans(path)
+            temporaries[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            # The process' umask acts on the mode, as on that of any new file.
+            handle = os.open(
+                temporaries[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
+            )
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in removed_first:
+            path.unlink(missing_ok=True)
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and not error.filename and temporaries:  # a full disk names none
+            error.filename = str(next(reversed(temporaries)))
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def temporaries_of(path: Path) -> list[Path]:
+    """Return what killed processes, or writing ones, have beside a file's place."""
+    named = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
+    return [found for found in path.parent.glob(f".{glob.escape(path.name)}.*") if named.fullmatch(found.name)]
+
+
+def _remove_orphans(path: Path) -> None:
+    for found in temporaries_of(path):
+        with contextlib.suppress(OSError):  # somebody else removes it, or may not be hindered
+            if found.stat().st_mtime < time.time() - ORPHANED_SECONDS:
+                found.unlink()
+
+
+def make_directory(directory: str | os.PathLike[str]) -> Path:
+    """Make a directory if it is missing.
+
+    Args:
+        directory: Where.
+
+    Returns:
+        Its path.
+
+    Raises:
+        CheckpointError: If there is a file in its place.
+    """
+    path = Path(directory)
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is a file; expected a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def existing_directory(directory: str | os.PathLike[str]) -> Path:
+    """Return the path of a saved prompt's folder.
+
+    Args:
+        directory: As the user gave it.
+
+    Raises:
+        CheckpointError: If it is no folder, or no path.
+        TypeError: If it is neither a text nor a path.
+    """
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(
+            f"the directory is {directory!r} ({type(directory).__name__}); expected a path, as text or Path"
+        )
+    path = Path(directory)
+    try:
+        is_there = stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):  # missing, too long, or with a character that no path has
+        is_there = False
+    if not is_there:
+        raise CheckpointError(
+            f"{typed.shortened(str(path))} is no folder; expected what save_pretrained wrote, or a PEFT prompt adapter"
+            f"{_advice_to_fetch(str(directory))}"
+        )
+    return path
+
+
+def _advice_to_fetch(name: str) -> str:
+    """Say how to get a folder from the Hugging Face Hub, if a missing one has such a name."""
+    if not HUB_NAME.fullmatch(name):
+        return ""
+    return (
+        f"; if it is a repository on the Hugging Face Hub, fetch it first: huggingface_hub.snapshot_download({name!r}, "
+        "allow_patterns=['*.json', '*.safetensors']) returns its folder"
+    )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file.
+
+    Args:
+        path: Where it goes.
+        tensors: Named tensors; copied to the CPU, not changed.
+        metadata: Text stored in its header.
+    """
+    write_atomically(path, tensor_bytes(tensors, metadata))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the content of a safetensors file; arguments as of `write_tensors`."""
+    plain: dict[str, Tensor] = {}
+    written = set()
+    for name, tensor in tensors.items():
+        plain[name] = tensor.detach().cpu().contiguous()
+        memory = plain[name].untyped_storage().data_ptr()
+        if memory in written:  # safetensors takes no two tensors of one memory
+            plain[name] = plain[name].clone()
+        written.add(memory)
+    texts = {"format": "pt", **metadata}
+    content: bytes = save(plain, {**texts, checksums.METADATA_KEY: checksums.of_tensors(plain, texts)})
+    return content
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file with sorted keys."""
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return the content of a JSON file with sorted keys."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its tensors, on the CPU, and its metadata. They may be views of the file, which other programs overwrite and
+        cut: what is kept must be copied.
+
+    Raises:
+        CheckpointError: If it is missing, truncated or no safetensors file, or has the checksum of another content.
+    """
+    with _opened(path) as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    checksums.check_tensors(tensors, metadata, path)
+    return tensors, metadata
+
+
+def check_format(content: object, version: int, where: str | Path) -> None:
+    """Refuse an index of another format than this version reads.
+
+    Args:
+        content: The index.
+        version: The format that is read.
+        where: The index, for the message.
+
+    Raises:
+        CheckpointError: If its `format` is another.
+    """
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != version or isinstance(found, bool):
+        raise CheckpointError(
+            f"{where} has format {found!r}, this version reads {version}; upgrade softprompt-zoo, or take another copy"
+        )
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read a safetensors file's metadata, and none of its tensors; errors as of `read_tensors`."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        check_regular(path)
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; save the prompt again") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file ({error}); save the prompt again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object.
+
+    Raises:
+        CheckpointError: If it is missing, or no JSON object.
+    """
+    try:
+        size = check_regular(path)
+        if size > MOST_JSON:
+            raise CheckpointError(f"{path} has {size} bytes; no JSON of a prompt is larger than {MOST_JSON}")
+        text = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str | bytes, path: Path) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Args:
+        text: JSON.
+        path: The file it was read from, for messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        CheckpointError: If it is no JSON object.
+    """
+    value = typed.parse(text, str(path))
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__}; expected a JSON object")
+    return value
+
+
+def check_regular(path: Path) -> int:
+    """Refuse pipes and devices, of which reading may wait for ever.
+
+    Args:
+        path: A file.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        CheckpointError: If it is no regular file.
+        OSError: If it is missing.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{path} is no regular file; expected one that save_pretrained or export wrote")
+    return found.st_size

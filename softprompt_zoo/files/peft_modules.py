@@ -1,0 +1,111 @@
+"""What PEFT saves of the model itself beside a prompt: heads, embedding tables, layers."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
+from softprompt_zoo.exchange import PeftFiles
+from softprompt_zoo.files.peft_prefixes import SEQ2SEQ, TENSOR_KEY
+
+HEAD_PREFIX = "base_model."
+WORD_TASKS = ("CAUSAL_LM", SEQ2SEQ)
+CLASSES_TASK = "SEQ_CLS"
+POOLED_TASKS = (CLASSES_TASK, "QUESTION_ANS", "TOKEN_CLS")
+
+
+def needs_head(files: PeftFiles, task_type: str) -> bool:
+    """Return whether PEFT looks for a task head in the adapter, the model's own if none was trained."""
+    return task_type in POOLED_TASKS and TENSOR_KEY in files.tensors
+
+
+def with_head(files: PeftFiles, head: Mapping[str, Tensor], task_type: str) -> PeftFiles:
+    """Add a head to an adapter.
+
+    Args:
+        files: The adapter. Not changed.
+        head: Its tensors, `<module>.…` as in the model.
+        task_type: PEFT's name of the model's task.
+
+    Returns:
+        The adapter with the head.
+
+    Raises:
+        UnsupportedError: If PEFT has no place for it.
+    """
+    if task_type not in (*POOLED_TASKS, *WORD_TASKS) or TENSOR_KEY not in files.tensors:
+        raise UnsupportedError(
+            f"PEFT keeps a trained head with prompts of the tasks {', '.join(POOLED_TASKS + WORD_TASKS)} only, not "
+            f"with {files.fields['peft_type']} of {task_type}; keep the prompt in our own format"
+        )
+    names = list(dict.fromkeys(key.split(".")[0] for key in head))
+    tensors = {**files.tensors, **{HEAD_PREFIX + key: tensor for key, tensor in head.items()}}
+    return PeftFiles({**files.fields, "modules_to_save": names}, tensors)
+
+
+def split_head(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Take what PEFT saved of the model itself out of an adapter.
+
+    Args:
+        tensors: PEFT's tensors. Not changed.
+        backbone: What is known of the model.
+
+    Returns:
+        The other tensors; and those of the heads that the prompt brings along, `<module>.…` as in the model. What the
+        model has with the same numbers is in neither: PEFT adds its tables after the vocabulary was resized.
+
+    Raises:
+        UnsupportedError: If it has a module that the model lacks.
+        BackboneMismatchError: If it has other weights for the layers or the embedding table than the model.
+    """
+    head, rest = {}, {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(HEAD_PREFIX)
+        # Adapters of other kinds name places inside the model, `base_model.model.…`.
+        if name == key or (name.startswith("model.") and TENSOR_KEY not in tensors):
+            rest[key] = tensor
+        elif name.partition(".")[0] in backbone.heads:
+            head[name] = tensor
+        else:
+            _check_same(name, tensor, backbone)
+    if not backbone.task_head and all(_is_same(backbone.own_parameter(name), tensor) for name, tensor in head.items()):
+        head = {}
+    return rest, head
+
+
+def of_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what PEFT saved of the model beside a prompt, by the names in the model."""
+    if TENSOR_KEY not in tensors:
+        return {}
+    return {key.removeprefix(HEAD_PREFIX): t for key, t in tensors.items() if key.startswith(HEAD_PREFIX)}
+
+
+def _check_same(name: str, tensor: Tensor, backbone: Backbone) -> None:
+    own = backbone.own_parameter(name)
+    if own is None:
+        raise UnsupportedError(
+            f"the adapter carries a trained task head or another module ({HEAD_PREFIX}{name}) that this model has "
+            f"not; it has {', '.join(backbone.heads) or 'no head'}; load it onto a model of the class it was trained "
+            "with"
+        )
+    if own.shape != tensor.shape:
+        raise BackboneMismatchError(
+            f"the adapter carries {name!r} {tuple(tensor.shape)} of the model it was trained on, and here it is "
+            f"{tuple(own.shape)}; if that is the embedding table, bring the vocabulary to the same size first, with "
+            f"model.resize_token_embeddings({tensor.shape[0]})"
+        )
+    if not _is_same(own, tensor):
+        raise BackboneMismatchError(
+            f"the adapter carries {name!r} of the model it was trained on, with other numbers than this model's; PEFT "
+            f"would overwrite them, a prompt here leaves them alone; write them into the model before you load the "
+            f"prompt (model.get_parameter({name!r}).data.copy_(…) with the file's {HEAD_PREFIX + name!r}), or let "
+            "zoo.load_model load the base and the prompt"
+        )
+
+
+def _is_same(own: Tensor | None, tensor: Tensor) -> bool:
+    if own is None or own.shape != tensor.shape or own.is_meta:
+        return False
+    return torch.equal(own.detach(), tensor.to(own.device, own.dtype))

@@ -1,0 +1,144 @@
+"""PEFT's layout of a prefix, one row of keys and values of all layers for each virtual token, both ways."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
+from softprompt_zoo.tokens.tokens import LayerShape, LayerTokens, SiteTokens, VirtualTokens, flatten_layers
+
+TENSOR_KEY = "prompt_embeddings"
+SEQ2SEQ = "SEQ_2_SEQ_LM"
+CUTTING = ("gemma2", "gemma3_text", "gemma4")
+"""Parts of the model types for which PEFT cuts a prefix to the size of each layer (`PeftModel.get_prompt`)."""
+
+
+def flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, Any]:
+    """Lay a prefix out as PEFT does.
+
+    Args:
+        tokens: Keys and values.
+        backbone: Sizes of the model.
+
+    Returns:
+        `(tokens, 2 * layers * features)`, PEFT's number of layers, and the
+        `LayerShape` that it takes all of them to have.
+
+    Raises:
+        UnsupportedError: If PEFT has no place for it.
+    """
+    site = "decoder" if backbone.family == "encoder_decoder" else next(iter(backbone.layers))
+    others = [name for name in tokens.sites if name != site]
+    if others or site not in tokens.sites:
+        lost = ", ".join(map(repr, others or tokens.sites))
+        raise UnsupportedError(
+            f"PEFT can hold a prefix at the site {site!r} only; this one has {lost}; train with sites=({site!r},)"
+        )
+    shapes = backbone.layers[site]
+    shape = _widest(shapes, backbone)
+    if shape is None:
+        raise UnsupportedError(
+            "PEFT cannot hold keys and values of different sizes, in one layer or in several; keep the prompt in our "
+            "own format"
+        )
+    _check_shared(tokens.sites[site], shapes)
+    if backbone.family != "encoder_decoder":
+        return flatten_layers(_padded(tokens.sites[site], shape)), len(shapes), shape
+    # PEFT repeats an encoder-decoder's rows and takes each layer's pair from every second one: rows 4l and
+    # 4l + 1 of twice as many layers reach decoder layer l, the rest is never looked at.
+    pairs = flatten_layers(tokens.sites[site]).unflatten(1, (len(shapes), 2, -1))
+    spread = torch.stack([pairs, torch.zeros_like(pairs)], dim=2)
+    return spread.flatten(1), 2 * len(shapes), shape
+
+
+def read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, path: Path) -> VirtualTokens:
+    """Undo `flat_prefix`.
+
+    Args:
+        tensor: `(tokens, 2 * layers * features)`.
+        config: PEFT's config.
+        backbone: Sizes of the model.
+        path: PEFT's config file, for messages.
+
+    Returns:
+        Keys and values.
+
+    Raises:
+        BackboneMismatchError: If it was made for other sizes.
+        UnsupportedError: If this model has no place for it, or PEFT itself cannot run it right.
+    """
+    is_seq2seq = backbone.family == "encoder_decoder"
+    site = "decoder" if is_seq2seq else next(iter(backbone.layers), "encoder")
+    if site not in backbone.layers:
+        raise UnsupportedError(f"{path} holds keys and values, which cannot be reached in this model")
+    shapes = backbone.layers[site]
+    layers = config.get("num_layers") or len(shapes)
+    shape = _widest(shapes, backbone)
+    if shape is None:
+        raise UnsupportedError(f"{path} cannot hold this model's keys and values, which differ in size from each other")
+    width = shape.kv_heads * shape.head_dim
+    if tensor.shape[1] != 2 * layers * width or (not is_seq2seq and layers != len(shapes)):
+        raise BackboneMismatchError(
+            f"{path} holds keys and values of {tensor.shape[1]} features in {layers} layers; this model needs "
+            f"{2 * len(shapes) * width} in {len(shapes)}; load it onto the model it was made for"
+        )
+    if is_seq2seq and config.get("num_transformer_submodules", 2) == 1:
+        raise UnsupportedError(
+            f"{path} has num_transformer_submodules=1, with which PEFT lets tokens see later ones; "
+            "export it again with 2"
+        )
+    pairs = tensor.unflatten(1, (2 * layers, shape.kv_heads, shape.head_dim)).permute(1, 2, 0, 3)
+    step = 4 if is_seq2seq else 2
+    rows = [step * layer % (2 * layers) for layer in range(len(shapes))]
+    keys, values = [], []
+    for layer, own in enumerate(shapes):
+        row = rows[layer if own.shared_with is None else own.shared_with]
+        heads, size = own.key_size
+        keys.append(pairs[row][:heads, :, :size].contiguous())
+        values.append(pairs[(row + 1) % (2 * layers)][:heads, :, :size].contiguous())
+    return LayerTokens({site: SiteTokens(tuple(keys), tuple(values))})
+
+
+def _widest(shapes: Sequence[LayerShape], backbone: Backbone) -> LayerShape | None:
+    """Return the size that PEFT's prefix has in every layer; `None` if PEFT has none for these layers."""
+    sizes = {shape.key_size for shape in shapes}
+    if any(shape.key_size != shape.value_size for shape in shapes):
+        return None
+    if len(sizes) > 1 and not any(part in backbone.model_type for part in CUTTING):
+        return None
+    widest = max(shapes, key=lambda shape: shape.head_dim)  # as PEFT chooses it
+    fits = all(heads <= widest.kv_heads and size <= widest.head_dim for heads, size in sizes)
+    return widest if fits else None
+
+
+def _padded(tokens: SiteTokens, shape: LayerShape) -> SiteTokens:
+    """Fill up keys and values `(heads, tokens, size)` with zeros, which PEFT cuts off again."""
+
+    def fill(pair: Tensor | None) -> Tensor | None:
+        if pair is None:
+            return None
+        return functional.pad(pair, (0, shape.head_dim - pair.shape[2], 0, 0, 0, shape.kv_heads - pair.shape[0]))
+
+    return SiteTokens(tuple(map(fill, tokens.keys)), tuple(map(fill, tokens.values)))
+
+
+def _check_shared(tokens: SiteTokens, shapes: Sequence[LayerShape]) -> None:
+    """Refuse a prefix of its own in a layer that reads another one's keys and values: in PEFT it reads those, too."""
+    for layer, shape in enumerate(shapes):
+        source = shape.shared_with
+        if source is None:
+            continue
+        if not all(_is_equal(pairs[layer], pairs[source]) for pairs in (tokens.keys, tokens.values)):
+            raise UnsupportedError(
+                f"layer {layer} of this model reads the keys and values of layer {source}, in PEFT those of its "
+                "prefix, too, and the prompt has others there; keep the prompt in our own format"
+            )
+
+
+def _is_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and one.equal(other))

@@ -1,0 +1,120 @@
+"""A `PeftModel` around a model with prompts: it saves and resumes them, and is what it was without them."""
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.peft_layers import model_inside
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.files import adapter_folder, native
+from softprompt_zoo.files.adapter_files import FOLDER, read
+from softprompt_zoo.files.adapters import WRAPPED, out_of_reach
+from softprompt_zoo.files.files import read_tensors
+
+
+class PromptedPeftModel:
+    """What a `PeftModel` does differently from its own class while the model inside has prompts."""
+
+    _softprompt_wrapper: type
+    get_base_model: Any
+    active_adapters: list[str]
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        # Here, for an error within PEFT's forward would leave the names of this call in all layers.
+        if kwargs.get("adapter_names") is not None:
+            _refuse_shared_pass(self.get_base_model().prompts, kwargs)
+        return super()._enable_peft_forward_hooks(*args, **kwargs)  # type: ignore[misc]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make what PEFT's own class makes; without arguments, an empty object to fill, as copies need it."""
+        return cls._softprompt_wrapper(*args, **kwargs) if args or kwargs else super().__new__(cls)
+
+    def forward(self, *args: Any, task_ids: Any = None, **kwargs: Any) -> Any:  # noqa: D102
+        if task_ids is not None:
+            raise UnsupportedError(
+                "PEFT's forward does not hand task_ids on; call the model inside: model.get_base_model()(…, task_ids=…)"
+            )
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def save_pretrained(  # noqa: D102
+        self,
+        save_directory: str | os.PathLike[str],
+        *args: Any,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        inside = None if state_dict is None else {key.removeprefix(WRAPPED): t for key, t in state_dict.items()}
+        self.get_base_model().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=inside)
+        if is_main_process:
+            # Where PEFT itself keeps an adapter, and where Trainer looks before it loads the best model.
+            folder = Path(save_directory)
+            saved = read(folder, {name: f"{FOLDER}/{name}" for name in self.active_adapters[:1]})
+            for adapter in saved.values():
+                adapter_folder.write(folder, adapter.fields, adapter.tensors, {})
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        with out_of_reach(self.get_base_model()):
+            super().add_adapter(*args, **kwargs)  # type: ignore[misc]
+
+    def load_adapter(self, model_id: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        if not native.is_native(Path(model_id)):
+            return super().load_adapter(model_id, *args, **kwargs)  # type: ignore[misc]
+        tensors, _ = read_tensors(Path(model_id) / native.TENSOR_FILE)
+        return self.get_base_model().load_state_dict(tensors, strict=False)
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        # Trainer reads the checkpoint that the model inside wrote.
+        if any(key.startswith(WRAPPED) for key in state_dict):
+            return super().load_state_dict(state_dict, *args, **kwargs)  # type: ignore[misc]
+        return self.get_base_model().load_state_dict(state_dict, *args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle would look the class up by its name and find PEFT's.
+        return _rebuild, (type(self)._softprompt_wrapper,), self.__dict__.copy()
+
+
+def wrap(model: Any) -> None:
+    """Let a `PeftModel` save and resume the prompts of the model inside; any other model is left alone."""
+    if model_inside(model) is not model and not isinstance(model, PromptedPeftModel):
+        kind: Any = type(model)
+        model.__class__ = _prompted_class(kind)
+
+
+def unwrap(model: Any) -> None:
+    """Undo `wrap`."""
+    if isinstance(model, PromptedPeftModel):
+        model.__class__ = model._softprompt_wrapper
+
+
+@functools.cache
+def _prompted_class(wrapper: Any) -> Any:
+    members = {
+        "_softprompt_wrapper": wrapper,
+        "__module__": wrapper.__module__,
+        "__qualname__": wrapper.__qualname__,
+        "__doc__": wrapper.__doc__,
+    }
+    return type(wrapper.__name__, (PromptedPeftModel, wrapper), members)
+
+
+def _rebuild(wrapper: Any) -> Any:
+    cls = _prompted_class(wrapper)
+    return cls.__new__(cls)
+
+
+@torch.no_grad()
+def _refuse_shared_pass(host: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse an adapter in every row where one pass makes the keys and values that all rows share."""
+    call = host.resolve(kwargs.get("prompts"), kwargs.get("task_ids"), kwargs.get("soft_slots"), None)
+    if host.backbone.family == "causal" and any(call.input_tokens(part) for part in call.selection.combinations):
+        raise UnsupportedError(
+            "adapter_names gives each row an adapter of its own, and a prompt at the input embeddings passes through "
+            "this model once for all rows; use a method on keys and values, or call the model "
+            "once for each adapter, after set_adapter"
+        )

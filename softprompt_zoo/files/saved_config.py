@@ -1,0 +1,94 @@
+"""What a folder says of its prompts, read without a model, without numbers and without the prompts' methods."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.files import adapter_folder, embeddings, native, peft, vocabulary
+from softprompt_zoo.files.files import existing_directory
+
+OF_THE_FILE = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
+"""PEFT's fields that say nothing of how a prompt was trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedPrompt:
+    """One prompt of a folder."""
+
+    method: str | None
+    """Its method's canonical name, or PEFT's name of its type; `None` where the folder holds bare embeddings."""
+    num_virtual_tokens: int | None
+    """Virtual tokens; `None` if the folder does not say."""
+    options: Mapping[str, Any]
+    """What the user chose, by the method's names of its options, or PEFT's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedConfig:
+    """What a folder says of its prompts."""
+
+    base_model: str | None
+    """Name or path of the model that they were trained on; `None` if the folder does not say."""
+    architecture: str | None
+    """transformers' class of that model."""
+    task_type: str | None
+    """PEFT's name of the task, in its folders."""
+    prompts: Mapping[str, SavedPrompt]
+    """The prompts by the names that `load` gives them."""
+    active: tuple[str, ...]
+    """Names of those that are active after loading."""
+    adapters: tuple[str, ...]
+    """Names of the PEFT adapters that were saved along, such as a LoRA."""
+
+
+def read_config(directory: str | os.PathLike[str]) -> SavedConfig:
+    """Read what a folder says of its prompts. No model is needed, and no number of a prompt is read.
+
+    Args:
+        directory: What `load` takes.
+
+    Returns:
+        What it says.
+
+    Raises:
+        CheckpointError: If it holds no prompt, or its index or config is damaged.
+    """
+    path = existing_directory(directory)
+    if native.is_native(path):
+        return _of_index(native.read_index(path))
+    if adapter_folder.is_there(path):
+        return _of_peft(peft.read_config(path), path)
+    found = vocabulary.counts(path) if vocabulary.is_vocabulary(path) else None
+    if found is None and embeddings.is_embeddings(path):
+        found = embeddings.counts(path)
+    if found is None:
+        raise CheckpointError(
+            f"{path} has neither {native.INDEX_FILE} nor {adapter_folder.CONFIG_FILE}; it holds no saved prompt"
+        )
+    counts, active = found
+    prompts = {name: SavedPrompt(None, count, {}) for name, count in counts.items()}
+    return SavedConfig(None, None, None, prompts, active, ())
+
+
+def _of_index(index: native.Index) -> SavedConfig:
+    prompts = {
+        name: SavedPrompt(record.method, record.config.get("num_virtual_tokens"), record.config)
+        for name, record in index.prompts.items()
+    }
+    architecture = index.architecture or None
+    return SavedConfig(index.base_model, architecture, None, prompts, index.active, tuple(index.adapters))
+
+
+def _of_peft(fields: Mapping[str, Any], path: Path) -> SavedConfig:
+    if not peft.is_prompt(fields):
+        raise CheckpointError(f"{path} is a PEFT adapter of type {fields['peft_type']!r}, which is no prompt")
+    base, task, count = (fields.get(key) for key in ("base_model_name_or_path", "task_type", "num_virtual_tokens"))
+    for key, value in (("base_model_name_or_path", base), ("task_type", task)):
+        if not isinstance(value, str | None):
+            raise CheckpointError(f"{path / adapter_folder.CONFIG_FILE} has the {key} {value!r}; expected text or null")
+    options = {name: value for name, value in fields.items() if name not in OF_THE_FILE}
+    prompt = SavedPrompt(fields["peft_type"], count if isinstance(count, int) else None, options)
+    return SavedConfig(base or None, None, task, {"default": prompt}, ("default",), ())

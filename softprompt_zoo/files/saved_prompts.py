@@ -1,0 +1,143 @@
+"""A saved prompt made anew of its record and its tensors, which are compared before anything of their sizes is made."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.checks import check_weight
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.errors import CheckpointError, ShapeError
+from softprompt_zoo.files import native
+from softprompt_zoo.files.numbers import check_floating
+from softprompt_zoo.prompt.plain import check_room
+from softprompt_zoo.prompt.prompt import MergedTokens, Prompt
+from softprompt_zoo.prompt.stored_tokens import from_tensors, stored_shapes
+from softprompt_zoo.prompt.task_heads import copy_saved_head
+from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.registry.registry import registry
+from softprompt_zoo.tokens.tokens import to_tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+    """The prompts of a model, as they are written."""
+
+    backbone: Backbone
+    """Sizes of the model."""
+    architecture: str
+    """Name of its class."""
+    base_name: str | None
+    """Name or path it was loaded from, if known."""
+    active: tuple[str, ...]
+    """Names of the prompts that rows see when a call names none, in order."""
+    prompts: Mapping[str, Prompt]
+    """By name, in the order they were added."""
+
+
+LEARNED, HEAD = "learned.", "head."
+"""What the names of a prompt's own tensors, and of its trained head's, begin with."""
+MERGED = f"{LEARNED}tensors."
+"""What the names of plain tokens begin with."""
+
+
+def restore(
+    name: str, record: native.Record, tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path
+) -> Prompt:
+    """Make a prompt of what a directory of ours says of it.
+
+    Args:
+        name: Its name.
+        record: What the index says of it.
+        tensors: What the file holds of it. Copied.
+        backbone: Sizes of the model.
+        directory: Where they were read, for messages.
+
+    Returns:
+        The prompt, trainable as it was when it was saved.
+
+    Raises:
+        CheckpointError: If the tensors are not those of such a prompt on this model, or no numbers.
+        BackboneMismatchError: If it has a trained head that the model lacks.
+        UnknownMethodError: If its method is not installed.
+        UnsupportedError: If it leaves no room for text.
+    """
+    method = registry.lookup_saved(record.method, record.distribution, record.version, str(directory))
+    where, saved, now = f"prompt {name!r} in {directory}", f"{record.distribution} {record.version}", method.origin
+    versions = "" if saved.strip() == now else f", which was saved with {saved.strip()} and is read with {now},"
+    try:
+        config = method.config_class.from_options(record.config)
+        check_weight("weight", record.weight)
+        expected = _merged(tensors, config, backbone) if record.is_merged else _trained(method, config, backbone)
+    except Exception as error:  # a plugin may fail in any way at options that it did not write
+        raise CheckpointError(f"{where}{versions} does not fit its method {record.method!r}: {error}") from error
+    head_names = dict.fromkeys(key.partition(".")[0] for key in _under(HEAD, tensors))
+    head = copy_saved_head(head_names, backbone.heads, where)
+    expected |= {} if head is None else {HEAD + key: tensor for key, tensor in head.state_dict().items()}
+    _compare(tensors, expected, f"{where}{versions}")
+    check_room(config, backbone)
+    learned: Any
+    if record.is_merged:
+        learned = copied(_under(MERGED, tensors), backbone)
+    else:
+        learned = method.make_parameters(config, backbone)
+        learned.load_state_dict(_under(LEARNED, tensors))
+    if head is not None:
+        head.load_state_dict(_under(HEAD, tensors))
+    prompt = Prompt(method, config, learned, head)
+    prompt.weight = float(record.weight)
+    return prompt.requires_grad_(record.is_trained)
+
+
+def copied(tensors: Mapping[str, Tensor], backbone: Backbone) -> MergedTokens:
+    """Make parameters of plain tokens that are views of a file, which other programs overwrite and cut."""
+    return MergedTokens({key: t.to(backbone.device, copy=True).contiguous() for key, t in tensors.items()})
+
+
+def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+
+
+def _merged(tensors: Mapping[str, Tensor], config: MethodConfig, backbone: Backbone) -> dict[str, Any]:
+    """Return the tensors that plain tokens of these names have, without numbers."""
+    plain = _under(MERGED, tensors)
+    if not plain:
+        raise ShapeError(f"there is no tensor {MERGED}… of its tokens")
+    shapes = stored_shapes(plain, backbone, config.num_virtual_tokens, config.tasks)
+    shapes |= {name: (1,) for name in shapes if name.endswith("_gate") and plain[name].shape == (1,)}
+    sketch = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    if to_tensors(from_tensors(sketch, backbone)).keys() != plain.keys():
+        raise ShapeError(f"the tensors {', '.join(map(repr, plain))} do not belong to one prompt")
+    return {MERGED + name: tensor for name, tensor in sketch.items()}
+
+
+def _trained(method: LoadedMethod, config: MethodConfig, backbone: Backbone) -> dict[str, Any]:
+    """Return the tensors of a method's parameters, mostly without numbers: options may ask for terabytes."""
+    try:
+        on_meta = dataclasses.replace(backbone, device=torch.device("meta"))
+        with torch.device("meta"):
+            sketch = method.make_parameters(config, on_meta)
+    except Exception:  # its parameters are made of numbers of the model, or cannot be made at all
+        sketch = method.make_parameters(config, backbone)
+    return {LEARNED + key: tensor for key, tensor in sketch.state_dict().items()}
+
+
+def _compare(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Refuse tensors that are missing, too many, of another shape or kind, or no numbers."""
+    for key in sorted({*tensors, *expected}):
+        if key not in tensors:
+            raise CheckpointError(f"{where}: tensor {key!r} is missing; expected shape {tuple(expected[key].shape)}")
+        found = tensors[key]
+        if key not in expected:
+            raise CheckpointError(f"{where}: tensor {key!r} {tuple(found.shape)} is none of such a prompt")
+        if found.shape != expected[key].shape:
+            shapes = f"has shape {tuple(found.shape)}; expected {tuple(expected[key].shape)}"
+            raise CheckpointError(f"{where}: tensor {key!r} {shapes}")
+        if expected[key].is_floating_point():
+            check_floating({key: found}, where)
+        elif found.dtype != expected[key].dtype:
+            raise CheckpointError(f"{where}: tensor {key!r} is of {found.dtype}; expected {expected[key].dtype}")

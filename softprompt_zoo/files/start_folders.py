@@ -1,0 +1,120 @@
+"""Folders of saved prompts among a method's options: what a new prompt starts from."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.method_config import GIVEN, MethodConfig
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.files.checkpoints import read_prompts, warn_of_adapters
+from softprompt_zoo.methods.parts.initialization import INITS
+from softprompt_zoo.prompt.prompt import Prompt
+
+
+def _names(config: "MethodConfig | type[MethodConfig]") -> dict[str, tuple[Any, ...]]:
+    """Return the names that options know beside prompts and folders of them."""
+    return {field.name: field.metadata["names"] for field in dataclasses.fields(config) if "names" in field.metadata}
+
+
+def _is_folder(value: Any, names: Sequence[Any]) -> bool:
+    # A name stays one where a folder happens to be called so, which can be given as `./text`.
+    return isinstance(value, str) and value not in (*INITS, *names) and os.path.isdir(value)
+
+
+def with_absolute_folders(options: Mapping[str, Any], config_class: type[MethodConfig]) -> dict[str, Any]:
+    """Write the folders of saved prompts among a method's options so that they are found from another folder.
+
+    Args:
+        options: What the user chose. Not changed.
+        config_class: The method's `Config`.
+
+    Returns:
+        The options.
+    """
+    names = _names(config_class)
+
+    def absolute(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(name, part) for part in value]
+        return os.path.abspath(value) if name in names and _is_folder(value, names[name]) else value
+
+    return {name: absolute(name, value) for name, value in options.items()}
+
+
+def start_prompt(config: MethodConfig, backbone: Backbone) -> Prompt | None:
+    """Return the prompt that a new one starts from.
+
+    Args:
+        config: What the user chose.
+        backbone: Sizes of the model.
+
+    Returns:
+        The prompt that `init` is, or the one in the folder that it is; `None` if it is neither.
+
+    Raises:
+        CheckpointError: If the folder holds no prompt.
+        UnsupportedError: If it holds several.
+    """
+    start: Any = getattr(config, "init", None)
+    if isinstance(start, os.PathLike) or _is_folder(start, _names(config).get("init", ())):
+        return saved_prompt(Path(start), backbone, "init")
+    return start if isinstance(start, Prompt) else None
+
+
+def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:
+    """Read the saved prompts of options that take several prompts or folders; their metadata say `prompts=True`.
+
+    What a saved config says in place of a prompt is refused: a new one starts from prompts that are there.
+
+    Args:
+        config: What the user chose. Not changed.
+        backbone: Sizes of the model.
+
+    Returns:
+        The config, with prompts in the place of folders.
+
+    Raises:
+        CheckpointError: If a folder holds no prompt.
+        ValueError: If an option is `"given"`.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if "names" in field.metadata and isinstance(value, str) and value == GIVEN:
+            raise ValueError(
+                f"{field.name} is {GIVEN!r}, which only a saved prompt says of itself; give the folder or the prompt"
+            )
+    fields = [field.name for field in dataclasses.fields(config) if field.metadata.get("prompts")]
+    given = {name: getattr(config, name) for name in fields if isinstance(getattr(config, name), tuple)}
+    read: dict[str, Any] = {
+        name: tuple(p if isinstance(p, Prompt) else saved_prompt(Path(p), backbone, name) for p in prompts)
+        for name, prompts in given.items()
+    }
+    return dataclasses.replace(config, **read) if read else config
+
+
+def saved_prompt(directory: Path, backbone: Backbone, option: str) -> Prompt:
+    """Read the one active prompt of a folder; warn if adapters stand beside it, which are not read.
+
+    Args:
+        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+        backbone: Sizes of the model.
+        option: What the folder was given as, for the message.
+
+    Returns:
+        The prompt; it is in no model.
+
+    Raises:
+        CheckpointError: If the folder holds no prompt.
+        UnsupportedError: If it holds several.
+    """
+    prompts, active = read_prompts(directory, backbone)
+    warn_of_adapters(directory)
+    names = active or tuple(prompts)
+    if len(names) != 1:
+        raise UnsupportedError(
+            f"{option} is {directory}, where {len(names)} prompts are active; load it and give one: model.prompts[name]"
+        )
+    return prompts[names[0]]

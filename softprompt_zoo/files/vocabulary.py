@@ -1,0 +1,216 @@
+"""Checkpoints with a prompt in their vocabulary: what says which tokens are the prompt, both ways.
+
+The model's and tokenizer's own files are transformers' business; here is the index beside them, which
+names the tokens, the template that puts them in front of a chat, and the way back.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from softprompt_zoo.config import typed
+from softprompt_zoo.config.method_config import PromptName
+from softprompt_zoo.errors import CheckpointError, UnsupportedError
+from softprompt_zoo.files import checksums
+from softprompt_zoo.files.files import check_format, check_regular, read_json, write_json
+from softprompt_zoo.files.numbers import check_finite, check_floating
+
+FORMAT_VERSION = 1
+INDEX_FILE = "soft_tokens.json"
+TENSOR_FILE = "model.safetensors"
+MOST_TOKENS = 2**40
+"""Larger than any vocabulary, and small enough for an index."""
+SHARDS_FILE = "model.safetensors.index.json"
+_START = "{%- set soft_prompts = "
+# Not "-%}": a template may begin with blanks of its own. The line break goes with the block.
+_END = "{%- endif %}\n"
+
+
+TokenId = Annotated[int, typed.integer(0, MOST_TOKENS)]
+
+
+class SoftTokens(TypedDict):
+    """The tokens of one prompt."""
+
+    ids: Annotated[list[TokenId], typed.Allowed("a list of at least one id", bool)]
+    """Their ids, in order."""
+    tokens: list[str]
+    """What the tokenizer calls them."""
+    in_front: str | None
+    """What to write in front of a plain text for this prompt alone; `None` if no string gives the right ids."""
+
+
+class Shards(TypedDict, total=False):
+    """What transformers says of a checkpoint in several files."""
+
+    metadata: Any
+    weight_map: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Which tokens of a checkpoint are prompts."""
+
+    tensor: str
+    """Name of the embedding table in the checkpoint."""
+    scale: Annotated[float, typed.Allowed("a number above 0", lambda value: value > 0)]
+    """What the model multiplies the table's rows by."""
+    active: tuple[str, ...]
+    """The prompts that the chat template puts in front by default, in order."""
+    in_front: str | None
+    """What to write in front of a plain text for these; `None` if no string gives the right ids."""
+    add_special_tokens: bool
+    """What to tell the tokenizer of such a text: `False` if the special tokens are in `in_front` already."""
+    prompts: dict[PromptName, SoftTokens]
+    """The tokens of each prompt by its name."""
+
+
+def token_names(prompt: str, count: int) -> list[str]:
+    """Name the tokens of a prompt."""
+    return [f"<|soft_{prompt}_{number}|>" for number in range(count)]
+
+
+def chat_template(template: str, tokens: Mapping[str, str], default: str) -> str:
+    """Put a prompt in front of a chat template.
+
+    Args:
+        template: The template. One of an earlier export keeps the prompts that it has, under their names.
+        tokens: By the prompt's name, its tokens as one string.
+        default: The string where the caller names no prompt.
+
+    Returns:
+        The template with a variable `soft_prompt` more: the name of a prompt, or `none`.
+
+    Raises:
+        UnsupportedError: If it has a variable of that name already.
+    """
+    choices = dict(tokens)
+    if template.startswith(_START) and _END in template:
+        first, template = template.removeprefix(_START).split(_END, maxsplit=1)
+        choices = {**json.loads(first.partition(" -%}")[0]), **choices}
+    if "soft_prompt" in template:
+        raise UnsupportedError(
+            "the tokenizer's chat template has a variable 'soft_prompt' of its own, which would choose the prompt; "
+            "rename it there"
+        )
+    names = ", ".join(choices)
+    return (
+        f"{_START}{json.dumps(choices)} -%}}"  # names and tokens are plain ASCII, so this is a literal of Jinja, too
+        f"{{%- if soft_prompt is not defined -%}}{{{{- {json.dumps(default)} -}}}}"
+        "{%- elif soft_prompt is none -%}"
+        "{%- elif soft_prompt in soft_prompts -%}{{- soft_prompts[soft_prompt] -}}"
+        f"{{%- else -%}}{{{{- raise_exception('unknown soft_prompt; this model has {names}') -}}}}{_END}{template}"
+    )
+
+
+def write_index(directory: Path, index: Index) -> None:
+    """Write the index beside a checkpoint."""
+    content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
+    write_json(directory / INDEX_FILE, checksums.seal(content))
+
+
+def is_vocabulary(directory: Path) -> bool:
+    """Say whether a directory has the index."""
+    return (directory / INDEX_FILE).is_file()
+
+
+def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Take the prompts out of a checkpoint.
+
+    Args:
+        directory: The checkpoint.
+
+    Returns:
+        By name the embeddings `(tokens, hidden)` as the model's embedding module gives them, in the dtype of the
+        checkpoint; and the names of the active ones.
+
+    Raises:
+        CheckpointError: If a file is missing, corrupt, or of a later format.
+    """
+    index = _index(directory)
+    rows = {name: _rows(directory, index.tensor, prompt["ids"]) for name, prompt in index.prompts.items()}
+    check_floating(rows, directory / INDEX_FILE)
+    scaled = {name: (own * index.scale).to(own.dtype) for name, own in rows.items()}
+    check_finite(scaled, f"{directory / INDEX_FILE}, scale {index.scale}")
+    return scaled, index.active
+
+
+def counts(directory: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the number of virtual tokens of each prompt, and the active ones; errors as of `read`."""
+    index = _index(directory)
+    return {name: len(prompt["ids"]) for name, prompt in index.prompts.items()}, index.active
+
+
+def names(directory: Path) -> list[str]:
+    """Return the names of a checkpoint's prompts, of which no row is read; errors as of `read`."""
+    return list(_index(directory).prompts)
+
+
+def _index(directory: Path) -> Index:
+    path = directory / INDEX_FILE
+    content = read_json(path)
+    check_format(content, FORMAT_VERSION, path)
+    content = checksums.unseal(content, path)
+    return typed.read(Index, {name: value for name, value in content.items() if name != "format"}, str(path))
+
+
+def table_name(directory: Path, table: Tensor) -> str:
+    """Find an embedding table in a checkpoint; of some models it has another name there than in the model.
+
+    Args:
+        directory: The checkpoint.
+        table: The table.
+
+    Returns:
+        Its name.
+
+    Raises:
+        CheckpointError: If it is not there.
+    """
+    wanted = table.detach().cpu()
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                shape = file.get_slice(name).get_shape()
+                if shape == list(wanted.shape) and torch.equal(file.get_tensor(name), wanted):
+                    return str(name)
+    raise CheckpointError("the embedding table was not written with its new rows; nothing is kept")
+
+
+def _rows(directory: Path, tensor: str, ids: Sequence[int]) -> Tensor:
+    with _open(directory, tensor) as file:
+        table = file.get_slice(tensor)
+        shape = table.get_shape()
+        if len(shape) != 2 or max(ids) >= shape[0]:
+            raise CheckpointError(
+                f"{directory / INDEX_FILE} names ids up to {max(ids)}; {tensor!r} has the shape {tuple(shape)}"
+            )
+        first = min(ids)
+        rows: Tensor = table[first : max(ids) + 1]
+        return rows[[token - first for token in ids]]
+
+
+def _open(directory: Path, tensor: str) -> Any:
+    path = directory / TENSOR_FILE
+    if not path.is_file():
+        shards = directory / SHARDS_FILE
+        where = typed.read(Shards, read_json(shards), str(shards)).get("weight_map", {})
+        name = where.get(tensor, TENSOR_FILE)
+        if name != Path(name).name or name in ("", ".", ".."):
+            raise CheckpointError(f"{shards}: weight_map.{tensor} is {name!r}; expected the name of a file beside it")
+        path = directory / name
+    try:
+        check_regular(path)
+        file = safe_open(path, framework="pt")
+        found = tensor in file.keys()  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is missing, truncated or no safetensors file ({error})") from error
+    if not found:
+        raise CheckpointError(f"{path} has no tensor {tensor!r}, which {INDEX_FILE} names; export the prompt again")
+    return file

@@ -1,1 +1,0 @@
-"""Files: our own and PEFT's. They do not know each other."""

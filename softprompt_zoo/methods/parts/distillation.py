@@ -1,0 +1,164 @@
+"""Teachers of methods that distil: which ones there are, and how far a student is from them, per `TrainingStep`."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from softprompt_zoo.config.method_config import GIVEN
+from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
+from softprompt_zoo.exchange import TrainingStep
+from softprompt_zoo.tokens.tokens import InputTokens
+
+if TYPE_CHECKING:
+    from softprompt_zoo.backbone.backbone import Backbone
+
+IGNORED = -100
+"""Label that transformers' losses skip."""
+
+
+def check_teacher(name: str, teacher: Any, count: int) -> None:
+    """Refuse anything but so many prompts, or none, to distil from.
+
+    Args:
+        name: The option's name, for the message.
+        teacher: `None`; a list of prompts or saved folders; a tensor `(prompts, tokens, hidden)`; or `"given"`, which
+            stands in saved configs.
+        count: How many there must be.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If there are more or fewer.
+    """
+    if teacher is None or (isinstance(teacher, str) and teacher == GIVEN):
+        return
+    expected = f"expected a list of {count} prompts or saved folders, one per task, or a tensor (tasks, tokens, hidden)"
+    if isinstance(teacher, Tensor):
+        if teacher.ndim != 3 or teacher.shape[0] != count:
+            raise ValueError(f"{name} is a tensor of shape {tuple(teacher.shape)}; {expected}")
+        return
+    if not isinstance(teacher, tuple | list):
+        raise TypeError(f"{name} is {teacher!r} ({type(teacher).__name__}); {expected}")
+    wrong = [part for part in teacher if not isinstance(part, str | os.PathLike) and not hasattr(part, "merged_tokens")]
+    if wrong:
+        raise TypeError(f"{name} holds {wrong[0]!r} ({type(wrong[0]).__name__}); {expected}")
+    if len(teacher) != count:
+        raise ValueError(f"{name} has {len(teacher)} entries; {expected}")
+
+
+def teacher_embeddings(name: str, teacher: Any, tokens: int, backbone: "Backbone") -> Tensor | None:
+    """Return the virtual tokens of teachers, at the input embeddings.
+
+    Args:
+        name: The option's name, for the message.
+        teacher: What `check_teacher` accepts, its folders already read.
+        tokens: How many virtual tokens each must have.
+        backbone: The student's model.
+
+    Returns:
+        `(prompts, tokens, hidden)` in at least float32; `None` if there is no teacher, or none any more.
+
+    Raises:
+        UnsupportedError: If one has another shape, or no tokens at the input embeddings.
+        BackboneMismatchError: If one was made for a model of other sizes.
+    """
+    if teacher is None or isinstance(teacher, str):
+        return None
+    if isinstance(teacher, Tensor):
+        prompts = list(teacher.detach())
+    else:
+        for index, prompt in enumerate(teacher):
+            prompt.refuse_weight(f"{name} {index}", "a teacher")
+        try:
+            merged = [prompt.merged_tokens(backbone) for prompt in teacher]
+        except ShapeError as error:
+            raise BackboneMismatchError(
+                f"{name} has a prompt that was made for a model of other sizes: {error}; give prompts of this model's"
+            ) from error
+        prompts = [part.embeddings if isinstance(part, InputTokens) else None for part in merged]
+    for index, prompt in enumerate(prompts):
+        shape = "keys and values" if prompt is None else tuple(prompt.shape)
+        if shape != (tokens, backbone.hidden_size):
+            raise UnsupportedError(
+                f"{name} {index} is {shape}; expected tokens at the input embeddings of shape "
+                f"{(tokens, backbone.hidden_size)}, as many and as wide as the student's"
+            )
+    dtype = torch.promote_types(backbone.dtype, torch.float32)
+    return torch.stack([prompt.to(device=backbone.device, dtype=dtype) for prompt in prompts])
+
+
+def logit_divergence(step: TrainingStep, teacher: Any, temperature: float) -> Tensor:
+    """Compare what teacher and student predict where there is a label.
+
+    Args:
+        step: The student's forward.
+        teacher: What `step.run` returned.
+        temperature: Divides both logits; the result is not scaled by it.
+
+    Returns:
+        The mean of KL(teacher || student), a scalar; zero without labels.
+    """
+    student, other, labels = step.output.logits, teacher.logits, step.inputs["labels"].to(step.output.logits.device)
+    if step.predicts_next:
+        student, other, labels = student[:, :-1], other[:, :-1], labels[:, 1:]
+    log_student = functional.log_softmax(student.float() / temperature, dim=-1)
+    log_teacher = functional.log_softmax(other.float() / temperature, dim=-1)
+    divergence = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
+    return _mean(divergence, labels != IGNORED)
+
+
+def hidden_distance(step: TrainingStep, teacher: Any) -> Tensor:
+    """Compare the hidden states of teacher and student at the text, for virtual positions are in no output.
+
+    Args:
+        step: The student's forward.
+        teacher: What `step.run` returned.
+
+    Returns:
+        The mean squared difference over positions, layers and features, a scalar; of an encoder-decoder the sum
+        of both stacks'.
+    """
+    student, inputs = step.output, step.inputs
+    mask = inputs.get("attention_mask")
+    if student.get("encoder_hidden_states") is None:
+        return _mean_square(student.hidden_states, teacher.hidden_states, mask)
+    decoder_mask = inputs.get("decoder_attention_mask")
+    if decoder_mask is None and inputs.get("decoder_input_ids") is None:
+        decoder_mask = inputs["labels"] != IGNORED
+    return _mean_square(student.encoder_hidden_states, teacher.encoder_hidden_states, mask) + _mean_square(
+        student.decoder_hidden_states, teacher.decoder_hidden_states, decoder_mask
+    )
+
+
+def share_of_step(step: TrainingStep) -> Tensor | float:
+    """Return this batch's share of an optimizer's step, by which a mean over the batch is to be multiplied.
+
+    Args:
+        step: The student's forward.
+
+    Returns:
+        Its labels over those of all batches whose gradients are added up, as `Trainer` counts them; else one.
+    """
+    counted = step.inputs.get("num_items_in_batch")
+    if counted is None:
+        return 1.0
+    labels = step.inputs["labels"][..., 1:] if step.predicts_next else step.inputs["labels"]
+    own: Tensor = (labels != IGNORED).sum()
+    return own / torch.as_tensor(counted, device=own.device)
+
+
+def _mean_square(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
+    # The first are the embeddings of the text, which no prompt changes.
+    pairs = zip(student[1:], teacher[1:], strict=True)
+    squares = [(one.float() - other.float()).pow(2).mean(dim=-1) for one, other in pairs]
+    return _mean(torch.stack(squares).mean(dim=0), mask)
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean of the values that a mask of the same shape shows, zero if it shows none."""
+    if mask is None or mask.shape != values.shape:
+        return values.mean()
+    seen = values[mask.to(values.device).bool()]
+    return seen.sum() / max(seen.numel(), 1)

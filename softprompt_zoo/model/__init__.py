@@ -1,0 +1,1 @@
+"""Prompts in a model: attaching, the forward, generation."""

@@ -1,0 +1,134 @@
+"""Attaching prompts to a model and taking them off: the model stays the user's own, of its own class."""
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone.backbone import Backbone, Stack, attention_configs
+from softprompt_zoo.backbone.peft_layers import model_inside, original_name
+from softprompt_zoo.backbone.quantized import keep_unpacked
+from softprompt_zoo.backbone.replaced_forward import check_forward, restore
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.files import adapters, peft_wrapper
+from softprompt_zoo.model.prompted_model import PromptedModel, prompted_class, rebind_forward
+from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.sites.hooks import bind, unbind
+from softprompt_zoo.sites.reach.implementation import prompt_implementation, restore_implementation
+from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
+from softprompt_zoo.sites.reach.replaced_attention import adopt, release
+
+_ATTACHED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
+
+
+def is_attached(model: object) -> bool:
+    """Say whether a model, or the model inside a `PeftModel`, has prompts."""
+    return isinstance(model_inside(model), PromptedModel)
+
+
+def attach(
+    model: PreTrainedModel, backbone: Backbone, stacks: Mapping[str, Stack], prompts: Mapping[str, Prompt]
+) -> None:
+    """Freeze a model and put prompts into it; the first step that changes it, and it cannot fail halfway.
+
+    Args:
+        model: The user's model, or a `PeftModel` around it. Changed in place; PEFT's adapters train on.
+        backbone: From `inspect_backbone`.
+        stacks: From `inspect_backbone`.
+        prompts: Ready prompts by name; none is activated.
+
+    Raises:
+        UnsupportedError: If the model has a forward of its own that prompts cannot enter. Nothing is changed.
+    """
+    check_forward(model_inside(model))
+    peft_wrapper.wrap(model)
+    model = model_inside(model)
+    host = Prompts(backbone, type(model).__name__, getattr(model.config, "_name_or_path", None) or None)
+    host.train(model.training)
+    for name, prompt in prompts.items():
+        host.insert(name, prompt)
+    prompted: Any = model
+    prompted._softprompt_required_grad = {name: p.requires_grad for name, p in _named_parameters(model)}
+    prompted._softprompt_stacks = dict(stacks)
+    adapted = {name for name, _ in adapters.parameters(model)}
+    for name, parameter in model.named_parameters():
+        if name not in adapted:
+            parameter.requires_grad_(False)
+    prompt_implementation(stacks.values())
+    for stack in stacks.values():
+        mark_sites(stack)
+        if stack.module is not model:  # the prompted class does for the model itself what this does
+            adopt(stack)
+        bind(backbone.family, stack, host)
+    model.add_module("prompts", host)
+    prompted.__class__ = prompted_class(prompted.__class__)
+    rebind_forward(model)
+    if getattr(model, "is_quantized", False) and any(prompt.is_trained for prompt in host.values()):
+        keep_unpacked(model)
+    _ATTACHED.add(model)
+
+
+def prompts_of(model: Any, action: str) -> Prompts:
+    """Return a model's prompts.
+
+    Args:
+        model: Any model.
+        action: What is to be done with them, for the message.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        UnsupportedError: If it has none.
+    """
+    if not is_attached(model):
+        raise UnsupportedError(
+            f"{type(model).__name__} has no prompts to {action}; attach one with zoo.get_method(name)(model)"
+        )
+    host: Prompts = model_inside(model).prompts
+    return host
+
+
+def detach(model: PreTrainedModel) -> PreTrainedModel:
+    """Take all prompts off a model.
+
+    Args:
+        model: A model with prompts. Changed in place.
+
+    Returns:
+        The same model as it came: class, outputs, `requires_grad`, `state_dict` keys, attention implementation.
+
+    Raises:
+        UnsupportedError: If it has no prompts.
+    """
+    given: Any = model
+    model = model_inside(given)
+    prompts_of(model, "detach")
+    stacks = model._softprompt_stacks
+    required_grad = model._softprompt_required_grad
+    for stack in stacks.values():
+        unbind(stack)
+        unmark_sites(stack)
+    del model.prompts
+    restore(model)
+    model.__class__ = model._softprompt_base
+    for stack in stacks.values():
+        release(stack)
+    del model._softprompt_stacks, model._softprompt_required_grad
+    for name, parameter in _named_parameters(model):
+        if name in required_grad:  # else it came later, with an adapter
+            parameter.requires_grad_(required_grad[name])
+    _ATTACHED.discard(model)
+    # Two models may share one config object; the other one's prompts still need our attention function.
+    shared = {id(config) for other in _ATTACHED for config in attention_configs(other)}
+    restore_implementation([config for config in attention_configs(model) if id(config) not in shared])
+    peft_wrapper.unwrap(given)
+    return given
+
+
+def _named_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    """List parameters by names that stay when an adapter is put on; the parameters themselves may be replaced."""
+    return [(original_name(name), p) for name, p in model.named_parameters(remove_duplicate=False)]

@@ -1,0 +1,57 @@
+"""The first label of a text behind an input-level prompt, which the prompt's last token predicts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from softprompt_zoo.backbone.traits import given_cache
+from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.positions import past_length
+
+
+def wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:
+    """Say whether the head is to predict the first text token from an input-level prompt's last token."""
+    past = past_length(given_cache(kwargs))
+    labels = kwargs.get("labels")
+    is_language_model = model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None
+    if not is_language_model or not isinstance(labels, Tensor) or labels.ndim != 2:
+        return False
+    if kwargs.get("shift_labels") is not None or not (isinstance(past, int) and past == 0):
+        return False
+    to_keep = kwargs.get("logits_to_keep", 0)
+    return isinstance(to_keep, int) and to_keep == 0 and any(call.ends_in_input_tokens())
+
+
+def with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Shift the labels by one place, into which the stack's hook puts the prompt's last hidden state.
+
+    `Trainer` divides by the labels of all batches whose gradients it adds up, and knows nothing of first ones. So each
+    batch weighs by its other labels, as in `share_of_step`: accumulated batches equal one large batch where they have
+    the same share of first labels (one batch, rows of one length, no first labels), and come close elsewhere.
+    """
+    labels = kwargs["labels"]
+    mask = kwargs.get("attention_mask")
+    first = torch.zeros(labels.shape[0], dtype=torch.long, device=labels.device)
+    if isinstance(mask, Tensor) and mask.ndim in (2, 4):
+        first = (mask if mask.ndim == 2 else _sees_itself(mask)).to(labels.device).long().argmax(dim=1)
+    call.first_index = first
+    shifted = functional.pad(labels, (1, 0), value=-100)
+    has_tail = call.per_row(call.ends_in_input_tokens(), labels.device)[:, 0].expand(labels.shape[0])
+    # Without a prompt's prediction, or behind padding, nothing predicts the first column.
+    shifted[:, 1] = torch.where(has_tail & (first == 0), shifted[:, 1], -100)
+    kwargs = {**kwargs, "labels": shifted}
+    counted = kwargs.get("num_items_in_batch")
+    if counted is not None:
+        own = (shifted != -100).sum(dim=0)
+        rest = own[2:].sum()  # Trainer counts labels[..., 1:]
+        batches = torch.where(rest > 0, torch.as_tensor(counted, device=rest.device) / rest.clamp(min=1), 1.0)
+        kwargs["num_items_in_batch"] = counted + own[1] * batches
+    return kwargs
+
+
+def _sees_itself(mask: Tensor) -> Tensor:
+    """Tell tokens from padding in a 4-D mask, of booleans or added to the scores: `(rows, length)`."""
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    return seen[:, 0, :, : seen.shape[2]].diagonal(dim1=1, dim2=2)

@@ -1,0 +1,177 @@
+"""`generate` on a prompted model: a prompt per row, beams, guidance, drafts of the model's own first layers."""
+
+import copy
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
+
+from softprompt_zoo.backbone.peft_layers import model_inside
+from softprompt_zoo.backbone.traits import given_cache, without_cache
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.model.disabling import is_disabled
+from softprompt_zoo.model.forward import check_rows
+from softprompt_zoo.model.generation_state import CURRENT, Generation, running
+from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.sites.call import Combination
+from softprompt_zoo.sites.decoding_state import state_of
+from softprompt_zoo.sites.encoder_states import whole_outputs
+from softprompt_zoo.sites.reach.views import view
+from softprompt_zoo.sites.select import select
+from softprompt_zoo.sites.slots import check_second_text, check_slots
+from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
+from softprompt_zoo.sites.text_outputs import cut_output
+
+
+class PromptedGeneration:
+    """What generating does differently on a prompted model; mixed in front of its class."""
+
+    prompts: Prompts
+
+    @torch.no_grad()
+    def generate(  # noqa: D102
+        self,
+        *args: Any,
+        prompts: Any = None,
+        task_ids: Any = None,
+        soft_slots: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)  # type: ignore[attr-defined]
+        inputs = args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
+        rows = inputs.shape[0] if isinstance(inputs, Tensor) else None
+        task_ids = check_task_ids(task_ids)
+        if task_ids is not None and rows is not None:
+            task_ids = spread_task_ids(task_ids, rows)
+        combinations = None if prompts is None else self._select(prompts, rows)
+        if soft_slots is not None and (rows is not None or kwargs.get("encoder_outputs") is None):
+            check_slots(soft_slots, *(inputs.shape[:2] if isinstance(inputs, Tensor) else (0, 0)))
+        generation = Generation(self.prompts, combinations, task_ids, soft_slots)
+        outer = running(self.prompts)
+        if outer is not None:  # a draft of the model's own first layers, for one
+            generation.inherit(outer)
+        if kwargs.get("encoder_outputs") is not None:
+            kwargs = self._with_whole_states(generation, kwargs)
+        token = CURRENT.set(generation)
+        try:
+            output = super().generate(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            CURRENT.reset(token)
+        if generation.layout is not None and isinstance(output, dict):
+            return cut_output(None, output, generation.layout)
+        return output
+
+    def _with_whole_states(self, generation: Generation, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Put virtual positions back into encoder states that the user gives: beams and steps copy them."""
+        call = self.prompts.resolve(generation.combinations, generation.task_ids, generation.soft_slots, None)
+        outputs, mask = kwargs["encoder_outputs"], kwargs.get("attention_mask")
+        call = call.for_batch(outputs[0].shape[0], may_repeat=True)
+        outputs, mask, generation.layout = whole_outputs(outputs, mask, call)
+        return {**kwargs, "encoder_outputs": outputs} | ({} if mask is None else {"attention_mask": mask})
+
+    def _select(self, prompts: Any, rows: int | None) -> list[Combination]:
+        """Return the combination of every row that the user gave."""
+        lent = self.prompts.describe_loan(self.prompts.borrow(prompts, {}, False))
+        selection = select(prompts, self.prompts.keys(), (), lent)
+        index = [0] if selection.rows is None else selection.rows.tolist()
+        combinations = [selection.combinations[row] for row in index]
+        if rows is not None:
+            combinations = combinations * rows if selection.rows is None else combinations
+            check_rows(len(combinations), rows)
+        return combinations
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: D102
+        cache = given_cache(kwargs)
+        own: Any = super(PromptedGeneration, self._counting_prompts(cache))
+        inputs: dict[str, Any] = own.prepare_inputs_for_generation(*args, **kwargs)
+        if cache is not None and given_cache(inputs) is None and kwargs.get("next_sequence_length"):
+            # The model has dropped its cache, so it needs the whole text, which not every transformers gives it.
+            kwargs = {**without_cache(kwargs), "next_sequence_length": None}
+            inputs = own.prepare_inputs_for_generation(*args, **kwargs)
+        generation = running(self.prompts)
+        if generation is None:
+            return inputs
+        # As an argument, for a compiled forward cannot see the context; repeated for beams.
+        names = ("decoder_input_ids", "input_ids", "inputs_embeds")
+        size = next(inputs[name].shape[0] for name in names if inputs.get(name) is not None)
+        combinations, task_ids = generation.combinations, generation.task_ids
+        if combinations is not None:
+            if not combinations or size % len(combinations):
+                check_rows(len(combinations), size)
+            inputs["prompts"] = [entry for entry in combinations for _ in range(size // len(combinations))]
+        if task_ids is not None and size % len(task_ids):
+            spread_task_ids(task_ids, size)
+        mask = kwargs.get("attention_mask")
+        backbone = self.prompts.backbone
+        is_counted = backbone.family == "causal" and "position_ids" not in inputs
+        is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+        if is_plain and (backbone.through_cache or is_counted):
+            # Not the 4-D one that static caches get: it would lack a prompt in the cache, and no text can be counted.
+            inputs["attention_mask"] = mask
+        for name, ids in (("task_ids", task_ids), ("soft_slots", generation.soft_slots)):
+            if ids is not None:
+                inputs[name] = ids.repeat_interleave(size // ids.shape[0], dim=0)
+        return inputs
+
+    def _counting_prompts(self, cache: Any) -> Any:
+        """Return the model as its rule for dropping the cache must see it: virtual tokens take up positions, too.
+
+        Such a model rotates long texts in another way, and so computes them anew when they become long.
+        """
+        generation = running(self.prompts)
+        state = None if generation is None else generation.decoding or state_of(cache)
+        limit = getattr(self.config, "original_max_position_embeddings", None)  # type: ignore[attr-defined]
+        if state is None or not state.ahead or not isinstance(limit, int):
+            return self
+        config = copy.copy(self.config)  # type: ignore[attr-defined]
+        config.original_max_position_embeddings = limit - state.ahead
+        return view(self, config=config)  # type: ignore[arg-type]
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        return LogitsProcessorList([self._guided_without_prompts(processor) for processor in processors])
+
+    def _guided_without_prompts(self, processor: Any) -> Any:
+        """Return a processor whose unconditional branch runs this model without its prompts; others as they are."""
+        is_guidance = isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor)
+        if not is_guidance or model_inside(processor.model) is not self:
+            return processor
+        processor = copy.copy(processor)  # it may be the user's own
+        processor.model = functools.partial(self._run_unconditional, processor.model)
+        return processor
+
+    def _run_unconditional(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        generation = running(self.prompts)
+        if generation is not None and generation.soft_slots is not None and not is_disabled(self.prompts):
+            check_second_text(self.prompts.backbone)
+        with self.prompts.disabled():
+            return model(*args, **kwargs)
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        generator = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]
+        generator.get_candidates = functools.partial(_get_candidates, generator.get_candidates, self)
+        return generator
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        raise UnsupportedError(
+            "continuous batching (generate_batch, cache_implementation='paged') keeps the texts of all requests in one "
+            "row and one cache, where a prompt cannot be told which of them it belongs to; call generate, which takes "
+            "a prompt for every row, or write the prompt as a checkpoint with special tokens, "
+            'zoo.export(model, folder, to="vocabulary", tokenizer=tokenizer), and batch the model loaded from there'
+        )
+
+
+def _get_candidates(get_candidates: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Draft candidates; the model has all its layers afterwards, also if the draft fails.
+
+    transformers writes the number of layers to the config for a draft that exits early.
+    """
+    config = model.base_model.config
+    depth = getattr(config, "num_hidden_layers", None)
+    try:
+        return get_candidates(*args, **kwargs)
+    finally:
+        if getattr(config, "num_hidden_layers", None) != depth:
+            config.num_hidden_layers = depth

@@ -1,0 +1,108 @@
+"""Trained task heads in one forward: every row of a call goes through the head of its prompt.
+
+The model's own forward runs on a view of the model in which the prompt's copies stand for the head's modules. The
+view lives for one call; nothing is written on modules, which two threads or two calls would share.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.prompt.task_heads import dtype_of
+from softprompt_zoo.sites.reach.views import view
+
+
+def check_resizable(model: Any, heads: Mapping[str, nn.ModuleDict | None]) -> None:
+    """Refuse to resize the vocabulary under prompts that predict words with a head of their own.
+
+    Args:
+        model: The prompted model.
+        heads: The head of each prompt by the prompt's name.
+
+    Raises:
+        UnsupportedError: If one has rows for words.
+    """
+    output = model.get_output_embeddings()
+    for prompt, head in heads.items():
+        for name in head or ():
+            if any(module is output for module in model.get_submodule(name).modules()):
+                raise UnsupportedError(
+                    f"prompt {prompt!r} has a trained task head {name!r} for the vocabulary as it is, which would not "
+                    "be resized; remove the prompt first, or train it again on the resized model"
+                )
+
+
+def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Tensor | None) -> Any:
+    """Return what the model's forward shall take as `self`.
+
+    Args:
+        model: The prompted model. Not changed.
+        heads: The head of each combination; `None` for the model's own.
+        rows: `(rows,)` index of each row's combination; `None` if all rows share the only one.
+
+    Returns:
+        The model, or a view of it with the heads in place.
+    """
+    names: dict[str, None] = {}
+    for head in heads:
+        if head is not None:
+            names.update(dict.fromkeys(head))
+    if not names:
+        return model
+    replaced = {}
+    for name in names:
+        own = getattr(model, name)
+        parts = []
+        for head in heads:
+            parts.append(head[name] if head is not None and name in head else own)
+        replaced[name] = _HeadPerRow(own, parts, rows)
+    return view(model, **replaced)
+
+
+class _HeadPerRow:
+    """Stands for one module of the head: calls every distinct copy once, and each row takes its own."""
+
+    def __init__(self, own: nn.Module, parts: list[nn.Module], rows: Tensor | None) -> None:
+        self._own = own
+        self._distinct = list(dict.fromkeys(parts))
+        self._rows = rows
+        self._index = [self._distinct.index(part) for part in parts]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = [_call(part, args, kwargs) for part in self._distinct]
+        if len(outputs) == 1:
+            return outputs[0]
+        if self._rows is None or not all(isinstance(output, Tensor) for output in outputs):
+            raise UnsupportedError(
+                f"{type(self._own).__name__} returns no single tensor, of which rows could take their own head's; give "
+                "all rows of the batch the same prompt"
+            )
+        count = outputs[0].shape[0]
+        rows = self._rows.to(outputs[0].device)
+        rows = rows.repeat_interleave(count // rows.shape[0])  # multiple choice: rows * choices
+        index = torch.tensor(self._index, device=rows.device)[rows]
+        return torch.stack(outputs)[index, torch.arange(count, device=rows.device)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._distinct[0] if len(self._distinct) == 1 else self._own, name)
+
+
+def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a head that may be of a higher precision than the model."""
+    dtype = dtype_of(module)
+    given = dtype
+    for value in args:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            given = value.dtype
+            break
+    if given == dtype:
+        return module(*args, **kwargs)
+    output = module(*[_cast(value, dtype) for value in args], **{k: _cast(value, dtype) for k, value in kwargs.items()})
+    return _cast(output, given)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,0 +1,200 @@
+"""Losses of methods that replace the model's own, and the frozen model run once more for them."""
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.errors import PluginError, UnsupportedError
+from softprompt_zoo.exchange import TrainingStep
+from softprompt_zoo.model.head_per_row import with_heads
+from softprompt_zoo.model.language_head import predict
+from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.sites.call import Call, Prefix, Selection
+from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
+
+Run = Callable[[Call, dict[str, Any]], Any]
+
+
+def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
+    """Find the prompts of a call that are trained by a loss of their methods' own.
+
+    Without labels there is none to replace. A loss that somebody then takes of the logits is another one than the
+    method's, which a warning says where gradients are wanted: Trainer's label smoothing keeps the labels to itself.
+
+    Args:
+        host: The model's prompts.
+        call: The prompts of this forward.
+        kwargs: The forward's arguments.
+
+    Returns:
+        Their names, in order; empty without labels.
+    """
+    found: list[str] = []
+    for part in call.placements:  # a comprehension here could not be compiled
+        name = part.partition("#")[0]
+        if name not in found and name in host and _has_loss(host[name]):  # a bank's are not trained
+            found.append(name)
+    if kwargs.get("labels") is not None:
+        return found
+    if found and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"prompt {found[0]!r} ({host[found[0]].method}) has a training loss of its own, which this forward leaves "
+            "out, for it was given no labels; give it the labels and take output.loss. Trainer withholds them where it "
+            "smooths labels or has a compute_loss_func",
+            stacklevel=2,
+        )
+    return []
+
+
+def _has_loss(prompt: Prompt) -> bool:
+    if prompt.is_merged or not prompt.config.replaces_loss or not prompt.loaded.has("training_loss"):
+        return False
+    # A frozen one must not change the loss of what is trained beside it.
+    return any([parameter.requires_grad for parameter in prompt.learned.parameters()])
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any], output: Any, run: Run) -> Any:
+    """Let methods replace the loss, one after the other.
+
+    Args:
+        model: The prompted model.
+        names: From `learners`.
+        call: The prompts of this forward.
+        inputs: What the user gave the forward.
+        output: What the model returned, with hidden states.
+        run: Runs the model with other prompts.
+
+    Returns:
+        The output with the new loss, without hidden states that the user did not ask for.
+
+    Raises:
+        PluginError: If a method's loss is no scalar.
+        UnsupportedError: If a row does not have such a prompt.
+    """
+    task_ids = inputs.pop("task_ids", None)
+    for name in names:
+        prompt: Prompt = model.prompts[name]
+        step = TrainingStep(
+            loss=output.loss,
+            output=output,
+            inputs=inputs,
+            task_ids=task_ids,
+            virtual_logits=lambda name=name: _virtual_logits(model, call, name),  # type: ignore[misc]
+            first_logits=lambda name=name: _first_logits(model, call, name),  # type: ignore[misc]
+            predicts_next=model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None,
+            run=lambda tokens, name=name, **changes: _run_again(model, call, name, tokens, {**inputs, **changes}, run),
+        )
+        arguments = {"config": prompt.config, "parameters": prompt.learned, "backbone": model.prompts.backbone}
+        loss = prompt.loaded.call("training_loss", **arguments, step=step)
+        if loss is None:  # an option's loss, which is off
+            continue
+        if not isinstance(loss, Tensor) or loss.ndim:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            source = prompt.loaded.describe("training_loss")
+            raise PluginError(f"{source} returned {found}; expected a scalar tensor, or None for the model's loss")
+        _check_rows(model, call, name)
+        output.loss = loss
+    if not _wants_hidden_states(model, inputs):
+        for field in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
+            if output.get(field) is not None:
+                output[field] = None
+    return output
+
+
+def _check_rows(model: Any, call: Call, name: str) -> None:
+    combinations = call.selection.combinations
+    if call.slots is None and not all(any(_is(part, name) for part in c) for c in combinations):
+        method = model.prompts[name].method
+        raise UnsupportedError(
+            f"prompt {name!r} has a training loss of its own ({method}), and not every row of the batch has the "
+            "prompt; train it in batches where all rows do"
+        )
+
+
+def _is(part: str, name: str) -> bool:
+    return part.partition("#")[0] == name
+
+
+def _wants_hidden_states(model: Any, inputs: dict[str, Any]) -> bool:
+    given = inputs.get("output_hidden_states")
+    return bool(getattr(model.config, "output_hidden_states", False) if given is None else given)
+
+
+def _virtual_logits(model: Any, call: Call, name: str) -> Tensor:
+    states = _only_prefix(call, name).states[0]
+    return predict(_with_own_head(model, name), next(states[part] for part in states if _is(part, name)))
+
+
+def _first_logits(model: Any, call: Call, name: str) -> Tensor | None:
+    [tail] = _only_prefix(call, name).tails
+    return None if tail is None else predict(_with_own_head(model, name), tail)
+
+
+def _with_own_head(model: Any, name: str) -> Any:
+    """Return the model with what the prompt has trained to predict words, if it has."""
+    return with_heads(model, [model.prompts[name].head], None)
+
+
+def _only_prefix(call: Call, name: str) -> Prefix:
+    """Return what all rows have in front of their text, the prompt's input-level tokens among it."""
+    prefix = call.prefix
+    if prefix is None or len(prefix.states) != 1 or not any(_is(part, name) for part in prefix.states[0]):
+        raise UnsupportedError(
+            f"the loss of prompt {name!r} needs what the model predicts at its virtual tokens: they must stand at the "
+            "input embeddings in front of a causal model's text, the same in every row"
+        )
+    return prefix
+
+
+@torch.no_grad()
+def _run_again(
+    model: Any, call: Call, name: str, tokens: VirtualTokens | None, inputs: dict[str, Any], run: Run
+) -> Any:
+    _check_rows(model, call, name)
+    if call.slots is not None:
+        raise UnsupportedError(f"the loss of prompt {name!r} runs the model with other tokens, which slots cannot hold")
+    placements: dict[str, Placement] = {}
+    combinations = []
+    for combination in call.selection.combinations:
+        parts = []
+        for part in combination:
+            if not _is(part, name):
+                placements[part] = call.placements[part]
+                parts.append(part)
+            elif tokens is not None:
+                placements[part + "@"] = dataclasses.replace(
+                    Placement(_of_task(tokens, part.partition("#")[2])), is_pooled=call.placements[part].is_pooled
+                )
+                parts.append(part + "@")
+        combinations.append(tuple(parts))
+    # A teacher without the prompt has the model's own task head, too.
+    own = None if tokens is not None else model.prompts[name].head
+    heads = [None if head is own else head for head in call.heads]
+    selection = Selection(tuple(combinations), call.selection.rows)
+    again = Call(selection, placements, is_training=False, heads=heads)
+    with _eval_mode(model):
+        return run(again, {**inputs, "return_dict": True, "output_hidden_states": True})
+
+
+def _of_task(tokens: VirtualTokens, task: str) -> VirtualTokens:
+    has_tasks = isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3
+    return InputTokens(tokens.embeddings[int(task)]) if has_tasks else tokens  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,60 @@
+"""A new prompt: made, started, and held against its contract before any model has it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.files.start_folders import read_folders, start_prompt
+from softprompt_zoo.model.saved_state import check_can_be_saved
+from softprompt_zoo.prompt.plain import check_room
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.start import initialize
+from softprompt_zoo.prompt.task_heads import copy_head
+from softprompt_zoo.prompt.token_checks import check_finite, check_range
+from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.tokens.tokens import to_tensors
+
+
+def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Backbone) -> Prompt:
+    """Make a prompt and check that its hooks keep their contract on this backbone. Nothing is attached.
+
+    Args:
+        method: Its method.
+        options: What the user chose.
+        backbone: Sizes of the model.
+
+    Returns:
+        The prompt, with its start values.
+
+    Raises:
+        TypeError: If an option is unknown or of a wrong type.
+        ValueError: If an option has a value that is not allowed, or the prompt is too long for the model.
+        PluginError: If a hook breaks its contract.
+        UnsupportedError: If the method cannot work on this model.
+    """
+    config = method.config_class.from_options(dict(options))
+    config.to_dict()  # what cannot be saved is told before the training, not after it
+    check_room(config, backbone)
+    config = read_folders(config, backbone)
+    learned = method.make_parameters(config, backbone)
+    head = copy_head(backbone.task_head) if config.train_head else None
+    if options.get("train_head") and head is None:
+        raise UnsupportedError(
+            "train_head is True, and this model has no task head: what predicts words, or nothing, is none. Leave "
+            "train_head out, or choose a model with a head, such as AutoModelForSequenceClassification"
+        )
+    if backbone.device.type != "meta":
+        initialize(method, config, learned, head, backbone, start_prompt(config, backbone))
+    check_can_be_saved(learned, backbone, method.describe_parameters())
+    prompt = Prompt(method, config, learned, head)
+    with torch.no_grad():
+        tokens = prompt.place(backbone).tokens
+    merged = prompt.merged_tokens(backbone)
+    if backbone.device.type != "meta":
+        check_finite(tokens, method.describe("build_virtual_tokens"))
+        check_finite(merged, method.describe("merge"))
+        check_range(to_tensors(tokens), backbone.dtype, "the new prompt")
+    return prompt

@@ -1,0 +1,221 @@
+"""The class that a model gets with its prompts: its own class, and what it does differently with prompts."""
+
+import functools
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone.backbone import Stack, attention_configs, follow
+from softprompt_zoo.backbone.probe import STATE_KEYWORD
+from softprompt_zoo.backbone.quantized import keep_unpacked, trainable_view
+from softprompt_zoo.backbone.replaced_forward import check_forward, note_prompted, rebind
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.files import adapters
+from softprompt_zoo.files.checkpoints import save
+from softprompt_zoo.files.save_arguments import check_arguments
+from softprompt_zoo.model.forward import prompted_forward
+from softprompt_zoo.model.generation import PromptedGeneration
+from softprompt_zoo.model.head_per_row import check_resizable, with_heads
+from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.sites.reach.implementation import prompt_implementation, restore_implementation
+from softprompt_zoo.sites.reach.replaced_attention import run
+
+NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
+"""What a prompted model's forward takes beyond its own class's."""
+
+
+class PromptedModel(PromptedGeneration):
+    """What a prompted model does differently from its own class; mixed in front of it."""
+
+    _softprompt_base: type[PreTrainedModel]
+    _softprompt_stacks: Mapping[str, Stack]
+    _softprompt_required_grad: dict[str, bool]
+    prompts: Prompts
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make what the model's own class makes; without arguments, an empty object to fill, as copies need it."""
+        return cls._softprompt_base(*args, **kwargs) if args or kwargs else super().__new__(cls)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        return cls._softprompt_base.from_pretrained(*args, **kwargs)
+
+    @classmethod
+    def _from_config(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls._softprompt_base._from_config(*args, **kwargs)
+
+    def save_pretrained(  # noqa: D102
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        *,
+        names: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        chosen = check_arguments(names, {"push_to_hub": push_to_hub, **kwargs}, self.prompts.keys())
+        if is_main_process:
+            save(self, self.prompts.saved(), save_directory, state_dict, chosen)
+
+    def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:  # noqa: D102
+        configs = attention_configs(self)  # type: ignore[arg-type]
+        before = [config._attn_implementation_internal for config in configs]
+        restore_implementation(configs)
+        try:
+            super().set_attn_implementation(attn_implementation, **kwargs)  # type: ignore[misc]
+            prompt_implementation(self._softprompt_stacks.values())
+        except Exception:
+            for config, implementation in zip(configs, before, strict=True):
+                config._attn_implementation_internal = implementation
+            raise
+
+    @property
+    def hf_quantizer(self) -> Any:
+        """What quantised the model; `Trainer` asks it whether the model is trained as it is, which prompts are."""
+        if "hf_quantizer" not in self.__dict__:
+            raise AttributeError("hf_quantizer")
+        return trainable_view(self.__dict__["hf_quantizer"])
+
+    @hf_quantizer.setter
+    def hf_quantizer(self, quantizer: Any) -> None:
+        self.__dict__["hf_quantizer"] = quantizer
+
+    @hf_quantizer.deleter
+    def hf_quantizer(self) -> None:
+        del self.__dict__["hf_quantizer"]
+
+    def train(self, mode: bool = True) -> Any:  # noqa: D102
+        super().train(mode)  # type: ignore[misc]
+        if getattr(self, "is_quantized", False) and any(prompt.is_trained for prompt in self.prompts.values()):
+            keep_unpacked(self)  # type: ignore[arg-type]
+        return self
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        with adapters.out_of_reach(self):  # type: ignore[arg-type]
+            super().add_adapter(*args, **kwargs)  # type: ignore[misc]
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        with adapters.out_of_reach(self):  # type: ignore[arg-type]
+            return super().load_adapter(*args, **kwargs)  # type: ignore[misc]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        moved = super()._apply(*args, **kwargs)  # type: ignore[misc]
+        self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
+        return moved
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        check_resizable(self, {name: prompt.head for name, prompt in self.prompts.items()})
+        table = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+        self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
+        return table
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        """What a checkpoint leaves out on purpose: all but prompts and adapters. `Trainer` reads it when it resumes."""
+        adapted = {name for name, _ in adapters.parameters(self)}  # type: ignore[arg-type]
+        keys = self.state_dict()  # type: ignore[attr-defined]
+        return [key for key in keys if not key.startswith("prompts.") and key not in adapted]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "forward":
+            super().__setattr__(name, value)
+            return
+        missing = object()
+        before = self.__dict__.get("forward", missing)
+        self.__dict__["forward"] = value
+        try:
+            rebind_forward(self)
+        except UnsupportedError:
+            del self.__dict__["forward"]
+            if before is not missing:
+                self.__dict__["forward"] = before
+            raise
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        check_forward(self)  # type: ignore[arg-type]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle would look the class up by its name and find the user's.
+        return _rebuild, (type(self)._softprompt_base,), self.__dict__.copy()
+
+
+@functools.cache
+def prompted_class(base: Any) -> Any:
+    """Make the subclass that a prompted model gets; it answers to the name of its base."""
+    members = {
+        "forward": _prompted_function(base, base.forward),
+        "_softprompt_base": base,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    if hasattr(base, "prepare_inputs_for_generation"):  # generate reads from its signature what the model takes
+
+        @functools.wraps(base.prepare_inputs_for_generation)
+        def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return PromptedModel.prepare_inputs_for_generation(self, *args, **kwargs)
+
+        members["prepare_inputs_for_generation"] = prepare
+    return type(base.__name__, (PromptedModel, base), members)
+
+
+def rebind_forward(model: Any) -> None:
+    """Let a forward that is on a prompted model itself end in the prompted one.
+
+    Args:
+        model: The model. Changed in place.
+
+    Raises:
+        UnsupportedError: If it cannot. Nothing is changed.
+    """
+    kind = type(model)
+    base = kind._softprompt_base
+
+    def wrap(function: Any) -> Any:
+        return kind.forward if function is base.forward else _prompted_function(base, function)
+
+    rebind(model, wrap)
+
+
+def _prompted_function(base: Any, function: Any) -> Any:
+    """Make the prompted forward of a class, or of a function that took its place on a model."""
+    signature = inspect.signature(base.forward)
+    parameters = [*signature.parameters.values()]
+    takes_keywords = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    new = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in NEW_ARGUMENTS]
+    position = len(parameters) - 1 if takes_keywords else len(parameters)
+    names = [*signature.parameters][1:]
+
+    @functools.wraps(function)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        stacks = getattr(self, "_softprompt_stacks", None)
+        if stacks is None:  # somebody kept this method, and the prompts were taken off
+            return function(self, **kwargs)
+        if STATE_KEYWORD in kwargs:
+            is_carried = any([stack.is_carried for stack in stacks.values()])
+            return run(self, function, (), kwargs) if is_carried else function(self, **kwargs)
+        if any([stack.module is self for stack in stacks.values()]):
+            return self(**kwargs)  # `forward` was called by its name, past the hooks that bring the prompts in
+        own = {}
+        for name in NEW_ARGUMENTS:  # a comprehension here could not be compiled
+            own[name] = kwargs.pop(name, None)
+        if not takes_keywords:
+            if any(value is not None for value in own.values()):
+                raise UnsupportedError(f"{base.__name__}.forward takes no further keywords; use model.prompts.activate")
+            return function(with_heads(self, self.prompts.active_heads(), None), **kwargs)
+        return prompted_forward(self, function, own, kwargs)
+
+    forward.__signature__ = signature.replace(parameters=parameters[:position] + new + parameters[position:])  # type: ignore[attr-defined]
+    return note_prompted(forward)
+
+
+def _rebuild(base: Any) -> Any:
+    cls = prompted_class(base)
+    return cls.__new__(cls)

@@ -1,0 +1,87 @@
+"""Training in which nothing is trained is told at its first forward, and ends at its first step.
+
+torch says so only where the loss has no gradient; under gradient checkpointing it has one, of the embedded text.
+"""
+
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.model.disabling import is_disabled
+from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.sites.call import Call
+
+_UNTRAINED: "weakref.WeakKeyDictionary[Prompts, str]" = weakref.WeakKeyDictionary()
+"""Models' prompts whose last training forward had nothing to train, and what to do."""
+_TOLD: "weakref.WeakSet[Prompts]" = weakref.WeakSet()
+_HANDLES: list[Any] = []
+
+
+def note_training(model: Any, call: Call, is_given: bool, has_labels: bool) -> None:
+    """Look at a forward of training: a warning, if nothing in it is trained; the next step of an optimizer is refused.
+
+    Args:
+        model: The prompted model, in training mode, with gradients enabled.
+        call: The prompts of this forward.
+        is_given: Whether the call itself names its prompts, which may be none, or a bank's.
+        has_labels: Whether it computes a loss.
+    """
+    host: Prompts = model.prompts
+    names = dict.fromkeys([part.partition("#")[0] for part in call.placements])
+    used = [name for name in names if name in host]
+    if any([host[name].is_trained for name in used]):
+        _UNTRAINED.pop(host, None)
+        return
+    if (is_given and not used) or is_disabled(host) or trains_beside_prompts(model):
+        return
+    _UNTRAINED[host] = nothing_trained(host, used)
+    if not _HANDLES:
+        _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
+    if has_labels and host not in _TOLD:
+        _TOLD.add(host)
+        warnings.warn(_UNTRAINED[host], stacklevel=4)
+
+
+def trains_beside_prompts(model: Any) -> bool:
+    """Return whether a model has something to train beside its prompts: an adapter, or layers of its own."""
+    own = {id(parameter) for parameter in model.prompts.parameters()}
+    return any(parameter.requires_grad and id(parameter) not in own for parameter in model.parameters())
+
+
+def nothing_trained(host: Prompts, used: list[str]) -> str:
+    """Say why a training trains nothing, and what to do.
+
+    Args:
+        host: A model's prompts.
+        used: Names of those that the training uses; none of them is trained.
+
+    Returns:
+        The message.
+    """
+    trained = [name for name, prompt in host.items() if prompt.is_trained]
+    state = f"{', '.join(map(repr, used))} frozen" if used else "none active"
+    if trained:
+        return (
+            f"nothing is trained: of the model's prompts {state}; {trained[0]!r} can be trained and is not used, so "
+            f"activate it with model.prompts.activate({trained[0]!r})"
+        )
+    if not used and len(host):
+        state += " and all frozen"
+    return (
+        f"nothing is trained: of the model's prompts {state}; load them with zoo.load(…, trainable=True), or call "
+        "model.prompts[name].requires_grad_(), and activate them"
+    )
+
+
+def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if not _UNTRAINED or any(closure is not None for closure in (*args[1:], *kwargs.values())):
+        return
+    if any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"]):
+        return
+    message = next(iter(_UNTRAINED.values()))
+    _UNTRAINED.clear()
+    raise UnsupportedError(message)

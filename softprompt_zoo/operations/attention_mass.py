@@ -1,0 +1,225 @@
+"""How much of a text's attention goes to prompts, layer by layer and token by token, measured on a batch."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone.backbone import Backbone, Site, Stack, trial
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.model.prompted_model import NEW_ARGUMENTS
+from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.reach.attention_recording import RECORDED_PREFIX, Asked, recording
+from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens
+from softprompt_zoo.trial.twin import twin
+
+Batch = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionMass:
+    """The part of the text's attention that goes to one prompt: means over heads, rows and the text's tokens."""
+
+    shares: Mapping[str, Tensor]
+    """Site name to `(layers,)`, each in [0, 1]; the rest is the text's, and other prompts'."""
+    tokens: Mapping[str, Tensor]
+    """Site name to `(layers, tokens)`, which add up to `shares`; empty where a model shows sums only."""
+
+
+@torch.no_grad()
+def measure_attention(
+    model: PreTrainedModel, names: Sequence[str], inputs: Batch | Sequence[Batch], task: int | None = None
+) -> dict[str, AttentionMass]:
+    """Measure the attention to prompts that a model sees together. Nothing is set on the model, so others may use it.
+
+    Args:
+        model: A prompted model.
+        names: Names of its prompts, in order.
+        inputs: What the model's forward takes, with or without padding; or several such batches.
+        task: The task of all rows, for prompts that have tasks.
+
+    Returns:
+        Prompt name to its part of the attention. Gated prompts take none of the text's, and have no sites.
+
+    Raises:
+        TypeError: If `inputs` is neither a batch nor a list of batches.
+        ValueError: If a batch chooses prompts of its own, or lacks what the model reads.
+        UnsupportedError: If the prompts are disabled, or the model does not show its attention.
+    """
+    batches = [inputs] if isinstance(inputs, Mapping) else list(inputs) if isinstance(inputs, list | tuple) else []
+    if not batches or not all(isinstance(batch, Mapping) for batch in batches):
+        raise TypeError(
+            "inputs is no batch; expected what the model's forward takes, {'input_ids': …}, or a list of it"
+        )
+    for batch in batches:
+        chosen = next((name for name in NEW_ARGUMENTS if name in batch), None)
+        if chosen is not None:
+            raise ValueError(
+                f"inputs has {chosen}; leave it out: all rows see the prompts that are inspected, in front"
+            )
+    host: Any = model.prompts
+    backbone: Backbone = host.backbone
+    ids = None if task is None else torch.tensor([task])
+    call: Call = host.resolve([list(names)], ids, None, None)
+    if not call.selection.names:
+        raise UnsupportedError("the prompts are disabled here, so nothing looks at them; leave prompts.disabled()")
+    measured_on = twin(model)
+    stacks: Mapping[str, Stack] = measured_on._softprompt_stacks
+    shows_sums_only = any(stack.through_cache or stack.is_carried for stack in stacks.values())
+    measure = _sums if shows_sums_only else _columns
+    measured = []
+    for batch in batches:
+        arguments = _arguments(measured_on, batch, backbone)
+        rows = arguments[_text_name(arguments)].shape[0]
+        arguments["prompts"] = [list(names)] * rows
+        if task is not None:
+            arguments["task_ids"] = torch.tensor([task] * rows, device=backbone.device)
+        measured.append(measure(measured_on, call, arguments, stacks))
+    return _mean(measured, dict(zip(names, call.selection.combinations[0], strict=True)))
+
+
+_Measured = dict[str, tuple[int, dict[str, Tensor]]]
+"""Site name to how many tokens of text were looked at, and by prompt what they gave, `(layers, tokens)` or less."""
+
+
+def _columns(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str, Stack]) -> _Measured:
+    """Read the weights of each of the prompts' columns."""
+    backbone: Backbone = model.prompts.backbone
+    columns = {site: _order(call, site, backbone.family) for site in backbone.layers}
+    asked = {}
+    for site, counts in columns.items():
+        first_query = sum(_input_counts(call).values()) if site == "encoder" else 0
+        is_text = _text_queries(arguments, site, backbone, moved=first_query > 0)
+        if counts and is_text is not None:
+            asked[site] = Asked(sum(counts.values()), first_query, is_text)
+    modules = [stack.module for stack in stacks.values() if not stack.through_cache]
+    with trial(modules, lambda before: RECORDED_PREFIX), recording(asked) as found:
+        model(**arguments)
+    shares = found.shares(_gated_layers(call))
+    return {
+        site: (
+            int(asked[site].is_text.sum()),
+            dict(zip(columns[site], shares[site].split(list(columns[site].values()), dim=1), strict=True)),
+        )
+        for site in shares
+    }
+
+
+def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str, Stack]) -> _Measured:
+    """Take what the text's weights lack to one, where prompts' columns are not seen."""
+    backbone: Backbone = model.prompts.backbone
+    [site] = backbone.layers
+    counts = _order(call, site, backbone.family)
+    if len(counts) != 1:
+        told = "takes none of the text's attention" if not counts else "cannot be told from one another here"
+        raise UnsupportedError(
+            f"{', '.join(map(repr, call.selection.names))}: {told} in {type(model).__name__}, which shows the weights "
+            "of the text alone; inspect one ungated prompt by its name"
+        )
+    modules = [stack.module for stack in stacks.values() if stack.through_cache]
+    with trial(modules, lambda before: "eager"):
+        weights = model(**arguments, output_attentions=True).attentions
+    if not weights or any(layer is None for layer in weights):
+        raise UnsupportedError(f"{type(model).__name__} shows no attention weights; leave inputs out")
+    is_text = _text_queries(arguments, site, backbone, moved=False)
+    assert is_text is not None
+    parts = [1 - layer.float().sum(dim=-1).mean(dim=1)[is_text].mean() for layer in weights]
+    return {site: (int(is_text.sum()), {next(iter(counts)): torch.stack(parts)})}
+
+
+def _order(call: Call, site: str, family: str) -> dict[str, int]:
+    """List the prompts that have columns at a site, in order, and how many."""
+    [combination] = call.selection.combinations
+    counts = {}
+    for name in combination:
+        tokens = call.placements[name].tokens
+        if isinstance(tokens, LayerTokens) and site in tokens.sites and tokens.sites[site].gates is None:
+            counts[name] = next(key.shape[1] for key in tokens.sites[site].keys if key is not None)
+        elif isinstance(tokens, InputTokens) and family == "causal":
+            counts[name] = tokens.embeddings.shape[0]
+    if family != "causal" and site != "decoder":  # real positions, behind all keys and values
+        counts |= _input_counts(call)
+    return counts
+
+
+def _input_counts(call: Call) -> dict[str, int]:
+    return {
+        name: placement.tokens.embeddings.shape[0]
+        for name, placement in ((name, call.placements[name]) for name in call.selection.combinations[0])
+        if isinstance(placement.tokens, InputTokens)
+    }
+
+
+def _gated_layers(call: Call) -> dict[Site, int]:
+    """Count the gated prompts of every layer."""
+    counts: dict[Site, int] = {}
+    for placement in call.placements.values():
+        sites = placement.tokens.sites if isinstance(placement.tokens, LayerTokens) else {}
+        for name, site in sites.items():
+            for layer, gate in enumerate(site.gates or ()):
+                if gate is not None:
+                    counts[Site(name, layer)] = counts.get(Site(name, layer), 0) + 1
+    return counts
+
+
+def _text_queries(arguments: dict[str, Any], site: str, backbone: Backbone, moved: bool) -> Tensor | None:
+    """Say which queries of a site are text: `(rows, length)`; `None` if they are not among the arguments."""
+    is_second = backbone.family == "encoder_decoder" and site != "encoder"
+    prefix = "decoder_" if is_second else ""
+    text = next((arguments[n] for n in (f"{prefix}input_ids", f"{prefix}inputs_embeds") if n in arguments), None)
+    labels = arguments.get("labels") if is_second and text is None else None
+    text = labels if text is None else text
+    if text is None:
+        return None
+    mask = arguments.get(f"{prefix}attention_mask")
+    if mask is None:
+        mask = torch.ones(text.shape[:2], device=text.device) if labels is None else labels != -100
+    if mask.ndim != 2:
+        raise UnsupportedError(f"{prefix}attention_mask is {mask.ndim}-D; give a mask of shape (rows, length)")
+    seen: Tensor = mask.bool()
+    if moved:  # behind virtual positions each row's text comes first, then its padding
+        seen = torch.arange(seen.shape[1], device=seen.device)[None] < seen.sum(dim=1, keepdim=True)
+    return seen
+
+
+def _arguments(model: Any, batch: Batch, backbone: Backbone) -> dict[str, Any]:
+    arguments = {
+        name: value.to(backbone.device) if isinstance(value, Tensor) else value for name, value in batch.items()
+    }
+    _text_name(arguments)
+    if backbone.family == "encoder_decoder":
+        if not {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & set(arguments):
+            raise ValueError("inputs has nothing for the decoder to read; add decoder_input_ids or labels")
+    else:
+        arguments.pop("labels", None)
+    if backbone.takes_cache:
+        arguments["use_cache"] = False
+    return arguments
+
+
+def _text_name(arguments: Mapping[str, Any]) -> str:
+    name = next((n for n in ("input_ids", "inputs_embeds") if isinstance(arguments.get(n), Tensor)), None)
+    if name is None:
+        raise ValueError(f"inputs has {', '.join(arguments) or 'nothing'}; expected the tensor input_ids, at least")
+    return name
+
+
+def _mean(measured: Sequence[_Measured], parts: Mapping[str, str]) -> dict[str, AttentionMass]:
+    """Average over batches; each token of text counts once."""
+    found = {}
+    for name, part in parts.items():
+        shares: dict[str, Tensor] = {}
+        tokens: dict[str, Tensor] = {}
+        for site in measured[0]:
+            given = [(count, of[part]) for count, of in (batch[site] for batch in measured) if part in of and count]
+            if not given:
+                continue
+            mean: Tensor = sum(count * mass for count, mass in given) / sum(count for count, _ in given)  # type: ignore[assignment]
+            if mean.ndim == 2:
+                tokens[site] = mean
+            shares[site] = mean.sum(dim=1) if mean.ndim == 2 else mean
+        found[name] = AttentionMass(shares, tokens)
+    return found

@@ -1,0 +1,113 @@
+"""Base model and saved prompts in one call."""
+
+import os
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+from softprompt_zoo.backbone.backbone import find_stacks
+from softprompt_zoo.errors import CheckpointError, UnsupportedError
+from softprompt_zoo.files import adapter_folder, native, peft, peft_modules
+from softprompt_zoo.files.files import existing_directory
+from softprompt_zoo.files.saved_config import SavedConfig, read_config
+from softprompt_zoo.operations.load_and_export import load
+from softprompt_zoo.prompt.task_heads import find_heads
+
+CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+"""PEFT's name of a task to transformers' class of models for it."""
+
+
+def load_model(
+    directory: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    trainable: bool = False,
+    pools_prompt: bool = False,
+    **options: Any,
+) -> PreTrainedModel:
+    """Load the model that saved prompts were trained on, and the prompts onto it.
+
+    Args:
+        directory: What `load` takes.
+        base: Name or path of the model; by default the one that the folder names.
+        trainable: As in `load`.
+        pools_prompt: As in `load`.
+        **options: For the model's `from_pretrained`, such as `dtype` and `device_map`. Code that comes with a model is
+            never run.
+
+    Returns:
+        The model in eval mode, with the prompts that were active. Where PEFT saved an embedding table or layers along,
+        they are in the model.
+
+    Raises:
+        CheckpointError: If the folder is damaged, names no base model, or one that cannot be loaded.
+        UnsupportedError: If the model's class is not transformers', or `load` refuses the prompts.
+        ValueError: If `trust_remote_code` is given.
+        ZooError: As `load` does.
+    """
+    path = existing_directory(directory)
+    if options.get("trust_remote_code"):
+        raise ValueError("trust_remote_code is given, and load_model runs no code of files; load the model, then load")
+    config = read_config(path)
+    source = config.base_model if base is None else os.fspath(base)
+    if source is None:
+        raise CheckpointError(f"{path} does not say which model its prompts are for; name it with base=…")
+    try:
+        loaded = _class(config, source).from_pretrained(source, trust_remote_code=False, **options)
+    except UnsupportedError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the model {source!r}, which the prompts in {path} are for, cannot be loaded "
+            f"({(str(error).splitlines() or [''])[0]}); name another place with base=…"
+        ) from error
+    model: PreTrainedModel = loaded.eval()
+    if not native.is_native(path) and adapter_folder.is_there(path):
+        _put_weights(model, peft_modules.of_model(peft.read(path)[1]))
+    return load(model, path, trainable=trainable, pools_prompt=pools_prompt)
+
+
+def _class(config: SavedConfig, source: str) -> Any:
+    """Find the model's class: transformers' own, of the task or the architecture that the folder names."""
+    if config.task_type in CLASSES:
+        return getattr(transformers, CLASSES[config.task_type])
+    name = config.architecture
+    if name is None:
+        found = AutoConfig.from_pretrained(source, trust_remote_code=False).architectures
+        name = found[0] if found else "AutoModel"
+    kind = getattr(transformers, name, None)
+    is_own = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+    if not is_own and name != "AutoModel":
+        raise UnsupportedError(
+            f"the prompts are for a model of the class {name!r}, which transformers has not; load the model, then the "
+            "prompts with zoo.load"
+        )
+    return kind
+
+
+@torch.no_grad()
+def _put_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Write what PEFT saved of the model into it, but for its heads, which the prompt brings along."""
+    heads = find_heads(model, [stack.module for stack in find_stacks(model)[1].values()])
+    own = dict(model.named_parameters(remove_duplicate=False))
+    fitting = {key: t for key, t in weights.items() if key in own and key.partition(".")[0] not in heads}
+    table: Any = model.get_input_embeddings().weight
+    rows = next((tensor.shape[0] for key, tensor in fitting.items() if own[key] is table), table.shape[0])
+    if rows != table.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        own = dict(model.named_parameters(remove_duplicate=False))
+    for key, tensor in fitting.items():
+        if own[key].shape == tensor.shape:  # `load` tells what does not fit
+            own[key].copy_(tensor)
+    if fitting:
+        model.config._name_or_path = ""  # it is not the model of that name any more

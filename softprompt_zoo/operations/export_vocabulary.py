@@ -1,0 +1,340 @@
+"""Prompts for engines that know nothing of prompts: as new tokens of an ordinary checkpoint, or as bare embeddings."""
+
+import contextlib
+import copy
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
+
+from softprompt_zoo.backbone.backbone import trial
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.files import adapters, embeddings, vocabulary
+from softprompt_zoo.model.attachment import detach
+from softprompt_zoo.model.disabling import is_disabled
+from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.operations.vocabulary_rows import add_rows, least_likely, output_row
+from softprompt_zoo.prompt.plain import one_task
+from softprompt_zoo.tokens.tokens import InputTokens
+
+TRIAL_TOKENS = 16
+"""Text tokens of the forward that compares the new checkpoint with the prompted model."""
+PROBES = ("One, two.", "a b")
+"""Texts that show what a tokenizer puts around them."""
+
+
+@torch.no_grad()
+def export_embeddings(
+    model: PreTrainedModel, directory: Path, names: Sequence[str] | None = None, task: int | None = None
+) -> None:
+    """Write prompts as embeddings.
+
+    Args:
+        model: A model with prompts.
+        directory: Where to; it must be missing or empty.
+        names: The prompts; by default the active ones.
+        task: Of prompts with tasks the one to write.
+
+    Raises:
+        ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
+        UnsupportedError: If a prompt has keys and values. Nothing is written.
+    """
+    host: Prompts = model.prompts  # type: ignore[assignment]
+    tokens = _input_tokens(host, names, task, "embeddings")
+    dtype: Any = model.get_input_embeddings().weight.dtype  # type: ignore[union-attr]
+    _check_free(directory)
+    with _moved_into_place(directory) as folder:
+        embeddings.write(folder, {name: own.to(dtype) for name, own in tokens.items()}, tuple(tokens))
+
+
+@torch.no_grad()
+def export_vocabulary(
+    model: PreTrainedModel,
+    directory: Path,
+    tokenizer: Any,
+    names: Sequence[str] | None = None,
+    task: int | None = None,
+) -> None:
+    """Write an ordinary checkpoint and tokenizer in which every virtual token is a special token.
+
+    Args:
+        model: A causal model with prompts. Not changed; all of its weights but the tables of its vocabulary are
+            written from where they are.
+        directory: Where to; it must be missing or empty.
+        tokenizer: The model's. Not changed.
+        names: The prompts; the first of them is the one that the chat template puts in front by default. If not
+            given, the active ones, which it puts in front together.
+        task: Of prompts with tasks the one to write.
+
+    Raises:
+        TypeError: If the tokenizer is none.
+        ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
+        UnsupportedError: If the checkpoint could not do what the prompts do. Nothing is written.
+    """
+    host: Prompts = model.prompts  # type: ignore[assignment]
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(
+            f"tokenizer is {type(tokenizer).__name__}; expected the model's tokenizer, "
+            "as AutoTokenizer.from_pretrained gives it"
+        )
+    tokens = _input_tokens(host, names, task, "vocabulary")
+    active = host.active if names is None else tuple(tokens)[:1]
+    _check_free(directory)
+    _check_model(model, host, tokens)
+    known = len(tokenizer)
+    scale = _scale(model, host, known)
+    extended, ids = _extend(tokenizer, tokens)
+    text = _trial_text(host, known, sum(len(own) for own in ids.values()))
+    expected = {
+        name: _logits(model, text, prompts=[list(name)], **_tasks(host, task)) for name in {active, *_alone(tokens)}
+    }
+    plain = _without_prompts(model)
+    rows = torch.cat([own / scale for own in tokens.values()])
+    flat = [token for own in ids.values() for token in own]
+    unlikely = None if plain.get_output_embeddings() is None else least_likely(expected[active][..., :known])
+    row = None if unlikely is None else output_row(plain.get_output_embeddings(), unlikely, known)
+    add_rows(plain, flat, rows, row)
+    _forbid(plain, flat)
+    for combination, logits in expected.items():
+        soft = [token for name in combination for token in ids[name]]
+        _compare(_logits(plain, text, soft), logits, len(soft), known, combination)
+    strings = {name: "".join(extended.convert_ids_to_tokens(own)) for name, own in ids.items()}
+    _put_in_chats(extended, strings, "".join(strings[name] for name in active))
+    with _moved_into_place(directory) as folder:
+        plain.save_pretrained(folder)
+        extended.save_pretrained(folder)
+        table: Any = plain.get_input_embeddings().weight
+        vocabulary.write_index(folder, _index(vocabulary.table_name(folder, table), scale, active, extended, ids))
+
+
+def _alone(names: Any) -> list[tuple[str, ...]]:
+    return [(name,) for name in names]
+
+
+def _input_tokens(host: Prompts, names: Sequence[str] | None, task: int | None, to: str) -> dict[str, Tensor]:
+    """Return plain input-level tokens `(tokens, hidden)` by name, or refuse."""
+    wanted = host.active if names is None else tuple(names)
+    if not wanted:
+        raise UnsupportedError("no prompt is active; name one with name=…")
+    found = {}
+    for name in wanted:
+        host[name].refuse_weight(f"prompt {name!r}", f"to={to!r}")
+        tokens = host[name].merged_tokens(host.backbone)
+        if not isinstance(tokens, InputTokens):
+            raise UnsupportedError(
+                f"prompt {name!r} has keys and values, which are no embeddings of tokens; to={to!r} holds prompts at "
+                'the input embeddings only; export it with to="peft", or train a method at the input embeddings'
+            )
+        if tokens.embeddings.ndim == 3 and task is None:
+            raise UnsupportedError(
+                f"prompt {name!r} has {tokens.embeddings.shape[0]} tasks, of which to={to!r} holds one; "
+                "choose it with task=…"
+            )
+        has_tasks = tokens.embeddings.ndim == 3
+        found[name] = one_task(tokens, task, name).embeddings if has_tasks else tokens.embeddings  # type: ignore[arg-type]
+    if task is not None and all(host[name].config.tasks is None for name in found):
+        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
+    return found
+
+
+def _tasks(host: Prompts, task: int | None) -> dict[str, Any]:
+    return {} if task is None else {"task_ids": torch.tensor([task], device=host.backbone.device)}
+
+
+def _check_free(directory: Path) -> None:
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists and is not an empty folder; give a new one")
+    if directory.exists() and (directory.is_mount() or directory.samefile(os.curdir)):
+        raise ValueError(
+            f"{str(directory)!r} is the current folder or a mounted one, which cannot be replaced; give a folder in it"
+        )
+
+
+def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
+    """Refuse what an ordinary checkpoint cannot do, before anything is computed."""
+    if is_disabled(host):
+        raise UnsupportedError("the prompts are disabled here, so nothing can be compared; leave prompts.disabled()")
+    if host.backbone.family != "causal":
+        raise UnsupportedError(
+            f"{type(model).__name__} is no causal model: its own encoder would show a state for every soft token, "
+            'where the prompted model shows the text alone; keep the prompt in our format, or use to="embeddings"'
+        )
+    own_head = next((name for name in tokens if host[name].head is not None), None)
+    if own_head is not None:
+        raise UnsupportedError(
+            f"prompt {own_head!r} has a trained task head of its own, which tokens cannot carry; keep the prompt in "
+            "our format"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedError("the model has weights on the meta device, which have no values; load them first")
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise UnsupportedError(
+            "the model is quantised; load it in float32 or bfloat16, export, and quantise the result"
+        )
+    if adapters.are_on(model):
+        raise UnsupportedError("the model has adapters in its layers; merge them into its weights first")
+
+
+def _scale(model: PreTrainedModel, host: Prompts, known: int) -> float:
+    """Find what the model multiplies its table's rows by; Gemma does."""
+    table: Tensor = model.get_input_embeddings().weight  # type: ignore[union-attr,assignment]
+    if known > table.shape[0]:
+        raise UnsupportedError(
+            f"the tokenizer has {known} tokens and the model's embedding table {table.shape[0]} rows; give the "
+            "tokenizer that belongs to the model"
+        )
+    ids = torch.linspace(0, known - 1, min(known, 64), device=table.device).long()
+    rows, embedded = table[ids].double(), host.backbone.embed(ids).double()
+    if rows.shape != embedded.shape:
+        raise UnsupportedError("the model's embedding module gives another width than its table has")
+    scale = float((rows * embedded).sum() / (rows * rows).sum().clamp(min=1e-30))
+    rest = (embedded - scale * rows).abs().max() / embedded.abs().max().clamp(min=1e-30)
+    if scale == 0 or rest > 4 * torch.finfo(table.dtype).eps:
+        raise UnsupportedError(
+            "the model's embedding module does more than multiply the rows of its table, so no row gives the prompt; "
+            'use to="embeddings"'
+        )
+    return 1.0 if abs(scale - 1) < 1e-9 else scale
+
+
+def _extend(tokenizer: Any, tokens: dict[str, Tensor]) -> tuple[Any, dict[str, list[int]]]:
+    """Copy a tokenizer and give it a special token for every virtual one."""
+    names = {name: vocabulary.token_names(name, len(own)) for name, own in tokens.items()}
+    taken = tokenizer.get_vocab()
+    again = next((token for own in names.values() for token in own if token in taken), None)
+    if again is not None:
+        raise UnsupportedError(f"the tokenizer has a token {again!r} already; give the prompt another name")
+    extended = copy.deepcopy(tokenizer)
+    used = set(taken.values())
+    ids = {}
+    for name, own in names.items():
+        extended.add_tokens([AddedToken(token, special=True, normalized=False) for token in own], special_tokens=True)
+        ids[name] = extended.convert_tokens_to_ids(own)
+    flat = [token for own in ids.values() for token in own]
+    if used & set(flat):
+        raise UnsupportedError(
+            f"the tokenizer's ids have gaps, so it gives a new token the id {min(used & set(flat))}, which another "
+            'token has; use to="embeddings"'
+        )
+    if flat != list(range(len(tokenizer), len(tokenizer) + len(flat))):
+        raise UnsupportedError(
+            f"the tokenizer gives new tokens the ids {flat[0]} to {flat[-1]}; expected {len(tokenizer)} "
+            "and those behind it"
+        )
+    return extended, ids
+
+
+def _trial_text(host: Prompts, known: int, virtual: int) -> Tensor:
+    room = TRIAL_TOKENS
+    if host.backbone.max_positions is not None:
+        room = max(1, min(room, host.backbone.max_positions - virtual))
+    return torch.linspace(known // 8, known - 1, room, device=host.backbone.device).long()[None]
+
+
+def _logits(model: PreTrainedModel, text: Tensor, soft: Sequence[int] = (), **more: Any) -> Tensor:
+    ids = torch.cat([torch.tensor([list(soft)], dtype=text.dtype, device=text.device), text], dim=1)
+    with trial([model], lambda implementation: implementation):
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more)
+    logits: Tensor = output.logits if "logits" in output else output.last_hidden_state  # of a model without a head
+    return logits
+
+
+def _compare(found: Tensor, expected: Tensor, count: int, known: int, names: tuple[str, ...]) -> None:
+    """Refuse a checkpoint that would do something else than the prompted model."""
+    if expected.ndim == 3:
+        found, expected = found[:, count:, :known], expected[..., :known]
+    allowed = (1e-4 if expected.dtype in (torch.float32, torch.float64) else 0.1) * max(
+        1.0, float(expected.abs().max())
+    )
+    difference = (
+        float((found.float() - expected.float()).abs().max()) if found.shape == expected.shape else float("inf")
+    )
+    if not difference <= allowed:
+        raise UnsupportedError(
+            f"with prompt {', '.join(map(repr, names))} as tokens the model's outputs differ by {difference:.2g}, so "
+            "it does more with token ids than look up their embeddings; keep the prompt in our format"
+        )
+
+
+def _without_prompts(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model without its prompts and without copying a weight: the copy's parameters share their storage."""
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    return detach(copy.deepcopy(model, memo))
+
+
+def _forbid(model: PreTrainedModel, ids: list[int]) -> None:
+    """Keep `generate` from producing soft tokens even when it samples."""
+    config = model.generation_config if model.can_generate() else None
+    if config is not None:
+        config.suppress_tokens = [*(config.suppress_tokens or []), *ids]
+
+
+def _put_in_chats(tokenizer: Any, strings: dict[str, str], default: str) -> None:
+    template = tokenizer.chat_template
+    if isinstance(template, str):
+        tokenizer.chat_template = vocabulary.chat_template(template, strings, default)
+    elif isinstance(template, dict):
+        changed = {kind: vocabulary.chat_template(own, strings, default) for kind, own in template.items()}
+        tokenizer.chat_template = changed
+
+
+def _index(
+    table: str, scale: float, active: tuple[str, ...], tokenizer: Any, ids: dict[str, list[int]]
+) -> vocabulary.Index:
+    soft = [token for part in active for token in ids[part]]
+    in_front, add_special_tokens = _in_front(tokenizer, soft)
+    prompts: dict[str, vocabulary.SoftTokens] = {
+        part: {
+            "ids": own,
+            "tokens": tokenizer.convert_ids_to_tokens(own),
+            "in_front": _in_front(tokenizer, own)[0],
+        }
+        for part, own in ids.items()
+    }
+    return vocabulary.Index(table, scale, active, in_front, add_special_tokens, prompts)
+
+
+def _in_front(tokenizer: Any, soft: list[int]) -> tuple[str | None, bool]:
+    """Find the string that gives the soft tokens in front of a text's own ids, its begin token included."""
+    text = "".join(tokenizer.convert_ids_to_tokens(soft))
+    around = [tokenizer(probe).input_ids for probe in PROBES]
+    bare = [tokenizer(probe, add_special_tokens=False).input_ids for probe in PROBES]
+    starts = {tuple(full[: _find(full, own)]) for full, own in zip(around, bare, strict=True)}
+    begin = list(starts.pop()) if len(starts) == 1 else []
+    begin_text = "".join(tokenizer.convert_ids_to_tokens(begin))
+    # A blank where the tokenizer marks the start of a text and would not behind a special token.
+    for blank in ("", " "):
+        found = [tokenizer(text + blank + probe).input_ids for probe in PROBES]
+        if found == [soft + full for full in around]:
+            return text + blank, True
+        found = [tokenizer(text + begin_text + blank + probe, add_special_tokens=False).input_ids for probe in PROBES]
+        if found == [soft + begin + own for own in bare]:
+            return text + begin_text + blank, False
+    return None, False
+
+
+def _find(ids: list[int], part: list[int]) -> int:
+    places = [place for place in range(len(ids)) if ids[place : place + len(part)] == part]
+    return places[0] if places else 0
+
+
+@contextlib.contextmanager
+def _moved_into_place(directory: Path) -> Iterator[Path]:
+    """Give a folder to write into, which becomes `directory` in one step, or vanishes."""
+    directory = directory.resolve()  # a link stays one
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,141 @@
+"""Prompts as users hand them over, attached or saved, and the plain tokens that they stand for."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.errors import CheckpointError, UnsupportedError
+from softprompt_zoo.files.start_folders import saved_prompt
+from softprompt_zoo.model.attachment import is_attached
+from softprompt_zoo.prompt.plain import check_sizes
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.trial.examination import inspect_backbone
+
+GivenPrompt = Prompt | str | os.PathLike[str]
+"""A prompt, `model.prompts[name]` say, or the folder of a saved one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """One prompt that was handed over."""
+
+    what: str
+    """What it is called in messages."""
+    prompt: Prompt
+    tokens: VirtualTokens
+    """Its plain tokens in eval mode, copies without gradient."""
+    placement: Placement
+    """Its placement, for the options."""
+
+    @property
+    def kind(self) -> str:
+        """What it is at: `"input embeddings"`, or `"keys and values"` of some sites, gated or not."""
+        if isinstance(self.tokens, InputTokens):
+            return "input embeddings"
+        sites = ", ".join(
+            name + (" (gated)" if s.gates is not None else "") for name, s in sorted(self.tokens.sites.items())
+        )
+        return f"keys and values of {sites}"
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Embeddings `(tokens, hidden)`; or keys and values `(kv_heads, tokens, head_dim)`, in order."""
+        if isinstance(self.tokens, InputTokens):
+            return [self.tokens.embeddings]
+        sites = [self.tokens.sites[name] for name in sorted(self.tokens.sites)]
+        return [tensor for site in sites for tensor in (*site.keys, *site.values) if tensor is not None]
+
+
+@torch.no_grad()
+def read_given(
+    prompts: Sequence[tuple[str, Any]], model: PreTrainedModel | None = None
+) -> tuple[list[Given], Backbone, Any]:
+    """Read prompts for one model. Nothing is changed.
+
+    Args:
+        prompts: What each is called in messages, and a prompt or the folder of a saved one.
+        model: The model they are for, with prompts or without; by default that of the first prompt that has one.
+
+    Returns:
+        The prompts, the sizes of the model, and the model's prompts, if it has any.
+
+    Raises:
+        TypeError: If one is neither a prompt nor a folder.
+        ValueError: If no model is given and none of the prompts has one.
+        CheckpointError: If a folder holds no prompt.
+        BackboneMismatchError: If one was made for a model of other sizes.
+        UnsupportedError: If one has several tasks, or a folder holds several prompts.
+    """
+    for what, prompt in prompts:
+        if not isinstance(prompt, Prompt | str | os.PathLike):
+            raise TypeError(
+                f"{what} is {type(prompt).__name__}; expected model.prompts[name] or the folder of a saved prompt"
+            )
+    host = None
+    if model is None:
+        held = [prompt for _, prompt in prompts if isinstance(prompt, Prompt) and prompt.backbone is not None]
+        if not held:
+            raise ValueError("none of the prompts is on a model; say which model they are for: model=…")
+        backbone, host = held[0].backbone, held[0].host
+    elif is_attached(model):
+        host = model.prompts
+        backbone = host.backbone  # type: ignore[union-attr,assignment]
+    else:
+        backbone, _ = inspect_backbone(model)
+    assert backbone is not None
+    return [_read(what, prompt, backbone) for what, prompt in prompts], backbone, host
+
+
+def check_alike(given: Sequence[Given]) -> None:
+    """Refuse prompts that do not have the same kind of tokens.
+
+    Args:
+        given: Some prompts.
+
+    Raises:
+        UnsupportedError: If one is at other places than the first: embeddings, sites, or layers.
+    """
+    first = given[0]
+    for other in given[1:]:
+        if other.kind != first.kind:
+            raise UnsupportedError(
+                f"{other.what} is at the {other.kind}, {first.what} at the {first.kind}; give prompts of one kind"
+            )
+        sizes = [[(t.shape[:-2], t.shape[-1]) for t in one.tensors] for one in (first, other)]
+        if sizes[0] != sizes[1] or _layers(first) != _layers(other):
+            raise UnsupportedError(
+                f"{other.what} has tokens at other layers than {first.what}; give prompts of one kind"
+            )
+
+
+def _layers(given: Given) -> list[tuple[str, list[bool]]]:
+    if isinstance(given.tokens, InputTokens):
+        return []
+    return [(name, [key is not None for key in site.keys]) for name, site in sorted(given.tokens.sites.items())]
+
+
+def _read(what: str, given: Any, backbone: Backbone) -> Given:
+    if isinstance(given, Prompt):
+        prompt = given
+        if prompt.backbone is not None:
+            check_sizes(prompt.backbone.sizes(), backbone, what)
+    elif not Path(given).is_dir():
+        raise CheckpointError(f"{what} is {str(given)!r}, which is no folder; expected what save_pretrained wrote")
+    else:
+        prompt = saved_prompt(Path(given), backbone, what)
+    own = prompt.backbone or backbone
+    tokens = prompt.merged_tokens(own)
+    if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3:
+        raise UnsupportedError(
+            f"{what} is a prompt with {tokens.embeddings.shape[0]} tasks; export the one you want, "
+            "zoo.export(model, folder, task=…), and give that folder"
+        )
+    return Given(what, prompt, tokens, prompt.place(own))

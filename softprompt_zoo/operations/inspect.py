@@ -1,0 +1,187 @@
+"""Looking inside prompts: nearest words, norms, similar tokens, and the attention they get."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.checks import check_choice, check_positive_integer
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.methods.parts.initialization import FREQUENT_VOCABULARY
+from softprompt_zoo.model.attachment import prompts_of
+from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.operations.attention_mass import Batch, measure_attention
+from softprompt_zoo.operations.inspection_findings import Neighbour, Norms, PromptInspection
+from softprompt_zoo.operations.inspection_report import Inspection
+from softprompt_zoo.sites.select import check_combination
+from softprompt_zoo.sites.tasks import check_task
+from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens
+
+NEAREST_BY = ("cosine", "distance")
+CHUNK = 16384
+"""Rows of the vocabulary that are compared at once."""
+WORDS = 64
+"""Words whose keys and values are looked at."""
+
+
+@torch.no_grad()
+def inspect(
+    model: PreTrainedModel,
+    name: str | Sequence[str] | None = None,
+    *,
+    tokenizer: Any = None,
+    inputs: Batch | Sequence[Batch] | None = None,
+    neighbours: int = 5,
+    nearest_by: str = "cosine",
+    task: int | None = None,
+) -> Inspection:
+    """Look inside a model's prompts. The model is left as it was.
+
+    Args:
+        model: A model with prompts.
+        name: The prompt, or several, seen together in this order; by default the active ones.
+        tokenizer: The model's tokenizer, for the text of words; without it words are shown by their ids.
+        inputs: A batch as the model's forward takes it, or several, on which the attention to the prompts is measured.
+        neighbours: Nearest words for each virtual token, at least 1.
+        nearest_by: `"cosine"` of the angle, or L2 `"distance"`, both in the scale of the embedding module's output.
+        task: Of prompts with tasks the one to look at.
+
+    Returns:
+        What was found, prompt by prompt.
+
+    Raises:
+        ValueError: If an option is not allowed, no prompt is active, or a prompt with tasks was given none.
+        TypeError: If `inputs` is no batch, `tokenizer` none, or `name` neither a name nor a list of names.
+        UnknownPromptError: If there is no prompt of that name.
+        UnsupportedError: If the model has no prompts, no values (the `meta` device), or shows no attention.
+    """
+    host = prompts_of(model, "inspect")
+    check_positive_integer("neighbours", neighbours)
+    check_choice("nearest_by", nearest_by, NEAREST_BY)
+    if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
+        raise TypeError(f"tokenizer is {tokenizer!r}; expected the model's, as AutoTokenizer.from_pretrained gives it")
+    names = host.active if name is None else check_combination(name, host.keys(), "name")
+    if not names:
+        raise ValueError(f"no prompt is active; name one of {', '.join(map(repr, host)) or 'none'}")
+    tasks = {name: host[name].config.tasks for name in names}
+    if host.backbone.device.type == "meta":
+        raise UnsupportedError("the model is on the meta device, where nothing has a value; load its weights first")
+    task = _check_task(task, tasks)
+    count = min(neighbours, host.backbone.vocab_size)
+    found = [_look(host, name, task if tasks[name] else None, tokenizer, count, nearest_by) for name in names]
+    if inputs is not None:
+        masses = measure_attention(model, names, inputs, task)
+        found = [dataclasses.replace(one, attention=masses[one.name]) for one in found]
+    return Inspection(tuple(found))
+
+
+def _check_task(task: int | None, tasks: Mapping[str, int | None]) -> int | None:
+    counts = {name: count for name, count in tasks.items() if count is not None}
+    if not counts:
+        if task is not None:
+            raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
+        return None
+    name, count = min(counts.items(), key=lambda pair: pair[1])
+    if task is None and count == 1:
+        return 0
+    check_task(task, count, name)
+    return task
+
+
+def _look(
+    host: Prompts, name: str, task: int | None, tokenizer: Any, neighbours: int, nearest_by: str
+) -> PromptInspection:
+    prompt, backbone = host[name], host.backbone
+    tokens = prompt.merged_tokens(backbone)
+    near: tuple[tuple[Neighbour, ...], ...] = ()
+    gates: dict[str, Tensor] = {}
+    if isinstance(tokens, InputTokens):
+        embeddings = (tokens.embeddings if task is None else tokens.embeddings[task]).float()
+        embeddings = embeddings.to(backbone.device)
+        near, words = _nearest(embeddings, backbone, tokenizer, neighbours, nearest_by)
+        norms = {"embeddings": Norms(embeddings.norm(dim=1)[None].cpu(), words[None])}
+        features = embeddings.cpu()
+    else:
+        norms, features = _layer_norms(tokens, backbone), _layer_features(tokens)
+        for site, of_site in tokens.sites.items():
+            sizes = [0.0 if gate is None else float(gate.float().abs().mean()) for gate in of_site.gates or ()]
+            gates |= {site: torch.tensor(sizes)} if sizes else {}
+    unit = functional.normalize(features, dim=1)
+    count = prompt.num_virtual_tokens
+    return PromptInspection(name, prompt.method, count, near, norms, unit @ unit.T, gates, None)
+
+
+def _nearest(
+    tokens: Tensor, backbone: Backbone, tokenizer: Any, count: int, nearest_by: str
+) -> tuple[tuple[tuple[Neighbour, ...], ...], Tensor]:
+    """Find the nearest words of every token; return them and the sorted norms of all words."""
+    parts = []
+    unit = functional.normalize(tokens, dim=1)
+    best: list[Tensor] = []
+    for start in range(0, backbone.vocab_size, CHUNK):
+        ids = torch.arange(start, min(start + CHUNK, backbone.vocab_size), device=backbone.device)
+        words = backbone.embed(ids).float()
+        parts.append(words.norm(dim=1))
+        cosine = unit @ functional.normalize(words, dim=1).T
+        distance = torch.cdist(tokens, words, compute_mode="donot_use_mm_for_euclid_dist")
+        found = torch.stack([ids.expand_as(cosine).to(cosine.dtype), cosine, distance])
+        best = [torch.cat([*best, found], dim=2)]
+        order = -best[0][1] if nearest_by == "cosine" else best[0][2]
+        kept = order.topk(min(count, order.shape[1]), dim=1, largest=False).indices
+        best = [best[0].gather(2, kept.expand(3, -1, -1))]
+    ids, cosines, distances = best[0].cpu()
+    near = tuple(
+        tuple(
+            Neighbour(int(index), _word(tokenizer, int(index)), float(cosine), float(distance))
+            for index, cosine, distance in zip(*of_token, strict=True)
+        )
+        for of_token in zip(ids, cosines, distances, strict=True)
+    )
+    return near, torch.cat(parts).sort().values.cpu()
+
+
+def _word(tokenizer: Any, index: int) -> str:
+    if tokenizer is None:
+        return f"#{index}"
+    try:
+        return str(tokenizer.decode([index])) or f"#{index}"
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError):  # rows of the table that have no word
+        return f"#{index}"
+
+
+def _layer_norms(tokens: LayerTokens, backbone: Backbone) -> dict[str, Norms]:
+    """Compare the norms of keys and values with those of words that the model read, at all layers."""
+    most = FREQUENT_VOCABULARY if backbone.vocab_size > FREQUENT_VOCABULARY else backbone.vocab_size
+    count = min(WORDS, most, (backbone.max_positions or WORDS))
+    ids = torch.linspace(0, most - 1, count, device=backbone.device).long()
+    words = backbone.keys_values(ids)
+    found = {}
+    for site, of_site in tokens.sites.items():
+        for kind in ("keys", "values"):
+            of_words = torch.stack([_norm(layer) for layer in getattr(words.sites[site], kind)])
+            layers = getattr(of_site, kind)
+            length = next(layer.shape[1] for layer in layers if layer is not None)
+            own = [torch.full((length,), math.nan) if layer is None else _norm(layer) for layer in layers]
+            found[f"{site} {kind}"] = Norms(torch.stack(own), of_words.sort(dim=1).values)
+    return found
+
+
+def _norm(layer: Tensor) -> Tensor:
+    norms: Tensor = layer.float().norm(dim=-1).mean(dim=0).cpu()
+    return norms
+
+
+def _layer_features(tokens: LayerTokens) -> Tensor:
+    layers = [
+        layer.float().permute(1, 0, 2).flatten(1).cpu()
+        for site in tokens.sites.values()
+        for layer in (*site.keys, *site.values)
+        if layer is not None
+    ]
+    return torch.cat(layers, dim=1)

@@ -1,0 +1,160 @@
+"""What `inspect` found, for people: tables in the terminal, a picture, a page."""
+
+import base64
+import dataclasses
+import html
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from softprompt_zoo.files.files import write_atomically
+from softprompt_zoo.operations.inspection_findings import PromptInspection
+from softprompt_zoo.operations.inspection_pictures import draw
+
+WIDTH = 120
+"""Columns of the text that `print` shows."""
+Rows = tuple[list[str], list[list[str]]]
+"""Head and lines of a table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found; `print` shows it as tables."""
+
+    prompts: tuple[PromptInspection, ...]
+    """In the order in which rows see them."""
+
+    def __getitem__(self, name: str) -> PromptInspection:
+        """Return what was found of one prompt, by its name."""
+        for prompt in self.prompts:
+            if prompt.name == name:
+                return prompt
+        raise KeyError(f"{name!r} was not inspected; {', '.join(repr(prompt.name) for prompt in self.prompts)} was")
+
+    def __iter__(self) -> Iterator[PromptInspection]:
+        return iter(self.prompts)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        file = io.StringIO()
+        Console(file=file, width=WIDTH, color_system=None).print(self)
+        return file.getvalue().rstrip()
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        shown = []
+        for prompt in self:
+            for title, (head, lines) in _tables(prompt):
+                table = Table(title=Text(title), title_justify="left")
+                for cell in head:
+                    table.add_column(Text(cell))
+                for line in lines:
+                    table.add_row(*map(Text, line))
+                shown.append(table)
+        return Group(*shown)
+
+    def to_png(self, path: str | os.PathLike[str]) -> None:
+        """Draw norms, similarities and attention of every prompt.
+
+        Args:
+            path: The PNG file, written whole or not at all.
+
+        Raises:
+            MissingPackageError: If matplotlib is not installed.
+        """
+        write_atomically(Path(path), draw(self.prompts, panels_in_a_row=4))
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write tables and pictures as one page that needs no network.
+
+        Args:
+            path: The HTML file, written whole or not at all.
+
+        Raises:
+            MissingPackageError: If matplotlib is not installed.
+        """
+        parts = []
+        for prompt in self:
+            parts.append(f"<h2>{html.escape(prompt.name)}</h2>")
+            picture = base64.b64encode(draw([prompt], panels_in_a_row=2)).decode()
+            alt = f"norms, similarities and attention of the prompt {prompt.name}"
+            parts.append(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{picture}">')
+            for title, (head, lines) in _tables(prompt):
+                columns = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+                rows = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines)
+                parts.append(f"<h3>{html.escape(title)}</h3><table><tr>{columns}</tr>{rows}</table>")
+        page = (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Inside the prompts</title><style>'
+            "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;color:#222}"
+            "img{max-width:100%}table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;text-align:left;"
+            "border-bottom:1px solid #ccc;white-space:pre-wrap}th{background:#f2f2f2}</style></head><body>"
+            f"<h1>Inside the prompts</h1>{''.join(parts)}</body></html>\n"
+        )
+        write_atomically(Path(path), page.encode())
+
+
+def _tables(prompt: PromptInspection) -> list[tuple[str, Rows]]:
+    """Put what was found of one prompt into tables.
+
+    Args:
+        prompt: What was found.
+
+    Returns:
+        Title, and the table's head and lines of text.
+    """
+    title = f"{prompt.name}: {prompt.method}, {prompt.num_virtual_tokens} virtual tokens"
+    found = [(title, _of_tokens(prompt))] if prompt.neighbours else []
+    sites = dict.fromkeys(name.split()[0] for name in prompt.norms if name != "embeddings")
+    found += [(f"{title}, {site}", _of_layers(prompt, site)) for site in sites]
+    if prompt.neighbours and prompt.attention is not None:
+        for site, shares in prompt.attention.shares.items():
+            lines = [[str(layer), f"{share:.1%}"] for layer, share in enumerate(shares.tolist())]
+            found.append((f"{prompt.name}: attention of the text, {site}", (["layer", "to the prompt"], lines)))
+    return found
+
+
+def _of_tokens(prompt: PromptInspection) -> Rows:
+    norms = prompt.norms["embeddings"]
+    head = ["token", "nearest words (cosine, distance)", "norm", "words below", "most like token"]
+    mass = {} if prompt.attention is None else prompt.attention.tokens
+    head += [f"attention, {site}" for site in mass]
+    lines = []
+    for token, near in enumerate(prompt.neighbours):
+        words = ", ".join(f"{word.shown} ({word.cosine:.2f}, {word.distance:.2f})" for word in near)
+        others = prompt.similarity[token].clone()
+        others[token] = -2
+        alike = "-" if len(others) == 1 else f"{int(others.argmax())} ({float(others.max()):.2f})"
+        line = [
+            str(token),
+            words,
+            f"{norms.tokens[0, token]:.2f}",
+            f"{norms.percentiles[0, token]:.0f}%",
+            alike,
+        ]
+        lines.append([*line, *(f"{of_site[:, token].mean():.1%}" for of_site in mass.values())])
+    return head, lines
+
+
+def _of_layers(prompt: PromptInspection, site: str) -> Rows:
+    """A line per layer: means over the tokens, and the median word."""
+    head, columns = ["layer"], []
+    for kind in ("keys", "values"):
+        norms = prompt.norms[f"{site} {kind}"]
+        head += [f"norm of {kind}", f"of words' {kind}", "words below"]
+        columns.append([f"{norm:.2f}" for norm in norms.tokens.mean(dim=1).tolist()])
+        columns.append([f"{norm:.2f}" for norm in norms.words.median(dim=1).values.tolist()])
+        columns.append([f"{percent:.0f}%" for percent in norms.percentiles.mean(dim=1).tolist()])
+    if site in prompt.gates:
+        head.append("gate")
+        columns.append([f"{gate:.3f}" for gate in prompt.gates[site].tolist()])
+    if prompt.attention is not None and site in prompt.attention.shares:
+        head.append("attention")
+        columns.append([f"{share:.1%}" for share in prompt.attention.shares[site].tolist()])
+    lines = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns, strict=True))]
+    return head, [[cell.replace("nan%", "-").replace("nan", "-") for cell in line] for line in lines]

@@ -1,0 +1,225 @@
+"""What users do with a model's prompts as a whole: load, merge, export."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone.peft_layers import model_inside
+from softprompt_zoo.errors import CheckpointError, PromptExistsError, UnsupportedError
+from softprompt_zoo.files import adapters, native, peft, peft_prompts
+from softprompt_zoo.files.checkpoints import read_adapters, read_prompts
+from softprompt_zoo.files.files import existing_directory
+from softprompt_zoo.model.attachment import attach, detach, is_attached, prompts_of
+from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.operations.export_vocabulary import export_embeddings, export_vocabulary
+from softprompt_zoo.operations.pooled_heads import check_pooling
+from softprompt_zoo.prompt.plain import check_ranges, check_shared_room
+from softprompt_zoo.prompt.prompt import MergedTokens, Prompt
+from softprompt_zoo.sites.select import check_combination
+from softprompt_zoo.tokens.tokens import to_tensors
+from softprompt_zoo.trial.examination import inspect_backbone
+
+EXPORTS = ("peft", "vocabulary", "embeddings")
+
+
+def load(
+    base: PreTrainedModel,
+    directory: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    trainable: bool = False,
+    pools_prompt: bool = False,
+) -> PreTrainedModel:
+    """Attach saved prompts to a model and activate those that were active.
+
+    Args:
+        base: The model, or a `PeftModel`; it may have prompts already. Frozen and changed in place. PEFT adapters that
+            were saved along are put on it; one of the same name that it has gets the saved numbers. Its other
+            adapters and its prompts train on as before.
+        directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
+        name: What the prompt is called on this model, where the directory holds one; by default its saved name, which
+            is `"default"` for PEFT's adapters.
+        trainable: Whether to train on: the adapters that are loaded, and the prompts that were trained when they were
+            saved, or all where none was or the files do not say. Otherwise all are frozen.
+        pools_prompt: For PEFT's prompt at the input embeddings of an encoder's classifier: whether the head reads the
+            first virtual token, as it does in PEFT, and not the text's first one.
+
+    Returns:
+        The same model.
+
+    Raises:
+        CheckpointError: If the directory is missing, truncated, corrupt or foreign. Nothing is changed.
+        BackboneMismatchError: If it was made for a model of other sizes. Nothing is changed.
+        UnknownMethodError: If it needs a plugin that is not installed. Nothing is changed.
+        UnsupportedError: If it cannot work on this model. Nothing is changed.
+        PromptExistsError: If the model has a prompt of that name. Nothing is changed.
+        ValueError: If `name` is not allowed, or the directory holds several prompts. Nothing is changed.
+    """
+    path = existing_directory(directory)
+    attached = is_attached(base)
+    model: Any = model_inside(base)
+    backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)
+    prompts, active = read_prompts(path, backbone, pools_prompt)
+    prompts, active = _renamed(prompts, active, name, path)
+    check_shared_room({name: prompts[name] for name in active}, backbone)
+    check_ranges(prompts, backbone, f"in {path}")
+    adapted = read_adapters(path)
+    adapters.check(model, adapted, path)
+    trained = [prompt for prompt in prompts.values() if prompt.is_trained] or list(prompts.values())
+    for prompt in prompts.values():
+        prompt.requires_grad_(trainable and prompt in trained)
+    host: Any = model.prompts if attached else Prompts(backbone)
+    _check_names(host, prompts, path)
+    with adapters.taken_off_on_error(model, adapted):
+        adapters.put(model, adapted, path, trainable)
+        if not attached and adapted:
+            backbone, stacks = inspect_backbone(base)  # some of its layers are others now
+    if not attached:
+        attach(base, backbone, stacks, prompts)
+    else:
+        for own_name, prompt in prompts.items():
+            host.insert(own_name, prompt)
+    if pools_prompt:
+        _check_pooling(base, next(iter(prompts)), attached)
+    model.prompts.activate(*active)
+    return base
+
+
+def _check_pooling(base: PreTrainedModel, name: str, was_attached: bool) -> None:
+    """Try a prompt that was put on, and take it off again if the head does not read it as PEFT does."""
+    model: Any = model_inside(base)
+    try:
+        check_pooling(model, name)
+    except UnsupportedError:
+        if was_attached:
+            model.prompts.remove(name)
+        else:
+            detach(base)
+        raise
+
+
+def _renamed(
+    prompts: dict[str, Prompt], active: tuple[str, ...], name: str | None, path: Path
+) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+    """Return the prompts and the active ones of a folder, its only prompt under the name that the user chose."""
+    if name is None:
+        return prompts, active
+    if len(prompts) != 1:
+        raise ValueError(
+            f"name is {name!r}, but {path} holds {len(prompts)} prompts ({', '.join(map(repr, prompts))}); leave name "
+            "out to load them under their own names"
+        )
+    [prompt] = prompts.values()
+    return {name: prompt}, tuple(name for _ in active)
+
+
+def _check_names(host: Prompts, names: Iterable[str], path: Path) -> None:
+    try:
+        for name in names:
+            host.check_name(name)
+    except PromptExistsError as error:
+        raise PromptExistsError(
+            f"{path} cannot be loaded: {error}; a directory with one prompt is loaded under another name with "
+            "zoo.load(…, name=…)"
+        ) from error
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    """Drop what only training needs: every prompt becomes its plain tokens, with the same outputs.
+
+    Args:
+        model: A model with prompts. Changed in place.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UnsupportedError: If it has no prompts.
+    """
+    host = prompts_of(model, "merge")
+    merged = {name: prompt.merged_tokens(host.backbone) for name, prompt in host.items()}
+    for name, tokens in merged.items():
+        prompt = host[name]
+        is_trained = prompt.is_trained
+        prompt.learned = MergedTokens(to_tensors(tokens)).train(prompt.training)
+        prompt.requires_grad_(is_trained)
+    return model
+
+
+def export(
+    model: PreTrainedModel,
+    directory: str | os.PathLike[str],
+    *,
+    to: str = "peft",
+    name: str | Sequence[str] | None = None,
+    task: int | None = None,
+    tokenizer: Any = None,
+) -> None:
+    """Write prompts for another library or engine.
+
+    - `"peft"`: an adapter that `PeftModel.from_pretrained` loads. It holds the prompt alone, so a model on which a LoRA
+      or the like acts is refused.
+    - `"vocabulary"`: an ordinary checkpoint and tokenizer in which every virtual token is a special token that is
+      never generated, for any engine. Causal models, prompts at the input embeddings.
+    - `"embeddings"`: the bare embeddings, as safetensors and numpy files. Prompts at the input embeddings.
+
+    No format holds the places of a prompt that was trained in slots inside the text: PEFT puts it in front.
+
+    Args:
+        model: A model with prompts. Not changed.
+        directory: Where to; made if missing. For all but `"peft"` it must be missing or empty, and appears whole or
+            not at all.
+        to: One of the above.
+        name: The prompt, or several for all but `"peft"`; by default the active ones.
+        task: Of prompts with tasks the one to write, as a plain prompt; `"peft"` can hold all of them.
+        tokenizer: The model's tokenizer, which `"vocabulary"` needs. Not changed.
+
+    Raises:
+        TypeError: If `name` is neither a name nor a list of names, or `"vocabulary"` gets no tokenizer.
+        ValueError: If `to` is none of these, the directory is not empty, or the prompt does not have that task.
+        UnknownPromptError: If there is no prompt of that name.
+        CheckpointError: If an adapter for PEFT would replace another one that is no prompt, or stand beside what
+            `save_pretrained` wrote.
+        UnsupportedError: If the format cannot hold the prompt; says what would be lost. Nothing is written.
+    """
+    if to not in EXPORTS:
+        raise ValueError(f"to is {to!r}; expected one of {', '.join(map(repr, EXPORTS))}")
+    host = prompts_of(model, "export")
+    names = None if name is None else check_combination(name, host.keys(), "name")
+    if to == "vocabulary":
+        export_vocabulary(model, Path(directory), tokenizer, names, task)
+    elif to == "embeddings":
+        export_embeddings(model, Path(directory), names, task)
+    elif names is not None and len(names) != 1:
+        raise UnsupportedError(
+            f"a PEFT adapter holds one prompt, name has {len(names)}; name one, or make them one with zoo.fold"
+        )
+    else:
+        _refuse_adapters(model)
+        _check_place(Path(directory))
+        peft_prompts.write(host.saved(), Path(directory), None if names is None else names[0], task)
+
+
+def _check_place(directory: Path) -> None:
+    if native.is_native(directory):
+        raise CheckpointError(
+            f"{directory} holds prompts that save_pretrained wrote, which zoo.load would read in place of the export; "
+            "give a new folder"
+        )
+    peft.check_place(directory)
+
+
+def _refuse_adapters(model: Any) -> None:
+    """Refuse what PEFT would run without the adapters that act beside the prompt."""
+    acting = adapters.acting(model_inside(model))
+    if acting:
+        raise UnsupportedError(
+            f"the adapter {acting[0]!r} acts in the model's layers, and PEFT's prompt files would leave it out; merge "
+            "it into the weights first (merge_and_unload), switch it off while you export (disable_adapter, "
+            "disable_adapters), or keep both with save_pretrained"
+        )

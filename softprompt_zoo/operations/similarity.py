@@ -1,0 +1,124 @@
+"""How similar prompts are, to pick one to start from."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from softprompt_zoo.config.checks import check_choice
+from softprompt_zoo.operations.given import Given, GivenPrompt, check_alike, read_given
+
+HOWS = ("mean", "tokens")
+
+
+@torch.no_grad()
+def similarity(a: GivenPrompt, b: GivenPrompt, how: str = "mean", *, model: PreTrainedModel | None = None) -> float:
+    """Say how similar two prompts are, by the cosine between their virtual tokens.
+
+    Args:
+        a: A prompt, `model.prompts[name]`, or the folder of a saved one.
+        b: Another of the same kind; it may have another length.
+        how: `"mean"`: the cosine of the two mean tokens. `"tokens"`: the mean cosine over all pairs of
+            tokens.
+        model: The model the prompts are for; needed where both are folders.
+
+    Returns:
+        A number in [-1, 1]. A token of keys and values is all of its keys and values in one vector; gates do not count.
+
+    Raises:
+        TypeError: If one is neither a prompt nor a folder.
+        ValueError: If `how` is none of these, or it is not known which model they are for.
+        UnsupportedError: If the prompts are of different kinds.
+        BackboneMismatchError: If one was made for a model of other sizes.
+
+    Source:
+        Vu et al., "SPoT: Better Frozen Model Adaptation through Soft Prompt Transfer", 2022 (arXiv 2110.07904): cosine
+        similarity of average tokens, and per-token average cosine similarity; here lengths may differ.
+    """
+    check_choice("how", how, HOWS)
+    given, _, _ = read_given([("a", a), ("b", b)], model)
+    check_alike(given)
+    return _similarity(features(given[0]), features(given[1]), how)
+
+
+@torch.no_grad()
+def most_similar(
+    prompt: GivenPrompt,
+    candidates: Mapping[str, GivenPrompt] | Sequence[str | os.PathLike[str]],
+    how: str = "mean",
+    *,
+    model: PreTrainedModel | None = None,
+) -> list[tuple[str, float]]:
+    """Rank prompts by their similarity to one: which trained prompt to start a new task from.
+
+    Args:
+        prompt: A prompt that was trained on the new task for a little while.
+        candidates: Prompts by name, `model.prompts` say, or folders of saved ones. The prompt itself is left out.
+        how: As in `similarity`.
+        model: The model the prompts are for; needed where all are folders.
+
+    Returns:
+        Name, or folder, and similarity; the most similar first.
+
+    Raises:
+        TypeError: If `candidates` is neither a mapping nor a list of folders.
+        ValueError: If there are no candidates.
+        UnsupportedError: If one is of another kind than the prompt.
+        BackboneMismatchError: If one was made for a model of other sizes.
+
+    Source:
+        Vu et al. 2022 (arXiv 2110.07904): the retrieval of source prompts by the similarity of task embeddings.
+    """
+    check_choice("how", how, HOWS)
+    named: dict[str, Any]
+    if isinstance(candidates, Mapping):
+        named = dict(candidates.items())
+    elif isinstance(candidates, Sequence) and not isinstance(candidates, str):
+        named = {os.fspath(folder): folder for folder in candidates if _check_folder(folder)}
+    else:
+        raise TypeError(f"candidates is {type(candidates).__name__}; expected prompts by name, or a list of folders")
+    named = {name: candidate for name, candidate in named.items() if not _is_same(candidate, prompt)}
+    if not named:
+        raise ValueError("candidates has no prompt but the given one; give at least one to compare with")
+    given, _, _ = read_given([("prompt", prompt), *((f"candidate {name!r}", c) for name, c in named.items())], model)
+    check_alike(given)
+    own, *others = map(features, given)
+    found = [(name, _similarity(own, other, how)) for name, other in zip(named, others, strict=True)]
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def _is_same(candidate: Any, prompt: Any) -> bool:
+    if isinstance(candidate, str | os.PathLike) and isinstance(prompt, str | os.PathLike):
+        return os.path.realpath(candidate) == os.path.realpath(prompt)
+    return candidate is prompt
+
+
+def _check_folder(folder: Any) -> bool:
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"candidates has {type(folder).__name__} in a list; give prompts by name: {{name: prompt}}")
+    return True
+
+
+def features(given: Given) -> Tensor:
+    """Lay a prompt out as one vector per virtual token.
+
+    Args:
+        given: The prompt.
+
+    Returns:
+        `(tokens, features)`: embeddings, or all keys and values of a token side by side.
+    """
+    flat = [t if t.ndim == 2 else t.permute(1, 0, 2).flatten(1) for t in given.tensors]
+    return torch.cat([part.float() for part in flat], dim=1)
+
+
+def _similarity(a: Tensor, b: Tensor, how: str) -> float:
+    b = b.to(a.device)
+    if how == "mean":
+        a, b = a.mean(dim=0, keepdim=True), b.mean(dim=0, keepdim=True)
+    cosine = float((functional.normalize(a, dim=1) @ functional.normalize(b, dim=1).T).mean())
+    return max(-1.0, min(1.0, cosine))  # rounding may lead beyond

@@ -1,0 +1,113 @@
+"""Shortening prompts to their most useful tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from softprompt_zoo.config.checks import check_choice, check_positive_integer
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.operations.attention_mass import Batch, measure_attention
+from softprompt_zoo.operations.given import Given, GivenPrompt, read_given
+from softprompt_zoo.prompt.plain import plain_prompt
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.task_heads import copy_head
+from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, SiteTokens, VirtualTokens
+
+BY = ("attention", "norm")
+
+
+@torch.no_grad()
+def truncate(
+    prompt: GivenPrompt,
+    num_virtual_tokens: int,
+    *,
+    by: str | None = None,
+    inputs: Batch | Sequence[Batch] | None = None,
+    model: PreTrainedModel | None = None,
+) -> Prompt:
+    """Make a shorter prompt of the most useful tokens of one. The original is not changed.
+
+    The kept tokens stay in their order. In front of a causal model text then starts at `num_virtual_tokens`, earlier
+    than it did, and an input-level token no longer sees those that went: what a token does may change, so measure the
+    shorter prompt, or train it on.
+
+    Args:
+        prompt: A prompt, `model.prompts[name]`, or the folder of a saved one.
+        num_virtual_tokens: How many tokens stay, at least 1.
+        by: `"attention"`: those to which the text of `inputs` attends most, a mean over all layers and sites. `"norm"`:
+            those whose embedding, or whose values over all layers, have the largest L2 norm. By default attention if
+            there are `inputs`.
+        inputs: A batch as the model's forward takes it, or several, for `"attention"`.
+        model: The model the prompt is for; `"attention"` needs it, and the prompt must be one of its prompts.
+
+    Returns:
+        A trainable prompt in no model, of the same weight, with a copy of the trained task head, if there is one:
+        `model.prompts.add(name, prompt)`.
+
+    Raises:
+        TypeError: If the prompt is neither a prompt nor a folder.
+        ValueError: If there are not that many tokens, or `by` and `inputs` do not go together.
+        UnsupportedError: If the prompt has tasks, or the attention to its tokens cannot be seen.
+    """
+    by = by or ("norm" if inputs is None else "attention")
+    check_choice("by", by, BY)
+    check_positive_integer("num_virtual_tokens", num_virtual_tokens)
+    if (inputs is None) == (by == "attention"):
+        told = "needs" if inputs is None else "takes no"
+        raise ValueError(f"by={by!r} {told} inputs, batches of the model's input")
+    [given], backbone, host = read_given([("prompt", prompt)], model)
+    if num_virtual_tokens > given.prompt.num_virtual_tokens:
+        raise ValueError(
+            f"num_virtual_tokens is {num_virtual_tokens}; the prompt has {given.prompt.num_virtual_tokens} tokens"
+        )
+    usefulness = _norms(given) if by == "norm" else _attention(given.prompt, model, inputs)
+    # A stable sort: of equal ones the first stay.
+    kept = usefulness.argsort(descending=True, stable=True)[:num_virtual_tokens].sort().values
+    head = given.prompt.head if given.prompt.head is None else copy_head(dict(given.prompt.head.items()))
+    shorter = plain_prompt(_pick(given.tokens, kept), backbone, given.placement, given.prompt, head)
+    shorter.weight = given.prompt.weight
+    if host is not None:
+        shorter.belong_to(host)
+    return shorter
+
+
+def _norms(given: Given) -> Tensor:
+    tokens = given.tokens
+    if isinstance(tokens, InputTokens):
+        norms: Tensor = tokens.embeddings.float().norm(dim=-1).cpu()
+        return norms
+    values = [layer.float() for site in tokens.sites.values() for layer in site.values if layer is not None]
+    return torch.stack([layer.square().sum(dim=(0, 2)).cpu() for layer in values]).sum(dim=0).sqrt()
+
+
+def _attention(prompt: Prompt, model: Any, inputs: Any) -> Tensor:
+    if model is None:
+        raise ValueError("by='attention' needs the model the prompt is on: model=…")
+    host = getattr(model, "prompts", {})
+    name = next((name for name in host if host[name] is prompt), None)
+    if name is None:
+        raise ValueError("the prompt is none of the model's prompts; add it first: model.prompts.add(name, prompt)")
+    found = measure_attention(model, [name], inputs)[name].tokens
+    if not found:
+        raise UnsupportedError(
+            f"the attention to each token of prompt {name!r} cannot be seen in {type(model).__name__} (it is gated, or "
+            "the model shows the weights of the text alone); use by='norm'"
+        )
+    return torch.cat(list(found.values())).mean(dim=0).cpu()
+
+
+def _pick(tokens: VirtualTokens, kept: Tensor) -> VirtualTokens:
+    def pick(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.index_select(-2, kept.to(tensor.device))
+
+    if isinstance(tokens, InputTokens):
+        return InputTokens(tokens.embeddings.index_select(0, kept.to(tokens.embeddings.device)))
+    return LayerTokens(
+        {
+            name: SiteTokens(tuple(map(pick, site.keys)), tuple(map(pick, site.values)), site.gates)
+            for name, site in tokens.sites.items()
+        }
+    )

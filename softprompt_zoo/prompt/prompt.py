@@ -1,0 +1,262 @@
+"""One prompt: a method, what the user chose, and what is trained."""
+
+import dataclasses
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.errors import PluginError, UnsupportedError
+from softprompt_zoo.prompt.stored_tokens import from_tensors
+from softprompt_zoo.prompt.token_checks import check_placement, check_virtual_tokens
+from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.registry.registry import registry
+from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, Placement, VirtualTokens, to_tensors
+
+
+class Host(Protocol):
+    """What a prompt knows of the prompts it stands among."""
+
+    backbone: Backbone
+    """Sizes of their model."""
+
+
+class MergedTokens(nn.Module):
+    """Plain virtual tokens, as a merged or imported prompt holds them."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.tensors = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
+
+    def tokens(self, backbone: Backbone) -> VirtualTokens:
+        """Return them as virtual tokens; gradients flow to the parameters."""
+        return from_tensors(dict(self.tensors.items()), backbone)
+
+
+class Prompt(nn.Module):
+    """One prompt of a model."""
+
+    def __init__(
+        self, method: LoadedMethod, config: MethodConfig, learned: nn.Module, head: nn.ModuleDict | None = None
+    ) -> None:
+        super().__init__()
+        self.method = method.name
+        """Canonical name of its method."""
+        self.config = config
+        """What the user chose."""
+        self.learned = learned
+        """The method's `Parameters`, or the plain tokens of a merged prompt."""
+        self.head = head
+        """The task head that is trained along, a copy of the model's; `None` if its rows use the model's own."""
+        self.weight = 1.0
+        """Factor on the share of attention that its tokens get; `model.prompts.set_weight` sets it."""
+        self._loaded: LoadedMethod | None = method
+        self._host: weakref.ref[Host] | None = None
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the training scaffold is gone."""
+        return isinstance(self.learned, MergedTokens)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Virtual tokens."""
+        return self.config.num_virtual_tokens
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers it holds."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether one of its parameters requires gradients."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    @property
+    def backbone(self) -> Backbone | None:
+        """Sizes of the model it was put on, or made for; `None` if there is none, or it is gone."""
+        return None if self.host is None else self.host.backbone
+
+    @property
+    def host(self) -> Host | None:
+        """The prompts of that model."""
+        return None if self._host is None else self._host()
+
+    def belong_to(self, host: Host) -> None:
+        """Remember the prompts of a model, which are not kept alive by it, copied or pickled with it."""
+        self._host = weakref.ref(host)
+
+    @property
+    def loaded(self) -> LoadedMethod:
+        """Its method; looked up again after unpickling, for plugins are not pickled."""
+        if self._loaded is None:
+            self._loaded = registry.lookup(self.method)
+        return self._loaded
+
+    def place(self, backbone: Backbone) -> Placement:
+        """Build the virtual tokens and say where they go.
+
+        Args:
+            backbone: Sizes of the model.
+
+        Returns:
+            The placement; gradients flow to the parameters.
+
+        Raises:
+            PluginError: If a hook breaks its contract.
+        """
+        method, learned = self.loaded, self.learned
+        if isinstance(learned, MergedTokens):
+            tokens = learned.tokens(backbone)
+        else:
+            hook = "build_virtual_tokens"
+            tokens = method.call(hook, config=self.config, parameters=learned, backbone=backbone)
+            self._check(tokens, backbone, hook)
+        arguments = {"config": self.config, "parameters": learned, "tokens": tokens, "backbone": backbone}
+        placement: Placement = method.call("inject", **arguments)
+        check_placement(placement, method.describe("inject"))
+        if placement.tokens is not tokens:
+            self._check(placement.tokens, backbone, "inject")
+        if self.weight != 1.0:
+            placement = dataclasses.replace(placement, weight=placement.weight * self.weight)
+        if self.config.pools_prompt:
+            placement = dataclasses.replace(placement, is_pooled=True)
+            _check_pooling(placement, backbone)
+        _check_weight(placement, backbone)
+        if backbone.input_problem is not None and isinstance(placement.tokens, InputTokens):
+            raise UnsupportedError(
+                f"this model has no place for virtual tokens among its input embeddings: {backbone.input_problem}; "
+                "choose a method on keys and values"
+            )
+        if backbone.through_cache:
+            _check_goes_through_cache(placement, backbone)
+        return placement
+
+    def widen(self) -> None:
+        """Hold every number in float32 at least: in half precision an optimizer's steps overflow or are rounded off."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    def own_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Ask the method for its groups of parameters.
+
+        Args:
+            learning_rate: The rate that the user chose.
+
+        Returns:
+            Groups whose `"params"` are lists; none where the method has no such groups.
+
+        Raises:
+            PluginError: If the hook breaks its contract.
+        """
+        arguments = {"config": self.config, "parameters": self.learned, "learning_rate": learning_rate}
+        found = None if self.is_merged else self.loaded.call("parameter_groups", **arguments)
+        groups = []
+        for group in [] if found is None else found:
+            params = group.get("params") if isinstance(group, Mapping) else None
+            if not isinstance(params, Iterable):
+                raise PluginError(
+                    f"{self.loaded.describe('parameter_groups')} returned a group that is {type(group).__name__}; "
+                    "expected a list of dictionaries with the parameters of each as 'params'"
+                )
+            # torch takes one tensor for a list, and iterators, which are at an end when they have been read.
+            groups.append({**group, "params": [params] if isinstance(params, Tensor) else list(params)})
+        return groups
+
+    def refuse_weight(self, what: str, place: str) -> None:
+        """Refuse a weight other than 1 where there is no place for it.
+
+        Args:
+            what: How the message calls the prompt.
+            place: What cannot hold it.
+
+        Raises:
+            UnsupportedError: If it has one.
+        """
+        if self.weight != 1.0:
+            raise UnsupportedError(
+                f"{what} has the weight {self.weight}, which {place} cannot hold; set it to 1 with "
+                "model.prompts.set_weight, or save the prompt with save_pretrained"
+            )
+
+    @torch.no_grad()
+    def merged_tokens(self, backbone: Backbone) -> VirtualTokens:
+        """Return the plain tokens that the prompt has in eval mode, as copies.
+
+        Args:
+            backbone: Sizes of the model.
+
+        Returns:
+            The tokens, without gradient.
+
+        Raises:
+            PluginError: If the hook breaks its contract.
+        """
+        if isinstance(self.learned, MergedTokens):
+            tokens = self.learned.tokens(backbone)
+        else:
+            was_training = self.learned.training
+            self.learned.eval()
+            try:
+                tokens = self.loaded.call("merge", config=self.config, parameters=self.learned, backbone=backbone)
+            finally:
+                self.learned.train(was_training)
+            self._check(tokens, backbone, "merge")
+        copies = {name: tensor.detach().clone() for name, tensor in to_tensors(tokens).items()}
+        return from_tensors(copies, backbone)
+
+    def _check(self, tokens: object, backbone: Backbone, hook: str) -> None:
+        source = self.loaded.describe(hook)
+        check_virtual_tokens(tokens, backbone, self.num_virtual_tokens, self.config.tasks, source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": None, "_host": None}
+
+    def extra_repr(self) -> str:
+        """Show method and size where torch prints the model."""
+        return f"method={self.method!r}, num_virtual_tokens={self.num_virtual_tokens}"
+
+
+def _check_pooling(placement: Placement, backbone: Backbone) -> None:
+    """Refuse to let a head read a virtual token where there is none at a position, or no head."""
+    if not isinstance(placement.tokens, InputTokens) or backbone.family != "encoder" or not backbone.task_head:
+        raise UnsupportedError(
+            "pools_prompt is True, which is for virtual tokens at the input embeddings of an encoder with a task head; "
+            "here the head never reads one; leave it out"
+        )
+
+
+def _check_weight(placement: Placement, backbone: Backbone) -> None:
+    """Refuse a weight where the tokens' scores cannot be reached."""
+    if placement.weight == 1.0:
+        return
+    if isinstance(placement.tokens, InputTokens) and backbone.family != "causal":
+        raise UnsupportedError(
+            f"the prompt's weight is {placement.weight}, but at the input embeddings of this model its tokens are real "
+            "positions, which are read like text; give it the weight 1, or use a method that works on keys and values"
+        )
+    if backbone.through_cache:
+        raise UnsupportedError(
+            f"the prompt's weight is {placement.weight}, but this model's attention is reached through its cache only, "
+            "which has no place for weights; give it the weight 1"
+        )
+
+
+def _check_goes_through_cache(placement: Placement, backbone: Backbone) -> None:
+    tokens = placement.tokens
+    if isinstance(tokens, LayerTokens) and any(site.gates is not None for site in tokens.sites.values()):
+        raise UnsupportedError(
+            "this model's attention is reached through its cache only, which has no place for gated tokens; choose a "
+            "method without gates"
+        )
+    if placement.always_visible and any(shape.window for shapes in backbone.layers.values() for shape in shapes):
+        raise UnsupportedError(
+            "always_visible is True, but this model's attention is reached through its cache only and hides what its "
+            "windows hide; choose always_visible=False"
+        )

@@ -1,0 +1,80 @@
+"""Where a new prompt starts: its method's start values, or another prompt."""
+
+from typing import Any
+
+from torch import nn
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.token_checks import check_virtual_tokens
+from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
+
+
+def initialize(
+    method: LoadedMethod,
+    config: MethodConfig,
+    learned: Any,
+    head: nn.ModuleDict | None,
+    backbone: Backbone,
+    start: Prompt | None,
+) -> None:
+    """Give a new prompt its start values.
+
+    Args:
+        method: Its method.
+        config: What the user chose.
+        learned: The method's `Parameters`. Changed in place.
+        head: The prompt's task head, if it has one; it starts from the other prompt's, if that has the same classes.
+        backbone: Sizes of the model.
+        start: The prompt to start from; `None` for the method's own start values.
+
+    Raises:
+        ValueError: If `start` is a prompt of another length.
+        BackboneMismatchError: If it was made for a model of other sizes.
+        UnsupportedError: If the method cannot start from `init`.
+    """
+    learned.eval()  # a net is fitted without its dropout; whoever takes the prompt sets its mode
+    if start is None:
+        method.initialize(learned, config, backbone)
+        return
+    if not hasattr(learned, "start_from"):
+        raise UnsupportedError(f"method {method.name!r} cannot start from another prompt; choose another init")
+    if start.num_virtual_tokens != config.num_virtual_tokens:
+        raise ValueError(
+            f"init is a prompt of {start.num_virtual_tokens} virtual tokens; set num_virtual_tokens to that, "
+            f"not {config.num_virtual_tokens}"
+        )
+    tokens = _fitting_tokens(start, backbone)
+    _start_head(head, start.head)
+    if start.method == method.name and not start.is_merged and hasattr(learned, "start_from_parameters"):
+        learned.start_from_parameters(start.learned, config)
+        return
+    if config.tasks is None and isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3:
+        raise UnsupportedError(
+            f"init is a prompt with {tokens.embeddings.shape[0]} tasks, of which {method.name!r} has none; export the "
+            "one you want, zoo.export(model, folder, task=…), and give that folder"
+        )
+    learned.start_from(tokens)
+
+
+def _fitting_tokens(start: Prompt, backbone: Backbone) -> VirtualTokens:
+    """Return the plain tokens of the prompt to start from, if they are of this model's sizes."""
+    try:
+        tokens = start.merged_tokens(backbone)
+        check_virtual_tokens(tokens, backbone, start.num_virtual_tokens, start.config.tasks, "the init prompt")
+    except ShapeError as error:
+        raise BackboneMismatchError(
+            f"init is a prompt that was made for a model of other sizes: {error}; give one of this model's sizes"
+        ) from error
+    return tokens
+
+
+def _start_head(head: nn.ModuleDict | None, start: nn.ModuleDict | None) -> None:
+    if head is None or start is None:
+        return
+    given = {key: tensor.shape for key, tensor in start.state_dict().items()}
+    if given == {key: tensor.shape for key, tensor in head.state_dict().items()}:
+        head.load_state_dict(start.state_dict())

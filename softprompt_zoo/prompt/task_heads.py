@@ -1,0 +1,88 @@
+"""The task head of a model: which modules it is, and copies of them that a prompt trains."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from softprompt_zoo.backbone.offloading import check_head
+from softprompt_zoo.backbone.peft_layers import plain_copy
+from softprompt_zoo.errors import BackboneMismatchError
+
+
+def find_heads(model: Any, stacks: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    """Find the modules behind a model's last layer: its children outside the backbone that have parameters.
+
+    Args:
+        model: A transformers model.
+        stacks: The modules of its stacks.
+
+    Returns:
+        The modules by name, of a task head or of what predicts words.
+    """
+    backbone = [model.base_model]
+    if model.base_model is model:
+        if not model.config.is_encoder_decoder:
+            return {}
+        # T5ForQuestionAnswering has its stacks as children, and no model around them.
+        backbone = [*stacks, model.get_input_embeddings()]
+    own = {id(module) for module in backbone}
+    children = {name: child for name, child in model.named_children() if id(child) not in own}
+    return {name: child for name, child in children.items() if next(child.parameters(), None) is not None}
+
+
+def task_head(model: Any, heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return a model's heads if they are for a task: what predicts words is no task head."""
+    return {} if model.get_output_embeddings() is not None else dict(heads)
+
+
+def copy_head(modules: Mapping[str, nn.Module]) -> nn.ModuleDict | None:
+    """Copy a task head, for a prompt to train.
+
+    Args:
+        modules: The model's own modules, which PEFT may have wrapped. Not changed.
+
+    Returns:
+        Trainable copies by name, in float32 at least, with the values that an adapter on them gives now; `None` if
+        there are no modules.
+
+    Raises:
+        UnsupportedError: If PEFT cannot merge an adapter on one of them, or one is offloaded.
+    """
+    copies = {}
+    for name, module in modules.items():
+        check_head(name, module)
+        dtype = torch.promote_types(dtype_of(module), torch.float32)
+        copies[name] = plain_copy(module, dtype).requires_grad_()
+    return nn.ModuleDict(copies) if copies else None
+
+
+def copy_saved_head(names: Iterable[str], modules: Mapping[str, nn.Module], where: str) -> nn.ModuleDict | None:
+    """Copy those modules of a model's task head that a saved prompt has trained.
+
+    Args:
+        names: Names of the modules.
+        modules: The model's own heads. Not changed.
+        where: Where the prompt was read, for messages.
+
+    Returns:
+        The copies, as `copy_head` makes them.
+
+    Raises:
+        BackboneMismatchError: If the model lacks one of them.
+    """
+    chosen = {}
+    for name in names:
+        if name not in modules:
+            raise BackboneMismatchError(
+                f"{where} has a trained task head {name!r}; this model has {', '.join(modules) or 'none'}; use it "
+                "with a model of the class it was trained with"
+            )
+        chosen[name] = modules[name]
+    return copy_head(chosen)
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the type of a module's numbers; float32 if it has none."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)

@@ -1,0 +1,121 @@
+"""A method whose plugin has been loaded and checked, and the calls of its hooks."""
+
+import types
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from softprompt_zoo import hookspecs
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.recipe import Recipe
+from softprompt_zoo.errors import PluginError
+from softprompt_zoo.registry.discovery import Candidate
+from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, manager, note_origin, refusal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from softprompt_zoo.backbone.backbone import Backbone
+
+
+class LoadedMethod:
+    """A method whose plugin has been loaded and checked; its attributes are what the plugin declares."""
+
+    def __init__(self, candidate: Candidate, plugin: Any, wrappers: dict[Candidate, object]) -> None:
+        self.name = candidate.name
+        self.summary = candidate.summary
+        self.aliases = candidate.aliases
+        self.distribution = candidate.distribution
+        self.version = candidate.version
+        self.plugin = plugin
+        self.config_class: type[MethodConfig] = plugin.Config
+        self.parameters_class: Callable[..., Any] = plugin.Parameters
+        self.recipe: Recipe | None = getattr(plugin, "RECIPE", None)
+        five_and_seven = {"num_virtual_tokens": 5}, {"num_virtual_tokens": 7}
+        self.example_options: tuple[Mapping[str, Any], ...] = getattr(plugin, "EXAMPLE_OPTIONS", five_and_seven)
+        self.peft_types = tuple(getattr(plugin, "PEFT_TYPES", ()))
+        self.plain_kind: type | None = getattr(plugin, "HOLDS_PLAIN", None)
+        self.origin = candidate.origin
+        self._wrap(wrappers)
+
+    def call(self, hook: str, **arguments: Any) -> Any:
+        """Call one of the method's hooks, with the wrappers around it.
+
+        Args:
+            hook: One of `HOOKS` or `OPTIONAL_HOOKS`.
+            **arguments: All arguments of the hook's spec.
+
+        Returns:
+            What the hook returned; `None` where the method lacks an optional one.
+
+        Raises:
+            PluginError: If it returned nothing and is not optional.
+            Exception: What the hook itself raises, with a note that names plugin and hook.
+        """
+        try:
+            result = self._callers[hook](**arguments)
+        except Exception as error:
+            note_origin(error, self.describe(hook).rstrip(","), self._wrapped_by)
+            raise
+        if result is None and hook in HOOKS:
+            raise PluginError(f"{self._wrapped_by}, around {self.describe(hook)} returned nothing; expected a value")
+        return result
+
+    def make_parameters(self, config: MethodConfig, backbone: "Backbone") -> "nn.Module":
+        """Make what the method trains; it has no start values yet.
+
+        Args:
+            config: What the user chose.
+            backbone: Sizes of the model.
+
+        Returns:
+            The method's `Parameters`.
+
+        Raises:
+            PluginError: If they are no module, or have no `initialize`.
+        """
+        from torch import nn  # slow to load, and listing methods does without
+
+        source = self.describe_parameters()
+        try:
+            made = self.parameters_class(config, backbone)
+        except Exception as error:
+            note_origin(error, f"{source} called with (config, backbone)")
+            raise
+        if not isinstance(made, nn.Module):
+            raise PluginError(f"{source} returned {type(made).__name__}; expected a torch.nn.Module")
+        if not callable(getattr(made, "initialize", None)):
+            raise PluginError(f"{source} has no initialize(config, backbone); it is what gives the start values")
+        return made
+
+    def initialize(self, parameters: Any, config: MethodConfig, backbone: "Backbone") -> None:
+        """Give the method's `Parameters` its own start values.
+
+        Args:
+            parameters: From `make_parameters`. Changed in place.
+            config: What the user chose.
+            backbone: Sizes of the model.
+        """
+        try:
+            parameters.initialize(config, backbone)
+        except Exception as error:
+            note_origin(error, f"method {self.name!r} ({self.origin}), Parameters.initialize(config, backbone)")
+            raise
+
+    def has(self, hook: str) -> bool:
+        """Say whether the method, or a wrapper around it, has an optional hook."""
+        return bool(self._callers[hook].get_hookimpls())
+
+    def describe_parameters(self) -> str:
+        """Name the plugin and its parameters for a message."""
+        return f"method {self.name!r} ({self.origin}), Parameters,"
+
+    def describe(self, hook: str) -> str:
+        """Name the plugin and hook for a message."""
+        return f"method {self.name!r} ({self.origin}), hook {hook!r},"
+
+    def _wrap(self, wrappers: dict[Candidate, object]) -> None:
+        # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
+        refusals = {hook: hookspecs.hookimpl(refusal(self.describe(hook)), trylast=True) for hook in HOOKS}
+        hooks = manager(self.plugin, types.SimpleNamespace(**refusals), *wrappers.values())
+        self._callers = {hook: getattr(hooks.hook, hook) for hook in (*HOOKS, *OPTIONAL_HOOKS)}
+        self._wrapped_by = " or ".join(wrapper.describe() for wrapper in wrappers)

@@ -1,0 +1,145 @@
+"""What a plugin must be to be loaded: the check of its hooks and attributes, and the managers that call them."""
+
+import dataclasses
+import difflib
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pluggy
+
+from softprompt_zoo import hookspecs
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.recipe import Recipe
+from softprompt_zoo.errors import PluginError
+from softprompt_zoo.registry.discovery import WRAPPER_GROUP, Candidate
+
+HOOKS = ("build_virtual_tokens", "inject", "merge")
+RESERVED_OPTIONS = ("method", "model", "name", "self")
+"""Arguments of the calls that take a method's options beside them: what a user gave would never reach the config."""
+OPTIONAL_HOOKS = ("training_loss", "after_step", "parameter_groups", "write_peft", "read_peft")
+
+
+def nearest(wanted: str, choices: Mapping[str, str]) -> str:
+    """Suggest what the user may have meant: a sentence, or nothing."""
+    near = difflib.get_close_matches(wanted, choices, n=1)
+    return f"did you mean {choices[near[0]]!r}? " if near else ""
+
+
+def manager(*plugins: object, specs: types.ModuleType | None = hookspecs) -> pluggy.PluginManager:
+    """Make a hook manager with these plugins in it, the later ones around the earlier."""
+    made = pluggy.PluginManager(hookspecs.PROJECT)
+    if specs:
+        made.add_hookspecs(specs)
+    for index, plugin in enumerate(plugins):
+        made.register(plugin, name=str(index))
+    return made
+
+
+def refusal(description: str) -> Callable[[], None]:
+    """Make the hook that is reached only if a method's own one returned nothing."""
+
+    def refuse() -> None:
+        raise PluginError(f"{description} returned nothing; expected a value, see the hook's contract")
+
+    return refuse
+
+
+def note_origin(error: Exception, source: str, around: str = "") -> None:
+    """Name the plugin whose code raised an error that does not name it itself; a traceback shows it below the error.
+
+    Args:
+        error: What was raised. A note is added to it.
+        source: Plugin and hook.
+        around: The wrappers that may have raised it instead.
+    """
+    if source not in str(error):
+        error.add_note(f"raised by {source}{around and f' or {around} around it'}")
+
+
+def load_checked(candidate: Candidate) -> object:
+    """Import a plugin and check it against the contract; a class whose hooks take `self` becomes an instance."""
+    cause = None
+    try:
+        plugin: Any = candidate.load()
+        if isinstance(plugin, type) and any(
+            "self" in inspect.signature(i.function).parameters for _, i in marked(plugin)
+        ):
+            plugin = plugin()
+        problem = next(problems_of(plugin, candidate.group), "")
+        if not problem and manager(plugin):
+            return plugin
+    except (Exception, SystemExit) as error:
+        problem, cause = f"{type(error).__name__}: {error}", error
+    text = " ".join(f"{candidate.kind} {candidate.name!r} failed to load from {candidate.origin}: {problem}".split())
+    raise PluginError(text) from cause
+
+
+def marked(plugin: object) -> list[tuple[str, pluggy.HookImpl]]:
+    """Return what a plugin marks as hooks, under known names or not."""
+    callers = manager(plugin, specs=None).get_hookcallers(plugin) or ()
+    return [(caller.name, hook) for caller in callers for hook in caller.get_hookimpls()]
+
+
+def is_wrapper(plugin: object) -> bool:
+    """Say whether all hooks of a plugin are wrappers."""
+    hooks = marked(plugin)
+    return bool(hooks) and all(hook.wrapper or hook.hookwrapper for _, hook in hooks)
+
+
+def problems_of(plugin: Any, group: str) -> Iterator[str]:
+    """Say, in a line each, how a plugin breaks the contract."""
+    known, required = (*HOOKS, *OPTIONAL_HOOKS), ", ".join(HOOKS)
+    for name, hook in marked(plugin):
+        if name not in known:
+            hint = nearest(name, {hook: hook for hook in known})
+            yield f"there is no hook {name!r}; {hint}hooks are {', '.join(known)}"
+        allowed = tuple(inspect.signature(getattr(hookspecs, name)).parameters)
+        unknown = [argument for argument in hook.argnames if argument not in allowed]
+        if unknown:
+            yield f"its hook {name!r} asks for {unknown[0]!r}; it may ask for {', '.join(allowed)}"
+    if group == WRAPPER_GROUP:
+        if not is_wrapper(plugin):
+            yield "it is no wrapper; mark its hooks, all of them, hookimpl(wrapper=True)"
+        return
+    if is_wrapper(plugin):
+        yield f"it has only wrappers; publish it under the entry-point group {WRAPPER_GROUP!r}"
+    own = {name for name, hook in marked(plugin) if not (hook.wrapper or hook.hookwrapper)}
+    if not own >= {*HOOKS}:
+        missing = next(name for name in HOOKS if name not in own)
+        yield f"it has no hook {missing!r}; a method has {required}, each marked softprompt_zoo.hookimpl"
+    yield from _problems_of_attributes(plugin)
+
+
+def _problems_of_attributes(plugin: Any) -> Iterator[str]:
+    config: Any = getattr(plugin, "Config", None)
+    is_config = isinstance(config, type) and issubclass(config, MethodConfig)
+    if not is_config or (inspect.get_annotations(config) and "__dataclass_params__" not in vars(config)):
+        yield f"its Config is {config!r}; expected a dataclass that extends softprompt_zoo.MethodConfig"
+    else:
+        taken = [field.name for field in dataclasses.fields(config) if field.name in RESERVED_OPTIONS]
+        if taken:
+            reserved = ", ".join(map(repr, RESERVED_OPTIONS))
+            yield f"its Config has an option {taken[0]!r}; {reserved} are arguments of the calls that take options"
+        base = {field.name for field in dataclasses.fields(MethodConfig)}
+        hidden = [f.name for f in dataclasses.fields(config) if f.name not in base and hasattr(MethodConfig, f.name)]
+        if hidden:
+            advice = "num_tasks for a number of tasks" if hidden[0] == "tasks" else "call it otherwise"
+            yield f"its Config has an option {hidden[0]!r}, which hides MethodConfig.{hidden[0]}; {advice}"
+    if not callable(getattr(plugin, "Parameters", None)):
+        yield "it has no Parameters; expected a torch.nn.Module that takes (config, backbone)"
+    recipe = getattr(plugin, "RECIPE", None)
+    if not isinstance(recipe, Recipe | None):
+        yield f"its RECIPE is {recipe!r}; expected a softprompt_zoo.Recipe"
+    for name in ("ALIASES", "PEFT_TYPES"):
+        value = getattr(plugin, name, ())
+        if not (isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)):
+            yield f"its {name} is {value!r}; expected a tuple of strings"
+    plain = getattr(plugin, "HOLDS_PLAIN", None)
+    if not isinstance(plain, type | None):
+        yield f"its HOLDS_PLAIN is {plain!r}; expected a class of virtual tokens"
+    examples = getattr(plugin, "EXAMPLE_OPTIONS", None)
+    is_pair = isinstance(examples, tuple) and len(examples) == 2 and all(isinstance(e, Mapping) for e in examples)
+    if examples is not None and not is_pair:
+        yield f"its EXAMPLE_OPTIONS are {examples!r}; expected a tuple of two dictionaries"

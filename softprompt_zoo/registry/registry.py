@@ -1,0 +1,258 @@
+"""Looking methods up by name, loading their plugins one by one, and calling their hooks.
+
+A plugin that fails is remembered with its reason and never takes the others down: every method has a hook
+manager of its own, with its plugin and the wrappers in it, that is only made once the plugin has been checked.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import os
+import re
+import threading
+import warnings
+
+from softprompt_zoo.errors import PluginError, UnknownMethodError, UnsupportedError
+from softprompt_zoo.registry import discovery
+from softprompt_zoo.registry.discovery import GROUP, WRAPPER_GROUP, Candidate, normalize
+from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.registry.names import Names, assign_names
+from softprompt_zoo.registry.plugin_check import is_wrapper, load_checked, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class PluginReport:
+    """One line of `softprompt-zoo plugins`."""
+
+    name: str
+    """Canonical name, as published."""
+    kind: str
+    """`"method"` or `"wrapper"`."""
+    origin: str
+    """Distribution and version."""
+    problem: str | None
+    """What is wrong with it, in one line; `None` if nothing is known against it."""
+
+
+class Registry:
+    """All methods of this process; `registry` below is the one instance that users meet."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # never held while a plugin is imported: that may look methods up in a thread
+        self._seen: tuple[object, ...] | None = None
+        self._installed: list[Candidate] = []
+        self._by_hand: dict[str, Candidate] = {}
+        self._names = Names()
+        self._outcomes: dict[Candidate, object] = {}
+        self._methods: dict[Candidate, LoadedMethod] = {}
+        self._wrappers: dict[Candidate, object] = {}
+
+    def candidates(self) -> dict[str, Candidate]:
+        """Return the usable names and what offers them, from metadata only; no plugin is imported."""
+        ordered = sorted(self._resolve().owners.values(), key=lambda candidate: candidate.name)
+        return {candidate.name: candidate for candidate in ordered}
+
+    def lookup(self, name: str) -> LoadedMethod:
+        """Find a method by name or alias, loading its plugin on first use.
+
+        Args:
+            name: Name or alias; case, `-` and `_` do not matter.
+
+        Returns:
+            The loaded method.
+
+        Raises:
+            TypeError: If `name` is not a string.
+            UnknownMethodError: If nothing offers it; names the nearest and the installed ones.
+            PluginError: If its plugin fails to load or to keep the contract.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"method name is {name!r} ({type(name).__name__}); expected a string")
+        key = normalize(name)
+        names = self._resolve()
+        if key in names.clashes:
+            raise PluginError(names.clashes[key])
+        if key not in names.owners:
+            hint = nearest(key, {other: candidate.name for other, candidate in names.owners.items()})
+            limit = os.environ.get(discovery.ENVIRONMENT_VARIABLE)
+            installed = ", ".join(self.candidates())
+            installed += "" if limit is None else f" ({discovery.ENVIRONMENT_VARIABLE} is {limit!r})"
+            raise UnknownMethodError(f"no soft-prompt method {name!r}; {hint}installed: {installed}")
+        candidate = names.owners[key]
+        plugin = self._load(candidate)
+        self._update_wrappers()
+        with self._lock:
+            if candidate not in self._methods:
+                self._methods[candidate] = LoadedMethod(candidate, plugin, self._wrappers)
+            return self._methods[candidate]
+
+    def lookup_saved(self, name: str, distribution: str, version: str, where: str) -> LoadedMethod:
+        """Find the method of a saved prompt.
+
+        Args:
+            name: Canonical name.
+            distribution: Package that offered it.
+            version: Version of that package; empty if it was registered by hand.
+            where: What is read, for the message.
+
+        Returns:
+            The loaded method.
+
+        Raises:
+            UnknownMethodError: If it is not installed; says what to install, if the file names a package at all.
+        """
+        try:
+            return self.lookup(name)
+        except UnknownMethodError as error:
+            remedy = discovery.install_advice(distribution, version)
+            raise UnknownMethodError(
+                f"{where} needs the method {name!r}, which is not installed; {remedy} ({error})"
+            ) from error
+
+    def holder_of(self, tokens: object) -> LoadedMethod:
+        """Find the method whose prompts can be plain tokens: the package's own ones first.
+
+        Args:
+            tokens: The virtual tokens.
+
+        Returns:
+            The method.
+
+        Raises:
+            UnsupportedError: If none that loads says so of tokens of their class.
+        """
+        for candidate in sorted(self.candidates().values(), key=lambda c: c.distribution != discovery.OWN_DISTRIBUTION):
+            with contextlib.suppress(PluginError):
+                method = self.lookup(candidate.name)
+                if method.plain_kind is not None and isinstance(tokens, method.plain_kind):
+                    return method
+        raise UnsupportedError(
+            f"no loaded method holds plain {type(tokens).__name__}; allow the package's own methods to load"
+        )
+
+    def register(self, plugin: object, name: str | None = None) -> object:
+        """Register a method or a wrapper that is not installed as a package, from a notebook say.
+
+        Args:
+            plugin: A module, class or object with the hooks of `softprompt_zoo.hookspecs`.
+            name: Canonical name; by default the plugin's `NAME`, or the last part of its `__name__`.
+
+        Returns:
+            `plugin`, so that it can be used as a decorator.
+
+        Raises:
+            TypeError: If the name is not a string; nothing is registered then, nor below.
+            ValueError: If the name has other characters than letters, digits, `_` and `-`.
+            PluginError: If the name is taken or the plugin breaks the contract.
+        """
+        if name is None:
+            name = getattr(plugin, "NAME", getattr(plugin, "__name__", type(plugin).__name__).rpartition(".")[2])
+        if not isinstance(name, str):
+            raise TypeError(f"plugin name is {name!r} ({type(name).__name__}); expected a string")
+        if not re.fullmatch(r"[\w-]*[^\W_][\w-]*", name):
+            raise ValueError(f"plugin name is {name!r}; expected letters, digits, '_' and '-'")
+        group = WRAPPER_GROUP if is_wrapper(plugin) else GROUP
+        summary = (inspect.getdoc(plugin) or "").split("\n")[0]
+        candidate = Candidate(name, group, "zoo.register", "", lambda: plugin, summary=summary)
+        checked = load_checked(candidate)
+        candidate = dataclasses.replace(candidate, aliases=tuple(getattr(plugin, "ALIASES", ())))
+        with self._lock:
+            names = self._resolve()
+            for wanted in (name, *candidate.aliases):
+                owner = self._by_hand.get(normalize(wanted)) or names.owners.get(normalize(wanted))
+                if owner or normalize(wanted) in names.clashes:
+                    by = owner.describe() if owner else "several plugins"
+                    is_by_hand = owner in self._by_hand.values()
+                    again = f", or zoo.unregister({owner.name!r}) first" if owner and is_by_hand else ""
+                    raise PluginError(f"the name {wanted!r} is taken by {by}; choose another{again}")
+            self._by_hand[normalize(name)] = candidate
+            self._outcomes[candidate] = checked
+            self._seen = None
+        self._update_wrappers()
+        return plugin
+
+    def unregister(self, name: str) -> None:
+        """Take back a `register`; prompts that use the method keep working.
+
+        Args:
+            name: The name it was registered under.
+
+        Raises:
+            UnknownMethodError: If nothing was registered by hand under that name.
+        """
+        with self._lock:
+            candidate = self._by_hand.pop(normalize(str(name)), None)
+            if candidate is None:
+                known = ", ".join(repr(other.name) for other in self._by_hand.values()) or "nothing"
+                raise UnknownMethodError(f"nothing was registered by hand under {name!r}; registered: {known}")
+            self._outcomes.pop(candidate, None)
+            self._methods.pop(candidate, None)
+            self._seen = None
+        self._update_wrappers()
+
+    def reports(self, load: bool = False) -> list[PluginReport]:
+        """Tell what is installed and what is known against it.
+
+        Args:
+            load: Also import every plugin and check its hooks.
+
+        Returns:
+            A report per plugin, methods first.
+        """
+        names = self._resolve()
+        reports = []
+        for candidate in self._offered(GROUP, WRAPPER_GROUP):
+            if load and (candidate.group == WRAPPER_GROUP or names.owners.get(normalize(candidate.name)) == candidate):
+                with contextlib.suppress(PluginError):
+                    self._load(candidate)
+            outcome = self._outcomes.get(candidate)
+            problem = str(outcome) if isinstance(outcome, PluginError) else names.problems.get(candidate)
+            reports.append(PluginReport(candidate.name, candidate.kind, candidate.origin, problem))
+        return reports
+
+    def _offered(self, *groups: str) -> list[Candidate]:
+        offered = [*self._installed, *self._by_hand.values()]
+        return [candidate for group in groups for candidate in offered if candidate.group == group]
+
+    def _resolve(self) -> Names:
+        """Work out the names anew if plugins may have come, gone or been switched on or off."""
+        with self._lock:
+            now = discovery.fingerprint()
+            if self._seen != now:
+                if self._seen is not None:  # what a plugin lacked may have been installed: try it again
+                    self._outcomes = {c: o for c, o in self._outcomes.items() if not isinstance(o, PluginError)}
+                self._installed = list(dict.fromkeys(discovery.find_methods() + discovery.find_wrappers()))
+                self._names = assign_names(self._offered(GROUP))
+                self._seen = now
+            return self._names
+
+    def _load(self, candidate: Candidate) -> object:
+        outcome = self._outcomes.get(candidate)
+        if outcome is None:
+            try:
+                outcome = load_checked(candidate)
+            except PluginError as error:
+                outcome = error
+            self._outcomes[candidate] = outcome
+        if isinstance(outcome, PluginError):
+            raise PluginError(str(outcome)) from outcome.__cause__
+        return outcome
+
+    def _update_wrappers(self) -> None:
+        found = {}
+        for candidate in self._offered(WRAPPER_GROUP):
+            is_news = candidate not in self._outcomes
+            try:
+                found[candidate] = self._load(candidate)
+            except PluginError as error:
+                if is_news:  # nobody looks a wrapper up by name
+                    warnings.warn(str(error), stacklevel=4)
+        with self._lock:
+            if found != self._wrappers:
+                self._wrappers = found
+                for method in self._methods.values():
+                    method._wrap(found)
+
+
+registry = Registry()
+"""The process's registry."""

@@ -1,0 +1,296 @@
+"""Keys and values of virtual tokens, through transformers' attention interface.
+
+One function per base implementation prepends a layer's prompt to its keys and values and extends mask
+and position bias. Its state arrives as a forward keyword: module attributes or context variables gave
+wrong gradients under checkpointing and cross-talk between threads.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from softprompt_zoo.backbone.backbone import Site
+from softprompt_zoo.backbone.probe import STATE_KEYWORD
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.gates import add_gated
+from softprompt_zoo.sites.reach import block_masks
+from softprompt_zoo.sites.reach.marks import MARK, Mark
+from softprompt_zoo.sites.state import CallState, Capture, SiteState
+
+PREFIX = "softprompt_zoo_"
+IMPLEMENTATIONS = ("eager", "sdpa", block_masks.FLEX)
+
+
+def prompted_implementation(base: str) -> str:
+    """Name the attention function that adds prompts to a base implementation.
+
+    Args:
+        base: transformers' name of the implementation.
+
+    Returns:
+        The name under which ours is registered.
+
+    Raises:
+        UnsupportedError: If prompts cannot be added to it.
+    """
+    if base not in IMPLEMENTATIONS:
+        raise UnsupportedError(
+            f"prompts cannot be added to the attention implementation {base!r}; expected one of "
+            f"{', '.join(map(repr, IMPLEMENTATIONS))} (FlashAttention takes no mask, so it cannot hide a prompt "
+            'from other rows); call model.set_attn_implementation("sdpa") first'
+        )
+    return PREFIX + base
+
+
+def base_implementation(name: str) -> str:
+    """Undo `prompted_implementation`; other names are returned as they are."""
+    return name.removeprefix(PREFIX)
+
+
+def _prompt_attention(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend to the layer's prompt and to the text; without a prompt this is the base function."""
+    forward = _base_function(base, module)
+    state = kwargs.pop(STATE_KEYWORD, None)
+    site = None if state is None else _calling_site(module, state)
+    if isinstance(state, Capture) and site is not None:
+        state.keys[site], state.values[site] = key, value
+        if state.is_alone:
+            return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+        state = state.prior
+    if state is None or site is None:
+        return forward(module, query, key, value, attention_mask, **kwargs)
+    prompt = state.sites.get(site.name)
+    arguments = (module, query, key, value, attention_mask)
+    if prompt is None:
+        output, weights = forward(*arguments, **kwargs)
+    else:
+        output, weights = _with_prompt(base, forward, prompt, state, site, arguments, {**kwargs})
+    for part in state.gated.get(site.name, ()):
+        added = add_gated(part, site.layer, forward, module, query, state.rows, kwargs)
+        output = output if added is None else output + added
+    return output, weights
+
+
+def _calling_site(module: nn.Module, state: CallState | Capture) -> Site | None:
+    """Return which layer calls: a module that layers share is called by them in turn. `None` if it is not marked."""
+    mark: Mark | None = getattr(module, MARK, None)
+    if mark is None:
+        return None
+    if len(mark.sites) == 1:
+        return mark.sites[0]
+    visit = state.visits.get(id(module), 0)
+    state.visits[id(module)] = visit + 1
+    return mark.sites[visit]
+
+
+def _with_prompt(
+    base: str,
+    forward: Callable[..., tuple[Tensor, Tensor | None]],
+    prompt: SiteState,
+    state: CallState,
+    site: Site,
+    arguments: tuple[nn.Module, Tensor, Tensor, Tensor, Tensor | None],
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    module, query, key, value, attention_mask = arguments
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    is_causal = is_causal and base != "eager"  # there a missing mask hides nothing
+    length = query.shape[2]
+    if attention_mask is None and is_causal and 1 < length < key.shape[2]:
+        # Prefill of an empty static cache: the base function would slice here, before it sees our keys.
+        key, value = key[:, :, :length], value[:, :, :length]
+        if kwargs.get("position_bias") is not None:
+            kwargs["position_bias"] = kwargs["position_bias"][..., :length]
+    prompt_keys = rows_of(prompt.keys[site.layer], state.rows, query.shape[0])
+    prompt_values = rows_of(prompt.values[site.layer], state.rows, query.shape[0])
+    if prompt.dropout is not None:
+        probability = rows_of(prompt.dropout, state.rows, query.shape[0])[:, None, :, None]
+        prompt_keys = drop(prompt_keys, probability)
+        prompt_values = drop(prompt_values, probability)
+
+    window = getattr(module, MARK).window if site.name != "cross" else None
+    depends_on = (base, site.name, window, length, key.shape[2], bool(is_causal))
+    mask = _shared_mask(prompt, state, query, attention_mask, depends_on)
+    if kwargs.get("position_bias") is not None:
+        kwargs["position_bias"] = _extend_bias(kwargs["position_bias"], state, site, prompt_keys.shape[2])
+    key = torch.cat([prompt_keys.to(key), key], dim=2)
+    value = torch.cat([prompt_values.to(value), value], dim=2)
+    output, weights = forward(module, query, key, value, mask, **kwargs)
+    # Flex attention returns no weights there but the logarithm of their sum, which has no axis of keys.
+    return output, weights if weights is None or weights.ndim < 4 else weights[..., prompt_keys.shape[2] :]
+
+
+def _base_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    return eager_function(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
+
+
+def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Return the eager attention function of a module's own modeling file.
+
+    Raises:
+        UnsupportedError: If there is none.
+    """
+    # Every modeling file has an eager function of its own; FSDP puts a class of its own in front.
+    for owner in type(module).__mro__:
+        function = getattr(sys.modules.get(owner.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function  # type: ignore[no-any-return]
+    raise UnsupportedError(f"{type(module).__name__} has no eager attention function; use 'sdpa'")
+
+
+def rows_of(tensor: Tensor, rows: Tensor | None, count: int) -> Tensor:
+    """Spread a tensor with an entry per combination over `count` rows."""
+    return tensor.expand(count, *tensor.shape[1:]) if rows is None else tensor[rows]
+
+
+def drop(tensor: Tensor, probability: Tensor) -> Tensor:
+    """Zero elements with the given probabilities, and scale the others so that the mean stays."""
+    keep = torch.rand_like(tensor) >= probability.to(tensor.dtype)
+    return tensor * keep / (1 - probability.to(tensor.dtype))
+
+
+def _shared_mask(
+    prompt: SiteState, state: CallState, query: Tensor, attention_mask: Any, depends_on: tuple[Any, ...]
+) -> Any:
+    """Extend the text's mask over the prompt, once for all layers that share it."""
+    for known, text_mask, extended in state.masks:
+        if known == depends_on and text_mask is attention_mask:
+            return extended
+    base, _, window, length, key_length, is_causal = depends_on
+    tokens = prompt.keys[0].shape[2]
+    visible = visible_to(prompt, state, window, length)
+    mask: Any
+    if isinstance(attention_mask, BlockMask):
+        if prompt.weight is not None:
+            raise UnsupportedError(
+                'flex attention has no place for a prompt\'s weight; call model.set_attn_implementation("sdpa"), or '
+                "give every prompt the weight 1"
+            )
+        mask = block_masks.extend(attention_mask, visible, query.shape[0], query.shape[2], key_length, tokens)
+    else:
+        visible = _weighed(visible, prompt, state, query)
+        mask = extend_mask(attention_mask, visible, query, key_length, tokens, is_causal)
+        if mask is not None and mask.dtype == torch.bool and base != "sdpa":
+            mask = _additive(mask, query.dtype)
+    state.masks.append((depends_on, attention_mask, mask))
+    return mask
+
+
+def visible_to(prompt: SiteState, state: CallState, window: int | None, length: int) -> Tensor | None:
+    """Say which virtual tokens each of the last `length` queries sees.
+
+    Args:
+        prompt: What the site shows.
+        state: The state of the call, with the positions of all its queries.
+        window: Width of the sliding window; `None` without one.
+        length: Queries of the layer: a model may compute its last layers for the last tokens alone.
+
+    Returns:
+        `(rows or 1, 1, length or 1, tokens)` booleans; `None` for all.
+    """
+    visible = None
+    if prompt.present is not None:
+        present = prompt.present if state.rows is None else prompt.present[state.rows]
+        visible = present[:, None, None, :]
+    if window is not None and state.positions is not None:
+        columns = torch.arange(prompt.keys[0].shape[2], device=state.positions.device)
+        in_window = columns > state.positions[:, None, -length:, None] - window
+        if prompt.always_visible is not None:
+            always = prompt.always_visible if state.rows is None else prompt.always_visible[state.rows]
+            in_window = in_window | always[:, None, None, :]
+        visible = in_window if visible is None else visible & in_window
+    return visible
+
+
+def extend_mask(
+    mask: Tensor | None, visible: Tensor | None, query: Tensor, key_length: int, tokens: int, is_causal: bool
+) -> Tensor | None:
+    """Put the prompt's columns in front of a mask.
+
+    Args:
+        mask: The text's mask, boolean or additive, `(rows or 1, heads or 1, length or 1, key_length)`; or `None`.
+        visible: From `visible_to`; or what is added to the prompt's scores, in floating point.
+        query: `(rows, heads, length, head_dim)`.
+        key_length: Keys of the text.
+        tokens: Virtual tokens.
+        is_causal: Whether a missing mask stands for a causal one.
+
+    Returns:
+        The mask over `tokens + key_length` columns; `None` if everything is seen.
+    """
+    length = query.shape[2]
+    if mask is None:
+        if is_causal and length > 1:
+            text = torch.ones(length, key_length, dtype=torch.bool, device=query.device)
+            mask = text.tril(key_length - length)[None, None]
+        elif visible is None:
+            return None
+        else:
+            mask = torch.ones(1, 1, 1, key_length, dtype=torch.bool, device=query.device)
+    if visible is None:
+        visible = torch.ones(1, 1, 1, tokens, dtype=torch.bool, device=query.device)
+    if visible.dtype != torch.bool and mask.dtype == torch.bool:
+        mask = _additive(mask, visible.dtype)
+    elif visible.dtype == torch.bool and mask.dtype != torch.bool:
+        visible = _additive(visible, mask.dtype)
+    rows, width = max(mask.shape[0], visible.shape[0]), max(mask.shape[2], visible.shape[2])
+    visible = visible.expand(rows, mask.shape[1], width, tokens)
+    return torch.cat([visible, mask.expand(rows, -1, width, -1)], dim=-1)
+
+
+def _weighed(visible: Tensor | None, prompt: SiteState, state: CallState, query: Tensor) -> Tensor | None:
+    """Turn weights into what is added to the scores: a factor on a share is its logarithm on the score."""
+    if prompt.weight is None:
+        return visible
+    weight = prompt.weight if state.rows is None else prompt.weight[state.rows]
+    least = torch.finfo(query.dtype).min
+    wide = torch.promote_types(weight.dtype, query.dtype)
+    scores = weight.to(wide).log().clamp(min=least).to(query.dtype)[:, None, None, :]
+    return scores if visible is None else torch.where(visible, scores, least)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _extend_bias(bias: Tensor, state: CallState, site: Site, tokens: int) -> Tensor:
+    """Give the prompt's columns their bias: relative positions in a decoder, none elsewhere."""
+    if state.bias is None or site.name == "cross":
+        return functional.pad(bias, (tokens, 0))
+    of_prompt = state.bias[site.layer].to(bias)
+    rows = max(bias.shape[0], of_prompt.shape[0])
+    return torch.cat([of_prompt.expand(rows, -1, -1, -1), bias.expand(rows, -1, -1, -1)], dim=-1)
+
+
+def register_base(base: str, masks_of: str) -> None:
+    """Register the attention function that adds prompts to a base implementation.
+
+    Args:
+        base: transformers' name of the implementation.
+        masks_of: Name of the implementation whose masks it takes.
+    """
+    AttentionInterface.register(PREFIX + base, functools.partial(_prompt_attention, base))
+    # The base's own mask function: without a prompt the model must stay bit-identical.
+    AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[masks_of])
+
+
+for implementation in IMPLEMENTATIONS:
+    register_base(implementation, implementation)

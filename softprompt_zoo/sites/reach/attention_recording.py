@@ -1,0 +1,115 @@
+"""Attention weights with the prompts' columns, which the outputs of a prompted model do not show.
+
+One more base implementation: the model's eager attention, which adds up the weights of the prompts' columns while a
+recording is on. The recording is in a context variable, for it is of one thread and one call without gradients.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from softprompt_zoo.backbone.backbone import Site
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.reach.attention_interface import PREFIX, eager_function, register_base
+from softprompt_zoo.sites.reach.marks import Mark, mark_of
+
+RECORDED = "recorded_eager"
+"""Name of the base implementation."""
+RECORDED_PREFIX = PREFIX + RECORDED
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is read at one site."""
+
+    columns: int
+    """The prompts' columns, which stand in front of the text's."""
+    first_query: int
+    """Queries in front of the text, which are virtual positions."""
+    is_text: Tensor
+    """`(rows, length)` booleans: which of the queries behind those are text and not padding."""
+
+
+@dataclasses.dataclass
+class Recording:
+    """Mean weights of the prompts' columns, layer by layer, while it is on."""
+
+    asked: Mapping[str, Asked]
+    """Site name to what is read there; other sites are not."""
+    calls: dict[int, tuple[Mark, list[Tensor]]] = dataclasses.field(default_factory=dict)
+    """By the id of an attention module its mark and what its calls gave, in order; `(columns,)` each."""
+
+    def shares(self, extra: Mapping[Site, int]) -> dict[str, Tensor]:
+        """Return the share of each of the prompts' columns.
+
+        Args:
+            extra: How many calls of a layer come behind the one that is read: those of gated tokens.
+
+        Returns:
+            Site name to `(layers, columns)`, a mean over heads and the text's tokens.
+        """
+        found: dict[Site, Tensor] = {}
+        for mark, calls in self.calls.values():
+            end = len(calls)
+            # Layers that share a module call it in turn; passes before do not count.
+            for place in reversed(mark.sites):
+                end -= 1 + extra.get(place, 0)
+                found[place] = calls[end]
+        sites = dict.fromkeys(place.name for place in sorted(found))
+        return {site: torch.stack([found[place] for place in sorted(found) if place.name == site]) for site in sites}
+
+
+_RECORDING: contextvars.ContextVar[Recording | None] = contextvars.ContextVar("softprompt_recording", default=None)
+
+
+@contextlib.contextmanager
+def recording(asked: Mapping[str, Asked]) -> Iterator[Recording]:
+    """Record what the models that run on `RECORDED` show.
+
+    Args:
+        asked: Site name to what is read there.
+
+    Yields:
+        The recording.
+    """
+    found = Recording(asked)
+    token = _RECORDING.set(found)
+    try:
+        yield found
+    finally:
+        _RECORDING.reset(token)
+
+
+def _recorded_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Do what the model's eager function does, and read its weights."""
+    output, weights = eager_function(module)(module, query, key, value, attention_mask, **kwargs)
+    found, mark = _RECORDING.get(), mark_of(module)
+    if found is None or mark is None:
+        return output, weights
+    site = mark.sites[0].name
+    if site in found.asked:
+        if weights is None:
+            raise UnsupportedError(f"{type(module).__name__} shows no attention weights; leave inputs out")
+        asked = found.asked[site]
+        found.calls.setdefault(id(module), (mark, []))[1].append(_read(weights, asked))
+    return output, weights
+
+
+def _read(weights: Tensor, asked: Asked) -> Tensor:
+    shown = weights[..., asked.first_query :, : asked.columns].float()
+    if shown.shape[0] != asked.is_text.shape[0] or shown.shape[2] != asked.is_text.shape[1]:
+        return shown.new_zeros(asked.columns)  # a pass over virtual tokens alone, or over gated ones: it is not read
+    shares = shown.mean(dim=1)[asked.is_text.to(shown.device)].mean(dim=0)
+    return shares if shares.shape[0] == asked.columns else shares.new_zeros(asked.columns)
+
+
+AttentionInterface.register(RECORDED, _recorded_attention)
+register_base(RECORDED, masks_of="eager")

@@ -1,0 +1,39 @@
+"""What the attention modules of a prompted stack are told of themselves."""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from softprompt_zoo.backbone.backbone import Site, Stack
+
+MARK = "_softprompt_mark"
+"""Attribute of an attention module that holds its `Mark`."""
+
+
+class Mark(NamedTuple):
+    """Which layers a module is, and what it sees."""
+
+    sites: tuple[Site, ...]
+    """Several if layers share it, in their order."""
+    window: int | None
+    """Width of its sliding window; `None` without one."""
+
+
+def mark_sites(stack: Stack) -> None:
+    """Mark the attention modules of a stack."""
+    for name, modules in stack.attentions.items():
+        for module, shape in zip(modules, stack.shapes.get(name, ()), strict=True):
+            sites = tuple(Site(name, layer) for layer, other in enumerate(modules) if other is module)
+            setattr(module, MARK, Mark(sites, shape.window))
+
+
+def unmark_sites(stack: Stack) -> None:
+    """Undo `mark_sites`."""
+    for modules in stack.attentions.values():
+        for module in modules:
+            module.__dict__.pop(MARK, None)
+
+
+def mark_of(module: nn.Module) -> Mark | None:
+    """Return a module's mark; `None` if it has none."""
+    return getattr(module, MARK, None)

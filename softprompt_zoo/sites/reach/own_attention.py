@@ -1,0 +1,161 @@
+"""Keys and values in attention that is not reached through transformers' attention interface.
+
+Two kinds of encoders compute their scores themselves: DeBERTa's are disentangled, MPNet's have a relative bias that all
+layers share. Each function here does what the module's own forward does, with the layer's prompt in front; virtual
+tokens have no relative bias.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.backbone import Site
+from softprompt_zoo.sites.gates import add_gated
+from softprompt_zoo.sites.reach.attention_interface import drop, extend_mask, rows_of, visible_to
+from softprompt_zoo.sites.state import CallState, Capture, SiteState
+
+SITE = "encoder"
+
+
+def disentangled(
+    module: Any,
+    state: CallState | Capture,
+    layer: int,
+    hidden_states: Tensor,
+    attention_mask: Tensor,
+    output_attentions: bool = False,
+    query_states: Tensor | None = None,
+    relative_pos: Tensor | None = None,
+    rel_embeddings: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Do what `DisentangledSelfAttention.forward` does.
+
+    Args:
+        module: The attention module.
+        state: The state of this call.
+        layer: Index of the layer.
+        hidden_states: `(rows, length, hidden)`.
+        attention_mask: Booleans `(rows, 1, length, length)`.
+        output_attentions: Whether the weights are wanted.
+        query_states: `(rows, length, hidden)` that the queries are made of; `None` for the hidden states.
+        relative_pos: Relative positions.
+        rel_embeddings: Their embeddings.
+
+    Returns:
+        `(rows, length, hidden)`, and the weights `(rows, heads, length, length)` of the text or `None`.
+    """
+    heads = module.num_attention_heads
+    query = _split(module.query_proj(hidden_states if query_states is None else query_states), heads)
+    key, value = _split(module.key_proj(hidden_states), heads), _split(module.value_proj(hidden_states), heads)
+    parts = 1 + ("c2p" in module.pos_att_type) + ("p2c" in module.pos_att_type)
+    scale = (query.shape[-1] * parts) ** 0.5
+    bias = None
+    if module.relative_attention:
+        flat = (query.flatten(0, 1), key.flatten(0, 1))
+        bias = module.disentangled_attention_bias(*flat, relative_pos, module.pos_dropout(rel_embeddings), parts)
+        bias = bias.view(*query.shape[:3], -1)
+    output, weights = _attend(module, state, layer, (query, key, value), bias, attention_mask.bool(), scale)
+    return output, weights if output_attentions else None
+
+
+def biased(
+    module: Any,
+    state: CallState | Capture,
+    layer: int,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    output_attentions: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor, ...]:
+    """Do what `MPNetSelfAttention.forward` does.
+
+    Args:
+        module: The attention module.
+        state: The state of this call.
+        layer: Index of the layer.
+        hidden_states: `(rows, length, hidden)`.
+        attention_mask: To be added to the scores, `(rows, 1, length or 1, length)`.
+        position_bias: `(rows, heads, length, length)`.
+        output_attentions: Whether the weights are wanted.
+        **kwargs: Not used, as in the original.
+
+    Returns:
+        `(rows, length, hidden)`, and the weights `(rows, heads, length, length)` of the text if wanted.
+    """
+    query, key, value = [
+        _split(project(hidden_states), module.num_attention_heads) for project in (module.q, module.k, module.v)
+    ]
+    scale = query.shape[-1] ** 0.5
+    output, weights = _attend(module, state, layer, (query, key, value), position_bias, attention_mask, scale)
+    output = module.o(output)
+    return (output, weights) if output_attentions else (output,)
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {"self": disentangled, "attn": biased}
+"""By the name that the attention module has in its layer's `attention`, as in `stack_traits.CARRIED`."""
+
+
+def _attend(
+    module: Any,
+    state: CallState | Capture,
+    layer: int,
+    projected: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Attend to the layer's prompt and to the text."""
+    query, key, value = projected
+    if isinstance(state, Capture):
+        place = Site(SITE, layer)
+        state.keys[place], state.values[place] = key, value
+    scores = query @ key.transpose(-1, -2) / scale
+    scores = scores if bias is None else scores + bias
+    call = state.prior if isinstance(state, Capture) else state
+    prompt = None if call is None else call.sites.get(SITE)
+    tokens = 0
+    if call is not None and prompt is not None:
+        prompt_keys, prompt_values = _prompt(prompt, call, layer, query)
+        tokens = prompt_keys.shape[2]
+        mask = extend_mask(mask, visible_to(prompt, call, None, query.shape[2]), query, key.shape[2], tokens, False)
+        scores = torch.cat([query @ prompt_keys.transpose(-1, -2) / scale, scores], dim=-1)
+        value = torch.cat([prompt_values, value], dim=2)
+    if mask is not None:
+        is_kept = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if is_kept else scores + mask
+    weights = module.dropout(scores.softmax(dim=-1))
+    output = (weights @ value).transpose(1, 2)
+    for part in [] if call is None else call.gated.get(SITE, []):
+        forward = functools.partial(_plain_attention, scale)
+        added = add_gated(part, layer, forward, module, query, call.rows, {})  # type: ignore[union-attr]
+        output = output if added is None else output + added
+    return output.flatten(2), weights[..., tokens:]
+
+
+def _prompt(prompt: SiteState, call: CallState, layer: int, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one layer's keys and values, `(rows, heads, tokens, head_dim)`."""
+    count = query.shape[0]
+    keys = rows_of(prompt.keys[layer], call.rows, count).to(query)
+    values = rows_of(prompt.values[layer], call.rows, count).to(query)
+    if prompt.dropout is not None:
+        probability = rows_of(prompt.dropout, call.rows, count)[:, None, :, None]
+        keys, values = drop(keys, probability), drop(values, probability)
+    return keys, values
+
+
+def _plain_attention(
+    scale: float, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    scores = query @ key.transpose(-1, -2) / scale
+    scores = scores if mask is None else scores + mask
+    return (scores.softmax(dim=-1) @ value).transpose(1, 2), None
+
+
+def _split(states: Tensor, heads: int) -> Tensor:
+    """Split features into heads: `(rows, heads, length, head_dim)`."""
+    split: Tensor = states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return split

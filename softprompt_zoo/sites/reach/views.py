@@ -1,0 +1,69 @@
+"""Objects that are a module but for some attributes, made for one call: how state reaches code that hands none on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from softprompt_zoo.backbone.backbone import Stack
+from softprompt_zoo.backbone.replaced_forward import bound_to_view, check_view
+from softprompt_zoo.sites.call import Call
+
+
+def view(module: nn.Module, **replaced: Any) -> Any:
+    """Make a view of a module.
+
+    Args:
+        module: The module. Not changed.
+        **replaced: Attributes, children among them, that the view has instead of the module's.
+
+    Returns:
+        An object of the module's class that shares everything else with it.
+    """
+    made = object.__new__(type(module))
+    # An attribute of the instance stands before a child module.
+    made.__dict__ = {**module.__dict__, **bound_to_view(module, made), **replaced}
+    return made
+
+
+def hand_over(model: Any, stacks: Mapping[str, Stack], call: Call) -> Any:
+    """Let a model that keeps keywords to itself hand the call on to its stack.
+
+    Args:
+        model: What the model's forward shall take as `self`. Not changed.
+        stacks: The model's stacks.
+        call: The prompts of this forward.
+
+    Returns:
+        The same, or a view of it.
+    """
+    for stack in stacks.values():
+        if stack.is_carried or stack.through_cache or stack.problem is not None:
+            path = next((name for name, child in model.named_modules() if child is stack.module), "")
+            if path:
+                model = _with_child(model, path.split("."), _Handing(stack.module, call))
+    return model
+
+
+def _with_child(module: Any, path: list[str], child: Any) -> Any:
+    """Return a view of a module with another child somewhere below it."""
+    name, *rest = path
+    if not rest:
+        return view(module, **{name: child})
+    between = getattr(module, name)
+    check_view(between)
+    return view(module, **{name: _with_child(between, rest, child)})
+
+
+class _Handing:
+    """Stands for a stack that is to get the call as an argument."""
+
+    def __init__(self, module: nn.Module, call: Call) -> None:
+        self._module = module
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._module(*args, **{**kwargs, "prompts": self._call})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)

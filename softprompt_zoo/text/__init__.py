@@ -1,0 +1,1 @@
+"""Texts and templates with slots, turned into rows of a batch."""

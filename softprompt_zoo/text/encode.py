@@ -1,0 +1,285 @@
+"""Texts with soft slots: a template and its fields become token ids, a mask and the places of virtual tokens."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from softprompt_zoo.config.checks import check_choice, check_positive_integer
+from softprompt_zoo.text.templates import Field, Slot, Template, check_count, parse
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding
+
+TEXT = -1
+"""Stands in `soft_slots` where there is text."""
+
+
+def encode(
+    tokenizer: Any,
+    template: "str | Sequence[Mapping[str, Any]]",
+    /,
+    *,
+    max_length: int | None = None,
+    padding: str = "longest",
+    **fields: "str | Iterable[str]",
+) -> "BatchEncoding":
+    """Turn a template with soft slots into the inputs of a prompted model.
+
+    In the template, `{soft:10}` stands for the next ten virtual tokens, counted from 0 over the template;
+    `{soft[0:3]}` for tokens 0, 1 and 2 and `{soft[4]}` for token 4, whatever was counted, so that one token may stand
+    in several places; `{name}` for the field of that name; and `{{` and `}}` for braces. Everything else are words,
+    which stay words. The text between two slots, its fields filled in, is tokenised in one piece as it is written.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: A text; or a chat, a list of `{"role": …, "content": …}`, which the tokenizer's chat template puts
+            together. A chat that does not end with the assistant ends with the prompt for its answer.
+        max_length: Longest row, in tokens. Longer rows lose the ends of their fields, the longest field first, and
+            never a slot or a word of the template. `None` for any length.
+        padding: `"longest"` pads to the longest row, `"max_length"` to `max_length`, on `tokenizer.padding_side`.
+        **fields: A text for each field of the template, or an iterable of texts, one for each row.
+
+    Returns:
+        Tensors `(rows, length)`: `input_ids`, `attention_mask`, `soft_slots` (which virtual token stands there, -1 for
+        text) and, if the tokenizer gives them, `token_type_ids`. Slots hold an id that is neither padding nor an end.
+        The tokenizer's special tokens stand at the ends of a text.
+
+    Raises:
+        TypeError: If an argument is of a wrong type.
+        ValueError: If a slot is malformed, a field is missing, unknown or of another number of rows than the others,
+            or the slots and words of the template are too long for `max_length`.
+    """
+    if not callable(tokenizer):
+        raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
+    parsed = parse(template)
+    if max_length is not None:
+        check_positive_integer("max_length", max_length)
+    check_count(parsed, max_length)
+    check_choice("padding", padding, ("longest", "max_length"))
+    if padding == "max_length" and max_length is None:
+        raise ValueError("padding='max_length' needs max_length, which is None")
+    rows = _rows([part.name for parts in parsed.parts for part in parts if isinstance(part, Field)], fields)
+    ends = ([], []) if parsed.messages else _special_ends(tokenizer)
+    encoder = _Encoder(tokenizer, parsed, ends, _placeholder(tokenizer))
+    encoded = []
+    for number, values in enumerate(rows):
+        row = encoder.row(values)
+        if max_length is not None and len(row.ids) > max_length:
+            row = _shorten(encoder, values, max_length)
+        if not row.ids:
+            raise ValueError(f"row {number} has no tokens; give a template with slots or words, or a longer text")
+        encoded.append(row)
+    return _pad(tokenizer, encoded, max_length if padding == "max_length" else None)
+
+
+@dataclasses.dataclass
+class _Row:
+    """One encoded row."""
+
+    ids: list[int] = dataclasses.field(default_factory=list)
+    slots: list[int] = dataclasses.field(default_factory=list)
+
+    def add_text(self, ids: list[int]) -> None:
+        """Put tokens at its end."""
+        self.ids += ids
+        self.slots += [TEXT] * len(ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoder:
+    """Encodes the rows of one call."""
+
+    tokenizer: Any
+    parsed: Template
+    ends: tuple[list[int], list[int]]
+    """Special tokens in front of a row and behind it."""
+    placeholder: int
+
+    def row(self, values: Mapping[str, str]) -> _Row:
+        """Encode one row, whatever its length."""
+        pieces = [_fill(parts, values) for parts in self.parsed.parts]
+        row = _Row()
+        row.add_text(self.ends[0])
+        for piece in _chat(self.tokenizer, self.parsed.messages, pieces, values) if self.parsed.messages else pieces[0]:
+            if isinstance(piece, str):
+                row.add_text(_ids(self.tokenizer, piece))
+            else:
+                row.ids += [self.placeholder] * len(piece.tokens)
+                row.slots += piece.tokens
+        row.add_text(self.ends[1])
+        return row
+
+
+def _rows(names: list[str], fields: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Spread the fields over the rows."""
+    unknown = [name for name in fields if name not in names]
+    if unknown:
+        there = ", ".join(f"{{{name}}}" for name in dict.fromkeys(names)) or "no field"
+        raise ValueError(f"unknown field {unknown[0]!r}; the template has {there}")
+    missing = [name for name in names if name not in fields]
+    if missing:
+        raise ValueError(f"the template has {{{missing[0]}}}, which is missing; pass {missing[0]}=…")
+    lists = {name: _texts(name, value) for name, value in fields.items() if not isinstance(value, str)}
+    lengths = {name: len(texts) for name, texts in lists.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise ValueError(
+            f"the fields have different numbers of rows: {shown}; give one text for each row, or one for all"
+        )
+    empty = [name for name, length in lengths.items() if not length]
+    if empty:
+        raise ValueError(f"field {empty[0]!r} is empty; give at least one text")
+    count = next(iter(lengths.values()), 1)
+    return [{name: lists[name][row] if name in lists else fields[name] for name in fields} for row in range(count)]
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        keys = ", ".join(map(repr, value)) or "none"
+        raise TypeError(f"field {name!r} is a mapping with the keys {keys}; give one of its values: a text, or texts")
+    if not isinstance(value, Iterable):
+        raise TypeError(
+            f"field {name!r} is {value!r} ({type(value).__name__}); expected a text, or an iterable of texts"
+        )
+    texts = list(value)
+    wrong = next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:
+        kind = type(texts[wrong]).__name__
+        raise TypeError(f"field {name!r} has {texts[wrong]!r} ({kind}) in row {wrong}; expected a text")
+    return texts
+
+
+def _special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Find the special tokens that the tokenizer puts in front of a text and behind it."""
+    plain, whole = _ids(tokenizer, "a"), list(tokenizer("a")["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    raise ValueError(
+        f"the tokenizer makes {whole} of 'a' with special tokens and {plain} without, so it is unknown where "
+        "its special tokens stand; use another tokenizer"
+    )
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _fill(parts: list[str | Field | Slot], values: Mapping[str, str]) -> list[str | Slot]:
+    """Fill the fields, and join the text between two slots into one piece."""
+    pieces: list[str | Slot] = [""]
+    for part in parts:
+        if isinstance(part, Slot):
+            pieces += [part, ""]
+        else:
+            pieces[-1] += values[part.name] if isinstance(part, Field) else part  # type: ignore[operator]
+    return pieces
+
+
+def _chat(
+    tokenizer: Any, messages: list[Mapping[str, Any]], contents: list[list[str | Slot]], values: Mapping[str, str]
+) -> list[str | Slot]:
+    """Put a chat together with marks for the slots, and cut it at the marks."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("the tokenizer has no chat template; set tokenizer.chat_template, or give a text as template")
+    texts = [*values.values(), *(message["content"] for message in messages)]
+    # A character that is no text: a mark in a field would otherwise be a slot.
+    mark = next(char for char in map(chr, range(0xE000, 0xF8FF)) if not any(char in text for text in texts))
+    slots: list[Slot] = []
+    marked = []
+    for message, content in zip(messages, contents, strict=True):
+        text = ""
+        for piece in content:
+            if isinstance(piece, Slot):
+                text += f"{mark}{len(slots)}{mark}"
+                slots.append(piece)
+            else:
+                text += piece
+        marked.append({**message, "content": text})
+    wants_answer = messages[-1]["role"] != "assistant"
+    whole = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=wants_answer)
+    parts = re.split(f"{mark}([0-9]+){mark}", whole)
+    if [int(number) for number in parts[1::2]] != list(range(len(slots))):
+        raise ValueError(
+            "the tokenizer's chat template leaves out, repeats or moves a part of the chat that has slots; "
+            "put the slots into another message"
+        )
+    pieces: list[str | Slot] = list(parts)
+    pieces[1::2] = slots
+    return pieces
+
+
+def _shorten(encoder: _Encoder, values: Mapping[str, str], max_length: int) -> _Row:
+    """Cut every field to the same number of tokens, the largest with which the row fits."""
+    ends = {name: _token_ends(encoder.tokenizer, text) for name, text in values.items()}
+
+    def cut(count: int) -> _Row:
+        kept = {}
+        for name, text in values.items():
+            kept[name] = text if count >= len(ends[name]) else text[: ends[name][count - 1] if count else 0]
+        return encoder.row(kept)
+
+    fitting, low, high = cut(0), 0, max(map(len, ends.values()), default=0)
+    if len(fitting.ids) > max_length:
+        slots = sum(slot != TEXT for slot in fitting.slots)
+        raise ValueError(
+            f"max_length is {max_length}, but the template alone has {slots} slots and {len(fitting.ids) - slots} "
+            "other tokens, which are never cut; use fewer slots or words, or a larger max_length"
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        row = cut(middle)
+        if len(row.ids) <= max_length:
+            fitting, low = row, middle
+        else:
+            high = middle
+    return fitting
+
+
+def _token_ends(tokenizer: Any, text: str) -> list[int]:
+    """Say behind which characters a text may be cut."""
+    if not getattr(tokenizer, "is_fast", False):
+        return list(range(1, len(text) + 1))
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return sorted({end for _, end in offsets})
+
+
+def _placeholder(tokenizer: Any) -> int:
+    """Choose the id that stands in `input_ids` at a slot.
+
+    Not padding and no end: classifiers look for the last token that is no padding, or for the last end.
+    """
+    ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in ends:
+        return int(tokenizer.unk_token_id)
+    special = set(tokenizer.all_special_ids)
+    return next((token for token in range(len(tokenizer)) if token not in special), 0)
+
+
+def _pad(tokenizer: Any, rows: list[_Row], length: int | None) -> "BatchEncoding":
+    from transformers import BatchEncoding
+
+    length = length or max(len(row.ids) for row in rows)
+    padding = tokenizer.pad_token_id
+    if padding is None and any(len(row.ids) < length for row in rows):
+        raise ValueError(
+            "rows of different lengths need padding, and the tokenizer has no pad token; set "
+            "tokenizer.pad_token = tokenizer.eos_token"
+        )
+
+    def column(values: Callable[[_Row], list[int]], filler: int) -> torch.Tensor:
+        padded = []
+        for row in rows:
+            pads = [filler] * (length - len(row.ids))
+            padded.append(pads + values(row) if tokenizer.padding_side == "left" else values(row) + pads)
+        return torch.tensor(padded)
+
+    columns = {"input_ids": column(lambda row: row.ids, padding)}
+    if "token_type_ids" in tokenizer.model_input_names:
+        columns["token_type_ids"] = torch.zeros_like(columns["input_ids"])
+    columns["attention_mask"] = column(lambda row: [1] * len(row.ids), 0)
+    columns["soft_slots"] = column(lambda row: row.slots, TEXT)
+    return BatchEncoding(columns)

@@ -1,0 +1,1 @@
+"""A model is tried before it is changed."""

@@ -1,0 +1,146 @@
+"""Examining a model before a prompt is attached: its sizes, its stacks, and whether prompts can reach them."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone.backbone import Backbone, Stack, attention_configs, find_stacks
+from softprompt_zoo.backbone.memory import find_part
+from softprompt_zoo.backbone.offloading import check_embeddings
+from softprompt_zoo.backbone.own_parameters import OwnParameters
+from softprompt_zoo.backbone.peft_layers import model_inside
+from softprompt_zoo.backbone.replaced_forward import check_forward
+from softprompt_zoo.backbone.traits import max_positions
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.prompt.task_heads import find_heads, task_head
+from softprompt_zoo.sites.hooks import BINDING_ATTRIBUTE, Binding
+from softprompt_zoo.sites.reach.attention_interface import base_implementation, prompted_implementation
+from softprompt_zoo.sites.reach.cache_view import reach_through_cache
+from softprompt_zoo.sites.reach.marks import mark_of
+from softprompt_zoo.trial.projections import Projector
+from softprompt_zoo.trial.rehearsal import heed, rehearse, sees_later_tokens
+from softprompt_zoo.trial.words import embed, keys_values
+
+SEES_LATER = ", for text sees what comes behind it, as in prefix language models such as PaliGemma, and a prompt cannot"
+"""Why keys and values are wrong, where a model's tokens see later ones."""
+
+
+def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
+    """Find what prompts need to know of a model. Nothing is changed.
+
+    Args:
+        model: A transformers model without prompts.
+
+    Returns:
+        The backbone that plugins see, and the stacks that the sites act on.
+
+    Raises:
+        UnsupportedError: If no prompt can be attached to it.
+    """
+    model = model_inside(model)
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedError(
+            f"cannot attach a prompt to {type(model).__name__}; expected a transformers PreTrainedModel, "
+            "or a PeftModel around one"
+        )
+    _check_is_free(model)
+    check_forward(model)
+    check_embeddings(model)
+    family, stacks = _reached(*find_stacks(model))
+    for stack in stacks.values():
+        if stack.problem is not None and not stack.takes_real_positions:
+            raise _no_method(model, stack.problem)
+        for config in attention_configs(stack.module):
+            prompted_implementation(base_implementation(config._attn_implementation))
+    findings = rehearse(family, stacks)
+    if findings.keys_values is not None and family == "causal":
+        later = sees_later_tokens(next(iter(stacks.values())))
+        raise _no_method(model, findings.keys_values + (SEES_LATER if later else ""))
+    stacks = heed(findings, stacks)
+    if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
+        raise _no_method(model, findings.inputs)
+    weight: Any = next(iter(stacks.values())).embedding.weight
+    probe = torch.zeros(1, dtype=torch.long, device=weight.device)
+    names = {id(module): name for name, module in model.named_modules()}
+    sites = {site: modules for stack in stacks.values() for site, modules in stack.attentions.items()}
+    heads = find_heads(model, [stack.module for stack in stacks.values()])
+    backbone = Backbone(
+        family=family,
+        hidden_size=embed(stacks, probe).shape[-1],
+        vocab_size=weight.shape[0],
+        layers={site: shapes for stack in stacks.values() for site, shapes in stack.shapes.items()},
+        max_positions=max_positions(model),
+        takes_cache=list(stacks.values())[-1].cache_argument != "",
+        dtype=weight.dtype,
+        device=weight.device,
+        embed=functools.partial(embed, stacks),
+        keys_values=functools.partial(keys_values, stacks),
+        project=Projector(stacks),
+        module_names={site: tuple(names[id(m)] for m in modules) for site, modules in sites.items()},
+        parameter_names=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
+        model_type=str(getattr(model.config, "model_type", "")),
+        task_head=task_head(model, heads),
+        heads=heads,
+        own_parameter=OwnParameters(_places(model, stacks, heads)),
+        has_lm_head=model.get_output_embeddings() is not None,
+        scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
+        input_problem=findings.inputs,
+        through_cache=any(stack.through_cache for stack in stacks.values()),
+        find_part=functools.partial(find_part, _parts(model, stacks)),
+    )
+    return backbone, stacks
+
+
+def _check_is_free(model: nn.Module) -> None:
+    """Refuse modules that prompts are on already: examining them would take those prompts' hooks off."""
+    for name, module in model.named_modules():
+        binding: Binding | None = module.__dict__.get(BINDING_ATTRIBUTE)
+        if binding is not None or mark_of(module) is not None:
+            owner = getattr(binding and binding.host, "architecture", None) or "another model"
+            part = f"{type(model).__name__}.{name}" if name else type(model).__name__
+            raise UnsupportedError(
+                f"{part} has the prompts of {owner} already, and a module takes those of one model; use that model, "
+                "call zoo.detach on it first, or give this one layers of its own"
+            )
+
+
+def _parts(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> list[nn.Module]:
+    """List the modules of a model that hold its weights."""
+    head: Any = model.get_output_embeddings()
+    return [stack.module for stack in stacks.values()] + ([] if head is None else [head])
+
+
+def _places(
+    model: PreTrainedModel, stacks: Mapping[str, Stack], heads: Mapping[str, nn.Module]
+) -> dict[str, nn.Module]:
+    """Return the parts of a model that prompts know of, by all names that they have in it."""
+    parts = [part for stack in stacks.values() for part in (stack.module, stack.embedding)]
+    known = {id(part) for part in (*parts, *heads.values())}
+    return {name: module for name, module in model.named_modules(remove_duplicate=False) if id(module) in known}
+
+
+def _no_method(model: PreTrainedModel, problem: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"cannot attach a prompt of any method to {type(model).__name__}: {problem}; choose a model "
+        "whose attention is transformers' AttentionInterface (gpt2, llama, qwen3, bert, t5 and many others)"
+    )
+
+
+def _reached(family: str, stacks: dict[str, Stack]) -> tuple[str, dict[str, Stack]]:
+    """Reach a single stack through its cache if its attention is not reached otherwise."""
+    if len(stacks) > 1 or not (found := next(iter(stacks.values()))).problem:
+        return family, stacks
+    stack = reach_through_cache(found)
+    problem: str | None = found.problem
+    if stack.through_cache:
+        problem = rehearse("causal", {"decoder": stack}).keys_values
+        if problem is None:
+            return "causal", {"decoder": stack}
+    if not found.is_causal and not found.takes_real_positions and sees_later_tokens(found):
+        found = dataclasses.replace(found, takes_real_positions=True)  # it takes a cache and keeps none
+    return family, {found.name: dataclasses.replace(found, problem=problem)}

@@ -1,0 +1,286 @@
+"""Before a prompt is attached: do virtual tokens made of real words act as these words do in the base model?
+
+Whether a model's attention takes a prompt can be seen, but not whether that is all the model does with its text: it may
+count positions elsewhere, or read its ids a second time. So each stack is tried on a few words, as it will be called.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.backbone import Site, Stack
+from softprompt_zoo.sites.call import Call, Layout, Selection
+from softprompt_zoo.sites.hooks import bind, unbind
+from softprompt_zoo.sites.shared_pass import capture, causal_prefix
+from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens
+from softprompt_zoo.trial.words import ready
+
+WORDS, TEXT, PADDING = 2, 3, 2
+CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest difference that is rounding, as a part of the states; half precision and what is quantised get `COARSE`."""
+COARSE = 0.05
+SMALL = 0.02
+"""Largest difference that may be rounding, as a part of what the words change."""
+KEYS_VALUES_WRONG = "keys and values of real words do not act as these words do"
+INPUTS_WRONG = "the embeddings of real words do not act as these words do"
+REMEMBERED = 256
+"""Models whose findings are remembered."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What would be wrong; `None` where all is right."""
+
+    keys_values: str | None = None
+    """With keys and values."""
+    inputs: str | None = None
+    """With virtual tokens at the input embeddings."""
+    padding: str | None = None
+    """With prompts of several lengths in one batch, where they are real positions."""
+
+
+_FOUND: dict[Any, Findings] = {}
+
+
+class _Stage:
+    """The prompts of the trial; what the hooks need."""
+
+    def __init__(self, **prompts: VirtualTokens) -> None:
+        placements = {name: Placement(tokens) for name, tokens in prompts.items()}
+        self.call = Call(Selection(tuple((name,) for name in prompts), None), placements, is_training=False)
+
+    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, cache: Any) -> Call:
+        return self.call
+
+    def keep_layout(self, layout: Layout) -> None:
+        pass
+
+
+def heed(findings: Findings, stacks: Mapping[str, Stack]) -> dict[str, Stack]:
+    """Take from a model's stacks what would be wrong.
+
+    Args:
+        findings: What the trial found.
+        stacks: The stacks.
+
+    Returns:
+        The stacks, without sites if keys and values would be wrong.
+    """
+    changes: dict[str, Any] = {"minds_padding": findings.padding is not None}
+    if findings.keys_values is not None:
+        changes |= {"attentions": {}, "shapes": {}, "problem": findings.keys_values}
+    return {name: dataclasses.replace(stack, **changes) for name, stack in stacks.items()}
+
+
+@torch.no_grad()
+def rehearse(family: str, stacks: Mapping[str, Stack]) -> Findings:
+    """Try a model's stacks on a few words, or remember what was found of one built alike. The model is left as it was.
+
+    Args:
+        family: The backbone's family.
+        stacks: Its stacks; of those on the `meta` device nothing can be found out.
+
+    Returns:
+        What would be wrong.
+    """
+    key = (family, *(_describe(stack) for stack in stacks.values()))
+    if None in key:
+        return _try(family, stacks)
+    if key not in _FOUND:
+        if len(_FOUND) >= REMEMBERED:
+            _FOUND.clear()
+        _FOUND[key] = _try(family, stacks)
+    return _FOUND[key]
+
+
+@torch.no_grad()
+def sees_later_tokens(stack: Stack) -> bool:
+    """Say whether a stack's tokens see those behind them: whether another last token changes the first state."""
+    weight: Any = stack.embedding.weight
+    if weight.is_meta:
+        return False
+    ids = torch.arange(WORDS + TEXT, device=weight.device)[None] + weight.shape[0] // 2
+    other = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
+    try:
+        with ready({stack.name: stack}):
+            states = [_Trial("encoder", stack).run(each % weight.shape[0], {})[:, 0] for each in (ids, other)]
+    except Exception:
+        return False
+    return not torch.allclose(states[0], states[1], rtol=0, atol=1e-6 * float(states[0].abs().max()))
+
+
+def _describe(stack: Stack) -> Any:
+    """Say how a stack is built; `None` if somebody has changed what its modules do."""
+    modules = list(stack.module.named_modules())
+    if any("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks for _, module in modules):
+        return None
+    tensors = {(parameter.dtype, parameter.device.type) for parameter in stack.module.parameters()}
+    kinds = tuple((name, type(module)) for name, module in modules)
+    return kinds, repr(stack.module.config.to_dict()), stack.module.config._attn_implementation, frozenset(tensors)
+
+
+def _try(family: str, stacks: Mapping[str, Stack]) -> Findings:
+    first, last = next(iter(stacks.values())), list(stacks.values())[-1]
+    sound = "its encoder reads sound and no tokens" if first.reads_sound else None
+    if any(tensor.is_meta for tensor in (*first.embedding.parameters(), *last.module.parameters())):
+        return Findings(inputs=sound)
+    weight: Any = first.embedding.weight
+    start = weight.shape[0] // 2  # special tokens stand at the ends
+    ids = (start + torch.arange(WORDS + TEXT, device=weight.device))[None] % weight.shape[0]
+    with ready(stacks):
+        if family == "causal":
+            return _try_causal(_Trial(family, last), ids)
+        inputs, padding = (sound, None) if sound else _try_encoder(_Trial(family, first), ids)
+        has_decoder = last is not first and last.attentions
+        keys_values = _try_decoder(first, _Trial(family, last), ids) if has_decoder else None
+    return Findings(keys_values, inputs, padding)
+
+
+class _Trial:
+    """One stack that is tried."""
+
+    def __init__(self, family: str, stack: Stack) -> None:
+        self.family = family
+        self.stack = stack
+        self.close = max(CLOSE.get(dtype, COARSE) for dtype in {tensor.dtype for tensor in stack.module.parameters()})
+
+    def run(self, ids: Tensor, inputs: Mapping[str, Any], tokens: VirtualTokens | None = None) -> Tensor:
+        """Return the last hidden states of a text, behind a prompt or without one."""
+        inputs = {"use_cache": False, **inputs} if self.stack.cache_argument else inputs
+        if tokens is not None:
+            bind(self.family, self.stack, _Stage(words=tokens))
+        try:
+            states: Tensor = self.stack.module(input_ids=ids, **inputs).last_hidden_state
+        finally:
+            if tokens is not None:
+                unbind(self.stack)
+        return states
+
+    def record(self, words: Tensor, inputs: Mapping[str, Any]) -> LayerTokens:
+        """Return the words' keys and values at every site; at the cross-attention, those of as many encoded ones."""
+        _, recorded = capture(self.stack, {"input_ids": words, "use_cache": False, **inputs})
+        found = {}
+        for site, modules in self.stack.attentions.items():
+            places = [Site(site, layer) for layer in range(len(modules))]
+            keys, values = ([of[place][0, :, :WORDS] for place in places] for of in (recorded.keys, recorded.values))
+            found[site] = SiteTokens(tuple(keys), tuple(values))
+        return LayerTokens(found)
+
+    def agree(self, given: Tensor, expected: Tensor, alone: Tensor | None = None) -> bool:
+        """Compare states token by token; `alone` are those without the words, whose effect is then the measure."""
+        given, expected = given.double(), expected.double()
+        allowed = self.close * expected.norm(dim=-1)
+        if alone is not None:
+            allowed = allowed + SMALL * (expected - alone.double()).norm(dim=-1)
+        is_right = (given - expected).norm(dim=-1) <= allowed
+        # Rounding may send a token to another expert: in low precision one that is right speaks for the others.
+        return bool(is_right.all() if self.close < COARSE else is_right.any())
+
+
+def _try_causal(trial: _Trial, ids: Tensor) -> Findings:
+    words, text = ids[:, :WORDS], ids[:, WORDS:]
+    try:
+        expected = trial.run(ids, {})[:, WORDS:]
+        plain = trial.record(words, {})
+        wrong = _try_padded(trial, plain, text, expected)
+    except Exception as error:
+        wrong = _in_words(error)
+    if wrong is not None:
+        return Findings(keys_values=wrong)
+    try:
+        wrong = _try_embeddings(trial, words, plain.sites[trial.stack.name])
+        return Findings(inputs=wrong or _try_long_text(trial, ids))
+    except Exception as error:
+        return Findings(inputs=_in_words(error))
+
+
+def _try_padded(trial: _Trial, plain: LayerTokens, text: Tensor, expected: Tensor) -> str | None:
+    """Try keys and values in front of a text with padding on either side; without, if the model itself minds it."""
+    length = text.shape[1]
+    empty = text[:, :1].expand(-1, PADDING)
+    ids = torch.cat([torch.cat([empty, text], dim=1), torch.cat([text, empty], dim=1)])
+    places = torch.arange(length + PADDING, device=ids.device)
+    mask = {"attention_mask": torch.stack([places >= PADDING, places < length]).long()}
+
+    def rows(states: Tensor) -> Tensor:
+        return torch.stack([states[0, PADDING:], states[1, :length]])
+
+    padded = None
+    with contextlib.suppress(Exception):  # without padding it may work
+        padded = rows(trial.run(ids, mask, plain))
+    if padded is not None and trial.agree(padded, expected):
+        return None
+    alone = trial.run(text, {})
+    if not trial.agree(trial.run(text, {}, plain), expected, alone):
+        return KEYS_VALUES_WRONG
+    if padded is not None and trial.agree(padded, expected, alone):
+        return None
+    is_proof = trial.agree(rows(trial.run(ids, mask)), alone)
+    return "padding moves the text away from its prompt" if is_proof else None
+
+
+def _try_embeddings(trial: _Trial, words: Tensor, plain: SiteTokens) -> str | None:
+    """Try the words' embeddings, beside ones that are no word's: a model may look for the word."""
+    embedded = trial.stack.embed(words[0])
+    stage = _Stage(words=InputTokens(embedded), none=InputTokens(embedded * 1.0625))
+    segment: Any = causal_prefix(trial.stack, stage.call).segments[0]
+    for given, wanted in ((segment.keys, plain.keys), (segment.values, plain.values)):
+        for layer, of_words in zip(given, wanted, strict=True):
+            if of_words is not None and not trial.agree(layer, of_words):
+                return INPUTS_WRONG
+    return None
+
+
+def _try_long_text(trial: _Trial, ids: Tensor) -> str | None:
+    """Try the words' embeddings in front of a text that goes beyond the length from which rotation is another one."""
+    limit = trial.stack.rotation_limit
+    if limit is None or not trial.stack.takes_position_ids:
+        return None
+    words, text = ids[:, :WORDS], ids[:, WORDS:]
+    places = torch.arange(ids.shape[1], device=ids.device)[None]
+    positions = torch.where(places < WORDS, places, places + limit)
+    mask = torch.ones_like(ids)
+    expected = trial.run(ids, {"position_ids": positions, "attention_mask": mask})[:, WORDS:]
+    inputs = {"position_ids": positions[:, WORDS:] - WORDS, "attention_mask": mask[:, WORDS:]}
+    given = trial.run(text, inputs, InputTokens(trial.stack.embed(words[0])))
+    trial.run(text, {})  # the rotation is a buffer: let it be that of a short text again
+    return None if trial.agree(given, expected) else f"{INPUTS_WRONG} in texts of more than {limit} tokens"
+
+
+def _try_encoder(trial: _Trial, ids: Tensor) -> tuple[str | None, str | None]:
+    """Try embeddings as real positions; say what is wrong with them, and with padding."""
+    words, text = ids[:, :WORDS], ids[:, WORDS:]
+    try:
+        everything = trial.run(ids, {})
+        expected = everything[:, WORDS:]
+        given = trial.run(text, {}, InputTokens(trial.stack.embed(words[0])))[:, -TEXT:]
+        if not trial.agree(given, expected) and not trial.agree(given, expected, trial.run(text, {})):
+            return INPUTS_WRONG, None
+        padded = torch.cat([ids, ids[:, :PADDING]], dim=1)
+        mask = torch.arange(padded.shape[1], device=ids.device)[None] < ids.shape[1]
+        shown = trial.run(padded, {"attention_mask": mask.long()})[:, : ids.shape[1]]
+    except Exception as error:
+        return _in_words(error), None
+    return None, None if trial.agree(shown, everything) else "padding changes its states"
+
+
+def _try_decoder(encoder: Stack, trial: _Trial, ids: Tensor) -> str | None:
+    """Try keys and values of a decoder and of its cross-attention, beside embeddings that stand for encoded text."""
+    words, text = ids[:, :WORDS], ids[:, WORDS:]
+    try:
+        states = encoder.embed(ids)
+        beside, behind = {"encoder_hidden_states": states}, {"encoder_hidden_states": states[:, WORDS:]}
+        expected = trial.run(ids, beside)[:, WORDS:]
+        given = trial.run(text, behind, trial.record(words, beside))
+        is_right = trial.agree(given, expected) or trial.agree(given, expected, trial.run(text, behind))
+    except Exception as error:
+        return _in_words(error)
+    return None if is_right else KEYS_VALUES_WRONG
+
+
+def _in_words(error: Exception) -> str:
+    return f"a trial run failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -1,0 +1,89 @@
+"""Modules once more: modules and configs of their own around the same tensors.
+
+What is set on them, such as another attention function, eval mode or a hook, no other thread sees.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from softprompt_zoo.backbone.backbone import Stack
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.hooks import BINDING_ATTRIBUTE
+from softprompt_zoo.sites.reach.views import view
+
+
+def twin(model: Any) -> Any:
+    """Make a twin of a prompted model, in eval mode.
+
+    Args:
+        model: The model. Not changed.
+
+    Returns:
+        A model that shares its tensors and attributes, but no module, and no config that a module has.
+
+    Raises:
+        UnsupportedError: As `twins`.
+    """
+    attentions = [
+        m for stack in model._softprompt_stacks.values() for found in stack.attentions.values() for m in found
+    ]
+    made = twins(model, attentions)
+    stacks = {name: _of_stack(stack, made) for name, stack in model._softprompt_stacks.items()}
+    result = made[id(model)]
+    result.__dict__["_softprompt_stacks"] = stacks
+    for stack in stacks.values():
+        own = stack.module.__dict__
+        own[BINDING_ATTRIBUTE] = dataclasses.replace(own[BINDING_ATTRIBUTE], stack=stack, host=result.prompts)
+    return result
+
+
+def twins(root: nn.Module, attentions: Iterable[nn.Module]) -> dict[int, Any]:
+    """Make twins of a module and of all below it, in eval mode.
+
+    Args:
+        root: The module. Not changed.
+        attentions: Those below it whose twins are to be called.
+
+    Returns:
+        From the id of each of the modules to its twin.
+
+    Raises:
+        UnsupportedError: If a forward on a module itself would call them, and not their twins.
+    """
+    called = {id(module) for module in attentions}
+    modules = list(root.modules())
+    # Compiled code would run on the original.
+    made = {id(module): view(module, training=False, _compiled_call_impl=None) for module in modules}
+    configs: dict[int, Any] = {}
+    for module in modules:
+        own = made[id(module)].__dict__
+        if own.get("forward") is not None and own["forward"] is module.__dict__["forward"]:
+            _let_go_of_forward(module, own, called)
+        own |= {name: copy.copy(value) for name, value in own.items() if "hooks" in name and isinstance(value, dict)}
+        own["_modules"] = {name: made.get(id(child), child) for name, child in module._modules.items()}
+        config = own.get("config")
+        if hasattr(config, "_attn_implementation_internal"):
+            own["config"] = configs.setdefault(id(config), copy.copy(config))
+    return made
+
+
+def _let_go_of_forward(module: nn.Module, own: dict[str, Any], called: set[int]) -> None:
+    """Take a compiled forward, which runs on the original, off a twin; refuse others that would call attention."""
+    if hasattr(own["forward"], "_torchdynamo_orig_callable"):
+        del own["forward"]
+    elif any(id(child) in called for child in module.modules()):
+        name = getattr(own["forward"], "__qualname__", type(own["forward"]).__qualname__)
+        raise UnsupportedError(
+            f"the forward of {type(module).__name__} was replaced by {name}, which keeps that very module, so its "
+            "attention cannot be looked at while others run it; delete that module's forward, and replace it again "
+            "afterwards"
+        )
+
+
+def _of_stack(stack: Stack, made: dict[int, Any]) -> Stack:
+    attentions = {site: tuple(made[id(module)] for module in found) for site, found in stack.attentions.items()}
+    return dataclasses.replace(stack, module=made[id(stack.module)], attentions=attentions)

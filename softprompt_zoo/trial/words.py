@@ -1,0 +1,97 @@
+"""What the frozen model computes for real words: the start values of prefixes."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.backbone import Site, Stack, trial
+from softprompt_zoo.sites.reach.attention_interface import PREFIX, base_implementation, prompted_implementation
+from softprompt_zoo.sites.reach.marks import mark_of, mark_sites, unmark_sites
+from softprompt_zoo.sites.reach.replaced_attention import adopt, release
+from softprompt_zoo.sites.shared_pass import capture
+from softprompt_zoo.sites.state import Capture
+from softprompt_zoo.tokens.tokens import LayerTokens, SiteTokens
+
+
+@torch.no_grad()
+def embed(stacks: Mapping[str, Stack], ids: Tensor) -> Tensor:
+    """Embed token ids as the model does.
+
+    Args:
+        stacks: The model's stacks.
+        ids: `(...)` token ids.
+
+    Returns:
+        `(..., hidden)`, the output of the embedding module (Gemma scales it), without gradient.
+    """
+    stack = next(iter(stacks.values()))
+    weight: Any = stack.embedding.weight  # where the model is now: it may have been moved
+    return stack.embed(ids.to(weight.device))
+
+
+@torch.no_grad()
+def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
+    """Let the model read a text alone and take the keys and values of every site.
+
+    Args:
+        stacks: The model's stacks. Left as they were.
+        ids: `(tokens,)` token ids; they stand at positions `0 … tokens - 1`. An encoder-decoder reads them
+            on both sides; where the encoder reads sound, it hears silence, from the beginning.
+
+    Returns:
+        Keys and values per site and layer, without gradient.
+    """
+    recorded = []
+    states = None
+    with ready(stacks):
+        for stack in stacks.values():
+            inputs = stack.reading(ids[None])
+            if states is not None:
+                inputs |= {"encoder_hidden_states": states, "use_cache": False}
+            output, seen = capture(stack, inputs)
+            states = output.last_hidden_state
+            recorded.append((stack, seen))
+    count = ids.shape[0]
+    return LayerTokens(
+        {site: _site_tokens(seen, site, stack, count) for stack, seen in recorded for site in stack.attentions}
+    )
+
+
+def _site_tokens(recorded: Capture, site: str, stack: Stack, count: int) -> SiteTokens:
+    places = [Site(site, layer) for layer in range(len(stack.attentions[site]))]
+    keys, values = ([seen[place][0] for place in places] for seen in (recorded.keys, recorded.values))
+    length = keys[0].shape[1]
+    if length != count:  # an encoder hears as much silence as it always does
+        wanted = torch.arange(count, device=keys[0].device) % length
+        keys, values = ([part[:, wanted] for part in parts] for parts in (keys, values))
+    return SiteTokens(tuple(keys), tuple(values))
+
+
+def is_ready(stack: Stack) -> bool:
+    """Return whether a stack's attention modules know their sites and call our function, as they do while attached."""
+    is_prompted = stack.module.config._attn_implementation.startswith(PREFIX)
+    return is_prompted and mark_of(stack.attentions[stack.name][0]) is not None
+
+
+@contextlib.contextmanager
+def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
+    """Make a model record, attached or not; restore it afterwards."""
+    unmarked = [s for s in stacks.values() if not all(map(mark_of, s.attentions.get(s.name, ())))]
+    modules = [stack.module for stack in stacks.values() if not stack.through_cache]
+    kept = [stack.module for stack in stacks.values() if stack.through_cache]
+    with (
+        trial(modules, lambda before: prompted_implementation(base_implementation(before))),
+        trial(kept, lambda before: before),
+    ):
+        try:
+            for stack in unmarked:
+                mark_sites(stack)
+                adopt(stack)
+            yield
+        finally:
+            for stack in unmarked:
+                unmark_sites(stack)
+                release(stack)

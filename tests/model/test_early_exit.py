@@ -1,0 +1,106 @@
+"""`assistant_early_exit`: the model's first layers draft, all layers check, and the text is that without a draft."""
+
+import contextlib
+
+import pytest
+import torch
+
+from softprompt_zoo.model import generation
+from softprompt_zoo.sites import shared_pass
+from softprompt_zoo.testing.subject import Subject, random_text
+
+TEXT = random_text(7, 5)
+METHODS = ["prompt_tuning", "prefix_tuning", "p_tuning"]
+ARCHITECTURES = ["llama", "qwen3", "gemma3"]
+
+
+def written(subject, **options):
+    return subject.generate(TEXT, max_new_tokens=5, do_sample=False, **options)
+
+
+def check_early_exit(architecture, method, **options):
+    """As the model's first call, so that nothing is kept that all layers have made."""
+    subject = Subject.prompted(architecture, method, {"num_virtual_tokens": 4})
+    expected = written(Subject.prompted(architecture, method, {"num_virtual_tokens": 4}), **options)
+    layers = subject.model.config.num_hidden_layers
+    assert torch.equal(written(subject, assistant_early_exit=1, **options), expected)
+    assert subject.model.config.num_hidden_layers == layers
+    assert torch.equal(written(subject, **options), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_text_is_that_of_all_layers(architecture, method):
+    check_early_exit(architecture, method)
+
+
+def test_gated_tokens(llama_adapter):
+    check_early_exit("llama", llama_adapter)
+
+
+def test_the_check_notices_a_pass_through_the_first_layers(monkeypatch):
+    monkeypatch.setattr(shared_pass, "_with_all_layers", contextlib.nullcontext)
+    with pytest.raises(KeyError, match="layer=1"):
+        check_early_exit("llama", "prompt_tuning")
+
+
+def drafts_seen(subject, **options):
+    """The rows' prompts of each pass over the text that the first layers make."""
+    seen = []
+    run = subject.model.prompts.resolve
+
+    def resolve(*args):
+        call = run(*args)
+        if subject.model.config.num_hidden_layers == 1:
+            seen.append(call.selection.combinations)
+        return call
+
+    subject.model.prompts.resolve = resolve
+    written(subject, assistant_early_exit=1, **options)
+    return set(seen)
+
+
+def test_the_draft_sees_the_prompts_of_the_call():
+    subject = Subject.prompted("llama", "prompt_tuning", {"num_virtual_tokens": 4})
+    subject.model.prompts.add("other", "prefix_tuning", num_virtual_tokens=2)
+    assert drafts_seen(subject, prompts=["other"]) == {(("other",),)}
+
+
+def test_the_draft_sees_the_task_of_the_call():
+    options = {"num_virtual_tokens": 3, "num_tasks": 2}
+    subject = Subject.prompted("llama", "multitask_prompt_tuning", options)
+    assert drafts_seen(subject, task_ids=[1]) == {(("default#1",),)}
+
+
+def check_failed_draft():
+    subject = Subject.prompted("llama", "prompt_tuning", {"num_virtual_tokens": 4})
+    expected, layers = written(subject), subject.model.config.num_hidden_layers
+
+    def fail(module, args):
+        if module.config.num_hidden_layers < layers:
+            raise RuntimeError("no memory")
+
+    handle = subject.model.base_model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        written(subject, assistant_early_exit=1)
+    handle.remove()
+    assert subject.model.config.num_hidden_layers == layers
+    assert torch.equal(written(subject), expected)
+
+
+def test_a_draft_that_fails_leaves_all_layers():
+    check_failed_draft()
+
+
+def test_the_check_notices_a_model_that_stays_shortened(monkeypatch):
+    monkeypatch.setattr(generation, "_get_candidates", lambda get, model, *args, **kwargs: get(*args, **kwargs))
+    with pytest.raises(AssertionError):
+        check_failed_draft()
+
+
+def test_slots_in_the_text():
+    subject = Subject.prompted("llama", "prompt_tuning", {"num_virtual_tokens": 4})
+    slots = torch.full_like(TEXT, -1)
+    slots[0, 2] = 1
+    expected = written(subject, soft_slots=slots)
+    assert torch.equal(written(subject, soft_slots=slots, assistant_early_exit=1), expected)
