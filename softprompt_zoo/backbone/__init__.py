@@ -1,1 +1,1 @@
-"""What is known of a frozen model, found by looking at it and trying it."""
+"""What is known of a frozen model, found by looking at it and by trying it; above `tokens`."""

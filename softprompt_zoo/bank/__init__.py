@@ -1,1 +1,1 @@
-"""Very many prompts in one store, restored by name."""
+"""Very many prompts in one store, restored by name; above `model`."""

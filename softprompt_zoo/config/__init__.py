@@ -1,1 +1,1 @@
-"""Options: frozen dataclasses that check their fields, and values held against declared types."""
+"""Options: frozen dataclasses, checks of values, JSON held against declared types; above `errors`."""

@@ -1,1 +1,1 @@
-"""Prompts in a model: attaching, the forward, generation."""
+"""Prompts in a model: its class, its forward, generation, losses; above `files` and `trial`."""

@@ -1,1 +1,1 @@
-"""Which methods there are, built in and installed, and the calls of their hooks."""
+"""Which methods there are, and the calls of their hooks; above `methods`, none of which it names."""

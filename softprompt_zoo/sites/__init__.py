@@ -1,1 +1,1 @@
-"""How virtual tokens act on a model in one forward."""
+"""How virtual tokens act on a model in one forward; above `backbone`, and knows no method."""

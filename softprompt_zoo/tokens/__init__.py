@@ -1,1 +1,1 @@
-"""Virtual tokens as values, and the shapes they have; nothing here knows a model."""
+"""Virtual tokens as values, and the shapes of layers; knows no model."""

@@ -1,1 +1,1 @@
-"""A model is tried before it is changed."""
+"""A model is tried before it is changed: its stacks, the ways in, and whether prompts are right on it."""
