@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from softprompt_zoo.tokens.tokens import LayerShape
@@ -40,6 +42,18 @@ class Probe:
         seen = self.keys[is_cross]
         seen.append(key)
         return next((layer for layer, earlier in enumerate(seen[:-1]) if earlier is key), None)
+
+
+class Idle(TorchFunctionMode):
+    """Lets linear layers return zeros: who calls attention, with which sizes, can be seen without reading weights."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch, or make zeros where it is a linear layer's."""
+        return (_idle_linear if func is functional.linear else func)(*args, **(kwargs or {}))
+
+
+def _idle_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return input.new_zeros(*input.shape[:-1], weight.shape[0])
 
 
 class _Seen(NamedTuple):

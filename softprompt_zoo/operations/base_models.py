@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from softprompt_zoo.backbone.backbone import find_stacks
+from softprompt_zoo.backbone.finding import find_stacks
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.files import adapter_folder, native, peft, peft_modules
 from softprompt_zoo.files.files import existing_directory

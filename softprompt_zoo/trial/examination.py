@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from softprompt_zoo.backbone.backbone import Backbone, Stack, attention_configs, find_stacks
+from softprompt_zoo.backbone.backbone import Backbone, Stack, attention_configs
+from softprompt_zoo.backbone.finding import find_stacks
 from softprompt_zoo.backbone.memory import find_part
 from softprompt_zoo.backbone.offloading import check_embeddings
 from softprompt_zoo.backbone.own_parameters import OwnParameters

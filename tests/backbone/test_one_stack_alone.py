@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.backbone import backbone
+from softprompt_zoo.backbone import finding
 from softprompt_zoo.testing import tiny_model
 
 WORDS, TEXT = torch.arange(50, 53)[None], torch.arange(4, 10)[None]
@@ -46,7 +46,7 @@ def test_or_refuses_them(architecture, side):
 
 
 def test_taken_for_both_stacks_it_is_red(monkeypatch):
-    find = backbone.find_stacks
+    find = finding.find_stacks
 
     def as_both(model):
         stack = find(model)[1]["encoder"]

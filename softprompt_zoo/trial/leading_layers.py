@@ -1,0 +1,134 @@
+"""The leading layers of a stack, some of every kind: they show what it does with a prompt, in a part of the time."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone.backbone import Stack
+from softprompt_zoo.sites.reach.views import view
+from softprompt_zoo.trial.twin import twins
+
+LEAST = 2
+"""Layers at least: what the first attends to shows in what the second reads."""
+SMALL = 4096
+"""Numbers of a parameter of which all are looked at; of a larger one, its first row."""
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def leading(stack: Stack) -> Stack | None:
+    """Make a stack of the leading layers, in modules of its own around the same tensors.
+
+    Args:
+        stack: The stack. Not changed.
+
+    Returns:
+        A stack with so many of its first layers that there is one of each kind; `None` where that is all of them, or
+        where its layers do not stand in one list.
+    """
+    found = _list_of_layers(stack)
+    if found is None:
+        return None
+    path, layers = found
+    count = _first_of_each_kind(stack, path, len(layers))
+    if count >= len(layers):
+        return None
+    shorter = _cut(stack.module, path.split("."), count)
+    attentions = {site: modules[:count] for site, modules in stack.attentions.items()}
+    made = twins(shorter, [module for modules in attentions.values() for module in modules])
+    return dataclasses.replace(
+        stack,
+        module=made[id(shorter)],
+        attentions={site: tuple(made[id(module)] for module in modules) for site, modules in attentions.items()},
+        shapes={site: shapes[:count] for site, shapes in stack.shapes.items()},
+    )
+
+
+def _list_of_layers(stack: Stack) -> tuple[str, nn.ModuleList] | None:
+    """Find the list of modules that have one attention of each site each, in order."""
+    sites = [*stack.attentions.values()]
+    for path, layers in stack.module.named_modules():
+        if isinstance(layers, nn.ModuleList) and sites and all(len(layers) == len(modules) for modules in sites):
+            inside = [{id(module) for module in layer.modules()} for layer in layers]
+            if all(_are_apart(inside, modules) for modules in sites):
+                return path, layers
+    return None
+
+
+def _are_apart(inside: Sequence[set[int]], modules: Sequence[nn.Module]) -> bool:
+    """Return whether each of the sets has the module of its own place, and no other one."""
+    ids = [id(module) for module in modules]
+    return all(found.intersection(ids) == {own} for found, own in zip(inside, ids, strict=True))
+
+
+def _cut(module: Any, path: Sequence[str], count: int) -> Any:
+    """Return a view of a module in which the list at the path has so many entries."""
+    children = dict(module._modules)
+    if not path:
+        return view(module, _modules=dict([*children.items()][:count]))
+    return view(module, _modules={**children, path[0]: _cut(children[path[0]], path[1:], count)})
+
+
+def _first_of_each_kind(stack: Stack, path: str, count: int) -> int:
+    """Return how many of the first layers have one of each kind among them, and `LEAST` at least."""
+    inside = f"{path}."
+    beside = [module for name, module in stack.module.named_modules() if not name.startswith(inside)]
+    lists = [module for module in beside if isinstance(module, nn.ModuleList) and len(module) == count]
+    told = [value for value in stack.module.config.to_dict().values() if isinstance(value, list | tuple)]
+    told += stack.shapes.values()
+    described = [
+        {
+            **{(place, *key): value for place, each in enumerate(lists) for key, value in _describe(each[layer])},
+            **{("told", place): each[layer] for place, each in enumerate(told) if len(each) == count},
+        }
+        for layer in range(count)
+    ]
+    numbering = {key for key in described[0] if _counts([each.get(key) for each in described])}
+    kinds, last = list[dict[Any, Any]](), 0
+    for layer, each in enumerate(described):
+        kind = {key: value for key, value in each.items() if key not in numbering}
+        if not any(_are_alike(kind, other) for other in kinds):
+            kinds.append(kind)
+            last = layer
+    return max(LEAST, last + 1)
+
+
+def _describe(layer: nn.Module) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """List what a layer is made of: its modules, their tensors, and what else is written on them."""
+    for name, module in layer.named_modules():
+        yield (name,), type(module)
+        for key, parameter in module._parameters.items():
+            yield (name, key), None if parameter is None else (*_form(parameter), _is_zero(parameter))
+        for key, value in {**module._buffers, **module.__dict__}.items():
+            if key not in _INTERNAL and not isinstance(value, nn.Module):
+                yield (name, key), value
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device, type(tensor)
+
+
+def _is_zero(parameter: Tensor) -> bool:
+    """Return whether a parameter is nothing, as the gate of a part that has no effect is."""
+    is_small = parameter.numel() <= SMALL
+    return not bool((parameter if is_small else parameter[(0,) * (parameter.ndim - 1)]).any())
+
+
+def _counts(values: Sequence[Any]) -> bool:
+    """Return whether an attribute is the number of the layer that it is on."""
+    return all(type(value) is int and value == values[0] + place for place, value in enumerate(values))
+
+
+def _are_alike(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+    return one.keys() == other.keys() and all(_is_same(value, other[key]) for key, value in one.items())
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return _form(one) == _form(other) and torch.equal(one, other)
+    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
+        return (one.func, one.args, one.keywords) == (other.func, other.args, other.keywords)
+    return one is other or (type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other))
