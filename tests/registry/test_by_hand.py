@@ -5,10 +5,12 @@ import sys
 import types
 
 import pytest
+import torch
 from broken_plugins import BROKEN
 from sound_plugins import HIDDEN, TOKENS, as_class, built, check_all_work, plugin, problems, scaling
 
 import softprompt_zoo as zoo
+from softprompt_zoo.registry import discovery
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.plugin_check import HOOKS
 
@@ -31,6 +33,27 @@ def test_a_registered_method_works_like_an_installed_one(registry):
     check_all_work(registry)
     registry.register(plugin(), "mixture")
     check_all_work(registry, "mixture")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "name"),
+    [(zoo.InputTokens(torch.zeros(TOKENS, HIDDEN)), "prompt_tuning"), (zoo.LayerTokens({}), "prefix_tuning")],
+)
+def test_plain_tokens_stay_with_the_package_s_own_methods_whatever_a_stranger_says_it_holds(registry, tokens, name):
+    registry.register(plugin(HOLDS_PLAIN=type(tokens)), "a_stranger")  # before the package's own by name
+    registry.register(plugin(PEFT_TYPES=("PROMPT_TUNING", "PREFIX_TUNING")), "an_older_one")
+    assert registry.holder_of(tokens).name == name
+
+
+def test_a_method_holds_only_the_plain_tokens_that_it_says(installed, registry, monkeypatch):
+    monkeypatch.setattr(discovery, "find_methods", lambda: list(installed.methods))
+    tokens = zoo.InputTokens(torch.zeros(TOKENS, HIDDEN))
+    registry.register(plugin(), "silent")
+    registry.register(plugin(HOLDS_PLAIN=zoo.LayerTokens), "prefixes")
+    with pytest.raises(zoo.UnsupportedError, match="no loaded method holds plain InputTokens"):
+        registry.holder_of(tokens)
+    registry.register(plugin(HOLDS_PLAIN=zoo.InputTokens), "words")
+    assert registry.holder_of(tokens).name == "words"
 
 
 @pytest.mark.parametrize("first", ["static", "bare", "self"])
