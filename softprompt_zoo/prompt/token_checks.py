@@ -86,7 +86,7 @@ def check_range(tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) ->
     for name, tensor in tensors.items():
         if torch.finfo(tensor.dtype).max <= largest or tensor.is_meta or not tensor.numel():
             continue
-        found = float(tensor.abs().max())
+        found = float(tensor.detach().abs().max())
         if found > largest:
             raise UnsupportedError(
                 f"{what} has numbers up to {found:.3g} in {name!r}; this model computes in {dtype}, which holds up to "

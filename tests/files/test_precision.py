@@ -243,3 +243,12 @@ def test_numbers_that_no_adapter_may_have_are_refused_by_name(wrong, tmp_path):
         zoo.load(bare, tmp_path)
     assert not hasattr(bare, "prompts")
     assert not getattr(bare, "peft_config", None)
+
+
+def test_a_prompt_for_a_half_model_is_made_without_a_warning(recwarn):
+    torch.set_warn_always(True)  # torch warns once in a process
+    try:
+        zoo.get_method("prefix")(tiny_model("llama").to(torch.bfloat16), num_virtual_tokens=3)
+    finally:
+        torch.set_warn_always(False)
+    assert [str(warning.message) for warning in recwarn] == []
