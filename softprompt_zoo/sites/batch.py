@@ -61,27 +61,16 @@ def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteSta
     counts = lengths(segments)
     longest = max(counts)
     device = full[0].keys[0].device
-
-    def stack(kind: str) -> tuple[Tensor, ...]:
-        if len(segments) == 1:  # a view: stacking would copy every layer in every step
-            return tuple(layer[None] for layer in getattr(full[0], kind))
-        columns = []
-        for layer, template in enumerate(getattr(full[0], kind)):
-            empty = template.new_zeros(template.shape[0], longest, template.shape[2])
-            rows = [empty if e is None else _pad(getattr(e, kind)[layer], longest) for e in segments]
-            columns.append(torch.stack(rows))
-        return tuple(columns)
+    depth = range(len(full[0].keys))
 
     def column(kind: str, filler: Any) -> Tensor:
         rows = [[] if e is None else getattr(e, kind) for e in segments]
         return torch.tensor([row + [filler] * (longest - len(row)) for row in rows], device=device)
 
-    ragged = min(counts) < longest
-    present = torch.arange(longest, device=device) < torch.tensor(counts, device=device)[:, None]
     return SiteState(
-        keys=stack("keys"),
-        values=stack("values"),
-        present=present if ragged else None,
+        keys=tuple([stack([None if e is None else e.keys[layer] for e in segments], longest) for layer in depth]),
+        values=tuple([stack([None if e is None else e.values[layer] for e in segments], longest) for layer in depth]),
+        present=present(counts, device),
         always_visible=column("always_visible", False) if any(any(e.always_visible) for e in full) else None,
         dropout=column("dropout", 0.0) if is_training and any(any(e.dropout) for e in full) else None,
         weight=column("weight", 1.0) if any(any([w != 1.0 for w in e.weight]) for e in full) else None,
@@ -99,19 +88,46 @@ def stack_embeddings(call: Call) -> tuple[Tensor, Tensor | None, list[int]] | No
         count per combination; `None` if there are no input-level prompts.
     """
     parts = [call.input_tokens(combination) for combination in call.selection.combinations]
-    template = next((part[0] for part in parts if part), None)
-    if template is None:
+    joined = [torch.cat(part) if part else None for part in parts]
+    counts = [0 if part is None else len(part) for part in joined]
+    if not any(counts):
         return None
-    joined = [torch.cat(part) if part else template.new_zeros(0, template.shape[1]) for part in parts]
-    counts = [len(part) for part in joined]
-    longest = max(counts)
-    stacked = torch.stack([_pad(part, longest) for part in joined])
-    if min(counts) == longest:
-        return stacked, None, counts
-    present = torch.arange(longest, device=stacked.device) < torch.tensor(counts, device=stacked.device)[:, None]
-    return stacked, present, counts
+    stacked = stack(joined, max(counts))
+    return stacked, present(counts, stacked.device), counts
 
 
-def _pad(tensor: Tensor, length: int) -> Tensor:
-    """Pad the second-to-last axis, the tokens, with zeros."""
-    return functional.pad(tensor, (0, 0, 0, length - tensor.shape[-2])) if tensor.shape[-2] < length else tensor
+def stack(parts: Sequence[Tensor | None], length: int) -> Tensor:
+    """Stack tensors that have different numbers of tokens, padded with zeros.
+
+    Args:
+        parts: `(…, tokens, width)`, of equal sizes but for the tokens; `None` for one without tokens, but not all.
+        length: Tokens of the result, those of the longest part at least.
+
+    Returns:
+        `(parts, …, length, width)`; a view if there is one part, so that no step copies it.
+    """
+    if len(parts) == 1 and parts[0] is not None:
+        return parts[0][None]
+    template = next(part for part in parts if part is not None)
+    empty = template[..., :0, :]
+    return torch.stack([_pad(empty if part is None else part, length) for part in parts])
+
+
+def present(counts: Sequence[int], device: torch.device) -> Tensor | None:
+    """Tell tokens from padding.
+
+    Args:
+        counts: Tokens of each of the stacked parts.
+        device: Where the result is needed.
+
+    Returns:
+        `(parts, tokens)` booleans; `None` if nothing is padded.
+    """
+    if min(counts) == max(counts):
+        return None
+    return torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
+
+
+def _pad(part: Tensor, length: int) -> Tensor:
+    missing = length - part.shape[-2]
+    return functional.pad(part, (0, 0, 0, missing)) if missing else part

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from softprompt_zoo.sites.batch import present, stack
 from softprompt_zoo.sites.state import Gated
 from softprompt_zoo.tokens.tokens import LayerTokens, Placement, SiteTokens
 
@@ -101,11 +101,9 @@ def _stack(prompts: list[SiteTokens | None]) -> Gated:
         keys.append(column[0])
         values.append(column[1])
         gates.append(column[2])
-    is_ragged = any(0 < length < longest for length in lengths)
     # A combination without tokens has the gate zero; it must see something, or its softmax is of nothing.
-    counts = torch.tensor([length or longest for length in lengths], device=device)
-    present = torch.arange(longest, device=device) < counts[:, None] if is_ragged else None
-    return Gated(tuple(keys), tuple(values), tuple(gates), present)
+    counts = [length or longest for length in lengths]
+    return Gated(tuple(keys), tuple(values), tuple(gates), present(counts, device))
 
 
 def _layer(prompt: SiteTokens | None, layer: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -118,14 +116,13 @@ def _layer(prompt: SiteTokens | None, layer: int) -> tuple[Tensor, Tensor, Tenso
 def _stack_layer(
     combinations: list[tuple[Tensor, Tensor, Tensor] | None], longest: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    one = next((found for found in combinations if found is not None), None)
-    if one is None:
+    full = [found for found in combinations if found is not None]
+    if not full:
         return None, None, None
-    heads = max(found[2].shape[0] for found in combinations if found is not None)
-    empty = (one[0][:, :0], one[1][:, :0], torch.zeros_like(one[2]))
-    full = [empty if found is None else found for found in combinations]
+    heads = max([found[2].shape[0] for found in full])
     keys, values = (
-        torch.stack([functional.pad(found[kind], (0, 0, 0, longest - found[kind].shape[1])) for found in full])
-        for kind in (0, 1)
+        stack([None if found is None else found[kind] for found in combinations], longest) for kind in (0, 1)
     )
-    return keys, values, torch.stack([found[2].expand(heads) for found in full])
+    closed = torch.zeros_like(full[0][2])
+    gates = [(closed if found is None else found[2]).expand(heads) for found in combinations]
+    return keys, values, torch.stack(gates)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone, Stack
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.batch import stack
 from softprompt_zoo.sites.call import Combination, Selection, Slots
 from softprompt_zoo.sites.positions import text_positions
 from softprompt_zoo.tokens.tokens import InputTokens, Placement
@@ -39,14 +40,10 @@ def fill_slots(slots: Slots, embeddings: Tensor, rows: Tensor | None, past: int 
     columns = torch.arange(length, device=embeddings.device) + past
     here = index[:, columns.clamp(max=index.shape[1] - 1)]
     here = torch.where(columns < index.shape[1], here, -1)
-    full = [table for table in slots.tables if table is not None]
-    empty = embeddings.new_zeros(max([len(table) for table in full]), embeddings.shape[2])
-    parts = []
-    for table in slots.tables:
-        part = empty[:0] if table is None else table.to(empty)
-        parts.append(torch.cat([part, empty[part.shape[0] :]]))
-    offset = 0 if rows is None else (rows.to(index.device) * empty.shape[0])[:, None]
-    chosen = torch.cat(parts)[here.clamp(min=0) + offset]
+    tables = [None if table is None else table.to(embeddings) for table in slots.tables]
+    longest = max([len(table) for table in tables if table is not None])
+    offset = 0 if rows is None else (rows.to(index.device) * longest)[:, None]
+    chosen = stack(tables, longest).flatten(0, 1)[here.clamp(min=0) + offset]
     return torch.where((here >= 0)[..., None], chosen, embeddings)
 
 

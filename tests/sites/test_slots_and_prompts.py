@@ -113,7 +113,7 @@ def test_a_prefix_stands_in_front_of_a_text_with_slots(architecture):
     host.add("prefix", "prefix_tuning", num_virtual_tokens=4)
     with torch.no_grad():
         for site, own in host["prefix"].learned.prefixes.items():
-            own.embeddings.copy_(zoo.tokens.flatten_layers(host.backbone.keys_values(front[0]).sites[site]))
+            own.embeddings.copy_(zoo.flatten_layers(host.backbone.keys_values(front[0]).sites[site]))
     base = base_of(architecture)
     ids, mask, slots = with_slots(side="left")
     heard = [text[keep.bool()][None] for text, keep in zip(spoken(ids, slots, words), mask, strict=True)]
