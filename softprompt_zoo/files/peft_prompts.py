@@ -1,6 +1,5 @@
 """One prompt as a PEFT adapter, and back: what a PEFT directory says, in our terms."""
 
-import contextlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,6 @@ from softprompt_zoo.files.saved_prompts import PromptSet, copied
 from softprompt_zoo.prompt.plain import one_task
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.task_heads import copy_head, copy_saved_head
-from softprompt_zoo.registry.discovery import OWN_DISTRIBUTION
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.tokens.tokens import InputTokens, to_tensors
@@ -223,29 +221,23 @@ def _warn_of_differences(prompt: Prompt, task_type: str | None, backbone: Backbo
 
 def _method_for(fields: dict[str, Any], origin: peft.Origin | None, directory: Path) -> LoadedMethod:
     peft_type = fields["peft_type"]
-    known: dict[str, LoadedMethod] = {}
-    # The package's own methods come last and so win: a stranger's plugin adds types, it takes none over.
-    for candidate in sorted(registry.candidates().values(), key=lambda c: c.distribution == OWN_DISTRIBUTION):
-        with contextlib.suppress(PluginError):
-            method = registry.lookup(candidate.name)
-            known |= dict.fromkeys(method.peft_types, method)
-    if peft_type not in known:
-        if origin is not None:
-            registry.lookup_saved(origin.method, origin.distribution, origin.version, str(directory))
-        if peft_type in peft.PACKAGES:
-            raise UnknownMethodError(
-                f"{directory} is a PEFT adapter of type {peft_type!r}, whose method is not installed; run: pip install "
-                f"{peft.PACKAGES[peft_type]}"
-            )
-        if not peft.is_prompt(fields):
-            raise CheckpointError(
-                f"{directory} is a PEFT adapter of type {peft_type!r}, which is no prompt of an installed method; "
-                "load it with PEFT"
-            )
-        raise UnsupportedError(
-            f"no installed method loads PEFT's {peft_type}; installed ones load {', '.join(sorted(known))}"
+    method = registry.reader_of(peft_type)
+    if method is not None:
+        return method
+    if origin is not None:
+        registry.lookup_saved(origin.method, origin.distribution, origin.version, str(directory))
+    if peft_type in peft.PACKAGES:
+        raise UnknownMethodError(
+            f"{directory} is a PEFT adapter of type {peft_type!r}, whose method is not installed; run: pip install "
+            f"{peft.PACKAGES[peft_type]}"
         )
-    return known[peft_type]
+    if not peft.is_prompt(fields):
+        raise CheckpointError(
+            f"{directory} is a PEFT adapter of type {peft_type!r}, which is no prompt of an installed method; "
+            "load it with PEFT"
+        )
+    known = ", ".join(registry.peft_types())
+    raise UnsupportedError(f"no installed method loads PEFT's {peft_type}; installed ones load {known}")
 
 
 def _task_type(architecture: str) -> str:

@@ -1,19 +1,14 @@
 """Which plugins are installed, from metadata and source text alone: no plugin code runs here."""
 
-import ast
-import contextlib
 import dataclasses
-import importlib.machinery
-import importlib.util
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 
 from softprompt_zoo.methods import BUILTINS
+from softprompt_zoo.registry.declarations import read_declarations
 
 GROUP = "softprompt_zoo"
 """Entry-point group of methods; the entry's name is the method's canonical name."""
@@ -54,6 +49,8 @@ class Candidate:
     """Other names, from the module's literal `ALIASES`."""
     summary: str = dataclasses.field(default="", compare=False)
     """First line of the module's docstring, or else the distribution's summary."""
+    peft_types: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """Types of PEFT's that it loads, from the module's literal `PEFT_TYPES`."""
 
     @property
     def origin(self) -> str:
@@ -109,44 +106,17 @@ def _installed(group: str) -> list[Candidate]:
 
 
 def _candidate(entry: metadata.EntryPoint, distribution: str, version: str, fallback_summary: str) -> Candidate:
-    aliases, summary = _read_declarations(entry)
+    declared = read_declarations(entry)
 
     def load() -> object:
         if not entry.pattern.match(entry.value):
             raise ValueError(f"its entry point is {entry.value!r}; expected 'module' or 'module:attribute'")
         return entry.load()
 
-    return Candidate(entry.name, entry.group, distribution, version, load, aliases, summary or fallback_summary)
-
-
-def _read_declarations(entry: metadata.EntryPoint) -> tuple[tuple[str, ...], str]:
-    """Read `ALIASES` and the docstring's first line from the source of a module, or of a class in it."""
-    aliases: tuple[str, ...] = ()
-    summary = ""
-    # A stranger's file may be anything, and what is wrong with it is told when it is loaded.
-    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
-        path = _source_path(entry.module)
-        tree = ast.parse(path.read_bytes() if path else b"")
-        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.attr]
-        summary = (ast.get_docstring(classes[0] if classes else tree) or "").split("\n")[0]
-        for node in [*tree.body, *(node for owner in classes for node in owner.body)]:
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-            if any(isinstance(target, ast.Name) and target.id == "ALIASES" for target in targets):
-                value = ast.literal_eval(node.value)  # type: ignore[attr-defined]
-                aliases = tuple(map(str, value)) if isinstance(value, tuple | list) else ()
-    return aliases, summary
-
-
-def _source_path(module: str) -> Path | None:
-    """Find a module's file; `importlib.util.find_spec` would import its parent packages."""
-    top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)
-    for index in range(len(rest)):
-        if spec is None or spec.submodule_search_locations is None:
-            return None
-        name = ".".join([top, *rest[: index + 1]])
-        spec = importlib.machinery.PathFinder.find_spec(name, list(spec.submodule_search_locations))
-    return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
+    summary = declared.summary or fallback_summary
+    return Candidate(
+        entry.name, entry.group, distribution, version, load, declared.aliases, summary, declared.peft_types
+    )
 
 
 def install_advice(distribution: str, version: str) -> str:

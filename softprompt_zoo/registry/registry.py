@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import warnings
+from collections.abc import Iterator
 
 from softprompt_zoo.errors import PluginError, UnknownMethodError, UnsupportedError
 from softprompt_zoo.registry import discovery
@@ -121,14 +122,39 @@ class Registry:
         Raises:
             UnsupportedError: If none that loads says so of tokens of their class.
         """
-        for candidate in sorted(self.candidates().values(), key=lambda c: c.distribution != discovery.OWN_DISTRIBUTION):
-            with contextlib.suppress(PluginError):
-                method = self.lookup(candidate.name)
-                if method.plain_kind is not None and isinstance(tokens, method.plain_kind):
-                    return method
+        for method in self._loadable(self._own_first()):
+            if method.plain_kind is not None and isinstance(tokens, method.plain_kind):
+                return method
         raise UnsupportedError(
             f"no loaded method holds plain {type(tokens).__name__}; allow the package's own methods to load"
         )
+
+    def reader_of(self, peft_type: str) -> LoadedMethod | None:
+        """Find the method that loads a type of PEFT's: the package's own ones first, for a stranger's takes none over.
+
+        Args:
+            peft_type: PEFT's name of it.
+
+        Returns:
+            The method; `None` if none does. Only methods that declare the type are imported, and the others where none
+            does: a plugin may make its `PEFT_TYPES` by code.
+        """
+        declared = [candidate for candidate in self._own_first() if peft_type in candidate.peft_types]
+        others = [candidate for candidate in self._own_first() if not candidate.peft_types]
+        return next((m for m in self._loadable([*declared, *others]) if peft_type in m.peft_types), None)
+
+    def peft_types(self) -> list[str]:
+        """List the types of PEFT's that some method loads, in the order of their names."""
+        return sorted({name for method in self._loadable(self._own_first()) for name in method.peft_types})
+
+    def _own_first(self) -> list[Candidate]:
+        return sorted(self.candidates().values(), key=lambda c: c.distribution != discovery.OWN_DISTRIBUTION)
+
+    def _loadable(self, candidates: list[Candidate]) -> Iterator[LoadedMethod]:
+        """Yield those of some methods that load."""
+        for candidate in candidates:
+            with contextlib.suppress(PluginError):
+                yield self.lookup(candidate.name)
 
     def register(self, plugin: object, name: str | None = None) -> object:
         """Register a method or a wrapper that is not installed as a package, from a notebook say.
@@ -155,7 +181,8 @@ class Registry:
         summary = (inspect.getdoc(plugin) or "").split("\n")[0]
         candidate = Candidate(name, group, "zoo.register", "", lambda: plugin, summary=summary)
         checked = load_checked(candidate)
-        candidate = dataclasses.replace(candidate, aliases=tuple(getattr(plugin, "ALIASES", ())))
+        aliases, peft_types = (tuple(getattr(plugin, name, ())) for name in ("ALIASES", "PEFT_TYPES"))
+        candidate = dataclasses.replace(candidate, aliases=aliases, peft_types=peft_types)
         with self._lock:
             names = self._resolve()
             for wanted in (name, *candidate.aliases):

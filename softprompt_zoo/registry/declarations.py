@@ -1,0 +1,72 @@
+"""What a plugin declares, read from the source text of its module: none of its code runs."""
+
+import ast
+import contextlib
+import dataclasses
+import importlib.machinery
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Declarations:
+    """What is written in a module, or in the class in it that is the plugin."""
+
+    summary: str = ""
+    """First line of the docstring."""
+    aliases: tuple[str, ...] = ()
+    """The literal `ALIASES`."""
+    peft_types: tuple[str, ...] = ()
+    """The literal `PEFT_TYPES`."""
+
+
+def read_declarations(entry: metadata.EntryPoint) -> Declarations:
+    """Read what the module of an entry point declares.
+
+    Args:
+        entry: The entry point.
+
+    Returns:
+        What could be read. A stranger's file may be anything, and what is wrong with it is told when it is loaded.
+    """
+    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+        path = _source_path(entry.module)
+        tree = ast.parse(path.read_bytes() if path else b"")
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.attr]
+        summary = (ast.get_docstring(classes[0] if classes else tree) or "").split("\n")[0]
+        values = dict(_assigned([*tree.body, *(node for owner in classes for node in owner.body)]))
+        return Declarations(summary, _literal(values.get("ALIASES")), _literal(values.get("PEFT_TYPES")))
+    return Declarations()
+
+
+def _assigned(nodes: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
+    """Yield names and what they are assigned."""
+    for node in nodes:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets = [node.target]
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            yield from ((target.id, node.value) for target in targets if isinstance(target, ast.Name))
+
+
+def _literal(value: ast.expr | None) -> tuple[str, ...]:
+    """Return a literal tuple or list as texts; nothing if it is not one."""
+    with contextlib.suppress(ValueError):
+        found = () if value is None else ast.literal_eval(value)
+        return tuple(map(str, found)) if isinstance(found, tuple | list) else ()
+    return ()
+
+
+def _source_path(module: str) -> Path | None:
+    """Find a module's file; `importlib.util.find_spec` would import its parent packages."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    for index in range(len(rest)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        name = ".".join([top, *rest[: index + 1]])
+        spec = importlib.machinery.PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
