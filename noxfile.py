@@ -1,6 +1,6 @@
 """The tests on the oldest and the newest transformers and peft that `pyproject.toml` claims, each in its environment.
 
-    nox                                                 all tests, twice
+    nox                                                 all tests, in every environment
     nox -- tests/test_conformance.py -k "llama or t5"   a part of them
     nox -s clients                                      the tests of other libraries, which the others skip
     nox -s peft_tests                                   PEFT's own tests of prompts, against this library
@@ -16,7 +16,9 @@ from packaging.version import Version
 
 CLAIMED = ("transformers", "peft")
 THEIRS = {*CLAIMED, "huggingface-hub", "tokenizers"}
-"""What the oldest environment is not held to: transformers' own parts, which each of its versions binds."""
+"""What other environments than the constraints' are not held to: transformers' own parts, which each version binds."""
+NEWEST = "transformers==5.24.0"
+"""The newest that is claimed. `constraints.txt` holds an earlier one, for this one takes no PEFT that is out."""
 
 ROOT = Path(__file__).parent
 
@@ -27,7 +29,7 @@ nox.options.sessions = ["versions"]
 def claimed_ranges() -> dict[str, Requirement]:
     """Read the claimed range of each package from `pyproject.toml`."""
     project = nox.project.load_toml(ROOT / "pyproject.toml")["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["peft"]]
+    lines = [*project["optional-dependencies"]["peft"], *project["dependencies"]]
     found = {requirement.name: requirement for requirement in map(Requirement, lines)}
     return {name: found[name] for name in CLAIMED}
 
@@ -39,22 +41,23 @@ def constraints() -> dict[str, str]:
 
 
 def environments() -> dict[str, tuple[str, ...]]:
-    """Return the pins of the oldest and the newest environment; the newest ones are the constraints'."""
+    """Return the pins of each environment: the oldest, the newest that go together, the newest transformers."""
     oldest = [
         f"{name}=={min(Version(bound.version) for bound in claimed.specifier if bound.operator == '>=')}"
         for name, claimed in claimed_ranges().items()
     ]
-    return {"oldest": tuple(oldest), "newest": tuple(constraints()[name] for name in CLAIMED)}
+    together = tuple(constraints()[name] for name in CLAIMED)
+    return {"oldest": tuple(oldest), "together": together, "newest": (NEWEST, *together[1:])}
 
 
 @nox.session
-@nox.parametrize("pins", [nox.param(pins, id=", ".join(pins)) for pins in environments().values()])
+@nox.parametrize("pins", [nox.param(pins, id=", ".join(pins)) for pins in dict.fromkeys(environments().values())])
 def versions(session: nox.Session, pins: tuple[str, ...]) -> None:
     """Build an environment and run the tests in it."""
-    is_oldest = pins == environments()["oldest"]
-    kept = [line for name, line in constraints().items() if not is_oldest or name.replace("_", "-") not in THEIRS]
+    is_held = pins == environments()["together"]
+    kept = [line for name, line in constraints().items() if is_held or name.replace("_", "-") not in THEIRS]
     held = Path(session.create_tmp()) / "constraints.txt"
-    held.write_text("\n".join([*kept, *(pins if is_oldest else ())]) + "\n", "utf-8")
+    held.write_text("\n".join([*kept, *(() if is_held else pins)]) + "\n", "utf-8")
     session.install("-c", str(held), "-e", ".[test]", *pins)
     session.run("pytest", "-n", "2", *session.posargs)
 

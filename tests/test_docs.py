@@ -19,6 +19,7 @@ import torch
 import typer
 import yaml
 from helpers import installed_plugins
+from helpers.accepted_peft import needs_accepted_peft
 
 import softprompt_zoo as zoo
 from softprompt_zoo import hookspecs
@@ -102,6 +103,8 @@ def name_of(page):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", with_code(needs_model=False), ids=name_of)
 def test_every_block_of_python_runs(page, tmp_path, monkeypatch):
+    if re.search(r"^(import|from) peft\b", page.read_text("utf-8"), re.MULTILINE):
+        needs_accepted_peft()
     torch.manual_seed(0)
     run(page, tmp_path, monkeypatch, with_model=False)
 

@@ -32,6 +32,7 @@ def imported_as(requirements):
 
 BANK = sorted(imported_as(EXTRAS["bank"]))
 OPTIONAL = imported_as(line for extra in ("bank", "train", "peft") for line in EXTRAS[extra])
+OPTIONAL -= imported_as(PROJECT["dependencies"])
 
 
 def use_without_extras(folder):

@@ -6,8 +6,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "explanation" / "limits.md"]
 
 
@@ -21,8 +23,7 @@ def noxfile():
 
 def claims():
     """Return `(oldest, first that is not tested)` by package, read from `pyproject.toml` without nox."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["peft"]
+    lines = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["peft"]
     found = [re.fullmatch(r"(transformers|peft)>=([\d.]+),<([\d.]+)", line) for line in lines]
     return {match[1]: (match[2], match[3]) for match in found if match}
 
@@ -35,10 +36,18 @@ def test_both_ends_of_the_claim_are_an_environment(noxfile):
         [newest] = [pin.removeprefix(f"{name}==") for pin in environments["newest"] if pin.startswith(f"{name}==")]
         major, minor, _ = map(int, newest.split("."))
         assert untested == f"{major}.{minor + 1}", "the claim ends behind the newest version that is tested"
-    assert [len(pins) for pins in environments.values()] == [2, 2]
+    assert all([len(pins) == 2 for pins in environments.values()])
 
 
-def test_the_oldest_environment_is_free_of_the_newest_ones_parts(noxfile):
+def test_the_extra_takes_no_transformers_beyond_the_one_that_is_tested_with_peft(noxfile):
+    together = dict(pin.split("==") for pin in noxfile.environments()["together"])
+    for requirement in map(Requirement, PROJECT["optional-dependencies"]["peft"]):
+        major, minor, _ = map(int, together[requirement.name].split("."))
+        assert together[requirement.name] in requirement.specifier
+        assert f"{major}.{minor + 1}.0" not in requirement.specifier
+
+
+def test_the_other_environments_are_free_of_the_parts_of_the_constraints(noxfile):
     names = {name.replace("_", "-") for name in noxfile.constraints()}
     assert names >= noxfile.THEIRS
 

@@ -3,10 +3,14 @@
 import copy
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
+from transformers import utils
+from transformers.integrations import peft as integration
 
 from softprompt_zoo.errors import UnsupportedError
 
@@ -36,6 +40,26 @@ def model_inside(model: Any) -> Any:
                 "the model's forward; save it and load the directory with zoo.load onto the model without it"
             )
     return model.get_base_model()
+
+
+def check_peft_version(what: str) -> None:
+    """Refuse to put an adapter on a model where transformers takes none from the PEFT that is installed.
+
+    Args:
+        what: The adapter, for the message.
+
+    Raises:
+        UnsupportedError: If transformers asks for a later PEFT.
+    """
+    needed = integration.MIN_PEFT_VERSION
+    try:
+        utils.check_peft_version(min_version=needed)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"{what} cannot be put on a model: transformers {transformers.__version__} takes adapters of PEFT {needed} "
+            f"and later, and PEFT {metadata.version('peft')} is installed; install versions that go together, "
+            'pip install "softprompt-zoo[peft]"'
+        ) from error
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:

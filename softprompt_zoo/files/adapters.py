@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.backbone.peft_layers import adapter_layers, original_name
+from softprompt_zoo.backbone.peft_layers import adapter_layers, check_peft_version, original_name
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
 from softprompt_zoo.files import native
 from softprompt_zoo.files.adapter_configs import make_config
@@ -101,7 +101,8 @@ def check(model: Any, adapters: Mapping[str, Adapter], directory: Path) -> None:
         directory: Where they come from, for the message.
 
     Raises:
-        UnsupportedError: If PEFT is not installed, or an adapter asks for what is not done for a file.
+        UnsupportedError: If PEFT is not installed or transformers takes none of its adapters, or an adapter asks for
+            what is not done for a file.
         CheckpointError: If PEFT does not know the adapter.
         BackboneMismatchError: If the tensors are not those of such an adapter on this model.
     """
@@ -112,6 +113,7 @@ def check(model: Any, adapters: Mapping[str, Adapter], directory: Path) -> None:
             expected = _shapes(model, name)
         else:
             config = _config(adapter, folder)
+            check_peft_version(f"the adapter in {folder}")
             try:
                 with torch.device("meta"):
                     skeleton = _original_class(model)(model.config) if skeleton is None else skeleton

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import softprompt_zoo as zoo
@@ -97,3 +98,13 @@ def test_what_is_no_path_is_told(directory):
 def test_what_is_no_model_is_told(model):
     with pytest.raises(zoo.UnsupportedError, match=f"^cannot attach a prompt to {type(model).__name__}; expected a "):
         zoo.get_method("prompt_tuning")(model)
+
+
+def test_an_adapter_of_a_peft_that_transformers_does_not_take_is_refused(tmp_path, monkeypatch):
+    model = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(target_modules=["q_proj"]))
+    zoo.get_method("prefix_tuning")(model, num_virtual_tokens=4).save_pretrained(tmp_path)
+    monkeypatch.setattr(transformers.integrations.peft, "MIN_PEFT_VERSION", "99.1")
+    base = tiny_model("llama")
+    with pytest.raises(zoo.UnsupportedError, match=r"PEFT 99\.1 and later, and PEFT 0.* is installed"):
+        zoo.load(base, tmp_path)
+    assert list(base.state_dict()) == list(tiny_model("llama").state_dict())

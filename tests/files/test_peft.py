@@ -6,6 +6,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 from safetensors.torch import load_file, save_file
 
 import softprompt_zoo as zoo
@@ -87,6 +88,7 @@ def task(base):
 
 
 def test_generation_in_peft_gives_our_text(tmp_path):
+    needs_accepted_peft()
     subject = prompted("llama", "prefix_tuning")
     subject.model.save_pretrained(tmp_path)
     wrapped = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path)

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 from helpers.classifiers import classifier, disturb, logits, texts
 from transformers import XGLMConfig, XGLMForCausalLM
 
@@ -21,6 +22,7 @@ HEADED = [
 
 
 def in_peft(model, folder, ids):
+    needs_accepted_peft()
     wrapped = peft.PeftModel.from_pretrained(model, folder).eval()
     return logits(wrapped, ids, attention_mask=torch.ones_like(ids))
 

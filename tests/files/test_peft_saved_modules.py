@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 from helpers.classifiers import CONFIGS
 from helpers.peft_prompts_moved import move_what_is_saved
 from safetensors.torch import load_file
@@ -71,6 +72,7 @@ def test_a_trained_head_over_words_comes_along(architecture, kind, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_every_row_has_its_own_head_and_generate_too(architecture, tmp_path):
+    needs_accepted_peft()
     model, expected = check_head(architecture, "prefix", tmp_path / "theirs")
     bank = zoo.PromptBank(f"memory://words-{architecture}", model)
     bank.add("stored", model.prompts["default"])

@@ -3,12 +3,14 @@
 import peft
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 from helpers.classifiers import classifier, disturb, labels, logits, texts
 from safetensors.torch import load_file
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing.subject import assert_equal
 
+needs_accepted_peft(allow_module_level=True)
 TEXT = texts("sequence")
 CONFIGS = {
     "saved along": {"task_type": "SEQ_CLS", "target_modules": ["query"]},

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -230,6 +231,7 @@ def test_numbers_that_the_models_dtype_cannot_hold_are_refused(method, tmp_path)
 @pytest.mark.parametrize("wrong", WRONG)
 def test_numbers_that_no_adapter_may_have_are_refused_by_name(wrong, tmp_path):
     peft = pytest.importorskip("peft")
+    needs_accepted_peft()
     base = tiny_model("llama")
     base.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]), "lora")
     zoo.get_method("prompt_tuning")(base, num_virtual_tokens=4).save_pretrained(tmp_path)

@@ -8,6 +8,7 @@ import time
 import peft
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 
 import softprompt_zoo as zoo
 from softprompt_zoo.files import adapter_files, adapter_folder, files
@@ -46,6 +47,7 @@ def steps():
 
 
 def with_lora(value):
+    needs_accepted_peft()
     model = tiny_model("llama")
     model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"], bias="all", lora_alpha=3 if value < 0 else 5))
     return filled(zoo.get_method("prompt_tuning")(model, num_virtual_tokens=3), value)

@@ -5,12 +5,14 @@ import json
 import peft
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 
 import softprompt_zoo as zoo
 from softprompt_zoo.files.files import read_tensors, write_tensors
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import random_text
 
+needs_accepted_peft(allow_module_level=True)
 TEXT = random_text(9, 1)
 TARGETS = {"llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "t5": ["q", "v"]}
 

@@ -5,6 +5,7 @@ import json
 import peft
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 from multitask import EVERY_TASK, HIDDEN, TASKS, TEXT, TOKENS, learned, plain, prompted
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptTuningConfig
 from safetensors.torch import load_file, save_file
@@ -55,6 +56,7 @@ def test_peft_loads_all_tasks_without_any_side_file(architecture, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "t5"])
 def test_generation_in_peft_gives_our_text(architecture, tmp_path):
+    needs_accepted_peft()
     subject = prompted(architecture)
     zoo.export(subject.model, tmp_path)
     ids = torch.cat([TEXT, TEXT, TEXT])

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 from helpers.classifiers import CASES, classifier, disturb, labels, logits, texts
 from safetensors.torch import load_file
 
@@ -216,6 +217,7 @@ def test_starts_from_a_prompt_of_another_method():
 
 @pytest.mark.parametrize("net", [None, "mlp"])
 def test_peft_export_holds_prompt_and_head(net, tmp_path):
+    needs_accepted_peft()
     model = attach(reparameterization=net)
     disturb(model)
     ids = texts("sequence")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from guided_text import NEW_TOKENS, SCALE, TEXT, base_of, check_scores, guided, made_of_words
+from helpers.accepted_peft import needs_accepted_peft
 from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 import softprompt_zoo as zoo
@@ -87,6 +88,7 @@ def test_gated_tokens(llama_adapter):
 @pytest.mark.parametrize("gets", ["model", "peft_model"])
 def test_pefts_text(gets, tmp_path):
     peft = pytest.importorskip("peft")
+    needs_accepted_peft()
     subject, words, base = made_of_words("llama", "prompt_tuning")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=words.shape[1])
     theirs = peft.get_peft_model(base.model, config).eval()

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 from transformers import Trainer, TrainingArguments
 
 import softprompt_zoo as zoo
@@ -103,6 +104,7 @@ def unfreeze_the_norm(model):
 
 def put_on_an_adapter(model):
     peft = pytest.importorskip("peft")
+    needs_accepted_peft()
     model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
 
 

@@ -5,6 +5,7 @@ import json
 import peft
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 from helpers.classifiers import classifier, logits, texts
 from helpers.peft_prompts_moved import move_what_is_saved
 from safetensors.torch import load_file, save_file
@@ -138,6 +139,7 @@ def test_a_class_that_is_no_model_of_transformers_is_refused(name, tmp_path):
 
 
 def test_a_folder_is_described_without_a_model(tmp_path):
+    needs_accepted_peft()
     model = zoo.get_method("prefix_tuning")(saved_base(tmp_path / "base", tiny_model("llama")), num_virtual_tokens=5)
     model.prompts.add("second", "prompt_tuning", num_virtual_tokens=3)
     model.add_adapter(peft.LoraConfig(target_modules=["q_proj"]), "lora")

@@ -278,7 +278,7 @@ def test_gated_tokens_that_do_not_fit_are_refused_before_anything_is_changed():
         assert model.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("architecture", ["bloom", "falcon", "gptj", "nemotron"])
+@pytest.mark.parametrize("architecture", ["bloom", "falcon", "mpt", "nemotron"])
 def test_gates_are_refused_where_the_cache_is_the_only_way_in(architecture):
     model = tiny_model(architecture)
     before = list(model.state_dict())

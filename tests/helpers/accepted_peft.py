@@ -1,0 +1,16 @@
+"""Whether transformers accepts the PEFT that is installed."""
+
+import pytest
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils import check_peft_version
+
+
+def needs_accepted_peft(**options):
+    """Skip where transformers does not: 5.24 asks for 0.22, and no longer takes what earlier ones give its models.
+
+    `nox` runs what is skipped with the newest transformers that accepts the newest PEFT.
+    """
+    try:
+        check_peft_version(min_version=MIN_PEFT_VERSION)
+    except ValueError as error:
+        pytest.skip(f"transformers does not accept the PEFT that is installed: {error}", **options)
