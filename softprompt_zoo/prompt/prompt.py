@@ -1,8 +1,9 @@
 """One prompt: a method, what the user chose, and what is trained."""
 
 import dataclasses
+import functools
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +57,8 @@ class Prompt(nn.Module):
         """Factor on the share of attention that its tokens get; `model.prompts.set_weight` sets it."""
         self._loaded: LoadedMethod | None = method
         self._host: weakref.ref[Host] | None = None
+        self._passed: tuple[Backbone | None, set[Hashable]] = (None, set())
+        """The backbone that the hooks' answers were checked against, and the forms of those that passed."""
 
     @property
     def is_merged(self) -> bool:
@@ -114,28 +117,30 @@ class Prompt(nn.Module):
         if isinstance(learned, MergedTokens):
             tokens = learned.tokens(backbone)
         else:
-            hook = "build_virtual_tokens"
-            tokens = method.call(hook, config=self.config, parameters=learned, backbone=backbone)
-            self._check(tokens, backbone, hook)
+            tokens = method.call("build_virtual_tokens", config=self.config, parameters=learned, backbone=backbone)
+            self._once(backbone, tokens, lambda: self._check(tokens, backbone, "build_virtual_tokens"))
         arguments = {"config": self.config, "parameters": learned, "tokens": tokens, "backbone": backbone}
         placement: Placement = method.call("inject", **arguments)
-        check_placement(placement, method.describe("inject"))
-        if placement.tokens is not tokens:
-            self._check(placement.tokens, backbone, "inject")
+        check = functools.partial(self._check_placement, placement, tokens, backbone)
+        is_same = isinstance(placement, Placement) and placement.tokens is tokens
+        self._once(backbone, placement, check, self.weight, is_same)
         if self.weight != 1.0:
             placement = dataclasses.replace(placement, weight=placement.weight * self.weight)
         if self.config.pools_prompt:
             placement = dataclasses.replace(placement, is_pooled=True)
-            _check_pooling(placement, backbone)
-        _check_weight(placement, backbone)
-        if backbone.input_problem is not None and isinstance(placement.tokens, InputTokens):
-            raise UnsupportedError(
-                f"this model has no place for virtual tokens among its input embeddings: {backbone.input_problem}; "
-                "choose a method on keys and values"
-            )
-        if backbone.through_cache:
-            _check_goes_through_cache(placement, backbone)
         return placement
+
+    def _once(self, backbone: Backbone, result: Any, check: Callable[[], None], *facts: Hashable) -> None:
+        """Run a check, unless an answer of the same form has passed it on this backbone."""
+        if torch.compiler.is_compiling():  # it runs while it is traced, and never again
+            check()
+            return
+        if self._passed[0] is not backbone:
+            self._passed = backbone, set()
+        passed, form = self._passed[1], _form(result, facts)
+        if form is None or form not in passed:
+            check()
+            passed.add(form)
 
     def widen(self) -> None:
         """Hold every number in float32 at least: in half precision an optimizer's steps overflow or are rounded off."""
@@ -215,12 +220,38 @@ class Prompt(nn.Module):
         source = self.loaded.describe(hook)
         check_virtual_tokens(tokens, backbone, self.num_virtual_tokens, self.config.tasks, source)
 
+    def _check_placement(self, placement: Any, tokens: VirtualTokens, backbone: Backbone) -> None:
+        """Refuse what breaks the contract, or has no place in the model."""
+        check_placement(placement, self.loaded.describe("inject"))
+        if placement.tokens is not tokens:
+            self._check(placement.tokens, backbone, "inject")
+        if self.config.pools_prompt:
+            _check_pooling(placement, backbone)
+        _check_weight(dataclasses.replace(placement, weight=placement.weight * self.weight), backbone)
+        if backbone.input_problem is not None and isinstance(placement.tokens, InputTokens):
+            raise UnsupportedError(
+                f"this model has no place for virtual tokens among its input embeddings: {backbone.input_problem}; "
+                "choose a method on keys and values"
+            )
+        if backbone.through_cache:
+            _check_goes_through_cache(placement, backbone)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None, "_host": None}
+        return {**self.__dict__, "_loaded": None, "_host": None, "_passed": (None, set())}
 
     def extra_repr(self) -> str:
         """Show method and size where torch prints the model."""
         return f"method={self.method!r}, num_virtual_tokens={self.num_virtual_tokens}"
+
+
+def _form(result: Any, facts: tuple[Hashable, ...]) -> Hashable:
+    """Return what the checks of a hook's answer depend on; `None` if it is not what it should be, which they say."""
+    try:
+        form = (result.form, *facts)
+        hash(form)
+    except Exception:
+        return None
+    return form
 
 
 def _check_pooling(placement: Placement, backbone: Backbone) -> None:

@@ -6,7 +6,7 @@ decoder's attention over the encoder (`"cross"`).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,6 +60,11 @@ class InputTokens:
     """`(tokens, hidden)`, in the scale of the embedding module's output; of a method with tasks
     `(tasks, tokens, hidden)`, from which each row takes its task's."""
 
+    @property
+    def form(self) -> Hashable:
+        """Kind, sizes and dtype: tokens of one form pass the same checks."""
+        return type(self), self.embeddings.shape, self.embeddings.dtype
+
 
 @dataclasses.dataclass(frozen=True)
 class SiteTokens:
@@ -82,6 +87,16 @@ class LayerTokens:
     sites: Mapping[str, SiteTokens]
     """Site name to its keys and values."""
 
+    @property
+    def form(self) -> Hashable:
+        """Kind, sizes and dtypes: tokens of one form pass the same checks."""
+        form: list[Hashable] = [type(self)]
+        for site, own in self.sites.items():
+            gates = () if own.gates is None else own.gates
+            form += [site, type(own), len(own.keys), len(own.values), own.gates is None]
+            form += [None if part is None else (part.shape, part.dtype) for part in (*own.keys, *own.values, *gates)]
+        return tuple(form)
+
 
 VirtualTokens = InputTokens | LayerTokens
 
@@ -101,6 +116,11 @@ class Placement:
     multiplied by it. The host multiplies it by the weight that the user gives the prompt."""
     is_pooled: bool = False
     """Whether a head that reads the text's first token reads the first of these; the host sets it as the user chose."""
+
+    @property
+    def form(self) -> Hashable:
+        """All but the numbers in the tokens: placements of one form pass the same checks."""
+        return type(self), self.tokens.form, self.dropout, self.always_visible, self.weight
 
 
 def flatten_layers(tokens: SiteTokens) -> Tensor:
