@@ -1,8 +1,8 @@
 """The contract of a soft-prompt method, in the order in which the host calls it.
 
-A method is a module (or object) published under the entry-point group `softprompt_zoo`. It has three
-hooks, marked `softprompt_zoo.hookimpl`, further ones where it needs them (from `training_loss` on), and
-these attributes:
+A method is a module (or object) published under the entry-point group `softprompt_zoo`. It has the hook
+`build_virtual_tokens`, marked `softprompt_zoo.hookimpl`, further ones where it needs them (`inject` and `merge` have
+defaults), and these attributes:
 
 - `Config`: a frozen dataclass that extends `MethodConfig`; only what the user chooses.
 - `Parameters(config, backbone)`: a `torch.nn.Module` that holds only what is trained, in its final
@@ -14,7 +14,7 @@ these attributes:
   conformance suite takes for a method that cannot do without some option; or nothing.
 - `ALIASES`: a literal tuple of other names; read without importing the module, as is the first line
   of its docstring, the summary.
-- `PEFT_TYPES`: names of PEFT's prompt types whose files this method loads, or nothing.
+- `PEFT_TYPES`: a literal tuple of PEFT's prompt types whose files this method loads; read like `ALIASES`; or nothing.
 - `HOLDS_PLAIN`: the class of virtual tokens that its prompts can hold without a state of their own, or nothing.
 
 A hook may ask for fewer arguments than its spec names. A *wrapper* plugin (entry-point group
@@ -67,7 +67,7 @@ def build_virtual_tokens(  # type: ignore[empty-body]
 def inject(  # type: ignore[empty-body]
     config: "MethodConfig", parameters: "nn.Module", tokens: "VirtualTokens", backbone: "Backbone"
 ) -> "Placement":
-    """Say where the virtual tokens go; never touch the model.
+    """Say where the virtual tokens go; never touch the model. By default `Placement(tokens)`.
 
     Args:
         config: What the user chose. Not changed.
@@ -88,7 +88,7 @@ def inject(  # type: ignore[empty-body]
 def merge(  # type: ignore[empty-body]
     config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone"
 ) -> "VirtualTokens":
-    """Return the trained tokens without the scaffold that trained them.
+    """Return the trained tokens without the scaffold that trained them; by default as they are built in eval mode.
 
     Args:
         config: What the user chose. Not changed.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from softprompt_zoo.methods import BUILTINS
-from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS
+from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, REQUIRED_HOOK
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt_zoo"
@@ -91,8 +91,8 @@ def test_a_method_page_has_its_parts_in_order(method):
     names = [
         node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_"
     ]
-    assert names[:5] == ["Config", "Parameters", *HOOKS]
-    assert names[5:] == [hook for hook in OPTIONAL_HOOKS if hook in names[5:]]
+    assert names[:3] == ["Config", "Parameters", REQUIRED_HOOK]
+    assert names[3:] == [hook for hook in (*HOOKS, *OPTIONAL_HOOKS) if hook in names[3:]]
 
 
 @pytest.mark.parametrize("statement", ["import softprompt_zoo", "import softprompt_zoo as z; z.list_methods()"])

@@ -35,7 +35,7 @@ from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, Unsupp
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.demonstrations import read_pairs, split_template, tokenise_examples, tokenise_row
-from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
 
 ALIASES = ("context_aware_prompt_tuning", "context_aware")
 PEFT_TYPES = ("CPT",)
@@ -163,18 +163,6 @@ class Parameters(nn.Module):
 @hookimpl
 def build_virtual_tokens(config: Config, parameters: Parameters) -> VirtualTokens:
     """Add the projected offsets to the embeddings."""
-    return InputTokens(parameters.context + _project(config, parameters.offsets))
-
-
-@hookimpl
-def inject(tokens: VirtualTokens) -> Placement:
-    """Place them in front of the text."""
-    return Placement(tokens)
-
-
-@hookimpl
-def merge(config: Config, parameters: Parameters) -> VirtualTokens:
-    """Return the sum."""
     return InputTokens(parameters.context + _project(config, parameters.offsets))
 
 

@@ -41,7 +41,7 @@ from softprompt_zoo.methods.parts.distillation import (
     teacher_embeddings,
 )
 from softprompt_zoo.methods.parts.initialization import INITS, check_init, initial_embeddings
-from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
 
 ALIASES = ("mpt", "multitask")
 PEFT_TYPES = ("MULTITASK_PROMPT_TUNING",)
@@ -197,18 +197,6 @@ class Parameters(nn.Module):
 @hookimpl
 def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
     """Multiply the shared prompt by each task's factors."""
-    return InputTokens(_product(parameters))
-
-
-@hookimpl
-def inject(tokens: VirtualTokens) -> Placement:
-    """Place them in front of the text."""
-    return Placement(tokens)
-
-
-@hookimpl
-def merge(parameters: Parameters) -> VirtualTokens:
-    """Return every task's tokens, without the factors."""
     return InputTokens(_product(parameters))
 
 

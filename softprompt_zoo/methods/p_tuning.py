@@ -31,7 +31,7 @@ from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.initialization import check_init, sampled_ids, text_ids
-from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
 
 ALIASES = ("ptuning",)
 PEFT_TYPES = ("P_TUNING",)
@@ -172,16 +172,4 @@ def _layers(widths: list[int], options: dict[str, Any]) -> nn.Sequential:
 @hookimpl
 def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
     """Run the net over the embeddings."""
-    return InputTokens(parameters())
-
-
-@hookimpl
-def inject(tokens: VirtualTokens) -> Placement:
-    """Place them in front of the text; where a call has slots, the host puts them there."""
-    return Placement(tokens)
-
-
-@hookimpl
-def merge(parameters: Parameters) -> VirtualTokens:
-    """Return what the net makes, without the net."""
     return InputTokens(parameters())

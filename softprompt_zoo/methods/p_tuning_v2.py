@@ -135,9 +135,3 @@ def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
 def inject(config: Config, tokens: VirtualTokens) -> Placement:
     """Place them at the keys and values of every layer."""
     return Placement(tokens, dropout=config.dropout)
-
-
-@hookimpl
-def merge(parameters: Parameters) -> VirtualTokens:
-    """Return what the net makes, without the net."""
-    return _tokens(parameters)

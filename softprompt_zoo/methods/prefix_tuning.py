@@ -148,9 +148,3 @@ def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
 def inject(config: Config, tokens: VirtualTokens) -> Placement:
     """Place them at the keys and values of their sites."""
     return Placement(tokens, dropout=config.dropout, always_visible=config.always_visible)
-
-
-@hookimpl
-def merge(parameters: Parameters) -> VirtualTokens:
-    """Return what the net makes, without the net."""
-    return _tokens(parameters)

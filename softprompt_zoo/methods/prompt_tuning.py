@@ -26,7 +26,7 @@ from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.initialization import INITS, check_init, initial_embeddings
-from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
 
 ALIASES = ("prompt", "soft_prompt")
 PEFT_TYPES = ("PROMPT_TUNING",)
@@ -87,16 +87,4 @@ class Parameters(nn.Module):
 @hookimpl
 def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
     """Return the embeddings as they are."""
-    return InputTokens(parameters.embeddings)
-
-
-@hookimpl
-def inject(tokens: VirtualTokens) -> Placement:
-    """Place them in front of the text."""
-    return Placement(tokens)
-
-
-@hookimpl
-def merge(parameters: Parameters) -> VirtualTokens:
-    """Return the embeddings: there is no scaffold."""
     return InputTokens(parameters.embeddings)

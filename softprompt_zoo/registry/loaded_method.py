@@ -8,8 +8,9 @@ from softprompt_zoo import hookspecs
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import PluginError
+from softprompt_zoo.registry.default_hooks import default_hooks
 from softprompt_zoo.registry.discovery import Candidate
-from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, manager, note_origin, refusal
+from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, manager, marked, note_origin, refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,8 +115,11 @@ class LoadedMethod:
         return f"method {self.name!r} ({self.origin}), hook {hook!r},"
 
     def _wrap(self, wrappers: dict[Candidate, object]) -> None:
+        own = {name for name, hook in marked(self.plugin) if not (hook.wrapper or hook.hookwrapper)}
+        defaults = default_hooks(manager(self.plugin).hook.build_virtual_tokens)
         # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
         refusals = {hook: hookspecs.hookimpl(refusal(self.describe(hook)), trylast=True) for hook in HOOKS}
-        hooks = manager(self.plugin, types.SimpleNamespace(**refusals), *wrappers.values())
+        last = {hook: refusals[hook] if hook in own else defaults.get(hook, refusals[hook]) for hook in HOOKS}
+        hooks = manager(self.plugin, types.SimpleNamespace(**last), *wrappers.values())
         self._callers = {hook: getattr(hooks.hook, hook) for hook in (*HOOKS, *OPTIONAL_HOOKS)}
         self._wrapped_by = " or ".join(wrapper.describe() for wrapper in wrappers)
