@@ -11,16 +11,16 @@ Exits with 1 if a number of this checkout is over its limit. `tests/test_archite
 import argparse
 import ast
 import dataclasses
-import json
 import math
 import re
 import statistics
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from radon.complexity import cc_visit
+from radon.visitors import Function
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +34,7 @@ KINDS = re.compile(
 """What asks for a kind of tokens, a way to reach a stack, or a family, where a type's method would answer."""
 KNOWS_KINDS = ("tokens", "sites/reach", "backbone/families", "testing")
 """Where the kinds are: a type may ask about itself. And `testing`, whose checks look at what they were given."""
+MOST_COMPLEX = 10
 SUPPRESSION = re.compile(r"# (type: ignore|noqa|pragma|fmt: (skip|off))")
 
 
@@ -91,25 +92,25 @@ def circles(house: House) -> int:
     return len({frozenset(b for b in reached[a] if a in reached[b]) for a in graph if a in reached[a]})
 
 
-def complexities(house: House) -> list[int]:
-    """Cyclomatic complexity of every function, as ruff counts it."""
-    command = ["check", "--isolated", "--select", "C901", "--config", "lint.mccabe.max-complexity=0"]
-    options = ["--output-format", "json", "--no-cache", str(house.root / PACKAGE)]
-    ran = subprocess.run(
-        [sys.executable, "-m", "ruff", *command, *options], capture_output=True, text=True, check=False
-    )
-    return sorted(int(re.findall(r"\((\d+) > 0\)", found["message"])[0]) for found in json.loads(ran.stdout))
+def complexities(house: House) -> list[tuple[int, str]]:
+    """Cyclomatic complexity of every function, and where it is, the largest last; conditions inside a line count."""
+    found = []
+    for source in house.sources:
+        place = source.path.relative_to(house.root).as_posix()
+        blocks = [block for block in cc_visit(source.text) if isinstance(block, Function)]
+        found += [(block.complexity, f"{place}:{block.lineno} {block.name}") for block in blocks]
+    return sorted(found)
 
 
 def largest_complexity(house: House) -> int:
     """The largest one."""
-    return max(complexities(house))
+    return complexities(house)[-1][0]
 
 
 def common_complexity(house: House) -> int:
     """That which nine of ten functions do not pass."""
     found = complexities(house)
-    return found[math.ceil(0.9 * len(found)) - 1]
+    return found[math.ceil(0.9 * len(found)) - 1][0]
 
 
 def longest_file(house: House) -> int:
@@ -169,7 +170,7 @@ NUMBERS = {
     "lines of the longest file": Number(longest_file, 300),
     "lines of the median file": Number(median_file, 130),
     "lines of the longest page of a method": Number(longest_page, 250),
-    "largest complexity": Number(largest_complexity, 10),
+    "largest complexity": Number(largest_complexity, MOST_COMPLEX),
     "complexity of nine in ten functions": Number(common_complexity, 5),
     "getattr and hasattr per 1,000 lines": Number(lookups_by_name, 3),
     "suppressions per 1,000 lines": Number(suppressions, 2),
@@ -183,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the checkout to measure")
     parser.add_argument("--before", type=Path, help="another checkout, shown beside it")
-    parser.add_argument("--lines", action="store_true", help="print the questions of kind too")
+    parser.add_argument("--lines", action="store_true", help="print the questions of kind and complex functions, too")
     settings = parser.parse_args(arguments)
     houses = [House(root) for root in (settings.before, settings.root) if root is not None]
     table = Table("", *(["before"] if settings.before else []), "now", "allowed")
@@ -197,7 +198,8 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(width=100)
     console.print(table)
     if settings.lines:
-        for line in _questions(houses[-1]):
+        complex_ones = [f"{where}: {value}" for value, where in complexities(houses[-1]) if value > MOST_COMPLEX]
+        for line in (*_questions(houses[-1]), *complex_ones):
             console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0 if is_kept else 1
 
