@@ -36,6 +36,7 @@ BLOCK = re.compile(r'^```python(?: title="([^"]*)")?\n(.*?)^```$' + OUTPUT, re.M
 SHOWS_RECIPE = re.compile(r"^::: ([\w.]+)(?:\n    .*)*\n      members: \[RECIPE\b", re.MULTILINE)
 DATA = re.compile(r'^```csv title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PAGE_WIDTH = 88
 NEEDS_MODEL = "needs the embedded model"
 
 
@@ -147,6 +148,12 @@ def test_every_block_runs_with_the_embedded_model(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", with_code(needs_model=False), ids=name_of)
 def test_every_block_that_prints_shows_its_output(page):
     assert not [f"{page}:{line}" for _, line, code, output in blocks(page) if "print(" in code and output is None]
+
+
+@pytest.mark.parametrize("page", with_code(needs_model=False), ids=name_of)
+def test_no_line_of_code_is_wider_than_the_page(page):
+    lines = [line for _, _, code, _ in blocks(page) for line in code.splitlines()]
+    assert not [line for line in lines if len(line) > PAGE_WIDTH]
 
 
 def test_few_blocks_do_not_run():
