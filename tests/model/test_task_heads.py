@@ -7,6 +7,7 @@ import pickle
 import peft
 import pytest
 import torch
+from helpers.accepted_peft import needs_accepted_peft
 from helpers.classifiers import CASES, ENCODERS, classifier, disturb, labels, logits, texts
 from safetensors.torch import load_file
 from transformers import AutoModel, Trainer, TrainingArguments
@@ -325,6 +326,7 @@ def test_peft_gives_our_logits(task, architecture, tmp_path):
 
 @pytest.mark.parametrize(("task", "architecture"), PEFT_CASES)
 def test_we_give_pefts_logits(task, architecture, tmp_path):
+    needs_accepted_peft()
     config = peft.PrefixTuningConfig(num_virtual_tokens=4, task_type=PEFT_TASKS[task])
     wrapped = peft.get_peft_model(classifier(task, architecture), config).eval()
     for parameter in wrapped.parameters():

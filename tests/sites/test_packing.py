@@ -87,7 +87,7 @@ def test_what_would_mix_the_texts_is_refused(method, arguments, named):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ["gptj", "gpt_neo", "codegen", "nemotron", "stablelm"])
+@pytest.mark.parametrize("architecture", ["falcon", "gpt_neo", "nemotron", "stablelm"])
 def test_texts_that_a_prompt_in_the_cache_would_mix_are_refused(architecture, method):
     """The base model tells them apart."""
     base = Subject(architecture, tiny_model(architecture))

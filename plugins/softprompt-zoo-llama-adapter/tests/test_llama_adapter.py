@@ -179,7 +179,7 @@ def test_models_that_are_not_causal_are_refused_before_anything_is_changed(archi
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("architecture", ["bloom", "gptj"])
+@pytest.mark.parametrize("architecture", ["bloom", "falcon"])
 def test_causal_models_reached_through_their_cache_are_told_what_works(architecture):
     model = tiny_model(architecture)
     reason = f"{architecture}'s attention is reached through its cache only, .* no place for them; choose a method with"
