@@ -63,7 +63,8 @@ def twins(root: nn.Module, attentions: Iterable[nn.Module]) -> dict[int, Any]:
         own = made[id(module)].__dict__
         if own.get("forward") is not None and own["forward"] is module.__dict__["forward"]:
             _let_go_of_forward(module, own, called)
-        own |= {name: copy.copy(value) for name, value in own.items() if "hooks" in name and isinstance(value, dict)}
+        kept = {name: value for name, value in own.items() if "hooks" in name or name == "_buffers"}
+        own |= {name: copy.copy(value) for name, value in kept.items() if isinstance(value, dict)}
         own["_modules"] = {name: made.get(id(child), child) for name, child in module._modules.items()}
         config = own.get("config")
         if hasattr(config, "_attn_implementation_internal"):

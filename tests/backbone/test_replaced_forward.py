@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, DebertaV2Con
 
 import softprompt_zoo as zoo
 from softprompt_zoo.backbone import replaced_forward
+from softprompt_zoo.model.attachment import is_attached
 from softprompt_zoo.testing import tiny_model
 
 TEXT = torch.arange(5, 23).view(2, 9)
@@ -228,7 +229,7 @@ def test_a_forward_that_runs_another_model_is_refused():
     model = copy.deepcopy(compiled(bert_classifier()))
     with pytest.raises(zoo.UnsupportedError, match=r"keeps no method of this very model.*delete model\.forward"):
         attach(model, "p_tuning_v2")
-    assert not zoo.model.is_attached(model)
+    assert not is_attached(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(zoo.UnsupportedError, match="keeps no method of this very model"):
         copy.deepcopy(compiled(attach(bert_classifier(), "p_tuning_v2")))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.gemma3.modeling_gemma3 import Gemma3ForCausalLM
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaRotaryEmbedding
 
 import softprompt_zoo as zoo
 from softprompt_zoo.backbone.finding import find_stacks
@@ -26,7 +26,7 @@ def forgetful(monkeypatch):
 def deep(kind=LlamaForCausalLM, config=LlamaConfig, **more):
     """Build a model of six layers with weights large enough that every part of it counts."""
     torch.manual_seed(0)
-    model = kind(config(**DEEP, **more)).eval()
+    model = kind(config(**{**DEEP, **more})).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -130,6 +130,27 @@ def test_there_is_one_layer_of_each_kind():
     assert depth(model) == ODD + 1
     model.model.layers[-1].mlp.act_fn = torch.nn.Tanh()
     assert depth(model) is None
+
+
+def test_a_trial_of_long_text_leaves_the_rotation_alone_that_others_use_meanwhile(monkeypatch):
+    """Dynamic NTK writes its frequencies into a buffer."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+    model, longest, kept = deep(rope_parameters=rope, max_position_embeddings=16), [], []
+    rotary = model.model.rotary_emb
+    before, forward = rotary.inv_freq.clone(), LlamaRotaryEmbedding.forward
+
+    def watch(self, states, position_ids):
+        found = forward(self, states, position_ids)
+        longest.append(int(position_ids.max()))
+        kept.append(torch.equal(rotary.inv_freq, before))
+        return found
+
+    stacks = find_stacks(model)
+    monkeypatch.setattr(LlamaRotaryEmbedding, "forward", watch)
+    with torch.no_grad():
+        assert rehearsal._passes(*stacks)
+    assert max(longest) > 16
+    assert all(kept)
 
 
 class Skips(LlamaAttention):
