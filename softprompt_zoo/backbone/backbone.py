@@ -1,26 +1,13 @@
-"""What the host knows of a frozen model and of its stacks of layers."""
+"""What plugins see of a frozen model."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from softprompt_zoo.backbone.quantized import keep_unpacked
-from softprompt_zoo.backbone.traits import Sinusoids, kinds_of_own_attention, silent_features
 from softprompt_zoo.tokens.tokens import LayerShape, LayerTokens
-
-
-class Site(NamedTuple):
-    """The place of one attention module."""
-
-    name: str
-    """`"encoder"`, `"decoder"` or `"cross"`."""
-    layer: int
-    """Index within the site, from 0."""
 
 
 def _none(name: str) -> None:
@@ -86,113 +73,3 @@ class Backbone:
             for site, shapes in self.layers.items()
         }
         return {"family": self.family, "hidden_size": self.hidden_size, "layers": layers}
-
-
-@dataclasses.dataclass(frozen=True)
-class Stack:
-    """One stack of layers and how it takes positions."""
-
-    name: str
-    """`"encoder"` or `"decoder"`; also the name of its self-attention's site."""
-    module: PreTrainedModel
-    embedding: nn.Module
-    attentions: Mapping[str, tuple[nn.Module, ...]]
-    """Site name to its attention modules, in layer order."""
-    shapes: Mapping[str, tuple[LayerShape, ...]]
-    is_causal: bool
-    """Whether no token sees a later one."""
-    takes_position_ids: bool
-    cache_argument: str
-    """Name of the argument in which it takes a cache of keys and values; empty if it takes none."""
-    position_table: nn.Embedding | Sinusoids | None
-    """Table of positions, learned or sinusoidal, if there is one."""
-    problem: str | None
-    """Why keys and values cannot be placed here; `None` if they can."""
-    minds_padding: bool = False
-    """Whether padding changes its states, so that rows with prompts of several lengths would be wrong."""
-    takes_real_positions: bool = False
-    """Whether virtual tokens can be real positions even so: it reads embeddings and a mask, and keeps no cache."""
-    ids_scale: float = 1.0
-    """Factor that the stack puts on the table's rows if it is given ids, and not if it is given embeddings: Marian."""
-    embeddings_scale: float = 1.0
-    """Factor that it puts on embeddings it is given, before it adds positions."""
-    rotation_limit: int | None = None
-    """Length of text beyond which all of its positions are rotated in another way; `None` if there is none."""
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Turn token ids `(...)` into what the stack takes in their place, `(..., hidden)`."""
-        embeddings: Tensor = self.embedding(ids)
-        return embeddings if self.ids_scale == 1.0 else embeddings * self.ids_scale
-
-    def reading(self, ids: Tensor) -> dict[str, Any]:
-        """Return the arguments for token ids `(rows, length)`; where the stack reads sound, for silence."""
-        return {"input_features": silent_features(self.module)} if self.reads_sound else {"input_ids": ids}
-
-    through_cache: bool = False
-    """Whether they get in through the cache, as the attention interface does not hand the state down."""
-    reads_sound: bool = False
-    """Whether it reads features in the place of tokens; `embedding` is then the table of the stack behind it."""
-
-    @property
-    def shares_attention(self) -> bool:
-        """Whether layers share an attention module, as ALBERT's do."""
-        return any(len(set(modules)) < len(modules) for modules in self.attentions.values())
-
-    @property
-    def is_carried(self) -> bool:
-        """Whether its attention is one of `CARRIED`, to which it does not hand keywords down."""
-        return any(bool(kinds_of_own_attention(module)) for modules in self.attentions.values() for module in modules)
-
-    @property
-    def position_start(self) -> int:
-        """Position id of the first token; RoBERTa's begin behind its padding index."""
-        padding = getattr(self.position_table, "padding_idx", None)
-        return 0 if padding is None else padding + 1
-
-
-def follow(backbone: Backbone, stacks: Mapping[str, Stack]) -> Backbone:
-    """Note where the embedding table is after a model was moved, or how large after it was resized.
-
-    Args:
-        backbone: What was known. Not changed.
-        stacks: The model's stacks.
-
-    Returns:
-        What holds now.
-    """
-    weight: Any = next(iter(stacks.values())).embedding.weight
-    return dataclasses.replace(backbone, device=weight.device, dtype=weight.dtype, vocab_size=weight.shape[0])
-
-
-def attention_configs(model: PreTrainedModel) -> list[Any]:
-    """List the distinct config objects that choose the attention function of the model's modules."""
-    configs = [getattr(module, "config", None) for module in model.modules()]
-    unique = {id(config): config for config in configs if hasattr(config, "_attn_implementation_internal")}
-    return list(unique.values())
-
-
-@contextlib.contextmanager
-def trial(modules: Sequence[PreTrainedModel], choose: Callable[[str], str]) -> Iterator[None]:
-    """Put stacks into eval mode on another attention function; restore both afterwards.
-
-    Args:
-        modules: The stacks.
-        choose: From the attention implementation that a config names to the one of the trial.
-
-    Yields:
-        Nothing.
-    """
-    configs = [config for module in modules for config in attention_configs(module)]
-    before = [config._attn_implementation_internal for config in configs]
-    training = [(child, child.training) for module in modules for child in module.modules()]
-    try:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = choose(implementation)
-        for module in modules:
-            keep_unpacked(module.eval())
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
-        for child, mode in training:
-            child.training = mode

@@ -1,4 +1,4 @@
-"""What is particular about some stacks: attention off transformers' interface, embeddings they scale themselves."""
+"""What is particular about some stacks: their cache, their positions, embeddings they scale themselves."""
 
 import inspect
 import math
@@ -10,13 +10,6 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from softprompt_zoo.errors import UnsupportedError
-
-CARRIED = {
-    "self": ("query_proj", "key_proj", "value_proj", "disentangled_attention_bias"),
-    "attn": ("q", "k", "v", "o", "num_attention_heads"),
-}
-"""Attention off transformers' interface that prompts can enter, DeBERTa-v2's and MPNet's: what the module is called in
-its layer's `attention`, and what it has."""
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What a forward calls its cache of keys and values: from transformers 5.24 on, and before."""
@@ -85,17 +78,6 @@ def rotation_limit(config: Any) -> int | None:
         if isinstance(kind, str) and (kind == "longrope" or "dynamic" in kind):
             limits.append(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
     return min(limits, default=None)
-
-
-def carried_name(layer: Any) -> str | None:
-    """Return what the attention module of an encoder's layer is called if it is one of `CARRIED`, else `None`."""
-    attention = getattr(layer, "attention", None)
-    return next((name for name in CARRIED if name in kinds_of_own_attention(getattr(attention, name, None))), None)
-
-
-def kinds_of_own_attention(module: Any) -> list[str]:
-    """List the kinds of `CARRIED` that an attention module has the parts of."""
-    return [name for name, parts in CARRIED.items() if all(hasattr(module, part) for part in parts)]
 
 
 def embedding_scales(module: Any, embedding: nn.Module, inputs: dict[str, Any]) -> tuple[float, float]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from softprompt_zoo.backbone.backbone import Backbone, Stack, attention_configs
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.backbone.eval_mode import attention_configs
 from softprompt_zoo.backbone.peft_layers import model_inside, original_name
 from softprompt_zoo.backbone.quantized import keep_unpacked
 from softprompt_zoo.backbone.replaced_forward import check_forward, restore
@@ -17,9 +18,8 @@ from softprompt_zoo.model.prompted_model import PromptedModel, prompted_class, r
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.sites.hooks import bind, unbind
-from softprompt_zoo.sites.reach.implementation import prompt_implementation, restore_implementation
-from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
-from softprompt_zoo.sites.reach.replaced_attention import adopt, release
+from softprompt_zoo.sites.reach.on_our_attention import restore_attention
+from softprompt_zoo.sites.stack import Stack
 
 _ATTACHED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 
@@ -57,11 +57,8 @@ def attach(
     for name, parameter in model.named_parameters():
         if name not in adapted:
             parameter.requires_grad_(False)
-    prompt_implementation(stacks.values())
     for stack in stacks.values():
-        mark_sites(stack)
-        if stack.module is not model:  # the prompted class does for the model itself what this does
-            adopt(stack)
+        stack.reach.install(stack, model)
         bind(backbone.family, stack, host)
     model.add_module("prompts", host)
     prompted.__class__ = prompted_class(prompted.__class__)
@@ -111,12 +108,11 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     required_grad = model._softprompt_required_grad
     for stack in stacks.values():
         unbind(stack)
-        unmark_sites(stack)
     del model.prompts
     restore(model)
     model.__class__ = model._softprompt_base
     for stack in stacks.values():
-        release(stack)
+        stack.reach.remove(stack)
     del model._softprompt_stacks, model._softprompt_required_grad
     for name, parameter in _named_parameters(model):
         if name in required_grad:  # else it came later, with an adapter
@@ -124,7 +120,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     _ATTACHED.discard(model)
     # Two models may share one config object; the other one's prompts still need our attention function.
     shared = {id(config) for other in _ATTACHED for config in attention_configs(other)}
-    restore_implementation([config for config in attention_configs(model) if id(config) not in shared])
+    restore_attention([config for config in attention_configs(model) if id(config) not in shared])
     peft_wrapper.unwrap(given)
     return given
 

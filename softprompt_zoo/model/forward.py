@@ -14,7 +14,6 @@ from softprompt_zoo.model.head_per_row import with_heads
 from softprompt_zoo.model.untrained import note_training
 from softprompt_zoo.sites.call import Call, Slots
 from softprompt_zoo.sites.hooks import returns_dict
-from softprompt_zoo.sites.reach.views import hand_over
 from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
 from softprompt_zoo.sites.text_outputs import cut_output
 
@@ -86,7 +85,9 @@ def _run(model: Any, function: Any, call: Call, kwargs: dict[str, Any]) -> Any:
 
 
 def _base_forward(model: Any, function: Any, call: Call, kwargs: dict[str, Any]) -> Any:
-    seen = hand_over(with_heads(model, call.heads, call.selection.rows), model._softprompt_stacks, call)
+    seen = with_heads(model, call.heads, call.selection.rows)
+    for stack in model._softprompt_stacks.values():
+        seen = stack.reach.hand_over(seen, stack, call)
     output = function(seen, prompts=call, **kwargs)
     if not call.was_seen:
         raise UnsupportedError(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from softprompt_zoo.backbone.backbone import Stack, attention_configs, follow
+from softprompt_zoo.backbone.eval_mode import attention_configs
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.quantized import keep_unpacked, trainable_view
 from softprompt_zoo.backbone.replaced_forward import check_forward, note_prompted, rebind
@@ -21,8 +21,8 @@ from softprompt_zoo.model.forward import prompted_forward
 from softprompt_zoo.model.generation import PromptedGeneration
 from softprompt_zoo.model.head_per_row import check_resizable, with_heads
 from softprompt_zoo.model.prompts import Prompts
-from softprompt_zoo.sites.reach.implementation import prompt_implementation, restore_implementation
-from softprompt_zoo.sites.reach.replaced_attention import run
+from softprompt_zoo.sites.reach.on_our_attention import restore_attention
+from softprompt_zoo.sites.stack import Stack, follow
 
 NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
 """What a prompted model's forward takes beyond its own class's."""
@@ -65,10 +65,11 @@ class PromptedModel(PromptedGeneration):
     def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:  # noqa: D102
         configs = attention_configs(self)  # type: ignore[arg-type]
         before = [config._attn_implementation_internal for config in configs]
-        restore_implementation(configs)
+        restore_attention(configs)
         try:
             super().set_attn_implementation(attn_implementation, **kwargs)  # type: ignore[misc]
-            prompt_implementation(self._softprompt_stacks.values())
+            for stack in self._softprompt_stacks.values():
+                stack.reach.choose_attention(stack)
         except Exception:
             for config, implementation in zip(configs, before, strict=True):
                 config._attn_implementation_internal = implementation
@@ -199,8 +200,8 @@ def _prompted_function(base: Any, function: Any) -> Any:
         if stacks is None:  # somebody kept this method, and the prompts were taken off
             return function(self, **kwargs)
         if STATE_KEYWORD in kwargs:
-            is_carried = any([stack.is_carried for stack in stacks.values()])
-            return run(self, function, (), kwargs) if is_carried else function(self, **kwargs)
+            [stack] = [stack for stack in stacks.values() if stack.module is self]
+            return stack.reach.run(self, function, kwargs)
         if any([stack.module is self for stack in stacks.values()]):
             return self(**kwargs)  # `forward` was called by its name, past the hooks that bring the prompts in
         own = {}

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from softprompt_zoo.backbone.backbone import Backbone, Site, Stack, trial
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model.prompted_model import NEW_ARGUMENTS
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.reach.attention_recording import RECORDED_PREFIX, Asked, recording
+from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens
 from softprompt_zoo.trial.twin import twin
 
@@ -68,8 +71,7 @@ def measure_attention(
         raise UnsupportedError("the prompts are disabled here, so nothing looks at them; leave prompts.disabled()")
     measured_on = twin(model)
     stacks: Mapping[str, Stack] = measured_on._softprompt_stacks
-    shows_sums_only = any(stack.through_cache or stack.is_carried for stack in stacks.values())
-    measure = _sums if shows_sums_only else _columns
+    measure = _columns if all(stack.reach.shows_columns for stack in stacks.values()) else _sums
     measured = []
     for batch in batches:
         arguments = _arguments(measured_on, batch, backbone)
@@ -95,8 +97,8 @@ def _columns(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[
         is_text = _text_queries(arguments, site, backbone, moved=first_query > 0)
         if counts and is_text is not None:
             asked[site] = Asked(sum(counts.values()), first_query, is_text)
-    modules = [stack.module for stack in stacks.values() if not stack.through_cache]
-    with trial(modules, lambda before: RECORDED_PREFIX), recording(asked) as found:
+    modules = [stack.module for stack in stacks.values()]
+    with eval_mode(modules, RECORDED_PREFIX), recording(asked) as found:
         model(**arguments)
     shares = found.shares(_gated_layers(call))
     return {
@@ -119,8 +121,7 @@ def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str
             f"{', '.join(map(repr, call.selection.names))}: {told} in {type(model).__name__}, which shows the weights "
             "of the text alone; inspect one ungated prompt by its name"
         )
-    modules = [stack.module for stack in stacks.values() if stack.through_cache]
-    with trial(modules, lambda before: "eager"):
+    with eval_mode([stack.module for stack in stacks.values()], "eager"):
         weights = model(**arguments, output_attentions=True).attentions
     if not weights or any(layer is None for layer in weights):
         raise UnsupportedError(f"{type(model).__name__} shows no attention weights; leave inputs out")

@@ -8,13 +8,13 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from softprompt_zoo.backbone.finding import find_stacks
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.files import adapter_folder, native, peft, peft_modules
 from softprompt_zoo.files.files import existing_directory
 from softprompt_zoo.files.saved_config import SavedConfig, read_config
 from softprompt_zoo.operations.load_and_export import load
 from softprompt_zoo.prompt.task_heads import find_heads
+from softprompt_zoo.trial.stacks import find_stacks
 
 CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
-from softprompt_zoo.backbone.backbone import trial
+from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files import adapters, embeddings, vocabulary
 from softprompt_zoo.model.attachment import detach
@@ -239,7 +239,7 @@ def _trial_text(host: Prompts, known: int, virtual: int) -> Tensor:
 
 def _logits(model: PreTrainedModel, text: Tensor, soft: Sequence[int] = (), **more: Any) -> Tensor:
     ids = torch.cat([torch.tensor([list(soft)], dtype=text.dtype, device=text.device), text], dim=1)
-    with trial([model], lambda implementation: implementation):
+    with eval_mode([model]):
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more)
     logits: Tensor = output.logits if "logits" in output else output.last_hidden_state  # of a model without a head
     return logits

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from softprompt_zoo.backbone.backbone import trial
+from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model.attachment import prompts_of
 from softprompt_zoo.model.prompts import Prompts
@@ -111,7 +111,7 @@ def _causal(
         return None
     [stack] = model._softprompt_stacks.values()
     if not host.backbone.layers:
-        raise UnsupportedError(f"keys and values cannot be reached in this model: {stack.problem}")
+        raise UnsupportedError(f"keys and values cannot be reached in this model: {stack.reach.problem}")
     if stack.rotation_limit is not None:
         for name, placement in placements.items():
             if isinstance(placement.tokens, InputTokens):
@@ -121,7 +121,7 @@ def _causal(
                     "text; leave it as it is, or fold prompts of keys and values only"
                 )
     call = Call(Selection((combination,), None), placements, is_training=False)
-    with trial([stack.module], lambda implementation: implementation):
+    with eval_mode([stack.module]):
         [segment] = causal_prefix(stack, call).segments
     return LayerTokens({stack.name: _site(segment)})  # type: ignore[arg-type]
 

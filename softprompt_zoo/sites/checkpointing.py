@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone.backbone import Stack
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState, Gated, SiteState
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone.backbone import Stack
 from softprompt_zoo.sites.call import Call, DecodingState, Prefix
 from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.shared_pass import causal_prefix
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.tokens import InputTokens
 
 ATTRIBUTE = "_softprompt_decoding"

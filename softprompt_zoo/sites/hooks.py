@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompt_zoo.backbone.backbone import Stack
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.replaced_forward import check_entry
 from softprompt_zoo.backbone.traits import given_cache
@@ -30,9 +29,8 @@ from softprompt_zoo.sites.positions import (
     shift_learned_positions,
     text_positions,
 )
-from softprompt_zoo.sites.reach.cache_view import hide, let_checkpoint, show
-from softprompt_zoo.sites.reach.implementation import follow_implementation
 from softprompt_zoo.sites.slots import fill_slots, keep_positions
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState
 from softprompt_zoo.sites.text_outputs import cut_output, text_only
 
@@ -83,16 +81,12 @@ def bind(family: str, stack: Stack, host: Host) -> None:
         stack.module.register_forward_hook(after_forward, with_kwargs=True),
     ]
     setattr(stack.module, BINDING_ATTRIBUTE, binding)
-    if stack.through_cache:
-        let_checkpoint(stack, True)
 
 
 def unbind(stack: Stack) -> None:
     """Take the hooks off a stack."""
     for handle in stack.module.__dict__.pop(BINDING_ATTRIBUTE).handles:
         handle.remove()
-    if stack.through_cache:
-        let_checkpoint(stack, False)
 
 
 def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -109,10 +103,8 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if not is_built and not call.is_empty:
         check_entry(binding.host)
     call.was_seen = True
-    if not binding.stack.through_cache:
-        follow_implementation(binding.stack, binding.implementation)
-    names = ("input_features",) if binding.stack.reads_sound else ("inputs_embeds", "input_ids")
-    text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
+    binding.stack.reach.follow_attention(binding.stack, binding.implementation)
+    text = binding.stack.text(kwargs)
     if text is None:
         return (), {**kwargs, STATE_KEYWORD: None}
     if call.is_empty:
@@ -131,8 +123,7 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if call.layout is not None:
         binding.host.keep_layout(call.layout)
     kwargs = anchor(module, binding.stack, state, kwargs)
-    if binding.stack.through_cache:
-        kwargs = show(binding.stack, state, kwargs, text.shape[0])
+    kwargs = binding.stack.reach.enter(binding.stack, state, kwargs)
     state.is_tuple_wanted = not returns_dict(module.config, kwargs)
     return (), {**kwargs, **({"return_dict": True} if state.is_tuple_wanted else {}), STATE_KEYWORD: state}
 
@@ -150,8 +141,7 @@ def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
             remember(output.last_hidden_state, state.call.layout)
     if state.cut_states is not None and output.get("cross_attentions") is not None:
         output.cross_attentions = text_only(output.cross_attentions, state.cut_states, (3,))
-    if binding.stack.through_cache:
-        output = hide(binding.stack, output, kwargs)
+    output = binding.stack.reach.leave(binding.stack, output, kwargs)
     keep_state(output.get(binding.stack.cache_argument), state.call)
     if state.tails is not None:
         output = _insert_first_prediction(output, state.call, state.tails)
@@ -210,7 +200,7 @@ def _prepare_encoder(
     embedded = stack_embeddings(call)
     virtual_count = 0
     if embedded is not None:
-        _refuse_attentions(stack, kwargs)
+        stack.reach.refuse_attentions(stack, kwargs)
         virtual, present, virtual_counts = embedded
         if stack.minds_padding and present is not None:
             raise UnsupportedError(
@@ -237,16 +227,6 @@ def _prepare_encoder(
     return kwargs, state
 
 
-def _refuse_attentions(stack: Stack, kwargs: dict[str, Any]) -> None:
-    """Refuse weights of attention off the interface: where their virtual positions are is not known."""
-    given = kwargs.get("output_attentions")
-    if stack.problem is not None and (stack.module.config.output_attentions if given is None else given):
-        raise UnsupportedError(
-            f"{type(stack.module).__name__} shows attention weights in a form of its own, from which virtual positions "
-            "cannot be cut; call it with output_attentions=False"
-        )
-
-
 def _move_text(
     stack: Stack, call: Call, counts: list[int], kwargs: dict[str, Any], text: Tensor, past: int | Tensor
 ) -> tuple[dict[str, Any], Tensor]:
@@ -265,7 +245,7 @@ def _move_text(
         return {**kwargs, "position_ids": positions}, positions
     positions = positions + call.per_row(counts, text.device)
     if stack.position_table is not None:
-        seen = past + max(counts) if stack.through_cache else past
+        seen = stack.reach.counted(past, max(counts))
         embeddings = shift_learned_positions(stack, _embeddings(stack, kwargs, text), seen, positions)
         kwargs = {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
     return kwargs, positions

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softprompt_zoo.backbone.backbone import Stack
 from softprompt_zoo.backbone.traits import given_cache
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.stack import Stack
 
 
 def past_length(cache: Any) -> int | Tensor:
@@ -95,7 +95,7 @@ def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
     given, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
     use_cache = kwargs.get("use_cache")
     use_cache = getattr(stack.module.config, "use_cache", False) if use_cache is None else use_cache
-    has_cache = stack.through_cache or use_cache or given_cache(kwargs) is not None
+    has_cache = stack.reach.uses_cache or use_cache or given_cache(kwargs) is not None
     has_mask = isinstance(mask, Tensor) and mask.ndim == 2
     if not isinstance(given, Tensor) or given.ndim != 2 or length < 2 or not (has_mask or (mask is None and has_cache)):
         return
@@ -107,11 +107,10 @@ def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
         restarts = restarts & seen[:, 1:] & seen[:, :-1]
     if restarts.any():
         row, place = restarts.nonzero()[0].tolist()
-        way = "pass use_cache=False and no attention_mask, or a 4-D attention_mask that keeps the texts apart"
         raise UnsupportedError(
             f"position_ids restart at row {row}, token {place + 1}, so the row holds several texts, but beside "
             f"{'an attention_mask' if has_mask else 'a cache'} the model lets each of them see those before it; "
-            + ("prompts enter this model through its cache, so give each text a row" if stack.through_cache else way)
+            + stack.reach.texts_apart
         )
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softprompt_zoo.backbone.backbone import Site, Stack
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.sites.batch import join, lengths, site_state
 from softprompt_zoo.sites.call import Call, Combination, Prefix, Segment, per_token
 from softprompt_zoo.sites.positions import check_budget, shift_learned_positions
-from softprompt_zoo.sites.reach.cache_view import show
+from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState, Capture
 from softprompt_zoo.tokens.tokens import InputTokens
 
@@ -78,9 +78,7 @@ def capture(stack: Stack, inputs: dict[str, Any], prior: CallState | None = None
         The stack's output, and the recorded keys and values.
     """
     recorded = Capture(prior)
-    if stack.through_cache:
-        text = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-        inputs = show(stack, recorded, {"use_cache": False, **inputs}, text.shape[0])  # type: ignore[union-attr]
+    inputs = stack.reach.enter(stack, recorded, inputs)
     with _without_checkpointing(stack.module):
         output = stack.module(**inputs, **{STATE_KEYWORD: recorded})
     return output, recorded
@@ -132,7 +130,7 @@ def _run(
     if stack.takes_position_ids:
         inputs["position_ids"] = positions + stack.position_start
     elif stack.position_table is not None:
-        seen = max(lengths(before)) if stack.through_cache else 0
+        seen = stack.reach.counted(0, max(lengths(before)))
         inputs["inputs_embeds"] = shift_learned_positions(stack, embeddings, seen, positions)
     with _with_all_layers(stack):
         output, recorded = capture(stack, inputs, prior)

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone.backbone import Backbone, Stack
+from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.batch import stack
 from softprompt_zoo.sites.call import Combination, Selection, Slots
 from softprompt_zoo.sites.positions import text_positions
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.tokens import InputTokens, Placement
 
 EXPECTED = "expected integers of shape (rows, length) as zoo.encode makes them: a virtual token's index, -1 for text"

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from softprompt_zoo.backbone.backbone import Site
 from softprompt_zoo.sites.call import Call, Layout
+from softprompt_zoo.sites.site import Site
 
 
 @dataclasses.dataclass

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from softprompt_zoo.backbone.backbone import Backbone, Stack, attention_configs
-from softprompt_zoo.backbone.finding import find_stacks
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.backbone.eval_mode import attention_configs
 from softprompt_zoo.backbone.memory import find_part
 from softprompt_zoo.backbone.offloading import check_embeddings
 from softprompt_zoo.backbone.own_parameters import OwnParameters
@@ -21,10 +21,11 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.task_heads import find_heads, task_head
 from softprompt_zoo.sites.hooks import BINDING_ATTRIBUTE, Binding
 from softprompt_zoo.sites.reach.attention_interface import base_implementation, prompted_implementation
-from softprompt_zoo.sites.reach.cache_view import reach_through_cache
 from softprompt_zoo.sites.reach.marks import mark_of
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.trial.projections import Projector
-from softprompt_zoo.trial.rehearsal import heed, rehearse, sees_later_tokens
+from softprompt_zoo.trial.rehearsal import Findings, rehearse, sees_later_tokens
+from softprompt_zoo.trial.stacks import find_stacks
 from softprompt_zoo.trial.words import embed, keys_values
 
 SEES_LATER = ", for text sees what comes behind it, as in prefix language models such as PaliGemma, and a prompt cannot"
@@ -52,19 +53,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     _check_is_free(model)
     check_forward(model)
     check_embeddings(model)
-    family, stacks = _reached(*find_stacks(model))
-    for stack in stacks.values():
-        if stack.problem is not None and not stack.takes_real_positions:
-            raise _no_method(model, stack.problem)
-        for config in attention_configs(stack.module):
-            prompted_implementation(base_implementation(config._attn_implementation))
-    findings = rehearse(family, stacks)
-    if findings.keys_values is not None and family == "causal":
-        later = sees_later_tokens(next(iter(stacks.values())))
-        raise _no_method(model, findings.keys_values + (SEES_LATER if later else ""))
-    stacks = heed(findings, stacks)
-    if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
-        raise _no_method(model, findings.inputs)
+    family, stacks, findings = _reached(model)
     weight: Any = next(iter(stacks.values())).embedding.weight
     probe = torch.zeros(1, dtype=torch.long, device=weight.device)
     names = {id(module): name for name, module in model.named_modules()}
@@ -91,7 +80,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         has_lm_head=model.get_output_embeddings() is not None,
         scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
         input_problem=findings.inputs,
-        through_cache=any(stack.through_cache for stack in stacks.values()),
+        through_cache=any(stack.reach.uses_cache for stack in stacks.values()),
         find_part=functools.partial(find_part, _parts(model, stacks)),
     )
     return backbone, stacks
@@ -132,16 +121,29 @@ def _no_method(model: PreTrainedModel, problem: str) -> UnsupportedError:
     )
 
 
-def _reached(family: str, stacks: dict[str, Stack]) -> tuple[str, dict[str, Stack]]:
-    """Reach a single stack through its cache if its attention is not reached otherwise."""
-    if len(stacks) > 1 or not (found := next(iter(stacks.values()))).problem:
-        return family, stacks
-    stack = reach_through_cache(found)
-    problem: str | None = found.problem
-    if stack.through_cache:
-        problem = rehearse("causal", {"decoder": stack}).keys_values
-        if problem is None:
-            return "causal", {"decoder": stack}
-    if not found.is_causal and not found.takes_real_positions and sees_later_tokens(found):
-        found = dataclasses.replace(found, takes_real_positions=True)  # it takes a cache and keeps none
-    return family, {found.name: dataclasses.replace(found, problem=problem)}
+def _reached(model: PreTrainedModel) -> tuple[str, dict[str, Stack], Findings]:
+    """Find the stacks, and try whether prompts are right on them; where keys and values are not, do without."""
+    family, stacks = find_stacks(model)
+    _check_ways(model, stacks)
+    findings = rehearse(family, stacks)
+    if findings.keys_values is not None:
+        family, stacks = find_stacks(model, (), findings.keys_values)
+        first = next(iter(stacks.values()))
+        _check_ways(model, stacks, SEES_LATER if family == "causal" and sees_later_tokens(first) else "")
+        findings = rehearse(family, stacks)
+    if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
+        raise _no_method(model, findings.inputs)
+    minds_padding = findings.padding is not None
+    stacks = {name: dataclasses.replace(stack, minds_padding=minds_padding) for name, stack in stacks.items()}
+    return family, stacks, findings
+
+
+def _check_ways(model: PreTrainedModel, stacks: Mapping[str, Stack], reason: str = "") -> None:
+    """Refuse a model if a stack of it lets no prompts in, or is on an attention function to which none can be added."""
+    for stack in stacks.values():
+        # An encoder that takes a cache and keeps none lets its tokens see later ones.
+        keeps_none = len(stacks) == 1 and not stack.is_causal
+        if not stack.reach.lets_in and not (keeps_none and sees_later_tokens(stack)):
+            raise _no_method(model, f"{stack.reach.problem}{reason}")
+        for config in attention_configs(stack.module):
+            prompted_implementation(base_implementation(config._attn_implementation))

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.backbone.backbone import Stack
 from softprompt_zoo.sites.reach.views import view
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.trial.twin import twins
 
 LEAST = 2

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone.backbone import Stack, trial
+from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.probe import PROBE, STATE_KEYWORD
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import Capture
 from softprompt_zoo.tokens.tokens import LayerTokens, SiteTokens
 from softprompt_zoo.trial.twin import twins
@@ -50,12 +51,7 @@ class Projector:
             UnsupportedError: If the model's attention is called in a way of its own.
         """
         stack = self._stacks[site]
-        if stack.is_carried or stack.through_cache:
-            raise UnsupportedError(
-                f"{type(stack.module).__name__} is off transformers' attention interface, so its projections cannot be "
-                "called one layer at a time to make keys and values of hidden states; choose a method that trains keys "
-                "and values themselves, or one at the input embeddings"
-            )
+        stack.reach.refuse_single_layers(stack)
         keys: list[Tensor | None] = []
         values: list[Tensor | None] = []
         calls = self._recorded(stack, site)
@@ -107,7 +103,7 @@ def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
         inputs |= {"attention_mask": torch.ones_like(ids), "use_cache": False}
     alone: Any = made[id(stack.module)]
     # The probe needs no mask, whose making looks at values that the meta device has not.
-    with trial([alone], lambda before: PROBE):
+    with eval_mode([alone], PROBE):
         alone(**inputs)
     return calls
 

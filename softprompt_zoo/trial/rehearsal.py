@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone.backbone import Site, Stack
 from softprompt_zoo.sites.call import Call, Layout, Selection
 from softprompt_zoo.sites.hooks import bind, unbind
 from softprompt_zoo.sites.shared_pass import capture, causal_prefix
+from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens
 from softprompt_zoo.trial.leading_layers import leading
 from softprompt_zoo.trial.words import ready
@@ -61,22 +62,6 @@ class _Stage:
 
     def keep_layout(self, layout: Layout) -> None:
         pass
-
-
-def heed(findings: Findings, stacks: Mapping[str, Stack]) -> dict[str, Stack]:
-    """Take from a model's stacks what would be wrong.
-
-    Args:
-        findings: What the trial found.
-        stacks: The stacks.
-
-    Returns:
-        The stacks, without sites if keys and values would be wrong.
-    """
-    changes: dict[str, Any] = {"minds_padding": findings.padding is not None}
-    if findings.keys_values is not None:
-        changes |= {"attentions": {}, "shapes": {}, "problem": findings.keys_values}
-    return {name: dataclasses.replace(stack, **changes) for name, stack in stacks.items()}
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from softprompt_zoo.backbone.backbone import Stack
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.hooks import BINDING_ATTRIBUTE
 from softprompt_zoo.sites.reach.views import view
+from softprompt_zoo.sites.stack import Stack
 
 
 def twin(model: Any) -> Any:

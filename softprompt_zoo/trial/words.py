@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone.backbone import Site, Stack, trial
-from softprompt_zoo.sites.reach.attention_interface import PREFIX, base_implementation, prompted_implementation
-from softprompt_zoo.sites.reach.marks import mark_of, mark_sites, unmark_sites
-from softprompt_zoo.sites.reach.replaced_attention import adopt, release
+from softprompt_zoo.backbone.eval_mode import eval_mode
+from softprompt_zoo.sites.reach.attention_interface import PREFIX
+from softprompt_zoo.sites.reach.marks import mark_of
 from softprompt_zoo.sites.shared_pass import capture
+from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import Capture
 from softprompt_zoo.tokens.tokens import LayerTokens, SiteTokens
 
@@ -79,19 +80,14 @@ def is_ready(stack: Stack) -> bool:
 @contextlib.contextmanager
 def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
     """Make a model record, attached or not; restore it afterwards."""
-    unmarked = [s for s in stacks.values() if not all(map(mark_of, s.attentions.get(s.name, ())))]
-    modules = [stack.module for stack in stacks.values() if not stack.through_cache]
-    kept = [stack.module for stack in stacks.values() if stack.through_cache]
-    with (
-        trial(modules, lambda before: prompted_implementation(base_implementation(before))),
-        trial(kept, lambda before: before),
-    ):
+    new = [stack for stack in stacks.values() if not all(map(mark_of, stack.attentions.get(stack.name, ())))]
+    with eval_mode([stack.module for stack in stacks.values()]):
         try:
-            for stack in unmarked:
-                mark_sites(stack)
-                adopt(stack)
+            for stack in stacks.values():
+                stack.reach.choose_attention(stack)
+            for stack in new:
+                stack.reach.install(stack, None)
             yield
         finally:
-            for stack in unmarked:
-                unmark_sites(stack)
-                release(stack)
+            for stack in new:
+                stack.reach.remove(stack)

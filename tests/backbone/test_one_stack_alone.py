@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.backbone import finding
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.trial import stacks as finding
 
 WORDS, TEXT = torch.arange(50, 53)[None], torch.arange(4, 10)[None]
 

@@ -30,7 +30,9 @@ def test_a_name_that_is_written_is_followed(architecture, name):
 
 @pytest.mark.parametrize("architecture", ["llama", "bert", "whisper"])  # T5's stacks have configs of their own
 def test_the_check_notices_prompts_that_are_ignored(architecture, monkeypatch):
-    monkeypatch.setattr("softprompt_zoo.sites.hooks.follow_implementation", lambda stack, before: None)
+    monkeypatch.setattr(
+        "softprompt_zoo.sites.reach.on_our_attention.OnOurAttention.follow_attention", lambda *args: None
+    )
     with pytest.raises(AssertionError):
         check_written_name(architecture, "eager")
 

@@ -7,10 +7,10 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaRotaryEmbedding
 
 import softprompt_zoo as zoo
-from softprompt_zoo.backbone.finding import find_stacks
 from softprompt_zoo.testing.sizes import ROTARY
 from softprompt_zoo.trial import rehearsal
 from softprompt_zoo.trial.leading_layers import leading
+from softprompt_zoo.trial.stacks import find_stacks
 
 DEEP = {**ROTARY, "num_hidden_layers": 6}
 ODD = 4

@@ -18,12 +18,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from softprompt_zoo.backbone.backbone import Site
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.gates import add_gated
 from softprompt_zoo.sites.reach import block_masks
 from softprompt_zoo.sites.reach.marks import MARK, Mark
+from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
 
 PREFIX = "softprompt_zoo_"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from softprompt_zoo.backbone.backbone import Site
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.reach.attention_interface import PREFIX, eager_function, register_base
 from softprompt_zoo.sites.reach.marks import Mark, mark_of
+from softprompt_zoo.sites.site import Site
 
 RECORDED = "recorded_eager"
 """Name of the base implementation."""

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from softprompt_zoo.backbone.backbone import Site, Stack
+from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.stack import Stack
 
 MARK = "_softprompt_mark"
 """Attribute of an attention module that holds its `Mark`."""

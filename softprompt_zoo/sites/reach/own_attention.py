@@ -7,14 +7,14 @@ tokens have no relative bias.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone.backbone import Site
 from softprompt_zoo.sites.gates import add_gated
 from softprompt_zoo.sites.reach.attention_interface import drop, extend_mask, rows_of, visible_to
+from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
 
 SITE = "encoder"
@@ -95,8 +95,29 @@ def biased(
     return (output, weights) if output_attentions else (output,)
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {"self": disentangled, "attn": biased}
-"""By the name that the attention module has in its layer's `attention`, as in `stack_traits.CARRIED`."""
+class Kind(NamedTuple):
+    """One kind of attention, by what its modules have."""
+
+    name: str
+    """What the module is called in its layer's `attention`."""
+    parts: tuple[str, ...]
+    """What it has."""
+    key_projection: str
+    """Its part that makes the keys."""
+    attend: Callable[..., Any]
+    """What is called in its place, with the module, the state and the layer in front."""
+
+    def is_in(self, attention: Any) -> bool:
+        """Return whether a layer's `attention` has a module of this kind."""
+        module = getattr(attention, self.name, None)
+        return all(hasattr(module, part) for part in self.parts)
+
+
+KINDS = (
+    Kind("self", ("query_proj", "key_proj", "value_proj", "disentangled_attention_bias"), "key_proj", disentangled),
+    Kind("attn", ("q", "k", "v", "o", "num_attention_heads"), "k", biased),
+)
+"""DeBERTa-v2's, and MPNet's."""
 
 
 def _attend(

@@ -1,52 +1,61 @@
-"""State for stacks that do not hand keywords down to their attention, which is off transformers' interface.
+"""Attention of their own replaced for one call: for stacks that compute their scores themselves, DeBERTa's and MPNet's.
 
-The stack's own forward runs on a view of the stack, made for one call, in which the attention modules are replaced
-by the functions of `own_attention`. Nothing is written on modules.
+Such a stack does not hand keywords down. Its own forward runs on a view of the stack, made for one call, in which the
+attention modules are replaced by the functions of `own_attention`. Nothing is written on modules.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
-from softprompt_zoo.backbone.backbone import Stack
-from softprompt_zoo.backbone.probe import STATE_KEYWORD
+from softprompt_zoo.backbone.probe import STATE_KEYWORD, AttentionCall
 from softprompt_zoo.backbone.replaced_forward import check_view, note_prompted, rebind, restore
-from softprompt_zoo.backbone.traits import carried_name
-from softprompt_zoo.sites.reach.own_attention import FUNCTIONS
-from softprompt_zoo.sites.reach.views import view
+from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.reach.on_our_attention import OnOurAttention
+from softprompt_zoo.sites.reach.own_attention import KINDS, Kind
+from softprompt_zoo.sites.reach.views import view, with_call
+from softprompt_zoo.sites.stack import Look, Stack
 from softprompt_zoo.sites.state import CallState, Capture
+from softprompt_zoo.tokens.tokens import LayerShape
+
+_BASE = "_softprompt_carried"
+"""Attribute of a class of ours that holds the stack's own."""
 
 
-def adopt(stack: Stack) -> None:
-    """Let a stack with attention of its own take its state; others are left alone."""
-    module: Any = stack.module
-    if stack.is_carried and not hasattr(type(module), "_softprompt_carried"):
-        base: Any = type(module)
-        module.__class__ = _carrying_class(base)
-        rebind(module, _carrying_function)
+class ReplacedAttention(OnOurAttention):
+    """Encoders of which it is known what their attention computes."""
 
+    def find(self, look: Look) -> Sequence[AttentionCall]:
+        """Look for attention modules of a known kind in every layer."""
+        layers = () if look.error else getattr(getattr(look.module, "encoder", None), "layer", ())
+        kinds = [_kind_of(layer) for layer in layers]
+        return [_call_of(layer, kind) for layer, kind in zip(layers, kinds, strict=True) if kind] if all(kinds) else ()
 
-def release(stack: Stack) -> None:
-    """Undo `adopt`."""
-    module: Any = stack.module
-    if "_softprompt_carried" in type(module).__dict__:
-        restore(module)
-    module.__class__ = type(module).__dict__.get("_softprompt_carried", type(module))
+    def install(self, stack: Stack, model: Any) -> None:
+        """Give the stack a class whose forward takes the state, unless the model's prompted class is it already."""
+        super().install(stack, model)
+        module: Any = stack.module
+        if module is not model:
+            base: Any = type(module)
+            module.__class__ = _carrying_class(base)
+            rebind(module, _carrying_function)
 
+    def remove(self, stack: Stack) -> None:
+        """Undo `install`."""
+        super().remove(stack)
+        module: Any = stack.module
+        base = vars(type(module)).get(_BASE)
+        if base is not None:
+            restore(module)
+            module.__class__ = base
 
-def run(module: Any, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a stack's own forward with the state that is among its arguments.
+    def hand_over(self, model: Any, stack: Stack, call: Call) -> Any:
+        """Hand over by a view: such models keep keywords to themselves."""
+        return with_call(model, stack.module, call)
 
-    Args:
-        module: The stack's module.
-        forward: Its own forward, which takes it as `self`.
-        args: Positional arguments.
-        kwargs: Keywords; the state is taken out.
-
-    Returns:
-        The stack's output.
-    """
-    state = kwargs.pop(STATE_KEYWORD, None)
-    return forward(module if state is None else _view_of_stack(module, state), *args, **kwargs)
+    def run(self, module: Any, forward: Any, kwargs: dict[str, Any]) -> Any:
+        """Run the stack's own forward on a view with the state."""
+        return _run(module, forward, (), kwargs)
 
 
 @functools.cache
@@ -68,7 +77,7 @@ def _carrying_class(base: Any) -> Any:
             "forward": _carrying_function(base.forward),
             "__new__": new,
             "__reduce_ex__": reduce,
-            "_softprompt_carried": base,
+            _BASE: base,
         },
     )
 
@@ -78,9 +87,14 @@ def _carrying_function(function: Any) -> Any:
 
     @functools.wraps(function)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return run(self, function, args, kwargs)
+        return _run(self, function, args, kwargs)
 
     return note_prompted(forward)
+
+
+def _run(module: Any, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    state = kwargs.pop(STATE_KEYWORD, None)
+    return forward(module if state is None else _view_of_stack(module, state), *args, **kwargs)
 
 
 def _rebuild(base: Any) -> Any:
@@ -88,13 +102,25 @@ def _rebuild(base: Any) -> Any:
     return cls.__new__(cls)
 
 
+def _kind_of(layer: Any) -> Kind | None:
+    attention = getattr(layer, "attention", None)
+    return next((kind for kind in KINDS if kind.is_in(attention)), None)
+
+
+def _call_of(layer: Any, kind: Kind) -> AttentionCall:
+    attention = getattr(layer.attention, kind.name)
+    heads = attention.num_attention_heads
+    width = getattr(attention, kind.key_projection).out_features
+    return AttentionCall(attention, LayerShape(heads, width // heads, heads), is_cross=False, is_causal=False)
+
+
 def _view_of_stack(module: Any, state: CallState | Capture) -> Any:
     layers = []
     for index, layer in enumerate(module.encoder.layer):
         for part in (layer, layer.attention):
             check_view(part)
-        name: Any = carried_name(layer)
-        attend = functools.partial(FUNCTIONS[name], getattr(layer.attention, name), state, index)
-        layers.append(view(layer, attention=view(layer.attention, **{name: attend})))
+        kind: Any = _kind_of(layer)
+        attend = functools.partial(kind.attend, getattr(layer.attention, kind.name), state, index)
+        layers.append(view(layer, attention=view(layer.attention, **{kind.name: attend})))
     check_view(module.encoder)
     return view(module, encoder=view(module.encoder, layer=layers))

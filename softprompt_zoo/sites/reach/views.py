@@ -1,11 +1,9 @@
 """Objects that are a module but for some attributes, made for one call: how state reaches code that hands none on."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from softprompt_zoo.backbone.backbone import Stack
 from softprompt_zoo.backbone.replaced_forward import bound_to_view, check_view
 from softprompt_zoo.sites.call import Call
 
@@ -26,23 +24,19 @@ def view(module: nn.Module, **replaced: Any) -> Any:
     return made
 
 
-def hand_over(model: Any, stacks: Mapping[str, Stack], call: Call) -> Any:
-    """Let a model that keeps keywords to itself hand the call on to its stack.
+def with_call(model: Any, module: nn.Module, call: Call) -> Any:
+    """Let a model that keeps keywords to itself hand the call on to a module inside.
 
     Args:
         model: What the model's forward shall take as `self`. Not changed.
-        stacks: The model's stacks.
+        module: The module of a stack.
         call: The prompts of this forward.
 
     Returns:
-        The same, or a view of it.
+        A view of the model; the model itself if it is the module.
     """
-    for stack in stacks.values():
-        if stack.is_carried or stack.through_cache or stack.problem is not None:
-            path = next((name for name, child in model.named_modules() if child is stack.module), "")
-            if path:
-                model = _with_child(model, path.split("."), _Handing(stack.module, call))
-    return model
+    path = next((name for name, child in model.named_modules() if child is module), "")
+    return _with_child(model, path.split("."), _Handing(module, call)) if path else model
 
 
 def _with_child(module: Any, path: list[str], child: Any) -> Any:

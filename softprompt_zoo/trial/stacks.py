@@ -1,4 +1,4 @@
-"""Finding the stacks of a model by one tiny forward.
+"""The stacks of a model, found by one tiny forward, and the way by which each is reached.
 
 No table of model types: the probe replaces attention by a function that records who called it, with
 which sizes, and whether the per-call keyword arrived there.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from softprompt_zoo.backbone.backbone import Stack, trial
+from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.probe import (
     PROBE,
     PROBE_ENCODER_LENGTH,
@@ -25,9 +25,7 @@ from softprompt_zoo.backbone.probe import (
     Probe,
 )
 from softprompt_zoo.backbone.traits import (
-    CARRIED,
     cache_argument,
-    carried_name,
     embedding_scales,
     find_position_table,
     max_positions,
@@ -35,32 +33,37 @@ from softprompt_zoo.backbone.traits import (
     silent_features,
 )
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.tokens.tokens import LayerShape
+from softprompt_zoo.sites.reach.reaches import REACHES
+from softprompt_zoo.sites.reach.real_positions import RealPositions
+from softprompt_zoo.sites.stack import Look, Reach, Stack
 
 CARRIED_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 
 
-def find_stacks(model: PreTrainedModel) -> tuple[str, dict[str, Stack]]:
+def find_stacks(
+    model: PreTrainedModel, reaches: Sequence[Reach] = REACHES, problem: str | None = None
+) -> tuple[str, dict[str, Stack]]:
     """Find the stacks of a model, their attention modules and sizes. The model is left as it was.
 
     Args:
         model: Any transformers model; may be on the `meta` device.
+        reaches: The ways to reach them that are tried, in order.
+        problem: Why none of these works, where that is known.
 
     Returns:
-        The family, and the stacks by name.
+        The family, and the stacks by name; where no way is found, with `RealPositions`, which says why.
 
     Raises:
         UnsupportedError: If the model has no token embeddings, or layers whose state no prompt can enter.
     """
+    _refuse_uncarried_layers(model)
     modules = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
     # One stack of an encoder-decoder by itself shares the whole model's config.
     if model.config.is_encoder_decoder and modules["encoder"] is not modules["decoder"]:
-        _refuse_uncarried_layers(model)
-        encoder = _find_stack("encoder", modules["encoder"], model, None)
-        decoder = _find_stack("decoder", modules["decoder"], model, encoder)
+        encoder = _find_stack("encoder", modules["encoder"], model, None, reaches, problem)
+        decoder = _find_stack("decoder", modules["decoder"], model, encoder, reaches, problem)
         return "encoder_decoder", {"encoder": encoder, "decoder": decoder}
-    _refuse_uncarried_layers(model)
-    stack = _find_stack("decoder", _single_stack(model), model, None)
+    stack = _find_stack("decoder", _single_stack(model), model, None, reaches, problem)
     if stack.is_causal:
         return "causal", {"decoder": stack}
     attentions = {"encoder": stack.attentions.get("decoder", ())}
@@ -95,69 +98,79 @@ def _refuse_uncarried_layers(model: PreTrainedModel) -> None:
         )
 
 
-def _find_stack(name: str, module: nn.Module, model: PreTrainedModel, encoder: Stack | None) -> Stack:
+def _find_stack(
+    name: str,
+    module: PreTrainedModel,
+    model: PreTrainedModel,
+    encoder: Stack | None,
+    reaches: Sequence[Reach],
+    problem: str | None,
+) -> Stack:
     features = silent_features(module)
     embedding = _embedding(module if features is None else model, model)
-    for mode in (Idle(), contextlib.nullcontext()):
-        calls, scales, error = _probe(name, module, embedding, encoder, features, mode)
-        calls = calls or _carried(module)
-        problem = error or _problem(name, module, calls, encoder)
-        if problem is None:  # what is wrong is told of the model with its weights
-            break
-    shapes: dict[str, list[LayerShape]] = {}
-    attentions: dict[str, list[nn.Module]] = {}
-    for attention, shape, is_cross, _ in calls:
-        site = "cross" if is_cross else name
-        attentions.setdefault(site, []).append(attention)
-        shapes.setdefault(site, []).append(shape)
-    if problem:
-        attentions, shapes = {}, {}
-    parameters = inspect.signature(type(module).forward).parameters
     cache = cache_argument(type(module).forward)
-    is_causal = any(is_causal for *_, is_causal in calls) if calls else model.can_generate()
+    look = Look(module, embedding, cache, is_alone=encoder is None and name == "decoder")
+    for mode in (Idle(), contextlib.nullcontext()):  # what is wrong is told of the model with its weights
+        look = _run(look, name, encoder, features, mode)
+        reach, calls = _first(reaches, look)
+        if reach is not None:
+            break
+    calls = calls if reach is not None else look.calls
+    is_causal = any(call.is_causal for call in calls) if calls else model.can_generate()
+    if reach is None:
+        reach = RealPositions(
+            problem or look.error or _problem(look, calls) or "",
+            look.error is None and not (is_causal and look.is_alone) and _takes_real_positions(look, name, encoder),
+        )
+        calls = ()
+    sites = {"cross" if call.is_cross else name: None for call in calls}
     return Stack(
         name=name,
         module=module,
         embedding=embedding,
-        attentions={site: tuple(modules) for site, modules in attentions.items()},
-        shapes={site: tuple(layer_shapes) for site, layer_shapes in shapes.items()},
+        reach=reach,
+        attentions={site: tuple(c.module for c in calls if c.is_cross == (site == "cross")) for site in sites},
+        shapes={site: tuple(c.shape for c in calls if c.is_cross == (site == "cross")) for site in sites},
         is_causal=is_causal,
-        takes_position_ids="position_ids" in parameters,
+        takes_position_ids="position_ids" in inspect.signature(type(module).forward).parameters,
         cache_argument=cache,
         position_table=find_position_table(module, embedding, max_positions(model)),
-        problem=problem,
-        takes_real_positions=error is None
-        and not (is_causal and name == "decoder" and encoder is None)
-        and _takes_real_positions(set(parameters), bool(cache), name, encoder is not None),
-        ids_scale=scales[0],
-        embeddings_scale=scales[1],
+        ids_scale=look.scales[0],
+        embeddings_scale=look.scales[1],
         rotation_limit=rotation_limit(module.config),
         reads_sound=features is not None,
     )
 
 
-def _problem(name: str, module: Any, calls: Sequence[AttentionCall], encoder: Stack | None) -> str | None:
+def _first(reaches: Sequence[Reach], look: Look) -> tuple[Reach | None, Sequence[AttentionCall]]:
+    """Return the first way that reaches every layer, and what it reaches."""
+    for reach in reaches:
+        calls = reach.find(look)
+        if _problem(look, calls) is None:
+            return reach, calls
+    return None, ()
+
+
+def _problem(look: Look, calls: Sequence[AttentionCall]) -> str | None:
     """Say why keys and values cannot be placed in a stack that makes these calls; `None` if they can."""
     found = [call for call in calls if not call.is_cross]
     # Of an encoder-decoder's stack by itself, num_hidden_layers are the encoder's.
-    counts = [
-        getattr(module.config, name)
-        for name in ("decoder_layers", "num_hidden_layers")
-        if getattr(module.config, name, None) is not None
-    ]
+    names = ("decoder_layers", "num_hidden_layers")
+    counts = [count for count in (getattr(look.module.config, name, None) for name in names) if count is not None]
     if not found:
         return "its attention is not reached through transformers' attention interface"
-    if encoder is None and name == "decoder" and counts and len(found) not in counts:
+    if look.is_alone and counts and len(found) not in counts:
         return f"only {len(found)} of its {max(counts)} layers are attention that a prompt can enter"
     return None
 
 
-def _takes_real_positions(parameters: set[str], has_cache: bool, name: str, is_behind_encoder: bool) -> bool:
-    """Say whether input-level prompts can do without this stack's keys and values."""
-    if name == "encoder" or is_behind_encoder:  # of these the encoder alone gets them, which is never cached
-        return {"inputs_embeds", "attention_mask"} <= parameters or is_behind_encoder
-    has_cache = has_cache or bool({"cache_params", "use_cache"} & parameters)
-    return {"inputs_embeds", "attention_mask"} <= parameters and not has_cache
+def _takes_real_positions(look: Look, name: str, encoder: Stack | None) -> bool:
+    """Return whether input-level prompts can do without this stack's keys and values."""
+    parameters = set(inspect.signature(type(look.module).forward).parameters)
+    takes_embeddings = {"inputs_embeds", "attention_mask"} <= parameters
+    if name == "encoder" or encoder is not None:  # of these the encoder alone gets them, which is never cached
+        return takes_embeddings or encoder is not None
+    return takes_embeddings and not look.cache_argument and not {"cache_params", "use_cache"} & parameters
 
 
 def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:
@@ -173,26 +186,26 @@ def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:
     return embedding
 
 
-def _probe(
+def _run(
+    look: Look,
     name: str,
-    module: nn.Module,
-    embedding: nn.Module,
     encoder: Stack | None,
     features: Tensor | None,
     mode: contextlib.AbstractContextManager[Any],
-) -> tuple[list[AttentionCall], tuple[float, float], str | None]:
-    """Run a stack once on a few tokens, or on silence; record its attention calls and how it scales embeddings."""
-    probe = Probe()
+) -> Look:
+    """Run a stack once on a few tokens, or on silence; note its attention calls and how it scales embeddings."""
+    module, embedding, probe = look.module, look.embedding, Probe()
+    look = dataclasses.replace(look, is_idle=isinstance(mode, Idle), calls=(), error=None)
     weight: Any = embedding.weight
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
     # With a mask, no model looks for padding in the ids, which have no values on the meta device.
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), STATE_KEYWORD: probe}
     try:
-        with trial([module], lambda before: PROBE), torch.no_grad():
+        with eval_mode([module], PROBE), torch.no_grad():
             if features is not None:
                 with mode:
                     module(input_features=features, **{STATE_KEYWORD: probe})
-                return probe.calls, (1.0, 1.0), None
+                return dataclasses.replace(look, calls=probe.calls)
             if encoder is not None:
                 width = encoder.embed(ids).shape[-1]
                 states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)
@@ -206,19 +219,5 @@ def _probe(
             scales = embedding_scales(module, embedding, {**inputs, STATE_KEYWORD: None})
     except Exception as error:
         problem = f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
-        return [], (1.0, 1.0), problem
-    return probe.calls, scales, None
-
-
-def _carried(module: Any) -> list[AttentionCall]:
-    """Find the attention modules of an encoder off the interface."""
-    calls = []
-    for layer in getattr(getattr(module, "encoder", None), "layer", ()):
-        name = carried_name(layer)
-        if name is None:
-            return []
-        attention = getattr(layer.attention, name)
-        width = getattr(attention, CARRIED[name][1]).out_features
-        heads = attention.num_attention_heads
-        calls.append(AttentionCall(attention, LayerShape(heads, width // heads, heads), False, False))
-    return calls
+        return dataclasses.replace(look, error=problem)
+    return dataclasses.replace(look, calls=probe.calls, scales=scales)

@@ -1,0 +1,43 @@
+"""A model run as it is in use, on an attention function of choice, and left as it was."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from softprompt_zoo.backbone.quantized import keep_unpacked
+
+
+def attention_configs(model: PreTrainedModel) -> list[Any]:
+    """List the distinct config objects that choose the attention function of the model's modules."""
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    unique = {id(config): config for config in configs if hasattr(config, "_attn_implementation_internal")}
+    return list(unique.values())
+
+
+@contextlib.contextmanager
+def eval_mode(modules: Sequence[PreTrainedModel], attention: str | None = None) -> Iterator[None]:
+    """Put models or stacks into eval mode; restore it, and the attention functions that they choose, afterwards.
+
+    Args:
+        modules: The models.
+        attention: The name of the attention function that they are to run on; by default the one that they chose.
+
+    Yields:
+        Nothing.
+    """
+    configs = [config for module in modules for config in attention_configs(module)]
+    before = [config._attn_implementation_internal for config in configs]
+    training = [(child, child.training) for module in modules for child in module.modules()]
+    try:
+        for config in configs if attention is not None else ():
+            config._attn_implementation_internal = attention
+        for module in modules:
+            keep_unpacked(module.eval())
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
+        for child, mode in training:
+            child.training = mode

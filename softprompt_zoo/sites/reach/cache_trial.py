@@ -1,0 +1,73 @@
+"""A cache that notes which module hands it the keys and values of each layer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone.eval_mode import eval_mode
+from softprompt_zoo.backbone.probe import PROBE_LENGTH, AttentionCall
+from softprompt_zoo.sites.reach.cache_view import CacheView
+from softprompt_zoo.sites.stack import Look
+from softprompt_zoo.tokens.tokens import LayerShape
+
+
+@torch.no_grad()
+def run_on_view(look: Look) -> dict[int, AttentionCall]:
+    """Run a stack on a few tokens with a cache that takes notes. The stack is left as it was.
+
+    Args:
+        look: What is known of the stack.
+
+    Returns:
+        By layer the module that handed over its keys and values; nothing if the run failed.
+    """
+    view = _NotingView()
+    weight: Any = look.embedding.weight
+    ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
+    handles = [m.register_forward_pre_hook(view.enter) for m in look.module.modules()]
+    handles += [m.register_forward_hook(view.leave, always_call=True) for m in look.module.modules()]
+    try:
+        with eval_mode([look.module]):
+            look.module(input_ids=ids, use_cache=True, **{look.cache_argument: view})
+    except Exception:
+        return {}  # without a cache as we know it; the reason that was found before says more
+    finally:
+        for handle in handles:
+            handle.remove()
+    return view.found
+
+
+class _NotingView(CacheView):
+    """Notes which module hands over the keys and values of each layer."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None, None, "decoder")
+        self.found: dict[int, AttentionCall] = {}
+        self._running: list[nn.Module] = []
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self._running.append(module)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._running.pop()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        module = self._running[-1]
+        heads = next((h for h in (getattr(module, n, None) for n in _HEADS) if isinstance(h, int)), 0)
+        shape = LayerShape(key_states.shape[1], key_states.shape[3], heads, _window(module), value_states.shape[3])
+        self.found[layer_idx] = AttentionCall(module, shape, is_cross=False, is_causal=True)
+        return key_states, value_states
+
+
+_HEADS = ("num_attention_heads", "num_heads", "n_heads")
+
+
+def _window(module: Any) -> int | None:
+    """Return the width of an attention's sliding window, as far as it can be told."""
+    config = getattr(module, "config", None)
+    if getattr(module, "attention_type", None) == "local":
+        return getattr(config, "window_size", None)
+    return getattr(module, "sliding_window", None) or getattr(config, "sliding_window", None)

@@ -1,0 +1,159 @@
+"""Through the cache: for causal models that compute attention themselves, but ask their cache for keys and values.
+
+Such a model gets, for one call, a view of its cache, which shows the prompt's keys and values in front of the text's.
+It takes no state of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Cache, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from softprompt_zoo.backbone.probe import AttentionCall
+from softprompt_zoo.backbone.traits import given_cache, without_cache
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.reach.attention_interface import rows_of
+from softprompt_zoo.sites.reach.cache_trial import run_on_view
+from softprompt_zoo.sites.reach.cache_view import CacheView
+from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
+from softprompt_zoo.sites.reach.views import with_call
+from softprompt_zoo.sites.stack import Look, Reach, Stack
+from softprompt_zoo.sites.state import CallState, Capture
+from softprompt_zoo.tokens.tokens import LayerTokens, Placement
+
+CHECKPOINTS = "_can_checkpoint_with_cache"
+"""transformers' name for layers that keep their cache when a checkpoint computes them again; a view may be kept."""
+
+
+class ThroughCache(Reach):
+    """Bloom, Falcon, GPT-J and others."""
+
+    uses_cache = True
+    texts_apart = "prompts enter this model through its cache, so give each text a row"
+
+    def find(self, look: Look) -> Sequence[AttentionCall]:
+        """Run the model's only stack with a cache that notes who hands keys and values over."""
+        layers = getattr(look.module.config, "num_hidden_layers", None)
+        if look.is_idle or not look.is_alone or not look.cache_argument or layers is None:
+            return ()
+        found = run_on_view(look)
+        return [found[layer] for layer in range(layers)] if sorted(found) == list(range(layers)) else ()
+
+    def install(self, stack: Stack, model: Any) -> None:
+        """Mark the attention modules, and let layers keep the view under checkpointing."""
+        mark_sites(stack)
+        for layer in _checkpointed(stack):
+            setattr(layer, CHECKPOINTS, True)
+
+    def remove(self, stack: Stack) -> None:
+        """Undo `install`."""
+        unmark_sites(stack)
+        for layer in _checkpointed(stack):
+            layer.__dict__.pop(CHECKPOINTS, None)
+
+    def hand_over(self, model: Any, stack: Stack, call: Call) -> Any:
+        """Hand over by a view: such models keep keywords to themselves."""
+        return with_call(model, stack.module, call)
+
+    def enter(self, stack: Stack, state: CallState | Capture, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Give the stack a view as its cache, and a mask over prompt and text where one is needed.
+
+        Raises:
+            UnsupportedError: If the attention mask is not 2-D.
+        """
+        capture = state if isinstance(state, Capture) else None
+        call = state.prior if isinstance(state, Capture) else state
+        inner = _cache_of_text(stack.module, kwargs if capture is None else {"use_cache": False, **kwargs})
+        view = CacheView(inner, call, capture, stack.name)
+        shown = {**without_cache(kwargs), stack.cache_argument: view, "use_cache": inner is not None}
+        text = stack.text(kwargs)
+        if view.prompt is None or call is None or text is None:
+            return shown
+        mask = _mask_of_text(stack, kwargs, text, view)
+        if mask is None:
+            return shown
+        return {**shown, "attention_mask": _mask(view, call, mask, text)}
+
+    def leave(self, stack: Stack, output: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Take out the view and the prompt's columns."""
+        view = kwargs[stack.cache_argument]
+        shown = {**without_cache(output), stack.cache_argument: view.inner}
+        if shown.get("attentions") is not None:
+            shown["attentions"] = tuple(None if part is None else view.text_only(part) for part in shown["attentions"])
+        return type(output)(**shown)
+
+    def counted(self, past: Any, tokens: int) -> Any:
+        """Count the prompt, too: it is in the view."""
+        return past + tokens
+
+    def refuse(self, placement: Placement, windows: bool) -> None:
+        """Refuse weights, gates, and tokens that windows are not to hide."""
+        where = "this model's attention is reached through its cache only"
+        if placement.weight != 1.0:
+            raise UnsupportedError(
+                f"the prompt's weight is {placement.weight}, but {where}, which has no place for weights; give it the "
+                "weight 1"
+            )
+        sites = placement.tokens.sites.values() if isinstance(placement.tokens, LayerTokens) else ()
+        if any(site.gates is not None for site in sites):
+            raise UnsupportedError(f"{where}, which has no place for gated tokens; choose a method without gates")
+        if placement.always_visible and windows:
+            raise UnsupportedError(
+                f"always_visible is True, but {where} and hides what its windows hide; choose always_visible=False"
+            )
+
+
+def _checkpointed(stack: Stack) -> list[GradientCheckpointingLayer]:
+    return [layer for layer in stack.module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
+
+def _cache_of_text(module: Any, kwargs: dict[str, Any]) -> Cache | None:
+    if module.training and any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
+        return None  # as the model does
+    given = given_cache(kwargs)
+    wanted = kwargs.get("use_cache")
+    wanted = getattr(module.config, "use_cache", False) if wanted is None else wanted
+    return DynamicCache(config=module.config) if given is None and wanted else given
+
+
+def _mask_of_text(stack: Stack, kwargs: dict[str, Any], text: Tensor, view: CacheView) -> Tensor | None:
+    """Return the text's mask `(rows, length)`, or one without padding; `None` if none is needed."""
+    mask, prompt, inner = kwargs.get("attention_mask"), view.prompt, view.inner
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return mask
+    if mask is not None:
+        kind = f"{mask.ndim}-D" if isinstance(mask, Tensor) else type(mask).__name__
+        raise UnsupportedError(
+            f"a prompt in {type(stack.module).__name__} needs an attention mask of shape (rows, length), not a {kind} "
+            "one; pass the 2-D mask"
+        )
+    if prompt is None or (prompt.present is None and not (inner is not None and inner.is_compileable)):
+        return None
+    length = text.shape[1] + (0 if inner is None else inner.get_seq_length())
+    return torch.ones(text.shape[0], int(length), dtype=torch.long, device=prompt.keys[0].device)
+
+
+def _mask(view: CacheView, call: CallState, mask: Tensor, text: Tensor) -> Tensor:
+    """Extend the text's mask over the prompt, in the view's order of columns, which is found here."""
+    prompt: Any = view.prompt
+    device = prompt.keys[0].device
+    present = torch.ones(1, view.tokens, dtype=torch.bool, device=device)
+    if prompt.present is not None:
+        present = rows_of(prompt.present, call.rows, text.shape[0])
+    # A static cache has free columns behind the text; models with ALiBi want a mask over them too.
+    free = view.get_mask_sizes(text.shape[1], 0)[0] - view.tokens - mask.shape[1]
+    seen = functional.pad(mask.to(device).bool(), (0, max(0, free))).expand(text.shape[0], -1)
+    present = present.expand(text.shape[0], -1)
+    valid = torch.cat([present, seen], dim=1)
+    # A stable sort: absent tokens and padding on the left, then the prompt, then the text with what follows it.
+    is_left = seen.long().cumsum(dim=1) == 0
+    place = torch.cat([present.long(), torch.where(is_left, 0, 2)], dim=1)
+    if prompt.present is not None or torch.compiler.is_compiling() or bool(is_left.any()):
+        view.order = place.argsort(dim=1, stable=True)
+        valid = valid.gather(1, view.order)
+    return valid.to(mask.dtype)

@@ -1,0 +1,12 @@
+"""The place of one attention module in a model."""
+
+from typing import NamedTuple
+
+
+class Site(NamedTuple):
+    """The place of one attention module."""
+
+    name: str
+    """`"encoder"`, `"decoder"` or `"cross"`."""
+    layer: int
+    """Index within the site, from 0."""
