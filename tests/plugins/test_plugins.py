@@ -21,12 +21,28 @@ from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.tokens.tokens import to_tensors
 from softprompt_zoo.trial.examination import inspect_backbone
 
-README = Path(__file__).parents[2] / "plugins" / "README.md"
-BLOCKS = {
-    language: re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL) for language in ("toml", "python")
+DOCS = Path(__file__).parents[2] / "docs"
+FILES = {
+    name: text
+    for page in (DOCS / "tutorials/first-plugin.md", DOCS / "how-to/add-a-method.md")
+    for name, text in re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', page.read_text(), re.DOTALL | re.MULTILINE)
 }
-LOW_RANK_PROJECT, WRAPPER_ENTRY = BLOCKS["toml"]
-LOW_RANK, README_USE, WRAPPER = BLOCKS["python"]
+LOW_RANK_PROJECT, LOW_RANK = FILES["pyproject.toml"], FILES["softprompt_zoo_low_rank.py"]
+WRAPPER = FILES["softprompt_zoo_halve.py"]
+THREE_HOOKS = (
+    LOW_RANK
+    + """
+
+@zoo.hookimpl
+def inject(tokens: zoo.VirtualTokens) -> zoo.Placement:
+    return zoo.Placement(tokens)
+
+
+@zoo.hookimpl
+def merge(parameters: Parameters) -> zoo.VirtualTokens:
+    return zoo.InputTokens(parameters.left @ parameters.right)
+"""
+)
 
 
 @pytest.fixture
@@ -138,7 +154,7 @@ def test_a_plugin_of_two_files_is_installed_used_saved_and_loaded_in_a_fresh_pro
     folder = f"FOLDER = {str(saved)!r}\n"
     assert run(folder + USE, site).splitlines() == [
         "low_rank ('decomposed_prompt',) softprompt-zoo-low-rank 0.1.0",
-        "Low rank: trains the embeddings of virtual tokens as the product of two thin matrices.",
+        "Low rank: trains embeddings of virtual tokens as a product of two thin matrices.",
         "rank is 0; expected an integer of at least 1",
     ]
     loaded, told = run(folder + f"SITE = {str(site)!r}\n" + RELOAD, site).splitlines()
@@ -150,11 +166,11 @@ def test_a_plugin_of_two_files_is_installed_used_saved_and_loaded_in_a_fresh_pro
 BROKEN = {
     "import": ("import no_such_module_anywhere\n" + LOW_RANK, "ModuleNotFoundError: No module named"),
     "argument": (
-        LOW_RANK.replace("def inject(tokens:", "def inject(weather, tokens:"),
+        THREE_HOOKS.replace("def inject(tokens:", "def inject(weather, tokens:"),
         "its hook 'inject' asks for 'weather'; it may ask for config, parameters, tokens, backbone",
     ),
     "misspelt": (
-        LOW_RANK.replace("def inject(", "def injct("),
+        THREE_HOOKS.replace("def inject(", "def injct("),
         "there is no hook 'injct'; did you mean 'inject'? hooks are build_virtual_tokens, inject, merge",
     ),
 }
@@ -175,7 +191,7 @@ LATE = {
 
 
 def test_broken_plugins_are_told_in_one_line_each_and_the_others_keep_working(site, backbone):
-    for name, (source, _) in (BROKEN | LATE | {"sound": (LOW_RANK, ""), "Prompt-Tuning": (LOW_RANK, "")}).items():
+    for name, (source, _) in (BROKEN | LATE | {"sound": (THREE_HOOKS, ""), "Prompt-Tuning": (LOW_RANK, "")}).items():
         source = source.replace('ALIASES = ("decomposed_prompt",)\n', "")
         lay_out(site, f"softprompt-zoo-{name.lower()}", source, {"softprompt_zoo": name})
     lay_out(site, "softprompt-zoo-around", "1 / 0\n", {"softprompt_zoo.wrappers": "around"})
@@ -262,7 +278,7 @@ def test_a_wrapper_acts_on_every_method_and_a_broken_one_on_none(site, backbone,
 
     plain = built(Registry())
     assert set(plain) >= {"low_rank", "prompt_tuning", "prefix_tuning"}
-    every = WRAPPER[: WRAPPER.index("    return ")] + EVERY
+    every = WRAPPER[: WRAPPER.index("    if isinstance")] + EVERY
     lay_out(site, "softprompt-zoo-halve", every, {"softprompt_zoo.wrappers": "halve"})
     broken = WRAPPER.replace("build_virtual_tokens()", "build_virtual_tokens(weather)")
     lay_out(site, "softprompt-zoo-broken", broken, {"softprompt_zoo.wrappers": "broken"})
@@ -273,10 +289,7 @@ def test_a_wrapper_acts_on_every_method_and_a_broken_one_on_none(site, backbone,
         assert all(torch.equal(a * 0.5, b) for a, b in zip(tensors, wrapped[name], strict=True)), name
 
 
-def test_the_readme_s_wrapper_halves_input_tokens(backbone):
-    assert tomllib.loads(WRAPPER_ENTRY)["project"]["entry-points"]["softprompt_zoo.wrappers"] == {
-        "halve": "softprompt_zoo_halve"
-    }
+def test_the_wrapper_in_the_docs_halves_input_tokens(backbone):
     halve = types.ModuleType("softprompt_zoo_halve")
     exec(WRAPPER, vars(halve))
     zoo.register(halve)
@@ -288,17 +301,16 @@ def test_the_readme_s_wrapper_halves_input_tokens(backbone):
     assert torch.equal(prompt.place(backbone).tokens.embeddings, prompt.learned.embeddings)
 
 
-def test_the_readme_names_what_it_shows():
+def test_the_tutorial_s_project_names_the_file_it_shows():
     project = tomllib.loads(LOW_RANK_PROJECT)
     ((name, module),) = project["project"]["entry-points"]["softprompt_zoo"].items()
     assert project["project"]["name"] == f"softprompt-zoo-{name.replace('_', '-')}"
     assert module == f"softprompt_zoo_{name}" == project["tool"]["setuptools"]["py-modules"][0]
-    assert f'zoo.get_method("{name}")' in README_USE
 
 
 @pytest.mark.parametrize("block", [LOW_RANK, WRAPPER])
-def test_the_readme_s_code_is_formatted(tmp_path, block):
+def test_the_code_of_the_docs_is_formatted(tmp_path, block):
     path = tmp_path / "block.py"
     path.write_text(block)
-    command = [sys.executable, "-m", "ruff", "format", "--check", "--isolated", "--line-length", "120", str(path)]
+    command = [sys.executable, "-m", "ruff", "format", "--check", "--isolated", "--line-length", "88", str(path)]
     assert subprocess.run(command, capture_output=True).returncode == 0
