@@ -18,29 +18,57 @@ class Names:
     """Candidate to the name that it cannot have, in a sentence."""
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class _Claim:
+    """That a candidate calls itself by a name."""
+
+    rank: int
+    """0 for the package's own, 1 for a stranger's name, 2 for a stranger's alias; the lowest gets the name."""
+    name: str
+    """As the candidate spells it."""
+    candidate: Candidate = dataclasses.field(compare=False)
+
+
 def assign_names(methods: list[Candidate]) -> Names:
     """Give each name to one method: built-in names and aliases first, then strangers' names, then their aliases."""
-    claims: dict[str, dict[Candidate, tuple[int, str]]] = {}
-    for candidate in methods:
-        for rank, name in enumerate((candidate.name, *candidate.aliases)):
-            claim = (0 if candidate.distribution == OWN_DISTRIBUTION else min(rank, 1) + 1, name)
-            claims.setdefault(normalize(name), {}).setdefault(candidate, claim)
     owners: dict[str, Candidate] = {}
     clashes: dict[str, str] = {}
     problems: dict[Candidate, str] = {}
-    for key, group in claims.items():
-        best, name = min(group.values())
-        ordered = sorted(group, key=lambda candidate: group[candidate][0])
-        is_clash = [rank for rank, _ in group.values()].count(best) > 1
-        offers = " and ".join(candidate.describe() for candidate in ordered)
-        advice = "uninstall one, or use other names of theirs" if is_clash else "the first keeps it; rename the other"
-        text = f"{len(group)} plugins offer the name {name!r}: {offers}; {advice}"
+    for key, claims in _claims(methods).items():
+        is_clash = len(claims) > 1 and claims[0].rank == claims[1].rank
+        text = _describe(claims, is_clash)
         if is_clash:
             clashes[key] = text
         else:
-            owners[key] = ordered.pop(0)
-        problems = dict.fromkeys(ordered, text) | problems
-    usable = {key: c for key, c in owners.items() if owners.get(normalize(c.name)) == c}
-    own = {c: tuple(alias for alias in c.aliases if usable.get(normalize(alias)) == c) for c in usable.values()}
-    found = {key: dataclasses.replace(c, aliases=own[c]) for key, c in usable.items()}
-    return Names(found, clashes, problems)
+            owners[key] = claims[0].candidate
+        losers = claims if is_clash else claims[1:]
+        problems = {claim.candidate: text for claim in losers} | problems
+    return Names(_without_lost_aliases(owners), clashes, problems)
+
+
+def _claims(methods: list[Candidate]) -> dict[str, list[_Claim]]:
+    """List who claims each normalized name, the strongest first; each candidate once."""
+    found: dict[str, dict[Candidate, _Claim]] = {}
+    for candidate in methods:
+        is_own = candidate.distribution == OWN_DISTRIBUTION
+        for position, name in enumerate((candidate.name, *candidate.aliases)):
+            claim = _Claim(0 if is_own else min(position, 1) + 1, name, candidate)
+            found.setdefault(normalize(name), {}).setdefault(candidate, claim)
+    return {key: sorted(group.values(), key=lambda claim: claim.rank) for key, group in found.items()}
+
+
+def _describe(claims: list[_Claim], is_clash: bool) -> str:
+    offers = " and ".join(claim.candidate.describe() for claim in claims)
+    advice = "uninstall one, or use other names of theirs" if is_clash else "the first keeps it; rename the other"
+    return f"{len(claims)} plugins offer the name {min(claims).name!r}: {offers}; {advice}"
+
+
+def _without_lost_aliases(owners: Mapping[str, Candidate]) -> dict[str, Candidate]:
+    """Leave out whoever did not get its own name, and of the others the aliases that they did not get."""
+    usable = {key: candidate for key, candidate in owners.items() if owners.get(normalize(candidate.name)) == candidate}
+
+    def kept(candidate: Candidate) -> Candidate:
+        aliases = tuple(alias for alias in candidate.aliases if usable.get(normalize(alias)) == candidate)
+        return dataclasses.replace(candidate, aliases=aliases)
+
+    return {key: kept(candidate) for key, candidate in usable.items()}

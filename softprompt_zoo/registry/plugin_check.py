@@ -1,6 +1,5 @@
 """What a plugin must be to be loaded: the check of its hooks and attributes, and the managers that call them."""
 
-import dataclasses
 import difflib
 import inspect
 import types
@@ -10,16 +9,13 @@ from typing import Any
 import pluggy
 
 from softprompt_zoo import hookspecs
-from softprompt_zoo.config.method_config import MethodConfig
-from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import PluginError
+from softprompt_zoo.registry.attribute_check import problems_of_attributes
 from softprompt_zoo.registry.discovery import WRAPPER_GROUP, Candidate
 
 HOOKS = ("build_virtual_tokens", "inject", "merge")
 """Those that give a value to every prompt; a method need not have those of `default_hooks`."""
 REQUIRED_HOOK = "build_virtual_tokens"
-RESERVED_OPTIONS = ("method", "model", "name", "self")
-"""Arguments of the calls that take a method's options beside them: what a user gave would never reach the config."""
 OPTIONAL_HOOKS = ("training_loss", "after_step", "parameter_groups", "write_peft", "read_peft")
 
 
@@ -92,58 +88,33 @@ def is_wrapper(plugin: object) -> bool:
 
 def problems_of(plugin: Any, group: str) -> Iterator[str]:
     """Say, in a line each, how a plugin breaks the contract."""
-    known = (*HOOKS, *OPTIONAL_HOOKS)
     for name, hook in marked(plugin):
-        if name not in known:
-            hint = nearest(name, {hook: hook for hook in known})
-            yield f"there is no hook {name!r}; {hint}hooks are {', '.join(known)}"
-        allowed = tuple(inspect.signature(getattr(hookspecs, name)).parameters)
-        unknown = [argument for argument in hook.argnames if argument not in allowed]
-        if unknown:
-            yield f"its hook {name!r} asks for {unknown[0]!r}; it may ask for {', '.join(allowed)}"
-    if group == WRAPPER_GROUP:
-        if not is_wrapper(plugin):
-            yield "it is no wrapper; mark its hooks, all of them, hookimpl(wrapper=True)"
-        return
+        yield from _problems_of_hook(name, hook)
+    if group != WRAPPER_GROUP:
+        yield from _problems_of_method(plugin)
+    elif not is_wrapper(plugin):
+        yield "it is no wrapper; mark its hooks, all of them, hookimpl(wrapper=True)"
+
+
+def _problems_of_hook(name: str, hook: pluggy.HookImpl) -> Iterator[str]:
+    known = (*HOOKS, *OPTIONAL_HOOKS)
+    if name not in known:
+        hint = nearest(name, {hook: hook for hook in known})
+        yield f"there is no hook {name!r}; {hint}hooks are {', '.join(known)}"
+    allowed = tuple(inspect.signature(getattr(hookspecs, name)).parameters)
+    unknown = [argument for argument in hook.argnames if argument not in allowed]
+    if unknown:
+        yield f"its hook {name!r} asks for {unknown[0]!r}; it may ask for {', '.join(allowed)}"
+
+
+def _problems_of_method(plugin: Any) -> Iterator[str]:
     if is_wrapper(plugin):
         yield f"it has only wrappers; publish it under the entry-point group {WRAPPER_GROUP!r}"
-    own = {name for name, hook in marked(plugin) if not (hook.wrapper or hook.hookwrapper)}
-    if REQUIRED_HOOK not in own:
+    hooks = marked(plugin)
+    if REQUIRED_HOOK not in {name for name, hook in hooks if not (hook.wrapper or hook.hookwrapper)}:
         yield f"it has no hook {REQUIRED_HOOK!r}; a method has one, marked softprompt_zoo.hookimpl"
+    names = {name for name, _ in hooks}
     for name in HOOKS:
-        if name not in {hook for hook, _ in marked(plugin)} and callable(getattr(plugin, name, None)):
+        if name not in names and callable(getattr(plugin, name, None)):
             yield f"its {name!r} is not marked softprompt_zoo.hookimpl, so nobody would call it; mark it or rename it"
-    yield from _problems_of_attributes(plugin)
-
-
-def _problems_of_attributes(plugin: Any) -> Iterator[str]:
-    config: Any = getattr(plugin, "Config", None)
-    is_config = isinstance(config, type) and issubclass(config, MethodConfig)
-    if not is_config or (inspect.get_annotations(config) and "__dataclass_params__" not in vars(config)):
-        yield f"its Config is {config!r}; expected a dataclass that extends softprompt_zoo.MethodConfig"
-    else:
-        taken = [field.name for field in dataclasses.fields(config) if field.name in RESERVED_OPTIONS]
-        if taken:
-            reserved = ", ".join(map(repr, RESERVED_OPTIONS))
-            yield f"its Config has an option {taken[0]!r}; {reserved} are arguments of the calls that take options"
-        base = {field.name for field in dataclasses.fields(MethodConfig)}
-        hidden = [f.name for f in dataclasses.fields(config) if f.name not in base and hasattr(MethodConfig, f.name)]
-        if hidden:
-            advice = "num_tasks for a number of tasks" if hidden[0] == "tasks" else "call it otherwise"
-            yield f"its Config has an option {hidden[0]!r}, which hides MethodConfig.{hidden[0]}; {advice}"
-    if not callable(getattr(plugin, "Parameters", None)):
-        yield "it has no Parameters; expected a torch.nn.Module that takes (config, backbone)"
-    recipe = getattr(plugin, "RECIPE", None)
-    if not isinstance(recipe, Recipe | None):
-        yield f"its RECIPE is {recipe!r}; expected a softprompt_zoo.Recipe"
-    for name in ("ALIASES", "PEFT_TYPES"):
-        value = getattr(plugin, name, ())
-        if not (isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)):
-            yield f"its {name} is {value!r}; expected a tuple of strings"
-    plain = getattr(plugin, "HOLDS_PLAIN", None)
-    if not isinstance(plain, type | None):
-        yield f"its HOLDS_PLAIN is {plain!r}; expected a class of virtual tokens"
-    examples = getattr(plugin, "EXAMPLE_OPTIONS", None)
-    is_pair = isinstance(examples, tuple) and len(examples) == 2 and all(isinstance(e, Mapping) for e in examples)
-    if examples is not None and not is_pair:
-        yield f"its EXAMPLE_OPTIONS are {examples!r}; expected a tuple of two dictionaries"
+    yield from problems_of_attributes(plugin)

@@ -171,32 +171,28 @@ class Registry:
             ValueError: If the name has other characters than letters, digits, `_` and `-`.
             PluginError: If the name is taken or the plugin breaks the contract.
         """
-        if name is None:
-            name = getattr(plugin, "NAME", getattr(plugin, "__name__", type(plugin).__name__).rpartition(".")[2])
-        if not isinstance(name, str):
-            raise TypeError(f"plugin name is {name!r} ({type(name).__name__}); expected a string")
-        if not re.fullmatch(r"[\w-]*[^\W_][\w-]*", name):
-            raise ValueError(f"plugin name is {name!r}; expected letters, digits, '_' and '-'")
-        group = WRAPPER_GROUP if is_wrapper(plugin) else GROUP
-        summary = (inspect.getdoc(plugin) or "").split("\n")[0]
-        candidate = Candidate(name, group, "zoo.register", "", lambda: plugin, summary=summary)
+        candidate = _by_hand(plugin, name)
         checked = load_checked(candidate)
         aliases, peft_types = (tuple(getattr(plugin, name, ())) for name in ("ALIASES", "PEFT_TYPES"))
         candidate = dataclasses.replace(candidate, aliases=aliases, peft_types=peft_types)
         with self._lock:
-            names = self._resolve()
-            for wanted in (name, *candidate.aliases):
-                owner = self._by_hand.get(normalize(wanted)) or names.owners.get(normalize(wanted))
-                if owner or normalize(wanted) in names.clashes:
-                    by = owner.describe() if owner else "several plugins"
-                    is_by_hand = owner in self._by_hand.values()
-                    again = f", or zoo.unregister({owner.name!r}) first" if owner and is_by_hand else ""
-                    raise PluginError(f"the name {wanted!r} is taken by {by}; choose another{again}")
-            self._by_hand[normalize(name)] = candidate
+            for wanted in (candidate.name, *aliases):
+                self._check_free(wanted)
+            self._by_hand[normalize(candidate.name)] = candidate
             self._outcomes[candidate] = checked
             self._seen = None
         self._update_wrappers()
         return plugin
+
+    def _check_free(self, name: str) -> None:
+        """Refuse a name or alias that finds another plugin, or several."""
+        key, names = normalize(name), self._resolve()
+        owner = self._by_hand.get(key) or names.owners.get(key)
+        if owner is None and key not in names.clashes:
+            return
+        by = owner.describe() if owner else "several plugins"
+        again = f", or zoo.unregister({owner.name!r}) first" if owner and owner in self._by_hand.values() else ""
+        raise PluginError(f"the name {name!r} is taken by {by}; choose another{again}")
 
     def unregister(self, name: str) -> None:
         """Take back a `register`; prompts that use the method keep working.
@@ -279,6 +275,19 @@ class Registry:
                 self._wrappers = found
                 for method in self._methods.values():
                     method._wrap(found)
+
+
+def _by_hand(plugin: object, name: object) -> Candidate:
+    """Describe what is registered from a notebook, say; arguments and errors as of `Registry.register`."""
+    if name is None:
+        name = getattr(plugin, "NAME", getattr(plugin, "__name__", type(plugin).__name__).rpartition(".")[2])
+    if not isinstance(name, str):
+        raise TypeError(f"plugin name is {name!r} ({type(name).__name__}); expected a string")
+    if not re.fullmatch(r"[\w-]*[^\W_][\w-]*", name):
+        raise ValueError(f"plugin name is {name!r}; expected letters, digits, '_' and '-'")
+    group = WRAPPER_GROUP if is_wrapper(plugin) else GROUP
+    summary = (inspect.getdoc(plugin) or "").split("\n")[0]
+    return Candidate(name, group, "zoo.register", "", lambda: plugin, summary=summary)
 
 
 registry = Registry()

@@ -10,8 +10,8 @@ import softprompt_zoo as zoo
 from softprompt_zoo.method import Method
 from softprompt_zoo.methods import BUILTINS
 from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.registry.attribute_check import RESERVED_OPTIONS
 from softprompt_zoo.registry.discovery import GROUP, Candidate
-from softprompt_zoo.registry.plugin_check import RESERVED_OPTIONS
 
 
 def test_reserved_options_are_the_arguments_of_the_calls_that_take_options():

@@ -1,0 +1,74 @@
+"""What a plugin's attributes must be: each check says what is wrong with one, or nothing."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.recipe import Recipe
+
+RESERVED_OPTIONS = ("method", "model", "name", "self")
+"""Arguments of the calls that take a method's options beside them: what a user gave would never reach the config."""
+
+
+def problems_of_attributes(plugin: Any) -> Iterator[str]:
+    """Say, in a line each, which attributes break the contract."""
+    attributes: dict[str, Any] = {name: getattr(plugin, name, default) for name, (default, _) in CHECKS.items()}
+    problems = (check(name, attributes[name]) for name, (_, check) in CHECKS.items())
+    yield from (problem for problem in problems if problem is not None)
+
+
+def _config(_: str, config: Any) -> str | None:
+    is_config = isinstance(config, type) and issubclass(config, MethodConfig)
+    if not is_config or (inspect.get_annotations(config) and "__dataclass_params__" not in vars(config)):
+        return f"its Config is {config!r}; expected a dataclass that extends softprompt_zoo.MethodConfig"
+    options = [field.name for field in dataclasses.fields(config)]
+    taken = next((name for name in options if name in RESERVED_OPTIONS), None)
+    if taken is not None:
+        reserved = ", ".join(map(repr, RESERVED_OPTIONS))
+        return f"its Config has an option {taken!r}; {reserved} are arguments of the calls that take options"
+    base = {field.name for field in dataclasses.fields(MethodConfig)}
+    hidden = next((name for name in options if name in {*dir(MethodConfig)} - base), None)
+    if hidden is not None:
+        advice = "num_tasks for a number of tasks" if hidden == "tasks" else "call it otherwise"
+        return f"its Config has an option {hidden!r}, which hides MethodConfig.{hidden}; {advice}"
+    return None
+
+
+def _parameters(_: str, parameters: Any) -> str | None:
+    return (
+        None
+        if callable(parameters)
+        else "it has no Parameters; expected a torch.nn.Module that takes (config, backbone)"
+    )
+
+
+def _recipe(_: str, recipe: Any) -> str | None:
+    return None if isinstance(recipe, Recipe | None) else f"its RECIPE is {recipe!r}; expected a softprompt_zoo.Recipe"
+
+
+def _texts(name: str, value: Any) -> str | None:
+    is_right = isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)
+    return None if is_right else f"its {name} is {value!r}; expected a tuple of strings"
+
+
+def _kind(name: str, kind: Any) -> str | None:
+    return None if isinstance(kind, type | None) else f"its {name} is {kind!r}; expected a class of virtual tokens"
+
+
+def _examples(name: str, examples: Any) -> str | None:
+    is_pair = isinstance(examples, tuple) and len(examples) == 2 and all(isinstance(e, Mapping) for e in examples)
+    return None if is_pair or examples is None else f"its {name} are {examples!r}; expected a tuple of two dictionaries"
+
+
+CHECKS: dict[str, tuple[Any, Callable[[str, Any], str | None]]] = {
+    "Config": (None, _config),
+    "Parameters": (None, _parameters),
+    "RECIPE": (None, _recipe),
+    "ALIASES": ((), _texts),
+    "PEFT_TYPES": ((), _texts),
+    "HOLDS_PLAIN": (None, _kind),
+    "EXAMPLE_OPTIONS": (None, _examples),
+}
+"""Attribute to its default and its check."""
