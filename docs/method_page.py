@@ -9,6 +9,9 @@ import griffe
 
 from softprompt_zoo.config.recipe import Recipe
 
+EQUATIONS = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
+WIDTH = 4 + 96
+"""Columns of the page, and the indent that makes a block of code of equations."""
 PARTS = ("Enters at", "Trained", "Merges to", "Source", "Differs from the source", "PEFT")
 
 
@@ -30,7 +33,20 @@ class MethodPage(griffe.Extension):
         if mod.docstring and mod.path.startswith(("softprompt_zoo.methods.", "softprompt_zoo_")):
             pattern = rf"^({'|'.join(PARTS)}): "
             text = re.sub(pattern, r"\n**\1**: ", mod.docstring.value, flags=re.MULTILINE)
-            mod.docstring.value = re.sub(r"(?<=\S) {4,}", "   ", text)  # narrow enough for the page
+            mod.docstring.value = EQUATIONS.sub(align, text)
+
+
+def align(equations: re.Match[str]) -> str:
+    """Move the notes to the right of equations as far to the left as all of them can stand in one column."""
+    lines = [re.split(r"(?<=\S) {4,}", line, maxsplit=1) for line in equations[0].splitlines()]
+    column = max((len(equation) for equation, *note in lines if note), default=0) + 3
+    shown = []
+    for equation, *notes in lines:
+        shown.append(equation)
+        for note in notes:
+            fits = column + len(note) <= WIDTH
+            shown[-1:] = [equation.ljust(column) + note] if fits else [equation, " " * 8 + note]
+    return "\n".join(shown) + "\n"
 
 
 def read_recipe(call: str) -> Recipe:

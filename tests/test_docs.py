@@ -37,6 +37,7 @@ SHOWS_RECIPE = re.compile(r"^::: ([\w.]+)(?:\n    .*)*\n      members: \[RECIPE\
 DATA = re.compile(r'^```csv title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PAGE_WIDTH = 88
+EQUATION_NOTES = ("  direct", '  reparameterization="mlp"', "  (kv_heads, tokens, head_dim)")
 NEEDS_MODEL = "needs the embedded model"
 
 
@@ -272,6 +273,10 @@ def recipes(monkeypatch):
                 yield page.relative_to(DOCS).with_suffix(""), recipe
 
 
+def text_of(page):
+    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text("utf-8")))
+
+
 def test_the_site_builds(tmp_path, monkeypatch):
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
@@ -285,9 +290,11 @@ def test_the_site_builds(tmp_path, monkeypatch):
     found = list(recipes(monkeypatch))
     assert len(found) > len(BUILTINS) + 2
     for page, recipe in found:
-        text = html.unescape(re.sub(r"<[^>]+>", "", (tmp_path / f"site/{page}/index.html").read_text("utf-8")))
+        text = text_of(tmp_path / f"site/{page}/index.html")
         for name, value in dataclasses.asdict(recipe).items():
             assert f"{name.replace('_', ' ')}\n{value}\n" in text, f"{page}: {name}"
+    equations = text_of(tmp_path / "site/reference/methods/prefix_tuning/index.html").splitlines()
+    assert len({line.index(note) for line in equations for note in EQUATION_NOTES if line.endswith(note)}) == 1
     for name, command in COMMANDS.items():
         for parameter in command.params:
             assert all(flag in shown for flag in parameter.opts if flag.startswith("--")), name
