@@ -1,5 +1,6 @@
 """Continuous batching is refused with a way on, and the model works afterwards."""
 
+import inspect
 import json
 
 import pytest
@@ -55,8 +56,10 @@ def test_the_way_on_writes_the_same_text(tmp_path):
     zoo.export(model, tmp_path, to="vocabulary", tokenizer=tiny_tokenizer())
     soft = json.loads((tmp_path / "soft_tokens.json").read_text())["prompts"]["default"]["ids"]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path)
-    sizes = {"num_blocks": 8, "max_batch_tokens": 64, "page_size": 32, "max_requests_per_batch": 4}
-    small = transformers.ContinuousBatchingConfig(use_async_batching=False, **sizes)
+    config = transformers.ContinuousBatchingConfig
+    page_size = "page_size" if "page_size" in inspect.signature(config).parameters else "block_size"
+    sizes = {"num_blocks": 8, "max_batch_tokens": 64, page_size: 32, "max_requests_per_batch": 4}
+    small = config(use_async_batching=False, **sizes)
     requests = [[*soft, *TEXT[0].tolist()]]
     answers = exported.generate_batch(requests, generation_config=PLAIN, continuous_batching_config=small)
     assert [answer.generated_tokens for answer in answers.values()] == [expected.tolist()]

@@ -7,6 +7,7 @@ import torch
 
 from softprompt_zoo.model import generation
 from softprompt_zoo.sites import shared_pass
+from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import Subject, random_text
 
 TEXT = random_text(7, 5)
@@ -16,6 +17,14 @@ ARCHITECTURES = ["llama", "qwen3", "gemma3"]
 
 def written(subject, **options):
     return subject.generate(TEXT, max_new_tokens=5, do_sample=False, **options)
+
+
+def needs_early_exit(architecture):
+    """Skip where the base model itself fails: with windows in transformers 5.15."""
+    try:
+        written(Subject(architecture, tiny_model(architecture)), assistant_early_exit=1)
+    except (RuntimeError, TypeError) as error:
+        pytest.skip(f"the base model fails: {error}")
 
 
 def check_early_exit(architecture, method, **options):
@@ -31,6 +40,7 @@ def check_early_exit(architecture, method, **options):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_text_is_that_of_all_layers(architecture, method):
+    needs_early_exit(architecture)
     check_early_exit(architecture, method)
 
 
