@@ -90,7 +90,7 @@ class LayerTokens:
     @property
     def form(self) -> Hashable:
         """Kind, sizes and dtypes: tokens of one form pass the same checks."""
-        form: list[Hashable] = [type(self)]
+        form: list[object] = [type(self)]
         for site, own in self.sites.items():
             gates = () if own.gates is None else own.gates
             form += [site, type(own), len(own.keys), len(own.values), own.gates is None]
