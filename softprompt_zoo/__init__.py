@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.method import Method as Method
     from softprompt_zoo.method import combine as combine
     from softprompt_zoo.method import get_method as get_method
-    from softprompt_zoo.methods.parts.initialization import check_init as check_init
     from softprompt_zoo.methods.parts.initialization import sampled_ids as sampled_ids
+    from softprompt_zoo.methods.parts.start_options import check_init as check_init
     from softprompt_zoo.model.attachment import detach as detach
     from softprompt_zoo.operations.base_models import load_model as load_model
     from softprompt_zoo.operations.blend import blend as blend
@@ -59,7 +59,7 @@ _LAZY = {
     "TrainingStep": "exchange",
     "VirtualTokens": "tokens.tokens",
     "blend": "operations.blend",
-    "check_init": "methods.parts.initialization",
+    "check_init": "methods.parts.start_options",
     "combine": "method",
     "detach": "model.attachment",
     "encode": "text.encode",

@@ -31,6 +31,15 @@ class MethodConfig:
         check_choice("train_head", self.train_head, (False, True))
         check_choice("pools_prompt", self.pools_prompt, (False, True))
 
+    def settle(self, **values: Any) -> None:
+        """Replace options of a config that is being made by what they amount to, a default say.
+
+        Args:
+            **values: Field name to value. For `__post_init__` alone: nobody has seen the config yet.
+        """
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     @property
     def tasks(self) -> int | None:
         """How many tasks the prompt has; `None` if its method has no tasks."""

@@ -31,10 +31,17 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_not_negative
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
-from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
+from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
 from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.methods.parts.demonstrations import read_pairs, split_template, tokenise_examples, tokenise_row
+from softprompt_zoo.methods.parts.demonstrations import read_pairs, split_template, tokenise_row
+from softprompt_zoo.methods.parts.example_tokens import (
+    check_predicts_words,
+    count_tokens,
+    problem_of_tokens,
+    target_places,
+)
+from softprompt_zoo.methods.parts.labels import labeled_predictions, share_of_accumulated
 from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
 
 ALIASES = ("context_aware_prompt_tuning", "context_aware")
@@ -53,7 +60,6 @@ EXAMPLE_OPTIONS = (
         "token_types": (*range(5), 0, *range(5, 9), 0, *range(9, 13)),
     },
 )
-IGNORED = -100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,29 +92,16 @@ class Config(MethodConfig):
             check_not_negative(name, getattr(self, name))
         if self.template is not None:
             split_template(self.template)
-        self._set("examples", read_pairs(self.examples))
-        has_ids = self.token_ids is not None or self.token_types is not None
-        if not self.examples and not has_ids:
-            raise ValueError("examples is empty; give at least one pair (input, target) for the context")
-        if self.examples and self.tokenizer is not None:
-            found = tokenise_examples(self.tokenizer, self.template, self.examples)
-            if has_ids and found != (self.token_ids, self.token_types):
-                raise ValueError("token_ids and token_types are not those of the examples; leave them out")
-            self._set("token_ids", found[0])
-            self._set("token_types", found[1])
-        elif not has_ids:
+        self.settle(examples=read_pairs(self.examples))
+        found = count_tokens(self.examples, self.template, self.tokenizer, self.token_ids, self.token_types)
+        if found is None:
             return  # the tokenizer is still to come
-        ids, types = _integers("token_ids", self.token_ids), _integers("token_types", self.token_types)
-        if len(ids) != len(types) or not ids:
+        if self.num_virtual_tokens not in (0, len(found[0])):
             raise ValueError(
-                f"there are {len(ids)} token_ids, {len(types)} token_types; expected a type for each token"
+                f"num_virtual_tokens is {self.num_virtual_tokens!r}; the examples have {len(found[0])} tokens, which "
+                "are counted and not chosen: leave it out, or change the examples"
             )
-        if self.num_virtual_tokens not in (0, len(ids)):
-            raise ValueError(
-                f"num_virtual_tokens is {self.num_virtual_tokens!r}; the examples have {len(ids)} tokens, which are "
-                "counted and not chosen: leave it out, or change the examples"
-            )
-        self._set("num_virtual_tokens", len(ids))
+        self.settle(token_ids=found[0], token_types=found[1], num_virtual_tokens=len(found[0]))
         super().__post_init__()
 
     def advice_to_shorten(self, most: int) -> str:
@@ -132,9 +125,6 @@ class Config(MethodConfig):
         """
         return tokenise_row(tokenizer, self.template, text, target)
 
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
 
 class Parameters(nn.Module):
     """The offsets, and the embeddings of the examples that they start from."""
@@ -143,8 +133,8 @@ class Parameters(nn.Module):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
-        _check_backbone(backbone)
-        problem = _problem(config, backbone)
+        check_predicts_words(backbone)
+        problem = problem_of_tokens(config.token_ids, config.token_types, backbone.vocab_size)
         if problem is not None:
             raise ValueError(problem)
         dtype = torch.promote_types(backbone.dtype, torch.float32)
@@ -171,30 +161,14 @@ def training_loss(config: Config, step: TrainingStep) -> Tensor:
     """Supervise the target tokens of the text and, with decaying weights, those of the examples."""
     context = step.virtual_logits()
     labels = step.inputs["labels"].to(context.device)
-    rest = labels[:, 1:] != IGNORED
-    logits, targets = step.output.logits[:, :-1][rest], labels[:, 1:][rest]
-    before = step.first_logits()
-    if before is not None:
-        first = labels[:, 0][labels[:, 0] != IGNORED]
-        logits, targets = torch.cat([before.expand(len(first), -1), logits]), torch.cat([first, targets])
-    if not len(targets):
-        raise ValueError(
-            f"labels of shape {tuple(labels.shape)} has no token to learn, all are {IGNORED}; label the target of each "
-            "row, as model.prompts[name].config.encode does"
-        )
+    logits, targets = labeled_predictions(step, labels)
     ids = torch.tensor(config.token_ids, device=context.device)
-    places, weights = _targets(config, context.device)
+    places, newness = target_places(config.token_types or (), context.device)
     losses = functional.cross_entropy(context[places - 1].float(), ids[places], reduction="none")
     # The examples are the same in every row, and count there once each.
     total = functional.cross_entropy(logits.float(), targets, reduction="sum")
-    total = total + len(labels) * (weights * losses).sum()
-    loss = total / (len(targets) + len(labels) * len(places))
-    counted = step.inputs.get("num_items_in_batch")
-    if counted is None:
-        return loss
-    # Trainer sums the losses of accumulated batches, and counts labels[..., 1:] over all of them.
-    share: Tensor = rest.sum().clamp(min=1) / torch.as_tensor(counted, device=loss.device).clamp(min=1)
-    return loss * share
+    total = total + len(labels) * (config.decay ** newness.float() * losses).sum()
+    return total / (len(targets) + len(labels) * len(places)) * share_of_accumulated(step, labels)
 
 
 @hookimpl
@@ -249,8 +223,9 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
             f"PEFT's CPT adapter has prompt_embeddings of shape {found}, expected {expected} for its token ids on this "
             "model; load it onto the model it was made for"
         )
-    _check_backbone(backbone)
-    if _problem(config, backbone) is None and backbone.device.type != "meta":
+    check_predicts_words(backbone)
+    problem = problem_of_tokens(config.token_ids, config.token_types, backbone.vocab_size)
+    if problem is None and backbone.device.type != "meta":
         context = backbone.embed(torch.tensor(config.token_ids, device=backbone.device)).float()
         offsets = tensor.to(context) - context
         # What rounding the sum to float32 may have added.
@@ -273,40 +248,3 @@ def _radii(config: Config, offsets: Tensor) -> Tensor:
     by_kind = offsets.new_tensor([0.0, config.format_radius, config.radius, config.format_radius])
     kinds = torch.tensor(config.token_types, device=offsets.device).remainder(4)
     return by_kind[kinds] * math.sqrt(offsets.shape[1] / 2048)
-
-
-def _targets(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Find the examples' target tokens and their weights in the loss; nothing predicts the very first token."""
-    types = torch.tensor(config.token_types, device=device)
-    places = 1 + ((types > 0) & (types % 4 == 0))[1:].nonzero()[:, 0]
-    examples, index = types[places].unique(return_inverse=True)
-    weights: Tensor = config.decay ** (len(examples) - index).float()
-    return places, weights
-
-
-def _integers(name: str, values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or not all(type(value) is int and value >= 0 for value in values):
-        raise TypeError(f"{name} is {values!r}; expected a tuple of integers of at least 0, one per token")
-    return values
-
-
-def _check_backbone(backbone: Backbone) -> None:
-    if backbone.family != "causal" or not backbone.has_lm_head:
-        head = "with" if backbone.has_lm_head else "without"
-        raise UnsupportedError(
-            "context-aware prompt tuning learns from what a causal language model predicts at its examples; this is a "
-            f"model of the family {backbone.family!r}, {head} a head over the vocabulary: load one with "
-            "AutoModelForCausalLM (gpt2, llama, qwen3), or choose a method that needs no examples"
-        )
-
-
-def _problem(config: Config, backbone: Backbone) -> str | None:
-    """Say why the tokens cannot be trained as examples."""
-    if config.token_ids is None or config.token_types is None:
-        return "examples need tokenizer=…; pass the model's tokenizer"
-    newest, largest = max(config.token_types), max(config.token_ids)
-    if newest == 0 or newest % 4 != 0:
-        return f"the largest of token_types is {newest}; expected a multiple of 4, that of the last example's target"
-    if largest >= backbone.vocab_size:
-        return f"the examples have the token id {largest}; the model has {backbone.vocab_size} embeddings"
-    return None

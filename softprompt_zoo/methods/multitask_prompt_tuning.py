@@ -30,7 +30,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_choice, check_not_negative, check_positive, check_positive_integer
 from softprompt_zoo.config.method_config import GIVEN, MethodConfig
 from softprompt_zoo.config.recipe import Recipe
-from softprompt_zoo.errors import BackboneMismatchError, CheckpointError, UnsupportedError
+from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.distillation import (
@@ -40,7 +40,10 @@ from softprompt_zoo.methods.parts.distillation import (
     share_of_step,
     teacher_embeddings,
 )
-from softprompt_zoo.methods.parts.initialization import INITS, check_init, initial_embeddings
+from softprompt_zoo.methods.parts.factors import check_factors, check_factors_fit
+from softprompt_zoo.methods.parts.initialization import INITS, initial_embeddings
+from softprompt_zoo.methods.parts.source_tasks import check_source_task, embeddings_of_source, of_source
+from softprompt_zoo.methods.parts.start_options import check_init
 from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
 
 ALIASES = ("mpt", "multitask")
@@ -60,9 +63,9 @@ ADAPTATION_RECIPE = Recipe(
 )
 """For a prompt that starts from another one (`init`) and sees few examples: it is close, and learns them by heart."""
 FACTOR_INITS = ("identity", "normal")
-SOURCE_TASKS = ("average", "shared", "each")
 DEVIATION = 0.02
 """Of `factor_init="normal"`, as PEFT has it."""
+PEFT_NAMES = {"shared": "prompt_embeddings", "cols": "prefix_task_cols", "rows": "prefix_task_rows"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,9 +108,9 @@ class Config(MethodConfig):
         super().__post_init__()
         check_positive_integer("num_tasks", self.num_tasks)
         check_positive_integer("rank", self.rank)
-        object.__setattr__(self, "init", check_init(self.init, INITS, self.init_text, self.labels, self.tokenizer))
+        self.settle(init=check_init(self.init, INITS, self.init_text, self.labels, self.tokenizer))
         check_choice("factor_init", self.factor_init, FACTOR_INITS)
-        _check_source_task(self.source_task, self.init)
+        check_source_task(self.source_task, self.init)
         check_teacher("teacher", self.teacher, self.num_tasks)
         check_not_negative("distillation", self.distillation)
         check_positive("temperature", self.temperature)
@@ -149,37 +152,19 @@ class Parameters(nn.Module):
             raise UnsupportedError(
                 "multitask_prompt_tuning cannot start from keys and values; give a prompt at the input embeddings"
             )
-        embeddings, source = tokens.embeddings, self._config.source_task
-        if embeddings.ndim == 2 and (source == "each" or not isinstance(source, str)):
-            raise ValueError(f"source_task is {source!r}, and the init prompt has no tasks; leave source_task out")
-        if embeddings.ndim == 3:
-            if isinstance(source, str):
-                raise UnsupportedError(
-                    f"source_task is {source!r}, and the init prompt is merged: it has no factors any more; "
-                    "give one that is not merged, or the number of one task"
-                )
-            _check_has_task(source, embeddings.shape[0])
-            embeddings = embeddings[source]
-        self.shared.copy_(embeddings)
+        self.shared.copy_(embeddings_of_source(tokens, self._config.source_task))
         self._start_factors(self._config.factor_init)
 
     @torch.no_grad()
     def start_from_parameters(self, parameters: "Parameters", config: Config) -> None:
         """Start from another prompt of this method: its shared prompt, and the factors that `source_task` says."""
-        source, (tasks, _, rank) = config.source_task, parameters.cols.shape
-        if source != "shared" and rank != config.rank:
-            raise ValueError(
-                f"rank is {config.rank}, the init prompt has {rank}; set rank={rank}, or source_task='shared'"
-            )
-        if source == "each" and tasks != config.num_tasks:
-            raise ValueError(
-                f"num_tasks is {config.num_tasks}, the init prompt has {tasks}; source_task='each' needs as many"
-            )
+        source = config.source_task
+        check_factors_fit(source, parameters.cols.shape, config.num_tasks, config.rank)
         if source == "shared":
             self._start_factors(config.factor_init)
         else:
-            self.cols.copy_(_of_source(parameters.cols, source))
-            self.rows.copy_(_of_source(parameters.rows, source))
+            self.cols.copy_(of_source(parameters.cols, source))
+            self.rows.copy_(of_source(parameters.rows, source))
         self.shared.copy_(parameters.shared)
 
     def _start_factors(self, factor_init: str) -> None:
@@ -197,7 +182,7 @@ class Parameters(nn.Module):
 @hookimpl
 def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
     """Multiply the shared prompt by each task's factors."""
-    return InputTokens(_product(parameters))
+    return InputTokens(parameters.shared * (parameters.cols @ parameters.rows))
 
 
 @hookimpl
@@ -209,8 +194,7 @@ def training_loss(config: Config, parameters: Parameters, step: TrainingStep) ->
             "source_task='each', and teacher=… to go on with it, or without one to go on without"
         )
     teacher = step.run(InputTokens(parameters.teacher))
-    logits = logit_divergence(step, teacher, config.temperature)
-    distance = logits + hidden_distance(step, teacher)
+    distance = logit_divergence(step, teacher, config.temperature) + hidden_distance(step, teacher)
     return step.loss + config.distillation * share_of_step(step) * distance
 
 
@@ -244,34 +228,18 @@ def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> Pe
         "num_tasks": config.num_tasks,
         "num_ranks": config.rank,
     }
-    tensors = {
-        "prompt_embeddings": parameters.shared,
-        "prefix_task_cols": parameters.cols,
-        "prefix_task_rows": parameters.rows,
-    }
-    return PeftFiles(fields, tensors)
+    return PeftFiles(fields, {name: getattr(parameters, own) for own, name in PEFT_NAMES.items()})
 
 
 @hookimpl
 def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone) -> PeftPrompt:
     """Read the shared prompt and the factors."""
-    names = {"shared": "prompt_embeddings", "cols": "prefix_task_cols", "rows": "prefix_task_rows"}
-    missing = [name for name in names.values() if name not in tensors]
-    if missing:
-        raise CheckpointError(f"the adapter has no tensor {missing[0]!r}; it is no {PEFT_TYPES[0]}")
-    state = {own: tensors[name] for own, name in names.items()}
-    count, shapes = fields.get("num_virtual_tokens"), {own: tuple(t.shape) for own, t in state.items()}
-    if len(shapes["cols"]) != 3 or not isinstance(count, int) or shapes["cols"][1] not in (count, 2 * count):
-        raise CheckpointError(
-            f"the adapter says {count!r} virtual tokens, and prefix_task_cols has the shape {shapes['cols']}; "
-            "expected (tasks, tokens, rank)"
-        )
-    tasks, total, rank = shapes["cols"]
-    if shapes["shared"] != (total, backbone.hidden_size) or shapes["rows"] != (tasks, rank, backbone.hidden_size):
-        raise BackboneMismatchError(
-            f"the adapter's shared prompt has shape {shapes['shared']} and its rows {shapes['rows']}; this model needs "
-            f"{(total, backbone.hidden_size)} and {(tasks, rank, backbone.hidden_size)}"
-        )
+    state = {own: tensors[name] for own, name in PEFT_NAMES.items() if name in tensors}
+    if len(state) < len(PEFT_NAMES):
+        missing = next(name for own, name in PEFT_NAMES.items() if own not in state)
+        raise CheckpointError(f"the adapter has no tensor {missing!r}; it is not a {PEFT_TYPES[0]}")
+    count = fields.get("num_virtual_tokens")
+    tasks, total, rank = check_factors(state, count, backbone.hidden_size)
     if total != count:
         warnings.warn(
             "the adapter has tokens for the decoder too (num_transformer_submodules=2), which PEFT uses in forward and "
@@ -280,33 +248,3 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
         )
         state = {**state, "shared": state["shared"][:count], "cols": state["cols"][:, :count]}
     return PeftPrompt({"num_virtual_tokens": count, "num_tasks": tasks, "rank": rank, "init": GIVEN}, state)
-
-
-def _of_source(factors: Tensor, source: str | int) -> Tensor:
-    """Choose among the factors of the source's tasks: one's, their mean, or all."""
-    if isinstance(source, int):
-        _check_has_task(source, factors.shape[0])
-        return factors[source]
-    return factors.mean(dim=0) if source == "average" else factors
-
-
-def _product(parameters: Parameters) -> Tensor:
-    return parameters.shared * (parameters.cols @ parameters.rows)
-
-
-def _check_source_task(source: Any, init: Any) -> None:
-    choices = f"expected one of {', '.join(map(repr, SOURCE_TASKS))}, or the number of a task"
-    if isinstance(source, bool) or not isinstance(source, str | int):
-        raise TypeError(f"source_task is {source!r} ({type(source).__name__}); {choices}")
-    if source not in SOURCE_TASKS and (isinstance(source, str) or source < 0):
-        raise ValueError(f"source_task is {source!r}; {choices}")
-    if source != "average" and isinstance(init, str) and init in INITS:
-        raise ValueError(
-            f"source_task is {source!r}, which says what to take from another prompt, but init is {init!r}; give a "
-            "prompt or a saved folder as init, or leave source_task out"
-        )
-
-
-def _check_has_task(source: int, tasks: int) -> None:
-    if source >= tasks:
-        raise ValueError(f"source_task is {source}; the init prompt has {tasks} tasks, counted from 0")

@@ -30,7 +30,8 @@ from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.methods.parts.initialization import check_init, sampled_ids, text_ids
+from softprompt_zoo.methods.parts.initialization import sampled_ids, text_ids
+from softprompt_zoo.methods.parts.start_options import check_init
 from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
 
 ALIASES = ("ptuning",)
@@ -68,7 +69,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "init", check_init(self.init, INITS, self.init_text, None, self.tokenizer))
+        self.settle(init=check_init(self.init, INITS, self.init_text, None, self.tokenizer))
         check_reparameterization(self.reparameterization, self.reparameterization_size, ("lstm", "mlp"))
         check_probability("dropout", self.dropout)
         if self.dropout and self.reparameterization != "lstm":

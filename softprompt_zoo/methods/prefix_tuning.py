@@ -29,8 +29,9 @@ from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.methods.parts.initialization import check_init, keys_values_of_words
+from softprompt_zoo.methods.parts.initialization import keys_values_of_words
 from softprompt_zoo.methods.parts.layer_table import LayerTable
+from softprompt_zoo.methods.parts.start_options import check_init
 from softprompt_zoo.tokens.tokens import LayerTokens, Placement, VirtualTokens, flatten_layers
 
 ALIASES = ("prefix",)
@@ -73,7 +74,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "init", check_init(self.init, INITS, self.init_text, None, self.tokenizer))
+        self.settle(init=check_init(self.init, INITS, self.init_text, None, self.tokenizer))
         check_reparameterization(self.reparameterization, self.reparameterization_size, ("mlp",))
         check_probability("dropout", self.dropout)
         for site in self.sites if self.sites is not None else SITES:

@@ -25,7 +25,8 @@ from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.methods.parts.initialization import INITS, check_init, initial_embeddings
+from softprompt_zoo.methods.parts.initialization import INITS, initial_embeddings
+from softprompt_zoo.methods.parts.start_options import check_init
 from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
 
 ALIASES = ("prompt", "soft_prompt")
@@ -57,7 +58,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "init", check_init(self.init, INITS, self.init_text, self.labels, self.tokenizer))
+        self.settle(init=check_init(self.init, INITS, self.init_text, self.labels, self.tokenizer))
 
 
 class Parameters(nn.Module):

@@ -1,7 +1,5 @@
 """Start values: which words a prompt starts from. Pure functions of a backbone and a tokenizer."""
 
-import os
-import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,63 +7,12 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.config.method_config import GIVEN
 from softprompt_zoo.tokens.tokens import LayerTokens
 
 INITS = ("sampled", "text", "labels", "random")
 
 FREQUENT_VOCABULARY = 5000
 """Ids to sample words from. Lester et al. 2021, section 3.2: the 5,000 most common, which tokenizers number first."""
-
-
-def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels: Any, tokenizer: Any) -> Any:
-    """Check the options that choose the start values against each other, and settle the default.
-
-    Args:
-        init: One of `allowed`, or something else that holds a prompt; `None` for the default.
-        allowed: The names the method knows.
-        init_text: Text for `"text"`.
-        labels: Class labels for `"labels"`.
-        tokenizer: Needed for both. One that is not needed does no harm.
-
-    Returns:
-        The `init` that holds. By default what `init_text` or `labels` are for, and `"sampled"` without them.
-
-    Raises:
-        TypeError: If an option is of a wrong type.
-        ValueError: If a needed option is missing, one is given that is not used, or `init` is not allowed.
-    """
-    uses = {"text": ("init_text", init_text), "labels": ("labels", labels)}
-    if init is None:
-        init = next((name for name, (_, value) in uses.items() if value is not None), "sampled")
-    names = ", ".join(map(repr, allowed))
-    choices = f"expected one of {names}, the folder of a saved prompt, or a prompt, model.prompts[name]"
-    if isinstance(init, str) and init == GIVEN:
-        return init
-    is_prompt = hasattr(init, "merged_tokens")
-    if not is_prompt and not isinstance(init, str | os.PathLike):
-        raise TypeError(f"init is {_short(init)} ({type(init).__name__}); {choices}")
-    if not is_prompt and init not in allowed and not os.path.isdir(init):
-        raise ValueError(f"init is {str(init)!r}; {choices}")
-    if init_text is not None and not isinstance(init_text, str):
-        raise TypeError(f"init_text is {_short(init_text)} ({type(init_text).__name__}); expected one text")
-    if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
-        raise TypeError(f"labels is {labels!r}; expected a sequence of texts, one per class")
-    needed = uses.pop(init, None) if isinstance(init, str) else None
-    if needed is not None and not needed[1]:
-        raise ValueError(f"init={init!r} needs {needed[0]}, which is {needed[1]!r}")
-    for name, value in uses.values():
-        if value is not None:
-            shown = "another prompt" if is_prompt else repr(str(init))
-            raise ValueError(f"{name} is {value!r}, and init, which is {shown}, does not use it; leave one of them out")
-    if needed is not None and tokenizer is not None and not callable(tokenizer):
-        raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
-    return init
-
-
-def _short(value: Any) -> str:
-    """Write a value on a part of one line, be it a model."""
-    return " ".join(reprlib.repr(value).split())
 
 
 def initial_embeddings(config: Any, backbone: Backbone) -> Tensor:

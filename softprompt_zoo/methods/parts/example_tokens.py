@@ -1,0 +1,96 @@
+"""The tokens of few-shot examples and the type of each, as options and files have them.
+
+A token of example i, counted from 0, has the type `4 * i + kind`, a separator 0; `demonstrations` has the kinds.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.methods.parts.demonstrations import tokenise_examples
+
+Integers = tuple[int, ...]
+
+
+def count_tokens(
+    examples: Sequence[tuple[str, str]], template: str | None, tokenizer: Any, ids: Any, types: Any
+) -> tuple[Integers, Integers] | None:
+    """Find the tokens of examples, or check those that are given in their place.
+
+    Args:
+        examples: Pairs `(input, target)`.
+        template: How one is written.
+        tokenizer: The model's tokenizer; `None` if the tokens are given, or it is still to come.
+        ids: Token ids that are given; `None` if none are.
+        types: Their types.
+
+    Returns:
+        The ids, and a type for each; `None` without tokenizer and ids.
+
+    Raises:
+        TypeError: If ids or types are not tuples of integers.
+        ValueError: If there are neither examples nor ids, or they do not fit together.
+    """
+    has_ids = ids is not None or types is not None
+    if not examples and not has_ids:
+        raise ValueError("examples is empty; give at least one pair (input, target) for the context")
+    if examples and tokenizer is not None:
+        found = tokenise_examples(tokenizer, template, examples)
+        if has_ids and found != (ids, types):
+            raise ValueError("token_ids and token_types are not those of the examples; leave them out")
+        ids, types = found
+    elif not has_ids:
+        return None
+    ids, types = _integers("token_ids", ids), _integers("token_types", types)
+    if len(ids) != len(types) or not ids:
+        raise ValueError(f"there are {len(ids)} token_ids, {len(types)} token_types; expected a type for each token")
+    return ids, types
+
+
+def problem_of_tokens(ids: Integers | None, types: Integers | None, vocab_size: int) -> str | None:
+    """Say why tokens cannot be trained as examples; `None` if they can."""
+    if ids is None or types is None:
+        return "examples need tokenizer=…; pass the model's tokenizer"
+    newest, largest = max(types), max(ids)
+    if newest == 0 or newest % 4 != 0:
+        return f"the largest of token_types is {newest}; expected a multiple of 4, that of the last example's target"
+    if largest >= vocab_size:
+        return f"the examples have the token id {largest}; the model has {vocab_size} embeddings"
+    return None
+
+
+def target_places(types: Integers, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Find the target tokens; nothing predicts the very first token.
+
+    Args:
+        types: The type of each token.
+        device: Where the tensors are wanted.
+
+    Returns:
+        `(targets,)` the places of target tokens, and `(targets,)` how new their example is: 1 for the newest.
+    """
+    kinds = torch.tensor(types, device=device)
+    places = 1 + ((kinds > 0) & (kinds % 4 == 0))[1:].nonzero()[:, 0]
+    examples, index = kinds[places].unique(return_inverse=True)
+    return places, len(examples) - index
+
+
+def check_predicts_words(backbone: Backbone) -> None:
+    """Refuse a model that predicts nothing at its examples."""
+    if backbone.family != "causal" or not backbone.has_lm_head:
+        head = "with" if backbone.has_lm_head else "without"
+        raise UnsupportedError(
+            "this method learns from what a causal language model predicts at its examples; this is a "
+            f"model of the family {backbone.family!r}, {head} a head over the vocabulary: load one with "
+            "AutoModelForCausalLM (gpt2, llama, qwen3), or choose a method that needs no examples"
+        )
+
+
+def _integers(name: str, values: Any) -> Integers:
+    if not isinstance(values, tuple) or not all(type(value) is int and value >= 0 for value in values):
+        raise TypeError(f"{name} is {values!r}; expected a tuple of integers of at least 0, one per token")
+    return values

@@ -1,0 +1,51 @@
+"""What a causal model predicts for the labeled tokens of a text, its first one included."""
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.exchange import TrainingStep
+from softprompt_zoo.methods.parts.demonstrations import IGNORED
+
+
+def labeled_predictions(step: TrainingStep, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the logits of labeled tokens.
+
+    Args:
+        step: The forward.
+        labels: `(rows, length)`, -100 where nothing is learned.
+
+    Returns:
+        `(targets, vocab)` logits and `(targets,)` ids.
+
+    Raises:
+        ValueError: If there is no label.
+    """
+    rest = labels[:, 1:] != IGNORED
+    logits, targets = step.output.logits[:, :-1][rest], labels[:, 1:][rest]
+    before = step.first_logits()
+    if before is not None:
+        first = labels[:, 0][labels[:, 0] != IGNORED]
+        logits, targets = torch.cat([before.expand(len(first), -1), logits]), torch.cat([first, targets])
+    if not len(targets):
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} has no token to learn, all are {IGNORED}; label the target of each "
+            "row, as model.prompts[name].config.encode does"
+        )
+    return logits, targets
+
+
+def share_of_accumulated(step: TrainingStep, labels: Tensor) -> Tensor | float:
+    """Return what a mean over this batch counts where `Trainer` sums the losses of accumulated batches.
+
+    Args:
+        step: The forward.
+        labels: `(rows, length)`, -100 where nothing is learned.
+
+    Returns:
+        Labels of this batch, `labels[..., 1:]`, over those of all; 1 where no batches are accumulated.
+    """
+    counted = step.inputs.get("num_items_in_batch")
+    if counted is None:
+        return 1.0
+    own: Tensor = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
+    return own / torch.as_tensor(counted, device=own.device).clamp(min=1)

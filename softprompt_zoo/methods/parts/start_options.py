@@ -1,0 +1,85 @@
+"""The options that choose a prompt's start values, held against each other."""
+
+import os
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+from softprompt_zoo.config.method_config import GIVEN
+
+
+def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels: Any, tokenizer: Any) -> Any:
+    """Check the options that choose the start values against each other, and settle the default.
+
+    Args:
+        init: One of `allowed`, or something else that holds a prompt; `None` for the default.
+        allowed: The names the method knows.
+        init_text: Text for `"text"`.
+        labels: Class labels for `"labels"`.
+        tokenizer: Needed for both. One that is not needed does no harm.
+
+    Returns:
+        The `init` that holds. By default what `init_text` or `labels` are for, and `"sampled"` without them.
+
+    Raises:
+        TypeError: If an option is of a wrong type.
+        ValueError: If a needed option is missing, one is given that is not used, or `init` is not allowed.
+    """
+    uses = {"text": ("init_text", init_text), "labels": ("labels", labels)}
+    if init is None:
+        init = next((name for name, (_, value) in uses.items() if value is not None), "sampled")
+    if isinstance(init, str) and init == GIVEN:
+        return init
+    _check_kind(init, allowed)
+    _check_text(init_text)
+    _check_labels(labels)
+    needed = uses.pop(init, None) if isinstance(init, str) else None
+    for name, value in uses.values():
+        _check_unused(name, value, init)
+    if needed is not None:
+        _check_needed(init, *needed, tokenizer)
+    return init
+
+
+def _check_kind(init: Any, allowed: Sequence[str]) -> None:
+    """Refuse what is not a name, a folder or a prompt."""
+    names = ", ".join(map(repr, allowed))
+    choices = f"expected one of {names}, the folder of a saved prompt, or a prompt, model.prompts[name]"
+    if _is_prompt(init):
+        return
+    if not isinstance(init, str | os.PathLike):
+        raise TypeError(f"init is {_short(init)} ({type(init).__name__}); {choices}")
+    if init not in allowed and not os.path.isdir(init):
+        raise ValueError(f"init is {str(init)!r}; {choices}")
+
+
+def _check_text(text: Any) -> None:
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"init_text is {_short(text)} ({type(text).__name__}); expected one text")
+
+
+def _check_labels(labels: Any) -> None:
+    if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
+        raise TypeError(f"labels is {labels!r}; expected a sequence of texts, one per class")
+
+
+def _check_needed(init: str, name: str, value: Any, tokenizer: Any) -> None:
+    if not value:
+        raise ValueError(f"init={init!r} needs {name}, which is {value!r}")
+    if tokenizer is not None and not callable(tokenizer):
+        raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
+
+
+def _check_unused(name: str, value: Any, init: Any) -> None:
+    if value is not None:
+        shown = "another prompt" if _is_prompt(init) else repr(str(init))
+        raise ValueError(f"{name} is {value!r}, and init, which is {shown}, does not use it; leave one of them out")
+
+
+def _is_prompt(init: Any) -> bool:
+    return hasattr(init, "merged_tokens")
+
+
+def _short(value: Any) -> str:
+    """Write a value on a part of one line, be it a model."""
+    return " ".join(reprlib.repr(value).split())
