@@ -161,7 +161,7 @@ def test_examining_a_model_packs_nothing_and_leaves_its_modes():
 
 
 def test_without_unpacking_gradients_are_wrong(monkeypatch):
-    for place in ("prompted_model", "model", "backbone"):
+    for place in ("model.prompted_model", "model.attachment", "backbone.eval_mode"):
         monkeypatch.setattr(f"softprompt_zoo.{place}.keep_unpacked", lambda model: None)
     with pytest.raises((AssertionError, RuntimeError)):
         has_its_gradients(answer_first=False)
