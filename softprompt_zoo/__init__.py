@@ -38,33 +38,37 @@ if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.operations.similarity import similarity as similarity
     from softprompt_zoo.operations.truncate import truncate as truncate
     from softprompt_zoo.text.encode import encode as encode
-    from softprompt_zoo.tokens.tokens import InputTokens as InputTokens
-    from softprompt_zoo.tokens.tokens import LayerTokens as LayerTokens
-    from softprompt_zoo.tokens.tokens import Placement as Placement
-    from softprompt_zoo.tokens.tokens import SiteTokens as SiteTokens
-    from softprompt_zoo.tokens.tokens import VirtualTokens as VirtualTokens
-    from softprompt_zoo.tokens.tokens import flatten_layers as flatten_layers
-    from softprompt_zoo.tokens.tokens import unflatten_layers as unflatten_layers
+    from softprompt_zoo.tokens.flat import flatten_layers as flatten_layers
+    from softprompt_zoo.tokens.flat import unflatten_layers as unflatten_layers
+    from softprompt_zoo.tokens.gated_tokens import GatedTokens as GatedTokens
+    from softprompt_zoo.tokens.input_tokens import InputTokens as InputTokens
+    from softprompt_zoo.tokens.layer_tokens import LayerTokens as LayerTokens
+    from softprompt_zoo.tokens.placement import Placement as Placement
+    from softprompt_zoo.tokens.site_tokens import SiteTokens as SiteTokens
+    from softprompt_zoo.tokens.task_tokens import TaskTokens as TaskTokens
+    from softprompt_zoo.tokens.virtual_tokens import VirtualTokens as VirtualTokens
 
 _LAZY = {
     "Backbone": "backbone.backbone",
-    "InputTokens": "tokens.tokens",
-    "LayerTokens": "tokens.tokens",
+    "GatedTokens": "tokens.gated_tokens",
+    "InputTokens": "tokens.input_tokens",
+    "LayerTokens": "tokens.layer_tokens",
     "Method": "method",
     "PeftFiles": "exchange",
     "PeftPrompt": "exchange",
-    "Placement": "tokens.tokens",
+    "Placement": "tokens.placement",
     "PromptBank": "bank.bank",
-    "SiteTokens": "tokens.tokens",
+    "SiteTokens": "tokens.site_tokens",
+    "TaskTokens": "tokens.task_tokens",
     "TrainingStep": "exchange",
-    "VirtualTokens": "tokens.tokens",
+    "VirtualTokens": "tokens.virtual_tokens",
     "blend": "operations.blend",
     "check_init": "methods.parts.start_options",
     "combine": "method",
     "detach": "model.attachment",
     "encode": "text.encode",
     "export": "operations.load_and_export",
-    "flatten_layers": "tokens.tokens",
+    "flatten_layers": "tokens.flat",
     "fold": "operations.fold",
     "get_method": "method",
     "inspect": "operations.inspect",
@@ -76,7 +80,7 @@ _LAZY = {
     "sampled_ids": "methods.parts.initialization",
     "similarity": "operations.similarity",
     "truncate": "operations.truncate",
-    "unflatten_layers": "tokens.tokens",
+    "unflatten_layers": "tokens.flat",
 }
 """Public name to the module it is imported from on first use: torch and transformers load slowly."""
 

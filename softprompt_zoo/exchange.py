@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from softprompt_zoo.tokens.tokens import VirtualTokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from softprompt_zoo.backbone.backbone import Backbone
     from softprompt_zoo.config.method_config import MethodConfig
     from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
-    from softprompt_zoo.tokens.tokens import Placement, VirtualTokens
+    from softprompt_zoo.tokens.placement import Placement
+    from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 PROJECT = "softprompt_zoo"
 

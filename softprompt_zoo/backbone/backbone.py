@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.tokens.tokens import LayerShape, LayerTokens
+from softprompt_zoo.tokens.layer_shape import LayerShape
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
 
 
 def _none(name: str) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from softprompt_zoo.tokens.tokens import LayerShape
+from softprompt_zoo.tokens.layer_shape import LayerShape
 
 STATE_KEYWORD = "softprompt_zoo"
 """Forward keyword that carries the per-call state down to the attention function."""

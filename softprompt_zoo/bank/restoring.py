@@ -19,9 +19,10 @@ from softprompt_zoo.files.numbers import is_finite
 from softprompt_zoo.model.lending import Ready
 from softprompt_zoo.prompt.prompt import MergedTokens, Prompt
 from softprompt_zoo.prompt.task_heads import copy_saved_head
-from softprompt_zoo.prompt.token_checks import check_range, check_virtual_tokens
+from softprompt_zoo.prompt.token_checks import check_range
 from softprompt_zoo.registry.registry import registry
-from softprompt_zoo.tokens.tokens import VirtualTokens, to_tensors
+from softprompt_zoo.tokens.kinds import check_virtual_tokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 HEAD = "head."
 """What the names of a trained head's tensors begin with."""
@@ -52,7 +53,7 @@ def encode_prompt(name: str, prompt: Prompt, backbone: Backbone, dtype: torch.dt
         check_virtual_tokens(tokens, backbone, prompt.num_virtual_tokens, prompt.config.tasks, f"prompt {name!r}")
     except (ShapeError, RuntimeError) as error:
         raise BackboneMismatchError(f"prompt {name!r} does not fit the bank's model: {error}") from error
-    tensors = {key: _cast(tensor, key, name, dtype) for key, tensor in to_tensors(tokens).items()}
+    tensors = {key: _cast(tensor, key, name, dtype) for key, tensor in tokens.tensors().items()}
     if prompt.head is not None:
         tensors |= {HEAD + key: tensor for key, tensor in prompt.head.state_dict().items()}
     method = prompt.loaded

@@ -22,7 +22,9 @@ from softprompt_zoo.files.adapter_folder import CONFIG_FILE, TENSOR_FILE
 from softprompt_zoo.files.numbers import check_floating
 from softprompt_zoo.files.peft_modules import CLASSES_TASK, POOLED_TASKS
 from softprompt_zoo.files.peft_prefixes import SEQ2SEQ, TENSOR_KEY, flat_prefix, read_prefix
-from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 ORIGIN_KEY = "softprompt_zoo"
 """In the header of the tensors' file, which PEFT does not look at: what wrote it."""
@@ -99,7 +101,8 @@ def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_
     Raises:
         UnsupportedError: If it would.
     """
-    if isinstance(tokens, InputTokens) and backbone.scales_ids:
+    is_at_input = tokens.at_input is not None
+    if is_at_input and backbone.scales_ids:
         raise UnsupportedError(
             "PEFT would give this model embeddings that it does not scale, where it scales those of ids, so the "
             "exported prompt would give other results; use a method that works on keys and values"
@@ -110,7 +113,7 @@ def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_
             "another text; keep the prompt in our own format"
         )
     is_same = pools_prompt and task_type == CLASSES_TASK
-    if isinstance(tokens, InputTokens) and backbone.family == "encoder" and task_type in POOLED_TASKS and not is_same:
+    if is_at_input and backbone.family == "encoder" and task_type in POOLED_TASKS and not is_same:
         raise UnsupportedError(
             f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
             "would give other results; use a method that works on keys and values"
@@ -156,23 +159,30 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFil
         UnsupportedError: If PEFT cannot hold them.
     """
     tokens = placement.tokens
-    config: dict[str, Any]
-    if isinstance(tokens, InputTokens):
-        if tokens.embeddings.ndim == 3:
-            raise UnsupportedError(
-                f"PEFT's PROMPT_TUNING holds one task, this merged prompt has {tokens.embeddings.shape[0]}; export one "
-                "with task=…, or export them all before merging"
-            )
-        count, hidden = tokens.embeddings.shape
-        config = {
-            "peft_type": "PROMPT_TUNING",
-            "num_virtual_tokens": count,
-            "token_dim": hidden,
-            "num_transformer_submodules": 1,
-            "prompt_tuning_init": "RANDOM",
-        }
-        return PeftFiles(config, {TENSOR_KEY: tokens.embeddings})
-    if any(site.gates is not None for site in tokens.sites.values()):
+    if tokens.num_tasks is not None:
+        raise UnsupportedError(
+            f"PEFT's PROMPT_TUNING holds one task, this merged prompt has {tokens.num_tasks}; export one with task=…, "
+            "or export them all before merging"
+        )
+    if tokens.at_input is not None:
+        return _prompt_tuning(tokens.at_input)
+    return _prefix_tuning(placement, backbone, task_type)
+
+
+def _prompt_tuning(embeddings: Tensor) -> PeftFiles:
+    count, hidden = embeddings.shape
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "num_virtual_tokens": count,
+        "token_dim": hidden,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+    return PeftFiles(config, {TENSOR_KEY: embeddings})
+
+
+def _prefix_tuning(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
+    if placement.tokens.gates:
         raise UnsupportedError(
             "PEFT's PREFIX_TUNING shares the text's softmax, which gated tokens do not; keep the prompt in our format"
         )
@@ -181,7 +191,7 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFil
             "PEFT hands a prefix to the model as past_key_values, which this model does not take: it would fail or be "
             "ignored; keep the prompt in our own format"
         )
-    flat, layers, shape = flat_prefix(tokens, backbone)
+    flat, layers, shape = flat_prefix(placement.tokens, backbone)
     if placement.always_visible and any(layer.window for layer in next(iter(backbone.layers.values()))):
         raise UnsupportedError(
             "PEFT lets a prefix slide out of the window, which always_visible=True forbids; "
@@ -289,12 +299,13 @@ def plain(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone
             "with PEFT"
         )
     tokens: VirtualTokens
+    copies: tuple[int, ...] = (1,)
     if tensor.shape[1] == backbone.hidden_size and peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
         tokens = InputTokens(tensor[:count])
+        # PEFT keeps rows for the decoder, too, which it does not look at.
+        copies = (1, 2) if backbone.family == "encoder_decoder" else (1,)
     else:
         tokens = read_prefix(tensor, fields, backbone, path)
-    # PEFT keeps rows for the decoder, too, which it does not look at.
-    copies = (1, 2) if isinstance(tokens, InputTokens) and backbone.family == "encoder_decoder" else (1,)
     if tensor.shape[0] not in [copy * count for copy in copies]:
         raise CheckpointError(f"{path} says {count} virtual tokens, its tensor has {tensor.shape[0]}")
     return Adapter(peft_type, fields.get("task_type"), tokens, count)

@@ -10,7 +10,11 @@ from torch.nn import functional
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
-from softprompt_zoo.tokens.tokens import LayerShape, LayerTokens, SiteTokens, VirtualTokens, flatten_layers
+from softprompt_zoo.tokens.flat import flatten_layers
+from softprompt_zoo.tokens.layer_shape import LayerShape
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.site_tokens import SiteTokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 TENSOR_KEY = "prompt_embeddings"
 SEQ2SEQ = "SEQ_2_SEQ_LM"
@@ -18,7 +22,7 @@ CUTTING = ("gemma2", "gemma3_text", "gemma4")
 """Parts of the model types for which PEFT cuts a prefix to the size of each layer (`PeftModel.get_prompt`)."""
 
 
-def flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, Any]:
+def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int, Any]:
     """Lay a prefix out as PEFT does.
 
     Args:
@@ -33,9 +37,10 @@ def flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, A
         UnsupportedError: If PEFT has no place for it.
     """
     site = "decoder" if backbone.family == "encoder_decoder" else next(iter(backbone.layers))
-    others = [name for name in tokens.sites if name != site]
-    if others or site not in tokens.sites:
-        lost = ", ".join(map(repr, others or tokens.sites))
+    prefix = tokens.at(site)
+    others = [name for name in backbone.layers if name != site and tokens.at(name) is not None]
+    if others or prefix is None:
+        lost = ", ".join(map(repr, others))
         raise UnsupportedError(
             f"PEFT can hold a prefix at the site {site!r} only; this one has {lost}; train with sites=({site!r},)"
         )
@@ -46,12 +51,12 @@ def flat_prefix(tokens: LayerTokens, backbone: Backbone) -> tuple[Tensor, int, A
             "PEFT cannot hold keys and values of different sizes, in one layer or in several; keep the prompt in our "
             "own format"
         )
-    _check_shared(tokens.sites[site], shapes)
+    _check_shared(prefix, shapes)
     if backbone.family != "encoder_decoder":
-        return flatten_layers(_padded(tokens.sites[site], shape)), len(shapes), shape
+        return flatten_layers(_padded(prefix, shape)), len(shapes), shape
     # PEFT repeats an encoder-decoder's rows and takes each layer's pair from every second one: rows 4l and
     # 4l + 1 of twice as many layers reach decoder layer l, the rest is never looked at.
-    pairs = flatten_layers(tokens.sites[site]).unflatten(1, (len(shapes), 2, -1))
+    pairs = flatten_layers(prefix).unflatten(1, (len(shapes), 2, -1))
     spread = torch.stack([pairs, torch.zeros_like(pairs)], dim=2)
     return spread.flatten(1), 2 * len(shapes), shape
 

@@ -25,7 +25,7 @@ from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.task_heads import copy_head, copy_saved_head
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
-from softprompt_zoo.tokens.tokens import InputTokens, to_tensors
+from softprompt_zoo.tokens.kinds import narrowed
 
 TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
@@ -164,7 +164,7 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
         path = directory / adapter_folder.CONFIG_FILE
         raise CheckpointError(f"{path} does not fit {method.name!r}: {error}") from error
     if found.state is None:
-        learned: Any = copied(to_tensors(found.tokens), backbone)  # type: ignore[arg-type]
+        learned: Any = copied(narrowed(found.tokens).tensors(), backbone)  # type: ignore[arg-type]
     else:
         learned = method.make_parameters(config, backbone)
     names = dict.fromkeys(key.split(".")[0] for key in trained)
@@ -204,14 +204,14 @@ def _warn_of_differences(prompt: Prompt, task_type: str | None, backbone: Backbo
     tokens = prompt.merged_tokens(backbone)
     is_same = prompt.config.pools_prompt and task_type == peft_modules.CLASSES_TASK
     is_pooled = task_type in peft_modules.POOLED_TASKS and backbone.family == "encoder"
-    if isinstance(tokens, InputTokens) and is_pooled and not is_same:
+    if tokens.at_input is not None and is_pooled and not is_same:
         advice = "; zoo.load(…, pools_prompt=True) does as PEFT" if task_type == peft_modules.CLASSES_TASK else ""
         warnings.warn(
             f"PEFT's {task_type} head pools or labels a virtual token; here the text alone is pooled, so the "
             f"results differ from PEFT's{advice}",
             stacklevel=4,
         )
-    if isinstance(tokens, InputTokens) and backbone.scales_ids:
+    if tokens.at_input is not None and backbone.scales_ids:
         warnings.warn(
             "PEFT gives this model embeddings that it does not scale, where it scales those of ids; here the text is "
             "scaled as ever, so the results differ from PEFT's",

@@ -16,11 +16,10 @@ from softprompt_zoo.files import native
 from softprompt_zoo.files.numbers import check_floating
 from softprompt_zoo.prompt.plain import check_room
 from softprompt_zoo.prompt.prompt import MergedTokens, Prompt
-from softprompt_zoo.prompt.stored_tokens import from_tensors, stored_shapes
 from softprompt_zoo.prompt.task_heads import copy_saved_head
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
-from softprompt_zoo.tokens.tokens import to_tensors
+from softprompt_zoo.tokens.kinds import from_tensors, stored_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _merged(tensors: Mapping[str, Tensor], config: MethodConfig, backbone: Backb
     shapes = stored_shapes(plain, backbone, config.num_virtual_tokens, config.tasks)
     shapes |= {name: (1,) for name in shapes if name.endswith("_gate") and plain[name].shape == (1,)}
     sketch = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    if to_tensors(from_tensors(sketch, backbone)).keys() != plain.keys():
+    if from_tensors(sketch, backbone).tensors().keys() != plain.keys():
         raise ShapeError(f"the tensors {', '.join(map(repr, plain))} do not belong to one prompt")
     return {MERGED + name: tensor for name, tensor in sketch.items()}
 

@@ -42,7 +42,8 @@ from softprompt_zoo.methods.parts.example_tokens import (
     target_places,
 )
 from softprompt_zoo.methods.parts.labels import labeled_predictions, share_of_accumulated
-from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
+from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 ALIASES = ("context_aware_prompt_tuning", "context_aware")
 PEFT_TYPES = ("CPT",)

@@ -44,7 +44,8 @@ from softprompt_zoo.methods.parts.factors import check_factors, check_factors_fi
 from softprompt_zoo.methods.parts.initialization import INITS, initial_embeddings
 from softprompt_zoo.methods.parts.source_tasks import check_source_task, embeddings_of_source, of_source
 from softprompt_zoo.methods.parts.start_options import check_init
-from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
+from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 ALIASES = ("mpt", "multitask")
 PEFT_TYPES = ("MULTITASK_PROMPT_TUNING",)

@@ -34,7 +34,10 @@ from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.initialization import keys_values_of_words
 from softprompt_zoo.methods.parts.layer_table import LayerTable
 from softprompt_zoo.methods.parts.start_options import check_init
-from softprompt_zoo.tokens.tokens import LayerTokens, Placement, VirtualTokens, flatten_layers
+from softprompt_zoo.tokens.flat import flatten_layers
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 ALIASES = ("ptuning_v2", "deep_prompt_tuning")
 PEFT_TYPES = ()

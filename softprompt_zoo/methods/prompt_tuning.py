@@ -27,7 +27,8 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.initialization import INITS, initial_embeddings
 from softprompt_zoo.methods.parts.start_options import check_init
-from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
+from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 ALIASES = ("prompt", "soft_prompt")
 PEFT_TYPES = ("PROMPT_TUNING",)

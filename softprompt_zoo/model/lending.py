@@ -13,7 +13,7 @@ from torch import nn
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import ZooError
 from softprompt_zoo.sites.select import Lent
-from softprompt_zoo.tokens.tokens import Placement
+from softprompt_zoo.tokens.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True)

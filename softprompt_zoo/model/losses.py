@@ -16,7 +16,9 @@ from softprompt_zoo.model.language_head import predict
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.sites.call import Call, Prefix, Selection
-from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.tokens.kinds import narrowed
+from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 Run = Callable[[Call, dict[str, Any]], Any]
 
@@ -160,6 +162,7 @@ def _run_again(
     _check_rows(model, call, name)
     if call.slots is not None:
         raise UnsupportedError(f"the loss of prompt {name!r} runs the model with other tokens, which slots cannot hold")
+    tokens = None if tokens is None else narrowed(tokens)
     placements: dict[str, Placement] = {}
     combinations = []
     for combination in call.selection.combinations:
@@ -184,8 +187,7 @@ def _run_again(
 
 
 def _of_task(tokens: VirtualTokens, task: str) -> VirtualTokens:
-    has_tasks = isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3
-    return InputTokens(tokens.embeddings[int(task)]) if has_tasks else tokens  # type: ignore[union-attr]
+    return tokens.task(int(task)) if task else tokens
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from softprompt_zoo.prompt.start import initialize
 from softprompt_zoo.prompt.task_heads import copy_head
 from softprompt_zoo.prompt.token_checks import check_finite, check_range
 from softprompt_zoo.registry.loaded_method import LoadedMethod
-from softprompt_zoo.tokens.tokens import to_tensors
 
 
 def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Backbone) -> Prompt:
@@ -56,5 +55,5 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
     if backbone.device.type != "meta":
         check_finite(tokens, method.describe("build_virtual_tokens"))
         check_finite(merged, method.describe("merge"))
-        check_range(to_tensors(tokens), backbone.dtype, "the new prompt")
+        check_range(tokens.tensors(), backbone.dtype, "the new prompt")
     return prompt

@@ -26,7 +26,7 @@ from softprompt_zoo.sites.decoding_state import has_text, state_of
 from softprompt_zoo.sites.select import check_combination, select
 from softprompt_zoo.sites.slots import check_second_text, take_slots
 from softprompt_zoo.sites.tasks import split_tasks
-from softprompt_zoo.tokens.tokens import Placement
+from softprompt_zoo.tokens.placement import Placement
 
 
 class Prompts(Borrower, nn.Module):

@@ -1,7 +1,8 @@
 """How much of a text's attention goes to prompts, layer by layer and token by token, measured on a batch."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.reach.attention_recording import RECORDED_PREFIX, Asked, recording
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.stack import Stack
-from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens
+from softprompt_zoo.tokens.site_tokens import SiteTokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 from softprompt_zoo.trial.twin import twin
 
 Batch = Mapping[str, Any]
@@ -133,37 +135,33 @@ def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str
 
 def _order(call: Call, site: str, family: str) -> dict[str, int]:
     """List the prompts that have columns at a site, in order, and how many."""
-    [combination] = call.selection.combinations
-    counts = {}
-    for name in combination:
-        tokens = call.placements[name].tokens
-        if isinstance(tokens, LayerTokens) and site in tokens.sites and tokens.sites[site].gates is None:
-            counts[name] = next(key.shape[1] for key in tokens.sites[site].keys if key is not None)
-        elif isinstance(tokens, InputTokens) and family == "causal":
-            counts[name] = tokens.embeddings.shape[0]
-    if family != "causal" and site != "decoder":  # real positions, behind all keys and values
-        counts |= _input_counts(call)
+    if family == "causal":
+        counts = _counted(call, lambda tokens: tokens.columns(site))
+    else:
+        counts = _counted(call, lambda tokens: _length(tokens.at(site)))
+        if site != "decoder":  # real positions, behind all keys and values
+            counts |= _input_counts(call)
     return counts
 
 
 def _input_counts(call: Call) -> dict[str, int]:
-    return {
-        name: placement.tokens.embeddings.shape[0]
-        for name, placement in ((name, call.placements[name]) for name in call.selection.combinations[0])
-        if isinstance(placement.tokens, InputTokens)
-    }
+    return _counted(call, lambda tokens: 0 if tokens.at_input is None else tokens.count)
+
+
+def _length(tokens: SiteTokens | None) -> int:
+    return 0 if tokens is None else tokens.count
+
+
+def _counted(call: Call, count: Callable[[VirtualTokens], int]) -> dict[str, int]:
+    """Count something of each prompt of the only combination; those without it are left out."""
+    counts = {name: count(call.placements[name].tokens) for name in call.selection.combinations[0]}
+    return {name: number for name, number in counts.items() if number}
 
 
 def _gated_layers(call: Call) -> dict[Site, int]:
     """Count the gated prompts of every layer."""
-    counts: dict[Site, int] = {}
-    for placement in call.placements.values():
-        sites = placement.tokens.sites if isinstance(placement.tokens, LayerTokens) else {}
-        for name, site in sites.items():
-            for layer, gate in enumerate(site.gates or ()):
-                if gate is not None:
-                    counts[Site(name, layer)] = counts.get(Site(name, layer), 0) + 1
-    return counts
+    gates = [gates for placement in call.placements.values() for gates in placement.tokens.gates.items()]
+    return Counter(Site(name, layer) for name, own in gates for layer, gate in enumerate(own) if gate is not None)
 
 
 def _text_queries(arguments: dict[str, Any], site: str, backbone: Backbone, moved: bool) -> Tensor | None:

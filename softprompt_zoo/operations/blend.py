@@ -12,11 +12,10 @@ from transformers import PreTrainedModel
 from softprompt_zoo.config.checks import check_choice
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.operations.given import Given, GivenPrompt, check_alike, read_given
-from softprompt_zoo.prompt.plain import is_gated, plain_prompt
+from softprompt_zoo.prompt.plain import plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
-from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, SiteTokens, VirtualTokens
 
-HOWS = ("mean", "sum", "slerp", "task_vectors", "concatenate")
+BLENDS = ("mean", "sum", "slerp", "task_vectors", "concatenate")
 PARALLEL = 1e-6
 """Sine of the angle below which two directions count as one, or as opposite."""
 
@@ -62,7 +61,7 @@ def blend(
         Task vectors: Ilharco et al., "Editing Models with Task Arithmetic", 2023, section 2. Slerp: Shoemake,
         "Animating Rotation with Quaternion Curves", 1985, here of directions alone.
     """
-    check_choice("how", how, HOWS)
+    check_choice("how", how, BLENDS)
     if isinstance(prompts, str | Prompt) or not isinstance(prompts, Sequence):
         raise TypeError(f"prompts is {type(prompts).__name__}; expected a list of prompts or folders")
     if len(prompts) < (1 if how == "task_vectors" else 2) or (how == "slerp" and len(prompts) != 2):
@@ -75,7 +74,8 @@ def blend(
     named: list[tuple[str, Any]] = [(f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts)]
     given, backbone, host = read_given([*named, *([] if initial is None else [("initial", initial)])], model)
     _check_fit(given, how, drop_heads)
-    blended = _map(_OF_VECTORS[how](factors), _OF_GATES.get(how, _sum)(factors), [one.tokens for one in given])
+    first, *others = [one.tokens for one in given]
+    blended = first.map(_wide(_BLENDS[how], factors), *others, gates=_wide(_OF_GATES[how], factors))
     prompt = plain_prompt(blended, backbone, given[0].placement, given[0].prompt)
     if host is not None:
         prompt.belong_to(host)
@@ -132,7 +132,7 @@ def _check_fit(given: Sequence[Given], how: str, drop_heads: bool) -> None:
                 f"{one.what} has {lengths[0]} virtual tokens, {first.what} has {lengths[1]}; how={how!r} needs as many "
                 "in each: cut the longer one with zoo.truncate, or use how='concatenate'"
             )
-    if is_gated(first.tokens):
+    if first.tokens.gates:
         _check_gated(given, how)
 
 
@@ -144,90 +144,56 @@ def _check_gated(given: Sequence[Given], how: str) -> None:
     methods = dict.fromkeys(one.prompt.method for one in given)
     if len(methods) > 1:
         raise UnsupportedError(f"the gated prompts are of the methods {', '.join(methods)}; give prompts of one method")
-    gates = [[gate.shape for s in one.tokens.sites.values() for gate in s.gates or () if gate is not None]  # type: ignore[union-attr]
-             for one in given]  # fmt: skip
+    gates = [[gate.shape for own in one.tokens.gates.values() for gate in own if gate is not None] for one in given]
     if any(shapes != gates[0] for shapes in gates):
         raise UnsupportedError(
             "the prompts have gates of other shapes, per head and per layer; give prompts of one shape"
         )
 
 
-_Function = Callable[[Sequence[Tensor]], Tensor]
+def _sum(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([weight * vector for weight, vector in zip(weights, vectors, strict=True)]).sum(dim=0)
 
 
-def _sum(weights: list[float]) -> _Function:
-    return lambda vectors: sum(  # type: ignore[return-value]
-        (weight * vector for weight, vector in zip(weights, vectors, strict=True)), torch.zeros_like(vectors[0])
-    )
+def _task_vectors(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+    """Add to the last vector what the others differ from it."""
+    *others, base = vectors
+    return base + _sum(weights, [vector - base for vector in others])
 
 
-def _task_vectors(weights: list[float]) -> _Function:
-    def add(vectors: Sequence[Tensor]) -> Tensor:
-        base = vectors[-1]
-        return base + _sum(weights)([vector - base for vector in vectors[:-1]])
-
-    return add
-
-
-def _slerp(weights: list[float]) -> _Function:
+def _slerp(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
     """Turn the direction on the sphere, and change the length evenly."""
     share = weights[1]
-
-    def turn(vectors: Sequence[Tensor]) -> Tensor:
-        one, other = vectors
-        norms = [vector.norm(dim=-1, keepdim=True) for vector in vectors]
-        a, b = (vector / norm.clamp_min(1e-300) for vector, norm in zip(vectors, norms, strict=True))
-        # By the half angle: exact where the directions are nearly the same or opposite, which a cosine is not.
-        angle = 2 * torch.atan2((a - b).norm(dim=-1, keepdim=True), (a + b).norm(dim=-1, keepdim=True))
-        has_direction = (norms[0] > 0) & (norms[1] > 0)
-        if bool((has_direction & (angle > math.pi - PARALLEL)).any()) and 0 < share < 1:
-            raise UnsupportedError(
-                "two of the vectors point in opposite directions, between which no turn is the shortest; use how='mean'"
-            )
-        turned = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
-        spherical = ((1 - share) * norms[0] + share * norms[1]) * turned
-        straight = (1 - share) * one + share * other
-        is_straight = ~has_direction | (angle < PARALLEL) | (angle > math.pi - PARALLEL)
-        return torch.where(is_straight, straight, spherical)
-
-    return turn
+    norms = [vector.norm(dim=-1, keepdim=True) for vector in vectors]
+    a, b = (vector / norm.clamp_min(1e-300) for vector, norm in zip(vectors, norms, strict=True))
+    # By the half angle: exact where the directions are nearly the same or opposite, which a cosine is not.
+    angle = 2 * torch.atan2((a - b).norm(dim=-1, keepdim=True), (a + b).norm(dim=-1, keepdim=True))
+    has_direction = (norms[0] > 0) & (norms[1] > 0)
+    if bool((has_direction & (angle > math.pi - PARALLEL)).any()) and 0 < share < 1:
+        raise UnsupportedError(
+            "two of the vectors point in opposite directions, between which no turn is the shortest; use how='mean'"
+        )
+    turned = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+    spherical = _sum(weights, norms) * turned
+    is_straight = ~has_direction | (angle < PARALLEL) | (angle > math.pi - PARALLEL)
+    return torch.where(is_straight, _sum(weights, vectors), spherical)
 
 
-_OF_VECTORS: dict[str, Callable[[list[float]], _Function]] = {
-    "mean": _sum,
-    "sum": _sum,
-    "slerp": _slerp,
-    "task_vectors": _task_vectors,
-    "concatenate": lambda weights: lambda vectors: torch.cat(list(vectors), dim=-2),
-}
-_OF_GATES: dict[str, Callable[[list[float]], _Function]] = {"task_vectors": _task_vectors}
-"""Gates are numbers, so they are summed elsewhere."""
+def _concatenate(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(vectors), dim=-2)
 
 
-def _map(of_vectors: _Function, of_gates: _Function, parts: Sequence[VirtualTokens]) -> VirtualTokens:
-    """Apply functions to the tensors that stand at the same place in each of some tokens."""
+_BLENDS = {"mean": _sum, "sum": _sum, "slerp": _slerp, "task_vectors": _task_vectors, "concatenate": _concatenate}
+_OF_GATES = _BLENDS | {"slerp": _sum}
+"""Gates are numbers, which have no direction."""
 
-    def apply(function: _Function, tensors: Sequence[Tensor | None]) -> Tensor | None:
-        present = [tensor for tensor in tensors if tensor is not None]
-        if not present:
-            return None
-        first = present[0]
+
+def _wide(blend_vectors: Callable[..., Tensor], weights: Sequence[float]) -> Callable[..., Tensor]:
+    """Have tensors blended in float64, on the device of the first."""
+
+    def apply(first: Tensor, *others: Tensor) -> Tensor:
         wide = torch.float64 if first.device.type != "mps" else torch.float32  # which has no float64
-        blended = function([tensor.to(first.device, wide) for tensor in present])
+        blended = blend_vectors(weights, [tensor.to(first.device, wide) for tensor in (first, *others)])
         return blended.to(torch.promote_types(first.dtype, torch.float32))
 
-    if isinstance(parts[0], InputTokens):
-        embeddings = apply(of_vectors, [part.embeddings for part in parts])  # type: ignore[union-attr]
-        return InputTokens(embeddings)  # type: ignore[arg-type]
-    sites = {}
-    for name in parts[0].sites:
-        columns = [part.sites[name] for part in parts]  # type: ignore[union-attr]
-        keys, values = (
-            tuple(apply(of_vectors, layer) for layer in zip(*(getattr(c, kind) for c in columns), strict=True))
-            for kind in ("keys", "values")
-        )
-        gates = None
-        if columns[0].gates is not None:
-            gates = tuple(apply(of_gates, layer) for layer in zip(*(c.gates for c in columns), strict=True))  # type: ignore[arg-type]
-        sites[name] = SiteTokens(keys, values, gates)
-    return LayerTokens(sites)
+    return apply

@@ -21,7 +21,6 @@ from softprompt_zoo.model.disabling import is_disabled
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.operations.vocabulary_rows import add_rows, least_likely, output_row
 from softprompt_zoo.prompt.plain import one_task
-from softprompt_zoo.tokens.tokens import InputTokens
 
 TRIAL_TOKENS = 16
 """Text tokens of the forward that compares the new checkpoint with the prompted model."""
@@ -126,18 +125,18 @@ def _input_tokens(host: Prompts, names: Sequence[str] | None, task: int | None, 
     for name in wanted:
         host[name].refuse_weight(f"prompt {name!r}", f"to={to!r}")
         tokens = host[name].merged_tokens(host.backbone)
-        if not isinstance(tokens, InputTokens):
+        if tokens.num_tasks is not None:
+            if task is None:
+                raise UnsupportedError(
+                    f"prompt {name!r} has {tokens.num_tasks} tasks, of which to={to!r} holds one; choose it with task=…"
+                )
+            tokens = one_task(tokens, task, name)
+        if tokens.at_input is None:
             raise UnsupportedError(
                 f"prompt {name!r} has keys and values, which are no embeddings of tokens; to={to!r} holds prompts at "
                 'the input embeddings only; export it with to="peft", or train a method at the input embeddings'
             )
-        if tokens.embeddings.ndim == 3 and task is None:
-            raise UnsupportedError(
-                f"prompt {name!r} has {tokens.embeddings.shape[0]} tasks, of which to={to!r} holds one; "
-                "choose it with task=…"
-            )
-        has_tasks = tokens.embeddings.ndim == 3
-        found[name] = one_task(tokens, task, name).embeddings if has_tasks else tokens.embeddings  # type: ignore[arg-type]
+        found[name] = tokens.at_input
     if task is not None and all(host[name].config.tasks is None for name in found):
         raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     return found

@@ -16,7 +16,9 @@ from softprompt_zoo.sites.batch import join
 from softprompt_zoo.sites.call import Call, Combination, Segment, Selection
 from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.sites.shared_pass import causal_prefix
-from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, Placement, SiteTokens
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.site_tokens import SiteTokens
 
 
 @torch.no_grad()
@@ -55,7 +57,7 @@ def fold(
         raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     placements = {part: _plain_placement(host, part, task) for part in combination}
     is_visible = _always_visible(host, placements)
-    tokens = _causal(model, host, combination, placements) or _per_site(placements)
+    tokens = _causal(model, host, combination, placements) or _per_site(host, placements)
     head = next((host[part].head for part in reversed(combination) if host[part].head is not None), None)
     like = Placement(tokens, always_visible=is_visible)
     folded = plain_prompt(tokens, host.backbone, like, head=copy.deepcopy(head))
@@ -70,17 +72,17 @@ def _plain_placement(host: Prompts, name: str, task: int | None) -> Placement:
     prompt = host[name]
     prompt.refuse_weight(f"prompt {name!r}", "a plain prefix")
     tokens = prompt.merged_tokens(host.backbone)
-    if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3:
+    if tokens.num_tasks is not None:
         if task is None:
             raise UnsupportedError(
-                f"prompt {name!r} has {tokens.embeddings.shape[0]} tasks and a prefix holds one; choose it with task=…"
+                f"prompt {name!r} has {tokens.num_tasks} tasks and a prefix holds one; choose it with task=…"
             )
         tokens = one_task(tokens, task, name)
-    if isinstance(tokens, LayerTokens) and any(site.gates is not None for site in tokens.sites.values()):
+    if tokens.gates:
         raise UnsupportedError(
             f"prompt {name!r} has gated tokens, which have a softmax of their own and so are no prefix; leave it out"
         )
-    if isinstance(tokens, InputTokens) and host.backbone.family != "causal":
+    if tokens.at_input is not None and host.backbone.family != "causal":
         raise UnsupportedError(
             f"prompt {name!r} is at the input of a bidirectional encoder, where virtual tokens see the text and so "
             "have no keys and values of their own; fold prompts of keys and values only"
@@ -114,7 +116,7 @@ def _causal(
         raise UnsupportedError(f"keys and values cannot be reached in this model: {stack.reach.problem}")
     if stack.rotation_limit is not None:
         for name, placement in placements.items():
-            if isinstance(placement.tokens, InputTokens):
+            if placement.tokens.at_input is not None:
                 raise UnsupportedError(
                     f"prompt {name!r} is at the input of a model that rotates all positions in another way where a "
                     f"text is longer than {stack.rotation_limit} tokens, so no keys and values of it hold for every "
@@ -126,9 +128,9 @@ def _causal(
     return LayerTokens({stack.name: _site(segment)})  # type: ignore[arg-type]
 
 
-def _per_site(placements: dict[str, Placement]) -> LayerTokens:
-    names = list(dict.fromkeys(site for placement in placements.values() for site in placement.tokens.sites))  # type: ignore[union-attr]
-    segments = {site: join([Segment.of(placement, site) for placement in placements.values()]) for site in names}
+def _per_site(host: Prompts, placements: dict[str, Placement]) -> LayerTokens:
+    sites = host.backbone.layers
+    segments = {site: join([Segment.of(placement, site) for placement in placements.values()]) for site in sites}
     counts = {site: segment.length for site, segment in segments.items() if segment is not None}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{count} at {site!r}" for site, count in counts.items())

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.backbone import Backbone
@@ -16,7 +15,8 @@ from softprompt_zoo.files.start_folders import saved_prompt
 from softprompt_zoo.model.attachment import is_attached
 from softprompt_zoo.prompt.plain import check_sizes
 from softprompt_zoo.prompt.prompt import Prompt
-from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens
+from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 from softprompt_zoo.trial.examination import inspect_backbone
 
 GivenPrompt = Prompt | str | os.PathLike[str]
@@ -34,24 +34,6 @@ class Given:
     """Its plain tokens in eval mode, copies without gradient."""
     placement: Placement
     """Its placement, for the options."""
-
-    @property
-    def kind(self) -> str:
-        """What it is at: `"input embeddings"`, or `"keys and values"` of some sites, gated or not."""
-        if isinstance(self.tokens, InputTokens):
-            return "input embeddings"
-        sites = ", ".join(
-            name + (" (gated)" if s.gates is not None else "") for name, s in sorted(self.tokens.sites.items())
-        )
-        return f"keys and values of {sites}"
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Embeddings `(tokens, hidden)`; or keys and values `(kv_heads, tokens, head_dim)`, in order."""
-        if isinstance(self.tokens, InputTokens):
-            return [self.tokens.embeddings]
-        sites = [self.tokens.sites[name] for name in sorted(self.tokens.sites)]
-        return [tensor for site in sites for tensor in (*site.keys, *site.values) if tensor is not None]
 
 
 @torch.no_grad()
@@ -105,21 +87,13 @@ def check_alike(given: Sequence[Given]) -> None:
     """
     first = given[0]
     for other in given[1:]:
-        if other.kind != first.kind:
-            raise UnsupportedError(
-                f"{other.what} is at the {other.kind}, {first.what} at the {first.kind}; give prompts of one kind"
-            )
-        sizes = [[(t.shape[:-2], t.shape[-1]) for t in one.tensors] for one in (first, other)]
-        if sizes[0] != sizes[1] or _layers(first) != _layers(other):
+        if other.tokens.where != first.tokens.where:
+            places = f"{other.what} is at the {other.tokens.where}, {first.what} at the {first.tokens.where}"
+            raise UnsupportedError(f"{places}; give prompts of one kind")
+        if other.tokens.outline != first.tokens.outline:
             raise UnsupportedError(
                 f"{other.what} has tokens at other layers than {first.what}; give prompts of one kind"
             )
-
-
-def _layers(given: Given) -> list[tuple[str, list[bool]]]:
-    if isinstance(given.tokens, InputTokens):
-        return []
-    return [(name, [key is not None for key in site.keys]) for name, site in sorted(given.tokens.sites.items())]
 
 
 def _read(what: str, given: Any, backbone: Backbone) -> Given:
@@ -133,9 +107,9 @@ def _read(what: str, given: Any, backbone: Backbone) -> Given:
         prompt = saved_prompt(Path(given), backbone, what)
     own = prompt.backbone or backbone
     tokens = prompt.merged_tokens(own)
-    if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3:
+    if tokens.num_tasks is not None:
         raise UnsupportedError(
-            f"{what} is a prompt with {tokens.embeddings.shape[0]} tasks; export the one you want, "
+            f"{what} is a prompt with {tokens.num_tasks} tasks; export the one you want, "
             "zoo.export(model, folder, task=…), and give that folder"
         )
     return Given(what, prompt, tokens, prompt.place(own))

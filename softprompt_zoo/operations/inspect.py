@@ -21,7 +21,7 @@ from softprompt_zoo.operations.inspection_findings import Neighbour, Norms, Prom
 from softprompt_zoo.operations.inspection_report import Inspection
 from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.sites.tasks import check_task
-from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 NEAREST_BY = ("cosine", "distance")
 CHUNK = 16384
@@ -100,19 +100,16 @@ def _look(
     prompt, backbone = host[name], host.backbone
     tokens = prompt.merged_tokens(backbone)
     near: tuple[tuple[Neighbour, ...], ...] = ()
-    gates: dict[str, Tensor] = {}
-    if isinstance(tokens, InputTokens):
-        embeddings = (tokens.embeddings if task is None else tokens.embeddings[task]).float()
-        embeddings = embeddings.to(backbone.device)
+    if task is not None:
+        tokens = tokens.task(task)
+    if tokens.at_input is not None:
+        embeddings = tokens.at_input.to(backbone.device, torch.float32)
         near, words = _nearest(embeddings, backbone, tokenizer, neighbours, nearest_by)
         norms = {"embeddings": Norms(embeddings.norm(dim=1)[None].cpu(), words[None])}
-        features = embeddings.cpu()
     else:
-        norms, features = _layer_norms(tokens, backbone), _layer_features(tokens)
-        for site, of_site in tokens.sites.items():
-            sizes = [0.0 if gate is None else float(gate.float().abs().mean()) for gate in of_site.gates or ()]
-            gates |= {site: torch.tensor(sizes)} if sizes else {}
-    unit = functional.normalize(features, dim=1)
+        norms = _layer_norms(tokens, backbone)
+    gates = {site: torch.tensor([_size(gate) for gate in own]) for site, own in tokens.gates.items()}
+    unit = functional.normalize(tokens.features(), dim=1)
     count = prompt.num_virtual_tokens
     return PromptInspection(name, prompt.method, count, near, norms, unit @ unit.T, gates, None)
 
@@ -155,21 +152,24 @@ def _word(tokenizer: Any, index: int) -> str:
         return f"#{index}"
 
 
-def _layer_norms(tokens: LayerTokens, backbone: Backbone) -> dict[str, Norms]:
+def _layer_norms(tokens: VirtualTokens, backbone: Backbone) -> dict[str, Norms]:
     """Compare the norms of keys and values with those of words that the model read, at all layers."""
     most = FREQUENT_VOCABULARY if backbone.vocab_size > FREQUENT_VOCABULARY else backbone.vocab_size
     count = min(WORDS, most, (backbone.max_positions or WORDS))
-    ids = torch.linspace(0, most - 1, count, device=backbone.device).long()
-    words = backbone.keys_values(ids)
+    words = backbone.keys_values(torch.linspace(0, most - 1, count, device=backbone.device).long())
     found = {}
-    for site, of_site in tokens.sites.items():
-        for kind in ("keys", "values"):
-            of_words = torch.stack([_norm(layer) for layer in getattr(words.sites[site], kind)])
-            layers = getattr(of_site, kind)
-            length = next(layer.shape[1] for layer in layers if layer is not None)
-            own = [torch.full((length,), math.nan) if layer is None else _norm(layer) for layer in layers]
-            found[f"{site} {kind}"] = Norms(torch.stack(own), of_words.sort(dim=1).values)
+    for site in backbone.layers:
+        own, of_words = tokens.at(site) or tokens.gated_at(site), words.sites[site]
+        if own is not None:
+            found[f"{site} keys"] = _compared(own.keys, of_words.keys, own.count)
+            found[f"{site} values"] = _compared(own.values, of_words.values, own.count)
     return found
+
+
+def _compared(layers: Sequence[Tensor | None], of_words: Sequence[Tensor | None], count: int) -> Norms:
+    own = [torch.full((count,), math.nan) if layer is None else _norm(layer) for layer in layers]
+    words = torch.stack([_norm(layer) for layer in of_words if layer is not None])
+    return Norms(torch.stack(own), words.sort(dim=1).values)
 
 
 def _norm(layer: Tensor) -> Tensor:
@@ -177,11 +177,5 @@ def _norm(layer: Tensor) -> Tensor:
     return norms
 
 
-def _layer_features(tokens: LayerTokens) -> Tensor:
-    layers = [
-        layer.float().permute(1, 0, 2).flatten(1).cpu()
-        for site in tokens.sites.values()
-        for layer in (*site.keys, *site.values)
-        if layer is not None
-    ]
-    return torch.cat(layers, dim=1)
+def _size(gate: Tensor | None) -> float:
+    return 0.0 if gate is None else float(gate.float().abs().mean())

@@ -20,7 +20,6 @@ from softprompt_zoo.operations.pooled_heads import check_pooling
 from softprompt_zoo.prompt.plain import check_ranges, check_shared_room
 from softprompt_zoo.prompt.prompt import MergedTokens, Prompt
 from softprompt_zoo.sites.select import check_combination
-from softprompt_zoo.tokens.tokens import to_tensors
 from softprompt_zoo.trial.examination import inspect_backbone
 
 EXPORTS = ("peft", "vocabulary", "embeddings")
@@ -146,7 +145,7 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     for name, tokens in merged.items():
         prompt = host[name]
         is_trained = prompt.is_trained
-        prompt.learned = MergedTokens(to_tensors(tokens)).train(prompt.training)
+        prompt.learned = MergedTokens(tokens.tensors()).train(prompt.training)
         prompt.requires_grad_(is_trained)
     return model
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from softprompt_zoo.config.checks import check_choice
-from softprompt_zoo.operations.given import Given, GivenPrompt, check_alike, read_given
+from softprompt_zoo.operations.given import GivenPrompt, check_alike, read_given
 
 HOWS = ("mean", "tokens")
 
@@ -42,7 +42,7 @@ def similarity(a: GivenPrompt, b: GivenPrompt, how: str = "mean", *, model: PreT
     check_choice("how", how, HOWS)
     given, _, _ = read_given([("a", a), ("b", b)], model)
     check_alike(given)
-    return _similarity(features(given[0]), features(given[1]), how)
+    return _similarity(given[0].tokens.features(), given[1].tokens.features(), how)
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def most_similar(
         raise ValueError("candidates has no prompt but the given one; give at least one to compare with")
     given, _, _ = read_given([("prompt", prompt), *((f"candidate {name!r}", c) for name, c in named.items())], model)
     check_alike(given)
-    own, *others = map(features, given)
+    own, *others = [one.tokens.features() for one in given]
     found = [(name, _similarity(own, other, how)) for name, other in zip(named, others, strict=True)]
     return sorted(found, key=lambda pair: -pair[1])
 
@@ -103,21 +103,7 @@ def _check_folder(folder: Any) -> bool:
     return True
 
 
-def features(given: Given) -> Tensor:
-    """Lay a prompt out as one vector per virtual token.
-
-    Args:
-        given: The prompt.
-
-    Returns:
-        `(tokens, features)`: embeddings, or all keys and values of a token side by side.
-    """
-    flat = [t if t.ndim == 2 else t.permute(1, 0, 2).flatten(1) for t in given.tensors]
-    return torch.cat([part.float() for part in flat], dim=1)
-
-
 def _similarity(a: Tensor, b: Tensor, how: str) -> float:
-    b = b.to(a.device)
     if how == "mean":
         a, b = a.mean(dim=0, keepdim=True), b.mean(dim=0, keepdim=True)
     cosine = float((functional.normalize(a, dim=1) @ functional.normalize(b, dim=1).T).mean())

@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 from softprompt_zoo.config.checks import check_choice, check_positive_integer
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.operations.attention_mass import Batch, measure_attention
-from softprompt_zoo.operations.given import Given, GivenPrompt, read_given
+from softprompt_zoo.operations.given import GivenPrompt, read_given
 from softprompt_zoo.prompt.plain import plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.task_heads import copy_head
-from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, SiteTokens, VirtualTokens
 
 BY = ("attention", "norm")
 
@@ -63,24 +62,17 @@ def truncate(
         raise ValueError(
             f"num_virtual_tokens is {num_virtual_tokens}; the prompt has {given.prompt.num_virtual_tokens} tokens"
         )
-    usefulness = _norms(given) if by == "norm" else _attention(given.prompt, model, inputs)
+    norms = given.tokens.features(with_keys=False).norm(dim=1)
+    usefulness = norms if by == "norm" else _attention(given.prompt, model, inputs)
     # A stable sort: of equal ones the first stay.
     kept = usefulness.argsort(descending=True, stable=True)[:num_virtual_tokens].sort().values
     head = given.prompt.head if given.prompt.head is None else copy_head(dict(given.prompt.head.items()))
-    shorter = plain_prompt(_pick(given.tokens, kept), backbone, given.placement, given.prompt, head)
+    tokens = given.tokens.map(lambda tensor: tensor.index_select(-2, kept.to(tensor.device)))
+    shorter = plain_prompt(tokens, backbone, given.placement, given.prompt, head)
     shorter.weight = given.prompt.weight
     if host is not None:
         shorter.belong_to(host)
     return shorter
-
-
-def _norms(given: Given) -> Tensor:
-    tokens = given.tokens
-    if isinstance(tokens, InputTokens):
-        norms: Tensor = tokens.embeddings.float().norm(dim=-1).cpu()
-        return norms
-    values = [layer.float() for site in tokens.sites.values() for layer in site.values if layer is not None]
-    return torch.stack([layer.square().sum(dim=(0, 2)).cpu() for layer in values]).sum(dim=0).sqrt()
 
 
 def _attention(prompt: Prompt, model: Any, inputs: Any) -> Tensor:
@@ -97,17 +89,3 @@ def _attention(prompt: Prompt, model: Any, inputs: Any) -> Tensor:
             "the model shows the weights of the text alone); use by='norm'"
         )
     return torch.cat(list(found.values())).mean(dim=0).cpu()
-
-
-def _pick(tokens: VirtualTokens, kept: Tensor) -> VirtualTokens:
-    def pick(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.index_select(-2, kept.to(tensor.device))
-
-    if isinstance(tokens, InputTokens):
-        return InputTokens(tokens.embeddings.index_select(0, kept.to(tokens.embeddings.device)))
-    return LayerTokens(
-        {
-            name: SiteTokens(tuple(map(pick, site.keys)), tuple(map(pick, site.values)), site.gates)
-            for name, site in tokens.sites.items()
-        }
-    )

@@ -13,12 +13,14 @@ from softprompt_zoo.config.method_config import GIVEN, MethodConfig
 from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
 from softprompt_zoo.prompt.prompt import MergedTokens, Prompt
 from softprompt_zoo.prompt.task_heads import copy_head
-from softprompt_zoo.prompt.token_checks import check_range, check_virtual_tokens
+from softprompt_zoo.prompt.token_checks import check_range
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.sites.batch import lengths
 from softprompt_zoo.sites.call import Segment
 from softprompt_zoo.sites.tasks import check_task
-from softprompt_zoo.tokens.tokens import InputTokens, Placement, VirtualTokens, to_tensors
+from softprompt_zoo.tokens.kinds import check_virtual_tokens
+from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 def check_room(config: MethodConfig, backbone: Backbone) -> None:
@@ -55,7 +57,7 @@ def check_shared_room(prompts: Mapping[str, Prompt], backbone: Backbone) -> None
         return
     site = "encoder" if backbone.family == "encoder" else "decoder"
     placements = [prompt.place(backbone) for prompt in prompts.values()]
-    at_input = sum(_count(placed.tokens) for placed in placements if isinstance(placed.tokens, InputTokens))
+    at_input = sum(placed.tokens.count for placed in placements if placed.tokens.at_input is not None)
     at_site = sum(lengths([Segment.of(placed, site) for placed in placements]))  # gated tokens take no positions
     count = max(at_input, at_site) if backbone.family == "encoder_decoder" else at_input + at_site
     if count >= bound:
@@ -78,12 +80,7 @@ def check_ranges(prompts: Mapping[str, Prompt], backbone: Backbone, where: str) 
         UnsupportedError: If it cannot.
     """
     for name, prompt in prompts.items():
-        check_range(to_tensors(prompt.place(backbone).tokens), backbone.dtype, f"prompt {name!r} {where}")
-
-
-def is_gated(tokens: VirtualTokens) -> bool:
-    """Say whether virtual tokens have a softmax of their own."""
-    return not isinstance(tokens, InputTokens) and any(site.gates is not None for site in tokens.sites.values())
+        check_range(prompt.place(backbone).tokens.tensors(), backbone.dtype, f"prompt {name!r} {where}")
 
 
 @torch.no_grad()
@@ -109,11 +106,11 @@ def plain_prompt(
     Raises:
         UnsupportedError: If it leaves no room for text, or no method places it like `like`.
     """
-    count = _count(tokens)
+    count = tokens.count
     has_head = head is not None
     config: MethodConfig
     like = Placement(tokens) if like is None else like
-    if source is not None and is_gated(tokens):
+    if source is not None and tokens.gates:
         method = source.loaded
         config = dataclasses.replace(source.config, num_virtual_tokens=count, train_head=has_head)
     else:
@@ -129,7 +126,7 @@ def plain_prompt(
         config = method.config_class.from_options({"num_virtual_tokens": count, "train_head": has_head, **options})
     check_room(config, backbone)
     contiguous = {
-        name: tensor.detach().to(backbone.device, copy=True).contiguous() for name, tensor in to_tensors(tokens).items()
+        name: tensor.detach().to(backbone.device, copy=True).contiguous() for name, tensor in tokens.tensors().items()
     }
     prompt = Prompt(method, config, MergedTokens(contiguous), head)
     placed = prompt.place(backbone)
@@ -181,7 +178,7 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
             placed = copied.place(backbone)
             count, tasks = copied.num_virtual_tokens, copied.config.tasks
             check_virtual_tokens(placed.tokens, backbone, count, tasks, "the prompt")
-            check_range(to_tensors(placed.tokens), backbone.dtype, "the prompt")
+            check_range(placed.tokens.tensors(), backbone.dtype, "the prompt")
         except ShapeError as error:
             raise BackboneMismatchError(f"the prompt does not fit this model: {error}") from error
     return copied
@@ -215,13 +212,7 @@ def _in_words(value: Any) -> str:
     )
 
 
-def _count(tokens: VirtualTokens) -> int:
-    if isinstance(tokens, InputTokens):
-        return tokens.embeddings.shape[-2]
-    return next(key.shape[1] for site in tokens.sites.values() for key in site.keys if key is not None)
-
-
-def one_task(tokens: VirtualTokens, task_id: int, name: str) -> InputTokens:
+def one_task(tokens: VirtualTokens, task_id: int, name: str) -> VirtualTokens:
     """Take one task's tokens out of those of a prompt with tasks.
 
     Args:
@@ -235,8 +226,7 @@ def one_task(tokens: VirtualTokens, task_id: int, name: str) -> InputTokens:
     Raises:
         ValueError: If the prompt does not have that task.
     """
-    count = tokens.embeddings.shape[0] if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3 else 0
-    if not count:
+    if tokens.num_tasks is None:
         raise ValueError(f"task is {task_id!r}, and prompt {name!r} has no tasks; leave it out")
-    check_task(task_id, count, name)
-    return InputTokens(tokens.embeddings[task_id])  # type: ignore[union-attr]
+    check_task(task_id, tokens.num_tasks, name)
+    return tokens.task(task_id)

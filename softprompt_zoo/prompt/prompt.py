@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.errors import PluginError, UnsupportedError
-from softprompt_zoo.prompt.stored_tokens import from_tensors
-from softprompt_zoo.prompt.token_checks import check_placement, check_virtual_tokens
+from softprompt_zoo.prompt.token_checks import check_placement
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
-from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, Placement, VirtualTokens, to_tensors
+from softprompt_zoo.tokens.kinds import check_virtual_tokens, from_tensors, narrowed
+from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 class Host(Protocol):
@@ -113,17 +114,14 @@ class Prompt(nn.Module):
         Raises:
             PluginError: If a hook breaks its contract.
         """
-        method, learned = self.loaded, self.learned
-        if isinstance(learned, MergedTokens):
-            tokens = learned.tokens(backbone)
-        else:
-            tokens = method.call("build_virtual_tokens", config=self.config, parameters=learned, backbone=backbone)
-            self._once(backbone, tokens, lambda: self._check(tokens, backbone, "build_virtual_tokens"))
-        arguments = {"config": self.config, "parameters": learned, "tokens": tokens, "backbone": backbone}
-        placement: Placement = method.call("inject", **arguments)
+        tokens = self._tokens("build_virtual_tokens", backbone)
+        arguments = {"config": self.config, "parameters": self.learned, "tokens": tokens, "backbone": backbone}
+        placement: Placement = self.loaded.call("inject", **arguments)
         check = functools.partial(self._check_placement, placement, tokens, backbone)
         is_same = isinstance(placement, Placement) and placement.tokens is tokens
         self._once(backbone, placement, check, self.weight, is_same)
+        if not is_same:
+            placement = dataclasses.replace(placement, tokens=narrowed(placement.tokens))
         if self.weight != 1.0:
             placement = dataclasses.replace(placement, weight=placement.weight * self.weight)
         if self.config.pools_prompt:
@@ -203,18 +201,22 @@ class Prompt(nn.Module):
         Raises:
             PluginError: If the hook breaks its contract.
         """
-        if isinstance(self.learned, MergedTokens):
-            tokens = self.learned.tokens(backbone)
-        else:
-            was_training = self.learned.training
-            self.learned.eval()
-            try:
-                tokens = self.loaded.call("merge", config=self.config, parameters=self.learned, backbone=backbone)
-            finally:
-                self.learned.train(was_training)
-            self._check(tokens, backbone, "merge")
-        copies = {name: tensor.detach().clone() for name, tensor in to_tensors(tokens).items()}
+        was_training = self.learned.training
+        self.learned.eval()
+        try:
+            tokens = self._tokens("merge", backbone)
+        finally:
+            self.learned.train(was_training)
+        copies = {name: tensor.detach().clone() for name, tensor in tokens.tensors().items()}
         return from_tensors(copies, backbone)
+
+    def _tokens(self, hook: str, backbone: Backbone) -> VirtualTokens:
+        """Ask a hook for the tokens, where they are not plain ones that are here already."""
+        if isinstance(self.learned, MergedTokens):
+            return self.learned.tokens(backbone)
+        found = self.loaded.call(hook, config=self.config, parameters=self.learned, backbone=backbone)
+        self._once(backbone, found, lambda: self._check(found, backbone, hook))
+        return narrowed(found)
 
     def _check(self, tokens: object, backbone: Backbone, hook: str) -> None:
         source = self.loaded.describe(hook)
@@ -225,10 +227,11 @@ class Prompt(nn.Module):
         check_placement(placement, self.loaded.describe("inject"))
         if placement.tokens is not tokens:
             self._check(placement.tokens, backbone, "inject")
+            placement = dataclasses.replace(placement, tokens=narrowed(placement.tokens))
         if self.config.pools_prompt:
             _check_pooling(placement, backbone)
         _check_weight(dataclasses.replace(placement, weight=placement.weight * self.weight), backbone)
-        if backbone.input_problem is not None and isinstance(placement.tokens, InputTokens):
+        if backbone.input_problem is not None and placement.tokens.at_input is not None:
             raise UnsupportedError(
                 f"this model has no place for virtual tokens among its input embeddings: {backbone.input_problem}; "
                 "choose a method on keys and values"
@@ -256,7 +259,7 @@ def _form(result: Any, facts: tuple[Hashable, ...]) -> Hashable:
 
 def _check_pooling(placement: Placement, backbone: Backbone) -> None:
     """Refuse to let a head read a virtual token where there is none at a position, or no head."""
-    if not isinstance(placement.tokens, InputTokens) or backbone.family != "encoder" or not backbone.task_head:
+    if placement.tokens.at_input is None or backbone.family != "encoder" or not backbone.task_head:
         raise UnsupportedError(
             "pools_prompt is True, which is for virtual tokens at the input embeddings of an encoder with a task head; "
             "here the head never reads one; leave it out"
@@ -267,7 +270,7 @@ def _check_weight(placement: Placement, backbone: Backbone) -> None:
     """Refuse a weight where the tokens' scores cannot be reached."""
     if placement.weight == 1.0:
         return
-    if isinstance(placement.tokens, InputTokens) and backbone.family != "causal":
+    if placement.tokens.at_input is not None and backbone.family != "causal":
         raise UnsupportedError(
             f"the prompt's weight is {placement.weight}, but at the input embeddings of this model its tokens are real "
             "positions, which are read like text; give it the weight 1, or use a method that works on keys and values"
@@ -280,8 +283,7 @@ def _check_weight(placement: Placement, backbone: Backbone) -> None:
 
 
 def _check_goes_through_cache(placement: Placement, backbone: Backbone) -> None:
-    tokens = placement.tokens
-    if isinstance(tokens, LayerTokens) and any(site.gates is not None for site in tokens.sites.values()):
+    if placement.tokens.gates:
         raise UnsupportedError(
             "this model's attention is reached through its cache only, which has no place for gated tokens; choose a "
             "method without gates"

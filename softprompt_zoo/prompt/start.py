@@ -8,9 +8,9 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
 from softprompt_zoo.prompt.prompt import Prompt
-from softprompt_zoo.prompt.token_checks import check_virtual_tokens
 from softprompt_zoo.registry.loaded_method import LoadedMethod
-from softprompt_zoo.tokens.tokens import InputTokens, VirtualTokens
+from softprompt_zoo.tokens.kinds import check_virtual_tokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 def initialize(
@@ -52,9 +52,9 @@ def initialize(
     if start.method == method.name and not start.is_merged and hasattr(learned, "start_from_parameters"):
         learned.start_from_parameters(start.learned, config)
         return
-    if config.tasks is None and isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3:
+    if config.tasks is None and tokens.num_tasks is not None:
         raise UnsupportedError(
-            f"init is a prompt with {tokens.embeddings.shape[0]} tasks, of which {method.name!r} has none; export the "
+            f"init is a prompt with {tokens.num_tasks} tasks, of which {method.name!r} has none; export the "
             "one you want, zoo.export(model, folder, task=…), and give that folder"
         )
     learned.start_from(tokens)

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
     from softprompt_zoo.backbone.backbone import Backbone
     from softprompt_zoo.config.method_config import MethodConfig
-    from softprompt_zoo.tokens.tokens import Placement, VirtualTokens
+    from softprompt_zoo.tokens.placement import Placement
+    from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 def default_hooks(build: Callable[..., "VirtualTokens"]) -> dict[str, Callable[..., Any]]:
@@ -26,7 +27,7 @@ def default_hooks(build: Callable[..., "VirtualTokens"]) -> dict[str, Callable[.
     @hookimpl(trylast=True)
     def inject(tokens: "VirtualTokens") -> "Placement":
         """Place the tokens as they are, without dropout, where their kind goes."""
-        from softprompt_zoo.tokens.tokens import Placement  # torch is slow to load, and listing methods does without
+        from softprompt_zoo.tokens.placement import Placement  # torch is slow to load, and listing methods does without
 
         return Placement(tokens)
 

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from softprompt_zoo.sites.call import Call, Segment
 from softprompt_zoo.sites.state import SiteState
-from softprompt_zoo.tokens.tokens import InputTokens, Placement
 
 
 def join(segments: Sequence[Segment | None]) -> Segment | None:
@@ -36,13 +35,9 @@ def token_counts(call: Call, site: str) -> list[int]:
     Returns:
         One count per combination.
     """
-
-    def count(placement: Placement) -> int:
-        if isinstance(placement.tokens, InputTokens):
-            return placement.tokens.embeddings.shape[0]
-        return lengths([Segment.of(placement, site)])[0]
-
-    return [sum([count(call.placements[name]) for name in names]) for names in call.selection.combinations]
+    return [
+        sum([call.placements[name].tokens.columns(site) for name in names]) for names in call.selection.combinations
+    ]
 
 
 def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteState | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, Placement
+from softprompt_zoo.tokens.placement import Placement
 
 Combination = tuple[str, ...]
 
@@ -93,14 +93,12 @@ class Segment:
     @classmethod
     def of(cls, placement: Placement, site: str) -> "Segment | None":
         """Take one placement's tokens at one site; `None` if it has none there, or gated ones."""
-        tokens = placement.tokens
-        if not isinstance(tokens, LayerTokens) or site not in tokens.sites:
+        tokens = placement.tokens.at(site)
+        if tokens is None:
             return None
-        if tokens.sites[site].gates is not None:
-            return None
-        keys = [layer for layer in tokens.sites[site].keys if layer is not None]
-        values = [layer for layer in tokens.sites[site].values if layer is not None]
-        return cls(keys, values, *per_token(placement, keys[0].shape[1]))
+        keys = [layer for layer in tokens.keys if layer is not None]
+        values = [layer for layer in tokens.values if layer is not None]
+        return cls(keys, values, *per_token(placement, tokens.count))
 
     def __add__(self, other: "Segment") -> "Segment":
         return Segment(
@@ -229,19 +227,19 @@ class Call:
 
     def input_tokens(self, combination: Combination) -> list[Tensor]:
         """Return the embeddings of a combination's input-level prompts, in order."""
-        tokens = [self.placements[name].tokens for name in combination]
-        return [part.embeddings for part in tokens if isinstance(part, InputTokens)]
+        parts = [self.placements[name].tokens.at_input for name in combination]
+        return [part for part in parts if part is not None]
 
     def pooled_rows(self, device: torch.device) -> Tensor | None:
         """Return `(rows or 1, 1)`, whether the head reads the first virtual token of a row; `None` if of no row."""
         pooled = []
         for combination in self.selection.combinations:
             placements = [self.placements[name] for name in combination]
-            inputs = [placement for placement in placements if isinstance(placement.tokens, InputTokens)]
+            inputs = [placement for placement in placements if placement.tokens.at_input is not None]
             pooled.append(bool(inputs) and inputs[0].is_pooled)
         return self.per_row(pooled, device) if any(pooled) else None
 
     def ends_in_input_tokens(self) -> list[bool]:
         """Say for each combination whether a seen input-level prompt is its last, which predicts the first label."""
         ends = [self.placements[parts[-1]] if parts else None for parts in self.selection.combinations]
-        return [end is not None and isinstance(end.tokens, InputTokens) and end.weight != 0 for end in ends]
+        return [end is not None and end.tokens.at_input is not None and end.weight != 0 for end in ends]

@@ -56,7 +56,7 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
         )
     gated = [part for parts in state.gated.values() for part in parts]
     originals = [tensor for site in state.sites.values() for tensor in (*site.keys, *site.values)]
-    originals += [t for part in gated for t in (*part.keys, *part.values, *part.gates) if t is not None]
+    originals += [tensor for part in gated for layer in part.layers for tensor in layer or ()]
     if not any(tensor.requires_grad for tensor in originals):
         return kwargs
     leaves = [tensor.detach().requires_grad_() for tensor in originals]
@@ -67,11 +67,8 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
         return dataclasses.replace(site, keys=keys, values=tuple(next(remaining) for _ in site.values))
 
     def take_gated(part: Gated) -> Gated:
-        keys, values, gates = (
-            tuple(None if tensor is None else next(remaining) for tensor in column)
-            for column in (part.keys, part.values, part.gates)
-        )
-        return Gated(keys, values, gates, part.present)
+        layers = [None if own is None else (next(remaining), next(remaining), next(remaining)) for own in part.layers]
+        return Gated(tuple(layers), part.present)
 
     state.sites = {name: take(site) for name, site in state.sites.items()}
     state.gated = {name: [take_gated(part) for part in parts] for name, parts in state.gated.items()}

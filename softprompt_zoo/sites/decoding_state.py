@@ -15,7 +15,6 @@ from softprompt_zoo.sites.call import Call, DecodingState, Prefix
 from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.sites.stack import Stack
-from softprompt_zoo.tokens.tokens import InputTokens
 
 ATTRIBUTE = "_softprompt_decoding"
 """Attribute of a cache that holds the state of its text."""
@@ -58,7 +57,7 @@ def prefix_of(stack: Stack, call: Call, positions: Tensor, past: int | Tensor) -
     """
     state = call.decoding
     reach = None if stack.rotation_limit is None else _reach(state, positions, past)
-    has_pass = any(isinstance(placement.tokens, InputTokens) for placement in call.placements.values())
+    has_pass = any(placement.tokens.at_input is not None for placement in call.placements.values())
     if state is None or call.is_training or torch.is_grad_enabled() or not has_pass:
         return causal_prefix(stack, call, reach)
     combinations, known = call.selection.combinations, state.prefix

@@ -21,7 +21,6 @@ from softprompt_zoo.sites.positions import check_budget, shift_learned_positions
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState, Capture
-from softprompt_zoo.tokens.tokens import InputTokens
 
 
 @dataclasses.dataclass
@@ -92,10 +91,10 @@ def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
     segments: list[Any] = []
     for name in combination:
         placement = call.placements[name]
-        if not isinstance(placement.tokens, InputTokens):
+        embeddings = placement.tokens.at_input
+        if embeddings is None:
             segments.append(Segment.of(placement, stack.name))
             continue
-        embeddings = placement.tokens.embeddings
         count = embeddings.shape[0]
         part = _Pending(embeddings, *per_token(placement, count), [name] * count)
         if segments and isinstance(segments[-1], _Pending) and segments[-1].weight[-1] == 1.0:

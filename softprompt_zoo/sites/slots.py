@@ -12,7 +12,7 @@ from softprompt_zoo.sites.batch import stack
 from softprompt_zoo.sites.call import Combination, Selection, Slots
 from softprompt_zoo.sites.positions import text_positions
 from softprompt_zoo.sites.stack import Stack
-from softprompt_zoo.tokens.tokens import InputTokens, Placement
+from softprompt_zoo.tokens.placement import Placement
 
 EXPECTED = "expected integers of shape (rows, length) as zoo.encode makes them: a virtual token's index, -1 for text"
 
@@ -92,10 +92,10 @@ def take_slots(
     rest = []
     for combination in selection.combinations:
         _check_weights(combination, placements)
-        tokens = [placements[name].tokens for name in combination]
-        parts = [part.embeddings for part in tokens if isinstance(part, InputTokens)]
+        embeddings = [placements[name].tokens.at_input for name in combination]
+        parts = [part for part in embeddings if part is not None]
         tables.append(torch.cat(parts) if parts else None)
-        rest.append(tuple([n for n in combination if not isinstance(placements[n].tokens, InputTokens)]))
+        rest.append(tuple([name for name, part in zip(combination, embeddings, strict=True) if part is None]))
     if not torch.compiler.is_compiling() and not is_checked:
         _check_range(selection, tables, index)
     if not any([table is not None for table in tables]):
@@ -155,7 +155,7 @@ def _check_weights(combination: Combination, placements: Mapping[str, Placement]
                 f"prompt {name!r} has pools_prompt=True, and its tokens stand in soft slots inside the text; leave "
                 "soft_slots out, which puts it in front"
             )
-        if isinstance(placements[name].tokens, InputTokens) and placements[name].weight != 1.0:
+        if placements[name].tokens.at_input is not None and placements[name].weight != 1.0:
             raise UnsupportedError(
                 f"prompt {name!r} has the weight {placements[name].weight}, and its tokens stand in soft slots, where "
                 "they are read like text; give it the weight 1"

@@ -17,7 +17,8 @@ from softprompt_zoo.backbone.traits import Sinusoids, silent_features
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.state import CallState, Capture
-from softprompt_zoo.tokens.tokens import LayerShape, Placement
+from softprompt_zoo.tokens.layer_shape import LayerShape
+from softprompt_zoo.tokens.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,9 @@ from softprompt_zoo.sites.site import Site
 class Gated:
     """One gated prompt of every combination at one site; the n-th of a combination is in the n-th of these."""
 
-    keys: tuple[Tensor | None, ...]
-    """Per layer `(combinations, kv_heads, tokens, head_dim)`; `None` for a layer where none has tokens."""
-    values: tuple[Tensor | None, ...]
-    """Per layer, as `keys`."""
-    gates: tuple[Tensor | None, ...]
-    """Per layer `(combinations, heads or 1)`, zero where a combination has no tokens."""
+    layers: tuple[tuple[Tensor, Tensor, Tensor] | None, ...]
+    """Per layer keys and values, each `(combinations, kv_heads, tokens, head_dim)`, and gates
+    `(combinations, heads or 1)`, zero where a combination has no tokens; `None` for a layer where none has any."""
     present: Tensor | None
     """`(combinations, tokens)` booleans, false where shorter prompts are padded; `None` if none is."""
 

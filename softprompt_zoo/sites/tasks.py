@@ -8,13 +8,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.sites.call import Combination, Selection
-from softprompt_zoo.tokens.tokens import InputTokens, Placement
-
-
-def count_tasks(placement: Placement) -> int | None:
-    """Say how many tasks a placement has tokens for; `None` if it knows no tasks."""
-    tokens = placement.tokens
-    return tokens.embeddings.shape[0] if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3 else None
+from softprompt_zoo.tokens.placement import Placement
 
 
 def check_task(task: Any, count: int, name: str) -> None:
@@ -100,7 +94,7 @@ def split_tasks(
     Raises:
         ValueError: If the ids are out of range or of another shape; or missing, where a prompt has several tasks.
     """
-    counted = [(name, count_tasks(placement)) for name, placement in placements.items()]
+    counted = [(name, placement.tokens.num_tasks) for name, placement in placements.items()]
     counts = {name: count for name, count in counted if count is not None}
     if not counts:
         return selection, dict(placements)
@@ -176,5 +170,4 @@ def _rename(combination: Combination, counts: Mapping[str, int], task: int) -> C
 
 
 def _of_task(placement: Placement, task: int) -> Placement:
-    tokens = InputTokens(placement.tokens.embeddings[task])  # type: ignore[union-attr]
-    return dataclasses.replace(placement, tokens=tokens)
+    return dataclasses.replace(placement, tokens=placement.tokens.task(task))

@@ -15,7 +15,7 @@ from softprompt_zoo.files.files import read_json
 from softprompt_zoo.operations.load_and_export import export, load
 from softprompt_zoo.testing.models import tiny_model
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, assert_equal, random_text
-from softprompt_zoo.tokens.tokens import InputTokens
+from softprompt_zoo.tokens.input_tokens import InputTokens
 
 CANNOT_RUN = {
     "albert": "makes a prompt of the hidden width, which this model's embeddings do not have",

@@ -9,7 +9,10 @@ from torch import Tensor
 from softprompt_zoo.prompt.prompt import MergedTokens
 from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
-from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, SiteTokens, VirtualTokens, to_tensors
+from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.site_tokens import SiteTokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 from softprompt_zoo.trial.words import ready
 
 REAL_SEED = 33
@@ -53,7 +56,7 @@ def make_of_real_tokens(subject: Subject, base: Subject, text: Tensor) -> RealTo
         plain = LayerTokens({"decoder": _decoder_states(subject, base, ids, text)})
     else:
         pytest.skip("real tokens in a bidirectional text see the text, which fixed keys and values cannot")
-    prompt.learned = MergedTokens(to_tensors(plain))
+    prompt.learned = MergedTokens(plain.tensors())
     return RealTokens(ids, isinstance(plain, InputTokens))
 
 

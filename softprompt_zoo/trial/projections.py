@@ -12,7 +12,8 @@ from softprompt_zoo.backbone.probe import PROBE, STATE_KEYWORD
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import Capture
-from softprompt_zoo.tokens.tokens import LayerTokens, SiteTokens
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.trial.twin import twins
 from softprompt_zoo.trial.words import is_ready, ready
 

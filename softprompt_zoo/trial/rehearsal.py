@@ -17,7 +17,11 @@ from softprompt_zoo.sites.hooks import bind, unbind
 from softprompt_zoo.sites.shared_pass import capture, causal_prefix
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.stack import Stack
-from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, Placement, SiteTokens, VirtualTokens
+from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.site_tokens import SiteTokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 from softprompt_zoo.trial.leading_layers import leading
 from softprompt_zoo.trial.words import ready
 

@@ -14,7 +14,8 @@ from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import Capture
-from softprompt_zoo.tokens.tokens import LayerTokens, SiteTokens
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.site_tokens import SiteTokens
 
 
 @torch.no_grad()

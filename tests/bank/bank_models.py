@@ -5,7 +5,6 @@ import torch
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import assert_equal as assert_within
-from softprompt_zoo.tokens.tokens import to_tensors
 
 METHODS = {
     "words": ("prompt_tuning", {"num_virtual_tokens": 3}),
@@ -41,4 +40,4 @@ def prompted(architecture="llama", names=("words",), seed=0):
 
 
 def own_tensors(prompt, backbone):
-    return to_tensors(prompt.merged_tokens(backbone))
+    return prompt.merged_tokens(backbone).tensors()

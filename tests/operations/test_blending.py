@@ -11,14 +11,14 @@ import torch
 from torch.nn import functional
 
 import softprompt_zoo as zoo
-from softprompt_zoo.operations.blend import HOWS
+from softprompt_zoo.operations.blend import BLENDS
 from softprompt_zoo.prompt.prompt import MergedTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import DECODER_LENGTH, LENGTHS, assert_equal, pad, random_text
 
 ARCHITECTURES = ["llama", "gpt2", "bert", "t5"]
 METHODS = ["prompt_tuning", "prefix_tuning"]
-WEIGHTED = [how for how in HOWS if how not in ("concatenate", "task_vectors")]
+WEIGHTED = [how for how in BLENDS if how not in ("concatenate", "task_vectors")]
 
 everywhere = pytest.mark.parametrize(("architecture", "method"), [(a, m) for a in ARCHITECTURES for m in METHODS])
 
@@ -172,7 +172,7 @@ def test_originals_stay_bit_for_bit_and_get_no_gradients(architecture, method):
     model = prompted(architecture, method)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     text = batch(model)
-    for how in HOWS:
+    for how in BLENDS:
         extra = {"initial": model.prompts["c"]} if how == "task_vectors" else {}
         blended = zoo.blend([model.prompts["a"], model.prompts["b"]], how=how, **extra)
         added = model.prompts.add(how, blended)

@@ -10,7 +10,6 @@ import softprompt_zoo as zoo
 from softprompt_zoo.prompt.prompt import MergedTokens
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.subject import LENGTHS, random_text
-from softprompt_zoo.tokens.tokens import to_tensors
 
 WORDS = [5, 17, 30, 99]
 TOKENIZER = tiny_tokenizer()
@@ -104,7 +103,7 @@ def test_real_tokens_get_what_the_base_model_gives_them(architecture, keys_value
     if keys_values:
         states = model.prompts.backbone.keys_values(torch.tensor(WORDS))
         model.prompts.add("keys", "prefix_tuning", num_virtual_tokens=4)
-        model.prompts["keys"].learned = MergedTokens(to_tensors(states))
+        model.prompts["keys"].learned = MergedTokens(states.tensors())
     text = random_text(4, 5)  # as long as the prompt, so that its own pass has the shape of the text's
     found = zoo.inspect(model, "keys" if keys_values else "a", inputs={"input_ids": text})
     base = tiny_model(architecture, implementation="eager")

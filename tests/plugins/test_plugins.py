@@ -18,7 +18,6 @@ from softprompt_zoo.model.making import make_prompt
 from softprompt_zoo.registry.discovery import ENVIRONMENT_VARIABLE
 from softprompt_zoo.registry.registry import Registry
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.tokens.tokens import to_tensors
 from softprompt_zoo.trial.examination import inspect_backbone
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -273,7 +272,7 @@ def test_a_wrapper_acts_on_every_method_and_a_broken_one_on_none(site, backbone,
             torch.manual_seed(0)
             loaded = registry.lookup(name)
             tokens = make_prompt(loaded, loaded.example_options[0], backbone).place(backbone).tokens
-            prompts[name] = list(to_tensors(tokens).values())
+            prompts[name] = list(tokens.tensors().values())
         return prompts
 
     plain = built(Registry())

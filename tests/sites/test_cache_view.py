@@ -11,7 +11,6 @@ from softprompt_zoo.prompt.prompt import MergedTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.sizes import IDS, WINDOW
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
-from softprompt_zoo.tokens.tokens import to_tensors
 
 ARCHITECTURES = ["nemotron", "gptj", "gpt_neo", "bloom", "falcon", "falcon_alibi", "mpt"]
 WORDS, TEXT = random_text(WINDOW - 2, 8), random_text(9, 1)
@@ -28,7 +27,7 @@ def made_of_words(model, method="prefix_tuning"):
     plain = backbone.keys_values(WORDS[0])
     if method == "prompt_tuning":
         plain = zoo.InputTokens(backbone.embed(WORDS[0]))
-    model.prompts["default"].learned = MergedTokens(to_tensors(plain))
+    model.prompts["default"].learned = MergedTokens(plain.tensors())
     return model
 
 

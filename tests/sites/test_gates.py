@@ -9,11 +9,10 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.stored_tokens import from_tensors
 from softprompt_zoo.testing import conformance_suite, tiny_model
 from softprompt_zoo.testing.checks import turn_checkpointing_on
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
-from softprompt_zoo.tokens.tokens import to_tensors
+from softprompt_zoo.tokens.kinds import from_tensors
 from softprompt_zoo.trial.examination import inspect_backbone
 
 TEXT = random_text(7, 3)
@@ -221,7 +220,7 @@ def test_dropout_of_the_base_model_leaves_gated_tokens_alone():
 def test_tensors_of_gated_tokens_make_a_round_trip(tmp_path):
     model = attach(layers=1, wide=False)
     backbone = model.prompts.backbone
-    tensors = to_tensors(model.prompts["default"].place(backbone).tokens)
+    tensors = model.prompts["default"].place(backbone).tokens.tensors()
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
         "decoder_1": (4, 2 * 2 * 8),
         "decoder_1_gate": (1,),

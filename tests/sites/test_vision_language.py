@@ -11,7 +11,6 @@ import softprompt_zoo as zoo
 from softprompt_zoo.prompt.prompt import MergedTokens
 from softprompt_zoo.testing.subject import assert_equal, pad, random_text
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
-from softprompt_zoo.tokens.tokens import to_tensors
 
 METHODS = ["prefix_tuning", "prompt_tuning"]
 WORDS = random_text(4, 8) % 90 + 3
@@ -34,7 +33,7 @@ def made_of_words(architecture, method):
     model = zoo.get_method(method)(vision_model(architecture), num_virtual_tokens=WORDS.shape[1])
     backbone = model.prompts.backbone
     plain = backbone.keys_values(WORDS[0]) if method == "prefix_tuning" else zoo.InputTokens(backbone.embed(WORDS[0]))
-    model.prompts["default"].learned = MergedTokens(to_tensors(plain))
+    model.prompts["default"].learned = MergedTokens(plain.tensors())
     return model
 
 

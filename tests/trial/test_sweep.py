@@ -9,7 +9,9 @@ from helpers.swept_models import MAPPINGS, VOCABULARY, NoTinyModelError, build
 import softprompt_zoo as zoo
 from softprompt_zoo.prompt.prompt import MergedTokens
 from softprompt_zoo.sites.shared_pass import capture
-from softprompt_zoo.tokens.tokens import InputTokens, LayerTokens, SiteTokens, to_tensors
+from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.trial.words import ready
 
 COUNT = 5
@@ -80,7 +82,7 @@ def fill_with_words(model, base, kind):
         plain, place = _decoder_states(model, base), "decoder"
     else:
         return None  # keys and values of words that would see the text
-    host["default"].learned = MergedTokens(to_tensors(plain))
+    host["default"].learned = MergedTokens(plain.tensors())
     return place
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from softprompt_zoo.config.method_config import GIVEN
 from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
 from softprompt_zoo.exchange import TrainingStep
-from softprompt_zoo.tokens.tokens import InputTokens
+from softprompt_zoo.tokens.input_tokens import InputTokens
 
 if TYPE_CHECKING:
     from softprompt_zoo.backbone.backbone import Backbone

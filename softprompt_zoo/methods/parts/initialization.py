@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.tokens.tokens import LayerTokens
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
 
 INITS = ("sampled", "text", "labels", "random")
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.tokens.tokens import SiteTokens, unflatten_layers
+from softprompt_zoo.tokens.flat import unflatten_layers
+from softprompt_zoo.tokens.site_tokens import SiteTokens
 
 
 class LayerTable(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.methods.parts.initialization import INITS
-from softprompt_zoo.tokens.tokens import InputTokens
+from softprompt_zoo.tokens.input_tokens import InputTokens
 
 SOURCE_TASKS = ("average", "shared", "each")
 

@@ -9,7 +9,7 @@ from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.probe import PROBE_LENGTH, AttentionCall
 from softprompt_zoo.sites.reach.cache_view import CacheView
 from softprompt_zoo.sites.stack import Look
-from softprompt_zoo.tokens.tokens import LayerShape
+from softprompt_zoo.tokens.layer_shape import LayerShape
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from softprompt_zoo.sites.reach.own_attention import KINDS, Kind
 from softprompt_zoo.sites.reach.views import view, with_call
 from softprompt_zoo.sites.stack import Look, Stack
 from softprompt_zoo.sites.state import CallState, Capture
-from softprompt_zoo.tokens.tokens import LayerShape
+from softprompt_zoo.tokens.layer_shape import LayerShape
 
 _BASE = "_softprompt_carried"
 """Attribute of a class of ours that holds the stack's own."""

@@ -24,7 +24,8 @@ from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
 from softprompt_zoo.sites.reach.views import with_call
 from softprompt_zoo.sites.stack import Look, Reach, Stack
 from softprompt_zoo.sites.state import CallState, Capture
-from softprompt_zoo.tokens.tokens import LayerTokens, Placement
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.placement import Placement
 
 CHECKPOINTS = "_can_checkpoint_with_cache"
 """transformers' name for layers that keep their cache when a checkpoint computes them again; a view may be kept."""

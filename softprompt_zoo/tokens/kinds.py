@@ -1,0 +1,82 @@
+"""All kinds of virtual tokens; a new one is a file of its own and a line here."""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from softprompt_zoo.errors import ShapeError
+from softprompt_zoo.tokens.gated_tokens import GatedTokens
+from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.task_tokens import TaskTokens
+from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
+
+KINDS: tuple[type[VirtualTokens], ...] = (TaskTokens, InputTokens, GatedTokens, LayerTokens)
+"""All of them; one that is narrower than another comes before it."""
+
+
+def check_virtual_tokens(tokens: object, sizes: Sizes, count: int, num_tasks: int | None, source: str) -> None:
+    """Check what a hook returned against a model's sizes.
+
+    Args:
+        tokens: What the hook returned.
+        sizes: Of the model.
+        count: Virtual tokens that the prompt is to have.
+        num_tasks: Its tasks; `None` if it has none.
+        source: Plugin and hook, for the message.
+
+    Raises:
+        ShapeError: If they are not virtual tokens, or of a wrong shape or kind of numbers.
+    """
+    if not isinstance(tokens, VirtualTokens):
+        raise ShapeError(
+            f"{source} returned {type(tokens).__name__}; expected softprompt_zoo.InputTokens or LayerTokens"
+        )
+    tokens.check(sizes, count, num_tasks, source)
+
+
+def narrowed(tokens: VirtualTokens) -> VirtualTokens:
+    """Return tokens as the narrowest kind that they are: a plugin may give any as `InputTokens` or `LayerTokens`."""
+    for kind in KINDS:
+        found = kind.narrow(tokens)
+        if found is not None:
+            return found
+    return tokens
+
+
+def from_tensors(tensors: Mapping[str, Tensor], sizes: Sizes) -> VirtualTokens:
+    """Undo `VirtualTokens.tensors`.
+
+    Args:
+        tensors: Named tensors.
+        sizes: Of the model the tokens are for.
+
+    Returns:
+        The virtual tokens; gradients flow to `tensors`.
+
+    Raises:
+        ShapeError: If the shapes are not the model's.
+    """
+    for kind in KINDS:
+        found = kind.read(tensors, sizes)
+        if found is not None:
+            return found
+    raise ShapeError(f"the tensors {', '.join(map(repr, tensors))} are not those of virtual tokens")
+
+
+def stored_shapes(names: Iterable[str], sizes: Sizes, count: int, num_tasks: int | None) -> Shapes:
+    """Return the shapes that the tensors of these names have.
+
+    Args:
+        names: Names of tensors; those that no kind has are left out.
+        sizes: Of the model.
+        count: Virtual tokens of the prompt.
+        num_tasks: Its tasks; `None` if it has none.
+
+    Returns:
+        Name to shape; of gates with a number per head.
+    """
+    shapes: Shapes = {}
+    for kind in KINDS:
+        shapes |= kind.stored_shapes(sizes, count, num_tasks)
+    return {name: shapes[name] for name in names if name in shapes}

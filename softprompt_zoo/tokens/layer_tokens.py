@@ -1,0 +1,109 @@
+"""Virtual tokens at the keys and values of every layer of some sites."""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.errors import ShapeError
+from softprompt_zoo.tokens.flat import flatten_layers, unflatten_layers
+from softprompt_zoo.tokens.site_tokens import SiteTokens
+from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerTokens(VirtualTokens):
+    """Virtual tokens at the keys and values of every layer of some sites."""
+
+    sites: Mapping[str, SiteTokens]
+    """Site name to its keys and values; if some have gates, the host takes them for `GatedTokens`."""
+
+    @property
+    def count(self) -> int:
+        """Virtual tokens."""
+        return next(site.count for site in self.sites.values())
+
+    @property
+    def where(self) -> str:
+        """Where they are, in words."""
+        return f"keys and values of {', '.join(sorted(self.sites))}"
+
+    @property
+    def outline(self) -> object:
+        """Heads and width in each layer of each site."""
+        return {name: site.outline for name, site in self.sites.items()}
+
+    @property
+    def form(self) -> Hashable:
+        """Kind, sizes and dtypes."""
+        return (type(self), *[(name, site.form) for name, site in self.sites.items()])
+
+    def at(self, site: str) -> SiteTokens | None:
+        """Return the keys and values at a site."""
+        return self.sites.get(site)
+
+    def map(
+        self, function: Callable[..., Tensor], *others: Self, gates: Callable[..., Tensor] | None = None
+    ) -> "LayerTokens":
+        """Apply a function to the tensors of these and of other tokens."""
+        mapped = {}
+        for name, site in self.sites.items():
+            mapped[name] = site.map(function, *[other.sites[name] for other in others], gates=gates)
+        return type(self)(mapped)
+
+    def features(self, with_keys: bool = True) -> Tensor:
+        """Return all numbers of each token, in float32 on the CPU."""
+        sites = [self.sites[name] for name in sorted(self.sites)]
+        layers = [layer for site in sites for layer in (*(site.keys if with_keys else ()), *site.values)]
+        return torch.cat([t.float().transpose(0, 1).flatten(1).cpu() for t in layers if t is not None], dim=1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name the tensors for storage: `(tokens, features)` for each site, under its name."""
+        return {name: flatten_layers(site) for name, site in self.sites.items()}
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], sizes: Sizes) -> Self | None:
+        """Undo `tensors`."""
+        check_sites(tensors, sizes)
+        return cls(
+            {name: unflatten_layers(tensors[name], sizes.layers[name]) for name in sizes.layers if name in tensors}
+        )
+
+    @classmethod
+    def stored_shapes(cls, sizes: Sizes, count: int, num_tasks: int | None) -> Shapes:
+        """Return the shape of each site's tensor."""
+        return {name: (count, sum([layer.features for layer in layers])) for name, layers in sizes.layers.items()}
+
+    def check(self, sizes: Sizes, count: int, num_tasks: int | None, source: str) -> None:
+        """Check what a hook returned against a model's sizes."""
+        there = ", ".join(map(repr, sizes.layers)) or "none"
+        if not isinstance(self.sites, Mapping) or not self.sites:
+            raise ShapeError(
+                f"{source} returned LayerTokens of {self.sites!r}; expected softprompt_zoo.SiteTokens by site, of "
+                f"which this backbone has {there}"
+            )
+        for name, site in self.sites.items():
+            if name not in sizes.layers:
+                raise ShapeError(f"{source} returned tokens for the site {name!r}; this backbone has {there}")
+            if not isinstance(site, SiteTokens):
+                found = type(site).__name__
+                raise ShapeError(f"{source} returned {found} for the site {name!r}; expected softprompt_zoo.SiteTokens")
+            site.check(name, sizes.layers[name], count, source)
+
+
+def check_sites(names: Iterable[str], sizes: Sizes) -> None:
+    """Refuse stored tensors of a site that a model does not have.
+
+    Args:
+        names: Names of tensors, which begin with that of their site.
+        sizes: Of the model.
+
+    Raises:
+        ShapeError: If it lacks the site of one.
+    """
+    lacking = next((name for name in names if name.split("_")[0] not in sizes.layers), None)
+    if lacking is not None:
+        there = ", ".join(map(repr, sizes.layers))
+        raise ShapeError(f"there are tokens for the site {lacking!r}; this backbone has {there}")

@@ -1,0 +1,28 @@
+"""Where virtual tokens go."""
+
+import dataclasses
+from collections.abc import Hashable
+
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where virtual tokens go; the answer of the `inject` hook."""
+
+    tokens: VirtualTokens
+    """What is placed. `InputTokens` go in front of the text, `LayerTokens` to their sites."""
+    dropout: float = 0.0
+    """Probability that an element of a key or value is zeroed, per row, while training."""
+    always_visible: bool = False
+    """Whether the tokens stay visible in a sliding window that has moved past them."""
+    weight: float = 1.0
+    """Factor on the share of attention that the tokens get, before all shares are brought to a sum of one; a gate is
+    multiplied by it. The host multiplies it by the weight that the user gives the prompt."""
+    is_pooled: bool = False
+    """Whether a head that reads the text's first token reads the first of these; the host sets it as the user chose."""
+
+    @property
+    def form(self) -> Hashable:
+        """All but the numbers in the tokens: placements of one form pass the same checks."""
+        return type(self), self.tokens.form, self.dropout, self.always_visible, self.weight

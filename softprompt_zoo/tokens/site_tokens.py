@@ -1,0 +1,113 @@
+"""Keys and values at one site, of which the kinds of tokens at keys and values are made."""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.errors import ShapeError
+from softprompt_zoo.tokens.checks import check_gate, check_shape
+from softprompt_zoo.tokens.layer_shape import LayerShape
+
+Layers = tuple[Tensor | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteTokens:
+    """Keys and values of the virtual tokens at one site, a tensor per layer."""
+
+    keys: Layers
+    """Per layer `(kv_heads, tokens, head_dim)`, as attention sees them (after rotary embedding); `None` for
+    a layer without tokens, which only gated ones may have."""
+    values: Layers
+    """Per layer `(kv_heads, tokens, head_dim)`, or `None` as in `keys`; some models' values are of another width."""
+    gates: Layers | None = None
+    """Per layer `(heads,)` or `(1,)`: the tokens get a softmax of their own, whose result, times the gate, is
+    added to the text's, and they take up no positions. `None`: they share the softmax of the text."""
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether they have a softmax of their own."""
+        return self.gates is not None
+
+    @property
+    def count(self) -> int:
+        """Virtual tokens."""
+        return next(key.shape[1] for key in self.keys if key is not None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are; layers may be elsewhere than the first."""
+        return next(key.device for key in self.keys if key is not None)
+
+    @property
+    def outline(self) -> object:
+        """Heads and width in each layer, and whether there is a gate."""
+        sizes = [[None if t is None else (t.shape[0], t.shape[2]) for t in kind] for kind in (self.keys, self.values)]
+        return sizes, self.is_gated
+
+    @property
+    def form(self) -> Hashable:
+        """Kind, sizes and dtypes: tokens of one form pass the same checks."""
+        gates = () if self.gates is None else self.gates
+        parts = [None if part is None else (part.shape, part.dtype) for part in (*self.keys, *self.values, *gates)]
+        return type(self), len(self.keys), len(self.values), self.is_gated, *parts
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return key, value and gate of one layer; `None` if it has no gated tokens."""
+        key, value = self.keys[index], self.values[index]
+        gate = None if self.gates is None else self.gates[index]
+        return None if key is None or value is None or gate is None else (key, value, gate)
+
+    def weighted(self, weight: float) -> "SiteTokens":
+        """Return the same with every gate multiplied."""
+        if self.gates is None or weight == 1.0:
+            return self
+        gates = tuple([None if gate is None else gate * weight for gate in self.gates])
+        return dataclasses.replace(self, gates=gates)
+
+    def map(
+        self,
+        function: Callable[..., Tensor],
+        *others: "SiteTokens",
+        gates: Callable[..., Tensor] | None = None,
+    ) -> "SiteTokens":
+        """Apply a function to the tensors of each layer; as `VirtualTokens.map`."""
+        every = (self, *others)
+        keys, values = _map(function, [own.keys for own in every]), _map(function, [own.values for own in every])
+        if self.gates is None or gates is None:
+            return SiteTokens(keys, values, self.gates)
+        return SiteTokens(keys, values, _map(gates, [own.gates for own in every if own.gates is not None]))
+
+    def check(self, site: str, shapes: Sequence[LayerShape], count: int, source: str) -> None:
+        """Check what a hook returned; as `VirtualTokens.check`."""
+        parts: dict[str, Any] = {"keys": self.keys, "values": self.values}
+        for kind, layers in (parts | ({"gates": self.gates} if self.is_gated else {})).items():
+            _check_depth(layers, len(shapes), kind, site, source)
+        gates = () if self.gates is None else self.gates
+        if self.is_gated and all(gate is None for gate in gates):
+            raise ShapeError(f"{source} returned no gate for any layer of {site!r}; leave the site out")
+        for index, shape in enumerate(shapes):
+            is_empty = self.is_gated and gates[index] is None
+            for (kind, layers), (heads, width) in zip(parts.items(), (shape.key_size, shape.value_size), strict=True):
+                what = f"{kind} of {site!r} layer {index}"
+                if not is_empty:
+                    check_shape(layers[index], (heads, count, width), what, source)
+                elif layers[index] is not None:
+                    raise ShapeError(f"{source} returned {what} without a gate; expected None")
+            if self.is_gated and not is_empty:
+                check_gate(gates[index], shape, f"the gate of {site!r} layer {index}", source)
+
+
+def _map(function: Callable[..., Tensor], columns: Sequence[Layers]) -> Layers:
+    return tuple([None if own[0] is None else function(*own) for own in zip(*columns, strict=True)])
+
+
+def _check_depth(layers: object, depth: int, kind: str, site: str, source: str) -> None:
+    if not isinstance(layers, Sequence | Tensor):
+        found = type(layers).__name__
+        raise ShapeError(f"{source} returned {found} as {kind} of {site!r}; expected a tuple, one for each layer")
+    if len(layers) != depth:
+        raise ShapeError(f"{source} returned {kind} for {len(layers)} layers of {site!r}; expected {depth}")
