@@ -1,4 +1,4 @@
-"""One torch thread per test process: tiny models crawl with more. And the scripts in `benchmarks/` as modules."""
+"""What all tests have: one torch thread, no plugin that happens to be installed, and the benchmarks as modules."""
 
 import importlib.util
 import os
@@ -14,11 +14,12 @@ import softprompt_zoo as zoo
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start; pytest's own workers have begun already
+os.environ["SOFTPROMPT_ZOO_PLUGINS"] = ""  # tests that install a plugin allow it
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Not in a fixture: those of a module would run before it, and sum in another order."""
+    """Tiny models crawl with more. In no fixture: those of a module would run before it, and sum in another order."""
     torch.set_num_threads(1)
 
 
@@ -43,15 +44,11 @@ def benchmark():
 
 @pytest.fixture
 def llama_adapter():
-    """The LLaMA-Adapter of the plugin packages, installed or not: a method with gated tokens."""
-    name = "llama_adapter"
-    if name in zoo.list_methods():
-        yield name
-        return
+    """The LLaMA-Adapter of the plugin packages, without an installation: a method with gated tokens."""
     file = Path(__file__).parents[1] / "plugins" / "softprompt-zoo-llama-adapter" / "softprompt_zoo_llama_adapter.py"
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    zoo.register(module, name)
-    yield name
-    zoo.unregister(name)
+    zoo.register(module, "llama_adapter")
+    yield "llama_adapter"
+    zoo.unregister("llama_adapter")

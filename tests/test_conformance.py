@@ -1,7 +1,14 @@
 """Every registered method on every tiny model: the registry is the matrix."""
 
-import softprompt_zoo as zoo
-from softprompt_zoo.testing import conformance_suite
+import pytest
 
-for _method in zoo.list_methods():
-    globals()[f"Test_{_method}"] = conformance_suite(_method)
+import softprompt_zoo as zoo
+from softprompt_zoo.testing import TINY_MODELS, ConformanceSuite
+
+
+@pytest.mark.parametrize("architecture", TINY_MODELS)
+class TestEveryMethod(ConformanceSuite):
+    @pytest.fixture(autouse=True, params=zoo.list_methods())
+    def _method(self, request):
+        self.method = request.param
+        self.options, self.longer = zoo.get_method(self.method).example_options

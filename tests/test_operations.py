@@ -7,14 +7,17 @@ from softprompt_zoo.testing import operation_suite, tiny_model
 from softprompt_zoo.testing.operations import OPERATIONS
 from softprompt_zoo.testing.subject import Subject
 
-METHODS = ["prompt_tuning", "prefix_tuning"]
 ARCHITECTURES = ["llama", "t5", "bert", "bloom"]
 QUICK = [name for name in OPERATIONS if name != "compiled"]  # test_model.py compiles in every test run
 
-for _method in METHODS:
-    globals()[f"Test_{_method}"] = operation_suite(_method, architectures=ARCHITECTURES, operations=QUICK)
-    _compiled = operation_suite(_method, architectures=ARCHITECTURES, operations=["compiled"])
-    globals()[f"TestCompiled_{_method}"] = pytest.mark.slow(_compiled)
+TestPromptTuning = operation_suite("prompt_tuning", architectures=ARCHITECTURES, operations=QUICK)
+TestPrefixTuning = operation_suite("prefix_tuning", architectures=ARCHITECTURES, operations=QUICK)
+TestPromptTuningCompiled = pytest.mark.slow(
+    operation_suite("prompt_tuning", architectures=ARCHITECTURES, operations=["compiled"])
+)
+TestPrefixTuningCompiled = pytest.mark.slow(
+    operation_suite("prefix_tuning", architectures=ARCHITECTURES, operations=["compiled"])
+)
 
 
 def test_a_check_says_what_the_base_model_cannot_do():

@@ -24,8 +24,15 @@ def matrix(benchmark):
     return benchmark("matrix")
 
 
+PARTS = [
+    *(("promise", 31), ("operation", 37)),
+    *(pytest.param(*part, marks=pytest.mark.slow) for part in (("promise", 10), ("operation", 29))),
+]
+"""Of how many cells one is taken, so that every cell is tried on some model; and the same with more as slow tests."""
+
+
 @pytest.mark.parametrize("architecture", MORE_MODELS)
-@pytest.mark.parametrize(("group", "every"), [("promise", 10), ("operation", 29)])
+@pytest.mark.parametrize(("group", "every"), PARTS)
 def test_a_part_of_our_cells(matrix, architecture, group, every):
     """A fixed one, of every operation on other models; the command runs them all, and those that compile, which take
     seconds."""

@@ -1,4 +1,4 @@
-"""Any two methods on one model keep the promises: neighbours in the list in every run, all pairs as slow tests."""
+"""Any two methods on one model keep the promises: neighbors in the list in every run, all pairs as slow tests."""
 
 import itertools
 
@@ -11,16 +11,27 @@ from softprompt_zoo.testing import combination_suite, tiny_model
 from softprompt_zoo.testing.subject import assert_equal, random_text
 
 METHODS = zoo.list_methods()
-NEIGHBOURS = list(itertools.pairwise([*METHODS, METHODS[0]]))
+NEIGHBORS = list(itertools.pairwise([*METHODS, METHODS[0]]))
 
 
-for _first, _second in itertools.product(METHODS, METHODS):
-    if (_first, _second) in NEIGHBOURS:
-        globals()[f"Test_{_first}_{_second}"] = combination_suite(_first, _second, architectures=["llama"])
-    _families = ["bert", "t5"] if (_first, _second) in NEIGHBOURS else ["llama", "bert", "t5"]
-    globals()[f"TestAll_{_first}_{_second}"] = pytest.mark.slow(
-        combination_suite(_first, _second, architectures=_families)
-    )
+def hold(suite, pair):
+    """Let a suite check this pair of methods."""
+    other = combination_suite(*pair)
+    suite.method, suite.options, suite.longer = other.method, other.options, other.longer
+    suite.subject_type = other.subject_type
+
+
+class TestNeighbors(combination_suite(*NEIGHBORS[0], architectures=["llama"])):
+    @pytest.fixture(autouse=True, params=NEIGHBORS, ids="-".join)
+    def _pair(self, request):
+        hold(self, request.param)
+
+
+@pytest.mark.slow
+class TestAllPairs(combination_suite(*NEIGHBORS[0])):
+    @pytest.fixture(autouse=True, params=itertools.product(METHODS, METHODS), ids="-".join)
+    def _pair(self, request):
+        hold(self, request.param)
 
 
 KINDS = {

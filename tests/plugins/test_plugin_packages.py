@@ -11,9 +11,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from helpers.installed_plugins import install
 
 import softprompt_zoo as zoo
 from softprompt_zoo import testing
+from softprompt_zoo.testing import ConformanceSuite
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
@@ -38,6 +40,7 @@ def site(tmp_path_factory):
         shutil.copytree(path, sources / path.name, ignore=shutil.ignore_patterns("build", "*.egg-info"))
     done = run("-m", "pip", "install", *PIP, str(site), *(str(sources / path.name) for path in PACKAGES))
     assert done.returncode == 0, done.stderr
+    assert (site / "softprompt_zoo_cartridge" / "py.typed").exists()
     return site
 
 
@@ -85,6 +88,7 @@ def test_a_published_method_has_a_page_and_a_line_in_the_changelog(method):
     assert f"`{method}`" in (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## ")[1]
 
 
+@pytest.mark.slow
 def test_installed_packages_are_listed_checked_and_shown(site):
     listed = run("-m", "softprompt_zoo", "plugins", "--check", "--json", site=site)
     assert listed.returncode == 0, listed.stdout + listed.stderr
@@ -128,6 +132,7 @@ for name in methods:
 """
 
 
+@pytest.mark.slow
 def test_saved_prompts_say_what_to_install_once_a_package_is_gone(site, tmp_path):
     done = run("-c", USE, str(site), str(tmp_path), *METHODS.values(), site=site)
     assert done.returncode == 0, done.stderr
@@ -138,30 +143,22 @@ def test_saved_prompts_say_what_to_install_once_a_package_is_gone(site, tmp_path
         assert f"run: pip install {name}=={project['version']}" in line
 
 
-def run_tests(package, site, *options, timeout=300):
-    """Run a package's own tests, as a stranger would: installed, from its folder."""
-    done = run("-m", "pytest", "-p", "no:cacheprovider", str(package), *options, site=site, timeout=timeout)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize(
-    ("package", "selection"),
-    [
-        ("softprompt-zoo-attempt", "test_attempt and not compiles or TestGiven and t5"),
-        ("softprompt-zoo-template", "not Loud and t5"),
-        (
-            "softprompt-zoo-llama-adapter",
-            "not promise and not compiles or gpt2 and not compiles and not LayerGates or TestLayerGates and mistral",
-        ),
-    ],
-)
-def test_a_package_passes_its_own_tests(package, selection, site):
-    """Its conformance suite on few models here; on all of them below."""
-    assert " passed" in run_tests(ROOT / "plugins" / package, site, "-k", selection)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
-def test_a_package_passes_its_own_tests_on_every_model(package, site):
-    assert " passed" in run_tests(package, site, timeout=1800)
+def test_a_package_passes_its_own_tests(package, site):
+    """As a stranger would run them: installed, from its folder."""
+    done = run("-m", "pytest", "-p", "no:cacheprovider", str(package), site=site, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
+class TestPromises(ConformanceSuite):
+    """Without an installation, on a model of each kind; a package's own tests take the others."""
+
+    @pytest.fixture(autouse=True, params=METHODS.values())
+    def _method(self, request, tmp_path_factory, monkeypatch):
+        monkeypatch.setenv("SOFTPROMPT_ZOO_PLUGINS", request.param)
+        install(tmp_path_factory.mktemp("installed"), monkeypatch)
+        self.method = request.param
+        self.options, self.longer = zoo.get_method(self.method).example_options
