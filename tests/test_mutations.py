@@ -9,11 +9,11 @@ import torch
 
 from softprompt_zoo.model import prompts as prompts_module
 from softprompt_zoo.prompt import prompt as prompt_module
-from softprompt_zoo.sites import checkpointing
-from softprompt_zoo.sites import hooks as stack
+from softprompt_zoo.sites import checkpointing, hooks
 from softprompt_zoo.sites.call import Selection
 from softprompt_zoo.sites.decoding_state import has_text
 from softprompt_zoo.sites.reach import attention_interface as attention
+from softprompt_zoo.sites.stacks import causal, decoder, encoder, placing
 from softprompt_zoo.testing import conformance_suite, operation_suite, tiny_model
 from softprompt_zoo.testing.subject import Subject
 
@@ -34,25 +34,31 @@ def drop_the_prompt(monkeypatch):
     monkeypatch.setattr(prompts_module.Prompts, "resolve", dropped)
 
 
+def count_positions(monkeypatch, positions):
+    """Let this function count the text's positions."""
+    for module in (placing, encoder):
+        monkeypatch.setattr(module, "text_positions", positions)
+
+
 def shift_positions_by_one(monkeypatch):
-    original = stack.text_positions
-    monkeypatch.setattr(stack, "text_positions", lambda *args: original(*args) + 1)
+    original = placing.text_positions
+    count_positions(monkeypatch, lambda *args: original(*args) + 1)
 
 
 def ignore_the_mask_for_positions(monkeypatch):
     def counted(kwargs, length, past, device):
         return (torch.arange(length, device=device) + past)[None]
 
-    monkeypatch.setattr(stack, "text_positions", counted)
+    count_positions(monkeypatch, counted)
 
 
 def ignore_the_mask(monkeypatch):
-    original = stack.before_forward
+    original = hooks.before_forward
 
     def blind(module, args, kwargs):
         return original(module, args, {**kwargs, "attention_mask": None, "encoder_attention_mask": None})
 
-    monkeypatch.setattr(stack, "before_forward", blind)
+    monkeypatch.setattr(hooks, "before_forward", blind)
 
 
 def share_one_rows_prompt(monkeypatch):
@@ -60,27 +66,28 @@ def share_one_rows_prompt(monkeypatch):
         return tensor[:1].expand(count, *tensor.shape[1:])
 
     monkeypatch.setattr(attention, "rows_of", first)
-    stacked = stack.stack_embeddings
+    stacked = encoder.stack_embeddings
 
     def first_embeddings(call):
         found = stacked(call)
         return None if found is None else (found[0][:1].expand_as(found[0]), None, found[2])
 
-    monkeypatch.setattr(stack, "stack_embeddings", first_embeddings)
+    for module in (encoder, decoder):
+        monkeypatch.setattr(module, "stack_embeddings", first_embeddings)
 
 
 def lose_the_first_label(monkeypatch):
-    original = stack._tails
+    original = causal.tails_of
 
     def lost(*args):
         states, has_tail = original(*args)
         return torch.zeros_like(states), has_tail
 
-    monkeypatch.setattr(stack, "_tails", lost)
+    monkeypatch.setattr(causal, "tails_of", lost)
 
 
 def forget_the_relative_bias(monkeypatch):
-    monkeypatch.setattr(stack, "relative_bias", lambda *args: None)
+    monkeypatch.setattr(decoder, "relative_bias", lambda *args: None)
 
 
 def drop_the_prompt_while_decoding(monkeypatch):
@@ -96,12 +103,12 @@ def drop_the_prompt_while_decoding(monkeypatch):
 
 
 def shift_the_positions_of_text_behind_a_cache(monkeypatch):
-    original = stack.text_positions
+    original = placing.text_positions
 
     def shifted(kwargs, length, past, device):
         return original(kwargs, length, past, device) + (1 if length > 1 and isinstance(past, int) and past else 0)
 
-    monkeypatch.setattr(stack, "text_positions", shifted)
+    count_positions(monkeypatch, shifted)
 
 
 def leave_the_backbone_trainable(monkeypatch):
@@ -109,7 +116,7 @@ def leave_the_backbone_trainable(monkeypatch):
 
 
 def lose_gradients_in_recomputed_layers(monkeypatch):
-    monkeypatch.setattr(stack, "anchor", lambda module, stack, state, kwargs: kwargs)
+    monkeypatch.setattr(hooks, "anchor", lambda module, stack, state, kwargs: kwargs)
 
 
 def halve_the_gradients_of_recomputed_layers(monkeypatch):
@@ -141,7 +148,7 @@ def round_what_is_merged(monkeypatch):
 
 
 def show_virtual_positions(monkeypatch):
-    monkeypatch.setattr(stack, "cut_output", lambda module, output, layout, pooled: output)
+    monkeypatch.setattr(encoder, "cut_output", lambda module, output, layout, pooled: output)
 
 
 def keep_the_call_on_the_model(monkeypatch):
@@ -156,8 +163,8 @@ def keep_the_call_on_the_model(monkeypatch):
 
 
 def shift_positions_where_compiled(monkeypatch):
-    original = stack.text_positions
-    monkeypatch.setattr(stack, "text_positions", lambda *args: original(*args) + int(torch.compiler.is_compiling()))
+    original = placing.text_positions
+    count_positions(monkeypatch, lambda *args: original(*args) + int(torch.compiler.is_compiling()))
 
 
 CASES = [

@@ -6,7 +6,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import softprompt_zoo as zoo
 from softprompt_zoo.sites import encoder_states
-from softprompt_zoo.sites import hooks as stack
+from softprompt_zoo.sites.stacks import decoder
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
 
@@ -64,7 +64,7 @@ def test_another_prompt_in_every_row(rows):
 
 
 def test_the_check_notices_states_without_virtual_positions(monkeypatch):
-    monkeypatch.setattr(stack, "whole_states", lambda states, mask, call: (states, None))
+    monkeypatch.setattr(decoder, "whole_states", lambda states, mask, call: (states, None))
     with pytest.raises(AssertionError):
         check_states_of_a_forward(subject_of("t5"))
 
@@ -166,7 +166,7 @@ def test_generate_from_states_without_a_mask(architecture):
 
 
 def test_the_check_of_generate_notices_states_without_virtual_positions(monkeypatch):
-    monkeypatch.setattr(stack, "whole_states", lambda states, mask, call: (states, None))
+    monkeypatch.setattr(decoder, "whole_states", lambda states, mask, call: (states, None))
     monkeypatch.setattr(encoder_states, "whole_states", lambda states, mask, call: (states, None))
     with pytest.raises(AssertionError):
         check_generate("t5")

@@ -1,0 +1,59 @@
+"""A causal stack: every combination stands in front of the text as keys and values."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from softprompt_zoo.sites.batch import token_counts
+from softprompt_zoo.sites.call import Call, Prefix
+from softprompt_zoo.sites.decoding_state import prefix_of
+from softprompt_zoo.sites.positions import check_packing
+from softprompt_zoo.sites.stack import Stack
+from softprompt_zoo.sites.stacks.kind import StackKind
+from softprompt_zoo.sites.stacks.placing import move_text, state_of, with_slots
+from softprompt_zoo.sites.state import CallState
+
+
+class Causal(StackKind):
+    """No token sees a later one, so virtual tokens are computed apart from the text."""
+
+    def prepare(
+        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+    ) -> tuple[dict[str, Any], CallState]:
+        """Move the text behind the combinations, and make keys and values of these."""
+        kwargs, text = with_slots(stack, call, kwargs, text, past)
+        check_packing(stack, kwargs, text.shape[1])
+        counts = token_counts(call, stack.name)
+        kwargs, positions = move_text(stack, call, counts, kwargs, text, past)
+        prefix = prefix_of(stack, call, positions, past)
+        state = state_of({stack.name: prefix.segments}, call, positions)
+        if call.first_index is not None:
+            state.tails = tails_of(prefix, call, text)
+        if call.is_training:
+            call.prefix = prefix
+        return kwargs, state
+
+    def finish(self, stack: Stack, output: Any, state: CallState, call: Call) -> Any:
+        """Put the prompt's last hidden state where the head predicts the first text token from it."""
+        if state.tails is None:
+            return output
+        states, has_tail = state.tails
+        hidden = functional.pad(output.last_hidden_state, (0, 0, 1, 0))
+        index = call.first_index[:, None, None].expand(-1, 1, hidden.shape[2])  # type: ignore[index]
+        chosen = torch.where(has_tail[..., None], states[:, None].to(hidden), hidden.gather(1, index))
+        output.last_hidden_state = hidden.scatter(1, index, chosen)
+        return output
+
+
+def tails_of(prefix: Prefix, call: Call, text: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the hidden states that predict each row's first token `(rows, hidden)`, and which rows have one."""
+    template = next((tail for tail in prefix.tails if tail is not None), None)
+    if template is None:
+        return None
+    tails = torch.stack([torch.zeros_like(template) if tail is None else tail for tail in prefix.tails])
+    rows = call.selection.rows
+    tails = tails.expand(text.shape[0], -1) if rows is None else tails[rows]
+    has_tail = call.per_row([tail is not None for tail in prefix.tails], text.device)
+    return tails, has_tail.expand(text.shape[0], 1)

@@ -1,0 +1,110 @@
+"""Bidirectional stacks: virtual tokens at the input embeddings are real positions, in front of the text."""
+
+from typing import Any
+
+from torch import Tensor
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites import input_embeddings
+from softprompt_zoo.sites.batch import lengths, stack_embeddings
+from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.encoder_states import remember
+from softprompt_zoo.sites.positions import check_budget, text_positions
+from softprompt_zoo.sites.slots import keep_positions
+from softprompt_zoo.sites.stack import Stack
+from softprompt_zoo.sites.stacks.kind import StackKind
+from softprompt_zoo.sites.stacks.placing import embeddings_of, move_text, segments_at, state_of, with_slots
+from softprompt_zoo.sites.state import CallState
+from softprompt_zoo.sites.text_outputs import cut_output
+
+
+class Encoder(StackKind):
+    """An encoder by itself: text stands behind keys and values as behind tokens, and its caller sees the text alone."""
+
+    def prepare(
+        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+    ) -> tuple[dict[str, Any], CallState]:
+        """Put embeddings in front of the text, and move it behind keys and values."""
+        if call.slots is not None:
+            kwargs = keep_positions(stack, kwargs, text.shape[1])
+        kwargs, text = with_slots(stack, call, kwargs, text, past)
+        segments = segments_at(call, stack.name)
+        counts = lengths(segments)
+        kwargs, text = _with_embeddings(stack, call, kwargs, text, max(counts))
+        state = state_of({stack.name: segments}, call)
+        if max(counts) or state.gated[stack.name]:
+            kwargs, state.positions = move_text(stack, call, counts, kwargs, text, past)
+        return kwargs, state
+
+    def finish(self, stack: Stack, output: Any, state: CallState, call: Call) -> Any:
+        """Cut the output to the text."""
+        if call.layout is None:
+            return output
+        return cut_output(stack.module, output, call.layout, call.pooled_rows(output[0].device))
+
+
+class EncoderInFront(StackKind):
+    """An encoder in front of a decoder: its text stays in its place, as in T5, and the decoder sees all positions."""
+
+    def prepare(
+        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+    ) -> tuple[dict[str, Any], CallState]:
+        """Put embeddings in front of the text, beside keys and values that take up no positions."""
+        kwargs, text = with_slots(stack, call, kwargs, text, past)
+        segments = segments_at(call, stack.name)
+        kwargs, text = _with_embeddings(stack, call, kwargs, text, 0)
+        state = state_of({stack.name: segments}, call)
+        if state.gated[stack.name]:
+            kwargs, state.positions = move_text(stack, call, [0] * len(segments), kwargs, text, past)
+        elif max(lengths(segments)):
+            state.positions = text_positions(kwargs, text.shape[1], past, text.device)
+            if stack.takes_position_ids:
+                # Keys are rotated, so padding would move the text away from the prefix.
+                kwargs = {**kwargs, "position_ids": state.positions}
+        return kwargs, state
+
+    def finish(self, stack: Stack, output: Any, state: CallState, call: Call) -> Any:
+        """Remember where the text went, for whoever gives the states back."""
+        if call.layout is not None:
+            remember(output.last_hidden_state, call.layout)
+        return output
+
+
+class SoundEncoder(StackKind):
+    """An encoder that reads sound: it has no padding, counts its positions itself, and takes no tokens."""
+
+    def prepare(
+        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+    ) -> tuple[dict[str, Any], CallState]:
+        """Bring keys and values in."""
+        return kwargs, state_of({stack.name: segments_at(call, stack.name)}, call)
+
+
+def _with_embeddings(
+    stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, keys: int
+) -> tuple[dict[str, Any], Tensor]:
+    """Put virtual tokens in front of the text as real positions, if there are any; return arguments and text.
+
+    Raises:
+        UnsupportedError: If padding or attention weights would be wrong.
+        ValueError: If the text does not fit behind them and so many `keys`.
+    """
+    embedded = stack_embeddings(call)
+    if embedded is None:
+        return kwargs, text
+    stack.reach.refuse_attentions(stack, kwargs)
+    virtual, present, counts = embedded
+    if stack.minds_padding and present is not None:
+        raise UnsupportedError(
+            f"padding changes the states of {type(stack.module).__name__}, so rows with prompts of several "
+            "lengths, or without one, would be wrong in one batch; give each length its own call"
+        )
+    rows = call.selection.rows
+    if rows is not None:
+        virtual, present = virtual[rows], None if present is None else present[rows]
+    virtual = virtual.expand(text.shape[0], -1, -1)
+    present = None if present is None else present.expand(text.shape[0], -1)
+    kwargs, call.layout = input_embeddings.insert(virtual, present, kwargs, embeddings_of(stack, kwargs, text))
+    text = kwargs["inputs_embeds"]
+    check_budget(stack, text.shape[1] + keys, max(counts) + keys)
+    return kwargs, text
