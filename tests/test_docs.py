@@ -20,6 +20,7 @@ import typer
 import yaml
 from helpers import installed_plugins
 from helpers.accepted_peft import needs_accepted_peft
+from helpers.walk import walk
 
 import softprompt_zoo as zoo
 from softprompt_zoo import hookspecs
@@ -183,6 +184,22 @@ def test_every_method_has_a_page_in_the_navigation(method):
 
 def test_every_page_is_in_the_navigation():
     assert sorted(pages_in_navigation()) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_the_way_of_a_virtual_token_is_the_one_it_takes():
+    told = re.findall(r"^\d+\. `([\w/]+\.py)`", (DOCS / "explanation/architecture.md").read_text("utf-8"), re.MULTILINE)
+    model = zoo.get_method("prefix_tuning")(tiny_model("llama"), num_virtual_tokens=3)
+    model(input_ids=torch.tensor([[5, 6, 7]]))  # what is asked once is asked
+    taken = walk(lambda: model(input_ids=torch.tensor([[5, 6, 7]]))).files
+    assert told == [file for file in taken if file in told]
+
+
+@pytest.mark.parametrize("page", ["architecture", "new-kinds"])
+def test_files_that_the_architecture_names_are_there(page):
+    text = (DOCS / f"explanation/{page}.md").read_text("utf-8")
+    named = re.findall(r"`(?:softprompt_zoo/)?((?:[a-z]+/)*(?:[\w]+\.py)?)`", text)
+    assert len(named) > 3
+    assert not [name for name in named if not (ROOT / "softprompt_zoo" / name).exists() and not (ROOT / name).exists()]
 
 
 def pages_in_navigation():
