@@ -156,18 +156,6 @@ def build_virtual_tokens(parameters: Parameters) -> zoo.VirtualTokens:
     return zoo.InputTokens(parameters.mixture())
 
 
-@zoo.hookimpl
-def inject(tokens: zoo.VirtualTokens) -> zoo.Placement:
-    """Place them in front of the text."""
-    return zoo.Placement(tokens)
-
-
-@zoo.hookimpl
-def merge(parameters: Parameters) -> zoo.VirtualTokens:
-    """Return the mixture, without sources and attention."""
-    return zoo.InputTokens(parameters.mixture())
-
-
 def _is_saved(sources: Any) -> bool:
     return isinstance(sources, str) and sources == GIVEN
 

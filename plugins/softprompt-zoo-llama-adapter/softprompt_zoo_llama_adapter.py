@@ -96,18 +96,6 @@ def build_virtual_tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.
 
 
 @zoo.hookimpl
-def inject(tokens: zoo.VirtualTokens) -> zoo.Placement:
-    """Place them at their layers."""
-    return zoo.Placement(tokens)
-
-
-@zoo.hookimpl
-def merge(parameters: Parameters, backbone: zoo.Backbone) -> zoo.VirtualTokens:
-    """Return keys, values and gates without the projections that made them."""
-    return _tokens(parameters, backbone)
-
-
-@zoo.hookimpl
 def write_peft(config: Config, parameters: Parameters, backbone: zoo.Backbone) -> zoo.PeftFiles:
     """Write prompts and gates under the names of their attention modules; the gate without its tanh."""
     if config.gate != "layer":

@@ -54,15 +54,3 @@ class Parameters(nn.Module):
 def build_virtual_tokens(parameters: Parameters) -> zoo.VirtualTokens:
     """Make the virtual tokens, in every forward; gradients must flow."""
     return zoo.InputTokens(parameters.volume.exp() * parameters.embeddings)
-
-
-@zoo.hookimpl
-def inject(tokens: zoo.VirtualTokens) -> zoo.Placement:
-    """Say where they go."""
-    return zoo.Placement(tokens)
-
-
-@zoo.hookimpl
-def merge(parameters: Parameters) -> zoo.VirtualTokens:
-    """Return what is left when training is over."""
-    return zoo.InputTokens(parameters.volume.exp() * parameters.embeddings)

@@ -20,13 +20,15 @@ PEFT: CARTRIDGE; merged, PREFIX_TUNING.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import softprompt_zoo as zoo
+from softprompt_zoo_cartridge.document import set_document
+from softprompt_zoo_cartridge.loss import distillation_loss
+from softprompt_zoo_cartridge.peft_files import KEY, cartridge_fields, frozen_rows
 from softprompt_zoo_cartridge.study import SEED_PROMPTS, collate, self_study
 from softprompt_zoo_cartridge.text import document_ids, turn
 
@@ -46,8 +48,6 @@ RECIPE = zoo.Recipe(
 SITE = "decoder"
 INITS = ("text", "sampled", "random")
 LOSSES = ("logits", "tokens")
-KEY = "prompt_embeddings"
-"""PEFT's name of the one tensor."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,10 +94,10 @@ class Config(zoo.MethodConfig):
         has_document = self.document is not None
         # The defaults are settled here, so that a saved prompt says what it was trained with.
         if self.loss is None:
-            object.__setattr__(self, "loss", "logits" if has_document else "tokens")
+            self.settle(loss="logits" if has_document else "tokens")
         starts_from_document = has_document and self.init_text is None and self.init in (None, "text")
         text = "the document" if starts_from_document else self.init_text
-        object.__setattr__(self, "init", zoo.check_init(self.init, INITS, text, None, self.tokenizer))
+        self.settle(init=zoo.check_init(self.init, INITS, text, None, self.tokenizer))
 
 
 class Parameters(nn.Module):
@@ -134,10 +134,9 @@ class Parameters(nn.Module):
             self.trained.normal_()
             return
         if config.init == "text":
-            is_document = config.init_text is None
-            source: Any = config.document if is_document else config.init_text
+            in_place: tuple[str, Any] = ("document", config.document)
+            name, source = in_place if config.init_text is None else ("init_text", config.init_text)
             options: dict[str, Any] = {"chat": config.chat, "vocab_size": backbone.vocab_size, "count": count}
-            name = "document" if is_document else "init_text"
             ids = document_ids(source, config.tokenizer, **options, option=name).to(backbone.device)
         else:
             ids = zoo.sampled_ids(backbone, count)
@@ -199,7 +198,8 @@ class Parameters(nn.Module):
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.VirtualTokens:
     """Shape frozen and trained tokens into keys and values per layer."""
-    return _tokens(parameters, backbone)
+    flat = torch.cat([parameters.frozen, parameters.trained])
+    return zoo.LayerTokens({SITE: zoo.unflatten_layers(flat, backbone.layers[SITE])})
 
 
 @zoo.hookimpl
@@ -209,20 +209,13 @@ def inject(config: Config, tokens: zoo.VirtualTokens) -> zoo.Placement:
 
 
 @zoo.hookimpl
-def merge(parameters: Parameters, backbone: zoo.Backbone) -> zoo.VirtualTokens:
-    """Return them as they are."""
-    return _tokens(parameters, backbone)
-
-
-@zoo.hookimpl
 def training_loss(
     config: Config, parameters: Parameters, backbone: zoo.Backbone, step: zoo.TrainingStep
 ) -> Tensor | None:
     """Compare the predictions behind the cartridge with those of the same model behind the whole document."""
     if config.loss == "tokens":
         return None
-    logits = step.output.get("logits")
-    labels = step.inputs["labels"]
+    logits, labels = step.output.get("logits"), step.inputs["labels"]
     if logits is None or logits.ndim != 3:
         raise zoo.UnsupportedError("loss='logits' compares predicted words; this model has a task head, use 'tokens'")
     states = parameters.document_states(backbone)
@@ -232,38 +225,15 @@ def training_loss(
             f"document and text have {length} tokens; the model has {backbone.max_positions} positions; shorten one"
         )
     teacher = step.run(states, labels=None).logits
-    return _distil(logits, teacher, labels.to(logits.device), config.top_k, step.inputs.get("num_items_in_batch"))
+    return distillation_loss(
+        logits, teacher, labels.to(logits.device), config.top_k, step.inputs.get("num_items_in_batch")
+    )
 
 
 @zoo.hookimpl
 def write_peft(config: Config, parameters: Parameters, backbone: zoo.Backbone) -> zoo.PeftFiles:
     """Write PEFT's CARTRIDGE, frozen rows first."""
-    layers = backbone.layers[SITE]
-    shape = layers[0]
-    if len({size for layer in layers for size in (layer.key_size, layer.value_size)}) > 1:
-        raise zoo.UnsupportedError(
-            "PEFT cannot hold keys and values of different sizes, in one layer or in several; keep the cartridge in "
-            "our own format"
-        )
-    if not backbone.takes_cache:
-        raise zoo.UnsupportedError(
-            "PEFT hands a cartridge to the model as past_key_values, which this model does not take; keep it in our "
-            "own format"
-        )
-    if config.always_visible and any(layer.window for layer in layers):
-        raise zoo.UnsupportedError(
-            "PEFT lets a cartridge slide out of the window, which always_visible=True forbids; "
-            "train with always_visible=False"
-        )
-    fields = {
-        "peft_type": PEFT_TYPES[0],
-        "num_virtual_tokens": config.num_virtual_tokens,
-        "num_frozen_tokens": config.num_frozen_tokens,
-        "token_dim": shape.kv_heads * shape.head_dim,
-        "num_attention_heads": shape.kv_heads,
-        "num_layers": len(layers),
-        "num_transformer_submodules": 1,
-    }
+    fields = cartridge_fields(config, backbone.layers[SITE], backbone.takes_cache)
     return zoo.PeftFiles(fields, {KEY: torch.cat([parameters.frozen, parameters.trained])})
 
 
@@ -271,77 +241,10 @@ def write_peft(config: Config, parameters: Parameters, backbone: zoo.Backbone) -
 def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: zoo.Backbone) -> zoo.PeftPrompt | None:
     """Read PEFT's CARTRIDGE; the frozen rows stay frozen."""
     if set(tensors) != {KEY} or tensors[KEY].ndim != 2:
-        return None  # a trained head beside it, or no prompt at all: the host says what is wrong
+        return None  # a trained head beside it, or not a prompt at all: the host says what is wrong
     if backbone.family != "causal":
         raise zoo.UnsupportedError(f"PEFT's CARTRIDGE is for causal models; this one is {backbone.family!r}")
-    flat, count = tensors[KEY], fields.get("num_virtual_tokens")
-    frozen = fields.get("num_frozen_tokens", 1)  # PEFT's default
-    if count != len(flat):
-        raise zoo.CheckpointError(f"the adapter's config says {count!r} virtual tokens, its tensor has {len(flat)}")
-    if isinstance(frozen, bool) or not isinstance(frozen, int) or not 0 <= frozen < count:
-        raise zoo.UnsupportedError(
-            f"the adapter's config has num_frozen_tokens {frozen!r} of {count} virtual tokens, which leaves none to "
-            "train; write a smaller one into adapter_config.json, it does not change the outputs"
-        )
-    layers = backbone.layers[SITE]
-    features = sum(layer.features for layer in layers)
-    if flat.shape[1] != features or fields.get("num_layers", len(layers)) != len(layers):
-        raise zoo.BackboneMismatchError(
-            f"the adapter holds {flat.shape[1]} features in {fields.get('num_layers')} layers; this model needs "
-            f"{features} in {len(layers)}; load it onto the model it was made for"
-        )
-    options = {"num_virtual_tokens": count, "num_frozen_tokens": frozen, "init": "given"}
+    flat = tensors[KEY]
+    frozen = frozen_rows(fields, flat, backbone.layers[SITE])
+    options = {"num_virtual_tokens": len(flat), "num_frozen_tokens": frozen, "init": "given"}
     return zoo.PeftPrompt(options, {"frozen": flat[:frozen].clone(), "trained": flat[frozen:].clone()})
-
-
-def set_document(
-    model: Any, document: "str | Sequence[int] | Tensor", *, tokenizer: Any = None, name: str | None = None
-) -> None:
-    """Give a cartridge the document that its teacher sees: after loading, for the document is not saved.
-
-    Args:
-        model: A model with a cartridge. Only the cartridge is changed.
-        document: The whole text, or its token ids.
-        tokenizer: The model's tokenizer, for a text.
-        name: The prompt's name; by default the active one.
-
-    Raises:
-        ValueError: If several prompts are active and none is named, or the document cannot be tokenised.
-        UnsupportedError: If the prompt is no cartridge, or merged, or the document too long for the model.
-    """
-    host = model.prompts
-    if name is None and len(host.active) != 1:
-        raise ValueError(f"{len(host.active)} prompts are active; name the cartridge with name=…")
-    prompt = host[name or host.active[0]]
-    if prompt.is_merged or prompt.method != "cartridge":
-        kind = f"a merged {prompt.method}" if prompt.is_merged else f"of the method {prompt.method}"
-        raise zoo.UnsupportedError(f"prompt {name or host.active[0]!r} is {kind}; a document is for a cartridge only")
-    prompt.learned.set_document(document, prompt.config, host.backbone, tokenizer)
-
-
-def _tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.LayerTokens:
-    flat = torch.cat([parameters.frozen, parameters.trained])
-    return zoo.LayerTokens({SITE: zoo.unflatten_layers(flat, backbone.layers[SITE])})
-
-
-def _distil(student: Tensor, teacher: Tensor, labels: Tensor, top_k: int, count: "int | Tensor | None") -> Tensor:
-    """Cross-entropy of the student against the teacher's `top_k` words, at each position that predicts a label.
-
-    Args:
-        student: `(rows, length, vocab)`, with gradients.
-        teacher: `(rows, length, vocab)`.
-        labels: `(rows, length)`, -100 where nothing is to be predicted. The first has no prediction.
-        top_k: Words compared; their probabilities are not scaled to sum to one, as in the reference.
-        count: Labels of all batches of the optimizer's step, if the trainer counted them.
-
-    Returns:
-        A scalar: the sum over the labels, divided by `count`, or by their number.
-    """
-    keep = labels[:, 1:] != -100
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    predicted = student[:, :-1][keep].to(dtype)
-    wanted = teacher[:, :-1][keep].to(dtype).log_softmax(-1)
-    log_p, words = wanted.topk(min(top_k, wanted.shape[-1]))
-    log_q = predicted.gather(-1, words) - predicted.logsumexp(-1, keepdim=True)
-    total = -(log_p.exp() * log_q).sum()
-    return total / (keep.sum().clamp(min=1) if count is None else count)

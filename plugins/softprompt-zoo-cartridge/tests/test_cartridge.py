@@ -230,12 +230,12 @@ def test_the_top_words_keep_their_share_of_the_mass():
     labels = torch.tensor([[-100, 3]])
     teacher = torch.stack([p.log(), torch.zeros(5)])[None]
     student = torch.tensor([[[0.3, -0.2, 0.1, 0.0, 0.4], [9.0, 0, 0, 0, 0]]], requires_grad=True)
-    loss = cartridge._distil(student, teacher, labels, 3, None)
+    loss = cartridge.distillation_loss(student, teacher, labels, 3, None)
     q = student[0, 0].softmax(-1)
     close(loss, -(0.5 * q[0].log() + 0.2 * q[1].log() + 0.15 * q[2].log()))
     at_optimum = torch.stack([torch.tensor([0.5, 0.2, 0.15, 1e-12, 1e-12]).log(), torch.zeros(5)])[None]
     at_optimum.requires_grad_()
-    (gradient,) = torch.autograd.grad(cartridge._distil(at_optimum, teacher, labels, 3, None), at_optimum)
+    (gradient,) = torch.autograd.grad(cartridge.distillation_loss(at_optimum, teacher, labels, 3, None), at_optimum)
     assert gradient.abs().max() < 1e-6
 
 
@@ -287,8 +287,10 @@ def test_the_teacher_is_the_model_in_eval_mode_without_gradients(monkeypatch):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     seen = []
-    distil = cartridge._distil
-    monkeypatch.setattr(cartridge, "_distil", lambda *arguments: seen.append(arguments[1]) or distil(*arguments))
+    distil = cartridge.distillation_loss
+    monkeypatch.setattr(
+        cartridge, "distillation_loss", lambda *arguments: seen.append(arguments[1]) or distil(*arguments)
+    )
     text = words(8, rows=2)
     model.train()
     model(input_ids=text, labels=text)
