@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo.backbone.families import FAMILIES, Family
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 
@@ -66,6 +67,11 @@ class Backbone:
         default=lambda tensors: None, repr=False, compare=False
     )
     """Named tensors to the name of one that is a part of the model; `None` if none is."""
+
+    @property
+    def kind(self) -> Family:
+        """What follows from its family."""
+        return FAMILIES[self.family]
 
     def sizes(self) -> dict[str, Any]:
         """Return what a saved prompt must agree with, as JSON values."""

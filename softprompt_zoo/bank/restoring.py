@@ -17,7 +17,7 @@ from softprompt_zoo.errors import (
 )
 from softprompt_zoo.files.numbers import is_finite
 from softprompt_zoo.model.lending import Ready
-from softprompt_zoo.prompt.prompt import MergedTokens, Prompt
+from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
 from softprompt_zoo.prompt.task_heads import copy_saved_head
 from softprompt_zoo.prompt.token_checks import check_range
 from softprompt_zoo.registry.registry import registry
@@ -94,7 +94,7 @@ class Decoder:
         record = decode(name, data, self._bank)
         template = self._template(name, record)
         tokens, head = self._parts(name, record)
-        prompt = Prompt(template.loaded, template.config, MergedTokens(tokens), head).requires_grad_(False)
+        prompt = Prompt(template.loaded, template.config, PlainTokens(tokens), head).requires_grad_(False)
         with self._fitting(name):
             self._check(prompt.merged_tokens(self._backbone), template)
         return prompt.eval()  # as what is merged is used
@@ -162,7 +162,7 @@ def _tokens(record: Record) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in record.tensors.items() if not key.startswith(HEAD)}
 
 
-class _Stored(MergedTokens):
+class _Stored(PlainTokens):
     """Plain tokens that are not trained, without torch's parameters, which take longer to make than to read."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:

@@ -107,13 +107,13 @@ def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_
             "PEFT would give this model embeddings that it does not scale, where it scales those of ids, so the "
             "exported prompt would give other results; use a method that works on keys and values"
         )
-    if backbone.family == "encoder_decoder" and task_type in POOLED_TASKS:
+    if backbone.kind.has_two_texts and task_type in POOLED_TASKS:
         raise UnsupportedError(
             f"PEFT runs no prompt under the {task_type} head of an encoder-decoder: it fails, or gives the decoder "
             "another text; keep the prompt in our own format"
         )
     is_same = pools_prompt and task_type == CLASSES_TASK
-    if is_at_input and backbone.family == "encoder" and task_type in POOLED_TASKS and not is_same:
+    if is_at_input and backbone.kind.has_head_over_input and task_type in POOLED_TASKS and not is_same:
         raise UnsupportedError(
             f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
             "would give other results; use a method that works on keys and values"
@@ -303,7 +303,7 @@ def plain(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone
     if tensor.shape[1] == backbone.hidden_size and peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
         tokens = InputTokens(tensor[:count])
         # PEFT keeps rows for the decoder, too, which it does not look at.
-        copies = (1, 2) if backbone.family == "encoder_decoder" else (1,)
+        copies = (1, 2) if backbone.kind.has_two_texts else (1,)
     else:
         tokens = read_prefix(tensor, fields, backbone, path)
     if tensor.shape[0] not in [copy * count for copy in copies]:

@@ -36,7 +36,7 @@ def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int,
     Raises:
         UnsupportedError: If PEFT has no place for it.
     """
-    site = "decoder" if backbone.family == "encoder_decoder" else next(iter(backbone.layers))
+    site = backbone.kind.site
     prefix = tokens.at(site)
     others = [name for name in backbone.layers if name != site and tokens.at(name) is not None]
     if others or prefix is None:
@@ -52,7 +52,7 @@ def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int,
             "own format"
         )
     _check_shared(prefix, shapes)
-    if backbone.family != "encoder_decoder":
+    if not backbone.kind.has_two_texts:
         return flatten_layers(_padded(prefix, shape)), len(shapes), shape
     # PEFT repeats an encoder-decoder's rows and takes each layer's pair from every second one: rows 4l and
     # 4l + 1 of twice as many layers reach decoder layer l, the rest is never looked at.
@@ -77,8 +77,7 @@ def read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, path
         BackboneMismatchError: If it was made for other sizes.
         UnsupportedError: If this model has no place for it, or PEFT itself cannot run it right.
     """
-    is_seq2seq = backbone.family == "encoder_decoder"
-    site = "decoder" if is_seq2seq else next(iter(backbone.layers), "encoder")
+    is_seq2seq, site = backbone.kind.has_two_texts, backbone.kind.site
     if site not in backbone.layers:
         raise UnsupportedError(f"{path} holds keys and values, which cannot be reached in this model")
     shapes = backbone.layers[site]

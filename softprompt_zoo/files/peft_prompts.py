@@ -203,7 +203,7 @@ def _check_type(found: object, expected: type, method: LoadedMethod, hook: str) 
 def _warn_of_differences(prompt: Prompt, task_type: str | None, backbone: Backbone) -> None:
     tokens = prompt.merged_tokens(backbone)
     is_same = prompt.config.pools_prompt and task_type == peft_modules.CLASSES_TASK
-    is_pooled = task_type in peft_modules.POOLED_TASKS and backbone.family == "encoder"
+    is_pooled = task_type in peft_modules.POOLED_TASKS and backbone.kind.has_head_over_input
     if tokens.at_input is not None and is_pooled and not is_same:
         advice = "; zoo.load(…, pools_prompt=True) does as PEFT" if task_type == peft_modules.CLASSES_TASK else ""
         warnings.warn(

@@ -112,7 +112,7 @@ def _rebuild(wrapper: Any) -> Any:
 def _refuse_shared_pass(host: Any, kwargs: Mapping[str, Any]) -> None:
     """Refuse an adapter in every row where one pass makes the keys and values that all rows share."""
     call = host.resolve(kwargs.get("prompts"), kwargs.get("task_ids"), kwargs.get("soft_slots"), None)
-    if host.backbone.family == "causal" and any(call.input_tokens(part) for part in call.selection.combinations):
+    if host.backbone.kind.is_causal and any(call.input_tokens(part) for part in call.selection.combinations):
         raise UnsupportedError(
             "adapter_names gives each row an adapter of its own, and a prompt at the input embeddings passes through "
             "this model once for all rows; use a method on keys and values, or call the model "

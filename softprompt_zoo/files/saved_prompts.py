@@ -15,7 +15,7 @@ from softprompt_zoo.errors import CheckpointError, ShapeError
 from softprompt_zoo.files import native
 from softprompt_zoo.files.numbers import check_floating
 from softprompt_zoo.prompt.plain import check_room
-from softprompt_zoo.prompt.prompt import MergedTokens, Prompt
+from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
 from softprompt_zoo.prompt.task_heads import copy_saved_head
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
@@ -92,9 +92,9 @@ def restore(
     return prompt.requires_grad_(record.is_trained)
 
 
-def copied(tensors: Mapping[str, Tensor], backbone: Backbone) -> MergedTokens:
+def copied(tensors: Mapping[str, Tensor], backbone: Backbone) -> PlainTokens:
     """Make parameters of plain tokens that are views of a file, which other programs overwrite and cut."""
-    return MergedTokens({key: t.to(backbone.device, copy=True).contiguous() for key, t in tensors.items()})
+    return PlainTokens({key: t.to(backbone.device, copy=True).contiguous() for key, t in tensors.items()})
 
 
 def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ from softprompt_zoo.methods.parts.factors import check_factors, check_factors_fi
 from softprompt_zoo.methods.parts.initialization import INITS, initial_embeddings
 from softprompt_zoo.methods.parts.source_tasks import check_source_task, embeddings_of_source, of_source
 from softprompt_zoo.methods.parts.start_options import check_init
+from softprompt_zoo.methods.parts.starting import embeddings_of
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
@@ -149,11 +150,8 @@ class Parameters(nn.Module):
     @torch.no_grad()
     def start_from(self, tokens: VirtualTokens) -> None:
         """Start from the plain tokens of another prompt; of one with tasks, from those of one task."""
-        if not isinstance(tokens, InputTokens):
-            raise UnsupportedError(
-                "multitask_prompt_tuning cannot start from keys and values; give a prompt at the input embeddings"
-            )
-        self.shared.copy_(embeddings_of_source(tokens, self._config.source_task))
+        embeddings = embeddings_of(tokens, "multitask_prompt_tuning")
+        self.shared.copy_(embeddings_of_source(embeddings, tokens.num_tasks, self._config.source_task))
         self._start_factors(self._config.factor_init)
 
     @torch.no_grad()
@@ -212,7 +210,7 @@ def parameter_groups(config: Config, parameters: Parameters, learning_rate: floa
 @hookimpl
 def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> PeftFiles:
     """Write the shared prompt and the factors as they are."""
-    if backbone.family == "encoder":
+    if not backbone.kind.is_causal and not backbone.kind.has_two_texts:
         raise UnsupportedError(
             "PEFT hands no task_ids to this method's prompts on an encoder, and so cannot run them; export one task as "
             "a plain prompt: zoo.export(model, folder, task=…)"

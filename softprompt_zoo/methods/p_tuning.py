@@ -28,10 +28,10 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_probability, check_reparameterization
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
-from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.initialization import sampled_ids, text_ids
 from softprompt_zoo.methods.parts.start_options import check_init
+from softprompt_zoo.methods.parts.starting import embeddings_of
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
@@ -113,12 +113,7 @@ class Parameters(nn.Module):
     @torch.no_grad()
     def start_from(self, tokens: VirtualTokens) -> None:
         """Start from the plain tokens of another prompt."""
-        if not isinstance(tokens, InputTokens) or tokens.embeddings.shape != self.embeddings.shape:
-            raise UnsupportedError(
-                "p_tuning cannot start from keys and values, or from tokens of several tasks; give a prompt at the "
-                "input embeddings"
-            )
-        self._fit(tokens.embeddings)
+        self._fit(embeddings_of(tokens, "p_tuning"))
 
     def forward(self) -> Tensor:
         """Return the virtual tokens, `(tokens, hidden)`."""

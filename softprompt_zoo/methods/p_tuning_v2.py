@@ -20,6 +20,7 @@ PEFT: PREFIX_TUNING with the head in `modules_to_save`; PEFT's own files of that
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,9 +35,11 @@ from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.initialization import keys_values_of_words
 from softprompt_zoo.methods.parts.layer_table import LayerTable
 from softprompt_zoo.methods.parts.start_options import check_init
+from softprompt_zoo.methods.parts.starting import sites_of
 from softprompt_zoo.tokens.flat import flatten_layers
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 ALIASES = ("ptuning_v2", "deep_prompt_tuning")
@@ -110,19 +113,20 @@ class Parameters(nn.Module):
                     parameter.zero_()
             return
         text = config.init_text if config.init == "text" else None
-        self._fit(keys_values_of_words(backbone, config.num_virtual_tokens, text, config.tokenizer))
+        self._fit(keys_values_of_words(backbone, config.num_virtual_tokens, text, config.tokenizer).sites)
 
     def start_from(self, tokens: VirtualTokens) -> None:
         """Start from the plain tokens of another prompt."""
-        if not isinstance(tokens, LayerTokens) or not set(self.tables) <= set(tokens.sites):
+        sites = sites_of(tokens)
+        if not set(self.tables) <= set(sites):
             raise UnsupportedError(
                 f"p_tuning_v2 cannot start from this prompt; give one with keys and values at {', '.join(self.tables)}"
             )
-        self._fit(tokens)
+        self._fit(sites)
 
-    def _fit(self, tokens: LayerTokens) -> None:
+    def _fit(self, sites: Mapping[str, SiteTokens]) -> None:
         for site, table in self.tables.items():
-            table.fit(flatten_layers(tokens.sites[site]))  # type: ignore[operator]
+            table.fit(flatten_layers(sites[site]))  # type: ignore[operator]
 
 
 def _tokens(parameters: Parameters) -> LayerTokens:

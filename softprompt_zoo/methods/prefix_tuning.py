@@ -32,6 +32,7 @@ from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.initialization import keys_values_of_words
 from softprompt_zoo.methods.parts.layer_table import LayerTable
 from softprompt_zoo.methods.parts.start_options import check_init
+from softprompt_zoo.methods.parts.starting import sites_of
 from softprompt_zoo.tokens.flat import flatten_layers
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.placement import Placement
@@ -114,13 +115,14 @@ class Parameters(nn.Module):
     @torch.no_grad()
     def start_from(self, tokens: VirtualTokens) -> None:
         """Start from the plain tokens of another prompt."""
-        if not isinstance(tokens, LayerTokens) or set(tokens.sites) != set(self.prefixes):
+        sites = sites_of(tokens)
+        if set(sites) != set(self.prefixes):
             raise UnsupportedError(
                 f"prefix_tuning at the sites {', '.join(self.prefixes)} cannot start from this prompt; "
                 "give one with keys and values at the same sites"
             )
         for site, prefix in self._all().items():
-            prefix.fit(flatten_layers(tokens.sites[site]))
+            prefix.fit(flatten_layers(sites[site]))
 
     def _all(self) -> dict[str, LayerTable]:
         return dict(self.prefixes.items())  # type: ignore[arg-type]

@@ -23,10 +23,10 @@ from torch import nn
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
-from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.initialization import INITS, initial_embeddings
 from softprompt_zoo.methods.parts.start_options import check_init
+from softprompt_zoo.methods.parts.starting import embeddings_of
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
@@ -79,11 +79,7 @@ class Parameters(nn.Module):
     @torch.no_grad()
     def start_from(self, tokens: VirtualTokens) -> None:
         """Start from the plain tokens of another prompt."""
-        if not isinstance(tokens, InputTokens):
-            raise UnsupportedError(
-                "prompt_tuning cannot start from keys and values; give a prompt at the input embeddings"
-            )
-        self.embeddings.copy_(tokens.embeddings)
+        self.embeddings.copy_(embeddings_of(tokens, "prompt_tuning"))
 
 
 @hookimpl

@@ -15,7 +15,7 @@ def wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:
     """Say whether the head is to predict the first text token from an input-level prompt's last token."""
     past = past_length(given_cache(kwargs))
     labels = kwargs.get("labels")
-    is_language_model = model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None
+    is_language_model = model.prompts.backbone.kind.is_causal and model.get_output_embeddings() is not None
     if not is_language_model or not isinstance(labels, Tensor) or labels.ndim != 2:
         return False
     if kwargs.get("shift_labels") is not None or not (isinstance(past, int) and past == 0):

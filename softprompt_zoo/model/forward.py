@@ -75,11 +75,7 @@ def _run(model: Any, function: Any, call: Call, kwargs: dict[str, Any]) -> Any:
     output = _base_forward(model, function, call, {**kwargs, "return_dict": True} if wants_tuple else kwargs)
     if wants_first:
         output.logits = output.logits[:, 1:]
-    if (
-        call.layout is not None
-        and model.prompts.backbone.family == "encoder_decoder"
-        and kwargs.get("encoder_outputs") is None
-    ):
+    if call.layout is not None and model.prompts.backbone.kind.has_two_texts and kwargs.get("encoder_outputs") is None:
         output = cut_output(None, output, call.layout)
     return output.to_tuple() if wants_tuple else output
 
@@ -101,7 +97,7 @@ def _check_decoder(model: Any, slots: Slots, kwargs: dict[str, Any]) -> None:
     """Refuse slots in a text that the decoder reads once more, shifted: it would see the ids that hold the places."""
     names = ("decoder_input_ids", "decoder_inputs_embeds", *(["labels"] if model.prompts.backbone.has_lm_head else []))
     is_given = any([kwargs.get(name) is not None for name in names])
-    if model.prompts.backbone.family != "encoder_decoder" or kwargs.get("input_ids") is None or is_given:
+    if not model.prompts.backbone.kind.has_two_texts or kwargs.get("input_ids") is None or is_given:
         return
     if torch.compiler.is_compiling() or bool((slots.index >= 0).any()):
         raise UnsupportedError(

@@ -105,7 +105,7 @@ class PromptedGeneration:
             spread_task_ids(task_ids, size)
         mask = kwargs.get("attention_mask")
         backbone = self.prompts.backbone
-        is_counted = backbone.family == "causal" and "position_ids" not in inputs
+        is_counted = backbone.kind.is_causal and "position_ids" not in inputs
         is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
         if is_plain and (backbone.through_cache or is_counted):
             # Not the 4-D one that static caches get: it would lack a prompt in the cache, and no text can be counted.

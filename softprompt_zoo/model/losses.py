@@ -90,7 +90,7 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
             task_ids=task_ids,
             virtual_logits=lambda name=name: _virtual_logits(model, call, name),  # type: ignore[misc]
             first_logits=lambda name=name: _first_logits(model, call, name),  # type: ignore[misc]
-            predicts_next=model.prompts.backbone.family == "causal" and model.get_output_embeddings() is not None,
+            predicts_next=model.prompts.backbone.kind.is_causal and model.get_output_embeddings() is not None,
             run=lambda tokens, name=name, **changes: _run_again(model, call, name, tokens, {**inputs, **changes}, run),
         )
         arguments = {"config": prompt.config, "parameters": prompt.learned, "backbone": model.prompts.backbone}

@@ -315,7 +315,7 @@ class Prompts(Borrower, nn.Module):
     def keep_layout(self, layout: Layout) -> None:
         """Remember where an encoder's text went, for a `generate` that returns the encoder's states."""
         generation = running(self)
-        if generation is not None and self.backbone.family == "encoder_decoder":
+        if generation is not None and self.backbone.kind.has_two_texts:
             generation.layout = layout
 
     def _decoding_of(self, generation: Generation | None, cache: Any) -> DecodingState | None:

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.eval_mode import eval_mode
+from softprompt_zoo.backbone.families import Family
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model.prompted_model import NEW_ARGUMENTS
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.reach.attention_recording import RECORDED_PREFIX, Asked, recording
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.stack import Stack
-from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 from softprompt_zoo.trial.twin import twin
 
@@ -92,7 +92,7 @@ _Measured = dict[str, tuple[int, dict[str, Tensor]]]
 def _columns(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str, Stack]) -> _Measured:
     """Read the weights of each of the prompts' columns."""
     backbone: Backbone = model.prompts.backbone
-    columns = {site: _order(call, site, backbone.family) for site in backbone.layers}
+    columns = {site: _order(call, site, backbone.kind) for site in backbone.layers}
     asked = {}
     for site, counts in columns.items():
         first_query = sum(_input_counts(call).values()) if site == "encoder" else 0
@@ -116,7 +116,7 @@ def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str
     """Take what the text's weights lack to one, where prompts' columns are not seen."""
     backbone: Backbone = model.prompts.backbone
     [site] = backbone.layers
-    counts = _order(call, site, backbone.family)
+    counts = _order(call, site, backbone.kind)
     if len(counts) != 1:
         told = "takes none of the text's attention" if not counts else "cannot be told from one another here"
         raise UnsupportedError(
@@ -133,12 +133,12 @@ def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str
     return {site: (int(is_text.sum()), {next(iter(counts)): torch.stack(parts)})}
 
 
-def _order(call: Call, site: str, family: str) -> dict[str, int]:
+def _order(call: Call, site: str, family: Family) -> dict[str, int]:
     """List the prompts that have columns at a site, in order, and how many."""
-    if family == "causal":
+    if family.is_causal:
         counts = _counted(call, lambda tokens: tokens.columns(site))
     else:
-        counts = _counted(call, lambda tokens: _length(tokens.at(site)))
+        counts = _counted(call, lambda tokens: tokens.length(site))
         if site != "decoder":  # real positions, behind all keys and values
             counts |= _input_counts(call)
     return counts
@@ -146,10 +146,6 @@ def _order(call: Call, site: str, family: str) -> dict[str, int]:
 
 def _input_counts(call: Call) -> dict[str, int]:
     return _counted(call, lambda tokens: 0 if tokens.at_input is None else tokens.count)
-
-
-def _length(tokens: SiteTokens | None) -> int:
-    return 0 if tokens is None else tokens.count
 
 
 def _counted(call: Call, count: Callable[[VirtualTokens], int]) -> dict[str, int]:
@@ -166,7 +162,7 @@ def _gated_layers(call: Call) -> dict[Site, int]:
 
 def _text_queries(arguments: dict[str, Any], site: str, backbone: Backbone, moved: bool) -> Tensor | None:
     """Say which queries of a site are text: `(rows, length)`; `None` if they are not among the arguments."""
-    is_second = backbone.family == "encoder_decoder" and site != "encoder"
+    is_second = backbone.kind.has_two_texts and site != "encoder"
     prefix = "decoder_" if is_second else ""
     text = next((arguments[n] for n in (f"{prefix}input_ids", f"{prefix}inputs_embeds") if n in arguments), None)
     labels = arguments.get("labels") if is_second and text is None else None
@@ -189,7 +185,7 @@ def _arguments(model: Any, batch: Batch, backbone: Backbone) -> dict[str, Any]:
         name: value.to(backbone.device) if isinstance(value, Tensor) else value for name, value in batch.items()
     }
     _text_name(arguments)
-    if backbone.family == "encoder_decoder":
+    if backbone.kind.has_two_texts:
         if not {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & set(arguments):
             raise ValueError("inputs has nothing for the decoder to read; add decoder_input_ids or labels")
     else:

@@ -159,7 +159,7 @@ def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
     """Refuse what an ordinary checkpoint cannot do, before anything is computed."""
     if is_disabled(host):
         raise UnsupportedError("the prompts are disabled here, so nothing can be compared; leave prompts.disabled()")
-    if host.backbone.family != "causal":
+    if not host.backbone.kind.is_causal:
         raise UnsupportedError(
             f"{type(model).__name__} is no causal model: its own encoder would show a state for every soft token, "
             'where the prompted model shows the text alone; keep the prompt in our format, or use to="embeddings"'

@@ -82,7 +82,7 @@ def _plain_placement(host: Prompts, name: str, task: int | None) -> Placement:
         raise UnsupportedError(
             f"prompt {name!r} has gated tokens, which have a softmax of their own and so are no prefix; leave it out"
         )
-    if tokens.at_input is not None and host.backbone.family != "causal":
+    if tokens.at_input is not None and not host.backbone.kind.is_causal:
         raise UnsupportedError(
             f"prompt {name!r} is at the input of a bidirectional encoder, where virtual tokens see the text and so "
             "have no keys and values of their own; fold prompts of keys and values only"
@@ -109,7 +109,7 @@ def _always_visible(host: Prompts, placements: dict[str, Placement]) -> bool:
 def _causal(
     model: Any, host: Prompts, combination: Combination, placements: dict[str, Placement]
 ) -> LayerTokens | None:
-    if host.backbone.family != "causal":
+    if not host.backbone.kind.is_causal:
         return None
     [stack] = model._softprompt_stacks.values()
     if not host.backbone.layers:

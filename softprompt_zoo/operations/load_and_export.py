@@ -18,7 +18,7 @@ from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.operations.export_vocabulary import export_embeddings, export_vocabulary
 from softprompt_zoo.operations.pooled_heads import check_pooling
 from softprompt_zoo.prompt.plain import check_ranges, check_shared_room
-from softprompt_zoo.prompt.prompt import MergedTokens, Prompt
+from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
 from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.trial.examination import inspect_backbone
 
@@ -145,7 +145,7 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     for name, tokens in merged.items():
         prompt = host[name]
         is_trained = prompt.is_trained
-        prompt.learned = MergedTokens(tokens.tensors()).train(prompt.training)
+        prompt.learned = PlainTokens(tokens.tensors()).train(prompt.training)
         prompt.requires_grad_(is_trained)
     return model
 

@@ -11,12 +11,10 @@ from torch import nn
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.method_config import GIVEN, MethodConfig
 from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
-from softprompt_zoo.prompt.prompt import MergedTokens, Prompt
+from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
 from softprompt_zoo.prompt.task_heads import copy_head
 from softprompt_zoo.prompt.token_checks import check_range
 from softprompt_zoo.registry.registry import registry
-from softprompt_zoo.sites.batch import lengths
-from softprompt_zoo.sites.call import Segment
 from softprompt_zoo.sites.tasks import check_task
 from softprompt_zoo.tokens.kinds import check_virtual_tokens
 from softprompt_zoo.tokens.placement import Placement
@@ -55,11 +53,10 @@ def check_shared_room(prompts: Mapping[str, Prompt], backbone: Backbone) -> None
     bound = backbone.max_positions
     if bound is None or sum(prompt.num_virtual_tokens for prompt in prompts.values()) < bound:
         return
-    site = "encoder" if backbone.family == "encoder" else "decoder"
-    placements = [prompt.place(backbone) for prompt in prompts.values()]
-    at_input = sum(placed.tokens.count for placed in placements if placed.tokens.at_input is not None)
-    at_site = sum(lengths([Segment.of(placed, site) for placed in placements]))  # gated tokens take no positions
-    count = max(at_input, at_site) if backbone.family == "encoder_decoder" else at_input + at_site
+    placed = [prompt.place(backbone).tokens for prompt in prompts.values()]
+    at_input = sum([tokens.count for tokens in placed if tokens.at_input is not None])
+    at_site = sum([tokens.length(backbone.kind.site) for tokens in placed])  # gated tokens take no positions
+    count = max(at_input, at_site) if backbone.kind.has_two_texts else at_input + at_site
     if count >= bound:
         raise UnsupportedError(
             f"the virtual tokens of {', '.join(map(repr, prompts))} are {count}, which leaves no room for text in the "
@@ -128,7 +125,7 @@ def plain_prompt(
     contiguous = {
         name: tensor.detach().to(backbone.device, copy=True).contiguous() for name, tensor in tokens.tensors().items()
     }
-    prompt = Prompt(method, config, MergedTokens(contiguous), head)
+    prompt = Prompt(method, config, PlainTokens(contiguous), head)
     placed = prompt.place(backbone)
     for name in ("dropout", "always_visible", "is_pooled"):
         found, expected = getattr(placed, name), getattr(like, name)

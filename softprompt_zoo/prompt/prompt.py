@@ -27,7 +27,7 @@ class Host(Protocol):
     """Sizes of their model."""
 
 
-class MergedTokens(nn.Module):
+class PlainTokens(nn.Module):
     """Plain virtual tokens, as a merged or imported prompt holds them."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -64,7 +64,7 @@ class Prompt(nn.Module):
     @property
     def is_merged(self) -> bool:
         """Whether the training scaffold is gone."""
-        return isinstance(self.learned, MergedTokens)
+        return isinstance(self.learned, PlainTokens)
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -212,7 +212,7 @@ class Prompt(nn.Module):
 
     def _tokens(self, hook: str, backbone: Backbone) -> VirtualTokens:
         """Ask a hook for the tokens, where they are not plain ones that are here already."""
-        if isinstance(self.learned, MergedTokens):
+        if isinstance(self.learned, PlainTokens):
             return self.learned.tokens(backbone)
         found = self.loaded.call(hook, config=self.config, parameters=self.learned, backbone=backbone)
         self._once(backbone, found, lambda: self._check(found, backbone, hook))
@@ -259,7 +259,7 @@ def _form(result: Any, facts: tuple[Hashable, ...]) -> Hashable:
 
 def _check_pooling(placement: Placement, backbone: Backbone) -> None:
     """Refuse to let a head read a virtual token where there is none at a position, or no head."""
-    if placement.tokens.at_input is None or backbone.family != "encoder" or not backbone.task_head:
+    if placement.tokens.at_input is None or not (backbone.kind.has_head_over_input and backbone.task_head):
         raise UnsupportedError(
             "pools_prompt is True, which is for virtual tokens at the input embeddings of an encoder with a task head; "
             "here the head never reads one; leave it out"
@@ -270,7 +270,7 @@ def _check_weight(placement: Placement, backbone: Backbone) -> None:
     """Refuse a weight where the tokens' scores cannot be reached."""
     if placement.weight == 1.0:
         return
-    if placement.tokens.at_input is not None and backbone.family != "causal":
+    if placement.tokens.at_input is not None and not backbone.kind.is_causal:
         raise UnsupportedError(
             f"the prompt's weight is {placement.weight}, but at the input embeddings of this model its tokens are real "
             "positions, which are read like text; give it the weight 1, or use a method that works on keys and values"

@@ -134,7 +134,7 @@ def check_second_text(backbone: Backbone) -> None:
     Raises:
         UnsupportedError: If the model has no encoder.
     """
-    if backbone.family == "causal":
+    if backbone.kind.is_causal:
         raise UnsupportedError(
             "generate runs the model on a second text, as guidance_scale does, in which nothing says where the virtual "
             "tokens of soft_slots stand; call generate without guidance_scale"

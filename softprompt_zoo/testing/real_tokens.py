@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt_zoo.prompt.prompt import MergedTokens
+from softprompt_zoo.prompt.prompt import PlainTokens
 from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
 from softprompt_zoo.tokens.input_tokens import InputTokens
@@ -56,7 +56,7 @@ def make_of_real_tokens(subject: Subject, base: Subject, text: Tensor) -> RealTo
         plain = LayerTokens({"decoder": _decoder_states(subject, base, ids, text)})
     else:
         pytest.skip("real tokens in a bidirectional text see the text, which fixed keys and values cannot")
-    prompt.learned = MergedTokens(plain.tensors())
+    prompt.learned = PlainTokens(plain.tensors())
     return RealTokens(ids, isinstance(plain, InputTokens))
 
 

@@ -76,10 +76,14 @@ class VirtualTokens(abc.ABC):
         """Return the keys and values that have a softmax of their own at a site."""
         return None
 
-    def columns(self, site: str) -> int:
-        """Count the keys and values in front of the text at the self-attention of a causal stack."""
+    def length(self, site: str) -> int:
+        """Count the tokens whose keys and values share the softmax of the text at a site."""
         own = self.at(site)
         return 0 if own is None else own.count
+
+    def columns(self, site: str) -> int:
+        """Count the keys and values in front of the text at the self-attention of a causal stack."""
+        return self.length(site)
 
     def task(self, index: int) -> "VirtualTokens":
         """Return the tokens of one task; without tasks all of them."""

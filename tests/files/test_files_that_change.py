@@ -8,7 +8,7 @@ import torch
 
 import softprompt_zoo as zoo
 from softprompt_zoo.files import peft_prompts, saved_prompts
-from softprompt_zoo.prompt.prompt import MergedTokens
+from softprompt_zoo.prompt.prompt import PlainTokens
 from softprompt_zoo.testing import tiny_model
 
 TEXT = torch.arange(5, 14)[None]
@@ -46,7 +46,7 @@ def test_a_loaded_prompt_stays_when_its_file_is_overwritten(kind, folders, tmp_p
 
 @pytest.mark.parametrize(("kind", "module"), [("merged", saved_prompts), ("peft", peft_prompts)])
 def test_the_check_notices_views_of_the_file(kind, module, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "copied", lambda tensors, backbone: MergedTokens(tensors))
+    monkeypatch.setattr(module, "copied", lambda tensors, backbone: PlainTokens(tensors))
     shutil.copytree(folders / kind, tmp_path / "copy")
     with pytest.raises(AssertionError):
         check_stays(tmp_path / "copy", FILES[kind])

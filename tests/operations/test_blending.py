@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import softprompt_zoo as zoo
 from softprompt_zoo.operations.blend import BLENDS
-from softprompt_zoo.prompt.prompt import MergedTokens
+from softprompt_zoo.prompt.prompt import PlainTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import DECODER_LENGTH, LENGTHS, assert_equal, pad, random_text
 
@@ -136,7 +136,7 @@ def plain(model, name, rows):
     embeddings = torch.zeros(len(rows), model.config.hidden_size)
     for row, values in zip(embeddings, rows, strict=True):
         row[: len(values)] = torch.tensor(values)
-    model.prompts[name].learned = MergedTokens({"embeddings": embeddings})
+    model.prompts[name].learned = PlainTokens({"embeddings": embeddings})
     return model.prompts[name]
 
 
@@ -364,7 +364,7 @@ def test_truncation_keeps_the_longest_tokens_in_order(architecture, method):
     expected = tensors(model.prompts["a"], model)
     scale = torch.tensor([1.0, 50.0, 2.0, 100.0])[:, None]
     grown = {name: part * scale for name, part in expected.items()}
-    model.prompts["a"].learned = MergedTokens(grown)
+    model.prompts["a"].learned = PlainTokens(grown)
     shorter = zoo.truncate(model.prompts["a"], 2)
     assert_numbers(shorter, {name: part[[1, 3]] for name, part in grown.items()}, model)
     same = zoo.truncate(model.prompts["a"], 4)
@@ -403,7 +403,7 @@ def test_truncation_keeps_planted_tokens():
         keys = [torch.zeros_like(layer) for layer in site.keys]
         for layer in keys:
             layer[:, [1, 4]] = sign * 20.0
-        model.prompts["a"].learned = MergedTokens(
+        model.prompts["a"].learned = PlainTokens(
             {"decoder": zoo.flatten_layers(zoo.SiteTokens(tuple(keys), site.values))}
         )
         with torch.no_grad():

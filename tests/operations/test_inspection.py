@@ -7,7 +7,7 @@ import torch
 from test_blending import ARCHITECTURES, batch, prompted
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.prompt import MergedTokens
+from softprompt_zoo.prompt.prompt import PlainTokens
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.subject import LENGTHS, random_text
 
@@ -19,7 +19,7 @@ SITES = {"encoder": "encoder_attentions", "decoder": "decoder_attentions", "cros
 def made_of_words(architecture, words=tuple(WORDS)):
     model = prompted(architecture, "prompt_tuning", (len(words), 1, 1))
     embeddings = model.prompts.backbone.embed(torch.tensor(words))
-    model.prompts["a"].learned = MergedTokens({"embeddings": embeddings.clone()})
+    model.prompts["a"].learned = PlainTokens({"embeddings": embeddings.clone()})
     return model
 
 
@@ -103,7 +103,7 @@ def test_real_tokens_get_what_the_base_model_gives_them(architecture, keys_value
     if keys_values:
         states = model.prompts.backbone.keys_values(torch.tensor(WORDS))
         model.prompts.add("keys", "prefix_tuning", num_virtual_tokens=4)
-        model.prompts["keys"].learned = MergedTokens(states.tensors())
+        model.prompts["keys"].learned = PlainTokens(states.tensors())
     text = random_text(4, 5)  # as long as the prompt, so that its own pass has the shape of the text's
     found = zoo.inspect(model, "keys" if keys_values else "a", inputs={"input_ids": text})
     base = tiny_model(architecture, implementation="eager")

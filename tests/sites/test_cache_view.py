@@ -7,7 +7,7 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, BloomForSequenceClassification, DynamicCache
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.prompt import MergedTokens
+from softprompt_zoo.prompt.prompt import PlainTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.sizes import IDS, WINDOW
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
@@ -27,7 +27,7 @@ def made_of_words(model, method="prefix_tuning"):
     plain = backbone.keys_values(WORDS[0])
     if method == "prompt_tuning":
         plain = zoo.InputTokens(backbone.embed(WORDS[0]))
-    model.prompts["default"].learned = MergedTokens(plain.tensors())
+    model.prompts["default"].learned = PlainTokens(plain.tensors())
     return model
 
 

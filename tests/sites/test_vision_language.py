@@ -8,7 +8,7 @@ from helpers.vision_models import IMAGE, MODELS, arguments, rows, vision_model
 from transformers import AutoModelForImageTextToText
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.prompt import MergedTokens
+from softprompt_zoo.prompt.prompt import PlainTokens
 from softprompt_zoo.testing.subject import assert_equal, pad, random_text
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
@@ -33,7 +33,7 @@ def made_of_words(architecture, method):
     model = zoo.get_method(method)(vision_model(architecture), num_virtual_tokens=WORDS.shape[1])
     backbone = model.prompts.backbone
     plain = backbone.keys_values(WORDS[0]) if method == "prefix_tuning" else zoo.InputTokens(backbone.embed(WORDS[0]))
-    model.prompts["default"].learned = MergedTokens(plain.tensors())
+    model.prompts["default"].learned = PlainTokens(plain.tensors())
     return model
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from softprompt_zoo.prompt.prompt import MergedTokens
+from softprompt_zoo.prompt.prompt import PlainTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import LENGTHS, Subject, pad, random_text
 
@@ -39,7 +39,7 @@ def made_of(model, name, seed):
     """Make a prompt of real words and return them, `(1, tokens)`."""
     host = model.prompts
     words = random_text(host[name].num_virtual_tokens, 40 + seed)
-    host[name].learned = MergedTokens({"embeddings": host.backbone.embed(words[0]).detach().clone()})
+    host[name].learned = PlainTokens({"embeddings": host.backbone.embed(words[0]).detach().clone()})
     return words
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertTokenizer, GPT2Config, GPT2ForSequenceClassification
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.prompt import MergedTokens
+from softprompt_zoo.prompt.prompt import PlainTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import assert_equal
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
@@ -270,7 +270,7 @@ def test_token_types_of_a_tokenizer_that_gives_them():
 def attach(model, words):
     zoo.get_method("prompt_tuning")(model, num_virtual_tokens=len(words))
     embed = model.prompts.backbone.embed
-    model.prompts["default"].learned = MergedTokens({"embeddings": embed(torch.tensor(words)).detach().clone()})
+    model.prompts["default"].learned = PlainTokens({"embeddings": embed(torch.tensor(words)).detach().clone()})
     return model.eval()
 
 

@@ -7,7 +7,7 @@ import torch
 from helpers.swept_models import MAPPINGS, VOCABULARY, NoTinyModelError, build
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.prompt import MergedTokens
+from softprompt_zoo.prompt.prompt import PlainTokens
 from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
@@ -82,7 +82,7 @@ def fill_with_words(model, base, kind):
         plain, place = _decoder_states(model, base), "decoder"
     else:
         return None  # keys and values of words that would see the text
-    host["default"].learned = MergedTokens(plain.tensors())
+    host["default"].learned = PlainTokens(plain.tensors())
     return place
 
 

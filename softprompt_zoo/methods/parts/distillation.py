@@ -10,7 +10,6 @@ from torch.nn import functional
 from softprompt_zoo.config.method_config import GIVEN
 from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
 from softprompt_zoo.exchange import TrainingStep
-from softprompt_zoo.tokens.input_tokens import InputTokens
 
 if TYPE_CHECKING:
     from softprompt_zoo.backbone.backbone import Backbone
@@ -77,7 +76,7 @@ def teacher_embeddings(name: str, teacher: Any, tokens: int, backbone: "Backbone
             raise BackboneMismatchError(
                 f"{name} has a prompt that was made for a model of other sizes: {error}; give prompts of this model's"
             ) from error
-        prompts = [part.embeddings if isinstance(part, InputTokens) else None for part in merged]
+        prompts = [part.at_input for part in merged]
     for index, prompt in enumerate(prompts):
         shape = "keys and values" if prompt is None else tuple(prompt.shape)
         if shape != (tokens, backbone.hidden_size):

@@ -81,7 +81,7 @@ def target_places(types: Integers, device: torch.device) -> tuple[Tensor, Tensor
 
 def check_predicts_words(backbone: Backbone) -> None:
     """Refuse a model that predicts nothing at its examples."""
-    if backbone.family != "causal" or not backbone.has_lm_head:
+    if not (backbone.kind.is_causal and backbone.has_lm_head):
         head = "with" if backbone.has_lm_head else "without"
         raise UnsupportedError(
             "this method learns from what a causal language model predicts at its examples; this is a "

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.methods.parts.initialization import INITS
-from softprompt_zoo.tokens.input_tokens import InputTokens
 
 SOURCE_TASKS = ("average", "shared", "each")
 
@@ -39,11 +38,12 @@ def of_source(factors: Tensor, source: str | int) -> Tensor:
     return factors.mean(dim=0) if source == "average" else factors
 
 
-def embeddings_of_source(tokens: InputTokens, source: str | int) -> Tensor:
+def embeddings_of_source(embeddings: Tensor, num_tasks: int | None, source: str | int) -> Tensor:
     """Return the plain tokens to start from, of one task if there are tasks.
 
     Args:
-        tokens: Of the other prompt, `(tokens, hidden)` or `(tasks, tokens, hidden)`.
+        embeddings: Of the other prompt, `(tokens, hidden)` or `(tasks, tokens, hidden)`.
+        num_tasks: Its tasks; `None` if it has none.
         source: The option `source_task`.
 
     Returns:
@@ -53,14 +53,14 @@ def embeddings_of_source(tokens: InputTokens, source: str | int) -> Tensor:
         ValueError: If it names a task that is not there.
         UnsupportedError: If it asks for factors, which plain tokens do not have.
     """
-    if tokens.embeddings.ndim == 2:
+    if num_tasks is None:
         if source == "each" or not isinstance(source, str):
             raise ValueError(f"source_task is {source!r}, and the init prompt has no tasks; leave source_task out")
-        return tokens.embeddings
+        return embeddings
     if isinstance(source, str):
         raise UnsupportedError(
             f"source_task is {source!r}, and the init prompt is merged: it has no factors any more; give one that is "
             "not merged, or the number of one task"
         )
-    check_has_task(source, tokens.embeddings.shape[0])
-    return tokens.embeddings[source]
+    check_has_task(source, num_tasks)
+    return embeddings[source]
