@@ -26,8 +26,6 @@ SIZES = (
     | dict.fromkeys(
         ("intermediate_size", "ffn_dim", "ffn_hidden_size", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff"), 48
     )
-    | dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "layernum", "max_window_layers"), 2)
-    | dict.fromkeys(("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"), 2)
     | dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"), 4)
     | dict.fromkeys(("decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads"), 4)
     | dict.fromkeys(("head_dim", "attention_head_dim", "d_kv", "query_pre_attn_scalar", "intra_bottleneck_size"), 8)
@@ -43,6 +41,9 @@ SIZES = (
     | {"attention_type": "original_full", "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "ngram": 2}
     | {"forced_bos_token_id": None, "forced_eos_token_id": None}
 )
+DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "layernum", "max_window_layers")
+DEPTHS += ("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers")
+"""Sizes that count layers."""
 LATENT = {"num_key_value_heads": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 6, "qk_head_dim": 16}
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
 DENSE = {"encoder_sparse_step": 0, "decoder_sparse_step": 0}
@@ -63,8 +64,11 @@ class NoTinyModelError(Exception):
     """transformers' defaults leave no tiny model of this kind."""
 
 
-def build(kind, name):
-    """Build one, the same each time, with weights large enough that every part of it counts."""
+def build(kind, name, depth=2):
+    """Build one, the same each time, with weights large enough that every part of it counts.
+
+    The depth is that of a stack, if there is not one by which something particular shows.
+    """
     if name not in MAPPINGS[kind] or not MAPPINGS[kind][name]:
         raise NoTinyModelError("this version of transformers does not have it")
     cls = MAPPINGS[kind][name]
@@ -72,7 +76,8 @@ def build(kind, name):
         config_class = CONFIG_MAPPING[name]
         known = {*dir(config_class()), *inspect.signature(config_class.__init__).parameters}
         known -= {key for key in known if isinstance(getattr(config_class, key, None), property)}
-        sizes = {key: value for key, value in SIZES.items() if key in known} | PARTICULAR.get(name, {})
+        sizes = {key: value for key, value in (SIZES | dict.fromkeys(DEPTHS, depth)).items() if key in known}
+        sizes |= PARTICULAR.get(name, {})
         config = config_class(**sizes)
         if hasattr(config, "is_decoder") and kind != "seq2seq":
             config.is_decoder = kind == "causal"

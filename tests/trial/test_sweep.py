@@ -12,6 +12,8 @@ from softprompt_zoo.sites.shared_pass import capture
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.site_tokens import SiteTokens
+from softprompt_zoo.trial import rehearsal
+from softprompt_zoo.trial.examination import inspect_backbone
 from softprompt_zoo.trial.words import ready
 
 COUNT = 5
@@ -188,3 +190,39 @@ def test_a_prompt_of_real_tokens_is_right_or_refused(kind, name, method):
 @pytest.mark.parametrize(("kind", "name", "method"), cases(chosen=False))
 def test_a_prompt_of_real_tokens_is_right_or_refused_everywhere(kind, name, method):
     check_sweep(kind, name, method)
+
+
+def found(model):
+    """Return what a model is found to be, or why it is refused."""
+    rehearsal._FOUND.clear()
+    try:
+        backbone, stacks = inspect_backbone(model)
+    except zoo.UnsupportedError as error:
+        return str(error)
+    return (
+        backbone.sizes(),
+        backbone.input_problem,
+        [(type(stack.reach), stack.minds_padding) for stack in stacks.values()],
+    )
+
+
+def check_leading_layers(kind, name, monkeypatch):
+    try:
+        model = build(kind, name, depth=5)
+    except NoTinyModelError as reason:
+        pytest.skip(str(reason).splitlines()[0])
+    by_leading_layers = found(model)
+    monkeypatch.setattr(rehearsal, "_passes", lambda family, stacks: False)
+    monkeypatch.setattr("softprompt_zoo.backbone.probe._idle_linear", torch.nn.functional.linear)
+    assert by_leading_layers == found(model)
+
+
+@pytest.mark.parametrize("name", CHOSEN["causal"])
+def test_the_leading_layers_tell_what_all_layers_do(name, monkeypatch):
+    check_leading_layers("causal", name, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in MAPPINGS.items() for name in names])
+def test_the_leading_layers_tell_what_all_layers_do_everywhere(kind, name, monkeypatch):
+    check_leading_layers(kind, name, monkeypatch)
