@@ -94,15 +94,13 @@ def run(page, folder, monkeypatch, with_model):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     installed_plugins.install(folder / "installed-plugins", monkeypatch)
+    monkeypatch.setenv("SOFTPROMPT_ZOO_PLUGINS", ",".join(page.stem for page in DOCS.glob("reference/plugins/*.md")))
     namespace = {"__name__": "docs"}
     if names_a_model(page):
         put_model(folder, with_model)
     for file, data in DATA.findall(page.read_text("utf-8")):
         (folder / file).write_text(data, "utf-8")
     before, imported = set(zoo.list_methods()), set(sys.modules)
-    if page.parent == DOCS / "reference/plugins" and page.stem not in before:
-        monkeypatch.syspath_prepend(ROOT / f"plugins/softprompt-zoo-{page.stem.replace('_', '-')}")
-        zoo.register(importlib.import_module(f"softprompt_zoo_{page.stem}"), page.stem)
     try:
         for title, line, code, output in blocks(page):
             if title == NEEDS_MODEL and not with_model:
