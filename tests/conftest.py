@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.fresh_processes import FreshProcesses
 from transformers.utils import logging
 
 import softprompt_zoo as zoo
@@ -40,6 +41,14 @@ def benchmark():
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(BENCHMARKS):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def fresh_processes():
+    """What runs code in a process that has done nothing before."""
+    processes = FreshProcesses()
+    yield processes
+    processes.end()
 
 
 @pytest.fixture

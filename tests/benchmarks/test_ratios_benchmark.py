@@ -25,6 +25,7 @@ def test_a_ratio_counts_where_three_turns_of_four_are_slower(ratios):
     assert not noisy.is_slower(3.0)
 
 
+@pytest.mark.slow
 def test_both_sides_are_timed_kept_and_shown(ratios, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ratios, "unpack", lambda commit, folder: ratios.copy_package(folder))
     arguments = ["--model", "tiny", "--rounds", "1", "--repeats", "1", "--results", str(tmp_path)]

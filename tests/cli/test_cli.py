@@ -60,12 +60,13 @@ def registered():
         zoo.unregister(name)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["methods"], ["methods", "--json"], ["plugins"], ["train", "--help"]])
-def test_light_commands_import_nothing_heavy(words):
+def test_light_commands_import_nothing_heavy():
+    commands = [["--help"], ["methods"], ["methods", "--json"], ["plugins"], ["train", "--help"]]
     code = (
         "import sys; from softprompt_zoo.cli import app\n"
-        f"try: app({words!r})\n"
-        "except SystemExit: pass\n"
+        f"for words in {commands}:\n"
+        "    try: app(words)\n"
+        "    except SystemExit: pass\n"
         f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -106,7 +107,7 @@ def test_a_narrow_terminal_cuts_no_name():
 
 
 def test_a_reader_that_has_enough_is_no_error():
-    words = [sys.executable, "-m", "softprompt_zoo", "show", "prefix_tuning"]
+    words = [sys.executable, "-m", "softprompt_zoo", "methods", "--json"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert process.stderr.read() == ""
@@ -125,7 +126,7 @@ def _method(**changes):
     """A method with the hooks of prompt tuning, some of them other."""
     from softprompt_zoo.methods import prompt_tuning as page
 
-    names = ("Config", "Parameters", "build_virtual_tokens", "inject", "merge")
+    names = ("Config", "Parameters", "build_virtual_tokens")
     return type("Page", (), {**{name: getattr(page, name) for name in names}, **changes})
 
 

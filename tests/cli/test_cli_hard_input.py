@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -114,7 +113,7 @@ def test_a_folder_that_begins_like_an_option_is_shown_as_a_folder(tmp_path, monk
     assert short_path(Path("x")) == "x"
 
 
-def test_plugins_are_checked_where_pytest_is_not_installed():
+def test_plugins_are_checked_where_pytest_is_not_installed(fresh_processes, tmp_path):
     code = """
         import sys
         sys.modules["pytest"] = None
@@ -126,11 +125,9 @@ def test_plugins_are_checked_where_pytest_is_not_installed():
         from softprompt_zoo.cli import app
         app(["plugins", "--check"])
     """
-    words = [sys.executable, "-c", textwrap.dedent(code)]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("no pytest\n")
-    assert "prefix_tuning" in result.stdout
+    told = fresh_processes.run(textwrap.dedent(code), tmp_path)
+    assert told.startswith("no pytest\n")
+    assert "prefix_tuning" in told
 
 
 def test_the_kit_has_what_it_lists():

@@ -1,8 +1,6 @@
 """Prompts on a model that has a PEFT adapter: both train, both are saved, each is switched off alone."""
 
 import copy
-import subprocess
-import sys
 import textwrap
 
 import peft
@@ -120,7 +118,7 @@ def test_peft_loads_the_adapter_from_its_folder(way, tmp_path):
             assert_equal(run(loaded), run(model), "the LoRA from where PEFT keeps it")
 
 
-def test_a_fresh_process_loads_both(tmp_path):
+def test_a_fresh_process_loads_both(fresh_processes, tmp_path):
     model = prompted()
     model.save_pretrained(tmp_path / "saved")
     torch.save(run(model), tmp_path / "expected.pt")
@@ -135,7 +133,7 @@ def test_a_fresh_process_loads_both(tmp_path):
         expected = torch.load({str(tmp_path / "expected.pt")!r})
         assert (logits - expected).abs().max() < 1e-5, (logits - expected).abs().max()
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    fresh_processes.run(textwrap.dedent(script), tmp_path)
 
 
 def rows():
@@ -229,7 +227,7 @@ def test_copies_and_pickles_keep_both():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_smollm2_with_a_lora_and_a_prompt(method, tmp_path):
+def test_smollm2_with_a_lora_and_a_prompt(method, fresh_processes, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from softprompt_zoo.embedded import resolve_model
@@ -290,4 +288,4 @@ def test_smollm2_with_a_lora_and_a_prompt(method, tmp_path):
         model.disable_adapters()
         check(model, prompt_alone)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    fresh_processes.run(textwrap.dedent(script), tmp_path)

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import peft
@@ -299,13 +298,12 @@ def test_a_failed_write_leaves_prompts_that_load(saved, monkeypatch, fail_at):
 
 
 @pytest.mark.parametrize(("architecture", "method"), [("llama", "prompt_tuning"), ("t5", "prefix_tuning")])
-def test_a_fresh_process_gives_the_same(architecture, method, tmp_path):
+def test_a_fresh_process_gives_the_same(architecture, method, fresh_processes, tmp_path):
     subject = prompted(method, architecture)
     subject.model.save_pretrained(tmp_path / "saved")
     save_file({"logits": subject.logits(TEXT)}, tmp_path / "logits.safetensors")
     code = f"""
 import torch
-torch.set_num_threads(1)
 import softprompt_zoo as zoo
 from safetensors.torch import load_file
 from softprompt_zoo.testing import tiny_model
@@ -313,7 +311,7 @@ from softprompt_zoo.testing.subject import Subject, random_text
 subject = Subject({architecture!r}, zoo.load(tiny_model({architecture!r}), "saved"))
 assert torch.equal(subject.logits(random_text(9, 1)), load_file("logits.safetensors")["logits"])
 """
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    fresh_processes.run(code, tmp_path)
 
 
 def test_moved_folders_load(saved, tmp_path):

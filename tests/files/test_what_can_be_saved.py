@@ -12,9 +12,7 @@ from softprompt_zoo.methods import prompt_tuning
 from softprompt_zoo.model import making
 from softprompt_zoo.testing import tiny_model
 
-PARTS = {
-    name: getattr(prompt_tuning, name) for name in ("Config", "Parameters", "build_virtual_tokens", "inject", "merge")
-}
+PARTS = {name: getattr(prompt_tuning, name) for name in ("Config", "Parameters", "build_virtual_tokens")}
 IDS = torch.arange(3, 9)[None]
 
 

@@ -220,6 +220,7 @@ def test_a_frozen_prompt_that_had_a_teacher_does_not_hinder_others(tmp_path):
         model(**options)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_distils_too():
     subject = training(prompted(teacher=torch.randn(TASKS, TOKENS, HIDDEN)))
     options = {"input_ids": TEXT, "labels": TEXT, "task_ids": torch.tensor([1])}

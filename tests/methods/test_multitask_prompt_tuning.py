@@ -262,6 +262,7 @@ def test_disabled_and_bare_models_do_not_look_at_task_ids():
         assert torch.equal(subject.model(TEXT).logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 def test_compiled(architecture):
     subject = prompted(architecture)

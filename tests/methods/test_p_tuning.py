@@ -239,7 +239,8 @@ def test_the_export_is_plain_prompt_tuning(architecture, tmp_path):
     assert_equal(logits, subject.logits(TEXT), "PEFT's logits")
 
 
-@pytest.mark.parametrize("kind", [pytest.param("lstm", marks=pytest.mark.slow), "mlp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lstm", "mlp"])
 def test_it_compiles_into_one_graph(kind):
     subject = Subject("llama", attach(reparameterization=kind))
     expected = subject.logits(TEXT)

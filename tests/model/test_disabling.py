@@ -139,7 +139,7 @@ def test_generation_in_another_thread_has_the_prompt(workers):
         assert torch.equal(model.generate(TEXT, **options), base)
 
 
-@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize("fullgraph", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_compiled_model_obeys_per_thread(workers, fullgraph):
     subject = prompted(method="prefix_tuning")
     base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)

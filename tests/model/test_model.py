@@ -397,7 +397,7 @@ def test_later_prompts_know_a_resized_vocabulary(architecture):
     [
         ("prefix_tuning", "llama"),
         ("prompt_tuning", "llama"),
-        ("prefix_tuning", "bert"),
+        pytest.param("prefix_tuning", "bert", marks=pytest.mark.slow),
         pytest.param("prompt_tuning", "t5", marks=pytest.mark.slow),
         pytest.param("prompt_tuning", "bert", marks=pytest.mark.slow),
         pytest.param("prefix_tuning", "t5", marks=pytest.mark.slow),

@@ -263,6 +263,7 @@ def test_half_precision_models_have_heads_in_full_precision():
     assert logits(model, texts("sequence"), prompts=["default", None, "default"]).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "architecture"), [("sequence", "bert"), ("token", "distilbert"), ("sequence", "llama")]
 )

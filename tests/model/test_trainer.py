@@ -12,7 +12,12 @@ from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
 from softprompt_zoo.training import PromptTrainer
 
-CASES = [("llama", "prompt_tuning"), ("llama", "prefix_tuning"), ("t5", "prefix_tuning"), ("bert", "prompt_tuning")]
+CASES = [
+    ("bert", "prompt_tuning"),
+    ("llama", "prefix_tuning"),
+    pytest.param("llama", "prompt_tuning", marks=pytest.mark.slow),
+    pytest.param("t5", "prefix_tuning", marks=pytest.mark.slow),
+]
 
 
 def rows(architecture, count=16):
@@ -101,7 +106,10 @@ def test_checkpointing_in_the_trainer(use_reentrant, tmp_path):
         torch.testing.assert_close(saving.prompts.state_dict()[key], value, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning", "p_tuning", "multitask_prompt_tuning"])
+SLOWER = [pytest.param(method, marks=pytest.mark.slow) for method in ("prompt_tuning", "p_tuning")]
+
+
+@pytest.mark.parametrize("method", ["prefix_tuning", "multitask_prompt_tuning", *SLOWER])
 def test_accumulated_steps_equal_one_large_batch(method, tmp_path):
     results = []
     for batch, accumulate in ((4, 1), (1, 4)):

@@ -254,9 +254,7 @@ def test_groups_have_the_rates_that_methods_ask_for(learner):
     assert len(subject.model.prompts.parameter_groups(0.5)) == 1
 
 
-PARTS = {
-    name: getattr(prompt_tuning, name) for name in ("Config", "Parameters", "build_virtual_tokens", "inject", "merge")
-}
+PARTS = {name: getattr(prompt_tuning, name) for name in ("Config", "Parameters", "build_virtual_tokens")}
 
 
 def learning(**hooks):

@@ -75,8 +75,7 @@ def run(code, *folders):
     """Run code in a fresh process that has these folders on its path."""
     environment = {name: value for name, value in os.environ.items() if name != "SOFTPROMPT_ZOO_PLUGINS"}
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, folders))}
-    start = "import softprompt_zoo as zoo\n"
-    command = [sys.executable, "-c", start + code]
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -84,7 +83,7 @@ def run(code, *folders):
 
 MODEL = """
 import torch
-torch.set_num_threads(1)
+import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
 base = tiny_model("llama")
 ids = torch.tensor([[5, 6, 7, 8]])
@@ -139,7 +138,7 @@ assert torch.equal(bare(input_ids=ids).logits, plain)
 )
 
 
-def test_a_plugin_of_two_files_is_installed_used_saved_and_loaded_in_a_fresh_process(tmp_path):
+def test_a_plugin_of_two_files_is_installed_used_saved_and_loaded_in_a_fresh_process(fresh_processes, tmp_path):
     source, site, saved = tmp_path / "source", tmp_path / "site", tmp_path / "saved"
     source.mkdir()
     (source / "pyproject.toml").write_text(LOW_RANK_PROJECT)
@@ -151,12 +150,13 @@ def test_a_plugin_of_two_files_is_installed_used_saved_and_loaded_in_a_fresh_pro
     shutil.rmtree(source)
 
     folder = f"FOLDER = {str(saved)!r}\n"
-    assert run(folder + USE, site).splitlines() == [
+    assert fresh_processes.run(folder + USE, tmp_path, site).splitlines() == [
         "low_rank ('decomposed_prompt',) softprompt-zoo-low-rank 0.1.0",
         "Low rank: trains embeddings of virtual tokens as a product of two thin matrices.",
         "rank is 0; expected an integer of at least 1",
     ]
-    loaded, told = run(folder + f"SITE = {str(site)!r}\n" + RELOAD, site).splitlines()
+    code = folder + f"SITE = {str(site)!r}\n" + RELOAD
+    loaded, told = fresh_processes.run(code, tmp_path, site).splitlines()
     assert loaded == "low_rank 2"
     assert told.startswith(f"{saved} needs the method 'low_rank', which is not installed")
     assert "pip install softprompt-zoo-low-rank==0.1.0" in told
@@ -223,7 +223,7 @@ def test_broken_plugins_are_told_in_one_line_each_and_the_others_keep_working(si
 
 LIMITS = """
 import os
-from importlib import metadata
+import softprompt_zoo as zoo
 for allowed in ("", "sound", "SOFTPROMPT_ZOO_OTHER", "sound, other", None):
     if allowed is None:
         del os.environ["SOFTPROMPT_ZOO_PLUGINS"]

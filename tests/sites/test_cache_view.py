@@ -74,13 +74,14 @@ def test_padded_rows_behind_real_words(architecture, method, side):
             assert_equal(logits, expected[row], f"row {row}, {extra} more pads")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "architecture"),
     [
         ("prompt_tuning", "gptj"),
-        pytest.param("prefix_tuning", "gptj", marks=pytest.mark.slow),
-        pytest.param("prompt_tuning", "bloom", marks=pytest.mark.slow),
-        pytest.param("prefix_tuning", "bloom", marks=pytest.mark.slow),
+        ("prefix_tuning", "gptj"),
+        ("prompt_tuning", "bloom"),
+        ("prefix_tuning", "bloom"),
     ],
 )
 def test_a_compiled_forward_and_its_gradients(method, architecture):

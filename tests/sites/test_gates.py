@@ -185,7 +185,8 @@ def test_checkpointing_with_a_prefix_and_two_gated_prompts(use_reentrant):
         assert_equal(gradient, plain[name], name)
 
 
-@pytest.mark.parametrize("is_merged", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_merged", [False, True])
 def test_compiles_into_one_graph(is_merged):
     model = attach(layers=1)
     model.prompts.add("second", "gated_test", num_virtual_tokens=6)

@@ -33,6 +33,7 @@ def test_checkpointing_changes_memory_only(architecture, use_reentrant):
         assert_equal(gradient, plain[name], f"gradient of {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "bert", "t5"])
 def test_it_compiles_into_one_graph(architecture):
     subject, _ = subject_and_words(architecture)
