@@ -78,7 +78,7 @@ def test_the_quantizer_is_the_models_own_but_for_that_answer():
     assert shown.quantization_config is quantizer.quantization_config
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert twin.hf_quantizer.is_qat_trainable
-    with pytest.raises(ValueError, match="No adapter loaded"):
+    with pytest.raises(ValueError, match=r"No adapter loaded|version of PEFT"):
         model.active_adapters()
     assert zoo.detach(model).hf_quantizer is quantizer
     bare = prompted(tiny_model("llama"))

@@ -313,6 +313,7 @@ def test_other_ways_to_call(kind):
 
 @pytest.mark.parametrize(("task", "architecture"), PEFT_CASES)
 def test_peft_gives_our_logits(task, architecture, tmp_path):
+    needs_accepted_peft()
     model = prompted(task, architecture)
     ids = texts(task)
     expected = logits(model, ids)
