@@ -190,7 +190,7 @@ def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreT
     from softprompt_zoo.model.attachment import attach, is_attached
     from softprompt_zoo.model.making import make_prompt
     from softprompt_zoo.model.prompts import Prompts
-    from softprompt_zoo.prompt.plain import check_shared_room
+    from softprompt_zoo.prompt.fits import check_shared_room
     from softprompt_zoo.trial.examination import inspect_backbone
 
     attached = is_attached(model)

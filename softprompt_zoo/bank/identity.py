@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError
-from softprompt_zoo.prompt.plain import check_sizes
+from softprompt_zoo.prompt.fits import check_sizes
 
 SAMPLED_ROWS = 8
 SAMPLED_COLUMNS = 8

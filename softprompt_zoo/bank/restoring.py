@@ -1,8 +1,6 @@
 """From a prompt to its record and back."""
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +8,13 @@ from torch import Tensor, nn
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.bank.records import INSTEAD, Record, decode, encode
 from softprompt_zoo.errors import (
-    BackboneMismatchError,
     CheckpointError,
-    ShapeError,
     UnsupportedError,
 )
 from softprompt_zoo.files.numbers import is_finite
 from softprompt_zoo.model.lending import Ready
+from softprompt_zoo.prompt.fits import fitting, fitting_head, fitting_tokens
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
-from softprompt_zoo.prompt.task_heads import copy_saved_head
 from softprompt_zoo.prompt.token_checks import check_range
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.tokens.kinds import check_virtual_tokens
@@ -48,11 +44,8 @@ def encode_prompt(name: str, prompt: Prompt, backbone: Backbone, dtype: torch.dt
     if not isinstance(prompt, Prompt):
         raise TypeError(f"prompt {name!r} is {type(prompt).__name__}; expected a prompt, such as model.prompts[…]")
     prompt.refuse_weight(f"prompt {name!r}", "a bank")
-    try:
-        tokens = prompt.merged_tokens(backbone)
-        check_virtual_tokens(tokens, backbone, prompt.num_virtual_tokens, prompt.config.tasks, f"prompt {name!r}")
-    except (ShapeError, RuntimeError) as error:
-        raise BackboneMismatchError(f"prompt {name!r} does not fit the bank's model: {error}") from error
+    with fitting(f"prompt {name!r} does not fit the bank's model"):
+        tokens = fitting_tokens(prompt, backbone, f"prompt {name!r}")
     tensors = {key: _cast(tensor, key, name, dtype) for key, tensor in tokens.tensors().items()}
     if prompt.head is not None:
         tensors |= {HEAD + key: tensor for key, tensor in prompt.head.state_dict().items()}
@@ -117,12 +110,8 @@ class Decoder:
     def _check(self, tokens: VirtualTokens, template: Prompt) -> None:
         check_virtual_tokens(tokens, self._backbone, template.num_virtual_tokens, template.config.tasks, "the entry")
 
-    @contextlib.contextmanager
-    def _fitting(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except (ShapeError, RuntimeError) as error:
-            raise CheckpointError(f"entry {name!r} of {self._bank} does not fit this model: {error}") from error
+    def _fitting(self, name: str) -> AbstractContextManager[None]:
+        return fitting(f"entry {name!r} of {self._bank} does not fit this model", kind=CheckpointError)
 
     def _parts(self, name: str, record: Record) -> tuple[dict[str, Tensor], nn.ModuleDict | None]:
         tokens, state = {}, {}
@@ -139,8 +128,9 @@ class Decoder:
         if self._dtype is not None:
             check_range(tokens, self._dtype, where)
         tokens = {key: tensor.to(self._device, self._dtype) for key, tensor in tokens.items()}
-        head = _head(state, self._backbone, self._device, where) if state else None
-        return tokens, head
+        head = fitting_head(state, self._backbone, where)
+        # No dropout while the model trains.
+        return tokens, None if head is None else head.requires_grad_(False).eval().to(self._device)
 
     def _template(self, name: str, record: Record) -> Prompt:
         """Make a prompt without tokens, which records with the same header share."""
@@ -184,15 +174,3 @@ def _cast(tensor: Tensor, key: str, name: str, dtype: torch.dtype | None) -> Ten
             "open the bank with another dtype"
         )
     return cast
-
-
-def _head(state: dict[str, Tensor], backbone: Backbone, device: torch.device, where: str) -> nn.ModuleDict:
-    names = dict.fromkeys(key.split(".")[0] for key in state)
-    head: Any = copy_saved_head(names, backbone.heads, where)
-    head.requires_grad_(False).eval()  # no dropout while the model trains
-    try:
-        head.load_state_dict(state)
-    except RuntimeError as error:
-        raise BackboneMismatchError(f"{where} does not fit this model's task head: {error}") from error
-    found: nn.ModuleDict = head.to(device)
-    return found

@@ -27,7 +27,8 @@ from softprompt_zoo.files import (
 )
 from softprompt_zoo.files.files import make_directory
 from softprompt_zoo.files.saved_prompts import PromptSet, restore
-from softprompt_zoo.prompt.plain import check_sizes, plain_prompt
+from softprompt_zoo.prompt.fits import check_sizes
+from softprompt_zoo.prompt.plain import plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.tokens.input_tokens import InputTokens
 

@@ -1,16 +1,13 @@
 """One prompt as a PEFT adapter, and back: what a PEFT directory says, in our terms."""
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import (
-    BackboneMismatchError,
     CheckpointError,
     PluginError,
     UnknownMethodError,
@@ -20,9 +17,10 @@ from softprompt_zoo.exchange import PeftFiles, PeftPrompt
 from softprompt_zoo.files import adapter_folder, peft, peft_modules
 from softprompt_zoo.files.files import make_directory
 from softprompt_zoo.files.saved_prompts import PromptSet, copied
+from softprompt_zoo.prompt.fits import fitting, fitting_head
 from softprompt_zoo.prompt.plain import one_task
 from softprompt_zoo.prompt.prompt import Prompt
-from softprompt_zoo.prompt.task_heads import copy_head, copy_saved_head
+from softprompt_zoo.prompt.task_heads import copy_head
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.tokens.kinds import narrowed
@@ -167,31 +165,15 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
         learned: Any = copied(narrowed(found.tokens).tensors(), backbone)  # type: ignore[arg-type]
     else:
         learned = method.make_parameters(config, backbone)
-    names = dict.fromkeys(key.split(".")[0] for key in trained)
-    head = copy_saved_head(names, backbone.heads, str(directory))
-    try:
-        if found.state is not None:
+    if found.state is not None:
+        with fitting(f"{directory} does not fit this model"):
             learned.load_state_dict(dict(found.state))
-        if head is not None:
-            _fill(head, trained)
-    except RuntimeError as error:
-        raise BackboneMismatchError(f"{directory} does not fit this model: {error}") from error
+    head = fitting_head(trained, backbone, str(directory), is_whole=False)
     prompt = Prompt(method, config, learned, head)
     with torch.no_grad():
         prompt.place(backbone)
     _warn_of_differences(prompt, fields.get("task_type"), backbone)
     return prompt
-
-
-def _fill(head: nn.ModuleDict, trained: Mapping[str, Tensor]) -> None:
-    """Put saved numbers into the copy of a head; what was not trained keeps the model's own.
-
-    Raises:
-        RuntimeError: If they do not fit.
-    """
-    unexpected = head.load_state_dict(dict(trained), strict=False).unexpected_keys
-    if unexpected:
-        raise RuntimeError(f"its head has {unexpected[0]!r}, which the model's has not")
 
 
 def _check_type(found: object, expected: type, method: LoadedMethod, hook: str) -> None:

@@ -14,7 +14,7 @@ from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.errors import CheckpointError, ShapeError
 from softprompt_zoo.files import native
 from softprompt_zoo.files.numbers import check_floating
-from softprompt_zoo.prompt.plain import check_room
+from softprompt_zoo.prompt.fits import check_room
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
 from softprompt_zoo.prompt.task_heads import copy_saved_head
 from softprompt_zoo.registry.loaded_method import LoadedMethod

@@ -9,7 +9,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files.start_folders import read_folders, start_prompt
 from softprompt_zoo.model.saved_state import check_can_be_saved
-from softprompt_zoo.prompt.plain import check_room
+from softprompt_zoo.prompt.fits import check_room
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.start import initialize
 from softprompt_zoo.prompt.task_heads import copy_head

@@ -18,7 +18,7 @@ from softprompt_zoo.model.generation_state import Generation, running
 from softprompt_zoo.model.lending import Borrower, Ready
 from softprompt_zoo.model.making import make_prompt
 from softprompt_zoo.model.optimizer_steps import watch
-from softprompt_zoo.prompt.plain import check_shared_room, fitting_copy
+from softprompt_zoo.prompt.fits import check_shared_room, fitting_copy
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.sites.call import Call, Combination, DecodingState, Layout

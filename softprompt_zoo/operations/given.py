@@ -13,7 +13,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.files.start_folders import saved_prompt
 from softprompt_zoo.model.attachment import is_attached
-from softprompt_zoo.prompt.plain import check_sizes
+from softprompt_zoo.prompt.fits import check_sizes
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens

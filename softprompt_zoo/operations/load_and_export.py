@@ -17,7 +17,7 @@ from softprompt_zoo.model.attachment import attach, detach, is_attached, prompts
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.operations.export_vocabulary import export_embeddings, export_vocabulary
 from softprompt_zoo.operations.pooled_heads import check_pooling
-from softprompt_zoo.prompt.plain import check_ranges, check_shared_room
+from softprompt_zoo.prompt.fits import check_ranges, check_shared_room
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
 from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.trial.examination import inspect_backbone

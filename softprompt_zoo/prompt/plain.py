@@ -1,83 +1,19 @@
 """Prompts that are made of ready virtual tokens, and ready prompts that are put on a model."""
 
-import copy
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.method_config import GIVEN, MethodConfig
-from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.prompt.fits import check_room
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
-from softprompt_zoo.prompt.task_heads import copy_head
-from softprompt_zoo.prompt.token_checks import check_range
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.sites.tasks import check_task
-from softprompt_zoo.tokens.kinds import check_virtual_tokens
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
-
-
-def check_room(config: MethodConfig, backbone: Backbone) -> None:
-    """Refuse a prompt that leaves no room for text.
-
-    Args:
-        config: What the user chose.
-        backbone: Sizes of the model.
-
-    Raises:
-        UnsupportedError: If it is as long as the model's positions, or longer.
-    """
-    positions = backbone.max_positions
-    if positions is not None and config.num_virtual_tokens >= positions:
-        raise UnsupportedError(
-            f"num_virtual_tokens is {config.num_virtual_tokens}, which leaves no room for text in the model's "
-            f"{positions} positions; {config.advice_to_shorten(positions - 1)}"
-        )
-
-
-@torch.no_grad()
-def check_shared_room(prompts: Mapping[str, Prompt], backbone: Backbone) -> None:
-    """Refuse prompts that leave no room for text together.
-
-    Args:
-        prompts: What a row shall see, by name.
-        backbone: Sizes of the model.
-
-    Raises:
-        UnsupportedError: If they take all of the model's positions, or more.
-    """
-    bound = backbone.max_positions
-    if bound is None or sum(prompt.num_virtual_tokens for prompt in prompts.values()) < bound:
-        return
-    placed = [prompt.place(backbone).tokens for prompt in prompts.values()]
-    at_input = sum([tokens.count for tokens in placed if tokens.at_input is not None])
-    at_site = sum([tokens.length(backbone.kind.site) for tokens in placed])  # gated tokens take no positions
-    count = max(at_input, at_site) if backbone.kind.has_two_texts else at_input + at_site
-    if count >= bound:
-        raise UnsupportedError(
-            f"the virtual tokens of {', '.join(map(repr, prompts))} are {count}, which leaves no room for text in the "
-            f"model's {bound} positions; choose fewer prompts, or shorter ones"
-        )
-
-
-@torch.no_grad()
-def check_ranges(prompts: Mapping[str, Prompt], backbone: Backbone, where: str) -> None:
-    """Refuse prompts whose numbers the model's dtype cannot hold.
-
-    Args:
-        prompts: By name.
-        backbone: Sizes of the model.
-        where: Where they stand, for the message.
-
-    Raises:
-        UnsupportedError: If it cannot.
-    """
-    for name, prompt in prompts.items():
-        check_range(prompt.place(backbone).tokens.tensors(), backbone.dtype, f"prompt {name!r} {where}")
 
 
 @torch.no_grad()
@@ -135,78 +71,6 @@ def plain_prompt(
                 f"({found}); keep the prompts apart"
             )
     return prompt
-
-
-def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone) -> Prompt:
-    """Copy a ready prompt for a model, after checking that it fits.
-
-    Args:
-        prompt: Any prompt. Not changed.
-        options: What stood beside it, which is refused.
-        backbone: Sizes of the model.
-
-    Returns:
-        The copy, trainable where the original is.
-
-    Raises:
-        TypeError: If there are options.
-        BackboneMismatchError: If it was made for a model of other sizes, or its head is not this model's.
-        UnsupportedError: If it leaves no room for text, cannot be placed in this model, or holds numbers that the
-            model's dtype cannot.
-    """
-    if options:
-        raise TypeError(f"option {next(iter(options))!r} stands beside a ready prompt, which has its options already")
-    made_for = None if prompt.backbone is None else prompt.backbone.sizes()
-    check_sizes(made_for, backbone, "the prompt")
-    check_room(prompt.config, backbone)
-    head = {} if prompt.head is None else prompt.head.state_dict()
-    mine = None if prompt.head is None else copy_head({n: m for n, m in backbone.heads.items() if n in prompt.head})
-    own = {} if mine is None else mine.state_dict()
-    wrong = next((key for key, tensor in head.items() if key not in own or own[key].shape != tensor.shape), None)
-    if wrong is not None:
-        raise BackboneMismatchError(
-            f"the prompt's trained task head has {wrong!r} {tuple(head[wrong].shape)}, which this model has not; "
-            "put it on a model of the class and the number of labels it was trained with"
-        )
-    copied = copy.deepcopy(prompt).to(backbone.device)
-    copied.widen()
-    with torch.no_grad():
-        try:
-            placed = copied.place(backbone)
-            count, tasks = copied.num_virtual_tokens, copied.config.tasks
-            check_virtual_tokens(placed.tokens, backbone, count, tasks, "the prompt")
-            check_range(placed.tokens.tensors(), backbone.dtype, "the prompt")
-        except ShapeError as error:
-            raise BackboneMismatchError(f"the prompt does not fit this model: {error}") from error
-    return copied
-
-
-def check_sizes(sizes: Mapping[str, Any] | None, backbone: Backbone, what: str) -> None:
-    """Refuse prompts that were made for a model of other sizes.
-
-    Args:
-        sizes: Sizes of the model they were made for; `None` if they are not known.
-        backbone: Sizes of the model they shall be used with.
-        what: What they are, for the message.
-
-    Raises:
-        BackboneMismatchError: If they differ.
-    """
-    own = backbone.sizes()
-    wrong = None if sizes is None else next((key for key in own if sizes.get(key) != own[key]), None)
-    if sizes is not None and wrong is not None:
-        raise BackboneMismatchError(
-            f"{what} was made for a model with {wrong} {_in_words(sizes.get(wrong))}; this one has "
-            f"{_in_words(own[wrong])}; use it with the model it was made for"
-        )
-
-
-def _in_words(value: Any) -> str:
-    if not isinstance(value, dict):
-        return repr(value)
-    return ", ".join(
-        f"{site}: {len(layers)} layers of (kv_heads, head_dim) {layers[0]}" for site, layers in value.items()
-    )
 
 
 def one_task(tokens: VirtualTokens, task_id: int, name: str) -> VirtualTokens:

@@ -6,11 +6,10 @@ from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.method_config import MethodConfig
-from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.prompt.fits import fitting, fitting_tokens
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.loaded_method import LoadedMethod
-from softprompt_zoo.tokens.kinds import check_virtual_tokens
-from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 def initialize(
@@ -47,7 +46,8 @@ def initialize(
             f"init is a prompt of {start.num_virtual_tokens} virtual tokens; set num_virtual_tokens to that, "
             f"not {config.num_virtual_tokens}"
         )
-    tokens = _fitting_tokens(start, backbone)
+    with fitting("init is a prompt that was made for a model of other sizes", "; give one of this model's sizes"):
+        tokens = fitting_tokens(start, backbone, "the init prompt")
     _start_head(head, start.head)
     if start.method == method.name and not start.is_merged and hasattr(learned, "start_from_parameters"):
         learned.start_from_parameters(start.learned, config)
@@ -58,18 +58,6 @@ def initialize(
             "one you want, zoo.export(model, folder, task=…), and give that folder"
         )
     learned.start_from(tokens)
-
-
-def _fitting_tokens(start: Prompt, backbone: Backbone) -> VirtualTokens:
-    """Return the plain tokens of the prompt to start from, if they are of this model's sizes."""
-    try:
-        tokens = start.merged_tokens(backbone)
-        check_virtual_tokens(tokens, backbone, start.num_virtual_tokens, start.config.tasks, "the init prompt")
-    except ShapeError as error:
-        raise BackboneMismatchError(
-            f"init is a prompt that was made for a model of other sizes: {error}; give one of this model's sizes"
-        ) from error
-    return tokens
 
 
 def _start_head(head: nn.ModuleDict | None, start: nn.ModuleDict | None) -> None:

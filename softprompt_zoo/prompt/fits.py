@@ -1,0 +1,208 @@
+"""Whether a prompt fits a model: its sizes, the room for text, its numbers, and its task head."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.task_heads import copy_saved_head
+from softprompt_zoo.prompt.token_checks import check_range
+from softprompt_zoo.tokens.kinds import check_virtual_tokens
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
+
+
+def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone) -> Prompt:
+    """Copy a ready prompt for a model, after checking that it fits.
+
+    Args:
+        prompt: Any prompt. Not changed.
+        options: What stood beside it, which is refused.
+        backbone: Sizes of the model.
+
+    Returns:
+        The copy, trainable where the original is.
+
+    Raises:
+        TypeError: If there are options.
+        BackboneMismatchError: If it was made for a model of other sizes, or its head is not this model's.
+        UnsupportedError: If it leaves no room for text, cannot be placed in this model, or holds numbers that the
+            model's dtype cannot.
+    """
+    if options:
+        raise TypeError(f"option {next(iter(options))!r} stands beside a ready prompt, which has its options already")
+    made_for = None if prompt.backbone is None else prompt.backbone.sizes()
+    check_sizes(made_for, backbone, "the prompt")
+    check_room(prompt.config, backbone)
+    if prompt.head is not None:
+        fitting_head(prompt.head.state_dict(), backbone, "the prompt")
+    copied = copy.deepcopy(prompt).to(backbone.device)
+    copied.widen()
+    with torch.no_grad(), fitting("the prompt does not fit this model"):
+        placed = copied.place(backbone)
+        count, tasks = copied.num_virtual_tokens, copied.config.tasks
+        check_virtual_tokens(placed.tokens, backbone, count, tasks, "the prompt")
+        check_range(placed.tokens.tensors(), backbone.dtype, "the prompt")
+    return copied
+
+
+def check_sizes(sizes: Mapping[str, Any] | None, backbone: Backbone, what: str) -> None:
+    """Refuse prompts that were made for a model of other sizes.
+
+    Args:
+        sizes: Sizes of the model they were made for; `None` if they are not known.
+        backbone: Sizes of the model they shall be used with.
+        what: What they are, for the message.
+
+    Raises:
+        BackboneMismatchError: If they differ.
+    """
+    own = backbone.sizes()
+    wrong = None if sizes is None else next((key for key in own if sizes.get(key) != own[key]), None)
+    if sizes is not None and wrong is not None:
+        raise BackboneMismatchError(
+            f"{what} was made for a model with {wrong} {_in_words(sizes.get(wrong))}; this one has "
+            f"{_in_words(own[wrong])}; use it with the model it was made for"
+        )
+
+
+def _in_words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return repr(value)
+    return ", ".join(
+        f"{site}: {len(layers)} layers of (kv_heads, head_dim) {layers[0]}" for site, layers in value.items()
+    )
+
+
+@contextlib.contextmanager
+def fitting(refusal: str, advice: str = "", kind: type[Exception] = BackboneMismatchError) -> Iterator[None]:
+    """Say of tensors that turn out to be of other shapes what they do not fit.
+
+    Args:
+        refusal: What the message begins with.
+        advice: What it ends with.
+        kind: The error.
+
+    Raises:
+        Exception: Of that kind, with the shapes, if it was a matter of shapes.
+    """
+    try:
+        yield
+    except (ShapeError, RuntimeError) as error:
+        raise kind(f"{refusal}: {error}{advice}") from error
+
+
+def fitting_tokens(prompt: Prompt, backbone: Backbone, what: str) -> VirtualTokens:
+    """Return the plain tokens of a prompt, if they are of a model's sizes.
+
+    Args:
+        prompt: The prompt. Not changed.
+        backbone: Sizes of the model.
+        what: What it is called in messages.
+
+    Returns:
+        Its plain tokens, as copies without gradient.
+
+    Raises:
+        ShapeError: If they are of other sizes.
+    """
+    tokens = prompt.merged_tokens(backbone)
+    check_virtual_tokens(tokens, backbone, prompt.num_virtual_tokens, prompt.config.tasks, what)
+    return tokens
+
+
+def fitting_head(
+    state: Mapping[str, Tensor], backbone: Backbone, where: str, is_whole: bool = True
+) -> nn.ModuleDict | None:
+    """Make the task head that a prompt has trained, for a model.
+
+    Args:
+        state: What was trained, by the names that it has in the model. Copied.
+        backbone: The model's own heads. Not changed.
+        where: What has it, for messages.
+        is_whole: Whether everything in the head was trained; the rest has the model's own values.
+
+    Returns:
+        The head, in float32 at least; `None` if nothing was trained.
+
+    Raises:
+        BackboneMismatchError: If the model's head is another one.
+    """
+    head = copy_saved_head(dict.fromkeys(key.partition(".")[0] for key in state), backbone.heads, where)
+    if head is None:
+        return None
+    advice = "; put it on a model of the class and the number of labels it was trained with"
+    with fitting(f"{where} has a trained task head that does not fit this model's", advice):
+        unexpected = head.load_state_dict(dict(state), strict=is_whole).unexpected_keys
+        if unexpected:
+            raise RuntimeError(f"it has {unexpected[0]!r}, which the model's has not")
+    return head
+
+
+def check_room(config: MethodConfig, backbone: Backbone) -> None:
+    """Refuse a prompt that leaves no room for text.
+
+    Args:
+        config: What the user chose.
+        backbone: Sizes of the model.
+
+    Raises:
+        UnsupportedError: If it is as long as the model's positions, or longer.
+    """
+    positions = backbone.max_positions
+    if positions is not None and config.num_virtual_tokens >= positions:
+        raise UnsupportedError(
+            f"num_virtual_tokens is {config.num_virtual_tokens}, which leaves no room for text in the model's "
+            f"{positions} positions; {config.advice_to_shorten(positions - 1)}"
+        )
+
+
+@torch.no_grad()
+def check_shared_room(prompts: Mapping[str, Prompt], backbone: Backbone) -> None:
+    """Refuse prompts that leave no room for text together.
+
+    Args:
+        prompts: What a row shall see, by name.
+        backbone: Sizes of the model.
+
+    Raises:
+        UnsupportedError: If they take all of the model's positions, or more.
+    """
+    bound = backbone.max_positions
+    if bound is None or sum(prompt.num_virtual_tokens for prompt in prompts.values()) < bound:
+        return
+    count = _positions([prompt.place(backbone).tokens for prompt in prompts.values()], backbone)
+    if count >= bound:
+        raise UnsupportedError(
+            f"the virtual tokens of {', '.join(map(repr, prompts))} are {count}, which leaves no room for text in the "
+            f"model's {bound} positions; choose fewer prompts, or shorter ones"
+        )
+
+
+@torch.no_grad()
+def check_ranges(prompts: Mapping[str, Prompt], backbone: Backbone, where: str) -> None:
+    """Refuse prompts whose numbers the model's dtype cannot hold.
+
+    Args:
+        prompts: By name.
+        backbone: Sizes of the model.
+        where: Where they stand, for the message.
+
+    Raises:
+        UnsupportedError: If it cannot.
+    """
+    for name, prompt in prompts.items():
+        check_range(prompt.place(backbone).tokens.tensors(), backbone.dtype, f"prompt {name!r} {where}")
+
+
+def _positions(placed: Sequence[VirtualTokens], backbone: Backbone) -> int:
+    """Count the positions that tokens take; gated ones take none."""
+    at_input = sum([tokens.count for tokens in placed if tokens.at_input is not None])
+    at_site = sum([tokens.length(backbone.kind.site) for tokens in placed])
+    return max(at_input, at_site) if backbone.kind.has_two_texts else at_input + at_site
