@@ -1,7 +1,5 @@
 """Blending prompts: several become one, a plain prompt that can be used and trained on."""
 
-import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,13 +9,11 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.config.checks import check_choice
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.operations.blend_weights import read_weights
+from softprompt_zoo.operations.blends import BLENDS, Blend, Function
 from softprompt_zoo.operations.given import Given, GivenPrompt, check_alike, read_given
 from softprompt_zoo.prompt.plain import plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
-
-BLENDS = ("mean", "sum", "slerp", "task_vectors", "concatenate")
-PARALLEL = 1e-6
-"""Sine of the angle below which two directions count as one, or as opposite."""
 
 
 @torch.no_grad()
@@ -61,58 +57,34 @@ def blend(
         Task vectors: Ilharco et al., "Editing Models with Task Arithmetic", 2023, section 2. Slerp: Shoemake,
         "Animating Rotation with Quaternion Curves", 1985, here of directions alone.
     """
-    check_choice("how", how, BLENDS)
-    if isinstance(prompts, str | Prompt) or not isinstance(prompts, Sequence):
-        raise TypeError(f"prompts is {type(prompts).__name__}; expected a list of prompts or folders")
-    if len(prompts) < (1 if how == "task_vectors" else 2) or (how == "slerp" and len(prompts) != 2):
-        expected = {"slerp": "two", "task_vectors": "at least one"}.get(how, "at least two")
-        raise ValueError(f"how={how!r} was given {len(prompts)} prompts; expected {expected}")
-    if (initial is not None) != (how == "task_vectors"):
-        told = "is missing" if initial is None else f"was given with how={how!r}"
-        raise ValueError(f"initial {told}; give the prompt the others were trained from, with how='task_vectors' alone")
-    factors = _check_weights(weights, len(prompts), how)
+    check_choice("how", how, tuple(BLENDS))
+    way = BLENDS[how]
+    _check_arguments(prompts, initial, how, way)
+    factors = read_weights(weights, len(prompts), how, way)
     named: list[tuple[str, Any]] = [(f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts)]
-    given, backbone, host = read_given([*named, *([] if initial is None else [("initial", initial)])], model)
+    given, backbone, host = read_given([*named, *([("initial", initial)] if way.has_initial else [])], model)
     _check_fit(given, how, drop_heads)
     first, *others = [one.tokens for one in given]
-    blended = first.map(_wide(_BLENDS[how], factors), *others, gates=_wide(_OF_GATES[how], factors))
+    of_gates = None if way.of_gates is None else _wide(way.of_gates, factors)
+    blended = first.map(_wide(way.of_vectors, factors), *others, gates=of_gates)
     prompt = plain_prompt(blended, backbone, given[0].placement, given[0].prompt)
     if host is not None:
         prompt.belong_to(host)
     return prompt
 
 
-def _check_weights(weights: Any, count: int, how: str) -> list[float]:
-    if how == "concatenate":
-        if weights is not None:
-            raise ValueError(f"weights is {weights!r}; how='concatenate' takes none")
-        return []
-    if weights is None:
-        return [1.0] * count if how in ("sum", "task_vectors") else [1 / count] * count
-    if hasattr(weights, "tolist"):  # a tensor or an array
-        weights = weights.tolist()
-    if not isinstance(weights, Sequence) or isinstance(weights, str) or len(weights) != count:
-        raise ValueError(f"weights is {weights!r}; expected {count} numbers, one for each prompt")
-    weights = [weight.item() if isinstance(weight, Tensor) and weight.ndim == 0 else weight for weight in weights]
-    for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
-            raise TypeError(f"weights has {weight!r} ({type(weight).__name__}); expected real numbers")
-        if not math.isfinite(weight):
-            raise ValueError(f"weights has {weight}; expected finite numbers")
-    factors = [float(weight) for weight in weights]
-    if how in ("sum", "task_vectors"):
-        return factors
-    if min(factors) < 0 or not sum(factors) > 0:
-        raise ValueError(
-            f"weights is {factors}; how={how!r} takes numbers of at least 0 that are not all 0 (how='sum' and "
-            "how='task_vectors' take any)"
-        )
-    return [factor / sum(factors) for factor in factors]
+def _check_arguments(prompts: Any, initial: Any, how: str, way: Blend) -> None:
+    if isinstance(prompts, str | Prompt) or not isinstance(prompts, Sequence):
+        raise TypeError(f"prompts is {type(prompts).__name__}; expected a list of prompts or folders")
+    if len(prompts) not in way.counts:
+        raise ValueError(f"how={how!r} was given {len(prompts)} prompts; expected {way.expects}")
+    if (initial is not None) != way.has_initial:
+        told = "is missing" if initial is None else f"was given with how={how!r}"
+        raise ValueError(f"initial {told}; give the prompt the others were trained from, with how='task_vectors' alone")
 
 
 def _check_fit(given: Sequence[Given], how: str, drop_heads: bool) -> None:
     check_alike(given)
-    first = given[0]
     for one in given:
         one.prompt.refuse_weight(one.what, "a blend")
         if one.prompt.head is not None and not drop_heads:
@@ -120,24 +92,33 @@ def _check_fit(given: Sequence[Given], how: str, drop_heads: bool) -> None:
                 f"{one.what} has a trained task head, and heads cannot be blended; blend the tokens alone with "
                 "drop_heads=True, and train a head for them"
             )
-        for name in ("dropout", "always_visible", "is_pooled"):
-            own, firsts = getattr(one.placement, name), getattr(first.placement, name)
-            if own != firsts:
-                raise UnsupportedError(
-                    f"{one.what} has {name}={own}, {first.what} has {firsts}; give prompts with the same {name}"
-                )
-        lengths = [prompt.prompt.num_virtual_tokens for prompt in (one, first)]
-        if how != "concatenate" and lengths[0] != lengths[1]:
-            raise UnsupportedError(
-                f"{one.what} has {lengths[0]} virtual tokens, {first.what} has {lengths[1]}; how={how!r} needs as many "
-                "in each: cut the longer one with zoo.truncate, or use how='concatenate'"
-            )
-    if first.tokens.gates:
+        _check_placed_alike(one, given[0])
+        if BLENDS[how].keeps_length:
+            _check_as_long(one, given[0], how)
+    if given[0].tokens.gates:
         _check_gated(given, how)
 
 
+def _check_placed_alike(one: Given, first: Given) -> None:
+    for name, own in one.placement.options.items():
+        firsts = first.placement.options[name]
+        if own != firsts:
+            raise UnsupportedError(
+                f"{one.what} has {name}={own}, {first.what} has {firsts}; give prompts with the same {name}"
+            )
+
+
+def _check_as_long(one: Given, first: Given, how: str) -> None:
+    own, firsts = one.prompt.num_virtual_tokens, first.prompt.num_virtual_tokens
+    if own != firsts:
+        raise UnsupportedError(
+            f"{one.what} has {own} virtual tokens, {first.what} has {firsts}; how={how!r} needs as many in each: cut "
+            "the longer one with zoo.truncate, or use how='concatenate'"
+        )
+
+
 def _check_gated(given: Sequence[Given], how: str) -> None:
-    if how == "concatenate":
+    if BLENDS[how].of_gates is None:
         raise UnsupportedError(
             "gated prompts have a softmax each, which one prompt cannot have; activate both instead of concatenating"
         )
@@ -151,49 +132,12 @@ def _check_gated(given: Sequence[Given], how: str) -> None:
         )
 
 
-def _sum(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([weight * vector for weight, vector in zip(weights, vectors, strict=True)]).sum(dim=0)
-
-
-def _task_vectors(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
-    """Add to the last vector what the others differ from it."""
-    *others, base = vectors
-    return base + _sum(weights, [vector - base for vector in others])
-
-
-def _slerp(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
-    """Turn the direction on the sphere, and change the length evenly."""
-    share = weights[1]
-    norms = [vector.norm(dim=-1, keepdim=True) for vector in vectors]
-    a, b = (vector / norm.clamp_min(1e-300) for vector, norm in zip(vectors, norms, strict=True))
-    # By the half angle: exact where the directions are nearly the same or opposite, which a cosine is not.
-    angle = 2 * torch.atan2((a - b).norm(dim=-1, keepdim=True), (a + b).norm(dim=-1, keepdim=True))
-    has_direction = (norms[0] > 0) & (norms[1] > 0)
-    if bool((has_direction & (angle > math.pi - PARALLEL)).any()) and 0 < share < 1:
-        raise UnsupportedError(
-            "two of the vectors point in opposite directions, between which no turn is the shortest; use how='mean'"
-        )
-    turned = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
-    spherical = _sum(weights, norms) * turned
-    is_straight = ~has_direction | (angle < PARALLEL) | (angle > math.pi - PARALLEL)
-    return torch.where(is_straight, _sum(weights, vectors), spherical)
-
-
-def _concatenate(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(vectors), dim=-2)
-
-
-_BLENDS = {"mean": _sum, "sum": _sum, "slerp": _slerp, "task_vectors": _task_vectors, "concatenate": _concatenate}
-_OF_GATES = _BLENDS | {"slerp": _sum}
-"""Gates are numbers, which have no direction."""
-
-
-def _wide(blend_vectors: Callable[..., Tensor], weights: Sequence[float]) -> Callable[..., Tensor]:
+def _wide(function: Function, weights: Sequence[float]) -> Callable[..., Tensor]:
     """Have tensors blended in float64, on the device of the first."""
 
     def apply(first: Tensor, *others: Tensor) -> Tensor:
         wide = torch.float64 if first.device.type != "mps" else torch.float32  # which has no float64
-        blended = blend_vectors(weights, [tensor.to(first.device, wide) for tensor in (first, *others)])
+        blended = function(weights, [tensor.to(first.device, wide) for tensor in (first, *others)])
         return blended.to(torch.promote_types(first.dtype, torch.float32))
 
     return apply

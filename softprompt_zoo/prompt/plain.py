@@ -62,9 +62,9 @@ def plain_prompt(
         name: tensor.detach().to(backbone.device, copy=True).contiguous() for name, tensor in tokens.tensors().items()
     }
     prompt = Prompt(method, config, PlainTokens(contiguous), head)
-    placed = prompt.place(backbone)
-    for name in ("dropout", "always_visible", "is_pooled"):
-        found, expected = getattr(placed, name), getattr(like, name)
+    placed = prompt.place(backbone).options
+    for name, expected in like.options.items():
+        found = placed[name]
         if found != expected:
             raise UnsupportedError(
                 f"the prompts have {name}={expected}, which plain prompts of the method {method.name!r} cannot have "

@@ -23,6 +23,11 @@ class Placement:
     """Whether a head that reads the text's first token reads the first of these; the host sets it as the user chose."""
 
     @property
+    def options(self) -> dict[str, float | bool]:
+        """What prompts that become one must have in common."""
+        return {"dropout": self.dropout, "always_visible": self.always_visible, "is_pooled": self.is_pooled}
+
+    @property
     def form(self) -> Hashable:
         """All but the numbers in the tokens: placements of one form pass the same checks."""
         return type(self), self.tokens.form, self.dropout, self.always_visible, self.weight

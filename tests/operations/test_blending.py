@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 import softprompt_zoo as zoo
-from softprompt_zoo.operations.blend import BLENDS
+from softprompt_zoo.operations.blends import BLENDS
 from softprompt_zoo.prompt.prompt import PlainTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import DECODER_LENGTH, LENGTHS, assert_equal, pad, random_text

@@ -1,0 +1,80 @@
+"""The ways to blend prompts, and what each takes."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.errors import UnsupportedError
+
+PARALLEL = 1e-6
+"""Sine of the angle below which two directions count as one, or as opposite."""
+
+Function = Callable[[Sequence[float], Sequence[Tensor]], Tensor]
+"""Weights, and the tensors at the same place in each prompt, to what they make."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blend:
+    """A way to blend prompts."""
+
+    of_vectors: Function
+    """What is made of embeddings, keys and values `(…, tokens, width)`."""
+    of_gates: Function | None
+    """What is made of gates `(heads,)`, which have no direction; `None` if they cannot be blended."""
+    counts: range = range(2, 1_000_000)
+    """How many prompts it takes."""
+    expects: str = "at least two"
+    """The same in words."""
+    has_weights: bool = True
+    """Whether prompts have weights."""
+    has_shares: bool = False
+    """Whether weights are shares of one, rather than any numbers."""
+    has_initial: bool = False
+    """Whether it takes the prompt that the others were trained from, as the last."""
+    keeps_length: bool = True
+    """Whether it needs as many tokens in each prompt."""
+
+
+def _sum(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([weight * vector for weight, vector in zip(weights, vectors, strict=True)]).sum(dim=0)
+
+
+def _task_vectors(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+    """Add to the last vector what the others differ from it."""
+    *others, base = vectors
+    return base + _sum(weights, [vector - base for vector in others])
+
+
+def _slerp(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+    """Turn the direction on the sphere, and change the length evenly."""
+    share = weights[1]
+    norms = [vector.norm(dim=-1, keepdim=True) for vector in vectors]
+    a, b = (vector / norm.clamp_min(1e-300) for vector, norm in zip(vectors, norms, strict=True))
+    # By the half angle: exact where the directions are nearly the same or opposite, which a cosine is not.
+    angle = 2 * torch.atan2((a - b).norm(dim=-1, keepdim=True), (a + b).norm(dim=-1, keepdim=True))
+    has_direction = (norms[0] > 0) & (norms[1] > 0)
+    if bool((has_direction & (angle > math.pi - PARALLEL)).any()) and 0 < share < 1:
+        raise UnsupportedError(
+            "two of the vectors point in opposite directions, between which no turn is the shortest; use how='mean'"
+        )
+    turned = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+    spherical = _sum(weights, norms) * turned
+    is_straight = ~has_direction | (angle < PARALLEL) | (angle > math.pi - PARALLEL)
+    return torch.where(is_straight, _sum(weights, vectors), spherical)
+
+
+def _concatenate(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(vectors), dim=-2)
+
+
+BLENDS = {
+    "mean": Blend(_sum, _sum, has_shares=True),
+    "sum": Blend(_sum, _sum),
+    "slerp": Blend(_slerp, _sum, range(2, 3), "two", has_shares=True),
+    "task_vectors": Blend(_task_vectors, _task_vectors, range(1, 1_000_000), "at least one", has_initial=True),
+    "concatenate": Blend(_concatenate, None, has_weights=False, keeps_length=False),
+}
+"""By the name that users give."""
