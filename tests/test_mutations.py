@@ -1,5 +1,6 @@
 """The suites can fail: each of their checks is turned red by a mutation of the code."""
 
+import dataclasses
 import inspect
 import time
 from pathlib import Path
@@ -8,9 +9,9 @@ import pytest
 import torch
 
 from softprompt_zoo.model import prompts as prompts_module
+from softprompt_zoo.model.resolve import BARE
 from softprompt_zoo.prompt import prompt as prompt_module
 from softprompt_zoo.sites import checkpointing, hooks
-from softprompt_zoo.sites.call import Selection
 from softprompt_zoo.sites.decoding_state import has_text
 from softprompt_zoo.sites.reach import attention_interface as attention
 from softprompt_zoo.sites.stacks import causal, decoder, encoder, placing
@@ -27,9 +28,7 @@ def drop_the_prompt(monkeypatch):
     resolve = prompts_module.Prompts.resolve
 
     def dropped(self, *args):
-        call = resolve(self, *args)
-        call.selection = Selection(((),), None)
-        return call
+        return dataclasses.replace(resolve(self, *args), selection=BARE)
 
     monkeypatch.setattr(prompts_module.Prompts, "resolve", dropped)
 
@@ -93,11 +92,9 @@ def forget_the_relative_bias(monkeypatch):
 def drop_the_prompt_while_decoding(monkeypatch):
     resolve = prompts_module.Prompts.resolve
 
-    def dropped(self, prompts, task_ids, soft_slots, cache):
-        call = resolve(self, prompts, task_ids, soft_slots, cache)
-        if has_text(cache):
-            call.selection = Selection(((),), None)
-        return call
+    def dropped(self, request, cache):
+        call = resolve(self, request, cache)
+        return dataclasses.replace(call, selection=BARE) if has_text(cache) else call
 
     monkeypatch.setattr(prompts_module.Prompts, "resolve", dropped)
 

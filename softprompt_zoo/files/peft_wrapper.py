@@ -15,6 +15,7 @@ from softprompt_zoo.files import adapter_folder, native
 from softprompt_zoo.files.adapter_files import FOLDER, read
 from softprompt_zoo.files.adapters import WRAPPED, out_of_reach
 from softprompt_zoo.files.files import read_tensors
+from softprompt_zoo.sites.request import Request
 
 
 class PromptedPeftModel:
@@ -111,7 +112,7 @@ def _rebuild(wrapper: Any) -> Any:
 @torch.no_grad()
 def _refuse_shared_pass(host: Any, kwargs: Mapping[str, Any]) -> None:
     """Refuse an adapter in every row where one pass makes the keys and values that all rows share."""
-    call = host.resolve(kwargs.get("prompts"), kwargs.get("task_ids"), kwargs.get("soft_slots"), None)
+    call = host.resolve(Request.read(kwargs, host.keys()), None)
     if host.backbone.kind.is_causal and any(call.input_tokens(part) for part in call.selection.combinations):
         raise UnsupportedError(
             "adapter_names gives each row an adapter of its own, and a prompt at the input embeddings passes through "

@@ -14,6 +14,7 @@ from softprompt_zoo.backbone.quantized import keep_unpacked
 from softprompt_zoo.backbone.replaced_forward import check_forward, restore
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files import adapters, peft_wrapper
+from softprompt_zoo.model.entry import Entry
 from softprompt_zoo.model.prompted_model import PromptedModel, prompted_class, rebind_forward
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.prompt.prompt import Prompt
@@ -47,6 +48,7 @@ def attach(
     peft_wrapper.wrap(model)
     model = model_inside(model)
     host = Prompts(backbone, type(model).__name__, getattr(model.config, "_name_or_path", None) or None)
+    host.entry = Entry.of(model, stacks)
     host.train(model.training)
     for name, prompt in prompts.items():
         host.insert(name, prompt)

@@ -1,5 +1,6 @@
 """The first label of a text behind an input-level prompt, which the prompt's last token predicts."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:
     return isinstance(to_keep, int) and to_keep == 0 and any(call.ends_in_input_tokens())
 
 
-def with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+def with_first_label(call: Call, kwargs: dict[str, Any]) -> tuple[Call, dict[str, Any]]:
     """Shift the labels by one place, into which the stack's hook puts the prompt's last hidden state.
 
     `Trainer` divides by the labels of all batches whose gradients it adds up, and knows nothing of first ones. So each
@@ -36,7 +37,6 @@ def with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
     first = torch.zeros(labels.shape[0], dtype=torch.long, device=labels.device)
     if isinstance(mask, Tensor) and mask.ndim in (2, 4):
         first = (mask if mask.ndim == 2 else _sees_itself(mask)).to(labels.device).long().argmax(dim=1)
-    call.first_index = first
     shifted = functional.pad(labels, (1, 0), value=-100)
     has_tail = call.per_row(call.ends_in_input_tokens(), labels.device)[:, 0].expand(labels.shape[0])
     # Without a prompt's prediction, or behind padding, nothing predicts the first column.
@@ -48,7 +48,7 @@ def with_first_label(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
         rest = own[2:].sum()  # Trainer counts labels[..., 1:]
         batches = torch.where(rest > 0, torch.as_tensor(counted, device=rest.device) / rest.clamp(min=1), 1.0)
         kwargs["num_items_in_batch"] = counted + own[1] * batches
-    return kwargs
+    return dataclasses.replace(call, first_index=first), kwargs
 
 
 def _sees_itself(mask: Tensor) -> Tensor:

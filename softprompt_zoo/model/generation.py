@@ -9,19 +9,17 @@ from torch import Tensor
 from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from softprompt_zoo.backbone.peft_layers import model_inside
+from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.traits import given_cache, without_cache
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.model.disabling import is_disabled
-from softprompt_zoo.model.forward import check_rows
-from softprompt_zoo.model.generation_state import CURRENT, Generation, running
+from softprompt_zoo.model.context import CURRENT, Generation, is_disabled, running
 from softprompt_zoo.model.prompts import Prompts
-from softprompt_zoo.sites.call import Combination
+from softprompt_zoo.model.resolve import check_request
 from softprompt_zoo.sites.decoding_state import state_of
 from softprompt_zoo.sites.encoder_states import whole_outputs
 from softprompt_zoo.sites.reach.views import view
-from softprompt_zoo.sites.select import select
-from softprompt_zoo.sites.slots import check_second_text, check_slots
-from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
+from softprompt_zoo.sites.request import NOTHING, Request
+from softprompt_zoo.sites.slots import check_second_text
 from softprompt_zoo.sites.text_outputs import cut_output
 
 
@@ -40,18 +38,13 @@ class PromptedGeneration:
         **kwargs: Any,
     ) -> Any:
         names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)  # type: ignore[attr-defined]
-        inputs = args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
-        rows = inputs.shape[0] if isinstance(inputs, Tensor) else None
-        task_ids = check_task_ids(task_ids)
-        if task_ids is not None and rows is not None:
-            task_ids = spread_task_ids(task_ids, rows)
-        combinations = None if prompts is None else self._select(prompts, rows)
-        if soft_slots is not None and (rows is not None or kwargs.get("encoder_outputs") is None):
-            check_slots(soft_slots, *(inputs.shape[:2] if isinstance(inputs, Tensor) else (0, 0)))
-        generation = Generation(self.prompts, combinations, task_ids, soft_slots)
+        text = args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
+        asked = {"prompts": prompts, "task_ids": task_ids, "soft_slots": soft_slots}
+        request = self._read(asked, text, kwargs.get("encoder_outputs") is not None)
         outer = running(self.prompts)
         if outer is not None:  # a draft of the model's own first layers, for one
-            generation.inherit(outer)
+            request = request.filled(outer.request)
+        generation = Generation(self.prompts, request)
         if kwargs.get("encoder_outputs") is not None:
             kwargs = self._with_whole_states(generation, kwargs)
         token = CURRENT.set(generation)
@@ -59,28 +52,28 @@ class PromptedGeneration:
             output = super().generate(*args, **kwargs)  # type: ignore[misc]
         finally:
             CURRENT.reset(token)
-        if generation.layout is not None and isinstance(output, dict):
-            return cut_output(None, output, generation.layout)
-        return output
+        layout = None if generation.decoding is None else generation.decoding.layout
+        is_cut = layout is not None and self.prompts.backbone.kind.has_two_texts and isinstance(output, dict)
+        return cut_output(None, output, layout) if is_cut else output
+
+    def _read(self, asked: dict[str, Any], text: Any, has_states: bool) -> Request:
+        """Read what a `generate` asks of the prompts, and check it against its text, as far as there is one."""
+        request = Request.read(asked, self.prompts.keys())
+        check_request(self.prompts, request)
+        if isinstance(text, Tensor):
+            return request.for_text(*text.shape[:2])
+        return request if has_states or request.soft_slots is None else request.for_text(0, 0)
 
     def _with_whole_states(self, generation: Generation, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Put virtual positions back into encoder states that the user gives: beams and steps copy them."""
-        call = self.prompts.resolve(generation.combinations, generation.task_ids, generation.soft_slots, None)
+        call = self.prompts.resolve(generation.request, None)
         outputs, mask = kwargs["encoder_outputs"], kwargs.get("attention_mask")
         call = call.for_batch(outputs[0].shape[0], may_repeat=True)
-        outputs, mask, generation.layout = whole_outputs(outputs, mask, call)
+        outputs, mask, layout = whole_outputs(outputs, mask, call)
+        if call.decoding is not None:
+            call.decoding.layout = layout
+            generation.decoding = call.decoding
         return {**kwargs, "encoder_outputs": outputs} | ({} if mask is None else {"attention_mask": mask})
-
-    def _select(self, prompts: Any, rows: int | None) -> list[Combination]:
-        """Return the combination of every row that the user gave."""
-        lent = self.prompts.describe_loan(self.prompts.borrow(prompts, {}, False))
-        selection = select(prompts, self.prompts.keys(), (), lent)
-        index = [0] if selection.rows is None else selection.rows.tolist()
-        combinations = [selection.combinations[row] for row in index]
-        if rows is not None:
-            combinations = combinations * rows if selection.rows is None else combinations
-            check_rows(len(combinations), rows)
-        return combinations
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: D102
         cache = given_cache(kwargs)
@@ -93,27 +86,21 @@ class PromptedGeneration:
         generation = running(self.prompts)
         if generation is None:
             return inputs
-        # As an argument, for a compiled forward cannot see the context; repeated for beams.
-        names = ("decoder_input_ids", "input_ids", "inputs_embeds")
-        size = next(inputs[name].shape[0] for name in names if inputs.get(name) is not None)
-        combinations, task_ids = generation.combinations, generation.task_ids
-        if combinations is not None:
-            if not combinations or size % len(combinations):
-                check_rows(len(combinations), size)
-            inputs["prompts"] = [entry for entry in combinations for _ in range(size // len(combinations))]
-        if task_ids is not None and size % len(task_ids):
-            spread_task_ids(task_ids, size)
-        mask = kwargs.get("attention_mask")
+        self._keep_mask(inputs, kwargs.get("attention_mask"))
+        if generation.request is not NOTHING:
+            # As an argument, for a compiled forward cannot see the context; repeated for beams.
+            names = ("decoder_input_ids", "input_ids", "inputs_embeds")
+            rows = next(inputs[name].shape[0] for name in names if inputs.get(name) is not None)
+            inputs[STATE_KEYWORD] = generation.request.repeated(rows)
+        return inputs
+
+    def _keep_mask(self, inputs: dict[str, Any], mask: Any) -> None:
+        """Put the 2-D mask back: the 4-D one that static caches get lacks a prompt in the cache, and counts no text."""
+        is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
         backbone = self.prompts.backbone
         is_counted = backbone.kind.is_causal and "position_ids" not in inputs
-        is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
         if is_plain and (backbone.through_cache or is_counted):
-            # Not the 4-D one that static caches get: it would lack a prompt in the cache, and no text can be counted.
             inputs["attention_mask"] = mask
-        for name, ids in (("task_ids", task_ids), ("soft_slots", generation.soft_slots)):
-            if ids is not None:
-                inputs[name] = ids.repeat_interleave(size // ids.shape[0], dim=0)
-        return inputs
 
     def _counting_prompts(self, cache: Any) -> Any:
         """Return the model as its rule for dropping the cache must see it: virtual tokens take up positions, too.
@@ -144,7 +131,7 @@ class PromptedGeneration:
 
     def _run_unconditional(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         generation = running(self.prompts)
-        if generation is not None and generation.soft_slots is not None and not is_disabled(self.prompts):
+        if generation is not None and generation.request.soft_slots is not None and not is_disabled(self.prompts):
             check_second_text(self.prompts.backbone)
         with self.prompts.disabled():
             return model(*args, **kwargs)

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +12,6 @@ from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import ZooError
-from softprompt_zoo.sites.select import Lent
 from softprompt_zoo.tokens.placement import Placement
 
 
@@ -87,51 +86,24 @@ class ReadyCache:
         self.size -= 0 if dropped is None else dropped.size
 
 
-def named(prompts: Any) -> list[str]:
-    """List every name in the `prompts` argument of a forward; what is wrong with its form is found elsewhere."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, list | tuple):
-        return []
-    return list(dict.fromkeys(name for entry in prompts for name in named(entry)))
+class Lending:
+    """A bank whose names may stand in `prompts`, and what a model borrowed from it last."""
 
+    def __init__(self, lender: Lender, backbone: Backbone) -> None:
+        if not callable(getattr(lender, "lend", None)):
+            raise TypeError(f"bank is {lender!r} ({type(lender).__name__}); expected a zoo.PromptBank or None")
+        lender.check(backbone)
+        self.lender = lender
+        self._last: Mapping[str, Ready] = {}
+        """What the last forward borrowed that was no decoding step; replaced, never changed."""
 
-class Borrower:
-    """What a model's prompts do with a bank; mixed into them."""
-
-    backbone: Backbone
-    _bank: Lender | None = None
-    _lent: Mapping[str, Ready] = {}
-    """What the last forward borrowed that was no decoding step; replaced, never changed."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": {}}
 
     @property
-    def bank(self) -> Lender | None:
-        """A `PromptBank` whose names may stand in `prompts`, beside the model's own, which win; `None` for none.
-
-        It is no part of the model: nothing of it is trained, saved or counted.
-        """
-        return self._bank
-
-    @bank.setter
-    def bank(self, bank: Lender | None) -> None:
-        if bank is not None:
-            if not callable(getattr(bank, "lend", None)):
-                raise TypeError(f"bank is {bank!r} ({type(bank).__name__}); expected a zoo.PromptBank or None")
-            bank.check(self.backbone)
-        self._bank = bank
-        self._lent = {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[misc]
-        if self._bank is not None and self._bank.backbone is None:
-            self._bank.backbone = self.backbone
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Torch would take it for the prompt of that name, if there is one.
-        if name == "bank" or name in self.__dict__.get("_modules", ()):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    def address(self) -> str:
+        """The bank, for messages."""
+        return self.lender.address
 
     def advise(self, name: object, instead: str = "") -> str:
         """Say in a message that the bank has a prompt which the model has not, and what to do.
@@ -141,49 +113,45 @@ class Borrower:
             instead: What to do; by default, how its prompts are used.
 
         Returns:
-            The end of a message; empty if there is no bank, or it has none of that name or cannot be read.
+            The end of a message; empty if the bank has none of that name or cannot be read.
         """
         has = False
         with contextlib.suppress(ZooError):
-            has = self._bank is not None and name in self._bank
-        if self._bank is None or not has:
+            has = name in self.lender
+        if not has:
             return ""
         instead = instead or (
             f"name it in prompts=[…] of a call, or put a copy on the model with model.prompts.add({name!r}, "
             f"model.prompts.bank.get({name!r}))"
         )
-        return f"; its bank {self._bank.address} has it: {instead}"
+        return f"; its bank {self.address} has it: {instead}"
 
-    def borrow(self, prompts: Any, held: dict[str, Ready] | None, is_decoding: bool) -> dict[str, Ready]:
-        """Get what a call names and the model does not have from the bank.
+    def borrow(
+        self, wanted: Sequence[str], backbone: Backbone, held: dict[str, Ready] | None, is_decoding: bool
+    ) -> Mapping[str, Ready]:
+        """Get prompts from the bank.
 
         Args:
-            prompts: As `forward` takes it.
-            held: The prompts of a `generate`, which get what is lent; `None` in a forward by itself.
+            wanted: Names that a call has and the model has not.
+            backbone: Sizes of the model.
+            held: The prompts of a text, which get what is lent; `None` if nothing is kept for it.
             is_decoding: Whether text is in the cache already. Decoding goes on with the prompts that it began with,
                 for another one may replace them in the bank.
 
         Returns:
-            The prompts that the bank has, by name; none without a bank.
+            Those that the bank has, by name.
         """
-        if self._bank is None:
-            return {}
-        before = self._lent if held is None else held
-        lent: dict[str, Ready] = _borrow(self._bank, prompts, self, self.backbone, before if is_decoding else {})
+        before = self._last if held is None else held
+        lent: dict[str, Ready] = _borrow(self.lender, wanted, backbone, before if is_decoding else {})
         if held is not None:
             held.update(lent)
         elif not is_decoding:
-            self._lent = lent
+            self._last = lent
         return lent
-
-    def describe_loan(self, lent: Mapping[str, Ready]) -> Lent | None:
-        """Say for `select` what the bank has of the names; `None` without a bank."""
-        return None if self._bank is None else Lent(lent, self._bank.address)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _borrow(bank: Lender, prompts: Any, own: Any, backbone: Backbone, held: Mapping[str, Ready]) -> dict[str, Ready]:
-    wanted = [name for name in named(prompts) if name not in own]
+def _borrow(bank: Lender, wanted: Sequence[str], backbone: Backbone, held: Mapping[str, Ready]) -> dict[str, Ready]:
     lent = {name: held[name] for name in wanted if name in held}
     missing = [name for name in wanted if name not in lent]
     if missing:

@@ -15,7 +15,7 @@ from softprompt_zoo.model.head_per_row import with_heads
 from softprompt_zoo.model.language_head import predict
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.prompt.prompt import Prompt
-from softprompt_zoo.sites.call import Call, Prefix, Selection
+from softprompt_zoo.sites.call import Call, Part, Prefix, Selection, Trace
 from softprompt_zoo.tokens.kinds import narrowed
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
@@ -39,9 +39,8 @@ def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
     """
     found: list[str] = []
     for part in call.placements:  # a comprehension here could not be compiled
-        name = part.partition("#")[0]
-        if name not in found and name in host and _has_loss(host[name]):  # a bank's are not trained
-            found.append(name)
+        if part.name not in found and part.name in host and _has_loss(host[part.name]):  # a bank's are not trained
+            found.append(part.name)
     if kwargs.get("labels") is not None:
         return found
     if found and torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -112,16 +111,12 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
 
 def _check_rows(model: Any, call: Call, name: str) -> None:
     combinations = call.selection.combinations
-    if call.slots is None and not all(any(_is(part, name) for part in c) for c in combinations):
+    if call.slots is None and not all(any(part.name == name for part in c) for c in combinations):
         method = model.prompts[name].method
         raise UnsupportedError(
             f"prompt {name!r} has a training loss of its own ({method}), and not every row of the batch has the "
             "prompt; train it in batches where all rows do"
         )
-
-
-def _is(part: str, name: str) -> bool:
-    return part.partition("#")[0] == name
 
 
 def _wants_hidden_states(model: Any, inputs: dict[str, Any]) -> bool:
@@ -131,7 +126,7 @@ def _wants_hidden_states(model: Any, inputs: dict[str, Any]) -> bool:
 
 def _virtual_logits(model: Any, call: Call, name: str) -> Tensor:
     states = _only_prefix(call, name).states[0]
-    return predict(_with_own_head(model, name), next(states[part] for part in states if _is(part, name)))
+    return predict(_with_own_head(model, name), next(states[part] for part in states if part.name == name))
 
 
 def _first_logits(model: Any, call: Call, name: str) -> Tensor | None:
@@ -146,8 +141,8 @@ def _with_own_head(model: Any, name: str) -> Any:
 
 def _only_prefix(call: Call, name: str) -> Prefix:
     """Return what all rows have in front of their text, the prompt's input-level tokens among it."""
-    prefix = call.prefix
-    if prefix is None or len(prefix.states) != 1 or not any(_is(part, name) for part in prefix.states[0]):
+    prefix = call.trace.prefix
+    if prefix is None or len(prefix.states) != 1 or not any(part.name == name for part in prefix.states[0]):
         raise UnsupportedError(
             f"the loss of prompt {name!r} needs what the model predicts at its virtual tokens: they must stand at the "
             "input embeddings in front of a causal model's text, the same in every row"
@@ -163,31 +158,27 @@ def _run_again(
     if call.slots is not None:
         raise UnsupportedError(f"the loss of prompt {name!r} runs the model with other tokens, which slots cannot hold")
     tokens = None if tokens is None else narrowed(tokens)
-    placements: dict[str, Placement] = {}
+    placements: dict[Part, Placement] = {}
     combinations = []
     for combination in call.selection.combinations:
-        parts = []
         for part in combination:
-            if not _is(part, name):
+            if part.name != name:
                 placements[part] = call.placements[part]
-                parts.append(part)
             elif tokens is not None:
-                placements[part + "@"] = dataclasses.replace(
-                    Placement(_of_task(tokens, part.partition("#")[2])), is_pooled=call.placements[part].is_pooled
-                )
-                parts.append(part + "@")
-        combinations.append(tuple(parts))
+                is_pooled = call.placements[part].is_pooled
+                placements[part] = dataclasses.replace(Placement(_of_task(tokens, part.task)), is_pooled=is_pooled)
+        combinations.append(tuple([part for part in combination if part in placements]))
     # A teacher without the prompt has the model's own task head, too.
     own = None if tokens is not None else model.prompts[name].head
     heads = [None if head is own else head for head in call.heads]
     selection = Selection(tuple(combinations), call.selection.rows)
-    again = Call(selection, placements, is_training=False, heads=heads)
+    again = Call(selection, placements, False, Trace(), heads=heads)
     with _eval_mode(model):
         return run(again, {**inputs, "return_dict": True, "output_hidden_states": True})
 
 
-def _of_task(tokens: VirtualTokens, task: str) -> VirtualTokens:
-    return tokens.task(int(task)) if task else tokens
+def _of_task(tokens: VirtualTokens, task: int | None) -> VirtualTokens:
+    return tokens if task is None else tokens.task(task)
 
 
 @contextlib.contextmanager

@@ -21,11 +21,10 @@ from softprompt_zoo.model.forward import prompted_forward
 from softprompt_zoo.model.generation import PromptedGeneration
 from softprompt_zoo.model.head_per_row import check_resizable, with_heads
 from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.model.resolve import active_heads
 from softprompt_zoo.sites.reach.on_our_attention import restore_attention
+from softprompt_zoo.sites.request import NEW_ARGUMENTS, NOTHING, Request
 from softprompt_zoo.sites.stack import Stack, follow
-
-NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
-"""What a prompted model's forward takes beyond its own class's."""
 
 
 class PromptedModel(PromptedGeneration):
@@ -195,26 +194,42 @@ def _prompted_function(base: Any, function: Any) -> Any:
 
     @functools.wraps(function)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-        stacks = getattr(self, "_softprompt_stacks", None)
-        if stacks is None:  # somebody kept this method, and the prompts were taken off
+        if args:
+            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        if not hasattr(self, "_softprompt_stacks"):  # somebody kept this method, and the prompts were taken off
             return function(self, **kwargs)
-        if STATE_KEYWORD in kwargs:
-            [stack] = [stack for stack in stacks.values() if stack.module is self]
-            return stack.reach.run(self, function, kwargs)
-        if any([stack.module is self for stack in stacks.values()]):
-            return self(**kwargs)  # `forward` was called by its name, past the hooks that bring the prompts in
-        own = {}
-        for name in NEW_ARGUMENTS:  # a comprehension here could not be compiled
-            own[name] = kwargs.pop(name, None)
-        if not takes_keywords:
-            if any(value is not None for value in own.values()):
-                raise UnsupportedError(f"{base.__name__}.forward takes no further keywords; use model.prompts.activate")
-            return function(with_heads(self, self.prompts.active_heads(), None), **kwargs)
-        return prompted_forward(self, function, own, kwargs)
+        if self.prompts.entry.is_stack:
+            return _run_stack(self, function, kwargs)
+        request = _take_request(self.prompts, kwargs)
+        if takes_keywords:
+            return prompted_forward(self, function, request, kwargs)
+        if request is not NOTHING:
+            raise UnsupportedError(f"{base.__name__}.forward takes no further keywords; use model.prompts.activate")
+        return function(with_heads(self, active_heads(self.prompts), None), **kwargs)
 
     forward.__signature__ = signature.replace(parameters=parameters[:position] + new + parameters[position:])  # type: ignore[attr-defined]
     return note_prompted(forward)
+
+
+def _run_stack(model: Any, function: Any, kwargs: dict[str, Any]) -> Any:
+    """Run the forward of a model that is a stack itself, into which hooks bring the prompts."""
+    if STATE_KEYWORD not in kwargs:
+        return model(**kwargs)  # `forward` was called by its name, past the hooks
+    [stack] = [stack for stack in model._softprompt_stacks.values() if stack.module is model]
+    return stack.reach.run(model, function, kwargs)
+
+
+def _take_request(prompts: Prompts, kwargs: dict[str, Any]) -> Request:
+    """Take what a call asks of the prompts out of its arguments; `generate` has read it already."""
+    request: Request | None = kwargs.pop(STATE_KEYWORD, None)
+    given = {}
+    for name in NEW_ARGUMENTS:  # a comprehension here could not be compiled
+        value = kwargs.pop(name, None)
+        if value is not None:
+            given[name] = value
+    if request is not None:
+        return request
+    return Request.read(given, prompts.keys()) if given else NOTHING
 
 
 def _rebuild(base: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The prompts of one model: a mapping from name to prompt, and what the stacks ask of it."""
+"""The prompts of one model: a mapping from name to prompt, of which some are active."""
 
 import contextlib
 import warnings
@@ -6,30 +6,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_weight
 from softprompt_zoo.config.method_config import NAME_PATTERN
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
 from softprompt_zoo.files.saved_prompts import PromptSet
-from softprompt_zoo.model.disabling import disable, is_disabled
-from softprompt_zoo.model.generation_state import Generation, running
-from softprompt_zoo.model.lending import Borrower, Ready
+from softprompt_zoo.model.context import disable
+from softprompt_zoo.model.entry import Entry
+from softprompt_zoo.model.lending import Lender, Lending
 from softprompt_zoo.model.making import make_prompt
 from softprompt_zoo.model.optimizer_steps import watch
+from softprompt_zoo.model.resolve import resolve
 from softprompt_zoo.prompt.fits import check_shared_room, fitting_copy
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.registry import registry
-from softprompt_zoo.sites.call import Call, Combination, DecodingState, Layout
-from softprompt_zoo.sites.decoding_state import has_text, state_of
-from softprompt_zoo.sites.select import check_combination, select
-from softprompt_zoo.sites.slots import check_second_text, take_slots
-from softprompt_zoo.sites.tasks import split_tasks
-from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.sites.call import Call, Part, Selection
+from softprompt_zoo.sites.request import Request
+from softprompt_zoo.sites.select import check_combination
 
 
-class Prompts(Borrower, nn.Module):
+class Prompts(nn.Module):
     """The prompts of a model, by name, in the order they were added; `model.prompts`."""
 
     def __init__(self, backbone: Backbone, architecture: str = "", base_name: str | None = None) -> None:
@@ -40,11 +38,37 @@ class Prompts(Borrower, nn.Module):
         """Name of the model's class."""
         self.base_name = base_name
         """Name or path the model was loaded from, if known."""
-        self._active: Combination = ()
-        self._forget()
+        self.entry = Entry()
+        """How a forward gets to the stacks."""
+        self.era = object()
+        """Another one after a change that texts which were begun are to follow."""
+        self.lending: Lending | None = None
+        """The bank, and what was borrowed from it."""
+        self._is_watched = True
+        self._choose(())
 
-    def _forget(self) -> None:
-        self._era = object()  # texts that were begun are of another one
+    def _choose(self, names: Sequence[str]) -> None:
+        self.chosen = Selection((tuple([Part(name) for name in names]),), None)
+        """The active prompts, in every row."""
+
+    @property
+    def bank(self) -> Lender | None:
+        """A `PromptBank` whose names may stand in `prompts`, beside the model's own, which win; `None` for none.
+
+        It is no part of the model: nothing of it is trained, saved or counted.
+        """
+        return None if self.lending is None else self.lending.lender
+
+    @bank.setter
+    def bank(self, bank: Lender | None) -> None:
+        self.lending = None if bank is None else Lending(bank, self.backbone)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Torch would take it for the prompt of that name, if there is one.
+        if name == "bank" or name in self.__dict__.get("_modules", ()):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def forget(self) -> None:
         """Let texts that were begun build their prompts anew when they go on, from what prompts and model are then.
@@ -52,13 +76,13 @@ class Prompts(Borrower, nn.Module):
         A new text needs no `forget`: whatever has changed, it sees. While a text is decoded, with a cache or within
         one `generate`, its prompts stay as they were built when it began, just as its own keys and values do.
         """
-        self._forget()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lent": {}}
+        self.era = object()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._is_watched = False
+        if self.bank is not None and self.bank.backbone is None:
+            self.bank.backbone = self.backbone
         for prompt in self.values():
             prompt.belong_to(self)
 
@@ -69,7 +93,8 @@ class Prompts(Borrower, nn.Module):
     def _check_there(self, name: str, instead: str = "") -> None:
         if name not in self._modules:
             there = ", ".join(map(repr, self)) or "none"
-            raise UnknownPromptError(f"no prompt {name!r}; the model has {there}{self.advise(name, instead)}")
+            advice = "" if self.lending is None else self.lending.advise(name, instead)
+            raise UnknownPromptError(f"no prompt {name!r}; the model has {there}{advice}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)
@@ -99,7 +124,7 @@ class Prompts(Borrower, nn.Module):
     @property
     def active(self) -> tuple[str, ...]:
         """Names of the prompts that rows see when a call names none, in order."""
-        return self._active
+        return tuple([part.name for part in self.chosen.combinations[0]])
 
     def add(self, /, name: str, method: Any, **options: Any) -> Prompt:
         """Add a prompt; it is not activated.
@@ -160,16 +185,16 @@ class Prompts(Borrower, nn.Module):
         """
         self._check_there(name, f"model.prompts.bank.delete({name!r}) deletes it there")
         del self._modules[name]
-        was_active = name in self._active
-        self._active = tuple(other for other in self._active if other != name)
-        if was_active and not self._active and len(self):
-            self._active = (next(iter(self)),)
+        others = [other for other in self.active if other != name]
+        if name in self.active and not others and len(self):
+            others = [next(iter(self))]
             warnings.warn(
-                f"prompt {name!r} was active and is removed; {self._active[0]!r} is active now. Choose with "
+                f"prompt {name!r} was active and is removed; {others[0]!r} is active now. Choose with "
                 "model.prompts.activate",
                 stacklevel=2,
             )
-        self._forget()
+        self._choose(others)
+        self.era = object()
 
     def rename(self, name: str, new_name: str) -> None:
         """Give a prompt another name; its place, its numbers, and whether it is active stay.
@@ -187,8 +212,8 @@ class Prompts(Borrower, nn.Module):
         self.check_name(new_name)
         # In one step, for threads that read.
         self.__dict__["_modules"] = {new_name if key == name else key: it for key, it in self._modules.items()}
-        self._active = tuple(new_name if other == name else other for other in self._active)
-        self._forget()
+        self._choose([new_name if other == name else other for other in self.active])
+        self.era = object()
 
     def activate(self, *names: str) -> None:
         """Choose what rows see when a call names no prompts; their tokens stand in this order.
@@ -208,7 +233,7 @@ class Prompts(Borrower, nn.Module):
             self._check_there(name)
         combination = check_combination(names, self.keys(), "the names to activate")
         check_shared_room({name: self[name] for name in combination}, self.backbone)
-        self._active = combination
+        self._choose(combination)
 
     def set_weight(self, name: str, weight: float) -> None:
         """Weigh a prompt against the text and against other prompts; it is saved with the prompt.
@@ -232,7 +257,7 @@ class Prompts(Borrower, nn.Module):
         except Exception:
             prompt.weight = before
             raise
-        self._forget()
+        self.era = object()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Split what is trained into an optimizer's groups, with the rates that each method asks for.
@@ -256,102 +281,19 @@ class Prompts(Borrower, nn.Module):
 
     def saved(self) -> PromptSet:
         """Return these prompts as files know them."""
-        return PromptSet(self.backbone, self.architecture, self.base_name, self._active, dict(self.items()))
+        return PromptSet(self.backbone, self.architecture, self.base_name, self.active, dict(self.items()))
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
         """Use the model as if it had no prompts, bit for bit, within the context; other threads and tasks keep them."""
         return disable(self)
 
-    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, cache: Any) -> Call:
-        """Build the prompts of one forward.
-
-        Args:
-            prompts: As `forward` takes it.
-            task_ids: The task of every row, for methods that have tasks; a tensor or a list.
-            soft_slots: `(rows, length)`, which virtual token stands at each place of the text, -1 for text.
-            cache: The cache that the forward was given, if any; a text in it goes on with the prompts it began with.
-
-        Returns:
-            The call; its selection is empty where no prompt is to be seen.
-
-        Raises:
-            ValueError: If an entry, a task or a slot is out of range.
-            UnsupportedError: If `generate` runs the model on a text of its own, where slots are given.
-        """
-        generation = running(self)
-        in_generate = generation is not None
-        is_off = is_disabled(self)
-        if generation is not None:
-            prompts = generation.combinations if prompts is None else prompts
-            task_ids = generation.task_ids if task_ids is None else task_ids
-            if soft_slots is None and generation.soft_slots is not None and not is_off:
-                check_second_text(self.backbone)
-                soft_slots = generation.soft_slots
-        decoding = self._decoding_of(generation, cache)
-        lent: dict[str, Ready] = {}
-        if is_off:
-            selection = select(None, (), ())
-        else:
-            held = None if decoding is None else decoding.lent
-            lent = self.borrow(prompts, held, decoding is not None or has_text(cache))
-            selection = select(prompts, self.keys(), self._active, self.describe_loan(lent))
-        placements = {
-            name: lent[name].placement if name in lent else self._place(name, decoding) for name in selection.names
-        }
-        selection, placements = split_tasks(selection, placements, task_ids)
-        heads = self._heads(selection.combinations, lent)
-        slots = None
-        if soft_slots is not None and not is_off:
-            is_checked = in_generate and has_text(cache)
-            selection, slots = take_slots(selection, placements, soft_slots, in_generate, is_checked)
-        if selection.rows is not None:
-            selection.rows = selection.rows.to(self._device())
-        return Call(selection, placements, self.training, slots=slots, heads=heads, decoding=decoding)
-
-    def active_heads(self) -> list[nn.ModuleDict | None]:
-        """Return the trained task head of the active prompts, for a forward that takes no prompts of its own."""
-        return self._heads([() if is_disabled(self) else self._active], {})
-
-    def keep_layout(self, layout: Layout) -> None:
-        """Remember where an encoder's text went, for a `generate` that returns the encoder's states."""
-        generation = running(self)
-        if generation is not None and self.backbone.kind.has_two_texts:
-            generation.layout = layout
-
-    def _decoding_of(self, generation: Generation | None, cache: Any) -> DecodingState | None:
-        """Return what a text goes on with, or a new one; `None` in a compiled forward, which builds all anew."""
-        if torch.compiler.is_compiling():
-            return None
-        found = None if generation is None else generation.decoding
-        if found is None:
-            found = state_of(cache) or DecodingState(self._era)
-        if generation is not None:
-            generation.decoding = found
-        return found.renew(self._era)
-
-    def _place(self, name: str, decoding: DecodingState | None) -> Placement:
-        prompt = self[name]
-        if decoding is None or torch.is_grad_enabled() or self.training:
-            if not torch.compiler.is_compiling():
+    def resolve(self, request: Request, cache: Any) -> Call:
+        """Build the prompts of one forward, as `softprompt_zoo.model.resolve` does."""
+        if not self._is_watched and not torch.compiler.is_compiling():  # a copy, or from a pickle
+            for prompt in self.values():
                 watch(prompt, self.backbone)
-            return prompt.place(self.backbone)
-        if name not in decoding.placements:
-            decoding.placements[name] = prompt.place(self.backbone)
-        return decoding.placements[name]
-
-    def _heads(self, combinations: Sequence[Combination], lent: Mapping[str, Ready]) -> list[nn.ModuleDict | None]:
-        """Find the head of each combination: that of its last prompt that has one."""
-        heads: list[nn.ModuleDict | None] = []
-        for combination in combinations:
-            heads.append(None)
-            for part in combination:
-                name = part.partition("#")[0]
-                own = (lent[name] if name in lent else self[name]).head
-                heads[-1] = heads[-1] if own is None else own
-        return heads
-
-    def _device(self) -> torch.device:
-        return next((parameter.device for parameter in self.parameters()), self.backbone.device)
+            self._is_watched = True
+        return resolve(self, request, cache)
 
 
 Mapping.register(Prompts)

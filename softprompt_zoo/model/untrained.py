@@ -11,7 +11,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.model.disabling import is_disabled
+from softprompt_zoo.model.context import is_disabled
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.sites.call import Call
 
@@ -31,8 +31,7 @@ def note_training(model: Any, call: Call, is_given: bool, has_labels: bool) -> N
         has_labels: Whether it computes a loss.
     """
     host: Prompts = model.prompts
-    names = dict.fromkeys([part.partition("#")[0] for part in call.placements])
-    used = [name for name in names if name in host]
+    used = [name for name in dict.fromkeys([part.name for part in call.placements]) if name in host]
     if any([host[name].is_trained for name in used]):
         _UNTRAINED.pop(host, None)
         return

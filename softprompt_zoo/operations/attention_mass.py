@@ -13,9 +13,9 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.families import Family
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.model.prompted_model import NEW_ARGUMENTS
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.reach.attention_recording import RECORDED_PREFIX, Asked, recording
+from softprompt_zoo.sites.request import NEW_ARGUMENTS, Request
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
@@ -68,7 +68,7 @@ def measure_attention(
     host: Any = model.prompts
     backbone: Backbone = host.backbone
     ids = None if task is None else torch.tensor([task])
-    call: Call = host.resolve([list(names)], ids, None, None)
+    call: Call = host.resolve(Request.read({"prompts": [list(names)], "task_ids": ids}, host.keys()), None)
     if not call.selection.names:
         raise UnsupportedError("the prompts are disabled here, so nothing looks at them; leave prompts.disabled()")
     measured_on = twin(model)

@@ -17,7 +17,7 @@ from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files import adapters, embeddings, vocabulary
 from softprompt_zoo.model.attachment import detach
-from softprompt_zoo.model.disabling import is_disabled
+from softprompt_zoo.model.context import is_disabled
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.operations.vocabulary_rows import add_rows, least_likely, output_row
 from softprompt_zoo.prompt.plain import one_task

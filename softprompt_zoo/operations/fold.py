@@ -13,7 +13,7 @@ from softprompt_zoo.model.attachment import prompts_of
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.prompt.plain import one_task, plain_prompt
 from softprompt_zoo.sites.batch import join
-from softprompt_zoo.sites.call import Call, Combination, Segment, Selection
+from softprompt_zoo.sites.call import Call, Part, Segment, Selection, Trace
 from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
@@ -57,7 +57,7 @@ def fold(
         raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     placements = {part: _plain_placement(host, part, task) for part in combination}
     is_visible = _always_visible(host, placements)
-    tokens = _causal(model, host, combination, placements) or _per_site(host, placements)
+    tokens = _causal(model, host, placements) or _per_site(host, placements)
     head = next((host[part].head for part in reversed(combination) if host[part].head is not None), None)
     like = Placement(tokens, always_visible=is_visible)
     folded = plain_prompt(tokens, host.backbone, like, head=copy.deepcopy(head))
@@ -106,9 +106,7 @@ def _always_visible(host: Prompts, placements: dict[str, Placement]) -> bool:
     return kinds.pop()
 
 
-def _causal(
-    model: Any, host: Prompts, combination: Combination, placements: dict[str, Placement]
-) -> LayerTokens | None:
+def _causal(model: Any, host: Prompts, placements: dict[str, Placement]) -> LayerTokens | None:
     if not host.backbone.kind.is_causal:
         return None
     [stack] = model._softprompt_stacks.values()
@@ -122,7 +120,8 @@ def _causal(
                     f"text is longer than {stack.rotation_limit} tokens, so no keys and values of it hold for every "
                     "text; leave it as it is, or fold prompts of keys and values only"
                 )
-    call = Call(Selection((combination,), None), placements, is_training=False)
+    parts = {Part(name): placement for name, placement in placements.items()}
+    call = Call(Selection((tuple(parts),), None), parts, False, Trace())
     with eval_mode([stack.module]):
         [segment] = causal_prefix(stack, call).segments
     return LayerTokens({stack.name: _site(segment)})  # type: ignore[arg-type]

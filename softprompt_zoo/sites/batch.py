@@ -36,7 +36,7 @@ def token_counts(call: Call, site: str) -> list[int]:
         One count per combination.
     """
     return [
-        sum([call.placements[name].tokens.columns(site) for name in names]) for names in call.selection.combinations
+        sum([call.placements[part].tokens.columns(site) for part in parts]) for parts in call.selection.combinations
     ]
 
 

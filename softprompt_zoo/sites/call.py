@@ -5,18 +5,29 @@ computed twice. In a combination the tokens stand one prompt behind the other.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.tokens.placement import Placement
 
-Combination = tuple[str, ...]
+
+class Part(NamedTuple):
+    """What a row sees of one prompt."""
+
+    name: str
+    """Of the prompt."""
+    task: int | None = None
+    """The task whose tokens it sees; `None` if the prompt has no tasks, or they are not told apart yet."""
 
 
-@dataclasses.dataclass
+Combination = tuple[Part, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Selection:
     """Which rows see which combination."""
 
@@ -26,9 +37,23 @@ class Selection:
     """`(rows,)` index into `combinations`; `None` if all rows share the only one."""
 
     @property
+    def parts(self) -> list[Part]:
+        """Every part of the call, once."""
+        return list(dict.fromkeys(itertools.chain.from_iterable(self.combinations)))
+
+    @property
     def names(self) -> list[str]:
         """Every prompt of the call, once."""
-        return list(dict.fromkeys(name for combination in self.combinations for name in combination))
+        return list(dict.fromkeys([part.name for part in self.parts]))
+
+
+def check_rows(entries: int, rows: int) -> None:
+    """Refuse a `prompts` argument of another number of rows than the batch."""
+    if entries != rows:
+        raise ValueError(
+            f"prompts has {entries} entries for a batch of {rows} rows; give one entry per row: a prompt's name, "
+            "a list of names, or None"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +146,7 @@ class Prefix:
 
     segments: list[Segment | None]
     """One per combination."""
-    states: list[dict[str, Tensor]]
+    states: list[dict[Part, Tensor]]
     """Per combination, the last hidden states `(tokens, hidden)` of each of its input-level prompts."""
     tails: list[Tensor | None]
     """Per combination, the last hidden state `(hidden,)` of the token right in front of the text; `None` where keys and
@@ -135,7 +160,7 @@ class DecodingState:
     era: object
     """Of the host that made it: another one after a change that texts which were begun are to follow."""
     placements: dict[str, Placement] = dataclasses.field(default_factory=dict)
-    """By prompt."""
+    """By the prompt's name."""
     prefix: tuple[tuple[Combination, ...], Tensor | None, Prefix] | None = None
     """Computed keys and values, with the combinations and the `reach` that they are of."""
     reach: Tensor | None = None
@@ -144,6 +169,8 @@ class DecodingState:
     """How many positions more than tokens of text there were then: the prompt's, less padding."""
     lent: dict[str, Any] = dataclasses.field(default_factory=dict)
     """A bank's prompts; they stay as they are until the text is written."""
+    layout: Layout | None = None
+    """Where an encoder's text went, for a `generate` that returns the encoder's states."""
 
     def renew(self, era: object) -> "DecodingState":
         """Let go of what was built, if another era has begun."""
@@ -161,31 +188,39 @@ class DecodingState:
 
 
 @dataclasses.dataclass
+class Trace:
+    """What comes back from the stacks of one forward."""
+
+    was_seen: bool = False
+    """Whether a stack has got the call."""
+    layout: Layout | None = None
+    """Where an encoder's text went, for whoever shows its states to the user."""
+    prefix: Prefix | None = None
+    """What a causal stack saw in front of the text, for the loss."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Call:
     """The prompts of one forward, built once and shared by all stacks of the model."""
 
     selection: Selection
-    placements: Mapping[str, Placement]
+    placements: Mapping[Part, Placement]
     is_training: bool
+    trace: Trace
+    """What comes back."""
     first_index: Tensor | None = None
     """`(rows,)` index of each row's first text token, if the loss wants its prediction."""
-    layout: Layout | None = None
-    """Where an encoder's text went, for whoever shows its states to the user."""
     slots: Slots | None = None
     """Virtual tokens in the middle of the text, if there are any."""
     heads: Sequence[nn.ModuleDict | None] = ()
-    """Per combination the trained task head that its rows use; `None` for the model's own."""
-    was_seen: bool = False
-    """Whether a stack has got the call."""
+    """Per combination the trained task head that its rows use; `None` for the model's own, empty if all use it."""
     decoding: DecodingState | None = None
     """What the text's prompts were built into when it was begun, for whoever has a cache of it."""
-    prefix: Prefix | None = None
-    """What a causal stack saw in front of the text; left here by the stack for the loss."""
 
     @property
     def is_empty(self) -> bool:
         """Whether no row sees anything."""
-        return not self.selection.names and self.slots is None
+        return self.slots is None and not any(self.selection.combinations)
 
     def for_batch(self, size: int, may_repeat: bool) -> "Call":
         """Repeat the rows to a batch that beams, choices or several return sequences have widened.
@@ -204,10 +239,7 @@ class Call:
         if rows is None or rows.shape[0] == size:
             return self
         if size % rows.shape[0] or not may_repeat:
-            raise ValueError(
-                f"prompts has {rows.shape[0]} entries for a batch of {size} rows; give one entry per row: "
-                "a prompt's name, a list of names, or None"
-            )
+            check_rows(rows.shape[0], size)
         repeated = Selection(self.selection.combinations, rows.repeat_interleave(size // rows.shape[0]))
         return dataclasses.replace(self, selection=repeated)
 
@@ -227,14 +259,14 @@ class Call:
 
     def input_tokens(self, combination: Combination) -> list[Tensor]:
         """Return the embeddings of a combination's input-level prompts, in order."""
-        parts = [self.placements[name].tokens.at_input for name in combination]
+        parts = [self.placements[part].tokens.at_input for part in combination]
         return [part for part in parts if part is not None]
 
     def pooled_rows(self, device: torch.device) -> Tensor | None:
         """Return `(rows or 1, 1)`, whether the head reads the first virtual token of a row; `None` if of no row."""
         pooled = []
         for combination in self.selection.combinations:
-            placements = [self.placements[name] for name in combination]
+            placements = [self.placements[part] for part in combination]
             inputs = [placement for placement in placements if placement.tokens.at_input is not None]
             pooled.append(bool(inputs) and inputs[0].is_pooled)
         return self.per_row(pooled, device) if any(pooled) else None

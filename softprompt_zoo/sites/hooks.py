@@ -9,15 +9,14 @@ import dataclasses
 import inspect
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.replaced_forward import check_entry
 from softprompt_zoo.backbone.traits import given_cache
-from softprompt_zoo.sites.call import Call, Layout
+from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.checkpointing import anchor
 from softprompt_zoo.sites.decoding_state import keep_state
 from softprompt_zoo.sites.positions import past_length
+from softprompt_zoo.sites.request import NEW_ARGUMENTS, Request
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
 from softprompt_zoo.sites.stacks.kinds import kind_of
@@ -29,11 +28,11 @@ BINDING_ATTRIBUTE = "_softprompt_binding"
 class Host(Protocol):
     """What the hooks need of the model's prompts."""
 
-    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, cache: Any) -> Call:
-        """Build the prompts of one forward."""
+    def keys(self) -> list[str]:
+        """Return their names."""
 
-    def keep_layout(self, layout: Layout) -> None:
-        """Remember where an encoder's text went, for a `generate` that returns the encoder's states."""
+    def resolve(self, request: Request, cache: Any) -> Call:
+        """Build the prompts of one forward."""
 
 
 @dataclasses.dataclass
@@ -58,13 +57,14 @@ class Binding:
         Returns:
             The prompts, and whether the model's forward has built them.
         """
-        prompts, task_ids, slots = (kwargs.pop(name, None) for name in ("prompts", "task_ids", "soft_slots"))
-        is_built = isinstance(prompts, Call)
-        call: Call = prompts if is_built else self.host.resolve(prompts, task_ids, slots, given_cache(kwargs))
-        if not is_built and not call.is_empty:
+        built: Call | None = kwargs.pop(STATE_KEYWORD, None)
+        if built is not None:
+            return built, True
+        asked = {name: kwargs.pop(name, None) for name in NEW_ARGUMENTS}
+        call = self.host.resolve(Request.read(asked, self.host.keys()), given_cache(kwargs))
+        if not call.is_empty:
             check_entry(self.host)
-        call.was_seen = True
-        return call, is_built
+        return call, False
 
 
 def bind(family: str, stack: Stack, host: Host) -> None:
@@ -97,22 +97,22 @@ def unbind(stack: Stack) -> None:
 
 def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Bring the prompts into one call of a stack. A forward pre-hook."""
-    if STATE_KEYWORD in kwargs:
+    if STATE_KEYWORD in kwargs and not isinstance(kwargs[STATE_KEYWORD], Call):
         return None
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     stack = binding.stack
     kwargs = {**dict(zip(binding.argument_names, args, strict=False)), **kwargs}
-    given, is_built = binding.call(kwargs)
+    call, is_built = binding.call(kwargs)
+    call.trace.was_seen = True
     stack.reach.follow_attention(stack, binding.implementation)
     text = stack.text(kwargs)
-    if text is None or given.is_empty:
+    if text is None or call.is_empty:
         # The prompted class of a model that is a stack itself knows by the keyword that the hook has run.
         return (), {**kwargs, STATE_KEYWORD: None} if hasattr(type(module), "_softprompt_base") else kwargs
-    call = given.for_batch(text.shape[0], may_repeat=is_built)
+    call = call.for_batch(text.shape[0], may_repeat=is_built)
     kwargs, state = binding.kind.prepare(stack, call, kwargs, text, past_length(given_cache(kwargs)))
-    given.layout, given.prefix = call.layout, call.prefix
-    if call.layout is not None:
-        binding.host.keep_layout(call.layout)
+    if call.trace.layout is not None and call.decoding is not None:
+        call.decoding.layout = call.trace.layout
     kwargs = stack.reach.enter(stack, state, anchor(module, stack, state, kwargs))
     state.is_tuple_wanted = not returns_dict(module.config, kwargs)
     return (), {**kwargs, **({"return_dict": True} if state.is_tuple_wanted else {}), STATE_KEYWORD: state}

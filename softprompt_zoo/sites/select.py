@@ -1,6 +1,5 @@
 """The `prompts` argument of `forward` and `generate`: which combination of prompts each row sees."""
 
-import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -8,40 +7,27 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.errors import UnknownPromptError
-from softprompt_zoo.sites.call import Combination, Selection
+from softprompt_zoo.sites.call import Combination, Part, Selection
 
 
-@dataclasses.dataclass(frozen=True)
-class Lent:
-    """What a model's bank has of the prompts that a call names."""
-
-    names: Collection[str]
-    """Prompts that the bank has."""
-    address: str
-    """The bank, for messages."""
-
-
-def select(prompts: Any, names: Sequence[str], active: Combination, lent: Lent | None = None) -> Selection:
+def select(prompts: Any, names: Sequence[str]) -> Selection:
     """Read the `prompts` argument of `forward` and `generate`.
 
     Args:
-        prompts: `None` for the active prompts in every row; a name for every row; or one entry per row: a
-            name, a list of names, `None` for a bare row. An integer tensor indexes `names`, -1 is a bare row.
-        names: The prompts of the model, in the order they were added.
-        active: The active combination.
-        lent: What the model's bank has of the names; `None` without a bank.
+        prompts: A name for every row; or one entry per row: a name, a list of names, `None` for a bare row. An integer
+            tensor indexes `names`, -1 is a bare row.
+        names: The prompts of the model, in the order they were added; what is not among them may be a bank's.
 
     Returns:
         The distinct combinations and the rows' index into them.
 
     Raises:
-        UnknownPromptError: If a name or index is not there.
+        UnknownPromptError: If an index is not there.
         TypeError: If an entry is none of the above.
+        ValueError: If a row has a prompt twice.
     """
-    if prompts is None:
-        return Selection((active,), None)
     if isinstance(prompts, str):
-        return Selection((_combination(prompts, names, 0, lent),), None)
+        return Selection(((Part(prompts),),), None)
     if isinstance(prompts, Tensor):
         return _select_by_index(prompts, names)
     if not isinstance(prompts, Sequence):
@@ -49,11 +35,36 @@ def select(prompts: Any, names: Sequence[str], active: Combination, lent: Lent |
             f"prompts is {type(prompts).__name__}; expected one entry per row (a prompt's name, a list of names, or "
             "None) or an integer tensor"
         )
-    wanted = [_combination(entry, names, row, lent) for row, entry in enumerate(prompts)]
+    wanted = [_combination(entry, f"prompts[{row}]") for row, entry in enumerate(prompts)]
     distinct = tuple(dict.fromkeys(wanted))
     if len(distinct) == 1:
         return Selection(distinct, torch.zeros(len(wanted), dtype=torch.long))
     return Selection(distinct, torch.tensor([distinct.index(entry) for entry in wanted]))
+
+
+def check_known(selection: Selection, names: Sequence[str], lent: Collection[str], bank: str | None) -> None:
+    """Refuse prompts that are nowhere.
+
+    Args:
+        selection: Which rows see which combination.
+        names: The prompts of the model.
+        lent: Those of them that its bank has.
+        bank: The bank's address, for the message; `None` without one.
+
+    Raises:
+        UnknownPromptError: If one is in neither.
+    """
+    for index, combination in enumerate(selection.combinations):
+        unknown = next((part.name for part in combination if part.name not in names and part.name not in lent), None)
+        if unknown is not None:
+            row = 0 if selection.rows is None else selection.rows.tolist().index(index)
+            raise UnknownPromptError(_unknown(unknown, names, f"prompts[{row}]", bank))
+
+
+def _unknown(name: str, names: Sequence[str], what: str, bank: str | None) -> str:
+    there = ", ".join(map(repr, names)) or "none"
+    nor = "" if bank is None else f", and its bank {bank} has no prompt of that name"
+    return f"no prompt {name!r}, named in {what}; the model has {there}{nor}"
 
 
 def _select_by_index(prompts: Tensor, names: Sequence[str]) -> Selection:
@@ -64,7 +75,7 @@ def _select_by_index(prompts: Tensor, names: Sequence[str]) -> Selection:
         )
     if torch.compiler.is_compiling():
         # Values are unknown while tracing: keep every prompt ready, bare rows last.
-        everything = (*((name,) for name in names), ())
+        everything = (*((Part(name),) for name in names), ())
         return Selection(everything, torch.where(prompts < 0, len(names), prompts).long())
     indices = prompts.tolist()
     wrong = next((index for index in indices if not -1 <= index < len(names)), None)
@@ -72,40 +83,41 @@ def _select_by_index(prompts: Tensor, names: Sequence[str]) -> Selection:
         raise UnknownPromptError(
             f"prompts has index {wrong}; the model has {len(names)} prompts, so -1 to {len(names) - 1}"
         )
-    return select([None if index < 0 else names[index] for index in indices], names, ())
+    return select([None if index < 0 else names[index] for index in indices], names)
 
 
-def _combination(entry: Any, names: Sequence[str], row: int, lent: Lent | None) -> Combination:
-    return check_combination(() if entry is None else entry, names, f"prompts[{row}]", lent)
+def _combination(entry: Any, what: str) -> Combination:
+    return tuple([Part(name) for name in _names(() if entry is None else entry, what)])
 
 
-def check_combination(parts: Any, names: Sequence[str], what: str, lent: Lent | None = None) -> Combination:
-    """Check that prompts can stand together.
+def _names(parts: Any, what: str) -> tuple[str, ...]:
+    if isinstance(parts, str):
+        return (parts,)
+    if not isinstance(parts, list | tuple) or not all([isinstance(part, str) for part in parts]):
+        raise TypeError(f"{what} is {parts!r}; expected a prompt's name, a list of names, or None")
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"{what} is {parts!r}; each prompt may stand in it once")
+    return tuple(parts)
+
+
+def check_combination(parts: Any, names: Sequence[str], what: str) -> tuple[str, ...]:
+    """Check that prompts of a model can stand together.
 
     Args:
         parts: Their names, in order; a string is one name.
         names: The prompts of the model.
         what: What is checked, for the message.
-        lent: What the model's bank has of the names; `None` without a bank.
 
     Returns:
-        The combination.
+        The names.
 
     Raises:
         TypeError: If `parts` is neither a name nor a list of names.
         UnknownPromptError: If one is not there.
         ValueError: If one stands twice.
     """
-    if isinstance(parts, str):
-        parts = (parts,)
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        raise TypeError(f"{what} is {parts!r}; expected a prompt's name, a list of names, or None")
-    borrowed = () if lent is None else lent.names
-    unknown = next((part for part in parts if part not in names and part not in borrowed), None)
+    combination = _names(parts, what)
+    unknown = next((name for name in combination if name not in names), None)
     if unknown is not None:
-        there = ", ".join(map(repr, names)) or "none"
-        bank = "" if lent is None else f", and its bank {lent.address} has no prompt of that name"
-        raise UnknownPromptError(f"no prompt {unknown!r}, named in {what}; the model has {there}{bank}")
-    if len(set(parts)) < len(parts):
-        raise ValueError(f"{what} is {parts!r}; each prompt may stand in it once")
-    return tuple(parts)
+        raise UnknownPromptError(_unknown(unknown, names, what, None))
+    return combination

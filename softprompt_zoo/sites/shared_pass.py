@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.sites.batch import join, lengths, site_state
-from softprompt_zoo.sites.call import Call, Combination, Prefix, Segment, per_token
+from softprompt_zoo.sites.call import Call, Combination, Part, Prefix, Segment, per_token
 from softprompt_zoo.sites.positions import check_budget, shift_learned_positions
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.stack import Stack
@@ -31,7 +31,7 @@ class _Pending:
     dropout: list[float]
     always_visible: list[bool]
     weight: list[float]
-    names: list[str]
+    owners: list[Part]
     """Of the prompt that each token belongs to."""
 
 
@@ -48,7 +48,7 @@ def causal_prefix(stack: Stack, call: Call, reach: Tensor | None = None) -> Pref
     """
     queues = [_segments(stack, call, combination) for combination in call.selection.combinations]
     done: list[Segment | None] = [None] * len(queues)
-    states: list[dict[str, Tensor]] = [{} for _ in queues]
+    states: list[dict[Part, Tensor]] = [{} for _ in queues]
     tails: list[Tensor | None] = [None] * len(queues)
     while True:
         for index, queue in enumerate(queues):
@@ -61,7 +61,7 @@ def causal_prefix(stack: Stack, call: Call, reach: Tensor | None = None) -> Pref
         passed = _run(stack, pending, [done[index] for index in waiting], call.is_training, reach)
         for index, part, (segment, own_states) in zip(waiting, pending, passed, strict=True):
             done[index], tails[index] = join([done[index], segment]), own_states[-1] if part.weight[-1] else None
-            counts = Counter(part.names)  # in the order of the prompts
+            counts = Counter(part.owners)  # in the order of the prompts
             states[index].update(zip(counts, own_states.split([*counts.values()]), strict=True))
 
 
@@ -89,19 +89,19 @@ def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
     Within a run the tokens see each other as they are; those behind it see it by its weight, as the text does.
     """
     segments: list[Any] = []
-    for name in combination:
-        placement = call.placements[name]
+    for owner in combination:
+        placement = call.placements[owner]
         embeddings = placement.tokens.at_input
         if embeddings is None:
             segments.append(Segment.of(placement, stack.name))
             continue
         count = embeddings.shape[0]
-        part = _Pending(embeddings, *per_token(placement, count), [name] * count)
+        part = _Pending(embeddings, *per_token(placement, count), [owner] * count)
         if segments and isinstance(segments[-1], _Pending) and segments[-1].weight[-1] == 1.0:
             last = segments.pop()
             joined = torch.cat([last.embeddings, part.embeddings])
-            visible, names = last.always_visible + part.always_visible, last.names + part.names
-            part = _Pending(joined, last.dropout + part.dropout, visible, last.weight + part.weight, names)
+            visible, owners = last.always_visible + part.always_visible, last.owners + part.owners
+            part = _Pending(joined, last.dropout + part.dropout, visible, last.weight + part.weight, owners)
         segments.append(part)
     return [segment for segment in segments if segment is not None]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.batch import stack
-from softprompt_zoo.sites.call import Combination, Selection, Slots
+from softprompt_zoo.sites.call import Combination, Part, Selection, Slots
 from softprompt_zoo.sites.positions import text_positions
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.placement import Placement
@@ -69,7 +69,7 @@ def keep_positions(stack: Stack, kwargs: dict[str, Any], length: int) -> dict[st
 
 
 def take_slots(
-    selection: Selection, placements: Mapping[str, Placement], index: Any, in_generate: bool, is_checked: bool
+    selection: Selection, placements: Mapping[Part, Placement], index: Tensor, in_generate: bool, is_checked: bool
 ) -> tuple[Selection, Slots | None]:
     """Take the input-level prompts out of the combinations, for they stand in the text and not in front of it.
 
@@ -84,18 +84,17 @@ def take_slots(
         The selection without them, and the slots; `None` if no row has virtual tokens for them.
 
     Raises:
-        TypeError: If the index is no tensor.
-        ValueError: If it is of another kind, or names a virtual token that the row's prompts do not have.
+        ValueError: If the index names a virtual token that the row's prompts do not have.
+        UnsupportedError: If a prompt's tokens cannot be read like text.
     """
-    _check_kind(index)
     tables: list[Tensor | None] = []
     rest = []
     for combination in selection.combinations:
         _check_weights(combination, placements)
-        embeddings = [placements[name].tokens.at_input for name in combination]
+        embeddings = [placements[part].tokens.at_input for part in combination]
         parts = [part for part in embeddings if part is not None]
         tables.append(torch.cat(parts) if parts else None)
-        rest.append(tuple([name for name, part in zip(combination, embeddings, strict=True) if part is None]))
+        rest.append(tuple([part for part, own in zip(combination, embeddings, strict=True) if own is None]))
     if not torch.compiler.is_compiling() and not is_checked:
         _check_range(selection, tables, index)
     if not any([table is not None for table in tables]):
@@ -103,20 +102,18 @@ def take_slots(
     return Selection(tuple(rest), selection.rows), Slots(index, tuple(tables), in_generate)
 
 
-def check_slots(index: Any, rows: int, length: int, past: int = 0) -> None:
+def check_slots(index: Tensor, rows: int, length: int, past: int = 0) -> None:
     """Check slots against the text they stand in.
 
     Args:
-        index: As `forward` and `generate` take it.
+        index: `(rows, length)` integers.
         rows: Rows of the text.
         length: Tokens of a row, those in the cache counted.
         past: Those in the cache.
 
     Raises:
-        TypeError: If the index is no tensor.
         ValueError: If it is not of the text's shape.
     """
-    _check_kind(index)
     if index.shape != (rows, length):
         cached = f", {past} of them in the cache" if past else ""
         raise ValueError(
@@ -141,23 +138,33 @@ def check_second_text(backbone: Backbone) -> None:
         )
 
 
-def _check_kind(index: Any) -> None:
+def check_slot_kind(index: Any) -> None:
+    """Refuse what cannot be slots.
+
+    Args:
+        index: As `forward` and `generate` take it.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it is of another shape, or holds other numbers than integers.
+    """
     if not isinstance(index, Tensor):
         raise TypeError(f"soft_slots is {type(index).__name__}; {EXPECTED}")
     if index.ndim != 2 or index.is_floating_point() or index.dtype == torch.bool:
         raise ValueError(f"soft_slots has shape {tuple(index.shape)} and dtype {index.dtype}; {EXPECTED}")
 
 
-def _check_weights(combination: Combination, placements: Mapping[str, Placement]) -> None:
-    for name in combination:
-        if placements[name].is_pooled:
+def _check_weights(combination: Combination, placements: Mapping[Part, Placement]) -> None:
+    for part in combination:
+        placement = placements[part]
+        if placement.is_pooled:
             raise UnsupportedError(
-                f"prompt {name!r} has pools_prompt=True, and its tokens stand in soft slots inside the text; leave "
-                "soft_slots out, which puts it in front"
+                f"prompt {part.name!r} has pools_prompt=True, and its tokens stand in soft slots inside the text; "
+                "leave soft_slots out, which puts it in front"
             )
-        if placements[name].tokens.at_input is not None and placements[name].weight != 1.0:
+        if placement.tokens.at_input is not None and placement.weight != 1.0:
             raise UnsupportedError(
-                f"prompt {name!r} has the weight {placements[name].weight}, and its tokens stand in soft slots, where "
+                f"prompt {part.name!r} has the weight {placement.weight}, and its tokens stand in soft slots, where "
                 "they are read like text; give it the weight 1"
             )
 

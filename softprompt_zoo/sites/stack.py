@@ -15,7 +15,6 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.backbone.traits import Sinusoids, silent_features
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.state import CallState, Capture
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.placement import Placement
@@ -51,6 +50,8 @@ class Reach:
     """Whether the model sees a cache where the caller wants none."""
     texts_apart: str = "pass use_cache=False and no attention_mask, or a 4-D attention_mask that keeps the texts apart"
     """What the caller of a model can do whose row holds several texts."""
+    keeps_keywords: bool = False
+    """Whether such models hand no keywords to their stacks, so that a call gets there by a view of the model."""
     shows_columns: bool = False
     """Whether the weights of the prompts' columns can be read."""
 
@@ -95,10 +96,6 @@ class Reach:
     def remove(self, stack: "Stack") -> None:
         """Undo `install`, but for the names of attention functions, as models may share their configs."""
         raise NotImplementedError
-
-    def hand_over(self, model: Any, stack: "Stack", call: Call) -> Any:
-        """Return what a model's forward is to take as `self`, so that the call gets to the stack."""
-        return model
 
     def enter(self, stack: "Stack", state: CallState | Capture, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Give a stack the prompts of one call.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.sites.call import Combination, Selection
+from softprompt_zoo.sites.call import Combination, Part, Selection
 from softprompt_zoo.tokens.placement import Placement
 
 
@@ -77,30 +77,27 @@ def spread_task_ids(task_ids: Tensor, rows: int) -> Tensor:
 
 
 def split_tasks(
-    selection: Selection,
-    placements: Mapping[str, Placement],
-    task_ids: Any,
-) -> tuple[Selection, dict[str, Placement]]:
-    """Turn every task that is asked for into a prompt of its own, named `<prompt>#<task>`.
+    selection: Selection, placements: Mapping[Part, Placement], task_ids: Tensor | None
+) -> tuple[Selection, dict[Part, Placement]]:
+    """Turn every task that is asked for into a part of its own.
 
     Args:
         selection: Which rows see which combination.
-        placements: What is placed, by prompt.
-        task_ids: One integer per row, or `None`. Rows whose prompts have no tasks may have any.
+        placements: What is placed, of all tasks.
+        task_ids: One integer per row or for all rows, or `None`. Rows whose prompts have no tasks may have any.
 
     Returns:
         The selection and the placements, without tasks.
 
     Raises:
-        ValueError: If the ids are out of range or of another shape; or missing, where a prompt has several tasks.
+        ValueError: If the ids are out of range, or missing where a prompt has several tasks.
     """
-    counted = [(name, placement.tokens.num_tasks) for name, placement in placements.items()]
-    counts = {name: count for name, count in counted if count is not None}
+    counted = [(part, placement.tokens.num_tasks) for part, placement in placements.items()]
+    counts = {part: count for part, count in counted if count is not None}
     if not counts:
         return selection, dict(placements)
     limits = [_limit(combination, counts) for combination in selection.combinations]
-    ids = check_task_ids(task_ids)
-    if ids is None:
+    if task_ids is None:
         several = [limit for limit in limits if limit is not None and limit[1] > 1]
         if several:
             name, count = several[0]
@@ -108,33 +105,39 @@ def split_tasks(
                 f"prompt {name!r} has {count} tasks and task_ids is missing; give the task of every row, an integer "
                 f"from 0 to {count - 1}"
             )
-        wanted, variant = [(index, 0) for index in range(len(limits))], selection.rows
+        wanted, rows = [(index, 0) for index in range(len(limits))], selection.rows
     else:
-        rows = selection.rows
-        if rows is not None:
-            ids = spread_task_ids(ids, rows.shape[0])
-        rows = torch.zeros_like(ids) if rows is None else rows.to(ids.device)
-        wanted, variant = _every_task(limits, rows, ids) if torch.compiler.is_compiling() else _asked(limits, rows, ids)
-    renamed = [_rename(selection.combinations[index], counts, task) for index, task in wanted]
-    chosen = Selection(tuple(renamed), variant)
-    split = {}
-    for combination in chosen.combinations:
-        for part in combination:
-            prompt, _, task = part.partition("#")
-            split[part] = _of_task(placements[prompt], int(task)) if task else placements[prompt]
-    return chosen, split
+        wanted, rows = _wanted(limits, selection.rows, task_ids)
+    split: dict[Part, Placement] = {}
+    combinations = []
+    for index, task in wanted:
+        combination = []
+        for part in selection.combinations[index]:
+            one = Part(part.name, task) if part in counts else part
+            split[one] = _of_task(placements[part], task) if part in counts else placements[part]
+            combination.append(one)
+        combinations.append(tuple(combination))
+    return Selection(tuple(combinations), rows), split
 
 
 _Limit = tuple[str, int] | None
 """The prompt of a combination that has the fewest tasks, and how many; `None` if none has any."""
 
 
-def _limit(combination: Combination, counts: Mapping[str, int]) -> _Limit:
+def _limit(combination: Combination, counts: Mapping[Part, int]) -> _Limit:
     found: _Limit = None
-    for name in combination:
-        if name in counts and (found is None or counts[name] < found[1]):
-            found = name, counts[name]
+    for part in combination:
+        if part in counts and (found is None or counts[part] < found[1]):
+            found = part.name, counts[part]
     return found
+
+
+def _wanted(limits: list[_Limit], rows: Tensor | None, ids: Tensor) -> tuple[list[tuple[int, int]], Tensor]:
+    """List the pairs of combination and task that are needed, and each row's place in the list."""
+    if rows is not None:
+        ids = spread_task_ids(ids, rows.shape[0])
+    rows = torch.zeros_like(ids) if rows is None else rows.to(ids.device)
+    return _every_task(limits, rows, ids) if torch.compiler.is_compiling() else _asked(limits, rows, ids)
 
 
 def _asked(limits: list[_Limit], rows: Tensor, ids: Tensor) -> tuple[list[tuple[int, int]], Tensor]:
@@ -163,10 +166,6 @@ def _every_task(limits: list[_Limit], rows: Tensor, ids: Tensor) -> tuple[list[t
     is_right = (bounds < 0) | ((ids >= 0) & (ids < bounds))
     torch._assert_async(is_right.all(), "task_ids has a task that the row's prompt does not have")
     return wanted, torch.tensor(starts, device=ids.device)[rows] + torch.where(bounds < 0, 0, ids)
-
-
-def _rename(combination: Combination, counts: Mapping[str, int], task: int) -> Combination:
-    return tuple([f"{name}#{task}" if name in counts else name for name in combination])
 
 
 def _of_task(placement: Placement, task: int) -> Placement:

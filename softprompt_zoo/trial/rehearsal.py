@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.sites.call import Call, Layout, Selection
+from softprompt_zoo.sites.call import Call, Part, Selection, Trace
 from softprompt_zoo.sites.hooks import bind, unbind
+from softprompt_zoo.sites.request import Request
 from softprompt_zoo.sites.shared_pass import capture, causal_prefix
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.stack import Stack
@@ -58,14 +59,15 @@ class _Stage:
     """The prompts of the trial; what the hooks need."""
 
     def __init__(self, **prompts: VirtualTokens) -> None:
-        placements = {name: Placement(tokens) for name, tokens in prompts.items()}
-        self.call = Call(Selection(tuple((name,) for name in prompts), None), placements, is_training=False)
+        placements = {Part(name): Placement(tokens) for name, tokens in prompts.items()}
+        combinations = tuple((part,) for part in placements)
+        self.call = Call(Selection(combinations, None), placements, False, Trace())
 
-    def resolve(self, prompts: Any, task_ids: Any, soft_slots: Tensor | None, cache: Any) -> Call:
+    def keys(self) -> list[str]:
+        return self.call.selection.names
+
+    def resolve(self, request: Request, cache: Any) -> Call:
         return self.call
-
-    def keep_layout(self, layout: Layout) -> None:
-        pass
 
 
 @torch.no_grad()

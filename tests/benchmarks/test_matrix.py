@@ -1,12 +1,13 @@
 """The matrix of methods, models, promises and operations: its cells can be red, and its pages say why."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
 import softprompt_zoo as zoo
 from softprompt_zoo.methods import BUILTINS
-from softprompt_zoo.sites.call import Selection
+from softprompt_zoo.model.resolve import BARE
 from softprompt_zoo.testing.models import MORE_MODELS
 from softprompt_zoo.testing.operations import OPERATIONS
 from softprompt_zoo.testing.subject import Subject
@@ -82,9 +83,7 @@ def test_a_dropped_prompt_turns_cells_red(matrix, monkeypatch):
     resolve = Prompts.resolve
 
     def dropped(self, *args):
-        call = resolve(self, *args)
-        call.selection = Selection(((),), None)
-        return call
+        return dataclasses.replace(resolve(self, *args), selection=BARE)
 
     monkeypatch.setattr(Prompts, "resolve", dropped)
     for operation in (EFFECT, "sequence classification"):

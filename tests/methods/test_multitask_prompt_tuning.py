@@ -6,7 +6,7 @@ from multitask import EVERY_TASK, HIDDEN, TASKS, TEXT, TEXTS, TOKENS, learned, p
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningConfig
 
 import softprompt_zoo as zoo
-from softprompt_zoo.model import forward
+from softprompt_zoo.sites import request
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
 
@@ -213,7 +213,7 @@ def test_one_task_is_that_of_all_rows(architecture):
 
 
 def test_the_check_notices_another_task(monkeypatch):
-    monkeypatch.setattr(forward, "spread_task_ids", lambda ids, rows: ids if rows == 1 else ids.new_zeros(rows))
+    monkeypatch.setattr(request, "spread_task_ids", lambda ids, rows: ids if rows == 1 else ids.new_zeros(rows))
     with pytest.raises(AssertionError):
         check_one_task_for_all_rows("bert")
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.model import resolve
 from softprompt_zoo.sites import decoding_state
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.testing import tiny_model
@@ -190,7 +190,7 @@ def inner_training(model, is_training, dropout):
 def keep_for_good(monkeypatch):
     """Undo what is tested: every text goes on with the first one's prompts."""
     first = decoding_state.DecodingState(None)
-    monkeypatch.setattr(Prompts, "_decoding_of", lambda self, generation, cache: first)
+    monkeypatch.setattr(resolve, "_state_of_text", lambda prompts, generation, cache: first)
 
 
 @pytest.mark.parametrize("change", [scale_through_data, hook_a_layer, replace_a_module], ids=lambda c: c.__name__)
@@ -225,7 +225,7 @@ def test_a_copied_cache_goes_on_with_them_too():
 
 def test_the_check_notices_prompts_that_are_built_at_every_step(monkeypatch):
     monkeypatch.setattr(decoding_state, "state_of", lambda cache: None)
-    monkeypatch.setattr("softprompt_zoo.model.prompts.state_of", lambda cache: None)
+    monkeypatch.setattr("softprompt_zoo.model.resolve.state_of", lambda cache: None)
     with pytest.raises(AssertionError):
         check_decoding_goes_on("llama", cached=lambda cache: cache)
 

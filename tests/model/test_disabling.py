@@ -11,7 +11,7 @@ import torch
 from helpers.classifiers import classifier, logits, texts
 
 import softprompt_zoo as zoo
-from softprompt_zoo.model import disabling
+from softprompt_zoo.model import context as contexts_module
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
 
@@ -234,7 +234,7 @@ class ThreadWide:
 def test_the_check_of_tasks_notices_what_is_set_for_all_of_them(is_compiled, monkeypatch):
     subject = prompted(method="prefix_tuning")
     base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)
-    monkeypatch.setattr(disabling, "_CONTEXT", ThreadWide())
+    monkeypatch.setattr(contexts_module, "_CONTEXT", ThreadWide())
     with pytest.raises(AssertionError):
         check_tasks(subject.model.prompts, runner(subject, is_compiled), full, base)
 
@@ -259,7 +259,7 @@ def test_a_context_may_be_left_in_another_thread(workers, is_compiled):
 
     assert_equal(workers[0].do(again), base, "entered again")
     assert_equal(workers[0].do(run), full, "left again")
-    assert workers[0].do(lambda: len(disabling._CONTEXT.get())) == 0
+    assert workers[0].do(lambda: len(contexts_module._CONTEXT.get())) == 0
 
 
 def test_a_context_left_in_a_task_that_took_it_along():

@@ -7,6 +7,7 @@ import torch
 
 from softprompt_zoo.model import generation
 from softprompt_zoo.sites import shared_pass
+from softprompt_zoo.sites.call import Part
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import Subject, random_text
 
@@ -73,13 +74,13 @@ def drafts_seen(subject, **options):
 def test_the_draft_sees_the_prompts_of_the_call():
     subject = Subject.prompted("llama", "prompt_tuning", {"num_virtual_tokens": 4})
     subject.model.prompts.add("other", "prefix_tuning", num_virtual_tokens=2)
-    assert drafts_seen(subject, prompts=["other"]) == {(("other",),)}
+    assert drafts_seen(subject, prompts=["other"]) == {((Part("other"),),)}
 
 
 def test_the_draft_sees_the_task_of_the_call():
     options = {"num_virtual_tokens": 3, "num_tasks": 2}
     subject = Subject.prompted("llama", "multitask_prompt_tuning", options)
-    assert drafts_seen(subject, task_ids=[1]) == {(("default#1",),)}
+    assert drafts_seen(subject, task_ids=[1]) == {((Part("default", 1),),)}
 
 
 def check_failed_draft():

@@ -260,7 +260,7 @@ def test_two_models_that_share_a_config():
     assert first.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("name", ["training", "backbone", "_active", "_era", "bank", "train", "keys"])
+@pytest.mark.parametrize("name", ["training", "backbone", "chosen", "era", "bank", "train", "keys"])
 def test_a_prompt_may_be_named_like_an_attribute(name):
     model = zoo.get_method("prompt_tuning")(tiny_model("llama"), name, num_virtual_tokens=4)
     expected = model.train().eval()(TEXT).logits

@@ -6,9 +6,7 @@ from typing import Any
 
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.reach.on_our_attention import OnOurAttention
-from softprompt_zoo.sites.reach.views import with_call
 from softprompt_zoo.sites.stack import Look, Stack
 
 
@@ -20,14 +18,11 @@ class RealPositions(OnOurAttention):
     """Why keys and values cannot be placed in the stack."""
     lets_in: bool = True
     """Whether embeddings can; a stack that keeps a cache would see them twice."""
+    keeps_keywords = True
 
     def find(self, look: Look) -> Sequence[AttentionCall]:
         """Find nothing, for there is nothing to be reached."""
         return ()
-
-    def hand_over(self, model: Any, stack: Stack, call: Call) -> Any:
-        """Hand over by a view: such models keep keywords to themselves."""
-        return with_call(model, stack.module, call)
 
     def refuse_attentions(self, stack: Stack, kwargs: Mapping[str, Any]) -> None:
         """Refuse weights of attention off the interface: where their virtual positions are is not known."""

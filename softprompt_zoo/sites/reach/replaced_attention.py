@@ -10,10 +10,9 @@ from typing import Any
 
 from softprompt_zoo.backbone.probe import STATE_KEYWORD, AttentionCall
 from softprompt_zoo.backbone.replaced_forward import check_view, note_prompted, rebind, restore
-from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.reach.on_our_attention import OnOurAttention
 from softprompt_zoo.sites.reach.own_attention import KINDS, Kind
-from softprompt_zoo.sites.reach.views import view, with_call
+from softprompt_zoo.sites.reach.views import view
 from softprompt_zoo.sites.stack import Look, Stack
 from softprompt_zoo.sites.state import CallState, Capture
 from softprompt_zoo.tokens.layer_shape import LayerShape
@@ -24,6 +23,8 @@ _BASE = "_softprompt_carried"
 
 class ReplacedAttention(OnOurAttention):
     """Encoders of which it is known what their attention computes."""
+
+    keeps_keywords = True
 
     def find(self, look: Look) -> Sequence[AttentionCall]:
         """Look for attention modules of a known kind in every layer."""
@@ -48,10 +49,6 @@ class ReplacedAttention(OnOurAttention):
         if base is not None:
             restore(module)
             module.__class__ = base
-
-    def hand_over(self, model: Any, stack: Stack, call: Call) -> Any:
-        """Hand over by a view: such models keep keywords to themselves."""
-        return with_call(model, stack.module, call)
 
     def run(self, module: Any, forward: Any, kwargs: dict[str, Any]) -> Any:
         """Run the stack's own forward on a view with the state."""

@@ -16,12 +16,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.backbone.traits import given_cache, without_cache
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.reach.attention_interface import rows_of
 from softprompt_zoo.sites.reach.cache_trial import run_on_view
 from softprompt_zoo.sites.reach.cache_view import CacheView
 from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
-from softprompt_zoo.sites.reach.views import with_call
 from softprompt_zoo.sites.stack import Look, Reach, Stack
 from softprompt_zoo.sites.state import CallState, Capture
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
@@ -35,6 +33,7 @@ class ThroughCache(Reach):
     """Bloom, Falcon, GPT-J and others."""
 
     uses_cache = True
+    keeps_keywords = True
     texts_apart = "prompts enter this model through its cache, so give each text a row"
 
     def find(self, look: Look) -> Sequence[AttentionCall]:
@@ -56,10 +55,6 @@ class ThroughCache(Reach):
         unmark_sites(stack)
         for layer in _checkpointed(stack):
             layer.__dict__.pop(CHECKPOINTS, None)
-
-    def hand_over(self, model: Any, stack: Stack, call: Call) -> Any:
-        """Hand over by a view: such models keep keywords to themselves."""
-        return with_call(model, stack.module, call)
 
     def enter(self, stack: Stack, state: CallState | Capture, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Give the stack a view as its cache, and a mask over prompt and text where one is needed.

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.replaced_forward import bound_to_view, check_view
 from softprompt_zoo.sites.call import Call
 
@@ -57,7 +58,7 @@ class _Handing:
         self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._module(*args, **{**kwargs, "prompts": self._call})
+        return self._module(*args, **{**kwargs, STATE_KEYWORD: self._call})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

@@ -32,7 +32,7 @@ class Causal(StackKind):
         if call.first_index is not None:
             state.tails = tails_of(prefix, call, text)
         if call.is_training:
-            call.prefix = prefix
+            call.trace.prefix = prefix
         return kwargs, state
 
     def finish(self, stack: Stack, output: Any, state: CallState, call: Call) -> Any:

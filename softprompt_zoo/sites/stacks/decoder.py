@@ -30,7 +30,8 @@ class Decoder(StackKind):
             kwargs, state.positions = move_text(stack, call, counts, kwargs, text, past)
         if max(counts) and state.positions is not None:
             state.bias = relative_bias(stack, state.positions, max(counts))
-        if call.layout is None and kwargs.get("encoder_hidden_states") is not None:  # this call has encoded nothing
+        has_encoded = call.trace.layout is not None
+        if not has_encoded and kwargs.get("encoder_hidden_states") is not None:
             mask = kwargs.get("encoder_attention_mask")
             states, state.cut_states = whole_states(kwargs["encoder_hidden_states"], mask, call)
             kwargs = {**kwargs, "encoder_hidden_states": states}

@@ -38,9 +38,9 @@ class Encoder(StackKind):
 
     def finish(self, stack: Stack, output: Any, state: CallState, call: Call) -> Any:
         """Cut the output to the text."""
-        if call.layout is None:
+        if call.trace.layout is None:
             return output
-        return cut_output(stack.module, output, call.layout, call.pooled_rows(output[0].device))
+        return cut_output(stack.module, output, call.trace.layout, call.pooled_rows(output[0].device))
 
 
 class EncoderInFront(StackKind):
@@ -65,8 +65,8 @@ class EncoderInFront(StackKind):
 
     def finish(self, stack: Stack, output: Any, state: CallState, call: Call) -> Any:
         """Remember where the text went, for whoever gives the states back."""
-        if call.layout is not None:
-            remember(output.last_hidden_state, call.layout)
+        if call.trace.layout is not None:
+            remember(output.last_hidden_state, call.trace.layout)
         return output
 
 
@@ -104,7 +104,7 @@ def _with_embeddings(
         virtual, present = virtual[rows], None if present is None else present[rows]
     virtual = virtual.expand(text.shape[0], -1, -1)
     present = None if present is None else present.expand(text.shape[0], -1)
-    kwargs, call.layout = input_embeddings.insert(virtual, present, kwargs, embeddings_of(stack, kwargs, text))
+    kwargs, call.trace.layout = input_embeddings.insert(virtual, present, kwargs, embeddings_of(stack, kwargs, text))
     text = kwargs["inputs_embeds"]
     check_budget(stack, text.shape[1] + keys, max(counts) + keys)
     return kwargs, text

@@ -22,7 +22,7 @@ from softprompt_zoo.sites.state import CallState
 
 def segments_at(call: Call, site: str) -> list[Segment | None]:
     """Return the keys and values of each combination at a site."""
-    return [join([Segment.of(call.placements[name], site) for name in names]) for names in call.selection.combinations]
+    return [join([Segment.of(call.placements[part], site) for part in parts]) for parts in call.selection.combinations]
 
 
 def state_of(segments: dict[str, list[Segment | None]], call: Call, positions: Tensor | None = None) -> CallState:
@@ -38,7 +38,7 @@ def state_of(segments: dict[str, list[Segment | None]], call: Call, positions: T
     """
     states = {site: site_state(combinations, call.is_training) for site, combinations in segments.items()}
     sites = {site: state for site, state in states.items() if state is not None}
-    placements = [[call.placements[name] for name in names] for names in call.selection.combinations]
+    placements = [[call.placements[part] for part in parts] for parts in call.selection.combinations]
     gated = {site: gated_parts(placements, site) for site in segments}
     return CallState(sites, call.selection.rows, positions, gated=gated, call=call)
 

@@ -1,4 +1,7 @@
-"""Which models are used without their prompts: within a context, and in no other thread or task."""
+"""Within what a forward runs: in which `generate`, and whether its model is used without its prompts there.
+
+Both hold in one thread or task, and in no other.
+"""
 
 import contextlib
 import contextvars
@@ -7,6 +10,37 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from softprompt_zoo.sites.call import DecodingState
+from softprompt_zoo.sites.request import Request
+
+
+@dataclasses.dataclass
+class Generation:
+    """A `generate` that is running."""
+
+    host: object
+    """The model's prompts."""
+    request: Request
+    """What it was called with."""
+    decoding: DecodingState | None = None
+    """What the prompts were built into; the first forward makes it, and all others go on with it."""
+
+
+CURRENT: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("softprompt_generation", default=None)
+
+
+def running(host: object) -> Generation | None:
+    """Return the `generate` that runs a model here.
+
+    Args:
+        host: The model's prompts.
+
+    Returns:
+        What is known of it; `None` outside of one, or while compiling, where a context variable cannot be read.
+    """
+    generation = None if torch.compiler.is_compiling() else CURRENT.get()
+    return generation if generation is not None and generation.host is host else None
 
 
 @dataclasses.dataclass(eq=False)
@@ -69,7 +103,9 @@ def disable(host: object) -> Iterator[None]:
 
 def is_disabled(host: object) -> bool:
     """Return whether the prompts of a model are disabled where this is called."""
-    return host in (_HERE.hosts if torch.compiler.is_compiling() else _hosts())
+    if torch.compiler.is_compiling():
+        return host in _HERE.hosts
+    return bool(_CONTEXT.get()) and host in _hosts()
 
 
 def _hosts() -> tuple[object, ...]:

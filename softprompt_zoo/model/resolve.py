@@ -1,0 +1,173 @@
+"""The prompts of one forward: built by their methods, or those that the text was begun with."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.model.context import Generation, is_disabled, running
+from softprompt_zoo.model.lending import Lending, Ready
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.sites.call import Call, DecodingState, Part, Selection, Trace
+from softprompt_zoo.sites.decoding_state import has_text, state_of
+from softprompt_zoo.sites.request import Request
+from softprompt_zoo.sites.select import check_known
+from softprompt_zoo.sites.slots import check_second_text, take_slots
+from softprompt_zoo.sites.tasks import split_tasks
+from softprompt_zoo.tokens.placement import Placement
+
+BARE = Selection(((),), None)
+"""No prompts in any row."""
+
+
+class PromptsOfModel(Protocol):
+    """What is needed of a model's prompts."""
+
+    backbone: Backbone
+    training: bool
+    lending: Lending | None
+    """Its bank, if it has one."""
+    chosen: Selection
+    """What rows see when a call names none."""
+    era: object
+    """Another one after a change that texts which were begun are to follow."""
+
+    def keys(self) -> list[str]:
+        """Return the names."""
+
+    def __getitem__(self, name: str) -> Prompt:
+        """Return a prompt."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over what the prompts hold."""
+
+
+def resolve(prompts: PromptsOfModel, request: Request, cache: Any) -> Call:
+    """Build the prompts of one forward.
+
+    Args:
+        prompts: The model's prompts.
+        request: What the forward was called with.
+        cache: The cache that it was given, if any; a text in it goes on with the prompts it began with.
+
+    Returns:
+        The call; its selection is empty where no prompt is to be seen.
+
+    Raises:
+        UnknownPromptError: If a prompt is neither the model's nor its bank's.
+        ValueError: If a task or a slot is out of range.
+        UnsupportedError: If `generate` runs the model on a text of its own, where slots are given.
+    """
+    generation = running(prompts)
+    decoding = _state_of_text(prompts, generation, cache)
+    if is_disabled(prompts):
+        return Call(BARE, {}, prompts.training, Trace(), decoding=decoding)
+    if generation is not None:
+        if request.soft_slots is None and generation.request.soft_slots is not None:
+            check_second_text(prompts.backbone)
+        request = request.filled(generation.request)
+    selection = prompts.chosen if request.selection is None else request.selection
+    lent = {} if prompts.lending is None else _borrow(prompts, prompts.lending, request, decoding, cache)
+    if request.selection is not None:
+        _check_known(prompts, selection, lent)
+    placements: dict[Part, Placement] = {}
+    heads: dict[str, nn.ModuleDict] = {}
+    for part in selection.parts:
+        borrowed = lent.get(part.name)
+        if borrowed is None:
+            placements[part] = _place(prompts, part.name, decoding)
+        else:
+            placements[part] = borrowed.placement
+        head = prompts[part.name].head if borrowed is None else borrowed.head
+        if head is not None:
+            heads[part.name] = head
+    if any([placement.tokens.num_tasks is not None for placement in placements.values()]):
+        selection, placements = split_tasks(selection, placements, request.task_ids)
+    heads_of_rows = heads_of(selection, heads) if heads else ()
+    slots = None
+    if request.soft_slots is not None:
+        is_checked = generation is not None and has_text(cache)
+        selection, slots = take_slots(selection, placements, request.soft_slots, generation is not None, is_checked)
+    if selection.rows is not None:
+        device = next((parameter.device for parameter in prompts.parameters()), prompts.backbone.device)
+        selection = Selection(selection.combinations, selection.rows.to(device))
+    return Call(selection, placements, prompts.training, Trace(), slots=slots, heads=heads_of_rows, decoding=decoding)
+
+
+def heads_of(selection: Selection, heads: Mapping[str, nn.ModuleDict]) -> list[nn.ModuleDict | None]:
+    """Find the head of each combination: that of its last prompt that has one.
+
+    Args:
+        selection: The combinations.
+        heads: Prompt name to its trained task head, of those that have one.
+
+    Returns:
+        One for each combination, `None` for the model's own; empty if all use it.
+    """
+    found: list[nn.ModuleDict | None] = []
+    for combination in selection.combinations:
+        found.append(None)
+        for part in combination:
+            found[-1] = heads.get(part.name, found[-1])
+    return found
+
+
+def active_heads(prompts: PromptsOfModel) -> list[nn.ModuleDict | None]:
+    """Return the trained task heads of the active prompts, for a forward that takes no request."""
+    if is_disabled(prompts):
+        return []
+    heads = {part.name: prompts[part.name].head for part in prompts.chosen.parts}
+    return heads_of(prompts.chosen, {name: head for name, head in heads.items() if head is not None})
+
+
+def check_request(prompts: PromptsOfModel, request: Request) -> None:
+    """Refuse prompts that neither the model nor its bank has.
+
+    Args:
+        prompts: The model's prompts.
+        request: What a `generate` was called with.
+
+    Raises:
+        UnknownPromptError: If one is nowhere.
+    """
+    if request.selection is not None:
+        lent = {} if prompts.lending is None else _borrow(prompts, prompts.lending, request, DecodingState(None), None)
+        _check_known(prompts, request.selection, lent)
+
+
+def _check_known(prompts: PromptsOfModel, selection: Selection, lent: Mapping[str, Ready]) -> None:
+    check_known(selection, prompts.keys(), lent, None if prompts.lending is None else prompts.lending.address)
+
+
+def _borrow(
+    prompts: PromptsOfModel, lending: Lending, request: Request, decoding: DecodingState | None, cache: Any
+) -> Mapping[str, Ready]:
+    named: Sequence[str] = () if request.selection is None else request.selection.names
+    there = prompts.keys()
+    wanted = [name for name in named if name not in there]
+    held = None if decoding is None else decoding.lent
+    return lending.borrow(wanted, prompts.backbone, held, decoding is not None or has_text(cache))
+
+
+def _state_of_text(prompts: PromptsOfModel, generation: Generation | None, cache: Any) -> DecodingState | None:
+    """Return what a text goes on with, or a new one; `None` in a compiled forward, which builds all anew."""
+    if torch.compiler.is_compiling():
+        return None
+    found = None if generation is None else generation.decoding
+    if found is None and cache is not None:
+        found = state_of(cache)
+    found = DecodingState(prompts.era) if found is None else found.renew(prompts.era)
+    if generation is not None:
+        generation.decoding = found
+    return found
+
+
+def _place(prompts: PromptsOfModel, name: str, decoding: DecodingState | None) -> Placement:
+    prompt = prompts[name]
+    if decoding is None or torch.is_grad_enabled() or prompts.training:
+        return prompt.place(prompts.backbone)
+    if name not in decoding.placements:
+        decoding.placements[name] = prompt.place(prompts.backbone)
+    return decoding.placements[name]

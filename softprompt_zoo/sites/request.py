@@ -1,0 +1,110 @@
+"""What a call asks of a model's prompts: `prompts=`, `task_ids=` and `soft_slots=`, read and checked once."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.sites.call import Selection, check_rows
+from softprompt_zoo.sites.select import select
+from softprompt_zoo.sites.slots import check_slot_kind, check_slots
+from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
+
+NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
+"""What the forward and the `generate` of a prompted model take beyond those of its own class."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """What one forward or one `generate` asks for."""
+
+    selection: Selection | None = None
+    """Which rows see which combination; `None` for the active prompts in every row."""
+    task_ids: Tensor | None = None
+    """`(rows,)` integers, or `(1,)` for all rows."""
+    soft_slots: Tensor | None = None
+    """`(rows, length)`: which virtual token stands at each place of the text, -1 for text."""
+
+    @classmethod
+    def read(cls, arguments: Mapping[str, Any], names: Sequence[str]) -> "Request":
+        """Read what the user gave.
+
+        Args:
+            arguments: Those of `NEW_ARGUMENTS` that there are; `None` is as good as none.
+            names: The prompts of the model, in the order they were added.
+
+        Returns:
+            The request; `NOTHING` if nothing was given.
+
+        Raises:
+            TypeError: If an argument is of another type than it may be.
+            ValueError: If one has other numbers, or another shape.
+            UnknownPromptError: If it has the index of a prompt that is not there.
+        """
+        prompts, task_ids, soft_slots = [arguments.get(name) for name in NEW_ARGUMENTS]
+        if prompts is None and task_ids is None and soft_slots is None:
+            return NOTHING
+        if soft_slots is not None:
+            check_slot_kind(soft_slots)
+        return cls(None if prompts is None else select(prompts, names), check_task_ids(task_ids), soft_slots)
+
+    def for_text(self, rows: int, length: int | None = None) -> "Request":
+        """Check the request against the text.
+
+        Args:
+            rows: Rows of the text.
+            length: Tokens of a row; `None` if that is looked at later, where the cache is known.
+
+        Returns:
+            The request with the task of every row.
+
+        Raises:
+            ValueError: If it has more or fewer rows.
+        """
+        if self.selection is not None and self.selection.rows is not None:
+            check_rows(self.selection.rows.shape[0], rows)
+        if self.soft_slots is not None and length is not None:
+            check_slots(self.soft_slots, rows, length)
+        if self.task_ids is None:
+            return self
+        return dataclasses.replace(self, task_ids=spread_task_ids(self.task_ids, rows))
+
+    def repeated(self, rows: int) -> "Request":
+        """Repeat the rows to a batch that beams or several return sequences have widened.
+
+        Args:
+            rows: Rows of the batch.
+
+        Returns:
+            The request with as many rows, each one repeated in its place.
+
+        Raises:
+            ValueError: If the batch is no multiple of the request's rows.
+        """
+        selection, task_ids, slots = self.selection, self.task_ids, self.soft_slots
+        if selection is not None and selection.rows is not None:
+            given = selection.rows.shape[0]
+            if not given or rows % given:
+                check_rows(given, rows)
+            selection = Selection(selection.combinations, selection.rows.repeat_interleave(rows // given))
+        if task_ids is not None:
+            task_ids = spread_task_ids(task_ids, rows) if rows % len(task_ids) else _repeated(task_ids, rows)
+        return Request(selection, task_ids, None if slots is None else _repeated(slots, rows))
+
+    def filled(self, outer: "Request") -> "Request":
+        """Take from the request around this one what this one leaves out."""
+        return Request(
+            outer.selection if self.selection is None else self.selection,
+            outer.task_ids if self.task_ids is None else self.task_ids,
+            outer.soft_slots if self.soft_slots is None else self.soft_slots,
+        )
+
+
+NOTHING = Request()
+"""The active prompts in every row."""
+
+
+def _repeated(tensor: Tensor, rows: int) -> Tensor:
+    return torch.repeat_interleave(tensor, rows // tensor.shape[0], dim=0)
