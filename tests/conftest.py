@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import checked_shapes
 from helpers.fresh_processes import FreshProcesses
 from transformers.utils import logging
 
-import softprompt_zoo as zoo
+checked_shapes.install()
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 
@@ -58,6 +59,7 @@ def llama_adapter():
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    zoo = importlib.import_module("softprompt_zoo")
     zoo.register(module, "llama_adapter")
     yield "llama_adapter"
     zoo.unregister("llama_adapter")

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from softprompt_zoo.backbone.traits import given_cache
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Int
 from softprompt_zoo.sites.stack import Stack
 
 
@@ -17,7 +18,9 @@ def past_length(cache: Any) -> int | Tensor:
     return 0 if cache is None else cache.get_seq_length()  # type: ignore[no-any-return]
 
 
-def text_positions(kwargs: dict[str, Any], length: int, past: int | Tensor, device: torch.device) -> Tensor:
+def text_positions(
+    kwargs: dict[str, Any], length: int, past: int | Tensor, device: torch.device
+) -> Int[Tensor, "#rows {length}"]:
     """Return the position of each text token among the text.
 
     Args:
