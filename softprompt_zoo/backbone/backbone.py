@@ -5,15 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from softprompt_zoo.backbone.families import FAMILIES, Family
+from softprompt_zoo.backbone.inside import Inside
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
-
-
-def _none(name: str) -> None:
-    """Know no parameter of the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +46,12 @@ class Backbone:
     """Qualified names of the parameters of the user's model, for files that depend on what there is (a bias, say)."""
     model_type: str = dataclasses.field(default="", compare=False)
     """transformers' name of the architecture, for files that are bound to some; no method branches on it elsewhere."""
-    task_head: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict, repr=False, compare=False)
-    """The modules of the model's task head, by their names in it; empty where there is none."""
-    heads: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict, repr=False, compare=False)
-    """The modules behind the last layer by their names in the model: its task head, or what predicts words."""
-    own_parameter: Callable[[str], Tensor | None] = dataclasses.field(default=_none, repr=False, compare=False)
-    """Qualified name of a parameter of the frozen model to the parameter; `None` if there is none."""
     has_lm_head: bool = True
     """Whether the model has a head over the vocabulary."""
-    scales_ids: bool = dataclasses.field(default=False, compare=False)
-    """Whether the model scales the rows of its embedding table only where it is given ids, which PEFT does not know."""
-    input_problem: str | None = dataclasses.field(default=None, compare=False)
-    """Why the model has no place for input-level tokens; `None` if it has."""
     through_cache: bool = dataclasses.field(default=False, compare=False)
     """Whether keys and values get in through the cache; then gates and `always_visible` cannot be kept."""
-    find_part: Callable[[Mapping[str, Tensor]], str | None] = dataclasses.field(
-        default=lambda tensors: None, repr=False, compare=False
-    )
-    """Named tensors to the name of one that is a part of the model; `None` if none is."""
+    inside: Inside = dataclasses.field(default=Inside(), repr=False, compare=False)
+    """For the package itself, and no part of what plugins may rely on."""
 
     @property
     def kind(self) -> Family:

@@ -64,7 +64,8 @@ def out_of_reach(model: nn.Module) -> Iterator[None]:
     try:
         yield
         heads = find_heads(model, [stack.module for stack in stacks.values()])  # they may be other modules now
-        host.backbone = dataclasses.replace(host.backbone, task_head=task_head(model, heads), heads=heads)
+        inside = dataclasses.replace(host.backbone.inside, task_head=task_head(model, heads), heads=heads)
+        host.backbone = dataclasses.replace(host.backbone, inside=inside)
     finally:
         model._modules["prompts"] = host
 

@@ -102,7 +102,7 @@ def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_
         UnsupportedError: If it would.
     """
     is_at_input = tokens.at_input is not None
-    if is_at_input and backbone.scales_ids:
+    if is_at_input and backbone.inside.scales_ids:
         raise UnsupportedError(
             "PEFT would give this model embeddings that it does not scale, where it scales those of ids, so the "
             "exported prompt would give other results; use a method that works on keys and values"

@@ -66,11 +66,13 @@ def split_head(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[
         # Adapters of other kinds name places inside the model, `base_model.model.…`.
         if name == key or (name.startswith("model.") and TENSOR_KEY not in tensors):
             rest[key] = tensor
-        elif name.partition(".")[0] in backbone.heads:
+        elif name.partition(".")[0] in backbone.inside.heads:
             head[name] = tensor
         else:
             _check_same(name, tensor, backbone)
-    if not backbone.task_head and all(_is_same(backbone.own_parameter(name), tensor) for name, tensor in head.items()):
+    if not backbone.inside.task_head and all(
+        _is_same(backbone.inside.own_parameter(name), tensor) for name, tensor in head.items()
+    ):
         head = {}
     return rest, head
 
@@ -83,12 +85,12 @@ def of_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_same(name: str, tensor: Tensor, backbone: Backbone) -> None:
-    own = backbone.own_parameter(name)
+    own = backbone.inside.own_parameter(name)
     if own is None:
         raise UnsupportedError(
             f"the adapter carries a trained task head or another module ({HEAD_PREFIX}{name}) that this model has "
-            f"not; it has {', '.join(backbone.heads) or 'no head'}; load it onto a model of the class it was trained "
-            "with"
+            f"not; it has {', '.join(backbone.inside.heads) or 'no head'}; load it onto a model of the class it was "
+            "trained with"
         )
     if own.shape != tensor.shape:
         raise BackboneMismatchError(

@@ -115,7 +115,7 @@ def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[Pef
     files = peft.with_sizes(files, own.backbone)
     head = prompt.head
     if head is None and peft_modules.needs_head(files, task):
-        head = copy_head(own.backbone.task_head)
+        head = copy_head(own.backbone.inside.task_head)
     if head is not None:
         files = peft_modules.with_head(files, head.state_dict(), task)
     origin = peft.Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
@@ -193,7 +193,7 @@ def _warn_of_differences(prompt: Prompt, task_type: str | None, backbone: Backbo
             f"results differ from PEFT's{advice}",
             stacklevel=4,
         )
-    if tokens.at_input is not None and backbone.scales_ids:
+    if tokens.at_input is not None and backbone.inside.scales_ids:
         warnings.warn(
             "PEFT gives this model embeddings that it does not scale, where it scales those of ids; here the text is "
             "scaled as ever, so the results differ from PEFT's",

@@ -75,7 +75,7 @@ def restore(
     except Exception as error:  # a plugin may fail in any way at options that it did not write
         raise CheckpointError(f"{where}{versions} does not fit its method {record.method!r}: {error}") from error
     head_names = dict.fromkeys(key.partition(".")[0] for key in _under(HEAD, tensors))
-    head = copy_saved_head(head_names, backbone.heads, where)
+    head = copy_saved_head(head_names, backbone.inside.heads, where)
     expected |= {} if head is None else {HEAD + key: tensor for key, tensor in head.state_dict().items()}
     _compare(tensors, expected, f"{where}{versions}")
     check_room(config, backbone)

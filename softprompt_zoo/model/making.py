@@ -39,7 +39,7 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
     check_room(config, backbone)
     config = read_folders(config, backbone)
     learned = method.make_parameters(config, backbone)
-    head = copy_head(backbone.task_head) if config.train_head else None
+    head = copy_head(backbone.inside.task_head) if config.train_head else None
     if options.get("train_head") and head is None:
         raise UnsupportedError(
             "train_head is True, and this model has no task head: what predicts words, or nothing, is none. Leave "

@@ -29,7 +29,7 @@ def check_can_be_saved(learned: nn.Module, backbone: "Backbone", source: str) ->
         if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
             kind = getattr(tensor, "layout", type(tensor).__name__)
             raise PluginError(f"{source} keeps {name!r}, of {kind}, in its state_dict; expected dense tensors alone")
-    held = backbone.find_part(state)
+    held = backbone.inside.find_part(state)
     if held is not None:
         raise PluginError(
             f"{source} holds {held!r}, which is a part of the model and would be saved with every prompt; keep a copy "

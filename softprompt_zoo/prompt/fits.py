@@ -134,7 +134,7 @@ def fitting_head(
     Raises:
         BackboneMismatchError: If the model's head is another one.
     """
-    head = copy_saved_head(dict.fromkeys(key.partition(".")[0] for key in state), backbone.heads, where)
+    head = copy_saved_head(dict.fromkeys(key.partition(".")[0] for key in state), backbone.inside.heads, where)
     if head is None:
         return None
     advice = "; put it on a model of the class and the number of labels it was trained with"

@@ -230,14 +230,7 @@ class Prompt(nn.Module):
             placement = dataclasses.replace(placement, tokens=narrowed(placement.tokens))
         if self.config.pools_prompt:
             _check_pooling(placement, backbone)
-        _check_weight(dataclasses.replace(placement, weight=placement.weight * self.weight), backbone)
-        if backbone.input_problem is not None and placement.tokens.at_input is not None:
-            raise UnsupportedError(
-                f"this model has no place for virtual tokens among its input embeddings: {backbone.input_problem}; "
-                "choose a method on keys and values"
-            )
-        if backbone.through_cache:
-            _check_goes_through_cache(placement, backbone)
+        backbone.inside.refuse(dataclasses.replace(placement, weight=placement.weight * self.weight))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None, "_host": None, "_passed": (None, set())}
@@ -259,37 +252,8 @@ def _form(result: Any, facts: tuple[Hashable, ...]) -> Hashable:
 
 def _check_pooling(placement: Placement, backbone: Backbone) -> None:
     """Refuse to let a head read a virtual token where there is none at a position, or no head."""
-    if placement.tokens.at_input is None or not (backbone.kind.has_head_over_input and backbone.task_head):
+    if placement.tokens.at_input is None or not (backbone.kind.has_head_over_input and backbone.inside.task_head):
         raise UnsupportedError(
             "pools_prompt is True, which is for virtual tokens at the input embeddings of an encoder with a task head; "
             "here the head never reads one; leave it out"
-        )
-
-
-def _check_weight(placement: Placement, backbone: Backbone) -> None:
-    """Refuse a weight where the tokens' scores cannot be reached."""
-    if placement.weight == 1.0:
-        return
-    if placement.tokens.at_input is not None and not backbone.kind.is_causal:
-        raise UnsupportedError(
-            f"the prompt's weight is {placement.weight}, but at the input embeddings of this model its tokens are real "
-            "positions, which are read like text; give it the weight 1, or use a method that works on keys and values"
-        )
-    if backbone.through_cache:
-        raise UnsupportedError(
-            f"the prompt's weight is {placement.weight}, but this model's attention is reached through its cache only, "
-            "which has no place for weights; give it the weight 1"
-        )
-
-
-def _check_goes_through_cache(placement: Placement, backbone: Backbone) -> None:
-    if placement.tokens.gates:
-        raise UnsupportedError(
-            "this model's attention is reached through its cache only, which has no place for gated tokens; choose a "
-            "method without gates"
-        )
-    if placement.always_visible and any(shape.window for shapes in backbone.layers.values() for shape in shapes):
-        raise UnsupportedError(
-            "always_visible is True, but this model's attention is reached through its cache only and hides what its "
-            "windows hide; choose always_visible=False"
         )

@@ -84,7 +84,7 @@ def check_import(subject: Subject, text: Tensor, directory: Path) -> None:
         options["num_layers"] = len(host.backbone.layers.get("decoder", ())) or 2
     if not is_input and not host.backbone.takes_cache:
         pytest.skip("PEFT hands a prefix to the model as past_key_values, which this model does not take")
-    if is_input and host.backbone.scales_ids:
+    if is_input and host.backbone.inside.scales_ids:
         pytest.skip("PEFT gives this model embeddings that it does not scale, where it scales those of ids")
     if not is_input:
         shape = host.backbone.layers["decoder" if subject.is_encoder_decoder else next(iter(host.backbone.layers))][0]

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.eval_mode import attention_configs
+from softprompt_zoo.backbone.families import FAMILIES
+from softprompt_zoo.backbone.inside import Inside
 from softprompt_zoo.backbone.memory import find_part
 from softprompt_zoo.backbone.offloading import check_embeddings
 from softprompt_zoo.backbone.own_parameters import OwnParameters
@@ -24,6 +26,7 @@ from softprompt_zoo.sites.reach.attention_interface import base_implementation, 
 from softprompt_zoo.sites.reach.marks import mark_of
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.trial.projections import Projector
+from softprompt_zoo.trial.refusals import Refusals
 from softprompt_zoo.trial.rehearsal import Findings, rehearse, sees_later_tokens
 from softprompt_zoo.trial.stacks import find_stacks
 from softprompt_zoo.trial.words import embed, keys_values
@@ -74,14 +77,16 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         module_names={site: tuple(names[id(m)] for m in modules) for site, modules in sites.items()},
         parameter_names=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         model_type=str(getattr(model.config, "model_type", "")),
-        task_head=task_head(model, heads),
-        heads=heads,
-        own_parameter=OwnParameters(_places(model, stacks, heads)),
         has_lm_head=model.get_output_embeddings() is not None,
-        scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
-        input_problem=findings.inputs,
         through_cache=any(stack.reach.uses_cache for stack in stacks.values()),
-        find_part=functools.partial(find_part, _parts(model, stacks)),
+        inside=Inside(
+            task_head(model, heads),
+            heads,
+            OwnParameters(_places(model, stacks, heads)),
+            functools.partial(find_part, _parts(model, stacks)),
+            Refusals.of(stacks, FAMILIES[family].is_causal, findings.inputs),
+            scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
+        ),
     )
     return backbone, stacks
 

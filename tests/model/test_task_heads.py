@@ -38,7 +38,7 @@ def with_two(task, architecture):
 
 
 def own_head(model):
-    return {name: dict(module.state_dict()) for name, module in model.prompts.backbone.task_head.items()}
+    return {name: dict(module.state_dict()) for name, module in model.prompts.backbone.inside.task_head.items()}
 
 
 HEADS = {

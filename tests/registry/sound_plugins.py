@@ -6,6 +6,7 @@ import types
 import torch
 
 import softprompt_zoo as zoo
+from softprompt_zoo.backbone.inside import Inside
 from softprompt_zoo.methods import BUILTINS
 from softprompt_zoo.model.making import make_prompt
 from softprompt_zoo.registry.discovery import GROUP, Candidate
@@ -66,12 +67,9 @@ class Backbone:
     max_positions: int | None = None
     layers: dict = dataclasses.field(default_factory=dict)
     through_cache: bool = False
-    input_problem: str | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
-
-    def find_part(self, tensors):
-        return None
+    inside: Inside = dataclasses.field(default_factory=Inside)
 
 
 def built(method, **options):

@@ -201,7 +201,7 @@ def found(model):
         return str(error)
     return (
         backbone.sizes(),
-        backbone.input_problem,
+        backbone.inside.refuse.input_problem,
         [(type(stack.reach), stack.minds_padding) for stack in stacks.values()],
     )
 

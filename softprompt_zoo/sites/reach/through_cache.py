@@ -22,7 +22,6 @@ from softprompt_zoo.sites.reach.cache_view import CacheView
 from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
 from softprompt_zoo.sites.stack import Look, Reach, Stack
 from softprompt_zoo.sites.state import CallState, Capture
-from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.placement import Placement
 
 CHECKPOINTS = "_can_checkpoint_with_cache"
@@ -95,8 +94,7 @@ class ThroughCache(Reach):
                 f"the prompt's weight is {placement.weight}, but {where}, which has no place for weights; give it the "
                 "weight 1"
             )
-        sites = placement.tokens.sites.values() if isinstance(placement.tokens, LayerTokens) else ()
-        if any(site.gates is not None for site in sites):
+        if placement.tokens.gates:
             raise UnsupportedError(f"{where}, which has no place for gated tokens; choose a method without gates")
         if placement.always_visible and windows:
             raise UnsupportedError(
