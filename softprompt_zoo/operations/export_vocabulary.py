@@ -1,17 +1,13 @@
 """Prompts for engines that know nothing of prompts: as new tokens of an ordinary checkpoint, or as bare embeddings."""
 
-import contextlib
 import copy
-import os
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.errors import UnsupportedError
@@ -19,13 +15,13 @@ from softprompt_zoo.files import adapters, embeddings, vocabulary
 from softprompt_zoo.model.attachment import detach
 from softprompt_zoo.model.context import is_disabled
 from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.operations.new_folder import check_free, moved_into_place
 from softprompt_zoo.operations.vocabulary_rows import add_rows, least_likely, output_row
+from softprompt_zoo.operations.vocabulary_tokenizer import extend, index_of, put_in_chats
 from softprompt_zoo.prompt.plain import one_task
 
 TRIAL_TOKENS = 16
 """Text tokens of the forward that compares the new checkpoint with the prompted model."""
-PROBES = ("One, two.", "a b")
-"""Texts that show what a tokenizer puts around them."""
 
 
 @torch.no_grad()
@@ -47,8 +43,8 @@ def export_embeddings(
     host: Prompts = model.prompts  # type: ignore[assignment]
     tokens = _input_tokens(host, names, task, "embeddings")
     dtype: Any = model.get_input_embeddings().weight.dtype  # type: ignore[union-attr]
-    _check_free(directory)
-    with _moved_into_place(directory) as folder:
+    check_free(directory)
+    with moved_into_place(directory) as folder:
         embeddings.write(folder, {name: own.to(dtype) for name, own in tokens.items()}, tuple(tokens))
 
 
@@ -84,32 +80,27 @@ def export_vocabulary(
         )
     tokens = _input_tokens(host, names, task, "vocabulary")
     active = host.active if names is None else tuple(tokens)[:1]
-    _check_free(directory)
+    check_free(directory)
     _check_model(model, host, tokens)
     known = len(tokenizer)
     scale = _scale(model, host, known)
-    extended, ids = _extend(tokenizer, tokens)
+    extended, ids = extend(tokenizer, {name: len(own) for name, own in tokens.items()})
     text = _trial_text(host, known, sum(len(own) for own in ids.values()))
     expected = {
         name: _logits(model, text, prompts=[list(name)], **_tasks(host, task)) for name in {active, *_alone(tokens)}
     }
-    plain = _without_prompts(model)
     rows = torch.cat([own / scale for own in tokens.values()])
-    flat = [token for own in ids.values() for token in own]
-    unlikely = None if plain.get_output_embeddings() is None else least_likely(expected[active][..., :known])
-    row = None if unlikely is None else output_row(plain.get_output_embeddings(), unlikely, known)
-    add_rows(plain, flat, rows, row)
-    _forbid(plain, flat)
+    plain = _with_rows(model, rows, [token for own in ids.values() for token in own], expected[active], known)
     for combination, logits in expected.items():
         soft = [token for name in combination for token in ids[name]]
         _compare(_logits(plain, text, soft), logits, len(soft), known, combination)
     strings = {name: "".join(extended.convert_ids_to_tokens(own)) for name, own in ids.items()}
-    _put_in_chats(extended, strings, "".join(strings[name] for name in active))
-    with _moved_into_place(directory) as folder:
+    put_in_chats(extended, strings, "".join(strings[name] for name in active))
+    with moved_into_place(directory) as folder:
         plain.save_pretrained(folder)
         extended.save_pretrained(folder)
         table: Any = plain.get_input_embeddings().weight
-        vocabulary.write_index(folder, _index(vocabulary.table_name(folder, table), scale, active, extended, ids))
+        vocabulary.write_index(folder, index_of(vocabulary.table_name(folder, table), scale, active, extended, ids))
 
 
 def _alone(names: Any) -> list[tuple[str, ...]]:
@@ -144,15 +135,6 @@ def _input_tokens(host: Prompts, names: Sequence[str] | None, task: int | None, 
 
 def _tasks(host: Prompts, task: int | None) -> dict[str, Any]:
     return {} if task is None else {"task_ids": torch.tensor([task], device=host.backbone.device)}
-
-
-def _check_free(directory: Path) -> None:
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} exists and is not an empty folder; give a new one")
-    if directory.exists() and (directory.is_mount() or directory.samefile(os.curdir)):
-        raise ValueError(
-            f"{str(directory)!r} is the current folder or a mounted one, which cannot be replaced; give a folder in it"
-        )
 
 
 def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
@@ -202,33 +184,6 @@ def _scale(model: PreTrainedModel, host: Prompts, known: int) -> float:
     return 1.0 if abs(scale - 1) < 1e-9 else scale
 
 
-def _extend(tokenizer: Any, tokens: dict[str, Tensor]) -> tuple[Any, dict[str, list[int]]]:
-    """Copy a tokenizer and give it a special token for every virtual one."""
-    names = {name: vocabulary.token_names(name, len(own)) for name, own in tokens.items()}
-    taken = tokenizer.get_vocab()
-    again = next((token for own in names.values() for token in own if token in taken), None)
-    if again is not None:
-        raise UnsupportedError(f"the tokenizer has a token {again!r} already; give the prompt another name")
-    extended = copy.deepcopy(tokenizer)
-    used = set(taken.values())
-    ids = {}
-    for name, own in names.items():
-        extended.add_tokens([AddedToken(token, special=True, normalized=False) for token in own], special_tokens=True)
-        ids[name] = extended.convert_tokens_to_ids(own)
-    flat = [token for own in ids.values() for token in own]
-    if used & set(flat):
-        raise UnsupportedError(
-            f"the tokenizer's ids have gaps, so it gives a new token the id {min(used & set(flat))}, which another "
-            'token has; use to="embeddings"'
-        )
-    if flat != list(range(len(tokenizer), len(tokenizer) + len(flat))):
-        raise UnsupportedError(
-            f"the tokenizer gives new tokens the ids {flat[0]} to {flat[-1]}; expected {len(tokenizer)} "
-            "and those behind it"
-        )
-    return extended, ids
-
-
 def _trial_text(host: Prompts, known: int, virtual: int) -> Tensor:
     room = TRIAL_TOKENS
     if host.backbone.max_positions is not None:
@@ -269,71 +224,29 @@ def _without_prompts(model: PreTrainedModel) -> PreTrainedModel:
     return detach(copy.deepcopy(model, memo))
 
 
+def _with_rows(model: PreTrainedModel, rows: Tensor, ids: list[int], logits: Tensor, known: int) -> PreTrainedModel:
+    """Copy a model without its prompts and with new rows in its table, whose tokens it never writes.
+
+    Args:
+        model: The prompted model. Not changed.
+        rows: `(tokens, hidden)`, in the scale of the table.
+        ids: Their ids.
+        logits: What it predicts with its prompts, for a text.
+        known: Words of the vocabulary.
+
+    Returns:
+        The copy.
+    """
+    plain = _without_prompts(model)
+    head = plain.get_output_embeddings()
+    row = None if head is None else output_row(head, least_likely(logits[..., :known]), known)
+    add_rows(plain, ids, rows, row)
+    _forbid(plain, ids)
+    return plain
+
+
 def _forbid(model: PreTrainedModel, ids: list[int]) -> None:
     """Keep `generate` from producing soft tokens even when it samples."""
     config = model.generation_config if model.can_generate() else None
     if config is not None:
         config.suppress_tokens = [*(config.suppress_tokens or []), *ids]
-
-
-def _put_in_chats(tokenizer: Any, strings: dict[str, str], default: str) -> None:
-    template = tokenizer.chat_template
-    if isinstance(template, str):
-        tokenizer.chat_template = vocabulary.chat_template(template, strings, default)
-    elif isinstance(template, dict):
-        changed = {kind: vocabulary.chat_template(own, strings, default) for kind, own in template.items()}
-        tokenizer.chat_template = changed
-
-
-def _index(
-    table: str, scale: float, active: tuple[str, ...], tokenizer: Any, ids: dict[str, list[int]]
-) -> vocabulary.Index:
-    soft = [token for part in active for token in ids[part]]
-    in_front, add_special_tokens = _in_front(tokenizer, soft)
-    prompts: dict[str, vocabulary.SoftTokens] = {
-        part: {
-            "ids": own,
-            "tokens": tokenizer.convert_ids_to_tokens(own),
-            "in_front": _in_front(tokenizer, own)[0],
-        }
-        for part, own in ids.items()
-    }
-    return vocabulary.Index(table, scale, active, in_front, add_special_tokens, prompts)
-
-
-def _in_front(tokenizer: Any, soft: list[int]) -> tuple[str | None, bool]:
-    """Find the string that gives the soft tokens in front of a text's own ids, its begin token included."""
-    text = "".join(tokenizer.convert_ids_to_tokens(soft))
-    around = [tokenizer(probe).input_ids for probe in PROBES]
-    bare = [tokenizer(probe, add_special_tokens=False).input_ids for probe in PROBES]
-    starts = {tuple(full[: _find(full, own)]) for full, own in zip(around, bare, strict=True)}
-    begin = list(starts.pop()) if len(starts) == 1 else []
-    begin_text = "".join(tokenizer.convert_ids_to_tokens(begin))
-    # A blank where the tokenizer marks the start of a text and would not behind a special token.
-    for blank in ("", " "):
-        found = [tokenizer(text + blank + probe).input_ids for probe in PROBES]
-        if found == [soft + full for full in around]:
-            return text + blank, True
-        found = [tokenizer(text + begin_text + blank + probe, add_special_tokens=False).input_ids for probe in PROBES]
-        if found == [soft + begin + own for own in bare]:
-            return text + begin_text + blank, False
-    return None, False
-
-
-def _find(ids: list[int], part: list[int]) -> int:
-    places = [place for place in range(len(ids)) if ids[place : place + len(part)] == part]
-    return places[0] if places else 0
-
-
-@contextlib.contextmanager
-def _moved_into_place(directory: Path) -> Iterator[Path]:
-    """Give a folder to write into, which becomes `directory` in one step, or vanishes."""
-    directory = directory.resolve()  # a link stays one
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
-    try:
-        temporary.mkdir()
-        yield temporary
-        os.replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

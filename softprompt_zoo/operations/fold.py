@@ -49,22 +49,27 @@ def fold(
         UnsupportedError: If the prompts cannot be one prefix; says why. Nothing is changed.
     """
     host = prompts_of(model, "fold")
-    combination = host.active if names is None else check_combination(names, host.keys(), "names")
-    if not combination:
-        raise ValueError("there is nothing to fold: no prompt is active; give their names")
+    combination = _combination(host, names, task)
     host.check_name(name)
-    if task is not None and all(host[part].config.tasks is None for part in combination):
-        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     placements = {part: _plain_placement(host, part, task) for part in combination}
     is_visible = _always_visible(host, placements)
     tokens = _causal(model, host, placements) or _per_site(host, placements)
-    head = next((host[part].head for part in reversed(combination) if host[part].head is not None), None)
+    heads = [host[part].head for part in combination if host[part].head is not None]
     like = Placement(tokens, always_visible=is_visible)
-    folded = plain_prompt(tokens, host.backbone, like, head=copy.deepcopy(head))
+    folded = plain_prompt(tokens, host.backbone, like, head=copy.deepcopy(heads[-1]) if heads else None)
     folded.requires_grad_(any(host[part].is_trained for part in combination))
     host.insert(name, folded)
     host.activate(name)
     return model
+
+
+def _combination(host: Prompts, names: str | Sequence[str] | None, task: int | None) -> tuple[str, ...]:
+    combination = host.active if names is None else check_combination(names, host.keys(), "names")
+    if not combination:
+        raise ValueError("there is nothing to fold: no prompt is active; give their names")
+    if task is not None and all(host[part].config.tasks is None for part in combination):
+        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
+    return combination
 
 
 def _plain_placement(host: Prompts, name: str, task: int | None) -> Placement:

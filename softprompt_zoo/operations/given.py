@@ -61,19 +61,18 @@ def read_given(
             raise TypeError(
                 f"{what} is {type(prompt).__name__}; expected model.prompts[name] or the folder of a saved prompt"
             )
-    host = None
-    if model is None:
-        held = [prompt for _, prompt in prompts if isinstance(prompt, Prompt) and prompt.backbone is not None]
-        if not held:
-            raise ValueError("none of the prompts is on a model; say which model they are for: model=…")
-        backbone, host = held[0].backbone, held[0].host
-    elif is_attached(model):
-        host = model.prompts
-        backbone = host.backbone  # type: ignore[union-attr,assignment]
-    else:
-        backbone, _ = inspect_backbone(model)
-    assert backbone is not None
+    backbone, host = _model_of(prompts, model)
     return [_read(what, prompt, backbone) for what, prompt in prompts], backbone, host
+
+
+def _model_of(prompts: Sequence[tuple[str, Any]], model: Any) -> tuple[Backbone, Any]:
+    """Return the sizes of the model that prompts are for, and its own prompts, if it has any."""
+    if model is not None:
+        return (model.prompts.backbone, model.prompts) if is_attached(model) else (inspect_backbone(model)[0], None)
+    for _, prompt in prompts:
+        if isinstance(prompt, Prompt) and prompt.backbone is not None:
+            return prompt.backbone, prompt.host
+    raise ValueError("none of the prompts is on a model; say which model they are for: model=…")
 
 
 def check_alike(given: Sequence[Given]) -> None:

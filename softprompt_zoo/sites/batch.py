@@ -53,23 +53,29 @@ def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteSta
     full = [segment for segment in segments if segment is not None]
     if not full:
         return None
-    counts = lengths(segments)
-    longest = max(counts)
-    device = full[0].keys[0].device
-    depth = range(len(full[0].keys))
-
-    def column(kind: str, filler: Any) -> Tensor:
-        rows = [[] if e is None else getattr(e, kind) for e in segments]
-        return torch.tensor([row + [filler] * (longest - len(row)) for row in rows], device=device)
-
+    counts, device = lengths(segments), full[0].keys[0].device
+    parts = [Segment([], [], [], [], []) if segment is None else segment for segment in segments]
     return SiteState(
-        keys=tuple([stack([None if e is None else e.keys[layer] for e in segments], longest) for layer in depth]),
-        values=tuple([stack([None if e is None else e.values[layer] for e in segments], longest) for layer in depth]),
+        keys=_layers([part.keys for part in parts], max(counts)),
+        values=_layers([part.values for part in parts], max(counts)),
         present=present(counts, device),
-        always_visible=column("always_visible", False) if any(any(e.always_visible) for e in full) else None,
-        dropout=column("dropout", 0.0) if is_training and any(any(e.dropout) for e in full) else None,
-        weight=column("weight", 1.0) if any(any([w != 1.0 for w in e.weight]) for e in full) else None,
+        always_visible=_column([part.always_visible for part in parts], False, device),
+        dropout=_column([part.dropout for part in parts], 0.0, device) if is_training else None,
+        weight=_column([part.weight for part in parts], 1.0, device),
     )
+
+
+def _layers(columns: Sequence[Sequence[Tensor]], longest: int) -> tuple[Tensor, ...]:
+    depth = max([len(column) for column in columns])
+    return tuple([stack([own[layer] if own else None for own in columns], longest) for layer in range(depth)])
+
+
+def _column(rows: Sequence[list[Any]], usual: float, device: torch.device) -> Tensor | None:
+    """Lay out a number for each token, `(combinations, tokens)`; `None` if all are the usual one."""
+    if all([value == usual for row in rows for value in row]):
+        return None
+    longest = max([len(row) for row in rows])
+    return torch.tensor([row + [usual] * (longest - len(row)) for row in rows], device=device)
 
 
 def stack_embeddings(call: Call) -> tuple[Tensor, Tensor | None, list[int]] | None:

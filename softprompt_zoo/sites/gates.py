@@ -100,8 +100,7 @@ def _stack_layer(
     if not full:
         return None
     heads = max([found[2].shape[0] for found in full])
-    keys = stack([None if found is None else found[0] for found in combinations], longest)
-    values = stack([None if found is None else found[1] for found in combinations], longest)
-    closed = torch.zeros_like(full[0][2])
-    gates = [(closed if found is None else found[2]).expand(heads) for found in combinations]
-    return keys, values, torch.stack(gates)
+    none = None, None, torch.zeros_like(full[0][2])
+    rows = [found or none for found in combinations]
+    keys, values = stack([row[0] for row in rows], longest), stack([row[1] for row in rows], longest)
+    return keys, values, torch.stack([row[2].expand(heads) for row in rows])

@@ -40,11 +40,10 @@ def unflatten_layers(flat: Tensor, layers: Sequence[LayerShape]) -> SiteTokens:
     expected = sum(layer.features for layer in layers)
     if flat.ndim != 2 or flat.shape[1] != expected:
         raise ShapeError(f"keys and values have shape {tuple(flat.shape)}; expected (tokens, {expected})")
-    sizes = {size for layer in layers for size in (layer.key_size, layer.value_size)}
-    if len(sizes) == 1:  # the same views, in a few operations instead of three for each of them
-        keys, values = flat.unflatten(1, (len(layers), 2, *sizes.pop())).permute(2, 1, 3, 0, 4)
-        return SiteTokens(keys.unbind(), values.unbind())
     shapes = [size for layer in layers for size in (layer.key_size, layer.value_size)]
+    if len(set(shapes)) == 1:  # the same views, in a few operations instead of three for each of them
+        keys, values = flat.unflatten(1, (len(layers), 2, *shapes[0])).permute(2, 1, 3, 0, 4)
+        return SiteTokens(keys.unbind(), values.unbind())
     parts = flat.split([heads * width for heads, width in shapes], dim=1)
     pairs = [part.unflatten(1, shape).permute(1, 0, 2) for part, shape in zip(parts, shapes, strict=True)]
     return SiteTokens(tuple(pairs[0::2]), tuple(pairs[1::2]))

@@ -86,19 +86,26 @@ class SiteTokens:
         parts: dict[str, Any] = {"keys": self.keys, "values": self.values}
         for kind, layers in (parts | ({"gates": self.gates} if self.is_gated else {})).items():
             _check_depth(layers, len(shapes), kind, site, source)
-        gates = () if self.gates is None else self.gates
-        if self.is_gated and all(gate is None for gate in gates):
+        if self.gates is not None and all(gate is None for gate in self.gates):
             raise ShapeError(f"{source} returned no gate for any layer of {site!r}; leave the site out")
         for index, shape in enumerate(shapes):
-            is_empty = self.is_gated and gates[index] is None
-            for (kind, layers), (heads, width) in zip(parts.items(), (shape.key_size, shape.value_size), strict=True):
-                what = f"{kind} of {site!r} layer {index}"
-                if not is_empty:
-                    check_shape(layers[index], (heads, count, width), what, source)
-                elif layers[index] is not None:
+            self._check_layer(index, shape, site, count, source)
+
+    def _check_layer(self, index: int, shape: LayerShape, site: str, count: int, source: str) -> None:
+        where = f"{site!r} layer {index}"
+        pairs = {
+            f"keys of {where}": (self.keys[index], shape.key_size),
+            f"values of {where}": (self.values[index], shape.value_size),
+        }
+        if self.gates is not None and self.gates[index] is None:
+            for what, (tensor, _) in pairs.items():
+                if tensor is not None:
                     raise ShapeError(f"{source} returned {what} without a gate; expected None")
-            if self.is_gated and not is_empty:
-                check_gate(gates[index], shape, f"the gate of {site!r} layer {index}", source)
+            return
+        for what, (tensor, (heads, width)) in pairs.items():
+            check_shape(tensor, (heads, count, width), what, source)
+        if self.gates is not None:
+            check_gate(self.gates[index], shape, f"the gate of {where}", source)
 
 
 def _map(function: Callable[..., Tensor], columns: Sequence[Layers]) -> Layers:

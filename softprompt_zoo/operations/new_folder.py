@@ -1,0 +1,39 @@
+"""A folder that is written whole, or not at all."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def check_free(directory: Path) -> None:
+    """Refuse a folder with something in it, or one that cannot be replaced.
+
+    Args:
+        directory: Where something shall be written.
+
+    Raises:
+        ValueError: If it cannot be.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists and is not an empty folder; give a new one")
+    if directory.exists() and (directory.is_mount() or directory.samefile(os.curdir)):
+        raise ValueError(
+            f"{str(directory)!r} is the current folder or a mounted one, which cannot be replaced; give a folder in it"
+        )
+
+
+@contextlib.contextmanager
+def moved_into_place(directory: Path) -> Iterator[Path]:
+    """Give a folder to write into, which becomes `directory` in one step, or vanishes."""
+    directory = directory.resolve()  # a link stays one
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
