@@ -34,7 +34,7 @@ from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
 from softprompt_zoo.hookspecs import hookimpl
-from softprompt_zoo.methods.parts.demonstrations import read_pairs, split_template, tokenise_row
+from softprompt_zoo.methods.parts.demonstrations import read_pairs, split_template, tokenize_row
 from softprompt_zoo.methods.parts.example_tokens import (
     check_predicts_words,
     count_tokens,
@@ -124,7 +124,7 @@ class Config(MethodConfig):
             TypeError: If the tokenizer is none, or the text or the target is no text.
             ValueError: If the template is not known, or the target has no tokens.
         """
-        return tokenise_row(tokenizer, self.template, text, target)
+        return tokenize_row(tokenizer, self.template, text, target)
 
 
 class Parameters(nn.Module):

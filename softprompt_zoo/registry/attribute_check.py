@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from softprompt_zoo.config.method_config import MethodConfig
@@ -23,13 +23,16 @@ def _config(_: str, config: Any) -> str | None:
     is_config = isinstance(config, type) and issubclass(config, MethodConfig)
     if not is_config or (inspect.get_annotations(config) and "__dataclass_params__" not in vars(config)):
         return f"its Config is {config!r}; expected a dataclass that extends softprompt_zoo.MethodConfig"
-    options = [field.name for field in dataclasses.fields(config)]
-    taken = next((name for name in options if name in RESERVED_OPTIONS), None)
+    return _options([field.name for field in dataclasses.fields(config)])
+
+
+def _options(names: Sequence[str]) -> str | None:
+    taken = next((name for name in names if name in RESERVED_OPTIONS), None)
     if taken is not None:
         reserved = ", ".join(map(repr, RESERVED_OPTIONS))
         return f"its Config has an option {taken!r}; {reserved} are arguments of the calls that take options"
-    base = {field.name for field in dataclasses.fields(MethodConfig)}
-    hidden = next((name for name in options if name in {*dir(MethodConfig)} - base), None)
+    own = {*dir(MethodConfig)} - {field.name for field in dataclasses.fields(MethodConfig)}
+    hidden = next((name for name in names if name in own), None)
     if hidden is not None:
         advice = "num_tasks for a number of tasks" if hidden == "tasks" else "call it otherwise"
         return f"its Config has an option {hidden!r}, which hides MethodConfig.{hidden}; {advice}"

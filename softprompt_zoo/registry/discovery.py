@@ -98,11 +98,17 @@ def _installed(group: str) -> list[Candidate]:
     names = None if allowed is None else {normalize(name.strip()) for name in allowed.split(",")} - {""}
     found = []
     for entry in metadata.entry_points(group=group):
-        distribution = (entry.dist.name if entry.dist else None) or "unknown"
+        distribution, version, summary = _publisher(entry)
         if names is None or names & {normalize(entry.name), normalize(distribution)}:
-            version, summary = (entry.dist.version, entry.dist.metadata["Summary"]) if entry.dist else ("", "")
-            found.append(_candidate(entry, distribution, version or "", summary or ""))
+            found.append(_candidate(entry, distribution, version, summary))
     return sorted(found, key=lambda candidate: (candidate.name, candidate.origin))
+
+
+def _publisher(entry: metadata.EntryPoint) -> tuple[str, str, str]:
+    """Return name, version and summary of the distribution that publishes an entry point, as far as they are known."""
+    if entry.dist is None:
+        return "unknown", "", ""
+    return entry.dist.name or "unknown", entry.dist.version or "", entry.dist.metadata["Summary"] or ""
 
 
 def _candidate(entry: metadata.EntryPoint, distribution: str, version: str, fallback_summary: str) -> Candidate:

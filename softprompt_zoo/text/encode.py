@@ -1,6 +1,7 @@
 """Texts with soft slots: a template and its fields become token ids, a mask and the places of virtual tokens."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -55,24 +56,28 @@ def encode(
     if not callable(tokenizer):
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
     parsed = parse(template)
+    _check_lengths(parsed, max_length, padding)
+    rows = _rows([part.name for parts in parsed.parts for part in parts if isinstance(part, Field)], fields)
+    ends = ([], []) if parsed.messages else _special_ends(tokenizer)
+    encoder = _Encoder(tokenizer, parsed, ends, _placeholder(tokenizer))
+    encoded = [encoder.row(values) for values in rows]
+    if max_length is not None:
+        fits = (len(row.ids) <= max_length for row in encoded)
+        chosen = zip(encoded, rows, fits, strict=True)
+        encoded = [row if is_short else _shorten(encoder, values, max_length) for row, values, is_short in chosen]
+    for number, row in enumerate(encoded):
+        if not row.ids:
+            raise ValueError(f"row {number} has no tokens; give a template with slots or words, or a longer text")
+    return _pad(tokenizer, encoded, max_length if padding == "max_length" else None)
+
+
+def _check_lengths(parsed: Template, max_length: int | None, padding: str) -> None:
     if max_length is not None:
         check_positive_integer("max_length", max_length)
     check_count(parsed, max_length)
     check_choice("padding", padding, ("longest", "max_length"))
     if padding == "max_length" and max_length is None:
         raise ValueError("padding='max_length' needs max_length, which is None")
-    rows = _rows([part.name for parts in parsed.parts for part in parts if isinstance(part, Field)], fields)
-    ends = ([], []) if parsed.messages else _special_ends(tokenizer)
-    encoder = _Encoder(tokenizer, parsed, ends, _placeholder(tokenizer))
-    encoded = []
-    for number, values in enumerate(rows):
-        row = encoder.row(values)
-        if max_length is not None and len(row.ids) > max_length:
-            row = _shorten(encoder, values, max_length)
-        if not row.ids:
-            raise ValueError(f"row {number} has no tokens; give a template with slots or words, or a longer text")
-        encoded.append(row)
-    return _pad(tokenizer, encoded, max_length if padding == "max_length" else None)
 
 
 @dataclasses.dataclass
@@ -115,13 +120,7 @@ class _Encoder:
 
 def _rows(names: list[str], fields: Mapping[str, Any]) -> list[dict[str, str]]:
     """Spread the fields over the rows."""
-    unknown = [name for name in fields if name not in names]
-    if unknown:
-        there = ", ".join(f"{{{name}}}" for name in dict.fromkeys(names)) or "no field"
-        raise ValueError(f"unknown field {unknown[0]!r}; the template has {there}")
-    missing = [name for name in names if name not in fields]
-    if missing:
-        raise ValueError(f"the template has {{{missing[0]}}}, which is missing; pass {missing[0]}=…")
+    _check_fields(names, fields)
     lists = {name: _texts(name, value) for name, value in fields.items() if not isinstance(value, str)}
     lengths = {name: len(texts) for name, texts in lists.items()}
     if len(set(lengths.values())) > 1:
@@ -129,11 +128,22 @@ def _rows(names: list[str], fields: Mapping[str, Any]) -> list[dict[str, str]]:
         raise ValueError(
             f"the fields have different numbers of rows: {shown}; give one text for each row, or one for all"
         )
-    empty = [name for name, length in lengths.items() if not length]
-    if empty:
-        raise ValueError(f"field {empty[0]!r} is empty; give at least one text")
+    empty = next((name for name, length in lengths.items() if not length), None)
+    if empty is not None:
+        raise ValueError(f"field {empty!r} is empty; give at least one text")
     count = next(iter(lengths.values()), 1)
     return [{name: lists[name][row] if name in lists else fields[name] for name in fields} for row in range(count)]
+
+
+def _check_fields(names: list[str], fields: Mapping[str, Any]) -> None:
+    """Refuse fields that the template does not have, and a template that has others."""
+    unknown = next((name for name in fields if name not in names), None)
+    if unknown is not None:
+        there = ", ".join(f"{{{name}}}" for name in dict.fromkeys(names)) or "no field"
+        raise ValueError(f"unknown field {unknown!r}; the template has {there}")
+    missing = next((name for name in names if name not in fields), None)
+    if missing is not None:
+        raise ValueError(f"the template has {{{missing}}}, which is missing; pass {missing}=…")
 
 
 def _texts(name: str, value: Any) -> list[str]:
@@ -188,19 +198,16 @@ def _chat(
     texts = [*values.values(), *(message["content"] for message in messages)]
     # A character that is no text: a mark in a field would otherwise be a slot.
     mark = next(char for char in map(chr, range(0xE000, 0xF8FF)) if not any(char in text for text in texts))
-    slots: list[Slot] = []
-    marked = []
-    for message, content in zip(messages, contents, strict=True):
-        text = ""
-        for piece in content:
-            if isinstance(piece, Slot):
-                text += f"{mark}{len(slots)}{mark}"
-                slots.append(piece)
-            else:
-                text += piece
-        marked.append({**message, "content": text})
+    slots = [piece for content in contents for piece in content if isinstance(piece, Slot)]
+    numbers = itertools.count()
+
+    def marked(content: list[str | Slot]) -> str:
+        pieces = (f"{mark}{next(numbers)}{mark}" if isinstance(piece, Slot) else piece for piece in content)
+        return "".join(pieces)
+
+    chat = [{**message, "content": marked(content)} for message, content in zip(messages, contents, strict=True)]
     wants_answer = messages[-1]["role"] != "assistant"
-    whole = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=wants_answer)
+    whole = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=wants_answer)
     parts = re.split(f"{mark}([0-9]+){mark}", whole)
     if [int(number) for number in parts[1::2]] != list(range(len(slots))):
         raise ValueError(

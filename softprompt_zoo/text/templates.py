@@ -101,19 +101,23 @@ def _parse_text(template: str, count: int) -> tuple[list[str | Field | Slot], in
             slot = _slot(name, spec or "", conversion, count)
             parts.append(slot)
             count += len(slot.tokens) if name == "soft" else 0
-        elif name in OPTIONS:
-            raise ValueError(
-                f"template {template!r} has the field {{{name}}}, which cannot be filled: {name}=… is an option of "
-                "encode; give the field another name"
-            )
-        elif name.isidentifier() and not spec and not conversion:
-            parts.append(Field(name))
         else:
-            shown = _shown(name, spec or "", conversion)
-            raise ValueError(
-                f"template {template!r} has {shown}; expected the name of a field, as in {{text}}, or {SYNTAX}"
-            )
+            parts.append(_field(template, name, spec or "", conversion))
     return parts, count
+
+
+def _field(template: str, name: str, spec: str, conversion: str | None) -> Field:
+    if name in OPTIONS:
+        raise ValueError(
+            f"template {template!r} has the field {{{name}}}, which cannot be filled: {name}=… is an option of encode; "
+            "give the field another name"
+        )
+    if not name.isidentifier() or spec or conversion:
+        shown = _shown(name, spec, conversion)
+        raise ValueError(
+            f"template {template!r} has {shown}; expected the name of a field, as in {{text}}, or {SYNTAX}"
+        )
+    return Field(name)
 
 
 def _slot(name: str, spec: str, conversion: str | None, count: int) -> Slot:

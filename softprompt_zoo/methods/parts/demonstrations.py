@@ -29,23 +29,25 @@ def read_pairs(examples: Any) -> tuple[tuple[str, str], ...]:
     """
     if isinstance(examples, str | Mapping) or not isinstance(examples, Sequence):
         raise TypeError(f"examples is {examples!r}; expected a sequence of pairs (input, target)")
-    pairs = []
-    for index, example in enumerate(examples):
-        fields = example
-        if isinstance(example, Mapping):
-            missing = [name for name in ("input", "target") if name not in example]
-            if missing:
-                there = ", ".join(map(repr, example)) or "no field"
-                raise ValueError(
-                    f"examples[{index}] has no {missing[0]!r}; expected 'input' and 'target', it has {there}"
-                )
-            fields = (example["input"], example["target"])
-        if isinstance(fields, str) or not isinstance(fields, Sequence) or len(fields) != 2:
-            raise ValueError(f"examples[{index}] is {example!r}; expected a pair (input, target)")
-        if not all(isinstance(field, str) for field in fields):
-            raise TypeError(f"examples[{index}] is {example!r}; expected two texts, (input, target)")
-        pairs.append((fields[0], fields[1]))
-    return tuple(pairs)
+    return tuple(_pair(f"examples[{index}]", example) for index, example in enumerate(examples))
+
+
+def _pair(where: str, example: Any) -> tuple[str, str]:
+    fields = _fields(where, example) if isinstance(example, Mapping) else example
+    if isinstance(fields, str) or not isinstance(fields, Sequence) or len(fields) != 2:
+        raise ValueError(f"{where} is {example!r}; expected a pair (input, target)")
+    text, target = fields
+    if not isinstance(text, str) or not isinstance(target, str):
+        raise TypeError(f"{where} is {example!r}; expected two texts, (input, target)")
+    return text, target
+
+
+def _fields(where: str, example: Mapping[str, Any]) -> tuple[Any, Any]:
+    missing = next((name for name in ("input", "target") if name not in example), None)
+    if missing is not None:
+        there = ", ".join(map(repr, example)) or "no field"
+        raise ValueError(f"{where} has no {missing!r}; expected 'input' and 'target', it has {there}")
+    return example["input"], example["target"]
 
 
 def split_template(template: Any) -> list[str]:
@@ -80,8 +82,8 @@ def split_template(template: Any) -> list[str]:
     return texts
 
 
-def tokenise_examples(tokenizer: Any, template: str | None, examples: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tokenise examples one behind the other.
+def tokenize_examples(tokenizer: Any, template: str | None, examples: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokenize examples one behind the other.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -99,14 +101,14 @@ def tokenise_examples(tokenizer: Any, template: str | None, examples: Any) -> tu
     ids: list[int] = []
     types: list[int] = []
     for index, (text, target) in enumerate(examples):
-        for piece, kind in _tokenise_pieces(tokenizer, template, text, target, f"examples[{index}]"):
+        for piece, kind in _tokenize_pieces(tokenizer, template, text, target, f"examples[{index}]"):
             ids += piece
             types += [4 * index + kind if kind != SEPARATOR else SEPARATOR] * len(piece)
     return tuple(ids), tuple(types)
 
 
-def tokenise_row(tokenizer: Any, template: str | None, text: str, target: str | None) -> dict[str, list[int]]:
-    """Tokenise a text as the examples are.
+def tokenize_row(tokenizer: Any, template: str | None, text: str, target: str | None) -> dict[str, list[int]]:
+    """Tokenize a text as the examples are.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -125,7 +127,7 @@ def tokenise_row(tokenizer: Any, template: str | None, text: str, target: str | 
     for name, value in (("text", text), ("target", target)):
         if not isinstance(value, str) and (name, value) != ("target", None):
             raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected one text: encode row by row")
-    pieces = _tokenise_pieces(tokenizer, template, text, target, "the row")
+    pieces = _tokenize_pieces(tokenizer, template, text, target, "the row")
     ids = [token for piece, _ in pieces for token in piece]
     row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
     if target is not None:
@@ -138,22 +140,25 @@ def _check_tokenizer(tokenizer: Any) -> None:
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
 
 
-def _tokenise_pieces(
+def _tokenize_pieces(
     tokenizer: Any, template: str | None, text: str, target: str | None, where: str
 ) -> list[tuple[list[int], int]]:
-    """Tokenise an example piece by piece; return the ids and the kind of each piece."""
+    """Tokenize an example piece by piece; return the ids and the kind of each piece."""
     if template is None:
-        raise ValueError("the template is not known, for the prompt was made of token ids; tokenise the text yourself")
-    texts = split_template(template)
+        raise ValueError("the template is not known, for the prompt was made of token ids; tokenize the text yourself")
+    pieces = _pieces(split_template(template), text, target)
+    found = [(tokenizer(piece, add_special_tokens=False)["input_ids"], kind) for piece, kind in pieces if piece]
+    if target is not None and (not target.strip() or not any(ids for ids, kind in found if kind == TARGET)):
+        raise ValueError(f"the target of {where} is {target!r}, which has no tokens; give a target to learn")
+    return found
+
+
+def _pieces(template: list[str], text: str, target: str | None) -> list[tuple[str, int]]:
+    """Write an example in pieces, each with its kind; it ends before the target if there is none."""
     pieces = []
-    for kind, before, field in ((INPUT, texts[0], text), (TARGET, texts[1], target)):
+    for kind, before, field in ((INPUT, template[0], text), (TARGET, template[1], target)):
         form = before.rstrip(" ")
         pieces.append((form, kind - 1))
         if field is not None:
             pieces.append((before[len(form) :] + field, kind))
-    if target is not None:
-        pieces.append((texts[2], SEPARATOR))
-    tokenised = [(tokenizer(piece, add_special_tokens=False)["input_ids"], kind) for piece, kind in pieces if piece]
-    if target is not None and (not target.strip() or not any(ids for ids, kind in tokenised if kind == TARGET)):
-        raise ValueError(f"the target of {where} is {target!r}, which has no tokens; give a target to learn")
-    return tokenised
+    return pieces if target is None else [*pieces, (template[2], SEPARATOR)]

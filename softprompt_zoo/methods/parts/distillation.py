@@ -40,9 +40,9 @@ def check_teacher(name: str, teacher: Any, count: int) -> None:
         return
     if not isinstance(teacher, tuple | list):
         raise TypeError(f"{name} is {teacher!r} ({type(teacher).__name__}); {expected}")
-    wrong = [part for part in teacher if not isinstance(part, str | os.PathLike) and not hasattr(part, "merged_tokens")]
-    if wrong:
-        raise TypeError(f"{name} holds {wrong[0]!r} ({type(wrong[0]).__name__}); {expected}")
+    for part in teacher:
+        if not isinstance(part, str | os.PathLike) and not hasattr(part, "merged_tokens"):
+            raise TypeError(f"{name} holds {part!r} ({type(part).__name__}); {expected}")
     if len(teacher) != count:
         raise ValueError(f"{name} has {len(teacher)} entries; {expected}")
 
@@ -65,18 +65,7 @@ def teacher_embeddings(name: str, teacher: Any, tokens: int, backbone: "Backbone
     """
     if teacher is None or isinstance(teacher, str):
         return None
-    if isinstance(teacher, Tensor):
-        prompts = list(teacher.detach())
-    else:
-        for index, prompt in enumerate(teacher):
-            prompt.refuse_weight(f"{name} {index}", "a teacher")
-        try:
-            merged = [prompt.merged_tokens(backbone) for prompt in teacher]
-        except ShapeError as error:
-            raise BackboneMismatchError(
-                f"{name} has a prompt that was made for a model of other sizes: {error}; give prompts of this model's"
-            ) from error
-        prompts = [part.at_input for part in merged]
+    prompts: list[Any] = list(teacher.detach()) if isinstance(teacher, Tensor) else _at_input(name, teacher, backbone)
     for index, prompt in enumerate(prompts):
         shape = "keys and values" if prompt is None else tuple(prompt.shape)
         if shape != (tokens, backbone.hidden_size):
@@ -86,6 +75,18 @@ def teacher_embeddings(name: str, teacher: Any, tokens: int, backbone: "Backbone
             )
     dtype = torch.promote_types(backbone.dtype, torch.float32)
     return torch.stack([prompt.to(device=backbone.device, dtype=dtype) for prompt in prompts])
+
+
+def _at_input(name: str, teachers: Any, backbone: "Backbone") -> list[Tensor | None]:
+    """Return the tokens that each teacher has at the input embeddings; `None` for one that has none there."""
+    for index, prompt in enumerate(teachers):
+        prompt.refuse_weight(f"{name} {index}", "a teacher")
+    try:
+        return [prompt.merged_tokens(backbone).at_input for prompt in teachers]
+    except ShapeError as error:
+        raise BackboneMismatchError(
+            f"{name} has a prompt that was made for a model of other sizes: {error}; give prompts of this model's"
+        ) from error
 
 
 def logit_divergence(step: TrainingStep, teacher: Any, temperature: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.methods.parts.demonstrations import tokenise_examples
+from softprompt_zoo.methods.parts.demonstrations import tokenize_examples
 
 Integers = tuple[int, ...]
 
@@ -39,7 +39,7 @@ def count_tokens(
     if not examples and not has_ids:
         raise ValueError("examples is empty; give at least one pair (input, target) for the context")
     if examples and tokenizer is not None:
-        found = tokenise_examples(tokenizer, template, examples)
+        found = tokenize_examples(tokenizer, template, examples)
         if has_ids and found != (ids, types):
             raise ValueError("token_ids and token_types are not those of the examples; leave them out")
         ids, types = found
