@@ -11,7 +11,7 @@ from softprompt_zoo.errors import (
     CheckpointError,
     UnsupportedError,
 )
-from softprompt_zoo.files.numbers import is_finite
+from softprompt_zoo.files.damage import is_finite
 from softprompt_zoo.model.lending import Ready
 from softprompt_zoo.prompt.fits import fitting, fitting_head, fitting_tokens
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt

@@ -15,8 +15,8 @@ from torch import Tensor
 from softprompt_zoo.config import typed
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import adapter_folder, native
+from softprompt_zoo.files.damage import check_floating
 from softprompt_zoo.files.files import parse_json, read_tensors
-from softprompt_zoo.files.numbers import check_floating
 
 FOLDER = "adapters"
 """Subfolder of a saved directory with a folder for each adapter."""

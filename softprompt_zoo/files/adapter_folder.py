@@ -1,18 +1,22 @@
-"""The two files of a PEFT adapter, so that one of them never passes for a part of the other one's adapter.
+"""A PEFT adapter's folder: two files, of which one never passes for a part of another adapter.
 
-PEFT reads a config and tensors. Both are written in full beside their places before either is moved there. The config
+PEFT reads a config and tensors. Both are written in full next to their places before either is moved there. The config
 is in the header of the tensors' file too, at which PEFT does not look: whatever cuts a write off, the folder is the
 old adapter or the new one to us, and to PEFT one of them or none.
 """
 
+import contextlib
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from torch import Tensor
 
+from softprompt_zoo.config import typed
 from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.files.damage import check_floating
 from softprompt_zoo.files.files import (
     json_bytes,
     parse_json,
@@ -30,8 +34,39 @@ PICKLED_FILE = "adapter_model.bin"
 """What PEFT before 0.7 wrote."""
 CONFIG_KEY = "softprompt_zoo_config"
 """In the header of the tensors' file: the config that they were written with."""
+ORIGIN_KEY = "softprompt_zoo"
+"""In the header of the tensors' file, which PEFT does not look at: what wrote it."""
+PACKAGES = {"ADAPTION_PROMPT": "softprompt-zoo-llama-adapter", "CARTRIDGE": "softprompt-zoo-cartridge"}
+"""What to install for PEFT's own files of a type that no built-in method reads; our exports say so themselves."""
 UNTIED = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
 """Fields that may be changed by hand: they say nothing of the tensors."""
+
+
+Count = Annotated[int, typed.integer(1, 2**31 - 1)]
+
+
+class PromptFields(TypedDict, total=False):
+    """What is read of PEFT's config by name here; methods look at what else is theirs."""
+
+    peft_type: Annotated[str, typed.Allowed("a type of PEFT's", bool)]
+    task_type: str | None
+    num_virtual_tokens: Count | None
+    num_layers: Count | None
+    num_attention_heads: Count | None
+    num_transformer_submodules: Count | None
+    token_dim: Count | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The method whose prompt was exported."""
+
+    method: str
+    """Canonical name."""
+    distribution: str
+    """Package that offered it."""
+    version: str
+    """Version of that package."""
 
 
 def write(
@@ -101,6 +136,56 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, 
     return fields, tensors, metadata
 
 
+def check_place(directory: Path) -> None:
+    """Refuse a directory where an adapter that is no prompt would be overwritten.
+
+    Args:
+        directory: Where a prompt shall be written.
+
+    Raises:
+        CheckpointError: If there is one, such as a LoRA.
+    """
+    if is_there(directory) and not is_prompt(fields := read_config(directory)):
+        raise CheckpointError(
+            f"{directory} holds a PEFT adapter of type {fields.get('peft_type')!r}, which the prompt would replace; "
+            "give a new folder"
+        )
+
+
+def is_prompt(fields: Mapping[str, Any]) -> bool:
+    """Say whether an adapter's config is that of a prompt; LoRA's and its like are not."""
+    return "num_virtual_tokens" in fields or fields.get("peft_type") in PACKAGES
+
+
+def read_prompt_config(directory: Path) -> dict[str, Any]:
+    """Read the config of an adapter that may be a prompt, and none of its tensors; errors as of `read_prompt`."""
+    fields = read_config(directory)
+    _check_fields(fields, directory)
+    return fields
+
+
+def read_prompt(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], Origin | None]:
+    """Read an adapter that may be a prompt.
+
+    Args:
+        directory: The directory.
+
+    Returns:
+        PEFT's config and tensors; and the method it was exported from, `None` for others' files.
+
+    Raises:
+        CheckpointError: If a file is missing or corrupt, or names no type.
+    """
+    fields, tensors, metadata = read(directory)
+    _check_fields(fields, directory)
+    check_floating(tensors, tensor_file(directory))
+    origin = None
+    if ORIGIN_KEY in metadata:
+        with contextlib.suppress(CheckpointError):
+            origin = typed.read(Origin, typed.parse(metadata[ORIGIN_KEY], ORIGIN_KEY), ORIGIN_KEY)
+    return fields, tensors, origin
+
+
 def tensor_file(directory: Path) -> Path:
     """Return where an adapter's tensors are.
 
@@ -139,3 +224,11 @@ def _check_together(fields: Mapping[str, Any], kept: Mapping[str, Any], director
             f"written with {kept.get(wrong)!r:.80}: they are files of two adapters, or one was changed; copy both "
             "again, or export the prompt again"
         )
+
+
+def _check_fields(fields: Mapping[str, Any], directory: Path) -> None:
+    path = directory / CONFIG_FILE
+    if not isinstance(fields.get("peft_type"), str):
+        raise CheckpointError(f"{path} has the peft_type {fields.get('peft_type')!r}; it is not a PEFT adapter")
+    known, _ = typed.fields_of(PromptFields)
+    typed.read(PromptFields, {name: value for name, value in fields.items() if name in known}, str(path))

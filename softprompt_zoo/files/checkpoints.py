@@ -21,8 +21,8 @@ from softprompt_zoo.files import (
     adapters,
     embeddings,
     native,
-    peft,
-    peft_prompts,
+    peft_export,
+    peft_import,
     vocabulary,
 )
 from softprompt_zoo.files.files import make_directory
@@ -63,7 +63,7 @@ def save(
     path = make_directory(directory)
     native.check_place(path)
     if not native.is_native(path):  # PEFT's adapter in the root of ours is one that save_pretrained put there
-        peft.check_place(path)
+        adapter_folder.check_place(path)
     adapted = dict(adapters.parameters(model))
     if state_dict is None:
         tensors = _own_state(own.prompts) | adapted
@@ -84,7 +84,7 @@ def save(
     packed, described = adapter_files.pack(found)
     native.write(path, index, tensors | packed, described)
     adapter_files.write_folders(path, found)
-    is_written = not found and peft_prompts.write_copy(own, path, active)  # PEFT has no place for those
+    is_written = not found and peft_export.write_copy(own, path, active)  # PEFT has no place for those
     if replaces and not is_written:
         adapter_folder.remove(path)  # ours, of a prompt that was here before
 
@@ -97,7 +97,7 @@ def read_prompts(
     Args:
         directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
         backbone: Sizes of the model.
-        pools_prompt: For a PEFT adapter, as in `peft_prompts.read`; others say themselves.
+        pools_prompt: For a PEFT adapter, as in `peft_import.read`; others say themselves.
 
     Returns:
         The prompts by name, trainable as they were when they were saved, and the names of the active ones.
@@ -119,7 +119,7 @@ def _read(directory: Path, backbone: Backbone, pools_prompt: bool) -> tuple[dict
     if native.is_native(directory):
         return _read_native(directory, backbone)
     if adapter_folder.is_there(directory):
-        return {"default": peft_prompts.read(directory, backbone, pools_prompt)}, ("default",)
+        return {"default": peft_import.read(directory, backbone, pools_prompt)}, ("default",)
     for kind, is_there in ((vocabulary, vocabulary.is_vocabulary), (embeddings, embeddings.is_embeddings)):
         if is_there(directory):
             found, active = kind.read(directory)
@@ -164,7 +164,7 @@ def saved_names(directory: Path) -> list[str]:
     if native.is_native(directory):
         return list(native.read_index(directory).prompts)
     if adapter_folder.is_there(directory):
-        return ["default"] if peft.is_prompt(adapter_folder.read_config(directory)) else []
+        return ["default"] if adapter_folder.is_prompt(adapter_folder.read_config(directory)) else []
     return vocabulary.names(directory) if vocabulary.is_vocabulary(directory) else embeddings.names(directory)
 
 

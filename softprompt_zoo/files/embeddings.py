@@ -12,7 +12,8 @@ from torch import Tensor
 from softprompt_zoo.config import typed
 from softprompt_zoo.config.method_config import PromptName
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.files import checksums
+from softprompt_zoo.files import damage
+from softprompt_zoo.files.damage import check_floating
 from softprompt_zoo.files.files import (
     check_format,
     read_json,
@@ -21,7 +22,6 @@ from softprompt_zoo.files.files import (
     write_json,
     write_tensors,
 )
-from softprompt_zoo.files.numbers import check_floating
 
 FORMAT_VERSION = 1
 INDEX_FILE = "prompt_embeds.json"
@@ -102,7 +102,7 @@ def write(directory: Path, prompts: Mapping[str, Tensor], active: tuple[str, ...
     shapes = {name: list(embeddings.shape) for name, embeddings in plain.items()}
     dtypes = {name: str(embeddings.dtype).removeprefix("torch.") for name, embeddings in plain.items()}
     content = dataclasses.asdict(Index(active, shapes, dtypes))
-    write_json(directory / INDEX_FILE, checksums.seal({"format": FORMAT_VERSION, **content}))
+    write_json(directory / INDEX_FILE, damage.seal({"format": FORMAT_VERSION, **content}))
 
 
 def is_embeddings(directory: Path) -> bool:
@@ -146,7 +146,7 @@ def _index(directory: Path) -> Index:
     path = directory / INDEX_FILE
     content = read_json(path)
     check_format(content, FORMAT_VERSION, path)
-    content = checksums.unseal(content, path)
+    content = damage.unseal(content, path)
     return typed.read(Index, {name: value for name, value in content.items() if name != "format"}, str(path))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from softprompt_zoo.config import typed
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.files import checksums
+from softprompt_zoo.files import damage
 
 ORPHANED_SECONDS = 3600
 """Age of a temporary file that nobody writes any more: a file is moved to its place as soon as it is written."""
@@ -161,7 +161,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
             plain[name] = plain[name].clone()
         written.add(memory)
     texts = {"format": "pt", **metadata}
-    content: bytes = save(plain, {**texts, checksums.METADATA_KEY: checksums.of_tensors(plain, texts)})
+    content: bytes = save(plain, {**texts, damage.METADATA_KEY: damage.of_tensors(plain, texts)})
     return content
 
 
@@ -190,7 +190,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     with _opened(path) as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    checksums.check_tensors(tensors, metadata, path)
+    damage.check_tensors(tensors, metadata, path)
     return tensors, metadata
 
 

@@ -1,6 +1,6 @@
 """PEFT's layout of a prefix, one row of keys and values of all layers for each virtual token, both ways."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int,
     shape = _widest(shapes, backbone)
     if shape is None:
         raise UnsupportedError(
-            "PEFT cannot hold keys and values of different sizes, in one layer or in several; keep the prompt in our "
-            "own format"
+            "PEFT cannot hold keys and values of different sizes, in one layer or in several, as at the site "
+            f"{site!r}; keep the prompt in our own format"
         )
     _check_shared(prefix, shapes)
     if not backbone.kind.has_two_texts:
@@ -61,7 +61,7 @@ def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int,
     return spread.flatten(1), 2 * len(shapes), shape
 
 
-def read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, path: Path) -> VirtualTokens:
+def read_prefix(tensor: Tensor, config: Mapping[str, Any], backbone: Backbone, path: Path) -> VirtualTokens:
     """Undo `flat_prefix`.
 
     Args:
@@ -81,16 +81,11 @@ def read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, path
     if site not in backbone.layers:
         raise UnsupportedError(f"{path} holds keys and values, which cannot be reached in this model")
     shapes = backbone.layers[site]
-    layers = config.get("num_layers") or len(shapes)
     shape = _widest(shapes, backbone)
     if shape is None:
         raise UnsupportedError(f"{path} cannot hold this model's keys and values, which differ in size from each other")
-    width = shape.kv_heads * shape.head_dim
-    if tensor.shape[1] != 2 * layers * width or (not is_seq2seq and layers != len(shapes)):
-        raise BackboneMismatchError(
-            f"{path} holds keys and values of {tensor.shape[1]} features in {layers} layers; this model needs "
-            f"{2 * len(shapes) * width} in {len(shapes)}; load it onto the model it was made for"
-        )
+    layers = config.get("num_layers") or len(shapes)
+    _check_rows(tensor, layers, shapes, shape, path, is_seq2seq)
     if is_seq2seq and config.get("num_transformer_submodules", 2) == 1:
         raise UnsupportedError(
             f"{path} has num_transformer_submodules=1, with which PEFT lets tokens see later ones; "
@@ -106,6 +101,18 @@ def read_prefix(tensor: Tensor, config: dict[str, Any], backbone: Backbone, path
         keys.append(pairs[row][:heads, :, :size].contiguous())
         values.append(pairs[(row + 1) % (2 * layers)][:heads, :, :size].contiguous())
     return LayerTokens({site: SiteTokens(tuple(keys), tuple(values))})
+
+
+def _check_rows(
+    tensor: Tensor, layers: int, shapes: Sequence[LayerShape], shape: LayerShape, path: Path, is_seq2seq: bool
+) -> None:
+    """Refuse rows `(tokens, 2 * layers * features)` of other sizes than a site's; `shape` is what all layers have."""
+    width = shape.kv_heads * shape.head_dim
+    if tensor.shape[1] != 2 * layers * width or (not is_seq2seq and layers != len(shapes)):
+        raise BackboneMismatchError(
+            f"{path} holds keys and values of {tensor.shape[1]} features in {layers} layers; this model needs "
+            f"{2 * len(shapes) * width} in {len(shapes)}; load it onto the model it was made for"
+        )
 
 
 def _widest(shapes: Sequence[LayerShape], backbone: Backbone) -> LayerShape | None:

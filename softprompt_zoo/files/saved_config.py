@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.files import adapter_folder, embeddings, native, peft, vocabulary
+from softprompt_zoo.files import adapter_folder, embeddings, native, vocabulary
 from softprompt_zoo.files.files import existing_directory
 
 OF_THE_FILE = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
@@ -60,7 +60,7 @@ def read_config(directory: str | os.PathLike[str]) -> SavedConfig:
     if native.is_native(path):
         return _of_index(native.read_index(path))
     if adapter_folder.is_there(path):
-        return _of_peft(peft.read_config(path), path)
+        return _of_peft(adapter_folder.read_prompt_config(path), path)
     found = vocabulary.counts(path) if vocabulary.is_vocabulary(path) else None
     if found is None and embeddings.is_embeddings(path):
         found = embeddings.counts(path)
@@ -83,8 +83,8 @@ def _of_index(index: native.Index) -> SavedConfig:
 
 
 def _of_peft(fields: Mapping[str, Any], path: Path) -> SavedConfig:
-    if not peft.is_prompt(fields):
-        raise CheckpointError(f"{path} is a PEFT adapter of type {fields['peft_type']!r}, which is no prompt")
+    if not adapter_folder.is_prompt(fields):
+        raise CheckpointError(f"{path} is a PEFT adapter of type {fields['peft_type']!r}, which is not a prompt")
     base, task, count = (fields.get(key) for key in ("base_model_name_or_path", "task_type", "num_virtual_tokens"))
     for key, value in (("base_model_name_or_path", base), ("task_type", task)):
         if not isinstance(value, str | None):

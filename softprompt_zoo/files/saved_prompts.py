@@ -13,7 +13,7 @@ from softprompt_zoo.config.checks import check_weight
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.errors import CheckpointError, ShapeError
 from softprompt_zoo.files import native
-from softprompt_zoo.files.numbers import check_floating
+from softprompt_zoo.files.damage import check_floating
 from softprompt_zoo.prompt.fits import check_room
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
 from softprompt_zoo.prompt.task_heads import copy_saved_head
@@ -81,7 +81,7 @@ def restore(
     check_room(config, backbone)
     learned: Any
     if record.is_merged:
-        learned = copied(_under(MERGED, tensors), backbone)
+        learned = PlainTokens.copied(_under(MERGED, tensors), backbone.device)
     else:
         learned = method.make_parameters(config, backbone)
         learned.load_state_dict(_under(LEARNED, tensors))
@@ -90,11 +90,6 @@ def restore(
     prompt = Prompt(method, config, learned, head)
     prompt.weight = float(record.weight)
     return prompt.requires_grad_(record.is_trained)
-
-
-def copied(tensors: Mapping[str, Tensor], backbone: Backbone) -> PlainTokens:
-    """Make parameters of plain tokens that are views of a file, which other programs overwrite and cut."""
-    return PlainTokens({key: t.to(backbone.device, copy=True).contiguous() for key, t in tensors.items()})
 
 
 def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

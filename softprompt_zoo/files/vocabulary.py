@@ -17,9 +17,9 @@ from torch import Tensor
 from softprompt_zoo.config import typed
 from softprompt_zoo.config.method_config import PromptName
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
-from softprompt_zoo.files import checksums
+from softprompt_zoo.files import damage
+from softprompt_zoo.files.damage import check_finite, check_floating
 from softprompt_zoo.files.files import check_format, check_regular, read_json, write_json
-from softprompt_zoo.files.numbers import check_finite, check_floating
 
 FORMAT_VERSION = 1
 INDEX_FILE = "soft_tokens.json"
@@ -112,7 +112,7 @@ def chat_template(template: str, tokens: Mapping[str, str], default: str) -> str
 def write_index(directory: Path, index: Index) -> None:
     """Write the index beside a checkpoint."""
     content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
-    write_json(directory / INDEX_FILE, checksums.seal(content))
+    write_json(directory / INDEX_FILE, damage.seal(content))
 
 
 def is_vocabulary(directory: Path) -> bool:
@@ -156,7 +156,7 @@ def _index(directory: Path) -> Index:
     path = directory / INDEX_FILE
     content = read_json(path)
     check_format(content, FORMAT_VERSION, path)
-    content = checksums.unseal(content, path)
+    content = damage.unseal(content, path)
     return typed.read(Index, {name: value for name, value in content.items() if name != "format"}, str(path))
 
 

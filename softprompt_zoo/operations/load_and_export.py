@@ -1,7 +1,7 @@
 """What users do with a model's prompts as a whole: load, merge, export."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.peft_layers import model_inside
 from softprompt_zoo.errors import CheckpointError, PromptExistsError, UnsupportedError
-from softprompt_zoo.files import adapters, native, peft, peft_prompts
+from softprompt_zoo.files import adapter_folder, adapters, native, peft_export
 from softprompt_zoo.files.checkpoints import read_adapters, read_prompts
 from softprompt_zoo.files.files import existing_directory
 from softprompt_zoo.model.attachment import attach, detach, is_attached, prompts_of
@@ -62,30 +62,33 @@ def load(
     attached = is_attached(base)
     model: Any = model_inside(base)
     backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)
-    prompts, active = read_prompts(path, backbone, pools_prompt)
-    prompts, active = _renamed(prompts, active, name, path)
-    check_shared_room({name: prompts[name] for name in active}, backbone)
-    check_ranges(prompts, backbone, f"in {path}")
+    prompts, active = _renamed(*read_prompts(path, backbone, pools_prompt), name, path)
     adapted = read_adapters(path)
+    _check_fit(model.prompts if attached else Prompts(backbone), prompts, active, path)
     adapters.check(model, adapted, path)
     trained = [prompt for prompt in prompts.values() if prompt.is_trained] or list(prompts.values())
     for prompt in prompts.values():
         prompt.requires_grad_(trainable and prompt in trained)
-    host: Any = model.prompts if attached else Prompts(backbone)
-    _check_names(host, prompts, path)
     with adapters.taken_off_on_error(model, adapted):
         adapters.put(model, adapted, path, trainable)
         if not attached and adapted:
             backbone, stacks = inspect_backbone(base)  # some of its layers are others now
-    if not attached:
-        attach(base, backbone, stacks, prompts)
-    else:
+    if attached:
         for own_name, prompt in prompts.items():
-            host.insert(own_name, prompt)
+            model.prompts.insert(own_name, prompt)
+    else:
+        attach(base, backbone, stacks, prompts)
     if pools_prompt:
         _check_pooling(base, next(iter(prompts)), attached)
     model.prompts.activate(*active)
     return base
+
+
+def _check_fit(host: Prompts, prompts: Mapping[str, Prompt], active: tuple[str, ...], path: Path) -> None:
+    """Refuse prompts that cannot go among those of a model, before the model is changed."""
+    check_shared_room({name: prompts[name] for name in active}, host.backbone)
+    check_ranges(prompts, host.backbone, f"in {path}")
+    _check_names(host, prompts, path)
 
 
 def _check_pooling(base: PreTrainedModel, name: str, was_attached: bool) -> None:
@@ -182,7 +185,7 @@ def export(
         TypeError: If `name` is neither a name nor a list of names, or `"vocabulary"` gets no tokenizer.
         ValueError: If `to` is none of these, the directory is not empty, or the prompt does not have that task.
         UnknownPromptError: If there is no prompt of that name.
-        CheckpointError: If an adapter for PEFT would replace another one that is no prompt, or stand beside what
+        CheckpointError: If an adapter for PEFT would replace another one that is not a prompt, or lie next to what
             `save_pretrained` wrote.
         UnsupportedError: If the format cannot hold the prompt; says what would be lost. Nothing is written.
     """
@@ -201,7 +204,7 @@ def export(
     else:
         _refuse_adapters(model)
         _check_place(Path(directory))
-        peft_prompts.write(host.saved(), Path(directory), None if names is None else names[0], task)
+        peft_export.write(host.saved(), Path(directory), None if names is None else names[0], task)
 
 
 def _check_place(directory: Path) -> None:
@@ -210,11 +213,11 @@ def _check_place(directory: Path) -> None:
             f"{directory} holds prompts that save_pretrained wrote, which zoo.load would read in place of the export; "
             "give a new folder"
         )
-    peft.check_place(directory)
+    adapter_folder.check_place(directory)
 
 
 def _refuse_adapters(model: Any) -> None:
-    """Refuse what PEFT would run without the adapters that act beside the prompt."""
+    """Refuse what PEFT would run without the adapters that act next to the prompt."""
     acting = adapters.acting(model_inside(model))
     if acting:
         raise UnsupportedError(

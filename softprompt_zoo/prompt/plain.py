@@ -58,10 +58,7 @@ def plain_prompt(
         options = {name: value for name, value in wanted.items() if name in fields}
         config = method.config_class.from_options({"num_virtual_tokens": count, "train_head": has_head, **options})
     check_room(config, backbone)
-    contiguous = {
-        name: tensor.detach().to(backbone.device, copy=True).contiguous() for name, tensor in tokens.tensors().items()
-    }
-    prompt = Prompt(method, config, PlainTokens(contiguous), head)
+    prompt = Prompt(method, config, PlainTokens.copied(tokens.tensors(), backbone.device), head)
     placed = prompt.place(backbone).options
     for name, expected in like.options.items():
         found = placed[name]

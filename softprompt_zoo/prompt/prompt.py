@@ -34,6 +34,11 @@ class PlainTokens(nn.Module):
         super().__init__()
         self.tensors = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
 
+    @classmethod
+    def copied(cls, tensors: Mapping[str, Tensor], device: torch.device) -> "PlainTokens":
+        """Make parameters of a copy of tensors, which may be views of a file that other programs overwrite and cut."""
+        return cls({name: tensor.detach().to(device, copy=True).contiguous() for name, tensor in tensors.items()})
+
     def tokens(self, backbone: Backbone) -> VirtualTokens:
         """Return them as virtual tokens; gradients flow to the parameters."""
         return from_tensors(dict(self.tensors.items()), backbone)

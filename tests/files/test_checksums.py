@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files import checksums
+from softprompt_zoo.files import damage
 from softprompt_zoo.testing import tiny_model
 
 TEXT = torch.arange(5, 14)[None]
@@ -72,7 +72,7 @@ def test_a_flipped_bit_in_a_header_changes_nothing_or_is_told(kind, folders, tmp
 
 
 def test_the_check_notices_files_that_are_not_held_against_their_checksum(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(checksums, "check_tensors", lambda tensors, metadata, path: None)
+    monkeypatch.setattr(damage, "check_tensors", lambda tensors, metadata, path: None)
     with pytest.raises(AssertionError):
         check_flips(folders / "native", "model.safetensors", tmp_path, in_tensors)
 
@@ -149,6 +149,6 @@ def test_a_file_of_an_earlier_version_is_held_against_its_xxh3_where_xxhash_is_i
 def test_an_index_of_an_earlier_version_is_held_against_its_xxh3(tmp_path):
     content = {"format": 1, "active": ["default"]}
     earlier = xxhash.xxh3_64(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    assert checksums.unseal({**content, "checksum": earlier}, tmp_path) == content
+    assert damage.unseal({**content, "checksum": earlier}, tmp_path) == content
     with pytest.raises(zoo.CheckpointError, match="does not have its checksum"):
-        checksums.unseal({**content, "active": [], "checksum": earlier}, tmp_path)
+        damage.unseal({**content, "active": [], "checksum": earlier}, tmp_path)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files import peft_prompts, saved_prompts
 from softprompt_zoo.prompt.prompt import PlainTokens
 from softprompt_zoo.testing import tiny_model
 
@@ -44,9 +43,9 @@ def test_a_loaded_prompt_stays_when_its_file_is_overwritten(kind, folders, tmp_p
     check_stays(tmp_path / "copy", FILES[kind])
 
 
-@pytest.mark.parametrize(("kind", "module"), [("merged", saved_prompts), ("peft", peft_prompts)])
-def test_the_check_notices_views_of_the_file(kind, module, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "copied", lambda tensors, backbone: PlainTokens(tensors))
+@pytest.mark.parametrize("kind", ["merged", "peft"])
+def test_the_check_notices_views_of_the_file(kind, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(PlainTokens, "copied", lambda tensors, device: PlainTokens(tensors))
     shutil.copytree(folders / kind, tmp_path / "copy")
     with pytest.raises(AssertionError):
         check_stays(tmp_path / "copy", FILES[kind])

@@ -198,7 +198,7 @@ def test_foreign_adapters_are_refused(tmp_path):
     model = tiny_model("llama")
     lora = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     lora.save_pretrained(tmp_path / "lora")
-    with pytest.raises(zoo.CheckpointError, match="type 'LORA', which is no prompt"):
+    with pytest.raises(zoo.CheckpointError, match="type 'LORA', which is not a prompt"):
         zoo.load(model, tmp_path / "lora")
     subject = prompted("gpt2", "prefix_tuning")
     zoo.export(subject.model, tmp_path / "gpt2", to="peft")

@@ -8,8 +8,7 @@ from helpers.classifiers import classifier, disturb, logits, texts
 from transformers import XGLMConfig, XGLMForCausalLM
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files import peft as peft_format
-from softprompt_zoo.files import peft_modules
+from softprompt_zoo.files import peft_export, peft_modules
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import assert_equal, random_text
 
@@ -99,6 +98,6 @@ def test_sizes_that_peft_does_not_find_in_the_config_are_in_the_file(architectur
 
 
 def test_the_check_notices_sizes_that_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(peft_format, "with_sizes", lambda files, backbone: files)
+    monkeypatch.setattr(peft_export, "with_sizes", lambda files, backbone: files)
     with pytest.raises(ValueError, match="Please specify `num_"):
         check_sizes("xglm", "prompt_tuning", tmp_path)

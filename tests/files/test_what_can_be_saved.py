@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files import peft_prompts
+from softprompt_zoo.files import peft_export
 from softprompt_zoo.methods import prompt_tuning
 from softprompt_zoo.model import making
 from softprompt_zoo.testing import tiny_model
@@ -176,7 +176,7 @@ def test_a_fault_in_what_is_written_for_peft_costs_that_copy_alone(register, hoo
 
 
 def test_without_the_guard_that_test_is_red(register, tmp_path, monkeypatch):
-    monkeypatch.setattr(peft_prompts, "write_copy", lambda *_: False)
+    monkeypatch.setattr(peft_export, "write_copy", lambda *_: False)
     with pytest.raises(pytest.fail.Exception, match="DID NOT WARN"):
         training_survives(register, "merge", tmp_path)
 

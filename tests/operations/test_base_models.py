@@ -215,6 +215,6 @@ def test_what_is_no_folder_is_refused_with_how_to_fetch_one(tmp_path, monkeypatc
             call("somebody/their-prompt")
         with pytest.raises(zoo.CheckpointError, match=r"is no folder; expected .* adapter$"):
             call("nothing")
-        with pytest.raises(zoo.CheckpointError, match="type 'LORA', which is no prompt"):
+        with pytest.raises(zoo.CheckpointError, match="type 'LORA', which is not a prompt"):
             call("lora")
     assert not hasattr(model, "prompts")

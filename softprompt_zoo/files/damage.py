@@ -1,4 +1,6 @@
-"""Checksums of our files, as a bank's entries have: a flipped bit is told, where safetensors and JSON notice none.
+"""What shows that a file is damaged: another checksum than its content has, NaN or infinity, no floating-point numbers.
+
+Our files have checksums, as a bank's entries do: a flipped bit is reported, where safetensors and JSON notice none.
 
 They find damage, and are no signature: whoever changes a file on purpose can write another.
 """
@@ -16,13 +18,16 @@ from torch import Tensor
 from softprompt_zoo.errors import CheckpointError
 
 METADATA_KEY = "softprompt_zoo_checksum"
-"""Where the checksum of a file of tensors stands in its header."""
+"""Where the checksum of a file of tensors is in its header."""
 FIELD = "checksum"
-"""Where that of a JSON file stands."""
+"""Where that of a JSON file is."""
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What trained numbers may be stored in."""
 XXH3_DIGITS = 16
 """Of the checksums of earlier versions, XXH3 of 64 bits; those of this one, CRC-32, have 8 digits."""
 
 _Pieces = Iterable[bytes | memoryview]
+_DAMAGED = "does not have its checksum, so it is damaged; take another copy, or save it again"
 
 
 def of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -108,4 +113,45 @@ def _xxh3(pieces: _Pieces) -> str:
     return found.hexdigest()
 
 
-_DAMAGED = "does not have its checksum, so it is damaged; take another copy, or save it again"
+def check_floating(tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Refuse tensors that no parameter can take as they are.
+
+    Args:
+        tensors: What a file holds, by name.
+        where: The file, or the prompt in it, for the message.
+
+    Raises:
+        CheckpointError: If one holds other than finite floating-point numbers.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATING:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+            raise CheckpointError(f"{where}: tensor {name!r} is of {tensor.dtype}; expected one of {known}")
+    check_finite(tensors, where)
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        tensors: What a file holds, by name.
+        where: The file, or the prompt in it, for the message.
+
+    Raises:
+        CheckpointError: If one holds such a number.
+    """
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            wrong = int((~tensor.isfinite()).sum())
+            raise CheckpointError(
+                f"{where}: tensor {name!r} holds NaN or infinity ({wrong} of {tensor.numel()} numbers); its training "
+                "failed or the file is damaged; take another copy, or train again"
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinity; integers never do."""
+    if not tensor.is_floating_point() or tensor.dtype not in FLOATING:
+        return True
+    # The sum is quick and never finite where a number is not; a large one may overflow.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -1,0 +1,279 @@
+"""One prompt written as a PEFT adapter; `peft_prefixes` and `peft_modules` have parts of it.
+
+What can be expressed depends on the plain tokens alone: tokens at the input embeddings are PEFT's
+PROMPT_TUNING, keys and values its PREFIX_TUNING, whichever method trained them. Checked against peft 0.21.
+"""
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.errors import PluginError, UnsupportedError
+from softprompt_zoo.exchange import PeftFiles
+from softprompt_zoo.files import adapter_folder, peft_modules
+from softprompt_zoo.files.adapter_folder import ORIGIN_KEY, Origin
+from softprompt_zoo.files.files import make_directory
+from softprompt_zoo.files.peft_modules import CLASSES_TASK, POOLED_TASKS
+from softprompt_zoo.files.peft_prefixes import SEQ2SEQ, TENSOR_KEY, flat_prefix
+from softprompt_zoo.files.saved_prompts import PromptSet
+from softprompt_zoo.prompt.plain import one_task
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.task_heads import copy_head
+from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
+
+TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+}
+"""Ending of a transformers class to PEFT's name of the task; others are feature extraction to PEFT."""
+
+
+def write(own: PromptSet, directory: Path, name: str | None, task_id: int | None = None) -> None:
+    """Write one prompt as a PEFT adapter.
+
+    Args:
+        own: The model's prompts.
+        directory: Where to; made if missing.
+        name: The prompt; `None` for the active one.
+        task_id: Of a prompt with tasks the one whose tokens are written; `None` for all.
+
+    Raises:
+        ValueError: If the prompt does not have that task.
+        UnsupportedError: If PEFT cannot hold it; says what would be lost. Nothing is written.
+    """
+    content = _content(own, name, task_id)
+    _write(make_directory(directory), *content)
+
+
+def write_copy(own: PromptSet, directory: Path, active: tuple[str, ...]) -> bool:
+    """Write the active prompt for PEFT beside our own files, which hold it already.
+
+    Args:
+        own: The model's prompts.
+        directory: Where our own files are.
+        active: Names of the prompts that are active in them.
+
+    Returns:
+        Whether it could be written. Of a prompt that PEFT cannot hold nothing is said; of a fault in a hook a warning.
+    """
+    if len(active) != 1:
+        return False
+    try:
+        content = _content(own, active[0], None)
+    except UnsupportedError:
+        return False
+    except Exception as error:  # whatever a method's hooks raise: the training is saved, and must go on
+        return _warn_of_no_copy(directory, error)
+    try:
+        _write(directory, *content)
+    except OSError:
+        raise
+    except Exception as error:  # of what the hooks returned
+        return _warn_of_no_copy(directory, error)
+    return True
+
+
+def _warn_of_no_copy(directory: Path, error: Exception) -> bool:
+    origin = "; ".join(getattr(error, "__notes__", ()))
+    warnings.warn(
+        f"{directory} holds the prompts, which zoo.load reads, but no copy for PEFT: {type(error).__name__}: {error}"
+        f"{' (' + origin + ')' if origin else ''}",
+        stacklevel=5,
+    )
+    return False
+
+
+def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[PeftFiles, dict[str, Any], Origin]:
+    """Return what `_write` takes; arguments and errors as of `write`."""
+    if name is None and len(own.active) != 1:
+        raise UnsupportedError(
+            f"a PEFT adapter holds one prompt, {len(own.active)} are active ({', '.join(own.active) or 'none'}); "
+            "name one with name=…, or make them one with zoo.fold"
+        )
+    chosen = name or own.active[0]
+    prompt = own.prompts[chosen]
+    prompt.refuse_weight(f"prompt {chosen!r}", "a PEFT adapter")
+    task = _task_type(own.architecture)
+    with torch.no_grad():
+        tokens = prompt.merged_tokens(own.backbone)
+        if task_id is not None:
+            tokens = one_task(tokens, task_id, chosen)
+        check_head(tokens, own.backbone, task, prompt.config.pools_prompt)
+        is_whole = not prompt.is_merged and task_id is None
+        files = with_sizes(_expressed(prompt, tokens, own.backbone, task, is_whole), own.backbone)
+    head = prompt.head
+    if head is None and peft_modules.needs_head(files, task):
+        head = copy_head(own.backbone.inside.task_head)
+    if head is not None:
+        files = peft_modules.with_head(files, head.state_dict(), task)
+    general = {"task_type": task, "inference_mode": True, "revision": None, "auto_mapping": None}
+    fields = {**general, "base_model_name_or_path": own.base_name}
+    return files, fields, Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
+
+
+def _expressed(prompt: Prompt, tokens: VirtualTokens, backbone: Backbone, task: str, is_whole: bool) -> PeftFiles:
+    """Return a whole prompt as its method writes it, or plain tokens in PEFT's terms."""
+    method = prompt.loaded
+    arguments: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "backbone": backbone}
+    files = method.call("write_peft", **arguments) if is_whole else None
+    if files is None:
+        return express(method.call("inject", **arguments, tokens=tokens), backbone, task)
+    if not isinstance(files, PeftFiles):
+        raise PluginError(
+            f"{method.describe('write_peft')} returned {type(files).__name__}; expected a softprompt_zoo.PeftFiles, or "
+            "None"
+        )
+    return files
+
+
+def _write(directory: Path, files: PeftFiles, general: dict[str, Any], origin: Origin) -> None:
+    """Write a directory that `PeftModel.from_pretrained` loads.
+
+    Args:
+        directory: Where to; it must exist.
+        files: What they hold.
+        general: The fields of every adapter, which the files' own ones go before.
+        origin: The prompt's method, for whoever loads it without that.
+    """
+    metadata = {ORIGIN_KEY: json.dumps(dataclasses.asdict(origin))}
+    tensors = {key: tensor.float() for key, tensor in files.tensors.items()}
+    adapter_folder.write(directory, {**general, **files.fields}, tensors, metadata)
+
+
+def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_prompt: bool) -> None:
+    """Refuse prompts with which PEFT would look at a virtual token under the head, or fail, or not scale the text.
+
+    Args:
+        tokens: The plain tokens.
+        backbone: Sizes of the model.
+        task_type: PEFT's name of the model's task.
+        pools_prompt: Whether a classifier reads a virtual token here, too.
+
+    Raises:
+        UnsupportedError: If it would.
+    """
+    if backbone.kind.has_two_texts and task_type in POOLED_TASKS:
+        raise UnsupportedError(
+            f"PEFT runs no prompt under the {task_type} head of an encoder-decoder: it fails, or gives the decoder "
+            "another text; keep the prompt in our own format"
+        )
+    if tokens.at_input is None:
+        return
+    if backbone.inside.scales_ids:
+        raise UnsupportedError(
+            f"PEFT would give this model ({backbone.model_type}) embeddings that it does not scale, where it scales "
+            "those of ids, so the exported prompt would give other results; use a method that works on keys and values"
+        )
+    is_same = pools_prompt and task_type == CLASSES_TASK
+    if backbone.kind.has_head_over_input and task_type in POOLED_TASKS and not is_same:
+        raise UnsupportedError(
+            f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
+            "would give other results; use a method that works on keys and values"
+            f"{', or train with pools_prompt=True' if task_type == CLASSES_TASK else ''}"
+        )
+
+
+def with_sizes(files: PeftFiles, backbone: Backbone) -> PeftFiles:
+    """Add the sizes that PEFT asks of a prompt, and does not find in every model's config.
+
+    Args:
+        files: The adapter. Not changed.
+        backbone: Sizes of the model.
+
+    Returns:
+        The adapter; one of another kind as it is.
+    """
+    if TENSOR_KEY not in files.tensors:
+        return files
+    layers = next(iter(backbone.layers.values()), ())
+    # At the input embeddings PEFT asks for layers and heads and makes no use of them.
+    sizes = {
+        "num_layers": len(layers) or 1,
+        "num_attention_heads": layers[0].heads or layers[0].kv_heads if layers else 1,
+        "token_dim": backbone.hidden_size,
+    }
+    known = {name: value for name, value in files.fields.items() if value is not None or name not in sizes}
+    return PeftFiles({**sizes, **known}, files.tensors)
+
+
+def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
+    """Express plain tokens in PEFT's terms.
+
+    Args:
+        placement: The plain tokens, and how they are placed.
+        backbone: Sizes of the model.
+        task_type: PEFT's name of the model's task.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        UnsupportedError: If PEFT cannot hold them.
+    """
+    tokens = placement.tokens
+    if tokens.num_tasks is not None:
+        raise UnsupportedError(
+            f"PEFT's PROMPT_TUNING holds one task, this merged prompt has {tokens.num_tasks}; export one with task=…, "
+            "or export them all before merging"
+        )
+    if tokens.at_input is not None:
+        return _prompt_tuning(tokens.at_input)
+    return _prefix_tuning(placement, backbone, task_type)
+
+
+def _prompt_tuning(embeddings: Tensor) -> PeftFiles:
+    count, hidden = embeddings.shape
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "num_virtual_tokens": count,
+        "token_dim": hidden,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+    return PeftFiles(config, {TENSOR_KEY: embeddings})
+
+
+def _prefix_tuning(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
+    if placement.tokens.gates:
+        raise UnsupportedError(
+            "PEFT's PREFIX_TUNING shares the text's softmax, which gated tokens do not, as at the site "
+            f"{next(iter(placement.tokens.gates))!r}; keep the prompt in our format"
+        )
+    if not backbone.takes_cache:
+        raise UnsupportedError(
+            f"PEFT hands a prefix to the model as past_key_values, which this model ({backbone.model_type}) does not "
+            "take: it would fail or be ignored; keep the prompt in our own format"
+        )
+    flat, layers, shape = flat_prefix(placement.tokens, backbone)
+    windows = [layer.window for layer in next(iter(backbone.layers.values())) if layer.window]
+    if placement.always_visible and windows:
+        raise UnsupportedError(
+            f"PEFT lets a prefix slide out of the window of {windows[0]} tokens, which always_visible=True forbids; "
+            "train with always_visible=False"
+        )
+    config = {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": flat.shape[0],
+        "token_dim": shape.kv_heads * shape.head_dim,
+        "num_attention_heads": shape.kv_heads,
+        "num_layers": layers,
+        "num_transformer_submodules": 2 if task_type == SEQ2SEQ else 1,
+        "encoder_hidden_size": shape.kv_heads * shape.head_dim,
+        "prefix_projection": False,
+    }
+    return PeftFiles(config, {TENSOR_KEY: flat})
+
+
+def _task_type(architecture: str) -> str:
+    return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), "FEATURE_EXTRACTION")

@@ -1,0 +1,198 @@
+"""A PEFT adapter read into a prompt; `peft_prefixes` and `peft_modules` have parts of it. Checked against peft 0.21."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.errors import (
+    CheckpointError,
+    PluginError,
+    UnknownMethodError,
+    UnsupportedError,
+)
+from softprompt_zoo.exchange import PeftPrompt
+from softprompt_zoo.files import adapter_folder
+from softprompt_zoo.files.adapter_folder import CONFIG_FILE, TENSOR_FILE
+from softprompt_zoo.files.peft_modules import CLASSES_TASK, POOLED_TASKS, split_head
+from softprompt_zoo.files.peft_prefixes import TENSOR_KEY, read_prefix
+from softprompt_zoo.prompt.fits import fitting, fitting_head
+from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
+from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.registry.registry import registry
+from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.kinds import narrowed
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
+
+
+def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Prompt:
+    """Read a PEFT prompt adapter. Nothing is attached.
+
+    Args:
+        directory: What PEFT's `save_pretrained` or our export wrote.
+        backbone: Sizes of the model.
+        pools_prompt: Whether an encoder's classifier reads a virtual token, as in PEFT.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        CheckpointError: If a file is missing or corrupt, or the adapter is not a prompt.
+        BackboneMismatchError: If it was made for a model of other sizes.
+        UnknownMethodError: If it needs a method that is not installed.
+        UnsupportedError: If it cannot work on this model.
+    """
+    fields, tensors, origin = adapter_folder.read_prompt(directory)
+    task_type = fields.get("task_type")
+    if pools_prompt and task_type != CLASSES_TASK:
+        raise UnsupportedError(
+            f"pools_prompt is True, and {directory} is of PEFT's task {task_type!r}: it is for "
+            f"{CLASSES_TASK} alone, whose heads read one token; leave it out"
+        )
+    method = _method_for(fields, origin, directory)
+    try:
+        tensors, trained = split_head(tensors, backbone)
+        found = _understood(method, fields, tensors, backbone)
+    except (CheckpointError, UnsupportedError) as error:
+        raise type(error)(f"{directory}: {error}") from error
+    if found is None:
+        tokens = read_tokens(fields, tensors, backbone, directory)
+        found = PeftPrompt({"num_virtual_tokens": fields["num_virtual_tokens"], "init": "given"}, tokens=tokens)
+    options = ({"train_head": True} if trained else {}) | ({"pools_prompt": True} if pools_prompt else {})
+    config = _config(method, {**found.options, **options}, directory)
+    learned = _parameters(method, config, found, backbone, directory)
+    head = fitting_head(trained, backbone, str(directory), is_whole=False)
+    prompt = Prompt(method, config, learned, head)
+    with torch.no_grad():
+        placed = prompt.place(backbone)
+    if placed.tokens.at_input is not None:
+        _warn_of_differences(task_type, backbone, pools_prompt)
+    return prompt
+
+
+def _understood(
+    method: LoadedMethod, fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone
+) -> PeftPrompt | None:
+    """Return what the method says of its own files; `None` if it leaves them to the host."""
+    found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
+    if found is None:
+        return None
+    what = method.describe("read_peft")
+    if not isinstance(found, PeftPrompt):
+        raise PluginError(f"{what} returned {type(found).__name__}; expected a softprompt_zoo.PeftPrompt, or None")
+    if found.state is None and found.tokens is None:
+        raise PluginError(f"{what} returned {found} with neither state nor tokens; expected one of them")
+    return found
+
+
+def _config(method: LoadedMethod, options: Mapping[str, Any], directory: Path) -> MethodConfig:
+    try:
+        return method.config_class.from_options(options)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory / CONFIG_FILE} does not fit {method.name!r}: {error}") from error
+
+
+def _parameters(
+    method: LoadedMethod, config: MethodConfig, found: PeftPrompt, backbone: Backbone, directory: Path
+) -> nn.Module:
+    """Return what the method trains, or plain tokens where there is only that."""
+    if found.tokens is not None and found.state is None:
+        return PlainTokens.copied(narrowed(found.tokens).tensors(), backbone.device)
+    learned = method.make_parameters(config, backbone)
+    with fitting(f"{directory} does not fit this model"):
+        learned.load_state_dict(dict(found.state or {}))
+    return learned
+
+
+def _warn_of_differences(task_type: str | None, backbone: Backbone, pools_prompt: bool) -> None:
+    """Warn where PEFT computes something else with a prompt at the input embeddings."""
+    if task_type in POOLED_TASKS and backbone.kind.has_head_over_input and not pools_prompt:
+        advice = "; zoo.load(…, pools_prompt=True) does as PEFT" if task_type == CLASSES_TASK else ""
+        warnings.warn(
+            f"PEFT's {task_type} head pools or labels a virtual token; here the text alone is pooled, so the "
+            f"results differ from PEFT's{advice}",
+            stacklevel=4,
+        )
+    if backbone.inside.scales_ids:
+        warnings.warn(
+            "PEFT gives this model embeddings that it does not scale, where it scales those of ids; here the text is "
+            "scaled as ever, so the results differ from PEFT's",
+            stacklevel=4,
+        )
+
+
+def _method_for(fields: dict[str, Any], origin: adapter_folder.Origin | None, directory: Path) -> LoadedMethod:
+    peft_type = fields["peft_type"]
+    method = registry.reader_of(peft_type)
+    if method is not None:
+        return method
+    if origin is not None:
+        registry.lookup_saved(origin.method, origin.distribution, origin.version, str(directory))
+    if peft_type in adapter_folder.PACKAGES:
+        raise UnknownMethodError(
+            f"{directory} is a PEFT adapter of type {peft_type!r}, whose method is not installed; run: pip install "
+            f"{adapter_folder.PACKAGES[peft_type]}"
+        )
+    if not adapter_folder.is_prompt(fields):
+        raise CheckpointError(
+            f"{directory} is a PEFT adapter of type {peft_type!r}, which is not a prompt of an installed method; "
+            "load it with PEFT"
+        )
+    known = ", ".join(registry.peft_types())
+    raise UnsupportedError(f"no installed method loads PEFT's {peft_type}; installed ones load {known}")
+
+
+def read_tokens(
+    fields: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path
+) -> VirtualTokens:
+    """Take the plain tokens out of a prompt adapter of any type.
+
+    Args:
+        fields: PEFT's config.
+        tensors: PEFT's tensors.
+        backbone: Sizes of the model it shall go to.
+        directory: Where they were read, for messages.
+
+    Returns:
+        Its plain tokens.
+
+    Raises:
+        CheckpointError: If they do not hold a prompt.
+        BackboneMismatchError: If it was made for other sizes.
+        UnsupportedError: If PEFT itself cannot run it right.
+    """
+    path = directory / CONFIG_FILE
+    count, peft_type = fields.get("num_virtual_tokens"), fields["peft_type"]
+    if not isinstance(count, int):
+        raise CheckpointError(
+            f"{path} is a PEFT adapter of type {peft_type!r}, which is not a prompt; load it with PEFT"
+        )
+    tensor = _only_tensor(tensors, directory / TENSOR_FILE)
+    tokens: VirtualTokens
+    rows = [count]
+    if tensor.shape[1] == backbone.hidden_size and peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
+        tokens = InputTokens(tensor[:count])
+        if backbone.kind.has_two_texts:
+            rows.append(2 * count)  # PEFT keeps rows for the decoder, too, which it does not look at
+    else:
+        tokens = read_prefix(tensor, fields, backbone, path)
+    if tensor.shape[0] not in rows:
+        raise CheckpointError(f"{path} says {count} virtual tokens, its tensor has {tensor.shape[0]}")
+    return tokens
+
+
+def _only_tensor(tensors: Mapping[str, Tensor], path: Path) -> Tensor:
+    tensor = tensors.get(TENSOR_KEY)
+    if tensor is None or tensor.ndim != 2:
+        raise CheckpointError(f"{path} has no tensor {TENSOR_KEY!r} of two axes; it is not a prompt")
+    other = next((key for key in tensors if key != TENSOR_KEY), None)
+    if other is not None:
+        raise UnsupportedError(
+            f"{path} carries {other!r} next to the prompt, which no installed method reads; load it with PEFT"
+        )
+    return tensor
