@@ -13,15 +13,14 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.families import Family
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.call import Call
+from softprompt_zoo.operations.attention_batches import Batch, arguments_of, read_batches, text_name, text_queries
+from softprompt_zoo.sites.call import Call, Part
 from softprompt_zoo.sites.reach.attention_recording import RECORDED_PREFIX, Asked, recording
-from softprompt_zoo.sites.request import NEW_ARGUMENTS, Request
+from softprompt_zoo.sites.request import Request
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 from softprompt_zoo.trial.twin import twin
-
-Batch = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +53,7 @@ def measure_attention(
         ValueError: If a batch chooses prompts of its own, or lacks what the model reads.
         UnsupportedError: If the prompts are disabled, or the model does not show its attention.
     """
-    batches = [inputs] if isinstance(inputs, Mapping) else list(inputs) if isinstance(inputs, list | tuple) else []
-    if not batches or not all(isinstance(batch, Mapping) for batch in batches):
-        raise TypeError(
-            "inputs is no batch; expected what the model's forward takes, {'input_ids': …}, or a list of it"
-        )
-    for batch in batches:
-        chosen = next((name for name in NEW_ARGUMENTS if name in batch), None)
-        if chosen is not None:
-            raise ValueError(
-                f"inputs has {chosen}; leave it out: all rows see the prompts that are inspected, in front"
-            )
+    batches = read_batches(inputs)
     host: Any = model.prompts
     backbone: Backbone = host.backbone
     ids = None if task is None else torch.tensor([task])
@@ -76,8 +65,8 @@ def measure_attention(
     measure = _columns if all(stack.reach.shows_columns for stack in stacks.values()) else _sums
     measured = []
     for batch in batches:
-        arguments = _arguments(measured_on, batch, backbone)
-        rows = arguments[_text_name(arguments)].shape[0]
+        arguments = arguments_of(batch, backbone)
+        rows = arguments[text_name(arguments)].shape[0]
         arguments["prompts"] = [list(names)] * rows
         if task is not None:
             arguments["task_ids"] = torch.tensor([task] * rows, device=backbone.device)
@@ -85,7 +74,7 @@ def measure_attention(
     return _mean(measured, dict(zip(names, call.selection.combinations[0], strict=True)))
 
 
-_Measured = dict[str, tuple[int, dict[str, Tensor]]]
+_Measured = dict[str, tuple[int, dict[Part, Tensor]]]
 """Site name to how many tokens of text were looked at, and by prompt what they gave, `(layers, tokens)` or less."""
 
 
@@ -96,7 +85,7 @@ def _columns(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[
     asked = {}
     for site, counts in columns.items():
         first_query = sum(_input_counts(call).values()) if site == "encoder" else 0
-        is_text = _text_queries(arguments, site, backbone, moved=first_query > 0)
+        is_text = text_queries(arguments, site, backbone, moved=first_query > 0)
         if counts and is_text is not None:
             asked[site] = Asked(sum(counts.values()), first_query, is_text)
     modules = [stack.module for stack in stacks.values()]
@@ -127,13 +116,13 @@ def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str
         weights = model(**arguments, output_attentions=True).attentions
     if not weights or any(layer is None for layer in weights):
         raise UnsupportedError(f"{type(model).__name__} shows no attention weights; leave inputs out")
-    is_text = _text_queries(arguments, site, backbone, moved=False)
+    is_text = text_queries(arguments, site, backbone, moved=False)
     assert is_text is not None
     parts = [1 - layer.float().sum(dim=-1).mean(dim=1)[is_text].mean() for layer in weights]
     return {site: (int(is_text.sum()), {next(iter(counts)): torch.stack(parts)})}
 
 
-def _order(call: Call, site: str, family: Family) -> dict[str, int]:
+def _order(call: Call, site: str, family: Family) -> dict[Part, int]:
     """List the prompts that have columns at a site, in order, and how many."""
     if family.is_causal:
         counts = _counted(call, lambda tokens: tokens.columns(site))
@@ -144,11 +133,11 @@ def _order(call: Call, site: str, family: Family) -> dict[str, int]:
     return counts
 
 
-def _input_counts(call: Call) -> dict[str, int]:
+def _input_counts(call: Call) -> dict[Part, int]:
     return _counted(call, lambda tokens: 0 if tokens.at_input is None else tokens.count)
 
 
-def _counted(call: Call, count: Callable[[VirtualTokens], int]) -> dict[str, int]:
+def _counted(call: Call, count: Callable[[VirtualTokens], int]) -> dict[Part, int]:
     """Count something of each prompt of the only combination; those without it are left out."""
     counts = {name: count(call.placements[name].tokens) for name in call.selection.combinations[0]}
     return {name: number for name, number in counts.items() if number}
@@ -160,61 +149,19 @@ def _gated_layers(call: Call) -> dict[Site, int]:
     return Counter(Site(name, layer) for name, own in gates for layer, gate in enumerate(own) if gate is not None)
 
 
-def _text_queries(arguments: dict[str, Any], site: str, backbone: Backbone, moved: bool) -> Tensor | None:
-    """Say which queries of a site are text: `(rows, length)`; `None` if they are not among the arguments."""
-    is_second = backbone.kind.has_two_texts and site != "encoder"
-    prefix = "decoder_" if is_second else ""
-    text = next((arguments[n] for n in (f"{prefix}input_ids", f"{prefix}inputs_embeds") if n in arguments), None)
-    labels = arguments.get("labels") if is_second and text is None else None
-    text = labels if text is None else text
-    if text is None:
-        return None
-    mask = arguments.get(f"{prefix}attention_mask")
-    if mask is None:
-        mask = torch.ones(text.shape[:2], device=text.device) if labels is None else labels != -100
-    if mask.ndim != 2:
-        raise UnsupportedError(f"{prefix}attention_mask is {mask.ndim}-D; give a mask of shape (rows, length)")
-    seen: Tensor = mask.bool()
-    if moved:  # behind virtual positions each row's text comes first, then its padding
-        seen = torch.arange(seen.shape[1], device=seen.device)[None] < seen.sum(dim=1, keepdim=True)
-    return seen
-
-
-def _arguments(model: Any, batch: Batch, backbone: Backbone) -> dict[str, Any]:
-    arguments = {
-        name: value.to(backbone.device) if isinstance(value, Tensor) else value for name, value in batch.items()
-    }
-    _text_name(arguments)
-    if backbone.kind.has_two_texts:
-        if not {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & set(arguments):
-            raise ValueError("inputs has nothing for the decoder to read; add decoder_input_ids or labels")
-    else:
-        arguments.pop("labels", None)
-    if backbone.takes_cache:
-        arguments["use_cache"] = False
-    return arguments
-
-
-def _text_name(arguments: Mapping[str, Any]) -> str:
-    name = next((n for n in ("input_ids", "inputs_embeds") if isinstance(arguments.get(n), Tensor)), None)
-    if name is None:
-        raise ValueError(f"inputs has {', '.join(arguments) or 'nothing'}; expected the tensor input_ids, at least")
-    return name
-
-
-def _mean(measured: Sequence[_Measured], parts: Mapping[str, str]) -> dict[str, AttentionMass]:
+def _mean(measured: Sequence[_Measured], parts: Mapping[str, Part]) -> dict[str, AttentionMass]:
     """Average over batches; each token of text counts once."""
     found = {}
     for name, part in parts.items():
-        shares: dict[str, Tensor] = {}
-        tokens: dict[str, Tensor] = {}
-        for site in measured[0]:
-            given = [(count, of[part]) for count, of in (batch[site] for batch in measured) if part in of and count]
-            if not given:
-                continue
-            mean: Tensor = sum(count * mass for count, mass in given) / sum(count for count, _ in given)  # type: ignore[assignment]
-            if mean.ndim == 2:
-                tokens[site] = mean
-            shares[site] = mean.sum(dim=1) if mean.ndim == 2 else mean
-        found[name] = AttentionMass(shares, tokens)
+        means = {site: _mean_at(site, part, measured) for site in measured[0]}
+        seen = {site: mean for site, mean in means.items() if mean is not None}
+        shares = {site: mean.sum(dim=1) if mean.ndim == 2 else mean for site, mean in seen.items()}
+        found[name] = AttentionMass(shares, {site: mean for site, mean in seen.items() if mean.ndim == 2})
     return found
+
+
+def _mean_at(site: str, part: Part, measured: Sequence[_Measured]) -> Tensor | None:
+    given = [(count, own[part]) for count, own in [batch[site] for batch in measured] if part in own and count]
+    if not given:
+        return None
+    return torch.stack([count * mass for count, mass in given]).sum(dim=0) / sum(count for count, _ in given)

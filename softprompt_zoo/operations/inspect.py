@@ -16,7 +16,8 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.methods.parts.initialization import FREQUENT_VOCABULARY
 from softprompt_zoo.model.attachment import prompts_of
 from softprompt_zoo.model.prompts import Prompts
-from softprompt_zoo.operations.attention_mass import Batch, measure_attention
+from softprompt_zoo.operations.attention_batches import Batch
+from softprompt_zoo.operations.attention_mass import measure_attention
 from softprompt_zoo.operations.inspection_findings import Neighbour, Norms, PromptInspection
 from softprompt_zoo.operations.inspection_report import Inspection
 from softprompt_zoo.sites.select import check_combination

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.config.checks import check_choice, check_positive_integer
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.operations.attention_mass import Batch, measure_attention
+from softprompt_zoo.operations.attention_batches import Batch
+from softprompt_zoo.operations.attention_mass import measure_attention
 from softprompt_zoo.operations.given import GivenPrompt, read_given
 from softprompt_zoo.prompt.plain import plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt

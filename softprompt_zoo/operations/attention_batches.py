@@ -1,0 +1,114 @@
+"""The batches on which attention is measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.request import NEW_ARGUMENTS
+
+Batch = Mapping[str, Any]
+
+
+def read_batches(inputs: Batch | Sequence[Batch]) -> list[Batch]:
+    """Read what a user gave as batches.
+
+    Args:
+        inputs: A batch, or a list of them.
+
+    Returns:
+        The batches.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If a batch chooses prompts of its own.
+    """
+    batches = [inputs] if isinstance(inputs, Mapping) else list(inputs) if isinstance(inputs, list | tuple) else []
+    if not batches or not all(isinstance(batch, Mapping) for batch in batches):
+        raise TypeError(
+            "inputs is no batch; expected what the model's forward takes, {'input_ids': …}, or a list of it"
+        )
+    chosen = next((name for batch in batches for name in NEW_ARGUMENTS if name in batch), None)
+    if chosen is not None:
+        raise ValueError(f"inputs has {chosen}; leave it out: all rows see the prompts that are inspected, in front")
+    return batches
+
+
+def arguments_of(batch: Batch, backbone: Backbone) -> dict[str, Any]:
+    """Return what the model's forward is to take for a batch, without a loss or a cache.
+
+    Args:
+        batch: As the user gave it. Not changed.
+        backbone: Sizes of the model.
+
+    Returns:
+        The arguments, on the model's device.
+
+    Raises:
+        ValueError: If there is no text, or nothing for a decoder to read.
+    """
+    arguments = {
+        name: value.to(backbone.device) if isinstance(value, Tensor) else value for name, value in batch.items()
+    }
+    text_name(arguments)
+    if backbone.kind.has_two_texts:
+        if not {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & set(arguments):
+            raise ValueError("inputs has nothing for the decoder to read; add decoder_input_ids or labels")
+    else:
+        arguments.pop("labels", None)
+    if backbone.takes_cache:
+        arguments["use_cache"] = False
+    return arguments
+
+
+def text_name(arguments: Mapping[str, Any]) -> str:
+    """Return the name of the argument that holds the text.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    name = next((n for n in ("input_ids", "inputs_embeds") if isinstance(arguments.get(n), Tensor)), None)
+    if name is None:
+        raise ValueError(f"inputs has {', '.join(arguments) or 'nothing'}; expected the tensor input_ids, at least")
+    return name
+
+
+def text_queries(arguments: Mapping[str, Any], site: str, backbone: Backbone, moved: bool) -> Tensor | None:
+    """Return which queries of a site are text.
+
+    Args:
+        arguments: Of the forward.
+        site: The site.
+        backbone: Sizes of the model.
+        moved: Whether each row's text comes first behind virtual positions, then its padding.
+
+    Returns:
+        `(rows, length)` booleans; `None` if the text is not among the arguments.
+
+    Raises:
+        UnsupportedError: If the mask does not say it of rows.
+    """
+    is_second = backbone.kind.has_two_texts and site != "encoder"
+    prefix = "decoder_" if is_second else ""
+    mask = _mask(arguments, prefix)
+    if mask is None:
+        return None
+    if mask.ndim != 2:
+        raise UnsupportedError(f"{prefix}attention_mask is {mask.ndim}-D; give a mask of shape (rows, length)")
+    seen = mask.bool()
+    return torch.arange(seen.shape[1], device=seen.device)[None] < seen.sum(dim=1, keepdim=True) if moved else seen
+
+
+def _mask(arguments: Mapping[str, Any], prefix: str) -> Tensor | None:
+    """Return the mask of a text, or one of all of it; `None` if there is no text."""
+    given: Tensor | None = arguments.get(f"{prefix}attention_mask")
+    text = next((arguments[n] for n in (f"{prefix}input_ids", f"{prefix}inputs_embeds") if n in arguments), None)
+    labels: Tensor | None = arguments.get("labels") if prefix and text is None else None
+    if given is not None:
+        return None if text is None and labels is None else given
+    if text is not None:
+        return torch.ones(text.shape[:2], device=text.device)
+    return None if labels is None else labels != -100
