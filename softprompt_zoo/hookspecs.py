@@ -42,9 +42,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec(firstresult=True)
-def build_virtual_tokens(  # type: ignore[empty-body]
-    config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone"
-) -> "VirtualTokens":
+def build_virtual_tokens(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone") -> "VirtualTokens":
     """Make the virtual tokens from the trained parameters; called once per forward and prompt.
 
     Args:
@@ -62,10 +60,11 @@ def build_virtual_tokens(  # type: ignore[empty-body]
         ShapeError: By the host, if a shape is another one.
         PluginError: By the host, if nothing is returned; at attaching, if a start value is infinite or not a number.
     """
+    raise NotImplementedError  # a spec is never called
 
 
 @hookspec(firstresult=True)
-def inject(  # type: ignore[empty-body]
+def inject(
     config: "MethodConfig", parameters: "nn.Module", tokens: "VirtualTokens", backbone: "Backbone"
 ) -> "Placement":
     """Say where the virtual tokens go; never touch the model. By default `Placement(tokens)`.
@@ -83,12 +82,11 @@ def inject(  # type: ignore[empty-body]
         PluginError: By the host, if anything but a `Placement` is returned, or one with an impossible number.
         ShapeError: By the host, if it is of other tokens and a shape is another one.
     """
+    raise NotImplementedError  # a spec is never called
 
 
 @hookspec(firstresult=True)
-def merge(  # type: ignore[empty-body]
-    config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone"
-) -> "VirtualTokens":
+def merge(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone") -> "VirtualTokens":
     """Return the trained tokens without the scaffold that trained them; by default as they are built in eval mode.
 
     Args:
@@ -104,6 +102,7 @@ def merge(  # type: ignore[empty-body]
         ShapeError: By the host, if a shape is another one.
         PluginError: By the host, if nothing is returned.
     """
+    raise NotImplementedError  # a spec is never called
 
 
 @hookspec(firstresult=True)
@@ -143,9 +142,7 @@ def after_step(config: "MethodConfig", parameters: "nn.Module", backbone: "Backb
 
 
 @hookspec(firstresult=True)
-def parameter_groups(  # type: ignore[empty-body]
-    config: "MethodConfig", parameters: "nn.Module", learning_rate: float
-) -> "list[dict[str, Any]]":
+def parameter_groups(config: "MethodConfig", parameters: "nn.Module", learning_rate: float) -> "list[dict[str, Any]]":
     """Split the parameters into an optimizer's groups; optional, by default they are one group.
 
     Args:
@@ -160,6 +157,7 @@ def parameter_groups(  # type: ignore[empty-body]
     Raises:
         PluginError: By the host, if anything else is returned.
     """
+    raise NotImplementedError  # a spec is never called
 
 
 @hookspec(firstresult=True)

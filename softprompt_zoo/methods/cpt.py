@@ -34,13 +34,8 @@ from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
 from softprompt_zoo.hookspecs import hookimpl
+from softprompt_zoo.methods.parts import example_tokens
 from softprompt_zoo.methods.parts.demonstrations import read_pairs, split_template, tokenize_row
-from softprompt_zoo.methods.parts.example_tokens import (
-    check_predicts_words,
-    count_tokens,
-    problem_of_tokens,
-    target_places,
-)
 from softprompt_zoo.methods.parts.labels import labeled_predictions, share_of_accumulated
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
@@ -89,12 +84,14 @@ class Config(MethodConfig):
     target; 0 for separators."""
 
     def __post_init__(self) -> None:
-        for name in ("radius", "format_radius", "decay"):
-            check_not_negative(name, getattr(self, name))
+        for name, value in (("radius", self.radius), ("format_radius", self.format_radius), ("decay", self.decay)):
+            check_not_negative(name, value)
         if self.template is not None:
             split_template(self.template)
         self.settle(examples=read_pairs(self.examples))
-        found = count_tokens(self.examples, self.template, self.tokenizer, self.token_ids, self.token_types)
+        found = example_tokens.count_tokens(
+            self.examples, self.template, self.tokenizer, self.token_ids, self.token_types
+        )
         if found is None:
             return  # the tokenizer is still to come
         if self.num_virtual_tokens not in (0, len(found[0])):
@@ -134,8 +131,8 @@ class Parameters(nn.Module):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
-        check_predicts_words(backbone)
-        problem = problem_of_tokens(config.token_ids, config.token_types, backbone.vocab_size)
+        example_tokens.check_predicts_words(backbone)
+        problem = example_tokens.problem_of_tokens(config.token_ids, config.token_types, backbone.vocab_size)
         if problem is not None:
             raise ValueError(problem)
         dtype = torch.promote_types(backbone.dtype, torch.float32)
@@ -164,7 +161,7 @@ def training_loss(config: Config, step: TrainingStep) -> Tensor:
     labels = step.inputs["labels"].to(context.device)
     logits, targets = labeled_predictions(step, labels)
     ids = torch.tensor(config.token_ids, device=context.device)
-    places, newness = target_places(config.token_types or (), context.device)
+    places, newness = example_tokens.target_places(config.token_types or (), context.device)
     losses = functional.cross_entropy(context[places - 1].float(), ids[places], reduction="none")
     # The examples are the same in every row, and count there once each.
     total = functional.cross_entropy(logits.float(), targets, reduction="sum")
@@ -218,14 +215,15 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
         config = Config.from_options(options)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"PEFT's CPT adapter does not hold together: {error}") from error
-    found, expected = getattr(tensor, "shape", None), (config.num_virtual_tokens, backbone.hidden_size)
-    if tensor is None or tuple(tensor.shape) != expected:
+    found = None if tensor is None else tuple(tensor.shape)
+    expected = (config.num_virtual_tokens, backbone.hidden_size)
+    if tensor is None or found != expected:
         raise BackboneMismatchError(
             f"PEFT's CPT adapter has prompt_embeddings of shape {found}, expected {expected} for its token ids on this "
             "model; load it onto the model it was made for"
         )
-    check_predicts_words(backbone)
-    problem = problem_of_tokens(config.token_ids, config.token_types, backbone.vocab_size)
+    example_tokens.check_predicts_words(backbone)
+    problem = example_tokens.problem_of_tokens(config.token_ids, config.token_types, backbone.vocab_size)
     if problem is None and backbone.device.type != "meta":
         context = backbone.embed(torch.tensor(config.token_ids, device=backbone.device)).float()
         offsets = tensor.to(context) - context

@@ -12,10 +12,15 @@ RESERVED_OPTIONS = ("method", "model", "name", "self")
 """Arguments of the calls that take a method's options beside them: what a user gave would never reach the config."""
 
 
+def declared(plugin: Any) -> dict[str, Any]:
+    """Return what a plugin declares, by attribute, with the defaults of what it leaves out."""
+    return {name: getattr(plugin, name, default) for name, (default, _) in CHECKS.items()}
+
+
 def problems_of_attributes(plugin: Any) -> Iterator[str]:
     """Say, in a line each, which attributes break the contract."""
-    attributes: dict[str, Any] = {name: getattr(plugin, name, default) for name, (default, _) in CHECKS.items()}
-    problems = (check(name, attributes[name]) for name, (_, check) in CHECKS.items())
+    values = declared(plugin)
+    problems = (check(name, values[name]) for name, (_, check) in CHECKS.items())
     yield from (problem for problem in problems if problem is not None)
 
 

@@ -8,6 +8,7 @@ from softprompt_zoo import hookspecs
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import PluginError
+from softprompt_zoo.registry.attribute_check import declared
 from softprompt_zoo.registry.default_hooks import default_hooks
 from softprompt_zoo.registry.discovery import Candidate
 from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, manager, marked, note_origin, refusal
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from softprompt_zoo.backbone.backbone import Backbone
+
+
+FIVE_AND_SEVEN = {"num_virtual_tokens": 5}, {"num_virtual_tokens": 7}
+"""The `EXAMPLE_OPTIONS` of a method that has none."""
 
 
 class LoadedMethod:
@@ -28,13 +33,13 @@ class LoadedMethod:
         self.distribution = candidate.distribution
         self.version = candidate.version
         self.plugin = plugin
-        self.config_class: type[MethodConfig] = plugin.Config
-        self.parameters_class: Callable[..., Any] = plugin.Parameters
-        self.recipe: Recipe | None = getattr(plugin, "RECIPE", None)
-        five_and_seven = {"num_virtual_tokens": 5}, {"num_virtual_tokens": 7}
-        self.example_options: tuple[Mapping[str, Any], ...] = getattr(plugin, "EXAMPLE_OPTIONS", five_and_seven)
-        self.peft_types = tuple(getattr(plugin, "PEFT_TYPES", ()))
-        self.plain_kind: type | None = getattr(plugin, "HOLDS_PLAIN", None)
+        values = declared(plugin)
+        self.config_class: type[MethodConfig] = values["Config"]
+        self.parameters_class: Callable[..., Any] = values["Parameters"]
+        self.recipe: Recipe | None = values["RECIPE"]
+        self.example_options: tuple[Mapping[str, Any], ...] = values["EXAMPLE_OPTIONS"] or FIVE_AND_SEVEN
+        self.peft_types: tuple[str, ...] = tuple(values["PEFT_TYPES"])
+        self.plain_kind: type | None = values["HOLDS_PLAIN"]
         self.origin = candidate.origin
         self._wrap(wrappers)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from softprompt_zoo.errors import PluginError, UnknownMethodError, UnsupportedError
 from softprompt_zoo.registry import discovery
+from softprompt_zoo.registry.attribute_check import declared
 from softprompt_zoo.registry.discovery import GROUP, WRAPPER_GROUP, Candidate, normalize
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.names import Names, assign_names
@@ -173,7 +174,8 @@ class Registry:
         """
         candidate = _by_hand(plugin, name)
         checked = load_checked(candidate)
-        aliases, peft_types = (tuple(getattr(plugin, name, ())) for name in ("ALIASES", "PEFT_TYPES"))
+        values = declared(plugin)
+        aliases, peft_types = tuple(values["ALIASES"]), tuple(values["PEFT_TYPES"])
         candidate = dataclasses.replace(candidate, aliases=aliases, peft_types=peft_types)
         with self._lock:
             for wanted in (candidate.name, *aliases):
