@@ -17,6 +17,17 @@ def attention_configs(model: PreTrainedModel) -> list[Any]:
 
 
 @contextlib.contextmanager
+def attention_kept(configs: Sequence[Any]) -> Iterator[None]:
+    """Let configs choose the attention functions afterwards that they choose now."""
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
+
+
+@contextlib.contextmanager
 def eval_mode(modules: Sequence[PreTrainedModel], attention: str | None = None) -> Iterator[None]:
     """Put models or stacks into eval mode; restore it, and the attention functions that they choose, afterwards.
 
@@ -28,16 +39,14 @@ def eval_mode(modules: Sequence[PreTrainedModel], attention: str | None = None) 
         Nothing.
     """
     configs = [config for module in modules for config in attention_configs(module)]
-    before = [config._attn_implementation_internal for config in configs]
-    training = [(child, child.training) for module in modules for child in module.modules()]
-    try:
-        for config in configs if attention is not None else ():
-            config._attn_implementation_internal = attention
-        for module in modules:
-            keep_unpacked(module.eval())
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
-        for child, mode in training:
-            child.training = mode
+    training = {child: child.training for module in modules for child in module.modules()}
+    with attention_kept(configs):
+        try:
+            for config in configs if attention is not None else ():
+                config._attn_implementation_internal = attention
+            for module in modules:
+                keep_unpacked(module.eval())
+            yield
+        finally:
+            for child, mode in training.items():
+                child.training = mode

@@ -211,26 +211,35 @@ def _reached(module: nn.Module, place: _Place, seen: dict[int, list[_Place]]) ->
 
 def _kept(module: nn.Module, value: Any) -> Iterator[_Place]:
     """List what a callable may call."""
-    kind: Any = type(module)
     if value is module:
-        methods = [place for place in _entries(module.__dict__) if isinstance(place.value, MethodType)]
-        yield from (
-            place for place in methods if place.value.__func__ is _plain_forward(kind) or _is_prompted(place.value)
-        )
+        yield from _own_methods(module)
     elif isinstance(value, MethodType):
         yield from _kept(module, value.__func__)
         if value.__self__ is not module:
             yield from _kept(module, value.__self__)
     elif isinstance(value, FunctionType):
-        if not any(vars(owner).get(value.__name__) is value for owner in kind.__mro__):
+        kinds: Any = type(module).__mro__
+        if not any(vars(owner).get(value.__name__) is value for owner in kinds):
             yield from _of_function(value)
     elif isinstance(value, functools.partial):
-        yield _Place(value.func, functools.partial(_set_part, value, -1))
-        yield from (_Place(each, functools.partial(_set_part, value, i)) for i, each in enumerate(value.args))
-        yield from _entries(value.keywords)
-        yield from _entries(value.__dict__)
+        yield from _of_partial(value)
     elif not isinstance(value, type | nn.Module):
         yield from _entries(getattr(value, "__dict__", {}))
+
+
+def _own_methods(module: nn.Module) -> Iterator[_Place]:
+    kind: Any = type(module)
+    for place in _entries(module.__dict__):
+        method = place.value
+        if isinstance(method, MethodType) and (method.__func__ is _plain_forward(kind) or _is_prompted(method)):
+            yield place
+
+
+def _of_partial(value: Any) -> Iterator[_Place]:
+    yield _Place(value.func, functools.partial(_set_part, value, -1))
+    yield from (_Place(each, functools.partial(_set_part, value, i)) for i, each in enumerate(value.args))
+    yield from _entries(value.keywords)
+    yield from _entries(value.__dict__)
 
 
 def _of_function(function: FunctionType) -> Iterator[_Place]:

@@ -5,15 +5,14 @@ therefore enter as leaf copies, and a function on the input embeddings, whose gr
 hands the gradients the leaves collected back to the prompt.
 """
 
-import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.stack import Stack
-from softprompt_zoo.sites.state import CallState, Gated, SiteState
+from softprompt_zoo.sites.state import CallState
 
 
 class _Anchor(torch.autograd.Function):
@@ -45,36 +44,42 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
     Raises:
         UnsupportedError: If layers share an attention module.
     """
-    if not (torch.is_grad_enabled() and module.training):
-        return kwargs
-    if not any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
+    if not (torch.is_grad_enabled() and module.training and is_checkpointed(module)):
         return kwargs
     if stack.shares_attention:
         raise UnsupportedError(
             f"{type(module).__name__}'s layers share one attention module, which cannot tell them apart when "
             "checkpointing computes them again; call model.gradient_checkpointing_disable()"
         )
-    gated = [part for parts in state.gated.values() for part in parts]
-    originals = [tensor for site in state.sites.values() for tensor in (*site.keys, *site.values)]
-    originals += [tensor for part in gated for layer in part.layers for tensor in layer or ()]
-    if not any(tensor.requires_grad for tensor in originals):
+    originals, leaves = _put_leaves(state)
+    if not leaves:
         return kwargs
-    leaves = [tensor.detach().requires_grad_() for tensor in originals]
-    remaining = iter(leaves)
-
-    def take(site: SiteState) -> SiteState:
-        keys = tuple(next(remaining) for _ in site.keys)
-        return dataclasses.replace(site, keys=keys, values=tuple(next(remaining) for _ in site.values))
-
-    def take_gated(part: Gated) -> Gated:
-        layers = [None if own is None else (next(remaining), next(remaining), next(remaining)) for own in part.layers]
-        return Gated(tuple(layers), part.present)
-
-    state.sites = {name: take(site) for name, site in state.sites.items()}
-    state.gated = {name: [take_gated(part) for part in parts] for name, parts in state.gated.items()}
     if stack.reads_sound:
         return {**kwargs, "input_features": _Anchor.apply(kwargs["input_features"], leaves, *originals)}
     embeddings = kwargs.get("inputs_embeds")
     if embeddings is None:
         embeddings = stack.embed(kwargs["input_ids"])
     return {**kwargs, "input_ids": None, "inputs_embeds": _Anchor.apply(embeddings, leaves, *originals)}
+
+
+def _put_leaves(state: CallState) -> tuple[list[Tensor], list[Tensor]]:
+    """Put leaf copies into a state that is to get gradients; return its tensors and the leaves, none if it is not."""
+    originals: list[Tensor] = []
+    leaves: list[Tensor] = []
+
+    def leaf(tensor: Tensor) -> Tensor:
+        originals.append(tensor)
+        leaves.append(tensor.detach().requires_grad_())
+        return leaves[-1]
+
+    sites = {name: site.map(leaf) for name, site in state.sites.items()}
+    gated = {name: [part.map(leaf) for part in parts] for name, parts in state.gated.items()}
+    if not any([tensor.requires_grad for tensor in originals]):
+        return [], []
+    state.sites, state.gated = sites, gated
+    return originals, leaves
+
+
+def is_checkpointed(module: nn.Module) -> bool:
+    """Return whether a layer of a module is computed again for its gradient."""
+    return any([getattr(child, "gradient_checkpointing", False) for child in module.modules()])

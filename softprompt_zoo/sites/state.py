@@ -1,7 +1,7 @@
 """What one stack's attention has of a forward: the prompts of each site, or what records a pass over virtual tokens."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +20,11 @@ class Gated:
     present: Tensor | None
     """`(combinations, tokens)` booleans, false where shorter prompts are padded; `None` if none is."""
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Gated":
+        """Return the same with other keys, values and gates."""
+        layers = [None if own is None else (change(own[0]), change(own[1]), change(own[2])) for own in self.layers]
+        return dataclasses.replace(self, layers=tuple(layers))
+
 
 @dataclasses.dataclass
 class SiteState:
@@ -37,6 +42,11 @@ class SiteState:
     """`(combinations, tokens)` probabilities; `None` outside training."""
     weight: Tensor | None = None
     """`(combinations, tokens)` factors on the shares of attention; `None` if all are 1."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "SiteState":
+        """Return the same with other keys and values."""
+        keys, values = (tuple([change(layer) for layer in layers]) for layers in (self.keys, self.values))
+        return dataclasses.replace(self, keys=keys, values=values)
 
 
 @dataclasses.dataclass

@@ -57,11 +57,9 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     check_forward(model)
     check_embeddings(model)
     family, stacks, findings = _reached(model)
-    weight: Any = next(iter(stacks.values())).embedding.weight
+    first = next(iter(stacks.values()))
+    weight: Any = first.embedding.weight
     probe = torch.zeros(1, dtype=torch.long, device=weight.device)
-    names = {id(module): name for name, module in model.named_modules()}
-    sites = {site: modules for stack in stacks.values() for site, modules in stack.attentions.items()}
-    heads = find_heads(model, [stack.module for stack in stacks.values()])
     backbone = Backbone(
         family=family,
         hidden_size=embed(stacks, probe).shape[-1],
@@ -74,21 +72,33 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         embed=functools.partial(embed, stacks),
         keys_values=functools.partial(keys_values, stacks),
         project=Projector(stacks),
-        module_names={site: tuple(names[id(m)] for m in modules) for site, modules in sites.items()},
+        module_names=_module_names(model, stacks),
         parameter_names=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
-        model_type=str(getattr(model.config, "model_type", "")),
+        model_type=str(model.config.model_type),
         has_lm_head=model.get_output_embeddings() is not None,
         through_cache=any(stack.reach.uses_cache for stack in stacks.values()),
-        inside=Inside(
-            task_head(model, heads),
-            heads,
-            OwnParameters(_places(model, stacks, heads)),
-            functools.partial(find_part, _parts(model, stacks)),
-            Refusals.of(stacks, FAMILIES[family].is_causal, findings.inputs),
-            scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
-        ),
+        inside=_inside(model, stacks, Refusals.of(stacks, FAMILIES[family].is_causal, findings.inputs)),
     )
     return backbone, stacks
+
+
+def _module_names(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> dict[str, tuple[str, ...]]:
+    """Return by site the names of its attention modules."""
+    names = {id(module): name for name, module in model.named_modules()}
+    sites = {site: modules for stack in stacks.values() for site, modules in stack.attentions.items()}
+    return {site: tuple(names[id(module)] for module in modules) for site, modules in sites.items()}
+
+
+def _inside(model: PreTrainedModel, stacks: Mapping[str, Stack], refusals: Refusals) -> Inside:
+    heads = find_heads(model, [stack.module for stack in stacks.values()])
+    return Inside(
+        task_head(model, heads),
+        heads,
+        OwnParameters(_places(model, stacks, heads)),
+        functools.partial(find_part, _parts(model, stacks)),
+        refusals,
+        scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
+    )
 
 
 def _check_is_free(model: nn.Module) -> None:
@@ -134,7 +144,7 @@ def _reached(model: PreTrainedModel) -> tuple[str, dict[str, Stack], Findings]:
     if findings.keys_values is not None:
         family, stacks = find_stacks(model, (), findings.keys_values)
         first = next(iter(stacks.values()))
-        _check_ways(model, stacks, SEES_LATER if family == "causal" and sees_later_tokens(first) else "")
+        _check_ways(model, stacks, SEES_LATER if FAMILIES[family].is_causal and sees_later_tokens(first) else "")
         findings = rehearse(family, stacks)
     if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
         raise _no_method(model, findings.inputs)

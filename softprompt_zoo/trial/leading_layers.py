@@ -74,18 +74,7 @@ def _cut(module: Any, path: Sequence[str], count: int) -> Any:
 
 def _first_of_each_kind(stack: Stack, path: str, count: int) -> int:
     """Return how many of the first layers have one of each kind among them, and `LEAST` at least."""
-    inside = f"{path}."
-    beside = [module for name, module in stack.module.named_modules() if not name.startswith(inside)]
-    lists = [module for module in beside if isinstance(module, nn.ModuleList) and len(module) == count]
-    told = [value for value in stack.module.config.to_dict().values() if isinstance(value, list | tuple)]
-    told += stack.shapes.values()
-    described = [
-        {
-            **{(place, *key): value for place, each in enumerate(lists) for key, value in _describe(each[layer])},
-            **{("told", place): each[layer] for place, each in enumerate(told) if len(each) == count},
-        }
-        for layer in range(count)
-    ]
+    described = _described(stack, path, count)
     numbering = {key for key in described[0] if _counts([each.get(key) for each in described])}
     kinds, last = list[dict[Any, Any]](), 0
     for layer, each in enumerate(described):
@@ -94,6 +83,24 @@ def _first_of_each_kind(stack: Stack, path: str, count: int) -> int:
             kinds.append(kind)
             last = layer
     return max(LEAST, last + 1)
+
+
+def _described(stack: Stack, path: str, count: int) -> list[dict[Any, Any]]:
+    """Say of each layer what it is made of, and what lists in the stack's config, or beside the layers, have for it."""
+    beside = [module for name, module in stack.module.named_modules() if not name.startswith(f"{path}.")]
+    lists = [module for module in beside if isinstance(module, nn.ModuleList) and len(module) == count]
+    told = _lists([*stack.module.config.to_dict().values(), *stack.shapes.values()], count)
+    described: list[dict[Any, Any]] = []
+    for layer in range(count):
+        described.append({("told", place): each[layer] for place, each in enumerate(told)})
+        for place, modules in enumerate(lists):
+            described[layer] |= {(place, *key): value for key, value in _describe(modules[layer])}
+    return described
+
+
+def _lists(values: Sequence[Any], length: int) -> list[Sequence[Any]]:
+    """Return those of the values that are lists of a length."""
+    return [value for value in values if isinstance(value, list | tuple) and len(value) == length]
 
 
 def _describe(layer: nn.Module) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt_zoo.backbone.families import FAMILIES
 from softprompt_zoo.sites.call import Call, Part, Selection, Trace
 from softprompt_zoo.sites.hooks import bind, unbind
 from softprompt_zoo.sites.request import Request
@@ -160,7 +161,7 @@ def _try(family: str, stacks: Mapping[str, Stack]) -> Findings:
         return Findings(inputs=sound)
     ids = _words_and_text(first)
     with ready(stacks):
-        if family == "causal":
+        if FAMILIES[family].is_causal:
             return _try_causal(_Trial(family, last), ids)
         inputs, padding = (sound, None) if sound else _try_encoder(_Trial(family, first), ids)
         has_decoder = last is not first and last.attentions

@@ -107,30 +107,19 @@ def _find_stack(
     problem: str | None,
 ) -> Stack:
     features = silent_features(module)
-    embedding = _embedding(module if features is None else model, model)
+    embedding = _embedding(model if features is not None else module, model)
     cache = cache_argument(type(module).forward)
     look = Look(module, embedding, cache, is_alone=encoder is None and name == "decoder")
-    for mode in (Idle(), contextlib.nullcontext()):  # what is wrong is told of the model with its weights
-        look = _run(look, name, encoder, features, mode)
-        reach, calls = _first(reaches, look)
-        if reach is not None:
-            break
-    calls = calls if reach is not None else look.calls
-    is_causal = any(call.is_causal for call in calls) if calls else model.can_generate()
-    if reach is None:
-        reach = RealPositions(
-            problem or look.error or _problem(look, calls) or "",
-            look.error is None and not (is_causal and look.is_alone) and _takes_real_positions(look, name, encoder),
-        )
-        calls = ()
-    sites = {"cross" if call.is_cross else name: None for call in calls}
+    look, found, calls = _tried(reaches, look, name, encoder, features)
+    is_causal = _is_causal(calls or look.calls, model)
+    sites = _by_site(name, calls)
     return Stack(
         name=name,
         module=module,
         embedding=embedding,
-        reach=reach,
-        attentions={site: tuple(c.module for c in calls if c.is_cross == (site == "cross")) for site in sites},
-        shapes={site: tuple(c.shape for c in calls if c.is_cross == (site == "cross")) for site in sites},
+        reach=found or _real_positions(look, encoder, is_causal, problem),
+        attentions={site: tuple([call.module for call in own]) for site, own in sites.items()},
+        shapes={site: tuple([call.shape for call in own]) for site, own in sites.items()},
         is_causal=is_causal,
         takes_position_ids="position_ids" in inspect.signature(type(module).forward).parameters,
         cache_argument=cache,
@@ -140,6 +129,30 @@ def _find_stack(
         rotation_limit=rotation_limit(module.config),
         reads_sound=features is not None,
     )
+
+
+def _tried(
+    reaches: Sequence[Reach], look: Look, name: str, encoder: Stack | None, features: Tensor | None
+) -> tuple[Look, Reach | None, Sequence[AttentionCall]]:
+    """Look for a way without the stack's weights, and then with them, for what is wrong is told of those."""
+    for mode in (Idle(), contextlib.nullcontext()):
+        look = _run(look, name, encoder, features, mode)
+        found, calls = _first(reaches, look)
+        if found is not None:
+            break
+    return look, found, calls
+
+
+def _is_causal(calls: Sequence[AttentionCall], model: PreTrainedModel) -> bool:
+    return any([call.is_causal for call in calls]) if calls else model.can_generate()
+
+
+def _by_site(name: str, calls: Sequence[AttentionCall]) -> dict[str, list[AttentionCall]]:
+    """Sort the calls of a stack by their sites; the self-attention's is called as the stack is."""
+    sites: dict[str, list[AttentionCall]] = {}
+    for call in calls:
+        sites.setdefault("cross" if call.is_cross else name, []).append(call)
+    return sites
 
 
 def _first(reaches: Sequence[Reach], look: Look) -> tuple[Reach | None, Sequence[AttentionCall]]:
@@ -164,13 +177,16 @@ def _problem(look: Look, calls: Sequence[AttentionCall]) -> str | None:
     return None
 
 
-def _takes_real_positions(look: Look, name: str, encoder: Stack | None) -> bool:
-    """Return whether input-level prompts can do without this stack's keys and values."""
+def _real_positions(look: Look, encoder: Stack | None, is_causal: bool, problem: str | None) -> RealPositions:
+    """Say why there is no way to keys and values, and whether input-level prompts can do without."""
+    reason = problem or look.error or _problem(look, look.calls) or ""
+    if look.error or (is_causal and look.is_alone):
+        return RealPositions(reason, lets_in=False)
     parameters = set(inspect.signature(type(look.module).forward).parameters)
-    takes_embeddings = {"inputs_embeds", "attention_mask"} <= parameters
-    if name == "encoder" or encoder is not None:  # of these the encoder alone gets them, which is never cached
-        return takes_embeddings or encoder is not None
-    return takes_embeddings and not look.cache_argument and not {"cache_params", "use_cache"} & parameters
+    keeps = {"cache_params", "use_cache"} & parameters or look.cache_argument
+    lets_in = {"inputs_embeds", "attention_mask"} <= parameters and not (look.is_alone and keeps)
+    # Of two stacks the encoder alone gets them, which is never cached.
+    return RealPositions(reason, lets_in or encoder is not None)
 
 
 def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:

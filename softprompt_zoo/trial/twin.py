@@ -63,13 +63,17 @@ def twins(root: nn.Module, attentions: Iterable[nn.Module]) -> dict[int, Any]:
         own = made[id(module)].__dict__
         if own.get("forward") is not None and own["forward"] is module.__dict__["forward"]:
             _let_go_of_forward(module, own, called)
-        kept = {name: value for name, value in own.items() if "hooks" in name or name == "_buffers"}
-        own |= {name: copy.copy(value) for name, value in kept.items() if isinstance(value, dict)}
+        own |= {name: copy.copy(own[name]) for name in own if _is_copied(name, own[name])}
         own["_modules"] = {name: made.get(id(child), child) for name, child in module._modules.items()}
         config = own.get("config")
         if hasattr(config, "_attn_implementation_internal"):
             own["config"] = configs.setdefault(id(config), copy.copy(config))
     return made
+
+
+def _is_copied(name: str, value: Any) -> bool:
+    """Return whether an attribute of a module is a dictionary that its twin may write to: hooks and buffers."""
+    return isinstance(value, dict) and ("hooks" in name or name == "_buffers")
 
 
 def _let_go_of_forward(module: nn.Module, own: dict[str, Any], called: set[int]) -> None:

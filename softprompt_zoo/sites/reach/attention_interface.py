@@ -22,6 +22,7 @@ from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.gates import add_gated
 from softprompt_zoo.sites.reach import block_masks
+from softprompt_zoo.sites.reach.layer_prompt import layer_prompt
 from softprompt_zoo.sites.reach.marks import MARK, Mark
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
@@ -110,24 +111,16 @@ def _with_prompt(
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
     module, query, key, value, attention_mask = arguments
-    is_causal = kwargs.get("is_causal")
-    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    is_causal = is_causal and base != "eager"  # there a missing mask hides nothing
+    is_causal = base != "eager" and _is_causal(module, kwargs)  # there a missing mask hides nothing
     length = query.shape[2]
     if attention_mask is None and is_causal and 1 < length < key.shape[2]:
         # Prefill of an empty static cache: the base function would slice here, before it sees our keys.
         key, value = key[:, :, :length], value[:, :, :length]
         if kwargs.get("position_bias") is not None:
             kwargs["position_bias"] = kwargs["position_bias"][..., :length]
-    prompt_keys = rows_of(prompt.keys[site.layer], state.rows, query.shape[0])
-    prompt_values = rows_of(prompt.values[site.layer], state.rows, query.shape[0])
-    if prompt.dropout is not None:
-        probability = rows_of(prompt.dropout, state.rows, query.shape[0])[:, None, :, None]
-        prompt_keys = drop(prompt_keys, probability)
-        prompt_values = drop(prompt_values, probability)
-
+    prompt_keys, prompt_values = layer_prompt(prompt, state.rows, site.layer, query.shape[0])
     window = getattr(module, MARK).window if site.name != "cross" else None
-    depends_on = (base, site.name, window, length, key.shape[2], bool(is_causal))
+    depends_on = (base, site.name, window, length, key.shape[2], is_causal)
     mask = _shared_mask(prompt, state, query, attention_mask, depends_on)
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = _extend_bias(kwargs["position_bias"], state, site, prompt_keys.shape[2])
@@ -136,6 +129,11 @@ def _with_prompt(
     output, weights = forward(module, query, key, value, mask, **kwargs)
     # Flex attention returns no weights there but the logarithm of their sum, which has no axis of keys.
     return output, weights if weights is None or weights.ndim < 4 else weights[..., prompt_keys.shape[2] :]
+
+
+def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    given = kwargs.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
 def _base_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -154,17 +152,6 @@ def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | No
         if function is not None:
             return function  # type: ignore[no-any-return]
     raise UnsupportedError(f"{type(module).__name__} has no eager attention function; use 'sdpa'")
-
-
-def rows_of(tensor: Tensor, rows: Tensor | None, count: int) -> Tensor:
-    """Spread a tensor with an entry per combination over `count` rows."""
-    return tensor.expand(count, *tensor.shape[1:]) if rows is None else tensor[rows]
-
-
-def drop(tensor: Tensor, probability: Tensor) -> Tensor:
-    """Zero elements with the given probabilities, and scale the others so that the mean stays."""
-    keep = torch.rand_like(tensor) >= probability.to(tensor.dtype)
-    return tensor * keep / (1 - probability.to(tensor.dtype))
 
 
 def _shared_mask(

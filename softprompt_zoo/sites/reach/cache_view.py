@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from softprompt_zoo.sites.reach.attention_interface import drop, rows_of
+from softprompt_zoo.sites.reach.layer_prompt import layer_prompt
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
 
@@ -51,11 +51,7 @@ class CacheView(Cache):  # type: ignore[misc]
         if self.prompt is None or self._state is None:
             return key_states, value_states
         rows, count = self._state.rows, key_states.shape[0]
-        keys = rows_of(self.prompt.keys[layer_idx], rows, count)
-        values = rows_of(self.prompt.values[layer_idx], rows, count)
-        if self.prompt.dropout is not None:
-            probability = rows_of(self.prompt.dropout, rows, count)[:, None, :, None]
-            keys, values = drop(keys, probability), drop(values, probability)
+        keys, values = layer_prompt(self.prompt, rows, layer_idx, count)
         return self._arranged(keys.to(key_states), key_states), self._arranged(values.to(value_states), value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.sites.gates import add_gated
-from softprompt_zoo.sites.reach.attention_interface import drop, extend_mask, rows_of, visible_to
+from softprompt_zoo.sites.reach.attention_interface import extend_mask, visible_to
+from softprompt_zoo.sites.reach.layer_prompt import layer_prompt
 from softprompt_zoo.sites.site import Site
-from softprompt_zoo.sites.state import CallState, Capture, SiteState
+from softprompt_zoo.sites.state import CallState, Capture
 
 SITE = "encoder"
 
@@ -137,35 +138,35 @@ def _attend(
     scores = query @ key.transpose(-1, -2) / scale
     scores = scores if bias is None else scores + bias
     call = state.prior if isinstance(state, Capture) else state
-    prompt = None if call is None else call.sites.get(SITE)
     tokens = 0
-    if call is not None and prompt is not None:
-        prompt_keys, prompt_values = _prompt(prompt, call, layer, query)
+    if call is not None and SITE in call.sites:
+        prompt = call.sites[SITE]
+        prompt_keys, prompt_values = (part.to(query) for part in layer_prompt(prompt, call.rows, layer, query.shape[0]))
         tokens = prompt_keys.shape[2]
         mask = extend_mask(mask, visible_to(prompt, call, None, query.shape[2]), query, key.shape[2], tokens, False)
         scores = torch.cat([query @ prompt_keys.transpose(-1, -2) / scale, scores], dim=-1)
         value = torch.cat([prompt_values, value], dim=2)
-    if mask is not None:
-        is_kept = mask.dtype == torch.bool
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if is_kept else scores + mask
-    weights = module.dropout(scores.softmax(dim=-1))
+    weights = module.dropout(_masked(scores, mask).softmax(dim=-1))
     output = (weights @ value).transpose(1, 2)
-    for part in [] if call is None else call.gated.get(SITE, []):
-        forward = functools.partial(_plain_attention, scale)
-        added = add_gated(part, layer, forward, module, query, call.rows, {})  # type: ignore[union-attr]
-        output = output if added is None else output + added
+    if call is not None:
+        output = _with_gated(output, call, layer, module, query, scale)
     return output.flatten(2), weights[..., tokens:]
 
 
-def _prompt(prompt: SiteState, call: CallState, layer: int, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Return one layer's keys and values, `(rows, heads, tokens, head_dim)`."""
-    count = query.shape[0]
-    keys = rows_of(prompt.keys[layer], call.rows, count).to(query)
-    values = rows_of(prompt.values[layer], call.rows, count).to(query)
-    if prompt.dropout is not None:
-        probability = rows_of(prompt.dropout, call.rows, count)[:, None, :, None]
-        keys, values = drop(keys, probability), drop(values, probability)
-    return keys, values
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return scores
+    is_kept = mask.dtype == torch.bool
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if is_kept else scores + mask
+
+
+def _with_gated(output: Tensor, call: CallState, layer: int, module: Any, query: Tensor, scale: float) -> Tensor:
+    """Add what gated prompts give."""
+    forward = functools.partial(_plain_attention, scale)
+    for part in call.gated.get(SITE, []):
+        added = add_gated(part, layer, forward, module, query, call.rows, {})
+        output = output if added is None else output + added
+    return output
 
 
 def _plain_attention(
