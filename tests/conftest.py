@@ -16,6 +16,7 @@ checked_shapes.install()
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start; pytest's own workers have begun already
+os.environ["PYTHONSAFEPATH"] = "1"  # and import what is installed, not what lies in the folder that they run in
 os.environ["SOFTPROMPT_ZOO_PLUGINS"] = ""  # tests that install a plugin allow it
 
 

@@ -1,15 +1,18 @@
 """The shape of the package: imports point one way, files stay short, a method is one page."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import softprompt_zoo
 from softprompt_zoo.methods import BUILTINS
 from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, REQUIRED_HOOK
 
@@ -115,3 +118,12 @@ def test_ci_runs_the_readmes_second_command():
     commands = re.findall(r"```bash\n(.+?)\n```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert len(commands) == 2
     assert commands[1] in (ROOT / ".ci/run").read_text("utf-8").splitlines()
+    assert " -e " not in commands[1], "what is tested is the wheel, not the source folder"
+
+
+def test_what_is_tested_is_what_is_installed():
+    """In another folder than the source, unless that was installed with `pip install -e`."""
+    installed = metadata.distribution("softprompt-zoo")
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    place = ROOT if origin.get("dir_info", {}).get("editable") else Path(installed.locate_file("")).resolve()
+    assert Path(softprompt_zoo.__file__).resolve().parents[1] == place

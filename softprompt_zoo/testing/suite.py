@@ -16,6 +16,9 @@ from softprompt_zoo.testing.subject import Subject
 class Suite:
     """Checks of one method; `suite_of` chooses it."""
 
+    pytestmark = pytest.mark.filterwarnings("ignore:a prompt of the method .* asks for learning rates:UserWarning")
+    """One rate for all is enough to see what is trained."""
+
     method: str
     options: Mapping[str, Any]
     longer: Mapping[str, Any]

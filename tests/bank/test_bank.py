@@ -11,6 +11,8 @@ import softprompt_zoo as zoo
 from softprompt_zoo.bank import folder_store
 from softprompt_zoo.testing import tiny_model
 
+pytestmark = pytest.mark.filterwarnings("ignore:prompt .* was active and is removed:UserWarning")
+
 
 def test_what_goes_in_comes_out(filled, address):
     bank, model = filled

@@ -13,6 +13,8 @@ import softprompt_zoo as zoo
 from softprompt_zoo.bank import records
 from softprompt_zoo.testing import tiny_model
 
+pytestmark = pytest.mark.filterwarnings("ignore:prompt .* was active and is removed:UserWarning")
+
 
 @pytest.fixture(scope="module")
 def model():

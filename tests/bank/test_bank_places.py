@@ -14,6 +14,8 @@ import softprompt_zoo as zoo
 from softprompt_zoo.bank import environment, local_files, object_store
 from softprompt_zoo.testing import tiny_model
 
+pytestmark = pytest.mark.filterwarnings("ignore:prompt .* was active and is removed:UserWarning")
+
 
 def test_a_place_with_other_things_is_refused(tmp_path):
     model = tiny_model("llama")

@@ -13,6 +13,8 @@ from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import Subject
 
+pytestmark = pytest.mark.filterwarnings("ignore:prompt .* was active and is removed:UserWarning")
+
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "t5"])
 def test_rows_see_a_bank_as_they_see_the_models_own(architecture, tmp_path):
@@ -23,13 +25,13 @@ def test_rows_see_a_bank_as_they_see_the_models_own(architecture, tmp_path):
     rows = ["words", ["prefix", "words"], None, "made"]
     subject = Subject(architecture, model)
     expected = subject.logits(TEXT, prompts=rows)
-    continued = subject.generate(TEXT, prompts=rows) if model.can_generate() else None
+    continued = subject.generate(TEXT, prompts=rows, max_new_tokens=4) if model.can_generate() else None
     for name in ("words", "prefix"):
         model.prompts.remove(name)
     model.prompts.bank = bank
     assert_equal(subject.logits(TEXT, prompts=rows), expected)
     if continued is not None:
-        assert torch.equal(subject.generate(TEXT, prompts=rows), continued)
+        assert torch.equal(subject.generate(TEXT, prompts=rows, max_new_tokens=4), continued)
     base = subject.logits(TEXT, prompts=[None] * 4)
     assert not torch.allclose(base[0], expected[0], atol=1e-3)
     assert_equal(base[2:3], expected[2:3])

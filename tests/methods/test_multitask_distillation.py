@@ -15,6 +15,8 @@ from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.sizes import ROTARY
 from softprompt_zoo.testing.subject import DECODER_LENGTH, assert_equal, pad, random_text
 
+pytestmark = pytest.mark.filterwarnings("ignore:a prompt of the method .* asks for learning rates:UserWarning")
+
 
 def by_hand(architecture, embeddings, text, labels):
     """Run the base model on embeddings: its loss, the logits and labels of its predictions, its states at text."""

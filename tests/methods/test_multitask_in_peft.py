@@ -14,6 +14,8 @@ import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, assert_equal, random_text
 
+pytestmark = pytest.mark.filterwarnings("ignore:a prompt of the method .* asks for learning rates:UserWarning")
+
 
 def in_peft(architecture, folder):
     return peft.PeftModel.from_pretrained(tiny_model(architecture), folder).eval()

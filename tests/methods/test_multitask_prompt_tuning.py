@@ -10,6 +10,8 @@ from softprompt_zoo.sites import request
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
 
+pytestmark = pytest.mark.filterwarnings("ignore:a prompt of the method .* asks for learning rates:UserWarning")
+
 # ---- the equation
 
 

@@ -135,6 +135,7 @@ def test_a_loader_trains_the_tasks_of_its_rows():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.filterwarnings("ignore:a prompt of the method .* asks for learning rates:UserWarning")
 def test_trainer_keeps_the_column_of_tasks(tmp_path):
     mixed = MixedTasks([rows_of(task, 4) for task in range(TASKS)])
     subject = prompted()

@@ -27,7 +27,9 @@ PIP = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-
 def run(*command, site=None, timeout=300):
     """Run Python in a fresh process, with a folder on its path."""
     environment = {name: value for name, value in os.environ.items() if name != "SOFTPROMPT_ZOO_PLUGINS"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([] if site is None else [str(site)])])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        map(str, [Path(zoo.__file__).parents[1], *([] if site is None else [site])])
+    )
     command = [sys.executable, *command]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=timeout)
 

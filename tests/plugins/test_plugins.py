@@ -74,7 +74,7 @@ def lay_out(folder, distribution, source, entries):
 def run(code, *folders):
     """Run code in a fresh process that has these folders on its path."""
     environment = {name: value for name, value in os.environ.items() if name != "SOFTPROMPT_ZOO_PLUGINS"}
-    environment |= {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    environment |= {"PYTHONPATH": os.pathsep.join(map(str, [Path(zoo.__file__).parents[1], *folders]))}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
