@@ -90,7 +90,7 @@ def test_writers_take_turns(model, tmp_path):
     inside = []
 
     def meanwhile():
-        inside.append(threading.get_ident())
+        inside.append(threading.current_thread())
 
     writers = [
         lambda first=first: bank.add_many(Slow([f"{first}{i}" for i in range(9)], model.prompts["x"], meanwhile))
