@@ -108,10 +108,9 @@ def test_a_narrow_terminal_cuts_no_name():
 
 def test_a_reader_that_has_enough_is_no_error():
     words = [sys.executable, "-m", "softprompt_zoo", "methods", "--json"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    process.wait()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
 
 
 def test_plugins_check_passes_what_is_built_in():

@@ -8,6 +8,7 @@ import sys
 import peft
 import pytest
 import torch
+from helpers.prompted import prompted
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -18,10 +19,6 @@ from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
 
 TEXT = random_text(9, 1)
 FILES = {"model.safetensors", "softprompt_zoo.json", "adapter_config.json", "adapter_model.safetensors"}
-
-
-def prompted(method="prefix_tuning", architecture="llama", **options):
-    return Subject.prompted(architecture, method, {"num_virtual_tokens": 4, **options})
 
 
 @pytest.fixture
@@ -153,7 +150,7 @@ def test_merged_prompts_save_and_load(tmp_path):
 
 
 def test_init_from_another_prompt(tmp_path):
-    source = prompted("prompt_tuning")
+    source = prompted(method="prompt_tuning")
     expected = source.logits(TEXT)
     source.model.save_pretrained(tmp_path)
     for start in (source.model.prompts["default"], str(tmp_path), tmp_path):
@@ -228,7 +225,7 @@ def test_later_formats_and_unknown_methods(saved, monkeypatch):
 
 def test_another_backbone(saved):
     refused(saved, zoo.BackboneMismatchError, "was made for a model with layers .*this one has .*made for", "gpt2")
-    prompted("prompt_tuning", "t5").model.save_pretrained(saved)
+    prompted("t5", "prompt_tuning").model.save_pretrained(saved)
     refused(saved, zoo.BackboneMismatchError, "with family 'encoder_decoder'; this one has 'causal'")
 
 
@@ -299,7 +296,7 @@ def test_a_failed_write_leaves_prompts_that_load(saved, monkeypatch, fail_at):
 
 @pytest.mark.parametrize(("architecture", "method"), [("llama", "prompt_tuning"), ("t5", "prefix_tuning")])
 def test_a_fresh_process_gives_the_same(architecture, method, fresh_processes, tmp_path):
-    subject = prompted(method, architecture)
+    subject = prompted(architecture, method)
     subject.model.save_pretrained(tmp_path / "saved")
     save_file({"logits": subject.logits(TEXT)}, tmp_path / "logits.safetensors")
     code = f"""

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from helpers.classifiers import classifier, logits, texts
+from helpers.prompted import prompted
 
 import softprompt_zoo as zoo
 from softprompt_zoo.model import context as contexts_module
@@ -16,10 +17,6 @@ from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
 
 TEXT = random_text(9, 1)
-
-
-def prompted(architecture="llama", method="prompt_tuning", **options):
-    return Subject.prompted(architecture, method, {"num_virtual_tokens": 4, **options})
 
 
 class Worker:
@@ -61,7 +58,7 @@ def workers():
 
 
 def test_threads_overlap_and_do_not_see_each_other(workers):
-    subject = prompted()
+    subject = prompted(method="prompt_tuning")
     base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)
     assert (base - full).abs().max() > 1e-3
     contexts = [subject.model.prompts.disabled() for _ in workers]
@@ -79,7 +76,7 @@ def test_threads_overlap_and_do_not_see_each_other(workers):
 
 
 def test_contexts_of_one_thread_may_end_in_any_order():
-    subject = prompted()
+    subject = prompted(method="prompt_tuning")
     base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)
     with contextlib.ExitStack() as outer, subject.model.prompts.disabled():
         inner = outer.enter_context(contextlib.ExitStack())
@@ -96,7 +93,7 @@ def test_contexts_of_one_thread_may_end_in_any_order():
 
 
 def test_tasks_of_one_thread_do_not_see_each_other_and_take_the_context_along():
-    subject = prompted()
+    subject = prompted(method="prompt_tuning")
     base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)
 
     async def bare(entered, leave):
@@ -119,7 +116,7 @@ def test_tasks_of_one_thread_do_not_see_each_other_and_take_the_context_along():
 
 
 def test_another_model_keeps_its_prompts_and_so_does_a_copy():
-    subject, other = prompted(), prompted(method="prefix_tuning")
+    subject, other = prompted(method="prompt_tuning"), prompted(method="prefix_tuning")
     full, expected = subject.logits(TEXT), other.logits(TEXT)
     with subject.model.prompts.disabled():
         assert torch.equal(other.logits(TEXT), expected)
@@ -129,7 +126,7 @@ def test_another_model_keeps_its_prompts_and_so_does_a_copy():
 
 
 def test_generation_in_another_thread_has_the_prompt(workers):
-    model = prompted().model
+    model = prompted(method="prompt_tuning").model
     options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(TEXT)}
     expected = model.generate(TEXT, **options)
     base = tiny_model("llama").generate(TEXT, **options)
@@ -263,7 +260,7 @@ def test_a_context_may_be_left_in_another_thread(workers, is_compiled):
 
 
 def test_a_context_left_in_a_task_that_took_it_along():
-    subject = prompted()
+    subject = prompted(method="prompt_tuning")
     base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)
 
     async def leave(context):

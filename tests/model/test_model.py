@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from helpers.prompted import prompted
 from transformers import (
     JambaConfig,
     LlamaForCausalLM,
@@ -46,10 +47,6 @@ def untouched():
     yield model
     assert fingerprint(model) == before
     assert torch.equal(Subject("llama", model).logits(TEXT), logits)
-
-
-def prompted(method="prefix_tuning", architecture="llama", **options):
-    return Subject.prompted(architecture, method, {"num_virtual_tokens": 4, **options})
 
 
 def test_the_model_stays_the_users_own():
@@ -222,7 +219,7 @@ def test_flash_attention_is_refused_before_anything_changes(untouched):
 
 
 def test_text_beyond_the_position_table():
-    subject = prompted("prompt_tuning", "gpt2")
+    subject = prompted("gpt2", "prompt_tuning")
     subject.logits(random_text(60, 1))
     with pytest.raises(ValueError, match="needs 61 positions behind 4 virtual tokens, but the model has 64; shorten"):
         subject.logits(random_text(61, 1))
@@ -232,7 +229,7 @@ def test_text_beyond_the_position_table():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", ["llama", "bert", "t5"])
 def test_copies_and_pickles(method, architecture):
-    subject = prompted(method, architecture)
+    subject = prompted(architecture, method)
     expected = subject.logits(TEXT)
     for other in (copy.deepcopy(subject.model), pickle.loads(pickle.dumps(subject.model))):
         twin = Subject(architecture, other)
@@ -289,7 +286,7 @@ def test_attention_implementation_can_be_changed_also_by_its_name_in_the_config(
 
 
 def test_the_shared_pass_runs_once_per_generated_text():
-    subject = prompted("prompt_tuning")
+    subject = prompted(method="prompt_tuning")
     calls = []
     subject.model.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
     subject.model.generate(TEXT, max_new_tokens=5, do_sample=False)
@@ -319,7 +316,7 @@ def test_threads_do_not_see_each_others_prompts():
 @pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_the_user_hands_over_is_changed(method, architecture):
-    subject = prompted(method, architecture)
+    subject = prompted(architecture, method)
     ids, mask = pad([TEXT, random_text(4, 2)], "left")
     inputs = subject.inputs(ids, mask)
     if subject.is_causal:
@@ -354,14 +351,14 @@ def test_a_stack_as_the_users_model():
 @pytest.mark.parametrize("architecture", TINY_MODELS)
 def test_attaching_on_the_meta_device(method, architecture):
     model = tiny_model(architecture).to("meta")
-    expected = prompted(method, architecture).model.prompts["default"].num_parameters
+    expected = prompted(architecture, method).model.prompts["default"].num_parameters
     zoo.get_method(method)(model, num_virtual_tokens=4)
     assert model.prompts["default"].num_parameters == expected
     assert all(p.is_meta for p in model.prompts.parameters())
 
 
 def test_later_prompts_go_where_the_model_was_moved(tmp_path):
-    merged = zoo.merge(prompted("prompt_tuning", "gpt2").model)
+    merged = zoo.merge(prompted("gpt2", "prompt_tuning").model)
     merged.save_pretrained(tmp_path)
     expected = merged(TEXT).logits
     model = zoo.get_method("prefix_tuning")(tiny_model("gpt2").to("meta"), "first", num_virtual_tokens=2)
@@ -404,7 +401,7 @@ def test_later_prompts_know_a_resized_vocabulary(architecture):
     ],
 )
 def test_compiles_into_one_graph(method, architecture):
-    subject = prompted(method, architecture)
+    subject = prompted(architecture, method)
     expected = subject.logits(TEXT)
     torch._dynamo.reset()
     compiled = torch.compile(subject.model, backend="aot_eager", fullgraph=True)
@@ -474,7 +471,7 @@ def test_a_four_dimensional_mask():
     length = TEXT.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
     assert_equal(subject.logits(TEXT, causal), subject.logits(TEXT), "4-D mask")
-    encoder = prompted("prompt_tuning", "bert")
+    encoder = prompted("bert", "prompt_tuning")
     with pytest.raises(zoo.UnsupportedError, match="needs an attention mask of shape"):
         encoder.logits(TEXT, torch.ones(1, 1, length, length, dtype=torch.bool))
 

@@ -109,6 +109,7 @@ def test_checkpointing_in_the_trainer(use_reentrant, tmp_path):
 SLOWER = [pytest.param(method, marks=pytest.mark.slow) for method in ("prompt_tuning", "p_tuning")]
 
 
+@pytest.mark.filterwarnings("ignore:a prompt of the method .* asks for learning rates:UserWarning")
 @pytest.mark.parametrize("method", ["prefix_tuning", "multitask_prompt_tuning", *SLOWER])
 def test_accumulated_steps_equal_one_large_batch(method, tmp_path):
     results = []

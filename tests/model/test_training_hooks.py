@@ -100,7 +100,8 @@ def test_the_loss_is_replaced_in_training_only(learner, architecture):
 
 def test_without_labels_there_is_no_loss_to_replace(learner):
     subject = trained("llama")
-    assert subject.model(input_ids=TEXT).get("loss") is None
+    with pytest.warns(UserWarning, match="it was given no labels"):
+        assert subject.model(input_ids=TEXT).get("loss") is None
     assert not learner.steps
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.prompted import prompted
 from transformers import BloomConfig, BloomForCausalLM, BloomForSequenceClassification, DynamicCache
 
 import softprompt_zoo as zoo
@@ -14,10 +15,6 @@ from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_te
 
 ARCHITECTURES = ["nemotron", "gptj", "gpt_neo", "bloom", "falcon", "falcon_alibi", "mpt"]
 WORDS, TEXT = random_text(WINDOW - 2, 8), random_text(9, 1)
-
-
-def prompted(architecture, method="prefix_tuning", implementation="sdpa", **options):
-    return Subject.prompted(architecture, method, {"num_virtual_tokens": 4, **options}, implementation)
 
 
 def made_of_words(model, method="prefix_tuning"):
