@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
@@ -35,20 +36,20 @@ class PeftPrompt:
 class TrainingStep:
     """What happened in the forward, and means to run the frozen model once more."""
 
-    loss: Tensor
+    loss: Float[Tensor, ""]
     """The model's own loss, with gradients."""
     output: Any
     """The model's output: `logits` `(rows, length, vocab)`, and all `hidden_states` (of an encoder-decoder
     `encoder_hidden_states` and `decoder_hidden_states`), with gradients."""
     inputs: Mapping[str, Any]
     """The forward's keyword arguments as the user gave them, `labels` among them."""
-    task_ids: Tensor | None
-    """`(rows,)`, if the user gave them."""
-    virtual_logits: Callable[[], Tensor]
-    """Returns `(tokens, vocab)`: what a causal model predicts at each of the prompt's tokens. The same for every row;
+    task_ids: Int[Tensor, " rows"] | None
+    """If the user gave them."""
+    virtual_logits: Callable[[], Float[Tensor, "tokens vocab"]]
+    """Returns what a causal model predicts at each of the prompt's tokens. The same for every row;
     gradients flow."""
-    first_logits: Callable[[], Tensor | None]
-    """Returns `(vocab,)`: what is predicted right in front of the text, for its first token, by the last virtual token
+    first_logits: Callable[[], Float[Tensor, " vocab"] | None]
+    """Returns what is predicted right in front of the text, for its first token, by the last virtual token
     of the last prompt; `None` where keys and values stand there, which predict nothing, or a prompt of the weight 0. As
     `virtual_logits` else."""
     run: Callable[..., Any]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from softprompt_zoo.backbone.backbone import Backbone
     from softprompt_zoo.config.method_config import MethodConfig
     from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
+    from softprompt_zoo.shapes import Float
     from softprompt_zoo.tokens.placement import Placement
     from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
@@ -108,7 +109,7 @@ def merge(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone")
 @hookspec(firstresult=True)
 def training_loss(
     config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone", step: "TrainingStep"
-) -> "Tensor | None":
+) -> "Float[Tensor, ''] | None":
     """Replace the model's own loss; optional.
 
     Called in a forward in training mode that was given labels, if one of the parameters requires gradients.

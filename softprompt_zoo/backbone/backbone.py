@@ -9,6 +9,7 @@ from torch import Tensor
 
 from softprompt_zoo.backbone.families import FAMILIES, Family
 from softprompt_zoo.backbone.inside import Inside
+from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 
@@ -33,13 +34,15 @@ class Backbone:
     """Dtype of the embedding table."""
     device: torch.device
     """Device of the embedding table."""
-    embed: Callable[[Tensor], Tensor] = dataclasses.field(repr=False, compare=False)
-    """Token ids `(...)` to embeddings `(..., hidden)`, as the model's embedding module scales them."""
-    keys_values: Callable[[Tensor], LayerTokens] = dataclasses.field(repr=False, compare=False)
-    """Token ids `(tokens,)` to the keys and values the frozen model computes for them at every site."""
-    project: Callable[[str, Sequence[Tensor | None]], LayerTokens] = dataclasses.field(repr=False, compare=False)
-    """A self-attention's site and hidden states `(tokens, hidden)` per layer (or `None`) to the keys and values that
-    each layer's own frozen projections make of them at the first position; gradients flow to the states."""
+    embed: Callable[[Int[Tensor, "..."]], Float[Tensor, "... hidden"]] = dataclasses.field(repr=False, compare=False)
+    """Token ids to embeddings, as the model's embedding module scales them."""
+    keys_values: Callable[[Int[Tensor, " tokens"]], LayerTokens] = dataclasses.field(repr=False, compare=False)
+    """Token ids to the keys and values the frozen model computes for them at every site."""
+    project: Callable[[str, Sequence[Float[Tensor, "tokens hidden"] | None]], LayerTokens] = dataclasses.field(
+        repr=False, compare=False
+    )
+    """A self-attention's site and hidden states per layer (or `None`) to the keys and values that each layer's
+    own frozen projections make of them at the first position; gradients flow to the states."""
     module_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     """Site name to the qualified names of its attention modules in the user's model, in layer order."""
     parameter_names: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)

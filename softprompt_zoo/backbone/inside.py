@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.tokens.placement import Placement
 
 
@@ -28,7 +29,7 @@ class Inside:
     """The modules of the model's task head, by their names in it; empty where there is none."""
     heads: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
     """The modules behind the last layer by their names in the model: its task head, or what predicts words."""
-    own_parameter: Callable[[str], Tensor | None] = _none
+    own_parameter: Callable[[str], Shaped[Tensor, "..."] | None] = _none
     """Qualified name of a parameter of the frozen model to the parameter; `None` if there is none."""
     find_part: Callable[[Mapping[str, Tensor]], str | None] = _no_part
     """Named tensors to the name of one that is a part of the model; `None` if none is."""

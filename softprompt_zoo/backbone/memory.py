@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo.shapes import Shaped
+
 
 def find_part(modules: Iterable[nn.Module], tensors: Mapping[str, Tensor]) -> str | None:
     """Find a tensor that is a part of some modules.
@@ -20,16 +22,16 @@ def find_part(modules: Iterable[nn.Module], tensors: Mapping[str, Tensor]) -> st
     return next((name for name, tensor in tensors.items() if _storage(tensor) in own), None)
 
 
-def address(tensor: Tensor) -> int:
+def address(tensor: Shaped[Tensor, "..."]) -> int:
     """Return where a tensor's first number is; 0 if it has none, or they are nowhere, as on the meta device."""
     return tensor.data_ptr() if tensor.layout is torch.strided and tensor.numel() else 0
 
 
-def _storage(tensor: Tensor) -> int:
+def _storage(tensor: Shaped[Tensor, "..."]) -> int:
     return tensor.untyped_storage().data_ptr() if address(tensor) else 0
 
 
-def num_bytes(tensor: Tensor) -> int:
+def num_bytes(tensor: Shaped[Tensor, "..."]) -> int:
     """Return the bytes from a tensor's first number to its last, gaps included."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()

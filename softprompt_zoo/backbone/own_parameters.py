@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone.peft_layers import original_name
+from softprompt_zoo.shapes import Shaped
 
 
 class OwnParameters:
@@ -17,7 +18,7 @@ class OwnParameters:
     def __init__(self, places: Mapping[str, nn.Module]) -> None:
         self._places = dict(places)
 
-    def __call__(self, name: str) -> Tensor | None:
+    def __call__(self, name: str) -> Shaped[Tensor, "..."] | None:
         """Return the parameter, not a copy; `None` if there is none of that name."""
         for place, module in self._places.items():
             prefix = f"{place}." if place else ""

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from softprompt_zoo.shapes import Bool, Float, Shaped
 from softprompt_zoo.tokens.layer_shape import LayerShape
 
 STATE_KEYWORD = "softprompt_zoo"
@@ -34,10 +35,12 @@ class Probe:
     """Collects the attention calls of one stack, in order."""
 
     calls: list[AttentionCall] = dataclasses.field(default_factory=list)
-    keys: dict[bool, list[Tensor]] = dataclasses.field(default_factory=lambda: {False: [], True: []})
+    keys: dict[bool, list[Float[Tensor, "rows kv_heads length head_dim"]]] = dataclasses.field(
+        default_factory=lambda: {False: [], True: []}
+    )
     """The keys of every layer, of self-attention and of cross-attention."""
 
-    def source(self, key: Tensor, is_cross: bool) -> int | None:
+    def source(self, key: Float[Tensor, "rows kv_heads length head_dim"], is_cross: bool) -> int | None:
         """Note a layer's keys; return the earlier layer that made them, `None` if it made them itself."""
         seen = self.keys[is_cross]
         seen.append(key)
@@ -52,7 +55,11 @@ class Idle(TorchFunctionMode):
         return (_idle_linear if func is functional.linear else func)(*args, **(kwargs or {}))
 
 
-def _idle_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _idle_linear(
+    input: Float[Tensor, "... inputs"],
+    weight: Float[Tensor, "outputs inputs"],
+    bias: Float[Tensor, " outputs"] | None = None,
+) -> Float[Tensor, "... outputs"]:
     return input.new_zeros(*input.shape[:-1], weight.shape[0])
 
 
@@ -68,8 +75,13 @@ _SEEN = "_softprompt_seen"
 
 
 def _probe_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
+    module: nn.Module,
+    query: Float[Tensor, "rows heads length head_dim"],
+    key: Float[Tensor, "rows kv_heads key_length head_dim"],
+    value: Float[Tensor, "rows kv_heads key_length value_dim"],
+    attention_mask: Shaped[Tensor, "..."] | None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "rows length heads value_dim"], None]:
     """Record the call if the keyword arrived, and return a result of the right shape."""
     probe = kwargs.get(STATE_KEYWORD)
     if isinstance(probe, Probe):
@@ -97,7 +109,7 @@ def _probe_mask(
     local_size: int | None = None,
     device: Any = "cpu",
     **kwargs: Any,
-) -> Tensor:
+) -> Bool[Tensor, "rows 1 length key_length"]:
     """Make a mask without padding that says what it hides; no value is looked at, for there may be none."""
     mask = torch.ones(batch_size, 1, q_length, kv_length, dtype=torch.bool, device=device)
     try:
@@ -112,7 +124,7 @@ def _probe_mask(
     return mask
 
 
-def _is_causal(mask: Tensor | None) -> bool:
+def _is_causal(mask: Shaped[Tensor, "..."] | None) -> bool:
     """Say whether a mask that the model made itself hides later tokens; where that cannot be seen, it does."""
     if mask is None or mask.ndim != 4 or mask.shape[-1] < 2:
         return True

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Float
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What a forward calls its cache of keys and values: from transformers 5.24 on, and before."""
@@ -34,7 +35,7 @@ def without_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in CACHE_ARGUMENTS}
 
 
-def silent_features(module: Any) -> Tensor | None:
+def silent_features(module: Any) -> Float[Tensor, "1 channels frames"] | None:
     """Return features of silence for an encoder that reads sound in the place of tokens; `None` for any other.
 
     Args:
@@ -121,8 +122,8 @@ class Sinusoids:
         """Rows before that of the first token."""
 
     @property
-    def weight(self) -> Tensor:
-        """`(rows, hidden)`, where the module is now."""
+    def weight(self) -> Float[Tensor, "positions hidden"]:
+        """Its rows, where the module is now."""
         weights: Tensor = self._module.weights
         return weights
 

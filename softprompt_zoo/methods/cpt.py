@@ -37,6 +37,7 @@ from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts import example_tokens
 from softprompt_zoo.methods.parts.demonstrations import read_pairs, split_template, tokenize_row
 from softprompt_zoo.methods.parts.labels import labeled_predictions, share_of_accumulated
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
@@ -127,7 +128,7 @@ class Config(MethodConfig):
 class Parameters(nn.Module):
     """The offsets, and the embeddings of the examples that they start from."""
 
-    context: Tensor
+    context: Float[Tensor, "tokens hidden"]
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
@@ -155,7 +156,7 @@ def build_virtual_tokens(config: Config, parameters: Parameters) -> VirtualToken
 
 
 @hookimpl
-def training_loss(config: Config, step: TrainingStep) -> Tensor:
+def training_loss(config: Config, step: TrainingStep) -> Float[Tensor, ""]:
     """Supervise the target tokens of the text and, with decaying weights, those of the examples."""
     context = step.virtual_logits()
     labels = step.inputs["labels"].to(context.device)
@@ -234,7 +235,7 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
     return PeftPrompt(options, tokens=InputTokens(tensor.float()))
 
 
-def _project(config: Config, offsets: Tensor) -> Tensor:
+def _project(config: Config, offsets: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
     """Scale each row into its ball; to the gradient the factor is a constant, 1 in the ball and on its surface."""
     with torch.no_grad():
         radii = _radii(config, offsets)
@@ -243,7 +244,7 @@ def _project(config: Config, offsets: Tensor) -> Tensor:
     return offsets * factors[:, None]
 
 
-def _radii(config: Config, offsets: Tensor) -> Tensor:
+def _radii(config: Config, offsets: Float[Tensor, "tokens hidden"]) -> Float[Tensor, " tokens"]:
     by_kind = offsets.new_tensor([0.0, config.format_radius, config.radius, config.format_radius])
     kinds = torch.tensor(config.token_types, device=offsets.device).remainder(4)
     return by_kind[kinds] * math.sqrt(offsets.shape[1] / 2048)

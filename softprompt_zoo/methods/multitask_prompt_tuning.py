@@ -45,6 +45,7 @@ from softprompt_zoo.methods.parts.initialization import INITS, initial_embedding
 from softprompt_zoo.methods.parts.source_tasks import check_source_task, embeddings_of_source, of_source
 from softprompt_zoo.methods.parts.start_options import check_init
 from softprompt_zoo.methods.parts.starting import embeddings_of
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
@@ -185,7 +186,7 @@ def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
 
 
 @hookimpl
-def training_loss(config: Config, parameters: Parameters, step: TrainingStep) -> Tensor:
+def training_loss(config: Config, parameters: Parameters, step: TrainingStep) -> Float[Tensor, ""]:
     """Add the distillation from the teacher to the model's own loss (section 3.2, equation 6)."""
     if parameters.teacher is None:
         raise UnsupportedError(

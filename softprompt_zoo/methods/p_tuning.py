@@ -32,6 +32,7 @@ from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.initialization import sampled_ids, text_ids
 from softprompt_zoo.methods.parts.start_options import check_init
 from softprompt_zoo.methods.parts.starting import embeddings_of
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
@@ -115,18 +116,18 @@ class Parameters(nn.Module):
         """Start from the plain tokens of another prompt."""
         self._fit(embeddings_of(tokens, "p_tuning"))
 
-    def forward(self) -> Tensor:
-        """Return the virtual tokens, `(tokens, hidden)`."""
+    def forward(self) -> Float[Tensor, "tokens hidden"]:
+        """Return the virtual tokens."""
         if self.head is None:
             return self.embeddings
         result: Tensor = self.head(self._features())
         return result
 
-    def _features(self) -> Tensor:
+    def _features(self) -> Float[Tensor, "tokens width"]:
         return self.embeddings if self.lstm is None else self.lstm(self.embeddings)
 
-    def _fit(self, target: Tensor) -> None:
-        """Make the net give `target`, `(tokens, hidden)`, or what its last layer can nearest to it."""
+    def _fit(self, target: Float[Tensor, "tokens hidden"]) -> None:
+        """Make the net give `target`, or what its last layer can nearest to it."""
         if self.head is None:
             self.embeddings.copy_(target)
             return
@@ -149,8 +150,8 @@ class _LSTM(nn.Module):
         for name, parameter in module.named_parameters():  # torch's names, order and start values
             self.register_parameter(name, nn.Parameter(parameter.detach()))
 
-    def forward(self, sequence: Tensor) -> Tensor:
-        """Map `(tokens, features)` to `(tokens, 2 * size)`."""
+    def forward(self, sequence: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens {2*self.size}"]:
+        """Run both directions over the sequence."""
         zeros = sequence.new_zeros(2 * LSTM_LAYERS, 1, self.size)
         weights: list[Tensor] = list(self.parameters())
         options = (True, LSTM_LAYERS, self.dropout, self.training, True, False)

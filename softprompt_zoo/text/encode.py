@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from softprompt_zoo.config.checks import check_choice, check_positive_integer
+from softprompt_zoo.shapes import Int
 from softprompt_zoo.text.templates import Field, Slot, Template, check_count, parse
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ def _pad(tokenizer: Any, rows: list[_Row], length: int | None) -> "BatchEncoding
             "tokenizer.pad_token = tokenizer.eos_token"
         )
 
-    def column(values: Callable[[_Row], list[int]], filler: int) -> torch.Tensor:
+    def column(values: Callable[[_Row], list[int]], filler: int) -> Int[torch.Tensor, "rows length"]:
         padded = []
         for row in rows:
             pads = [filler] * (length - len(row.ids))

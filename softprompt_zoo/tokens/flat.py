@@ -6,29 +6,30 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.errors import ShapeError
+from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 
 
-def flatten_layers(tokens: SiteTokens) -> Tensor:
+def flatten_layers(tokens: SiteTokens) -> Float[Tensor, "tokens features"]:
     """Lay keys and values out as one row of features per token.
 
     Args:
         tokens: Keys and values of one site.
 
     Returns:
-        `(tokens, features)`: for each layer its key then its value, heads first within each. With equal
+        For each layer its key then its value, heads first within each. With equal
         layers this is the layout of PEFT's `prompt_embeddings`. Gradients flow.
     """
     pairs = [pair for layer in zip(tokens.keys, tokens.values, strict=True) for pair in layer if pair is not None]
     return torch.cat([pair.permute(1, 0, 2).flatten(1) for pair in pairs], dim=1)
 
 
-def unflatten_layers(flat: Tensor, layers: Sequence[LayerShape]) -> SiteTokens:
+def unflatten_layers(flat: Shaped[Tensor, "..."], layers: Sequence[LayerShape]) -> SiteTokens:
     """Undo `flatten_layers`.
 
     Args:
-        flat: `(tokens, features)`.
+        flat: As it lays them out.
         layers: The shape of each layer of the site.
 
     Returns:

@@ -7,6 +7,7 @@ from typing import Self
 from torch import Tensor
 
 from softprompt_zoo.errors import ShapeError
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.checks import check_gate
 from softprompt_zoo.tokens.flat import flatten_layers, unflatten_layers
 from softprompt_zoo.tokens.layer_shape import LayerShape
@@ -29,7 +30,7 @@ class GatedTokens(LayerTokens):
         return f"keys and values of {', '.join(names)}"
 
     @property
-    def gates(self) -> Mapping[str, tuple[Tensor | None, ...]]:
+    def gates(self) -> Mapping[str, tuple[Float[Tensor, " #heads"] | None, ...]]:
         """Site name to the gates of its layers."""
         return {name: site.gates for name, site in self.sites.items() if site.gates is not None}
 

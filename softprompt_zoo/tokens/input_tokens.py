@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.checks import check_shape
 from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
 
@@ -17,8 +18,8 @@ NAME = "embeddings"
 class InputTokens(VirtualTokens):
     """Virtual tokens at the input embeddings."""
 
-    embeddings: Tensor
-    """`(tokens, hidden)`, in the scale of the embedding module's output; of a method with tasks
+    embeddings: Float[Tensor, "... tokens hidden"]
+    """In the scale of the embedding module's output; of a method with tasks
     `(tasks, tokens, hidden)`, which the host takes for `TaskTokens`."""
 
     @property
@@ -42,7 +43,7 @@ class InputTokens(VirtualTokens):
         return type(self), self.embeddings.shape, self.embeddings.dtype
 
     @property
-    def at_input(self) -> Tensor:
+    def at_input(self) -> Float[Tensor, "... tokens hidden"]:
         """The embeddings."""
         return self.embeddings
 
@@ -51,12 +52,15 @@ class InputTokens(VirtualTokens):
         return self.count
 
     def map(
-        self, function: Callable[..., Tensor], *others: Self, gates: Callable[..., Tensor] | None = None
+        self,
+        function: Callable[..., Float[Tensor, "... tokens width"]],
+        *others: Self,
+        gates: Callable[..., Float[Tensor, " #heads"]] | None = None,
     ) -> "InputTokens":
         """Apply a function to the embeddings of these and of other tokens."""
         return type(self)(function(self.embeddings, *[other.embeddings for other in others]))
 
-    def features(self, with_keys: bool = True) -> Tensor:
+    def features(self, with_keys: bool = True) -> Float[Tensor, "tokens features"]:
         """Return the embeddings, in float32 on the CPU."""
         return self.embeddings.float().cpu()
 

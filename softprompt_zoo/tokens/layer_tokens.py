@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.errors import ShapeError
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.flat import flatten_layers, unflatten_layers
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
@@ -45,7 +46,10 @@ class LayerTokens(VirtualTokens):
         return self.sites.get(site)
 
     def map(
-        self, function: Callable[..., Tensor], *others: Self, gates: Callable[..., Tensor] | None = None
+        self,
+        function: Callable[..., Float[Tensor, "... tokens width"]],
+        *others: Self,
+        gates: Callable[..., Float[Tensor, " #heads"]] | None = None,
     ) -> "LayerTokens":
         """Apply a function to the tensors of these and of other tokens."""
         mapped = {}
@@ -53,7 +57,7 @@ class LayerTokens(VirtualTokens):
             mapped[name] = site.map(function, *[other.sites[name] for other in others], gates=gates)
         return type(self)(mapped)
 
-    def features(self, with_keys: bool = True) -> Tensor:
+    def features(self, with_keys: bool = True) -> Float[Tensor, "tokens features"]:
         """Return all numbers of each token, in float32 on the CPU."""
         sites = [self.sites[name] for name in sorted(self.sites)]
         layers = [layer for site in sites for layer in (*(site.keys if with_keys else ()), *site.values)]

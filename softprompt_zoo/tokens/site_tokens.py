@@ -8,23 +8,24 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.errors import ShapeError
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.checks import check_gate, check_shape
 from softprompt_zoo.tokens.layer_shape import LayerShape
 
-Layers = tuple[Tensor | None, ...]
+Layers = tuple[Float[Tensor, "..."] | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class SiteTokens:
     """Keys and values of the virtual tokens at one site, a tensor per layer."""
 
-    keys: Layers
-    """Per layer `(kv_heads, tokens, head_dim)`, as attention sees them (after rotary embedding); `None` for
-    a layer without tokens, which only gated ones may have."""
-    values: Layers
-    """Per layer `(kv_heads, tokens, head_dim)`, or `None` as in `keys`; some models' values are of another width."""
-    gates: Layers | None = None
-    """Per layer `(heads,)` or `(1,)`: the tokens get a softmax of their own, whose result, times the gate, is
+    keys: tuple[Float[Tensor, "kv_heads tokens head_dim"] | None, ...]
+    """Per layer, as attention sees them (after rotary embedding); `None` for a layer without tokens, which only gated
+    ones may have."""
+    values: tuple[Float[Tensor, "kv_heads tokens value_dim"] | None, ...]
+    """Per layer, or `None` as in `keys`; most models' values are as wide as their keys."""
+    gates: tuple[Float[Tensor, " #heads"] | None, ...] | None = None
+    """Per layer, one number or one per head: the tokens get a softmax of their own, whose result, times the gate, is
     added to the text's, and they take up no positions. `None`: they share the softmax of the text."""
 
     @property
@@ -55,7 +56,16 @@ class SiteTokens:
         parts = [None if part is None else (part.shape, part.dtype) for part in (*self.keys, *self.values, *gates)]
         return type(self), len(self.keys), len(self.values), self.is_gated, *parts
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    def layer(
+        self, index: int
+    ) -> (
+        tuple[
+            Float[Tensor, "kv_heads tokens head_dim"],
+            Float[Tensor, "kv_heads tokens value_dim"],
+            Float[Tensor, " #heads"],
+        ]
+        | None
+    ):
         """Return key, value and gate of one layer; `None` if it has no gated tokens."""
         key, value = self.keys[index], self.values[index]
         gate = None if self.gates is None else self.gates[index]
@@ -70,9 +80,9 @@ class SiteTokens:
 
     def map(
         self,
-        function: Callable[..., Tensor],
+        function: Callable[..., Float[Tensor, "... tokens width"]],
         *others: "SiteTokens",
-        gates: Callable[..., Tensor] | None = None,
+        gates: Callable[..., Float[Tensor, " #heads"]] | None = None,
     ) -> "SiteTokens":
         """Apply a function to the tensors of each layer; as `VirtualTokens.map`."""
         every = (self, *others)
@@ -108,7 +118,7 @@ class SiteTokens:
             check_gate(self.gates[index], shape, f"the gate of {where}", source)
 
 
-def _map(function: Callable[..., Tensor], columns: Sequence[Layers]) -> Layers:
+def _map(function: Callable[..., Float[Tensor, "..."]], columns: Sequence[Layers]) -> Layers:
     return tuple([None if own[0] is None else function(*own) for own in zip(*columns, strict=True)])
 
 

@@ -11,6 +11,7 @@ from typing import Protocol, Self
 
 from torch import Tensor
 
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 
@@ -59,12 +60,12 @@ class VirtualTokens(abc.ABC):
         return None
 
     @property
-    def at_input(self) -> Tensor | None:
-        """Embeddings `(tokens, hidden)`, or `(tasks, tokens, hidden)`, that stand among the text's; `None` for none."""
+    def at_input(self) -> Float[Tensor, "... tokens hidden"] | None:
+        """Embeddings that stand among the text's; `None` for none."""
         return None
 
     @property
-    def gates(self) -> Mapping[str, tuple[Tensor | None, ...]]:
+    def gates(self) -> Mapping[str, tuple[Float[Tensor, " #heads"] | None, ...]]:
         """Site name to a gate for each layer that has tokens, where they have a softmax of their own."""
         return {}
 
@@ -91,12 +92,15 @@ class VirtualTokens(abc.ABC):
 
     @abc.abstractmethod
     def map(
-        self, function: Callable[..., Tensor], *others: Self, gates: Callable[..., Tensor] | None = None
+        self,
+        function: Callable[..., Float[Tensor, "... tokens width"]],
+        *others: Self,
+        gates: Callable[..., Float[Tensor, " #heads"]] | None = None,
     ) -> "VirtualTokens":
         """Apply a function to the tensors of these tokens and of others with the same outline.
 
         Args:
-            function: Takes `(…, tokens, width)` of each of them, and returns such a tensor.
+            function: Takes a tensor of each of them, and returns one like them.
             *others: Further tokens.
             gates: The same of gates; `None` to keep these tokens' own.
 
@@ -105,14 +109,14 @@ class VirtualTokens(abc.ABC):
         """
 
     @abc.abstractmethod
-    def features(self, with_keys: bool = True) -> Tensor:
+    def features(self, with_keys: bool = True) -> Float[Tensor, "tokens features"]:
         """Return all numbers of each token.
 
         Args:
             with_keys: Whether keys count, or of keys and values the values alone.
 
         Returns:
-            `(tokens, features)`, in float32 on the CPU.
+            Those of one token in a row, in float32 on the CPU.
         """
 
     @abc.abstractmethod

@@ -10,6 +10,7 @@ from torch.nn import functional
 from softprompt_zoo.config.method_config import GIVEN
 from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
 from softprompt_zoo.exchange import TrainingStep
+from softprompt_zoo.shapes import Float, Shaped
 
 if TYPE_CHECKING:
     from softprompt_zoo.backbone.backbone import Backbone
@@ -47,7 +48,9 @@ def check_teacher(name: str, teacher: Any, count: int) -> None:
         raise ValueError(f"{name} has {len(teacher)} entries; {expected}")
 
 
-def teacher_embeddings(name: str, teacher: Any, tokens: int, backbone: "Backbone") -> Tensor | None:
+def teacher_embeddings(
+    name: str, teacher: Any, tokens: int, backbone: "Backbone"
+) -> Float[Tensor, "tasks tokens hidden"] | None:
     """Return the virtual tokens of teachers, at the input embeddings.
 
     Args:
@@ -57,7 +60,7 @@ def teacher_embeddings(name: str, teacher: Any, tokens: int, backbone: "Backbone
         backbone: The student's model.
 
     Returns:
-        `(prompts, tokens, hidden)` in at least float32; `None` if there is no teacher, or none any more.
+        Each one's tokens in at least float32; `None` if there is no teacher, or none any more.
 
     Raises:
         UnsupportedError: If one has another shape, or no tokens at the input embeddings.
@@ -77,7 +80,7 @@ def teacher_embeddings(name: str, teacher: Any, tokens: int, backbone: "Backbone
     return torch.stack([prompt.to(device=backbone.device, dtype=dtype) for prompt in prompts])
 
 
-def _at_input(name: str, teachers: Any, backbone: "Backbone") -> list[Tensor | None]:
+def _at_input(name: str, teachers: Any, backbone: "Backbone") -> list[Float[Tensor, "... tokens hidden"] | None]:
     """Return the tokens that each teacher has at the input embeddings; `None` for one that has none there."""
     for index, prompt in enumerate(teachers):
         prompt.refuse_weight(f"{name} {index}", "a teacher")
@@ -89,7 +92,7 @@ def _at_input(name: str, teachers: Any, backbone: "Backbone") -> list[Tensor | N
         ) from error
 
 
-def logit_divergence(step: TrainingStep, teacher: Any, temperature: float) -> Tensor:
+def logit_divergence(step: TrainingStep, teacher: Any, temperature: float) -> Float[Tensor, ""]:
     """Compare what teacher and student predict where there is a label.
 
     Args:
@@ -109,7 +112,7 @@ def logit_divergence(step: TrainingStep, teacher: Any, temperature: float) -> Te
     return _mean(divergence, labels != IGNORED)
 
 
-def hidden_distance(step: TrainingStep, teacher: Any) -> Tensor:
+def hidden_distance(step: TrainingStep, teacher: Any) -> Float[Tensor, ""]:
     """Compare the hidden states of teacher and student at the text, for virtual positions are in no output.
 
     Args:
@@ -132,7 +135,7 @@ def hidden_distance(step: TrainingStep, teacher: Any) -> Tensor:
     )
 
 
-def share_of_step(step: TrainingStep) -> Tensor | float:
+def share_of_step(step: TrainingStep) -> Float[Tensor, ""] | float:
     """Return this batch's share of an optimizer's step, by which a mean over the batch is to be multiplied.
 
     Args:
@@ -149,14 +152,18 @@ def share_of_step(step: TrainingStep) -> Tensor | float:
     return own / torch.as_tensor(counted, device=own.device)
 
 
-def _mean_square(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
+def _mean_square(
+    student: tuple[Float[Tensor, "rows length hidden"], ...],
+    teacher: tuple[Float[Tensor, "rows length hidden"], ...],
+    mask: Shaped[Tensor, "..."] | None,
+) -> Float[Tensor, ""]:
     # The first are the embeddings of the text, which no prompt changes.
     pairs = zip(student[1:], teacher[1:], strict=True)
     squares = [(one.float() - other.float()).pow(2).mean(dim=-1) for one, other in pairs]
     return _mean(torch.stack(squares).mean(dim=0), mask)
 
 
-def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+def _mean(values: Float[Tensor, "rows length"], mask: Shaped[Tensor, "..."] | None) -> Float[Tensor, ""]:
     """Return the mean of the values that a mask of the same shape shows, zero if it shows none."""
     if mask is None or mask.shape != values.shape:
         return values.mean()

@@ -12,6 +12,7 @@ from torch import Tensor
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.methods.parts.demonstrations import tokenize_examples
+from softprompt_zoo.shapes import Int
 
 Integers = tuple[int, ...]
 
@@ -63,7 +64,7 @@ def problem_of_tokens(ids: Integers | None, types: Integers | None, vocab_size: 
     return None
 
 
-def target_places(types: Integers, device: torch.device) -> tuple[Tensor, Tensor]:
+def target_places(types: Integers, device: torch.device) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
     """Find the target tokens; nothing predicts the very first token.
 
     Args:
@@ -71,7 +72,7 @@ def target_places(types: Integers, device: torch.device) -> tuple[Tensor, Tensor
         device: Where the tensors are wanted.
 
     Returns:
-        `(targets,)` the places of target tokens, and `(targets,)` how new their example is: 1 for the newest.
+        The places of target tokens, and how new their example is: 1 for the newest.
     """
     kinds = torch.tensor(types, device=device)
     places = 1 + ((kinds > 0) & (kinds % 4 == 0))[1:].nonzero()[:, 0]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 
 INITS = ("sampled", "text", "labels", "random")
@@ -15,7 +16,7 @@ FREQUENT_VOCABULARY = 5000
 """Ids to sample words from. Lester et al. 2021, section 3.2: the 5,000 most common, which tokenizers number first."""
 
 
-def initial_embeddings(config: Any, backbone: Backbone) -> Tensor:
+def initial_embeddings(config: Any, backbone: Backbone) -> Float[Tensor, "tokens hidden"]:
     """Make the start values that `init` names, in the scale of the embedding module's output.
 
     Args:
@@ -23,7 +24,7 @@ def initial_embeddings(config: Any, backbone: Backbone) -> Tensor:
         backbone: Sizes of the model.
 
     Returns:
-        `(tokens, hidden)`: embeddings of sampled words, of a text, or of labels, filled up with sampled words; or
+        Embeddings of sampled words, of a text, or of labels, filled up with sampled words; or
         numbers uniform in ±0.5 (Lester et al. 2021, section 2.1).
 
     Raises:
@@ -41,7 +42,7 @@ def initial_embeddings(config: Any, backbone: Backbone) -> Tensor:
     return backbone.embed(sampled_ids(backbone, count))
 
 
-def _label_embeddings(labels: Sequence[str], tokenizer: Any, backbone: Backbone) -> Tensor:
+def _label_embeddings(labels: Sequence[str], tokenizer: Any, backbone: Backbone) -> Float[Tensor, "labels hidden"]:
     rows = []
     for label in labels:
         length = len(tokenizer(label, add_special_tokens=False)["input_ids"]) if tokenizer else 1
@@ -49,7 +50,7 @@ def _label_embeddings(labels: Sequence[str], tokenizer: Any, backbone: Backbone)
     return torch.stack(rows)
 
 
-def sampled_ids(backbone: Backbone, count: int) -> Tensor:
+def sampled_ids(backbone: Backbone, count: int) -> Int[Tensor, " {count}"]:
     """Draw words from the most frequent part of the vocabulary, none twice while they last.
 
     Args:
@@ -57,14 +58,14 @@ def sampled_ids(backbone: Backbone, count: int) -> Tensor:
         count: Words to draw.
 
     Returns:
-        `(count,)` token ids, drawn with torch's global generator.
+        Token ids, drawn with torch's global generator.
     """
     population = min(FREQUENT_VOCABULARY, backbone.vocab_size)
     rounds = [torch.randperm(population) for _ in range(-(-count // population))]
     return torch.cat(rounds)[:count].to(backbone.device)
 
 
-def text_ids(backbone: Backbone, tokenizer: Any, text: str, count: int) -> Tensor:
+def text_ids(backbone: Backbone, tokenizer: Any, text: str, count: int) -> Int[Tensor, " {count}"]:
     """Tokenise a text without special tokens, repeated or cut to a length.
 
     Args:
@@ -74,7 +75,7 @@ def text_ids(backbone: Backbone, tokenizer: Any, text: str, count: int) -> Tenso
         count: Tokens wanted.
 
     Returns:
-        `(count,)` token ids.
+        Token ids.
 
     Raises:
         ValueError: If there is no tokenizer, the text has no tokens, or a token the model does not have.

@@ -5,17 +5,20 @@ from torch import Tensor
 
 from softprompt_zoo.exchange import TrainingStep
 from softprompt_zoo.methods.parts.demonstrations import IGNORED
+from softprompt_zoo.shapes import Float, Int
 
 
-def labeled_predictions(step: TrainingStep, labels: Tensor) -> tuple[Tensor, Tensor]:
+def labeled_predictions(
+    step: TrainingStep, labels: Int[Tensor, "rows length"]
+) -> tuple[Float[Tensor, "targets vocab"], Int[Tensor, " targets"]]:
     """Find the logits of labeled tokens.
 
     Args:
         step: The forward.
-        labels: `(rows, length)`, -100 where nothing is learned.
+        labels: -100 where nothing is learned.
 
     Returns:
-        `(targets, vocab)` logits and `(targets,)` ids.
+        Their logits and their ids.
 
     Raises:
         ValueError: If there is no label.
@@ -34,12 +37,12 @@ def labeled_predictions(step: TrainingStep, labels: Tensor) -> tuple[Tensor, Ten
     return logits, targets
 
 
-def share_of_accumulated(step: TrainingStep, labels: Tensor) -> Tensor | float:
+def share_of_accumulated(step: TrainingStep, labels: Int[Tensor, "rows length"]) -> Float[Tensor, ""] | float:
     """Return what a mean over this batch counts where `Trainer` sums the losses of accumulated batches.
 
     Args:
         step: The forward.
-        labels: `(rows, length)`, -100 where nothing is learned.
+        labels: -100 where nothing is learned.
 
     Returns:
         Labels of this batch, `labels[..., 1:]`, over those of all; 1 where no batches are accumulated.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.flat import unflatten_layers
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 
@@ -44,11 +45,11 @@ class LayerTable(nn.Module):
         return unflatten_layers(flat, self._layers)
 
     @torch.no_grad()
-    def fit(self, target: Tensor) -> None:
+    def fit(self, target: Float[Tensor, "tokens features"]) -> None:
         """Make the keys and values start as wanted; with a net its embeddings are standard normal.
 
         Args:
-            target: `(tokens, features)`, as `flatten_layers` lays them out. The net's last layer is solved for.
+            target: As `flatten_layers` lays them out. The net's last layer is solved for.
         """
         if self.hidden is None or self.output is None:
             self.embeddings.copy_(target)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.methods.parts.initialization import INITS
+from softprompt_zoo.shapes import Float
 
 SOURCE_TASKS = ("average", "shared", "each")
 
@@ -30,7 +31,7 @@ def check_has_task(source: int, tasks: int) -> None:
         raise ValueError(f"source_task is {source}; the init prompt has {tasks} tasks, counted from 0")
 
 
-def of_source(factors: Tensor, source: str | int) -> Tensor:
+def of_source(factors: Float[Tensor, "tasks ..."], source: str | int) -> Float[Tensor, "..."]:
     """Choose among the factors of the source's tasks: one's, their mean, or all."""
     if isinstance(source, int):
         check_has_task(source, factors.shape[0])
@@ -38,16 +39,18 @@ def of_source(factors: Tensor, source: str | int) -> Tensor:
     return factors.mean(dim=0) if source == "average" else factors
 
 
-def embeddings_of_source(embeddings: Tensor, num_tasks: int | None, source: str | int) -> Tensor:
+def embeddings_of_source(
+    embeddings: Float[Tensor, "... tokens hidden"], num_tasks: int | None, source: str | int
+) -> Float[Tensor, "tokens hidden"]:
     """Return the plain tokens to start from, of one task if there are tasks.
 
     Args:
-        embeddings: Of the other prompt, `(tokens, hidden)` or `(tasks, tokens, hidden)`.
+        embeddings: Of the other prompt, those of each task if it has tasks.
         num_tasks: Its tasks; `None` if it has none.
         source: The option `source_task`.
 
     Returns:
-        `(tokens, hidden)`.
+        Those of one task.
 
     Raises:
         ValueError: If it names a task that is not there.

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
-def embeddings_of(tokens: VirtualTokens, method: str) -> Tensor:
+def embeddings_of(tokens: VirtualTokens, method: str) -> Float[Tensor, "... tokens hidden"]:
     """Return the embeddings of a prompt at the input.
 
     Args:
@@ -18,7 +19,7 @@ def embeddings_of(tokens: VirtualTokens, method: str) -> Tensor:
         method: Name of the method that starts, for the message.
 
     Returns:
-        `(tokens, hidden)`, or `(tasks, tokens, hidden)`.
+        Those of each task, if it has tasks.
 
     Raises:
         UnsupportedError: If the tokens are keys and values.
