@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from softprompt_zoo.model import prompts as prompts_module
+from softprompt_zoo.model import resolve as resolve_module
 from softprompt_zoo.model.resolve import BARE
 from softprompt_zoo.prompt import prompt as prompt_module
 from softprompt_zoo.sites import checkpointing, hooks
@@ -25,12 +25,12 @@ SUITES = {"promise": conformance_suite, "operation": operation_suite}
 
 
 def drop_the_prompt(monkeypatch):
-    resolve = prompts_module.Prompts.resolve
+    resolve = resolve_module.resolve
 
-    def dropped(self, *args):
-        return dataclasses.replace(resolve(self, *args), selection=BARE)
+    def dropped(*args):
+        return dataclasses.replace(resolve(*args), selection=BARE)
 
-    monkeypatch.setattr(prompts_module.Prompts, "resolve", dropped)
+    monkeypatch.setattr(resolve_module, "resolve", dropped)
 
 
 def count_positions(monkeypatch, positions):
@@ -90,13 +90,13 @@ def forget_the_relative_bias(monkeypatch):
 
 
 def drop_the_prompt_while_decoding(monkeypatch):
-    resolve = prompts_module.Prompts.resolve
+    resolve = resolve_module.resolve
 
-    def dropped(self, request, cache):
-        call = resolve(self, request, cache)
+    def dropped(prompts, request, cache):
+        call = resolve(prompts, request, cache)
         return dataclasses.replace(call, selection=BARE) if has_text(cache) else call
 
-    monkeypatch.setattr(prompts_module.Prompts, "resolve", dropped)
+    monkeypatch.setattr(resolve_module, "resolve", dropped)
 
 
 def shift_the_positions_of_text_behind_a_cache(monkeypatch):
@@ -149,14 +149,14 @@ def show_virtual_positions(monkeypatch):
 
 
 def keep_the_call_on_the_model(monkeypatch):
-    resolve = prompts_module.Prompts.resolve
+    resolve = resolve_module.resolve
 
-    def kept(self, *args):
-        self.__dict__["latest"] = resolve(self, *args)
+    def kept(prompts, *args):
+        prompts.__dict__["latest"] = resolve(prompts, *args)
         time.sleep(0.002)  # another thread's turn
-        return self.__dict__["latest"]
+        return prompts.__dict__["latest"]
 
-    monkeypatch.setattr(prompts_module.Prompts, "resolve", kept)
+    monkeypatch.setattr(resolve_module, "resolve", kept)
 
 
 def shift_positions_where_compiled(monkeypatch):

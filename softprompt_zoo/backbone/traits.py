@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float
@@ -22,12 +21,6 @@ def cache_argument(forward: Callable[..., Any]) -> str:
     found = next((parameters[name] for name in CACHE_ARGUMENTS if name in parameters), None)
     # XLM's and Flaubert's `cache` is a dictionary of their own.
     return "" if found is None or "dict[" in str(found.annotation) else found.name
-
-
-def given_cache(arguments: Mapping[str, Any]) -> Cache | None:
-    """Return the cache among the arguments of a forward, under either name; `None` if there is none."""
-    given = (arguments.get(name) for name in CACHE_ARGUMENTS)
-    return next((cache for cache in given if isinstance(cache, Cache)), None)
 
 
 def without_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:

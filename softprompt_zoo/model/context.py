@@ -52,7 +52,7 @@ class _Entered:
     """Whether it was not left yet, by whomever."""
 
 
-_CONTEXT: contextvars.ContextVar[tuple[_Entered, ...]] = contextvars.ContextVar("softprompt_disabled", default=())
+DISABLED: contextvars.ContextVar[tuple[_Entered, ...]] = contextvars.ContextVar("softprompt_disabled", default=())
 
 
 class _Here:
@@ -88,25 +88,25 @@ def disable(host: object) -> Iterator[None]:
         Nothing.
     """
     entered = _Entered(host)
-    token = _CONTEXT.set((*(each for each in _CONTEXT.get() if each.is_open), entered))
+    token = DISABLED.set((*(each for each in DISABLED.get() if each.is_open), entered))
     try:
         yield
     finally:
         # One entry less, rather than the state before: contexts need not be left in the order they were entered.
-        left = tuple(each for each in _CONTEXT.get() if each is not entered)
+        left = tuple(each for each in DISABLED.get() if each is not entered)
         try:
-            _CONTEXT.reset(token)
+            DISABLED.reset(token)
         except ValueError:  # this is not where it was entered, and there nothing can be set from here
             entered.is_open = False
-        _CONTEXT.set(left)
+        DISABLED.set(left)
 
 
 def is_disabled(host: object) -> bool:
     """Return whether the prompts of a model are disabled where this is called."""
     if torch.compiler.is_compiling():
         return host in _HERE.hosts
-    return bool(_CONTEXT.get()) and host in _hosts()
+    return bool(DISABLED.get()) and host in _hosts()
 
 
 def _hosts() -> tuple[object, ...]:
-    return tuple([entered.host for entered in _CONTEXT.get() if entered.is_open])
+    return tuple([entered.host for entered in DISABLED.get() if entered.is_open])

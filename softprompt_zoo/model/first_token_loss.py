@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompt_zoo.backbone.traits import given_cache
 from softprompt_zoo.sites.call import Call
-from softprompt_zoo.sites.positions import past_length
+from softprompt_zoo.sites.positions import given_cache, past_length
 
 
 def wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
-from softprompt_zoo.backbone.traits import given_cache
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.model import losses
+from softprompt_zoo.model import losses, resolve
 from softprompt_zoo.model.first_token_loss import wants_first_label, with_first_label
 from softprompt_zoo.model.head_per_row import with_heads
 from softprompt_zoo.model.untrained import note_training
 from softprompt_zoo.sites.call import Call, Slots
 from softprompt_zoo.sites.hooks import returns_dict
+from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.sites.reach.views import with_call
 from softprompt_zoo.sites.request import NOTHING, Request
 from softprompt_zoo.sites.text_outputs import cut_output
@@ -41,7 +41,7 @@ def prompted_forward(model: Any, function: Any, request: Request, kwargs: dict[s
         names = ("input_ids", "inputs_embeds", model.main_input_name)
         text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
         request = request if text is None else request.for_text(text.shape[0])
-    call = model.prompts.resolve(request, given_cache(kwargs))
+    call = resolve.resolve(model.prompts, request, given_cache(kwargs))
     if call.slots is not None:
         _check_decoder(model, call.slots, kwargs)
     if not model.training:

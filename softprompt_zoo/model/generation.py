@@ -10,13 +10,14 @@ from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLog
 
 from softprompt_zoo.backbone.peft_layers import model_inside
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
-from softprompt_zoo.backbone.traits import given_cache, without_cache
+from softprompt_zoo.backbone.traits import without_cache
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model.context import CURRENT, Generation, is_disabled, running
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.resolve import check_request
 from softprompt_zoo.sites.decoding_state import state_of
 from softprompt_zoo.sites.encoder_states import whole_outputs
+from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.sites.reach.views import view
 from softprompt_zoo.sites.request import NOTHING, Request
 from softprompt_zoo.sites.slots import check_second_text

@@ -13,12 +13,12 @@ from softprompt_zoo.config.checks import check_weight
 from softprompt_zoo.config.method_config import NAME_PATTERN
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
 from softprompt_zoo.files.saved_prompts import PromptSet
+from softprompt_zoo.model import resolve
 from softprompt_zoo.model.context import disable
 from softprompt_zoo.model.entry import Entry
 from softprompt_zoo.model.lending import Lender, Lending
 from softprompt_zoo.model.making import make_prompt
 from softprompt_zoo.model.optimizer_steps import watch
-from softprompt_zoo.model.resolve import resolve
 from softprompt_zoo.prompt.fits import check_shared_room, fitting_copy
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.registry import registry
@@ -44,7 +44,8 @@ class Prompts(nn.Module):
         """Another one after a change that texts which were begun are to follow."""
         self.lending: Lending | None = None
         """The bank, and what was borrowed from it."""
-        self._is_watched = True
+        self.is_watched = True
+        """Whether optimizers that train the prompts are looked at; those of a copy are not yet."""
         self._choose(())
 
     def _choose(self, names: Sequence[str]) -> None:
@@ -80,7 +81,7 @@ class Prompts(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._is_watched = False
+        self.is_watched = False
         if self.bank is not None and self.bank.backbone is None:
             self.bank.backbone = self.backbone
         for prompt in self.values():
@@ -287,13 +288,15 @@ class Prompts(nn.Module):
         """Use the model as if it had no prompts, bit for bit, within the context; other threads and tasks keep them."""
         return disable(self)
 
+    def watch(self) -> None:
+        """Look at the steps of optimizers that train the prompts, for what their methods do after each."""
+        for prompt in self.values():
+            watch(prompt, self.backbone)
+        self.is_watched = True
+
     def resolve(self, request: Request, cache: Any) -> Call:
         """Build the prompts of one forward, as `softprompt_zoo.model.resolve` does."""
-        if not self._is_watched and not torch.compiler.is_compiling():  # a copy, or from a pickle
-            for prompt in self.values():
-                watch(prompt, self.backbone)
-            self._is_watched = True
-        return resolve(self, request, cache)
+        return resolve.resolve(self, request, cache)
 
 
 Mapping.register(Prompts)

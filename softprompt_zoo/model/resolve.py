@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.model.context import Generation, is_disabled, running
+from softprompt_zoo.model import context
 from softprompt_zoo.model.lending import Lending, Ready
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.sites.call import Call, DecodingState, Part, Selection, Trace
@@ -31,8 +31,14 @@ class PromptsOfModel(Protocol):
     """Its bank, if it has one."""
     chosen: Selection
     """What rows see when a call names none."""
+    is_watched: bool
+    """Whether optimizers that train them are looked at."""
+    _modules: dict[str, nn.Module | None]
     era: object
     """Another one after a change that texts which were begun are to follow."""
+
+    def watch(self) -> None:
+        """Look at optimizers that train them."""
 
     def keys(self) -> list[str]:
         """Return the names."""
@@ -60,9 +66,12 @@ def resolve(prompts: PromptsOfModel, request: Request, cache: Any) -> Call:
         ValueError: If a task or a slot is out of range.
         UnsupportedError: If `generate` runs the model on a text of its own, where slots are given.
     """
-    generation = running(prompts)
-    decoding = _state_of_text(prompts, generation, cache)
-    if is_disabled(prompts):
+    is_compiling = torch.compiler.is_compiling()
+    if not is_compiling and not prompts.is_watched:
+        prompts.watch()
+    generation = None if is_compiling or context.CURRENT.get() is None else context.running(prompts)
+    decoding = None if is_compiling else _state_of_text(prompts, generation, cache)
+    if (is_compiling or context.DISABLED.get()) and context.is_disabled(prompts):
         return Call(BARE, {}, prompts.training, Trace(), decoding=decoding)
     if generation is not None:
         if request.soft_slots is None and generation.request.soft_slots is not None:
@@ -74,16 +83,14 @@ def resolve(prompts: PromptsOfModel, request: Request, cache: Any) -> Call:
         _check_known(prompts, selection, lent)
     placements: dict[Part, Placement] = {}
     heads: dict[str, nn.ModuleDict] = {}
+    share_softmax = True
     for part in selection.parts:
-        borrowed = lent.get(part.name)
-        if borrowed is None:
-            placements[part] = _place(prompts, part.name, decoding)
-        else:
-            placements[part] = borrowed.placement
-        head = prompts[part.name].head if borrowed is None else borrowed.head
-        if head is not None:
-            heads[part.name] = head
-    if any([placement.tokens.num_tasks is not None for placement in placements.values()]):
+        source: Any = lent[part.name] if part.name in lent else prompts._modules[part.name]
+        placements[part] = source.placement if part.name in lent else _place(prompts, part.name, source, decoding)
+        if source.head is not None:
+            heads[part.name] = source.head
+        share_softmax = share_softmax and placements[part].tokens.share_softmax
+    if not share_softmax:  # some may have tasks
         selection, placements = split_tasks(selection, placements, request.task_ids)
     heads_of_rows = heads_of(selection, heads) if heads else ()
     slots = None
@@ -93,7 +100,16 @@ def resolve(prompts: PromptsOfModel, request: Request, cache: Any) -> Call:
     if selection.rows is not None:
         device = next((parameter.device for parameter in prompts.parameters()), prompts.backbone.device)
         selection = Selection(selection.combinations, selection.rows.to(device))
-    return Call(selection, placements, prompts.training, Trace(), slots=slots, heads=heads_of_rows, decoding=decoding)
+    return Call(
+        selection,
+        placements,
+        prompts.training,
+        Trace(),
+        slots=slots,
+        heads=heads_of_rows,
+        decoding=decoding,
+        share_softmax=share_softmax,
+    )
 
 
 def heads_of(selection: Selection, heads: Mapping[str, nn.ModuleDict]) -> list[nn.ModuleDict | None]:
@@ -116,7 +132,7 @@ def heads_of(selection: Selection, heads: Mapping[str, nn.ModuleDict]) -> list[n
 
 def active_heads(prompts: PromptsOfModel) -> list[nn.ModuleDict | None]:
     """Return the trained task heads of the active prompts, for a forward that takes no request."""
-    if is_disabled(prompts):
+    if context.is_disabled(prompts):
         return []
     heads = {part.name: prompts[part.name].head for part in prompts.chosen.parts}
     return heads_of(prompts.chosen, {name: head for name, head in heads.items() if head is not None})
@@ -151,10 +167,8 @@ def _borrow(
     return lending.borrow(wanted, prompts.backbone, held, decoding is not None or has_text(cache))
 
 
-def _state_of_text(prompts: PromptsOfModel, generation: Generation | None, cache: Any) -> DecodingState | None:
-    """Return what a text goes on with, or a new one; `None` in a compiled forward, which builds all anew."""
-    if torch.compiler.is_compiling():
-        return None
+def _state_of_text(prompts: PromptsOfModel, generation: context.Generation | None, cache: Any) -> DecodingState:
+    """Return what a text goes on with, or a new one; a compiled forward builds all anew."""
     found = None if generation is None else generation.decoding
     if found is None and cache is not None:
         found = state_of(cache)
@@ -164,8 +178,7 @@ def _state_of_text(prompts: PromptsOfModel, generation: Generation | None, cache
     return found
 
 
-def _place(prompts: PromptsOfModel, name: str, decoding: DecodingState | None) -> Placement:
-    prompt = prompts[name]
+def _place(prompts: PromptsOfModel, name: str, prompt: Prompt, decoding: DecodingState | None) -> Placement:
     if decoding is None or torch.is_grad_enabled() or prompts.training:
         return prompt.place(prompts.backbone)
     if name not in decoding.placements:

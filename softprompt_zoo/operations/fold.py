@@ -1,6 +1,7 @@
 """A combination of prompts as one plain prefix: the keys and values that the text sees, exactly."""
 
 import copy
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,7 +135,9 @@ def _causal(model: Any, host: Prompts, placements: dict[str, Placement]) -> Laye
 
 def _per_site(host: Prompts, placements: dict[str, Placement]) -> LayerTokens:
     sites = host.backbone.layers
-    segments = {site: join([Segment.of(placement, site) for placement in placements.values()]) for site in sites}
+    segments = {}
+    for site in sites:
+        segments[site] = functools.reduce(join, [Segment.of(placement, site) for placement in placements.values()])
     counts = {site: segment.length for site, segment in segments.items() if segment is not None}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{count} at {site!r}" for site, count in counts.items())

@@ -63,8 +63,8 @@ class Prompt(nn.Module):
         """Factor on the share of attention that its tokens get; `model.prompts.set_weight` sets it."""
         self._loaded: LoadedMethod | None = method
         self._host: weakref.ref[Host] | None = None
-        self._passed: tuple[Backbone | None, set[Hashable]] = (None, set())
-        """The backbone that the hooks' answers were checked against, and the forms of those that passed."""
+        self._passed: tuple[Backbone | None, dict[Hashable, Any]] = (None, {})
+        """The backbone that the hooks' answers were checked against, and what the checks gave for each form of them."""
 
     @property
     def is_merged(self) -> bool:
@@ -133,17 +133,21 @@ class Prompt(nn.Module):
             placement = dataclasses.replace(placement, is_pooled=True)
         return placement
 
-    def _once(self, backbone: Backbone, result: Any, check: Callable[[], None], *facts: Hashable) -> None:
-        """Run a check, unless an answer of the same form has passed it on this backbone."""
+    def _once(self, backbone: Backbone, result: Any, check: Callable[[], Any], *facts: Hashable) -> Any:
+        """Run a check, or return what it gave for an answer of the same form on this backbone."""
         if torch.compiler.is_compiling():  # it runs while it is traced, and never again
-            check()
-            return
+            return check()
         if self._passed[0] is not backbone:
-            self._passed = backbone, set()
-        passed, form = self._passed[1], _form(result, facts)
-        if form is None or form not in passed:
-            check()
-            passed.add(form)
+            self._passed = backbone, {}
+        passed = self._passed[1]
+        try:
+            form = _form(result, facts)
+            known = form in passed
+        except Exception:  # it is not what it should be, which the check says
+            return check()
+        if not known:
+            passed[form] = check()
+        return passed[form]
 
     def widen(self) -> None:
         """Hold every number in float32 at least: in half precision an optimizer's steps overflow or are rounded off."""
@@ -220,8 +224,13 @@ class Prompt(nn.Module):
         if isinstance(self.learned, PlainTokens):
             return self.learned.tokens(backbone)
         found = self.loaded.call(hook, config=self.config, parameters=self.learned, backbone=backbone)
-        self._once(backbone, found, lambda: self._check(found, backbone, hook))
-        return narrowed(found)
+        is_narrow = self._once(backbone, found, lambda: self._check_narrow(found, backbone, hook))
+        return found if is_narrow else narrowed(found)
+
+    def _check_narrow(self, tokens: Any, backbone: Backbone, hook: str) -> bool:
+        """Check tokens, and return whether their kind is the narrowest one."""
+        self._check(tokens, backbone, hook)
+        return narrowed(tokens) is tokens
 
     def _check(self, tokens: object, backbone: Backbone, hook: str) -> None:
         source = self.loaded.describe(hook)
@@ -238,7 +247,7 @@ class Prompt(nn.Module):
         backbone.inside.refuse(dataclasses.replace(placement, weight=placement.weight * self.weight))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None, "_host": None, "_passed": (None, set())}
+        return {**self.__dict__, "_loaded": None, "_host": None, "_passed": (None, {})}
 
     def extra_repr(self) -> str:
         """Show method and size where torch prints the model."""
@@ -246,13 +255,10 @@ class Prompt(nn.Module):
 
 
 def _form(result: Any, facts: tuple[Hashable, ...]) -> Hashable:
-    """Return what the checks of a hook's answer depend on; `None` if it is not what it should be, which they say."""
-    try:
-        form = (result.form, *facts)
-        hash(form)
-    except Exception:
-        return None
-    return form
+    """Return all that the checks of a hook's answer depend on."""
+    if isinstance(result, Placement):
+        return result.tokens.form, result.dropout, result.always_visible, result.weight, *facts
+    return result.form, *facts
 
 
 def _check_pooling(placement: Placement, backbone: Backbone) -> None:

@@ -11,13 +11,20 @@ from softprompt_zoo.sites.call import Call, Segment
 from softprompt_zoo.sites.state import SiteState
 
 
-def join(segments: Sequence[Segment | None]) -> Segment | None:
-    """Put segments one behind the other; `None` segments are empty."""
-    joined = None
-    for segment in segments:
-        if segment is not None:
-            joined = segment if joined is None else joined + segment
-    return joined
+def join(first: Segment | None, second: Segment | None) -> Segment | None:
+    """Put one segment behind another; `None` is an empty one."""
+    return second if first is None else first if second is None else first + second
+
+
+def segments_at(call: Call, site: str) -> list[Segment | None]:
+    """Return the keys and values of each combination at a site."""
+    segments: list[Segment | None] = []
+    for combination in call.selection.combinations:
+        joined: Segment | None = None
+        for part in combination:
+            joined = join(joined, Segment.of(call.placements[part], site))
+        segments.append(joined)
+    return segments
 
 
 def lengths(segments: Sequence[Segment | None]) -> list[int]:
@@ -50,6 +57,8 @@ def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteSta
     Returns:
         The state of a site, or `None` if no combination has tokens there.
     """
+    if len(segments) == 1:
+        return None if segments[0] is None else _alone(segments[0], is_training)
     full = [segment for segment in segments if segment is not None]
     if not full:
         return None
@@ -76,6 +85,19 @@ def _column(rows: Sequence[list[Any]], usual: float, device: torch.device) -> Te
         return None
     longest = max([len(row) for row in rows])
     return torch.tensor([row + [usual] * (longest - len(row)) for row in rows], device=device)
+
+
+def _alone(segment: Segment, is_training: bool) -> SiteState:
+    """Return the state where all rows share one combination: views, so that no step copies it."""
+    keys, values, device = segment.keys, segment.values, segment.keys[0].device
+    return SiteState(
+        keys=tuple([layer[None] for layer in keys]),
+        values=tuple([layer[None] for layer in values]),
+        present=None,
+        always_visible=torch.tensor([segment.always_visible], device=device) if any(segment.always_visible) else None,
+        dropout=torch.tensor([segment.dropout], device=device) if is_training and any(segment.dropout) else None,
+        weight=torch.tensor([segment.weight], device=device) if set(segment.weight) != {1.0} else None,
+    )
 
 
 def stack_embeddings(call: Call) -> tuple[Tensor, Tensor | None, list[int]] | None:

@@ -4,6 +4,7 @@ A *combination* is the ordered tuple of prompts that one row sees; rows that sha
 computed twice. In a combination the tokens stand one prompt behind the other.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,9 @@ class Part(NamedTuple):
 
 
 Combination = tuple[Part, ...]
+
+ATTRIBUTE = "_softprompt_decoding"
+"""Attribute of a cache that holds the state of its text."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +127,7 @@ class Segment:
             return None
         keys = [layer for layer in tokens.keys if layer is not None]
         values = [layer for layer in tokens.values if layer is not None]
-        return cls(keys, values, *per_token(placement, tokens.count))
+        return cls(keys, values, *per_token(placement, keys[0].shape[1]))
 
     def __add__(self, other: "Segment") -> "Segment":
         return Segment(
@@ -178,6 +182,11 @@ class DecodingState:
             self.era, self.placements, self.prefix = era, {}, None
         return self
 
+    def stay_with(self, cache: Any) -> None:
+        """Stay with the cache of the text, from which the next forward takes this state."""
+        with contextlib.suppress(AttributeError):  # a class with slots
+            setattr(cache, ATTRIBUTE, self)
+
     def __deepcopy__(self, memo: Any) -> "DecodingState":
         """Copy a cache's state: the copy goes on from here by itself, with the same tensors, which never change."""
         return dataclasses.replace(self, placements=dict(self.placements), lent=dict(self.lent))
@@ -208,6 +217,8 @@ class Call:
     is_training: bool
     trace: Trace
     """What comes back."""
+    share_softmax: bool = False
+    """Whether all tokens are keys and values that share the softmax of the text: none at the input, none gated."""
     first_index: Tensor | None = None
     """`(rows,)` index of each row's first text token, if the loss wants its prediction."""
     slots: Slots | None = None

@@ -5,19 +5,15 @@ the same: what was built of them stays with the text's cache, or with one `gener
 So there is no change, of weights, buffers, hooks or anything else, that the next text could miss.
 """
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softprompt_zoo.sites.call import Call, DecodingState, Prefix
+from softprompt_zoo.sites.call import ATTRIBUTE, Call, DecodingState, Prefix
 from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.sites.stack import Stack
-
-ATTRIBUTE = "_softprompt_decoding"
-"""Attribute of a cache that holds the state of its text."""
 
 
 def has_text(cache: Any) -> bool:
@@ -29,18 +25,6 @@ def has_text(cache: Any) -> bool:
 def state_of(cache: Any) -> DecodingState | None:
     """Return the state of a cache's text; `None` if there is no text in it, or none that was begun with prompts."""
     return getattr(cache, ATTRIBUTE, None) if has_text(cache) else None
-
-
-def keep_state(cache: Any, call: Call) -> None:
-    """Leave the state of a text at its cache, from which the next forward takes it.
-
-    Args:
-        cache: What the stack returned as cache; `None` for none.
-        call: The prompts of the forward that filled it.
-    """
-    if cache is not None and call.decoding is not None:
-        with contextlib.suppress(AttributeError):  # a class with slots
-            setattr(cache, ATTRIBUTE, call.decoding)
 
 
 def prefix_of(stack: Stack, call: Call, positions: Tensor, past: int | Tensor) -> Prefix:

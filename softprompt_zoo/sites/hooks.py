@@ -9,13 +9,13 @@ import dataclasses
 import inspect
 from typing import Any, Protocol
 
+import torch
+
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.replaced_forward import check_entry
-from softprompt_zoo.backbone.traits import given_cache
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.checkpointing import anchor
-from softprompt_zoo.sites.decoding_state import keep_state
-from softprompt_zoo.sites.positions import past_length
+from softprompt_zoo.sites.positions import given_cache, past_length
 from softprompt_zoo.sites.request import NEW_ARGUMENTS, Request
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
@@ -44,6 +44,8 @@ class Binding:
     host: Host
     argument_names: list[str]
     """Names of the forward's positional arguments, in order."""
+    reads: str
+    """The argument with its text, where it is not given embeddings."""
     implementation: str
     """The attention implementation, ours, that its config names."""
     handles: list[Any] = dataclasses.field(default_factory=list)
@@ -81,7 +83,8 @@ def bind(family: str, stack: Stack, host: Host) -> None:
     if BINDING_ATTRIBUTE in stack.module.__dict__:
         raise RuntimeError(f"{type(stack.module).__name__} has hooks of prompts already")
     names = list(inspect.signature(type(stack.module).forward).parameters)[1:]
-    binding = Binding(stack, kind_of(family, stack), host, names, stack.module.config._attn_implementation)
+    reads = "input_features" if stack.reads_sound else "input_ids"
+    binding = Binding(stack, kind_of(family, stack), host, names, reads, stack.module.config._attn_implementation)
     binding.handles = [
         stack.module.register_forward_pre_hook(before_forward, with_kwargs=True),
         stack.module.register_forward_hook(after_forward, with_kwargs=True),
@@ -104,8 +107,11 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     kwargs = {**dict(zip(binding.argument_names, args, strict=False)), **kwargs}
     call, is_built = binding.call(kwargs)
     call.trace.was_seen = True
-    stack.reach.follow_attention(stack, binding.implementation)
-    text = stack.text(kwargs)
+    if module.config._attn_implementation != binding.implementation:
+        stack.reach.follow_attention(stack, binding.implementation)
+    text = kwargs.get("inputs_embeds")
+    if text is None:
+        text = kwargs.get(binding.reads)
     if text is None or call.is_empty:
         # The prompted class of a model that is a stack itself knows by the keyword that the hook has run.
         return (), {**kwargs, STATE_KEYWORD: None} if hasattr(type(module), "_softprompt_base") else kwargs
@@ -113,7 +119,10 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     kwargs, state = binding.kind.prepare(stack, call, kwargs, text, past_length(given_cache(kwargs)))
     if call.trace.layout is not None and call.decoding is not None:
         call.decoding.layout = call.trace.layout
-    kwargs = stack.reach.enter(stack, state, anchor(module, stack, state, kwargs))
+    if module.training and torch.is_grad_enabled():
+        kwargs = anchor(module, stack, state, kwargs)
+    if stack.reach.uses_cache:
+        kwargs = stack.reach.enter(stack, state, kwargs)
     state.is_tuple_wanted = not returns_dict(module.config, kwargs)
     return (), {**kwargs, **({"return_dict": True} if state.is_tuple_wanted else {}), STATE_KEYWORD: state}
 
@@ -125,8 +134,11 @@ def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
         return None
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
     stack = binding.stack
-    output = stack.reach.leave(stack, output, kwargs)
-    keep_state(output.get(stack.cache_argument), state.call)
+    if stack.reach.uses_cache:
+        output = stack.reach.leave(stack, output, kwargs)
+    cache = output.get(stack.cache_argument)
+    if cache is not None and state.call.decoding is not None:
+        state.call.decoding.stay_with(cache)
     output = binding.kind.finish(stack, output, state, state.call)
     return output.to_tuple() if state.is_tuple_wanted else output
 

@@ -1,16 +1,28 @@
 """Where text stands: positions from the attention mask, row by row, moved behind the prompt."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import Cache
 
-from softprompt_zoo.backbone.traits import given_cache
+from softprompt_zoo.backbone.traits import CACHE_ARGUMENTS
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Int
+from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.stack import Stack
+
+
+def given_cache(arguments: Mapping[str, Any]) -> Cache | None:
+    """Return the cache among the arguments of a forward, under either name; `None` if there is none."""
+    for name in CACHE_ARGUMENTS:
+        cache = arguments.get(name)
+        if isinstance(cache, Cache):
+            return cache
+    return None
 
 
 def past_length(cache: Any) -> int | Tensor:
@@ -231,3 +243,50 @@ def _bias_of(owner: Any, positions: Tensor, tokens: int) -> Tensor:
 
 def _has_relative_bias(module: nn.Module) -> bool:
     return hasattr(module, "_relative_position_bucket") and hasattr(module, "relative_attention_bias")
+
+
+def embeddings_of(stack: Stack, kwargs: dict[str, Any], text: Tensor) -> Tensor:
+    """Return the embeddings of a stack's text."""
+    return text if kwargs.get("inputs_embeds") is not None else stack.embed(text)
+
+
+def move_text(
+    stack: Stack, call: Call, counts: list[int], kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+) -> tuple[dict[str, Any], Tensor]:
+    """Let the text start behind virtual tokens.
+
+    Args:
+        stack: The stack.
+        call: The prompts.
+        counts: How many virtual tokens each combination has there.
+        kwargs: The stack's arguments. Not changed.
+        text: What it reads of them.
+        past: Tokens of text in its cache.
+
+    Returns:
+        The arguments and the text's positions, `(rows or 1, length)`.
+
+    Raises:
+        ValueError: If the text does not fit behind them.
+        UnsupportedError: If the positions that were given begin before the model's own.
+    """
+    length = text.shape[1]
+    if stack.position_table is not None and isinstance(past, int):
+        check_budget(stack, past + length + max(counts), max(counts))
+    positions = text_positions(kwargs, length, past, text.device)
+    if min(counts) == 0:
+        own = own_positions(stack, kwargs, length, past, text.device)
+        positions = torch.where(call.per_row(counts, text.device) == 0, own, positions)
+    if stack.takes_position_ids:
+        is_given = kwargs.get("position_ids") is not None
+        if is_given:
+            check_start(stack, kwargs, past)
+        start = 0 if is_given or stack.position_table is None else stack.position_start
+        positions = positions + start + call.per_row(counts, text.device)
+        return {**kwargs, "position_ids": positions}, positions
+    positions = positions + call.per_row(counts, text.device)
+    if stack.position_table is not None:
+        seen = stack.reach.counted(past, max(counts))
+        embeddings = shift_learned_positions(stack, embeddings_of(stack, kwargs, text), seen, positions)
+        kwargs = {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
+    return kwargs, positions

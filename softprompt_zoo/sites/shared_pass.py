@@ -53,14 +53,14 @@ def causal_prefix(stack: Stack, call: Call, reach: Tensor | None = None) -> Pref
     while True:
         for index, queue in enumerate(queues):
             while queue and isinstance(queue[0], Segment):
-                done[index], tails[index] = join([done[index], queue.pop(0)]), None
+                done[index], tails[index] = join(done[index], queue.pop(0)), None
         waiting = [index for index, queue in enumerate(queues) if queue]
         if not waiting:
             return Prefix(done, states, tails)
         pending = [queues[index].pop(0) for index in waiting]
         passed = _run(stack, pending, [done[index] for index in waiting], call.is_training, reach)
         for index, part, (segment, own_states) in zip(waiting, pending, passed, strict=True):
-            done[index], tails[index] = join([done[index], segment]), own_states[-1] if part.weight[-1] else None
+            done[index], tails[index] = join(done[index], segment), own_states[-1] if part.weight[-1] else None
             counts = Counter(part.owners)  # in the order of the prompts
             states[index].update(zip(counts, own_states.split([*counts.values()]), strict=True))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone.traits import given_cache
+from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.testing.models import tiny_model
 from softprompt_zoo.testing.subject import LENGTHS, Subject, assert_equal, pad, random_text
 

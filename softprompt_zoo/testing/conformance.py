@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt_zoo.backbone.traits import given_cache
+from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.testing import peft_oracle
 from softprompt_zoo.testing.checks import (
     BASE_DEPENDS_ON_PADDING,

@@ -38,10 +38,12 @@ def unflatten_layers(flat: Shaped[Tensor, "..."], layers: Sequence[LayerShape]) 
     Raises:
         ShapeError: If the features are not what the layers need.
     """
-    expected = sum(layer.features for layer in layers)
+    expected, shapes = 0, []
+    for layer in layers:
+        expected += layer.features
+        shapes += [layer.key_size, layer.value_size]
     if flat.ndim != 2 or flat.shape[1] != expected:
         raise ShapeError(f"keys and values have shape {tuple(flat.shape)}; expected (tokens, {expected})")
-    shapes = [size for layer in layers for size in (layer.key_size, layer.value_size)]
     if len(set(shapes)) == 1:  # the same views, in a few operations instead of three for each of them
         keys, values = flat.unflatten(1, (len(layers), 2, *shapes[0])).permute(2, 1, 3, 0, 4)
         return SiteTokens(keys.unbind(), values.unbind())

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -22,6 +22,8 @@ class GatedTokens(LayerTokens):
 
     Their result, times the gate, is added to the text's. Sites without gates are as those of `LayerTokens`.
     """
+
+    share_softmax: ClassVar[bool] = False
 
     @property
     def where(self) -> str:

@@ -21,21 +21,20 @@ class LayerShape:
     shared_with: int | None = None
     """The layer whose keys and values of the text it reads, where it makes none of its own; counted within its site."""
 
+    key_size: tuple[int, int] = dataclasses.field(init=False, repr=False, compare=False)
+    """Key-value heads, and the width of a key."""
+    value_size: tuple[int, int] = dataclasses.field(init=False, repr=False, compare=False)
+    """Key-value heads, and the width of a value."""
+    features: int = dataclasses.field(init=False, repr=False, compare=False)
+    """Numbers of one virtual token, its key and its value."""
+
     def __post_init__(self) -> None:
-        if self.value_dim == self.head_dim:
-            object.__setattr__(self, "value_dim", 0)
-
-    @property
-    def key_size(self) -> tuple[int, int]:
-        """Key-value heads, and the width of a key."""
-        return self.kv_heads, self.head_dim
-
-    @property
-    def value_size(self) -> tuple[int, int]:
-        """Key-value heads, and the width of a value."""
-        return self.kv_heads, self.value_dim or self.head_dim
-
-    @property
-    def features(self) -> int:
-        """Numbers of one virtual token, its key and its value."""
-        return self.kv_heads * (self.head_dim + (self.value_dim or self.head_dim))
+        width = self.value_dim or self.head_dim
+        found = {
+            "value_dim": 0 if width == self.head_dim else width,
+            "key_size": (self.kv_heads, self.head_dim),
+            "value_size": (self.kv_heads, width),
+            "features": self.kv_heads * (self.head_dim + width),
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class LayerTokens(VirtualTokens):
 
     sites: Mapping[str, SiteTokens]
     """Site name to its keys and values; if some have gates, the host takes them for `GatedTokens`."""
+    share_softmax: ClassVar[bool] = True
 
     @property
     def count(self) -> int:
@@ -39,7 +40,12 @@ class LayerTokens(VirtualTokens):
     @property
     def form(self) -> Hashable:
         """Kind, sizes and dtypes."""
-        return (type(self), *[(name, site.form) for name, site in self.sites.items()])
+        form: list[Any] = [type(self)]
+        for name, site in self.sites.items():
+            gates = () if site.gates is None else site.gates
+            form += [name, type(site), len(site.keys), len(site.values), site.gates is None]
+            form += [None if part is None else (part.shape, part.dtype) for part in (*site.keys, *site.values, *gates)]
+        return tuple(form)
 
     def at(self, site: str) -> SiteTokens | None:
         """Return the keys and values at a site."""

@@ -1,7 +1,6 @@
 """Where virtual tokens go."""
 
 import dataclasses
-from collections.abc import Hashable
 
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
@@ -26,8 +25,3 @@ class Placement:
     def options(self) -> dict[str, float | bool]:
         """What prompts that become one must have in common."""
         return {"dropout": self.dropout, "always_visible": self.always_visible, "is_pooled": self.is_pooled}
-
-    @property
-    def form(self) -> Hashable:
-        """All but the numbers in the tokens: placements of one form pass the same checks."""
-        return type(self), self.tokens.form, self.dropout, self.always_visible, self.weight

@@ -1,7 +1,7 @@
 """Keys and values at one site, of which the kinds of tokens at keys and values are made."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,13 +48,6 @@ class SiteTokens:
         """Heads and width in each layer, and whether there is a gate."""
         sizes = [[None if t is None else (t.shape[0], t.shape[2]) for t in kind] for kind in (self.keys, self.values)]
         return sizes, self.is_gated
-
-    @property
-    def form(self) -> Hashable:
-        """Kind, sizes and dtypes: tokens of one form pass the same checks."""
-        gates = () if self.gates is None else self.gates
-        parts = [None if part is None else (part.shape, part.dtype) for part in (*self.keys, *self.values, *gates)]
-        return type(self), len(self.keys), len(self.values), self.is_gated, *parts
 
     def layer(
         self, index: int

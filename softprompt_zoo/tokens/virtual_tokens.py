@@ -7,7 +7,7 @@ decoder's attention over the encoder (`"cross"`).
 
 import abc
 from collections.abc import Callable, Hashable, Mapping
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from torch import Tensor
 
@@ -33,6 +33,9 @@ class Sizes(Protocol):
 
 class VirtualTokens(abc.ABC):
     """The virtual tokens of one prompt: what `build_virtual_tokens` returns and what `inject` places."""
+
+    share_softmax: ClassVar[bool] = False
+    """Whether all of this kind are keys and values that share the softmax of the text, and nothing else."""
 
     @property
     @abc.abstractmethod

@@ -7,6 +7,7 @@ import pytest
 
 import softprompt_zoo as zoo
 from softprompt_zoo.methods import BUILTINS
+from softprompt_zoo.model import resolve as resolve_module
 from softprompt_zoo.model.resolve import BARE
 from softprompt_zoo.testing.models import MORE_MODELS
 from softprompt_zoo.testing.operations import OPERATIONS
@@ -78,14 +79,12 @@ def test_what_is_not_defined_is_told_from_what_is_refused(matrix):
 
 
 def test_a_dropped_prompt_turns_cells_red(matrix, monkeypatch):
-    from softprompt_zoo.model.prompts import Prompts
+    resolve = resolve_module.resolve
 
-    resolve = Prompts.resolve
+    def dropped(*args):
+        return dataclasses.replace(resolve(*args), selection=BARE)
 
-    def dropped(self, *args):
-        return dataclasses.replace(resolve(self, *args), selection=BARE)
-
-    monkeypatch.setattr(Prompts, "resolve", dropped)
+    monkeypatch.setattr(resolve_module, "resolve", dropped)
     for operation in (EFFECT, "sequence classification"):
         status, reason = matrix.run_cell("softprompt_zoo", "llama", "prefix_tuning", operation)
         assert (status, reason) == ("wrong", "the prompt has no effect")

@@ -231,7 +231,7 @@ class ThreadWide:
 def test_the_check_of_tasks_notices_what_is_set_for_all_of_them(is_compiled, monkeypatch):
     subject = prompted(method="prefix_tuning")
     base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)
-    monkeypatch.setattr(contexts_module, "_CONTEXT", ThreadWide())
+    monkeypatch.setattr(contexts_module, "DISABLED", ThreadWide())
     with pytest.raises(AssertionError):
         check_tasks(subject.model.prompts, runner(subject, is_compiled), full, base)
 
@@ -256,7 +256,7 @@ def test_a_context_may_be_left_in_another_thread(workers, is_compiled):
 
     assert_equal(workers[0].do(again), base, "entered again")
     assert_equal(workers[0].do(run), full, "left again")
-    assert workers[0].do(lambda: len(contexts_module._CONTEXT.get())) == 0
+    assert workers[0].do(lambda: len(contexts_module.DISABLED.get())) == 0
 
 
 def test_a_context_left_in_a_task_that_took_it_along():

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from softprompt_zoo.model import generation
+from softprompt_zoo.model import generation, resolve
 from softprompt_zoo.sites import shared_pass
 from softprompt_zoo.sites.call import Part
 from softprompt_zoo.testing import tiny_model
@@ -55,32 +55,32 @@ def test_the_check_notices_a_pass_through_the_first_layers(monkeypatch):
         check_early_exit("llama", "prompt_tuning")
 
 
-def drafts_seen(subject, **options):
+def drafts_seen(monkeypatch, subject, **options):
     """The rows' prompts of each pass over the text that the first layers make."""
     seen = []
-    run = subject.model.prompts.resolve
+    run = resolve.resolve
 
-    def resolve(*args):
+    def seeing(*args):
         call = run(*args)
         if subject.model.config.num_hidden_layers == 1:
             seen.append(call.selection.combinations)
         return call
 
-    subject.model.prompts.resolve = resolve
+    monkeypatch.setattr(resolve, "resolve", seeing)
     written(subject, assistant_early_exit=1, **options)
     return set(seen)
 
 
-def test_the_draft_sees_the_prompts_of_the_call():
+def test_the_draft_sees_the_prompts_of_the_call(monkeypatch):
     subject = Subject.prompted("llama", "prompt_tuning", {"num_virtual_tokens": 4})
     subject.model.prompts.add("other", "prefix_tuning", num_virtual_tokens=2)
-    assert drafts_seen(subject, prompts=["other"]) == {((Part("other"),),)}
+    assert drafts_seen(monkeypatch, subject, prompts=["other"]) == {((Part("other"),),)}
 
 
-def test_the_draft_sees_the_task_of_the_call():
+def test_the_draft_sees_the_task_of_the_call(monkeypatch):
     options = {"num_virtual_tokens": 3, "num_tasks": 2}
     subject = Subject.prompted("llama", "multitask_prompt_tuning", options)
-    assert drafts_seen(subject, task_ids=[1]) == {((Part("default", 1),),)}
+    assert drafts_seen(monkeypatch, subject, task_ids=[1]) == {((Part("default", 1),),)}
 
 
 def check_failed_draft():

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompt_zoo.sites.batch import token_counts
+from softprompt_zoo.sites.batch import lengths, segments_at, site_state, token_counts
 from softprompt_zoo.sites.call import Call, Prefix
 from softprompt_zoo.sites.decoding_state import prefix_of
-from softprompt_zoo.sites.positions import check_packing
+from softprompt_zoo.sites.positions import check_packing, move_text
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
-from softprompt_zoo.sites.stacks.placing import move_text, state_of, with_slots
+from softprompt_zoo.sites.stacks.placing import state_of, with_slots
 from softprompt_zoo.sites.state import CallState
 
 
@@ -23,12 +23,19 @@ class Causal(StackKind):
         self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
     ) -> tuple[dict[str, Any], CallState]:
         """Move the text behind the combinations, and make keys and values of these."""
-        kwargs, text = with_slots(stack, call, kwargs, text, past)
+        if call.slots is not None:
+            kwargs, text = with_slots(stack, call, kwargs, text, past)
         check_packing(stack, kwargs, text.shape[1])
-        counts = token_counts(call, stack.name)
-        kwargs, positions = move_text(stack, call, counts, kwargs, text, past)
-        prefix = prefix_of(stack, call, positions, past)
-        state = state_of({stack.name: prefix.segments}, call, positions)
+        if call.share_softmax and stack.rotation_limit is None:
+            segments = segments_at(call, stack.name)
+            prefix = Prefix(segments, [{}] * len(segments), [None] * len(segments))
+            kwargs, positions = move_text(stack, call, lengths(segments), kwargs, text, past)
+            site = site_state(segments, call.is_training)
+            state = CallState({} if site is None else {stack.name: site}, call.selection.rows, positions, call=call)
+        else:
+            kwargs, positions = move_text(stack, call, token_counts(call, stack.name), kwargs, text, past)
+            prefix = prefix_of(stack, call, positions, past)
+            state = state_of({stack.name: prefix.segments}, call, positions)
         if call.first_index is not None:
             state.tails = tails_of(prefix, call, text)
         if call.is_training:

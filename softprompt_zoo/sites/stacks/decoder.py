@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.sites.batch import lengths, stack_embeddings
+from softprompt_zoo.sites.batch import lengths, segments_at, stack_embeddings
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.encoder_states import whole_states
-from softprompt_zoo.sites.positions import relative_bias
+from softprompt_zoo.sites.positions import move_text, relative_bias
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
-from softprompt_zoo.sites.stacks.placing import move_text, segments_at, state_of
+from softprompt_zoo.sites.stacks.placing import state_of
 from softprompt_zoo.sites.state import CallState
 from softprompt_zoo.sites.text_outputs import text_only
 

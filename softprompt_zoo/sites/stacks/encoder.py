@@ -6,14 +6,14 @@ from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites import input_embeddings
-from softprompt_zoo.sites.batch import lengths, stack_embeddings
+from softprompt_zoo.sites.batch import lengths, segments_at, stack_embeddings
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.encoder_states import remember
-from softprompt_zoo.sites.positions import check_budget, text_positions
+from softprompt_zoo.sites.positions import check_budget, embeddings_of, move_text, text_positions
 from softprompt_zoo.sites.slots import keep_positions
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
-from softprompt_zoo.sites.stacks.placing import embeddings_of, move_text, segments_at, state_of, with_slots
+from softprompt_zoo.sites.stacks.placing import state_of, with_slots
 from softprompt_zoo.sites.state import CallState
 from softprompt_zoo.sites.text_outputs import cut_output
 
