@@ -45,7 +45,7 @@ from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import Example, read_examples
 from softprompt_zoo.files.files import write_atomically
-from softprompt_zoo.training.data import IGNORED, Row, Tokenised, pad
+from softprompt_zoo.training.data import IGNORED, Row, Tokenized, pad
 
 PICTURE = "ablations.png"
 TEXTS = "e2e_nlg"
@@ -182,8 +182,8 @@ class Bench:
         return _measured(target_losses(model, test, tokenizer.pad_token_id), test)
 
     def _rows(self, tokenizer: Any, count: int) -> tuple[list[Row], list[Row]]:
-        tokenised = Tokenised(tokenizer, is_encoder_decoder=False, template="{input}\n")
-        rows = tokenised.rows(read_examples(self.file(TEXTS, "train")))
+        tokenized = Tokenized(tokenizer, is_encoder_decoder=False, template="{input}\n")
+        rows = tokenized.rows(read_examples(self.file(TEXTS, "train")))
         # A virtual token takes the place of an id; which one it is does not matter.
         rows = [Row(row.text + [tokenizer.pad_token_id] * count, row.target) for row in rows]
         train, _, test = common.split(rows, 0, self.settings.rows)

@@ -39,7 +39,7 @@ from common import (
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import read_examples
-from softprompt_zoo.training.data import Collator, Tokenised
+from softprompt_zoo.training.data import Collator, Tokenized
 from softprompt_zoo.training.evaluation import target_loss
 
 LIBRARIES = ("zoo", "peft")
@@ -212,8 +212,8 @@ def attach_peft(model: Any, run: Run, tokens: int, tokenizer: PreTrainedTokenize
 def execute(run: Run, settings: Settings) -> dict[str, Any]:
     """Do one run and return its result."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(settings.model))
-    tokenised = Tokenised(tokenizer, is_encoder_decoder=False, template="{input}\n")
-    rows = tokenised.rows(read_examples(_data_file(settings)))
+    tokenized = Tokenized(tokenizer, is_encoder_decoder=False, template="{input}\n")
+    rows = tokenized.rows(read_examples(_data_file(settings)))
     train, search, final = split(rows, settings.search_rows, settings.final_rows)
     collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
     batches = [collate(rows) for rows in step_rows(train, run.steps, settings.batch_size, run.seed)]

@@ -38,7 +38,7 @@ from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import read_examples
 from softprompt_zoo.training.base import with_tokenizer
-from softprompt_zoo.training.data import Collator, Row, Tokenised
+from softprompt_zoo.training.data import Collator, Row, Tokenized
 
 LORA = "lora"
 LORA_OPTIONS: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
@@ -146,7 +146,7 @@ class Bench:
 
     def rows(self, tokenizer: Any) -> list[Row]:
         """Tokenise the data."""
-        return Tokenised(tokenizer, is_encoder_decoder=False, template="{input}\n").rows(read_examples(self.file))
+        return Tokenized(tokenizer, is_encoder_decoder=False, template="{input}\n").rows(read_examples(self.file))
 
     # What the search found
 

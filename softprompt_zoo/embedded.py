@@ -86,7 +86,7 @@ _Progress = Callable[[str], None]
 
 
 def cache_folder() -> Path:
-    """Say where converted models are kept.
+    """Return where converted models are kept.
 
     Returns:
         ``$SOFTPROMPT_ZOO_CACHE``, or ``softprompt_zoo`` in the user's cache folder.
@@ -175,7 +175,7 @@ def _check_file(model: EmbeddedModel, source: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Tell whether a converted model is there, with every file at its full size."""
+    """Return whether a converted model is there, with every file at its full size."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
         files = manifest["files"]
@@ -219,7 +219,7 @@ def _build(model: EmbeddedModel, source: Path, folder: Path) -> None:
     """Convert into a sibling folder, then move it into place in one step."""
     from safetensors import SafetensorError
 
-    # no other process converts while this one holds the lock, so what lies here was left behind
+    # no other process converts while this one holds the lock, so what is here was left over
     for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):
         _remove(leftover)
     temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
@@ -275,7 +275,7 @@ def _convert(model: EmbeddedModel, source: Path, folder: Path) -> None:
     network.hf_quantizer = None  # the weights are plain now, but saving refuses while it is set
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
-    # the reader of GGUF files drops the rule that every digit stands alone, and with it the tokens
+    # the reader of GGUF files drops the rule that every digit is a token of its own, and with it the tokens
     # for blanks before numbers would differ from those in training
     digits = pre_tokenizers.Digits(individual_digits=True)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

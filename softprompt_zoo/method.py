@@ -121,7 +121,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
-    """Several methods, attached together; their tokens stand in this order."""
+    """Several methods, attached together; their tokens are in this order."""
 
     methods: Mapping[str, Method]
 

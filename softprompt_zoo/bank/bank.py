@@ -164,7 +164,7 @@ class PromptBank:
             folder: A folder that holds folders, each of which `zoo.load` reads: what `save_pretrained`, `export` or
                 PEFT wrote. Other things in it are passed over. A prompt gets the name of its folder; of a folder with
                 several, `<folder>-<prompt>`. Or one such folder itself, whose prompts keep their names. PEFT's LoRA and
-                the like are passed over, too; a warning names those that were saved beside a prompt. So are folders
+                the like are passed over, too; a warning names those that were saved alongside a prompt. So are folders
                 that cannot be read, such as damaged ones and those of another model; a warning lists them.
             overwrite: As in `add`.
 

@@ -73,7 +73,7 @@ class Environment:
                     has_locks = False
                     handle = lmdb.open(self.folder, readonly=True, lock=False, **options)
         except lmdb.InvalidError as error:
-            raise CheckpointError(f"{path} is damaged, or no bank ({error}); restore it from a copy") from error
+            raise CheckpointError(f"{path} is damaged, or not a bank ({error}); restore it from a copy") from error
         except (lmdb.Error, OSError) as error:
             raise BankError(
                 f"cannot open the bank in {self.folder}: {error}; check the permissions and the room on the disk"
@@ -147,8 +147,8 @@ class Environment:
         with changed:
             if write and transactions[thread]:
                 raise BankError(
-                    f"the bank in {self.folder} was told to write in the midst of a write of the same thread; make the "
-                    "prompts first, then write them"
+                    f"the bank in {self.folder} was asked to write in the middle of a write of the same thread; make "
+                    "the prompts first, then write them"
                 )
             # A thread with a transaction open goes on: who stops the others waits for it.
             changed.wait_for(lambda: transactions[thread] or not self._is_stopped)

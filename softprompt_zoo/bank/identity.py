@@ -20,7 +20,7 @@ _NO_SAMPLE: dict[str, list[Any]] = {"ids": [], "columns": [], "values": []}
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:
-    """Say which model this is.
+    """Describe a model, so that it is known again.
 
     Args:
         backbone: Sizes of the model and its embedding table.
@@ -50,13 +50,22 @@ def is_description(content: object) -> bool:
         return False
     ids, columns, values = (sample[key] for key in _NO_SAMPLE)
     width = content["backbone"].get("hidden_size", 0)
-    return (
-        all(type(token) is int and token >= 0 for token in ids)
-        and all(type(column) is int and 0 <= column < width for column in columns)
-        and len(values) == len(ids)
-        and all(isinstance(row, list) and len(row) == len(columns) for row in values)
-        and all(type(number) is float for row in values for number in row)
-    )
+    return _are_ids(ids) and _are_columns(columns, width) and _is_table(values, len(ids), len(columns))
+
+
+def _are_ids(ids: list[Any]) -> bool:
+    return all(type(token) is int and token >= 0 for token in ids)
+
+
+def _are_columns(columns: list[Any], width: int) -> bool:
+    return all(type(column) is int and 0 <= column < width for column in columns)
+
+
+def _is_table(rows: list[Any], height: int, width: int) -> bool:
+    """Return whether rows of JSON are lists of so many numbers."""
+    if len(rows) != height or not all(isinstance(row, list) and len(row) == width for row in rows):
+        return False
+    return all(type(number) is float for row in rows for number in row)
 
 
 def check(content: Mapping[str, Any], backbone: Backbone, what: str) -> None:

@@ -83,20 +83,20 @@ class ObjectStore:
         self, names: Iterable[str], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Result]
     ) -> dict[str, Result | None]:
         """See `Store.read`; objects that were replaced meanwhile are the old or the new ones, each whole."""
-        found: dict[str, Result | None] = {}
-        waiting = []
         asked = list(dict.fromkeys(names))
         seen = [name for name in asked if name in known]
-        for name, stamp in zip(seen, self._fetch([self._path(name) for name in seen], STAMP_SIZE), strict=True):
-            if stamp == known[name]:
-                found[name] = None
+        found: dict[str, Result | None] = {
+            name: None for name, stamp in self._contents(seen, STAMP_SIZE) if stamp == known[name]
+        }
         waiting = [name for name in asked if name not in found]
         for first in range(0, len(waiting), FETCHED_AT_ONCE):
-            part = waiting[first : first + FETCHED_AT_ONCE]
-            for name, data in zip(part, self._fetch([self._path(name) for name in part], None), strict=True):
+            for name, data in self._contents(waiting[first : first + FETCHED_AT_ONCE], None):
                 if data is not None:
                     found[name] = decode(name, memoryview(data))
         return found
+
+    def _contents(self, names: list[str], size: int | None) -> Iterator[tuple[str, bytes | None]]:
+        return zip(names, self._fetch([self._path(name) for name in names], size), strict=True)
 
     def write(self, records: Records, overwrite: bool) -> None:
         """See `Store.write`; of two writers that overwrite one name the last one wins."""

@@ -66,23 +66,30 @@ def _damage(file: int, size: int, roots: list[int], last: int) -> Iterator[str]:
             return
         seen.add(number)
         page = os.pread(file, size, number * size)
-        if len(page) < size:
-            yield f"page {number} is missing"
+        problem = _problem(page, size, number, kinds)
+        if problem is not None:
+            yield f"page {number} {problem}"
             return
-        own, _, flags, lower, upper = _PAGE.unpack_from(page)
-        if own != number or not flags & kinds:
-            yield f"page {number} is not what it should be"
-            return
+        _, _, flags, lower, _ = _PAGE.unpack_from(page)
         if flags & _OVERFLOW:
             continue
-        if not _PAGE.size <= lower <= upper <= size:
-            yield f"page {number} has impossible bounds"
-            return
         try:
             waiting.extend(_children(page, flags, lower))
         except (struct.error, IndexError):
             yield f"page {number} has impossible entries"
             return
+
+
+def _problem(page: bytes, size: int, number: int, kinds: int) -> str | None:
+    """Return what is wrong with the head of a page."""
+    if len(page) < size:
+        return "is missing"
+    own, _, flags, lower, upper = _PAGE.unpack_from(page)
+    if own != number or not flags & kinds:
+        return "is not what it should be"
+    if not flags & _OVERFLOW and not _PAGE.size <= lower <= upper <= size:
+        return "has impossible bounds"
+    return None
 
 
 def _children(page: bytes, flags: int, lower: int) -> Iterator[tuple[int, int]]:

@@ -37,7 +37,7 @@ def encode_prompt(name: str, prompt: Prompt, backbone: Backbone, dtype: torch.dt
         The record.
 
     Raises:
-        TypeError: If it is no prompt.
+        TypeError: If it is not a prompt.
         BackboneMismatchError: If it is for a model of other sizes.
         UnsupportedError: If it has no values, or some that `dtype` cannot hold.
     """

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class Store(Protocol):
-    """Records by name. What a write was told is there for every later reader when the write returns."""
+    """Records by name. What was written is there for every later reader when the write returns."""
 
     address: str
     """As the user gave it."""

@@ -41,7 +41,7 @@ def import_prompts(
     check_installed()  # before the model is read
     check_choice("dtype", dtype, (None, *DTYPES))
     if not folder.is_dir():  # said before a bank is made
-        raise ValueError(f"FOLDER {str(folder)!r} is no folder; expected saved prompts, or one of them")
+        raise ValueError(f"FOLDER {str(folder)!r} is not a folder; expected saved prompts, or one of them")
     quiet()
     base = Base(model, progress=lambda line: typer.echo(line, err=True)).load()
     stored = PromptBank(bank, base, dtype=None if dtype is None else getattr(torch, dtype))

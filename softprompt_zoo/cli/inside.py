@@ -31,11 +31,8 @@ def inspect(
     """Look inside a prompt: nearest words, norms, similar tokens, and the attention that texts give it."""
     trained = trained_with(prompt_folder)
     form = chosen_template(template, trained)
-    for option, path in (("--png", png), ("--html", html)):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{option} is {str(path)!r}, whose folder does not exist; make it first")
-        if path is not None and path.is_dir():
-            raise ValueError(f"{option} is {str(path)!r}, a folder; name the file to write")
+    _check_file("--png", png)
+    _check_file("--html", html)
     from softprompt_zoo.operations.inspect import inspect as look_inside
 
     base, network = load_prompted(model, prompt_folder, dtype)
@@ -60,11 +57,19 @@ def _batch(base: "Base", network: Any, template: str, text: str) -> dict[str, An
     import torch
 
     from softprompt_zoo.examples import Example
-    from softprompt_zoo.training.data import Tokenised
+    from softprompt_zoo.training.data import Tokenized
 
-    ids = Tokenised(base.tokenizer, base.is_encoder_decoder, template).text_ids(Example(text, None))
+    ids = Tokenized(base.tokenizer, base.is_encoder_decoder, template).text_ids(Example(text, None))
     batch = {"input_ids": torch.tensor([ids])}
     if base.is_encoder_decoder:  # its decoder has written nothing yet
         start = network.generation_config.decoder_start_token_id
         batch["decoder_input_ids"] = torch.tensor([[network.config.decoder_start_token_id if start is None else start]])
     return batch
+
+
+def _check_file(option: str, path: Path | None) -> None:
+    """Refuse a file that could not be written, before anything is computed."""
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"{option} is {str(path)!r}, whose folder does not exist; make it first")
+    if path is not None and path.is_dir():
+        raise ValueError(f"{option} is {str(path)!r}, a folder; name the file to write")

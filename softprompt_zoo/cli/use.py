@@ -50,14 +50,14 @@ def evaluate(
     check_positive_integer("metric_rows", metric_rows)
     trained = trained_with(prompt_folder)
     examples = read_examples(data or demo_data() / "test.jsonl", input_field=input_field, target_field=target_field)
-    from softprompt_zoo.training.data import Tokenised
+    from softprompt_zoo.training.data import Tokenized
     from softprompt_zoo.training.evaluation import TRAINED, Evaluator
     from softprompt_zoo.training.report import print_samples, print_scores
 
     base, network = load_prompted(model, prompt_folder, dtype)
-    tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, chosen_template(template, trained))
-    fitting = tokenised.fitting(examples, max_length, "evaluation")
-    evaluator = Evaluator(fitting, tokenised, metric_rows, handwritten or trained.get("handwritten"))
+    tokenized = Tokenized(base.tokenizer, base.is_encoder_decoder, chosen_template(template, trained))
+    fitting = tokenized.fitting(examples, max_length, "evaluation")
+    evaluator = Evaluator(fitting, tokenized, metric_rows, handwritten or trained.get("handwritten"))
     evaluator.try_out(network)
     out = console()
     if len(fitting) < len(examples):
@@ -83,30 +83,33 @@ def generate(
     dtype: Dtype = None,
 ) -> None:
     """Write an answer to every text, one per line."""
-    texts: list[str | None] = list(arguments or [])
-    folder = None
-    if not no_prompt:
-        if not texts:
-            raise ValueError("no PROMPT_FOLDER given; name one, or use the bare model with --no-prompt")
-        folder = Path(str(texts.pop(0)))
-    trained = trained_with(folder) if folder is not None else {}
-    # A blank line stays one, so that line 7 of the answers is that of line 7 of the texts.
-    texts = texts or [line.rstrip("\n") if line.strip() else None for line in sys.stdin]
-    if all(text is None for text in texts):
-        raise ValueError("no TEXT given; write it after the folder, or pipe lines into the command")
-    form = chosen_template(template, trained)
+    folder, texts = _folder_and_texts(list(arguments or []), no_prompt)
+    form = chosen_template(template, {} if folder is None else trained_with(folder))
     from softprompt_zoo.examples import Example
     from softprompt_zoo.training.base import check_tokens
-    from softprompt_zoo.training.data import Row, Tokenised
+    from softprompt_zoo.training.data import Row, Tokenized
     from softprompt_zoo.training.evaluation import generate as write_answers
 
     base, network = load_prompted(model, folder, dtype)
-    tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, form)
-    ids = [tokenised.text_ids(Example(text, None)) for text in texts if text is not None]
+    tokenized = Tokenized(base.tokenizer, base.is_encoder_decoder, form)
+    ids = [tokenized.text_ids(Example(text, None)) for text in texts if text is not None]
     check_tokens([Row(text, []) for text in ids], network)
     answers = iter(write_answers(network, base.tokenizer, ids, max_new_tokens))
     for text in texts:
         typer.echo("" if text is None else " ".join(next(answers).splitlines()))
+
+
+def _folder_and_texts(arguments: list[str], no_prompt: bool) -> tuple[Path | None, list[str | None]]:
+    """Tell the folder of the prompt, if there is one, from the texts; a blank line of stdin is `None`."""
+    if not no_prompt and not arguments:
+        raise ValueError("no PROMPT_FOLDER given; name one, or use the bare model with --no-prompt")
+    folder = None if no_prompt else Path(arguments[0])
+    given = arguments if no_prompt else arguments[1:]
+    # A blank line stays one, so that line 7 of the answers is that of line 7 of the texts.
+    texts = [*given] or [line.rstrip("\n") if line.strip() else None for line in sys.stdin]
+    if all(text is None for text in texts):
+        raise ValueError("no TEXT given; write it after the folder, or pipe lines into the command")
+    return folder, texts
 
 
 def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[Base, PreTrainedModel]":
@@ -133,7 +136,7 @@ def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[
 def trained_with(folder: Path) -> dict[str, Any]:
     """Settings of the run that made a prompt, if it lies in the folder of one, as a run's checkpoints do."""
     if not folder.is_dir():
-        raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is no folder; expected what train or save_pretrained wrote")
+        raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is not a folder; expected what train or save_pretrained wrote")
     from softprompt_zoo.training.record import is_run, read_record
 
     run = folder.absolute().parent if folder.name.startswith("checkpoint-") else folder

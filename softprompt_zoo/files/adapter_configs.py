@@ -176,7 +176,7 @@ def make_config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], path: 
     try:
         return made(**chosen, inference_mode=True)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no adapter that this PEFT knows ({error})") from error
+        raise CheckpointError(f"{path} is not an adapter that this PEFT knows ({error})") from error
 
 
 _BY_HAND = (
@@ -193,8 +193,8 @@ def _checked(fields: Mapping[str, Any], defaults: Mapping[str, Any], path: Path)
         if name in IGNORED or is_default:
             continue
         if name not in FIELDS or name not in defaults:
-            if value is None or value is False or value == {}:
-                continue  # a field of another version of PEFT, which asks for nothing
+            if _asks_for_nothing(value):
+                continue  # a field of another version of PEFT
             raise UnsupportedError(
                 f"{path} has {name} = {_short(value)}, which is not handed to PEFT from a file; {_BY_HAND}"
             )
@@ -210,6 +210,19 @@ def _defaults(config: Any) -> dict[str, Any]:
     return {field.name: None if field.default is dataclasses.MISSING else field.default for field in fields}
 
 
+def _has_expression(chosen: Mapping[str, Any]) -> bool:
+    """Return whether fields name modules by a regular expression."""
+    targets = chosen.get("target_modules")
+    choices = [chosen.get(name) for name in ("exclude_modules", "feedforward_modules", "layers_pattern")]
+    return any(isinstance(choice, str) for choice in choices) or (
+        isinstance(targets, str) and targets.lower() != ALL_LINEAR
+    )
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    return value is None or value is False or value == {}
+
+
 def _name_modules(chosen: dict[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> None:
     """Name the modules that have tensors, where the fields say it by a regular expression.
 
@@ -218,11 +231,7 @@ def _name_modules(chosen: dict[str, Any], tensors: Mapping[str, Tensor], prefix:
         tensors: By their names within the model.
         prefix: What PEFT's names of this type's parameters begin with.
     """
-    targets = chosen.get("target_modules")
-    choices = [chosen.get(name) for name in ("exclude_modules", "feedforward_modules", "layers_pattern")]
-    if isinstance(targets, str) and targets.lower() != ALL_LINEAR:
-        choices.append(targets)
-    if not any(isinstance(choice, str) for choice in choices):
+    if not _has_expression(chosen):
         return
     owners = {key.rsplit(f".{prefix}", 1)[0]: tensor for key, tensor in tensors.items() if f".{prefix}" in key}
     chosen["target_modules"] = sorted(owners)

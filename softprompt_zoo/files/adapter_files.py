@@ -1,4 +1,4 @@
-"""PEFT adapters in a saved directory: beside the prompts in one file, and once more in folders that PEFT loads.
+"""PEFT adapters in a saved directory: next to the prompts in one file, and once more in folders that PEFT loads.
 
 What `zoo.load` reads is in `model.safetensors`, which is replaced in one step, so prompts and adapters are always of
 one save. The folders are written after it, for PEFT.

@@ -137,7 +137,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, 
 
 
 def check_place(directory: Path) -> None:
-    """Refuse a directory where an adapter that is no prompt would be overwritten.
+    """Refuse a directory where an adapter that is not a prompt would be overwritten.
 
     Args:
         directory: Where a prompt shall be written.
@@ -153,7 +153,7 @@ def check_place(directory: Path) -> None:
 
 
 def is_prompt(fields: Mapping[str, Any]) -> bool:
-    """Say whether an adapter's config is that of a prompt; LoRA's and its like are not."""
+    """Return whether an adapter's config is that of a prompt; LoRA's and its like are not."""
     return "num_virtual_tokens" in fields or fields.get("peft_type") in PACKAGES
 
 
@@ -220,7 +220,7 @@ def _check_together(fields: Mapping[str, Any], kept: Mapping[str, Any], director
     wrong = next((name for name in names if fields.get(name) != kept.get(name)), None)
     if wrong is not None:
         raise CheckpointError(
-            f"{directory / CONFIG_FILE} has {wrong} = {fields.get(wrong)!r:.80}, and {TENSOR_FILE} beside it was "
+            f"{directory / CONFIG_FILE} has {wrong} = {fields.get(wrong)!r:.80}, and {TENSOR_FILE} next to it was "
             f"written with {kept.get(wrong)!r:.80}: they are files of two adapters, or one was changed; copy both "
             "again, or export the prompt again"
         )

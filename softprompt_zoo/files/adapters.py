@@ -1,4 +1,4 @@
-"""PEFT's adapters on the base model, such as LoRA: they train, save and switch off beside the prompts.
+"""PEFT's adapters on the base model, such as LoRA: they train, save and switch off alongside the prompts.
 
 PEFT is imported only by whoever has such an adapter. An adapter is injected into the layers of the user's model; a
 `PeftModel` is a wrapper around that model. Prompts go into the model, and the wrapper stays as it is.
@@ -33,12 +33,12 @@ def names(model: Any) -> list[str]:
 
 
 def are_on(model: nn.Module) -> bool:
-    """Say whether adapters stand in a model's layers; merged ones that were not unloaded do."""
+    """Return whether adapters are in a model's layers; merged ones that were not unloaded are."""
     return any(True for _ in adapter_layers(model))
 
 
 def acting(model: nn.Module) -> list[str]:
-    """List the adapters that act beside a model's weights: neither switched off nor merged."""
+    """List the adapters that act next to a model's weights: neither switched off nor merged."""
     layers = [layer for _, layer in adapter_layers(model) if not layer.disable_adapters]
     found = [name for layer in layers for name in layer.active_adapters if name not in layer.merged_adapters]
     return list(dict.fromkeys(found))
@@ -146,24 +146,26 @@ def put(model: Any, adapters: Mapping[str, Adapter], directory: Path, trainable:
     """
     if not adapters:
         return  # PEFT may not be installed
-    from peft import set_peft_model_state_dict
-
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for name, adapter in adapters.items():
-        folder = directory / FOLDER / name
-        config = None if name in names(model) else _config(adapter, folder)
-        try:
-            if config is not None:
-                model.add_adapter(config, adapter_name=name)
-            set_peft_model_state_dict(model, _inside(adapter.tensors), adapter_name=name)
-        except Exception as error:  # PEFT's are of all kinds
-            raise CheckpointError(f"PEFT cannot put {folder} on this model: {_line(error)}") from error
+        _put_one(model, name, adapter, directory / FOLDER / name)
     for parameter, required_grad in before:
         parameter.requires_grad_(required_grad)  # PEFT freezes all but the adapter it has put on
-    if not trainable:
-        for name in adapters:
-            for _, parameter in parameters(model, name):
-                parameter.requires_grad_(False)
+    frozen = [] if trainable else [own for name in adapters for _, own in parameters(model, name)]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+def _put_one(model: Any, name: str, adapter: Adapter, folder: Path) -> None:
+    from peft import set_peft_model_state_dict
+
+    config = None if name in names(model) else _config(adapter, folder)
+    try:
+        if config is not None:
+            model.add_adapter(config, adapter_name=name)
+        set_peft_model_state_dict(model, _inside(adapter.tensors), adapter_name=name)
+    except Exception as error:  # PEFT's are of all kinds
+        raise CheckpointError(f"PEFT cannot put {folder} on this model: {_line(error)}") from error
 
 
 @contextlib.contextmanager

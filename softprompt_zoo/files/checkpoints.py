@@ -1,4 +1,4 @@
-"""Prompts in directories: ours always, PEFT's files beside them where PEFT can express the active prompt."""
+"""Prompts in directories: ours always, PEFT's files next to them where PEFT can express the active prompt."""
 
 import os
 import warnings
@@ -55,38 +55,54 @@ def save(
             Nothing is written.
         UnsupportedError: If PEFT has put an adapter into the prompts.
     """
-    if any(adapters.are_on(prompt) for prompt in own.prompts.values()):
-        raise UnsupportedError(
-            "PEFT has put an adapter into the prompts themselves, which cannot be saved; put the adapter on the model "
-            "first and the prompts afterwards, or put it on with model.add_adapter, which leaves prompts alone"
-        )
+    _refuse_adapted(own.prompts)
     path = make_directory(directory)
     native.check_place(path)
-    if not native.is_native(path):  # PEFT's adapter in the root of ours is one that save_pretrained put there
+    replaces = native.is_native(path)
+    if not replaces:  # PEFT's adapter in the root of ours is one that save_pretrained put there
         adapter_folder.check_place(path)
+    chosen = list(own.prompts) if names is None else list(names)
+    active = _active(own, chosen, names is not None)
+    records = {name: _record(prompt) for name, prompt in own.prompts.items() if name in chosen}
+    found = adapters.collect(model, state_dict)
+    folders = adapter_files.folders(found)
+    index = native.Index(own.backbone.sizes(), active, records, folders, own.base_name, own.architecture)
+    packed, described = adapter_files.pack(found)
+    native.write(path, index, _state(model, own, state_dict, chosen) | packed, described)
+    adapter_files.write_folders(path, found)
+    is_written = not found and peft_export.write_copy(own, path, active)  # PEFT has no place for those
+    if replaces and not is_written:
+        adapter_folder.remove(path)  # ours, of a prompt that was here before
+
+
+def _refuse_adapted(prompts: Mapping[str, Prompt]) -> None:
+    name = next((name for name, prompt in prompts.items() if adapters.are_on(prompt)), None)
+    if name is not None:
+        raise UnsupportedError(
+            f"PEFT has put an adapter into the prompt {name!r} itself, which cannot be saved; put the adapter on the "
+            "model first and the prompts afterwards, or put it on with model.add_adapter, which leaves prompts alone"
+        )
+
+
+def _active(own: PromptSet, chosen: Sequence[str], is_choice: bool) -> tuple[str, ...]:
+    """Return which of the chosen prompts are active when they are loaded: one that was chosen alone is."""
+    active = tuple(name for name in own.active if name in chosen)
+    is_alone = len(chosen) == 1 < len(own.prompts)
+    return tuple(chosen) if is_choice and not active and is_alone else active
+
+
+def _state(
+    model: Any, own: PromptSet, state_dict: Mapping[str, Tensor] | None, chosen: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return the state of the chosen prompts and of the adapters, by the names that it has in the model's."""
     adapted = dict(adapters.parameters(model))
     if state_dict is None:
         tensors = _own_state(own.prompts) | adapted
     else:
         is_ours = {key: key.startswith(native.KEY_PREFIX) or key in adapted for key in state_dict}
         tensors = {key: tensor for key, tensor in state_dict.items() if is_ours[key]}
-    chosen = list(own.prompts) if names is None else list(names)
     others = tuple(f"{native.KEY_PREFIX}{name}." for name in own.prompts if name not in chosen)
-    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(others)}
-    active = tuple(name for name in own.active if name in chosen)
-    if names is not None and not active and len(chosen) == 1 < len(own.prompts):
-        active = tuple(chosen)
-    records = {name: _record(prompt) for name, prompt in own.prompts.items() if name in chosen}
-    found = adapters.collect(model, state_dict)
-    replaces = native.is_native(path)
-    folders = adapter_files.folders(found)
-    index = native.Index(own.backbone.sizes(), active, records, folders, own.base_name, own.architecture)
-    packed, described = adapter_files.pack(found)
-    native.write(path, index, tensors | packed, described)
-    adapter_files.write_folders(path, found)
-    is_written = not found and peft_export.write_copy(own, path, active)  # PEFT has no place for those
-    if replaces and not is_written:
-        adapter_folder.remove(path)  # ours, of a prompt that was here before
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(others)}
 
 
 def read_prompts(
@@ -142,7 +158,7 @@ def _check_active(active: tuple[str, ...], names: Iterable[str], path: Path) -> 
 
 
 def is_saved(directory: Path) -> bool:
-    """Say whether `read_prompts` finds prompts in a directory."""
+    """Return whether `read_prompts` finds prompts in a directory."""
     return any(
         is_there(directory)
         for is_there in (native.is_native, adapter_folder.is_there, vocabulary.is_vocabulary, embeddings.is_embeddings)
@@ -156,7 +172,7 @@ def saved_names(directory: Path) -> list[str]:
         directory: As `read_prompts` takes it.
 
     Returns:
-        The names that `read_prompts` gives them; none of a PEFT adapter that is no prompt.
+        The names that `read_prompts` gives them; none of a PEFT adapter that is not a prompt.
 
     Raises:
         CheckpointError: If the index is missing or corrupt.
@@ -184,7 +200,7 @@ def read_adapters(directory: Path) -> dict[str, adapter_files.Adapter]:
 
 
 def warn_of_adapters(directory: Path) -> None:
-    """Warn that the prompts of a directory, which are read alone, were saved beside PEFT adapters.
+    """Warn that the prompts of a directory, which are read alone, were saved alongside PEFT adapters.
 
     Args:
         directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
@@ -192,7 +208,7 @@ def warn_of_adapters(directory: Path) -> None:
     names = list(native.read_index(directory).adapters) if native.is_native(directory) else []
     if names:
         warnings.warn(
-            f"{directory} holds the adapter {', '.join(map(repr, names))} beside its prompt, and the prompt alone is "
+            f"{directory} holds the adapter {', '.join(map(repr, names))} next to its prompt, and the prompt alone is "
             "read; on a model without that adapter it gives other results. zoo.load puts both on a model",
             stacklevel=3,
         )

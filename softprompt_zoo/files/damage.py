@@ -2,7 +2,7 @@
 
 Our files have checksums, as a bank's entries do: a flipped bit is reported, where safetensors and JSON notice none.
 
-They find damage, and are no signature: whoever changes a file on purpose can write another.
+They find damage, and are not a signature: whoever changes a file on purpose can write another.
 """
 
 import importlib.util
@@ -91,7 +91,7 @@ def _pieces_of_json(content: Mapping[str, Any]) -> list[bytes]:
 
 
 def _is_of(claimed: Any, pieces: _Pieces) -> bool:
-    """Return whether a checksum is that of the content; one of earlier versions cannot be told without xxhash."""
+    """Return whether a checksum is that of the content; one of earlier versions cannot be checked without xxhash."""
     if not isinstance(claimed, str) or len(claimed) != XXH3_DIGITS:
         return bool(claimed == _crc32(pieces))
     return importlib.util.find_spec("xxhash") is None or claimed == _xxh3(pieces)

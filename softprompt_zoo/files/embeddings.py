@@ -106,7 +106,7 @@ def write(directory: Path, prompts: Mapping[str, Tensor], active: tuple[str, ...
 
 
 def is_embeddings(directory: Path) -> bool:
-    """Say whether a directory was written here."""
+    """Return whether a directory was written here."""
     return (directory / INDEX_FILE).is_file()
 
 

@@ -29,7 +29,7 @@ MOST_JSON = 64 * 2**20
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there.
+    """Write a file next to its place and move it there.
 
     Args:
         path: Where it goes; an existing file is replaced.
@@ -39,7 +39,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def replace_files(contents: Mapping[Path, bytes], removed_first: Sequence[Path] = ()) -> None:
-    """Write files beside their places, and move them there when all are written: a full disk changes nothing.
+    """Write files next to their places, and move them there when all are written: a full disk changes nothing.
 
     Args:
         contents: By place, in the order in which they are moved; existing files are replaced.
@@ -71,7 +71,7 @@ def replace_files(contents: Mapping[Path, bytes], removed_first: Sequence[Path] 
 
 
 def temporaries_of(path: Path) -> list[Path]:
-    """Return what killed processes, or writing ones, have beside a file's place."""
+    """Return what killed processes, or writing ones, have next to a file's place."""
     named = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
     return [found for found in path.parent.glob(f".{glob.escape(path.name)}.*") if named.fullmatch(found.name)]
 
@@ -109,7 +109,7 @@ def existing_directory(directory: str | os.PathLike[str]) -> Path:
         directory: As the user gave it.
 
     Raises:
-        CheckpointError: If it is no folder, or no path.
+        CheckpointError: If it is not a folder, or not a path.
         TypeError: If it is neither a text nor a path.
     """
     if not isinstance(directory, str | os.PathLike):
@@ -123,14 +123,14 @@ def existing_directory(directory: str | os.PathLike[str]) -> Path:
         is_there = False
     if not is_there:
         raise CheckpointError(
-            f"{typed.shortened(str(path))} is no folder; expected what save_pretrained wrote, or a PEFT prompt adapter"
-            f"{_advice_to_fetch(str(directory))}"
+            f"{typed.shortened(str(path))} is not a folder; expected what save_pretrained wrote, or a PEFT prompt "
+            f"adapter{_advice_to_fetch(str(directory))}"
         )
     return path
 
 
 def _advice_to_fetch(name: str) -> str:
-    """Say how to get a folder from the Hugging Face Hub, if a missing one has such a name."""
+    """Return how to get a folder from the Hugging Face Hub, if a missing one has such a name."""
     if not HUB_NAME.fullmatch(name):
         return ""
     return (
@@ -186,7 +186,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         cut: what is kept must be copied.
 
     Raises:
-        CheckpointError: If it is missing, truncated or no safetensors file, or has the checksum of another content.
+        CheckpointError: If it is missing, truncated or not a safetensors file, or has the checksum of another content.
     """
     with _opened(path) as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -227,7 +227,9 @@ def _opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; save the prompt again") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file ({error}); save the prompt again") from error
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}); save the prompt again"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -283,10 +285,10 @@ def check_regular(path: Path) -> int:
         Its size in bytes.
 
     Raises:
-        CheckpointError: If it is no regular file.
+        CheckpointError: If it is not a regular file.
         OSError: If it is missing.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise CheckpointError(f"{path} is no regular file; expected one that save_pretrained or export wrote")
+        raise CheckpointError(f"{path} is not a regular file; expected one that save_pretrained or export wrote")
     return found.st_size

@@ -106,7 +106,7 @@ def write(
 
 
 def is_native(directory: Path) -> bool:
-    """Say whether a directory has our index."""
+    """Return whether a directory has our index."""
     return (directory / INDEX_FILE).is_file()
 
 

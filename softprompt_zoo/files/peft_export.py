@@ -57,7 +57,7 @@ def write(own: PromptSet, directory: Path, name: str | None, task_id: int | None
 
 
 def write_copy(own: PromptSet, directory: Path, active: tuple[str, ...]) -> bool:
-    """Write the active prompt for PEFT beside our own files, which hold it already.
+    """Write the active prompt for PEFT next to our own files, which hold it already.
 
     Args:
         own: The model's prompts.

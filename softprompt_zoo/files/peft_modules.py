@@ -1,4 +1,4 @@
-"""What PEFT saves of the model itself beside a prompt: heads, embedding tables, layers."""
+"""What PEFT saves of the model itself next to a prompt: heads, embedding tables, layers."""
 
 from collections.abc import Mapping
 
@@ -78,7 +78,7 @@ def split_head(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[
 
 
 def of_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what PEFT saved of the model beside a prompt, by the names in the model."""
+    """Return what PEFT saved of the model next to a prompt, by the names in the model."""
     if TENSOR_KEY not in tensors:
         return {}
     return {key.removeprefix(HEAD_PREFIX): t for key, t in tensors.items() if key.startswith(HEAD_PREFIX)}

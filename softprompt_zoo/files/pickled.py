@@ -7,7 +7,7 @@ the file makes more memory than the file is long.
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from softprompt_zoo.errors import CheckpointError
 
 REBUILDERS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
-"""What a pickled dictionary of tensors names beside the types of their numbers."""
+"""What a pickled dictionary of tensors names besides the types of their numbers."""
 LONGEST_INDEX = 2**24
 """Bytes of the pickle without the numbers; that of a thousand tensors has 0.1 MB."""
 
@@ -30,10 +30,10 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         The tensors, on the CPU, each of its own memory.
 
     Raises:
-        CheckpointError: If it is missing, damaged or no regular file, or holds anything but tensors.
+        CheckpointError: If it is missing, damaged or not a regular file, or holds anything but tensors.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing or no regular file")
+        raise CheckpointError(f"{path} is missing or not a regular file")
     try:
         with path.open("rb") as file:
             size = _check(path, file)
@@ -45,13 +45,18 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         raise _refusal(path, f"is truncated or not what torch.save writes ({type(error).__name__})") from error
     if not isinstance(found, dict):
         raise _refusal(path, f"holds {type(found).__name__} in the place of a dictionary of tensors")
+    _check_tensors(path, found, size)
+    return {key: tensor.detach().clone() for key, tensor in found.items()}
+
+
+def _check_tensors(path: Path, found: dict[Any, Any], size: int) -> None:
+    """Refuse what is not a dense tensor by name, and tensors of more numbers than a file of this size has."""
     room = 2 * size  # tied tables are in the file once
     for key, tensor in found.items():
         is_dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided
         room -= tensor.numel() * tensor.element_size() if is_dense else 0
         if not isinstance(key, str) or not is_dense or room < 0:
             raise _refusal(path, f"holds at {key!r} something else than a dense tensor that it has the numbers of")
-    return {key: tensor.detach().clone() for key, tensor in found.items()}
 
 
 def _check(path: Path, file: IO[bytes]) -> int:
@@ -61,19 +66,19 @@ def _check(path: Path, file: IO[bytes]) -> int:
         raise _refusal(path, "was not written by torch.save of torch 1.6 or later, or is truncated")
     with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
-        indices = [part for part in parts if part.filename.rpartition("/")[2] == "data.pkl"]
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
+        indices = [part for part in parts if Path(part.filename).name == "data.pkl"]
+        if _is_compressed(parts, size):
             raise _refusal(path, "is compressed, which torch.save's files are not")
         if len(indices) != 1 or indices[0].file_size > LONGEST_INDEX:
             raise _refusal(path, "is not what torch.save writes of a dictionary of tensors")
         strange = _strange_name(archive.read(indices[0]))
     if strange is not None:
-        raise _refusal(path, f"is pickled and names {strange!r}, which is no tensor")
+        raise _refusal(path, f"is pickled and names {strange!r}, which is not a tensor")
     return size
 
 
 def _strange_name(data: bytes) -> str | None:
-    """Find what a pickle names beside tensors. Nothing of it is run."""
+    """Find what a pickle names besides tensors. Nothing of it is run."""
     for operation, argument, _ in pickletools.genops(data):
         if operation.name == "GLOBAL":
             name = str(argument)
@@ -90,3 +95,8 @@ def _refusal(path: Path, problem: str) -> CheckpointError:
         f"{path} {problem}; nothing was read from it. If you trust the file, convert it with "
         f'safetensors.torch.save_file(torch.load("{path.name}"), "{path.with_suffix(".safetensors").name}")'
     )
+
+
+def _is_compressed(parts: list[zipfile.ZipInfo], size: int) -> bool:
+    """Return whether the parts of a file of `size` bytes are packed, or say that they are more than the file."""
+    return any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size

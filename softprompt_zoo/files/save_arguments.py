@@ -47,23 +47,20 @@ def check_arguments(names: Any, keywords: Mapping[str, Any], there: Sequence[str
         The names of the prompts to save.
 
     Raises:
-        TypeError: If a keyword is unknown, or names are given twice or are no names.
+        TypeError: If a keyword is unknown, or names are given twice or are not names.
         UnknownPromptError: If one is not there.
-        ValueError: If there are none, or one stands twice.
+        ValueError: If there are none, or one is named twice.
         UnsupportedError: If a keyword asks for other files than are written.
     """
     keywords = dict(keywords)
     selected = keywords.pop("selected_adapters", None)
     if names is not None and selected is not None:
-        raise TypeError("save_pretrained got names and selected_adapters, which mean the same; give one of them")
+        raise TypeError(
+            f"save_pretrained got names={names!r} and selected_adapters={selected!r}, which mean the same; give one of "
+            "them"
+        )
     for keyword, value in keywords.items():
-        if keyword not in (*WITHOUT_EFFECT, *DEFAULTS):
-            raise TypeError(
-                f"save_pretrained got an unknown keyword {keyword!r}; a prompted model takes names, is_main_process, "
-                "state_dict, and those of transformers and PEFT"
-            )
-        if keyword in DEFAULTS and value not in DEFAULTS[keyword]:
-            raise UnsupportedError(f"save_pretrained({keyword}={value!r}) is not supported; {INSTEAD[keyword]}")
+        _check_keyword(keyword, value)
     chosen = selected if names is None else names
     if chosen is None:
         return tuple(there)
@@ -72,3 +69,13 @@ def check_arguments(names: Any, keywords: Mapping[str, Any], there: Sequence[str
     if not checked:
         raise ValueError(f"{what} is empty; name at least one prompt to save, or leave it out to save all")
     return checked
+
+
+def _check_keyword(keyword: str, value: Any) -> None:
+    if keyword not in (*WITHOUT_EFFECT, *DEFAULTS):
+        raise TypeError(
+            f"save_pretrained got an unknown keyword {keyword!r}; a prompted model takes names, is_main_process, "
+            "state_dict, and those of transformers and PEFT"
+        )
+    if keyword in DEFAULTS and value not in DEFAULTS[keyword]:
+        raise UnsupportedError(f"save_pretrained({keyword}={value!r}) is not supported; {INSTEAD[keyword]}")

@@ -15,7 +15,7 @@ from softprompt_zoo.prompt.prompt import Prompt
 
 
 def _names(config: "MethodConfig | type[MethodConfig]") -> dict[str, tuple[Any, ...]]:
-    """Return the names that options know beside prompts and folders of them."""
+    """Return the names that options know besides prompts and folders of them."""
     return {field.name: field.metadata["names"] for field in dataclasses.fields(config) if "names" in field.metadata}
 
 
@@ -80,23 +80,32 @@ def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:
         CheckpointError: If a folder holds no prompt.
         ValueError: If an option is `"given"`.
     """
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if "names" in field.metadata and isinstance(value, str) and value == GIVEN:
-            raise ValueError(
-                f"{field.name} is {GIVEN!r}, which only a saved prompt says of itself; give the folder or the prompt"
-            )
+    _refuse_given(config)
     fields = [field.name for field in dataclasses.fields(config) if field.metadata.get("prompts")]
-    given = {name: getattr(config, name) for name in fields if isinstance(getattr(config, name), tuple)}
+    given = {name: getattr(config, name) for name in fields}
     read: dict[str, Any] = {
-        name: tuple(p if isinstance(p, Prompt) else saved_prompt(Path(p), backbone, name) for p in prompts)
-        for name, prompts in given.items()
+        name: tuple(_prompt(value, backbone, name) for value in values)
+        for name, values in given.items()
+        if isinstance(values, tuple)
     }
     return dataclasses.replace(config, **read) if read else config
 
 
+def _refuse_given(config: MethodConfig) -> None:
+    for name in _names(config):
+        value = getattr(config, name)
+        if isinstance(value, str) and value == GIVEN:
+            raise ValueError(
+                f"{name} is {GIVEN!r}, which only a saved prompt says of itself; give the folder or the prompt"
+            )
+
+
+def _prompt(value: Any, backbone: Backbone, option: str) -> Prompt:
+    return value if isinstance(value, Prompt) else saved_prompt(Path(value), backbone, option)
+
+
 def saved_prompt(directory: Path, backbone: Backbone, option: str) -> Prompt:
-    """Read the one active prompt of a folder; warn if adapters stand beside it, which are not read.
+    """Read the one active prompt of a folder; warn if adapters are saved next to it, which are not read.
 
     Args:
         directory: What `save_pretrained` wrote, or a PEFT prompt adapter.

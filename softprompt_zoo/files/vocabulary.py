@@ -1,6 +1,6 @@
 """Checkpoints with a prompt in their vocabulary: what says which tokens are the prompt, both ways.
 
-The model's and tokenizer's own files are transformers' business; here is the index beside them, which
+The model's and tokenizer's own files are transformers' business; here is the index next to them, which
 names the tokens, the template that puts them in front of a chat, and the way back.
 """
 
@@ -110,13 +110,13 @@ def chat_template(template: str, tokens: Mapping[str, str], default: str) -> str
 
 
 def write_index(directory: Path, index: Index) -> None:
-    """Write the index beside a checkpoint."""
+    """Write the index next to a checkpoint."""
     content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
     write_json(directory / INDEX_FILE, damage.seal(content))
 
 
 def is_vocabulary(directory: Path) -> bool:
-    """Say whether a directory has the index."""
+    """Return whether a directory has the index."""
     return (directory / INDEX_FILE).is_file()
 
 
@@ -203,14 +203,14 @@ def _open(directory: Path, tensor: str) -> Any:
         where = typed.read(Shards, read_json(shards), str(shards)).get("weight_map", {})
         name = where.get(tensor, TENSOR_FILE)
         if name != Path(name).name or name in ("", ".", ".."):
-            raise CheckpointError(f"{shards}: weight_map.{tensor} is {name!r}; expected the name of a file beside it")
+            raise CheckpointError(f"{shards}: weight_map.{tensor} is {name!r}; expected the name of a file next to it")
         path = directory / name
     try:
         check_regular(path)
         file = safe_open(path, framework="pt")
         found = tensor in file.keys()  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is missing, truncated or no safetensors file ({error})") from error
+        raise CheckpointError(f"{path} is missing, truncated or not a safetensors file ({error})") from error
     if not found:
         raise CheckpointError(f"{path} has no tensor {tensor!r}, which {INDEX_FILE} names; export the prompt again")
     return file

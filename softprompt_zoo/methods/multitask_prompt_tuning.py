@@ -84,7 +84,7 @@ class Config(MethodConfig):
     ±0.5, or another prompt: its saved folder, or `model.prompts[name]`. By default what `init_text` or `labels` are
     for, else `"sampled"`."""
     init_text: str | None = None
-    """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prompt."""
+    """The text of `init="text"`, tokenized without special tokens, repeated or cut to the prompt."""
     labels: tuple[str, ...] | None = None
     """The labels of `init="labels"`: row i is the mean embedding of label i's tokens; those beyond the prompt are left
     out."""

@@ -58,7 +58,7 @@ class Config(MethodConfig):
     leaves all weights at torch's defaults, as the reference does; or another prompt: its saved folder, or
     `model.prompts[name]`. By default `"text"` if there is an `init_text`, else `"sampled"`."""
     init_text: str | None = None
-    """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prompt."""
+    """The text of `init="text"`, tokenized without special tokens, repeated or cut to the prompt."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `init="text"`."""
     reparameterization: str | None = "lstm"

@@ -62,7 +62,7 @@ class Config(MethodConfig):
     saved folder, or `model.prompts[name]`.
     By default `"text"` if there is an `init_text`, else `"sampled"`."""
     init_text: str | None = None
-    """The text of `init="text"`, tokenised without special tokens, repeated or cut to the prefix."""
+    """The text of `init="text"`, tokenized without special tokens, repeated or cut to the prefix."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `init="text"`."""
     reparameterization: str | None = None

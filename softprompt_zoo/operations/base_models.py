@@ -57,7 +57,10 @@ def load_model(
     """
     path = existing_directory(directory)
     if options.get("trust_remote_code"):
-        raise ValueError("trust_remote_code is given, and load_model runs no code of files; load the model, then load")
+        given = options["trust_remote_code"]
+        raise ValueError(
+            f"trust_remote_code is {given!r}, and load_model runs no code of files; load the model, then the prompts"
+        )
     config = read_config(path)
     source = config.base_model if base is None else os.fspath(base)
     if source is None:
@@ -99,15 +102,24 @@ def _class(config: SavedConfig, source: str) -> Any:
 def _put_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     """Write what PEFT saved of the model into it, but for its heads, which the prompt brings along."""
     heads = find_heads(model, [stack.module for stack in find_stacks(model)[1].values()])
-    own = dict(model.named_parameters(remove_duplicate=False))
-    fitting = {key: t for key, t in weights.items() if key in own and key.partition(".")[0] not in heads}
+    fitting = {key: weights[key] for key in _parameters(model).keys() & weights if key.partition(".")[0] not in heads}
+    if not fitting:
+        return
+    _resize_table(model, fitting)
+    for key, parameter in _parameters(model).items():
+        if key in fitting and parameter.shape == fitting[key].shape:  # `load` reports what does not fit
+            parameter.copy_(fitting[key])
+    model.config._name_or_path = ""  # it is not the model of that name any more
+
+
+def _resize_table(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Give the vocabulary the size that it has in saved weights."""
     table: Any = model.get_input_embeddings().weight
-    rows = next((tensor.shape[0] for key, tensor in fitting.items() if own[key] is table), table.shape[0])
+    own = _parameters(model)
+    rows = next((tensor.shape[0] for key, tensor in weights.items() if own[key] is table), table.shape[0])
     if rows != table.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
-        own = dict(model.named_parameters(remove_duplicate=False))
-    for key, tensor in fitting.items():
-        if own[key].shape == tensor.shape:  # `load` tells what does not fit
-            own[key].copy_(tensor)
-    if fitting:
-        model.config._name_or_path = ""  # it is not the model of that name any more
+
+
+def _parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    return dict(model.named_parameters(remove_duplicate=False))

@@ -101,7 +101,7 @@ def _read(what: str, given: Any, backbone: Backbone) -> Given:
         if prompt.backbone is not None:
             check_sizes(prompt.backbone.sizes(), backbone, what)
     elif not Path(given).is_dir():
-        raise CheckpointError(f"{what} is {str(given)!r}, which is no folder; expected what save_pretrained wrote")
+        raise CheckpointError(f"{what} is {str(given)!r}, which is not a folder; expected what save_pretrained wrote")
     else:
         prompt = saved_prompt(Path(given), backbone, what)
     own = prompt.backbone or backbone

@@ -66,9 +66,7 @@ def load(
     adapted = read_adapters(path)
     _check_fit(model.prompts if attached else Prompts(backbone), prompts, active, path)
     adapters.check(model, adapted, path)
-    trained = [prompt for prompt in prompts.values() if prompt.is_trained] or list(prompts.values())
-    for prompt in prompts.values():
-        prompt.requires_grad_(trainable and prompt in trained)
+    _set_trainable(list(prompts.values()), trainable)
     with adapters.taken_off_on_error(model, adapted):
         adapters.put(model, adapted, path, trainable)
         if not attached and adapted:
@@ -82,6 +80,13 @@ def load(
         _check_pooling(base, next(iter(prompts)), attached)
     model.prompts.activate(*active)
     return base
+
+
+def _set_trainable(prompts: list[Prompt], trainable: bool) -> None:
+    """Freeze prompts, or let those train on that were trained when they were saved; all where none was."""
+    trained = [prompt for prompt in prompts if prompt.is_trained] or prompts
+    for prompt in prompts:
+        prompt.requires_grad_(trainable and prompt in trained)
 
 
 def _check_fit(host: Prompts, prompts: Mapping[str, Prompt], active: tuple[str, ...], path: Path) -> None:

@@ -21,7 +21,7 @@ BASE_LACKS_STATIC_CACHE = {"gpt_neo", "led"}
 """Base models that give something else with a static cache; gpt_neo's windows count its free columns."""
 
 BASE_GRADIENTS_ARE_NAN = {"led"}
-"""Base models whose own gradients are not numbers beside padding, in double precision."""
+"""Base models whose own gradients are not numbers next to padding, in double precision."""
 
 
 def needs_generation(subject: Subject) -> None:
@@ -31,7 +31,7 @@ def needs_generation(subject: Subject) -> None:
 
 
 def needs_assisted_decoding(base: Subject) -> None:
-    """Skip where the base model itself fails behind a guessing assistant: with windows in transformers 5.15."""
+    """Skip where the base model itself fails with a guessing assistant: with windows in transformers 5.15."""
     try:
         greedy(base, TEXTS[0], assistant_model=tiny_model(base.architecture, seed=3))
     except RuntimeError as error:
@@ -62,7 +62,7 @@ def greedy(subject: Subject, ids: Tensor, mask: Tensor | None = None, **options:
 
 
 def by_repeated_forward(subject: Subject, ids: Tensor, mask: Tensor, text: Tensor) -> list[Tensor]:
-    """Return the logits of each new token of `text`, each from one forward over all that stands before it."""
+    """Return the logits of each new token of `text`, each from one forward over all that is before it."""
     logits = []
     for step in range(NEW_TOKENS):
         before = text[:, : step - NEW_TOKENS]

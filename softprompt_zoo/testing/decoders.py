@@ -29,7 +29,7 @@ def _from(name: str, /, **sizes: Any) -> Callable[[], PreTrainedModel]:
 DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
     # Learned positions, counted from 2.
     "opt": _from("OPT", **OPT, max_position_embeddings=64, word_embed_proj_dim=32),
-    # Embeddings narrower than the layers, norms behind them, as in opt-350m.
+    # Embeddings narrower than the layers, norms after them, as in opt-350m.
     "opt_narrow": _from("OPT", **OPT, max_position_embeddings=64, word_embed_proj_dim=16, do_layer_norm_before=False),
     # Rotary embeddings on half of the head.
     "phi": _from("Phi", **GROUPED, partial_rotary_factor=0.5),

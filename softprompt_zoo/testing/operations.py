@@ -1,4 +1,4 @@
-"""What users do with a model beside what the promises name, as a second pytest suite.
+"""What users do with a model besides what the promises name, as a second pytest suite.
 
     from softprompt_zoo.testing import operation_suite
     TestOperationsOfMyMethod = operation_suite("my_method")

@@ -1,4 +1,4 @@
-"""The promises for two prompts at once: the same suite, with another method's prompt behind the first."""
+"""The promises for two prompts at once: the same suite, with another method's prompt after the first."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -10,15 +10,15 @@ from softprompt_zoo.testing.conformance import ConformanceSuite, conformance_sui
 from softprompt_zoo.testing.subject import Subject
 
 SECOND = "second"
-"""Name of the prompt behind the first one."""
+"""Name of the prompt after the first one."""
 FAMILIES = ("llama", "bert", "t5")
 PROMISES = (1, 2, 3, 4, 6, 7, 9, 10, 11)
-"""Without the fifth, for keys of a later prefix are not moved behind the first prompt; and without the eighth, for a
+"""Without the fifth, for keys of a later prefix are not moved after the first prompt; and without the eighth, for a
 PEFT adapter holds one prompt: `zoo.fold` makes one of several."""
 
 
 class PairSubject(Subject):
-    """A tiny model with two active prompts; wherever the suite names one, the second stands behind it."""
+    """A tiny model with two active prompts; wherever the suite names one, the second comes after it."""
 
     second: ClassVar[str]
     second_options: ClassVar[Mapping[str, Any]]
@@ -58,8 +58,8 @@ def combination_suite(
     """Make a pytest class that holds two methods on one model to the promises.
 
     Args:
-        first: Name of a registered method, whose prompt stands in front.
-        second: Name of the one behind it; it may be the same.
+        first: Name of a registered method, whose prompt is in front.
+        second: Name of the one after it; it may be the same.
         options: Options of the first, as in `conformance_suite`.
         second_options: Options of the second, 7 virtual tokens among them if they do not say; by default those of its
             page's longer prompt.

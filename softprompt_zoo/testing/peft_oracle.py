@@ -78,18 +78,11 @@ def check_import(subject: Subject, text: Tensor, directory: Path) -> None:
     kind = next((kinds[name] for name in prompt.loaded.peft_types if name in kinds), None)
     if kind is None:
         pytest.skip("the method loads none of PEFT's plain prompt types; types of its own have tests of their own")
-    task = "SEQ_2_SEQ_LM" if subject.is_encoder_decoder else "CAUSAL_LM" if subject.is_causal else "FEATURE_EXTRACTION"
-    options: dict[str, Any] = {"num_virtual_tokens": prompt.num_virtual_tokens, "task_type": task}
-    if subject.is_encoder_decoder:
-        options["num_layers"] = len(host.backbone.layers.get("decoder", ())) or 2
     if not is_input and not host.backbone.takes_cache:
         pytest.skip("PEFT hands a prefix to the model as past_key_values, which this model does not take")
     if is_input and host.backbone.inside.scales_ids:
         pytest.skip("PEFT gives this model embeddings that it does not scale, where it scales those of ids")
-    if not is_input:
-        shape = host.backbone.layers["decoder" if subject.is_encoder_decoder else next(iter(host.backbone.layers))][0]
-        if subject.is_encoder_decoder or shape.kv_heads == 1:  # it does not see Falcon's single head
-            options |= {"token_dim": shape.kv_heads * shape.head_dim, "num_attention_heads": shape.kv_heads}
+    options = _peft_options(subject, prompt.num_virtual_tokens, is_input)
     base = Subject(subject.architecture, tiny_model(subject.architecture))
     with _peft_may_fail(subject.architecture, CANNOT_RUN):
         wrapped = Subject(subject.architecture, peft.get_peft_model(base.model, kind(**options)).eval())
@@ -100,6 +93,20 @@ def check_import(subject: Subject, text: Tensor, directory: Path) -> None:
     load(fresh.model, directory)
     assert not torch.allclose(expected, plain, atol=1e-3), "PEFT's prompt has no effect"
     assert_equal(fresh.logits(text), expected, "logits of PEFT's prompt")
+
+
+def _peft_options(subject: Subject, num_virtual_tokens: int, is_input: bool) -> dict[str, Any]:
+    """Return the options of PEFT's config for a subject's model."""
+    layers = subject.model.prompts.backbone.layers
+    task = "SEQ_2_SEQ_LM" if subject.is_encoder_decoder else "CAUSAL_LM" if subject.is_causal else "FEATURE_EXTRACTION"
+    options: dict[str, Any] = {"num_virtual_tokens": num_virtual_tokens, "task_type": task}
+    if subject.is_encoder_decoder:
+        options["num_layers"] = len(layers.get("decoder", ())) or 2
+    if not is_input:
+        shape = layers["decoder" if subject.is_encoder_decoder else next(iter(layers))][0]
+        if subject.is_encoder_decoder or shape.kv_heads == 1:  # it does not see Falcon's single head
+            options |= {"token_dim": shape.kv_heads * shape.head_dim, "num_attention_heads": shape.kv_heads}
+    return options
 
 
 @contextlib.contextmanager

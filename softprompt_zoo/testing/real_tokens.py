@@ -72,7 +72,7 @@ def expected_logits(base: Subject, tokens: RealTokens, text: Tensor) -> Tensor:
 
 
 def expected_loss(base: Subject, tokens: RealTokens, text: Tensor) -> Tensor:
-    """Return a causal base model's loss of the text behind the real tokens.
+    """Return a causal base model's loss of the text after the real tokens.
 
     Keys and values have no logit that predicts the first token of the text, so it does not count there.
     """
@@ -84,7 +84,7 @@ def expected_loss(base: Subject, tokens: RealTokens, text: Tensor) -> Tensor:
 
 
 def _decoder_states(subject: Subject, base: Subject, ids: Tensor, text: Tensor) -> SiteTokens:
-    """Let the decoder read the tokens beside the encoded text, and take their keys and values."""
+    """Let the decoder read the tokens next to the encoded text, and take their keys and values."""
     with torch.no_grad():
         states = base.model.get_encoder()(**base.reading(text)).last_hidden_state
     stacks = subject.model._softprompt_stacks

@@ -126,7 +126,7 @@ class Subject:
             self.disturb("longer")
 
     def is_prompt_parameter(self, name: str) -> bool:
-        """Say whether a name in the model's `state_dict` is a prompt's."""
+        """Return whether a name in the model's `state_dict` is a prompt's."""
         return name.startswith("prompts.")
 
     def state(self, of_prompt: bool) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ def suite_of(
         options: Its options, 5 virtual tokens among them if they do not say; by default its page's `EXAMPLE_OPTIONS`.
         architectures: Keys of `TINY_MODELS` or of `models.MORE_MODELS`.
         longer: Options that make a longer prompt; by default the page's too, or two virtual tokens more.
-        kept: Beginnings of the names of the checks that it is held to, behind `test_`.
+        kept: Beginnings of the names of the checks that it is held to, after `test_`.
 
     Returns:
         A class to bind to a name that starts with `Test`.

@@ -26,7 +26,7 @@ def tiny_tokenizer(words: int = VOCABULARY, with_special_tokens: bool = False) -
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    # Special tokens are cut out of the text wherever they stand, so none may begin a word.
+    # Special tokens are cut out of the text wherever they are, so none may begin a word.
     names = [*SPECIAL_TOKENS.values(), *(f"w{index}" for index in range(len(SPECIAL_TOKENS), words))]
     backend = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="[unk]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

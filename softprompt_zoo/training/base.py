@@ -103,7 +103,7 @@ def check_tokens(rows: "Sequence[Row]", model: "PreTrainedModel") -> None:
     """Refuse a tokenizer that is not the model's.
 
     Args:
-        rows: Tokenised rows.
+        rows: Tokenized rows.
         model: The model.
 
     Raises:
@@ -123,8 +123,8 @@ def _check_place(name: str) -> None:
         return
     if os.path.exists(name) or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
         raise ValueError(
-            f"MODEL {name!r} is no folder; give a folder with a model and its tokenizer, a name on the hub, or one of "
-            f"{', '.join(EMBEDDED_MODELS)}"
+            f"MODEL {name!r} is not a folder; give a folder with a model and its tokenizer, a name on the hub, or one "
+            f"of {', '.join(EMBEDDED_MODELS)}"
         )
 
 

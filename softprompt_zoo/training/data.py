@@ -31,7 +31,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A tokenised example."""
+    """A tokenized example."""
 
     text: list[int]
     target: list[int]
@@ -73,7 +73,7 @@ def _source(path: Path, rows: Sequence[Example]) -> dict[str, Any]:
     return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "rows": len(rows)}
 
 
-class Tokenised:
+class Tokenized:
     """Turns examples into rows of tokens for one model and one template."""
 
     def __init__(self, tokenizer: Any, is_encoder_decoder: bool, template: str) -> None:
@@ -81,13 +81,13 @@ class Tokenised:
         self.is_encoder_decoder = is_encoder_decoder
         self.template = template
 
-    def with_instruction(self, instruction: str) -> "Tokenised":
+    def with_instruction(self, instruction: str) -> "Tokenized":
         """Return one that puts a hand-written prompt and a blank line in front."""
         kept = instruction.replace("{", "{{").replace("}", "}}")
-        return Tokenised(self.tokenizer, self.is_encoder_decoder, f"{kept}\n\n{self.template}")
+        return Tokenized(self.tokenizer, self.is_encoder_decoder, f"{kept}\n\n{self.template}")
 
     def text_ids(self, example: Example) -> list[int]:
-        """Tokenise what stands in front of the target."""
+        """Tokenize what is in front of the target."""
         ids: list[int] = self.tokenizer(apply_template(self.template, example))["input_ids"]
         ends = not self.is_encoder_decoder and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
         if not ids:
@@ -99,7 +99,7 @@ class Tokenised:
         return ids[:-1] if ends else ids
 
     def row(self, example: Example) -> Row:
-        """Tokenise text and target; the target ends with the end of sequence, once."""
+        """Tokenize text and target; the target ends with the end of sequence, once."""
         end = self.tokenizer.eos_token_id
         if self.is_encoder_decoder:
             target = list(self.tokenizer(text_target=example.target)["input_ids"])
@@ -108,7 +108,7 @@ class Tokenised:
         return Row(self.text_ids(example), target if target[-1:] == [end] else [*target, end])
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """Tokenise examples."""
+        """Tokenize examples."""
         return [self.row(example) for example in examples]
 
     def fitting(self, examples: Sequence[Example], max_length: int, what: str) -> list[Example]:

@@ -10,7 +10,7 @@ import torch
 from softprompt_zoo.backbone.traits import max_positions
 from softprompt_zoo.examples import Example
 from softprompt_zoo.training.base import check_tokens
-from softprompt_zoo.training.data import IGNORED, Collator, Row, Tokenised, longest, pad
+from softprompt_zoo.training.data import IGNORED, Collator, Row, Tokenized, longest, pad
 from softprompt_zoo.training.metrics import rouge_l
 
 if TYPE_CHECKING:
@@ -43,15 +43,15 @@ class Evaluator:
     """Measures a model on the same rows, with and without a prompt."""
 
     def __init__(
-        self, examples: Sequence[Example], tokenised: Tokenised, metric_rows: int, handwritten: str | None = None
+        self, examples: Sequence[Example], tokenized: Tokenized, metric_rows: int, handwritten: str | None = None
     ) -> None:
         self.examples = list(examples)
-        self.tokenised = tokenised
+        self.tokenized = tokenized
         self.handwritten = handwritten
-        self.rows = tokenised.rows(examples)
-        self.handwritten_rows = [] if handwritten is None else tokenised.with_instruction(handwritten).rows(examples)
+        self.rows = tokenized.rows(examples)
+        self.handwritten_rows = [] if handwritten is None else tokenized.with_instruction(handwritten).rows(examples)
         self.metric_rows = min(metric_rows, len(self.rows))
-        self.collate = Collator(tokenised.tokenizer.pad_token_id, tokenised.is_encoder_decoder)
+        self.collate = Collator(tokenized.tokenizer.pad_token_id, tokenized.is_encoder_decoder)
         self.max_new_tokens = max(len(row.target) for row in self.rows) + LENGTH_MARGIN
 
     @property
@@ -79,7 +79,7 @@ class Evaluator:
                 target_loss(model, rows, self.collate)
         except IndexError as error:  # of the base model's own table of positions
             raise ValueError(
-                f"the longest row has {len(rows[0])} tokens behind the hand-written prompt, "
+                f"the longest row has {len(rows[0])} tokens after the hand-written prompt, "
                 "more than the model has positions; shorten --handwritten"
             ) from error
 
@@ -98,7 +98,7 @@ class Evaluator:
         Returns:
             The row.
         """
-        tokenizer, rows, count = self.tokenised.tokenizer, self.rows, 0
+        tokenizer, rows, count = self.tokenized.tokenizer, self.rows, 0
         if name == HANDWRITTEN and self.handwritten is not None:
             rows = self.handwritten_rows
             count = len(tokenizer(self.handwritten, add_special_tokens=False)["input_ids"])

@@ -29,12 +29,7 @@ def open_new(folder: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: If it holds anything but a run that may be removed.
     """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"--output {folder} is a file; expected a folder that is new, empty or an earlier run's")
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        why = "may not be written to" if there.is_dir() else "is a file"
-        raise OutputError(f"--output {folder} cannot be written: {there} {why}; give another folder")
+    _check_place(folder)
     if not folder.exists() or set(folder.iterdir()) <= {folder / LOCK_FILE, *temporaries_of(folder / RECORD_FILE)}:
         return  # new, empty, or of a run that was killed before it had written anything
     if not is_run(folder):
@@ -46,6 +41,16 @@ def open_new(folder: Path, *, overwrite: bool) -> None:
             f"--output {folder} holds a training run already; go on with it with --resume, "
             "start anew with --overwrite, or give a new folder"
         )
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a file, and a place that cannot be written to."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"--output {folder} is a file; expected a folder that is new, empty or an earlier run's")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise OutputError(f"--output {folder} cannot be written: {there} {why}; give another folder")
 
 
 @contextlib.contextmanager
@@ -135,7 +140,7 @@ def _is_whole(checkpoint: Path) -> bool:
     try:
         state = read_json(checkpoint / STATE_FILE)
         native.read(checkpoint)
-        # torch's files are zip archives, whose directory stands at the end.
+        # torch's files are zip archives, whose directory is at the end.
         archives = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
         return state["global_step"] == checkpoint_step(checkpoint) and all(
             zipfile.is_zipfile(checkpoint / name) for name in archives

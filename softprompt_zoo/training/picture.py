@@ -15,7 +15,7 @@ def draw_losses(
 
     Args:
         path: The PNG file, written whole or not at all.
-        title: What stands above.
+        title: The text above.
         history: Trainer's log: entries with `step`, and `loss` or `eval_loss`.
         levels: Name to loss; `None` is left out.
     """

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 
 class ProgressBar(TrainerCallback):  # type: ignore[misc]
-    """A bar with losses and the time left; lines of text where the output is no terminal."""
+    """A bar with losses and the time left; lines of text where the output is not a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -66,30 +66,38 @@ def _problem(record: Mapping[str, Any]) -> str | None:
     problem = _wrong_fields(Settings, record["settings"])
     if problem is not None:
         return f"its settings have {problem}"
-    for name, source in record["data"].items():
+    if not all(type(spent) in (int, float) for spent in record["seconds"].values()):
+        return "its seconds are not numbers"
+    return _problem_of_data(record["data"]) or _problem_of_results(record["results"])
+
+
+def _problem_of_data(data: Mapping[str, Any]) -> str | None:
+    for name, source in data.items():
         if not isinstance(source, dict) or not all(isinstance(source.get(key), str) for key in ("path", "sha256")):
             return f"its data has no path and checksum of {name!r}"
-    for name, score in record["results"].items():
+    return None
+
+
+def _problem_of_results(results: Mapping[str, Any]) -> str | None:
+    for name, score in results.items():
         problem = _wrong_fields(Score, score) if isinstance(score, dict) else "no fields"
         if problem is not None:
             return f"its result {name!r} has {problem}"
-    if not all(type(spent) in (int, float) for spent in record["seconds"].values()):
-        return "its seconds are not numbers"
     return None
 
 
 def _wrong_fields(kind: Any, values: Mapping[str, Any]) -> str | None:
     """Return what keeps a dataclass from being made of JSON values."""
     hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = next((name for name in values if name not in fields), None)
+    unknown = next((name for name in values if name not in hints), None)
     if unknown is not None:
         return f"an unknown {unknown!r}"
-    for name, field in fields.items():
-        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            return f"no {name!r}"
-        if name in values and not _is_a(values[name], hints[name]):
-            return f"{name} = {_short(values[name])}"
+    for field in dataclasses.fields(kind):
+        if field.name in values:
+            if not _is_a(values[field.name], hints[field.name]):
+                return f"{field.name} = {_short(values[field.name])}"
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            return f"no {field.name!r}"
     return None
 
 

@@ -44,7 +44,7 @@ def print_scores(console: Console, scores: Sequence[Score], evaluator: Evaluator
 
 
 def print_samples(console: Console, scores: Sequence[Score], evaluator: Evaluator, count: int = 3) -> None:
-    """Print some answers of everything that was measured, beside the right ones.
+    """Print some answers of everything that was measured, next to the right ones.
 
     Args:
         console: Where to.

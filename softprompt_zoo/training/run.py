@@ -21,7 +21,7 @@ from softprompt_zoo.operations.load_and_export import load
 from softprompt_zoo.registry.discovery import own_version
 from softprompt_zoo.training import folder as folders
 from softprompt_zoo.training.base import Base, fast_dtype, with_tokenizer
-from softprompt_zoo.training.data import Data, Tokenised, read_data
+from softprompt_zoo.training.data import Data, Tokenized, read_data
 from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
 from softprompt_zoo.training.picture import draw_losses
 from softprompt_zoo.training.record import FINISHED, RUNNING, read_record, write_record
@@ -107,16 +107,16 @@ class _Run:
         self.settings, self.method, self.base, self.console, self.record = settings, method, base, console, record
         self.folder = Path(settings.output)
         self.options = with_tokenizer(method, base.tokenizer)
-        tokenised = Tokenised(base.tokenizer, base.is_encoder_decoder, settings.template)
+        tokenized = Tokenized(base.tokenizer, base.is_encoder_decoder, settings.template)
         kept = {
-            name: tokenised.fitting(examples, settings.max_length, name)
+            name: tokenized.fitting(examples, settings.max_length, name)
             for name, examples in (("training", data.train), ("validation", data.validation))
         }
         left_out = len(data.train) + len(data.validation) - sum(map(len, kept.values()))
         if left_out:
             console.print(f"left out {left_out} rows of more than --max-length {settings.max_length}", style="yellow")
-        self.rows = tokenised.rows(kept["training"])
-        self.evaluator = Evaluator(kept["validation"], tokenised, settings.metric_rows, settings.handwritten)
+        self.rows = tokenized.rows(kept["training"])
+        self.evaluator = Evaluator(kept["validation"], tokenized, settings.metric_rows, settings.handwritten)
 
     def attach(self) -> "PreTrainedModel":
         """Load the model, put the prompt in and try it on the longest rows; nothing is written before that works."""

@@ -116,19 +116,22 @@ class Settings:
         if recipe is None and missing:
             flags = " and ".join("--" + name.replace("_", "-") for name in missing)
             raise ValueError(f"method {method!r} comes without a recipe; give {flags}")
-        chosen = recipe or Recipe(learning_rate=0.0, steps=1)
-        default_steps = min(chosen.steps, DEMO_STEPS) if self.is_demo else chosen.steps
+        filled = self._filled(recipe or Recipe(learning_rate=0.0, steps=1))
+        handwritten = DEMO_HANDWRITTEN if self.is_demo and self.handwritten is None else self.handwritten
+        return dataclasses.replace(self, method=method, handwritten=handwritten, **filled)
+
+    def _filled(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the numbers of a run, the recipe's where the user gave none."""
+        default_steps = min(recipe.steps, DEMO_STEPS) if self.is_demo else recipe.steps
         steps = self.steps or default_steps
-        return dataclasses.replace(
-            self,
-            method=method,
-            handwritten=DEMO_HANDWRITTEN if self.is_demo and self.handwritten is None else self.handwritten,
-            learning_rate=self.learning_rate or chosen.learning_rate,
-            steps=steps,
-            batch_size=self.batch_size or chosen.batch_size,
-            evaluate_every=self.evaluate_every or max(1, steps // 4),
-            save_every=self.save_every or max(1, steps // 4),
-        )
+        quarter = max(1, steps // 4)
+        return {
+            "learning_rate": self.learning_rate or recipe.learning_rate,
+            "steps": steps,
+            "batch_size": self.batch_size or recipe.batch_size,
+            "evaluate_every": self.evaluate_every or quarter,
+            "save_every": self.save_every or quarter,
+        }
 
     def absolute(self) -> "Settings":
         """Write paths so that the run can be resumed from another folder."""
@@ -159,7 +162,7 @@ class Settings:
 
 
 def _is_plain(value: Any) -> bool:
-    """Say whether `--option` takes a value as it is: text that it would not read as JSON."""
+    """Return whether `--option` takes a value as it is: text that it would not read as JSON."""
     if not isinstance(value, str):
         return False
     try:
@@ -170,7 +173,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def data_files(settings: Settings) -> tuple[Path, Path | None]:
-    """Say which files a run reads.
+    """Return which files a run reads.
 
     Args:
         settings: The run.

@@ -16,7 +16,7 @@ from softprompt_zoo.config.checks import check_positive_integer
 
 
 class MixedTasks(Dataset[dict[str, Any]]):
-    """The data sets of several tasks as one: their rows one behind the other, each with its `task_ids`."""
+    """The data sets of several tasks as one: their rows one after the other, each with its `task_ids`."""
 
     def __init__(self, datasets: Sequence[Any]) -> None:
         """Put data sets together.

@@ -26,7 +26,7 @@ KEPT_CHECKPOINTS = 2
 class PromptTrainer(Trainer):  # type: ignore[misc]
     """Transformers' `Trainer` that trains every parameter at the rate that its method asks for, and is the same else.
 
-    Most methods ask for one rate, the `learning_rate` of the arguments. Parameters beside the prompts, a LoRA's say,
+    Most methods ask for one rate, the `learning_rate` of the arguments. Parameters besides the prompts, a LoRA's say,
     are trained at that rate, too. An optimizer that is handed over as `optimizers` is taken as it is.
     """
 
@@ -53,13 +53,14 @@ class PromptTrainer(Trainer):  # type: ignore[misc]
         groups.append({"params": [p for p in self.model.parameters() if p.requires_grad and id(p) not in grouped]})
         names = set(self.get_decay_parameter_names(self.model))
         decaying = {id(parameter) for name, parameter in self.model.named_parameters() if name in names}
-        split = []
-        for group in groups:
-            for weight_decay, decays in ((self.args.weight_decay, True), (0.0, False)):
-                chosen = [parameter for parameter in group["params"] if (id(parameter) in decaying) is decays]
-                if chosen:
-                    split.append({"weight_decay": weight_decay, **group, "params": chosen})
-        return split
+        return [part for group in groups for part in self._parts(group, decaying)]
+
+    def _parts(self, group: dict[str, Any], decaying: set[int]) -> list[dict[str, Any]]:
+        """Split a group into what decays and what does not; an empty part is left out."""
+        kept = [parameter for parameter in group["params"] if id(parameter) in decaying]
+        others = [parameter for parameter in group["params"] if id(parameter) not in decaying]
+        decays = {"weight_decay": self.args.weight_decay, **group, "params": kept}
+        return [part for part in (decays, {"weight_decay": 0.0, **group, "params": others}) if part["params"]]
 
 
 class RunTrainer(PromptTrainer):

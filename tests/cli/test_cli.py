@@ -307,7 +307,7 @@ def test_evaluate_prints_the_same_table(place):
     assert result.exit_code == 0, result.output
     assert re.search(r"trained prompt +│ +3 │", result.stdout)
     assert "hand-written prompt" in result.stdout
-    assert "is no folder" in refusal("evaluate", place / "model", place / "nowhere", *words)
+    assert "is not a folder" in refusal("evaluate", place / "model", place / "nowhere", *words)
 
 
 def test_evaluate_says_how_many_rows_it_left_out(place):
@@ -356,11 +356,13 @@ def test_a_blank_line_of_texts_stays_blank(place):
 
 def test_generate_refuses_in_one_line(place):
     assert "no PROMPT_FOLDER given" in refusal("generate", place / "model")
-    assert "is no folder" in refusal("generate", place / "model", "w1 w2")
+    assert "is not a folder" in refusal("generate", place / "model", "w1 w2")
     for text in ("", "\n \n"):
         assert "no TEXT given" in refusal("generate", place / "model", place / "run", input=text)
-    assert "is no folder; give a folder with a model" in refusal("generate", "./nowhere", place / "run", "w1")
-    assert "is no folder; give a folder with a model" in refusal("generate", place / "data.jsonl", place / "run", "w1")
+    assert "is not a folder; give a folder with a model" in refusal("generate", "./nowhere", place / "run", "w1")
+    assert "is not a folder; give a folder with a model" in refusal(
+        "generate", place / "data.jsonl", place / "run", "w1"
+    )
     assert "template" in refusal("generate", place / "model", place / "run", "w1", "--template", "none")
 
 
@@ -400,7 +402,7 @@ def test_inspect_prints_tables_and_writes_a_picture_and_a_page(place, tmp_path):
 
 def test_inspect_refuses_in_one_line(place, tmp_path):
     model, run = place / "model", place / "run"
-    assert "is no folder" in refusal("inspect", model, place / "nowhere")
+    assert "is not a folder" in refusal("inspect", model, place / "nowhere")
     assert "whose folder does not exist" in refusal("inspect", model, run, "--png", tmp_path / "no" / "a.png")
     assert "a folder; name the file to write" in refusal("inspect", model, run, "--html", tmp_path)
     assert "no prompt 'other'" in refusal("inspect", model, run, "--name", "other")
@@ -471,7 +473,7 @@ def test_a_bank_of_prompts(place, tmp_path):
     result = invoke("bank", "import", place / "model", bank, tmp_path / "saved", "--dtype", "float16")
     assert result.exit_code == 0, result.output
     assert "stored 2 prompts" in result.output
-    assert "is no folder" in refusal("bank", "import", place / "model", tmp_path / "new", tmp_path / "nothing")
+    assert "is not a folder" in refusal("bank", "import", place / "model", tmp_path / "new", tmp_path / "nothing")
     assert not (tmp_path / "new").exists()
     assert "'alice'" in refusal("bank", "import", place / "model", bank, tmp_path / "saved")
     (tmp_path / "saved" / "bob" / "softprompt_zoo.json").write_text("{")

@@ -211,7 +211,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(kind, file, folders, t
     shutil.copytree(folders / kind, tmp_path / "bad")
     (tmp_path / "bad" / file).unlink()
     os.mkfifo(tmp_path / "bad" / file)
-    check_refused(tmp_path / "bad", "no regular file|is missing", file)
+    check_refused(tmp_path / "bad", "not a regular file|is missing", file)
 
 
 def test_a_huge_json_is_not_read(folders, tmp_path):
@@ -223,7 +223,7 @@ def test_a_huge_json_is_not_read(folders, tmp_path):
 
 @pytest.mark.parametrize("path", ["x" * 5000, "a/" * 3000, "with\0zero"])
 def test_a_path_that_no_file_has_is_refused(path):
-    with pytest.raises(zoo.CheckpointError, match="is no folder") as caught:
+    with pytest.raises(zoo.CheckpointError, match="is not a folder") as caught:
         zoo.load(tiny_model("llama"), path)
     assert len(str(caught.value)) < 500
 
@@ -234,7 +234,7 @@ def test_a_vocabulary_export_reads_nothing_outside_its_folder(name, folders, tmp
     os.replace(tmp_path / "bad" / "model.safetensors", tmp_path / "outside.safetensors")
     content = {"weight_map": {"model.embed_tokens.weight": name}}
     (tmp_path / "bad" / "model.safetensors.index.json").write_text(json.dumps(content))
-    check_refused(tmp_path / "bad", "expected the name of a file beside it", "model.safetensors.index.json")
+    check_refused(tmp_path / "bad", "expected the name of a file next to it", "model.safetensors.index.json")
 
 
 # Options

@@ -110,7 +110,7 @@ def a_pipe(folder):
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(compressed, "is compressed"), (truncated, "is truncated"), (a_pipe, "no regular file")],
+    [(compressed, "is compressed"), (truncated, "is truncated"), (a_pipe, "not a regular file")],
 )
 def test_files_that_torch_save_does_not_write_are_refused(change, reason, folder):
     write(folder, {"prompt_embeddings": torch.zeros(4, 64)})

@@ -139,7 +139,7 @@ def test_a_later_adapter_leaves_the_trained_head_plain_and_gives_its_own_to_the_
 def test_an_adapter_inside_the_prompt_is_not_saved_as_if_it_were_the_prompt(tmp_path):
     model = zoo.get_method("p_tuning_v2")(classifier("sequence", "bert"), num_virtual_tokens=3)
     peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["classifier"]))
-    with pytest.raises(zoo.UnsupportedError, match=r"into the prompts themselves.*model.add_adapter"):
+    with pytest.raises(zoo.UnsupportedError, match=r"into the prompt 'default' itself.*model.add_adapter"):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -175,7 +175,7 @@ def test_truncated_files(saved, name, keep):
 
 
 def test_missing_files_and_folders(saved, tmp_path):
-    refused(tmp_path / "nowhere", zoo.CheckpointError, "nowhere is no folder; expected what save_pretrained wrote")
+    refused(tmp_path / "nowhere", zoo.CheckpointError, "nowhere is not a folder; expected what save_pretrained wrote")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", zoo.CheckpointError, "neither softprompt_zoo.json nor adapter_config.json")
     (saved / "model.safetensors").unlink()

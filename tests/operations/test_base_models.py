@@ -213,7 +213,7 @@ def test_what_is_no_folder_is_refused_with_how_to_fetch_one(tmp_path, monkeypatc
     for call in (zoo.read_config, zoo.load_model, lambda name: zoo.load(model, name)):
         with pytest.raises(zoo.CheckpointError, match=r"snapshot_download\('somebody/their-prompt', allow_patterns="):
             call("somebody/their-prompt")
-        with pytest.raises(zoo.CheckpointError, match=r"is no folder; expected .* adapter$"):
+        with pytest.raises(zoo.CheckpointError, match=r"is not a folder; expected .* adapter$"):
             call("nothing")
         with pytest.raises(zoo.CheckpointError, match="type 'LORA', which is not a prompt"):
             call("lora")

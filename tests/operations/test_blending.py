@@ -282,7 +282,7 @@ def test_other_refusals(tmp_path):
         zoo.blend("a")
     with pytest.raises(TypeError, match=r"prompts\[1\] is int; expected model.prompts\[name\]"):
         zoo.blend([a, 3])
-    with pytest.raises(zoo.CheckpointError, match="is no folder"):
+    with pytest.raises(zoo.CheckpointError, match="is not a folder"):
         zoo.blend([a, tmp_path / "nowhere"])
     with pytest.raises(ValueError, match="initial was given with how='mean'"):
         zoo.blend([a, a], initial=a)
@@ -474,7 +474,7 @@ def test_the_nearest_prompt_comes_first(architecture, method, tmp_path):
         zoo.most_similar(near, [near])
     model.prompts.activate("near")
     model.save_pretrained(tmp_path / "one")
-    with pytest.raises(zoo.CheckpointError, match="is no folder"):
+    with pytest.raises(zoo.CheckpointError, match="is not a folder"):
         zoo.most_similar(near, [tmp_path / "two"])
     with pytest.raises(ValueError, match="no prompt but the given one"):
         zoo.most_similar(str(tmp_path / "one"), [tmp_path / "one"], model=model)

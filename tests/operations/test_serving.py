@@ -464,7 +464,7 @@ def test_damaged_exports_are_refused(tmp_path):
             zoo.load(tied_llama(), tmp_path / "out")
     path.write_text(json.dumps(index))
     (tmp_path / "out" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(zoo.CheckpointError, match="truncated or no safetensors file"):
+    with pytest.raises(zoo.CheckpointError, match="truncated or not a safetensors file"):
         zoo.load(tied_llama(), tmp_path / "out")
     zoo.export(prompted(), tmp_path / "bare", to="embeddings")
     with pytest.raises(zoo.BackboneMismatchError, match=r"this model needs .tokens, 16"):

@@ -115,7 +115,7 @@ def byte_level():
 
 
 def test_words_and_fields_between_two_slots_are_one_piece():
-    """ "Review: " and "good" tokenised apart would give a blank that is a token of its own."""
+    """ "Review: " and "good" tokenized apart would give a blank that is a token of its own."""
     tokenizer = byte_level()
     encoded = zoo.encode(tokenizer, "{soft:1}Review: {text} film{soft:1}", text="good")
     expected = tokenizer("Review: good film").input_ids

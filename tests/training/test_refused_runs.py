@@ -18,7 +18,7 @@ from softprompt_zoo.training.settings import Settings
         ({"options": {"num_virtual_tokens": 60}}, "virtual tokens, but the model has 64; shorten the text"),
         (
             {"handwritten": "w1 " * 60},
-            r"has \d+ tokens behind the hand-written prompt, more than the model has positions",
+            r"has \d+ tokens after the hand-written prompt, more than the model has positions",
         ),
     ],
 )

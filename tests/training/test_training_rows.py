@@ -7,7 +7,7 @@ import re
 import pytest
 from helpers.tiny_runs import tiny_settings, train, write_rows
 
-from softprompt_zoo.training.data import Collator, Row, Tokenised, pad
+from softprompt_zoo.training.data import Collator, Row, Tokenized, pad
 from softprompt_zoo.training.metrics import rouge_l
 
 
@@ -65,5 +65,5 @@ def test_only_targets_have_labels():
 
 
 def test_an_instruction_stands_in_front_as_it_is(place):
-    plain = Tokenised(None, False, "{input}\n")
+    plain = Tokenized(None, False, "{input}\n")
     assert plain.with_instruction("keep {this}").template == "keep {{this}}\n\n{input}\n"

@@ -106,7 +106,7 @@ def keys_values_of_words(backbone: Backbone, count: int, text: str | None = None
         Keys and values at every site, without gradient.
 
     Raises:
-        ValueError: If the text cannot be tokenised.
+        ValueError: If the text cannot be tokenized.
     """
     ids = sampled_ids(backbone, count) if text is None else text_ids(backbone, tokenizer, text, count)
     return backbone.keys_values(ids)
