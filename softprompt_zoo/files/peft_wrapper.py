@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.peft_layers import model_inside
+from softprompt_zoo.backbone.stand_in import stand_in
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files import adapter_folder, native
 from softprompt_zoo.files.adapter_files import FOLDER, read
@@ -75,16 +76,12 @@ class PromptedPeftModel:
             return super().load_state_dict(state_dict, *args, **kwargs)  # type: ignore[misc]
         return self.get_base_model().load_state_dict(state_dict, *args, **kwargs)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # Pickle would look the class up by its name and find PEFT's.
-        return _rebuild, (type(self)._softprompt_wrapper,), self.__dict__.copy()
-
 
 def wrap(model: Any) -> None:
     """Let a `PeftModel` save and resume the prompts of the model inside; any other model is left alone."""
     if model_inside(model) is not model and not isinstance(model, PromptedPeftModel):
         kind: Any = type(model)
-        model.__class__ = _prompted_class(kind)
+        model.__class__ = prompted_wrapper(kind)
 
 
 def unwrap(model: Any) -> None:
@@ -94,19 +91,9 @@ def unwrap(model: Any) -> None:
 
 
 @functools.cache
-def _prompted_class(wrapper: Any) -> Any:
-    members = {
-        "_softprompt_wrapper": wrapper,
-        "__module__": wrapper.__module__,
-        "__qualname__": wrapper.__qualname__,
-        "__doc__": wrapper.__doc__,
-    }
-    return type(wrapper.__name__, (PromptedPeftModel, wrapper), members)
-
-
-def _rebuild(wrapper: Any) -> Any:
-    cls = _prompted_class(wrapper)
-    return cls.__new__(cls)
+def prompted_wrapper(wrapper: Any) -> Any:
+    """Make the subclass that a `PeftModel` gets around a prompted model."""
+    return stand_in(wrapper, prompted_wrapper, PromptedPeftModel, _softprompt_wrapper=wrapper)
 
 
 @torch.no_grad()

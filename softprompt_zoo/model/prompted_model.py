@@ -13,6 +13,7 @@ from softprompt_zoo.backbone.eval_mode import attention_configs
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.quantized import keep_unpacked, trainable_view
 from softprompt_zoo.backbone.replaced_forward import check_forward, note_prompted, rebind
+from softprompt_zoo.backbone.stand_in import stand_in
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files import adapters
 from softprompt_zoo.files.checkpoints import save
@@ -140,21 +141,11 @@ class PromptedModel(PromptedGeneration):
         super().__setstate__(state)  # type: ignore[misc]
         check_forward(self)  # type: ignore[arg-type]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # Pickle would look the class up by its name and find the user's.
-        return _rebuild, (type(self)._softprompt_base,), self.__dict__.copy()
-
 
 @functools.cache
 def prompted_class(base: Any) -> Any:
     """Make the subclass that a prompted model gets; it answers to the name of its base."""
-    members = {
-        "forward": _prompted_function(base, base.forward),
-        "_softprompt_base": base,
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-    }
+    members = {"forward": _prompted_function(base, base.forward), "_softprompt_base": base}
     if hasattr(base, "prepare_inputs_for_generation"):  # generate reads from its signature what the model takes
 
         @functools.wraps(base.prepare_inputs_for_generation)
@@ -162,7 +153,7 @@ def prompted_class(base: Any) -> Any:
             return PromptedModel.prepare_inputs_for_generation(self, *args, **kwargs)
 
         members["prepare_inputs_for_generation"] = prepare
-    return type(base.__name__, (PromptedModel, base), members)
+    return stand_in(base, prompted_class, PromptedModel, **members)
 
 
 def rebind_forward(model: Any) -> None:
@@ -230,8 +221,3 @@ def _take_request(prompts: Prompts, kwargs: dict[str, Any]) -> Request:
     if request is not None:
         return request
     return Request.read(given, prompts.keys()) if given else NOTHING
-
-
-def _rebuild(base: Any) -> Any:
-    cls = prompted_class(base)
-    return cls.__new__(cls)

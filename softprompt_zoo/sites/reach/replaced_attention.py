@@ -10,6 +10,7 @@ from typing import Any
 
 from softprompt_zoo.backbone.probe import STATE_KEYWORD, AttentionCall
 from softprompt_zoo.backbone.replaced_forward import check_view, note_prompted, rebind, restore
+from softprompt_zoo.backbone.stand_in import stand_in
 from softprompt_zoo.sites.reach.on_our_attention import OnOurAttention
 from softprompt_zoo.sites.reach.own_attention import KINDS, Kind
 from softprompt_zoo.sites.reach.views import view
@@ -38,7 +39,7 @@ class ReplacedAttention(OnOurAttention):
         module: Any = stack.module
         if module is not model:
             base: Any = type(module)
-            module.__class__ = _carrying_class(base)
+            module.__class__ = carrying_class(base)
             rebind(module, _carrying_function)
 
     def remove(self, stack: Stack) -> None:
@@ -56,27 +57,14 @@ class ReplacedAttention(OnOurAttention):
 
 
 @functools.cache
-def _carrying_class(base: Any) -> Any:
-    """Make the subclass that an adopted stack gets; it answers to the name of its base."""
-
-    def reduce(self: Any, protocol: Any) -> Any:
-        return _rebuild, (base,), self.__dict__.copy()
+def carrying_class(base: Any) -> Any:
+    """Make the subclass whose forward takes the state."""
 
     def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
         return base(*args, **kwargs) if args or kwargs else base.__new__(cls)
 
-    names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(
-        base.__name__,
-        (base,),
-        {
-            **names,
-            "forward": _carrying_function(base.forward),
-            "__new__": new,
-            "__reduce_ex__": reduce,
-            _BASE: base,
-        },
-    )
+    members = {"forward": _carrying_function(base.forward), "__new__": new, _BASE: base}
+    return stand_in(base, carrying_class, **members)
 
 
 def _carrying_function(function: Any) -> Any:
@@ -92,11 +80,6 @@ def _carrying_function(function: Any) -> Any:
 def _run(module: Any, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     state = kwargs.pop(STATE_KEYWORD, None)
     return forward(module if state is None else _view_of_stack(module, state), *args, **kwargs)
-
-
-def _rebuild(base: Any) -> Any:
-    cls = _carrying_class(base)
-    return cls.__new__(cls)
 
 
 def _kind_of(layer: Any) -> Kind | None:

@@ -1,0 +1,31 @@
+"""Subclasses that stand in for the class of a user's object: they answer to its name, and pickles keep them."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def stand_in(base: Any, make: Callable[[Any], Any], *mixins: Any, **members: Any) -> Any:
+    """Make a subclass that answers to the name of its base.
+
+    Args:
+        base: The user's class.
+        make: The function of a module that makes this class of the base, and keeps it.
+        *mixins: Classes in front of the base.
+        **members: Attributes of the class.
+
+    Returns:
+        The class; its objects are pickled with all that they hold.
+    """
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        # Pickle would look the class up by its name and find the user's.
+        return rebuild, (make, base), self.__dict__.copy()
+
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (*mixins, base), {**names, "__reduce_ex__": reduce, **members})
+
+
+def rebuild(make: Callable[[Any], Any], base: Any) -> Any:
+    """Make an empty object of a class that stands in for another, as copies and pickles fill it."""
+    cls = make(base)
+    return cls.__new__(cls)
