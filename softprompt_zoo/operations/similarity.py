@@ -74,13 +74,7 @@ def most_similar(
         Vu et al. 2022 (arXiv 2110.07904): the retrieval of source prompts by the similarity of task embeddings.
     """
     check_choice("how", how, HOWS)
-    named: dict[str, Any]
-    if isinstance(candidates, Mapping):
-        named = dict(candidates.items())
-    elif isinstance(candidates, Sequence) and not isinstance(candidates, str):
-        named = {os.fspath(folder): folder for folder in candidates if _check_folder(folder)}
-    else:
-        raise TypeError(f"candidates is {type(candidates).__name__}; expected prompts by name, or a list of folders")
+    named = _named(candidates)
     named = {name: candidate for name, candidate in named.items() if not _is_same(candidate, prompt)}
     if not named:
         raise ValueError("candidates has no prompt but the given one; give at least one to compare with")
@@ -89,6 +83,14 @@ def most_similar(
     own, *others = [one.tokens.features() for one in given]
     found = [(name, _similarity(own, other, how)) for name, other in zip(named, others, strict=True)]
     return sorted(found, key=lambda pair: -pair[1])
+
+
+def _named(candidates: Any) -> dict[str, Any]:
+    if isinstance(candidates, Mapping):
+        return dict(candidates.items())
+    if isinstance(candidates, Sequence) and not isinstance(candidates, str):
+        return {os.fspath(folder): folder for folder in candidates if _check_folder(folder)}
+    raise TypeError(f"candidates is {type(candidates).__name__}; expected prompts by name, or a list of folders")
 
 
 def _is_same(candidate: Any, prompt: Any) -> bool:

@@ -47,6 +47,10 @@ def token_counts(call: Call, site: str) -> list[int]:
     ]
 
 
+_NOTHING = Segment([], [], [], [], [])
+"""Of a combination without tokens."""
+
+
 def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteState | None:
     """Stack the segments of all combinations, padded to the longest.
 
@@ -63,7 +67,7 @@ def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteSta
     if not full:
         return None
     counts, device = lengths(segments), full[0].keys[0].device
-    parts = [Segment([], [], [], [], []) if segment is None else segment for segment in segments]
+    parts = [segment or _NOTHING for segment in segments]
     return SiteState(
         keys=_layers([part.keys for part in parts], max(counts)),
         values=_layers([part.values for part in parts], max(counts)),
