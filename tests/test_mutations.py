@@ -11,9 +11,8 @@ import torch
 from softprompt_zoo.model import resolve as resolve_module
 from softprompt_zoo.model.resolve import BARE
 from softprompt_zoo.prompt import prompt as prompt_module
-from softprompt_zoo.sites import checkpointing, hooks
+from softprompt_zoo.sites import batch, checkpointing, hooks
 from softprompt_zoo.sites.decoding_state import has_text
-from softprompt_zoo.sites.reach import layer_prompt
 from softprompt_zoo.sites.stacks import causal, decoder, encoder, placing
 from softprompt_zoo.testing import conformance_suite, operation_suite, tiny_model
 from softprompt_zoo.testing.subject import Subject
@@ -64,7 +63,7 @@ def share_one_rows_prompt(monkeypatch):
     def first(tensor, rows, count):
         return tensor[:1].expand(count, *tensor.shape[1:])
 
-    monkeypatch.setattr(layer_prompt, "rows_of", first)
+    monkeypatch.setattr(batch, "rows_of", first)
     stacked = encoder.stack_embeddings
 
     def first_embeddings(call):

@@ -54,8 +54,9 @@ class PromptedGeneration:
         finally:
             CURRENT.reset(token)
         layout = None if generation.decoding is None else generation.decoding.layout
-        is_cut = layout is not None and self.prompts.backbone.kind.has_two_texts and isinstance(output, dict)
-        return cut_output(None, output, layout) if is_cut else output
+        if layout is not None and self.prompts.backbone.kind.has_two_texts and isinstance(output, dict):
+            return cut_output(None, output, layout)
+        return output
 
     def _read(self, asked: dict[str, Any], text: Any, has_states: bool) -> Request:
         """Read what a `generate` asks of the prompts, and check it against its text, as far as there is one."""

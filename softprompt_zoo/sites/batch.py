@@ -1,4 +1,4 @@
-"""The virtual tokens of all combinations in one tensor, padded to the longest."""
+"""The virtual tokens of all combinations in one tensor, padded to the longest, and those that each row takes of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def segments_at(call: Call, site: str) -> list[Segment | None]:
 
 def lengths(segments: Sequence[Segment | None]) -> list[int]:
     """Count the virtual tokens of each segment."""
-    return [0 if segment is None else segment.length for segment in segments]
+    return [0 if segment is None else len(segment.dropout) for segment in segments]
 
 
 def token_counts(call: Call, site: str) -> list[int]:
@@ -158,3 +158,33 @@ def present(counts: Sequence[int], device: torch.device) -> Tensor | None:
 def _pad(part: Tensor, length: int) -> Tensor:
     missing = length - part.shape[-2]
     return functional.pad(part, (0, 0, 0, missing)) if missing else part
+
+
+def layer_prompt(prompt: SiteState, rows: Tensor | None, layer: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return the keys and values that a layer's rows see of their prompts.
+
+    Args:
+        prompt: What the site shows.
+        rows: `(rows,)` index of each row's combination; `None` if all share one.
+        layer: The layer.
+        count: Rows of the batch.
+
+    Returns:
+        Each `(count, kv_heads, tokens, head_dim)`.
+    """
+    keys, values = rows_of(prompt.keys[layer], rows, count), rows_of(prompt.values[layer], rows, count)
+    if prompt.dropout is None:
+        return keys, values
+    probability = rows_of(prompt.dropout, rows, count)[:, None, :, None]
+    return drop(keys, probability), drop(values, probability)
+
+
+def rows_of(tensor: Tensor, rows: Tensor | None, count: int) -> Tensor:
+    """Spread a tensor with an entry per combination over `count` rows."""
+    return tensor.expand(count, *tensor.shape[1:]) if rows is None else tensor[rows]
+
+
+def drop(tensor: Tensor, probability: Tensor) -> Tensor:
+    """Zero elements with the given probabilities, and scale the others so that the mean stays."""
+    keep = torch.rand_like(tensor) >= probability.to(tensor.dtype)
+    return tensor * keep / (1 - probability.to(tensor.dtype))

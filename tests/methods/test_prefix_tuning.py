@@ -129,7 +129,7 @@ def test_dropout_differs_by_row_and_stops_in_eval_mode():
 
 
 def test_dropout_keeps_the_mean():
-    from softprompt_zoo.sites.reach.layer_prompt import drop
+    from softprompt_zoo.sites.batch import drop
 
     torch.manual_seed(0)
     dropped = drop(torch.ones(200_000), torch.tensor(0.25))

@@ -20,9 +20,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.gates import add_gated
 from softprompt_zoo.sites.reach import block_masks
-from softprompt_zoo.sites.reach.layer_prompt import layer_prompt
 from softprompt_zoo.sites.reach.marks import MARK, Mark
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
@@ -173,7 +173,8 @@ def _shared_mask(
             )
         mask = block_masks.extend(attention_mask, visible, query.shape[0], query.shape[2], key_length, tokens)
     else:
-        visible = _weighed(visible, prompt, state, query)
+        if prompt.weight is not None:
+            visible = _weighed(visible, prompt.weight, state, query)
         mask = extend_mask(attention_mask, visible, query, key_length, tokens, is_causal)
         if mask is not None and mask.dtype == torch.bool and base != "sdpa":
             mask = _additive(mask, query.dtype)
@@ -243,11 +244,9 @@ def extend_mask(
     return torch.cat([visible, mask.expand(rows, -1, width, -1)], dim=-1)
 
 
-def _weighed(visible: Tensor | None, prompt: SiteState, state: CallState, query: Tensor) -> Tensor | None:
+def _weighed(visible: Tensor | None, weight: Tensor, state: CallState, query: Tensor) -> Tensor:
     """Turn weights into what is added to the scores: a factor on a share is its logarithm on the score."""
-    if prompt.weight is None:
-        return visible
-    weight = prompt.weight if state.rows is None else prompt.weight[state.rows]
+    weight = weight if state.rows is None else weight[state.rows]
     least = torch.finfo(query.dtype).min
     wide = torch.promote_types(weight.dtype, query.dtype)
     scores = weight.to(wide).log().clamp(min=least).to(query.dtype)[:, None, None, :]

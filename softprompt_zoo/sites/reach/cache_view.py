@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from softprompt_zoo.sites.reach.layer_prompt import layer_prompt
+from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.gates import add_gated
 from softprompt_zoo.sites.reach.attention_interface import extend_mask, visible_to
-from softprompt_zoo.sites.reach.layer_prompt import layer_prompt
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.state import CallState, Capture
 

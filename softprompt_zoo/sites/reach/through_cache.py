@@ -16,10 +16,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.backbone.traits import without_cache
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.batch import rows_of
 from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.sites.reach.cache_trial import run_on_view
 from softprompt_zoo.sites.reach.cache_view import CacheView
-from softprompt_zoo.sites.reach.layer_prompt import rows_of
 from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
 from softprompt_zoo.sites.stack import Look, Reach, Stack
 from softprompt_zoo.sites.state import CallState, Capture
