@@ -11,9 +11,9 @@ import torch
 from softprompt_zoo.model import resolve as resolve_module
 from softprompt_zoo.model.resolve import BARE
 from softprompt_zoo.prompt import prompt as prompt_module
-from softprompt_zoo.sites import batch, checkpointing, hooks
+from softprompt_zoo.sites import batch, checkpointing, hooks, positions
 from softprompt_zoo.sites.decoding_state import has_text
-from softprompt_zoo.sites.stacks import causal, decoder, encoder, placing
+from softprompt_zoo.sites.stacks import causal, decoder, encoder
 from softprompt_zoo.testing import conformance_suite, operation_suite, tiny_model
 from softprompt_zoo.testing.subject import Subject
 
@@ -32,14 +32,14 @@ def drop_the_prompt(monkeypatch):
     monkeypatch.setattr(resolve_module, "resolve", dropped)
 
 
-def count_positions(monkeypatch, positions):
+def count_positions(monkeypatch, counted):
     """Let this function count the text's positions."""
-    for module in (placing, encoder):
-        monkeypatch.setattr(module, "text_positions", positions)
+    for module in (positions, encoder):
+        monkeypatch.setattr(module, "text_positions", counted)
 
 
 def shift_positions_by_one(monkeypatch):
-    original = placing.text_positions
+    original = positions.text_positions
     count_positions(monkeypatch, lambda *args: original(*args) + 1)
 
 
@@ -99,7 +99,7 @@ def drop_the_prompt_while_decoding(monkeypatch):
 
 
 def shift_the_positions_of_text_behind_a_cache(monkeypatch):
-    original = placing.text_positions
+    original = positions.text_positions
 
     def shifted(kwargs, length, past, device):
         return original(kwargs, length, past, device) + (1 if length > 1 and isinstance(past, int) and past else 0)
@@ -159,7 +159,7 @@ def keep_the_call_on_the_model(monkeypatch):
 
 
 def shift_positions_where_compiled(monkeypatch):
-    original = placing.text_positions
+    original = positions.text_positions
     count_positions(monkeypatch, lambda *args: original(*args) + int(torch.compiler.is_compiling()))
 
 

@@ -5,8 +5,8 @@ import torch
 from helpers.gated_method import PLUGIN, attach
 
 import softprompt_zoo as zoo
+from softprompt_zoo.sites import positions as where
 from softprompt_zoo.sites.positions import text_positions
-from softprompt_zoo.sites.stacks import placing
 from softprompt_zoo.testing import conformance_suite, tiny_model
 from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
 
@@ -114,6 +114,6 @@ def counted(stack, kwargs, length, past, device):
     ],
 )
 def test_the_checks_notice_other_positions(instead, check, architecture, monkeypatch):
-    monkeypatch.setattr(placing, "own_positions", instead)
+    monkeypatch.setattr(where, "own_positions", instead)
     with pytest.raises(AssertionError):
         check(architecture)

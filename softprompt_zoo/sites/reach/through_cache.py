@@ -17,6 +17,7 @@ from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.backbone.traits import without_cache
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.batch import rows_of
+from softprompt_zoo.sites.checkpointing import is_checkpointed
 from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.sites.reach.cache_trial import run_on_view
 from softprompt_zoo.sites.reach.cache_view import CacheView
@@ -108,7 +109,7 @@ def _checkpointed(stack: Stack) -> list[GradientCheckpointingLayer]:
 
 
 def _cache_of_text(module: Any, kwargs: dict[str, Any]) -> Cache | None:
-    if module.training and any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
+    if module.training and is_checkpointed(module):
         return None  # as the model does
     given = given_cache(kwargs)
     wanted = kwargs.get("use_cache")
