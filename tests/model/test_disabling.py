@@ -191,6 +191,9 @@ def check_tasks(prompts, run, full, base):
     assert_equal(run(), full, "after both tasks")
 
 
+compiled_or_not = pytest.mark.parametrize("is_compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+
+
 def runner(subject, is_compiled):
     torch._dynamo.reset()
     model = torch.compile(subject.model, backend="eager", fullgraph=True) if is_compiled else subject.model
@@ -202,7 +205,7 @@ def runner(subject, is_compiled):
     return run
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
+@compiled_or_not
 @pytest.mark.parametrize(("architecture", "method"), [("llama", "prefix_tuning"), ("bert", "prompt_tuning")])
 def test_tasks_of_one_thread_keep_their_prompts(architecture, method, is_compiled):
     subject = prompted(architecture, method)
@@ -227,7 +230,7 @@ class ThreadWide:
         pass
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
+@compiled_or_not
 def test_the_check_of_tasks_notices_what_is_set_for_all_of_them(is_compiled, monkeypatch):
     subject = prompted(method="prefix_tuning")
     base, full = Subject("llama", tiny_model("llama")).logits(TEXT), subject.logits(TEXT)
@@ -236,7 +239,7 @@ def test_the_check_of_tasks_notices_what_is_set_for_all_of_them(is_compiled, mon
         check_tasks(subject.model.prompts, runner(subject, is_compiled), full, base)
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
+@compiled_or_not
 def test_a_context_may_be_left_in_another_thread(workers, is_compiled):
     """As web frameworks do, which run the two halves of a dependency wherever a thread is free."""
     subject = prompted(method="prefix_tuning")

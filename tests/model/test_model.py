@@ -393,7 +393,7 @@ def test_later_prompts_know_a_resized_vocabulary(architecture):
     ("method", "architecture"),
     [
         ("prefix_tuning", "llama"),
-        ("prompt_tuning", "llama"),
+        pytest.param("prompt_tuning", "llama", marks=pytest.mark.slow),
         pytest.param("prefix_tuning", "bert", marks=pytest.mark.slow),
         pytest.param("prompt_tuning", "t5", marks=pytest.mark.slow),
         pytest.param("prompt_tuning", "bert", marks=pytest.mark.slow),

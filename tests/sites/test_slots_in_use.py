@@ -134,7 +134,12 @@ def test_trainer_keeps_the_column_and_trains_the_slots(tmp_path):
     columns = {"input_ids": ids, "attention_mask": mask, "soft_slots": slots, "labels": labels}
     rows = [{name: column[row] for name, column in columns.items()} for row in range(3)]
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=3, learning_rate=1e-2, report_to="none"
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=3,
+        learning_rate=1e-2,
+        report_to="none",
+        use_cpu=True,
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     trainer._set_signature_columns_if_needed()
