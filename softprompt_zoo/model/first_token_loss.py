@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softprompt_zoo.shapes import Bool, Shaped
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.positions import given_cache, past_length
 
@@ -50,7 +51,7 @@ def with_first_label(call: Call, kwargs: dict[str, Any]) -> tuple[Call, dict[str
     return dataclasses.replace(call, first_index=first), kwargs
 
 
-def _sees_itself(mask: Tensor) -> Tensor:
+def _sees_itself(mask: Shaped[Tensor, "rows _ length key_length"]) -> Bool[Tensor, "rows length"]:
     """Tell tokens from padding in a 4-D mask, of booleans or added to the scores: `(rows, length)`."""
     seen = mask if mask.dtype == torch.bool else mask == 0
     return seen[:, 0, :, : seen.shape[2]].diagonal(dim1=1, dim2=2)

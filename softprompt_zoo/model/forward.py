@@ -12,6 +12,7 @@ from softprompt_zoo.model import losses, resolve
 from softprompt_zoo.model.first_token_loss import wants_first_label, with_first_label
 from softprompt_zoo.model.head_per_row import with_heads
 from softprompt_zoo.model.untrained import note_training
+from softprompt_zoo.shapes import Int
 from softprompt_zoo.sites.call import Call, Slots
 from softprompt_zoo.sites.hooks import returns_dict
 from softprompt_zoo.sites.positions import given_cache
@@ -56,7 +57,12 @@ def prompted_forward(model: Any, function: Any, request: Request, kwargs: dict[s
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _learn(
-    model: Any, function: Any, call: Call, learners: list[str], task_ids: Tensor | None, kwargs: dict[str, Any]
+    model: Any,
+    function: Any,
+    call: Call,
+    learners: list[str],
+    task_ids: Int[Tensor, " rows"] | None,
+    kwargs: dict[str, Any],
 ) -> Any:
     """Run the forward and let methods replace its loss; not compiled, for they may run the model once more."""
     output = _run(model, function, call, {**kwargs, "return_dict": True, "output_hidden_states": True})

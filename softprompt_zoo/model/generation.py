@@ -15,6 +15,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model.context import CURRENT, Generation, is_disabled, running
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.resolve import check_request
+from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.decoding_state import state_of
 from softprompt_zoo.sites.encoder_states import whole_outputs
 from softprompt_zoo.sites.positions import given_cache
@@ -35,7 +36,7 @@ class PromptedGeneration:
         *args: Any,
         prompts: Any = None,
         task_ids: Any = None,
-        soft_slots: Tensor | None = None,
+        soft_slots: Shaped[Tensor, "..."] | None = None,
         **kwargs: Any,
     ) -> Any:
         names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.task_heads import dtype_of
+from softprompt_zoo.shapes import Int
 from softprompt_zoo.sites.reach.views import view
 
 
@@ -35,13 +36,13 @@ def check_resizable(model: Any, heads: Mapping[str, nn.ModuleDict | None]) -> No
                 )
 
 
-def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Tensor | None) -> Any:
+def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Int[Tensor, " rows"] | None) -> Any:
     """Return what the model's forward shall take as `self`.
 
     Args:
         model: The prompted model. Not changed.
         heads: The head of each combination; `None` for the model's own.
-        rows: `(rows,)` index of each row's combination; `None` if all rows share the only one.
+        rows: Index of each row's combination; `None` if all rows share the only one.
 
     Returns:
         The model, or a view of it with the heads in place.
@@ -65,7 +66,7 @@ def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Tensor |
 class _HeadPerRow:
     """Stands for one module of the head: calls every distinct copy once, and each row takes its own."""
 
-    def __init__(self, own: nn.Module, parts: list[nn.Module], rows: Tensor | None) -> None:
+    def __init__(self, own: nn.Module, parts: list[nn.Module], rows: Int[Tensor, " rows"] | None) -> None:
         self._own = own
         self._distinct = list(dict.fromkeys(parts))
         self._rows = rows

@@ -5,16 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt_zoo.shapes import Float
 
-def predict(model: Any, states: Tensor) -> Tensor:
+
+def predict(model: Any, states: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
     """Apply the head, with the scaling that some models put behind it.
 
     Args:
         model: A causal language model.
-        states: Last hidden states `(..., hidden)`.
+        states: Last hidden states.
 
     Returns:
-        Logits `(..., vocab)`; gradients flow.
+        Logits; gradients flow.
     """
     config = model.config.get_text_config()
     head = model.get_output_embeddings()

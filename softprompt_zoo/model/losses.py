@@ -15,6 +15,7 @@ from softprompt_zoo.model.head_per_row import with_heads
 from softprompt_zoo.model.language_head import predict
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.sites.call import Call, Part, Prefix, Selection, Trace
 from softprompt_zoo.tokens.kinds import narrowed
 from softprompt_zoo.tokens.placement import Placement
@@ -124,12 +125,12 @@ def _wants_hidden_states(model: Any, inputs: dict[str, Any]) -> bool:
     return bool(getattr(model.config, "output_hidden_states", False) if given is None else given)
 
 
-def _virtual_logits(model: Any, call: Call, name: str) -> Tensor:
+def _virtual_logits(model: Any, call: Call, name: str) -> Float[Tensor, "tokens vocab"]:
     states = _only_prefix(call, name).states[0]
     return predict(_with_own_head(model, name), next(states[part] for part in states if part.name == name))
 
 
-def _first_logits(model: Any, call: Call, name: str) -> Tensor | None:
+def _first_logits(model: Any, call: Call, name: str) -> Float[Tensor, " vocab"] | None:
     [tail] = _only_prefix(call, name).tails
     return None if tail is None else predict(_with_own_head(model, name), tail)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Bool, Shaped
 from softprompt_zoo.sites.request import NEW_ARGUMENTS
 
 Batch = Mapping[str, Any]
@@ -76,7 +77,9 @@ def text_name(arguments: Mapping[str, Any]) -> str:
     return name
 
 
-def text_queries(arguments: Mapping[str, Any], site: str, backbone: Backbone, moved: bool) -> Tensor | None:
+def text_queries(
+    arguments: Mapping[str, Any], site: str, backbone: Backbone, moved: bool
+) -> Bool[Tensor, "rows length"] | None:
     """Return which queries of a site are text.
 
     Args:
@@ -102,7 +105,7 @@ def text_queries(arguments: Mapping[str, Any], site: str, backbone: Backbone, mo
     return torch.arange(seen.shape[1], device=seen.device)[None] < seen.sum(dim=1, keepdim=True) if moved else seen
 
 
-def _mask(arguments: Mapping[str, Any], prefix: str) -> Tensor | None:
+def _mask(arguments: Mapping[str, Any], prefix: str) -> Shaped[Tensor, "rows length"] | None:
     """Return the mask of a text, or one of all of it; `None` if there is no text."""
     given: Tensor | None = arguments.get(f"{prefix}attention_mask")
     text = next((arguments[n] for n in (f"{prefix}input_ids", f"{prefix}inputs_embeds") if n in arguments), None)

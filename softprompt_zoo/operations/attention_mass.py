@@ -14,6 +14,7 @@ from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.families import Family
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.operations.attention_batches import Batch, arguments_of, read_batches, text_name, text_queries
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.sites.call import Call, Part
 from softprompt_zoo.sites.reach.attention_recording import RECORDED_PREFIX, Asked, recording
 from softprompt_zoo.sites.request import Request
@@ -27,10 +28,10 @@ from softprompt_zoo.trial.twin import twin
 class AttentionMass:
     """The part of the text's attention that goes to one prompt: means over heads, rows and the text's tokens."""
 
-    shares: Mapping[str, Tensor]
-    """Site name to `(layers,)`, each in [0, 1]; the rest is the text's, and other prompts'."""
-    tokens: Mapping[str, Tensor]
-    """Site name to `(layers, tokens)`, which add up to `shares`; empty where a model shows sums only."""
+    shares: Mapping[str, Float[Tensor, " layers"]]
+    """By site, each in [0, 1]; the rest is the text's, and other prompts'."""
+    tokens: Mapping[str, Float[Tensor, "layers tokens"]]
+    """By site, which add up to `shares`; empty where a model shows sums only."""
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from softprompt_zoo.operations.blends import BLENDS, Blend, Function
 from softprompt_zoo.operations.given import Given, GivenPrompt, check_alike, read_given
 from softprompt_zoo.prompt.plain import plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.shapes import Float
 
 
 @torch.no_grad()
@@ -132,10 +133,10 @@ def _check_gated(given: Sequence[Given], how: str) -> None:
         )
 
 
-def _wide(function: Function, weights: Sequence[float]) -> Callable[..., Tensor]:
+def _wide(function: Function, weights: Sequence[float]) -> Callable[..., Float[Tensor, "..."]]:
     """Have tensors blended in float64, on the device of the first."""
 
-    def apply(first: Tensor, *others: Tensor) -> Tensor:
+    def apply(first: Float[Tensor, "..."], *others: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         wide = torch.float64 if first.device.type != "mps" else torch.float32  # which has no float64
         blended = function(weights, [tensor.to(first.device, wide) for tensor in (first, *others)])
         return blended.to(torch.promote_types(first.dtype, torch.float32))

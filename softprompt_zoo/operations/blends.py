@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Float
 
 PARALLEL = 1e-6
 """Sine of the angle below which two directions count as one, or as opposite."""
 
-Function = Callable[[Sequence[float], Sequence[Tensor]], Tensor]
+Function = Callable[[Sequence[float], Sequence[Float[Tensor, "..."]]], Float[Tensor, "..."]]
 """Weights, and the tensors at the same place in each prompt, to what they make."""
 
 
@@ -38,17 +39,17 @@ class Blend:
     """Whether it needs as many tokens in each prompt."""
 
 
-def _sum(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+def _sum(weights: Sequence[float], vectors: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "..."]:
     return torch.stack([weight * vector for weight, vector in zip(weights, vectors, strict=True)]).sum(dim=0)
 
 
-def _task_vectors(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+def _task_vectors(weights: Sequence[float], vectors: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "..."]:
     """Add to the last vector what the others differ from it."""
     *others, base = vectors
     return base + _sum(weights, [vector - base for vector in others])
 
 
-def _slerp(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+def _slerp(weights: Sequence[float], vectors: Sequence[Float[Tensor, "... width"]]) -> Float[Tensor, "... width"]:
     """Turn the direction on the sphere, and change the length evenly."""
     share = weights[1]
     norms = [vector.norm(dim=-1, keepdim=True) for vector in vectors]
@@ -66,7 +67,9 @@ def _slerp(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
     return torch.where(is_straight, _sum(weights, vectors), spherical)
 
 
-def _concatenate(weights: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+def _concatenate(
+    weights: Sequence[float], vectors: Sequence[Float[Tensor, "... tokens width"]]
+) -> Float[Tensor, "... all_tokens width"]:
     return torch.cat(list(vectors), dim=-2)
 
 

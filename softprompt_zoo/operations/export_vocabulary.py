@@ -19,6 +19,7 @@ from softprompt_zoo.operations.new_folder import check_free, moved_into_place
 from softprompt_zoo.operations.vocabulary_rows import add_rows, least_likely, output_row
 from softprompt_zoo.operations.vocabulary_tokenizer import extend, index_of, put_in_chats
 from softprompt_zoo.prompt.plain import one_task
+from softprompt_zoo.shapes import Float, Int
 
 TRIAL_TOKENS = 16
 """Text tokens of the forward that compares the new checkpoint with the prompted model."""
@@ -107,8 +108,10 @@ def _alone(names: Any) -> list[tuple[str, ...]]:
     return [(name,) for name in names]
 
 
-def _input_tokens(host: Prompts, names: Sequence[str] | None, task: int | None, to: str) -> dict[str, Tensor]:
-    """Return plain input-level tokens `(tokens, hidden)` by name, or refuse."""
+def _input_tokens(
+    host: Prompts, names: Sequence[str] | None, task: int | None, to: str
+) -> dict[str, Float[Tensor, "tokens hidden"]]:
+    """Return plain input-level tokens by name, or refuse."""
     wanted = host.active if names is None else tuple(names)
     if not wanted:
         raise UnsupportedError("no prompt is active; name one with name=…")
@@ -184,14 +187,16 @@ def _scale(model: PreTrainedModel, host: Prompts, known: int) -> float:
     return 1.0 if abs(scale - 1) < 1e-9 else scale
 
 
-def _trial_text(host: Prompts, known: int, virtual: int) -> Tensor:
+def _trial_text(host: Prompts, known: int, virtual: int) -> Int[Tensor, "1 length"]:
     room = TRIAL_TOKENS
     if host.backbone.max_positions is not None:
         room = max(1, min(room, host.backbone.max_positions - virtual))
     return torch.linspace(known // 8, known - 1, room, device=host.backbone.device).long()[None]
 
 
-def _logits(model: PreTrainedModel, text: Tensor, soft: Sequence[int] = (), **more: Any) -> Tensor:
+def _logits(
+    model: PreTrainedModel, text: Int[Tensor, "1 length"], soft: Sequence[int] = (), **more: Any
+) -> Float[Tensor, "1 positions width"]:
     ids = torch.cat([torch.tensor([list(soft)], dtype=text.dtype, device=text.device), text], dim=1)
     with eval_mode([model]):
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more)
@@ -199,7 +204,9 @@ def _logits(model: PreTrainedModel, text: Tensor, soft: Sequence[int] = (), **mo
     return logits
 
 
-def _compare(found: Tensor, expected: Tensor, count: int, known: int, names: tuple[str, ...]) -> None:
+def _compare(
+    found: Float[Tensor, "..."], expected: Float[Tensor, "..."], count: int, known: int, names: tuple[str, ...]
+) -> None:
     """Refuse a checkpoint that would do something else than the prompted model."""
     if expected.ndim == 3:
         found, expected = found[:, count:, :known], expected[..., :known]
@@ -224,12 +231,18 @@ def _without_prompts(model: PreTrainedModel) -> PreTrainedModel:
     return detach(copy.deepcopy(model, memo))
 
 
-def _with_rows(model: PreTrainedModel, rows: Tensor, ids: list[int], logits: Tensor, known: int) -> PreTrainedModel:
+def _with_rows(
+    model: PreTrainedModel,
+    rows: Float[Tensor, "tokens hidden"],
+    ids: list[int],
+    logits: Float[Tensor, "... vocab"],
+    known: int,
+) -> PreTrainedModel:
     """Copy a model without its prompts and with new rows in its table, whose tokens it never writes.
 
     Args:
         model: The prompted model. Not changed.
-        rows: `(tokens, hidden)`, in the scale of the table.
+        rows: In the scale of the table.
         ids: Their ids.
         logits: What it predicts with its prompts, for a text.
         known: Words of the vocabulary.

@@ -20,6 +20,7 @@ from softprompt_zoo.operations.attention_batches import Batch
 from softprompt_zoo.operations.attention_mass import measure_attention
 from softprompt_zoo.operations.inspection_findings import Neighbour, Norms, PromptInspection
 from softprompt_zoo.operations.inspection_report import Inspection
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.sites.tasks import check_task
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
@@ -116,8 +117,8 @@ def _look(
 
 
 def _nearest(
-    tokens: Tensor, backbone: Backbone, tokenizer: Any, count: int, nearest_by: str
-) -> tuple[tuple[tuple[Neighbour, ...], ...], Tensor]:
+    tokens: Float[Tensor, "tokens hidden"], backbone: Backbone, tokenizer: Any, count: int, nearest_by: str
+) -> tuple[tuple[tuple[Neighbour, ...], ...], Float[Tensor, " vocab"]]:
     """Find the nearest words of every token; return them and the sorted norms of all words."""
     parts = []
     unit = functional.normalize(tokens, dim=1)
@@ -167,16 +168,20 @@ def _layer_norms(tokens: VirtualTokens, backbone: Backbone) -> dict[str, Norms]:
     return found
 
 
-def _compared(layers: Sequence[Tensor | None], of_words: Sequence[Tensor | None], count: int) -> Norms:
+def _compared(
+    layers: Sequence[Float[Tensor, "_ tokens _"] | None],
+    of_words: Sequence[Float[Tensor, "_ words _"] | None],
+    count: int,
+) -> Norms:
     own = [torch.full((count,), math.nan) if layer is None else _norm(layer) for layer in layers]
     words = torch.stack([_norm(layer) for layer in of_words if layer is not None])
     return Norms(torch.stack(own), words.sort(dim=1).values)
 
 
-def _norm(layer: Tensor) -> Tensor:
+def _norm(layer: Float[Tensor, "kv_heads tokens head_dim"]) -> Float[Tensor, " tokens"]:
     norms: Tensor = layer.float().norm(dim=-1).mean(dim=0).cpu()
     return norms
 
 
-def _size(gate: Tensor | None) -> float:
+def _size(gate: Float[Tensor, " #heads"] | None) -> float:
     return 0.0 if gate is None else float(gate.float().abs().mean())

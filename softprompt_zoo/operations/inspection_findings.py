@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.operations.attention_mass import AttentionMass
+from softprompt_zoo.shapes import Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +33,14 @@ class Neighbour:
 class Norms:
     """L2 norms of one kind of vectors, compared with those of real words. A layer's is the mean over its heads."""
 
-    tokens: Tensor
-    """`(layers, tokens)` norms of the virtual tokens; one layer for embeddings. NaN in layers without tokens."""
-    words: Tensor
-    """`(layers, words)` norms of words, sorted: of the whole vocabulary, or of some words that the model read."""
+    tokens: Float[Tensor, "layers tokens"]
+    """Norms of the virtual tokens; one layer for embeddings. NaN in layers without tokens."""
+    words: Float[Tensor, "layers words"]
+    """Norms of words, sorted: of the whole vocabulary, or of some words that the model read."""
 
     @property
-    def percentiles(self) -> Tensor:
-        """`(layers, tokens)`: percent of the words with a smaller norm."""
+    def percentiles(self) -> Float[Tensor, "layers tokens"]:
+        """Percent of the words with a smaller norm."""
         below = torch.searchsorted(self.words, self.tokens.nan_to_num(), right=False)
         return (100 * below / self.words.shape[1]).masked_fill(self.tokens.isnan(), math.nan)
 
@@ -55,9 +56,9 @@ class PromptInspection:
     """For each virtual token its nearest words, the nearest first; empty for keys and values, which have no words."""
     norms: Mapping[str, Norms]
     """`"embeddings"`, or `"<site> keys"` and `"<site> values"`."""
-    similarity: Tensor
-    """`(tokens, tokens)` cosines between the virtual tokens; of keys and values all of a token's in one vector."""
-    gates: Mapping[str, Tensor]
-    """Site name to `(layers,)` mean size of the gates of a gated prompt; 0 in layers without tokens."""
+    similarity: Float[Tensor, "tokens tokens"]
+    """Cosines between the virtual tokens; of keys and values all of a token's in one vector."""
+    gates: Mapping[str, Float[Tensor, " layers"]]
+    """By site the mean size of the gates of a gated prompt; 0 in layers without tokens."""
     attention: AttentionMass | None
     """The part of the text's attention that goes to it; `None` if no batch was given."""

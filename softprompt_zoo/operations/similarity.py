@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.config.checks import check_choice
 from softprompt_zoo.operations.given import GivenPrompt, check_alike, read_given
+from softprompt_zoo.shapes import Float
 
 HOWS = ("mean", "tokens")
 
@@ -105,7 +106,7 @@ def _check_folder(folder: Any) -> bool:
     return True
 
 
-def _similarity(a: Tensor, b: Tensor, how: str) -> float:
+def _similarity(a: Float[Tensor, "tokens features"], b: Float[Tensor, "other_tokens features"], how: str) -> float:
     if how == "mean":
         a, b = a.mean(dim=0, keepdim=True), b.mean(dim=0, keepdim=True)
     cosine = float((functional.normalize(a, dim=1) @ functional.normalize(b, dim=1).T).mean())

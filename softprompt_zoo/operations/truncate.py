@@ -15,6 +15,7 @@ from softprompt_zoo.operations.given import GivenPrompt, read_given
 from softprompt_zoo.prompt.plain import plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.task_heads import copy_head
+from softprompt_zoo.shapes import Float
 
 BY = ("attention", "norm")
 
@@ -76,7 +77,7 @@ def truncate(
     return shorter
 
 
-def _attention(prompt: Prompt, model: Any, inputs: Any) -> Tensor:
+def _attention(prompt: Prompt, model: Any, inputs: Any) -> Float[Tensor, " tokens"]:
     if model is None:
         raise ValueError("by='attention' needs the model the prompt is on: model=…")
     host = getattr(model, "prompts", {})

@@ -7,17 +7,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from softprompt_zoo.shapes import Float
+
 TOWARDS_MEAN = 0.02
 """Share of the mean of all rows in the row of a token that is never written."""
 UNREACHABLE = -1e4
 """What a bias adds to its logit where the head has one; half precision can hold it."""
 
 
-def least_likely(logits: Tensor) -> int:
+def least_likely(logits: Float[Tensor, "... vocab"]) -> int:
     """Return the token whose best chance at any of some places is the smallest.
 
     Args:
-        logits: `(..., vocab)`.
+        logits: Of those places.
 
     Returns:
         Its id.
@@ -26,7 +28,7 @@ def least_likely(logits: Tensor) -> int:
     return int(chances.amax(dim=0).argmin())
 
 
-def output_row(head: Any, unlikely: int, known: int) -> tuple[Tensor, Tensor | None]:
+def output_row(head: Any, unlikely: int, known: int) -> tuple[Float[Tensor, " hidden"], Float[Tensor, ""] | None]:
     """Make the row of a head whose logit is below the largest one whatever the hidden state is.
 
     It is a weighted mean of rows that are there, so its logit is the same weighted mean of their logits. The mean of
@@ -38,7 +40,7 @@ def output_row(head: Any, unlikely: int, known: int) -> tuple[Tensor, Tensor | N
         known: Rows that belong to tokens.
 
     Returns:
-        The row `(hidden,)` and, if the head has one, its bias `()`, in float64.
+        The row and, if the head has one, its bias, in float64.
     """
     weight = head.weight
     row = (1 - TOWARDS_MEAN) * weight[unlikely].double() + TOWARDS_MEAN * weight[:known].mean(
@@ -52,14 +54,17 @@ def output_row(head: Any, unlikely: int, known: int) -> tuple[Tensor, Tensor | N
 
 
 def add_rows(
-    model: PreTrainedModel, ids: Sequence[int], rows: Tensor, output: tuple[Tensor, Tensor | None] | None
+    model: PreTrainedModel,
+    ids: Sequence[int],
+    rows: Float[Tensor, "tokens hidden"],
+    output: tuple[Float[Tensor, " hidden"], Float[Tensor, ""] | None] | None,
 ) -> None:
     """Put tokens into a model's vocabulary, with tables of their own for reading and for writing.
 
     Args:
         model: The model. Changed: it gets new tables, the old ones are left as they are.
         ids: The tokens' ids, in order; the tables grow if they have no such rows.
-        rows: `(tokens, hidden)` for the embedding table.
+        rows: For the embedding table.
         output: For every one of them, the row and bias of the head; `None` if there is no head over the vocabulary.
     """
     embedding: Any = model.get_input_embeddings()
@@ -82,7 +87,7 @@ def add_rows(
     _tell_config(model, table.shape[0])
 
 
-def _grown(table: Tensor, rows: int) -> Tensor:
+def _grown(table: Float[Tensor, "vocab ..."], rows: int) -> Float[Tensor, "..."]:
     grown = table.new_zeros(max(rows, table.shape[0]), *table.shape[1:])
     grown[: table.shape[0]] = table.detach()
     return grown

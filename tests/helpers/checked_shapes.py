@@ -34,7 +34,12 @@ def checked(function):
     def unannotated(*args, **kwargs):
         return function(*args, **kwargs)
 
+    signature = inspect.signature(function)
+    parameters = [each.replace(annotation=shapes.get(name, each.empty)) for name, each in signature.parameters.items()]
     unannotated.__annotations__ = shapes
+    unannotated.__signature__ = signature.replace(
+        parameters=parameters, return_annotation=shapes.get("return", signature.empty)
+    )
     checking = jaxtyped(unannotated, typechecker=beartype)
 
     @functools.wraps(function)
@@ -51,8 +56,10 @@ def check_all(module):
         for name, value in list(vars(owner).items()):
             if inspect.isfunction(value) and value.__module__ == module.__name__:
                 setattr(owner, name, checked(value))
-            elif isinstance(value, property) and name[:2] != "__" and value.fget is not None:
-                setattr(owner, name, property(checked(value.fget), value.fset, value.fdel, value.__doc__))
+            elif isinstance(value, property) and says_shape(inspect.get_annotations(value.fget).get("return")):
+                checking = property(checked(value.fget), value.fset, value.fdel, value.__doc__)
+                checking.__set_name__(owner, name)
+                setattr(owner, name, checking)
 
 
 class Finder(importlib.abc.MetaPathFinder):
