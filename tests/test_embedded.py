@@ -64,7 +64,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedMo
     )
     monkeypatch.setattr(embedded, "EMBEDDED_MODELS", {"tiny": model})
     monkeypatch.setattr(embedded, "_check_packages", lambda _model: None)
-    monkeypatch.setattr(embedded, "_convert", convert_by_copying)
+    monkeypatch.setattr(embedded, "convert", convert_by_copying)
     yield model
     assert "tiny_zoo_weights" not in sys.modules
 
@@ -307,7 +307,7 @@ def test_failed_conversion_leaves_nothing(
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(embedded, "_convert", fail_half_way)
+        patch.setattr(embedded, "convert", fail_half_way)
         with pytest.raises(raised) as caught:
             resolve_model("tiny")
     if raised is ModelCacheError:
@@ -339,7 +339,7 @@ def test_two_at_once_convert_once(tiny: EmbeddedModel, cache: Path, monkeypatch:
         if line.startswith("waiting for another process"):
             waiting.set()
 
-    monkeypatch.setattr(embedded, "_convert", convert_slowly)
+    monkeypatch.setattr(embedded, "convert", convert_slowly)
     found: list[str] = []
     threads = [threading.Thread(target=lambda: found.append(resolve_model("tiny", progress=listen))) for _ in range(2)]
     for thread in threads:

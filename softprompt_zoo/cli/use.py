@@ -83,8 +83,11 @@ def generate(
     dtype: Dtype = None,
 ) -> None:
     """Write an answer to every text, one per line."""
-    folder, texts = _folder_and_texts(list(arguments or []), no_prompt)
-    form = chosen_template(template, {} if folder is None else trained_with(folder))
+    given = list(arguments or [])
+    folder = None if no_prompt else _prompt_folder(given)
+    trained = {} if folder is None else trained_with(folder)
+    texts = _texts(given if no_prompt else given[1:])
+    form = chosen_template(template, trained)
     from softprompt_zoo.examples import Example
     from softprompt_zoo.training.base import check_tokens
     from softprompt_zoo.training.data import Row, Tokenized
@@ -99,17 +102,19 @@ def generate(
         typer.echo("" if text is None else " ".join(next(answers).splitlines()))
 
 
-def _folder_and_texts(arguments: list[str], no_prompt: bool) -> tuple[Path | None, list[str | None]]:
-    """Tell the folder of the prompt, if there is one, from the texts; a blank line of stdin is `None`."""
-    if not no_prompt and not arguments:
+def _prompt_folder(arguments: list[str]) -> Path:
+    if not arguments:
         raise ValueError("no PROMPT_FOLDER given; name one, or use the bare model with --no-prompt")
-    folder = None if no_prompt else Path(arguments[0])
-    given = arguments if no_prompt else arguments[1:]
+    return Path(arguments[0])
+
+
+def _texts(given: list[str]) -> list[str | None]:
+    """Return the texts to answer, those of stdin where none is given; a blank line there is `None`."""
     # A blank line stays one, so that line 7 of the answers is that of line 7 of the texts.
     texts = [*given] or [line.rstrip("\n") if line.strip() else None for line in sys.stdin]
     if all(text is None for text in texts):
         raise ValueError("no TEXT given; write it after the folder, or pipe lines into the command")
-    return folder, texts
+    return texts
 
 
 def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[Base, PreTrainedModel]":
