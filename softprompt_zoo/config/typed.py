@@ -136,12 +136,12 @@ def _object(kind: Any, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise MismatchError(path, shown(value), "an object")
     hints, needed = fields_of(kind)
-    wrong = next((name for name in value if name not in hints), None)
-    if wrong is not None:
-        raise MismatchError(_at(path, str(wrong)), "is unknown", ", ".join(hints))
-    missing = next((name for name in hints if name in needed and name not in value), None)
-    if missing is not None:
-        raise MismatchError(_at(path, missing), "is missing", _expected(hints[missing]))
+    for name in value:
+        if name not in hints:
+            raise MismatchError(_at(path, str(name)), "is unknown", ", ".join(hints))
+    missing = [name for name in hints if name in needed - {*value}]
+    if missing:
+        raise MismatchError(_at(path, missing[0]), "is missing", _expected(hints[missing[0]]))
     found = {name: convert(hints[name], part, _at(path, name)) for name, part in value.items()}
     return found if typing.is_typeddict(kind) else kind(**found)
 

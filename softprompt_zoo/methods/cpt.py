@@ -133,9 +133,7 @@ class Parameters(nn.Module):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
         example_tokens.check_predicts_words(backbone)
-        problem = example_tokens.problem_of_tokens(config.token_ids, config.token_types, backbone.vocab_size)
-        if problem is not None:
-            raise ValueError(problem)
+        example_tokens.check_tokens(config.token_ids, config.token_types, backbone.vocab_size)
         dtype = torch.promote_types(backbone.dtype, torch.float32)
         empty = torch.empty(config.num_virtual_tokens, backbone.hidden_size, dtype=dtype, device=backbone.device)
         self.offsets = nn.Parameter(empty)
@@ -203,22 +201,21 @@ def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> Pe
 def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone) -> PeftPrompt:
     """Take the examples' embeddings off the sum; where what is left fits no ball, load the sum as a merged prompt."""
     tensor = tensors.get("prompt_embeddings")
-    has_decay = fields.get("opt_weighted_loss_type") == "decay"
     options: dict[str, Any] = {
         "token_ids": fields.get("cpt_token_ids") or (),
         "token_types": fields.get("cpt_tokens_type_mask") or (),
         "template": None,
         "radius": fields.get("opt_projection_epsilon", 0.1),
         "format_radius": fields.get("opt_projection_format_epsilon", 0.1),
-        "decay": fields.get("opt_loss_decay_factor", 1.0) if has_decay else 1.0,
+        "decay": fields.get("opt_loss_decay_factor", 1.0) if fields.get("opt_weighted_loss_type") == "decay" else 1.0,
     }
     try:
         config = Config.from_options(options)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"PEFT's CPT adapter does not hold together: {error}") from error
-    found = None if tensor is None else tuple(tensor.shape)
     expected = (config.num_virtual_tokens, backbone.hidden_size)
-    if tensor is None or found != expected:
+    if tensor is None or tensor.shape != expected:
+        found = tensor if tensor is None else tuple(tensor.shape)
         raise BackboneMismatchError(
             f"PEFT's CPT adapter has prompt_embeddings of shape {found}, expected {expected} for its token ids on this "
             "model; load it onto the model it was made for"
@@ -228,11 +225,14 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
     if problem is None and backbone.device.type != "meta":
         context = backbone.embed(torch.tensor(config.token_ids, device=backbone.device)).float()
         offsets = tensor.to(context) - context
-        # What rounding the sum to float32 may have added.
-        slack = 1e-6 * context.norm(dim=1) + 1e-5 * _radii(config, offsets)
-        if bool((offsets.norm(dim=1) <= _radii(config, offsets) + slack).all()):
+        if _are_in_balls(config, offsets, context):
             return PeftPrompt(options, state={"offsets": offsets, "context": context})
     return PeftPrompt(options, tokens=InputTokens(tensor.float()))
+
+
+def _are_in_balls(config: Config, offsets: Tensor, context: Tensor) -> bool:
+    largest = (1 + 1e-5) * _radii(config, offsets) + 1e-6 * context.norm(dim=1)  # the sum was rounded to float32
+    return bool((offsets.norm(dim=1) <= largest).all())
 
 
 def _project(config: Config, offsets: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:

@@ -58,18 +58,18 @@ def encode(
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected a transformers tokenizer")
     parsed = parse(template)
     _check_lengths(parsed, max_length, padding)
-    rows = _rows([part.name for parts in parsed.parts for part in parts if isinstance(part, Field)], fields)
+    rows = _rows(_field_names(parsed), fields)
     ends = ([], []) if parsed.messages else _special_ends(tokenizer)
     encoder = _Encoder(tokenizer, parsed, ends, _placeholder(tokenizer))
-    encoded = [encoder.row(values) for values in rows]
-    if max_length is not None:
-        fits = (len(row.ids) <= max_length for row in encoded)
-        chosen = zip(encoded, rows, fits, strict=True)
-        encoded = [row if is_short else _shorten(encoder, values, max_length) for row, values, is_short in chosen]
-    for number, row in enumerate(encoded):
-        if not row.ids:
-            raise ValueError(f"row {number} has no tokens; give a template with slots or words, or a longer text")
+    encoded = [_fitting_row(encoder, values, max_length) for values in rows]
+    empty = next((number for number, row in enumerate(encoded) if not row.ids), None)
+    if empty is not None:
+        raise ValueError(f"row {empty} has no tokens; give a template with slots or words, or a longer text")
     return _pad(tokenizer, encoded, max_length if padding == "max_length" else None)
+
+
+def _field_names(template: Template) -> list[str]:
+    return [part.name for parts in template.parts for part in parts if isinstance(part, Field)]
 
 
 def _check_lengths(parsed: Template, max_length: int | None, padding: str) -> None:
@@ -123,7 +123,12 @@ def _rows(names: list[str], fields: Mapping[str, Any]) -> list[dict[str, str]]:
     """Spread the fields over the rows."""
     _check_fields(names, fields)
     lists = {name: _texts(name, value) for name, value in fields.items() if not isinstance(value, str)}
-    lengths = {name: len(texts) for name, texts in lists.items()}
+    count = _count_rows({name: len(texts) for name, texts in lists.items()})
+    return [{name: lists[name][row] if name in lists else fields[name] for name in fields} for row in range(count)]
+
+
+def _count_rows(lengths: Mapping[str, int]) -> int:
+    """Return how many rows there are, from the number of texts of each field that has a text for each row."""
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise ValueError(
@@ -132,8 +137,7 @@ def _rows(names: list[str], fields: Mapping[str, Any]) -> list[dict[str, str]]:
     empty = next((name for name, length in lengths.items() if not length), None)
     if empty is not None:
         raise ValueError(f"field {empty!r} is empty; give at least one text")
-    count = next(iter(lengths.values()), 1)
-    return [{name: lists[name][row] if name in lists else fields[name] for name in fields} for row in range(count)]
+    return next(iter(lengths.values()), 1)
 
 
 def _check_fields(names: list[str], fields: Mapping[str, Any]) -> None:
@@ -196,9 +200,7 @@ def _chat(
     """Put a chat together with marks for the slots, and cut it at the marks."""
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tokenizer has no chat template; set tokenizer.chat_template, or give a text as template")
-    texts = [*values.values(), *(message["content"] for message in messages)]
-    # A character that is no text: a mark in a field would otherwise be a slot.
-    mark = next(char for char in map(chr, range(0xE000, 0xF8FF)) if not any(char in text for text in texts))
+    mark = _unused_character("".join([*values.values(), *(message["content"] for message in messages)]))
     slots = [piece for content in contents for piece in content if isinstance(piece, Slot)]
     numbers = itertools.count()
 
@@ -218,6 +220,16 @@ def _chat(
     pieces: list[str | Slot] = list(parts)
     pieces[1::2] = slots
     return pieces
+
+
+def _unused_character(text: str) -> str:
+    """Find a private character that is not in a text: one that is in a field would be taken for a slot."""
+    return next(char for char in map(chr, range(0xE000, 0xF8FF)) if char not in text)
+
+
+def _fitting_row(encoder: _Encoder, values: Mapping[str, str], max_length: int | None) -> _Row:
+    row = encoder.row(values)
+    return row if max_length is None or len(row.ids) <= max_length else _shorten(encoder, values, max_length)
 
 
 def _shorten(encoder: _Encoder, values: Mapping[str, str], max_length: int) -> _Row:

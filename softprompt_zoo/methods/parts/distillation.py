@@ -35,17 +35,23 @@ def check_teacher(name: str, teacher: Any, count: int) -> None:
     if teacher is None or (isinstance(teacher, str) and teacher == GIVEN):
         return
     expected = f"expected a list of {count} prompts or saved folders, one per task, or a tensor (tasks, tokens, hidden)"
-    if isinstance(teacher, Tensor):
-        if teacher.ndim != 3 or teacher.shape[0] != count:
-            raise ValueError(f"{name} is a tensor of shape {tuple(teacher.shape)}; {expected}")
-        return
+    problem = _problem_of_tensor(teacher, count) if isinstance(teacher, Tensor) else _problem_of_list(teacher, count)
+    if problem is not None:
+        raise problem[0](f"{name} {problem[1]}; {expected}")
+
+
+def _problem_of_tensor(teacher: Tensor, count: int) -> tuple[type[Exception], str] | None:
+    is_right = teacher.ndim == 3 and teacher.shape[0] == count
+    return None if is_right else (ValueError, f"is a tensor of shape {tuple(teacher.shape)}")
+
+
+def _problem_of_list(teacher: Any, count: int) -> tuple[type[Exception], str] | None:
     if not isinstance(teacher, tuple | list):
-        raise TypeError(f"{name} is {teacher!r} ({type(teacher).__name__}); {expected}")
-    for part in teacher:
-        if not isinstance(part, str | os.PathLike) and not hasattr(part, "merged_tokens"):
-            raise TypeError(f"{name} holds {part!r} ({type(part).__name__}); {expected}")
-    if len(teacher) != count:
-        raise ValueError(f"{name} has {len(teacher)} entries; {expected}")
+        return TypeError, f"is {teacher!r} ({type(teacher).__name__})"
+    wrong = [part for part in teacher if not isinstance(part, str | os.PathLike) and not hasattr(part, "merged_tokens")]
+    if wrong:
+        return TypeError, f"holds {wrong[0]!r} ({type(wrong[0]).__name__})"
+    return None if len(teacher) == count else (ValueError, f"has {len(teacher)} entries")
 
 
 def teacher_embeddings(

@@ -46,10 +46,7 @@ def count_tokens(
         ids, types = found
     elif not has_ids:
         return None
-    ids, types = _integers("token_ids", ids), _integers("token_types", types)
-    if len(ids) != len(types) or not ids:
-        raise ValueError(f"there are {len(ids)} token_ids, {len(types)} token_types; expected a type for each token")
-    return ids, types
+    return _typed_tokens(_integers("token_ids", ids), _integers("token_types", types))
 
 
 def problem_of_tokens(ids: Integers | None, types: Integers | None, vocab_size: int) -> str | None:
@@ -62,6 +59,17 @@ def problem_of_tokens(ids: Integers | None, types: Integers | None, vocab_size: 
     if largest >= vocab_size:
         return f"the examples have the token id {largest}; the model has {vocab_size} embeddings"
     return None
+
+
+def check_tokens(ids: Integers | None, types: Integers | None, vocab_size: int) -> None:
+    """Refuse tokens that cannot be trained as examples.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    problem = problem_of_tokens(ids, types, vocab_size)
+    if problem is not None:
+        raise ValueError(problem)
 
 
 def target_places(types: Integers, device: torch.device) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
@@ -89,6 +97,12 @@ def check_predicts_words(backbone: Backbone) -> None:
             f"model of the family {backbone.family!r}, {head} a head over the vocabulary: load one with "
             "AutoModelForCausalLM (gpt2, llama, qwen3), or choose a method that needs no examples"
         )
+
+
+def _typed_tokens(ids: Integers, types: Integers) -> tuple[Integers, Integers]:
+    if len(ids) != len(types) or not ids:
+        raise ValueError(f"there are {len(ids)} token_ids, {len(types)} token_types; expected a type for each token")
+    return ids, types
 
 
 def _integers(name: str, values: Any) -> Integers:
