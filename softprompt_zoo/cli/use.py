@@ -111,7 +111,8 @@ def _prompt_folder(arguments: list[str]) -> Path:
 def _texts(given: list[str]) -> list[str | None]:
     """Return the texts to answer, those of stdin where none is given; a blank line there is `None`."""
     # A blank line stays one, so that line 7 of the answers is that of line 7 of the texts.
-    texts = [*given] or [line.rstrip("\n") if line.strip() else None for line in sys.stdin]
+    texts: list[str | None] = [*given]
+    texts = texts or [line.rstrip("\n") if line.strip() else None for line in sys.stdin]
     if all(text is None for text in texts):
         raise ValueError("no TEXT given; write it after the folder, or pipe lines into the command")
     return texts

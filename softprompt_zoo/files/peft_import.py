@@ -90,7 +90,7 @@ def _understood(
     return found
 
 
-def _config(method: LoadedMethod, options: Mapping[str, Any], directory: Path) -> MethodConfig:
+def _config(method: LoadedMethod, options: dict[str, Any], directory: Path) -> MethodConfig:
     try:
         return method.config_class.from_options(options)
     except (TypeError, ValueError) as error:
