@@ -62,7 +62,7 @@ def step_by_hand(model, checkpointing=False, labels=True):
     optimizer.step()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("trainer", [Trainer, PromptTrainer])
 @pytest.mark.parametrize(("architecture", "method"), [("llama", "prompt_tuning"), ("t5", "prefix_tuning")])
 def test_trainer_with_a_frozen_prompt_is_told(frozen, architecture, method, trainer, checkpointing, tmp_path):

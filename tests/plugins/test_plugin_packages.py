@@ -154,9 +154,11 @@ def test_a_package_passes_its_own_tests(package, site):
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("t5", "bert"))]
+)
 class TestPromises(ConformanceSuite):
-    """Without an installation, on a model of each kind; a package's own tests take the others."""
+    """Without an installation, on one model; slow tests take one of each kind, and all in the packages' own tests."""
 
     @pytest.fixture(autouse=True, params=METHODS.values())
     def _method(self, request, tmp_path_factory, monkeypatch):

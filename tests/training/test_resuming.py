@@ -12,7 +12,7 @@ from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.training import folder as folders
 
 
-@pytest.mark.parametrize("step", [1, 5, 8])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow)])
 def test_ctrl_c_saves_and_resuming_gives_the_weights_of_an_uninterrupted_run(whole, place, tmp_path, at_step, step):
     output, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
     undo = at_step(step, lambda: signal.raise_signal(signal.SIGINT))
@@ -54,9 +54,10 @@ def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_is_used(whole, 
     assert_equal_weights(weights(output), weights(whole[0]))
 
 
-@pytest.mark.parametrize(
-    "broken", ["no state", "half a state", "no optimizer", "half an optimizer", "half the weights"]
-)
+SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ("half a state", "no optimizer", "half an optimizer")]
+
+
+@pytest.mark.parametrize("broken", ["no state", "half the weights", *SLOWER])
 def test_a_half_written_checkpoint_is_skipped(whole, place, tmp_path, at_step, broken):
     output = tmp_path / "run"
     undo = at_step(6, lambda: signal.raise_signal(signal.SIGINT))
