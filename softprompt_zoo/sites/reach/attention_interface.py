@@ -23,7 +23,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.gates import add_gated
 from softprompt_zoo.sites.reach import block_masks
-from softprompt_zoo.sites.reach.marks import mark_of
+from softprompt_zoo.sites.reach.marks import MARK, Mark
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
 
@@ -91,7 +91,7 @@ def _prompt_attention(
 
 def _calling_site(module: nn.Module, state: CallState | Capture) -> Site | None:
     """Return which layer calls: a module that layers share is called by them in turn. `None` if it is not marked."""
-    mark = mark_of(module)
+    mark: Mark | None = getattr(module, MARK, None)
     if mark is None:
         return None
     if len(mark.sites) == 1:
@@ -119,7 +119,7 @@ def _with_prompt(
         if kwargs.get("position_bias") is not None:
             kwargs["position_bias"] = kwargs["position_bias"][..., :length]
     prompt_keys, prompt_values = layer_prompt(prompt, state.rows, site.layer, query.shape[0])
-    mark = mark_of(module)
+    mark: Mark | None = getattr(module, MARK, None)
     window = None if mark is None or site.name == "cross" else mark.window
     depends_on = (base, site.name, window, length, key.shape[2], is_causal)
     mask = _shared_mask(prompt, state, query, attention_mask, depends_on)
