@@ -105,8 +105,11 @@ def text_queries(
     return torch.arange(seen.shape[1], device=seen.device)[None] < seen.sum(dim=1, keepdim=True) if moved else seen
 
 
-def _mask(arguments: Mapping[str, Any], prefix: str) -> Shaped[Tensor, "rows length"] | None:
-    """Return the mask of a text, or one of all of it; `None` if there is no text."""
+def _mask(arguments: Mapping[str, Any], prefix: str) -> Shaped[Tensor, "rows ..."] | None:
+    """Return the mask of a text, or one of all of it; `None` if there is no text.
+
+    One of another form than `(rows, length)` is refused by whoever uses it.
+    """
     given: Tensor | None = arguments.get(f"{prefix}attention_mask")
     text = next((arguments[n] for n in (f"{prefix}input_ids", f"{prefix}inputs_embeds") if n in arguments), None)
     labels: Tensor | None = arguments.get("labels") if prefix and text is None else None

@@ -1,7 +1,7 @@
 """Prompts for engines that know nothing of prompts: as new tokens of an ordinary checkpoint, or as bare embeddings."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,7 @@ def export_vocabulary(
         UnsupportedError: If the checkpoint could not do what the prompts do. Nothing is written.
     """
     host: Prompts = model.prompts  # type: ignore[assignment]
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise TypeError(
-            f"tokenizer is {type(tokenizer).__name__}; expected the model's tokenizer, "
-            "as AutoTokenizer.from_pretrained gives it"
-        )
+    _check_tokenizer(tokenizer)
     tokens = _input_tokens(host, names, task, "vocabulary")
     active = host.active if names is None else tuple(tokens)[:1]
     check_free(directory)
@@ -91,9 +87,9 @@ def export_vocabulary(
         name: _logits(model, text, prompts=[list(name)], **_tasks(host, task)) for name in {active, *_alone(tokens)}
     }
     rows = torch.cat([own / scale for own in tokens.values()])
-    plain = _with_rows(model, rows, [token for own in ids.values() for token in own], expected[active], known)
+    plain = _with_rows(model, rows, _flat(ids.values()), expected[active], known)
     for combination, logits in expected.items():
-        soft = [token for name in combination for token in ids[name]]
+        soft = _flat(ids[name] for name in combination)
         _compare(_logits(plain, text, soft), logits, len(soft), known, combination)
     strings = {name: "".join(extended.convert_ids_to_tokens(own)) for name, own in ids.items()}
     put_in_chats(extended, strings, "".join(strings[name] for name in active))
@@ -102,6 +98,18 @@ def export_vocabulary(
         extended.save_pretrained(folder)
         table: Any = plain.get_input_embeddings().weight
         vocabulary.write_index(folder, index_of(vocabulary.table_name(folder, table), scale, active, extended, ids))
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(
+            f"tokenizer is {type(tokenizer).__name__}; expected the model's tokenizer, "
+            "as AutoTokenizer.from_pretrained gives it"
+        )
+
+
+def _flat(ids: Iterable[Sequence[int]]) -> list[int]:
+    return [token for own in ids for token in own]
 
 
 def _alone(names: Any) -> list[tuple[str, ...]]:

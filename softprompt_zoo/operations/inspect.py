@@ -66,8 +66,7 @@ def inspect(
     host = prompts_of(model, "inspect")
     check_positive_integer("neighbours", neighbours)
     check_choice("nearest_by", nearest_by, NEAREST_BY)
-    if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
-        raise TypeError(f"tokenizer is {tokenizer!r}; expected the model's, as AutoTokenizer.from_pretrained gives it")
+    _check_tokenizer(tokenizer)
     names = host.active if name is None else check_combination(name, host.keys(), "name")
     if not names:
         raise ValueError(f"no prompt is active; name one of {', '.join(map(repr, host)) or 'none'}")
@@ -81,6 +80,11 @@ def inspect(
         masses = measure_attention(model, names, inputs, task)
         found = [dataclasses.replace(one, attention=masses[one.name]) for one in found]
     return Inspection(tuple(found))
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
+        raise TypeError(f"tokenizer is {tokenizer!r}; expected the model's, as AutoTokenizer.from_pretrained gives it")
 
 
 def _check_task(task: int | None, tasks: Mapping[str, int | None]) -> int | None:

@@ -4,14 +4,18 @@ import base64
 import dataclasses
 import html
 import io
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from softprompt_zoo.files.files import write_atomically
 from softprompt_zoo.operations.inspection_findings import PromptInspection
 from softprompt_zoo.operations.inspection_pictures import draw
+from softprompt_zoo.shapes import Float
 
 WIDTH = 120
 """Columns of the text that `print` shows."""
@@ -143,18 +147,20 @@ def _of_tokens(prompt: PromptInspection) -> Rows:
 
 def _of_layers(prompt: PromptInspection, site: str) -> Rows:
     """A line per layer: means over the tokens, and the median word."""
-    head, columns = ["layer"], []
+    columns: dict[str, list[str]] = {}
     for kind in ("keys", "values"):
         norms = prompt.norms[f"{site} {kind}"]
-        head += [f"norm of {kind}", f"of words' {kind}", "words below"]
-        columns.append([f"{norm:.2f}" for norm in norms.tokens.mean(dim=1).tolist()])
-        columns.append([f"{norm:.2f}" for norm in norms.words.median(dim=1).values.tolist()])
-        columns.append([f"{percent:.0f}%" for percent in norms.percentiles.mean(dim=1).tolist()])
+        columns[f"norm of {kind}"] = _written(norms.tokens.mean(dim=1), ".2f")
+        columns[f"of words' {kind}"] = _written(norms.words.median(dim=1).values, ".2f")
+        columns[f"words below {kind}"] = _written(norms.percentiles.mean(dim=1), ".0f", "%")
     if site in prompt.gates:
-        head.append("gate")
-        columns.append([f"{gate:.3f}" for gate in prompt.gates[site].tolist()])
+        columns["gate"] = _written(prompt.gates[site], ".3f")
     if prompt.attention is not None and site in prompt.attention.shares:
-        head.append("attention")
-        columns.append([f"{share:.1%}" for share in prompt.attention.shares[site].tolist()])
-    lines = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns, strict=True))]
-    return head, [[cell.replace("nan%", "-").replace("nan", "-") for cell in line] for line in lines]
+        columns["attention"] = _written(prompt.attention.shares[site], ".1%")
+    head = ["layer", *("words below" if name.startswith("words below") else name for name in columns)]
+    return head, [[str(layer), *cells] for layer, cells in enumerate(zip(*columns.values(), strict=True))]
+
+
+def _written(numbers: Float[Tensor, " layers"], form: str, unit: str = "") -> list[str]:
+    """Write a column; layers without tokens have no number."""
+    return ["-" if math.isnan(number) else f"{number:{form}}{unit}" for number in numbers.tolist()]

@@ -101,20 +101,22 @@ def _check_ids(flat: list[int], used: set[int], known: int) -> None:
 def _in_front(tokenizer: Any, soft: list[int]) -> tuple[str | None, bool]:
     """Find the string that gives the soft tokens in front of a text's own ids, its begin token included."""
     text = "".join(tokenizer.convert_ids_to_tokens(soft))
-    around = [tokenizer(probe).input_ids for probe in PROBES]
-    bare = [tokenizer(probe, add_special_tokens=False).input_ids for probe in PROBES]
+    around, bare = _ids_of_probes(tokenizer, ""), _ids_of_probes(tokenizer, "", add_special_tokens=False)
     starts = {tuple(full[: _find(full, own)]) for full, own in zip(around, bare, strict=True)}
     begin = list(starts.pop()) if len(starts) == 1 else []
     begin_text = "".join(tokenizer.convert_ids_to_tokens(begin))
-    # A blank where the tokenizer marks the start of a text and would not behind a special token.
+    # A blank where the tokenizer marks the start of a text and would not after a special token.
     for blank in ("", " "):
-        found = [tokenizer(text + blank + probe).input_ids for probe in PROBES]
-        if found == [soft + full for full in around]:
+        if _ids_of_probes(tokenizer, text + blank) == [soft + full for full in around]:
             return text + blank, True
-        found = [tokenizer(text + begin_text + blank + probe, add_special_tokens=False).input_ids for probe in PROBES]
-        if found == [soft + begin + own for own in bare]:
-            return text + begin_text + blank, False
+        front = text + begin_text + blank
+        if _ids_of_probes(tokenizer, front, add_special_tokens=False) == [soft + begin + own for own in bare]:
+            return front, False
     return None, False
+
+
+def _ids_of_probes(tokenizer: Any, front: str, **options: bool) -> list[list[int]]:
+    return [list(tokenizer(front + probe, **options).input_ids) for probe in PROBES]
 
 
 def _find(ids: list[int], part: list[int]) -> int:
