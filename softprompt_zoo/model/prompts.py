@@ -39,13 +39,11 @@ class Prompts(nn.Module):
         self.base_name = base_name
         """Name or path the model was loaded from, if known."""
         self.entry = Entry()
-        """How a forward gets to the stacks."""
         self.era = object()
         """Another one after a change that texts which were begun are to follow."""
         self.lending: Lending | None = None
         """The bank, and what was borrowed from it."""
-        self.is_watched = True
-        """Whether optimizers that train the prompts are looked at; those of a copy are not yet."""
+        self.is_watched = True  # by what looks at optimizers; a copy is not yet
         self._choose(())
 
     def _choose(self, names: Sequence[str]) -> None:
@@ -295,7 +293,7 @@ class Prompts(nn.Module):
         self.is_watched = True
 
     def resolve(self, request: Request, cache: Any) -> Call:
-        """Build the prompts of one forward, as `softprompt_zoo.model.resolve` does."""
+        """Build the prompts of one forward."""
         return resolve.resolve(self, request, cache)
 
 
