@@ -26,7 +26,7 @@ def test_a_place_with_other_things_is_refused(tmp_path):
         zoo.PromptBank(tmp_path / "notes", model)
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "data.mdb").write_bytes(b"x" * 10000)
-    with pytest.raises(zoo.CheckpointError, match="damaged, or no bank"):
+    with pytest.raises(zoo.CheckpointError, match="damaged, or not a bank"):
         zoo.PromptBank(tmp_path / "strange", model)
     with pytest.raises(zoo.BankError, match="cannot open"):
         zoo.PromptBank("nosuchscheme://bank", model)
