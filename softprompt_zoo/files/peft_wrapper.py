@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,13 @@ from softprompt_zoo.files.adapters import WRAPPED, out_of_reach
 from softprompt_zoo.files.files import read_tensors
 from softprompt_zoo.sites.request import Request
 
+if TYPE_CHECKING:  # what it is mixed in front of
+    from peft import PeftModel as OwnClass
+else:
+    OwnClass = object
 
-class PromptedPeftModel:
+
+class PromptedPeftModel(OwnClass):  # type: ignore[misc]
     """What a `PeftModel` does differently from its own class while the model inside has prompts."""
 
     _softprompt_wrapper: type
@@ -30,20 +35,21 @@ class PromptedPeftModel:
         # Here, for an error within PEFT's forward would leave the names of this call in all layers.
         if kwargs.get("adapter_names") is not None:
             _refuse_shared_pass(self.get_base_model().prompts, kwargs)
-        return super()._enable_peft_forward_hooks(*args, **kwargs)  # type: ignore[misc]
+        return super()._enable_peft_forward_hooks(*args, **kwargs)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Make what PEFT's own class makes; without arguments, an empty object to fill, as copies need it."""
         return cls._softprompt_wrapper(*args, **kwargs) if args or kwargs else super().__new__(cls)
 
-    def forward(self, *args: Any, task_ids: Any = None, **kwargs: Any) -> Any:  # noqa: D102
+    def forward(self, *args: Any, task_ids: Any = None, **kwargs: Any) -> Any:
+        """Run PEFT's forward, which hands no `task_ids` on."""
         if task_ids is not None:
             raise UnsupportedError(
                 "PEFT's forward does not hand task_ids on; call the model inside: model.get_base_model()(…, task_ids=…)"
             )
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return super().forward(*args, **kwargs)
 
-    def save_pretrained(  # noqa: D102
+    def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         *args: Any,
@@ -51,6 +57,7 @@ class PromptedPeftModel:
         state_dict: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Save the prompts, and PEFT's adapter where PEFT keeps it."""
         inside = None if state_dict is None else {key.removeprefix(WRAPPED): t for key, t in state_dict.items()}
         self.get_base_model().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=inside)
         if is_main_process:
@@ -60,20 +67,23 @@ class PromptedPeftModel:
             for adapter in saved.values():
                 adapter_folder.write(folder, adapter.fields, adapter.tensors, {})
 
-    def add_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Put on a PEFT adapter that leaves the prompts alone."""
         with out_of_reach(self.get_base_model()):
-            super().add_adapter(*args, **kwargs)  # type: ignore[misc]
+            super().add_adapter(*args, **kwargs)
 
-    def load_adapter(self, model_id: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def load_adapter(self, model_id: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Load an adapter of PEFT's, or the prompts and adapters of a checkpoint of ours."""
         if not native.is_native(Path(model_id)):
-            return super().load_adapter(model_id, *args, **kwargs)  # type: ignore[misc]
+            return super().load_adapter(model_id, *args, **kwargs)
         tensors, _ = read_tensors(Path(model_id) / native.TENSOR_FILE)
         return self.get_base_model().load_state_dict(tensors, strict=False)
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Load a state of the wrapper, or the checkpoint that the model inside wrote."""
         # Trainer reads the checkpoint that the model inside wrote.
         if any(key.startswith(WRAPPED) for key in state_dict):
-            return super().load_state_dict(state_dict, *args, **kwargs)  # type: ignore[misc]
+            return super().load_state_dict(state_dict, *args, **kwargs)
         return self.get_base_model().load_state_dict(state_dict, *args, **kwargs)
 
 

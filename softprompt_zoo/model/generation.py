@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,14 +24,19 @@ from softprompt_zoo.sites.request import NOTHING, Request
 from softprompt_zoo.sites.slots import check_second_text
 from softprompt_zoo.sites.text_outputs import cut_output
 
+if TYPE_CHECKING:  # what it is mixed in front of
+    from transformers import PreTrainedModel as OwnClass
+else:
+    OwnClass = object
 
-class PromptedGeneration:
+
+class PromptedGeneration(OwnClass):  # type: ignore[misc]
     """What generating does differently on a prompted model; mixed in front of its class."""
 
     prompts: Prompts
 
     @torch.no_grad()
-    def generate(  # noqa: D102
+    def generate(
         self,
         *args: Any,
         prompts: Any = None,
@@ -39,7 +44,8 @@ class PromptedGeneration:
         soft_slots: Shaped[Tensor, "..."] | None = None,
         **kwargs: Any,
     ) -> Any:
-        names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)  # type: ignore[attr-defined]
+        """Generate as the model's own class does, with a prompt for each row; nothing is returned of virtual tokens."""
+        names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)
         text = args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
         asked = {"prompts": prompts, "task_ids": task_ids, "soft_slots": soft_slots}
         request = self._read(asked, text, kwargs.get("encoder_outputs") is not None)
@@ -51,7 +57,7 @@ class PromptedGeneration:
             kwargs = self._with_whole_states(generation, kwargs)
         token = CURRENT.set(generation)
         try:
-            output = super().generate(*args, **kwargs)  # type: ignore[misc]
+            output = super().generate(*args, **kwargs)
         finally:
             CURRENT.reset(token)
         layout = None if generation.decoding is None else generation.decoding.layout
@@ -78,7 +84,8 @@ class PromptedGeneration:
             generation.decoding = call.decoding
         return {**kwargs, "encoder_outputs": outputs} | ({} if mask is None else {"attention_mask": mask})
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: D102
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Prepare a step as the model's own class does, and hand on what `generate` was asked for."""
         cache = given_cache(kwargs)
         own: Any = super(PromptedGeneration, self._counting_prompts(cache))
         inputs: dict[str, Any] = own.prepare_inputs_for_generation(*args, **kwargs)
@@ -112,15 +119,15 @@ class PromptedGeneration:
         """
         generation = running(self.prompts)
         state = None if generation is None else generation.decoding or state_of(cache)
-        limit = getattr(self.config, "original_max_position_embeddings", None)  # type: ignore[attr-defined]
+        limit = getattr(self.config, "original_max_position_embeddings", None)
         if state is None or not state.ahead or not isinstance(limit, int):
             return self
-        config = copy.copy(self.config)  # type: ignore[attr-defined]
+        config = copy.copy(self.config)
         config.original_max_position_embeddings = limit - state.ahead
-        return view(self, config=config)  # type: ignore[arg-type]
+        return view(self, config=config)
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
-        processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        processors = super()._get_logits_processor(*args, **kwargs)
         return LogitsProcessorList([self._guided_without_prompts(processor) for processor in processors])
 
     def _guided_without_prompts(self, processor: Any) -> Any:
@@ -140,11 +147,12 @@ class PromptedGeneration:
             return model(*args, **kwargs)
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
-        generator = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]
+        generator = super()._get_candidate_generator(*args, **kwargs)
         generator.get_candidates = functools.partial(_get_candidates, generator.get_candidates, self)
         return generator
 
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse what keeps the texts of all requests in one row."""
         raise UnsupportedError(
             "continuous batching (generate_batch, cache_implementation='paged') keeps the texts of all requests in one "
             "row and one cache, where a prompt cannot be told which of them it belongs to; call generate, which takes "

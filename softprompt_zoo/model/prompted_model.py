@@ -41,14 +41,15 @@ class PromptedModel(PromptedGeneration):
         return cls._softprompt_base(*args, **kwargs) if args or kwargs else super().__new__(cls)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model of the user's own class."""
         return cls._softprompt_base.from_pretrained(*args, **kwargs)
 
     @classmethod
     def _from_config(cls, *args: Any, **kwargs: Any) -> Any:
         return cls._softprompt_base._from_config(*args, **kwargs)
 
-    def save_pretrained(  # noqa: D102
+    def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         is_main_process: bool = True,
@@ -58,16 +59,18 @@ class PromptedModel(PromptedGeneration):
         names: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Save the prompts alone; arguments as of transformers', and `names` of the prompts to save."""
         chosen = check_arguments(names, {"push_to_hub": push_to_hub, **kwargs}, self.prompts.keys())
         if is_main_process:
             save(self, self.prompts.saved(), save_directory, state_dict, chosen)
 
-    def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:  # noqa: D102
-        configs = attention_configs(self)  # type: ignore[arg-type]
+    def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:
+        """Choose the attention function that ours goes through; the model is as before if it cannot."""
+        configs = attention_configs(self)
         before = [config._attn_implementation_internal for config in configs]
         restore_attention(configs)
         try:
-            super().set_attn_implementation(attn_implementation, **kwargs)  # type: ignore[misc]
+            super().set_attn_implementation(attn_implementation, **kwargs)
             for stack in self._softprompt_stacks.values():
                 stack.reach.choose_attention(stack)
         except Exception:
@@ -90,36 +93,40 @@ class PromptedModel(PromptedGeneration):
     def hf_quantizer(self) -> None:
         del self.__dict__["hf_quantizer"]
 
-    def train(self, mode: bool = True) -> Any:  # noqa: D102
-        super().train(mode)  # type: ignore[misc]
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode, and keep quantized weights in a form that gradients go through."""
+        super().train(mode)
         if getattr(self, "is_quantized", False) and any(prompt.is_trained for prompt in self.prompts.values()):
-            keep_unpacked(self)  # type: ignore[arg-type]
+            keep_unpacked(self)
         return self
 
-    def add_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
-        with adapters.out_of_reach(self):  # type: ignore[arg-type]
-            super().add_adapter(*args, **kwargs)  # type: ignore[misc]
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Put on a PEFT adapter that leaves the prompts alone."""
+        with adapters.out_of_reach(self):
+            super().add_adapter(*args, **kwargs)
 
-    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        with adapters.out_of_reach(self):  # type: ignore[arg-type]
-            return super().load_adapter(*args, **kwargs)  # type: ignore[misc]
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a PEFT adapter that leaves the prompts alone."""
+        with adapters.out_of_reach(self):
+            return super().load_adapter(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        moved = super()._apply(*args, **kwargs)  # type: ignore[misc]
+        moved = super()._apply(*args, **kwargs)
         self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
         return moved
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Resize the table of embeddings, and note its size."""
         check_resizable(self, {name: prompt.head for name, prompt in self.prompts.items()})
-        table = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+        table = super().resize_token_embeddings(*args, **kwargs)
         self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
         return table
 
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
         """What a checkpoint leaves out on purpose: all but prompts and adapters. `Trainer` reads it when it resumes."""
-        adapted = {name for name, _ in adapters.parameters(self)}  # type: ignore[arg-type]
-        keys = self.state_dict()  # type: ignore[attr-defined]
+        adapted = {name for name, _ in adapters.parameters(self)}
+        keys = self.state_dict()
         return [key for key in keys if not key.startswith("prompts.") and key not in adapted]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -138,8 +145,8 @@ class PromptedModel(PromptedGeneration):
             raise
 
     def __setstate__(self, state: Any) -> None:
-        super().__setstate__(state)  # type: ignore[misc]
-        check_forward(self)  # type: ignore[arg-type]
+        super().__setstate__(state)
+        check_forward(self)
 
 
 @functools.cache
