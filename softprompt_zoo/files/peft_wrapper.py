@@ -24,7 +24,7 @@ else:
     OwnClass = object
 
 
-class PromptedPeftModel(OwnClass):  # type: ignore[misc]
+class PromptedPeftModel(OwnClass):
     """What a `PeftModel` does differently from its own class while the model inside has prompts."""
 
     _softprompt_wrapper: type

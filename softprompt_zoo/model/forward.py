@@ -55,7 +55,7 @@ def prompted_forward(model: Any, function: Any, request: Request, kwargs: dict[s
     return _learn(model, function, call, learners, request.task_ids, kwargs)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable
 def _learn(
     model: Any,
     function: Any,

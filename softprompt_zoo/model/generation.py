@@ -30,7 +30,7 @@ else:
     OwnClass = object
 
 
-class PromptedGeneration(OwnClass):  # type: ignore[misc]
+class PromptedGeneration(OwnClass):
     """What generating does differently on a prompted model; mixed in front of its class."""
 
     prompts: Prompts

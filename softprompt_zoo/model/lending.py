@@ -150,7 +150,7 @@ class Lending:
         return lent
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable
 def _borrow(bank: Lender, wanted: Sequence[str], backbone: Backbone, held: Mapping[str, Ready]) -> dict[str, Ready]:
     lent = {name: held[name] for name in wanted if name in held}
     missing = [name for name in wanted if name not in lent]

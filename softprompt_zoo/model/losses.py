@@ -61,7 +61,7 @@ def _has_loss(prompt: Prompt) -> bool:
     return any([parameter.requires_grad for parameter in prompt.learned.parameters()])
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable
 def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any], output: Any, run: Run) -> Any:
     """Let methods replace the loss, one after the other.
 

@@ -27,7 +27,8 @@ def given_cache(arguments: Mapping[str, Any]) -> Cache | None:
 
 def past_length(cache: Any) -> int | Tensor:
     """Return how many text positions a cache holds; a static cache answers with a tensor."""
-    return 0 if cache is None else cache.get_seq_length()  # type: ignore[no-any-return]
+    length: int | Tensor = 0 if cache is None else cache.get_seq_length()
+    return length
 
 
 def text_positions(
@@ -45,9 +46,9 @@ def text_positions(
         `(rows or 1, length)`: the caller's `position_ids`; else counted over the 2-D attention mask, so
         that padding on either side changes nothing; else counted from `past`.
     """
-    given = kwargs.get("position_ids")
+    given: Tensor | None = kwargs.get("position_ids")
     if given is not None:
-        return given  # type: ignore[no-any-return]
+        return given
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:].to(device)
@@ -238,7 +239,8 @@ def _bias_of(owner: Any, positions: Tensor, tokens: int) -> Tensor:
     }
     wanted = inspect.signature(owner._relative_position_bucket).parameters
     buckets = owner._relative_position_bucket(distances, **{name: options[name] for name in options if name in wanted})
-    return owner.relative_attention_bias(buckets).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+    bias: Tensor = owner.relative_attention_bias(buckets)
+    return bias.permute(0, 3, 1, 2)
 
 
 def _has_relative_bias(module: nn.Module) -> bool:

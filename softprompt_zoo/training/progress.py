@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 
-class ProgressBar(TrainerCallback):  # type: ignore[misc]
+class ProgressBar(TrainerCallback):
     """A bar with losses and the time left; lines of text where the output is not a terminal."""
 
     def __init__(self, console: Console) -> None:
@@ -55,7 +55,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
             self._progress.stop()
 
 
-class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
+class StopOnInterrupt(TrainerCallback):
     """Lets the step that runs finish on Ctrl-C, so that the checkpoint is exact; a second one stops at once."""
 
     def __init__(self, console: Console) -> None:

@@ -23,7 +23,7 @@ KEPT_CHECKPOINTS = 2
 """One may be half written when the process is killed."""
 
 
-class PromptTrainer(Trainer):  # type: ignore[misc]
+class PromptTrainer(Trainer):
     """Transformers' `Trainer` that trains every parameter at the rate that its method asks for, and is the same else.
 
     Most methods ask for one rate, the `learning_rate` of the arguments. Parameters besides the prompts, a LoRA's say,

@@ -15,7 +15,7 @@ from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
 
 
-class CacheView(Cache):  # type: ignore[misc]
+class CacheView(Cache):
     """What a model sees as its cache during one call."""
 
     def __init__(self, inner: Cache | None, state: CallState | None, capture: Capture | None, site: str) -> None:
