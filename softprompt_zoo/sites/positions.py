@@ -33,7 +33,7 @@ def past_length(cache: Any) -> int | Tensor:
 
 def text_positions(
     kwargs: dict[str, Any], length: int, past: int | Tensor, device: torch.device
-) -> Int[Tensor, "#rows {length}"]:
+) -> Int[Tensor, "*axes #rows {length}"]:
     """Return the position of each text token among the text.
 
     Args:
@@ -43,8 +43,9 @@ def text_positions(
         device: Where the positions are needed.
 
     Returns:
-        `(rows or 1, length)`: the caller's `position_ids`; else counted over the 2-D attention mask, so
-        that padding on either side changes nothing; else counted from `past`.
+        `(rows or 1, length)`, in front of it an axis where the model counts in several ways: the caller's
+        `position_ids`; else counted over the 2-D attention mask, so that padding on either side changes nothing; else
+        counted from `past`.
     """
     given: Tensor | None = kwargs.get("position_ids")
     if given is not None:
