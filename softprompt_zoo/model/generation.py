@@ -15,7 +15,6 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model.context import CURRENT, Generation, is_disabled, running
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.resolve import check_request
-from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.decoding_state import state_of
 from softprompt_zoo.sites.encoder_states import whole_outputs
 from softprompt_zoo.sites.positions import given_cache
@@ -41,7 +40,7 @@ class PromptedGeneration(OwnClass):
         *args: Any,
         prompts: Any = None,
         task_ids: Any = None,
-        soft_slots: Shaped[Tensor, "..."] | None = None,
+        soft_slots: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Generate as the model's own class does, with a prompt for each row; nothing is returned of virtual tokens."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softprompt_zoo.shapes import Bool, Float, Int, Shaped
 from softprompt_zoo.sites.call import Call, Segment
 from softprompt_zoo.sites.state import SiteState
 
@@ -78,13 +79,17 @@ def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteSta
     )
 
 
-def _layers(columns: Sequence[Sequence[Tensor]], longest: int) -> tuple[Tensor, ...]:
+def _layers(
+    columns: Sequence[Sequence[Float[Tensor, "_ _ _"]]], longest: int
+) -> tuple[Float[Tensor, "combinations _ {longest} _"], ...]:
     depth = max([len(column) for column in columns])
     return tuple([stack([own[layer] if own else None for own in columns], longest) for layer in range(depth)])
 
 
-def _column(rows: Sequence[list[Any]], usual: float, device: torch.device) -> Tensor | None:
-    """Lay out a number for each token, `(combinations, tokens)`; `None` if all are the usual one."""
+def _column(
+    rows: Sequence[list[Any]], usual: float, device: torch.device
+) -> Shaped[Tensor, "combinations tokens"] | None:
+    """Lay out a number for each token; `None` if all are the usual one."""
     if all([value == usual for row in rows for value in row]):
         return None
     longest = max([len(row) for row in rows])
@@ -104,14 +109,16 @@ def _alone(segment: Segment, is_training: bool) -> SiteState:
     )
 
 
-def stack_embeddings(call: Call) -> tuple[Tensor, Tensor | None, list[int]] | None:
+def stack_embeddings(
+    call: Call,
+) -> tuple[Float[Tensor, "combinations tokens hidden"], Bool[Tensor, "combinations tokens"] | None, list[int]] | None:
     """Stack the input-level tokens of all combinations, padded to the longest.
 
     Args:
         call: The prompts of this forward.
 
     Returns:
-        Embeddings `(combinations, tokens, hidden)`, which of them are present (`None` for all), and the
+        Embeddings, which of them are present (`None` for all), and the
         count per combination; `None` if there are no input-level prompts.
     """
     parts = [call.input_tokens(combination) for combination in call.selection.combinations]
@@ -123,15 +130,17 @@ def stack_embeddings(call: Call) -> tuple[Tensor, Tensor | None, list[int]] | No
     return stacked, present(counts, stacked.device), counts
 
 
-def stack(parts: Sequence[Tensor | None], length: int) -> Tensor:
+def stack(
+    parts: Sequence[Float[Tensor, "... _ width"] | None], length: int
+) -> Float[Tensor, "parts ... {length} width"]:
     """Stack tensors that have different numbers of tokens, padded with zeros.
 
     Args:
-        parts: `(…, tokens, width)`, of equal sizes but for the tokens; `None` for one without tokens, but not all.
+        parts: Of equal sizes but for the tokens; `None` for one without tokens, but not all.
         length: Tokens of the result, those of the longest part at least.
 
     Returns:
-        `(parts, …, length, width)`; a view if there is one part, so that no step copies it.
+        All in one; a view if there is one part, so that no step copies it.
     """
     if len(parts) == 1 and parts[0] is not None:
         return parts[0][None]
@@ -140,7 +149,7 @@ def stack(parts: Sequence[Tensor | None], length: int) -> Tensor:
     return torch.stack([_pad(empty if part is None else part, length) for part in parts])
 
 
-def present(counts: Sequence[int], device: torch.device) -> Tensor | None:
+def present(counts: Sequence[int], device: torch.device) -> Bool[Tensor, "parts tokens"] | None:
     """Tell tokens from padding.
 
     Args:
@@ -148,29 +157,31 @@ def present(counts: Sequence[int], device: torch.device) -> Tensor | None:
         device: Where the result is needed.
 
     Returns:
-        `(parts, tokens)` booleans; `None` if nothing is padded.
+        Whether each is a token; `None` if nothing is padded.
     """
     if min(counts) == max(counts):
         return None
     return torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
 
 
-def _pad(part: Tensor, length: int) -> Tensor:
+def _pad(part: Float[Tensor, "... tokens width"], length: int) -> Float[Tensor, "... {length} width"]:
     missing = length - part.shape[-2]
     return functional.pad(part, (0, 0, 0, missing)) if missing else part
 
 
-def layer_prompt(prompt: SiteState, rows: Tensor | None, layer: int, count: int) -> tuple[Tensor, Tensor]:
+def layer_prompt(
+    prompt: SiteState, rows: Int[Tensor, " {count}"] | None, layer: int, count: int
+) -> tuple[Float[Tensor, "{count} kv_heads tokens head_dim"], Float[Tensor, "{count} kv_heads tokens value_dim"]]:
     """Return the keys and values that a layer's rows see of their prompts.
 
     Args:
         prompt: What the site shows.
-        rows: `(rows,)` index of each row's combination; `None` if all share one.
+        rows: Index of each row's combination; `None` if all share one.
         layer: The layer.
         count: Rows of the batch.
 
     Returns:
-        Each `(count, kv_heads, tokens, head_dim)`.
+        Those of each row.
     """
     keys, values = rows_of(prompt.keys[layer], rows, count), rows_of(prompt.values[layer], rows, count)
     if prompt.dropout is None:
@@ -179,12 +190,16 @@ def layer_prompt(prompt: SiteState, rows: Tensor | None, layer: int, count: int)
     return drop(keys, probability), drop(values, probability)
 
 
-def rows_of(tensor: Tensor, rows: Tensor | None, count: int) -> Tensor:
+def rows_of(
+    tensor: Shaped[Tensor, "combinations ..."], rows: Int[Tensor, " {count}"] | None, count: int
+) -> Shaped[Tensor, "{count} ..."]:
     """Spread a tensor with an entry per combination over `count` rows."""
     return tensor.expand(count, *tensor.shape[1:]) if rows is None else tensor[rows]
 
 
-def drop(tensor: Tensor, probability: Tensor) -> Tensor:
+def drop(
+    tensor: Float[Tensor, "rows kv_heads tokens head_dim"], probability: Float[Tensor, "rows 1 tokens 1"]
+) -> Float[Tensor, "rows kv_heads tokens head_dim"]:
     """Zero elements with the given probabilities, and scale the others so that the mean stays."""
     keep = torch.rand_like(tensor) >= probability.to(tensor.dtype)
     return tensor * keep / (1 - probability.to(tensor.dtype))

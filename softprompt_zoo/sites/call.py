@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo.shapes import Bool, Float, Int, Shaped
 from softprompt_zoo.tokens.placement import Placement
 
 
@@ -37,8 +38,8 @@ class Selection:
 
     combinations: tuple[Combination, ...]
     """The distinct combinations of the batch."""
-    rows: Tensor | None
-    """`(rows,)` index into `combinations`; `None` if all rows share the only one."""
+    rows: Int[Tensor, " rows"] | None
+    """Index into `combinations`; `None` if all rows share the only one."""
 
     @property
     def parts(self) -> list[Part]:
@@ -66,10 +67,10 @@ class Layout:
 
     virtual: int
     """Virtual positions in front of the text, of the longest row."""
-    text_index: Tensor | None
-    """`(rows, length)` position of each text token; `None` if it is `virtual + i` everywhere."""
+    text_index: Int[Tensor, "rows length"] | None
+    """Position of each text token; `None` if it is `virtual + i` everywhere."""
 
-    def text_only(self, states: Tensor, dim: int = 1) -> Tensor:
+    def text_only(self, states: Shaped[Tensor, "..."], dim: int = 1) -> Shaped[Tensor, "..."]:
         """Take the text's positions out of a tensor.
 
         Args:
@@ -92,10 +93,10 @@ class Layout:
 class Slots:
     """Where virtual tokens stand in the text, and which."""
 
-    index: Tensor
-    """`(rows, length)`: which virtual token of the row's prompts stands there, -1 for text."""
-    tables: tuple[Tensor | None, ...]
-    """Per combination its virtual tokens at the input embeddings `(tokens, hidden)`, one prompt behind the other."""
+    index: Int[Tensor, "rows length"]
+    """Which virtual token of the row's prompts stands there, -1 for text."""
+    tables: tuple[Float[Tensor, "tokens hidden"] | None, ...]
+    """Per combination its virtual tokens at the input embeddings, one prompt behind the other."""
     in_generate: bool
     """Whether `generate` runs the forward: its text grows behind the slots, and beams repeat the rows."""
 
@@ -104,9 +105,9 @@ class Slots:
 class Segment:
     """The keys and values of one combination at one site."""
 
-    keys: list[Tensor]
-    """Per layer `(kv_heads, tokens, head_dim)`."""
-    values: list[Tensor]
+    keys: list[Float[Tensor, "kv_heads tokens head_dim"]]
+    """Per layer."""
+    values: list[Float[Tensor, "kv_heads tokens value_dim"]]
     dropout: list[float]
     """Per token."""
     always_visible: list[bool]
@@ -150,10 +151,10 @@ class Prefix:
 
     segments: list[Segment | None]
     """One per combination."""
-    states: list[dict[Part, Tensor]]
-    """Per combination, the last hidden states `(tokens, hidden)` of each of its input-level prompts."""
-    tails: list[Tensor | None]
-    """Per combination, the last hidden state `(hidden,)` of the token right in front of the text; `None` where keys and
+    states: list[dict[Part, Float[Tensor, "tokens hidden"]]]
+    """Per combination, the last hidden states of each of its input-level prompts."""
+    tails: list[Float[Tensor, " hidden"] | None]
+    """Per combination, the last hidden state of the token right in front of the text; `None` where keys and
     values stand there, or tokens of the weight 0."""
 
 
@@ -165,9 +166,9 @@ class DecodingState:
     """Of the host that made it: another one after a change that texts which were begun are to follow."""
     placements: dict[str, Placement] = dataclasses.field(default_factory=dict)
     """By the prompt's name."""
-    prefix: tuple[tuple[Combination, ...], Tensor | None, Prefix] | None = None
+    prefix: tuple[tuple[Combination, ...], Int[Tensor, ""] | None, Prefix] | None = None
     """Computed keys and values, with the combinations and the `reach` that they are of."""
-    reach: Tensor | None = None
+    reach: Int[Tensor, ""] | None = None
     """The last position of the text when its prompts were computed, where their rotation depends on it."""
     ahead: int = 0
     """How many positions more than tokens of text there were then: the prompt's, less padding."""
@@ -219,8 +220,8 @@ class Call:
     """What comes back."""
     share_softmax: bool = False
     """Whether all tokens are keys and values that share the softmax of the text: none at the input, none gated."""
-    first_index: Tensor | None = None
-    """`(rows,)` index of each row's first text token, if the loss wants its prediction."""
+    first_index: Int[Tensor, " rows"] | None = None
+    """Index of each row's first text token, if the loss wants its prediction."""
     slots: Slots | None = None
     """Virtual tokens in the middle of the text, if there are any."""
     heads: Sequence[nn.ModuleDict | None] = ()
@@ -254,7 +255,7 @@ class Call:
         repeated = Selection(self.selection.combinations, rows.repeat_interleave(size // rows.shape[0]))
         return dataclasses.replace(self, selection=repeated)
 
-    def per_row(self, values: Sequence[int | bool], device: torch.device) -> Tensor:
+    def per_row(self, values: Sequence[int | bool], device: torch.device) -> Shaped[Tensor, "#rows 1"]:
         """Spread a value per combination over the rows.
 
         Args:
@@ -262,19 +263,19 @@ class Call:
             device: Where the result is needed.
 
         Returns:
-            `(rows or 1, 1)`.
+            One for each row, or one for all.
         """
         spread = torch.tensor(values, device=device)
         rows = self.selection.rows
         return (spread if rows is None else spread[rows.to(device)])[:, None]
 
-    def input_tokens(self, combination: Combination) -> list[Tensor]:
+    def input_tokens(self, combination: Combination) -> list[Float[Tensor, "tokens hidden"]]:
         """Return the embeddings of a combination's input-level prompts, in order."""
         parts = [self.placements[part].tokens.at_input for part in combination]
         return [part for part in parts if part is not None]
 
-    def pooled_rows(self, device: torch.device) -> Tensor | None:
-        """Return `(rows or 1, 1)`, whether the head reads the first virtual token of a row; `None` if of no row."""
+    def pooled_rows(self, device: torch.device) -> Bool[Tensor, "#rows 1"] | None:
+        """Return whether the head reads the first virtual token of a row; `None` if of no row."""
         pooled = []
         for combination in self.selection.combinations:
             placements = [self.placements[part] for part in combination]

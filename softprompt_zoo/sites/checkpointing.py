@@ -11,18 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState
 
 
 class _Anchor(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, leaves: list[Tensor], *originals: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, embeddings: Float[Tensor, "..."], leaves: list[Float[Tensor, "..."]], *originals: Float[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
         ctx.leaves = leaves
         return embeddings.view_as(embeddings)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."] | None, ...]:  # type: ignore[override]
         collected = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in ctx.leaves]
         for leaf in ctx.leaves:
             leaf.grad = None
@@ -62,12 +65,12 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
     return {**kwargs, "input_ids": None, "inputs_embeds": _Anchor.apply(embeddings, leaves, *originals)}
 
 
-def _put_leaves(state: CallState) -> tuple[list[Tensor], list[Tensor]]:
+def _put_leaves(state: CallState) -> tuple[list[Float[Tensor, "..."]], list[Float[Tensor, "..."]]]:
     """Put leaf copies into a state that is to get gradients; return its tensors and the leaves, none if it is not."""
     originals: list[Tensor] = []
     leaves: list[Tensor] = []
 
-    def leaf(tensor: Tensor) -> Tensor:
+    def leaf(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         originals.append(tensor)
         leaves.append(tensor.detach().requires_grad_())
         return leaves[-1]

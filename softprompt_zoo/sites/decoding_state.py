@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt_zoo.shapes import Int
 from softprompt_zoo.sites.call import ATTRIBUTE, Call, DecodingState, Prefix
-from softprompt_zoo.sites.positions import past_length
+from softprompt_zoo.sites.positions import Past, past_length
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.sites.stack import Stack
 
@@ -27,13 +28,13 @@ def state_of(cache: Any) -> DecodingState | None:
     return getattr(cache, ATTRIBUTE, None) if has_text(cache) else None
 
 
-def prefix_of(stack: Stack, call: Call, positions: Tensor, past: int | Tensor) -> Prefix:
+def prefix_of(stack: Stack, call: Call, positions: Int[Tensor, "... #rows length"], past: Past) -> Prefix:
     """Turn a causal call's prompts into keys and values, or go on with those that the text was begun with.
 
     Args:
         stack: A causal stack.
         call: The prompts of this forward.
-        positions: `(rows or 1, length)`, where the text of this forward stands behind them.
+        positions: Where the text of this forward stands behind them.
         past: Tokens of text in the cache.
 
     Returns:
@@ -50,7 +51,7 @@ def prefix_of(stack: Stack, call: Call, positions: Tensor, past: int | Tensor) -
     return known[2]
 
 
-def _reach(state: DecodingState | None, positions: Tensor, past: int | Tensor) -> Tensor:
+def _reach(state: DecodingState | None, positions: Int[Tensor, "... #rows length"], past: Past) -> Int[Tensor, ""]:
     """Return how far the text went when its keys were computed: now, if none of it is in a cache."""
     if state is None:
         return positions.max()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.sites.batch import stack_embeddings
 from softprompt_zoo.sites.call import Call, Layout
 
@@ -22,7 +23,7 @@ class Encoded:
 
     layout: Layout
     """Where the text went in the whole tensor."""
-    whole: Tensor | None
+    whole: Shaped[Tensor, "rows ..."] | None
     """The whole tensor, if this one was cut; `None` if it is whole itself."""
 
 
@@ -54,16 +55,18 @@ def recall(tensor: Any) -> Encoded | None:
     return found
 
 
-def whole_states(states: Tensor, mask: Any, call: Call) -> tuple[Tensor, Layout | None]:
+def whole_states(
+    states: Float[Tensor, "rows _ hidden"], mask: Any, call: Call
+) -> tuple[Float[Tensor, "rows positions hidden"], Layout | None]:
     """Return the states that a decoder is to see for those it was given.
 
     Args:
-        states: `(rows, length, hidden)`, which another forward or the encoder itself has returned.
+        states: What another forward or the encoder itself has returned.
         mask: The text's attention mask `(rows, text)`; or `None`, or one of another form.
         call: The prompts of this forward.
 
     Returns:
-        `(rows, positions, hidden)`, virtual positions among them; and where the text is in them if they had been cut.
+        States with virtual positions among them; and where the text is in them if they had been cut.
 
     Raises:
         UnsupportedError: If it cannot be told that virtual positions are in them, or other prompts' are.
@@ -120,7 +123,7 @@ def _whole(part: Any) -> Any:
     return part if known is None or known.whole is None else known.whole
 
 
-def _check_prompts(layout: Layout, call: Call, counts: list[int], states: Tensor) -> None:
+def _check_prompts(layout: Layout, call: Call, counts: list[int], states: Float[Tensor, "rows _ hidden"]) -> None:
     """Refuse states in which rows have another number of virtual positions than in this call."""
     now = call.per_row(counts, states.device)[:, 0].expand(states.shape[0])
     then = torch.full_like(now, layout.virtual)

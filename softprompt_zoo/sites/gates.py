@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo.shapes import Float, Int, Shaped
 from softprompt_zoo.sites.batch import present, stack
 from softprompt_zoo.sites.state import Gated
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.site_tokens import SiteTokens
+
+Attention = Callable[..., tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]]
+"""An attention function of transformers: its output, and the weights if it has them."""
 
 
 def gated_parts(combinations: list[list[Placement]], site: str) -> list[Gated]:
@@ -41,12 +45,12 @@ def gated_parts(combinations: list[list[Placement]], site: str) -> list[Gated]:
 def add_gated(
     part: Gated,
     layer: int,
-    forward: Callable[..., tuple[Tensor, Tensor | None]],
+    forward: Attention,
     module: nn.Module,
-    query: Tensor,
-    rows: Tensor | None,
+    query: Float[Tensor, "rows heads length head_dim"],
+    rows: Int[Tensor, " rows"] | None,
     kwargs: dict[str, Any],
-) -> Tensor | None:
+) -> Float[Tensor, "rows length heads value_dim"] | None:
     """Attend to one gated prompt.
 
     Args:
@@ -54,19 +58,19 @@ def add_gated(
         layer: The layer.
         forward: The base attention function.
         module: The attention module.
-        query: `(rows, heads, length, head_dim)`.
-        rows: `(rows,)` index of each row's combination; `None` if all share one.
+        query: The queries of the text.
+        rows: Index of each row's combination; `None` if all share one.
         kwargs: Arguments of the base function. Not changed.
 
     Returns:
-        What is added to the attention's output `(rows, length, heads, head_dim)`; `None` if there is nothing here.
+        What is added to the attention's output; `None` if there is nothing here.
     """
     own = part.layers[layer]
     if own is None:
         return None
     keys, values, gates = own
 
-    def for_rows(tensor: Tensor) -> Tensor:
+    def for_rows(tensor: Shaped[Tensor, "combinations ..."]) -> Shaped[Tensor, "rows ..."]:
         return tensor.expand(query.shape[0], *tensor.shape[1:]) if rows is None else tensor[rows]
 
     mask = None
@@ -94,8 +98,19 @@ def _stack(prompts: list[SiteTokens | None]) -> Gated:
 
 
 def _stack_layer(
-    combinations: list[tuple[Tensor, Tensor, Tensor] | None], longest: int
-) -> tuple[Tensor, Tensor, Tensor] | None:
+    combinations: list[
+        tuple[Float[Tensor, "kv_heads _ head_dim"], Float[Tensor, "kv_heads _ value_dim"], Float[Tensor, " #heads"]]
+        | None
+    ],
+    longest: int,
+) -> (
+    tuple[
+        Float[Tensor, "combinations kv_heads {longest} head_dim"],
+        Float[Tensor, "combinations kv_heads {longest} value_dim"],
+        Float[Tensor, " combinations #heads"],
+    ]
+    | None
+):
     full = [found for found in combinations if found is not None]
     if not full:
         return None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Bool, Float, Int, Shaped
 from softprompt_zoo.sites.call import Layout
 
 KINDS = ("token_type_ids", "global_attention_mask")
@@ -18,15 +19,18 @@ KNOWN = {*KINDS, "input_ids", "attention_mask", "position_ids"}
 
 
 def insert(
-    virtual: Tensor, present: Tensor | None, kwargs: dict[str, Any], text: Tensor
+    virtual: Float[Tensor, "rows tokens hidden"],
+    present: Bool[Tensor, "rows tokens"] | None,
+    kwargs: dict[str, Any],
+    text: Float[Tensor, "rows length hidden"],
 ) -> tuple[dict[str, Any], Layout]:
     """Put virtual tokens in front of the text of every row.
 
     Args:
-        virtual: `(rows, tokens, hidden)`.
-        present: `(rows, tokens)` booleans, false where a shorter prompt is padded; `None` if none is.
+        virtual: Embeddings of the virtual tokens.
+        present: False where a shorter prompt is padded; `None` if none is.
         kwargs: The stack's arguments. Not changed.
-        text: Text embeddings `(rows, length, hidden)`.
+        text: Embeddings of the text.
 
     Returns:
         The arguments with all positions in them, and where the text went.
@@ -75,7 +79,12 @@ def insert(
     return extended, Layout(tokens, order.argsort(dim=1)[:, tokens:])
 
 
-def _extend_positions(positions: Tensor, mask: Tensor | None, present: Tensor | None, tokens: int) -> Tensor:
+def _extend_positions(
+    positions: Int[Tensor, "rows length"],
+    mask: Shaped[Tensor, "rows length"] | None,
+    present: Bool[Tensor, "rows {tokens}"] | None,
+    tokens: int,
+) -> Int[Tensor, "rows positions"]:
     """Move explicit text positions behind the virtual tokens, which take the first ones."""
     start = positions.masked_fill(~mask.bool(), positions.max()) if mask is not None else positions
     first = start.min(dim=1, keepdim=True).values

@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import Cache
 
 from softprompt_zoo.backbone.traits import CACHE_ARGUMENTS
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.shapes import Int
+from softprompt_zoo.shapes import Float, Int, Shaped
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.stack import Stack
+
+Past = int | Int[Tensor, ""]
+"""Tokens in a cache; a static one counts them on the device."""
 
 
 def given_cache(arguments: Mapping[str, Any]) -> Cache | None:
@@ -25,15 +28,15 @@ def given_cache(arguments: Mapping[str, Any]) -> Cache | None:
     return None
 
 
-def past_length(cache: Any) -> int | Tensor:
+def past_length(cache: Any) -> Past:
     """Return how many text positions a cache holds; a static cache answers with a tensor."""
     length: int | Tensor = 0 if cache is None else cache.get_seq_length()
     return length
 
 
 def text_positions(
-    kwargs: dict[str, Any], length: int, past: int | Tensor, device: torch.device
-) -> Int[Tensor, "*axes #rows {length}"]:
+    kwargs: dict[str, Any], length: int, past: Past, device: torch.device
+) -> Int[Tensor, "... #rows {length}"]:
     """Return the position of each text token among the text.
 
     Args:
@@ -43,9 +46,8 @@ def text_positions(
         device: Where the positions are needed.
 
     Returns:
-        `(rows or 1, length)`, in front of it an axis where the model counts in several ways: the caller's
-        `position_ids`; else counted over the 2-D attention mask, so that padding on either side changes nothing; else
-        counted from `past`.
+        The caller's `position_ids`, with an axis in front where the model counts in several ways; else counted over the
+        2-D attention mask, so that padding on either side changes nothing; else counted from `past`.
     """
     given: Tensor | None = kwargs.get("position_ids")
     if given is not None:
@@ -57,8 +59,8 @@ def text_positions(
 
 
 def own_positions(
-    stack: Stack, kwargs: dict[str, Any], length: int, past: int | Tensor, device: torch.device
-) -> Tensor:
+    stack: Stack, kwargs: dict[str, Any], length: int, past: Past, device: torch.device
+) -> Int[Tensor, "... #rows {length}"]:
     """Return the position that the model itself gives each text token, were it not for padding on the left.
 
     For rows without virtual tokens in front. A hole in the mask takes up a position where it does in the model; padding
@@ -72,7 +74,7 @@ def own_positions(
         device: Where the positions are needed.
 
     Returns:
-        `(rows or 1, length)`, from 0; the caller's `position_ids` if there are any.
+        Those, from 0; the caller's `position_ids` if there are any.
     """
     if kwargs.get("position_ids") is not None:
         return text_positions(kwargs, length, past, device)
@@ -131,7 +133,7 @@ def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
         )
 
 
-def check_start(stack: Stack, kwargs: dict[str, Any], past: int | Tensor) -> None:
+def check_start(stack: Stack, kwargs: dict[str, Any], past: Past) -> None:
     """Refuse positions that begin elsewhere than the model's own, where virtual tokens begin.
 
     `generate` counts RoBERTa's from 0, the model itself from behind its padding index. Not checked while compiling,
@@ -188,19 +190,24 @@ def check_budget(stack: Stack, total: int, virtual: int) -> None:
     )
 
 
-def shift_learned_positions(stack: Stack, embeddings: Tensor, past: int | Tensor, positions: Tensor) -> Tensor:
+def shift_learned_positions(
+    stack: Stack,
+    embeddings: Float[Tensor, "rows length hidden"],
+    past: Past,
+    positions: Int[Tensor, "#rows length"],
+) -> Float[Tensor, "rows length hidden"]:
     """Move text that counts its own positions: add the difference of two rows of the position table.
 
     BART's decoder takes no `position_ids`. A change of the embeddings needs no state on its modules.
 
     Args:
         stack: A stack with a position table and without `position_ids`.
-        embeddings: Text embeddings `(rows, length, hidden)`. Not changed.
+        embeddings: Of the text. Not changed.
         past: Tokens in the cache as the stack sees it, from which it will count.
-        positions: `(rows or 1, length)` where the text shall stand, from 0.
+        positions: Where the text shall stand, from 0.
 
     Returns:
-        Embeddings `(rows, length, hidden)`.
+        Other embeddings.
     """
     table: Any = stack.position_table
     offset = getattr(table, "offset", 0)
@@ -210,52 +217,21 @@ def shift_learned_positions(stack: Stack, embeddings: Tensor, past: int | Tensor
     return embeddings + difference / stack.embeddings_scale
 
 
-def relative_bias(stack: Stack, positions: Tensor, tokens: int) -> tuple[Tensor, ...] | None:
-    """Compute the relative position bias of a decoder prompt, as of real tokens at positions `0 … tokens - 1`.
-
-    Args:
-        stack: A decoder.
-        positions: `(rows or 1, length)` positions of the queries, the prompt counted.
-        tokens: Virtual tokens.
-
-    Returns:
-        Per layer `(rows or 1, heads, length, tokens)`, or `None` if the stack has no such bias.
-    """
-    modules = stack.attentions[stack.name]
-    owners = [module if _has_relative_bias(module) else None for module in modules]
-    if owners[0] is None:
-        return None
-    biases: list[Tensor] = []
-    for owner in owners:  # a layer without a table takes the bias of the one before, as T5's all take the first one's
-        biases.append(biases[-1] if owner is None else _bias_of(owner, positions, tokens))
-    return tuple(biases)
-
-
-def _bias_of(owner: Any, positions: Tensor, tokens: int) -> Tensor:
-    distances = torch.arange(tokens, device=positions.device) - positions[..., None]
-    options = {
-        "bidirectional": not owner.is_decoder,
-        "num_buckets": owner.relative_attention_num_buckets,
-        "max_distance": owner.relative_attention_max_distance,
-    }
-    wanted = inspect.signature(owner._relative_position_bucket).parameters
-    buckets = owner._relative_position_bucket(distances, **{name: options[name] for name in options if name in wanted})
-    bias: Tensor = owner.relative_attention_bias(buckets)
-    return bias.permute(0, 3, 1, 2)
-
-
-def _has_relative_bias(module: nn.Module) -> bool:
-    return hasattr(module, "_relative_position_bucket") and hasattr(module, "relative_attention_bias")
-
-
-def embeddings_of(stack: Stack, kwargs: dict[str, Any], text: Tensor) -> Tensor:
+def embeddings_of(
+    stack: Stack, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."]
+) -> Float[Tensor, "rows length hidden"]:
     """Return the embeddings of a stack's text."""
     return text if kwargs.get("inputs_embeds") is not None else stack.embed(text)
 
 
 def move_text(
-    stack: Stack, call: Call, counts: list[int], kwargs: dict[str, Any], text: Tensor, past: int | Tensor
-) -> tuple[dict[str, Any], Tensor]:
+    stack: Stack,
+    call: Call,
+    counts: list[int],
+    kwargs: dict[str, Any],
+    text: Shaped[Tensor, "rows length ..."],
+    past: Past,
+) -> tuple[dict[str, Any], Int[Tensor, "... #rows length"]]:
     """Let the text start behind virtual tokens.
 
     Args:
@@ -267,7 +243,7 @@ def move_text(
         past: Tokens of text in its cache.
 
     Returns:
-        The arguments and the text's positions, `(rows or 1, length)`.
+        The arguments and the text's positions.
 
     Raises:
         ValueError: If the text does not fit behind them.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt_zoo.shapes import Int
 from softprompt_zoo.sites.call import Selection, check_rows
 from softprompt_zoo.sites.select import select
 from softprompt_zoo.sites.slots import check_slot_kind, check_slots
@@ -22,10 +23,10 @@ class Request:
 
     selection: Selection | None = None
     """Which rows see which combination; `None` for the active prompts in every row."""
-    task_ids: Tensor | None = None
-    """`(rows,)` integers, or `(1,)` for all rows."""
-    soft_slots: Tensor | None = None
-    """`(rows, length)`: which virtual token stands at each place of the text, -1 for text."""
+    task_ids: Int[Tensor, " #rows"] | None = None
+    """One for each row, or one for all rows."""
+    soft_slots: Int[Tensor, "rows length"] | None = None
+    """Which virtual token stands at each place of the text, -1 for text."""
 
     @classmethod
     def read(cls, arguments: Mapping[str, Any], names: Sequence[str]) -> "Request":
@@ -106,5 +107,5 @@ NOTHING = Request()
 """The active prompts in every row."""
 
 
-def _repeated(tensor: Tensor, rows: int) -> Tensor:
+def _repeated(tensor: Int[Tensor, "_ ..."], rows: int) -> Int[Tensor, "_ ..."]:
     return torch.repeat_interleave(tensor, rows // tensor.shape[0], dim=0)

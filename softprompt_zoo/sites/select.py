@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.errors import UnknownPromptError
+from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.call import Combination, Part, Selection
 
 
@@ -67,7 +68,7 @@ def _unknown(name: str, names: Sequence[str], what: str, bank: str | None) -> st
     return f"no prompt {name!r}, named in {what}; the model has {there}{nor}"
 
 
-def _select_by_index(prompts: Tensor, names: Sequence[str]) -> Selection:
+def _select_by_index(prompts: Shaped[Tensor, "..."], names: Sequence[str]) -> Selection:
     if prompts.ndim != 1 or prompts.is_floating_point() or prompts.dtype == torch.bool:
         raise TypeError(
             f"prompts is a tensor of shape {tuple(prompts.shape)} and dtype {prompts.dtype}; "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
+from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import join, lengths, site_state
 from softprompt_zoo.sites.call import Call, Combination, Part, Prefix, Segment, per_token
 from softprompt_zoo.sites.positions import check_budget, shift_learned_positions
@@ -27,7 +28,7 @@ from softprompt_zoo.sites.state import CallState, Capture
 class _Pending:
     """Input-level tokens that still have to pass through the model."""
 
-    embeddings: Tensor
+    embeddings: Float[Tensor, "tokens hidden"]
     dropout: list[float]
     always_visible: list[bool]
     weight: list[float]
@@ -35,7 +36,7 @@ class _Pending:
     """Of the prompt that each token belongs to."""
 
 
-def causal_prefix(stack: Stack, call: Call, reach: Tensor | None = None) -> Prefix:
+def causal_prefix(stack: Stack, call: Call, reach: Int[Tensor, ""] | None = None) -> Prefix:
     """Turn every combination into keys and values.
 
     Args:
@@ -107,8 +108,12 @@ def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
 
 
 def _run(
-    stack: Stack, pending: list[_Pending], before: list[Segment | None], is_training: bool, reach: Tensor | None
-) -> list[tuple[Segment, Tensor]]:
+    stack: Stack,
+    pending: list[_Pending],
+    before: list[Segment | None],
+    is_training: bool,
+    reach: Int[Tensor, ""] | None,
+) -> list[tuple[Segment, Float[Tensor, "tokens hidden"]]]:
     longest = max(len(part.dropout) for part in pending)
     weight: Any = stack.embedding.weight
     embeddings = torch.nn.utils.rnn.pad_sequence([part.embeddings for part in pending], batch_first=True)

@@ -8,22 +8,28 @@ from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import stack
 from softprompt_zoo.sites.call import Combination, Part, Selection, Slots
-from softprompt_zoo.sites.positions import text_positions
+from softprompt_zoo.sites.positions import Past, text_positions
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.placement import Placement
 
 EXPECTED = "expected integers of shape (rows, length) as zoo.encode makes them: a virtual token's index, -1 for text"
 
 
-def fill_slots(slots: Slots, embeddings: Tensor, rows: Tensor | None, past: int | Tensor) -> Tensor:
+def fill_slots(
+    slots: Slots,
+    embeddings: Float[Tensor, "rows length hidden"],
+    rows: Int[Tensor, " rows"] | None,
+    past: Past,
+) -> Float[Tensor, "rows length hidden"]:
     """Put the virtual tokens into their places.
 
     Args:
         slots: Where they stand.
-        embeddings: Text embeddings `(rows, length, hidden)`. Not changed.
-        rows: `(rows,)` index of each row's combination; `None` if all share one.
+        embeddings: Of the text. Not changed.
+        rows: Index of each row's combination; `None` if all share one.
         past: Text tokens in the cache, behind which this text stands.
 
     Returns:
@@ -69,14 +75,18 @@ def keep_positions(stack: Stack, kwargs: dict[str, Any], length: int) -> dict[st
 
 
 def take_slots(
-    selection: Selection, placements: Mapping[Part, Placement], index: Tensor, in_generate: bool, is_checked: bool
+    selection: Selection,
+    placements: Mapping[Part, Placement],
+    index: Int[Tensor, "rows length"],
+    in_generate: bool,
+    is_checked: bool,
 ) -> tuple[Selection, Slots | None]:
     """Take the input-level prompts out of the combinations, for they stand in the text and not in front of it.
 
     Args:
         selection: Which rows see which combination.
         placements: What is placed, by prompt.
-        index: `(rows, length)` integers, as `zoo.encode` makes them.
+        index: As `zoo.encode` makes it.
         in_generate: Whether `generate` runs the forward.
         is_checked: Whether the values were looked at in an earlier step.
 
@@ -102,11 +112,11 @@ def take_slots(
     return Selection(tuple(rest), selection.rows), Slots(index, tuple(tables), in_generate)
 
 
-def check_slots(index: Tensor, rows: int, length: int, past: int = 0) -> None:
+def check_slots(index: Int[Tensor, "_ _"], rows: int, length: int, past: int = 0) -> None:
     """Check slots against the text they stand in.
 
     Args:
-        index: `(rows, length)` integers.
+        index: As `zoo.encode` makes it.
         rows: Rows of the text.
         length: Tokens of a row, those in the cache counted.
         past: Those in the cache.
@@ -169,7 +179,9 @@ def _check_weights(combination: Combination, placements: Mapping[Part, Placement
             )
 
 
-def _check_range(selection: Selection, tables: list[Tensor | None], index: Tensor) -> None:
+def _check_range(
+    selection: Selection, tables: list[Float[Tensor, "_ hidden"] | None], index: Int[Tensor, "rows length"]
+) -> None:
     if not index.numel():
         return
     counts = torch.tensor([0 if table is None else table.shape[0] for table in tables])

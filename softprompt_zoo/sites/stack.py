@@ -15,6 +15,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.backbone.traits import Sinusoids, silent_features
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Float, Int, Shaped
 from softprompt_zoo.sites.state import CallState, Capture
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.placement import Placement
@@ -210,16 +211,16 @@ class Stack:
     reads_sound: bool = False
     """Whether it reads features in the place of tokens; `embedding` is then the table of the stack behind it."""
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Turn token ids `(...)` into what the stack takes in their place, `(..., hidden)`."""
+    def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
+        """Turn token ids into what the stack takes in their place."""
         embeddings: Tensor = self.embedding(ids)
         return embeddings if self.ids_scale == 1.0 else embeddings * self.ids_scale
 
-    def reading(self, ids: Tensor) -> dict[str, Any]:
-        """Return the arguments for token ids `(rows, length)`; where the stack reads sound, for silence."""
+    def reading(self, ids: Int[Tensor, "rows length"]) -> dict[str, Any]:
+        """Return the arguments for token ids; where the stack reads sound, for silence."""
         return {"input_features": silent_features(self.module)} if self.reads_sound else {"input_ids": ids}
 
-    def text(self, kwargs: Mapping[str, Any]) -> Tensor | None:
+    def text(self, kwargs: Mapping[str, Any]) -> Shaped[Tensor, "rows ..."] | None:
         """Return what the stack reads of its arguments: embeddings, ids or sound; `None` if there is nothing."""
         names = ("input_features",) if self.reads_sound else ("inputs_embeds", "input_ids")
         return next((kwargs[name] for name in names if kwargs.get(name) is not None), None)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from softprompt_zoo.shapes import Bool, Float, Int
 from softprompt_zoo.sites.call import Call, Layout
 from softprompt_zoo.sites.site import Site
 
@@ -14,13 +15,21 @@ from softprompt_zoo.sites.site import Site
 class Gated:
     """One gated prompt of every combination at one site; the n-th of a combination is in the n-th of these."""
 
-    layers: tuple[tuple[Tensor, Tensor, Tensor] | None, ...]
-    """Per layer keys and values, each `(combinations, kv_heads, tokens, head_dim)`, and gates
-    `(combinations, heads or 1)`, zero where a combination has no tokens; `None` for a layer where none has any."""
-    present: Tensor | None
-    """`(combinations, tokens)` booleans, false where shorter prompts are padded; `None` if none is."""
+    layers: tuple[
+        tuple[
+            Float[Tensor, "combinations kv_heads tokens head_dim"],
+            Float[Tensor, "combinations kv_heads tokens value_dim"],
+            Float[Tensor, " combinations #heads"],
+        ]
+        | None,
+        ...,
+    ]
+    """Per layer keys, values and gates, zero where a combination has no tokens; `None` for a layer where none
+    has any."""
+    present: Bool[Tensor, "combinations tokens"] | None
+    """False where shorter prompts are padded; `None` if none is."""
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Gated":
+    def map(self, change: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]) -> "Gated":
         """Return the same with other keys, values and gates."""
         layers = [None if own is None else (change(own[0]), change(own[1]), change(own[2])) for own in self.layers]
         return dataclasses.replace(self, layers=tuple(layers))
@@ -30,20 +39,20 @@ class Gated:
 class SiteState:
     """What one site shows the attention of its layers, for each distinct combination of prompts."""
 
-    keys: tuple[Tensor, ...]
-    """Per layer `(combinations, kv_heads, tokens, head_dim)`."""
-    values: tuple[Tensor, ...]
-    """Per layer `(combinations, kv_heads, tokens, head_dim)`."""
-    present: Tensor | None
-    """`(combinations, tokens)` booleans, false where shorter combinations are padded; `None` if none is."""
-    always_visible: Tensor | None
-    """`(combinations, tokens)` booleans: tokens that no sliding window hides; `None` if there are none."""
-    dropout: Tensor | None
-    """`(combinations, tokens)` probabilities; `None` outside training."""
-    weight: Tensor | None = None
-    """`(combinations, tokens)` factors on the shares of attention; `None` if all are 1."""
+    keys: tuple[Float[Tensor, "combinations kv_heads tokens head_dim"], ...]
+    """Per layer."""
+    values: tuple[Float[Tensor, "combinations kv_heads tokens value_dim"], ...]
+    """Per layer."""
+    present: Bool[Tensor, "combinations tokens"] | None
+    """False where shorter combinations are padded; `None` if none is."""
+    always_visible: Bool[Tensor, "combinations tokens"] | None
+    """Tokens that no sliding window hides; `None` if there are none."""
+    dropout: Float[Tensor, "combinations tokens"] | None
+    """Probabilities; `None` outside training."""
+    weight: Float[Tensor, "combinations tokens"] | None = None
+    """Factors on the shares of attention; `None` if all are 1."""
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "SiteState":
+    def map(self, change: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]) -> "SiteState":
         """Return the same with other keys and values."""
         keys, values = (tuple([change(layer) for layer in layers]) for layers in (self.keys, self.values))
         return dataclasses.replace(self, keys=keys, values=values)
@@ -54,14 +63,14 @@ class CallState:
     """The state of one call of one stack."""
 
     sites: Mapping[str, SiteState]
-    rows: Tensor | None
-    """`(rows,)` index of each row's combination; `None` if all rows share the only one."""
-    positions: Tensor | None
-    """`(rows or 1, length)` positions of the queries, for sliding windows."""
-    bias: tuple[Tensor, ...] | None = None
-    """Per layer `(rows or 1, heads, length, tokens)`, the relative position bias of the self-attention's prompt."""
-    tails: tuple[Tensor, Tensor] | None = None
-    """Hidden states `(rows, hidden)` that predict the first text token, and which rows `(rows, 1)` have one."""
+    rows: Int[Tensor, " rows"] | None
+    """Index of each row's combination; `None` if all rows share the only one."""
+    positions: Int[Tensor, "... #rows length"] | None
+    """Positions of the queries, for sliding windows; Qwen2-VL has three in each place."""
+    bias: tuple[Float[Tensor, "#rows heads length tokens"], ...] | None = None
+    """Per layer the relative position bias of the self-attention's prompt."""
+    tails: tuple[Float[Tensor, "rows hidden"], Bool[Tensor, "rows 1"]] | None = None
+    """Hidden states that predict the first text token, and which rows have one."""
     cut_states: Layout | None = None
     """Where the text is in the encoder's states, if those that were given had been cut to it."""
     is_tuple_wanted: bool = False
@@ -83,6 +92,6 @@ class Capture:
     prior: CallState | None = None
     is_alone: bool = False
     """Whether keys and values are all that is wanted, and the attention's result is not."""
-    keys: dict[Site, Tensor] = dataclasses.field(default_factory=dict)
-    values: dict[Site, Tensor] = dataclasses.field(default_factory=dict)
+    keys: dict[Site, Float[Tensor, "rows kv_heads length head_dim"]] = dataclasses.field(default_factory=dict)
+    values: dict[Site, Float[Tensor, "rows kv_heads length value_dim"]] = dataclasses.field(default_factory=dict)
     visits: dict[int, int] = dataclasses.field(default_factory=dict)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt_zoo.shapes import Int
 from softprompt_zoo.sites.call import Combination, Part, Selection
 from softprompt_zoo.tokens.placement import Placement
 
@@ -26,14 +27,14 @@ def check_task(task: Any, count: int, name: str) -> None:
         raise ValueError(f"task is {task!r}; prompt {name!r} has {count} tasks, counted from 0; give one of them")
 
 
-def check_task_ids(task_ids: Any) -> Tensor | None:
+def check_task_ids(task_ids: Any) -> Int[Tensor, " #rows"] | None:
     """Read the `task_ids` argument of `forward` and `generate`.
 
     Args:
         task_ids: One integer per row, or one for all rows, as a tensor or a list; or `None`.
 
     Returns:
-        `(rows,)` or `(1,)` integers, or `None`.
+        One for each row, or one for all; or `None`.
 
     Raises:
         TypeError: If it is neither a tensor nor a list, or the list holds something else than numbers.
@@ -53,7 +54,7 @@ def check_task_ids(task_ids: Any) -> Tensor | None:
     return ids.long()
 
 
-def spread_task_ids(task_ids: Tensor, rows: int) -> Tensor:
+def spread_task_ids(task_ids: Int[Tensor, " _"], rows: int) -> Int[Tensor, " {rows}"]:
     """Give every row of the batch its task.
 
     Args:
@@ -61,7 +62,7 @@ def spread_task_ids(task_ids: Tensor, rows: int) -> Tensor:
         rows: Rows of the batch.
 
     Returns:
-        `(rows,)` integers.
+        One for each row.
 
     Raises:
         ValueError: If there are more or fewer ids.
@@ -77,7 +78,7 @@ def spread_task_ids(task_ids: Tensor, rows: int) -> Tensor:
 
 
 def split_tasks(
-    selection: Selection, placements: Mapping[Part, Placement], task_ids: Tensor | None
+    selection: Selection, placements: Mapping[Part, Placement], task_ids: Int[Tensor, " _"] | None
 ) -> tuple[Selection, dict[Part, Placement]]:
     """Turn every task that is asked for into a part of its own.
 
@@ -132,7 +133,9 @@ def _limit(combination: Combination, counts: Mapping[Part, int]) -> _Limit:
     return found
 
 
-def _wanted(limits: list[_Limit], rows: Tensor | None, ids: Tensor) -> tuple[list[tuple[int, int]], Tensor]:
+def _wanted(
+    limits: list[_Limit], rows: Int[Tensor, " rows"] | None, ids: Int[Tensor, " _"]
+) -> tuple[list[tuple[int, int]], Int[Tensor, " rows"]]:
     """List the pairs of combination and task that are needed, and each row's place in the list."""
     if rows is not None:
         ids = spread_task_ids(ids, rows.shape[0])
@@ -140,7 +143,9 @@ def _wanted(limits: list[_Limit], rows: Tensor | None, ids: Tensor) -> tuple[lis
     return _every_task(limits, rows, ids) if torch.compiler.is_compiling() else _asked(limits, rows, ids)
 
 
-def _asked(limits: list[_Limit], rows: Tensor, ids: Tensor) -> tuple[list[tuple[int, int]], Tensor]:
+def _asked(
+    limits: list[_Limit], rows: Int[Tensor, " rows"], ids: Int[Tensor, " rows"]
+) -> tuple[list[tuple[int, int]], Int[Tensor, " rows"]]:
     """List the pairs of combination and task that rows ask for, and each row's place in the list."""
     pairs = []
     for row, (index, task) in enumerate(zip(rows.tolist(), ids.tolist(), strict=True)):
@@ -154,7 +159,9 @@ def _asked(limits: list[_Limit], rows: Tensor, ids: Tensor) -> tuple[list[tuple[
     return wanted, torch.tensor([wanted.index(pair) for pair in pairs], device=ids.device)
 
 
-def _every_task(limits: list[_Limit], rows: Tensor, ids: Tensor) -> tuple[list[tuple[int, int]], Tensor]:
+def _every_task(
+    limits: list[_Limit], rows: Int[Tensor, " rows"], ids: Int[Tensor, " rows"]
+) -> tuple[list[tuple[int, int]], Int[Tensor, " rows"]]:
     """Do the same while tracing, where values are unknown: keep every task ready."""
     wanted: list[tuple[int, int]] = []
     starts = []

@@ -5,18 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt_zoo.shapes import Bool, Float
 from softprompt_zoo.sites.call import Layout
 from softprompt_zoo.sites.encoder_states import remember
 
 
-def cut_output(module: Any, output: Any, layout: Layout, pooled: Tensor | None = None) -> Any:
+def cut_output(module: Any, output: Any, layout: Layout, pooled: Bool[Tensor, "#rows 1"] | None = None) -> Any:
     """Cut an encoder's output to the text, and pool it again.
 
     Args:
         module: The encoder, for its pooler.
         output: Its output.
         layout: Where the text went.
-        pooled: `(rows or 1, 1)`, whether a head shall find the first virtual token in the place of the text's first.
+        pooled: Whether a head shall find the first virtual token in the place of the text's first.
 
     Returns:
         An output of the same class.
@@ -59,6 +60,6 @@ def text_only(states: Any, layout: Layout, dims: tuple[int, ...]) -> Any:
     return states
 
 
-def _pool(module: Any, states: Tensor) -> Any:
+def _pool(module: Any, states: Float[Tensor, "rows length hidden"]) -> Any:
     activation = getattr(module, "pooler_activation", None)  # ALBERT's pooler is the linear layer alone
     return module.pooler(states) if activation is None else activation(module.pooler(states[:, 0]))

@@ -59,7 +59,7 @@ def checked(function):
 
 def check_all(module):
     """Let a module's functions, and its classes' methods and properties, check their shapes."""
-    classes = [value for value in vars(module).values() if type(value) is type]
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
     for owner in [module, *(each for each in classes if each.__module__ == module.__name__)]:
         for name, value in list(vars(owner).items()):
             if name == "__init__" and dataclasses.is_dataclass(owner):

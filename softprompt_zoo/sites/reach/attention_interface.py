@@ -7,7 +7,6 @@ wrong gradients under checkpointing and cross-talk between threads.
 
 import functools
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +19,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Bool, Float, Shaped
 from softprompt_zoo.sites.batch import layer_prompt
-from softprompt_zoo.sites.gates import add_gated
+from softprompt_zoo.sites.gates import Attention, add_gated
 from softprompt_zoo.sites.reach import block_masks
 from softprompt_zoo.sites.reach.marks import MARK, Mark
 from softprompt_zoo.sites.site import Site
@@ -60,12 +60,12 @@ def base_implementation(name: str) -> str:
 def _prompt_attention(
     base: str,
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
+    query: Float[Tensor, "rows heads length head_dim"],
+    key: Float[Tensor, "rows kv_heads key_length head_dim"],
+    value: Float[Tensor, "rows kv_heads key_length value_dim"],
+    attention_mask: Shaped[Tensor, "..."] | BlockMask | None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]:
     """Attend to the layer's prompt and to the text; without a prompt this is the base function."""
     forward = _base_function(base, module)
     state = kwargs.pop(STATE_KEYWORD, None)
@@ -103,13 +103,19 @@ def _calling_site(module: nn.Module, state: CallState | Capture) -> Site | None:
 
 def _with_prompt(
     base: str,
-    forward: Callable[..., tuple[Tensor, Tensor | None]],
+    forward: Attention,
     prompt: SiteState,
     state: CallState,
     site: Site,
-    arguments: tuple[nn.Module, Tensor, Tensor, Tensor, Tensor | None],
+    arguments: tuple[
+        nn.Module,
+        Float[Tensor, "rows heads length head_dim"],
+        Float[Tensor, "rows kv_heads key_length head_dim"],
+        Float[Tensor, "rows kv_heads key_length value_dim"],
+        Shaped[Tensor, "..."] | BlockMask | None,
+    ],
     kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]:
     module, query, key, value, attention_mask = arguments
     is_causal = base != "eager" and _is_causal(module, kwargs)  # there a missing mask hides nothing
     length = query.shape[2]
@@ -137,11 +143,11 @@ def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
     return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
-def _base_function(base: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _base_function(base: str, module: nn.Module) -> Attention:
     return eager_function(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
 
 
-def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def eager_function(module: nn.Module) -> Attention:
     """Return the eager attention function of a module's own modeling file.
 
     Raises:
@@ -156,7 +162,11 @@ def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | No
 
 
 def _shared_mask(
-    prompt: SiteState, state: CallState, query: Tensor, attention_mask: Any, depends_on: tuple[Any, ...]
+    prompt: SiteState,
+    state: CallState,
+    query: Float[Tensor, "rows heads length head_dim"],
+    attention_mask: Any,
+    depends_on: tuple[Any, ...],
 ) -> Any:
     """Extend the text's mask over the prompt, once for all layers that share it."""
     for known, text_mask, extended in state.masks:
@@ -183,7 +193,9 @@ def _shared_mask(
     return mask
 
 
-def visible_to(prompt: SiteState, state: CallState, window: int | None, length: int) -> Tensor | None:
+def visible_to(
+    prompt: SiteState, state: CallState, window: int | None, length: int
+) -> Bool[Tensor, "#rows 1 #length tokens"] | None:
     """Say which virtual tokens each of the last `length` queries sees.
 
     Args:
@@ -193,7 +205,7 @@ def visible_to(prompt: SiteState, state: CallState, window: int | None, length: 
         length: Queries of the layer: a model may compute its last layers for the last tokens alone.
 
     Returns:
-        `(rows or 1, 1, length or 1, tokens)` booleans; `None` for all.
+        Whether it does; `None` for all.
     """
     visible = None
     if prompt.present is not None:
@@ -210,14 +222,19 @@ def visible_to(prompt: SiteState, state: CallState, window: int | None, length: 
 
 
 def extend_mask(
-    mask: Tensor | None, visible: Tensor | None, query: Tensor, key_length: int, tokens: int, is_causal: bool
-) -> Tensor | None:
+    mask: Shaped[Tensor, "#rows #heads #length {key_length}"] | None,
+    visible: Shaped[Tensor, "#rows 1 #length {tokens}"] | None,
+    query: Float[Tensor, "rows heads length head_dim"],
+    key_length: int,
+    tokens: int,
+    is_causal: bool,
+) -> Shaped[Tensor, "#rows #heads #length {tokens+key_length}"] | None:
     """Put the prompt's columns in front of a mask.
 
     Args:
-        mask: The text's mask, boolean or additive, `(rows or 1, heads or 1, length or 1, key_length)`; or `None`.
+        mask: The text's mask, boolean or additive; or `None`.
         visible: From `visible_to`; or what is added to the prompt's scores, in floating point.
-        query: `(rows, heads, length, head_dim)`.
+        query: The queries.
         key_length: Keys of the text.
         tokens: Virtual tokens.
         is_causal: Whether a missing mask stands for a causal one.
@@ -245,7 +262,12 @@ def extend_mask(
     return torch.cat([visible, mask.expand(rows, -1, width, -1)], dim=-1)
 
 
-def _weighed(visible: Tensor | None, weight: Tensor, state: CallState, query: Tensor) -> Tensor:
+def _weighed(
+    visible: Bool[Tensor, "#rows 1 #length tokens"] | None,
+    weight: Float[Tensor, "_ tokens"],
+    state: CallState,
+    query: Float[Tensor, "rows heads length head_dim"],
+) -> Float[Tensor, "#rows 1 #length tokens"]:
     """Turn weights into what is added to the scores: a factor on a share is its logarithm on the score."""
     weight = weight if state.rows is None else weight[state.rows]
     least = torch.finfo(query.dtype).min
@@ -254,11 +276,13 @@ def _weighed(visible: Tensor | None, weight: Tensor, state: CallState, query: Te
     return scores if visible is None else torch.where(visible, scores, least)
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def _additive(mask: Bool[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
     return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def _extend_bias(bias: Tensor, state: CallState, site: Site, tokens: int) -> Tensor:
+def _extend_bias(
+    bias: Float[Tensor, "#rows heads length key_length"], state: CallState, site: Site, tokens: int
+) -> Float[Tensor, "#rows heads length positions"]:
     """Give the prompt's columns their bias: relative positions in a decoder, none elsewhere."""
     if state.bias is None or site.name == "cross":
         return functional.pad(bias, (tokens, 0))

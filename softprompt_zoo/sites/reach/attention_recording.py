@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Bool, Float, Shaped
 from softprompt_zoo.sites.reach.attention_interface import PREFIX, eager_function, register_base
 from softprompt_zoo.sites.reach.marks import Mark, mark_of
 from softprompt_zoo.sites.site import Site
@@ -32,8 +33,8 @@ class Asked:
     """The prompts' columns, which stand in front of the text's."""
     first_query: int
     """Queries in front of the text, which are virtual positions."""
-    is_text: Tensor
-    """`(rows, length)` booleans: which of the queries behind those are text and not padding."""
+    is_text: Bool[Tensor, "rows length"]
+    """Which of the queries behind those are text and not padding."""
 
 
 @dataclasses.dataclass
@@ -42,17 +43,17 @@ class Recording:
 
     asked: Mapping[str, Asked]
     """Site name to what is read there; other sites are not."""
-    calls: dict[int, tuple[Mark, list[Tensor]]] = dataclasses.field(default_factory=dict)
-    """By the id of an attention module its mark and what its calls gave, in order; `(columns,)` each."""
+    calls: dict[int, tuple[Mark, list[Float[Tensor, " columns"]]]] = dataclasses.field(default_factory=dict)
+    """By the id of an attention module its mark and what its calls gave, in order."""
 
-    def shares(self, extra: Mapping[Site, int]) -> dict[str, Tensor]:
+    def shares(self, extra: Mapping[Site, int]) -> dict[str, Float[Tensor, "layers columns"]]:
         """Return the share of each of the prompts' columns.
 
         Args:
             extra: How many calls of a layer come behind the one that is read: those of gated tokens.
 
         Returns:
-            Site name to `(layers, columns)`, a mean over heads and the text's tokens.
+            By site, a mean over heads and the text's tokens.
         """
         found: dict[Site, Tensor] = {}
         for mark, calls in self.calls.values():
@@ -87,8 +88,13 @@ def recording(asked: Mapping[str, Asked]) -> Iterator[Recording]:
 
 
 def _recorded_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
+    module: nn.Module,
+    query: Float[Tensor, "rows heads length head_dim"],
+    key: Float[Tensor, "rows kv_heads key_length head_dim"],
+    value: Float[Tensor, "rows kv_heads key_length value_dim"],
+    attention_mask: Shaped[Tensor, "..."] | None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]:
     """Do what the model's eager function does, and read its weights."""
     output, weights = eager_function(module)(module, query, key, value, attention_mask, **kwargs)
     found, mark = _RECORDING.get(), mark_of(module)
@@ -103,7 +109,7 @@ def _recorded_attention(
     return output, weights
 
 
-def _read(weights: Tensor, asked: Asked) -> Tensor:
+def _read(weights: Float[Tensor, "rows heads _ _"], asked: Asked) -> Float[Tensor, " {asked.columns}"]:
     shown = weights[..., asked.first_query :, : asked.columns].float()
     if shown.shape[0] != asked.is_text.shape[0] or shown.shape[2] != asked.is_text.shape[1]:
         return shown.new_zeros(asked.columns)  # a pass over virtual tokens alone, or over gated ones: it is not read

@@ -6,16 +6,25 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from softprompt_zoo.shapes import Bool, Int
+
 FLEX = "flex_attention"
 """transformers' name of the implementation."""
 
 
-def extend(mask: BlockMask, visible: Tensor | None, rows: int, length: int, key_length: int, tokens: int) -> BlockMask:
+def extend(
+    mask: BlockMask,
+    visible: Bool[Tensor, "#rows 1 #length {tokens}"] | None,
+    rows: int,
+    length: int,
+    key_length: int,
+    tokens: int,
+) -> BlockMask:
     """Extend a text's block mask by the prompt's columns.
 
     Args:
         mask: The text's mask. Not changed.
-        visible: `(rows or 1, 1, length or 1, tokens)` booleans, which virtual tokens each query sees; `None` for all.
+        visible: Which virtual tokens each query sees; `None` for all.
         rows: Rows of the batch.
         length: Queries.
         key_length: Keys of the text.
@@ -28,7 +37,9 @@ def extend(mask: BlockMask, visible: Tensor | None, rows: int, length: int, key_
     device = mask.kv_num_blocks.device
     seen = None if visible is None else visible.to(device).expand(rows, 1, length, tokens)[:, 0]
 
-    def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def mask_mod(
+        row: Int[Tensor, ""], head: Int[Tensor, ""], query: Int[Tensor, ""], key: Int[Tensor, ""]
+    ) -> Bool[Tensor, ""]:
         is_text = key >= tokens
         text = of_text(row, head, query, (key - tokens).clamp(min=0))
         if seen is None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.probe import PROBE_LENGTH, AttentionCall
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.sites.reach.cache_view import CacheView
 from softprompt_zoo.sites.stack import Look
 from softprompt_zoo.tokens.layer_shape import LayerShape
@@ -53,8 +54,13 @@ class _NotingView(CacheView):
         self._running.pop()
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        key_states: Float[Tensor, "rows kv_heads length head_dim"],
+        value_states: Float[Tensor, "rows kv_heads length value_dim"],
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Float[Tensor, "rows kv_heads length head_dim"], Float[Tensor, "rows kv_heads length value_dim"]]:
         module = self._running[-1]
         heads = next((h for h in (getattr(module, n, None) for n in _HEADS) if isinstance(h, int)), 0)
         shape = LayerShape(key_states.shape[1], key_states.shape[3], heads, _window(module), value_states.shape[3])

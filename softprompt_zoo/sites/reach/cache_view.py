@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.site import Site
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
@@ -22,8 +23,8 @@ class CacheView(Cache):
         super().__init__(layers=[])
         self.inner = inner
         """The cache of the text; `None` if nothing is kept."""
-        self.order: Tensor | None = None
-        """`(rows, tokens + length)` column of prompt and text that stands at each place; `None` if they just follow
+        self.order: Int[Tensor, "rows positions"] | None = None
+        """Column of prompt and text that stands at each place; `None` if they just follow
         each other."""
         self._state = state
         self._capture = capture
@@ -40,8 +41,13 @@ class CacheView(Cache):
         return 0 if self.prompt is None else self.prompt.keys[0].shape[2]
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        key_states: Float[Tensor, "rows kv_heads length head_dim"],
+        value_states: Float[Tensor, "rows kv_heads length value_dim"],
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Float[Tensor, "rows kv_heads key_length head_dim"], Float[Tensor, "rows kv_heads key_length value_dim"]]:
         """Keep the text's keys and values, and return them behind the prompt's."""
         site = Site(self._site, layer_idx)
         if self._capture is not None:
@@ -63,14 +69,18 @@ class CacheView(Cache):
         length, offset = (query_length, 0) if self.inner is None else self.inner.get_mask_sizes(query_length, layer_idx)
         return self.tokens + length, offset
 
-    def text_only(self, weights: Tensor) -> Tensor:
-        """Take the prompt's columns out of attention weights `(rows, heads, queries, columns)`."""
+    def text_only(self, weights: Float[Tensor, "rows heads _ _"]) -> Float[Tensor, "rows heads _ _"]:
+        """Take the prompt's columns out of attention weights."""
         if self.order is None:
             return weights[..., self.tokens :]
         columns = self.order.argsort(dim=1)[:, None, None, self.tokens :]
         return weights.gather(-1, columns.expand(*weights.shape[:-1], -1))
 
-    def _arranged(self, prompt: Tensor, text: Tensor) -> Tensor:
+    def _arranged(
+        self,
+        prompt: Float[Tensor, "rows kv_heads tokens head_dim"],
+        text: Float[Tensor, "rows kv_heads length head_dim"],
+    ) -> Float[Tensor, "rows kv_heads positions head_dim"]:
         joined = torch.cat([prompt, text], dim=2)
         if self.order is None:
             return joined

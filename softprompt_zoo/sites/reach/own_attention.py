@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.gates import add_gated
 from softprompt_zoo.sites.reach.attention_interface import extend_mask, visible_to
@@ -25,28 +26,28 @@ def disentangled(
     module: Any,
     state: CallState | Capture,
     layer: int,
-    hidden_states: Tensor,
-    attention_mask: Tensor,
+    hidden_states: Float[Tensor, "rows length hidden"],
+    attention_mask: Shaped[Tensor, "#rows 1 #length length"],
     output_attentions: bool = False,
-    query_states: Tensor | None = None,
-    relative_pos: Tensor | None = None,
-    rel_embeddings: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+    query_states: Float[Tensor, "rows length hidden"] | None = None,
+    relative_pos: Shaped[Tensor, "..."] | None = None,
+    rel_embeddings: Float[Tensor, "... hidden"] | None = None,
+) -> tuple[Float[Tensor, "rows length hidden"], Float[Tensor, "rows heads length length"] | None]:
     """Do what `DisentangledSelfAttention.forward` does.
 
     Args:
         module: The attention module.
         state: The state of this call.
         layer: Index of the layer.
-        hidden_states: `(rows, length, hidden)`.
-        attention_mask: Booleans `(rows, 1, length, length)`.
+        hidden_states: Of the text.
+        attention_mask: Not zero where a token is seen.
         output_attentions: Whether the weights are wanted.
-        query_states: `(rows, length, hidden)` that the queries are made of; `None` for the hidden states.
+        query_states: What the queries are made of; `None` for the hidden states.
         relative_pos: Relative positions.
         rel_embeddings: Their embeddings.
 
     Returns:
-        `(rows, length, hidden)`, and the weights `(rows, heads, length, length)` of the text or `None`.
+        Hidden states, and the weights of the text or `None`.
     """
     heads = module.num_attention_heads
     query = _split(module.query_proj(hidden_states if query_states is None else query_states), heads)
@@ -66,26 +67,26 @@ def biased(
     module: Any,
     state: CallState | Capture,
     layer: int,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None = None,
-    position_bias: Tensor | None = None,
+    hidden_states: Float[Tensor, "rows length hidden"],
+    attention_mask: Float[Tensor, "#rows 1 #length length"] | None = None,
+    position_bias: Float[Tensor, "#rows heads length length"] | None = None,
     output_attentions: bool = False,
     **kwargs: Any,
-) -> tuple[Tensor, ...]:
+) -> tuple[Float[Tensor, "rows ..."], ...]:
     """Do what `MPNetSelfAttention.forward` does.
 
     Args:
         module: The attention module.
         state: The state of this call.
         layer: Index of the layer.
-        hidden_states: `(rows, length, hidden)`.
-        attention_mask: To be added to the scores, `(rows, 1, length or 1, length)`.
-        position_bias: `(rows, heads, length, length)`.
+        hidden_states: Of the text.
+        attention_mask: To be added to the scores.
+        position_bias: The same.
         output_attentions: Whether the weights are wanted.
         **kwargs: Not used, as in the original.
 
     Returns:
-        `(rows, length, hidden)`, and the weights `(rows, heads, length, length)` of the text if wanted.
+        Hidden states `(rows, length, hidden)`, and the weights `(rows, heads, length, length)` of the text if wanted.
     """
     query, key, value = [
         _split(project(hidden_states), module.num_attention_heads) for project in (module.q, module.k, module.v)
@@ -125,11 +126,15 @@ def _attend(
     module: Any,
     state: CallState | Capture,
     layer: int,
-    projected: tuple[Tensor, Tensor, Tensor],
-    bias: Tensor | None,
-    mask: Tensor | None,
+    projected: tuple[
+        Float[Tensor, "rows heads length head_dim"],
+        Float[Tensor, "rows heads length head_dim"],
+        Float[Tensor, "rows heads length value_dim"],
+    ],
+    bias: Float[Tensor, "#rows heads length length"] | None,
+    mask: Shaped[Tensor, "#rows 1 #length length"] | None,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, "rows length width"], Float[Tensor, "rows heads length length"]]:
     """Attend to the layer's prompt and to the text."""
     query, key, value = projected
     if isinstance(state, Capture):
@@ -153,14 +158,23 @@ def _attend(
     return output.flatten(2), weights[..., tokens:]
 
 
-def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+def _masked(
+    scores: Float[Tensor, "rows heads length positions"], mask: Shaped[Tensor, "#rows #heads #length positions"] | None
+) -> Float[Tensor, "rows heads length positions"]:
     if mask is None:
         return scores
     is_kept = mask.dtype == torch.bool
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if is_kept else scores + mask
 
 
-def _with_gated(output: Tensor, call: CallState, layer: int, module: Any, query: Tensor, scale: float) -> Tensor:
+def _with_gated(
+    output: Float[Tensor, "rows length heads value_dim"],
+    call: CallState,
+    layer: int,
+    module: Any,
+    query: Float[Tensor, "rows heads length head_dim"],
+    scale: float,
+) -> Float[Tensor, "rows length heads value_dim"]:
     """Add what gated prompts give."""
     forward = functools.partial(_plain_attention, scale)
     for part in call.gated.get(SITE, []):
@@ -170,14 +184,20 @@ def _with_gated(output: Tensor, call: CallState, layer: int, module: Any, query:
 
 
 def _plain_attention(
-    scale: float, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
+    scale: float,
+    module: Any,
+    query: Float[Tensor, "rows heads length head_dim"],
+    key: Float[Tensor, "rows heads key_length head_dim"],
+    value: Float[Tensor, "rows heads key_length value_dim"],
+    mask: Float[Tensor, "#rows #heads #length key_length"] | None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "rows length heads value_dim"], None]:
     scores = query @ key.transpose(-1, -2) / scale
     scores = scores if mask is None else scores + mask
     return (scores.softmax(dim=-1) @ value).transpose(1, 2), None
 
 
-def _split(states: Tensor, heads: int) -> Tensor:
-    """Split features into heads: `(rows, heads, length, head_dim)`."""
+def _split(states: Float[Tensor, "rows length width"], heads: int) -> Float[Tensor, "rows {heads} length head_dim"]:
+    """Split features into heads."""
     split: Tensor = states.unflatten(-1, (heads, -1)).transpose(1, 2)
     return split

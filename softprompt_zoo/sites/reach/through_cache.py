@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.backbone.traits import without_cache
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.batch import rows_of
 from softprompt_zoo.sites.checkpointing import is_checkpointed
 from softprompt_zoo.sites.positions import given_cache
@@ -117,8 +118,10 @@ def _cache_of_text(module: Any, kwargs: dict[str, Any]) -> Cache | None:
     return DynamicCache(config=module.config) if given is None and wanted else given
 
 
-def _mask_of_text(stack: Stack, kwargs: dict[str, Any], text: Tensor, view: CacheView) -> Tensor | None:
-    """Return the text's mask `(rows, length)`, or one without padding; `None` if none is needed."""
+def _mask_of_text(
+    stack: Stack, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."], view: CacheView
+) -> Shaped[Tensor, "rows key_length"] | None:
+    """Return the text's mask, or one without padding; `None` if none is needed."""
     mask, prompt, inner = kwargs.get("attention_mask"), view.prompt, view.inner
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return mask
@@ -134,7 +137,9 @@ def _mask_of_text(stack: Stack, kwargs: dict[str, Any], text: Tensor, view: Cach
     return torch.ones(text.shape[0], int(length), dtype=torch.long, device=prompt.keys[0].device)
 
 
-def _mask(view: CacheView, call: CallState, mask: Tensor, text: Tensor) -> Tensor:
+def _mask(
+    view: CacheView, call: CallState, mask: Shaped[Tensor, "#rows key_length"], text: Shaped[Tensor, "rows length ..."]
+) -> Shaped[Tensor, "rows positions"]:
     """Extend the text's mask over the prompt, in the view's order of columns, which is found here."""
     prompt: Any = view.prompt
     device = prompt.keys[0].device

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softprompt_zoo.shapes import Bool, Float, Shaped
 from softprompt_zoo.sites.batch import lengths, segments_at, site_state, token_counts
 from softprompt_zoo.sites.call import Call, Prefix
 from softprompt_zoo.sites.decoding_state import prefix_of
-from softprompt_zoo.sites.positions import check_packing, move_text
+from softprompt_zoo.sites.positions import Past, check_packing, move_text
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
 from softprompt_zoo.sites.stacks.placing import state_of, with_slots
@@ -20,7 +21,12 @@ class Causal(StackKind):
     """No token sees a later one, so virtual tokens are computed apart from the text."""
 
     def prepare(
-        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+        self,
+        stack: Stack,
+        call: Call,
+        kwargs: dict[str, Any],
+        text: Shaped[Tensor, "rows length ..."],
+        past: Past,
     ) -> tuple[dict[str, Any], CallState]:
         """Move the text behind the combinations, and make keys and values of these."""
         if call.slots is not None:
@@ -54,8 +60,10 @@ class Causal(StackKind):
         return output
 
 
-def tails_of(prefix: Prefix, call: Call, text: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the hidden states that predict each row's first token `(rows, hidden)`, and which rows have one."""
+def tails_of(
+    prefix: Prefix, call: Call, text: Shaped[Tensor, "rows length ..."]
+) -> tuple[Float[Tensor, "rows hidden"], Bool[Tensor, "rows 1"]] | None:
+    """Return the hidden states that predict each row's first token, and which rows have one."""
     template = next((tail for tail in prefix.tails if tail is not None), None)
     if template is None:
         return None

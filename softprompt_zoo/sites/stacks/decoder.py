@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.batch import lengths, segments_at, stack_embeddings
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.encoder_states import whole_states
-from softprompt_zoo.sites.positions import move_text, relative_bias
+from softprompt_zoo.sites.positions import Past, move_text
+from softprompt_zoo.sites.relative_bias import relative_bias
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
 from softprompt_zoo.sites.stacks.placing import state_of
@@ -20,7 +22,12 @@ class Decoder(StackKind):
     """Virtual tokens at the input embeddings are the encoder's."""
 
     def prepare(
-        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+        self,
+        stack: Stack,
+        call: Call,
+        kwargs: dict[str, Any],
+        text: Shaped[Tensor, "rows length ..."],
+        past: Past,
     ) -> tuple[dict[str, Any], CallState]:
         """Move the text behind keys and values, and let it see the encoder's virtual positions."""
         segments = {site: segments_at(call, site) for site in ("decoder", "cross")}

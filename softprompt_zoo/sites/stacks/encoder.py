@@ -5,11 +5,12 @@ from typing import Any
 from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.sites import input_embeddings
 from softprompt_zoo.sites.batch import lengths, segments_at, stack_embeddings
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.encoder_states import remember
-from softprompt_zoo.sites.positions import check_budget, embeddings_of, move_text, text_positions
+from softprompt_zoo.sites.positions import Past, check_budget, embeddings_of, move_text, text_positions
 from softprompt_zoo.sites.slots import keep_positions
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
@@ -22,7 +23,12 @@ class Encoder(StackKind):
     """An encoder by itself: text stands behind keys and values as behind tokens, and its caller sees the text alone."""
 
     def prepare(
-        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+        self,
+        stack: Stack,
+        call: Call,
+        kwargs: dict[str, Any],
+        text: Shaped[Tensor, "rows length ..."],
+        past: Past,
     ) -> tuple[dict[str, Any], CallState]:
         """Put embeddings in front of the text, and move it behind keys and values."""
         if call.slots is not None:
@@ -47,7 +53,12 @@ class EncoderInFront(StackKind):
     """An encoder in front of a decoder: its text stays in its place, as in T5, and the decoder sees all positions."""
 
     def prepare(
-        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+        self,
+        stack: Stack,
+        call: Call,
+        kwargs: dict[str, Any],
+        text: Shaped[Tensor, "rows length ..."],
+        past: Past,
     ) -> tuple[dict[str, Any], CallState]:
         """Put embeddings in front of the text, beside keys and values that take up no positions."""
         kwargs, text = with_slots(stack, call, kwargs, text, past)
@@ -74,15 +85,20 @@ class SoundEncoder(StackKind):
     """An encoder that reads sound: it has no padding, counts its positions itself, and takes no tokens."""
 
     def prepare(
-        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+        self,
+        stack: Stack,
+        call: Call,
+        kwargs: dict[str, Any],
+        text: Float[Tensor, "rows channels frames"],
+        past: Past,
     ) -> tuple[dict[str, Any], CallState]:
         """Bring keys and values in."""
         return kwargs, state_of({stack.name: segments_at(call, stack.name)}, call)
 
 
 def _with_embeddings(
-    stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, keys: int
-) -> tuple[dict[str, Any], Tensor]:
+    stack: Stack, call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."], keys: int
+) -> tuple[dict[str, Any], Shaped[Tensor, "rows positions ..."]]:
     """Put virtual tokens in front of the text as real positions, if there are any; return arguments and text.
 
     Raises:

@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.positions import Past
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState
 
@@ -13,7 +15,12 @@ class StackKind:
     """A kind of stack: where virtual tokens stand beside its text, and what of them its caller sees."""
 
     def prepare(
-        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
+        self,
+        stack: Stack,
+        call: Call,
+        kwargs: dict[str, Any],
+        text: Shaped[Tensor, "rows ..."],
+        past: Past,
     ) -> tuple[dict[str, Any], CallState]:
         """Bring the prompts of a call in.
 

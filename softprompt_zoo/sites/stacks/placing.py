@@ -4,22 +4,25 @@ from typing import Any
 
 from torch import Tensor
 
+from softprompt_zoo.shapes import Int, Shaped
 from softprompt_zoo.sites.batch import site_state
 from softprompt_zoo.sites.call import Call, Segment
 from softprompt_zoo.sites.gates import gated_parts
-from softprompt_zoo.sites.positions import embeddings_of
+from softprompt_zoo.sites.positions import Past, embeddings_of
 from softprompt_zoo.sites.slots import fill_slots
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState
 
 
-def state_of(segments: dict[str, list[Segment | None]], call: Call, positions: Tensor | None = None) -> CallState:
+def state_of(
+    segments: dict[str, list[Segment | None]], call: Call, positions: Int[Tensor, "... #rows length"] | None = None
+) -> CallState:
     """Make the state of a stack's attention.
 
     Args:
         segments: Site name to the keys and values of each combination.
         call: The prompts.
-        positions: `(rows or 1, length)` of the queries, for sliding windows.
+        positions: Of the queries, for sliding windows.
 
     Returns:
         The state.
@@ -32,8 +35,12 @@ def state_of(segments: dict[str, list[Segment | None]], call: Call, positions: T
 
 
 def with_slots(
-    stack: Stack, call: Call, kwargs: dict[str, Any], text: Tensor, past: int | Tensor
-) -> tuple[dict[str, Any], Tensor]:
+    stack: Stack,
+    call: Call,
+    kwargs: dict[str, Any],
+    text: Shaped[Tensor, "rows length ..."],
+    past: Past,
+) -> tuple[dict[str, Any], Shaped[Tensor, "rows length ..."]]:
     """Put virtual tokens into the slots of a text, if there are any; return the arguments and the text."""
     if call.slots is None:
         return kwargs, text
