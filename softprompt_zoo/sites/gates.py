@@ -15,8 +15,11 @@ from softprompt_zoo.sites.state import Gated
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 
+Queries = Float[Tensor, "rows heads length head_dim"]
+Keys = Float[Tensor, "rows kv_heads key_length head_dim"]
+Values = Float[Tensor, "rows kv_heads key_length value_dim"]
 Attention = Callable[..., tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]]
-"""An attention function of transformers: its output, and the weights if it has them."""
+"""An attention function of transformers, which takes these: its output, and the weights if it has them."""
 
 
 def gated_parts(combinations: list[list[Placement]], site: str) -> list[Gated]:
@@ -47,7 +50,7 @@ def add_gated(
     layer: int,
     forward: Attention,
     module: nn.Module,
-    query: Float[Tensor, "rows heads length head_dim"],
+    query: Queries,
     rows: Int[Tensor, " rows"] | None,
     kwargs: dict[str, Any],
 ) -> Float[Tensor, "rows length heads value_dim"] | None:

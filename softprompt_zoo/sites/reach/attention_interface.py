@@ -21,7 +21,7 @@ from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Bool, Float, Shaped
 from softprompt_zoo.sites.batch import layer_prompt
-from softprompt_zoo.sites.gates import Attention, add_gated
+from softprompt_zoo.sites.gates import Attention, Keys, Queries, Values, add_gated
 from softprompt_zoo.sites.reach import block_masks
 from softprompt_zoo.sites.reach.marks import MARK, Mark
 from softprompt_zoo.sites.site import Site
@@ -60,9 +60,9 @@ def base_implementation(name: str) -> str:
 def _prompt_attention(
     base: str,
     module: nn.Module,
-    query: Float[Tensor, "rows heads length head_dim"],
-    key: Float[Tensor, "rows kv_heads key_length head_dim"],
-    value: Float[Tensor, "rows kv_heads key_length value_dim"],
+    query: Queries,
+    key: Keys,
+    value: Values,
     attention_mask: Shaped[Tensor, "..."] | BlockMask | None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]:
@@ -107,13 +107,7 @@ def _with_prompt(
     prompt: SiteState,
     state: CallState,
     site: Site,
-    arguments: tuple[
-        nn.Module,
-        Float[Tensor, "rows heads length head_dim"],
-        Float[Tensor, "rows kv_heads key_length head_dim"],
-        Float[Tensor, "rows kv_heads key_length value_dim"],
-        Shaped[Tensor, "..."] | BlockMask | None,
-    ],
+    arguments: tuple[nn.Module, Queries, Keys, Values, Shaped[Tensor, "..."] | BlockMask | None],
     kwargs: dict[str, Any],
 ) -> tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]:
     module, query, key, value, attention_mask = arguments
@@ -162,11 +156,7 @@ def eager_function(module: nn.Module) -> Attention:
 
 
 def _shared_mask(
-    prompt: SiteState,
-    state: CallState,
-    query: Float[Tensor, "rows heads length head_dim"],
-    attention_mask: Any,
-    depends_on: tuple[Any, ...],
+    prompt: SiteState, state: CallState, query: Queries, attention_mask: Any, depends_on: tuple[Any, ...]
 ) -> Any:
     """Extend the text's mask over the prompt, once for all layers that share it."""
     for known, text_mask, extended in state.masks:
@@ -224,7 +214,7 @@ def visible_to(
 def extend_mask(
     mask: Shaped[Tensor, "#rows #heads #length {key_length}"] | None,
     visible: Shaped[Tensor, "#rows 1 #length {tokens}"] | None,
-    query: Float[Tensor, "rows heads length head_dim"],
+    query: Queries,
     key_length: int,
     tokens: int,
     is_causal: bool,
@@ -266,7 +256,7 @@ def _weighed(
     visible: Bool[Tensor, "#rows 1 #length tokens"] | None,
     weight: Float[Tensor, "_ tokens"],
     state: CallState,
-    query: Float[Tensor, "rows heads length head_dim"],
+    query: Queries,
 ) -> Float[Tensor, "#rows 1 #length tokens"]:
     """Turn weights into what is added to the scores: a factor on a share is its logarithm on the score."""
     weight = weight if state.rows is None else weight[state.rows]
