@@ -1,7 +1,9 @@
 """Shapes in annotations are checked in the tests' calls, and are plain tensors where jaxtyping is not installed."""
 
+import ast
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,53 @@ from helpers.checked_shapes import checked
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
+import softprompt_zoo
 from softprompt_zoo import shapes
 from softprompt_zoo.sites.positions import text_positions
+
+ROOMS = [
+    "backbone",
+    "exchange.py",
+    "hookspecs.py",
+    "methods",
+    "model",
+    "operations",
+    "prompt",
+    "sites",
+    "text",
+    "tokens",
+]
+"""Where tensors are computed, and what is public; the others read, write and try them whatever their shape."""
+WITHOUT_SHAPE = {
+    "operations/blend.py: blend": "the weights may be any numbers, of which it says itself what is wrong with them"
+}
+
+
+def has_bare_tensor(annotation):
+    """Return whether an annotation says Tensor and no shape; named tensors have a shape each, and need to say none."""
+    match annotation:
+        case ast.Constant(value=str(text)):
+            return has_bare_tensor(ast.parse(text, mode="eval").body)
+        case ast.Name(id="Tensor") | ast.Attribute(attr="Tensor"):
+            return True
+        case ast.Subscript(value=ast.Name(id="Float" | "Int" | "Bool" | "Shaped")):
+            return False
+        case ast.Subscript(value=ast.Name(id="Mapping" | "dict"), slice=ast.Tuple(elts=[ast.Name("str"), ast.Name()])):
+            return False
+    return any(map(has_bare_tensor, ast.iter_child_nodes(annotation)))
+
+
+def without_shape(source):
+    """Return the names of functions, and of fields of classes, that say Tensor and no shape."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            hints = [each.annotation for each in ast.walk(node.args) if isinstance(each, ast.arg)] + [node.returns]
+            found += [node.name] * any(has_bare_tensor(hint) for hint in hints if hint is not None)
+        if isinstance(node, ast.ClassDef):
+            fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+            found += [ast.unparse(each.target) for each in fields if has_bare_tensor(each.annotation)]
+    return found
 
 
 def add(one: shapes.Float[Tensor, "rows hidden"], other: shapes.Float[Tensor, "#rows hidden"]) -> Tensor:
@@ -31,6 +78,28 @@ def test_the_packages_own_functions_are_checked():
     assert text_positions({"position_ids": positions}, 4, 0, torch.device("cpu")) is positions
     with pytest.raises(TypeCheckError):
         text_positions({"position_ids": positions}, 5, 0, torch.device("cpu"))
+
+
+def test_functions_of_tensors_say_shapes():
+    root = Path(softprompt_zoo.__file__).parent
+    files = [
+        file for room in ROOMS for file in ([root / room] if room.endswith(".py") else (root / room).rglob("*.py"))
+    ]
+    found = [f"{file.relative_to(root)}: {name}" for file in files for name in without_shape(file.read_text())]
+    assert found == list(WITHOUT_SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("def f(a: Tensor): ...", ["f"]),
+        ("def f(*, a: int | None = None) -> 'list[torch.Tensor] | None': ...", ["f"]),
+        ("class C:\n    a: Tensor\n    def f(self, a: dict[str, list[Tensor]]): ...", ["f", "a"]),
+        ("def f(a: Float[Tensor, 'rows'], b: Mapping[str, Tensor]) -> Int[Tensor, ''] | None: ...", []),
+    ],
+)
+def test_missing_shapes_are_found(source, names):
+    assert sorted(without_shape(source)) == sorted(names)
 
 
 def test_without_jaxtyping_they_are_tensors(monkeypatch):

@@ -230,7 +230,9 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
     return PeftPrompt(options, tokens=InputTokens(tensor.float()))
 
 
-def _are_in_balls(config: Config, offsets: Tensor, context: Tensor) -> bool:
+def _are_in_balls(
+    config: Config, offsets: Float[Tensor, "tokens hidden"], context: Float[Tensor, "tokens hidden"]
+) -> bool:
     largest = (1 + 1e-5) * _radii(config, offsets) + 1e-6 * context.norm(dim=1)  # the sum was rounded to float32
     return bool((offsets.norm(dim=1) <= largest).all())
 

@@ -161,7 +161,7 @@ def _mean(measured: Sequence[_Measured], parts: Mapping[str, Part]) -> dict[str,
     return found
 
 
-def _mean_at(site: str, part: Part, measured: Sequence[_Measured]) -> Tensor | None:
+def _mean_at(site: str, part: Part, measured: Sequence[_Measured]) -> Float[Tensor, "layers ..."] | None:
     given = [(count, own[part]) for count, own in [batch[site] for batch in measured] if part in own and count]
     if not given:
         return None

@@ -40,7 +40,7 @@ def check_teacher(name: str, teacher: Any, count: int) -> None:
         raise problem[0](f"{name} {problem[1]}; {expected}")
 
 
-def _problem_of_tensor(teacher: Tensor, count: int) -> tuple[type[Exception], str] | None:
+def _problem_of_tensor(teacher: Shaped[Tensor, "..."], count: int) -> tuple[type[Exception], str] | None:
     is_right = teacher.ndim == 3 and teacher.shape[0] == count
     return None if is_right else (ValueError, f"is a tensor of shape {tuple(teacher.shape)}")
 
