@@ -1,15 +1,17 @@
 """The prompts of one forward: built by their methods, or those that the text was begun with."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.model import context
 from softprompt_zoo.model.lending import Lending, Ready
 from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.shapes import Int
 from softprompt_zoo.sites.call import Call, DecodingState, Part, Selection, Trace
 from softprompt_zoo.sites.decoding_state import has_text, state_of
 from softprompt_zoo.sites.request import Request
@@ -67,19 +69,23 @@ def resolve(prompts: PromptsOfModel, request: Request, cache: Any) -> Call:
         UnsupportedError: If `generate` runs the model on a text of its own, where slots are given.
     """
     is_compiling = torch.compiler.is_compiling()
-    if not is_compiling and not prompts.is_watched:
-        prompts.watch()
-    generation = None if is_compiling or context.CURRENT.get() is None else context.running(prompts)
-    decoding = None if is_compiling else _state_of_text(prompts, generation, cache)
+    generation, decoding = (None, None) if is_compiling else _text_of(prompts, cache)
     if (is_compiling or context.DISABLED.get()) and context.is_disabled(prompts):
         return Call(BARE, {}, prompts.training, Trace(), decoding=decoding)
     if generation is not None:
-        if request.soft_slots is None and generation.request.soft_slots is not None:
-            check_second_text(prompts.backbone)
-        request = request.filled(generation.request)
-    selection = prompts.chosen if request.selection is None else request.selection
+        request = _filled(request, generation, prompts.backbone)
+    call = _build(prompts, request, decoding, cache)
+    if request.soft_slots is not None:
+        call = _with_slots(call, request.soft_slots, generation is not None, cache)
+    return call if call.selection.rows is None else _with_rows_on_device(call, call.selection.rows, prompts)
+
+
+def _build(prompts: PromptsOfModel, request: Request, decoding: DecodingState | None, cache: Any) -> Call:
+    """Place the prompts that rows see, whether they are the model's or its bank's."""
+    selection = prompts.chosen
     lent = {} if prompts.lending is None else _borrow(prompts, prompts.lending, request, decoding, cache)
     if request.selection is not None:
+        selection = request.selection
         _check_known(prompts, selection, lent)
     placements: dict[Part, Placement] = {}
     heads: dict[str, nn.ModuleDict] = {}
@@ -92,24 +98,34 @@ def resolve(prompts: PromptsOfModel, request: Request, cache: Any) -> Call:
         share_softmax = share_softmax and placements[part].tokens.share_softmax
     if not share_softmax:  # some may have tasks
         selection, placements = split_tasks(selection, placements, request.task_ids)
-    heads_of_rows = heads_of(selection, heads) if heads else ()
-    slots = None
-    if request.soft_slots is not None:
-        is_checked = generation is not None and has_text(cache)
-        selection, slots = take_slots(selection, placements, request.soft_slots, generation is not None, is_checked)
-    if selection.rows is not None:
-        device = next((parameter.device for parameter in prompts.parameters()), prompts.backbone.device)
-        selection = Selection(selection.combinations, selection.rows.to(device))
     return Call(
         selection,
         placements,
         prompts.training,
         Trace(),
-        slots=slots,
-        heads=heads_of_rows,
+        heads=heads_of(selection, heads) if heads else (),
         decoding=decoding,
         share_softmax=share_softmax,
     )
+
+
+def _filled(request: Request, generation: context.Generation, backbone: Backbone) -> Request:
+    """Take from the `generate` that runs what a forward leaves out."""
+    if request.soft_slots is None and generation.request.soft_slots is not None:
+        check_second_text(backbone)
+    return request.filled(generation.request)
+
+
+def _with_slots(call: Call, index: Int[Tensor, "rows length"], in_generate: bool, cache: Any) -> Call:
+    """Let the input-level prompts stand in the text and not in front of it."""
+    is_checked = in_generate and has_text(cache)
+    selection, slots = take_slots(call.selection, call.placements, index, in_generate, is_checked)
+    return dataclasses.replace(call, selection=selection, slots=slots)
+
+
+def _with_rows_on_device(call: Call, rows: Int[Tensor, " rows"], prompts: PromptsOfModel) -> Call:
+    device = next((parameter.device for parameter in prompts.parameters()), prompts.backbone.device)
+    return dataclasses.replace(call, selection=Selection(call.selection.combinations, rows.to(device)))
 
 
 def heads_of(selection: Selection, heads: Mapping[str, nn.ModuleDict]) -> list[nn.ModuleDict | None]:
@@ -167,15 +183,18 @@ def _borrow(
     return lending.borrow(wanted, prompts.backbone, held, decoding is not None or has_text(cache))
 
 
-def _state_of_text(prompts: PromptsOfModel, generation: context.Generation | None, cache: Any) -> DecodingState:
-    """Return what a text goes on with, or a new one; a compiled forward builds all anew."""
+def _text_of(prompts: PromptsOfModel, cache: Any) -> tuple[context.Generation | None, DecodingState]:
+    """Return the `generate` that runs, if any, and what its text goes on with; a compiled forward builds all anew."""
+    if not prompts.is_watched:
+        prompts.watch()
+    generation = None if context.CURRENT.get() is None else context.running(prompts)
     found = None if generation is None else generation.decoding
     if found is None and cache is not None:
         found = state_of(cache)
     found = DecodingState(prompts.era) if found is None else found.renew(prompts.era)
     if generation is not None:
         generation.decoding = found
-    return found
+    return generation, found
 
 
 def _place(prompts: PromptsOfModel, name: str, prompt: Prompt, decoding: DecodingState | None) -> Placement:

@@ -38,45 +38,71 @@ def insert(
     Raises:
         UnsupportedError: If the attention mask is not 2-D, or an argument has entries per token that are not known.
     """
-    rows, length = text.shape[:2]
-    tokens = virtual.shape[1]
     mask = kwargs.get("attention_mask")
+    _check_mask(mask)
+    _check_known(kwargs, text.shape[:2])
+    extended = {**kwargs, "input_ids": None, "inputs_embeds": torch.cat([virtual.to(text), text], dim=1)}
+    rows, tokens = virtual.shape[:2]
+    for name in KINDS:
+        if kwargs.get(name) is not None:
+            zeros = kwargs[name].new_zeros(rows, tokens)
+            extended[name] = torch.cat([zeros, kwargs[name].expand(rows, -1)], dim=1)
+    positions = kwargs.get("position_ids")
+    if positions is not None:
+        extended["position_ids"] = _extend_positions(positions.expand(rows, -1), mask, present, tokens)
+    if mask is None and present is None:
+        return extended, Layout(tokens, None)
+    return _with_padding_last(extended, _valid(present, mask, text, tokens), tokens)
+
+
+def _check_mask(mask: Any) -> None:
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         kind = f"{mask.ndim}-D" if isinstance(mask, Tensor) else type(mask).__name__
         raise UnsupportedError(
             f"a prompt at the input embeddings needs an attention mask of shape (rows, length), not a {kind} one; "
             "pass the 2-D mask, or use a method that works on keys and values"
         )
+
+
+def _check_known(kwargs: dict[str, Any], shape: torch.Size) -> None:
+    """Refuse an argument with an entry per token, of which nothing says what it has for virtual ones."""
     for name, value in kwargs.items():
-        is_per_token = isinstance(value, Tensor) and value.shape == (rows, length)
+        is_per_token = isinstance(value, Tensor) and value.shape == shape
         if is_per_token and name not in KNOWN and not name.startswith("encoder_"):
             raise UnsupportedError(
                 f"a prompt at the input embeddings cannot extend {name}, which has an entry per token; leave it out, "
                 "or use a method that works on keys and values"
             )
-    embeddings = torch.cat([virtual.to(text), text], dim=1)
-    extended = {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
-    kinds = [name for name in KINDS if kwargs.get(name) is not None]
-    for name in kinds:
-        zeros = kwargs[name].new_zeros(rows, tokens)
-        extended[name] = torch.cat([zeros, kwargs[name].expand(rows, -1)], dim=1)
-    positions = kwargs.get("position_ids")
-    if positions is not None:
-        extended["position_ids"] = _extend_positions(positions.expand(rows, -1), mask, present, tokens)
-    if mask is None and present is None:
-        return extended, Layout(tokens, None)
 
+
+def _valid(
+    present: Bool[Tensor, "rows tokens"] | None,
+    mask: Shaped[Tensor, "rows length"] | None,
+    text: Float[Tensor, "rows length hidden"],
+    tokens: int,
+) -> Bool[Tensor, "rows positions"]:
+    """Tell the tokens of each row, virtual ones first, from padding."""
+    rows, length = text.shape[:2]
     if present is None:
         present = torch.ones(rows, tokens, dtype=torch.bool, device=text.device)
     seen = torch.ones(rows, length, dtype=torch.bool, device=text.device) if mask is None else mask.bool()
-    valid = torch.cat([present, seen], dim=1)
+    return torch.cat([present, seen], dim=1)
+
+
+def _with_padding_last(
+    extended: dict[str, Any], valid: Bool[Tensor, "rows positions"], tokens: int
+) -> tuple[dict[str, Any], Layout]:
+    """Lay out each row as tokens and, behind them, padding."""
     order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
-    extended["inputs_embeds"] = embeddings.gather(1, order[..., None].expand_as(embeddings))
-    extended["attention_mask"] = valid.gather(1, order).to(torch.long if mask is None else mask.dtype)
-    for name in (*kinds, "position_ids"):
+    embeddings, mask = extended["inputs_embeds"], extended.get("attention_mask")
+    ordered = {
+        "inputs_embeds": embeddings.gather(1, order[..., None].expand_as(embeddings)),
+        "attention_mask": valid.gather(1, order).to(torch.long if mask is None else mask.dtype),
+    }
+    for name in (*KINDS, "position_ids"):
         if extended.get(name) is not None:
-            extended[name] = extended[name].gather(1, order)
-    return extended, Layout(tokens, order.argsort(dim=1)[:, tokens:])
+            ordered[name] = extended[name].gather(1, order)
+    return extended | ordered, Layout(tokens, order.argsort(dim=1)[:, tokens:])
 
 
 def _extend_positions(

@@ -111,26 +111,31 @@ def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
     Raises:
         UnsupportedError: If positions restart in a call with a 2-D mask or a cache, or where prompts enter through one.
     """
-    given, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
-    use_cache = kwargs.get("use_cache")
-    use_cache = getattr(stack.module.config, "use_cache", False) if use_cache is None else use_cache
-    has_cache = stack.reach.uses_cache or use_cache or given_cache(kwargs) is not None
-    has_mask = isinstance(mask, Tensor) and mask.ndim == 2
-    if not isinstance(given, Tensor) or given.ndim != 2 or length < 2 or not (has_mask or (mask is None and has_cache)):
+    given = kwargs.get("position_ids")
+    if not isinstance(given, Tensor) or given.ndim != 2 or length < 2 or torch.compiler.is_compiling():
         return
-    if torch.compiler.is_compiling():
-        return
+    mask = kwargs.get("attention_mask")
     restarts = given[:, 1:] <= given[:, :-1]
-    if has_mask:
-        seen = mask[:, -length:].to(given.device).bool()  # type: ignore[index]
-        restarts = restarts & seen[:, 1:] & seen[:, :-1]
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        seen = mask[:, -length:].to(given.device).bool()
+        restarts, beside = restarts & seen[:, 1:] & seen[:, :-1], "an attention_mask"
+    elif mask is None and _has_cache(stack, kwargs):
+        beside = "a cache"
+    else:
+        return
     if restarts.any():
         row, place = restarts.nonzero()[0].tolist()
         raise UnsupportedError(
             f"position_ids restart at row {row}, token {place + 1}, so the row holds several texts, but beside "
-            f"{'an attention_mask' if has_mask else 'a cache'} the model lets each of them see those before it; "
-            + stack.reach.texts_apart
+            f"{beside} the model lets each of them see those before it; {stack.reach.texts_apart}"
         )
+
+
+def _has_cache(stack: Stack, kwargs: dict[str, Any]) -> bool:
+    """Return whether a forward has a cache, or makes one."""
+    given = kwargs.get("use_cache")
+    makes_one = getattr(stack.module.config, "use_cache", False) if given is None else given
+    return bool(stack.reach.uses_cache or makes_one or given_cache(kwargs) is not None)
 
 
 def check_start(stack: Stack, kwargs: dict[str, Any], past: Past) -> None:

@@ -48,22 +48,33 @@ def causal_prefix(stack: Stack, call: Call, reach: Int[Tensor, ""] | None = None
         Keys and values per combination; gradients flow to the prompts.
     """
     queues = [_segments(stack, call, combination) for combination in call.selection.combinations]
-    done: list[Segment | None] = [None] * len(queues)
-    states: list[dict[Part, Tensor]] = [{} for _ in queues]
-    tails: list[Tensor | None] = [None] * len(queues)
+    prefix = Prefix([None] * len(queues), [{} for _ in queues], [None] * len(queues))
     while True:
         for index, queue in enumerate(queues):
-            while queue and isinstance(queue[0], Segment):
-                done[index], tails[index] = join(done[index], queue.pop(0)), None
+            _take_ready(prefix, index, queue)
         waiting = [index for index, queue in enumerate(queues) if queue]
         if not waiting:
-            return Prefix(done, states, tails)
+            return prefix
         pending = [queues[index].pop(0) for index in waiting]
-        passed = _run(stack, pending, [done[index] for index in waiting], call.is_training, reach)
-        for index, part, (segment, own_states) in zip(waiting, pending, passed, strict=True):
-            done[index], tails[index] = join(done[index], segment), own_states[-1] if part.weight[-1] else None
-            counts = Counter(part.owners)  # in the order of the prompts
-            states[index].update(zip(counts, own_states.split([*counts.values()]), strict=True))
+        passed = _run(stack, pending, [prefix.segments[index] for index in waiting], call.is_training, reach)
+        for index, part, own in zip(waiting, pending, passed, strict=True):
+            _add_passed(prefix, index, part, *own)
+
+
+def _take_ready(prefix: Prefix, index: int, queue: list[Any]) -> None:
+    """Put the keys and values that a combination begins with, or goes on with, behind what it has."""
+    while queue and isinstance(queue[0], Segment):
+        prefix.segments[index], prefix.tails[index] = join(prefix.segments[index], queue.pop(0)), None
+
+
+def _add_passed(
+    prefix: Prefix, index: int, part: _Pending, segment: Segment, states: Float[Tensor, "tokens hidden"]
+) -> None:
+    """Put what input-level tokens became in the model behind what their combination has."""
+    prefix.segments[index] = join(prefix.segments[index], segment)
+    prefix.tails[index] = states[-1] if part.weight[-1] else None
+    counts = Counter(part.owners)  # in the order of the prompts
+    prefix.states[index].update(zip(counts, states.split([*counts.values()]), strict=True))
 
 
 def capture(stack: Stack, inputs: dict[str, Any], prior: CallState | None = None) -> tuple[Any, Capture]:
@@ -138,15 +149,22 @@ def _run(
         inputs["inputs_embeds"] = shift_learned_positions(stack, embeddings, seen, positions)
     with _with_all_layers(stack):
         output, recorded = capture(stack, inputs, prior)
-    passed = []
-    for row, part in enumerate(pending):
-        count = len(part.dropout)
-        sites = [Site(stack.name, layer) for layer in range(len(stack.attentions[stack.name]))]
-        keys = [recorded.keys[site][row, :, :count] for site in sites]
-        values = [recorded.values[site][row, :, :count] for site in sites]
-        segment = Segment(keys, values, part.dropout, part.always_visible, part.weight)
-        passed.append((segment, output.last_hidden_state[row, :count]))
-    return passed
+    sites = [Site(stack.name, layer) for layer in range(len(stack.attentions[stack.name]))]
+    return [_passed(row, part, sites, recorded, output.last_hidden_state) for row, part in enumerate(pending)]
+
+
+def _passed(
+    row: int,
+    part: _Pending,
+    sites: list[Site],
+    recorded: Capture,
+    states: Float[Tensor, "combinations positions hidden"],
+) -> tuple[Segment, Float[Tensor, "tokens hidden"]]:
+    """Cut one row's own tokens out of what was recorded, which is padded to the longest."""
+    count = len(part.dropout)
+    keys = [recorded.keys[site][row, :, :count] for site in sites]
+    values = [recorded.values[site][row, :, :count] for site in sites]
+    return Segment(keys, values, part.dropout, part.always_visible, part.weight), states[row, :count]
 
 
 @contextlib.contextmanager

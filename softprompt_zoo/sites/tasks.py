@@ -99,25 +99,16 @@ def split_tasks(
         return selection, dict(placements)
     limits = [_limit(combination, counts) for combination in selection.combinations]
     if task_ids is None:
-        several = [limit for limit in limits if limit is not None and limit[1] > 1]
-        if several:
-            name, count = several[0]
-            raise ValueError(
-                f"prompt {name!r} has {count} tasks and task_ids is missing; give the task of every row, an integer "
-                f"from 0 to {count - 1}"
-            )
+        _check_single(limits)
         wanted, rows = [(index, 0) for index in range(len(limits))], selection.rows
     else:
         wanted, rows = _wanted(limits, selection.rows, task_ids)
     split: dict[Part, Placement] = {}
     combinations = []
     for index, task in wanted:
-        combination = []
-        for part in selection.combinations[index]:
-            one = Part(part.name, task) if part in counts else part
-            split[one] = _of_task(placements[part], task) if part in counts else placements[part]
-            combination.append(one)
-        combinations.append(tuple(combination))
+        of_task = _of_task(selection.combinations[index], placements, counts, task)
+        split |= of_task
+        combinations.append(tuple(of_task))
     return Selection(tuple(combinations), rows), split
 
 
@@ -131,6 +122,17 @@ def _limit(combination: Combination, counts: Mapping[Part, int]) -> _Limit:
         if part in counts and (found is None or counts[part] < found[1]):
             found = part.name, counts[part]
     return found
+
+
+def _check_single(limits: list[_Limit]) -> None:
+    """Refuse several tasks where none is chosen."""
+    several = [limit for limit in limits if limit is not None and limit[1] > 1]
+    if several:
+        name, count = several[0]
+        raise ValueError(
+            f"prompt {name!r} has {count} tasks and task_ids is missing; give the task of every row, an integer "
+            f"from 0 to {count - 1}"
+        )
 
 
 def _wanted(
@@ -175,5 +177,15 @@ def _every_task(
     return wanted, torch.tensor(starts, device=ids.device)[rows] + torch.where(bounds < 0, 0, ids)
 
 
-def _of_task(placement: Placement, task: int) -> Placement:
-    return dataclasses.replace(placement, tokens=placement.tokens.task(task))
+def _of_task(
+    combination: Combination, placements: Mapping[Part, Placement], counts: Mapping[Part, int], task: int
+) -> dict[Part, Placement]:
+    """Return a combination's parts, in order, and what is placed of them, of one task."""
+    found: dict[Part, Placement] = {}
+    for part in combination:
+        placement = placements[part]
+        if part not in counts:
+            found[part] = placement
+        else:
+            found[Part(part.name, task)] = dataclasses.replace(placement, tokens=placement.tokens.task(task))
+    return found
