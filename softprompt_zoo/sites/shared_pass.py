@@ -52,12 +52,12 @@ def causal_prefix(stack: Stack, call: Call, reach: Int[Tensor, ""] | None = None
     while True:
         for index, queue in enumerate(queues):
             _take_ready(prefix, index, queue)
-        waiting = [index for index, queue in enumerate(queues) if queue]
-        if not waiting:
+        pending = {index: queue.pop(0) for index, queue in enumerate(queues) if queue}
+        if not pending:
             return prefix
-        pending = [queues[index].pop(0) for index in waiting]
-        passed = _run(stack, pending, [prefix.segments[index] for index in waiting], call.is_training, reach)
-        for index, part, own in zip(waiting, pending, passed, strict=True):
+        before = [prefix.segments[index] for index in pending]
+        passed = _run(stack, [*pending.values()], before, call.is_training, reach)
+        for (index, part), own in zip(pending.items(), passed, strict=True):
             _add_passed(prefix, index, part, *own)
 
 
