@@ -28,7 +28,7 @@ def state_of(cache: Any) -> DecodingState | None:
     return getattr(cache, ATTRIBUTE, None) if has_text(cache) else None
 
 
-def prefix_of(stack: Stack, call: Call, positions: Int[Tensor, "... #rows length"], past: Past) -> Prefix:
+def prefix_of(stack: Stack, call: Call, positions: Int[Tensor, "#rows length"], past: Past) -> Prefix:
     """Turn a causal call's prompts into keys and values, or go on with those that the text was begun with.
 
     Args:
@@ -51,7 +51,7 @@ def prefix_of(stack: Stack, call: Call, positions: Int[Tensor, "... #rows length
     return known[2]
 
 
-def _reach(state: DecodingState | None, positions: Int[Tensor, "... #rows length"], past: Past) -> Int[Tensor, ""]:
+def _reach(state: DecodingState | None, positions: Int[Tensor, "#rows length"], past: Past) -> Int[Tensor, ""]:
     """Return how far the text went when its keys were computed: now, if none of it is in a cache."""
     if state is None:
         return positions.max()

@@ -236,7 +236,7 @@ def move_text(
     kwargs: dict[str, Any],
     text: Shaped[Tensor, "rows length ..."],
     past: Past,
-) -> tuple[dict[str, Any], Int[Tensor, "... #rows length"]]:
+) -> tuple[dict[str, Any], Int[Tensor, "#rows length"]]:
     """Let the text start behind virtual tokens.
 
     Args:
@@ -248,7 +248,7 @@ def move_text(
         past: Tokens of text in its cache.
 
     Returns:
-        The arguments and the text's positions.
+        The arguments and the text's positions, counted token by token where the model counts in several ways.
 
     Raises:
         ValueError: If the text does not fit behind them.
@@ -267,7 +267,11 @@ def move_text(
             check_start(stack, kwargs, past)
         start = 0 if is_given or stack.position_table is None else stack.position_start
         positions = positions + start + call.per_row(counts, text.device)
-        return {**kwargs, "position_ids": positions}, positions
+        kwargs = {**kwargs, "position_ids": positions}
+        if positions.ndim == 2:
+            return kwargs, positions
+        counted = text_positions({**kwargs, "position_ids": None}, length, past, text.device)
+        return kwargs, counted + call.per_row(counts, text.device)
     positions = positions + call.per_row(counts, text.device)
     if stack.position_table is not None:
         seen = stack.reach.counted(past, max(counts))

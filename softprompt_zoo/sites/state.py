@@ -65,8 +65,8 @@ class CallState:
     sites: Mapping[str, SiteState]
     rows: Int[Tensor, " rows"] | None
     """Index of each row's combination; `None` if all rows share the only one."""
-    positions: Int[Tensor, "... #rows length"] | None
-    """Positions of the queries, for sliding windows; Qwen2-VL has three in each place."""
+    positions: Int[Tensor, "#rows length"] | None
+    """Positions of the queries, for sliding windows."""
     bias: tuple[Float[Tensor, "#rows heads length tokens"], ...] | None = None
     """Per layer the relative position bias of the self-attention's prompt."""
     tails: tuple[Float[Tensor, "rows hidden"], Bool[Tensor, "rows 1"]] | None = None

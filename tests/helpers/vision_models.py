@@ -30,23 +30,32 @@ def llava():
     )
 
 
-def qwen2_5_vl():
+def qwen2_5_vl(**more):
     vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4}
     vision |= {"spatial_merge_size": 2, "temporal_patch_size": 1, "out_hidden_size": 32, "window_size": 16}
     vision |= {"fullatt_block_indexes": [1], "in_channels": 3}
     text = {**ROTARY, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+    text |= more
     text["rope_parameters"]["rope_theta"] = 10000.0
     ids = {"image_token_id": IMAGE, "video_token_id": 98, "vision_start_token_id": 97, "vision_end_token_id": 96}
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
 
 
+def windowed_qwen2_5_vl():
+    """Return one whose second layer has a window: it is counted in tokens, of which an image's share positions."""
+    model = qwen2_5_vl(use_sliding_window=True, sliding_window=5, max_window_layers=1)
+    model.set_attn_implementation("eager")
+    return model
+
+
 MODELS = {"llava": llava, "qwen2_5_vl": qwen2_5_vl}
+WINDOWED = {"windowed_qwen2_5_vl": windowed_qwen2_5_vl}
 
 
 def vision_model(architecture, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MODELS[architecture]()
+        model = (MODELS | WINDOWED)[architecture]()
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data.normal_(std=0.3)
@@ -70,7 +79,7 @@ def rows(architecture, numbers=range(3)):
 def arguments(architecture, ids, images, mask=None):
     """Return the arguments of a forward or of `generate`."""
     found = {"input_ids": ids, "pixel_values": images, "attention_mask": torch.ones_like(ids) if mask is None else mask}
-    if architecture == "qwen2_5_vl":
+    if architecture != "llava":
         found["image_grid_thw"] = torch.tensor([[1, 4, 4]] * ids.shape[0])
         found["mm_token_type_ids"] = (ids == IMAGE).int()
     return found

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers.vision_models import IMAGE, MODELS, arguments, rows, vision_model
+from helpers.vision_models import IMAGE, MODELS, WINDOWED, arguments, rows, vision_model
 from transformers import AutoModelForImageTextToText
 
 import softprompt_zoo as zoo
@@ -17,6 +17,9 @@ WORDS = random_text(4, 8) % 90 + 3
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [IMAGE, IMAGE - 1]}
 
 everywhere = pytest.mark.parametrize(("architecture", "method"), [(a, m) for a in MODELS for m in METHODS])
+with_windows = pytest.mark.parametrize(
+    ("architecture", "method"), [(a, m) for a in (*MODELS, *WINDOWED) for m in METHODS]
+)
 
 
 def prompted(architecture, method):
@@ -42,7 +45,7 @@ def logits(model, architecture, ids, images, mask=None, **more):
     return model(**arguments(architecture, ids, images, mask), **more).logits
 
 
-@everywhere
+@with_windows
 def test_real_words_in_front_of_text_and_image(architecture, method):
     base, model = vision_model(architecture), made_of_words(architecture, method)
     for number in range(3):
@@ -56,7 +59,7 @@ def test_real_words_in_front_of_text_and_image(architecture, method):
             assert torch.equal(found[:, text.shape[1] :], expected), f"row {number}, use_cache={use_cache}"
 
 
-@everywhere
+@with_windows
 def test_rows_with_images_and_prompts_of_their_own(architecture, method):
     model, base = prompted(architecture, method), vision_model(architecture)
     texts, images = rows(architecture)

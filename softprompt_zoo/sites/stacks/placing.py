@@ -15,7 +15,7 @@ from softprompt_zoo.sites.state import CallState
 
 
 def state_of(
-    segments: dict[str, list[Segment | None]], call: Call, positions: Int[Tensor, "... #rows length"] | None = None
+    segments: dict[str, list[Segment | None]], call: Call, positions: Int[Tensor, "#rows length"] | None = None
 ) -> CallState:
     """Make the state of a stack's attention.
 
