@@ -68,7 +68,7 @@ def build_virtual_tokens(config: "MethodConfig", parameters: "nn.Module", backbo
 def inject(
     config: "MethodConfig", parameters: "nn.Module", tokens: "VirtualTokens", backbone: "Backbone"
 ) -> "Placement":
-    """Say where the virtual tokens go; never touch the model. By default `Placement(tokens)`.
+    """Return where the virtual tokens go; never touch the model. By default `Placement(tokens)`.
 
     Args:
         config: What the user chose. Not changed.

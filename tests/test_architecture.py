@@ -25,7 +25,6 @@ REACHED = {
     "largest complexity": 26,
     "complexity of nine in ten functions": 8,
     "getattr and hasattr per 1,000 lines": 5.2,
-    "errors that say the value, percent": 91,
 }
 """What is over its limit still, and must not get worse; a line goes when its number is within the limit."""
 

@@ -10,7 +10,7 @@ class Family:
     site: str
     """The self-attention that all of a user's own text passes, or all of the answer where there are two texts."""
     is_causal: bool = False
-    """Whether virtual tokens at the input see nothing behind them, and so have keys and values of their own."""
+    """Whether virtual tokens at the input see nothing after them, and so have keys and values of their own."""
     has_two_texts: bool = False
     """Whether a decoder reads a text of its own, next to the encoder's, where virtual tokens at the input stand."""
     has_head_over_input: bool = False

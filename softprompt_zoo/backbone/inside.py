@@ -28,7 +28,7 @@ class Inside:
     task_head: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
     """The modules of the model's task head, by their names in it; empty where there is none."""
     heads: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
-    """The modules behind the last layer by their names in the model: its task head, or what predicts words."""
+    """The modules after the last layer by their names in the model: its task head, or what predicts words."""
     own_parameter: Callable[[str], Shaped[Tensor, "..."] | None] = _none
     """Qualified name of a parameter of the frozen model to the parameter; `None` if there is none."""
     find_part: Callable[[Mapping[str, Tensor]], str | None] = _no_part

@@ -66,7 +66,7 @@ def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Find the modules that PEFT put into a model.
 
     Args:
-        model: Any model; what stands in its prompts is passed over.
+        model: Any model; what is in its prompts is passed over.
 
     Yields:
         Each with its name.

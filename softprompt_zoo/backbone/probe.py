@@ -125,7 +125,7 @@ def _probe_mask(
 
 
 def _is_causal(mask: Shaped[Tensor, "..."] | None) -> bool:
-    """Say whether a mask that the model made itself hides later tokens; where that cannot be seen, it does."""
+    """Return whether a mask that the model made itself hides later tokens; where that cannot be seen, it does."""
     if mask is None or mask.ndim != 4 or mask.shape[-1] < 2:
         return True
     if mask.shape[2] == 1:

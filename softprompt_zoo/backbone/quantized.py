@@ -1,6 +1,6 @@
-"""A quantised base that is trained on: what transformers' `Trainer` asks of it, and what bitsandbytes does to it.
+"""A quantized base that is trained on: what transformers' `Trainer` asks of it, and what bitsandbytes does to it.
 
-`Trainer` takes a quantised model if it is PEFT's, or if its quantizer says that the model is trained as it is. So a
+`Trainer` takes a quantized model if it is PEFT's, or if its quantizer says that the model is trained as it is. So a
 prompted model shows its quantizer with that answer; whether gradients get through is still its `is_trainable`.
 
 On a CPU bitsandbytes packs the 4 bits of a layer anew in its first forward in eval mode without gradients. Packed, it

@@ -75,7 +75,7 @@ def rotation_limit(config: Any) -> int | None:
 
 
 def embedding_scales(module: Any, embedding: nn.Module, inputs: dict[str, Any]) -> tuple[float, float]:
-    """Say which of ids and embeddings a stack that has a scale of its own scales.
+    """Return which of ids and embeddings a stack that has a scale of its own scales.
 
     Args:
         module: The stack's module, in eval mode.
@@ -94,14 +94,14 @@ def embedding_scales(module: Any, embedding: nn.Module, inputs: dict[str, Any]) 
     expected = module(**inputs).last_hidden_state
     if expected.is_meta:
         raise UnsupportedError(
-            "it scales its embeddings, which shows only once the weights are loaded; load them first"
+            f"it scales its embeddings by {scale:g}, which shows only once the weights are loaded; load them first"
         )
     rows = embedding(inputs["input_ids"])
     for ids_scale in (1.0, scale):
         given = module(**{**inputs, "input_ids": None, "inputs_embeds": rows * ids_scale}).last_hidden_state
         if torch.allclose(given, expected, rtol=0, atol=1e-3 * float(expected.abs().max())):
             return ids_scale, scale / ids_scale
-    raise UnsupportedError("it makes something else of embeddings than of ids")
+    raise UnsupportedError(f"it makes something else of embeddings than of ids, also with its factor of {scale:g}")
 
 
 class Sinusoids:

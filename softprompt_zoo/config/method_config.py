@@ -51,7 +51,7 @@ class MethodConfig:
         return True
 
     def advice_to_shorten(self, most: int) -> str:
-        """Say what makes the prompt shorter; a method that counts its tokens says what they come from.
+        """Return what makes the prompt shorter; a method that counts its tokens says what they come from.
 
         Args:
             most: Virtual tokens that there is room for.

@@ -52,7 +52,7 @@ def parse(text: str | bytes, where: str) -> Any:
 
     Args:
         text: The JSON.
-        where: What it stands in, for the message.
+        where: What it is in, for the message.
 
     Returns:
         Its value.
@@ -197,7 +197,7 @@ def _at(path: str, name: Any) -> str:
 
 
 def _expected(kind: Any) -> str:
-    """Say what a kind is, for a field that is missing."""
+    """Return what a kind is, for a field that is missing."""
     try:
         convert(kind, _Nothing())
     except MismatchError as error:

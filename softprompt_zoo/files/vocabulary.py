@@ -180,7 +180,7 @@ def table_name(directory: Path, table: Tensor) -> str:
                 shape = file.get_slice(name).get_shape()
                 if shape == list(wanted.shape) and torch.equal(file.get_tensor(name), wanted):
                     return str(name)
-    raise CheckpointError("the embedding table was not written with its new rows; nothing is kept")
+    raise CheckpointError(f"the embedding table was not written to {directory} with its new rows; nothing is kept")
 
 
 def _rows(directory: Path, tensor: str, ids: Sequence[int]) -> Tensor:

@@ -104,16 +104,16 @@ class Config(MethodConfig):
         super().__post_init__()
 
     def advice_to_shorten(self, most: int) -> str:
-        """Say what the tokens were counted from."""
+        """Return what the tokens were counted from."""
         return f"they are the tokens of the examples: give fewer or shorter ones, of at most {most} tokens together"
 
     def encode(self, tokenizer: Any, text: str, target: str | None = None) -> dict[str, list[int]]:
-        """Tokenise a text as the examples were, for training or, without a target, to generate one.
+        """Tokenize a text as the examples were, for training or, without a target, to generate one.
 
         Args:
             tokenizer: The model's tokenizer.
-            text: What stands at `{input}`.
-            target: What stands at `{target}`; the text ends in front of it without one.
+            text: What is at `{input}`.
+            target: What is at `{target}`; the text ends in front of it without one.
 
         Returns:
             `input_ids`, `attention_mask` and, with a target, `labels`: its tokens', -100 elsewhere.

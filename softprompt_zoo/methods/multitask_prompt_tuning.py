@@ -213,8 +213,8 @@ def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> Pe
     """Write the shared prompt and the factors as they are."""
     if not backbone.kind.is_causal and not backbone.kind.has_two_texts:
         raise UnsupportedError(
-            "PEFT hands no task_ids to this method's prompts on an encoder, and so cannot run them; export one task as "
-            "a plain prompt: zoo.export(model, folder, task=…)"
+            f"PEFT hands no task_ids to this method's prompts on an encoder ({backbone.model_type}), and so cannot run "
+            "them; export one task as a plain prompt: zoo.export(model, folder, task=…)"
         )
     fields = {
         "peft_type": PEFT_TYPES[0],

@@ -82,7 +82,7 @@ class Config(MethodConfig):
 
 
 class Parameters(nn.Module):
-    """The trained embeddings and the net behind them."""
+    """The trained embeddings and the net after them."""
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()

@@ -94,7 +94,7 @@ class Parameters(nn.Module):
         sites = [site for site in backbone.layers if site != "cross"]
         if not sites:
             raise UnsupportedError(
-                "p_tuning_v2 needs keys and values, which cannot be reached in this model; "
+                f"p_tuning_v2 needs keys and values, which cannot be reached in this model ({backbone.model_type}); "
                 "choose a method at the input embeddings"
             )
         size = (config.reparameterization_size or NET_SIZE) if config.reparameterization == "mlp" else None

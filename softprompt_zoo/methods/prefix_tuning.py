@@ -131,7 +131,7 @@ class Parameters(nn.Module):
 def _sites(config: Config, backbone: Backbone) -> list[str]:
     if not backbone.layers:
         raise UnsupportedError(
-            "prefix_tuning needs keys and values, which cannot be reached in this model; "
+            f"prefix_tuning needs keys and values, which cannot be reached in this model ({backbone.model_type}); "
             "choose a method at the input embeddings"
         )
     missing = [site for site in config.sites or () if site not in backbone.layers]

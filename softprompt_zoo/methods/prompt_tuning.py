@@ -11,7 +11,7 @@ Source: Lester, Al-Rfou and Constant, "The Power of Scale for Parameter-Efficien
 (arXiv 2104.08691), section 2; reference code google-research/prompt-tuning, `prompt_tuning/prompts.py`.
 Differs from the source: `init="labels"` fills the rows after the labels with sampled words, as its
 configurations do; a text shorter than the prompt is repeated instead of filled up.
-PEFT: PROMPT_TUNING. Its sampled initialisation draws from the whole vocabulary, ours from the frequent part.
+PEFT: PROMPT_TUNING. Its sampled initialization draws from the whole vocabulary, ours from the frequent part.
 """
 
 import dataclasses

@@ -26,7 +26,7 @@ _ATTACHED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 
 
 def is_attached(model: object) -> bool:
-    """Say whether a model, or the model inside a `PeftModel`, has prompts."""
+    """Return whether a model, or the model inside a `PeftModel`, has prompts."""
     return isinstance(model_inside(model), PromptedModel)
 
 

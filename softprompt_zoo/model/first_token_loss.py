@@ -1,4 +1,4 @@
-"""The first label of a text behind an input-level prompt, which the prompt's last token predicts."""
+"""The first label of a text after an input-level prompt, which the prompt's last token predicts."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from softprompt_zoo.sites.positions import given_cache, past_length
 
 
 def wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:
-    """Say whether the head is to predict the first text token from an input-level prompt's last token."""
+    """Return whether the head is to predict the first text token from an input-level prompt's last token."""
     past = past_length(given_cache(kwargs))
     labels = kwargs.get("labels")
     is_language_model = model.prompts.backbone.kind.is_causal and model.get_output_embeddings() is not None
@@ -39,7 +39,7 @@ def with_first_label(call: Call, kwargs: dict[str, Any]) -> tuple[Call, dict[str
         first = (mask if mask.ndim == 2 else _sees_itself(mask)).to(labels.device).long().argmax(dim=1)
     shifted = functional.pad(labels, (1, 0), value=-100)
     has_tail = call.per_row(call.ends_in_input_tokens(), labels.device)[:, 0].expand(labels.shape[0])
-    # Without a prompt's prediction, or behind padding, nothing predicts the first column.
+    # Without a prompt's prediction, or after padding, nothing predicts the first column.
     shifted[:, 1] = torch.where(has_tail & (first == 0), shifted[:, 1], -100)
     kwargs = {**kwargs, "labels": shifted}
     counted = kwargs.get("num_items_in_batch")

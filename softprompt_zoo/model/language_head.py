@@ -9,7 +9,7 @@ from softprompt_zoo.shapes import Float
 
 
 def predict(model: Any, states: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
-    """Apply the head, with the scaling that some models put behind it.
+    """Apply the head, with the scaling that some models put after it.
 
     Args:
         model: A causal language model.

@@ -39,7 +39,7 @@ class Lender(Protocol):
         """Refuse another model than the bank's."""
 
     def __contains__(self, name: object) -> bool:
-        """Say whether it has a prompt."""
+        """Return whether it has a prompt."""
 
     def lend(self, names: Iterable[str], device: torch.device, dtype: torch.dtype) -> dict[str, Ready]:
         """Return those of the prompts that the bank has, as they are now; unchanged ones are the same objects."""

@@ -57,7 +57,7 @@ def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
 def _has_loss(prompt: Prompt) -> bool:
     if prompt.is_merged or not prompt.config.replaces_loss or not prompt.loaded.has("training_loss"):
         return False
-    # A frozen one must not change the loss of what is trained beside it.
+    # A frozen one must not change the loss of what is trained next to it.
     return any([parameter.requires_grad for parameter in prompt.learned.parameters()])
 
 
@@ -77,7 +77,7 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
         The output with the new loss, without hidden states that the user did not ask for.
 
     Raises:
-        PluginError: If a method's loss is no scalar.
+        PluginError: If a method's loss is not a scalar.
         UnsupportedError: If a row does not have such a prompt.
     """
     task_ids = inputs.pop("task_ids", None)

@@ -42,8 +42,9 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
     head = copy_head(backbone.inside.task_head) if config.train_head else None
     if options.get("train_head") and head is None:
         raise UnsupportedError(
-            "train_head is True, and this model has no task head: what predicts words, or nothing, is none. Leave "
-            "train_head out, or choose a model with a head, such as AutoModelForSequenceClassification"
+            f"train_head is True, and this model has no task head ({backbone.model_type}): what predicts words, or "
+            "nothing, is not one. Leave train_head out, or choose a model with a head, such as "
+            "AutoModelForSequenceClassification"
         )
     if backbone.device.type != "meta":
         initialize(method, config, learned, head, backbone, start_prompt(config, backbone))

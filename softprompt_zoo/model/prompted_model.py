@@ -80,7 +80,7 @@ class PromptedModel(PromptedGeneration):
 
     @property
     def hf_quantizer(self) -> Any:
-        """What quantised the model; `Trainer` asks it whether the model is trained as it is, which prompts are."""
+        """What quantized the model; `Trainer` asks it whether the model is trained as it is, which prompts are."""
         if "hf_quantizer" not in self.__dict__:
             raise AttributeError("hf_quantizer")
         return trainable_view(self.__dict__["hf_quantizer"])

@@ -52,7 +52,7 @@ class Prompts(nn.Module):
 
     @property
     def bank(self) -> Lender | None:
-        """A `PromptBank` whose names may stand in `prompts`, beside the model's own, which win; `None` for none.
+        """A `PromptBank` whose names may stand in `prompts`, next to the model's own, which win; `None` for none.
 
         It is no part of the model: nothing of it is trained, saved or counted.
         """
@@ -140,7 +140,7 @@ class Prompts(nn.Module):
         Raises:
             PromptExistsError: If the name is taken.
             ValueError: If the name or an option is not allowed.
-            TypeError: If there are options beside a ready prompt.
+            TypeError: If there are options with a ready prompt.
             BackboneMismatchError: If a ready prompt was made for a model of other sizes.
         """
         self.check_name(name)
@@ -223,7 +223,7 @@ class Prompts(nn.Module):
         Raises:
             TypeError: If one is no string.
             UnknownPromptError: If one is not there.
-            ValueError: If one stands twice.
+            ValueError: If one is given twice.
             UnsupportedError: If they leave no room for text together. What was active stays so.
         """
         for name in names:

@@ -46,13 +46,13 @@ def note_training(model: Any, call: Call, is_given: bool, has_labels: bool) -> N
 
 
 def trains_beside_prompts(model: Any) -> bool:
-    """Return whether a model has something to train beside its prompts: an adapter, or layers of its own."""
+    """Return whether a model has something to train next to its prompts: an adapter, or layers of its own."""
     own = {id(parameter) for parameter in model.prompts.parameters()}
     return any(parameter.requires_grad and id(parameter) not in own for parameter in model.parameters())
 
 
 def nothing_trained(host: Prompts, used: list[str]) -> str:
-    """Say why a training trains nothing, and what to do.
+    """Return why a training trains nothing, and what to do.
 
     Args:
         host: A model's prompts.

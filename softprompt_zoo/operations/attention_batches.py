@@ -29,8 +29,10 @@ def read_batches(inputs: Batch | Sequence[Batch]) -> list[Batch]:
     """
     batches = [inputs] if isinstance(inputs, Mapping) else list(inputs) if isinstance(inputs, list | tuple) else []
     if not batches or not all(isinstance(batch, Mapping) for batch in batches):
+        given = ", ".join(dict.fromkeys(type(batch).__name__ for batch in batches)) or type(inputs).__name__
         raise TypeError(
-            "inputs is no batch; expected what the model's forward takes, {'input_ids': …}, or a list of it"
+            f"inputs is not a batch ({given}); expected what the model's forward takes, "
+            "{'input_ids': …}, or a list of it"
         )
     chosen = next((name for batch in batches for name in NEW_ARGUMENTS if name in batch), None)
     if chosen is not None:
@@ -57,7 +59,8 @@ def arguments_of(batch: Batch, backbone: Backbone) -> dict[str, Any]:
     text_name(arguments)
     if backbone.kind.has_two_texts:
         if not {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & set(arguments):
-            raise ValueError("inputs has nothing for the decoder to read; add decoder_input_ids or labels")
+            given = ", ".join(arguments)
+            raise ValueError(f"inputs has nothing for the decoder to read ({given}); add decoder_input_ids or labels")
     else:
         arguments.pop("labels", None)
     if backbone.takes_cache:
@@ -86,7 +89,7 @@ def text_queries(
         arguments: Of the forward.
         site: The site.
         backbone: Sizes of the model.
-        moved: Whether each row's text comes first behind virtual positions, then its padding.
+        moved: Whether each row's text comes first after virtual positions, then its padding.
 
     Returns:
         `(rows, length)` booleans; `None` if the text is not among the arguments.

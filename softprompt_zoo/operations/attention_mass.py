@@ -60,7 +60,10 @@ def measure_attention(
     ids = None if task is None else torch.tensor([task])
     call: Call = host.resolve(Request.read({"prompts": [list(names)], "task_ids": ids}, host.keys()), None)
     if not call.selection.names:
-        raise UnsupportedError("the prompts are disabled here, so nothing looks at them; leave prompts.disabled()")
+        inactive = ", ".join(map(repr, names))
+        raise UnsupportedError(
+            f"the prompts are disabled here ({inactive}), so nothing looks at them; leave prompts.disabled()"
+        )
     measured_on = twin(model)
     stacks: Mapping[str, Stack] = measured_on._softprompt_stacks
     measure = _columns if all(stack.reach.shows_columns for stack in stacks.values()) else _sums
@@ -129,7 +132,7 @@ def _order(call: Call, site: str, family: Family) -> dict[Part, int]:
         counts = _counted(call, lambda tokens: tokens.columns(site))
     else:
         counts = _counted(call, lambda tokens: tokens.length(site))
-        if site != "decoder":  # real positions, behind all keys and values
+        if site != "decoder":  # real positions, after all keys and values
             counts |= _input_counts(call)
     return counts
 

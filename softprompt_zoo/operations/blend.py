@@ -37,7 +37,7 @@ def blend(
             weights (by default 1). `"slerp"`: two prompts; each vector (an embedding, a head's key or value) turns on
             the sphere from the first's direction to the second's and its length changes evenly; weights as for the
             mean. `"task_vectors"`: `initial` plus the weighted sum of what each prompt differs from it, any weights (by
-            default 1). `"concatenate"`: the tokens one behind the other; no weights.
+            default 1). `"concatenate"`: the tokens one after the other; no weights.
         initial: The prompt the others were trained from, for `"task_vectors"` alone.
         drop_heads: Drop trained task heads, which cannot be blended: rows then use the model's own.
         model: The model the prompts are for; needed where all are folders.
@@ -121,15 +121,16 @@ def _check_as_long(one: Given, first: Given, how: str) -> None:
 def _check_gated(given: Sequence[Given], how: str) -> None:
     if BLENDS[how].of_gates is None:
         raise UnsupportedError(
-            "gated prompts have a softmax each, which one prompt cannot have; activate both instead of concatenating"
+            f"gated prompts have a softmax each, which one prompt of how={how!r} cannot have; activate both instead"
         )
     methods = dict.fromkeys(one.prompt.method for one in given)
     if len(methods) > 1:
         raise UnsupportedError(f"the gated prompts are of the methods {', '.join(methods)}; give prompts of one method")
     gates = [[gate.shape for own in one.tokens.gates.values() for gate in own if gate is not None] for one in given]
     if any(shapes != gates[0] for shapes in gates):
+        shown = ", ".join(f"{one.what} has {[*map(tuple, own)]}" for one, own in zip(given, gates, strict=True))
         raise UnsupportedError(
-            "the prompts have gates of other shapes, per head and per layer; give prompts of one shape"
+            f"the prompts have gates of different shapes, per head and per layer: {shown}; give prompts of one shape"
         )
 
 

@@ -59,7 +59,8 @@ def _slerp(weights: Sequence[float], vectors: Sequence[Float[Tensor, "... width"
     has_direction = (norms[0] > 0) & (norms[1] > 0)
     if bool((has_direction & (angle > math.pi - PARALLEL)).any()) and 0 < share < 1:
         raise UnsupportedError(
-            "two of the vectors point in opposite directions, between which no turn is the shortest; use how='mean'"
+            f"two of the vectors point in opposite directions ({math.degrees(float(angle.max())):.4g} degrees apart), "
+            "between which no turn is the shortest; use how='mean'"
         )
     turned = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
     spherical = _sum(weights, norms) * turned

@@ -122,7 +122,8 @@ def _input_tokens(
     """Return plain input-level tokens by name, or refuse."""
     wanted = host.active if names is None else tuple(names)
     if not wanted:
-        raise UnsupportedError("no prompt is active; name one with name=…")
+        known = ", ".join(map(repr, host)) or "none"
+        raise UnsupportedError(f"no prompt is active; name one with name=…, of {known}")
     found = {}
     for name in wanted:
         host[name].refuse_weight(f"prompt {name!r}", f"to={to!r}")
@@ -135,7 +136,7 @@ def _input_tokens(
             tokens = one_task(tokens, task, name)
         if tokens.at_input is None:
             raise UnsupportedError(
-                f"prompt {name!r} has keys and values, which are no embeddings of tokens; to={to!r} holds prompts at "
+                f"prompt {name!r} has keys and values, which are not embeddings of tokens; to={to!r} holds prompts at "
                 'the input embeddings only; export it with to="peft", or train a method at the input embeddings'
             )
         found[name] = tokens.at_input
@@ -151,10 +152,13 @@ def _tasks(host: Prompts, task: int | None) -> dict[str, Any]:
 def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
     """Refuse what an ordinary checkpoint cannot do, before anything is computed."""
     if is_disabled(host):
-        raise UnsupportedError("the prompts are disabled here, so nothing can be compared; leave prompts.disabled()")
+        shown = ", ".join(map(repr, tokens))
+        raise UnsupportedError(
+            f"the prompts are disabled here ({shown}), so nothing can be compared; leave prompts.disabled()"
+        )
     if not host.backbone.kind.is_causal:
         raise UnsupportedError(
-            f"{type(model).__name__} is no causal model: its own encoder would show a state for every soft token, "
+            f"{type(model).__name__} is not a causal model: its own encoder would show a state for every soft token, "
             'where the prompted model shows the text alone; keep the prompt in our format, or use to="embeddings"'
         )
     own_head = next((name for name in tokens if host[name].head is not None), None)
@@ -163,14 +167,20 @@ def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
             f"prompt {own_head!r} has a trained task head of its own, which tokens cannot carry; keep the prompt in "
             "our format"
         )
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise UnsupportedError("the model has weights on the meta device, which have no values; load them first")
-    if getattr(model, "hf_quantizer", None) is not None:
+    on_meta = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if on_meta is not None:
         raise UnsupportedError(
-            "the model is quantised; load it in float32 or bfloat16, export, and quantise the result"
+            f"the model has weights on the meta device, which have no values: {on_meta}; load them first"
+        )
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        raise UnsupportedError(
+            f"the model is quantized ({type(quantizer).__name__}); load it in float32 or bfloat16, export, and "
+            "quantize the result"
         )
     if adapters.are_on(model):
-        raise UnsupportedError("the model has adapters in its layers; merge them into its weights first")
+        shown = ", ".join(map(repr, adapters.names(model))) or "merged ones"
+        raise UnsupportedError(f"the model has adapters in its layers ({shown}); merge them into its weights first")
 
 
 def _scale(model: PreTrainedModel, host: Prompts, known: int) -> float:
@@ -184,13 +194,15 @@ def _scale(model: PreTrainedModel, host: Prompts, known: int) -> float:
     ids = torch.linspace(0, known - 1, min(known, 64), device=table.device).long()
     rows, embedded = table[ids].double(), host.backbone.embed(ids).double()
     if rows.shape != embedded.shape:
-        raise UnsupportedError("the model's embedding module gives another width than its table has")
+        raise UnsupportedError(
+            f"the model's embedding module gives a width of {embedded.shape[-1]}, and its table has {rows.shape[-1]}"
+        )
     scale = float((rows * embedded).sum() / (rows * rows).sum().clamp(min=1e-30))
     rest = (embedded - scale * rows).abs().max() / embedded.abs().max().clamp(min=1e-30)
     if scale == 0 or rest > 4 * torch.finfo(table.dtype).eps:
         raise UnsupportedError(
-            "the model's embedding module does more than multiply the rows of its table, so no row gives the prompt; "
-            'use to="embeddings"'
+            "the model's embedding module does more than multiply the rows of its table (at best by "
+            f'{scale:g}), so no row gives the prompt; use to="embeddings"'
         )
     return 1.0 if abs(scale - 1) < 1e-9 else scale
 

@@ -29,7 +29,7 @@ def fold(
     """Make one plain prefix of a combination of prompts, with the same outputs, and activate it.
 
     On a causal model any prompts that share the text's softmax fold: those at the input embeddings become the keys
-    and values that the model computes for them behind what stands before. On other models prompts of keys and values
+    and values that the model computes for them after what is before. On other models prompts of keys and values
     fold, with as many tokens at every site. The folded prompt is merged: it has the outputs of eval mode, and no
     dropout. As all keys and values, it does not predict the first label of a loss.
 
@@ -67,7 +67,8 @@ def fold(
 def _combination(host: Prompts, names: str | Sequence[str] | None, task: int | None) -> tuple[str, ...]:
     combination = host.active if names is None else check_combination(names, host.keys(), "names")
     if not combination:
-        raise ValueError("there is nothing to fold: no prompt is active; give their names")
+        known = ", ".join(map(repr, host)) or "none"
+        raise ValueError(f"there is nothing to fold: no prompt is active; give the names of some of {known}")
     if task is not None and all(host[part].config.tasks is None for part in combination):
         raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     return combination
@@ -86,7 +87,7 @@ def _plain_placement(host: Prompts, name: str, task: int | None) -> Placement:
         tokens = one_task(tokens, task, name)
     if tokens.gates:
         raise UnsupportedError(
-            f"prompt {name!r} has gated tokens, which have a softmax of their own and so are no prefix; leave it out"
+            f"prompt {name!r} has gated tokens, which have a softmax of their own and so are not a prefix; leave it out"
         )
     if tokens.at_input is not None and not host.backbone.kind.is_causal:
         raise UnsupportedError(
@@ -99,7 +100,7 @@ def _plain_placement(host: Prompts, name: str, task: int | None) -> Placement:
 
 
 def _always_visible(host: Prompts, placements: dict[str, Placement]) -> bool:
-    """Say whether the fold stays in sight of windows; refuse if only a part of it would."""
+    """Return whether the fold stays in sight of windows; refuse if only a part of it would."""
     if not any(shape.window for shapes in host.backbone.layers.values() for shape in shapes):
         return False
     kinds = {placement.always_visible for placement in placements.values()}

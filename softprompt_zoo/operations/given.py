@@ -72,7 +72,8 @@ def _model_of(prompts: Sequence[tuple[str, Any]], model: Any) -> tuple[Backbone,
     for _, prompt in prompts:
         if isinstance(prompt, Prompt) and prompt.backbone is not None:
             return prompt.backbone, prompt.host
-    raise ValueError("none of the prompts is on a model; say which model they are for: model=…")
+    asked = ", ".join(what for what, _ in prompts)
+    raise ValueError(f"none of the prompts is on a model ({asked}); say which model they are for: model=…")
 
 
 def check_alike(given: Sequence[Given]) -> None:

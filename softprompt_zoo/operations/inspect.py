@@ -72,7 +72,10 @@ def inspect(
         raise ValueError(f"no prompt is active; name one of {', '.join(map(repr, host)) or 'none'}")
     tasks = {name: host[name].config.tasks for name in names}
     if host.backbone.device.type == "meta":
-        raise UnsupportedError("the model is on the meta device, where nothing has a value; load its weights first")
+        raise UnsupportedError(
+            f"the model is on the meta device, where nothing has a value ({type(model).__name__}); load its "
+            "weights first"
+        )
     task = _check_task(task, tasks)
     count = min(neighbours, host.backbone.vocab_size)
     found = [_look(host, name, task if tasks[name] else None, tokenizer, count, nearest_by) for name in names]

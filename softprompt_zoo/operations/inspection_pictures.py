@@ -9,7 +9,7 @@ from softprompt_zoo.errors import check_packages
 from softprompt_zoo.operations.inspection_findings import PromptInspection
 
 LABELLED = 40
-"""Tokens at most whose nearest word stands beside a map."""
+"""Tokens at most whose nearest word is shown next to a map."""
 
 
 def draw(prompts: Sequence[PromptInspection], panels_in_a_row: int) -> bytes:

@@ -18,7 +18,7 @@ HOWS = ("mean", "tokens")
 
 @torch.no_grad()
 def similarity(a: GivenPrompt, b: GivenPrompt, how: str = "mean", *, model: PreTrainedModel | None = None) -> float:
-    """Say how similar two prompts are, by the cosine between their virtual tokens.
+    """Return how similar two prompts are, by the cosine between their virtual tokens.
 
     Args:
         a: A prompt, `model.prompts[name]`, or the folder of a saved one.
@@ -75,10 +75,11 @@ def most_similar(
         Vu et al. 2022 (arXiv 2110.07904): the retrieval of source prompts by the similarity of task embeddings.
     """
     check_choice("how", how, HOWS)
-    named = _named(candidates)
-    named = {name: candidate for name, candidate in named.items() if not _is_same(candidate, prompt)}
+    candidates = _named(candidates)
+    named = {name: candidate for name, candidate in candidates.items() if not _is_same(candidate, prompt)}
     if not named:
-        raise ValueError("candidates has no prompt but the given one; give at least one to compare with")
+        known = ", ".join(map(repr, candidates)) or "none"
+        raise ValueError(f"candidates has no prompt but the given one ({known}); give at least one to compare with")
     given, _, _ = read_given([("prompt", prompt), *((f"candidate {name!r}", c) for name, c in named.items())], model)
     check_alike(given)
     own, *others = [one.tokens.features() for one in given]

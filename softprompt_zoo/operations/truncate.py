@@ -83,7 +83,10 @@ def _attention(prompt: Prompt, model: Any, inputs: Any) -> Float[Tensor, " token
     host = getattr(model, "prompts", {})
     name = next((name for name in host if host[name] is prompt), None)
     if name is None:
-        raise ValueError("the prompt is none of the model's prompts; add it first: model.prompts.add(name, prompt)")
+        known = ", ".join(map(repr, host)) or "none"
+        raise ValueError(
+            f"the prompt is none of the model's prompts ({known}); add it first: model.prompts.add(name, prompt)"
+        )
     found = measure_attention(model, [name], inputs)[name].tokens
     if not found:
         raise UnsupportedError(

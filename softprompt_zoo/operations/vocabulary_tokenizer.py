@@ -94,7 +94,7 @@ def _check_ids(flat: list[int], used: set[int], known: int) -> None:
         )
     if flat != list(range(known, known + len(flat))):
         raise UnsupportedError(
-            f"the tokenizer gives new tokens the ids {flat[0]} to {flat[-1]}; expected {known} and those behind it"
+            f"the tokenizer gives new tokens the ids {flat[0]} to {flat[-1]}; expected {known} and those after it"
         )
 
 

@@ -23,7 +23,7 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
 
     Args:
         prompt: Any prompt. Not changed.
-        options: What stood beside it, which is refused.
+        options: What was given with it, which is refused.
         backbone: Sizes of the model.
 
     Returns:
@@ -36,7 +36,7 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
             model's dtype cannot.
     """
     if options:
-        raise TypeError(f"option {next(iter(options))!r} stands beside a ready prompt, which has its options already")
+        raise TypeError(f"option {next(iter(options))!r} was given with a ready prompt, which has its options already")
     made_for = None if prompt.backbone is None else prompt.backbone.sizes()
     check_sizes(made_for, backbone, "the prompt")
     check_room(prompt.config, backbone)

@@ -21,7 +21,7 @@ from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 class Host(Protocol):
-    """What a prompt knows of the prompts it stands among."""
+    """What a prompt knows of the other prompts of its model."""
 
     backbone: Backbone
     """Sizes of their model."""
@@ -266,5 +266,5 @@ def _check_pooling(placement: Placement, backbone: Backbone) -> None:
     if placement.tokens.at_input is None or not (backbone.kind.has_head_over_input and backbone.inside.task_head):
         raise UnsupportedError(
             "pools_prompt is True, which is for virtual tokens at the input embeddings of an encoder with a task head; "
-            "here the head never reads one; leave it out"
+            f"here the head never reads one ({backbone.model_type}, {placement.tokens.where}); leave it out"
         )

@@ -12,7 +12,7 @@ from softprompt_zoo.errors import BackboneMismatchError
 
 
 def find_heads(model: Any, stacks: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    """Find the modules behind a model's last layer: its children outside the backbone that have parameters.
+    """Find the modules after a model's last layer: its children outside the backbone that have parameters.
 
     Args:
         model: A transformers model.

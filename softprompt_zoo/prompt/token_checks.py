@@ -12,7 +12,7 @@ from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 def check_finite(tokens: VirtualTokens, source: str) -> None:
-    """Refuse start values that are no numbers, which memory that nothing was written to may hold.
+    """Refuse start values that are not numbers, which memory that nothing was written to may hold.
 
     Args:
         tokens: Of the shapes that they should have.

@@ -9,7 +9,7 @@ from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 
 RESERVED_OPTIONS = ("method", "model", "name", "self")
-"""Arguments of the calls that take a method's options beside them: what a user gave would never reach the config."""
+"""Arguments of the calls that take a method's options next to them: what a user gave would never reach the config."""
 
 
 def declared(plugin: Any) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _candidate(entry: metadata.EntryPoint, distribution: str, version: str, fall
 
 
 def install_advice(distribution: str, version: str) -> str:
-    """Say how to get a method's package; a command line is made of nothing but a project's name and version.
+    """Return how to get a method's package; a command line is made of nothing but a project's name and version.
 
     Args:
         distribution: Package that a file names.

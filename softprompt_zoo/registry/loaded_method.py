@@ -108,7 +108,7 @@ class LoadedMethod:
             raise
 
     def has(self, hook: str) -> bool:
-        """Say whether the method, or a wrapper around it, has an optional hook."""
+        """Return whether the method, or a wrapper around it, has an optional hook."""
         return bool(self._callers[hook].get_hookimpls())
 
     def describe_parameters(self) -> str:

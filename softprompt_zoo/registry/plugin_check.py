@@ -81,7 +81,7 @@ def marked(plugin: object) -> list[tuple[str, pluggy.HookImpl]]:
 
 
 def is_wrapper(plugin: object) -> bool:
-    """Say whether all hooks of a plugin are wrappers."""
+    """Return whether all hooks of a plugin are wrappers."""
     hooks = marked(plugin)
     return bool(hooks) and all(hook.wrapper or hook.hookwrapper for _, hook in hooks)
 
@@ -93,7 +93,7 @@ def problems_of(plugin: Any, group: str) -> Iterator[str]:
     if group != WRAPPER_GROUP:
         yield from _problems_of_method(plugin)
     elif not is_wrapper(plugin):
-        yield "it is no wrapper; mark its hooks, all of them, hookimpl(wrapper=True)"
+        yield "it is not a wrapper; mark its hooks, all of them, hookimpl(wrapper=True)"
 
 
 def _problems_of_hook(name: str, hook: pluggy.HookImpl) -> Iterator[str]:

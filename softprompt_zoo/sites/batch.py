@@ -13,7 +13,7 @@ from softprompt_zoo.sites.state import SiteState
 
 
 def join(first: Segment | None, second: Segment | None) -> Segment | None:
-    """Put one segment behind another; `None` is an empty one."""
+    """Put one segment after another; `None` is an empty one."""
     return second if first is None else first if second is None else first + second
 
 

@@ -1,7 +1,7 @@
 """The values of one forward: which prompts each row sees, and what is known of it by the time it reaches the stacks.
 
 A *combination* is the ordered tuple of prompts that one row sees; rows that share one share its tokens, so nothing is
-computed twice. In a combination the tokens stand one prompt behind the other.
+computed twice. In a combination the tokens stand one prompt after the other.
 """
 
 import contextlib
@@ -94,11 +94,11 @@ class Slots:
     """Where virtual tokens stand in the text, and which."""
 
     index: Int[Tensor, "rows length"]
-    """Which virtual token of the row's prompts stands there, -1 for text."""
+    """Which virtual token of the row's prompts is there, -1 for text."""
     tables: tuple[Float[Tensor, "tokens hidden"] | None, ...]
-    """Per combination its virtual tokens at the input embeddings, one prompt behind the other."""
+    """Per combination its virtual tokens at the input embeddings, one prompt after the other."""
     in_generate: bool
-    """Whether `generate` runs the forward: its text grows behind the slots, and beams repeat the rows."""
+    """Whether `generate` runs the forward: its text grows after the slots, and beams repeat the rows."""
 
 
 @dataclasses.dataclass

@@ -34,7 +34,7 @@ def prefix_of(stack: Stack, call: Call, positions: Int[Tensor, "#rows length"], 
     Args:
         stack: A causal stack.
         call: The prompts of this forward.
-        positions: Where the text of this forward stands behind them.
+        positions: Where the text of this forward is after them.
         past: Tokens of text in the cache.
 
     Returns:

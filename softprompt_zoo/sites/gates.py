@@ -1,4 +1,4 @@
-"""Gated virtual tokens: a softmax of their own beside the text's, added with a trained factor.
+"""Gated virtual tokens: a softmax of their own next to the text's, added with a trained factor.
 
 They act on the text, take up no positions, and every query sees them.
 """

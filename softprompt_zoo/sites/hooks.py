@@ -1,7 +1,7 @@
 """The two hooks on each stack: prompts in before its forward, virtual positions out after it.
 
 Three things meet here, each decided when the prompts were attached. The *host* says which prompts the rows of this call
-see (`Call`). The stack's *kind* (`sites.stacks`) says where they stand beside its text, and makes the state of the call
+see (`Call`). The stack's *kind* (`sites.stacks`) says where they are next to its text, and makes the state of the call
 (`CallState`). Its *reach* (`sites.reach`) brings this state to the attention.
 """
 

@@ -92,7 +92,7 @@ def _valid(
 def _with_padding_last(
     extended: dict[str, Any], valid: Bool[Tensor, "rows positions"], tokens: int
 ) -> tuple[dict[str, Any], Layout]:
-    """Lay out each row as tokens and, behind them, padding."""
+    """Lay out each row as tokens and, after them, padding."""
     order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
     embeddings, mask = extended["inputs_embeds"], extended.get("attention_mask")
     ordered = {
@@ -111,7 +111,7 @@ def _extend_positions(
     present: Bool[Tensor, "rows {tokens}"] | None,
     tokens: int,
 ) -> Int[Tensor, "rows positions"]:
-    """Move explicit text positions behind the virtual tokens, which take the first ones."""
+    """Move explicit text positions after the virtual tokens, which take the first ones."""
     start = positions.masked_fill(~mask.bool(), positions.max()) if mask is not None else positions
     first = start.min(dim=1, keepdim=True).values
     counts = tokens if present is None else present.sum(dim=1, keepdim=True)

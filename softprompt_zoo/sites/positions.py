@@ -1,4 +1,4 @@
-"""Where text stands: positions from the attention mask, row by row, moved behind the prompt."""
+"""Where text is: positions from the attention mask, row by row, moved after the prompt."""
 
 import inspect
 from collections.abc import Mapping
@@ -126,7 +126,7 @@ def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
     if restarts.any():
         row, place = restarts.nonzero()[0].tolist()
         raise UnsupportedError(
-            f"position_ids restart at row {row}, token {place + 1}, so the row holds several texts, but beside "
+            f"position_ids restart at row {row}, token {place + 1}, so the row holds several texts, but with "
             f"{beside} the model lets each of them see those before it; {stack.reach.texts_apart}"
         )
 
@@ -141,7 +141,7 @@ def _has_cache(stack: Stack, kwargs: dict[str, Any]) -> bool:
 def check_start(stack: Stack, kwargs: dict[str, Any], past: Past) -> None:
     """Refuse positions that begin elsewhere than the model's own, where virtual tokens begin.
 
-    `generate` counts RoBERTa's from 0, the model itself from behind its padding index. Not checked while compiling,
+    `generate` counts RoBERTa's from 0, the model itself from after its padding index. Not checked while compiling,
     where values are unknown.
 
     Args:
@@ -168,7 +168,7 @@ def check_start(stack: Stack, kwargs: dict[str, Any], past: Past) -> None:
 
 
 def check_budget(stack: Stack, total: int, virtual: int) -> None:
-    """Refuse a text that no longer fits behind its prompt.
+    """Refuse a text that no longer fits after its prompt.
 
     Args:
         stack: The stack, with its table of learned positions.
@@ -190,7 +190,7 @@ def check_budget(stack: Stack, total: int, virtual: int) -> None:
             "give the row fewer prompts, or shorter ones"
         )
     raise ValueError(
-        f"the text needs {total - virtual} positions behind {virtual} virtual tokens, but the model has {budget}; "
+        f"the text needs {total - virtual} positions after {virtual} virtual tokens, but the model has {budget}; "
         f"shorten the text to {budget - virtual} tokens"
     )
 
@@ -237,7 +237,7 @@ def move_text(
     text: Shaped[Tensor, "rows length ..."],
     past: Past,
 ) -> tuple[dict[str, Any], Int[Tensor, "#rows length"]]:
-    """Let the text start behind virtual tokens.
+    """Let the text start after virtual tokens.
 
     Args:
         stack: The stack.
@@ -251,7 +251,7 @@ def move_text(
         The arguments and the text's positions, counted token by token where the model counts in several ways.
 
     Raises:
-        ValueError: If the text does not fit behind them.
+        ValueError: If the text does not fit after them.
         UnsupportedError: If the positions that were given begin before the model's own.
     """
     length = text.shape[1]

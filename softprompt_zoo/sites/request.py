@@ -26,7 +26,7 @@ class Request:
     task_ids: Int[Tensor, " #rows"] | None = None
     """One for each row, or one for all rows."""
     soft_slots: Int[Tensor, "rows length"] | None = None
-    """Which virtual token stands at each place of the text, -1 for text."""
+    """Which virtual token is at each place of the text, -1 for text."""
 
     @classmethod
     def read(cls, arguments: Mapping[str, Any], names: Sequence[str]) -> "Request":

@@ -115,7 +115,7 @@ def check_combination(parts: Any, names: Sequence[str], what: str) -> tuple[str,
     Raises:
         TypeError: If `parts` is neither a name nor a list of names.
         UnknownPromptError: If one is not there.
-        ValueError: If one stands twice.
+        ValueError: If one is given twice.
     """
     combination = _names(parts, what)
     unknown = next((name for name in combination if name not in names), None)

@@ -1,6 +1,6 @@
 """Input-level prompts in front of a causal model: one pass over the virtual tokens alone.
 
-Virtual tokens see nothing but what stands before them, so their keys and values are the same for every
+Virtual tokens see nothing but what is before them, so their keys and values are the same for every
 row: one row per distinct combination is computed and the batch never pays for the prompt.
 """
 
@@ -42,7 +42,7 @@ def causal_prefix(stack: Stack, call: Call, reach: Int[Tensor, ""] | None = None
     Args:
         stack: A causal stack.
         call: The prompts of this forward.
-        reach: The last position of the text behind them, where the rotation of all positions depends on it.
+        reach: The last position of the text after them, where the rotation of all positions depends on it.
 
     Returns:
         Keys and values per combination; gradients flow to the prompts.
@@ -62,7 +62,7 @@ def causal_prefix(stack: Stack, call: Call, reach: Int[Tensor, ""] | None = None
 
 
 def _take_ready(prefix: Prefix, index: int, queue: list[Any]) -> None:
-    """Put the keys and values that a combination begins with, or goes on with, behind what it has."""
+    """Put the keys and values that a combination begins with, or goes on with, after what it has."""
     while queue and isinstance(queue[0], Segment):
         prefix.segments[index], prefix.tails[index] = join(prefix.segments[index], queue.pop(0)), None
 
@@ -70,7 +70,7 @@ def _take_ready(prefix: Prefix, index: int, queue: list[Any]) -> None:
 def _add_passed(
     prefix: Prefix, index: int, part: _Pending, segment: Segment, states: Float[Tensor, "tokens hidden"]
 ) -> None:
-    """Put what input-level tokens became in the model behind what their combination has."""
+    """Put what input-level tokens became in the model after what their combination has."""
     prefix.segments[index] = join(prefix.segments[index], segment)
     prefix.tails[index] = states[-1] if part.weight[-1] else None
     counts = Counter(part.owners)  # in the order of the prompts
@@ -98,7 +98,7 @@ def capture(stack: Stack, inputs: dict[str, Any], prior: CallState | None = None
 def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
     """Cut a combination into ready entries and runs of input-level tokens; a weighed prompt ends a run.
 
-    Within a run the tokens see each other as they are; those behind it see it by its weight, as the text does.
+    Within a run the tokens see each other as they are; those after it see it by its weight, as the text does.
     """
     segments: list[Any] = []
     for owner in combination:

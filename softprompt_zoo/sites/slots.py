@@ -30,7 +30,7 @@ def fill_slots(
         slots: Where they stand.
         embeddings: Of the text. Not changed.
         rows: Index of each row's combination; `None` if all share one.
-        past: Text tokens in the cache, behind which this text stands.
+        past: Text tokens in the cache, after which this text is.
 
     Returns:
         Embeddings of the same shape; gradients flow to both.
@@ -55,7 +55,7 @@ def fill_slots(
 
 
 def keep_positions(stack: Stack, kwargs: dict[str, Any], length: int) -> dict[str, Any]:
-    """Say where the text stands to an encoder that reads it off its ids, which slots take away.
+    """Return where the text is, for an encoder that reads it off its ids, which slots take away.
 
     Args:
         stack: The stack.
@@ -63,7 +63,7 @@ def keep_positions(stack: Stack, kwargs: dict[str, Any], length: int) -> dict[st
         length: Text tokens.
 
     Returns:
-        The arguments, with `position_ids` where the stack's positions begin behind a padding index.
+        The arguments, with `position_ids` where the stack's positions begin after a padding index.
     """
     mask = kwargs.get("attention_mask")
     if not stack.position_start or kwargs.get("position_ids") is not None or not stack.takes_position_ids:

@@ -138,7 +138,7 @@ class Reach:
         return output
 
     def counted(self, past: Any, tokens: int) -> Any:
-        """Return how many positions a stack that counts them itself believes to be behind the text.
+        """Return how many positions a stack that counts them itself believes to be after the text.
 
         Args:
             past: Tokens of text in the cache.
@@ -209,7 +209,7 @@ class Stack:
     rotation_limit: int | None = None
     """Length of text beyond which all of its positions are rotated in another way; `None` if there is none."""
     reads_sound: bool = False
-    """Whether it reads features in the place of tokens; `embedding` is then the table of the stack behind it."""
+    """Whether it reads features in the place of tokens; `embedding` is then the table of the stack after it."""
 
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
         """Turn token ids into what the stack takes in their place."""
@@ -232,7 +232,7 @@ class Stack:
 
     @property
     def position_start(self) -> int:
-        """Position id of the first token; RoBERTa's begin behind its padding index."""
+        """Position id of the first token; RoBERTa's begin after its padding index."""
         padding = getattr(self.position_table, "padding_idx", None)
         return 0 if padding is None else padding + 1
 

@@ -45,7 +45,7 @@ def encode(
         **fields: A text for each field of the template, or an iterable of texts, one for each row.
 
     Returns:
-        Tensors `(rows, length)`: `input_ids`, `attention_mask`, `soft_slots` (which virtual token stands there, -1 for
+        Tensors `(rows, length)`: `input_ids`, `attention_mask`, `soft_slots` (which virtual token is there, -1 for
         text) and, if the tokenizer gives them, `token_type_ids`. Slots hold an id that is neither padding nor an end.
         The tokenizer's special tokens stand at the ends of a text.
 
@@ -78,7 +78,9 @@ def _check_lengths(parsed: Template, max_length: int | None, padding: str) -> No
     check_count(parsed, max_length)
     check_choice("padding", padding, ("longest", "max_length"))
     if padding == "max_length" and max_length is None:
-        raise ValueError("padding='max_length' needs max_length, which is None")
+        raise ValueError(
+            f"padding={padding!r} needs max_length, which is {max_length}; give both, or padding='longest'"
+        )
 
 
 @dataclasses.dataclass
@@ -101,7 +103,7 @@ class _Encoder:
     tokenizer: Any
     parsed: Template
     ends: tuple[list[int], list[int]]
-    """Special tokens in front of a row and behind it."""
+    """Special tokens in front of a row and after it."""
     placeholder: int
 
     def row(self, values: Mapping[str, str]) -> _Row:
@@ -168,7 +170,7 @@ def _texts(name: str, value: Any) -> list[str]:
 
 
 def _special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Find the special tokens that the tokenizer puts in front of a text and behind it."""
+    """Find the special tokens that the tokenizer puts in front of a text and after it."""
     plain, whole = _ids(tokenizer, "a"), list(tokenizer("a")["input_ids"])
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
@@ -199,7 +201,10 @@ def _chat(
 ) -> list[str | Slot]:
     """Put a chat together with marks for the slots, and cut it at the marks."""
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("the tokenizer has no chat template; set tokenizer.chat_template, or give a text as template")
+        raise ValueError(
+            f"the tokenizer has no chat template ({type(tokenizer).__name__}); set tokenizer.chat_template, or give a "
+            "text as template"
+        )
     mark = _unused_character("".join([*values.values(), *(message["content"] for message in messages)]))
     slots = [piece for content in contents for piece in content if isinstance(piece, Slot)]
     numbers = itertools.count()
@@ -212,10 +217,12 @@ def _chat(
     wants_answer = messages[-1]["role"] != "assistant"
     whole = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=wants_answer)
     parts = re.split(f"{mark}([0-9]+){mark}", whole)
-    if [int(number) for number in parts[1::2]] != list(range(len(slots))):
+    kept = [int(number) for number in parts[1::2]]
+    if kept != list(range(len(slots))):
+        shown = ", ".join(f"number {number + 1}" for number in kept) or "none"
         raise ValueError(
-            "the tokenizer's chat template leaves out, repeats or moves a part of the chat that has slots; "
-            "put the slots into another message"
+            "the tokenizer's chat template leaves out, repeats or moves a part of the chat that has slots "
+            f"(of {len(slots)} slots it keeps {shown}); put the slots into another message"
         )
     pieces: list[str | Slot] = list(parts)
     pieces[1::2] = slots
@@ -260,7 +267,7 @@ def _shorten(encoder: _Encoder, values: Mapping[str, str], max_length: int) -> _
 
 
 def _token_ends(tokenizer: Any, text: str) -> list[int]:
-    """Say behind which characters a text may be cut."""
+    """Return after which characters a text may be cut."""
     if not getattr(tokenizer, "is_fast", False):
         return list(range(1, len(text) + 1))
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -268,7 +275,7 @@ def _token_ends(tokenizer: Any, text: str) -> list[int]:
 
 
 def _placeholder(tokenizer: Any) -> int:
-    """Choose the id that stands in `input_ids` at a slot.
+    """Choose the id that is in `input_ids` at a slot.
 
     Not padding and no end: classifiers look for the last token that is no padding, or for the last end.
     """
@@ -286,7 +293,7 @@ def _pad(tokenizer: Any, rows: list[_Row], length: int | None) -> "BatchEncoding
     padding = tokenizer.pad_token_id
     if padding is None and any(len(row.ids) < length for row in rows):
         raise ValueError(
-            "rows of different lengths need padding, and the tokenizer has no pad token; set "
+            f"rows of different lengths need padding, here to {length} tokens, and the tokenizer has no pad token; set "
             "tokenizer.pad_token = tokenizer.eos_token"
         )
 

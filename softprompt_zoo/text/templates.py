@@ -139,5 +139,5 @@ def _slot(name: str, spec: str, conversion: str | None, count: int) -> Slot:
 
 
 def _shown(name: str, spec: str, conversion: str | None) -> str:
-    """Write a replacement field as it stands in the template."""
+    """Write a replacement field as it is in the template."""
     return "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"

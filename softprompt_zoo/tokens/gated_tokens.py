@@ -104,7 +104,7 @@ def _read_site(tensors: Mapping[str, Tensor], site: str, layers: Sequence[LayerS
         if not names & remaining:
             continue
         if not names <= remaining:
-            raise ShapeError(f"there is no {min(names - remaining)!r} beside {min(names & remaining)!r}")
+            raise ShapeError(f"there is no {min(names - remaining)!r} next to {min(names & remaining)!r}")
         remaining -= names
         one = unflatten_layers(tensors[f"{site}_{index}"], [layer])
         gate = tensors[f"{site}_{index}_gate"]

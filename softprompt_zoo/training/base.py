@@ -92,7 +92,8 @@ def with_tokenizer(method: "Method", tokenizer: Any) -> dict[str, Any]:
         The options to add.
     """
     if "tokenizer" in method.options:
-        raise ValueError("the option tokenizer was given, but a run uses the model's own; leave it out")
+        given = type(method.options["tokenizer"]).__name__
+        raise ValueError(f"the option tokenizer was given ({given}), but a run uses the model's own; leave it out")
     fields = {field.name for field in dataclasses.fields(method.config_class)}
     options = {"tokenizer": tokenizer} if "tokenizer" in fields else {}
     method.configure(**options)

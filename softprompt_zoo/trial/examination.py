@@ -31,7 +31,7 @@ from softprompt_zoo.trial.rehearsal import Findings, rehearse, sees_later_tokens
 from softprompt_zoo.trial.stacks import find_stacks
 from softprompt_zoo.trial.words import embed, keys_values
 
-SEES_LATER = ", for text sees what comes behind it, as in prefix language models such as PaliGemma, and a prompt cannot"
+SEES_LATER = ", for text sees what comes after it, as in prefix language models such as PaliGemma, and a prompt cannot"
 """Why keys and values are wrong, where a model's tokens see later ones."""
 
 

@@ -86,7 +86,7 @@ def _first_of_each_kind(stack: Stack, path: str, count: int) -> int:
 
 
 def _described(stack: Stack, path: str, count: int) -> list[dict[Any, Any]]:
-    """Say of each layer what it is made of, and what lists in the stack's config, or beside the layers, have for it."""
+    """Return for each layer what it is made of, and what lists in the config, or next to the layers, have for it."""
     beside = [module for name, module in stack.module.named_modules() if not name.startswith(f"{path}.")]
     lists = [module for module in beside if isinstance(module, nn.ModuleList) and len(module) == count]
     told = _lists([*stack.module.config.to_dict().values(), *stack.shapes.values()], count)

@@ -29,7 +29,7 @@ from softprompt_zoo.trial.words import ready
 
 WORDS, TEXT, PADDING = 2, 3, 2
 CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Largest difference that is rounding, as a part of the states; half precision and what is quantised get `COARSE`."""
+"""Largest difference that is rounding, as a part of the states; half precision and what is quantized get `COARSE`."""
 COARSE = 0.05
 SMALL = 0.02
 """Largest difference that may be rounding, as a part of what the words change."""
@@ -94,7 +94,7 @@ def rehearse(family: str, stacks: Mapping[str, Stack]) -> Findings:
 
 @torch.no_grad()
 def sees_later_tokens(stack: Stack) -> bool:
-    """Say whether a stack's tokens see those behind them: whether another last token changes the first state."""
+    """Return whether a stack's tokens see those after them: whether another last token changes the first state."""
     weight: Any = stack.embedding.weight
     if weight.is_meta:
         return False
@@ -109,7 +109,7 @@ def sees_later_tokens(stack: Stack) -> bool:
 
 
 def _describe(stack: Stack) -> Any:
-    """Say how a stack is built; `None` if somebody has changed what its modules do."""
+    """Return how a stack is built; `None` if somebody has changed what its modules do."""
     modules = list(stack.module.named_modules())
     if any("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks for _, module in modules):
         return None
@@ -130,7 +130,7 @@ def _passes(family: str, stacks: Mapping[str, Stack]) -> bool:
 
 
 def _is_telling(family: str, stacks: Mapping[str, Stack]) -> bool:
-    """Return whether words change the states of the text behind them by much more than rounding does."""
+    """Return whether words change the states of the text after them by much more than rounding does."""
     first, last = next(iter(stacks.values())), list(stacks.values())[-1]
     ids = _words_and_text(first)
     with ready(stacks):
@@ -178,7 +178,7 @@ class _Trial:
         self.close = max(CLOSE.get(dtype, COARSE) for dtype in {tensor.dtype for tensor in stack.module.parameters()})
 
     def run(self, ids: Tensor, inputs: Mapping[str, Any], tokens: VirtualTokens | None = None) -> Tensor:
-        """Return the last hidden states of a text, behind a prompt or without one."""
+        """Return the last hidden states of a text, after a prompt or without one."""
         inputs = {"use_cache": False, **inputs} if self.stack.cache_argument else inputs
         if tokens is not None:
             bind(self.family, self.stack, _Stage(words=tokens))
@@ -253,7 +253,7 @@ def _try_padded(trial: _Trial, plain: LayerTokens, text: Tensor, expected: Tenso
 
 
 def _try_embeddings(trial: _Trial, words: Tensor, plain: SiteTokens) -> str | None:
-    """Try the words' embeddings, beside ones that are no word's: a model may look for the word."""
+    """Try the words' embeddings, next to ones that are no word's: a model may look for the word."""
     embedded = trial.stack.embed(words[0])
     stage = _Stage(words=InputTokens(embedded), none=InputTokens(embedded * 1.0625))
     segment: Any = causal_prefix(trial.stack, stage.call).segments[0]
@@ -298,7 +298,7 @@ def _try_encoder(trial: _Trial, ids: Tensor) -> tuple[str | None, str | None]:
 
 
 def _try_decoder(encoder: Stack, trial: _Trial, ids: Tensor) -> str | None:
-    """Try keys and values of a decoder and of its cross-attention, beside embeddings that stand for encoded text."""
+    """Try keys and values of a decoder and of its cross-attention, next to embeddings that stand for encoded text."""
     words, text = ids[:, :WORDS], ids[:, WORDS:]
     try:
         states = encoder.embed(ids)

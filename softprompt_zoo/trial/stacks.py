@@ -165,7 +165,7 @@ def _first(reaches: Sequence[Reach], look: Look) -> tuple[Reach | None, Sequence
 
 
 def _problem(look: Look, calls: Sequence[AttentionCall]) -> str | None:
-    """Say why keys and values cannot be placed in a stack that makes these calls; `None` if they can."""
+    """Return why keys and values cannot be placed in a stack that makes these calls; `None` if they can."""
     found = [call for call in calls if not call.is_cross]
     # Of an encoder-decoder's stack by itself, num_hidden_layers are the encoder's.
     names = ("decoder_layers", "num_hidden_layers")
@@ -178,7 +178,7 @@ def _problem(look: Look, calls: Sequence[AttentionCall]) -> str | None:
 
 
 def _real_positions(look: Look, encoder: Stack | None, is_causal: bool, problem: str | None) -> RealPositions:
-    """Say why there is no way to keys and values, and whether input-level prompts can do without."""
+    """Return why there is no way to keys and values, and whether input-level prompts can do without."""
     reason = problem or look.error or _problem(look, look.calls) or ""
     if look.error or (is_causal and look.is_alone):
         return RealPositions(reason, lets_in=False)
@@ -196,7 +196,7 @@ def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:
         embedding = None
     if not isinstance(embedding, nn.Module) or getattr(getattr(embedding, "weight", None), "ndim", 0) != 2:
         raise UnsupportedError(
-            f"{type(model).__name__} has no token embeddings to put a prompt beside; "
+            f"{type(model).__name__} has no token embeddings to put a prompt next to; "
             "expected a model whose get_input_embeddings() returns an embedding table"
         )
     return embedding
@@ -226,8 +226,9 @@ def _run(
                 width = encoder.embed(ids).shape[-1]
                 states = torch.zeros(1, PROBE_ENCODER_LENGTH, width, device=weight.device, dtype=weight.dtype)
                 inputs |= {"encoder_hidden_states": states, "use_cache": False}
-            if not isinstance(embedding(ids), Tensor):
-                raise UnsupportedError("its embeddings are more than a tensor")
+            embedded = embedding(ids)
+            if not isinstance(embedded, Tensor):
+                raise UnsupportedError(f"its embeddings are more than a tensor ({type(embedded).__name__})")
             with mode:
                 shown = module(**inputs).last_hidden_state.shape[1]
             if shown != PROBE_LENGTH:

@@ -97,9 +97,9 @@ def test_braces_are_doubled_in_a_template():
         (
             {"template": "{input}"},
             ValueError,
-            r"template is '{input}'; expected one {input} and behind it one {target}",
+            r"template is '{input}'; expected one {input} and after it one {target}",
         ),
-        ({"template": "{target} {input}"}, ValueError, "expected one {input} and behind it one {target}"),
+        ({"template": "{target} {input}"}, ValueError, "expected one {input} and after it one {target}"),
         ({"template": "{input} {target} {target}"}, ValueError, "expected one {input}"),
         ({"template": "{input!r} {target}"}, ValueError, "expected one {input}"),
         ({"template": "{input:>4} {target}"}, ValueError, "expected one {input}"),

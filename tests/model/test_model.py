@@ -221,7 +221,7 @@ def test_flash_attention_is_refused_before_anything_changes(untouched):
 def test_text_beyond_the_position_table():
     subject = prompted("gpt2", "prompt_tuning")
     subject.logits(random_text(60, 1))
-    with pytest.raises(ValueError, match="needs 61 positions behind 4 virtual tokens, but the model has 64; shorten"):
+    with pytest.raises(ValueError, match="needs 61 positions after 4 virtual tokens, but the model has 64; shorten"):
         subject.logits(random_text(61, 1))
     assert subject.logits(TEXT).isfinite().all()
 

@@ -331,7 +331,7 @@ def test_a_ready_prompt_is_added_as_a_copy(architecture, method):
 def test_what_cannot_be_added_changes_nothing():
     model = prompted("llama", "prompt_tuning")
     a = model.prompts["a"]
-    with pytest.raises(TypeError, match="option 'num_virtual_tokens' stands beside a ready prompt"):
+    with pytest.raises(TypeError, match="option 'num_virtual_tokens' was given with a ready prompt"):
         model.prompts.add("more", a, num_virtual_tokens=4)
     with pytest.raises(zoo.PromptExistsError):
         model.prompts.add("a", a)

@@ -362,7 +362,7 @@ def test_encoders_write_embeddings_only(tmp_path):
         Subject("bert", model).logits(TEXT),
         "loaded back",
     )
-    with pytest.raises(zoo.UnsupportedError, match="BertForMaskedLM is no causal model"):
+    with pytest.raises(zoo.UnsupportedError, match="BertForMaskedLM is not a causal model"):
         export(model, tmp_path / "out")
 
 
@@ -376,7 +376,7 @@ def refused(model, folder, error, text, **options):
 def test_refusals_leave_nothing(tmp_path, monkeypatch):
     model = prompted()
     model.prompts.add("keys", "prefix", num_virtual_tokens=2)
-    refused(model, tmp_path, zoo.UnsupportedError, "'keys' has keys and values, which are no embeddings", name="keys")
+    refused(model, tmp_path, zoo.UnsupportedError, "'keys' has keys and values, which are not embeddings", name="keys")
     refused(model, tmp_path, zoo.UnsupportedError, 'export it with to="peft"', name="keys", to="embeddings")
     refused(model, tmp_path, TypeError, "tokenizer is NoneType; expected the model's tokenizer", tokenizer=None)
     refused(model, tmp_path, zoo.UnknownPromptError, "no prompt 'carol'", name="carol")

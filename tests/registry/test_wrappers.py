@@ -48,8 +48,8 @@ def asks_the_weather(weather):
         (ImportError("gone"), "ImportError: gone"),
         (types.SimpleNamespace(inject=asks_the_weather), "its hook 'inject' asks for 'weather'; it may ask for"),
         (types.SimpleNamespace(injct=around), "there is no hook 'injct'; did you mean 'inject'"),
-        (plugin(), r"it is no wrapper; mark its hooks, all of them, hookimpl\(wrapper=True\)"),
-        (types.SimpleNamespace(), "it is no wrapper"),
+        (plugin(), r"it is not a wrapper; mark its hooks, all of them, hookimpl\(wrapper=True\)"),
+        (types.SimpleNamespace(), "it is not a wrapper"),
         (types.SimpleNamespace(merge=around_nothing), "not a generator function"),
     ],
 )

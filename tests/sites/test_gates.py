@@ -243,8 +243,8 @@ def test_tensors_that_do_not_fit_are_refused():
     backbone, _ = inspect_backbone(tiny_model("llama"))
     tokens, gate = torch.zeros(4, 32), torch.zeros(1)
     for tensors, reason in (
-        ({"decoder_1": tokens}, "no 'decoder_1_gate' beside 'decoder_1'"),
-        ({"decoder_1_gate": gate}, "no 'decoder_1' beside 'decoder_1_gate'"),
+        ({"decoder_1": tokens}, "no 'decoder_1_gate' next to 'decoder_1'"),
+        ({"decoder_1_gate": gate}, "no 'decoder_1' next to 'decoder_1_gate'"),
         ({"decoder_2": tokens, "decoder_2_gate": gate}, "there is 'decoder_2'.*has 2 layers"),
         ({"decoder_1": tokens, "decoder_1_gate": torch.zeros(3)}, r"decoder_1_gate of shape \(3,\); expected \(4,\)"),
         ({"cross_0": tokens, "cross_0_gate": gate}, "site 'cross_0'"),

@@ -54,17 +54,17 @@ def split_template(template: Any) -> list[str]:
     """Cut a template at its fields.
 
     Args:
-        template: A text with one `{input}` and behind it one `{target}`.
+        template: A text with one `{input}` and after it one `{target}`.
 
     Returns:
-        What stands before the input, before the target and behind it.
+        What is before the input, before the target and after it.
 
     Raises:
         TypeError: If it is no text.
         ValueError: If it has other fields.
     """
     rule = (
-        "expected one {input} and behind it one {target}, as in 'input: {input} output: {target}'; double other braces"
+        "expected one {input} and after it one {target}, as in 'input: {input} output: {target}'; double other braces"
     )
     if not isinstance(template, str):
         raise TypeError(f"template is {template!r}; {rule}")
@@ -83,7 +83,7 @@ def split_template(template: Any) -> list[str]:
 
 
 def tokenize_examples(tokenizer: Any, template: str | None, examples: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tokenize examples one behind the other.
+    """Tokenize examples one after the other.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -113,8 +113,8 @@ def tokenize_row(tokenizer: Any, template: str | None, text: str, target: str | 
     Args:
         tokenizer: A transformers tokenizer.
         template: How the examples are written.
-        text: What stands at `{input}`.
-        target: What stands at `{target}`; the row ends in front of it without one.
+        text: What is at `{input}`.
+        target: What is at `{target}`; the row ends in front of it without one.
 
     Returns:
         `input_ids`, `attention_mask` and, with a target, `labels`: its tokens', -100 elsewhere.

@@ -25,7 +25,7 @@ def check_teacher(name: str, teacher: Any, count: int) -> None:
     Args:
         name: The option's name, for the message.
         teacher: `None`; a list of prompts or saved folders; a tensor `(prompts, tokens, hidden)`; or `"given"`, which
-            stands in saved configs.
+            is in saved configs.
         count: How many there must be.
 
     Raises:

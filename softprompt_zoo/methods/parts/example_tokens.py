@@ -42,7 +42,9 @@ def count_tokens(
     if examples and tokenizer is not None:
         found = tokenize_examples(tokenizer, template, examples)
         if has_ids and found != (ids, types):
-            raise ValueError("token_ids and token_types are not those of the examples; leave them out")
+            raise ValueError(
+                f"token_ids and token_types are not those of the examples, {len(found[0])} tokens; leave them out"
+            )
         ids, types = found
     elif not has_ids:
         return None
@@ -50,7 +52,7 @@ def count_tokens(
 
 
 def problem_of_tokens(ids: Integers | None, types: Integers | None, vocab_size: int) -> str | None:
-    """Say why tokens cannot be trained as examples; `None` if they can."""
+    """Return why tokens cannot be trained as examples; `None` if they can."""
     if ids is None or types is None:
         return "examples need tokenizer=…; pass the model's tokenizer"
     newest, largest = max(types), max(ids)

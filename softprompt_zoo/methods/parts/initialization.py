@@ -66,7 +66,7 @@ def sampled_ids(backbone: Backbone, count: int) -> Int[Tensor, " {count}"]:
 
 
 def text_ids(backbone: Backbone, tokenizer: Any, text: str, count: int) -> Int[Tensor, " {count}"]:
-    """Tokenise a text without special tokens, repeated or cut to a length.
+    """Tokenize a text without special tokens, repeated or cut to a length.
 
     Args:
         backbone: Sizes of the model.

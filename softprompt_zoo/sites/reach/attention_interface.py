@@ -186,7 +186,7 @@ def _shared_mask(
 def visible_to(
     prompt: SiteState, state: CallState, window: int | None, length: int
 ) -> Bool[Tensor, "#rows 1 #length tokens"] | None:
-    """Say which virtual tokens each of the last `length` queries sees.
+    """Return which virtual tokens each of the last `length` queries sees.
 
     Args:
         prompt: What the site shows.

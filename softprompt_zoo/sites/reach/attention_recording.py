@@ -34,7 +34,7 @@ class Asked:
     first_query: int
     """Queries in front of the text, which are virtual positions."""
     is_text: Bool[Tensor, "rows length"]
-    """Which of the queries behind those are text and not padding."""
+    """Which of the queries after those are text and not padding."""
 
 
 @dataclasses.dataclass
@@ -50,7 +50,7 @@ class Recording:
         """Return the share of each of the prompts' columns.
 
         Args:
-            extra: How many calls of a layer come behind the one that is read: those of gated tokens.
+            extra: How many calls of a layer come after the one that is read: those of gated tokens.
 
         Returns:
             By site, a mean over heads and the text's tokens.

@@ -1,6 +1,6 @@
 """What a model sees as its cache during one call: the prompt's keys and values in front of the text's.
 
-The view keeps only the text. In each row the prompt stands right before the text, behind padding on the left: ALiBi and
+The view keeps only the text. In each row the prompt is right before the text, after padding on the left: ALiBi and
 local windows then see the distances that real tokens would have.
 """
 
@@ -24,7 +24,7 @@ class CacheView(Cache):
         self.inner = inner
         """The cache of the text; `None` if nothing is kept."""
         self.order: Int[Tensor, "rows positions"] | None = None
-        """Column of prompt and text that stands at each place; `None` if they just follow
+        """Column of prompt and text that is at each place; `None` if they just follow
         each other."""
         self._state = state
         self._capture = capture
@@ -48,7 +48,7 @@ class CacheView(Cache):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Float[Tensor, "rows kv_heads key_length head_dim"], Float[Tensor, "rows kv_heads key_length value_dim"]]:
-        """Keep the text's keys and values, and return them behind the prompt's."""
+        """Keep the text's keys and values, and return them after the prompt's."""
         site = Site(self._site, layer_idx)
         if self._capture is not None:
             self._capture.keys[site], self._capture.values[site] = key_states, value_states
@@ -61,11 +61,11 @@ class CacheView(Cache):
         return self._arranged(keys.to(key_states), key_states), self._arranged(values.to(value_states), value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
-        """Return how many positions are behind, the prompt's among them."""
+        """Return how many positions are taken, the prompt's among them."""
         return self.tokens + (0 if self.inner is None else self.inner.get_seq_length(layer_idx))
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Return how many columns the mask needs, and where the first one stands."""
+        """Return how many columns the mask needs, and where the first one is."""
         length, offset = (query_length, 0) if self.inner is None else self.inner.get_mask_sizes(query_length, layer_idx)
         return self.tokens + length, offset
 

@@ -1,4 +1,4 @@
-"""The ways to reach a stack, in the order in which they are tried: a new one is a file beside this one, and a line."""
+"""The ways to reach a stack, in the order in which they are tried: a new one is a file next to this one, and a line."""
 
 from softprompt_zoo.sites.reach.replaced_attention import ReplacedAttention
 from softprompt_zoo.sites.reach.through_cache import ThroughCache

@@ -146,7 +146,7 @@ def _mask(
     present = torch.ones(1, view.tokens, dtype=torch.bool, device=device)
     if prompt.present is not None:
         present = rows_of(prompt.present, call.rows, text.shape[0])
-    # A static cache has free columns behind the text; models with ALiBi want a mask over them too.
+    # A static cache has free columns after the text; models with ALiBi want a mask over them too.
     free = view.get_mask_sizes(text.shape[1], 0)[0] - view.tokens - mask.shape[1]
     seen = functional.pad(mask.to(device).bool(), (0, max(0, free))).expand(text.shape[0], -1)
     present = present.expand(text.shape[0], -1)

@@ -20,7 +20,7 @@ def view(module: nn.Module, **replaced: Any) -> Any:
         An object of the module's class that shares everything else with it.
     """
     made = object.__new__(type(module))
-    # An attribute of the instance stands before a child module.
+    # An attribute of the instance comes before a child module.
     made.__dict__ = {**module.__dict__, **bound_to_view(module, made), **replaced}
     return made
 

@@ -1,4 +1,4 @@
-"""A causal stack: every combination stands in front of the text as keys and values."""
+"""A causal stack: every combination is in front of the text as keys and values."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ class Causal(StackKind):
         text: Shaped[Tensor, "rows length ..."],
         past: Past,
     ) -> tuple[dict[str, Any], CallState]:
-        """Move the text behind the combinations, and make keys and values of these."""
+        """Move the text after the combinations, and make keys and values of these."""
         if call.slots is not None:
             kwargs, text = with_slots(stack, call, kwargs, text, past)
         check_packing(stack, kwargs, text.shape[1])

@@ -1,4 +1,4 @@
-"""A decoder behind an encoder: keys and values of its own, and the encoder's virtual positions in cross-attention."""
+"""A decoder after an encoder: keys and values of its own, and the encoder's virtual positions in cross-attention."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ class Decoder(StackKind):
         text: Shaped[Tensor, "rows length ..."],
         past: Past,
     ) -> tuple[dict[str, Any], CallState]:
-        """Move the text behind keys and values, and let it see the encoder's virtual positions."""
+        """Move the text after keys and values, and let it see the encoder's virtual positions."""
         segments = {site: segments_at(call, site) for site in ("decoder", "cross")}
         counts = lengths(segments["decoder"])
         state = state_of(segments, call)

@@ -20,7 +20,7 @@ from softprompt_zoo.sites.text_outputs import cut_output
 
 
 class Encoder(StackKind):
-    """An encoder by itself: text stands behind keys and values as behind tokens, and its caller sees the text alone."""
+    """An encoder by itself: text is after keys and values as after tokens, and its caller sees the text alone."""
 
     def prepare(
         self,
@@ -30,7 +30,7 @@ class Encoder(StackKind):
         text: Shaped[Tensor, "rows length ..."],
         past: Past,
     ) -> tuple[dict[str, Any], CallState]:
-        """Put embeddings in front of the text, and move it behind keys and values."""
+        """Put embeddings in front of the text, and move it after keys and values."""
         if call.slots is not None:
             kwargs = keep_positions(stack, kwargs, text.shape[1])
         kwargs, text = with_slots(stack, call, kwargs, text, past)
@@ -60,7 +60,7 @@ class EncoderInFront(StackKind):
         text: Shaped[Tensor, "rows length ..."],
         past: Past,
     ) -> tuple[dict[str, Any], CallState]:
-        """Put embeddings in front of the text, beside keys and values that take up no positions."""
+        """Put embeddings in front of the text, next to keys and values that take up no positions."""
         kwargs, text = with_slots(stack, call, kwargs, text, past)
         segments = segments_at(call, stack.name)
         kwargs, text = _with_embeddings(stack, call, kwargs, text, 0)
@@ -103,7 +103,7 @@ def _with_embeddings(
 
     Raises:
         UnsupportedError: If padding or attention weights would be wrong.
-        ValueError: If the text does not fit behind them and so many `keys`.
+        ValueError: If the text does not fit after them and so many `keys`.
     """
     embedded = stack_embeddings(call)
     if embedded is None:

@@ -12,7 +12,7 @@ from softprompt_zoo.sites.state import CallState
 
 
 class StackKind:
-    """A kind of stack: where virtual tokens stand beside its text, and what of them its caller sees."""
+    """A kind of stack: where virtual tokens stand next to its text, and what of them its caller sees."""
 
     def prepare(
         self,
