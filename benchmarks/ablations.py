@@ -299,7 +299,7 @@ def _batch(rows: list[Row], pad_id: int, inputs: common.Inputs) -> dict[str, Ten
 
 
 def attention_split(model: Any, rows: Sequence[Row], pad_id: int) -> dict[str, list[float]]:
-    """Say how each layer's attention is split between the text and the prompt.
+    """Return how each layer's attention is split between the text and the prompt.
 
     Gated tokens have a softmax of their own beside the text's whole one; for them the mean size of the gate is
     returned.

@@ -241,7 +241,7 @@ def load_encoder(name: str, seed: int, labels: int = 2) -> Any:
 
 
 def has_head(model: Any) -> bool:
-    """Say whether a prompted model trains a task head."""
+    """Return whether a prompted model trains a task head."""
     return any("head" in name.split(".") for name, p in model.prompts.named_parameters() if p.requires_grad)
 
 

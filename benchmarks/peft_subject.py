@@ -98,7 +98,7 @@ class PeftSubject(Subject):
         self.disturb("longer")
 
     def is_prompt_parameter(self, name: str) -> bool:
-        """Say whether a name in the model's `state_dict` is a prompt's, and trained."""
+        """Return whether a name in the model's `state_dict` is a prompt's, and trained."""
         return any(part in name for part in PARTS) and name not in self.frozen
 
     def trained_head(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Runner:
         self.experiments = {experiment.name: experiment for experiment in experiments}
 
     def missing(self, name: str) -> str | None:
-        """Say which method keeps an experiment from being run; `None` if nothing does."""
+        """Return which method keeps an experiment from being run; `None` if nothing does."""
         installed = zoo.list_methods()
         experiment = self.experiments[name]
         for needed in (*(self.experiments[need] for need in experiment.needs), experiment):

@@ -120,7 +120,7 @@ class Method:
 
 
 @dataclasses.dataclass(frozen=True)
-class Combination:
+class Methods:
     """Several methods, attached together; their tokens are in this order."""
 
     methods: Mapping[str, Method]
@@ -156,7 +156,7 @@ def get_method(name: str) -> Method:
     return Method(registry.lookup(name).name)
 
 
-def combine(*methods: "str | Method") -> Combination:
+def combine(*methods: "str | Method") -> Methods:
     """Put several methods on one model.
 
     Args:
@@ -181,7 +181,7 @@ def combine(*methods: "str | Method") -> Combination:
                 f"two prompts named {name!r}; name them: zoo.get_method({chosen.name!r}).configure(name=…)"
             )
         named[name] = chosen
-    return Combination(named)
+    return Methods(named)
 
 
 def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreTrainedModel":

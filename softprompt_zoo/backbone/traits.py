@@ -28,7 +28,7 @@ def without_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in CACHE_ARGUMENTS}
 
 
-def silent_features(module: Any) -> Float[Tensor, "1 channels frames"] | None:
+def zero_features(module: Any) -> Float[Tensor, "1 channels frames"] | None:
     """Return features of silence for an encoder that reads sound in the place of tokens; `None` for any other.
 
     Args:

@@ -16,7 +16,7 @@ from softprompt_zoo.bank.header import read_header, write_header
 from softprompt_zoo.bank.importing import Problems, names_in_bank, read_folders, warn_of_problems
 from softprompt_zoo.bank.names import check_name, is_name
 from softprompt_zoo.bank.opening import check_address, check_installed, open_store
-from softprompt_zoo.bank.restoring import Decoder, encode_prompt
+from softprompt_zoo.bank.restoring import RecordReader, encode_prompt
 from softprompt_zoo.bank.stores import Store
 from softprompt_zoo.config.checks import check_boolean, check_positive_integer
 from softprompt_zoo.errors import BankError, UnknownPromptError, ZooError
@@ -221,7 +221,7 @@ class PromptBank:
             CheckpointError: If the entry is damaged.
         """
         backbone = self._needs_model("read")
-        found = self._read([name], {}, Decoder(self.address, backbone, backbone.device, None).prompt)
+        found = self._read([name], {}, RecordReader(self.address, backbone, backbone.device, None).prompt)
         if not found:
             raise self._unknown(name)
         return found[name]  # type: ignore[no-any-return]
@@ -259,7 +259,7 @@ class PromptBank:
         problems: dict[str, str] = {}
         decoder = None
         if self.backbone is not None:
-            decoder = Decoder(self.address, self.backbone, torch.device("cpu"), None)
+            decoder = RecordReader(self.address, self.backbone, torch.device("cpu"), None)
 
         def examine(name: str, data: memoryview) -> None:
             try:
@@ -310,7 +310,7 @@ class PromptBank:
         for name in names:
             kept[name] = self._cache.get((name, device, dtype))
         known = {name: ready.stamp for name, ready in kept.items() if ready is not None}
-        found: dict[str, Any] = self._read(kept, known, Decoder(self.address, backbone, device, dtype).ready)
+        found: dict[str, Any] = self._read(kept, known, RecordReader(self.address, backbone, device, dtype).ready)
         for name, ready in found.items():
             if ready is None:
                 found[name] = kept[name]

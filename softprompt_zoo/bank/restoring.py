@@ -53,7 +53,7 @@ def encode_prompt(name: str, prompt: Prompt, backbone: Backbone, dtype: torch.dt
     return encode(name, tensors, method.name, method.distribution, method.version, prompt.config.to_dict())
 
 
-class Decoder:
+class RecordReader:
     """Makes prompts of records, many that were trained alike at little cost each.
 
     Args:

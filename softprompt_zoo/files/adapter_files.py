@@ -25,7 +25,7 @@ METADATA_KEY = "softprompt_zoo_adapters"
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapter:
+class SavedAdapter:
     """One PEFT adapter as it is saved."""
 
     fields: Mapping[str, Any]
@@ -36,12 +36,12 @@ class Adapter:
     """PEFT's name of a tensor to its name in the model's `state_dict`, of those that are in it as they are."""
 
 
-def folders(adapters: Mapping[str, Adapter]) -> dict[str, str]:
+def folders(adapters: Mapping[str, SavedAdapter]) -> dict[str, str]:
     """Return where PEFT finds each adapter, relative to the saved directory."""
     return {name: f"{FOLDER}/{name}" for name in adapters}
 
 
-def pack(adapters: Mapping[str, Adapter]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def pack(adapters: Mapping[str, SavedAdapter]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return what goes into `model.safetensors` for adapters: tensors, and metadata.
 
     Args:
@@ -59,7 +59,7 @@ def pack(adapters: Mapping[str, Adapter]) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, {METADATA_KEY: json.dumps(described)} if described else {}
 
 
-def write_folders(directory: Path, adapters: Mapping[str, Adapter]) -> None:
+def write_folders(directory: Path, adapters: Mapping[str, SavedAdapter]) -> None:
     """Write adapters, each into a folder of its own that PEFT loads.
 
     Args:
@@ -71,7 +71,7 @@ def write_folders(directory: Path, adapters: Mapping[str, Adapter]) -> None:
         adapter_folder.write(directory / folder, adapters[name].fields, adapters[name].tensors, {})
 
 
-def read(directory: Path, found: Mapping[str, str]) -> dict[str, Adapter]:
+def read(directory: Path, found: Mapping[str, str]) -> dict[str, SavedAdapter]:
     """Read the adapters of a saved directory.
 
     Args:
@@ -99,10 +99,10 @@ def read(directory: Path, found: Mapping[str, str]) -> dict[str, Adapter]:
     return {name: _read_folder(directory / folder) for name, folder in found.items()}  # of an earlier version
 
 
-def _read_folder(folder: Path) -> Adapter:
+def _read_folder(folder: Path) -> SavedAdapter:
     fields, tensors, _ = adapter_folder.read(folder)
     check_floating(tensors, folder)
-    return Adapter(fields, tensors)
+    return SavedAdapter(fields, tensors)
 
 
 class Described(TypedDict):
@@ -114,7 +114,7 @@ class Described(TypedDict):
     """PEFT's names of the tensors to those in the file."""
 
 
-def _unpack(name: str, described: Any, tensors: Mapping[str, Tensor], path: Path) -> Adapter:
+def _unpack(name: str, described: Any, tensors: Mapping[str, Tensor], path: Path) -> SavedAdapter:
     content = typed.read(Described, described, f"{path}: its description of the adapter {name!r}")
     fields, keys = content["config"], content["tensors"]
     missing = next((key for key in keys.values() if key not in tensors), None)
@@ -122,4 +122,4 @@ def _unpack(name: str, described: Any, tensors: Mapping[str, Tensor], path: Path
         raise CheckpointError(f"{path} has no tensor {missing!r:.80} for the adapter {name!r}; save it again")
     own = {key: tensors[place] for key, place in keys.items()}
     check_floating(own, path)
-    return Adapter(fields, own)
+    return SavedAdapter(fields, own)

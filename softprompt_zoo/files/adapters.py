@@ -18,7 +18,7 @@ from softprompt_zoo.backbone.peft_layers import adapter_layers, check_peft_versi
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
 from softprompt_zoo.files import native
 from softprompt_zoo.files.adapter_configs import make_config
-from softprompt_zoo.files.adapter_files import FOLDER, Adapter
+from softprompt_zoo.files.adapter_files import FOLDER, SavedAdapter
 from softprompt_zoo.files.adapter_folder import CONFIG_FILE
 from softprompt_zoo.files.module_state import restored_on_error
 from softprompt_zoo.prompt.task_heads import find_heads, task_head
@@ -70,7 +70,7 @@ def out_of_reach(model: nn.Module) -> Iterator[None]:
         model._modules["prompts"] = host
 
 
-def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Adapter]:
+def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, SavedAdapter]:
     """Read the adapters of a model, for saving.
 
     Args:
@@ -89,11 +89,11 @@ def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Ad
         config = model.peft_config[name]
         fields = json.loads(json.dumps({**config.to_dict(), "inference_mode": True}, default=_plain))
         state_names = {key: places[id(tensor)] for key, tensor in tensors.items() if id(tensor) in places}
-        found[name] = Adapter(fields, tensors, state_names)
+        found[name] = SavedAdapter(fields, tensors, state_names)
     return found
 
 
-def check(model: Any, adapters: Mapping[str, Adapter], directory: Path) -> None:
+def check(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path) -> None:
     """Refuse saved adapters that do not fit a model. Nothing is changed, and no room is taken.
 
     Args:
@@ -132,7 +132,7 @@ def check(model: Any, adapters: Mapping[str, Adapter], directory: Path) -> None:
             )
 
 
-def put(model: Any, adapters: Mapping[str, Adapter], directory: Path, trainable: bool) -> None:
+def put(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path, trainable: bool) -> None:
     """Put saved adapters on a model; those that it has already get the saved numbers.
 
     Args:
@@ -156,7 +156,7 @@ def put(model: Any, adapters: Mapping[str, Adapter], directory: Path, trainable:
         parameter.requires_grad_(False)
 
 
-def _put_one(model: Any, name: str, adapter: Adapter, folder: Path) -> None:
+def _put_one(model: Any, name: str, adapter: SavedAdapter, folder: Path) -> None:
     from peft import set_peft_model_state_dict
 
     config = None if name in names(model) else _config(adapter, folder)
@@ -169,7 +169,7 @@ def _put_one(model: Any, name: str, adapter: Adapter, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def taken_off_on_error(model: Any, adapters: Mapping[str, Adapter]) -> Iterator[None]:
+def taken_off_on_error(model: Any, adapters: Mapping[str, SavedAdapter]) -> Iterator[None]:
     """Let a model be as it was, bit for bit, if what puts adapters on it, or comes after it, fails.
 
     Args:
@@ -208,7 +208,7 @@ def _original_class(model: Any) -> Any:
     return getattr(type(model), "_softprompt_base", type(model))
 
 
-def _config(adapter: Adapter, folder: Path) -> Any:
+def _config(adapter: SavedAdapter, folder: Path) -> Any:
     return make_config(adapter.fields, _inside(adapter.tensors), folder / CONFIG_FILE)
 
 

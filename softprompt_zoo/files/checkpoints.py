@@ -184,7 +184,7 @@ def saved_names(directory: Path) -> list[str]:
     return vocabulary.names(directory) if vocabulary.is_vocabulary(directory) else embeddings.names(directory)
 
 
-def read_adapters(directory: Path) -> dict[str, adapter_files.Adapter]:
+def read_adapters(directory: Path) -> dict[str, adapter_files.SavedAdapter]:
     """Read the PEFT adapters that were on the model when prompts were saved.
 
     Args:
@@ -238,9 +238,9 @@ def _own_state(prompts: Mapping[str, Prompt]) -> dict[str, Tensor]:
     return {prefix + key: tensor for prefix, state in states.items() for key, tensor in state.items()}
 
 
-def _record(prompt: Prompt) -> native.Record:
+def _record(prompt: Prompt) -> native.IndexEntry:
     method = prompt.loaded
-    return native.Record(
+    return native.IndexEntry(
         method=method.name,
         distribution=method.distribution,
         version=method.version,

@@ -34,7 +34,7 @@ class Sizes(TypedDict):
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class IndexEntry:
     """What the index says of one prompt."""
 
     method: str
@@ -61,7 +61,7 @@ class Index:
     """Sizes of the model it was made for."""
     active: tuple[str, ...]
     """Names of the active prompts, in order."""
-    prompts: dict[PromptName, Record]
+    prompts: dict[PromptName, IndexEntry]
     """Prompts by name, in the order they were added."""
     adapters: dict[str, str] = dataclasses.field(default_factory=dict)
     """Folders of the PEFT adapters on the model, by their names; relative to the directory."""

@@ -45,7 +45,7 @@ MERGED = f"{LEARNED}tensors."
 
 
 def restore(
-    name: str, record: native.Record, tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path
+    name: str, record: native.IndexEntry, tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path
 ) -> Prompt:
     """Make a prompt of what a directory of ours says of it.
 

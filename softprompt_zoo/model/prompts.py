@@ -83,7 +83,7 @@ class Prompts(nn.Module):
         if self.bank is not None and self.bank.backbone is None:
             self.bank.backbone = self.backbone
         for prompt in self.values():
-            prompt.belong_to(self)
+            prompt.set_model_prompts(self)
 
     def __getitem__(self, name: str) -> Prompt:
         self._check_there(name)
@@ -168,7 +168,7 @@ class Prompts(nn.Module):
         if prompt.is_merged:
             prompt.widen()
         prompt.train(self.training)
-        prompt.belong_to(self)
+        prompt.set_model_prompts(self)
         watch(prompt, self.backbone)  # a compiled forward cannot
         # Straight into the dictionary: `add_module` refuses names such as "train" that are attributes here.
         self._modules[name] = prompt

@@ -16,9 +16,9 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.operations.attention_batches import Batch, arguments_of, read_batches, text_name, text_queries
 from softprompt_zoo.shapes import Float
 from softprompt_zoo.sites.call import Call, Part
-from softprompt_zoo.sites.reach.attention_recording import RECORDED_PREFIX, Asked, recording
+from softprompt_zoo.sites.reach.attention_recording import RECORDED_PREFIX, Columns, recording
 from softprompt_zoo.sites.request import Request
-from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 from softprompt_zoo.trial.twin import twin
@@ -91,7 +91,7 @@ def _columns(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[
         first_query = sum(_input_counts(call).values()) if site == "encoder" else 0
         is_text = text_queries(arguments, site, backbone, moved=first_query > 0)
         if counts and is_text is not None:
-            asked[site] = Asked(sum(counts.values()), first_query, is_text)
+            asked[site] = Columns(sum(counts.values()), first_query, is_text)
     modules = [stack.module for stack in stacks.values()]
     with eval_mode(modules, RECORDED_PREFIX), recording(asked) as found:
         model(**arguments)
@@ -147,10 +147,12 @@ def _counted(call: Call, count: Callable[[VirtualTokens], int]) -> dict[Part, in
     return {name: number for name, number in counts.items() if number}
 
 
-def _gated_layers(call: Call) -> dict[Site, int]:
+def _gated_layers(call: Call) -> dict[AttentionLayer, int]:
     """Count the gated prompts of every layer."""
     gates = [gates for placement in call.placements.values() for gates in placement.tokens.gates.items()]
-    return Counter(Site(name, layer) for name, own in gates for layer, gate in enumerate(own) if gate is not None)
+    return Counter(
+        AttentionLayer(name, layer) for name, own in gates for layer, gate in enumerate(own) if gate is not None
+    )
 
 
 def _mean(measured: Sequence[_Measured], parts: Mapping[str, Part]) -> dict[str, AttentionMass]:

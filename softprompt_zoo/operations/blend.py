@@ -70,7 +70,7 @@ def blend(
     blended = first.map(_wide(way.of_vectors, factors), *others, gates=of_gates)
     prompt = plain_prompt(blended, backbone, given[0].placement, given[0].prompt)
     if host is not None:
-        prompt.belong_to(host)
+        prompt.set_model_prompts(host)
     return prompt
 
 

@@ -26,9 +26,9 @@ from softprompt_zoo.sites.tasks import check_task
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 NEAREST_BY = ("cosine", "distance")
-CHUNK = 16384
+ROWS_AT_ONCE = 16384
 """Rows of the vocabulary that are compared at once."""
-WORDS = 64
+SAMPLED_WORDS = 64
 """Words whose keys and values are looked at."""
 
 
@@ -130,8 +130,8 @@ def _nearest(
     parts = []
     unit = functional.normalize(tokens, dim=1)
     best: list[Tensor] = []
-    for start in range(0, backbone.vocab_size, CHUNK):
-        ids = torch.arange(start, min(start + CHUNK, backbone.vocab_size), device=backbone.device)
+    for start in range(0, backbone.vocab_size, ROWS_AT_ONCE):
+        ids = torch.arange(start, min(start + ROWS_AT_ONCE, backbone.vocab_size), device=backbone.device)
         words = backbone.embed(ids).float()
         parts.append(words.norm(dim=1))
         cosine = unit @ functional.normalize(words, dim=1).T
@@ -164,7 +164,7 @@ def _word(tokenizer: Any, index: int) -> str:
 def _layer_norms(tokens: VirtualTokens, backbone: Backbone) -> dict[str, Norms]:
     """Compare the norms of keys and values with those of words that the model read, at all layers."""
     most = FREQUENT_VOCABULARY if backbone.vocab_size > FREQUENT_VOCABULARY else backbone.vocab_size
-    count = min(WORDS, most, (backbone.max_positions or WORDS))
+    count = min(SAMPLED_WORDS, most, (backbone.max_positions or SAMPLED_WORDS))
     words = backbone.keys_values(torch.linspace(0, most - 1, count, device=backbone.device).long())
     found = {}
     for site in backbone.layers:

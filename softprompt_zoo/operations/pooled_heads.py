@@ -8,7 +8,7 @@ from torch import Tensor
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.trial.twin import twin
 
-LENGTH = 4
+TEXT_LENGTH = 4
 """Tokens of the text that is tried."""
 
 
@@ -27,7 +27,7 @@ def check_pooling(model: Any, name: str) -> None:
     if backbone.device.type == "meta":
         return
     tried = twin(model)
-    ids = torch.arange(LENGTH, device=backbone.device)[None] % backbone.vocab_size
+    ids = torch.arange(TEXT_LENGTH, device=backbone.device)[None] % backbone.vocab_size
     expected: Tensor = tried(input_ids=ids, prompts=name).logits
     stack = next(iter(tried._softprompt_stacks.values())).module
     stack.register_forward_hook(_disturb)

@@ -73,7 +73,7 @@ def truncate(
     shorter = plain_prompt(tokens, backbone, given.placement, given.prompt, head)
     shorter.weight = given.prompt.weight
     if host is not None:
-        shorter.belong_to(host)
+        shorter.set_model_prompts(host)
     return shorter
 
 

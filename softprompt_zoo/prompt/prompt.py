@@ -96,7 +96,7 @@ class Prompt(nn.Module):
         """The prompts of that model."""
         return None if self._host is None else self._host()
 
-    def belong_to(self, host: Host) -> None:
+    def set_model_prompts(self, host: Host) -> None:
         """Remember the prompts of a model, which are not kept alive by it, copied or pickled with it."""
         self._host = weakref.ref(host)
 

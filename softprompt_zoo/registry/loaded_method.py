@@ -11,7 +11,7 @@ from softprompt_zoo.errors import PluginError
 from softprompt_zoo.registry.attribute_check import declared
 from softprompt_zoo.registry.default_hooks import default_hooks
 from softprompt_zoo.registry.discovery import Candidate
-from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, manager, marked, note_origin, refusal
+from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, add_origin_note, manager, marked, refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +60,7 @@ class LoadedMethod:
         try:
             result = self._callers[hook](**arguments)
         except Exception as error:
-            note_origin(error, self.describe(hook).rstrip(","), self._wrapped_by)
+            add_origin_note(error, self.describe(hook).rstrip(","), self._wrapped_by)
             raise
         if result is None and hook in HOOKS:
             raise PluginError(f"{self._wrapped_by}, around {self.describe(hook)} returned nothing; expected a value")
@@ -85,7 +85,7 @@ class LoadedMethod:
         try:
             made = self.parameters_class(config, backbone)
         except Exception as error:
-            note_origin(error, f"{source} called with (config, backbone)")
+            add_origin_note(error, f"{source} called with (config, backbone)")
             raise
         if not isinstance(made, nn.Module):
             raise PluginError(f"{source} returned {type(made).__name__}; expected a torch.nn.Module")
@@ -104,7 +104,7 @@ class LoadedMethod:
         try:
             parameters.initialize(config, backbone)
         except Exception as error:
-            note_origin(error, f"method {self.name!r} ({self.origin}), Parameters.initialize(config, backbone)")
+            add_origin_note(error, f"method {self.name!r} ({self.origin}), Parameters.initialize(config, backbone)")
             raise
 
     def has(self, hook: str) -> bool:

@@ -44,7 +44,7 @@ def refusal(description: str) -> Callable[[], None]:
     return refuse
 
 
-def note_origin(error: Exception, source: str, around: str = "") -> None:
+def add_origin_note(error: Exception, source: str, around: str = "") -> None:
     """Name the plugin whose code raised an error that does not name it itself; a traceback shows it below the error.
 
     Args:

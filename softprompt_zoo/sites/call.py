@@ -284,6 +284,6 @@ class Call:
         return self.per_row(pooled, device) if any(pooled) else None
 
     def ends_in_input_tokens(self) -> list[bool]:
-        """Say for each combination whether a seen input-level prompt is its last, which predicts the first label."""
+        """Return for each combination whether a seen input-level prompt is its last, which predicts the first label."""
         ends = [self.placements[parts[-1]] if parts else None for parts in self.selection.combinations]
         return [end is not None and end.tokens.at_input is not None and end.weight != 0 for end in ends]

@@ -57,7 +57,7 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
     originals, leaves = _put_leaves(state)
     if not leaves:
         return kwargs
-    if stack.reads_sound:
+    if stack.is_audio_encoder:
         return {**kwargs, "input_features": _Anchor.apply(kwargs["input_features"], leaves, *originals)}
     embeddings = kwargs.get("inputs_embeds")
     if embeddings is None:

@@ -83,7 +83,7 @@ def bind(family: str, stack: Stack, host: Host) -> None:
     if BINDING_ATTRIBUTE in stack.module.__dict__:
         raise RuntimeError(f"{type(stack.module).__name__} has hooks of prompts already")
     names = list(inspect.signature(type(stack.module).forward).parameters)[1:]
-    reads = "input_features" if stack.reads_sound else "input_ids"
+    reads = "input_features" if stack.is_audio_encoder else "input_ids"
     binding = Binding(stack, kind_of(family, stack), host, names, reads, stack.module.config._attn_implementation)
     binding.handles = [
         stack.module.register_forward_pre_hook(before_forward, with_kwargs=True),

@@ -19,7 +19,7 @@ from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import join, lengths, site_state
 from softprompt_zoo.sites.call import Call, Combination, Part, Prefix, Segment, per_token
 from softprompt_zoo.sites.positions import check_budget, shift_learned_positions
-from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState, Capture
 
@@ -149,14 +149,14 @@ def _run(
         inputs["inputs_embeds"] = shift_learned_positions(stack, embeddings, seen, positions)
     with _with_all_layers(stack):
         output, recorded = capture(stack, inputs, prior)
-    sites = [Site(stack.name, layer) for layer in range(len(stack.attentions[stack.name]))]
+    sites = [AttentionLayer(stack.name, layer) for layer in range(len(stack.attentions[stack.name]))]
     return [_passed(row, part, sites, recorded, output.last_hidden_state) for row, part in enumerate(pending)]
 
 
 def _passed(
     row: int,
     part: _Pending,
-    sites: list[Site],
+    sites: list[AttentionLayer],
     recorded: Capture,
     states: Float[Tensor, "combinations positions hidden"],
 ) -> tuple[Segment, Float[Tensor, "tokens hidden"]]:

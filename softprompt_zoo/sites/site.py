@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Site(NamedTuple):
+class AttentionLayer(NamedTuple):
     """The place of one attention module."""
 
     name: str

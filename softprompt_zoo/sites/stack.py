@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.probe import AttentionCall
-from softprompt_zoo.backbone.traits import Sinusoids, silent_features
+from softprompt_zoo.backbone.traits import Sinusoids, zero_features
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float, Int, Shaped
 from softprompt_zoo.sites.state import CallState, Capture
@@ -200,7 +200,7 @@ class Stack:
     """Name of the argument in which it takes a cache of keys and values; empty if it takes none."""
     position_table: nn.Embedding | Sinusoids | None
     """Table of positions, learned or sinusoidal, if there is one."""
-    minds_padding: bool = False
+    is_padding_sensitive: bool = False
     """Whether padding changes its states, so that rows with prompts of several lengths would be wrong."""
     ids_scale: float = 1.0
     """Factor that the stack puts on the table's rows if it is given ids, and not if it is given embeddings: Marian."""
@@ -208,7 +208,7 @@ class Stack:
     """Factor that it puts on embeddings it is given, before it adds positions."""
     rotation_limit: int | None = None
     """Length of text beyond which all of its positions are rotated in another way; `None` if there is none."""
-    reads_sound: bool = False
+    is_audio_encoder: bool = False
     """Whether it reads features in the place of tokens; `embedding` is then the table of the stack after it."""
 
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
@@ -218,11 +218,11 @@ class Stack:
 
     def reading(self, ids: Int[Tensor, "rows length"]) -> dict[str, Any]:
         """Return the arguments for token ids; where the stack reads sound, for silence."""
-        return {"input_features": silent_features(self.module)} if self.reads_sound else {"input_ids": ids}
+        return {"input_features": zero_features(self.module)} if self.is_audio_encoder else {"input_ids": ids}
 
     def text(self, kwargs: Mapping[str, Any]) -> Shaped[Tensor, "rows ..."] | None:
         """Return what the stack reads of its arguments: embeddings, ids or sound; `None` if there is nothing."""
-        names = ("input_features",) if self.reads_sound else ("inputs_embeds", "input_ids")
+        names = ("input_features",) if self.is_audio_encoder else ("inputs_embeds", "input_ids")
         return next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
 
     @property

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softprompt_zoo.shapes import Bool, Float, Int
 from softprompt_zoo.sites.call import Call, Layout
-from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.site import AttentionLayer
 
 
 @dataclasses.dataclass
@@ -92,6 +92,8 @@ class Capture:
     prior: CallState | None = None
     is_alone: bool = False
     """Whether keys and values are all that is wanted, and the attention's result is not."""
-    keys: dict[Site, Float[Tensor, "rows kv_heads length head_dim"]] = dataclasses.field(default_factory=dict)
-    values: dict[Site, Float[Tensor, "rows kv_heads length value_dim"]] = dataclasses.field(default_factory=dict)
+    keys: dict[AttentionLayer, Float[Tensor, "rows kv_heads length head_dim"]] = dataclasses.field(default_factory=dict)
+    values: dict[AttentionLayer, Float[Tensor, "rows kv_heads length value_dim"]] = dataclasses.field(
+        default_factory=dict
+    )
     visits: dict[int, int] = dataclasses.field(default_factory=dict)

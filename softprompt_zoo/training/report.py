@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
 
 
-def teller(console: Console) -> Callable[[str], None]:
+def printer(console: Console) -> Callable[[str], None]:
     """Return what prints a line as it is, for paths may have brackets in them."""
     return functools.partial(console.print, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
@@ -95,7 +95,7 @@ def print_next_steps(console: Console, folder: Path, base: "Base", text: str) ->
         f"  model = {loader}(base, {place!r})",
     ]
     for line in lines:
-        teller(console)(line)
+        printer(console)(line)
 
 
 def short_path(path: Path) -> str:

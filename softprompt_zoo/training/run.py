@@ -25,7 +25,7 @@ from softprompt_zoo.training.data import Data, Tokenized, read_data
 from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
 from softprompt_zoo.training.picture import draw_losses
 from softprompt_zoo.training.record import FINISHED, RUNNING, read_record, write_record
-from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, short_path, teller
+from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, printer, short_path
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def train(settings: Settings, console: Console, *, overwrite: bool = False) -> N
     method = method.configure(**options)
     settings = dataclasses.replace(settings, options=options).with_recipe(method.name, method.recipe)
     data = read_data(settings)
-    base = Base(settings.model, progress=teller(console))
+    base = Base(settings.model, progress=printer(console))
     settings = dataclasses.replace(settings, dtype=settings.dtype or fast_dtype())
     run = _Run(settings, method, data, base, console, _new_record(settings, method, data))
     model = run.attach()
@@ -94,7 +94,7 @@ def _go_on(folder: Path, record: dict[str, Any], console: Console) -> None:
             f"{changed[0]} has changed since the run in {folder} began; restore it, or train anew with --overwrite"
         )
     folders.remove_broken_checkpoints(folder)
-    run = _Run(settings, method, data, Base(settings.model, progress=teller(console)), console, record)
+    run = _Run(settings, method, data, Base(settings.model, progress=printer(console)), console, record)
     run.finish(run.attach())
 
 
@@ -122,7 +122,7 @@ class _Run:
         """Load the model, put the prompt in and try it on the longest rows; nothing is written before that works."""
         from transformers import set_seed
 
-        teller(self.console)(f"loading {self.settings.model} in {self.settings.dtype}")
+        printer(self.console)(f"loading {self.settings.model} in {self.settings.dtype}")
         model = self.base.load(str(self.settings.dtype))
         # Start values are drawn; a resumed run draws the same ones and then reads its checkpoint over them.
         set_seed(self.settings.seed)

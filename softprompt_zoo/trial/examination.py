@@ -148,8 +148,10 @@ def _reached(model: PreTrainedModel) -> tuple[str, dict[str, Stack], Findings]:
         findings = rehearse(family, stacks)
     if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
         raise _no_method(model, findings.inputs)
-    minds_padding = findings.padding is not None
-    stacks = {name: dataclasses.replace(stack, minds_padding=minds_padding) for name, stack in stacks.items()}
+    is_padding_sensitive = findings.padding is not None
+    stacks = {
+        name: dataclasses.replace(stack, is_padding_sensitive=is_padding_sensitive) for name, stack in stacks.items()
+    }
     return family, stacks, findings
 
 

@@ -14,7 +14,7 @@ from softprompt_zoo.trial.twin import twins
 
 LEAST = 2
 """Layers at least: what the first attends to shows in what the second reads."""
-SMALL = 4096
+SMALL_PARAMETER = 4096
 """Numbers of a parameter of which all are looked at; of a larger one, its first row."""
 _INTERNAL = frozenset(vars(nn.Module()))
 
@@ -120,7 +120,7 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
 
 def _is_zero(parameter: Tensor) -> bool:
     """Return whether a parameter is nothing, as the gate of a part that has no effect is."""
-    is_small = parameter.numel() <= SMALL
+    is_small = parameter.numel() <= SMALL_PARAMETER
     return not bool((parameter if is_small else parameter[(0,) * (parameter.ndim - 1)]).any())
 
 

@@ -17,7 +17,7 @@ from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.trial.twin import twins
 from softprompt_zoo.trial.words import is_ready, ready
 
-LENGTH = 3
+RUN_LENGTH = 3
 """Tokens of the run that shows how a layer is called; different from the one that replaces them."""
 
 MASKS = ("attention_mask", "mask")
@@ -98,9 +98,9 @@ def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
     made = twins(stack.module, stack.attentions[site])  # other threads may be running the model
     for module in set(stack.attentions[site]):
         made[id(module)].register_forward_pre_hook(note, with_kwargs=True)
-    ids = torch.arange(LENGTH, device=weight.device)[None] % weight.shape[0]
+    ids = torch.arange(RUN_LENGTH, device=weight.device)[None] % weight.shape[0]
     inputs = {**stack.reading(ids), STATE_KEYWORD: Capture()}
-    if not stack.reads_sound:
+    if not stack.is_audio_encoder:
         inputs |= {"attention_mask": torch.ones_like(ids), "use_cache": False}
     alone: Any = made[id(stack.module)]
     # The probe needs no mask, whose making looks at values that the meta device has not.
@@ -115,9 +115,9 @@ def _cut(value: Any) -> Any:
         return tuple(_cut(part) for part in value)
     if not isinstance(value, Tensor):
         return value
-    if value.ndim == 1 and value.shape[0] == LENGTH:
+    if value.ndim == 1 and value.shape[0] == RUN_LENGTH:
         return value[:1]
-    return value[:, :1] if value.ndim > 1 and value.shape[1] == LENGTH else value
+    return value[:, :1] if value.ndim > 1 and value.shape[1] == RUN_LENGTH else value
 
 
 def _move(value: Any, like: Tensor) -> Any:

@@ -17,7 +17,7 @@ from softprompt_zoo.sites.call import Call, Part, Selection, Trace
 from softprompt_zoo.sites.hooks import bind, unbind
 from softprompt_zoo.sites.request import Request
 from softprompt_zoo.sites.shared_pass import capture, causal_prefix
-from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
@@ -27,11 +27,11 @@ from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 from softprompt_zoo.trial.leading_layers import leading
 from softprompt_zoo.trial.words import ready
 
-WORDS, TEXT, PADDING = 2, 3, 2
-CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Largest difference that is rounding, as a part of the states; half precision and what is quantized get `COARSE`."""
-COARSE = 0.05
-SMALL = 0.02
+WORD_COUNT, TEXT_LENGTH, PADDING_LENGTH = 2, 3, 2
+TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest difference that is rounding, as a part of the states; coarse dtypes get `COARSE_TOLERANCE`."""
+COARSE_TOLERANCE = 0.05
+EFFECT_TOLERANCE = 0.02
 """Largest difference that may be rounding, as a part of what the words change."""
 TELLING = 3.0
 """Times that the words must change more than is rounding, for a trial of the leading layers to count."""
@@ -56,7 +56,7 @@ class Findings:
 _FOUND: dict[Any, Findings] = {}
 
 
-class _Stage:
+class _FixedPrompts:
     """The prompts of the trial; what the hooks need."""
 
     def __init__(self, **prompts: VirtualTokens) -> None:
@@ -139,8 +139,8 @@ def _is_telling(family: str, stacks: Mapping[str, Stack]) -> bool:
             beside, behind = dict[str, Any](), dict[str, Any]()
             if stack is not first:
                 states = first.embed(ids)
-                beside, behind = {"encoder_hidden_states": states}, {"encoder_hidden_states": states[:, WORDS:]}
-            expected, alone = trial.run(ids, beside)[:, WORDS:], trial.run(ids[:, WORDS:], behind)
+                beside, behind = {"encoder_hidden_states": states}, {"encoder_hidden_states": states[:, WORD_COUNT:]}
+            expected, alone = trial.run(ids, beside)[:, WORD_COUNT:], trial.run(ids[:, WORD_COUNT:], behind)
             change, all_of_it = (states.double().norm(dim=-1) for states in (expected - alone, expected))
             if not bool((change > TELLING * trial.close * all_of_it).all()):
                 return False
@@ -151,12 +151,12 @@ def _words_and_text(stack: Stack) -> Tensor:
     """Return the ids that are tried, `(1, length)`; special tokens stand at the ends of the table."""
     weight: Any = stack.embedding.weight
     count: int = weight.shape[0]
-    return (count // 2 + torch.arange(WORDS + TEXT, device=weight.device))[None] % count
+    return (count // 2 + torch.arange(WORD_COUNT + TEXT_LENGTH, device=weight.device))[None] % count
 
 
 def _try(family: str, stacks: Mapping[str, Stack]) -> Findings:
     first, last = next(iter(stacks.values())), list(stacks.values())[-1]
-    sound = "its encoder reads sound and no tokens" if first.reads_sound else None
+    sound = "its encoder reads sound and no tokens" if first.is_audio_encoder else None
     if any(tensor.is_meta for tensor in (*first.embedding.parameters(), *last.module.parameters())):
         return Findings(inputs=sound)
     ids = _words_and_text(first)
@@ -175,13 +175,15 @@ class _Trial:
     def __init__(self, family: str, stack: Stack) -> None:
         self.family = family
         self.stack = stack
-        self.close = max(CLOSE.get(dtype, COARSE) for dtype in {tensor.dtype for tensor in stack.module.parameters()})
+        self.close = max(
+            TOLERANCES.get(dtype, COARSE_TOLERANCE) for dtype in {tensor.dtype for tensor in stack.module.parameters()}
+        )
 
     def run(self, ids: Tensor, inputs: Mapping[str, Any], tokens: VirtualTokens | None = None) -> Tensor:
         """Return the last hidden states of a text, after a prompt or without one."""
         inputs = {"use_cache": False, **inputs} if self.stack.cache_argument else inputs
         if tokens is not None:
-            bind(self.family, self.stack, _Stage(words=tokens))
+            bind(self.family, self.stack, _FixedPrompts(words=tokens))
         try:
             states: Tensor = self.stack.module(input_ids=ids, **inputs).last_hidden_state
         finally:
@@ -194,8 +196,10 @@ class _Trial:
         _, recorded = capture(self.stack, {"input_ids": words, "use_cache": False, **inputs})
         found = {}
         for site, modules in self.stack.attentions.items():
-            places = [Site(site, layer) for layer in range(len(modules))]
-            keys, values = ([of[place][0, :, :WORDS] for place in places] for of in (recorded.keys, recorded.values))
+            places = [AttentionLayer(site, layer) for layer in range(len(modules))]
+            keys, values = (
+                [of[place][0, :, :WORD_COUNT] for place in places] for of in (recorded.keys, recorded.values)
+            )
             found[site] = SiteTokens(tuple(keys), tuple(values))
         return LayerTokens(found)
 
@@ -204,16 +208,16 @@ class _Trial:
         given, expected = given.double(), expected.double()
         allowed = self.close * expected.norm(dim=-1)
         if alone is not None:
-            allowed = allowed + SMALL * (expected - alone.double()).norm(dim=-1)
+            allowed = allowed + EFFECT_TOLERANCE * (expected - alone.double()).norm(dim=-1)
         is_right = (given - expected).norm(dim=-1) <= allowed
         # Rounding may send a token to another expert: in low precision one that is right speaks for the others.
-        return bool(is_right.all() if self.close < COARSE else is_right.any())
+        return bool(is_right.all() if self.close < COARSE_TOLERANCE else is_right.any())
 
 
 def _try_causal(trial: _Trial, ids: Tensor) -> Findings:
-    words, text = ids[:, :WORDS], ids[:, WORDS:]
+    words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
-        expected = trial.run(ids, {})[:, WORDS:]
+        expected = trial.run(ids, {})[:, WORD_COUNT:]
         plain = trial.record(words, {})
         wrong = _try_padded(trial, plain, text, expected)
     except Exception as error:
@@ -230,13 +234,13 @@ def _try_causal(trial: _Trial, ids: Tensor) -> Findings:
 def _try_padded(trial: _Trial, plain: LayerTokens, text: Tensor, expected: Tensor) -> str | None:
     """Try keys and values in front of a text with padding on either side; without, if the model itself minds it."""
     length = text.shape[1]
-    empty = text[:, :1].expand(-1, PADDING)
+    empty = text[:, :1].expand(-1, PADDING_LENGTH)
     ids = torch.cat([torch.cat([empty, text], dim=1), torch.cat([text, empty], dim=1)])
-    places = torch.arange(length + PADDING, device=ids.device)
-    mask = {"attention_mask": torch.stack([places >= PADDING, places < length]).long()}
+    places = torch.arange(length + PADDING_LENGTH, device=ids.device)
+    mask = {"attention_mask": torch.stack([places >= PADDING_LENGTH, places < length]).long()}
 
     def rows(states: Tensor) -> Tensor:
-        return torch.stack([states[0, PADDING:], states[1, :length]])
+        return torch.stack([states[0, PADDING_LENGTH:], states[1, :length]])
 
     padded = None
     with contextlib.suppress(Exception):  # without padding it may work
@@ -255,8 +259,8 @@ def _try_padded(trial: _Trial, plain: LayerTokens, text: Tensor, expected: Tenso
 def _try_embeddings(trial: _Trial, words: Tensor, plain: SiteTokens) -> str | None:
     """Try the words' embeddings, next to ones that are no word's: a model may look for the word."""
     embedded = trial.stack.embed(words[0])
-    stage = _Stage(words=InputTokens(embedded), none=InputTokens(embedded * 1.0625))
-    segment: Any = causal_prefix(trial.stack, stage.call).segments[0]
+    prompts = _FixedPrompts(words=InputTokens(embedded), none=InputTokens(embedded * 1.0625))
+    segment: Any = causal_prefix(trial.stack, prompts.call).segments[0]
     for given, wanted in ((segment.keys, plain.keys), (segment.values, plain.values)):
         for layer, of_words in zip(given, wanted, strict=True):
             if of_words is not None and not trial.agree(layer, of_words):
@@ -269,12 +273,12 @@ def _try_long_text(trial: _Trial, ids: Tensor) -> str | None:
     limit = trial.stack.rotation_limit
     if limit is None or not trial.stack.takes_position_ids:
         return None
-    words, text = ids[:, :WORDS], ids[:, WORDS:]
+    words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     places = torch.arange(ids.shape[1], device=ids.device)[None]
-    positions = torch.where(places < WORDS, places, places + limit)
+    positions = torch.where(places < WORD_COUNT, places, places + limit)
     mask = torch.ones_like(ids)
-    expected = trial.run(ids, {"position_ids": positions, "attention_mask": mask})[:, WORDS:]
-    inputs = {"position_ids": positions[:, WORDS:] - WORDS, "attention_mask": mask[:, WORDS:]}
+    expected = trial.run(ids, {"position_ids": positions, "attention_mask": mask})[:, WORD_COUNT:]
+    inputs = {"position_ids": positions[:, WORD_COUNT:] - WORD_COUNT, "attention_mask": mask[:, WORD_COUNT:]}
     given = trial.run(text, inputs, InputTokens(trial.stack.embed(words[0])))
     trial.run(text, {})  # the rotation is a buffer: let it be that of a short text again
     return None if trial.agree(given, expected) else f"{INPUTS_WRONG} in texts of more than {limit} tokens"
@@ -282,14 +286,14 @@ def _try_long_text(trial: _Trial, ids: Tensor) -> str | None:
 
 def _try_encoder(trial: _Trial, ids: Tensor) -> tuple[str | None, str | None]:
     """Try embeddings as real positions; say what is wrong with them, and with padding."""
-    words, text = ids[:, :WORDS], ids[:, WORDS:]
+    words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
         everything = trial.run(ids, {})
-        expected = everything[:, WORDS:]
-        given = trial.run(text, {}, InputTokens(trial.stack.embed(words[0])))[:, -TEXT:]
+        expected = everything[:, WORD_COUNT:]
+        given = trial.run(text, {}, InputTokens(trial.stack.embed(words[0])))[:, -TEXT_LENGTH:]
         if not trial.agree(given, expected) and not trial.agree(given, expected, trial.run(text, {})):
             return INPUTS_WRONG, None
-        padded = torch.cat([ids, ids[:, :PADDING]], dim=1)
+        padded = torch.cat([ids, ids[:, :PADDING_LENGTH]], dim=1)
         mask = torch.arange(padded.shape[1], device=ids.device)[None] < ids.shape[1]
         shown = trial.run(padded, {"attention_mask": mask.long()})[:, : ids.shape[1]]
     except Exception as error:
@@ -299,11 +303,11 @@ def _try_encoder(trial: _Trial, ids: Tensor) -> tuple[str | None, str | None]:
 
 def _try_decoder(encoder: Stack, trial: _Trial, ids: Tensor) -> str | None:
     """Try keys and values of a decoder and of its cross-attention, next to embeddings that stand for encoded text."""
-    words, text = ids[:, :WORDS], ids[:, WORDS:]
+    words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
         states = encoder.embed(ids)
-        beside, behind = {"encoder_hidden_states": states}, {"encoder_hidden_states": states[:, WORDS:]}
-        expected = trial.run(ids, beside)[:, WORDS:]
+        beside, behind = {"encoder_hidden_states": states}, {"encoder_hidden_states": states[:, WORD_COUNT:]}
+        expected = trial.run(ids, beside)[:, WORD_COUNT:]
         given = trial.run(text, behind, trial.record(words, beside))
         is_right = trial.agree(given, expected) or trial.agree(given, expected, trial.run(text, behind))
     except Exception as error:

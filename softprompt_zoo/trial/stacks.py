@@ -30,14 +30,14 @@ from softprompt_zoo.backbone.traits import (
     find_position_table,
     max_positions,
     rotation_limit,
-    silent_features,
+    zero_features,
 )
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.reach.reaches import REACHES
 from softprompt_zoo.sites.reach.real_positions import RealPositions
 from softprompt_zoo.sites.stack import Look, Reach, Stack
 
-CARRIED_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
+SUPPORTED_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 
 
 def find_stacks(
@@ -84,11 +84,11 @@ def _refuse_uncarried_layers(model: PreTrainedModel) -> None:
     """Refuse layers that carry a state other than keys and values: they would be silently wrong."""
     config = model.config.get_text_config()
     types = set(getattr(config, "layer_types", None) or []) | set(getattr(config, "layers_block_type", None) or [])
-    strange = sorted(types - CARRIED_LAYER_TYPES)
+    strange = sorted(types - SUPPORTED_LAYER_TYPES)
     if strange:
         raise UnsupportedError(
             f"{type(model).__name__} has layers of type {strange[0]!r}, whose state a prompt cannot enter; "
-            f"supported layer types: {', '.join(sorted(CARRIED_LAYER_TYPES))}; no method works on this model; "
+            f"supported layer types: {', '.join(sorted(SUPPORTED_LAYER_TYPES))}; no method works on this model; "
             "choose one that has only these"
         )
     if getattr(config, "reorder_and_upcast_attn", False):
@@ -106,7 +106,7 @@ def _find_stack(
     reaches: Sequence[Reach],
     problem: str | None,
 ) -> Stack:
-    features = silent_features(module)
+    features = zero_features(module)
     embedding = _embedding(model if features is not None else module, model)
     cache = cache_argument(type(module).forward)
     look = Look(module, embedding, cache, is_alone=encoder is None and name == "decoder")
@@ -127,7 +127,7 @@ def _find_stack(
         ids_scale=look.scales[0],
         embeddings_scale=look.scales[1],
         rotation_limit=rotation_limit(module.config),
-        reads_sound=features is not None,
+        is_audio_encoder=features is not None,
     )
 
 

@@ -11,7 +11,7 @@ from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.sites.reach.attention_interface import PREFIX
 from softprompt_zoo.sites.reach.marks import mark_of
 from softprompt_zoo.sites.shared_pass import capture
-from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import Capture
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
@@ -63,7 +63,7 @@ def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
 
 
 def _site_tokens(recorded: Capture, site: str, stack: Stack, count: int) -> SiteTokens:
-    places = [Site(site, layer) for layer in range(len(stack.attentions[site]))]
+    places = [AttentionLayer(site, layer) for layer in range(len(stack.attentions[site]))]
     keys, values = ([seen[place][0] for place in places] for seen in (recorded.keys, recorded.values))
     length = keys[0].shape[1]
     if length != count:  # an encoder hears as much silence as it always does

@@ -198,7 +198,7 @@ def test_foreign_and_mislabelled_tensors(saved):
 
 def _index(subject):
     host = subject.model.prompts
-    record = native.Record("prefix_tuning", "softprompt-zoo", "0.1.0", False, {"num_virtual_tokens": 4})
+    record = native.IndexEntry("prefix_tuning", "softprompt-zoo", "0.1.0", False, {"num_virtual_tokens": 4})
     return native.Index(host.backbone.sizes(), ("default",), {"default": record}), host
 
 
@@ -206,14 +206,16 @@ def test_later_formats_and_unknown_methods(saved, monkeypatch):
     index, _ = _index(prompted())
     tensors = load_file(saved / "model.safetensors")
     version = zoo.get_method("prefix")._loaded.version
-    record = native.Record("mixture", "softprompt-zoo-mixture", "0.2", False, {})
+    record = native.IndexEntry("mixture", "softprompt-zoo-mixture", "0.2", False, {})
     native.write(saved, native.Index(index.backbone, (), {"default": record}), tensors)
     refused(saved, zoo.UnknownMethodError, r"not installed; run: pip install softprompt-zoo-mixture==0.2")
-    record = native.Record("prefix_tuning", "softprompt-zoo", version, False, {"num_virtual_tokens": 4, "depth": 1})
+    record = native.IndexEntry("prefix_tuning", "softprompt-zoo", version, False, {"num_virtual_tokens": 4, "depth": 1})
     native.write(saved, native.Index(index.backbone, (), {"default": record}), tensors)
     refused(saved, zoo.CheckpointError, "does not fit its method 'prefix_tuning': unknown option 'depth'")
     for other, options in (("0.0.9", {"depth": 1}), ("99", {})):
-        record = native.Record("prefix_tuning", "softprompt-zoo", other, False, {"num_virtual_tokens": 3, **options})
+        record = native.IndexEntry(
+            "prefix_tuning", "softprompt-zoo", other, False, {"num_virtual_tokens": 3, **options}
+        )
         native.write(saved, native.Index(index.backbone, (), {"default": record}), tensors)
         text = rf"which was saved with softprompt-zoo {other} and is read with softprompt-zoo {version},"
         refused(saved, zoo.CheckpointError, text)

@@ -97,7 +97,7 @@ def test_prompt_and_adapter_are_saved_as_one_state(tmp_path, monkeypatch):
 
 def read_from_folders(directory, found):
     read = {name: adapter_folder.read(directory / folder) for name, folder in found.items()}
-    return {name: adapter_files.Adapter(fields, tensors) for name, (fields, tensors, _) in read.items()}
+    return {name: adapter_files.SavedAdapter(fields, tensors) for name, (fields, tensors, _) in read.items()}
 
 
 def test_adapters_that_are_read_from_their_folders_are_noticed(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def test_the_nearest_words_of_words_are_themselves(architecture, nearest_by):
 
 @pytest.mark.parametrize("nearest_by", ["cosine", "distance"])
 def test_neighbours_norms_and_similarities_are_those_of_the_table(nearest_by, monkeypatch):
-    monkeypatch.setattr("softprompt_zoo.operations.inspect.CHUNK", 30)  # of 101 words: the parts must be put together
+    monkeypatch.setattr("softprompt_zoo.operations.inspect.ROWS_AT_ONCE", 30)  # of 101, to be put together
     model = prompted("llama", "prompt_tuning")
     found = zoo.inspect(model, "a", neighbours=7, nearest_by=nearest_by)["a"]
     table, tokens = model.get_input_embeddings().weight, model.prompts["a"].learned.embeddings.detach()

@@ -70,7 +70,7 @@ def test_rows_that_are_done_before_others(monkeypatch):
 
 
 def runs(model, text):
-    """Say whether the bare model does; with transformers 5.15 Whisper's decoder alone raises an error of its own."""
+    """Return whether the bare model does; with transformers 5.15 Whisper's decoder alone raises an error of its own."""
     try:
         model(input_ids=text)
     except IndexError:

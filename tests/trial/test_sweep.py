@@ -202,7 +202,7 @@ def found(model):
     return (
         backbone.sizes(),
         backbone.inside.refuse.input_problem,
-        [(type(stack.reach), stack.minds_padding) for stack in stacks.values()],
+        [(type(stack.reach), stack.is_padding_sensitive) for stack in stacks.values()],
     )
 
 

@@ -11,7 +11,7 @@ MARK = "the-document-stands-here"
 
 
 def has_template(tokenizer: Any) -> bool:
-    """Say whether a tokenizer has a chat template."""
+    """Return whether a tokenizer has a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 

@@ -24,7 +24,7 @@ from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.gates import Attention, Keys, Queries, Values, add_gated
 from softprompt_zoo.sites.reach import block_masks
 from softprompt_zoo.sites.reach.marks import MARK, Mark
-from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
 
 PREFIX = "softprompt_zoo_"
@@ -89,7 +89,7 @@ def _prompt_attention(
     return output, weights
 
 
-def _calling_site(module: nn.Module, state: CallState | Capture) -> Site | None:
+def _calling_site(module: nn.Module, state: CallState | Capture) -> AttentionLayer | None:
     """Return which layer calls: a module that layers share is called by them in turn. `None` if it is not marked."""
     mark: Mark | None = getattr(module, MARK, None)
     if mark is None:
@@ -106,7 +106,7 @@ def _with_prompt(
     forward: Attention,
     prompt: SiteState,
     state: CallState,
-    site: Site,
+    site: AttentionLayer,
     arguments: tuple[nn.Module, Queries, Keys, Values, Shaped[Tensor, "..."] | BlockMask | None],
     kwargs: dict[str, Any],
 ) -> tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]:
@@ -271,7 +271,7 @@ def _additive(mask: Bool[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, ".
 
 
 def _extend_bias(
-    bias: Float[Tensor, "#rows heads length key_length"], state: CallState, site: Site, tokens: int
+    bias: Float[Tensor, "#rows heads length key_length"], state: CallState, site: AttentionLayer, tokens: int
 ) -> Float[Tensor, "#rows heads length positions"]:
     """Give the prompt's columns their bias: relative positions in a decoder, none elsewhere."""
     if state.bias is None or site.name == "cross":

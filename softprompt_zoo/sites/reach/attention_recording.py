@@ -18,7 +18,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Bool, Float, Shaped
 from softprompt_zoo.sites.reach.attention_interface import PREFIX, eager_function, register_base
 from softprompt_zoo.sites.reach.marks import Mark, mark_of
-from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.site import AttentionLayer
 
 RECORDED = "recorded_eager"
 """Name of the base implementation."""
@@ -26,7 +26,7 @@ RECORDED_PREFIX = PREFIX + RECORDED
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Columns:
     """What is read at one site."""
 
     columns: int
@@ -41,12 +41,12 @@ class Asked:
 class Recording:
     """Mean weights of the prompts' columns, layer by layer, while it is on."""
 
-    asked: Mapping[str, Asked]
+    asked: Mapping[str, Columns]
     """Site name to what is read there; other sites are not."""
     calls: dict[int, tuple[Mark, list[Float[Tensor, " columns"]]]] = dataclasses.field(default_factory=dict)
     """By the id of an attention module its mark and what its calls gave, in order."""
 
-    def shares(self, extra: Mapping[Site, int]) -> dict[str, Float[Tensor, "layers columns"]]:
+    def shares(self, extra: Mapping[AttentionLayer, int]) -> dict[str, Float[Tensor, "layers columns"]]:
         """Return the share of each of the prompts' columns.
 
         Args:
@@ -55,7 +55,7 @@ class Recording:
         Returns:
             By site, a mean over heads and the text's tokens.
         """
-        found: dict[Site, Tensor] = {}
+        found: dict[AttentionLayer, Tensor] = {}
         for mark, calls in self.calls.values():
             end = len(calls)
             # Layers that share a module call it in turn; passes before do not count.
@@ -70,7 +70,7 @@ _RECORDING: contextvars.ContextVar[Recording | None] = contextvars.ContextVar("s
 
 
 @contextlib.contextmanager
-def recording(asked: Mapping[str, Asked]) -> Iterator[Recording]:
+def recording(asked: Mapping[str, Columns]) -> Iterator[Recording]:
     """Record what the models that run on `RECORDED` show.
 
     Args:
@@ -109,7 +109,7 @@ def _recorded_attention(
     return output, weights
 
 
-def _read(weights: Float[Tensor, "rows heads _ _"], asked: Asked) -> Float[Tensor, " {asked.columns}"]:
+def _read(weights: Float[Tensor, "rows heads _ _"], asked: Columns) -> Float[Tensor, " {asked.columns}"]:
     shown = weights[..., asked.first_query :, : asked.columns].float()
     if shown.shape[0] != asked.is_text.shape[0] or shown.shape[2] != asked.is_text.shape[1]:
         return shown.new_zeros(asked.columns)  # a pass over virtual tokens alone, or over gated ones: it is not read

@@ -12,7 +12,7 @@ from transformers import Cache
 
 from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import layer_prompt
-from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.state import CallState, Capture, SiteState
 
 
@@ -49,7 +49,7 @@ class CacheView(Cache):
         **kwargs: Any,
     ) -> tuple[Float[Tensor, "rows kv_heads key_length head_dim"], Float[Tensor, "rows kv_heads key_length value_dim"]]:
         """Keep the text's keys and values, and return them after the prompt's."""
-        site = Site(self._site, layer_idx)
+        site = AttentionLayer(self._site, layer_idx)
         if self._capture is not None:
             self._capture.keys[site], self._capture.values[site] = key_states, value_states
         if self.inner is not None:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack
 
 MARK = "_softprompt_mark"
@@ -14,7 +14,7 @@ MARK = "_softprompt_mark"
 class Mark(NamedTuple):
     """Which layers a module is, and what it sees."""
 
-    sites: tuple[Site, ...]
+    sites: tuple[AttentionLayer, ...]
     """Several if layers share it, in their order."""
     window: int | None
     """Width of its sliding window; `None` without one."""
@@ -24,7 +24,7 @@ def mark_sites(stack: Stack) -> None:
     """Mark the attention modules of a stack."""
     for name, modules in stack.attentions.items():
         for module, shape in zip(modules, stack.shapes.get(name, ()), strict=True):
-            sites = tuple(Site(name, layer) for layer, other in enumerate(modules) if other is module)
+            sites = tuple(AttentionLayer(name, layer) for layer, other in enumerate(modules) if other is module)
             setattr(module, MARK, Mark(sites, shape.window))
 
 

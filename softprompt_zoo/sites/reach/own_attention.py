@@ -16,7 +16,7 @@ from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.gates import add_gated
 from softprompt_zoo.sites.reach.attention_interface import extend_mask, visible_to
-from softprompt_zoo.sites.site import Site
+from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.state import CallState, Capture
 
 SITE = "encoder"
@@ -138,7 +138,7 @@ def _attend(
     """Attend to the layer's prompt and to the text."""
     query, key, value = projected
     if isinstance(state, Capture):
-        place = Site(SITE, layer)
+        place = AttentionLayer(SITE, layer)
         state.keys[place], state.values[place] = key, value
     scores = query @ key.transpose(-1, -2) / scale
     scores = scores if bias is None else scores + bias

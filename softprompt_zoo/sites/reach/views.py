@@ -37,7 +37,7 @@ def with_call(model: Any, module: nn.Module, call: Call) -> Any:
         A view of the model; the model itself if it is the module.
     """
     path = next((name for name, child in model.named_modules() if child is module), "")
-    return _with_child(model, path.split("."), _Handing(module, call)) if path else model
+    return _with_child(model, path.split("."), _WithCall(module, call)) if path else model
 
 
 def _with_child(module: Any, path: list[str], child: Any) -> Any:
@@ -50,7 +50,7 @@ def _with_child(module: Any, path: list[str], child: Any) -> Any:
     return view(module, **{name: _with_child(between, rest, child)})
 
 
-class _Handing:
+class _WithCall:
     """Stands for a stack that is to get the call as an argument."""
 
     def __init__(self, module: nn.Module, call: Call) -> None:

@@ -110,7 +110,7 @@ def _with_embeddings(
         return kwargs, text
     stack.reach.refuse_attentions(stack, kwargs)
     virtual, present, counts = embedded
-    if stack.minds_padding and present is not None:
+    if stack.is_padding_sensitive and present is not None:
         raise UnsupportedError(
             f"padding changes the states of {type(stack.module).__name__}, so rows with prompts of several "
             "lengths, or without one, would be wrong in one batch; give each length its own call"

@@ -26,4 +26,4 @@ def kind_of(family: str, stack: Stack) -> StackKind:
     Returns:
         Its kind.
     """
-    return _SOUND if stack.reads_sound else KINDS[family, stack.name]
+    return _SOUND if stack.is_audio_encoder else KINDS[family, stack.name]
