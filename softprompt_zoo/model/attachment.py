@@ -55,10 +55,7 @@ def attach(
     prompted: Any = model
     prompted._softprompt_required_grad = {name: p.requires_grad for name, p in _named_parameters(model)}
     prompted._softprompt_stacks = dict(stacks)
-    adapted = {name for name, _ in adapters.parameters(model)}
-    for name, parameter in model.named_parameters():
-        if name not in adapted:
-            parameter.requires_grad_(False)
+    _freeze(model)
     for stack in stacks.values():
         stack.reach.install(stack, model)
         bind(backbone.family, stack, host)
@@ -68,6 +65,14 @@ def attach(
     if getattr(model, "is_quantized", False) and any(prompt.is_trained for prompt in host.values()):
         keep_unpacked(model)
     _ATTACHED.add(model)
+
+
+def _freeze(model: PreTrainedModel) -> None:
+    """Freeze all but PEFT's adapters."""
+    adapted = {name for name, _ in adapters.parameters(model)}
+    for name, parameter in model.named_parameters():
+        if name not in adapted:
+            parameter.requires_grad_(False)
 
 
 def prompts_of(model: Any, action: str) -> Prompts:

@@ -158,17 +158,8 @@ def _run_again(
     _check_rows(model, call, name)
     if call.slots is not None:
         raise UnsupportedError(f"the loss of prompt {name!r} runs the model with other tokens, which slots cannot hold")
-    tokens = None if tokens is None else narrowed(tokens)
-    placements: dict[Part, Placement] = {}
-    combinations = []
-    for combination in call.selection.combinations:
-        for part in combination:
-            if part.name != name:
-                placements[part] = call.placements[part]
-            elif tokens is not None:
-                is_pooled = call.placements[part].is_pooled
-                placements[part] = dataclasses.replace(Placement(_of_task(tokens, part.task)), is_pooled=is_pooled)
-        combinations.append(tuple([part for part in combination if part in placements]))
+    placements = _replaced(call, name, None if tokens is None else narrowed(tokens))
+    combinations = [tuple([part for part in parts if part in placements]) for parts in call.selection.combinations]
     # A teacher without the prompt has the model's own task head, too.
     own = None if tokens is not None else model.prompts[name].head
     heads = [None if head is own else head for head in call.heads]
@@ -176,6 +167,18 @@ def _run_again(
     again = Call(selection, placements, False, Trace(), heads=heads)
     with _eval_mode(model):
         return run(again, {**inputs, "return_dict": True, "output_hidden_states": True})
+
+
+def _replaced(call: Call, name: str, tokens: VirtualTokens | None) -> dict[Part, Placement]:
+    """Return what is placed, with other tokens of one prompt, or without it."""
+    placements: dict[Part, Placement] = {}
+    for part in call.selection.parts:
+        if part.name != name:
+            placements[part] = call.placements[part]
+        elif tokens is not None:
+            is_pooled = call.placements[part].is_pooled
+            placements[part] = dataclasses.replace(Placement(_of_task(tokens, part.task)), is_pooled=is_pooled)
+    return placements
 
 
 def _of_task(tokens: VirtualTokens, task: int | None) -> VirtualTokens:

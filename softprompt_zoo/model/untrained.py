@@ -37,12 +37,17 @@ def note_training(model: Any, call: Call, is_given: bool, has_labels: bool) -> N
         return
     if (is_given and not used) or is_disabled(host) or trains_beside_prompts(model):
         return
-    _UNTRAINED[host] = nothing_trained(host, used)
+    _note_untrained(host, nothing_trained(host, used), has_labels)
+
+
+def _note_untrained(host: Prompts, message: str, has_labels: bool) -> None:
+    """Refuse the next step, and tell it now to whoever computes a loss, once."""
+    _UNTRAINED[host] = message
     if not _HANDLES:
         _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
     if has_labels and host not in _TOLD:
         _TOLD.add(host)
-        warnings.warn(_UNTRAINED[host], stacklevel=4)
+        warnings.warn(message, stacklevel=5)
 
 
 def trains_beside_prompts(model: Any) -> bool:

@@ -64,18 +64,22 @@ def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteSta
     """
     if len(segments) == 1:
         return None if segments[0] is None else _alone(segments[0], is_training)
-    full = [segment for segment in segments if segment is not None]
-    if not full:
+    first = next((segment for segment in segments if segment is not None), None)
+    if first is None:
         return None
-    counts, device = lengths(segments), full[0].keys[0].device
-    parts = [segment or _NOTHING for segment in segments]
+    return _padded([segment or _NOTHING for segment in segments], first.keys[0].device, is_training)
+
+
+def _padded(segments: Sequence[Segment], device: torch.device, is_training: bool) -> SiteState:
+    """Return the state where rows see several combinations, one without tokens among them or not."""
+    counts = lengths(segments)
     return SiteState(
-        keys=_layers([part.keys for part in parts], max(counts)),
-        values=_layers([part.values for part in parts], max(counts)),
+        keys=_layers([segment.keys for segment in segments], max(counts)),
+        values=_layers([segment.values for segment in segments], max(counts)),
         present=present(counts, device),
-        always_visible=_column([part.always_visible for part in parts], False, device),
-        dropout=_column([part.dropout for part in parts], 0.0, device) if is_training else None,
-        weight=_column([part.weight for part in parts], 1.0, device),
+        always_visible=_column([segment.always_visible for segment in segments], False, device),
+        dropout=_column([segment.dropout for segment in segments], 0.0, device) if is_training else None,
+        weight=_column([segment.weight for segment in segments], 1.0, device),
     )
 
 

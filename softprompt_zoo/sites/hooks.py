@@ -9,8 +9,6 @@ import dataclasses
 import inspect
 from typing import Any, Protocol
 
-import torch
-
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.replaced_forward import check_entry
 from softprompt_zoo.sites.call import Call
@@ -113,18 +111,20 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if text is None:
         text = kwargs.get(binding.reads)
     if text is None or call.is_empty:
-        # The prompted class of a model that is a stack itself knows by the keyword that the hook has run.
-        return (), {**kwargs, STATE_KEYWORD: None} if hasattr(type(module), "_softprompt_base") else kwargs
+        return (), _without_prompts(module, kwargs)
     call = call.for_batch(text.shape[0], may_repeat=is_built)
     kwargs, state = binding.kind.prepare(stack, call, kwargs, text, past_length(given_cache(kwargs)))
-    if call.trace.layout is not None and call.decoding is not None:
-        call.decoding.layout = call.trace.layout
-    if module.training and torch.is_grad_enabled():
+    if module.training:
         kwargs = anchor(module, stack, state, kwargs)
     if stack.reach.uses_cache:
         kwargs = stack.reach.enter(stack, state, kwargs)
     state.is_tuple_wanted = not returns_dict(module.config, kwargs)
     return (), {**kwargs, **({"return_dict": True} if state.is_tuple_wanted else {}), STATE_KEYWORD: state}
+
+
+def _without_prompts(module: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    # The prompted class of a model that is a stack itself knows by the keyword that the hook has run.
+    return {**kwargs, STATE_KEYWORD: None} if hasattr(type(module), "_softprompt_base") else kwargs
 
 
 def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -69,11 +69,7 @@ def _unknown(name: str, names: Sequence[str], what: str, bank: str | None) -> st
 
 
 def _select_by_index(prompts: Shaped[Tensor, "..."], names: Sequence[str]) -> Selection:
-    if prompts.ndim != 1 or prompts.is_floating_point() or prompts.dtype == torch.bool:
-        raise TypeError(
-            f"prompts is a tensor of shape {tuple(prompts.shape)} and dtype {prompts.dtype}; "
-            "expected integers of shape (rows,): indices of model.prompts, -1 for a bare row"
-        )
+    _check_indices(prompts)
     if torch.compiler.is_compiling():
         # Values are unknown while tracing: keep every prompt ready, bare rows last.
         everything = (*((Part(name),) for name in names), ())
@@ -85,6 +81,14 @@ def _select_by_index(prompts: Shaped[Tensor, "..."], names: Sequence[str]) -> Se
             f"prompts has index {wrong}; the model has {len(names)} prompts, so -1 to {len(names) - 1}"
         )
     return select([None if index < 0 else names[index] for index in indices], names)
+
+
+def _check_indices(prompts: Shaped[Tensor, "..."]) -> None:
+    if prompts.ndim != 1 or prompts.is_floating_point() or prompts.dtype == torch.bool:
+        raise TypeError(
+            f"prompts is a tensor of shape {tuple(prompts.shape)} and dtype {prompts.dtype}; "
+            "expected integers of shape (rows,): indices of model.prompts, -1 for a bare row"
+        )
 
 
 def _combination(entry: Any, what: str) -> Combination:

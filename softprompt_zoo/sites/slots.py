@@ -101,15 +101,24 @@ def take_slots(
     rest = []
     for combination in selection.combinations:
         _check_weights(combination, placements)
-        embeddings = [placements[part].tokens.at_input for part in combination]
-        parts = [part for part in embeddings if part is not None]
-        tables.append(torch.cat(parts) if parts else None)
-        rest.append(tuple([part for part, own in zip(combination, embeddings, strict=True) if own is None]))
+        table, others = _split(combination, placements)
+        tables.append(table)
+        rest.append(others)
     if not torch.compiler.is_compiling() and not is_checked:
         _check_range(selection, tables, index)
     if not any([table is not None for table in tables]):
         return selection, None
     return Selection(tuple(rest), selection.rows), Slots(index, tuple(tables), in_generate)
+
+
+def _split(
+    combination: Combination, placements: Mapping[Part, Placement]
+) -> tuple[Float[Tensor, "tokens hidden"] | None, Combination]:
+    """Return a combination's embeddings, one prompt behind the other, and the prompts that have none."""
+    embeddings = [placements[part].tokens.at_input for part in combination]
+    parts = [part for part in embeddings if part is not None]
+    others = tuple([part for part, own in zip(combination, embeddings, strict=True) if own is None])
+    return torch.cat(parts) if parts else None, others
 
 
 def check_slots(index: Int[Tensor, "_ _"], rows: int, length: int, past: int = 0) -> None:

@@ -182,11 +182,15 @@ def _real_positions(look: Look, encoder: Stack | None, is_causal: bool, problem:
     reason = problem or look.error or _problem(look, look.calls) or ""
     if look.error or (is_causal and look.is_alone):
         return RealPositions(reason, lets_in=False)
+    # Of two stacks the encoder alone gets them, which is never cached.
+    return RealPositions(reason, encoder is not None or _takes_embeddings(look))
+
+
+def _takes_embeddings(look: Look) -> bool:
+    """Return whether a stack takes embeddings and a mask over them, and by itself keeps nothing of an earlier text."""
     parameters = set(inspect.signature(type(look.module).forward).parameters)
     keeps = {"cache_params", "use_cache"} & parameters or look.cache_argument
-    lets_in = {"inputs_embeds", "attention_mask"} <= parameters and not (look.is_alone and keeps)
-    # Of two stacks the encoder alone gets them, which is never cached.
-    return RealPositions(reason, lets_in or encoder is not None)
+    return {"inputs_embeds", "attention_mask"} <= parameters and not (look.is_alone and keeps)
 
 
 def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:

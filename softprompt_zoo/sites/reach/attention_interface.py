@@ -115,9 +115,7 @@ def _with_prompt(
     length = query.shape[2]
     if attention_mask is None and is_causal and 1 < length < key.shape[2]:
         # Prefill of an empty static cache: the base function would slice here, before it sees our keys.
-        key, value = key[:, :, :length], value[:, :, :length]
-        if kwargs.get("position_bias") is not None:
-            kwargs["position_bias"] = kwargs["position_bias"][..., :length]
+        key, value, kwargs = key[:, :, :length], value[:, :, :length], _with_short_bias(kwargs, length)
     prompt_keys, prompt_values = layer_prompt(prompt, state.rows, site.layer, query.shape[0])
     mark: Mark | None = getattr(module, MARK, None)
     window = None if mark is None or site.name == "cross" else mark.window
@@ -130,6 +128,11 @@ def _with_prompt(
     output, weights = forward(module, query, key, value, mask, **kwargs)
     # Flex attention returns no weights there but the logarithm of their sum, which has no axis of keys.
     return output, weights if weights is None or weights.ndim < 4 else weights[..., prompt_keys.shape[2] :]
+
+
+def _with_short_bias(kwargs: dict[str, Any], length: int) -> dict[str, Any]:
+    bias = kwargs.get("position_bias")
+    return kwargs if bias is None else {**kwargs, "position_bias": bias[..., :length]}
 
 
 def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:

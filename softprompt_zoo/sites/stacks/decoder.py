@@ -59,9 +59,8 @@ def _show_virtual_positions(call: Call, kwargs: dict[str, Any]) -> dict[str, Any
         return kwargs
     _, present, counts = embedded
     length = states.shape[1]
-    if mask is None and present is None:
-        return kwargs
-    if mask is not None and mask.shape[1] == length:
+    is_whole = present is None if mask is None else mask.shape[1] == length
+    if is_whole:
         return kwargs
     text = length - max(counts) if mask is None else mask.sum(dim=1, keepdim=True)
     valid = torch.arange(length, device=states.device)[None] < text + call.per_row(counts, states.device)

@@ -120,7 +120,10 @@ def _with_embeddings(
         virtual, present = virtual[rows], None if present is None else present[rows]
     virtual = virtual.expand(text.shape[0], -1, -1)
     present = None if present is None else present.expand(text.shape[0], -1)
-    kwargs, call.trace.layout = input_embeddings.insert(virtual, present, kwargs, embeddings_of(stack, kwargs, text))
+    kwargs, layout = input_embeddings.insert(virtual, present, kwargs, embeddings_of(stack, kwargs, text))
+    call.trace.layout = layout
+    if call.decoding is not None:
+        call.decoding.layout = layout
     text = kwargs["inputs_embeds"]
     check_budget(stack, text.shape[1] + keys, max(counts) + keys)
     return kwargs, text
