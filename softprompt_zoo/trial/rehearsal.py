@@ -13,26 +13,16 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.families import FAMILIES
-from softprompt_zoo.sites.call import Call, Part, Selection, Trace
-from softprompt_zoo.sites.hooks import bind, unbind
-from softprompt_zoo.sites.request import Request
-from softprompt_zoo.sites.shared_pass import capture, causal_prefix
-from softprompt_zoo.sites.site import AttentionLayer
+from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
-from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.site_tokens import SiteTokens
-from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 from softprompt_zoo.trial.leading_layers import leading
+from softprompt_zoo.trial.stack_trial import FixedPrompts, StackTrial
 from softprompt_zoo.trial.words import ready
 
 WORD_COUNT, TEXT_LENGTH, PADDING_LENGTH = 2, 3, 2
-TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Largest difference that is rounding, as a part of the states; coarse dtypes get `COARSE_TOLERANCE`."""
-COARSE_TOLERANCE = 0.05
-EFFECT_TOLERANCE = 0.02
-"""Largest difference that may be rounding, as a part of what the words change."""
 TELLING = 3.0
 """Times that the words must change more than is rounding, for a trial of the leading layers to count."""
 KEYS_VALUES_WRONG = "keys and values of real words do not act as these words do"
@@ -54,21 +44,6 @@ class Findings:
 
 
 _FOUND: dict[Any, Findings] = {}
-
-
-class _FixedPrompts:
-    """The prompts of the trial; what the hooks need."""
-
-    def __init__(self, **prompts: VirtualTokens) -> None:
-        placements = {Part(name): Placement(tokens) for name, tokens in prompts.items()}
-        combinations = tuple((part,) for part in placements)
-        self.call = Call(Selection(combinations, None), placements, False, Trace())
-
-    def keys(self) -> list[str]:
-        return self.call.selection.names
-
-    def resolve(self, request: Request, cache: Any) -> Call:
-        return self.call
 
 
 @torch.no_grad()
@@ -102,7 +77,7 @@ def sees_later_tokens(stack: Stack) -> bool:
     other = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
     try:
         with ready({stack.name: stack}):
-            states = [_Trial("encoder", stack).run(each, {})[:, 0] for each in (ids, other)]
+            states = [StackTrial("encoder", stack).run(each, {})[:, 0] for each in (ids, other)]
     except Exception:
         return False
     return not torch.allclose(states[0], states[1], rtol=0, atol=1e-6 * float(states[0].abs().max()))
@@ -135,7 +110,7 @@ def _is_telling(family: str, stacks: Mapping[str, Stack]) -> bool:
     ids = _words_and_text(first)
     with ready(stacks):
         for stack in {first.name: first, last.name: last}.values():
-            trial = _Trial(family, stack)
+            trial = StackTrial(family, stack)
             beside, behind = dict[str, Any](), dict[str, Any]()
             if stack is not first:
                 states = first.embed(ids)
@@ -162,59 +137,14 @@ def _try(family: str, stacks: Mapping[str, Stack]) -> Findings:
     ids = _words_and_text(first)
     with ready(stacks):
         if FAMILIES[family].is_causal:
-            return _try_causal(_Trial(family, last), ids)
-        inputs, padding = (sound, None) if sound else _try_encoder(_Trial(family, first), ids)
+            return _try_causal(StackTrial(family, last), ids)
+        inputs, padding = (sound, None) if sound else _try_encoder(StackTrial(family, first), ids)
         has_decoder = last is not first and last.attentions
-        keys_values = _try_decoder(first, _Trial(family, last), ids) if has_decoder else None
+        keys_values = _try_decoder(first, StackTrial(family, last), ids) if has_decoder else None
     return Findings(keys_values, inputs, padding)
 
 
-class _Trial:
-    """One stack that is tried."""
-
-    def __init__(self, family: str, stack: Stack) -> None:
-        self.family = family
-        self.stack = stack
-        self.close = max(
-            TOLERANCES.get(dtype, COARSE_TOLERANCE) for dtype in {tensor.dtype for tensor in stack.module.parameters()}
-        )
-
-    def run(self, ids: Tensor, inputs: Mapping[str, Any], tokens: VirtualTokens | None = None) -> Tensor:
-        """Return the last hidden states of a text, after a prompt or without one."""
-        inputs = {"use_cache": False, **inputs} if self.stack.cache_argument else inputs
-        if tokens is not None:
-            bind(self.family, self.stack, _FixedPrompts(words=tokens))
-        try:
-            states: Tensor = self.stack.module(input_ids=ids, **inputs).last_hidden_state
-        finally:
-            if tokens is not None:
-                unbind(self.stack)
-        return states
-
-    def record(self, words: Tensor, inputs: Mapping[str, Any]) -> LayerTokens:
-        """Return the words' keys and values at every site; at the cross-attention, those of as many encoded ones."""
-        _, recorded = capture(self.stack, {"input_ids": words, "use_cache": False, **inputs})
-        found = {}
-        for site, modules in self.stack.attentions.items():
-            places = [AttentionLayer(site, layer) for layer in range(len(modules))]
-            keys, values = (
-                [of[place][0, :, :WORD_COUNT] for place in places] for of in (recorded.keys, recorded.values)
-            )
-            found[site] = SiteTokens(tuple(keys), tuple(values))
-        return LayerTokens(found)
-
-    def agree(self, given: Tensor, expected: Tensor, alone: Tensor | None = None) -> bool:
-        """Compare states token by token; `alone` are those without the words, whose effect is then the measure."""
-        given, expected = given.double(), expected.double()
-        allowed = self.close * expected.norm(dim=-1)
-        if alone is not None:
-            allowed = allowed + EFFECT_TOLERANCE * (expected - alone.double()).norm(dim=-1)
-        is_right = (given - expected).norm(dim=-1) <= allowed
-        # Rounding may send a token to another expert: in low precision one that is right speaks for the others.
-        return bool(is_right.all() if self.close < COARSE_TOLERANCE else is_right.any())
-
-
-def _try_causal(trial: _Trial, ids: Tensor) -> Findings:
+def _try_causal(trial: StackTrial, ids: Tensor) -> Findings:
     words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
         expected = trial.run(ids, {})[:, WORD_COUNT:]
@@ -231,7 +161,7 @@ def _try_causal(trial: _Trial, ids: Tensor) -> Findings:
         return Findings(inputs=_in_words(error))
 
 
-def _try_padded(trial: _Trial, plain: LayerTokens, text: Tensor, expected: Tensor) -> str | None:
+def _try_padded(trial: StackTrial, plain: LayerTokens, text: Tensor, expected: Tensor) -> str | None:
     """Try keys and values in front of a text with padding on either side; without, if the model itself minds it."""
     length = text.shape[1]
     empty = text[:, :1].expand(-1, PADDING_LENGTH)
@@ -256,10 +186,10 @@ def _try_padded(trial: _Trial, plain: LayerTokens, text: Tensor, expected: Tenso
     return "padding moves the text away from its prompt" if is_proof else None
 
 
-def _try_embeddings(trial: _Trial, words: Tensor, plain: SiteTokens) -> str | None:
+def _try_embeddings(trial: StackTrial, words: Tensor, plain: SiteTokens) -> str | None:
     """Try the words' embeddings, next to ones that are no word's: a model may look for the word."""
     embedded = trial.stack.embed(words[0])
-    prompts = _FixedPrompts(words=InputTokens(embedded), none=InputTokens(embedded * 1.0625))
+    prompts = FixedPrompts(words=InputTokens(embedded), none=InputTokens(embedded * 1.0625))
     segment: Any = causal_prefix(trial.stack, prompts.call).segments[0]
     for given, wanted in ((segment.keys, plain.keys), (segment.values, plain.values)):
         for layer, of_words in zip(given, wanted, strict=True):
@@ -268,7 +198,7 @@ def _try_embeddings(trial: _Trial, words: Tensor, plain: SiteTokens) -> str | No
     return None
 
 
-def _try_long_text(trial: _Trial, ids: Tensor) -> str | None:
+def _try_long_text(trial: StackTrial, ids: Tensor) -> str | None:
     """Try the words' embeddings in front of a text that goes beyond the length from which rotation is another one."""
     limit = trial.stack.rotation_limit
     if limit is None or not trial.stack.takes_position_ids:
@@ -284,7 +214,7 @@ def _try_long_text(trial: _Trial, ids: Tensor) -> str | None:
     return None if trial.agree(given, expected) else f"{INPUTS_WRONG} in texts of more than {limit} tokens"
 
 
-def _try_encoder(trial: _Trial, ids: Tensor) -> tuple[str | None, str | None]:
+def _try_encoder(trial: StackTrial, ids: Tensor) -> tuple[str | None, str | None]:
     """Try embeddings as real positions; say what is wrong with them, and with padding."""
     words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
@@ -301,7 +231,7 @@ def _try_encoder(trial: _Trial, ids: Tensor) -> tuple[str | None, str | None]:
     return None, None if trial.agree(shown, everything) else "padding changes its states"
 
 
-def _try_decoder(encoder: Stack, trial: _Trial, ids: Tensor) -> str | None:
+def _try_decoder(encoder: Stack, trial: StackTrial, ids: Tensor) -> str | None:
     """Try keys and values of a decoder and of its cross-attention, next to embeddings that stand for encoded text."""
     words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
