@@ -1,7 +1,6 @@
 """A store of very many prompts for one backbone, and their use in a model's rows."""
 
-import functools
-import itertools
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,23 +10,19 @@ import torch
 from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.bank import identity, records
-from softprompt_zoo.bank.header import read_header, write_header
 from softprompt_zoo.bank.importing import Problems, names_in_bank, read_folders, warn_of_problems
 from softprompt_zoo.bank.names import check_name, is_name
-from softprompt_zoo.bank.opening import check_address, check_installed, open_store
+from softprompt_zoo.bank.opened_bank import OpenedBank, backbone_of
+from softprompt_zoo.bank.opening import check_address
 from softprompt_zoo.bank.restoring import RecordReader, encode_prompt
 from softprompt_zoo.bank.stores import Store
+from softprompt_zoo.bank.verification import find_damage
 from softprompt_zoo.config.checks import check_boolean, check_positive_integer
-from softprompt_zoo.errors import BankError, UnknownPromptError, ZooError
-from softprompt_zoo.model.attachment import is_attached
 from softprompt_zoo.model.lending import Ready, ReadyCache
 from softprompt_zoo.prompt.prompt import Prompt
-from softprompt_zoo.trial.examination import inspect_backbone
 
 CACHE_BYTES = 256 * 2**20
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-VERIFIED_AT_ONCE = 64
 
 
 class PromptBank:
@@ -77,39 +72,23 @@ class PromptBank:
             check_positive_integer("max_bytes", max_bytes)
         self.address = check_address(address)
         """The folder or the address, as given."""
-        self.backbone = _backbone(model)
-        """Sizes of the model; `None` if it was opened without one."""
         self.dtype = dtype
         """What `add` stores virtual tokens in; `None` for the dtype they have."""
-        self._options: dict[str, Any] = {"max_bytes": max_bytes, "storage_options": storage_options}
         self._cache = ReadyCache(cache_bytes)
-        self._opened = self._open(self.backbone)
-        if self.backbone is not None:
-            self.check(self.backbone)
+        self._bank = OpenedBank(self.address, backbone_of(model), max_bytes, storage_options)
 
-    def _open(self, backbone: Backbone | None) -> tuple[Store, dict[str, Any]]:
-        """Open the store; with a backbone one is made where there is none."""
-        check_installed()
-        header = None if backbone is None else write_header(backbone)
-        store = open_store(self.address, **self._options, is_new_allowed=header is not None)
-        found = store.open_header(header)
-        if found is None:
-            raise BankError(
-                f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
-            )
-        return store, read_header(found, self.address)
+    @property
+    def backbone(self) -> Backbone | None:
+        """Sizes of the model; `None` if it was opened without one."""
+        return self._bank.backbone
 
-    @functools.cached_property
-    def _opened(self) -> tuple[Store, dict[str, Any]]:
-        """The store and the header; of a copy from a pickle opened at its first use, and then never made."""
-        opened = self._open(None)
-        if self.backbone is not None:
-            identity.check(opened[1], self.backbone, f"the bank {self.address}")
-        return opened
+    @backbone.setter
+    def backbone(self, backbone: Backbone) -> None:
+        self._bank.backbone = backbone
 
     @property
     def _store(self) -> Store:
-        return self._opened[0]
+        return self._bank.store
 
     def check(self, backbone: Backbone) -> None:
         """Refuse another model than the bank's.
@@ -120,7 +99,7 @@ class PromptBank:
         Raises:
             BackboneMismatchError: If it has other sizes, another type, or other weights.
         """
-        identity.check(self._opened[1], backbone, f"the bank {self.address}")
+        self._bank.check(backbone)
 
     # Writing
 
@@ -176,7 +155,7 @@ class PromptBank:
             ValueError: If a name is not allowed, or two prompts would get the same one.
             ZooError: As `add` does.
         """
-        backbone = self._needs_model("import")
+        backbone = self._bank.model_for("import")
         path, problems = Path(folder), Problems()
         names = names_in_bank(path, problems)
         self._write(lambda: read_folders(path, names, backbone, problems), overwrite)
@@ -195,11 +174,11 @@ class PromptBank:
         """
         for name in names:
             if not is_name(name):
-                raise self._unknown(name)
+                raise self._bank.unknown(name)
         self._store.delete(list(dict.fromkeys(names)))
 
     def _write(self, prompts: Callable[[], Iterable[tuple[str, Prompt]]], overwrite: bool) -> None:
-        backbone = self._needs_model("add")
+        backbone = self._bank.model_for("add")
         check_boolean("overwrite", overwrite)
         self._store.write(
             lambda: ((name, encode_prompt(name, prompt, backbone, self.dtype)) for name, prompt in prompts()), overwrite
@@ -220,16 +199,16 @@ class PromptBank:
             UnknownPromptError: If it is not there.
             CheckpointError: If the entry is damaged.
         """
-        backbone = self._needs_model("read")
-        found = self._read([name], {}, RecordReader(self.address, backbone, backbone.device, None).prompt)
+        backbone = self._bank.model_for("read")
+        found = self._bank.read([name], {}, RecordReader(self.address, backbone, backbone.device, None).prompt)
         if not found:
-            raise self._unknown(name)
+            raise self._bank.unknown(name)
         return found[name]  # type: ignore[no-any-return]
 
     __getitem__ = get
 
     def __contains__(self, name: object) -> bool:
-        return bool(self._read([name], {}, lambda one, data: True))
+        return bool(self._bank.read([name], {}, lambda one, data: True))
 
     def __len__(self) -> int:
         return len(self._store)
@@ -256,28 +235,7 @@ class PromptBank:
         Returns:
             By name what is wrong with it; empty if the bank is whole. Without a model, checksums alone are checked.
         """
-        problems: dict[str, str] = {}
-        decoder = None
-        if self.backbone is not None:
-            decoder = RecordReader(self.address, self.backbone, torch.device("cpu"), None)
-
-        def examine(name: str, data: memoryview) -> None:
-            try:
-                if decoder is None:
-                    records.decode(name, data, self.address)
-                else:
-                    decoder.ready(name, data)
-            except ZooError as error:
-                problems[name] = str(error)
-
-        lost: list[str] = []
-        names = self.names()
-        while waiting := list(itertools.islice(names, VERIFIED_AT_ONCE)):
-            found = self._read(waiting, {}, examine)
-            lost += [name for name in waiting if name not in found]
-        what = f"is listed in the bank {self.address} and not found: its index is damaged; restore it from a copy"
-        listed = set(self.names()).intersection(lost) if lost else ()  # the others were deleted meanwhile
-        return problems | {name: f"{name!r} {what}" for name in sorted(listed)}
+        return find_damage(self._bank)
 
     def prepare(self, names: Iterable[str]) -> list[Any]:
         """Get prompts ready on the model's device; a forward that names them soon finds them there.
@@ -295,42 +253,28 @@ class PromptBank:
         if isinstance(names, str) or not isinstance(names, Iterable):
             raise TypeError(f"names is {names!r} ({type(names).__name__}); expected a list of names")
         names = list(names)
-        backbone = self._needs_model("prepare")
+        backbone = self._bank.model_for("prepare")
         probe = backbone.embed(torch.zeros(1, dtype=torch.long, device=backbone.device))
         ready = self.lend(names, probe.device, probe.dtype)
         for name in names:
             if name not in ready:
-                raise self._unknown(name)
+                raise self._bank.unknown(name)
         return [ready[name].placement for name in names]
 
     def lend(self, names: Iterable[str], device: torch.device, dtype: torch.dtype) -> dict[str, Ready]:
         """Get prompts ready for a model; see `softprompt_zoo.model.lending.Lender`."""
-        backbone = self._needs_model("use")
+        backbone = self._bank.model_for("use")
         kept = {}
         for name in names:
             kept[name] = self._cache.get((name, device, dtype))
         known = {name: ready.stamp for name, ready in kept.items() if ready is not None}
-        found: dict[str, Any] = self._read(kept, known, RecordReader(self.address, backbone, device, dtype).ready)
+        found: dict[str, Any] = self._bank.read(kept, known, RecordReader(self.address, backbone, device, dtype).ready)
         for name, ready in found.items():
             if ready is None:
                 found[name] = kept[name]
             else:
                 self._cache.put((name, device, dtype), ready)
         return found
-
-    def _read(self, names: Iterable[Any], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Any]) -> Any:
-        return self._store.read([name for name in names if is_name(name)], known, decode)
-
-    def _needs_model(self, action: str) -> Backbone:
-        if self.backbone is None:
-            raise BankError(
-                f"the bank {self.address} was opened without a model, which it takes to {action} prompts; open it with "
-                f"zoo.PromptBank({self.address!r}, model)"
-            )
-        return self.backbone
-
-    def _unknown(self, name: object) -> UnknownPromptError:
-        return UnknownPromptError(f"the bank {self.address} has no prompt {name!r}")
 
     # Life
 
@@ -346,20 +290,13 @@ class PromptBank:
         return self  # a copy of the model reads the same bank
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without the model: a copy from a pickle gets that of the prompts that it comes with.
-        kept = {"address": self.address, "dtype": self.dtype, "_options": self._options}
-        return {**kept, "cache_bytes": self._cache.max_bytes}
+        return {
+            "address": self.address,
+            "dtype": self.dtype,
+            "_bank": copy.copy(self._bank),
+            "cache_bytes": self._cache.max_bytes,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._cache = ReadyCache(state.pop("cache_bytes"))
-        self.backbone = None
         self.__dict__.update(state)
-
-
-def _backbone(model: Any) -> Backbone | None:
-    if model is None or isinstance(model, Backbone):
-        return model
-    if is_attached(model):
-        backbone: Backbone = model.prompts.backbone
-        return backbone
-    return inspect_backbone(model)[0]

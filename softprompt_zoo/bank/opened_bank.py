@@ -1,0 +1,110 @@
+"""A bank as it is opened: its store, and the model that it is for."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.bank import identity
+from softprompt_zoo.bank.header import read_header, write_header
+from softprompt_zoo.bank.names import is_name
+from softprompt_zoo.bank.opening import check_installed, open_store
+from softprompt_zoo.bank.stores import Store
+from softprompt_zoo.errors import BankError, UnknownPromptError
+from softprompt_zoo.model.attachment import is_attached
+from softprompt_zoo.trial.examination import inspect_backbone
+
+
+class OpenedBank:
+    """A bank's store and model; a copy opens a store of its own at its first use.
+
+    Args:
+        address: The bank, as text.
+        backbone: Sizes of the model and its embedding table; `None` to use no model.
+        max_bytes: Bound on a folder's size.
+        storage_options: Options of the address's file system.
+
+    Raises:
+        ZooError: As `PromptBank` does.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        backbone: Backbone | None,
+        max_bytes: int | None,
+        storage_options: Mapping[str, Any] | None,
+    ) -> None:
+        self.address = address
+        self.backbone = backbone
+        self._options: dict[str, Any] = {"max_bytes": max_bytes, "storage_options": storage_options}
+        self._opened = self._open(backbone)
+        if backbone is not None:
+            self.check(backbone)
+
+    def _open(self, backbone: Backbone | None) -> tuple[Store, dict[str, Any]]:
+        """Open the store; with a backbone one is made where there is none."""
+        check_installed()
+        header = None if backbone is None else write_header(backbone)
+        store = open_store(self.address, **self._options, is_new_allowed=header is not None)
+        found = store.open_header(header)
+        if found is None:
+            raise BankError(
+                f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
+            )
+        return store, read_header(found, self.address)
+
+    @functools.cached_property
+    def _opened(self) -> tuple[Store, dict[str, Any]]:
+        """The store and the header; of a copy opened at its first use, and then never made."""
+        opened = self._open(None)
+        if self.backbone is not None:
+            identity.check(opened[1], self.backbone, f"the bank {self.address}")
+        return opened
+
+    @property
+    def store(self) -> Store:
+        """Where the records are."""
+        return self._opened[0]
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse another model than the bank's; arguments and errors as in `PromptBank.check`."""
+        identity.check(self._opened[1], backbone, f"the bank {self.address}")
+
+    def read(self, names: Iterable[Any], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Any]) -> Any:
+        """Read records as `Store.read` does; what cannot be a name is not there."""
+        return self.store.read([name for name in names if is_name(name)], known, decode)
+
+    def model_for(self, action: str) -> Backbone:
+        """Return sizes of the model.
+
+        Args:
+            action: What it takes the model to do with prompts, for the message.
+
+        Raises:
+            BankError: If the bank was opened without one.
+        """
+        if self.backbone is None:
+            raise BankError(
+                f"the bank {self.address} was opened without a model, which it takes to {action} prompts; open it with "
+                f"zoo.PromptBank({self.address!r}, model)"
+            )
+        return self.backbone
+
+    def unknown(self, name: object) -> UnknownPromptError:
+        """Return the error for a prompt that is not there."""
+        return UnknownPromptError(f"the bank {self.address} has no prompt {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the model: a copy gets that of the prompts that it comes with.
+        return {"address": self.address, "backbone": None, "_options": self._options}
+
+
+def backbone_of(model: Any) -> Backbone | None:
+    """Return the sizes of a model, with or without prompts; `None` for none."""
+    if model is None or isinstance(model, Backbone):
+        return model
+    if is_attached(model):
+        backbone: Backbone = model.prompts.backbone
+        return backbone
+    return inspect_backbone(model)[0]

@@ -1,0 +1,45 @@
+"""Finding the damaged entries of a bank."""
+
+import itertools
+
+import torch
+
+from softprompt_zoo.bank import records
+from softprompt_zoo.bank.opened_bank import OpenedBank
+from softprompt_zoo.bank.restoring import RecordReader
+from softprompt_zoo.errors import ZooError
+
+VERIFIED_AT_ONCE = 64
+
+
+def find_damage(bank: OpenedBank) -> dict[str, str]:
+    """Read every entry.
+
+    Args:
+        bank: The bank; without a model, checksums alone are checked.
+
+    Returns:
+        By name what is wrong with it.
+    """
+    problems: dict[str, str] = {}
+    reader = None
+    if bank.backbone is not None:
+        reader = RecordReader(bank.address, bank.backbone, torch.device("cpu"), None)
+
+    def examine(name: str, data: memoryview) -> None:
+        try:
+            if reader is None:
+                records.decode(name, data, bank.address)
+            else:
+                reader.ready(name, data)
+        except ZooError as error:
+            problems[name] = str(error)
+
+    lost: list[str] = []
+    names = bank.store.names("")
+    while waiting := list(itertools.islice(names, VERIFIED_AT_ONCE)):
+        found = bank.read(waiting, {}, examine)
+        lost += [name for name in waiting if name not in found]
+    what = f"is listed in the bank {bank.address} and not found: its index is damaged; restore it from a copy"
+    listed = set(bank.store.names("")).intersection(lost) if lost else ()  # the others were deleted meanwhile
+    return problems | {name: f"{name!r} {what}" for name in sorted(listed)}
