@@ -69,8 +69,8 @@ def _slerp(weights: Sequence[float], vectors: Sequence[Float[Tensor, "... width"
 
 
 def _concatenate(
-    weights: Sequence[float], vectors: Sequence[Float[Tensor, "... tokens width"]]
-) -> Float[Tensor, "... all_tokens width"]:
+    weights: Sequence[float], vectors: Sequence[Float[Tensor, "... _ width"]]
+) -> Float[Tensor, "... tokens width"]:
     return torch.cat(list(vectors), dim=-2)
 
 

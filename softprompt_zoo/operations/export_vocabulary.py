@@ -118,7 +118,7 @@ def _alone(names: Any) -> list[tuple[str, ...]]:
 
 def _input_tokens(
     host: Prompts, names: Sequence[str] | None, task: int | None, to: str
-) -> dict[str, Float[Tensor, "tokens hidden"]]:
+) -> dict[str, Float[Tensor, "_ hidden"]]:
     """Return plain input-level tokens by name, or refuse."""
     wanted = host.active if names is None else tuple(names)
     if not wanted:

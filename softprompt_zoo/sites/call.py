@@ -269,7 +269,7 @@ class Call:
         rows = self.selection.rows
         return (spread if rows is None else spread[rows.to(device)])[:, None]
 
-    def input_tokens(self, combination: Combination) -> list[Float[Tensor, "tokens hidden"]]:
+    def input_tokens(self, combination: Combination) -> list[Float[Tensor, "_ hidden"]]:
         """Return the embeddings of a combination's input-level prompts, in order."""
         parts = [self.placements[part].tokens.at_input for part in combination]
         return [part for part in parts if part is not None]

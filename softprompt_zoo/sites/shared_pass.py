@@ -124,7 +124,7 @@ def _run(
     before: list[Segment | None],
     is_training: bool,
     reach: Int[Tensor, ""] | None,
-) -> list[tuple[Segment, Float[Tensor, "tokens hidden"]]]:
+) -> list[tuple[Segment, Float[Tensor, "_ hidden"]]]:
     longest = max(len(part.dropout) for part in pending)
     weight: Any = stack.embedding.weight
     embeddings = torch.nn.utils.rnn.pad_sequence([part.embeddings for part in pending], batch_first=True)

@@ -86,7 +86,7 @@ def teacher_embeddings(
     return torch.stack([prompt.to(device=backbone.device, dtype=dtype) for prompt in prompts])
 
 
-def _at_input(name: str, teachers: Any, backbone: "Backbone") -> list[Float[Tensor, "... tokens hidden"] | None]:
+def _at_input(name: str, teachers: Any, backbone: "Backbone") -> list[Float[Tensor, "... _ _"] | None]:
     """Return the tokens that each teacher has at the input embeddings; `None` for one that has none there."""
     for index, prompt in enumerate(teachers):
         prompt.refuse_weight(f"{name} {index}", "a teacher")
