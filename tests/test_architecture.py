@@ -24,7 +24,6 @@ REACHED = {
     "lines of the longest file": 365,
     "largest complexity": 26,
     "complexity of nine in ten functions": 8,
-    "getattr and hasattr per 1,000 lines": 5.2,
 }
 """What is over its limit still, and must not get worse; a line goes when its number is within the limit."""
 

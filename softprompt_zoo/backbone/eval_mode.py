@@ -6,13 +6,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from softprompt_zoo.backbone.lookup import has_parts, part_of
 from softprompt_zoo.backbone.quantized import keep_unpacked
 
 
 def attention_configs(model: PreTrainedModel) -> list[Any]:
     """List the distinct config objects that choose the attention function of the model's modules."""
-    configs = [getattr(module, "config", None) for module in model.modules()]
-    unique = {id(config): config for config in configs if hasattr(config, "_attn_implementation_internal")}
+    configs = [part_of(module, "config") for module in model.modules()]
+    unique = {id(config): config for config in configs if has_parts(config, "_attn_implementation_internal")}
     return list(unique.values())
 
 

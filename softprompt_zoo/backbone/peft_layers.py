@@ -12,6 +12,7 @@ from torch import nn
 from transformers import utils
 from transformers.integrations import peft as integration
 
+from softprompt_zoo.backbone.lookup import config_value, has_parts
 from softprompt_zoo.errors import UnsupportedError
 
 AROUND = ("base_layer", "original_module", "token_adapter")
@@ -34,7 +35,7 @@ def model_inside(model: Any) -> Any:
     if peft is None or not isinstance(model, (peft.PeftModel, peft.PeftMixedModel)):
         return model
     for name, config in model.peft_config.items():
-        if getattr(config, "is_prompt_learning", False):
+        if config_value(config, "is_prompt_learning", False):
             raise UnsupportedError(
                 f"the PeftModel's adapter {name!r} is a prompt of PEFT's own ({config.peft_type.value}), which wraps "
                 "the model's forward; save it and load the directory with zoo.load onto the model without it"
@@ -129,7 +130,7 @@ def _without(module: nn.Module, kinds: tuple[type, ...]) -> nn.Module:
 def _inside(layer: Any) -> nn.Module:
     """Return what one of PEFT's modules amounts to now, as its forward chooses."""
     found: nn.Module
-    if hasattr(layer, "original_module"):  # around a module that is trained as a whole
+    if has_parts(layer, "original_module"):  # around a module that is trained as a whole
         is_off = layer.disable_adapters or not layer.active_adapters
         found = layer.original_module if is_off else layer.unload_and_optionally_merge_module(True, False, None)
         return found

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.shapes import Bool, Float, Shaped
 from softprompt_zoo.tokens.layer_shape import LayerShape
 
@@ -85,9 +86,9 @@ def _probe_attention(
     """Record the call if the keyword arrived, and return a result of the right shape."""
     probe = kwargs.get(STATE_KEYWORD)
     if isinstance(probe, Probe):
-        window = kwargs["sliding_window"] if "sliding_window" in kwargs else getattr(module, "sliding_window", None)
+        window = kwargs["sliding_window"] if "sliding_window" in kwargs else part_of(module, "sliding_window")
         is_causal = kwargs.get("is_causal")
-        is_causal = getattr(module, "is_causal", None) if is_causal is None else is_causal
+        is_causal = part_of(module, "is_causal") if is_causal is None else is_causal
         seen: _Seen | None = getattr(attention_mask, _SEEN, None)
         if seen is not None:  # what a layer is told need not be what its mask does
             window, is_causal = seen.window, is_causal if seen.is_causal is None else seen.is_causal

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from softprompt_zoo.backbone.lookup import part_of
+
 
 def trainable_view(quantizer: Any) -> Any:
     """Return a quantizer that says of its model that it is trained as it is.
@@ -35,10 +37,10 @@ def keep_unpacked(model: nn.Module) -> None:
         model: Any module. Changed in place.
     """
     for module in model.modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        state = part_of(part_of(module, "weight"), "quant_state")
         if state is not None:
             module.training = True
-            if getattr(state, "packing_format_for_cpu", False):
+            if part_of(state, "packing_format_for_cpu", False):
                 module.state_dict()  # which bitsandbytes unpacks for
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo.backbone.lookup import config_value, has_parts, part_of
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float
 
@@ -40,7 +41,7 @@ def zero_features(module: Any) -> Float[Tensor, "1 channels frames"] | None:
     if "input_features" not in inspect.signature(type(module).forward).parameters:
         return None
     layers = [child for child in module.children() if isinstance(child, nn.Conv1d)]
-    positions = getattr(module, "max_source_positions", None)
+    positions = part_of(module, "max_source_positions")
     if not layers or not isinstance(positions, int):
         return None
     frames = positions * math.prod(layer.stride[0] for layer in layers)
@@ -51,7 +52,7 @@ def max_positions(model: Any) -> int | None:
     """Return the longest sequence the model's config allows, `None` if it names no bound."""
     config = model.config.get_text_config()
     names = ("max_position_embeddings", "max_target_positions")
-    bound = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+    bound = next((config_value(config, name) for name in names if has_parts(config, name)), None)
     return bound if isinstance(bound, int) and bound > 0 else None
 
 
@@ -64,7 +65,7 @@ def rotation_limit(config: Any) -> int | None:
     Returns:
         The shortest such length; `None` if the rotation of a position is the same in every text.
     """
-    given = getattr(config, "rope_parameters", None)
+    given = config_value(config, "rope_parameters")
     sets = [given, *given.values()] if isinstance(given, Mapping) else []
     limits = []
     for rope in sets:
@@ -88,8 +89,8 @@ def embedding_scales(module: Any, embedding: nn.Module, inputs: dict[str, Any]) 
     Raises:
         UnsupportedError: If that cannot be told.
     """
-    scale = float(getattr(module, "embed_scale", 1.0))
-    if scale == 1.0 or hasattr(embedding, "embed_scale"):
+    scale = float(part_of(module, "embed_scale", 1.0))
+    if scale == 1.0 or has_parts(embedding, "embed_scale"):
         return 1.0, 1.0
     expected = module(**inputs).last_hidden_state
     if expected.is_meta:
@@ -140,7 +141,7 @@ def find_position_table(module: Any, embedding: nn.Module, bound: int | None) ->
     if bound is None:
         return None
     rows: Any = embedding.weight
-    widths = {rows.shape[1], getattr(module.config, "hidden_size", None)}  # a table of angles has another one
+    widths = {rows.shape[1], config_value(module.config, "hidden_size")}  # a table of angles has another one
     for child in module.modules():
         is_table = isinstance(child, nn.Embedding) and child is not embedding
         table = child if is_table else _sinusoids(child)
@@ -152,6 +153,6 @@ def find_position_table(module: Any, embedding: nn.Module, bound: int | None) ->
 
 
 def _sinusoids(module: Any) -> Sinusoids | None:
-    weights, padding = getattr(module, "weights", None), getattr(module, "padding_idx", None)
+    weights, padding = part_of(module, "weights"), part_of(module, "padding_idx")
     is_table = isinstance(weights, Tensor) and weights.ndim == 2 and isinstance(padding, int)
     return Sinusoids(module) if is_table else None

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.backbone.peft_layers import adapter_layers, check_peft_version, original_name
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
 from softprompt_zoo.files import native
@@ -29,7 +30,7 @@ WRAPPED = "base_model.model."
 
 def names(model: Any) -> list[str]:
     """List the adapters injected into a model."""
-    return list(getattr(model, "peft_config", None) or ())
+    return list(part_of(model, "peft_config") or ())
 
 
 def are_on(model: nn.Module) -> bool:

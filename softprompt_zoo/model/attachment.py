@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.eval_mode import attention_configs
+from softprompt_zoo.backbone.lookup import config_value, part_of
 from softprompt_zoo.backbone.peft_layers import model_inside, original_name
 from softprompt_zoo.backbone.quantized import keep_unpacked
 from softprompt_zoo.backbone.replaced_forward import check_forward, restore
@@ -47,7 +48,7 @@ def attach(
     check_forward(model_inside(model))
     peft_wrapper.wrap(model)
     model = model_inside(model)
-    host = Prompts(backbone, type(model).__name__, getattr(model.config, "_name_or_path", None) or None)
+    host = Prompts(backbone, type(model).__name__, config_value(model.config, "_name_or_path") or None)
     host.entry = Entry.of(model, stacks)
     host.train(model.training)
     for name, prompt in prompts.items():
@@ -62,7 +63,7 @@ def attach(
     model.add_module("prompts", host)
     prompted.__class__ = prompted_class(prompted.__class__)
     rebind_forward(model)
-    if getattr(model, "is_quantized", False) and any(prompt.is_trained for prompt in host.values()):
+    if part_of(model, "is_quantized", False) and any(prompt.is_trained for prompt in host.values()):
         keep_unpacked(model)
     _ATTACHED.add(model)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
+from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.backbone.peft_layers import model_inside
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.traits import without_cache
@@ -118,7 +119,7 @@ class PromptedGeneration(OwnClass):
         """
         generation = running(self.prompts)
         state = None if generation is None else generation.decoding or state_of(cache)
-        limit = getattr(self.config, "original_max_position_embeddings", None)
+        limit = config_value(self.config, "original_max_position_embeddings")
         if state is None or not state.ahead or not isinstance(limit, int):
             return self
         config = copy.copy(self.config)
@@ -166,9 +167,9 @@ def _get_candidates(get_candidates: Any, model: Any, *args: Any, **kwargs: Any) 
     transformers writes the number of layers to the config for a draft that exits early.
     """
     config = model.base_model.config
-    depth = getattr(config, "num_hidden_layers", None)
+    depth = config_value(config, "num_hidden_layers")
     try:
         return get_candidates(*args, **kwargs)
     finally:
-        if getattr(config, "num_hidden_layers", None) != depth:
+        if config_value(config, "num_hidden_layers") != depth:
             config.num_hidden_layers = depth

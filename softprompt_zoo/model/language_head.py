@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.shapes import Float
 
 
@@ -21,9 +22,9 @@ def predict(model: Any, states: Float[Tensor, "... hidden"]) -> Float[Tensor, ".
     config = model.config.get_text_config()
     head = model.get_output_embeddings()
     logits: Tensor = head(states.to(head.weight.dtype))
-    if getattr(config, "logit_scale", None) is not None:  # Cohere
+    if config_value(config, "logit_scale") is not None:  # Cohere
         logits = logits * config.logit_scale
-    if getattr(config, "logits_scaling", None) is not None:  # Granite
+    if config_value(config, "logits_scaling") is not None:  # Granite
         logits = logits / config.logits_scaling
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    cap = config_value(config, "final_logit_softcapping")  # Gemma
     return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.exchange import TrainingStep
 from softprompt_zoo.model.head_per_row import with_heads
@@ -122,7 +123,7 @@ def _check_rows(model: Any, call: Call, name: str) -> None:
 
 def _wants_hidden_states(model: Any, inputs: dict[str, Any]) -> bool:
     given = inputs.get("output_hidden_states")
-    return bool(getattr(model.config, "output_hidden_states", False) if given is None else given)
+    return bool(config_value(model.config, "output_hidden_states", False) if given is None else given)
 
 
 def _virtual_logits(model: Any, call: Call, name: str) -> Float[Tensor, "tokens vocab"]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.eval_mode import attention_configs
+from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.quantized import keep_unpacked, trainable_view
 from softprompt_zoo.backbone.replaced_forward import check_forward, note_prompted, rebind
@@ -96,7 +97,7 @@ class PromptedModel(PromptedGeneration):
     def train(self, mode: bool = True) -> Any:
         """Set the mode, and keep quantized weights in a form that gradients go through."""
         super().train(mode)
-        if getattr(self, "is_quantized", False) and any(prompt.is_trained for prompt in self.prompts.values()):
+        if part_of(self, "is_quantized", False) and any(prompt.is_trained for prompt in self.prompts.values()):
             keep_unpacked(self)
         return self
 

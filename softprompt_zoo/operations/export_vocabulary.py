@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt_zoo.backbone.eval_mode import eval_mode
+from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files import adapters, embeddings, vocabulary
 from softprompt_zoo.model.attachment import detach
@@ -172,7 +173,7 @@ def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
         raise UnsupportedError(
             f"the model has weights on the meta device, which have no values: {on_meta}; load them first"
         )
-    quantizer = getattr(model, "hf_quantizer", None)
+    quantizer = part_of(model, "hf_quantizer")
     if quantizer is not None:
         raise UnsupportedError(
             f"the model is quantized ({type(quantizer).__name__}); load it in float32 or bfloat16, export, and "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.shapes import Float
 
 TOWARDS_MEAN = 0.02
@@ -46,7 +47,7 @@ def output_row(head: Any, unlikely: int, known: int) -> tuple[Float[Tensor, " hi
     row = (1 - TOWARDS_MEAN) * weight[unlikely].double() + TOWARDS_MEAN * weight[:known].mean(
         dim=0, dtype=torch.float64
     )
-    bias = getattr(head, "bias", None)
+    bias = part_of(head, "bias")
     if bias is None:
         return row, None
     mixed = (1 - TOWARDS_MEAN) * bias[unlikely].double() + TOWARDS_MEAN * bias[:known].mean(dtype=torch.float64)

@@ -101,7 +101,7 @@ def _problems_of_hook(name: str, hook: pluggy.HookImpl) -> Iterator[str]:
     if name not in known:
         hint = nearest(name, {hook: hook for hook in known})
         yield f"there is no hook {name!r}; {hint}hooks are {', '.join(known)}"
-    allowed = tuple(inspect.signature(getattr(hookspecs, name)).parameters)
+    allowed = tuple(inspect.signature(vars(hookspecs)[name]).parameters)
     unknown = [argument for argument in hook.argnames if argument not in allowed]
     if unknown:
         yield f"its hook {name!r} asks for {unknown[0]!r}; it may ask for {', '.join(allowed)}"

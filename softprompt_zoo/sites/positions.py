@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Cache
 
+from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.backbone.traits import CACHE_ARGUMENTS
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float, Int, Shaped
@@ -92,7 +93,7 @@ def own_positions(
 
 def _counts_over_mask(stack: Stack) -> bool:
     """Return whether a stack counts its positions over the attention mask itself, as OPT does."""
-    forward = getattr(type(stack.position_table), "forward", None)
+    forward = part_of(type(stack.position_table), "forward")
     return forward is not None and "attention_mask" in inspect.signature(forward).parameters
 
 
@@ -180,7 +181,7 @@ def check_budget(stack: Stack, total: int, virtual: int) -> None:
     """
     if stack.position_table is None:
         return
-    offset = getattr(stack.position_table, "offset", stack.position_start)
+    offset = part_of(stack.position_table, "offset", stack.position_start)
     budget = stack.position_table.num_embeddings - offset
     if total <= budget:
         return
@@ -215,7 +216,7 @@ def shift_learned_positions(
         Other embeddings.
     """
     table: Any = stack.position_table
-    offset = getattr(table, "offset", 0)
+    offset = part_of(table, "offset", 0)
     counted = torch.arange(embeddings.shape[1], device=embeddings.device)[None] + past
     wanted = functional.embedding(positions + offset, table.weight)
     difference = wanted - functional.embedding(counted + offset, table.weight)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from softprompt_zoo.backbone.lookup import config_value, part_of
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import join, lengths, site_state
@@ -171,7 +172,7 @@ def _passed(
 def _with_all_layers(stack: Stack) -> Iterator[None]:
     """Run all layers of a stack of which `generate` runs the first ones, for a draft: others need the tokens, too."""
     config, depth = stack.module.config, len(stack.attentions[stack.name])
-    chosen = getattr(config, "num_hidden_layers", None)
+    chosen = config_value(config, "num_hidden_layers")
     if chosen is None or chosen >= depth:
         yield
         return
@@ -185,7 +186,7 @@ def _with_all_layers(stack: Stack) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_checkpointing(module: nn.Module) -> Iterator[None]:
     """Keep layers from being recomputed: what they record must stay part of the graph."""
-    layers: list[Any] = [child for child in module.modules() if getattr(child, "gradient_checkpointing", False)]
+    layers: list[Any] = [child for child in module.modules() if part_of(child, "gradient_checkpointing", False)]
     for layer in layers:
         layer.gradient_checkpointing = False
     try:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.backbone.traits import Sinusoids, zero_features
 from softprompt_zoo.errors import UnsupportedError
@@ -233,7 +234,7 @@ class Stack:
     @property
     def position_start(self) -> int:
         """Position id of the first token; RoBERTa's begin after its padding index."""
-        padding = getattr(self.position_table, "padding_idx", None)
+        padding = part_of(self.position_table, "padding_idx")
         return 0 if padding is None else padding + 1
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.shapes import Bool, Float
 from softprompt_zoo.sites.call import Layout
 from softprompt_zoo.sites.encoder_states import remember
@@ -61,5 +62,5 @@ def text_only(states: Any, layout: Layout, dims: tuple[int, ...]) -> Any:
 
 
 def _pool(module: Any, states: Float[Tensor, "rows length hidden"]) -> Any:
-    activation = getattr(module, "pooler_activation", None)  # ALBERT's pooler is the linear layer alone
+    activation = part_of(module, "pooler_activation")  # ALBERT's pooler is the linear layer alone
     return module.pooler(states) if activation is None else activation(module.pooler(states[:, 0]))

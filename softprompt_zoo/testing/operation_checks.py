@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.testing.checks import NEW_TOKENS, by_repeated_forward, greedy
 from softprompt_zoo.testing.subject import Subject, assert_equal
 
@@ -125,7 +126,7 @@ def pooled_by(base: Subject, heads: dict[str, Any], output: Any, inputs: dict[st
         return (states if args[0].ndim == 3 else states[:, 0],)
 
     handles = [inner.register_forward_hook(replace)]
-    if getattr(inner, "pooler", None) is not None:
+    if part_of(inner, "pooler") is not None:
         handles.append(inner.pooler.register_forward_pre_hook(pool))
     with torch.no_grad():
         logits: Tensor = base.model(**inputs).logits

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.embedded import EMBEDDED_MODELS, resolve_model
 from softprompt_zoo.errors import UnsupportedError
 
@@ -42,7 +43,7 @@ class Base:
                 f"the tokenizer of {name} has no end-of-sequence token, so answers would never end; "
                 "set tokenizer.eos_token, save it, and give that folder"
             )
-        padding, size = self.tokenizer.pad_token_id, getattr(config.get_text_config(), "vocab_size", None)
+        padding, size = self.tokenizer.pad_token_id, config_value(config.get_text_config(), "vocab_size")
         if padding is None or (size is not None and padding >= size):  # a token that was added to the tokenizer alone
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
@@ -141,7 +142,7 @@ def _check_family(name: str, config: Any) -> None:
     if config.is_encoder_decoder and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return
     is_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    is_encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    is_encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config_value(config, "is_decoder", False)
     if is_causal and (not is_encoder or architecture.endswith(("ForCausalLM", "LMHeadModel"))):
         return
     raise UnsupportedError(

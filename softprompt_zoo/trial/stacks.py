@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.eval_mode import eval_mode
+from softprompt_zoo.backbone.lookup import config_value, part_of
 from softprompt_zoo.backbone.probe import (
     PROBE,
     PROBE_ENCODER_LENGTH,
@@ -73,8 +74,8 @@ def find_stacks(
 
 def _single_stack(model: PreTrainedModel) -> PreTrainedModel:
     base = model.base_model
-    for find in ("get_decoder", "get_encoder"):
-        inner = getattr(base, find)()
+    for find in (base.get_decoder, base.get_encoder):
+        inner = find()
         if isinstance(inner, PreTrainedModel) and inner is not base:
             return inner
     return base
@@ -83,7 +84,7 @@ def _single_stack(model: PreTrainedModel) -> PreTrainedModel:
 def _refuse_uncarried_layers(model: PreTrainedModel) -> None:
     """Refuse layers that carry a state other than keys and values: they would be silently wrong."""
     config = model.config.get_text_config()
-    types = set(getattr(config, "layer_types", None) or []) | set(getattr(config, "layers_block_type", None) or [])
+    types = {*(config_value(config, "layer_types") or ()), *(config_value(config, "layers_block_type") or ())}
     strange = sorted(types - SUPPORTED_LAYER_TYPES)
     if strange:
         raise UnsupportedError(
@@ -91,7 +92,7 @@ def _refuse_uncarried_layers(model: PreTrainedModel) -> None:
             f"supported layer types: {', '.join(sorted(SUPPORTED_LAYER_TYPES))}; no method works on this model; "
             "choose one that has only these"
         )
-    if getattr(config, "reorder_and_upcast_attn", False):
+    if config_value(config, "reorder_and_upcast_attn", False):
         raise UnsupportedError(
             f"{type(model).__name__} has reorder_and_upcast_attn=True, which leaves the attention interface; "
             "load it with reorder_and_upcast_attn=False"
@@ -169,7 +170,7 @@ def _problem(look: Look, calls: Sequence[AttentionCall]) -> str | None:
     found = [call for call in calls if not call.is_cross]
     # Of an encoder-decoder's stack by itself, num_hidden_layers are the encoder's.
     names = ("decoder_layers", "num_hidden_layers")
-    counts = [count for count in (getattr(look.module.config, name, None) for name in names) if count is not None]
+    counts = [count for count in (config_value(look.module.config, name) for name in names) if count is not None]
     if not found:
         return "its attention is not reached through transformers' attention interface"
     if look.is_alone and counts and len(found) not in counts:
@@ -198,7 +199,7 @@ def _embedding(module: Any, model: PreTrainedModel) -> nn.Module:
         embedding = module.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         embedding = None
-    if not isinstance(embedding, nn.Module) or getattr(getattr(embedding, "weight", None), "ndim", 0) != 2:
+    if not isinstance(embedding, nn.Module) or part_of(part_of(embedding, "weight"), "ndim") != 2:
         raise UnsupportedError(
             f"{type(model).__name__} has no token embeddings to put a prompt next to; "
             "expected a model whose get_input_embeddings() returns an embedding table"

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from softprompt_zoo.backbone.lookup import has_parts
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.hooks import BINDING_ATTRIBUTE
 from softprompt_zoo.sites.reach.views import view
@@ -66,7 +67,7 @@ def twins(root: nn.Module, attentions: Iterable[nn.Module]) -> dict[int, Any]:
         own |= {name: copy.copy(own[name]) for name in own if _is_copied(name, own[name])}
         own["_modules"] = {name: made.get(id(child), child) for name, child in module._modules.items()}
         config = own.get("config")
-        if hasattr(config, "_attn_implementation_internal"):
+        if has_parts(config, "_attn_implementation_internal"):
             own["config"] = configs.setdefault(id(config), copy.copy(config))
     return made
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone.eval_mode import eval_mode
+from softprompt_zoo.backbone.lookup import config_value, part_of
 from softprompt_zoo.backbone.probe import PROBE_LENGTH, AttentionCall
 from softprompt_zoo.shapes import Float
 from softprompt_zoo.sites.reach.cache_view import CacheView
@@ -62,7 +63,7 @@ class _NotingView(CacheView):
         **kwargs: Any,
     ) -> tuple[Float[Tensor, "rows kv_heads length head_dim"], Float[Tensor, "rows kv_heads length value_dim"]]:
         module = self._running[-1]
-        heads = next((h for h in (getattr(module, n, None) for n in _HEADS) if isinstance(h, int)), 0)
+        heads = next((h for h in (part_of(module, n) for n in _HEADS) if isinstance(h, int)), 0)
         shape = LayerShape(key_states.shape[1], key_states.shape[3], heads, _window(module), value_states.shape[3])
         self.found[layer_idx] = AttentionCall(module, shape, is_cross=False, is_causal=True)
         return key_states, value_states
@@ -73,7 +74,9 @@ _HEADS = ("num_attention_heads", "num_heads", "n_heads")
 
 def _window(module: Any) -> int | None:
     """Return the width of an attention's sliding window, as far as it can be told."""
-    config = getattr(module, "config", None)
-    if getattr(module, "attention_type", None) == "local":
-        return getattr(config, "window_size", None)
-    return getattr(module, "sliding_window", None) or getattr(config, "sliding_window", None)
+    config = part_of(module, "config")
+    if part_of(module, "attention_type") == "local":
+        window: int | None = config_value(config, "window_size")
+    else:
+        window = part_of(module, "sliding_window") or config_value(config, "sliding_window")
+    return window

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from softprompt_zoo.backbone.lookup import has_parts, part_of
 from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.gates import add_gated
@@ -111,8 +112,7 @@ class Kind(NamedTuple):
 
     def is_in(self, attention: Any) -> bool:
         """Return whether a layer's `attention` has a module of this kind."""
-        module = getattr(attention, self.name, None)
-        return all(hasattr(module, part) for part in self.parts)
+        return has_parts(part_of(attention, self.name), *self.parts)
 
 
 KINDS = (

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.backbone.probe import STATE_KEYWORD, AttentionCall
 from softprompt_zoo.backbone.replaced_forward import check_view, note_prompted, rebind, restore
 from softprompt_zoo.backbone.stand_in import stand_in
@@ -29,7 +30,7 @@ class ReplacedAttention(OnOurAttention):
 
     def find(self, look: Look) -> Sequence[AttentionCall]:
         """Look for attention modules of a known kind in every layer."""
-        layers = () if look.error else getattr(getattr(look.module, "encoder", None), "layer", ())
+        layers = () if look.error else part_of(part_of(look.module, "encoder"), "layer", ())
         kinds = [_kind_of(layer) for layer in layers]
         return [_call_of(layer, kind) for layer, kind in zip(layers, kinds, strict=True) if kind] if all(kinds) else ()
 
@@ -83,14 +84,14 @@ def _run(module: Any, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _kind_of(layer: Any) -> Kind | None:
-    attention = getattr(layer, "attention", None)
+    attention = part_of(layer, "attention")
     return next((kind for kind in KINDS if kind.is_in(attention)), None)
 
 
 def _call_of(layer: Any, kind: Kind) -> AttentionCall:
-    attention = getattr(layer.attention, kind.name)
+    attention = part_of(layer.attention, kind.name)
     heads = attention.num_attention_heads
-    width = getattr(attention, kind.key_projection).out_features
+    width = part_of(attention, kind.key_projection).out_features
     return AttentionCall(attention, LayerShape(heads, width // heads, heads), is_cross=False, is_causal=False)
 
 
@@ -100,7 +101,7 @@ def _view_of_stack(module: Any, state: CallState | Capture) -> Any:
         for part in (layer, layer.attention):
             check_view(part)
         kind: Any = _kind_of(layer)
-        attend = functools.partial(kind.attend, getattr(layer.attention, kind.name), state, index)
+        attend = functools.partial(kind.attend, part_of(layer.attention, kind.name), state, index)
         layers.append(view(layer, attention=view(layer.attention, **{kind.name: attend})))
     check_view(module.encoder)
     return view(module, encoder=view(module.encoder, layer=layers))

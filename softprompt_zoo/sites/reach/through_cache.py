@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.backbone.traits import without_cache
 from softprompt_zoo.errors import UnsupportedError
@@ -40,7 +41,7 @@ class ThroughCache(Reach):
 
     def find(self, look: Look) -> Sequence[AttentionCall]:
         """Run the model's only stack with a cache that notes who hands keys and values over."""
-        layers = getattr(look.module.config, "num_hidden_layers", None)
+        layers = config_value(look.module.config, "num_hidden_layers")
         if look.is_idle or not look.is_alone or not look.cache_argument or layers is None:
             return ()
         found = run_on_view(look)
@@ -114,7 +115,7 @@ def _cache_of_text(module: Any, kwargs: dict[str, Any]) -> Cache | None:
         return None  # as the model does
     given = given_cache(kwargs)
     wanted = kwargs.get("use_cache")
-    wanted = getattr(module.config, "use_cache", False) if wanted is None else wanted
+    wanted = config_value(module.config, "use_cache", False) if wanted is None else wanted
     return DynamicCache(config=module.config) if given is None and wanted else given
 
 
