@@ -9,7 +9,7 @@ from pathlib import Path
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.bank.names import check_name
 from softprompt_zoo.errors import CheckpointError, ZooError
-from softprompt_zoo.files.checkpoints import is_saved, read_prompts, saved_names, warn_of_adapters
+from softprompt_zoo.files.save_and_read import is_saved, read_prompts, saved_names, warn_of_adapters
 from softprompt_zoo.prompt.prompt import Prompt
 
 Names = Mapping[tuple[Path, str], str]

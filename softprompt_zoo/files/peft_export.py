@@ -16,12 +16,12 @@ from torch import Tensor
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
-from softprompt_zoo.files import adapter_folder, peft_modules
-from softprompt_zoo.files.adapter_folder import ORIGIN_KEY, Origin
+from softprompt_zoo.files import peft_folder, peft_modules
 from softprompt_zoo.files.files import make_directory
+from softprompt_zoo.files.peft_folder import ORIGIN_KEY, Origin
 from softprompt_zoo.files.peft_modules import CLASSES_TASK, POOLED_TASKS
 from softprompt_zoo.files.peft_prefixes import SEQ2SEQ, TENSOR_KEY, flat_prefix
-from softprompt_zoo.files.saved_prompts import PromptSet
+from softprompt_zoo.files.prompt_records import PromptSet
 from softprompt_zoo.prompt.plain import one_task
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.task_heads import copy_head
@@ -148,7 +148,7 @@ def _write(directory: Path, files: PeftFiles, general: dict[str, Any], origin: O
     """
     metadata = {ORIGIN_KEY: json.dumps(dataclasses.asdict(origin))}
     tensors = {key: tensor.float() for key, tensor in files.tensors.items()}
-    adapter_folder.write(directory, {**general, **files.fields}, tensors, metadata)
+    peft_folder.write(directory, {**general, **files.fields}, tensors, metadata)
 
 
 def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_prompt: bool) -> None:

@@ -17,8 +17,8 @@ from softprompt_zoo.errors import (
     UnsupportedError,
 )
 from softprompt_zoo.exchange import PeftPrompt
-from softprompt_zoo.files import adapter_folder
-from softprompt_zoo.files.adapter_folder import CONFIG_FILE, TENSOR_FILE
+from softprompt_zoo.files import peft_folder
+from softprompt_zoo.files.peft_folder import CONFIG_FILE, TENSOR_FILE
 from softprompt_zoo.files.peft_modules import CLASSES_TASK, POOLED_TASKS, split_head
 from softprompt_zoo.files.peft_prefixes import TENSOR_KEY, read_prefix
 from softprompt_zoo.prompt.fits import fitting, fitting_head
@@ -47,7 +47,7 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
         UnknownMethodError: If it needs a method that is not installed.
         UnsupportedError: If it cannot work on this model.
     """
-    fields, tensors, origin = adapter_folder.read_prompt(directory)
+    fields, tensors, origin = peft_folder.read_prompt(directory)
     task_type = fields.get("task_type")
     if pools_prompt and task_type != CLASSES_TASK:
         raise UnsupportedError(
@@ -126,19 +126,19 @@ def _warn_of_differences(task_type: str | None, backbone: Backbone, pools_prompt
         )
 
 
-def _method_for(fields: dict[str, Any], origin: adapter_folder.Origin | None, directory: Path) -> LoadedMethod:
+def _method_for(fields: dict[str, Any], origin: peft_folder.Origin | None, directory: Path) -> LoadedMethod:
     peft_type = fields["peft_type"]
     method = registry.reader_of(peft_type)
     if method is not None:
         return method
     if origin is not None:
         registry.lookup_saved(origin.method, origin.distribution, origin.version, str(directory))
-    if peft_type in adapter_folder.PACKAGES:
+    if peft_type in peft_folder.PACKAGES:
         raise UnknownMethodError(
             f"{directory} is a PEFT adapter of type {peft_type!r}, whose method is not installed; run: pip install "
-            f"{adapter_folder.PACKAGES[peft_type]}"
+            f"{peft_folder.PACKAGES[peft_type]}"
         )
-    if not adapter_folder.is_prompt(fields):
+    if not peft_folder.is_prompt(fields):
         raise CheckpointError(
             f"{directory} is a PEFT adapter of type {peft_type!r}, which is not a prompt of an installed method; "
             "load it with PEFT"

@@ -12,10 +12,10 @@ from torch import Tensor
 from softprompt_zoo.backbone.peft_layers import model_inside
 from softprompt_zoo.backbone.stand_in import stand_in
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files import adapter_folder, native
-from softprompt_zoo.files.adapter_files import FOLDER, read
-from softprompt_zoo.files.adapters import WRAPPED, out_of_reach
+from softprompt_zoo.files import native, peft_folder
 from softprompt_zoo.files.files import read_tensors
+from softprompt_zoo.files.weight_adapter_files import FOLDER, read
+from softprompt_zoo.files.weight_adapters import WRAPPED, out_of_reach
 from softprompt_zoo.sites.request import Request
 
 if TYPE_CHECKING:  # what it is mixed in front of
@@ -65,7 +65,7 @@ class PromptedPeftModel(OwnClass):
             folder = Path(save_directory)
             saved = read(folder, {name: f"{FOLDER}/{name}" for name in self.active_adapters[:1]})
             for adapter in saved.values():
-                adapter_folder.write(folder, adapter.fields, adapter.tensors, {})
+                peft_folder.write(folder, adapter.fields, adapter.tensors, {})
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Put on a PEFT adapter that leaves the prompts alone."""

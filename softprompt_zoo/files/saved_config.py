@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.files import adapter_folder, embeddings, native, vocabulary
+from softprompt_zoo.files import embeddings, native, peft_folder, vocabulary
 from softprompt_zoo.files.files import existing_directory
 
 OF_THE_FILE = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
@@ -59,14 +59,14 @@ def read_config(directory: str | os.PathLike[str]) -> SavedConfig:
     path = existing_directory(directory)
     if native.is_native(path):
         return _of_index(native.read_index(path))
-    if adapter_folder.is_there(path):
-        return _of_peft(adapter_folder.read_prompt_config(path), path)
+    if peft_folder.is_there(path):
+        return _of_peft(peft_folder.read_prompt_config(path), path)
     found = vocabulary.counts(path) if vocabulary.is_vocabulary(path) else None
     if found is None and embeddings.is_embeddings(path):
         found = embeddings.counts(path)
     if found is None:
         raise CheckpointError(
-            f"{path} has neither {native.INDEX_FILE} nor {adapter_folder.CONFIG_FILE}; it holds no saved prompt"
+            f"{path} has neither {native.INDEX_FILE} nor {peft_folder.CONFIG_FILE}; it holds no saved prompt"
         )
     counts, active = found
     prompts = {name: SavedPrompt(None, count, {}) for name, count in counts.items()}
@@ -83,12 +83,12 @@ def _of_index(index: native.Index) -> SavedConfig:
 
 
 def _of_peft(fields: Mapping[str, Any], path: Path) -> SavedConfig:
-    if not adapter_folder.is_prompt(fields):
+    if not peft_folder.is_prompt(fields):
         raise CheckpointError(f"{path} is a PEFT adapter of type {fields['peft_type']!r}, which is not a prompt")
     base, task, count = (fields.get(key) for key in ("base_model_name_or_path", "task_type", "num_virtual_tokens"))
     for key, value in (("base_model_name_or_path", base), ("task_type", task)):
         if not isinstance(value, str | None):
-            raise CheckpointError(f"{path / adapter_folder.CONFIG_FILE} has the {key} {value!r}; expected text or null")
+            raise CheckpointError(f"{path / peft_folder.CONFIG_FILE} has the {key} {value!r}; expected text or null")
     options = {name: value for name, value in fields.items() if name not in OF_THE_FILE}
     prompt = SavedPrompt(fields["peft_type"], count if isinstance(count, int) else None, options)
     return SavedConfig(base or None, None, task, {"default": prompt}, ("default",), ())

@@ -14,7 +14,7 @@ from softprompt_zoo.backbone.peft_layers import model_inside, original_name
 from softprompt_zoo.backbone.quantized import keep_unpacked
 from softprompt_zoo.backbone.replaced_forward import check_forward, restore
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files import adapters, peft_wrapper
+from softprompt_zoo.files import peft_wrapper, weight_adapters
 from softprompt_zoo.model.entry import Entry
 from softprompt_zoo.model.prompted_model import PromptedModel, prompted_class, rebind_forward
 from softprompt_zoo.model.prompts import Prompts
@@ -70,7 +70,7 @@ def attach(
 
 def _freeze(model: PreTrainedModel) -> None:
     """Freeze all but PEFT's adapters."""
-    adapted = {name for name, _ in adapters.parameters(model)}
+    adapted = {name for name, _ in weight_adapters.parameters(model)}
     for name, parameter in model.named_parameters():
         if name not in adapted:
             parameter.requires_grad_(False)

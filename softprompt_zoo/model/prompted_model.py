@@ -16,8 +16,8 @@ from softprompt_zoo.backbone.quantized import keep_unpacked, trainable_view
 from softprompt_zoo.backbone.replaced_forward import check_forward, note_prompted, rebind
 from softprompt_zoo.backbone.stand_in import stand_in
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files import adapters
-from softprompt_zoo.files.checkpoints import save
+from softprompt_zoo.files import weight_adapters
+from softprompt_zoo.files.save_and_read import save
 from softprompt_zoo.files.save_arguments import check_arguments
 from softprompt_zoo.model.forward import prompted_forward
 from softprompt_zoo.model.generation import PromptedGeneration
@@ -103,12 +103,12 @@ class PromptedModel(PromptedGeneration):
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Put on a PEFT adapter that leaves the prompts alone."""
-        with adapters.out_of_reach(self):
+        with weight_adapters.out_of_reach(self):
             super().add_adapter(*args, **kwargs)
 
     def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
         """Load a PEFT adapter that leaves the prompts alone."""
-        with adapters.out_of_reach(self):
+        with weight_adapters.out_of_reach(self):
             return super().load_adapter(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
@@ -126,7 +126,7 @@ class PromptedModel(PromptedGeneration):
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
         """What a checkpoint leaves out on purpose: all but prompts and adapters. `Trainer` reads it when it resumes."""
-        adapted = {name for name, _ in adapters.parameters(self)}
+        adapted = {name for name, _ in weight_adapters.parameters(self)}
         keys = self.state_dict()
         return [key for key in keys if not key.startswith("prompts.") and key not in adapted]
 

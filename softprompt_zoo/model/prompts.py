@@ -12,7 +12,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_weight
 from softprompt_zoo.config.method_config import NAME_PATTERN
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
-from softprompt_zoo.files.saved_prompts import PromptSet
+from softprompt_zoo.files.prompt_records import PromptSet
 from softprompt_zoo.model import resolve
 from softprompt_zoo.model.context import disable
 from softprompt_zoo.model.entry import Entry

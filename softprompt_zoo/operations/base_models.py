@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
-from softprompt_zoo.files import adapter_folder, native, peft_modules
+from softprompt_zoo.files import native, peft_folder, peft_modules
 from softprompt_zoo.files.files import existing_directory
 from softprompt_zoo.files.saved_config import SavedConfig, read_config
 from softprompt_zoo.operations.load_and_export import load
@@ -75,8 +75,8 @@ def load_model(
             f"({(str(error).splitlines() or [''])[0]}); name another place with base=…"
         ) from error
     model: PreTrainedModel = loaded.eval()
-    if not native.is_native(path) and adapter_folder.is_there(path):
-        _put_weights(model, peft_modules.of_model(adapter_folder.read_prompt(path)[1]))
+    if not native.is_native(path) and peft_folder.is_there(path):
+        _put_weights(model, peft_modules.of_model(peft_folder.read_prompt(path)[1]))
     return load(model, path, trainable=trainable, pools_prompt=pools_prompt)
 
 

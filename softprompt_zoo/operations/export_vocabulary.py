@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files import adapters, embeddings, vocabulary
+from softprompt_zoo.files import embeddings, vocabulary, weight_adapters
 from softprompt_zoo.model.attachment import detach
 from softprompt_zoo.model.context import is_disabled
 from softprompt_zoo.model.prompts import Prompts
@@ -179,8 +179,8 @@ def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
             f"the model is quantized ({type(quantizer).__name__}); load it in float32 or bfloat16, export, and "
             "quantize the result"
         )
-    if adapters.are_on(model):
-        shown = ", ".join(map(repr, adapters.names(model))) or "merged ones"
+    if weight_adapters.are_on(model):
+        shown = ", ".join(map(repr, weight_adapters.names(model))) or "merged ones"
         raise UnsupportedError(f"the model has adapters in its layers ({shown}); merge them into its weights first")
 
 

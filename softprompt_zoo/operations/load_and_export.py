@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.peft_layers import model_inside
 from softprompt_zoo.errors import CheckpointError, PromptExistsError, UnsupportedError
-from softprompt_zoo.files import adapter_folder, adapters, native, peft_export
-from softprompt_zoo.files.checkpoints import read_adapters, read_prompts
+from softprompt_zoo.files import native, peft_export, peft_folder, weight_adapters
 from softprompt_zoo.files.files import existing_directory
+from softprompt_zoo.files.save_and_read import read_adapters, read_prompts
 from softprompt_zoo.model.attachment import attach, detach, is_attached, prompts_of
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.operations.export_vocabulary import export_embeddings, export_vocabulary
@@ -65,10 +65,10 @@ def load(
     prompts, active = _renamed(*read_prompts(path, backbone, pools_prompt), name, path)
     adapted = read_adapters(path)
     _check_fit(model.prompts if attached else Prompts(backbone), prompts, active, path)
-    adapters.check(model, adapted, path)
+    weight_adapters.check(model, adapted, path)
     _set_trainable(list(prompts.values()), trainable)
-    with adapters.taken_off_on_error(model, adapted):
-        adapters.put(model, adapted, path, trainable)
+    with weight_adapters.taken_off_on_error(model, adapted):
+        weight_adapters.put(model, adapted, path, trainable)
         if not attached and adapted:
             backbone, stacks = inspect_backbone(base)  # some of its layers are others now
     if attached:
@@ -218,12 +218,12 @@ def _check_place(directory: Path) -> None:
             f"{directory} holds prompts that save_pretrained wrote, which zoo.load would read in place of the export; "
             "give a new folder"
         )
-    adapter_folder.check_place(directory)
+    peft_folder.check_place(directory)
 
 
 def _refuse_adapters(model: Any) -> None:
     """Refuse what PEFT would run without the adapters that act next to the prompt."""
-    acting = adapters.acting(model_inside(model))
+    acting = weight_adapters.acting(model_inside(model))
     if acting:
         raise UnsupportedError(
             f"the adapter {acting[0]!r} acts in the model's layers, and PEFT's prompt files would leave it out; merge "

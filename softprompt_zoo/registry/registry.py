@@ -18,7 +18,7 @@ from softprompt_zoo.registry import discovery
 from softprompt_zoo.registry.attribute_check import declared
 from softprompt_zoo.registry.discovery import GROUP, WRAPPER_GROUP, Candidate, normalize
 from softprompt_zoo.registry.loaded_method import LoadedMethod
-from softprompt_zoo.registry.names import Names, assign_names
+from softprompt_zoo.registry.name_clashes import Names, assign_names
 from softprompt_zoo.registry.plugin_check import is_wrapper, load_checked, nearest
 
 

@@ -201,9 +201,7 @@ def rows_of(
     return tensor.expand(count, *tensor.shape[1:]) if rows is None else tensor[rows]
 
 
-def drop(
-    tensor: Float[Tensor, "rows kv_heads tokens head_dim"], probability: Float[Tensor, "rows 1 tokens 1"]
-) -> Float[Tensor, "rows kv_heads tokens head_dim"]:
+def drop(tensor: Float[Tensor, "*#shape"], probability: Float[Tensor, "*#shape"]) -> Float[Tensor, "*#shape"]:
     """Zero elements with the given probabilities, and scale the others so that the mean stays."""
     keep = torch.rand_like(tensor) >= probability.to(tensor.dtype)
     return tensor * keep / (1 - probability.to(tensor.dtype))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from softprompt_zoo.errors import OutputError
-from softprompt_zoo.files import adapter_folder, native
+from softprompt_zoo.files import native, peft_folder
 from softprompt_zoo.files.files import read_json, temporaries_of
 from softprompt_zoo.training.record import RECORD_FILE, is_run
 
@@ -91,7 +91,7 @@ def clear(folder: Path) -> None:
     folder is still known as a run's.
     """
     (folder / native.INDEX_FILE).unlink(missing_ok=True)
-    adapter_folder.remove(folder)
+    peft_folder.remove(folder)
     for name in (native.TENSOR_FILE, PICTURE_FILE):
         (folder / name).unlink(missing_ok=True)
     for checkpoint in _checkpoints(folder):

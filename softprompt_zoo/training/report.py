@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from softprompt_zoo.files import adapter_folder
+from softprompt_zoo.files import peft_folder
 from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
 from softprompt_zoo.training.folder import PICTURE_FILE
 
@@ -74,7 +74,7 @@ def print_next_steps(console: Console, folder: Path, base: "Base", text: str) ->
         text: An input to show the use with.
     """
     place = short_path(folder)
-    has_peft = (folder / adapter_folder.CONFIG_FILE).is_file()
+    has_peft = (folder / peft_folder.CONFIG_FILE).is_file()
     loader = "PeftModel.from_pretrained" if has_peft else "zoo.load"
     imported = "from peft import PeftModel" if has_peft else "import softprompt_zoo as zoo"
     kind = "AutoModelForSeq2SeqLM" if base.is_encoder_decoder else "AutoModelForCausalLM"

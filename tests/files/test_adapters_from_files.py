@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import softprompt_zoo as zoo
 from softprompt_zoo.backbone.peft_layers import adapter_layers
-from softprompt_zoo.files import adapter_configs, adapters
+from softprompt_zoo.files import weight_adapter_configs, weight_adapters
 from softprompt_zoo.operations import load_and_export as saving
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import assert_equal
@@ -52,7 +52,7 @@ def with_adapter(config, name="default", architecture="llama"):
     model.add_adapter(config, name)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for _, parameter in adapters.parameters(model, name):
+        for _, parameter in weight_adapters.parameters(model, name):
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model
 
@@ -77,7 +77,7 @@ def unchanged(model):
         own = {name: (p.requires_grad, p.detach().clone()) for name, p in model.named_parameters()}
         layers = [(name, list(layer.active_adapters)) for name, layer in adapter_layers(model)]
         kinds = [(name, type(module).__name__) for name, module in model.named_modules()]
-        return own, layers, kinds, adapters.names(model), hasattr(model, "prompts"), run(model)
+        return own, layers, kinds, weight_adapters.names(model), hasattr(model, "prompts"), run(model)
 
     before = everything()
     yield
@@ -99,7 +99,7 @@ def test_what_is_saved_is_loaded(config, tmp_path):
 
 
 def test_every_type_that_is_read_has_been_tried():
-    assert set(adapter_configs.TYPES) == set(CONFIGS)
+    assert set(weight_adapter_configs.TYPES) == set(CONFIGS)
 
 
 REFUSED = {
@@ -158,7 +158,7 @@ def handed_on_whole(fields, tensors, path):
 
 def test_a_config_that_is_handed_on_whole_is_noticed(tmp_path, monkeypatch):
     saved(tmp_path, peft.LoraConfig(r=2, target_modules=QV))
-    monkeypatch.setattr(adapters, "make_config", handed_on_whole)
+    monkeypatch.setattr(weight_adapters, "make_config", handed_on_whole)
     with pytest.raises(AssertionError):
         check_a_field_is_refused(tmp_path, "modules_to_save", ["(a+)+$"], "llama")
 
@@ -178,7 +178,7 @@ def check_no_pattern_of_the_file_is_tried(folder, monkeypatch):
 
 def test_no_pattern_of_a_file_is_tried(tmp_path, monkeypatch):
     check_no_pattern_of_the_file_is_tried(tmp_path / "one", monkeypatch)
-    monkeypatch.setattr(adapter_configs, "_name_modules", lambda *_: None)
+    monkeypatch.setattr(weight_adapter_configs, "_name_modules", lambda *_: None)
     with pytest.raises(AssertionError):
         check_no_pattern_of_the_file_is_tried(tmp_path / "two", monkeypatch)
 
@@ -208,7 +208,7 @@ def check_no_room_is_taken(folder, size):
 def test_a_number_in_a_small_file_takes_no_room(tmp_path, monkeypatch):
     saved(tmp_path, peft.LoraConfig(r=2, target_modules=QV))
     check_no_room_is_taken(tmp_path, 10**6)
-    monkeypatch.setattr(adapters, "check", lambda *_: None)
+    monkeypatch.setattr(weight_adapters, "check", lambda *_: None)
     with pytest.raises(AssertionError):
         check_no_room_is_taken(tmp_path, 10**5)
 
@@ -247,7 +247,7 @@ def test_a_load_that_fails_at_its_end_changes_nothing(load, tmp_path, monkeypatc
     if there == "default":
         base = with_adapter(peft.LoraConfig(r=2, target_modules=QV, bias="all"))
     check_a_failed_load_changes_nothing(tmp_path, base, monkeypatch)
-    monkeypatch.setattr(adapters, "taken_off_on_error", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(weight_adapters, "taken_off_on_error", lambda *_: contextlib.nullcontext())
     with pytest.raises(AssertionError):
         check_a_failed_load_changes_nothing(tmp_path, base, monkeypatch)
 

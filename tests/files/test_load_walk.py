@@ -4,7 +4,7 @@ import pytest
 from helpers.walk import walk
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files.checkpoints import read_prompts
+from softprompt_zoo.files.save_and_read import read_prompts
 from softprompt_zoo.testing import tiny_model
 
 
@@ -19,7 +19,7 @@ def test_reading_a_prefix_walks_through_few_files(folder):
     backbone = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=2).prompts.backbone
     found = walk(lambda: read_prompts(folder, backbone))
     print(found)
-    assert found.files[:2] == ["files/checkpoints.py", "files/native.py"]
+    assert found.files[:2] == ["files/save_and_read.py", "files/native.py"]
     assert sum(file.startswith("files/") for file in found.files) <= 8
     assert len(found.files) <= 31
 

@@ -187,10 +187,10 @@ def test_another_adapter_that_does_not_fit_leaves_the_model_alone(tmp_path):
 
 def test_an_index_cannot_lead_out_of_the_directory(tmp_path):
     prompted(way="injected").save_pretrained(tmp_path)
-    from softprompt_zoo.files import adapter_files
+    from softprompt_zoo.files import weight_adapter_files
 
     with pytest.raises(zoo.CheckpointError, match="expected adapters/"):
-        adapter_files.read(tmp_path, {"default": "../elsewhere"})
+        weight_adapter_files.read(tmp_path, {"default": "../elsewhere"})
 
 
 def test_a_prompt_of_pefts_own_is_refused():

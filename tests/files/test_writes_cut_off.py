@@ -11,7 +11,7 @@ import torch
 from helpers.accepted_peft import needs_accepted_peft
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files import adapter_files, adapter_folder, files
+from softprompt_zoo.files import files, peft_folder, weight_adapter_files
 from softprompt_zoo.testing import tiny_model
 
 OLD, NEW = 0.1, -0.2
@@ -96,19 +96,19 @@ def test_prompt_and_adapter_are_saved_as_one_state(tmp_path, monkeypatch):
 
 
 def read_from_folders(directory, found):
-    read = {name: adapter_folder.read(directory / folder) for name, folder in found.items()}
-    return {name: adapter_files.SavedAdapter(fields, tensors) for name, (fields, tensors, _) in read.items()}
+    read = {name: peft_folder.read(directory / folder) for name, folder in found.items()}
+    return {name: weight_adapter_files.SavedAdapter(fields, tensors) for name, (fields, tensors, _) in read.items()}
 
 
 def test_adapters_that_are_read_from_their_folders_are_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(adapter_files, "read", read_from_folders)
+    monkeypatch.setattr(weight_adapter_files, "read", read_from_folders)
     with pytest.raises(AssertionError, match="a mix"):
         check_a_save_is_one_state(tmp_path, monkeypatch)
 
 
 def test_a_folder_of_an_earlier_version_loads(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(adapter_files, "pack", lambda adapters: ({}, {}))
+        patch.setattr(weight_adapter_files, "pack", lambda adapters: ({}, {}))
         with_lora(OLD).save_pretrained(tmp_path)
     assert torch.equal(saved(tmp_path), run(with_lora(OLD)))
 
@@ -175,7 +175,7 @@ def one_after_the_other(contents, removed_first=()):
 
 
 def test_files_written_one_after_the_other_are_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(adapter_folder, "replace_files", one_after_the_other)
+    monkeypatch.setattr(peft_folder, "replace_files", one_after_the_other)
     with pytest.raises((AssertionError, zoo.CheckpointError, RuntimeError)):
         check_an_export_is_one_state(tmp_path, (6, 4), monkeypatch)
 

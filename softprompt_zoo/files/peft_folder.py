@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from softprompt_zoo.files.files import (
     replace_files,
     tensor_bytes,
 )
+from softprompt_zoo.files.peft_fields import PromptFields
 from softprompt_zoo.files.pickled import read_pickled
 
 CONFIG_FILE = "adapter_config.json"
@@ -40,21 +41,6 @@ PACKAGES = {"ADAPTION_PROMPT": "softprompt-zoo-llama-adapter", "CARTRIDGE": "sof
 """What to install for PEFT's own files of a type that no built-in method reads; our exports say so themselves."""
 UNTIED = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
 """Fields that may be changed by hand: they say nothing of the tensors."""
-
-
-Count = Annotated[int, typed.integer(1, 2**31 - 1)]
-
-
-class PromptFields(TypedDict, total=False):
-    """What is read of PEFT's config by name here; methods look at what else is theirs."""
-
-    peft_type: Annotated[str, typed.Allowed("a type of PEFT's", bool)]
-    task_type: str | None
-    num_virtual_tokens: Count | None
-    num_layers: Count | None
-    num_attention_heads: Count | None
-    num_transformer_submodules: Count | None
-    token_dim: Count | None
 
 
 @dataclasses.dataclass(frozen=True)

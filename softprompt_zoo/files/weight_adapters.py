@@ -18,10 +18,10 @@ from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.backbone.peft_layers import adapter_layers, check_peft_version, original_name
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
 from softprompt_zoo.files import native
-from softprompt_zoo.files.adapter_configs import make_config
-from softprompt_zoo.files.adapter_files import FOLDER, SavedAdapter
-from softprompt_zoo.files.adapter_folder import CONFIG_FILE
 from softprompt_zoo.files.module_state import restored_on_error
+from softprompt_zoo.files.peft_folder import CONFIG_FILE
+from softprompt_zoo.files.weight_adapter_configs import make_config
+from softprompt_zoo.files.weight_adapter_files import FOLDER, SavedAdapter
 from softprompt_zoo.prompt.task_heads import find_heads, task_head
 
 WRAPPED = "base_model.model."

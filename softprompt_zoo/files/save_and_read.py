@@ -16,17 +16,17 @@ from softprompt_zoo.errors import (
     UnsupportedError,
 )
 from softprompt_zoo.files import (
-    adapter_files,
-    adapter_folder,
-    adapters,
     embeddings,
     native,
     peft_export,
+    peft_folder,
     peft_import,
     vocabulary,
+    weight_adapter_files,
+    weight_adapters,
 )
 from softprompt_zoo.files.files import make_directory
-from softprompt_zoo.files.saved_prompts import PromptSet, restore
+from softprompt_zoo.files.prompt_records import PromptSet, restore
 from softprompt_zoo.prompt.fits import check_sizes
 from softprompt_zoo.prompt.plain import plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
@@ -60,23 +60,23 @@ def save(
     native.check_place(path)
     replaces = native.is_native(path)
     if not replaces:  # PEFT's adapter in the root of ours is one that save_pretrained put there
-        adapter_folder.check_place(path)
+        peft_folder.check_place(path)
     chosen = list(own.prompts) if names is None else list(names)
     active = _active(own, chosen, names is not None)
     records = {name: _record(prompt) for name, prompt in own.prompts.items() if name in chosen}
-    found = adapters.collect(model, state_dict)
-    folders = adapter_files.folders(found)
+    found = weight_adapters.collect(model, state_dict)
+    folders = weight_adapter_files.folders(found)
     index = native.Index(own.backbone.sizes(), active, records, folders, own.base_name, own.architecture)
-    packed, described = adapter_files.pack(found)
+    packed, described = weight_adapter_files.pack(found)
     native.write(path, index, _state(model, own, state_dict, chosen) | packed, described)
-    adapter_files.write_folders(path, found)
+    weight_adapter_files.write_folders(path, found)
     is_written = not found and peft_export.write_copy(own, path, active)  # PEFT has no place for those
     if replaces and not is_written:
-        adapter_folder.remove(path)  # ours, of a prompt that was here before
+        peft_folder.remove(path)  # ours, of a prompt that was here before
 
 
 def _refuse_adapted(prompts: Mapping[str, Prompt]) -> None:
-    name = next((name for name, prompt in prompts.items() if adapters.are_on(prompt)), None)
+    name = next((name for name, prompt in prompts.items() if weight_adapters.are_on(prompt)), None)
     if name is not None:
         raise UnsupportedError(
             f"PEFT has put an adapter into the prompt {name!r} itself, which cannot be saved; put the adapter on the "
@@ -95,7 +95,7 @@ def _state(
     model: Any, own: PromptSet, state_dict: Mapping[str, Tensor] | None, chosen: Sequence[str]
 ) -> dict[str, Tensor]:
     """Return the state of the chosen prompts and of the adapters, by the names that it has in the model's."""
-    adapted = dict(adapters.parameters(model))
+    adapted = dict(weight_adapters.parameters(model))
     if state_dict is None:
         tensors = _own_state(own.prompts) | adapted
     else:
@@ -127,21 +127,21 @@ def read_prompts(
 
 
 def _read(directory: Path, backbone: Backbone, pools_prompt: bool) -> tuple[dict[str, Prompt], tuple[str, ...]]:
-    if pools_prompt and (native.is_native(directory) or not adapter_folder.is_there(directory)):
+    if pools_prompt and (native.is_native(directory) or not peft_folder.is_there(directory)):
         raise ValueError(
             f"pools_prompt is True, which is for PEFT's adapters; {directory} is none, and its prompts are read as "
             "they were trained; leave it out"
         )
     if native.is_native(directory):
         return _read_native(directory, backbone)
-    if adapter_folder.is_there(directory):
+    if peft_folder.is_there(directory):
         return {"default": peft_import.read(directory, backbone, pools_prompt)}, ("default",)
     for kind, is_there in ((vocabulary, vocabulary.is_vocabulary), (embeddings, embeddings.is_embeddings)):
         if is_there(directory):
             found, active = kind.read(directory)
             return {name: _input_prompt(own, backbone, directory) for name, own in found.items()}, active
     raise CheckpointError(
-        f"{directory} has neither {native.INDEX_FILE} nor {adapter_folder.CONFIG_FILE}; it holds no saved prompt"
+        f"{directory} has neither {native.INDEX_FILE} nor {peft_folder.CONFIG_FILE}; it holds no saved prompt"
     )
 
 
@@ -161,7 +161,7 @@ def is_saved(directory: Path) -> bool:
     """Return whether `read_prompts` finds prompts in a directory."""
     return any(
         is_there(directory)
-        for is_there in (native.is_native, adapter_folder.is_there, vocabulary.is_vocabulary, embeddings.is_embeddings)
+        for is_there in (native.is_native, peft_folder.is_there, vocabulary.is_vocabulary, embeddings.is_embeddings)
     )
 
 
@@ -179,12 +179,12 @@ def saved_names(directory: Path) -> list[str]:
     """
     if native.is_native(directory):
         return list(native.read_index(directory).prompts)
-    if adapter_folder.is_there(directory):
-        return ["default"] if adapter_folder.is_prompt(adapter_folder.read_config(directory)) else []
+    if peft_folder.is_there(directory):
+        return ["default"] if peft_folder.is_prompt(peft_folder.read_config(directory)) else []
     return vocabulary.names(directory) if vocabulary.is_vocabulary(directory) else embeddings.names(directory)
 
 
-def read_adapters(directory: Path) -> dict[str, adapter_files.SavedAdapter]:
+def read_adapters(directory: Path) -> dict[str, weight_adapter_files.SavedAdapter]:
     """Read the PEFT adapters that were on the model when prompts were saved.
 
     Args:
@@ -196,7 +196,9 @@ def read_adapters(directory: Path) -> dict[str, adapter_files.SavedAdapter]:
     Raises:
         CheckpointError: If one is missing or corrupt.
     """
-    return adapter_files.read(directory, native.read_index(directory).adapters) if native.is_native(directory) else {}
+    if not native.is_native(directory):
+        return {}
+    return weight_adapter_files.read(directory, native.read_index(directory).adapters)
 
 
 def warn_of_adapters(directory: Path) -> None:

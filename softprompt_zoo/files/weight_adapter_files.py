@@ -14,7 +14,7 @@ from torch import Tensor
 
 from softprompt_zoo.config import typed
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.files import adapter_folder, native
+from softprompt_zoo.files import native, peft_folder
 from softprompt_zoo.files.damage import check_floating
 from softprompt_zoo.files.files import parse_json, read_tensors
 
@@ -68,7 +68,7 @@ def write_folders(directory: Path, adapters: Mapping[str, SavedAdapter]) -> None
     """
     for name, folder in folders(adapters).items():
         (directory / folder).mkdir(parents=True, exist_ok=True)
-        adapter_folder.write(directory / folder, adapters[name].fields, adapters[name].tensors, {})
+        peft_folder.write(directory / folder, adapters[name].fields, adapters[name].tensors, {})
 
 
 def read(directory: Path, found: Mapping[str, str]) -> dict[str, SavedAdapter]:
@@ -100,7 +100,7 @@ def read(directory: Path, found: Mapping[str, str]) -> dict[str, SavedAdapter]:
 
 
 def _read_folder(folder: Path) -> SavedAdapter:
-    fields, tensors, _ = adapter_folder.read(folder)
+    fields, tensors, _ = peft_folder.read(folder)
     check_floating(tensors, folder)
     return SavedAdapter(fields, tensors)
 
