@@ -290,12 +290,8 @@ class PromptBank:
         return self  # a copy of the model reads the same bank
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "address": self.address,
-            "dtype": self.dtype,
-            "_bank": copy.copy(self._bank),
-            "cache_bytes": self._cache.max_bytes,
-        }
+        kept = {"address": self.address, "dtype": self.dtype, "_bank": copy.copy(self._bank)}
+        return {**kept, "cache_bytes": self._cache.max_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._cache = ReadyCache(state.pop("cache_bytes"))

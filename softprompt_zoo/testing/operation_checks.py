@@ -18,6 +18,8 @@ NAMES = ("default", "longer", None) * THREADS
 SMALLEST_SCALE = 2**-8
 """Of a number of 8 bits, as bfloat16's are."""
 NO_EFFECT = "the prompt has no effect"
+ROUNDING = 1e-4
+"""Largest difference between gradients of two implementations, as a part of the gradient."""
 
 Found = TypeVar("Found")
 
@@ -86,6 +88,38 @@ def returned(output: Any) -> dict[str, Tensor]:
 def distance(one: Tensor, other: Tensor) -> float:
     """Return the median difference between numbers: rounding may send some tokens to other experts."""
     return float((one.float() - other.float()).abs().median())
+
+
+def check_parts(
+    row: int, prompted: tuple[dict[str, Tensor], dict[str, Tensor]], base: tuple[dict[str, Tensor], dict[str, Tensor]]
+) -> None:
+    """Compare what a row of a padded batch returned with what it returns alone, where the base model's are alike.
+
+    Args:
+        row: Which row.
+        prompted: What `returned` gives of the batch and of the row alone.
+        base: The same of the base model.
+    """
+    (batch, alone), (base_batch, base_alone) = prompted, base
+    for name, part in alone.items():
+        corner = tuple(slice(0, size) for size in part.shape[1:])
+        if torch.allclose(base_batch[name][row][corner], base_alone[name][0], atol=1e-3):
+            assert_equal(batch[name][row][corner], part[0], f"{name} of row {row}")
+
+
+def check_rounding(found: list[Tensor], exact: list[Tensor], base: list[Tensor], allowed: list[float]) -> None:
+    """Hold results in a smaller dtype, which is the base model's, to their distances from the exact ones."""
+    for result, wanted, own, most in zip(found, exact, base, allowed, strict=True):
+        assert result.dtype == own.dtype
+        assert distance(result, wanted) <= most, "further from float32 than the base model"
+
+
+def check_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Compare the gradients of two implementations of attention."""
+    for name, gradient in expected.items():
+        # They add in another order, and an eager softmax is in float32 whatever the model is in.
+        difference = (found[name] - gradient).norm() / gradient.norm()
+        assert difference <= ROUNDING, f"gradient of {name}: differs by {difference:.1e}"
 
 
 def compiled(subject: Subject, whole: bool) -> Any:

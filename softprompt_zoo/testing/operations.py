@@ -15,19 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt_zoo.testing.checks import (
-    BASE_LACKS_STATIC_CACHE,
-    NEW_TOKENS,
-    TEXTS,
-    greedy,
-    needs_generation,
-)
+from softprompt_zoo.testing.checks import BASE_LACKS_STATIC_CACHE, NEW_TOKENS, TEXTS, greedy, needs_generation
 from softprompt_zoo.testing.flex import FLEX, uncompiled_flex
 from softprompt_zoo.testing.models import CLASSIFICATION, TINY_MODELS, tiny_model
 from softprompt_zoo.testing.operation_checks import (
     NAMES,
     NO_EFFECT,
     SMALLEST_SCALE,
+    check_gradients,
+    check_parts,
+    check_rounding,
     check_threads,
     compiled,
     distance,
@@ -43,8 +40,6 @@ from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, assert_equal
 from softprompt_zoo.testing.suite import Suite, suite_of
 
 ROWS: list[Any] = ["longer", None, "default"]
-ROUNDING = 1e-4
-"""Largest difference between gradients of two implementations, as a part of the gradient."""
 SHORT_TEXTS = [text[:, :length] for text, length in zip(TEXTS, (6, 4, 5), strict=True)]
 """Within the tiny models' window, which a mask of four dimensions replaces."""
 
@@ -142,10 +137,7 @@ class OperationSuite(Suite):
         for row, text in enumerate(TEXTS):
             alone, base_alone = (returned(s.run(text, torch.ones_like(text), **wanted)) for s in (subject, base))
             assert any(not torch.allclose(part, base_alone[name], atol=1e-2) for name, part in alone.items()), NO_EFFECT
-            for name, part in alone.items():
-                corner = tuple(slice(0, size) for size in part.shape[1:])
-                if torch.allclose(bare[name][row][corner], base_alone[name][0], atol=1e-3):
-                    assert_equal(found[name][row][corner], part[0], f"{name} of row {row}")
+            check_parts(row, (found, alone), (bare, base_alone))
 
     def test_operation_bfloat16(self, subject: Subject, base: Subject) -> None:
         """Prompt and model in bfloat16 are as near to float32 as the base model is; generation equals a forward."""
@@ -174,9 +166,7 @@ class OperationSuite(Suite):
             exact = runs(subject)
         assert is_seen(), NO_EFFECT
         subject.model.to(torch.bfloat16)
-        for found, wanted, own, most in zip(runs(subject), exact, rounded, allowed, strict=True):
-            assert found.dtype == own.dtype
-            assert distance(found, wanted) <= most, "further from float32 than the base model"
+        check_rounding(runs(subject), exact, rounded, allowed)
         subject.loss(ids[:1], mask[:1]).backward()
         for name, gradient in subject.gradients().items():
             assert gradient.abs().max() > 0, name
@@ -200,11 +190,7 @@ class OperationSuite(Suite):
             if implementation != FLEX:  # torch has no gradients of flex attention on a CPU
                 for one in (subject, other):
                     one.loss(TEXTS[0]).backward()
-                gradients = other.gradients()
-                for name, gradient in subject.gradients().items():
-                    # They add in another order, and an eager softmax is in float32 whatever the model is in.
-                    distance_of_both = (gradients[name] - gradient).norm() / gradient.norm()
-                    assert distance_of_both <= ROUNDING, f"gradient of {name}: differs by {distance_of_both:.1e}"
+                check_gradients(other.gradients(), subject.gradients())
 
     @pytest.mark.parametrize("whole", [False, True])
     def test_operation_compiled(self, subject: Subject, base: Subject, whole: bool) -> None:
