@@ -225,12 +225,12 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
     if problem is None and backbone.device.type != "meta":
         context = backbone.embed(torch.tensor(config.token_ids, device=backbone.device)).float()
         offsets = tensor.to(context) - context
-        if _are_in_balls(config, offsets, context):
+        if _fit_balls(config, offsets, context):
             return PeftPrompt(options, state={"offsets": offsets, "context": context})
     return PeftPrompt(options, tokens=InputTokens(tensor.float()))
 
 
-def _are_in_balls(
+def _fit_balls(
     config: Config, offsets: Float[Tensor, "tokens hidden"], context: Float[Tensor, "tokens hidden"]
 ) -> bool:
     largest = (1 + 1e-5) * _radii(config, offsets) + 1e-6 * context.norm(dim=1)  # the sum was rounded to float32
