@@ -230,10 +230,8 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
     return PeftPrompt(options, tokens=InputTokens(tensor.float()))
 
 
-def _fit_balls(
-    config: Config, offsets: Float[Tensor, "tokens hidden"], context: Float[Tensor, "tokens hidden"]
-) -> bool:
-    largest = (1 + 1e-5) * _radii(config, offsets) + 1e-6 * context.norm(dim=1)  # the sum was rounded to float32
+def _fit_balls(config: Config, offsets: Float[Tensor, "tokens hidden"], start: Float[Tensor, "tokens hidden"]) -> bool:
+    largest = (1 + 1e-5) * _radii(config, offsets) + 1e-6 * start.norm(dim=1)  # the sum was rounded to float32
     return bool((offsets.norm(dim=1) <= largest).all())
 
 
