@@ -31,7 +31,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_not_negative
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
-from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
+from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts import example_tokens
@@ -200,7 +200,6 @@ def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> Pe
 @hookimpl
 def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone) -> PeftPrompt:
     """Take the examples' embeddings off the sum; where what is left fits no ball, load the sum as a merged prompt."""
-    tensor = tensors.get("prompt_embeddings")
     options: dict[str, Any] = {
         "token_ids": fields.get("cpt_token_ids") or (),
         "token_types": fields.get("cpt_tokens_type_mask") or (),
@@ -213,13 +212,7 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
         config = Config.from_options(options)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"PEFT's CPT adapter does not hold together: {error}") from error
-    expected = (config.num_virtual_tokens, backbone.hidden_size)
-    if tensor is None or tensor.shape != expected:
-        found = tensor if tensor is None else tuple(tensor.shape)
-        raise BackboneMismatchError(
-            f"PEFT's CPT adapter has prompt_embeddings of shape {found}, expected {expected} for its token ids on this "
-            "model; load it onto the model it was made for"
-        )
+    tensor = example_tokens.embeddings_of(tensors, (config.num_virtual_tokens, backbone.hidden_size))
     example_tokens.check_predicts_words(backbone)
     problem = example_tokens.problem_of_tokens(config.token_ids, config.token_types, backbone.vocab_size)
     if problem is None and backbone.device.type != "meta":

@@ -1,8 +1,6 @@
 """Texts with soft slots: a template and its fields become token ids, a mask and the places of virtual tokens."""
 
 import dataclasses
-import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +8,7 @@ import torch
 
 from softprompt_zoo.config.checks import check_choice, check_positive_integer
 from softprompt_zoo.shapes import Int
+from softprompt_zoo.text.chats import chat_pieces
 from softprompt_zoo.text.templates import Field, Slot, Template, check_count, parse
 
 if TYPE_CHECKING:
@@ -111,7 +110,9 @@ class _Encoder:
         pieces = [_fill(parts, values) for parts in self.parsed.parts]
         row = _Row()
         row.add_text(self.ends[0])
-        for piece in _chat(self.tokenizer, self.parsed.messages, pieces, values) if self.parsed.messages else pieces[0]:
+        for piece in (
+            chat_pieces(self.tokenizer, self.parsed.messages, pieces, values) if self.parsed.messages else pieces[0]
+        ):
             if isinstance(piece, str):
                 row.add_text(_ids(self.tokenizer, piece))
             else:
@@ -194,44 +195,6 @@ def _fill(parts: list[str | Field | Slot], values: Mapping[str, str]) -> list[st
         else:
             pieces[-1] += values[part.name] if isinstance(part, Field) else part  # type: ignore[operator]
     return pieces
-
-
-def _chat(
-    tokenizer: Any, messages: list[Mapping[str, Any]], contents: list[list[str | Slot]], values: Mapping[str, str]
-) -> list[str | Slot]:
-    """Put a chat together with marks for the slots, and cut it at the marks."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"the tokenizer has no chat template ({type(tokenizer).__name__}); set tokenizer.chat_template, or give a "
-            "text as template"
-        )
-    mark = _unused_character("".join([*values.values(), *(message["content"] for message in messages)]))
-    slots = [piece for content in contents for piece in content if isinstance(piece, Slot)]
-    numbers = itertools.count()
-
-    def marked(content: list[str | Slot]) -> str:
-        pieces = (f"{mark}{next(numbers)}{mark}" if isinstance(piece, Slot) else piece for piece in content)
-        return "".join(pieces)
-
-    chat = [{**message, "content": marked(content)} for message, content in zip(messages, contents, strict=True)]
-    wants_answer = messages[-1]["role"] != "assistant"
-    whole = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=wants_answer)
-    parts = re.split(f"{mark}([0-9]+){mark}", whole)
-    kept = [int(number) for number in parts[1::2]]
-    if kept != list(range(len(slots))):
-        shown = ", ".join(f"number {number + 1}" for number in kept) or "none"
-        raise ValueError(
-            "the tokenizer's chat template leaves out, repeats or moves a part of the chat that has slots "
-            f"(of {len(slots)} slots it keeps {shown}); put the slots into another message"
-        )
-    pieces: list[str | Slot] = list(parts)
-    pieces[1::2] = slots
-    return pieces
-
-
-def _unused_character(text: str) -> str:
-    """Find a private character that is not in a text: one that is in a field would be taken for a slot."""
-    return next(char for char in map(chr, range(0xE000, 0xF8FF)) if char not in text)
 
 
 def _fitting_row(encoder: _Encoder, values: Mapping[str, str], max_length: int | None) -> _Row:

@@ -3,16 +3,16 @@
 A token of example i, counted from 0, has the type `4 * i + kind`, a separator 0; `demonstrations` has the kinds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
 from softprompt_zoo.methods.parts.demonstrations import tokenize_examples
-from softprompt_zoo.shapes import Int
+from softprompt_zoo.shapes import Float, Int
 
 Integers = tuple[int, ...]
 
@@ -72,6 +72,29 @@ def check_tokens(ids: Integers | None, types: Integers | None, vocab_size: int) 
     problem = problem_of_tokens(ids, types, vocab_size)
     if problem is not None:
         raise ValueError(problem)
+
+
+def embeddings_of(tensors: Mapping[str, Tensor], expected: tuple[int, int]) -> Float[Tensor, "tokens hidden"]:
+    """Return the embeddings in a PEFT adapter of examples.
+
+    Args:
+        tensors: The adapter's.
+        expected: Tokens and width that they must have.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        BackboneMismatchError: If it is missing, or of another model.
+    """
+    tensor = tensors.get("prompt_embeddings")
+    if tensor is None or tensor.shape != expected:
+        found = tensor if tensor is None else tuple(tensor.shape)
+        raise BackboneMismatchError(
+            f"PEFT's CPT adapter has prompt_embeddings of shape {found}, expected {expected} for its token ids on this "
+            "model; load it onto the model it was made for"
+        )
+    return tensor
 
 
 def target_places(types: Integers, device: torch.device) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
