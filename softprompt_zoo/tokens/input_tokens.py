@@ -43,8 +43,8 @@ class InputTokens(VirtualTokens):
         return type(self), self.embeddings.shape, self.embeddings.dtype
 
     @property
-    def at_input(self) -> Float[Tensor, "... tokens hidden"]:
-        """The embeddings."""
+    def at_input(self) -> Float[Tensor, "..."]:
+        """The embeddings, `(…, tokens, hidden)`; a damaged file's are refused later."""
         return self.embeddings
 
     def columns(self, site: str) -> int:
