@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from softprompt_zoo.errors import ShapeError
-from softprompt_zoo.shapes import Float
+from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.tokens.checks import check_gate
 from softprompt_zoo.tokens.flat import flatten_layers, unflatten_layers
 from softprompt_zoo.tokens.layer_shape import LayerShape
@@ -32,8 +32,8 @@ class GatedTokens(LayerTokens):
         return f"keys and values of {', '.join(names)}"
 
     @property
-    def gates(self) -> Mapping[str, tuple[Float[Tensor, " #heads"] | None, ...]]:
-        """Site name to the gates of its layers."""
+    def gates(self) -> Mapping[str, tuple[Shaped[Tensor, "..."] | None, ...]]:
+        """Site name to the gates of its layers, which `check` may still have to refuse."""
         return {name: site.gates for name, site in self.sites.items() if site.gates is not None}
 
     def at(self, site: str) -> SiteTokens | None:

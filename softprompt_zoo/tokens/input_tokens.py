@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from softprompt_zoo.shapes import Float
+from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.tokens.checks import check_shape
 from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
 
@@ -43,8 +43,8 @@ class InputTokens(VirtualTokens):
         return type(self), self.embeddings.shape, self.embeddings.dtype
 
     @property
-    def at_input(self) -> Float[Tensor, "..."]:
-        """The embeddings, `(…, tokens, hidden)`; a damaged file's are refused later."""
+    def at_input(self) -> Shaped[Tensor, "..."]:
+        """The embeddings, which `check` may still have to refuse."""
         return self.embeddings
 
     def columns(self, site: str) -> int:
