@@ -21,8 +21,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt_zoo"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 REACHED = {
-    "lines of the longest file": 365,
-    "largest complexity": 26,
     "complexity of nine in ten functions": 8,
 }
 """What is over its limit still, and must not get worse; a line goes when its number is within the limit."""

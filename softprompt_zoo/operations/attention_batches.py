@@ -27,7 +27,7 @@ def read_batches(inputs: Batch | Sequence[Batch]) -> list[Batch]:
         TypeError: If it is neither.
         ValueError: If a batch chooses prompts of its own.
     """
-    batches = [inputs] if isinstance(inputs, Mapping) else list(inputs) if isinstance(inputs, list | tuple) else []
+    batches = _listed(inputs)
     if not batches or not all(isinstance(batch, Mapping) for batch in batches):
         given = ", ".join(dict.fromkeys(type(batch).__name__ for batch in batches)) or type(inputs).__name__
         raise TypeError(
@@ -38,6 +38,12 @@ def read_batches(inputs: Batch | Sequence[Batch]) -> list[Batch]:
     if chosen is not None:
         raise ValueError(f"inputs has {chosen}; leave it out: all rows see the prompts that are inspected, in front")
     return batches
+
+
+def _listed(inputs: Any) -> list[Any]:
+    if isinstance(inputs, Mapping):
+        return [inputs]
+    return list(inputs) if isinstance(inputs, list | tuple) else []
 
 
 def arguments_of(batch: Batch, backbone: Backbone) -> dict[str, Any]:

@@ -118,6 +118,10 @@ def _check_as_long(one: Given, first: Given, how: str) -> None:
         )
 
 
+def _gate_shapes(one: Given) -> list[torch.Size]:
+    return [gate.shape for own in one.tokens.gates.values() for gate in own if gate is not None]
+
+
 def _check_gated(given: Sequence[Given], how: str) -> None:
     if BLENDS[how].of_gates is None:
         raise UnsupportedError(
@@ -126,7 +130,7 @@ def _check_gated(given: Sequence[Given], how: str) -> None:
     methods = dict.fromkeys(one.prompt.method for one in given)
     if len(methods) > 1:
         raise UnsupportedError(f"the gated prompts are of the methods {', '.join(methods)}; give prompts of one method")
-    gates = [[gate.shape for own in one.tokens.gates.values() for gate in own if gate is not None] for one in given]
+    gates = [_gate_shapes(one) for one in given]
     if any(shapes != gates[0] for shapes in gates):
         shown = ", ".join(f"{one.what} has {[*map(tuple, own)]}" for one, own in zip(given, gates, strict=True))
         raise UnsupportedError(

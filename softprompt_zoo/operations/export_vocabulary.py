@@ -127,23 +127,27 @@ def _input_tokens(
         raise UnsupportedError(f"no prompt is active; name one with name=…, of {known}")
     found = {}
     for name in wanted:
-        host[name].refuse_weight(f"prompt {name!r}", f"to={to!r}")
-        tokens = host[name].merged_tokens(host.backbone)
-        if tokens.num_tasks is not None:
-            if task is None:
-                raise UnsupportedError(
-                    f"prompt {name!r} has {tokens.num_tasks} tasks, of which to={to!r} holds one; choose it with task=…"
-                )
-            tokens = one_task(tokens, task, name)
-        if tokens.at_input is None:
-            raise UnsupportedError(
-                f"prompt {name!r} has keys and values, which are not embeddings of tokens; to={to!r} holds prompts at "
-                'the input embeddings only; export it with to="peft", or train a method at the input embeddings'
-            )
-        found[name] = tokens.at_input
+        found[name] = _embeddings_of(host, name, task, to)
     if task is not None and all(host[name].config.tasks is None for name in found):
         raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     return found
+
+
+def _embeddings_of(host: Prompts, name: str, task: int | None, to: str) -> Float[Tensor, "tokens hidden"]:
+    host[name].refuse_weight(f"prompt {name!r}", f"to={to!r}")
+    tokens = host[name].merged_tokens(host.backbone)
+    if tokens.num_tasks is not None:
+        if task is None:
+            raise UnsupportedError(
+                f"prompt {name!r} has {tokens.num_tasks} tasks, of which to={to!r} holds one; choose it with task=…"
+            )
+        tokens = one_task(tokens, task, name)
+    if tokens.at_input is None:
+        raise UnsupportedError(
+            f"prompt {name!r} has keys and values, which are not embeddings of tokens; to={to!r} holds prompts at "
+            'the input embeddings only; export it with to="peft", or train a method at the input embeddings'
+        )
+    return tokens.at_input
 
 
 def _tasks(host: Prompts, task: int | None) -> dict[str, Any]:
@@ -168,6 +172,11 @@ def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
             f"prompt {own_head!r} has a trained task head of its own, which tokens cannot carry; keep the prompt in "
             "our format"
         )
+    _check_weights(model)
+
+
+def _check_weights(model: PreTrainedModel) -> None:
+    """Refuse weights that cannot be written as they are."""
     on_meta = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
     if on_meta is not None:
         raise UnsupportedError(
