@@ -40,18 +40,21 @@ class Change:
         return self.before == matrix.RIGHT or self.after in (matrix.WRONG, matrix.ERROR)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, keep, compare."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    parser.add_argument(
-        "--as", dest="name", default=today, help="name of the measurement; models that have it are kept"
-    )
+    parser.add_argument("--day", default=today, help="of the measurement; models that were measured that day are kept")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "matrix")
     parser.add_argument("--only", action="append", default=[], help="experiments whose name begins so")
     parser.add_argument("--part", type=int, default=1, help="only every so many-th cell; nothing is kept then")
     parser.add_argument("--processes", type=int, default=2)
-    settings = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, keep, compare."""
+    settings = parse(arguments)
     runner, write_all = matrix.make(SETTINGS, settings.results)
     jobs = [(experiment.name, settings) for experiment in runner.chosen(settings.only)]
     changes, counts = list[Change](), Counter[str]()

@@ -126,7 +126,7 @@ def test_measuring_again_keeps_the_other_library_and_names_what_got_worse(benchm
     saved = {}
     runner.store.save = lambda name, run, result: saved.update({name: result})
     monkeypatch.setattr(again.matrix, "make", lambda *_: (runner, None))
-    settings = SimpleNamespace(results=tmp_path, day="2026-11-29", part=1)
+    settings = again.parse(["--day", "2026-11-29", "--results", str(tmp_path)])
 
     monkeypatch.setattr(again.matrix, "run_cell", lambda *_: ("right", ""))
     _, changes, counts = again._measure((name, settings))
