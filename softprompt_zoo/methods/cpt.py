@@ -36,7 +36,7 @@ from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts import example_tokens
 from softprompt_zoo.methods.parts.demonstrations import read_pairs, split_template, tokenize_row
-from softprompt_zoo.methods.parts.labels import labeled_predictions, share_of_accumulated
+from softprompt_zoo.methods.parts.labels import labeled_predictions, share_of_step
 from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
@@ -165,7 +165,7 @@ def training_loss(config: Config, step: TrainingStep) -> Float[Tensor, ""]:
     # The examples are the same in every row, and count there once each.
     total = functional.cross_entropy(logits.float(), targets, reduction="sum")
     total = total + len(labels) * (config.decay ** newness.float() * losses).sum()
-    return total / (len(targets) + len(labels) * len(places)) * share_of_accumulated(step, labels)
+    return total / (len(targets) + len(labels) * len(places)) * share_of_step(step, least=1)
 
 
 @hookimpl

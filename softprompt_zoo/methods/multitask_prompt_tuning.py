@@ -37,11 +37,11 @@ from softprompt_zoo.methods.parts.distillation import (
     check_teacher,
     hidden_distance,
     logit_divergence,
-    share_of_step,
     teacher_embeddings,
 )
 from softprompt_zoo.methods.parts.factors import check_factors, check_factors_fit
 from softprompt_zoo.methods.parts.initialization import INITS, initial_embeddings
+from softprompt_zoo.methods.parts.labels import share_of_step
 from softprompt_zoo.methods.parts.source_tasks import check_source_task, embeddings_of_source, of_source
 from softprompt_zoo.methods.parts.start_options import check_init
 from softprompt_zoo.methods.parts.starting import embeddings_of

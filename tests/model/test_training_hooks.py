@@ -45,14 +45,6 @@ class Learner:
         return zoo.InputTokens(parameters.embeddings)
 
     @zoo.hookimpl
-    def inject(self, tokens):
-        return zoo.Placement(tokens)
-
-    @zoo.hookimpl
-    def merge(self, parameters):
-        return zoo.InputTokens(parameters.embeddings)
-
-    @zoo.hookimpl
     def training_loss(self, step):
         self.steps.append(step)
         return step.loss * self.scale

@@ -141,23 +141,6 @@ def hidden_distance(step: TrainingStep, teacher: Any) -> Float[Tensor, ""]:
     )
 
 
-def share_of_step(step: TrainingStep) -> Float[Tensor, ""] | float:
-    """Return this batch's share of an optimizer's step, by which a mean over the batch is to be multiplied.
-
-    Args:
-        step: The student's forward.
-
-    Returns:
-        Its labels over those of all batches whose gradients are added up, as `Trainer` counts them; else one.
-    """
-    counted = step.inputs.get("num_items_in_batch")
-    if counted is None:
-        return 1.0
-    labels = step.inputs["labels"][..., 1:] if step.predicts_next else step.inputs["labels"]
-    own: Tensor = (labels != IGNORED).sum()
-    return own / torch.as_tensor(counted, device=own.device)
-
-
 def _mean_square(
     student: tuple[Float[Tensor, "rows length hidden"], ...],
     teacher: tuple[Float[Tensor, "rows length hidden"], ...],

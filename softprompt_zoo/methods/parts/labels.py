@@ -37,18 +37,19 @@ def labeled_predictions(
     return logits, targets
 
 
-def share_of_accumulated(step: TrainingStep, labels: Int[Tensor, "rows length"]) -> Float[Tensor, ""] | float:
-    """Return what a mean over this batch counts where `Trainer` sums the losses of accumulated batches.
+def share_of_step(step: TrainingStep, least: int = 0) -> Float[Tensor, ""] | float:
+    """Return this batch's share of an optimizer's step, by which a mean over the batch is to be multiplied.
 
     Args:
         step: The forward.
-        labels: -100 where nothing is learned.
+        least: What the labels of this batch count at least, where a mean is over more than they.
 
     Returns:
-        Labels of this batch, `labels[..., 1:]`, over those of all; 1 where no batches are accumulated.
+        Its labels over those of all batches whose gradients are added up, as `Trainer` counts them; else one.
     """
     counted = step.inputs.get("num_items_in_batch")
     if counted is None:
         return 1.0
-    own: Tensor = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
+    labels = step.inputs["labels"][..., 1:] if step.predicts_next else step.inputs["labels"]
+    own: Tensor = (labels != IGNORED).sum().clamp(min=least).to(step.loss.device)
     return own / torch.as_tensor(counted, device=own.device).clamp(min=1)
