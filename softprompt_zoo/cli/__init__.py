@@ -10,6 +10,7 @@ from softprompt_zoo.cli.command import command
 from softprompt_zoo.cli.files import export_prompt, import_prompt
 from softprompt_zoo.cli.inside import inspect
 from softprompt_zoo.cli.listing import methods, plugins, show
+from softprompt_zoo.cli.serve import serve
 from softprompt_zoo.cli.train import train
 from softprompt_zoo.cli.use import evaluate, generate
 
@@ -29,6 +30,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "export": export_prompt,
     "import": import_prompt,
+    "serve": serve,
 }
 for name, function in _COMMANDS.items():
     app.command(name)(command(function))
