@@ -105,6 +105,12 @@ class FolderStore:
                     found[name] = None if is_known else decode(name, data)
         return found
 
+    def peek(self, name: str, size: int) -> bytes | None:
+        """See `Store.peek`."""
+        with self._reading() as transaction:
+            data = transaction.get(name.encode())
+            return None if data is None else bytes(data[:size])
+
     def write(self, records: Records, overwrite: bool) -> None:
         """See `Store.write`; waits while another process or thread writes."""
 

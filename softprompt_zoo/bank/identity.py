@@ -1,14 +1,15 @@
 """Which model a bank is for: its sizes, its type, and a sample of its embedding table."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.backbone.saved_sizes import check_sizes
 from softprompt_zoo.errors import BackboneMismatchError
-from softprompt_zoo.prompt.fits import check_sizes
 
 SAMPLED_ROWS = 8
 SAMPLED_COLUMNS = 8
@@ -17,6 +18,27 @@ TOLERANCE = 2**-7
 than half of it."""
 
 _NO_SAMPLE: dict[str, list[Any]] = {"ids": [], "columns": [], "values": []}
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A model that may be the one that was described."""
+
+    sizes: Mapping[str, Any]
+    """As `Backbone.sizes` returns them."""
+    model_type: str
+    """transformers' name of the architecture."""
+    vocab_size: int
+    """Rows of the embedding table."""
+    rows: Callable[[list[int]], Tensor]
+    """Token ids to their embeddings `(ids, hidden)`, as the model's embedding module scales them."""
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> "Candidate":
+        """Take what is compared from a backbone."""
+        return cls(
+            backbone.sizes(), backbone.model_type, backbone.vocab_size, lambda ids: backbone.embed(torch.tensor(ids))
+        )
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:
@@ -32,7 +54,7 @@ def describe(backbone: Backbone) -> dict[str, Any]:
     # From the first half of the vocabulary: a resized one still has these.
     ids = sorted({backbone.vocab_size * index // (2 * SAMPLED_ROWS) for index in range(1, SAMPLED_ROWS + 1)})
     columns = sorted({backbone.hidden_size * index // SAMPLED_COLUMNS for index in range(SAMPLED_COLUMNS)})
-    values = _sample(backbone, ids, columns)
+    values = _sample(Candidate.of(backbone), ids, columns)
     if values is not None:
         rows = [[float(f"{value:.6g}") for value in row] for row in values.tolist()]
         content["embeddings"] = {"ids": ids, "columns": columns, "values": rows}
@@ -68,29 +90,27 @@ def _is_table(rows: list[Any], height: int, width: int) -> bool:
     return all(type(number) is float for row in rows for number in row)
 
 
-def check(content: Mapping[str, Any], backbone: Backbone, what: str) -> None:
+def check(content: Mapping[str, Any], model: Candidate, what: str) -> None:
     """Refuse another model than the one that was described; what a description lacks is not compared.
 
     Args:
         content: What `describe` returned.
-        backbone: Sizes of the model and its embedding table.
+        model: The model.
         what: What was made for the model, for the message.
 
     Raises:
         BackboneMismatchError: If it has other sizes, another type or other weights.
     """
-    check_sizes(content["backbone"], backbone, what)
-    model_type = content.get("model_type", backbone.model_type)
-    if model_type != backbone.model_type:
+    check_sizes(content["backbone"], model.sizes, what)
+    model_type = content.get("model_type", model.model_type)
+    if model_type != model.model_type:
         raise BackboneMismatchError(
-            f"{what} was made for a model of type {model_type!r}; this one is {backbone.model_type!r}; use it with the "
+            f"{what} was made for a model of type {model_type!r}; this one is {model.model_type!r}; use it with the "
             "model it was made for"
         )
     sample = content.get("embeddings", _NO_SAMPLE)
-    known = {
-        token: row for token, row in zip(sample["ids"], sample["values"], strict=True) if token < backbone.vocab_size
-    }
-    values = _sample(backbone, list(known), sample["columns"]) if known else None
+    known = {token: row for token, row in zip(sample["ids"], sample["values"], strict=True) if token < model.vocab_size}
+    values = _sample(model, list(known), sample["columns"]) if known else None
     if values is None:
         return
     for (token, row), own in zip(known.items(), values, strict=True):
@@ -103,9 +123,9 @@ def check(content: Mapping[str, Any], backbone: Backbone, what: str) -> None:
 
 
 @torch.no_grad()
-def _sample(backbone: Backbone, ids: list[int], columns: list[int]) -> Tensor | None:
+def _sample(model: Candidate, ids: list[int], columns: list[int]) -> Tensor | None:
     """Return `(ids, columns)` of the embeddings, on the CPU; `None` where they have no values."""
-    found = backbone.embed(torch.tensor(ids))[:, columns]
+    found = model.rows(ids)[:, columns]
     return None if found.is_meta else found.float().cpu()
 
 

@@ -98,6 +98,10 @@ class ObjectStore:
     def _contents(self, names: list[str], size: int | None) -> Iterator[tuple[str, bytes | None]]:
         return zip(names, self._fetch([self._path(name) for name in names], size), strict=True)
 
+    def peek(self, name: str, size: int) -> bytes | None:
+        """See `Store.peek`."""
+        return self._fetch([self._path(name)], size)[0]
+
     def write(self, records: Records, overwrite: bool) -> None:
         """See `Store.write`; of two writers that overwrite one name the last one wins."""
         with self._undoing() as changes:

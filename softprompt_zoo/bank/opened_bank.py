@@ -6,10 +6,9 @@ from typing import Any
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.bank import identity
-from softprompt_zoo.bank.header import read_header, write_header
 from softprompt_zoo.bank.names import is_name
-from softprompt_zoo.bank.opening import check_installed, open_store
-from softprompt_zoo.bank.stores import Store
+from softprompt_zoo.bank.opening import open_bank
+from softprompt_zoo.bank.stores import Store, unknown
 from softprompt_zoo.errors import BankError, UnknownPromptError
 from softprompt_zoo.model.attachment import is_attached
 from softprompt_zoo.trial.examination import inspect_backbone
@@ -44,22 +43,14 @@ class OpenedBank:
 
     def _open(self, backbone: Backbone | None) -> tuple[Store, dict[str, Any]]:
         """Open the store; with a backbone one is made where there is none."""
-        check_installed()
-        header = None if backbone is None else write_header(backbone)
-        store = open_store(self.address, **self._options, is_new_allowed=header is not None)
-        found = store.open_header(header)
-        if found is None:
-            raise BankError(
-                f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
-            )
-        return store, read_header(found, self.address)
+        return open_bank(self.address, backbone, **self._options)
 
     @functools.cached_property
     def _opened(self) -> tuple[Store, dict[str, Any]]:
         """The store and the header; of a copy opened at its first use, and then never made."""
         opened = self._open(None)
         if self.backbone is not None:
-            identity.check(opened[1], self.backbone, f"the bank {self.address}")
+            self._check(opened[1], self.backbone)
         return opened
 
     @property
@@ -69,7 +60,10 @@ class OpenedBank:
 
     def check(self, backbone: Backbone) -> None:
         """Refuse another model than the bank's; arguments and errors as in `PromptBank.check`."""
-        identity.check(self._opened[1], backbone, f"the bank {self.address}")
+        self._check(self._opened[1], backbone)
+
+    def _check(self, described: Mapping[str, Any], backbone: Backbone) -> None:
+        identity.check(described, identity.Candidate.of(backbone), f"the bank {self.address}")
 
     def read(self, names: Iterable[Any], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Any]) -> Any:
         """Read records as `Store.read` does; what cannot be a name is not there."""
@@ -93,7 +87,7 @@ class OpenedBank:
 
     def unknown(self, name: object) -> UnknownPromptError:
         """Return the error for a prompt that is not there."""
-        return UnknownPromptError(f"the bank {self.address} has no prompt {name!r}")
+        return unknown(self.address, name)
 
     def __getstate__(self) -> dict[str, Any]:
         # Without the model: a copy gets that of the prompts that it comes with.

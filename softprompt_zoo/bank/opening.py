@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.bank.header import read_header, write_header
 from softprompt_zoo.bank.stores import Store
 from softprompt_zoo.errors import BankError, check_packages
 
@@ -36,6 +38,36 @@ def check_installed() -> None:
         MissingPackageError: If one is.
     """
     check_packages("a bank of prompts needs", "fsspec", "lmdb", "xxhash", remedy='pip install "softprompt-zoo[bank]"')
+
+
+def open_bank(
+    address: str,
+    backbone: Backbone | None = None,
+    max_bytes: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> tuple[Store, dict[str, Any]]:
+    """Open a bank.
+
+    Args:
+        address: A folder, or an fsspec address such as `s3://bucket/bank`.
+        backbone: Sizes of the model that a new bank is for; `None` to make none where there is none. Of a bank that is
+            there it is not compared.
+        max_bytes: Bound on a folder's size.
+        storage_options: Options of the address's file system.
+
+    Returns:
+        Its store, and what it says of the model it is for.
+
+    Raises:
+        ZooError: As `PromptBank` does.
+    """
+    check_installed()
+    header = None if backbone is None else write_header(backbone)
+    store = open_store(address, max_bytes, storage_options, is_new_allowed=header is not None)
+    found = store.open_header(header)
+    if found is None:
+        raise BankError(f"there is no bank in {address}; make one with zoo.PromptBank({address!r}, model)")
+    return store, read_header(found, address)
 
 
 def open_store(

@@ -25,7 +25,11 @@ ALIGNMENT = 16
 KEPT_HEADERS = 1024
 """Headers that stay decoded: prompts that were trained alike have the same one."""
 INSTEAD = "add the prompt again with overwrite=True, or delete it"
+FIRST_BYTES = 2048
+"""Of a record; nearly all have their whole header in them."""
 _LENGTH = struct.Struct("<I")
+_START = STAMP_SIZE + _LENGTH.size
+"""Where the header begins."""
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
@@ -102,15 +106,11 @@ def decode(name: str, data: memoryview, where: str) -> Record:
     Raises:
         CheckpointError: If it is damaged, or of a later format.
     """
-    if data.nbytes < STAMP_SIZE + _LENGTH.size or _stamp(name, data[STAMP_SIZE:]) != data[:STAMP_SIZE]:
+    if data.nbytes < _START or _stamp(name, data[STAMP_SIZE:]) != data[:STAMP_SIZE]:
         raise CheckpointError(f"entry {name!r} of {where} is damaged: its bytes do not have its checksum; {INSTEAD}")
-    start = STAMP_SIZE + _LENGTH.size
-    end = start + _LENGTH.unpack_from(data, STAMP_SIZE)[0]
-    text = bytes(data[start:end])
-    try:
-        header, offsets = _header(text)
-    except _FormatError as error:
-        raise CheckpointError(f"entry {name!r} of {where} {error}") from None
+    end = header_end(data)
+    text = bytes(data[_START:end])
+    header, offsets = _checked_header(name, text, where)
     if offsets and offsets[-1][1] > data.nbytes:
         raise CheckpointError(f"entry {name!r} of {where} has {data.nbytes} bytes of {offsets[-1][1]}; {INSTEAD}")
     # One copy of the tensors' bytes, from an aligned place on; the tensors are views of it.
@@ -121,6 +121,40 @@ def decode(name: str, data: memoryview, where: str) -> Record:
         for (key, (dtype, shape)), (first, last) in zip(header.tensors.items(), offsets, strict=True)
     }
     return Record(bytes(data[:STAMP_SIZE]), header, text, tensors)
+
+
+def header_end(data: bytes | memoryview) -> int:
+    """Return where the header of a record ends.
+
+    Args:
+        data: Its first bytes, `FIRST_BYTES` of them or all.
+    """
+    return _START + int(_LENGTH.unpack_from(data, STAMP_SIZE)[0]) if len(data) >= _START else _START
+
+
+def decode_header(name: str, data: bytes, where: str) -> tuple[bytes, Header]:
+    """Read the stamp and the header of a record, whose tensors are not looked at.
+
+    Args:
+        name: The prompt's name.
+        data: The bytes to the header's end at least.
+        where: The bank, for messages.
+
+    Returns:
+        The stamp, which `decode` compares with the whole record, and the header.
+
+    Raises:
+        CheckpointError: If the header is damaged, or of a later format.
+    """
+    text = data[_START : header_end(data)]
+    return data[:STAMP_SIZE], _checked_header(name, text, where)[0]
+
+
+def _checked_header(name: str, text: bytes, where: str) -> tuple[Header, list[tuple[int, int]]]:
+    try:
+        return _header(text)
+    except _FormatError as error:
+        raise CheckpointError(f"entry {name!r} of {where} {error}") from None
 
 
 def seal(name: str, body: bytes) -> bytes:
@@ -152,7 +186,7 @@ def _header(text: bytes) -> tuple[Header, list[tuple[int, int]]]:
     if not is_right:
         raise _FormatError(f"has a header that says nothing of a prompt; {INSTEAD}")
     offsets = []
-    end = STAMP_SIZE + _LENGTH.size + len(text)
+    end = _START + len(text)
     for dtype, shape in tensors.values():
         start = end + -end % ALIGNMENT
         end = start + math.prod(shape) * _DTYPES[dtype].itemsize

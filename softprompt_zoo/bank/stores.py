@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from softprompt_zoo.errors import BankError
+from softprompt_zoo.errors import BankError, UnknownPromptError
 
 Records = Callable[[], Iterable[tuple[str, bytes]]]
 """Makes the records to write, by name; called again where a store has to start over."""
@@ -41,6 +41,17 @@ class Store(Protocol):
             By name what `decode` made of it, `None` if its stamp is the known one; others are not there.
         """
 
+    def peek(self, name: str, size: int) -> bytes | None:
+        """Read the first bytes of a record.
+
+        Args:
+            name: The prompt.
+            size: How many; a shorter record is read whole.
+
+        Returns:
+            The bytes; `None` if there is no such record.
+        """
+
     def write(self, records: Records, overwrite: bool) -> None:
         """Write records, all or none. An existing name raises `PromptExistsError` unless `overwrite`."""
 
@@ -59,3 +70,8 @@ class Store(Protocol):
 def closed(address: str) -> BankError:
     """Return what a store raises once it is closed."""
     return BankError(f"the bank {address} is closed; open it again with zoo.PromptBank")
+
+
+def unknown(address: str, name: object) -> UnknownPromptError:
+    """Return what asking a bank for a prompt raises that is not there."""
+    return UnknownPromptError(f"the bank {address} has no prompt {name!r}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.backbone.saved_sizes import check_sizes
 from softprompt_zoo.errors import (
     BackboneMismatchError,
     CheckpointError,
@@ -27,7 +28,6 @@ from softprompt_zoo.files import (
 )
 from softprompt_zoo.files.files import make_directory
 from softprompt_zoo.files.prompt_records import PromptSet, restore
-from softprompt_zoo.prompt.fits import check_sizes
 from softprompt_zoo.prompt.plain import plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.tokens.input_tokens import InputTokens
@@ -227,7 +227,7 @@ def _input_prompt(found: Tensor, backbone: Backbone, directory: Path) -> Prompt:
 
 def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
     index, tensors = native.read(directory)
-    check_sizes(index.backbone, backbone, str(directory))
+    check_sizes(index.backbone, backbone.sizes(), str(directory))
     prompts = {}
     for name, record in index.prompts.items():
         prompts[name] = restore(name, record, tensors[name], backbone, directory)

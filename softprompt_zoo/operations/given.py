@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.backbone.saved_sizes import check_sizes
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.files.start_folders import saved_prompt
 from softprompt_zoo.model.attachment import is_attached
-from softprompt_zoo.prompt.fits import check_sizes
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
@@ -100,7 +100,7 @@ def _read(what: str, given: Any, backbone: Backbone) -> Given:
     if isinstance(given, Prompt):
         prompt = given
         if prompt.backbone is not None:
-            check_sizes(prompt.backbone.sizes(), backbone, what)
+            check_sizes(prompt.backbone.sizes(), backbone.sizes(), what)
     elif not Path(given).is_dir():
         raise CheckpointError(f"{what} is {str(given)!r}, which is not a folder; expected what save_pretrained wrote")
     else:

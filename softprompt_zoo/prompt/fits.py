@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.backbone.saved_sizes import check_sizes
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
 from softprompt_zoo.prompt.prompt import Prompt
@@ -38,7 +39,7 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
     if options:
         raise TypeError(f"option {next(iter(options))!r} was given with a ready prompt, which has its options already")
     made_for = None if prompt.backbone is None else prompt.backbone.sizes()
-    check_sizes(made_for, backbone, "the prompt")
+    check_sizes(made_for, backbone.sizes(), "the prompt")
     check_room(prompt.config, backbone)
     if prompt.head is not None:
         fitting_head(prompt.head.state_dict(), backbone, "the prompt")
@@ -50,34 +51,6 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
         check_virtual_tokens(placed.tokens, backbone, count, tasks, "the prompt")
         check_range(placed.tokens.tensors(), backbone.dtype, "the prompt")
     return copied
-
-
-def check_sizes(sizes: Mapping[str, Any] | None, backbone: Backbone, what: str) -> None:
-    """Refuse prompts that were made for a model of other sizes.
-
-    Args:
-        sizes: Sizes of the model they were made for; `None` if they are not known.
-        backbone: Sizes of the model they shall be used with.
-        what: What they are, for the message.
-
-    Raises:
-        BackboneMismatchError: If they differ.
-    """
-    own = backbone.sizes()
-    wrong = None if sizes is None else next((key for key in own if sizes.get(key) != own[key]), None)
-    if sizes is not None and wrong is not None:
-        raise BackboneMismatchError(
-            f"{what} was made for a model with {wrong} {_in_words(sizes.get(wrong))}; this one has "
-            f"{_in_words(own[wrong])}; use it with the model it was made for"
-        )
-
-
-def _in_words(value: Any) -> str:
-    if not isinstance(value, dict):
-        return repr(value)
-    return ", ".join(
-        f"{site}: {len(layers)} layers of (kv_heads, head_dim) {layers[0]}" for site, layers in value.items()
-    )
 
 
 @contextlib.contextmanager

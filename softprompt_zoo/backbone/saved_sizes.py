@@ -1,0 +1,33 @@
+"""Whether a prompt was made for a model of the same sizes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from softprompt_zoo.errors import BackboneMismatchError
+
+
+def check_sizes(sizes: Mapping[str, Any] | None, own: Mapping[str, Any], what: str) -> None:
+    """Refuse prompts that were made for a model of other sizes.
+
+    Args:
+        sizes: Sizes of the model they were made for, as `Backbone.sizes` returns them; `None` if they are not known.
+        own: Sizes of the model they shall be used with.
+        what: What they are, for the message.
+
+    Raises:
+        BackboneMismatchError: If they differ.
+    """
+    wrong = None if sizes is None else next((key for key in own if sizes.get(key) != own[key]), None)
+    if sizes is not None and wrong is not None:
+        raise BackboneMismatchError(
+            f"{what} was made for a model with {wrong} {_in_words(sizes.get(wrong))}; this one has "
+            f"{_in_words(own[wrong])}; use it with the model it was made for"
+        )
+
+
+def _in_words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return repr(value)
+    return ", ".join(
+        f"{site}: {len(layers)} layers of (kv_heads, head_dim) {layers[0]}" for site, layers in value.items()
+    )

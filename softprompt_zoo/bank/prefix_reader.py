@@ -1,0 +1,219 @@
+"""Reading the plain prefixes of a bank without a model, as engines do."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from softprompt_zoo.bank import identity, records
+from softprompt_zoo.bank.names import is_name
+from softprompt_zoo.bank.opening import check_address, open_bank
+from softprompt_zoo.bank.stores import unknown
+from softprompt_zoo.errors import CheckpointError, UnsupportedError
+from softprompt_zoo.files.damage import FLOATING, is_finite
+from softprompt_zoo.registry.discovery import OWN_DISTRIBUTION
+from softprompt_zoo.tokens.flat import unflatten_layers
+from softprompt_zoo.tokens.layer_shape import LayerShape
+
+CAUSAL = "causal"
+_FLOATING = [str(dtype).removeprefix("torch.") for dtype in FLOATING]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixEntry:
+    """What a bank says of a prefix."""
+
+    name: str
+    stamp: str
+    """Checksum of name and content, as a hexadecimal number: another one says that the prefix was replaced."""
+    num_tokens: int
+    """Positions that it takes up in front of the text."""
+    always_visible: bool
+    """Whether it is to stay in sight of sliding windows that have moved past it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """The keys and values of a prefix."""
+
+    entry: PrefixEntry
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """Key and value `(kv_heads, tokens, head_dim)` of each layer on the CPU, in the dtype they are stored in, as
+    attention sees them: normalized, and rotated at positions from 0 on, so that the text begins at the one behind them.
+    """
+
+    @property
+    def stamp(self) -> str:
+        """The entry's stamp."""
+        return self.entry.stamp
+
+
+class PrefixReader:
+    """A bank of plain prefixes for one causal model, read without the model.
+
+    For engines that have attention of their own. What it reads is what `PromptBank` stored of prompts that are keys
+    and values of every layer, or were made so with `zoo.fold`.
+
+    Args:
+        address: A folder, or an address such as `s3://bucket/bank`.
+        storage_options: Options of the address's file system, for fsspec.
+
+    Raises:
+        MissingPackageError: If the packages of the extra `bank` are not installed.
+        BankError: If there is no bank, or it cannot be used.
+        CheckpointError: If it is damaged.
+
+    Example:
+        >>> reader = zoo.PrefixReader("bank")
+        >>> reader.find("alice").num_tokens
+        20
+        >>> key, value = reader.read("alice").layers[0]
+    """
+
+    def __init__(self, address: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> None:
+        self.address = check_address(address)
+        """The folder or the address, as given."""
+        self._store, self._identity = open_bank(self.address, storage_options=storage_options)
+        sites = self._identity["backbone"]["layers"]
+        self._shapes = {
+            site: [LayerShape(heads, width, value_dim=sum(other)) for heads, width, *other in layers]
+            for site, layers in sites.items()
+        }
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What the bank says of its model: `model_type`, sizes as `backbone`, a sample of its `embeddings`."""
+        return self._identity
+
+    def check_embeddings(
+        self,
+        rows: Callable[[list[int]], Tensor],
+        *,
+        model_type: str,
+        vocab_size: int,
+        hidden_size: int,
+        layers: Sequence[Sequence[int]],
+    ) -> None:
+        """Refuse another model than the bank's.
+
+        Args:
+            rows: Token ids to what the model's embedding module gives for them, scaled where the model scales it:
+                `(ids, hidden)`, on any device and of any dtype.
+            model_type: transformers' name of the architecture.
+            vocab_size: Rows of the embedding table.
+            hidden_size: Their width.
+            layers: For each layer the number of key-value heads and the width of a head.
+
+        Raises:
+            BackboneMismatchError: If it has other sizes, another type, or other weights.
+        """
+        sites = {site: [list(sizes) for sizes in layers] for site in self._shapes}
+        sizes = {"family": CAUSAL, "hidden_size": hidden_size, "layers": sites}
+        identity.check(
+            self._identity, identity.Candidate(sizes, model_type, vocab_size, rows), f"the bank {self.address}"
+        )
+
+    def find(self, name: str) -> PrefixEntry | None:
+        """Look up a prefix. Its keys and values are not read, so damage to them is not noticed.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            What the bank says of it; `None` if it is not there.
+
+        Raises:
+            UnsupportedError: If the entry is not a plain prefix; says what to do.
+            CheckpointError: If it is damaged.
+            BankError: If the bank cannot be reached.
+        """
+        data = self._first_bytes(name) if is_name(name) else None
+        return None if data is None else self._entry(name, *records.decode_header(name, data, self.address))
+
+    def read(self, name: str) -> Prefix:
+        """Read a prefix.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            Its keys and values, the caller's own.
+
+        Raises:
+            UnknownPromptError: If it is not there.
+            UnsupportedError: If the entry is not a plain prefix; says what to do.
+            CheckpointError: If it is damaged, or holds NaN or infinity.
+            BankError: If the bank cannot be reached.
+        """
+        found = self._store.read([name] if is_name(name) else [], {}, self._prefix).get(name)
+        if found is None:
+            raise unknown(self.address, name)
+        return found
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Iterate over the names of all entries, sorted.
+
+        Args:
+            prefix: Only those that begin so.
+
+        Returns:
+            The names, read as they are asked for.
+        """
+        return self._store.names(prefix) if is_name(prefix or "-") else iter(())
+
+    def close(self) -> None:
+        """Let go of the bank's file; make a new reader to use it."""
+        self._store.close()
+
+    def _first_bytes(self, name: str) -> bytes | None:
+        """Read a record to the end of its header; a record that is cut off as far as it goes."""
+        data, size = b"", records.FIRST_BYTES
+        while len(data) < size:
+            found = self._store.peek(name, size)
+            if found is None or len(found) < size:
+                return found
+            data, size = found, records.header_end(found)
+        return data
+
+    def _entry(self, name: str, stamp: bytes, header: records.Header) -> PrefixEntry:
+        """Say what a header says of a plain prefix, or refuse it."""
+        where = f"entry {name!r} of {self.address}"
+        problem = self._problem(header)
+        if problem is not None:
+            raise UnsupportedError(
+                f"{where} {problem}, and is no plain prefix; make one of the prompt with zoo.fold, and add that with "
+                "overwrite=True"
+            )
+        [(site, (dtype, shape))] = header.tensors.items()
+        width = sum(layer.features for layer in self._shapes[site])
+        if shape[1:] != (width,) or dtype not in _FLOATING:
+            raise CheckpointError(
+                f"{where} has {site!r} of shape {shape} and {dtype}; expected floating-point numbers "
+                f"(tokens, {width}); {records.INSTEAD}"
+            )
+        return PrefixEntry(name, stamp.hex(), shape[0], header.config.get("always_visible") is True)
+
+    def _problem(self, header: records.Header) -> str | None:
+        """Return why an entry is not a plain prefix; `None` if it is."""
+        family = self._identity["backbone"]["family"]
+        if family != CAUSAL:
+            return f"is for a model of the family {family!r}"
+        if header.distribution != OWN_DISTRIBUTION:  # only its hook knows where its tokens go
+            return f"is of the method {header.method!r} of the package {header.distribution!r}"
+        others = [key for key in header.tensors if key not in self._shapes]
+        if others or len(header.tensors) != 1:
+            return f"holds {', '.join(map(repr, others or header.tensors)) or 'nothing'}"
+        return None
+
+    def _prefix(self, name: str, data: memoryview) -> Prefix:
+        record = records.decode(name, data, self.address)
+        entry = self._entry(name, record.stamp, record.header)
+        [(site, flat)] = record.tensors.items()
+        if not is_finite(flat):
+            raise CheckpointError(
+                f"entry {name!r} of {self.address} holds NaN or infinity in {site!r}; {records.INSTEAD}"
+            )
+        tokens = unflatten_layers(flat, self._shapes[site])
+        return Prefix(entry, tuple(zip(tokens.keys, tokens.values, strict=True)))  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""Prefixes that an engine reads of a bank, without a model."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from bank_models import METHODS, prompted
+from transformers import DynamicCache
+
+import softprompt_zoo as zoo
+from softprompt_zoo.testing import tiny_model
+
+TEXT = torch.randint(3, 101, (2, 9), generator=torch.Generator().manual_seed(7))
+
+
+def filled_cache(prefix, rows, config):
+    """What transformers itself keeps of text before, with the prefix in its place."""
+    cache = DynamicCache(config=config)
+    for index, (key, value) in enumerate(prefix.layers):
+        cache.update(key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1), index)
+    return cache
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "qwen3", "opt", "mistral"])
+def test_transformers_goes_on_behind_a_prefix_as_the_prompted_model_does(architecture, address):
+    model = prompted(architecture, ["prefix"])
+    zoo.PromptBank(address, model).add("alice", model.prompts["prefix"])
+    prefix = zoo.PrefixReader(address).read("alice")
+    assert prefix.entry == zoo.PrefixReader(address).find("alice")
+    with torch.no_grad():
+        expected = model(input_ids=TEXT).logits
+        base = tiny_model(architecture)
+        actual = base(input_ids=TEXT, past_key_values=filled_cache(prefix, len(TEXT), base.config)).logits
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stamp_changes_with_the_prefix_and_is_what_the_whole_entry_has(filled):
+    bank, model = filled
+    reader = zoo.PrefixReader(bank.address)
+    before = reader.find("prefix")
+    assert (before.name, before.num_tokens, before.always_visible) == ("prefix", 5, False)
+    assert reader.read("prefix").stamp == before.stamp
+    bank.add("prefix", model.prompts["deep"], overwrite=True)
+    after = reader.find("prefix")
+    assert after.num_tokens == 2
+    assert after.stamp == reader.read("prefix").stamp != before.stamp
+    bank.add("prefix", model.prompts["prefix"], overwrite=True)
+    assert reader.find("prefix") == before
+
+
+def test_what_is_not_there_is_said_so(filled):
+    bank, _ = filled
+    reader = zoo.PrefixReader(bank.address)
+    for name in ("nobody", "../prefix", 7, None):
+        assert reader.find(name) is None
+        with pytest.raises(zoo.UnknownPromptError, match=f"has no prompt {name!r}"):
+            reader.read(name)
+    assert list(reader.names("d")) == ["deep"]
+    reader.close()
+    with pytest.raises(zoo.BankError, match="is closed"):
+        reader.find("prefix")
+
+
+def test_an_entry_that_is_no_plain_prefix_is_refused(filled):
+    reader = zoo.PrefixReader(filled[0].address)
+    for ask in (reader.find, reader.read):
+        with pytest.raises(zoo.UnsupportedError, match=r"'words' of .* holds 'embeddings', and is no plain prefix"):
+            ask("words")
+
+
+def test_a_prompt_of_an_encoder_is_refused(tmp_path):
+    model = prompted("bert", ["prefix"])
+    bank = zoo.PromptBank(tmp_path / "bank", model)
+    bank.add("alice", model.prompts["prefix"])
+    with pytest.raises(zoo.UnsupportedError, match="is for a model of the family 'encoder'"):
+        zoo.PrefixReader(bank.address).find("alice")
+
+
+def test_a_header_longer_than_what_is_read_first_is_read(filled, monkeypatch):
+    bank, _ = filled
+    whole = zoo.PrefixReader(bank.address).find("prefix")
+    monkeypatch.setattr("softprompt_zoo.bank.records.FIRST_BYTES", 16)
+    assert zoo.PrefixReader(bank.address).find("prefix") == whole
+
+
+@pytest.mark.parametrize("kept", [0, 5, 40, 900])
+def test_a_record_that_is_cut_off_is_damaged(kept, filled):
+    bank, _ = filled
+    reader = zoo.PrefixReader(bank.address)
+    record = reader._store.peek("prefix", 10**9)
+    bank._store.write(lambda: [("prefix", record[:kept])], True)
+    with pytest.raises(zoo.CheckpointError, match="add the prompt again"):
+        reader.read("prefix")
+    if kept < 100:
+        with pytest.raises(zoo.CheckpointError, match="add the prompt again"):
+            reader.find("prefix")
+
+
+def own_sizes(model):
+    backbone = model.prompts.backbone
+    return {
+        "model_type": backbone.model_type,
+        "vocab_size": backbone.vocab_size,
+        "hidden_size": backbone.hidden_size,
+        "layers": [shape.key_size for shape in backbone.layers["decoder"]],
+    }
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_another_model_is_refused_by_what_an_engine_knows_of_it(architecture, tmp_path):
+    model = prompted(architecture, ["prefix"])
+    zoo.PromptBank(tmp_path / "bank", model)
+    reader = zoo.PrefixReader(tmp_path / "bank")
+    assert reader.identity["model_type"] == model.prompts.backbone.model_type
+    sizes = own_sizes(model)
+
+    def rows(ids):
+        return model.get_input_embeddings()(torch.tensor(ids)).bfloat16()
+
+    reader.check_embeddings(rows, **sizes)
+    for wrong in ({"hidden_size": 1}, {"model_type": "gpt2"}, {"layers": [(1, 8)]}):
+        with pytest.raises(zoo.BackboneMismatchError, match="use it with the model it was made for"):
+            reader.check_embeddings(rows, **sizes | wrong)
+    with pytest.raises(zoo.BackboneMismatchError, match="other weights"):
+        reader.check_embeddings(lambda ids: rows(ids).roll(1, 0), **sizes)
+
+
+def test_a_reader_needs_no_transformers(tmp_path):
+    model = prompted(names=["prefix"])
+    zoo.PromptBank(tmp_path / "bank", model).add("alice", model.prompts["prefix"])
+    code = f"""
+import sys, softprompt_zoo as zoo
+reader = zoo.PrefixReader({str(tmp_path / "bank")!r})
+assert reader.find("alice").num_tokens == {METHODS["prefix"][1]["num_virtual_tokens"]}
+assert len(reader.read("alice").layers) == 2
+assert "transformers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
