@@ -30,8 +30,6 @@ class PrefixEntry:
     """Checksum of name and content, as a hexadecimal number: another one says that the prefix was replaced."""
     num_tokens: int
     """Positions that it takes up in front of the text."""
-    always_visible: bool
-    """Whether it is to stay in sight of sliding windows that have moved past it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +191,7 @@ class PrefixReader:
                 f"{where} has {site!r} of shape {shape} and {dtype}; expected floating-point numbers "
                 f"(tokens, {width}); {records.INSTEAD}"
             )
-        return PrefixEntry(name, stamp.hex(), shape[0], header.config.get("always_visible") is True)
+        return PrefixEntry(name, stamp.hex(), shape[0])
 
     def _problem(self, header: records.Header) -> str | None:
         """Return why an entry is not a plain prefix; `None` if it is."""
@@ -205,6 +203,8 @@ class PrefixReader:
         others = [key for key in header.tensors if key not in self._shapes]
         if others or len(header.tensors) != 1:
             return f"holds {', '.join(map(repr, others or header.tensors)) or 'nothing'}"
+        if header.config.get("always_visible") is True:
+            return "is to stay in sight of sliding windows (always_visible=True)"
         return None
 
     def _prefix(self, name: str, data: memoryview) -> Prefix:

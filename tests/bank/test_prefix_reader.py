@@ -39,7 +39,7 @@ def test_a_stamp_changes_with_the_prefix_and_is_what_the_whole_entry_has(filled)
     bank, model = filled
     reader = zoo.PrefixReader(bank.address)
     before = reader.find("prefix")
-    assert (before.name, before.num_tokens, before.always_visible) == ("prefix", 5, False)
+    assert (before.name, before.num_tokens) == ("prefix", 5)
     assert reader.read("prefix").stamp == before.stamp
     bank.add("prefix", model.prompts["deep"], overwrite=True)
     after = reader.find("prefix")
@@ -67,6 +67,14 @@ def test_an_entry_that_is_no_plain_prefix_is_refused(filled):
     for ask in (reader.find, reader.read):
         with pytest.raises(zoo.UnsupportedError, match=r"'words' of .* holds 'embeddings', and is no plain prefix"):
             ask("words")
+
+
+def test_a_prefix_that_stays_in_sight_of_windows_is_refused(tmp_path):
+    model = zoo.get_method("prefix_tuning")(tiny_model("mistral"), "alice", num_virtual_tokens=3, always_visible=True)
+    bank = zoo.PromptBank(tmp_path / "bank", model)
+    bank.add("alice", model.prompts["alice"])
+    with pytest.raises(zoo.UnsupportedError, match="always_visible=True"):
+        zoo.PrefixReader(bank.address).find("alice")
 
 
 def test_a_prompt_of_an_encoder_is_refused(tmp_path):
