@@ -3,8 +3,9 @@
 import json
 from typing import Any
 
+from softprompt_zoo.backbone import identity
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.bank import identity, records
+from softprompt_zoo.bank import records
 from softprompt_zoo.errors import CheckpointError
 
 FORMAT_VERSION = 1

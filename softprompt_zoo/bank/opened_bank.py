@@ -4,8 +4,8 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from softprompt_zoo.backbone import identity
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.bank import identity
 from softprompt_zoo.bank.names import is_name
 from softprompt_zoo.bank.opening import open_bank
 from softprompt_zoo.bank.stores import Store, unknown
@@ -50,7 +50,7 @@ class OpenedBank:
         """The store and the header; of a copy opened at its first use, and then never made."""
         opened = self._open(None)
         if self.backbone is not None:
-            self._check(opened[1], self.backbone)
+            identity.check(opened[1], self.backbone, f"the bank {self.address}")
         return opened
 
     @property
@@ -60,10 +60,7 @@ class OpenedBank:
 
     def check(self, backbone: Backbone) -> None:
         """Refuse another model than the bank's; arguments and errors as in `PromptBank.check`."""
-        self._check(self._opened[1], backbone)
-
-    def _check(self, described: Mapping[str, Any], backbone: Backbone) -> None:
-        identity.check(described, identity.Candidate.of(backbone), f"the bank {self.address}")
+        identity.check(self._opened[1], backbone, f"the bank {self.address}")
 
     def read(self, names: Iterable[Any], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Any]) -> Any:
         """Read records as `Store.read` does; what cannot be a name is not there."""

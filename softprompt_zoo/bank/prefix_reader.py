@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from softprompt_zoo.bank import identity, records
+from softprompt_zoo.backbone import identity
+from softprompt_zoo.bank import records
 from softprompt_zoo.bank.names import is_name
 from softprompt_zoo.bank.opening import check_address, open_bank
 from softprompt_zoo.bank.stores import unknown
@@ -109,7 +110,7 @@ class PrefixReader:
         """
         sites = {site: [list(sizes) for sizes in layers] for site in self._shapes}
         sizes = {"family": CAUSAL, "hidden_size": hidden_size, "layers": sites}
-        identity.check(
+        identity.compare(
             self._identity, identity.Candidate(sizes, model_type, vocab_size, rows), f"the bank {self.address}"
         )
 

@@ -11,7 +11,7 @@ from softprompt_zoo.errors import (
     CheckpointError,
     UnsupportedError,
 )
-from softprompt_zoo.files.damage import is_finite
+from softprompt_zoo.files.damage import check_numbers, is_finite
 from softprompt_zoo.model.lending import Ready
 from softprompt_zoo.prompt.fits import fitting, fitting_head, fitting_tokens
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
@@ -161,10 +161,7 @@ class _Stored(PlainTokens):
 
 
 def _cast(tensor: Tensor, key: str, name: str, dtype: torch.dtype | None) -> Tensor:
-    if tensor.is_meta:
-        raise UnsupportedError(f"prompt {name!r} is on the meta device and has no values; load them first")
-    if not is_finite(tensor):
-        raise UnsupportedError(f"prompt {name!r} holds NaN or infinity in {key!r}; train it again before it is stored")
+    check_numbers({key: tensor}, f"prompt {name!r}")
     if dtype is None:
         return tensor
     cast = tensor.to(dtype)

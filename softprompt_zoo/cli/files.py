@@ -15,6 +15,7 @@ READERS = {
     "peft": "peft.PeftModel.from_pretrained loads",
     "vocabulary": "transformers, vLLM and others load as a model; soft_tokens.json says what to put in front of a text",
     "embeddings": "has a README.md for vLLM and llama.cpp",
+    "kv": "has a README.md for transformers' cache, and goes into a bank for vLLM",
 }
 """Format to what reads it."""
 
@@ -23,7 +24,7 @@ def export_prompt(
     model: Model,
     prompt_folder: PromptFolder,
     output: Output,
-    to: Annotated[str, typer.Option(help="Format: peft, vocabulary or embeddings.")] = "peft",
+    to: Annotated[str, typer.Option(help="Format: peft, vocabulary, embeddings or kv.")] = "peft",
     name: Annotated[
         list[str] | None, typer.Option(help="Prompt to write, may be repeated; the active ones if not given.")
     ] = None,

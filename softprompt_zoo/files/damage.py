@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.errors import CheckpointError, UnsupportedError
 
 METADATA_KEY = "softprompt_zoo_checksum"
 """Where the checksum of a file of tensors is in its header."""
@@ -147,6 +147,23 @@ def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
                 f"{where}: tensor {name!r} holds NaN or infinity ({wrong} of {tensor.numel()} numbers); its training "
                 "failed or the file is damaged; take another copy, or train again"
             )
+
+
+def check_numbers(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse a prompt without numbers, or with NaN or infinity, before it is written where others are served from.
+
+    Args:
+        tensors: What it holds, by name.
+        what: The prompt, for the message.
+
+    Raises:
+        UnsupportedError: If one holds such a number, or is on the `meta` device.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise UnsupportedError(f"{what} is on the meta device and has no values; load them first")
+        if not is_finite(tensor):
+            raise UnsupportedError(f"{what} holds NaN or infinity in {name!r}; train it again before it is stored")
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -137,11 +137,6 @@ def counts(directory: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     return {name: shape[0] for name, shape in index.shapes.items()}, tuple(index.active)
 
 
-def names(directory: Path) -> list[str]:
-    """Return the names of a folder's prompts, of which no tensor is read; errors as of `read`."""
-    return list(_index(directory).shapes)
-
-
 def _index(directory: Path) -> Index:
     path = directory / INDEX_FILE
     content = read_json(path)

@@ -6,31 +6,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.saved_sizes import check_sizes
 from softprompt_zoo.errors import (
-    BackboneMismatchError,
     CheckpointError,
     UnsupportedError,
 )
 from softprompt_zoo.files import (
-    embeddings,
     native,
     peft_export,
     peft_folder,
     peft_import,
-    vocabulary,
     weight_adapter_files,
     weight_adapters,
 )
+from softprompt_zoo.files.exports import format_of
 from softprompt_zoo.files.files import make_directory
 from softprompt_zoo.files.prompt_records import PromptSet, restore
-from softprompt_zoo.prompt.plain import plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
-from softprompt_zoo.tokens.input_tokens import InputTokens
 
 
 def save(
@@ -136,10 +131,9 @@ def _read(directory: Path, backbone: Backbone, pools_prompt: bool) -> tuple[dict
         return _read_native(directory, backbone)
     if peft_folder.is_there(directory):
         return {"default": peft_import.read(directory, backbone, pools_prompt)}, ("default",)
-    for kind, is_there in ((vocabulary, vocabulary.is_vocabulary), (embeddings, embeddings.is_embeddings)):
-        if is_there(directory):
-            found, active = kind.read(directory)
-            return {name: _input_prompt(own, backbone, directory) for name, own in found.items()}, active
+    own = format_of(directory)
+    if own is not None:
+        return own.read(directory, backbone)
     raise CheckpointError(
         f"{directory} has neither {native.INDEX_FILE} nor {peft_folder.CONFIG_FILE}; it holds no saved prompt"
     )
@@ -159,10 +153,7 @@ def _check_active(active: tuple[str, ...], names: Iterable[str], path: Path) -> 
 
 def is_saved(directory: Path) -> bool:
     """Return whether `read_prompts` finds prompts in a directory."""
-    return any(
-        is_there(directory)
-        for is_there in (native.is_native, peft_folder.is_there, vocabulary.is_vocabulary, embeddings.is_embeddings)
-    )
+    return native.is_native(directory) or peft_folder.is_there(directory) or format_of(directory) is not None
 
 
 def saved_names(directory: Path) -> list[str]:
@@ -181,7 +172,8 @@ def saved_names(directory: Path) -> list[str]:
         return list(native.read_index(directory).prompts)
     if peft_folder.is_there(directory):
         return ["default"] if peft_folder.is_prompt(peft_folder.read_config(directory)) else []
-    return vocabulary.names(directory) if vocabulary.is_vocabulary(directory) else embeddings.names(directory)
+    own = format_of(directory)
+    return [] if own is None else list(own.counts(directory)[0])
 
 
 def read_adapters(directory: Path) -> dict[str, weight_adapter_files.SavedAdapter]:
@@ -214,15 +206,6 @@ def warn_of_adapters(directory: Path) -> None:
             "read; on a model without that adapter it gives other results. zoo.load puts both on a model",
             stacklevel=3,
         )
-
-
-def _input_prompt(found: Tensor, backbone: Backbone, directory: Path) -> Prompt:
-    if found.ndim != 2 or found.shape[1] != backbone.hidden_size:
-        raise BackboneMismatchError(
-            f"{directory} holds embeddings of shape {tuple(found.shape)}; this model needs (tokens, "
-            f"{backbone.hidden_size}); load it onto the model it was made for"
-        )
-    return plain_prompt(InputTokens(found.to(torch.promote_types(backbone.dtype, torch.float32))), backbone)
 
 
 def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.files import embeddings, native, peft_folder, vocabulary
+from softprompt_zoo.files import native, peft_folder
+from softprompt_zoo.files.exports import format_of
 from softprompt_zoo.files.files import existing_directory
 
 OF_THE_FILE = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
@@ -19,7 +20,7 @@ class SavedPrompt:
     """One prompt of a folder."""
 
     method: str | None
-    """Its method's canonical name, or PEFT's name of its type; `None` where the folder holds bare embeddings."""
+    """Its method's canonical name, or PEFT's name of its type; `None` where the folder holds an export for engines."""
     num_virtual_tokens: int | None
     """Virtual tokens; `None` if the folder does not say."""
     options: Mapping[str, Any]
@@ -61,14 +62,12 @@ def read_config(directory: str | os.PathLike[str]) -> SavedConfig:
         return _of_index(native.read_index(path))
     if peft_folder.is_there(path):
         return _of_peft(peft_folder.read_prompt_config(path), path)
-    found = vocabulary.counts(path) if vocabulary.is_vocabulary(path) else None
-    if found is None and embeddings.is_embeddings(path):
-        found = embeddings.counts(path)
-    if found is None:
+    exported = format_of(path)
+    if exported is None:
         raise CheckpointError(
             f"{path} has neither {native.INDEX_FILE} nor {peft_folder.CONFIG_FILE}; it holds no saved prompt"
         )
-    counts, active = found
+    counts, active = exported.counts(path)
     prompts = {name: SavedPrompt(None, count, {}) for name, count in counts.items()}
     return SavedConfig(None, None, None, prompts, active, ())
 

@@ -147,11 +147,6 @@ def counts(directory: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     return {name: len(prompt["ids"]) for name, prompt in index.prompts.items()}, index.active
 
 
-def names(directory: Path) -> list[str]:
-    """Return the names of a checkpoint's prompts, of which no row is read; errors as of `read`."""
-    return list(_index(directory).prompts)
-
-
 def _index(directory: Path) -> Index:
     path = directory / INDEX_FILE
     content = read_json(path)

@@ -1,4 +1,4 @@
-"""Prompts for engines that know nothing of prompts: as new tokens of an ordinary checkpoint, or as bare embeddings."""
+"""Prompts as new tokens of an ordinary checkpoint, for engines that know nothing of prompts."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -12,42 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files import embeddings, vocabulary, weight_adapters
+from softprompt_zoo.files import vocabulary, weight_adapters
 from softprompt_zoo.model.attachment import detach
 from softprompt_zoo.model.context import is_disabled
 from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.operations.input_prompts import check_input_numbers, input_tokens
 from softprompt_zoo.operations.new_folder import check_free, moved_into_place
 from softprompt_zoo.operations.vocabulary_rows import add_rows, least_likely, output_row
 from softprompt_zoo.operations.vocabulary_tokenizer import extend, index_of, put_in_chats
-from softprompt_zoo.prompt.plain import one_task
 from softprompt_zoo.shapes import Float, Int
 
 TRIAL_TOKENS = 16
 """Text tokens of the forward that compares the new checkpoint with the prompted model."""
-
-
-@torch.no_grad()
-def export_embeddings(
-    model: PreTrainedModel, directory: Path, names: Sequence[str] | None = None, task: int | None = None
-) -> None:
-    """Write prompts as embeddings.
-
-    Args:
-        model: A model with prompts.
-        directory: Where to; it must be missing or empty.
-        names: The prompts; by default the active ones.
-        task: Of prompts with tasks the one to write.
-
-    Raises:
-        ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
-        UnsupportedError: If a prompt has keys and values. Nothing is written.
-    """
-    host: Prompts = model.prompts  # type: ignore[assignment]
-    tokens = _input_tokens(host, names, task, "embeddings")
-    dtype: Any = model.get_input_embeddings().weight.dtype  # type: ignore[union-attr]
-    check_free(directory)
-    with moved_into_place(directory) as folder:
-        embeddings.write(folder, {name: own.to(dtype) for name, own in tokens.items()}, tuple(tokens))
 
 
 @torch.no_grad()
@@ -76,10 +52,11 @@ def export_vocabulary(
     """
     host: Prompts = model.prompts  # type: ignore[assignment]
     _check_tokenizer(tokenizer)
-    tokens = _input_tokens(host, names, task, "vocabulary")
+    tokens = input_tokens(host, names, task, "vocabulary")
     active = host.active if names is None else tuple(tokens)[:1]
     check_free(directory)
     _check_model(model, host, tokens)
+    check_input_numbers(tokens)
     known = len(tokenizer)
     scale = _scale(model, host, known)
     extended, ids = extend(tokenizer, {name: len(own) for name, own in tokens.items()})
@@ -115,39 +92,6 @@ def _flat(ids: Iterable[Sequence[int]]) -> list[int]:
 
 def _alone(names: Any) -> list[tuple[str, ...]]:
     return [(name,) for name in names]
-
-
-def _input_tokens(
-    host: Prompts, names: Sequence[str] | None, task: int | None, to: str
-) -> dict[str, Float[Tensor, "_ hidden"]]:
-    """Return plain input-level tokens by name, or refuse."""
-    wanted = host.active if names is None else tuple(names)
-    if not wanted:
-        known = ", ".join(map(repr, host)) or "none"
-        raise UnsupportedError(f"no prompt is active; name one with name=…, of {known}")
-    found = {}
-    for name in wanted:
-        found[name] = _embeddings_of(host, name, task, to)
-    if task is not None and all(host[name].config.tasks is None for name in found):
-        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
-    return found
-
-
-def _embeddings_of(host: Prompts, name: str, task: int | None, to: str) -> Float[Tensor, "tokens hidden"]:
-    host[name].refuse_weight(f"prompt {name!r}", f"to={to!r}")
-    tokens = host[name].merged_tokens(host.backbone)
-    if tokens.num_tasks is not None:
-        if task is None:
-            raise UnsupportedError(
-                f"prompt {name!r} has {tokens.num_tasks} tasks, of which to={to!r} holds one; choose it with task=…"
-            )
-        tokens = one_task(tokens, task, name)
-    if tokens.at_input is None:
-        raise UnsupportedError(
-            f"prompt {name!r} has keys and values, which are not embeddings of tokens; to={to!r} holds prompts at "
-            'the input embeddings only; export it with to="peft", or train a method at the input embeddings'
-        )
-    return tokens.at_input
 
 
 def _tasks(host: Prompts, task: int | None) -> dict[str, Any]:

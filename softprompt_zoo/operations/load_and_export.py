@@ -15,14 +15,17 @@ from softprompt_zoo.files.files import existing_directory
 from softprompt_zoo.files.save_and_read import read_adapters, read_prompts
 from softprompt_zoo.model.attachment import attach, detach, is_attached, prompts_of
 from softprompt_zoo.model.prompts import Prompts
-from softprompt_zoo.operations.export_vocabulary import export_embeddings, export_vocabulary
+from softprompt_zoo.operations.export_embeddings import export_embeddings
+from softprompt_zoo.operations.export_kv import export_keys_values
+from softprompt_zoo.operations.export_vocabulary import export_vocabulary
+from softprompt_zoo.operations.fold import combination_of
 from softprompt_zoo.operations.pooled_heads import check_pooling
 from softprompt_zoo.prompt.fits import check_ranges, check_shared_room
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
 from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.trial.examination import inspect_backbone
 
-EXPORTS = ("peft", "vocabulary", "embeddings")
+EXPORTS = ("peft", "vocabulary", "embeddings", "kv")
 
 
 def load(
@@ -174,6 +177,8 @@ def export(
     - `"vocabulary"`: an ordinary checkpoint and tokenizer in which every virtual token is a special token that is
       never generated, for any engine. Causal models, prompts at the input embeddings.
     - `"embeddings"`: the bare embeddings, as safetensors and numpy files. Prompts at the input embeddings.
+    - `"kv"`: the keys and values of one prefix, as safetensors, for engines that keep a cache of them; several prompts
+      become one, as in `zoo.fold`. Causal models.
 
     No format holds the places of a prompt that was trained in slots inside the text: PEFT puts it in front.
 
@@ -202,6 +207,10 @@ def export(
         export_vocabulary(model, Path(directory), tokenizer, names, task)
     elif to == "embeddings":
         export_embeddings(model, Path(directory), names, task)
+    elif to == "kv":
+        export_keys_values(
+            model, Path(directory), {part: host[part] for part in combination_of(host, names, task)}, task
+        )
     elif names is not None and len(names) != 1:
         raise UnsupportedError(
             f"a PEFT adapter holds one prompt, name has {len(names)}; name one, or make them one with zoo.fold"

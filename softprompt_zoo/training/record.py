@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompt_zoo.bank import identity
+from softprompt_zoo.backbone import identity
 from softprompt_zoo.errors import CheckpointError, OutputError
 from softprompt_zoo.files.files import read_json, write_json
 from softprompt_zoo.training.evaluation import Score

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from softprompt_zoo.bank import identity
+from softprompt_zoo.backbone import identity
 from softprompt_zoo.errors import OutputError, StoppedError, check_packages
 from softprompt_zoo.files.start_folders import with_absolute_folders
 from softprompt_zoo.method import Method, get_method

@@ -5,7 +5,7 @@ import torch
 from bank_models import prompted
 
 import softprompt_zoo as zoo
-from softprompt_zoo.bank import identity
+from softprompt_zoo.backbone import identity
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.trial.examination import inspect_backbone
 

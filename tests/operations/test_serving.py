@@ -409,6 +409,17 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
     refused(meta, tmp_path, zoo.UnsupportedError, "weights on the meta device")
 
 
+@pytest.mark.parametrize("to", ["vocabulary", "embeddings"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(value, to, tmp_path):
+    model = prompted()
+    with torch.no_grad():
+        next(model.prompts["alice"].parameters())[2, 3] = value
+    with pytest.raises(zoo.UnsupportedError, match="'alice' holds NaN or infinity in 'embeddings'"):
+        export(model, tmp_path / "out", to=to, name="alice")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_link_to_an_empty_folder_stays_a_link(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there")

@@ -1,4 +1,4 @@
-"""Which model a bank is for: its sizes, its type, and a sample of its embedding table."""
+"""Which model something was made for: its sizes, its type, and a sample of its embedding table."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -48,7 +48,7 @@ def describe(backbone: Backbone) -> dict[str, Any]:
         backbone: Sizes of the model and its embedding table.
 
     Returns:
-        JSON values for a bank's header; without values of the table where it is on the `meta` device.
+        JSON values; without values of the table where it is on the `meta` device.
     """
     content = {"backbone": backbone.sizes(), "model_type": backbone.model_type}
     # From the first half of the vocabulary: a resized one still has these.
@@ -90,17 +90,22 @@ def _is_table(rows: list[Any], height: int, width: int) -> bool:
     return all(type(number) is float for row in rows for number in row)
 
 
-def check(content: Mapping[str, Any], model: Candidate, what: str) -> None:
+def check(content: Mapping[str, Any], backbone: Backbone, what: str) -> None:
     """Refuse another model than the one that was described; what a description lacks is not compared.
 
     Args:
         content: What `describe` returned.
-        model: The model.
+        backbone: Sizes of the model and its embedding table.
         what: What was made for the model, for the message.
 
     Raises:
         BackboneMismatchError: If it has other sizes, another type or other weights.
     """
+    compare(content, Candidate.of(backbone), what)
+
+
+def compare(content: Mapping[str, Any], model: Candidate, what: str) -> None:
+    """Refuse another model, as `check` does, of which there is no backbone."""
     check_sizes(content["backbone"], model.sizes, what)
     model_type = content.get("model_type", model.model_type)
     if model_type != model.model_type:

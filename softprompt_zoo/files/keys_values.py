@@ -1,0 +1,192 @@
+"""The keys and values of a prefix, for engines that keep a cache of them.
+
+What they are is written into the header of the tensors' file, which is all that an engine needs, and once more as
+`prefix.json`, for people and for telling such folders from others.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone import identity
+from softprompt_zoo.config import typed
+from softprompt_zoo.config.method_config import PromptName
+from softprompt_zoo.errors import CheckpointError
+from softprompt_zoo.files.damage import check_floating
+from softprompt_zoo.files.files import (
+    check_format,
+    read_json,
+    read_metadata,
+    read_tensors,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
+from softprompt_zoo.shapes import Float
+from softprompt_zoo.tokens.site_tokens import SiteTokens
+
+FORMAT_VERSION = 1
+INDEX_FILE = "prefix.json"
+TENSOR_FILE = "prefix.safetensors"
+METADATA_KEY = "softprompt_zoo_prefix"
+
+README = """\
+# A prompt as keys and values
+
+The prompt `{name}` for a model of the type `{model_type}`: the keys and values of {tokens} tokens in front of the text,
+in {layers} layers. `{tensors}` holds them in {dtype}: {shapes}. They are what the model's attention sees, normalized
+and rotated at the positions 0 to {last}, so they go into its cache as they are, and the text begins at the position
+{tokens}. {windows}
+
+`{index}` says which model they are for, as the header of `{tensors}` does: its type, its sizes, and a sample of its
+embedding table.
+
+## transformers
+
+```python
+import torch
+from safetensors.torch import load_file
+from transformers import DynamicCache
+
+prefix = load_file("{tensors}")
+cache = DynamicCache(config=model.config)
+for layer in range({layers}):
+    cache.update({key}[None], {value}[None], layer)
+mask = torch.ones(1, {tokens} + ids.shape[1], dtype=torch.long)
+logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+```
+
+The cache belongs to one text; for the next one fill another.
+
+## Engines
+
+`softprompt-zoo bank add MODEL BANK "this folder"` puts the prompt into a bank, from which vLLM serves it by name with
+the package softprompt-zoo-vllm.
+
+## softprompt_zoo
+
+`zoo.load(base, "this folder")` makes a prompt of them again.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What a folder holds."""
+
+    name: PromptName
+    """The prompt's."""
+    num_tokens: int
+    """Positions in front of the text."""
+    dtype: str
+    """torch's name of the numbers, without `torch.`."""
+    windows: list[int | None]
+    """Per layer the width of its sliding window in positions, out of which the prefix slides as text does."""
+    shared_with: list[int | None]
+    """Per layer the one whose keys and values it reads, where it makes none of its own; they are the same here."""
+    model: dict[str, Any]
+    """The model it is for, as `identity.describe` describes it."""
+
+
+def write(directory: Path, index: Index, tokens: SiteTokens) -> None:
+    """Write a folder.
+
+    Args:
+        directory: Where to; it must exist.
+        index: What is written.
+        tokens: Keys and values, in the dtype that the index names.
+    """
+    content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
+    tensors = {**_named("key", tokens.keys), **_named("value", tokens.values)}
+    write_tensors(directory / TENSOR_FILE, tensors, {METADATA_KEY: json.dumps(content)})
+    write_atomically(directory / "README.md", _readme(index, tensors).encode())
+    write_json(directory / INDEX_FILE, content)
+
+
+def is_keys_values(directory: Path) -> bool:
+    """Return whether a directory was written here."""
+    return (directory / INDEX_FILE).is_file()
+
+
+def read(directory: Path) -> tuple[Index, SiteTokens]:
+    """Read a folder.
+
+    Args:
+        directory: The folder.
+
+    Returns:
+        What it says, and the keys and values per layer, `(kv_heads, tokens, head_dim)`.
+
+    Raises:
+        CheckpointError: If a file is missing, corrupt, or of a later format.
+    """
+    read_json(directory / INDEX_FILE)
+    path = directory / TENSOR_FILE
+    tensors, metadata = read_tensors(path)
+    index = _index(metadata.get(METADATA_KEY), path)
+    check_floating(tensors, path)
+    depth = len(index.windows)
+    keys, values = _layers(tensors, "key", depth), _layers(tensors, "value", depth)
+    if len(keys) != depth or len(values) != depth:
+        raise CheckpointError(
+            f"{path} holds {', '.join(tensors) or 'nothing'}; expected the keys and values of {depth} layers"
+        )
+    return index, SiteTokens(tuple(keys), tuple(values))
+
+
+def counts(directory: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the number of virtual tokens of the prompt by its name, and that name; errors as of `read`."""
+    path = directory / TENSOR_FILE
+    index = _index(read_metadata(path).get(METADATA_KEY), path)
+    return {index.name: index.num_tokens}, (index.name,)
+
+
+def _index(text: str | None, path: Path) -> Index:
+    if text is None:
+        raise CheckpointError(f"{path} was not written by softprompt_zoo; expected the prefix that {INDEX_FILE} names")
+    where = f"the index in {path}"
+    content = typed.parse(text, where)
+    check_format(content, FORMAT_VERSION, where)
+    index = typed.read(Index, {name: value for name, value in content.items() if name != "format"}, where)
+    if not identity.is_description(index.model):
+        raise CheckpointError(f"{where} does not describe a model in 'model'; export the prompt again")
+    return index
+
+
+def _named(kind: str, layers: Sequence[Float[Tensor, "kv_heads tokens width"] | None]) -> dict[str, Tensor]:
+    """Name the tensors: one for all layers, or where they differ in size one for each."""
+    own = [layer for layer in layers if layer is not None]
+    if len({layer.shape for layer in own}) == 1:
+        return {kind: torch.stack(own)}
+    return {f"{kind}.{index}": layer for index, layer in enumerate(own)}
+
+
+def _layers(tensors: dict[str, Tensor], kind: str, depth: int) -> list[Tensor]:
+    """Undo `_named`; too few where tensors are missing."""
+    if kind in tensors:
+        return list(tensors[kind])
+    return [tensors[f"{kind}.{index}"] for index in range(depth) if f"{kind}.{index}" in tensors]
+
+
+def _readme(index: Index, tensors: dict[str, Tensor]) -> str:
+    has_one = "key" in tensors
+    shapes = "`key` and `value` `(layers, kv_heads, tokens, head_dim)`"
+    windows = sorted({width for width in index.windows if width is not None})
+    return README.format(
+        name=index.name,
+        model_type=index.model.get("model_type", ""),
+        tokens=index.num_tokens,
+        last=index.num_tokens - 1,
+        layers=len(index.windows),
+        tensors=TENSOR_FILE,
+        index=INDEX_FILE,
+        dtype=index.dtype,
+        shapes=shapes if has_one else "`key.0`, `value.0`, … `(kv_heads, tokens, head_dim)` for each layer",
+        key='prefix["key"][layer]' if has_one else 'prefix[f"key.{layer}"]',
+        value='prefix["value"][layer]' if has_one else 'prefix[f"value.{layer}"]',
+        windows=f"Layers with a window (of {', '.join(map(str, windows))}) let them slide out." if windows else "",
+    )

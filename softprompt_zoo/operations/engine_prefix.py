@@ -1,0 +1,84 @@
+"""A prefix that engines can hold in their caches, of prompts of any kind."""
+
+from collections.abc import Mapping
+
+import torch
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.files import weight_adapters
+from softprompt_zoo.files.damage import check_numbers
+from softprompt_zoo.operations.plain_prefix import PrefixMaker
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.tokens.site_tokens import SiteTokens
+
+
+def engine_prefix(maker: PrefixMaker, prompts: Mapping[str, Prompt], task: int | None = None) -> Prompt:
+    """Make one plain prefix of prompts, whose keys and values an engine can put in front of a text as they are.
+
+    Args:
+        maker: Makes prefixes for the model.
+        prompts: By name and in order. Not changed.
+        task: The task of those that have tasks.
+
+    Returns:
+        The prefix, in no model; it has keys and values alone.
+
+    Raises:
+        ValueError: If a prompt does not have that task.
+        UnsupportedError: If an engine could not do what the prompts do; says why.
+    """
+    _check_model(maker)
+    for name, prompt in prompts.items():
+        _check_prompt(maker, name, prompt)
+    folded = maker.fold(prompts, task)
+    placement = folded.place(maker.backbone)
+    names = ", ".join(map(repr, prompts))
+    if placement.always_visible:
+        raise UnsupportedError(
+            f"prompt {names} has always_visible=True, and what is in the cache of an engine slides out of the model's "
+            "windows; train it with always_visible=False, or keep it in our format"
+        )
+    [site] = maker.backbone.layers
+    own = placement.tokens.at(site)
+    if own is not None:
+        _check_shared(maker, own, names)
+    return folded.requires_grad_(False)
+
+
+def _check_model(maker: PrefixMaker) -> None:
+    if not maker.backbone.kind.is_causal:
+        raise UnsupportedError(
+            f"{type(maker.model).__name__} is not a causal model, and engines keep keys and values in front of the "
+            "text of causal models alone; keep the prompt in our format"
+        )
+    acting = weight_adapters.acting(maker.model)
+    if acting:
+        raise UnsupportedError(
+            f"the adapter {acting[0]!r} acts in the model's layers, so keys and values that it computes are for the "
+            "model with the adapter alone; merge it into the weights first (merge_and_unload), or switch it off "
+            "meanwhile (disable_adapter, disable_adapters)"
+        )
+
+
+def _check_prompt(maker: PrefixMaker, name: str, prompt: Prompt) -> None:
+    if prompt.head is not None:
+        raise UnsupportedError(
+            f"prompt {name!r} has a trained task head of its own, which a prefix cannot carry; keep the prompt in our "
+            "format"
+        )
+    check_numbers(prompt.merged_tokens(maker.backbone).tensors(), f"prompt {name!r}")
+
+
+def _check_shared(maker: PrefixMaker, tokens: SiteTokens, names: str) -> None:
+    """Refuse tokens of its own in a layer that reads another one's cache."""
+    [shapes] = maker.backbone.layers.values()
+    for layer, shape in enumerate(shapes):
+        source = shape.shared_with
+        if source is None:
+            continue
+        pairs = [(kind[layer], kind[source]) for kind in (tokens.keys, tokens.values)]
+        if not all(own is not None and other is not None and torch.equal(own, other) for own, other in pairs):
+            raise UnsupportedError(
+                f"layer {layer} of this model reads the keys and values of layer {source}, and prompt {names} has "
+                "others there; keep the prompt in our format"
+            )

@@ -1,0 +1,38 @@
+"""Prompts as bare embeddings, for engines that take embeddings in place of tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from softprompt_zoo.files import embeddings
+from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.operations.input_prompts import check_input_numbers, input_tokens
+from softprompt_zoo.operations.new_folder import check_free, moved_into_place
+
+
+@torch.no_grad()
+def export_embeddings(
+    model: PreTrainedModel, directory: Path, names: Sequence[str] | None = None, task: int | None = None
+) -> None:
+    """Write prompts as embeddings.
+
+    Args:
+        model: A model with prompts.
+        directory: Where to; it must be missing or empty.
+        names: The prompts; by default the active ones.
+        task: Of prompts with tasks the one to write.
+
+    Raises:
+        ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
+        UnsupportedError: If a prompt has keys and values. Nothing is written.
+    """
+    host: Prompts = model.prompts  # type: ignore[assignment]
+    tokens = input_tokens(host, names, task, "embeddings")
+    check_input_numbers(tokens)
+    dtype: Any = model.get_input_embeddings().weight.dtype  # type: ignore[union-attr]
+    check_free(directory)
+    with moved_into_place(directory) as folder:
+        embeddings.write(folder, {name: own.to(dtype) for name, own in tokens.items()}, tuple(tokens))

@@ -1,0 +1,64 @@
+"""The embeddings of prompts that are at the input, for the exports that hold these alone."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.files.damage import check_numbers
+from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.prompt.plain import one_task
+from softprompt_zoo.shapes import Float
+
+
+def input_tokens(
+    host: Prompts, names: Sequence[str] | None, task: int | None, to: str
+) -> dict[str, Float[Tensor, "_ hidden"]]:
+    """Return the plain tokens of prompts at the input embeddings.
+
+    Args:
+        host: The model's prompts.
+        names: Which; by default the active ones.
+        task: Of prompts with tasks the one to take.
+        to: The format that they are for, for messages.
+
+    Returns:
+        Embeddings `(tokens, hidden)` by name.
+
+    Raises:
+        ValueError: If a prompt does not have that task, or none has tasks.
+        UnsupportedError: If none is active, or one has keys and values, or a weight.
+    """
+    wanted = host.active if names is None else tuple(names)
+    if not wanted:
+        known = ", ".join(map(repr, host)) or "none"
+        raise UnsupportedError(f"no prompt is active; name one with name=…, of {known}")
+    found = {}
+    for name in wanted:
+        found[name] = _embeddings_of(host, name, task, to)
+    if task is not None and all(host[name].config.tasks is None for name in found):
+        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
+    return found
+
+
+def _embeddings_of(host: Prompts, name: str, task: int | None, to: str) -> Float[Tensor, "tokens hidden"]:
+    host[name].refuse_weight(f"prompt {name!r}", f"to={to!r}")
+    tokens = host[name].merged_tokens(host.backbone)
+    if tokens.num_tasks is not None:
+        if task is None:
+            raise UnsupportedError(
+                f"prompt {name!r} has {tokens.num_tasks} tasks, of which to={to!r} holds one; choose it with task=…"
+            )
+        tokens = one_task(tokens, task, name)
+    if tokens.at_input is None:
+        raise UnsupportedError(
+            f"prompt {name!r} has keys and values, which are not embeddings of tokens; to={to!r} holds prompts at "
+            'the input embeddings only; export it with to="peft", or train a method at the input embeddings'
+        )
+    return tokens.at_input
+
+
+def check_input_numbers(tokens: Mapping[str, Float[Tensor, "_ hidden"]]) -> None:
+    """Refuse NaN and infinity in what `input_tokens` returned; some engines would answer others with them."""
+    for name, own in tokens.items():
+        check_numbers({"embeddings": own}, f"prompt {name!r}")
