@@ -17,6 +17,8 @@ from softprompt_zoo.hookspecs import hookimpl as hookimpl
 if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.backbone.backbone import Backbone as Backbone
     from softprompt_zoo.bank.bank import PromptBank as PromptBank
+    from softprompt_zoo.bank.prefix_reader import Prefix as Prefix
+    from softprompt_zoo.bank.prefix_reader import PrefixEntry as PrefixEntry
     from softprompt_zoo.bank.prefix_reader import PrefixReader as PrefixReader
     from softprompt_zoo.exchange import PeftFiles as PeftFiles
     from softprompt_zoo.exchange import PeftPrompt as PeftPrompt
@@ -58,6 +60,8 @@ _LAZY = {
     "PeftFiles": "exchange",
     "PeftPrompt": "exchange",
     "Placement": "tokens.placement",
+    "Prefix": "bank.prefix_reader",
+    "PrefixEntry": "bank.prefix_reader",
     "PrefixReader": "bank.prefix_reader",
     "PromptBank": "bank.bank",
     "SiteTokens": "tokens.site_tokens",

@@ -1,0 +1,69 @@
+"""Looking prompts up in the bank, with reasons that a client can read."""
+
+import difflib
+import itertools
+from typing import Any
+
+import softprompt_zoo as zoo
+
+NAMES_TO_SUGGEST_FROM = 1000
+
+
+class PromptRefusedError(ValueError):
+    """A request cannot have the prompt it names; the text is one line for the client."""
+
+
+class Catalog:
+    """The prompts of a bank.
+
+    Args:
+        reader: The bank.
+    """
+
+    def __init__(self, reader: zoo.PrefixReader) -> None:
+        self._reader = reader
+
+    def find(self, name: Any) -> zoo.PrefixEntry:
+        """Look up a prompt as it is now; its keys and values are not read.
+
+        Args:
+            name: What the request says.
+
+        Returns:
+            What the bank says of it.
+
+        Raises:
+            PromptRefusedError: If there is no such prompt, or it cannot be served; says why.
+        """
+        if not isinstance(name, str):
+            raise PromptRefusedError(f"soft_prompt is {name!r}; expected the name of a prompt, as text")
+        try:
+            entry = self._reader.find(name)
+        except zoo.ZooError as error:
+            raise PromptRefusedError(f"the soft prompt {name!r} cannot be served: {error}") from error
+        if entry is None:
+            raise PromptRefusedError(f"there is no soft prompt {name!r}{self._suggestion(name)}")
+        return entry
+
+    def read(self, name: str) -> zoo.Prefix:
+        """Read a prompt whole.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            Its keys and values.
+
+        Raises:
+            PromptRefusedError: If it is gone, damaged or not finite.
+        """
+        try:
+            return self._reader.read(name)
+        except zoo.ZooError as error:
+            raise PromptRefusedError(f"the soft prompt {name!r} cannot be served: {error}") from error
+
+    def _suggestion(self, name: str) -> str:
+        begin = name[:1]
+        known = list(itertools.islice(self._reader.names(begin), NAMES_TO_SUGGEST_FROM))
+        near = difflib.get_close_matches(name, known, 1)
+        return f"; did you mean {near[0]!r}?" if near else ""

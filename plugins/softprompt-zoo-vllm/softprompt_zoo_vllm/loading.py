@@ -1,0 +1,145 @@
+"""A worker's side: keys and values of prompts go into the blocks of the paged cache."""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.logger import init_logger
+
+from softprompt_zoo_vllm.catalog import Catalog, PromptRefusedError
+from softprompt_zoo_vllm.executors import executor_for
+from softprompt_zoo_vllm.settings import Settings
+from softprompt_zoo_vllm.steps import Load, Step
+from softprompt_zoo_vllm.tables import Table, TableCache
+
+logger = init_logger(f"vllm.{__name__}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer's place in the cache."""
+
+    index: int
+    """Of the layer in the model."""
+    group: int
+    """Of the cache, in which layers share block ids."""
+    module: Any
+    """vLLM's `Attention`."""
+    heads: slice
+    """Those of the model's key-value heads that this worker has."""
+
+    def write(self, key: Tensor, value: Tensor, slots: Tensor) -> None:
+        """Write keys and values `(tokens, kv_heads, head_dim)` at slots `(tokens,)`.
+
+        The backend's own writer does it: its layout, packing and number format are its business.
+        """
+        self.module.impl.do_kv_cache_update(self.module, key, value, self.module.kv_cache, slots)
+
+
+class Loader:
+    """Loads the prompts that a step asks for, each into the blocks of the request that asked.
+
+    A load is told of only when it is written or has failed, in a later step if the bank keeps it waiting; until then
+    vLLM leaves the blocks with the request, also where it was aborted.
+
+    Args:
+        settings: The deployment's.
+        catalog: The bank.
+        block_sizes: By group of the cache the tokens of a block.
+        dtype: The model's dtype.
+    """
+
+    def __init__(self, settings: Settings, catalog: Catalog, block_sizes: Sequence[int], dtype: torch.dtype) -> None:
+        self._catalog = catalog
+        self._block_sizes = block_sizes
+        self._dtype = dtype
+        self._tables = TableCache(settings.cache_bytes)
+        self._executor = executor_for(settings.is_local)
+        self._layers: list[Layer] = []
+        self._waiting: list[tuple[Load, concurrent.futures.Future[Table]]] = []
+        self._done: set[str] = set()
+        self._failed: set[str] = set()
+
+    def place(self, layers: Iterable[Layer]) -> None:
+        """Say where keys and values go."""
+        self._layers = sorted(layers, key=lambda layer: layer.index)
+
+    def run(self, step: Step) -> None:
+        """Begin a step's loads, and write all that were read."""
+        self._done.update(step.refused)
+        self._failed.update(step.refused)
+        self._waiting += [(load, self._executor.submit(self._table, load)) for load in step.loads]
+        ready = [(load, coming) for load, coming in self._waiting if coming.done()]
+        self._waiting = [(load, coming) for load, coming in self._waiting if not coming.done()]
+        self._write([(load, table) for load, coming in ready if (table := self._result(load, coming)) is not None])
+        self._done.update(load.request_id for load, _ in ready)
+
+    def take_results(self) -> tuple[set[str], set[str]]:
+        """Return the requests whose loads are over since the last call, and those of them that failed."""
+        done, failed = self._done, self._failed
+        self._done, self._failed = set(), set()
+        return done, failed
+
+    def _result(self, load: Load, coming: concurrent.futures.Future[Table]) -> Table | None:
+        """Return what was read; a load that failed ends its request with an error."""
+        try:
+            return coming.result()
+        except Exception as error:
+            reason = str(error) if isinstance(error, PromptRefusedError) else repr(error)
+            logger.error("request %s ends with an error: %s", load.request_id, reason)
+            self._failed.add(load.request_id)
+            return None
+
+    def _table(self, load: Load) -> Table:
+        """Return a prompt's keys and values on the device, in the model's dtype."""
+        kept = self._tables.get(load.name, load.stamp)
+        if kept is not None:
+            return kept
+        prefix = self._catalog.read(load.name)
+        if prefix.stamp != load.stamp:
+            raise PromptRefusedError(f"the soft prompt {load.name!r} was replaced a moment ago; send the request again")
+        table = Table(tuple(self._own(*prefix.layers[layer.index], layer) for layer in self._layers))
+        self._tables.put(load.name, load.stamp, table)
+        return table
+
+    def _own(self, key: Tensor, value: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Return this worker's heads of a layer, tokens first."""
+        own = [
+            half[layer.heads].transpose(0, 1).to(layer.module.kv_cache.device, self._dtype).contiguous()
+            for half in (key, value)
+        ]
+        if not all(bool(half.isfinite().all()) for half in own):  # a block keeps it for requests that get it later
+            raise PromptRefusedError(f"the prompt has values that {self._dtype} cannot hold")
+        return own[0], own[1]
+
+    @torch.no_grad()
+    def _write(self, loads: list[tuple[Load, Table]]) -> None:
+        """Write prompts, all of them at once in each layer."""
+        if not loads:
+            return
+        places = [self._slots([load for load, _ in loads], group) for group in range(len(self._block_sizes))]
+        for position, layer in enumerate(self._layers):
+            kept, slots = places[layer.group]
+            key, value = (
+                torch.cat([table.layers[position][half][load.begin : load.end] for load, table in loads])
+                for half in range(2)
+            )
+            device = key.device
+            layer.write(key[kept.to(device)], value[kept.to(device)], slots.to(device))
+
+    def _slots(self, loads: Sequence[Load], group: int) -> tuple[Tensor, Tensor]:
+        """Return where a group keeps loads' tokens, one load after the other.
+
+        Returns:
+            Which tokens it keeps `(tokens,)`, bool, for a window may have moved past some; and their slots.
+        """
+        size, slots = self._block_sizes[group], []
+        for load in loads:
+            tokens = torch.arange(load.begin, load.end)
+            blocks = torch.tensor([-1 if block is None else block for block in load.blocks[group]])[tokens // size]
+            slots.append(torch.where(blocks < 0, -1, blocks * size + tokens % size))
+        together = torch.cat(slots)
+        return together >= 0, together[together >= 0]

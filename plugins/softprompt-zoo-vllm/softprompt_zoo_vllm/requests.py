@@ -1,0 +1,61 @@
+"""A request of vLLM's: whether it can have a prompt, and the room for it in front of its text."""
+
+import hashlib
+import json
+from typing import Any
+
+import softprompt_zoo as zoo
+from softprompt_zoo_vllm.settings import KEY, Settings
+
+
+def prompt_of(request: Any) -> Any:
+    """Return what a request says its prompt is; `None` if it wants none."""
+    return (request.kv_transfer_params or {}).get(KEY)
+
+
+def problem_of(request: Any) -> str | None:
+    """Return why a request cannot have any prompt; `None` if it can."""
+    if request.pooling_params is not None:
+        return "a soft prompt cannot be had with a pooling request, which vLLM runs without it; leave one out"
+    if request.skip_reading_prefix_cache:
+        return (
+            "a soft prompt cannot be had with prompt_logprobs (or echo with logprobs, or skip_reading_prefix_cache), "
+            "which vLLM computes without it; leave one out"
+        )
+    if request.prompt_token_ids is None or request.prompt_embeds is not None:
+        return "a soft prompt cannot be had with prompt_embeds; leave one out"
+    if request.mm_features:
+        return "a soft prompt cannot be had with images, audio or video; leave one out"
+    return None
+
+
+def length_problem(request: Any, entry: zoo.PrefixEntry, max_model_len: int) -> str | None:
+    """Return why a prompt does not fit in front of a request's text; `None` if it does."""
+    text = request.num_prompt_tokens
+    if entry.num_tokens + text < max_model_len:
+        return None
+    return (
+        f"the soft prompt {entry.name!r} of {entry.num_tokens} tokens and a text of {text} leave no room to answer "
+        f"within the {max_model_len} tokens of the context; shorten the text"
+    )
+
+
+def make_room(request: Any, entry: zoo.PrefixEntry, settings: Settings) -> None:
+    """Put placeholders in front of a request that nobody has looked at yet, and keep its cached blocks to itself.
+
+    The salt holds name and content of the prompt, so that no other prompt's text, nor the same prompt's before it was
+    replaced, shares a block; and a secret, so that no request without the prompt can ask for that salt.
+
+    Args:
+        request: vLLM's `Request`. Changed.
+        entry: The prompt.
+        settings: The deployment's.
+    """
+    ids = [settings.placeholder] * entry.num_tokens
+    request.prompt_token_ids = ids + list(request.prompt_token_ids)
+    request._all_token_ids[:0] = ids  # its view `all_token_ids` stays right
+    request.num_prompt_tokens += entry.num_tokens
+    salted = json.dumps([settings.secret, request.cache_salt, entry.name, entry.stamp])
+    request.cache_salt = hashlib.sha256(salted.encode()).hexdigest()
+    request.block_hashes.clear()  # in place: others may hold the list
+    request.update_block_hashes()

@@ -1,0 +1,123 @@
+"""The scheduler's side: what each request gets."""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.logger import init_logger
+
+import softprompt_zoo as zoo
+from softprompt_zoo_vllm.catalog import Catalog, PromptRefusedError
+from softprompt_zoo_vllm.executors import executor_for
+from softprompt_zoo_vllm.requests import length_problem, make_room, problem_of, prompt_of
+from softprompt_zoo_vllm.settings import KEY, Settings
+from softprompt_zoo_vllm.steps import Load, Step
+
+logger = init_logger(f"vllm.{__name__}")
+
+
+@dataclasses.dataclass
+class Plan:
+    """What a request gets, from its arrival to its end; preempted requests load their prompt again."""
+
+    coming: concurrent.futures.Future[zoo.PrefixEntry] | None
+    """The look-up, until its result was used."""
+    entry: zoo.PrefixEntry | None = None
+    problem: str | None = None
+    """Why the request ends with an error."""
+
+
+class Planner:
+    """Gives requests room for their prompts, and says which blocks the workers fill.
+
+    Args:
+        settings: The deployment's.
+        catalog: The bank.
+        block_sizes: By group of the cache the tokens of a block.
+        max_model_len: Tokens of the context.
+    """
+
+    def __init__(self, settings: Settings, catalog: Catalog, block_sizes: Sequence[int], max_model_len: int) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._block_sizes = block_sizes
+        self._max_model_len = max_model_len
+        self._executor = executor_for(settings.is_local)
+        self._plans: dict[str, Plan] = {}
+        self._step = Step()
+
+    def add(self, request: Any) -> None:
+        """Look up the prompt of a request that arrives; of a bank on this machine it has its room when this returns."""
+        name = prompt_of(request)
+        if name is None:
+            return
+        plan = Plan(self._executor.submit(self._catalog.find, name))
+        self._plans[request.request_id] = plan
+        if self._settings.is_local:
+            self._decide(request, plan)
+
+    def _decide(self, request: Any, plan: Plan) -> None:
+        """Make room for the prompt that was found, or say why the request ends."""
+        assert plan.coming is not None
+        coming, plan.coming = plan.coming, None
+        try:
+            entry = coming.result()
+        except Exception as error:
+            plan.problem = str(error) if isinstance(error, PromptRefusedError) else repr(error)
+        else:
+            plan.entry = entry
+            plan.problem = problem_of(request) or length_problem(request, entry, self._max_model_len)
+        if plan.problem is None:
+            make_room(request, entry, self._settings)
+            return
+        request.skip_reading_prefix_cache = False  # else vLLM would not ask, and run it without the prompt
+        logger.error("request %s ends with an error: %s", request.request_id, plan.problem)
+
+    def matched_tokens(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
+        """Return how many tokens behind the computed ones are loaded, and whether that takes a step of its own.
+
+        Returns:
+            `None` to be asked again, while the bank is looked into.
+        """
+        plan = self._plans.get(request.request_id)
+        if plan is None:
+            return 0, False
+        if plan.coming is not None:
+            if plan.coming.done():
+                self._decide(request, plan)
+            return None, False  # vLLM looked for the text alone in its cache; it looks again with the room in front
+        if plan.entry is None or plan.problem is not None:
+            return 1, True  # a load that fails is what ends a request with an error
+        count = max(0, plan.entry.num_tokens - num_computed)
+        return count, count > 0
+
+    def allocated(self, request: Any, blocks: Any, num_external: int) -> None:
+        """Take note of the blocks that a request got for its prompt."""
+        plan = self._plans.get(request.request_id)
+        if plan is None or num_external == 0:
+            return
+        if plan.entry is None or plan.problem is not None:
+            self._step.refused.append(request.request_id)
+            return
+        end = plan.entry.num_tokens
+        ids = tuple(
+            tuple(None if block.is_null else block.block_id for block in group[: -(-end // size)])
+            for group, size in zip(blocks.blocks, self._block_sizes, strict=True)
+        )
+        load = Load(request.request_id, plan.entry.name, plan.entry.stamp, end - num_external, end, ids)
+        self._step.loads.append(load)
+
+    def take_step(self) -> Step:
+        """Return what the workers do in this step."""
+        step, self._step = self._step, Step()
+        return step
+
+    def finish(self, request: Any) -> dict[str, Any] | None:
+        """Forget a request, and say in its answer which prompt it had."""
+        plan = self._plans.pop(request.request_id, None)
+        if plan is None:
+            return None
+        if plan.entry is None or plan.problem is not None:
+            return {KEY: None, "error": plan.problem}
+        return {KEY: plan.entry.name, "stamp": plan.entry.stamp, "num_tokens": plan.entry.num_tokens}
