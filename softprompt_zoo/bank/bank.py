@@ -14,7 +14,9 @@ from softprompt_zoo.bank.importing import Problems, names_in_bank, read_folders,
 from softprompt_zoo.bank.names import check_name, is_name
 from softprompt_zoo.bank.opened_bank import OpenedBank, backbone_of
 from softprompt_zoo.bank.opening import check_address
-from softprompt_zoo.bank.restoring import RecordReader, encode_prompt
+from softprompt_zoo.bank.ready_prompts import lend, prepare
+from softprompt_zoo.bank.restoring import RecordReader
+from softprompt_zoo.bank.stored_form import StoredForm
 from softprompt_zoo.bank.stores import Store
 from softprompt_zoo.bank.verification import find_damage
 from softprompt_zoo.config.checks import check_boolean, check_positive_integer
@@ -22,7 +24,6 @@ from softprompt_zoo.model.lending import Ready, ReadyCache
 from softprompt_zoo.prompt.prompt import Prompt
 
 CACHE_BYTES = 256 * 2**20
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class PromptBank:
@@ -38,6 +39,8 @@ class PromptBank:
             that is there to list, verify and delete.
         dtype: What `add` stores virtual tokens in, `torch.float16` say; `None` for the dtype they have. Heads stay as
             they are.
+        as_prefix: Whether `add` stores each prompt as the keys and values of a plain prefix with the same outputs, as
+            `zoo.fold` makes it: what engines serve. For causal models.
         cache_bytes: Bound on the prompts that are kept ready on the model's device, in bytes.
         max_bytes: Bound on the size of the folder's file, in bytes; `None` for the disk.
         storage_options: Options of the address's file system, for fsspec.
@@ -46,6 +49,7 @@ class PromptBank:
         MissingPackageError: If the packages of the extra `bank` are not installed.
         BankError: If the place cannot be used, or holds something else.
         BackboneMismatchError: If the bank is for another model: of other sizes, another type, or with other weights.
+        UnsupportedError: If `as_prefix` is set, and engines could not serve prefixes for this model.
         CheckpointError: If it is damaged.
 
     Example:
@@ -61,12 +65,11 @@ class PromptBank:
         model: PreTrainedModel | Backbone | None = None,
         *,
         dtype: torch.dtype | None = None,
+        as_prefix: bool = False,
         cache_bytes: int = CACHE_BYTES,
         max_bytes: int | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}, or None")
         check_positive_integer("cache_bytes", cache_bytes)
         if max_bytes is not None:
             check_positive_integer("max_bytes", max_bytes)
@@ -74,8 +77,12 @@ class PromptBank:
         """The folder or the address, as given."""
         self.dtype = dtype
         """What `add` stores virtual tokens in; `None` for the dtype they have."""
+        self.as_prefix = as_prefix
+        """Whether `add` stores prompts as prefixes for engines."""
+        self._form = StoredForm(self.address, model, dtype, as_prefix)
         self._cache = ReadyCache(cache_bytes)
-        self._bank = OpenedBank(self.address, backbone_of(model), max_bytes, storage_options)
+        backbone = self._form.backbone or backbone_of(model)
+        self._bank = OpenedBank(self.address, backbone, max_bytes, storage_options)
 
     @property
     def backbone(self) -> Backbone | None:
@@ -114,7 +121,8 @@ class PromptBank:
         Raises:
             PromptExistsError: If the name is taken.
             BackboneMismatchError: If the prompt is for a model of other sizes.
-            UnsupportedError: If it has no values yet, or some that `dtype` cannot hold.
+            UnsupportedError: If it has no values yet, NaN, or some that `dtype` cannot hold; or if `as_prefix`
+                is set and it cannot be a prefix.
             ValueError: If the name is not allowed.
             BankError: If there is no room, or no permission to write.
         """
@@ -134,7 +142,7 @@ class PromptBank:
             raise TypeError(f"prompts is {type(prompts).__name__}; expected prompts by name")
         for name in prompts:
             check_name(name)
-        self._write(lambda: prompts.items(), overwrite)
+        self._write(lambda: ((name, self._form.of(name, prompt)) for name, prompt in prompts.items()), overwrite)
 
     def import_folder(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
         """Store every saved prompt in a folder, in one transaction.
@@ -144,7 +152,8 @@ class PromptBank:
                 PEFT wrote. Other things in it are passed over. A prompt gets the name of its folder; of a folder with
                 several, `<folder>-<prompt>`. Or one such folder itself, whose prompts keep their names. PEFT's LoRA and
                 the like are passed over, too; a warning names those that were saved alongside a prompt. So are folders
-                that cannot be read, such as damaged ones and those of another model; a warning lists them.
+                that cannot be read, such as damaged ones and those of another model, and those whose prompts cannot be
+                prefixes where `as_prefix` is set; a warning lists them.
             overwrite: As in `add`.
 
         Returns:
@@ -158,7 +167,7 @@ class PromptBank:
         backbone = self._bank.model_for("import")
         path, problems = Path(folder), Problems()
         names = names_in_bank(path, problems)
-        self._write(lambda: read_folders(path, names, backbone, problems), overwrite)
+        self._write(lambda: read_folders(path, names, backbone, self._form.of, problems), overwrite)
         warn_of_problems(path, problems)
         return [name for (one, _), name in names.items() if one not in problems]
 
@@ -181,7 +190,7 @@ class PromptBank:
         backbone = self._bank.model_for("add")
         check_boolean("overwrite", overwrite)
         self._store.write(
-            lambda: ((name, encode_prompt(name, prompt, backbone, self.dtype)) for name, prompt in prompts()), overwrite
+            lambda: ((name, self._form.encode(name, prompt, backbone)) for name, prompt in prompts()), overwrite
         )
 
     # Reading
@@ -250,31 +259,11 @@ class PromptBank:
             UnknownPromptError: If one is not there.
             CheckpointError: If an entry is damaged.
         """
-        if isinstance(names, str) or not isinstance(names, Iterable):
-            raise TypeError(f"names is {names!r} ({type(names).__name__}); expected a list of names")
-        names = list(names)
-        backbone = self._bank.model_for("prepare")
-        probe = backbone.embed(torch.zeros(1, dtype=torch.long, device=backbone.device))
-        ready = self.lend(names, probe.device, probe.dtype)
-        for name in names:
-            if name not in ready:
-                raise self._bank.unknown(name)
-        return [ready[name].placement for name in names]
+        return prepare(self._bank, self.lend, names)
 
     def lend(self, names: Iterable[str], device: torch.device, dtype: torch.dtype) -> dict[str, Ready]:
         """Get prompts ready for a model; see `softprompt_zoo.model.lending.Lender`."""
-        backbone = self._bank.model_for("use")
-        kept = {}
-        for name in names:
-            kept[name] = self._cache.get((name, device, dtype))
-        known = {name: ready.stamp for name, ready in kept.items() if ready is not None}
-        found: dict[str, Any] = self._bank.read(kept, known, RecordReader(self.address, backbone, device, dtype).ready)
-        for name, ready in found.items():
-            if ready is None:
-                found[name] = kept[name]
-            else:
-                self._cache.put((name, device, dtype), ready)
-        return found
+        return lend(self._bank, self._cache, names, device, dtype)
 
     # Life
 
@@ -290,8 +279,9 @@ class PromptBank:
         return self  # a copy of the model reads the same bank
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"address": self.address, "dtype": self.dtype, "_bank": copy.copy(self._bank)}
-        return {**kept, "cache_bytes": self._cache.max_bytes}
+        kept = {"address": self.address, "dtype": self.dtype, "as_prefix": self.as_prefix}
+        copied = {"_bank": copy.copy(self._bank), "_form": copy.copy(self._form)}
+        return {**kept, **copied, "cache_bytes": self._cache.max_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._cache = ReadyCache(state.pop("cache_bytes"))

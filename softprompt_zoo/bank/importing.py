@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from softprompt_zoo.backbone.backbone import Backbone
@@ -47,13 +47,16 @@ def names_in_bank(path: Path, problems: Problems) -> Names:
     return names
 
 
-def read_folders(path: Path, names: Names, backbone: Backbone, problems: Problems) -> Iterator[tuple[str, Prompt]]:
+def read_folders(
+    path: Path, names: Names, backbone: Backbone, form: Callable[[str, Prompt], Prompt], problems: Problems
+) -> Iterator[tuple[str, Prompt]]:
     """Read saved prompts, a folder at a time.
 
     Args:
         path: What `names_in_bank` was given.
         names: What it returned.
         backbone: Sizes of the bank's model.
+        form: From a name in the bank and a prompt to the prompt as it is stored.
         problems: Gets the folders in `path` that cannot be read, which are passed over.
 
     Yields:
@@ -64,11 +67,12 @@ def read_folders(path: Path, names: Names, backbone: Backbone, problems: Problem
     """
     read = 0
     for one, group in itertools.groupby(names, lambda source: source[0]):
-        found: Mapping[str, Prompt] = {}
+        stored: list[tuple[str, Prompt]] = []
         with _noted(one, None if one == path else problems):
             found, _ = read_prompts(one, backbone)
             warn_of_adapters(one)
-        stored = [(names[source], found[source[1]]) for source in group if source[1] in found]
+            own = [(names[source], found[source[1]]) for source in group if source[1] in found]
+            stored = [(name, form(name, prompt)) for name, prompt in own]
         read += len(stored)
         yield from stored
     if not read:

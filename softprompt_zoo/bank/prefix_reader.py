@@ -52,8 +52,8 @@ class Prefix:
 class PrefixReader:
     """A bank of plain prefixes for one causal model, read without the model.
 
-    For engines that have attention of their own. What it reads is what `PromptBank` stored of prompts that are keys
-    and values of every layer, or were made so with `zoo.fold`.
+    For engines that have attention of their own. It reads what a `PromptBank` with `as_prefix` stored, and prompts that
+    were keys and values at every layer already.
 
     Args:
         address: A folder, or an address such as `s3://bucket/bank`.
@@ -182,8 +182,8 @@ class PrefixReader:
         problem = self._problem(header)
         if problem is not None:
             raise UnsupportedError(
-                f"{where} {problem}, and is no plain prefix; make one of the prompt with zoo.fold, and add that with "
-                "overwrite=True"
+                f"{where} {problem}, and is no plain prefix; add the prompt again with overwrite=True to "
+                f"zoo.PromptBank({self.address!r}, model, as_prefix=True)"
             )
         [(site, (dtype, shape))] = header.tensors.items()
         width = sum(layer.features for layer in self._shapes[site])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import typer
 
-from softprompt_zoo.cli.bank import delete, import_prompts, list_prompts, verify
+from softprompt_zoo.cli.bank import add, delete, import_prompts, list_prompts, verify
 from softprompt_zoo.cli.command import command
 from softprompt_zoo.cli.files import export_prompt, import_prompt
 from softprompt_zoo.cli.inside import inspect
@@ -37,6 +37,7 @@ for name, function in _COMMANDS.items():
 
 _bank = typer.Typer(help="Keep very many prompts for one model in a bank.", no_args_is_help=True)
 _BANK_COMMANDS: dict[str, Callable[..., None]] = {
+    "add": add,
     "import": import_prompts,
     "list": list_prompts,
     "verify": verify,

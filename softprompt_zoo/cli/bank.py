@@ -1,16 +1,85 @@
-"""`bank import`, `bank list`, `bank verify`, `bank delete`: stores of very many prompts."""
+"""`bank add`, `bank import`, `bank list`, `bank verify`, `bank delete`: stores of very many prompts."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from softprompt_zoo.cli.command import console, quiet
-from softprompt_zoo.cli.use import Model
+from softprompt_zoo.cli.use import Model, PromptFolder
 from softprompt_zoo.errors import printable
 
+if TYPE_CHECKING:
+    import torch
+
+    from softprompt_zoo.backbone.backbone import Backbone
+    from softprompt_zoo.prompt.prompt import Prompt
+    from softprompt_zoo.training.base import Base
+
 Bank = Annotated[str, typer.Argument(help="Folder, or an fsspec address such as s3://bucket/bank.", metavar="BANK")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace prompts that have the same name.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Number format to store: float32, bfloat16 or float16; the prompt's if not given."),
+]
+
+
+def add(
+    model: Model,
+    bank: Bank,
+    prompt_folder: PromptFolder,
+    name: Annotated[str | None, typer.Option(help="Its name in the bank; that of the folder if not given.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Prompt of the folder, may be repeated; the active ones if not given."),
+    ] = None,
+    task: Annotated[int | None, typer.Option(help="Of a prompt with tasks the one to store.")] = None,
+    overwrite: Overwrite = False,
+    dtype: Dtype = None,
+) -> None:
+    """Put a saved prompt into a bank as a prefix, which engines serve by name; the bank is made if there is none."""
+    from softprompt_zoo.bank.bank import PromptBank
+    from softprompt_zoo.bank.names import check_name
+    from softprompt_zoo.operations.engine_prefix import engine_prefix
+    from softprompt_zoo.operations.fold import combination_of
+    from softprompt_zoo.operations.load_and_export import load
+    from softprompt_zoo.operations.plain_prefix import PrefixMaker
+
+    base, stored_dtype = _prepared(model, dtype)
+    chosen = prompt_folder.resolve().name if name is None else name
+    check_name(chosen, ", from PROMPT_FOLDER; choose one with --name" if name is None else "")
+    network: Any = load(base.load(), prompt_folder)
+    prompts = {part: network.prompts[part] for part in combination_of(network.prompts, prompt or None, task)}
+    prefix = engine_prefix(PrefixMaker.of(network), prompts, task)  # what cannot be one is said before a bank is made
+    stored = PromptBank(bank, network, dtype=stored_dtype)
+    stored.add(chosen, prefix, overwrite=overwrite)
+    made = f"a prefix of {prefix.num_virtual_tokens} tokens{_sources(prompts, network.prompts.backbone)}"
+    typer.echo(f"stored {chosen} in {bank}, which has {len(stored)} now: {made}")
+
+
+def _sources(prompts: "Mapping[str, Prompt]", backbone: "Backbone") -> str:
+    """Say what a prefix was folded from, where that was something else."""
+    is_input = any(prompt.merged_tokens(backbone).at(backbone.kind.site) is None for prompt in prompts.values())
+    parts = ", ".join(f"{name!r} ({prompt.method})" for name, prompt in prompts.items())
+    return f", folded from {parts}" if is_input or len(prompts) > 1 else ""
+
+
+def _prepared(model: str, dtype: str | None) -> "tuple[Base, torch.dtype | None]":
+    """Check what can be checked before the model is read."""
+    import torch
+
+    from softprompt_zoo.bank.opening import check_installed
+    from softprompt_zoo.config.checks import check_choice
+    from softprompt_zoo.training.base import Base
+    from softprompt_zoo.training.settings import DTYPES
+
+    check_installed()
+    check_choice("dtype", dtype, (None, *DTYPES))
+    quiet()
+    base = Base(model, progress=lambda line: typer.echo(line, err=True))
+    return base, None if dtype is None else getattr(torch, dtype)
 
 
 def import_prompts(
@@ -22,29 +91,20 @@ def import_prompts(
             help="Folder of saved and exported prompts and PEFT prompt adapters, or one of them.", metavar="FOLDER"
         ),
     ],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace prompts that have the same name.")] = False,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Number format to store: float32, bfloat16 or float16; the prompt's if not given."),
-    ] = None,
+    overwrite: Overwrite = False,
+    dtype: Dtype = None,
+    as_prefix: Annotated[
+        bool, typer.Option("--as-prefix", help="Store each as a prefix, which engines serve, as bank add does.")
+    ] = False,
 ) -> None:
     """Put saved prompts into a bank, all that can be read; the bank is made if there is none."""
-    import torch
-
     from softprompt_zoo.bank.bank import PromptBank
     from softprompt_zoo.bank.importing import LeftOutWarning
-    from softprompt_zoo.bank.opening import check_installed
-    from softprompt_zoo.config.checks import check_choice
-    from softprompt_zoo.training.base import Base
-    from softprompt_zoo.training.settings import DTYPES
 
-    check_installed()  # before the model is read
-    check_choice("dtype", dtype, (None, *DTYPES))
+    base, stored_dtype = _prepared(model, dtype)
     if not folder.is_dir():  # said before a bank is made
         raise ValueError(f"FOLDER {str(folder)!r} is not a folder; expected saved prompts, or one of them")
-    quiet()
-    base = Base(model, progress=lambda line: typer.echo(line, err=True)).load()
-    stored = PromptBank(bank, base, dtype=None if dtype is None else getattr(torch, dtype))
+    stored = PromptBank(bank, base.load(), dtype=stored_dtype, as_prefix=as_prefix)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         names = stored.import_folder(folder, overwrite=overwrite)

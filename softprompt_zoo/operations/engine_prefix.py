@@ -27,7 +27,7 @@ def engine_prefix(maker: PrefixMaker, prompts: Mapping[str, Prompt], task: int |
         ValueError: If a prompt does not have that task.
         UnsupportedError: If an engine could not do what the prompts do; says why.
     """
-    _check_model(maker)
+    check_model(maker)
     for name, prompt in prompts.items():
         _check_prompt(maker, name, prompt)
     folded = maker.fold(prompts, task)
@@ -45,7 +45,15 @@ def engine_prefix(maker: PrefixMaker, prompts: Mapping[str, Prompt], task: int |
     return folded.requires_grad_(False)
 
 
-def _check_model(maker: PrefixMaker) -> None:
+def check_model(maker: PrefixMaker) -> None:
+    """Refuse a model for which no engine could hold prefixes.
+
+    Args:
+        maker: Makes prefixes for the model.
+
+    Raises:
+        UnsupportedError: If it is not causal, or an adapter such as a LoRA acts on it.
+    """
     if not maker.backbone.kind.is_causal:
         raise UnsupportedError(
             f"{type(maker.model).__name__} is not a causal model, and engines keep keys and values in front of the "

@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from helpers.tiny_runs import save_tiny, write_rows
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import softprompt_zoo as zoo
@@ -464,6 +466,33 @@ def test_options_are_json_or_text(text, expected):
 
 def test_templates_may_spell_new_lines():
     assert unescape(r"{input}\n\t") == "{input}\n\t"
+
+
+def test_a_prompt_is_added_to_a_bank_as_a_prefix(place, tmp_path):
+    bank, alice = tmp_path / "bank", tmp_path / "alice"
+    base = AutoModelForCausalLM.from_pretrained(place / "model")
+    zoo.get_method("prompt_tuning")(base, "words", num_virtual_tokens=4).save_pretrained(alice)
+    result = invoke("bank", "add", place / "model", bank, alice)
+    made = "a prefix of 4 tokens, folded from 'words' (prompt_tuning)"
+    assert f"stored alice in {bank}, which has 1 now: {made}\n" in result.output
+    assert zoo.PrefixReader(bank).find("alice").num_tokens == 4
+    assert "'alice'" in refusal("bank", "add", place / "model", bank, alice)
+    assert invoke("bank", "add", place / "model", bank, alice, "--overwrite", "--dtype", "float16").exit_code == 0
+    assert zoo.PrefixReader(bank).read("alice").layers[0][0].dtype == torch.float16
+    prefix = tmp_path / "a.prefix"
+    invoke("export", place / "model", alice, prefix, "--to", "kv")
+    new = tmp_path / "new"
+    assert "choose one with --name" in refusal("bank", "add", place / "model", new, prefix)
+    assert "no prompt 'carol'" in refusal("bank", "add", place / "model", new, alice, "--prompt", "carol")
+    assert "have no tasks" in refusal("bank", "add", place / "model", new, alice, "--task", "1")
+    assert "not a folder" in refusal("bank", "add", place / "model", new, tmp_path / "nothing")
+    assert not new.exists()
+    result = invoke("bank", "add", place / "model", bank, prefix, "--name", "bob")
+    assert "which has 2 now: a prefix of 4 tokens\n" in result.output
+    (tmp_path / "saved").mkdir()
+    alice.rename(tmp_path / "saved" / "carol")
+    assert invoke("bank", "import", place / "model", bank, tmp_path / "saved", "--as-prefix").exit_code == 0
+    assert zoo.PrefixReader(bank).find("carol").num_tokens == 4
 
 
 def test_a_bank_of_prompts(place, tmp_path):
