@@ -1,5 +1,6 @@
 """A bank that several processes use at once: readers and writers, kills, forks, full disks, memory."""
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -111,6 +112,44 @@ def test_a_kill_loses_nothing_that_was_acknowledged(kills, model, tmp_path, star
         if index % 3 == 0:
             assert f"{name}-b" in bank
     bank.add("after", model.prompts["x"])  # the dead writer's lock is free
+
+
+def values_read(reader, name):
+    return {value for layer in reader.read(name).layers for part in layer for value in part.unique().tolist()}
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_an_engine_reads_whole_prefixes_while_their_writers_are_killed(kills, model, tmp_path, start):
+    bank = zoo.PromptBank(tmp_path / "bank", model, as_prefix=True)
+    bank.add_many(dict.fromkeys(["alice", "bob"], filled_with(model, 0.0)))
+    reader = zoo.PrefixReader(tmp_path / "bank")
+
+    def write(pipe, first):
+        number = first
+        while True:
+            number += 1
+            bank.add_many(dict.fromkeys(["alice", "bob"], filled_with(model, float(number))), overwrite=True)
+            pipe.send(number)
+
+    last = 0
+    for turn in range(kills):
+        child, pipe = start(write, last)
+        assert pipe.poll(60)
+        end = time.monotonic() + 0.02 * (turn + 1) % 0.2
+        while time.monotonic() < end:
+            assert len(values_read(reader, "alice")) == 1
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        acknowledged = last
+        with contextlib.suppress(EOFError):
+            while pipe.poll():
+                acknowledged = pipe.recv()
+        [last] = values_read(reader, "alice")
+        assert values_read(reader, "bob") == {last}
+        assert last in (acknowledged, acknowledged + 1)
+        assert reader.find("alice").stamp == reader.read("alice").stamp
+    assert last >= kills
+    assert bank.verify() == {}
 
 
 @pytest.mark.parametrize("kind", ["folder", "file://{}"])
