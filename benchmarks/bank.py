@@ -5,7 +5,8 @@ Run from the repository root; a command that was stopped goes on where it was::
     python benchmarks/bank.py
 
 The banks are made at random, in SmolLM2's shapes (30 layers, 3 key-value heads of width 64, hidden size 576) and half
-precision: 2.3 GB of prompts and 4.6 GB of prefixes. ``--prompts 1000 --prefixes 100`` makes small ones.
+precision: 2.3 GB of prompts, 4.6 GB of prefixes, and 2.4 GB of prefixes of one token, of which an engine finds some.
+``--prompts 1000 --prefixes 100 --served 1000`` makes small ones.
 benchmarks/README.md says more.
 """
 
@@ -50,6 +51,8 @@ class Settings:
 
     prompts: int = 100_000
     prefixes: int = 10_000
+    served: int = 100_000
+    """Prefixes of one token in the bank that an engine reads."""
     batches: int = 100
     """Batches of 32 random entries that are timed."""
     readers: int = 8
@@ -95,9 +98,10 @@ class Bench:
         self.settings = settings
         self.folder = Path(settings.banks or Path(tempfile.gettempdir()) / "softprompt-zoo-banks")
 
-    def fill(self, kind: str, count: int) -> tuple[Path, Any]:
+    def fill(self, kind: str, count: int, tokens: int = TOKENS) -> tuple[Path, Any]:
         """Make a bank, or go on with it; return its folder and a model for it."""
-        model = zoo.get_method(KINDS[kind][0])(base(), "u", num_virtual_tokens=TOKENS, init="random")
+        method = KINDS[kind][0] if kind in KINDS else "prefix_tuning"
+        model = zoo.get_method(method)(base(), "u", num_virtual_tokens=tokens, init="random")
         path = self.folder / f"{kind}-{count}"
         bank = zoo.PromptBank(path, model, dtype=torch.float16)
         began = time.perf_counter()
@@ -135,6 +139,16 @@ class Bench:
             }
 
         return measure
+
+    def find(self, seed: int) -> Result:
+        """Time how long an engine takes to open a bank, to find random prefixes, and to read them."""
+        torch.set_num_threads(self.settings.threads)
+        count = self.settings.served
+        path, _ = self.fill("served", count, tokens=1)
+        draw = random.Random(seed)
+        names = [f"u{draw.randrange(count)}" for _ in range(BATCH * self.settings.batches)]
+        found = in_children([partial(find_names, path, names)], method="spawn")[0]
+        return {**found, "bytes": (path / "data.mdb").stat().st_size}
 
     def memory(self, kind: str, path: Path, count: int) -> int:
         """Return by how many bytes a new process's own memory grows when it reads batches of a bank."""
@@ -196,6 +210,23 @@ class Bench:
         return {"milliseconds": [round(1000 * value, 3) for value in seconds[3:]]}
 
 
+def find_names(path: Path, names: list[str], pipe: Any) -> None:
+    """Open a bank in this process, and send how long that took, and each look-up and each read."""
+    torch.set_num_threads(1)
+    reader_class = zoo.PrefixReader  # its import is not part of opening
+    began = time.perf_counter()
+    reader = reader_class(path)
+    opened = time.perf_counter() - began
+    seconds: dict[str, list[float]] = {"found": [], "read": []}
+    for kind, ask in (("found", reader.find), ("read", reader.read)):
+        for name in names:
+            began = time.perf_counter()
+            ask(name)
+            seconds[kind].append(time.perf_counter() - began)
+    milliseconds = {kind: [round(1000 * value, 4) for value in own] for kind, own in seconds.items()}
+    pipe.send({"opened": round(1000 * opened, 3), **milliseconds})
+
+
 def read_batches(kind: str, path: Path, count: int, batches: int, pipe: Any) -> None:
     """Read batches and send by how much the own memory of this process grew."""
     torch.set_num_threads(1)
@@ -247,6 +278,11 @@ def table(runner: Runner, settings: Settings) -> str:
             lines.append(
                 [f"own memory for these reads, of {few:,} {kind} and of all", " and ".join(memory), "the same"]
             )
+    if result := runner.result("served"):
+        size = f"{settings.served:,} prefixes of one token, {result['bytes'] / 1e9:.2f} GB"
+        lines.append([f"an engine opens the bank of {size}", f"{result['opened']:.1f} ms", ""])
+        lines.append(["it finds a random one", spread(result["found"], 3), "at most 1 ms"])
+        lines.append(["it reads a random one", spread(result["read"], 3), ""])
     if result := runner.result("peft"):
         lines.append(["PEFT: one prefix adapter loaded", spread(result["milliseconds"]), ""])
     if result := runner.result("replace"):
@@ -259,10 +295,10 @@ def table(runner: Runner, settings: Settings) -> str:
     return f"{text}\n\nOf the memory, up to {CACHE_BYTES // 2**20} MB is the cache of ready prompts.\n"
 
 
-def spread(milliseconds: list[float]) -> str:
+def spread(milliseconds: list[float], digits: int = 1) -> str:
     """Show the median and the quartiles."""
-    first, middle, third = statistics.quantiles(milliseconds, n=4)
-    return f"{middle:.1f} ms ({first:.1f} to {third:.1f})"
+    first, middle, third = (f"{value:.{digits}f}" for value in statistics.quantiles(milliseconds, n=4))
+    return f"{middle} ms ({first} to {third})"
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
@@ -278,6 +314,7 @@ def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
             )
             for kind in KINDS
         ),
+        Experiment(name="served", measure=bench.find, options=lambda: {"count": settings.served}),
         Experiment(name="peft", measure=bench.peft, options=lambda: versions("peft")),
         Experiment(
             name="replace",

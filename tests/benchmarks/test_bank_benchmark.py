@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("peft")
 pytest.importorskip("lmdb")
 
-FEW = {"prompts": 40, "prefixes": 33, "batches": 4, "readers": 2, "seconds": 1}
+FEW = {"prompts": 40, "prefixes": 33, "served": 35, "batches": 4, "readers": 2, "seconds": 1}
 
 
 @pytest.mark.slow
@@ -18,9 +18,10 @@ def test_everything_is_measured_kept_and_shown(benchmark, tmp_path):
     arguments += ["--results", str(tmp_path / "results"), "--banks", str(banks)]
     module.main(arguments)
     results = {path.stem.rpartition("-")[0]: json.loads(path.read_text()) for path in tmp_path.glob("results/*.json")}
-    assert set(results) == {"prompts", "prefixes", "peft", "replace"}
+    assert set(results) == {"prompts", "prefixes", "served", "peft", "replace"}
     shown = (tmp_path / "results" / "table.md").read_text()
     assert "32 random ones ready, of 40 prompts" in shown
+    assert "an engine opens the bank of 35 prefixes of one token" in shown
     assert "| reads of half an entry | 0 | 0 |" in shown
     assert (banks / "prompts-40").is_dir()
     module.main([*arguments, "--keep", "0"])
