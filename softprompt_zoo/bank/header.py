@@ -21,6 +21,9 @@ def write_header(backbone: Backbone) -> bytes:
         The bytes, with their checksum.
     """
     content = {"format": FORMAT_VERSION, **identity.describe(backbone)}
+    shared = {site: [shape.shared_with for shape in shapes] for site, shapes in backbone.layers.items()}
+    if any(source is not None for sources in shared.values() for source in sources):
+        content["shared_with"] = shared
     return records.seal("", json.dumps(content).encode())
 
 

@@ -75,11 +75,7 @@ class PrefixReader:
         self.address = check_address(address)
         """The folder or the address, as given."""
         self._store, self._identity = open_bank(self.address, storage_options=storage_options)
-        sites = self._identity["backbone"]["layers"]
-        self._shapes = {
-            site: [LayerShape(heads, width, value_dim=sum(other)) for heads, width, *other in layers]
-            for site, layers in sites.items()
-        }
+        self._shapes = {site: _shapes(self._identity, site) for site in self._identity["backbone"]["layers"]}
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -142,7 +138,8 @@ class PrefixReader:
 
         Raises:
             UnknownPromptError: If it is not there.
-            UnsupportedError: If the entry is not a plain prefix; says what to do.
+            UnsupportedError: If the entry is not a plain prefix, or has tokens of its own in a layer that reads another
+                one's cache; says what to do.
             CheckpointError: If it is damaged, or holds NaN or infinity.
             BankError: If the bank cannot be reached.
         """
@@ -217,4 +214,20 @@ class PrefixReader:
                 f"entry {name!r} of {self.address} holds NaN or infinity in {site!r}; {records.INSTEAD}"
             )
         tokens = unflatten_layers(flat, self._shapes[site])
+        differing = tokens.differing_layer(self._shapes[site])
+        if differing is not None:
+            raise UnsupportedError(
+                f"entry {name!r} of {self.address} has other keys and values in layer {differing[0]} than in layer "
+                f"{differing[1]}, whose cache that layer reads, so an engine cannot serve it; delete it"
+            )
         return Prefix(entry, tuple(zip(tokens.keys, tokens.values, strict=True)))  # type: ignore[arg-type]
+
+
+def _shapes(described: Mapping[str, Any], site: str) -> list[LayerShape]:
+    """Return the shapes of a site's layers, as a bank's header has them."""
+    layers = described["backbone"]["layers"][site]
+    sources = described.get("shared_with", {}).get(site, [None] * len(layers))
+    return [
+        LayerShape(heads, width, value_dim=sum(other), shared_with=source)
+        for (heads, width, *other), source in zip(layers, sources, strict=True)
+    ]

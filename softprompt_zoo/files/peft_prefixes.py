@@ -140,16 +140,10 @@ def _padded(tokens: SiteTokens, shape: LayerShape) -> SiteTokens:
 
 def _check_shared(tokens: SiteTokens, shapes: Sequence[LayerShape]) -> None:
     """Refuse a prefix of its own in a layer that reads another one's keys and values: in PEFT it reads those, too."""
-    for layer, shape in enumerate(shapes):
-        source = shape.shared_with
-        if source is None:
-            continue
-        if not all(_is_equal(pairs[layer], pairs[source]) for pairs in (tokens.keys, tokens.values)):
-            raise UnsupportedError(
-                f"layer {layer} of this model reads the keys and values of layer {source}, in PEFT those of its "
-                "prefix, too, and the prompt has others there; keep the prompt in our own format"
-            )
-
-
-def _is_equal(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other or (one is not None and other is not None and one.equal(other))
+    found = tokens.differing_layer(shapes)
+    if found is not None:
+        layer, source = found
+        raise UnsupportedError(
+            f"layer {layer} of this model reads the keys and values of layer {source}, in PEFT those of its "
+            "prefix, too, and the prompt has others there; keep the prompt in our own format"
+        )

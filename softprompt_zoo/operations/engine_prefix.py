@@ -2,14 +2,11 @@
 
 from collections.abc import Mapping
 
-import torch
-
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files import weight_adapters
 from softprompt_zoo.files.damage import check_numbers
 from softprompt_zoo.operations.plain_prefix import PrefixMaker
 from softprompt_zoo.prompt.prompt import Prompt
-from softprompt_zoo.tokens.site_tokens import SiteTokens
 
 
 def engine_prefix(maker: PrefixMaker, prompts: Mapping[str, Prompt], task: int | None = None) -> Prompt:
@@ -38,10 +35,14 @@ def engine_prefix(maker: PrefixMaker, prompts: Mapping[str, Prompt], task: int |
             f"prompt {names} has always_visible=True, and what is in the cache of an engine slides out of the model's "
             "windows; train it with always_visible=False, or keep it in our format"
         )
-    [site] = maker.backbone.layers
+    [(site, shapes)] = maker.backbone.layers.items()
     own = placement.tokens.at(site)
-    if own is not None:
-        _check_shared(maker, own, names)
+    differing = None if own is None else own.differing_layer(shapes)
+    if differing is not None:
+        raise UnsupportedError(
+            f"layer {differing[0]} of this model reads the keys and values of layer {differing[1]}, and prompt {names} "
+            "has others there; keep the prompt in our format"
+        )
     return folded.requires_grad_(False)
 
 
@@ -75,18 +76,3 @@ def _check_prompt(maker: PrefixMaker, name: str, prompt: Prompt) -> None:
             "format"
         )
     check_numbers(prompt.merged_tokens(maker.backbone).tensors(), f"prompt {name!r}")
-
-
-def _check_shared(maker: PrefixMaker, tokens: SiteTokens, names: str) -> None:
-    """Refuse tokens of its own in a layer that reads another one's cache."""
-    [shapes] = maker.backbone.layers.values()
-    for layer, shape in enumerate(shapes):
-        source = shape.shared_with
-        if source is None:
-            continue
-        pairs = [(kind[layer], kind[source]) for kind in (tokens.keys, tokens.values)]
-        if not all(own is not None and other is not None and torch.equal(own, other) for own, other in pairs):
-            raise UnsupportedError(
-                f"layer {layer} of this model reads the keys and values of layer {source}, and prompt {names} has "
-                "others there; keep the prompt in our format"
-            )

@@ -64,6 +64,23 @@ class SiteTokens:
         gate = None if self.gates is None else self.gates[index]
         return None if key is None or value is None or gate is None else (key, value, gate)
 
+    def differing_layer(self, shapes: Sequence[LayerShape]) -> tuple[int, int] | None:
+        """Find a layer that has other tokens than the layer whose keys and values of the text it reads.
+
+        Args:
+            shapes: The shape of each layer.
+
+        Returns:
+            Both; `None` if there is no such layer.
+        """
+        for layer, shape in enumerate(shapes):
+            source = shape.shared_with
+            if source is not None and not all(
+                _is_equal(kind[layer], kind[source]) for kind in (self.keys, self.values)
+            ):
+                return layer, source
+        return None
+
     def weighted(self, weight: float) -> "SiteTokens":
         """Return the same with every gate multiplied."""
         if self.gates is None or weight == 1.0:
@@ -109,6 +126,10 @@ class SiteTokens:
             check_shape(tensor, (heads, count, width), what, source)
         if self.gates is not None:
             check_gate(self.gates[index], shape, f"the gate of {where}", source)
+
+
+def _is_equal(one: Float[Tensor, "..."] | None, other: Float[Tensor, "..."] | None) -> bool:
+    return one is other or (one is not None and other is not None and one.equal(other))
 
 
 def _map(function: Callable[..., Float[Tensor, "..."]], columns: Sequence[Layers]) -> Layers:

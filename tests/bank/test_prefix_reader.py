@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from bank_models import METHODS, prompted
+from helpers.uneven_layers import gemma4
 from transformers import DynamicCache
 
 import softprompt_zoo as zoo
@@ -75,6 +76,21 @@ def test_a_prefix_that_stays_in_sight_of_windows_is_refused(tmp_path):
     bank.add("alice", model.prompts["alice"])
     with pytest.raises(zoo.UnsupportedError, match="always_visible=True"):
         zoo.PrefixReader(bank.address).find("alice")
+
+
+def test_a_layer_that_reads_anothers_cache_has_its_tokens(tmp_path):
+    made = gemma4(global_head_dim=8, num_kv_shared_layers=2, use_double_wide_mlp=True)
+    model = zoo.get_method("prefix_tuning")(made, "alice", num_virtual_tokens=3)  # of real words
+    bank = zoo.PromptBank(tmp_path / "bank", model)
+    bank.add("alice", model.prompts["alice"])
+    reader = zoo.PrefixReader(bank.address)
+    layers = reader.read("alice").layers
+    assert torch.equal(layers[2][0], layers[0][0])
+    with torch.no_grad():
+        next(model.prompts.parameters())[:, 40] += 1
+    bank.add("alice", model.prompts["alice"], overwrite=True)
+    with pytest.raises(zoo.UnsupportedError, match="in layer 2 than in layer 0, whose cache that layer reads"):
+        reader.read("alice")
 
 
 def test_a_prompt_of_an_encoder_is_refused(tmp_path):

@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from helpers.uneven_layers import gemma4
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import DynamicCache, Gemma4ForCausalLM, Gemma4TextConfig
+from transformers import DynamicCache
 
 import softprompt_zoo as zoo
 from softprompt_zoo.files.files import write_tensors
@@ -133,19 +134,6 @@ def test_what_the_readme_says_runs(architecture, tmp_path):
     with torch.no_grad():
         exec(code, names)
     assert_equal(names["logits"], expected, "the README")
-
-
-def gemma4(**sizes):
-    torch.manual_seed(0)
-    layers = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "max_position_embeddings": 64, "sliding_window": 6}
-    inputs = {"vocab_size_per_layer_input": 101, "hidden_size_per_layer_input": 4, "vocab_size": 101}
-    widths = {"hidden_size": 16, "intermediate_size": 32}
-    model = Gemma4ForCausalLM(Gemma4TextConfig(**layers, **heads, **inputs, **widths, **sizes)).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(std=0.3)
-    return model
 
 
 def test_layers_of_other_sizes_have_tensors_of_their_own(tmp_path):
