@@ -195,16 +195,16 @@ def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreT
 
     attached = is_attached(model)
     backbone, stacks = (model_inside(model).prompts.backbone, {}) if attached else inspect_backbone(model)
-    host: Any = model_inside(model).prompts if attached else Prompts(backbone)
+    prompts: Any = model_inside(model).prompts if attached else Prompts(backbone)
     for name in methods:
-        host.check_name(name)
+        prompts.check_name(name)
     made = {name: make_prompt(method._loaded, method.options, backbone) for name, method in methods.items()}
     check_shared_room(made, backbone)
     if not attached:
         attach(model, backbone, stacks, made)
-        host = model_inside(model).prompts
+        prompts = model_inside(model).prompts
     else:
         for name, prompt in made.items():
-            host.insert(name, prompt)
-    host.activate(*made)
+            prompts.insert(name, prompt)
+    prompts.activate(*made)
     return model

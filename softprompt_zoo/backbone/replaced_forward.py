@@ -124,14 +124,14 @@ def check_view(module: nn.Module) -> None:
         )
 
 
-def check_entry(host: Any) -> None:
+def check_entry(prompts: Any) -> None:
     """Refuse to run a stack for a model whose own forward was called past the prompted one.
 
     A stack may be called by itself. But a method taken off the model before the prompt was attached would call it
     without the trained head, the first label and the methods' own losses.
 
     Args:
-        host: The model's prompts.
+        prompts: The model's prompts.
 
     Raises:
         UnsupportedError: If the model's forward is running, and the prompted one is not.
@@ -142,7 +142,7 @@ def check_entry(host: Any) -> None:
     name = None
     while frame is not None:
         owner = frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
-        if isinstance(owner, nn.Module) and owner._modules.get("prompts") is host:
+        if isinstance(owner, nn.Module) and owner._modules.get("prompts") is prompts:
             kind: Any = type(owner)
             plain, prompted = _codes(kind)
             if frame.f_code in prompted:

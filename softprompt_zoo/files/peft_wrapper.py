@@ -107,10 +107,10 @@ def prompted_wrapper(wrapper: Any) -> Any:
 
 
 @torch.no_grad()
-def _refuse_shared_pass(host: Any, kwargs: Mapping[str, Any]) -> None:
+def _refuse_shared_pass(prompts: Any, kwargs: Mapping[str, Any]) -> None:
     """Refuse an adapter in every row where one pass makes the keys and values that all rows share."""
-    call = host.resolve(Request.read(kwargs, host.keys()), None)
-    if host.backbone.kind.is_causal and any(call.input_tokens(part) for part in call.selection.combinations):
+    call = prompts.resolve(Request.read(kwargs, prompts.keys()), None)
+    if prompts.backbone.kind.is_causal and any(call.input_tokens(part) for part in call.selection.combinations):
         raise UnsupportedError(
             "adapter_names gives each row an adapter of its own, and a prompt at the input embeddings passes through "
             "this model once for all rows; use a method on keys and values, or call the model "

@@ -60,15 +60,15 @@ def parameters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[s
 @contextlib.contextmanager
 def out_of_reach(model: nn.Module) -> Iterator[None]:
     """Hide a prompted model's prompts, so that an adapter that is put on neither enters nor freezes them."""
-    host: Any = model._modules.pop("prompts")
+    prompts: Any = model._modules.pop("prompts")
     stacks: Any = model._softprompt_stacks
     try:
         yield
         heads = find_heads(model, [stack.module for stack in stacks.values()])  # they may be other modules now
-        inside = dataclasses.replace(host.backbone.inside, task_head=task_head(model, heads), heads=heads)
-        host.backbone = dataclasses.replace(host.backbone, inside=inside)
+        inside = dataclasses.replace(prompts.backbone.inside, task_head=task_head(model, heads), heads=heads)
+        prompts.backbone = dataclasses.replace(prompts.backbone, inside=inside)
     finally:
-        model._modules["prompts"] = host
+        model._modules["prompts"] = prompts
 
 
 def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, SavedAdapter]:

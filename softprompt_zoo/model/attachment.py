@@ -32,7 +32,7 @@ def is_attached(model: object) -> bool:
 
 
 def attach(
-    model: PreTrainedModel, backbone: Backbone, stacks: Mapping[str, Stack], prompts: Mapping[str, Prompt]
+    model: PreTrainedModel, backbone: Backbone, stacks: Mapping[str, Stack], ready: Mapping[str, Prompt]
 ) -> None:
     """Freeze a model and put prompts into it; the first step that changes it, and it cannot fail halfway.
 
@@ -40,7 +40,7 @@ def attach(
         model: The user's model, or a `PeftModel` around it. Changed in place; PEFT's adapters train on.
         backbone: From `inspect_backbone`.
         stacks: From `inspect_backbone`.
-        prompts: Ready prompts by name; none is activated.
+        ready: Prompts by name; none is activated.
 
     Raises:
         UnsupportedError: If the model has a forward of its own that prompts cannot enter. Nothing is changed.
@@ -48,22 +48,22 @@ def attach(
     check_forward(model_inside(model))
     peft_wrapper.wrap(model)
     model = model_inside(model)
-    host = Prompts(backbone, type(model).__name__, config_value(model.config, "_name_or_path") or None)
-    host.entry = Entry.of(model, stacks)
-    host.train(model.training)
-    for name, prompt in prompts.items():
-        host.insert(name, prompt)
+    prompts = Prompts(backbone, type(model).__name__, config_value(model.config, "_name_or_path") or None)
+    prompts.entry = Entry.of(model, stacks)
+    prompts.train(model.training)
+    for name, prompt in ready.items():
+        prompts.insert(name, prompt)
     prompted: Any = model
     prompted._softprompt_required_grad = {name: p.requires_grad for name, p in _named_parameters(model)}
     prompted._softprompt_stacks = dict(stacks)
     _freeze(model)
     for stack in stacks.values():
         stack.reach.install(stack, model)
-        bind(backbone.family, stack, host)
-    model.add_module("prompts", host)
+        bind(backbone.family, stack, prompts)
+    model.add_module("prompts", prompts)
     prompted.__class__ = prompted_class(prompted.__class__)
     rebind_forward(model)
-    if part_of(model, "is_quantized", False) and any(prompt.is_trained for prompt in host.values()):
+    if part_of(model, "is_quantized", False) and any(prompt.is_trained for prompt in prompts.values()):
         keep_unpacked(model)
     _ATTACHED.add(model)
 
@@ -93,8 +93,8 @@ def prompts_of(model: Any, action: str) -> Prompts:
         raise UnsupportedError(
             f"{type(model).__name__} has no prompts to {action}; attach one with zoo.get_method(name)(model)"
         )
-    host: Prompts = model_inside(model).prompts
-    return host
+    prompts: Prompts = model_inside(model).prompts
+    return prompts
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from softprompt_zoo.sites.request import Request
 class Generation:
     """A `generate` that is running."""
 
-    host: object
+    prompts: object
     """The model's prompts."""
     request: Request
     """What it was called with."""
@@ -30,24 +30,24 @@ class Generation:
 CURRENT: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("softprompt_generation", default=None)
 
 
-def running(host: object) -> Generation | None:
+def running(prompts: object) -> Generation | None:
     """Return the `generate` that runs a model here.
 
     Args:
-        host: The model's prompts.
+        prompts: The model's prompts.
 
     Returns:
         What is known of it; `None` outside of one, or while compiling, where a context variable cannot be read.
     """
     generation = None if torch.compiler.is_compiling() else CURRENT.get()
-    return generation if generation is not None and generation.host is host else None
+    return generation if generation is not None and generation.prompts is prompts else None
 
 
 @dataclasses.dataclass(eq=False)
 class _Entered:
     """A context that was entered."""
 
-    host: object
+    prompts: object
     is_open: bool = True
     """Whether it was not left yet, by whomever."""
 
@@ -56,7 +56,7 @@ DISABLED: contextvars.ContextVar[tuple[_Entered, ...]] = contextvars.ContextVar(
 
 
 class _Here:
-    """The hosts that are disabled where this is read, for a compiled forward: it cannot read a context variable.
+    """The prompts that are disabled where this is read, for a compiled forward: it cannot read a context variable.
 
     Its guards look attributes up anew at every call, and so compile anew when the answer changes. The answer is another
     one in each task, as a `threading.local` has another `__dict__` in each thread.
@@ -66,11 +66,11 @@ class _Here:
 
     @property
     def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
-        return {"hosts": _hosts()}
+        return {"prompts": _disabled()}
 
     def __getattr__(self, name: str) -> Any:
-        if name == "hosts":
-            return _hosts()
+        if name == "prompts":
+            return _disabled()
         raise AttributeError(name)
 
 
@@ -78,16 +78,16 @@ _HERE = _Here()
 
 
 @contextlib.contextmanager
-def disable(host: object) -> Iterator[None]:
+def disable(prompts: object) -> Iterator[None]:
     """Disable the prompts of a model within the context; may be nested, and left in another thread or task.
 
     Args:
-        host: The model's prompts.
+        prompts: The model's prompts.
 
     Yields:
         Nothing.
     """
-    entered = _Entered(host)
+    entered = _Entered(prompts)
     token = DISABLED.set((*(each for each in DISABLED.get() if each.is_open), entered))
     try:
         yield
@@ -101,12 +101,12 @@ def disable(host: object) -> Iterator[None]:
         DISABLED.set(left)
 
 
-def is_disabled(host: object) -> bool:
+def is_disabled(prompts: object) -> bool:
     """Return whether the prompts of a model are disabled where this is called."""
     if torch.compiler.is_compiling():
-        return host in _HERE.hosts
-    return bool(DISABLED.get()) and host in _hosts()
+        return prompts in _HERE.prompts
+    return bool(DISABLED.get()) and prompts in _disabled()
 
 
-def _hosts() -> tuple[object, ...]:
-    return tuple([entered.host for entered in DISABLED.get() if entered.is_open])
+def _disabled() -> tuple[object, ...]:
+    return tuple([entered.prompts for entered in DISABLED.get() if entered.is_open])

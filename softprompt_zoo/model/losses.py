@@ -25,14 +25,14 @@ from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 Run = Callable[[Call, dict[str, Any]], Any]
 
 
-def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
+def learners(prompts: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
     """Find the prompts of a call that are trained by a loss of their methods' own.
 
     Without labels there is none to replace. A loss that somebody then takes of the logits is another one than the
     method's, which a warning says where gradients are wanted: Trainer's label smoothing keeps the labels to itself.
 
     Args:
-        host: The model's prompts.
+        prompts: The model's prompts.
         call: The prompts of this forward.
         kwargs: The forward's arguments.
 
@@ -41,15 +41,16 @@ def learners(host: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
     """
     found: list[str] = []
     for part in call.placements:  # a comprehension here could not be compiled
-        if part.name not in found and part.name in host and _has_loss(host[part.name]):  # a bank's are not trained
+        is_own = part.name in prompts  # a bank's are not trained
+        if is_own and part.name not in found and _has_loss(prompts[part.name]):
             found.append(part.name)
     if kwargs.get("labels") is not None:
         return found
     if found and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         warnings.warn(
-            f"prompt {found[0]!r} ({host[found[0]].method}) has a training loss of its own, which this forward leaves "
-            "out, for it was given no labels; give it the labels and take output.loss. Trainer withholds them where it "
-            "smooths labels or has a compute_loss_func",
+            f"prompt {found[0]!r} ({prompts[found[0]].method}) has a training loss of its own, which this forward "
+            "leaves out, for it was given no labels; give it the labels and take output.loss. Trainer withholds them "
+            "where it smooths labels or has a compute_loss_func",
             stacklevel=2,
         )
     return []

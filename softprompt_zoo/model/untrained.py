@@ -30,23 +30,23 @@ def note_training(model: Any, call: Call, is_given: bool, has_labels: bool) -> N
         is_given: Whether the call itself names its prompts, which may be none, or a bank's.
         has_labels: Whether it computes a loss.
     """
-    host: Prompts = model.prompts
-    used = [name for name in dict.fromkeys([part.name for part in call.placements]) if name in host]
-    if any([host[name].is_trained for name in used]):
-        _UNTRAINED.pop(host, None)
+    prompts: Prompts = model.prompts
+    used = [name for name in dict.fromkeys([part.name for part in call.placements]) if name in prompts]
+    if any([prompts[name].is_trained for name in used]):
+        _UNTRAINED.pop(prompts, None)
         return
-    if (is_given and not used) or is_disabled(host) or trains_beside_prompts(model):
+    if (is_given and not used) or is_disabled(prompts) or trains_beside_prompts(model):
         return
-    _note_untrained(host, nothing_trained(host, used), has_labels)
+    _note_untrained(prompts, nothing_trained(prompts, used), has_labels)
 
 
-def _note_untrained(host: Prompts, message: str, has_labels: bool) -> None:
+def _note_untrained(prompts: Prompts, message: str, has_labels: bool) -> None:
     """Refuse the next step, and tell it now to whoever computes a loss, once."""
-    _UNTRAINED[host] = message
+    _UNTRAINED[prompts] = message
     if not _HANDLES:
         _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
-    if has_labels and host not in _TOLD:
-        _TOLD.add(host)
+    if has_labels and prompts not in _TOLD:
+        _TOLD.add(prompts)
         warnings.warn(message, stacklevel=5)
 
 
@@ -56,24 +56,24 @@ def trains_beside_prompts(model: Any) -> bool:
     return any(parameter.requires_grad and id(parameter) not in own for parameter in model.parameters())
 
 
-def nothing_trained(host: Prompts, used: list[str]) -> str:
+def nothing_trained(prompts: Prompts, used: list[str]) -> str:
     """Return why a training trains nothing, and what to do.
 
     Args:
-        host: A model's prompts.
+        prompts: A model's prompts.
         used: Names of those that the training uses; none of them is trained.
 
     Returns:
         The message.
     """
-    trained = [name for name, prompt in host.items() if prompt.is_trained]
+    trained = [name for name, prompt in prompts.items() if prompt.is_trained]
     state = f"{', '.join(map(repr, used))} frozen" if used else "none active"
     if trained:
         return (
             f"nothing is trained: of the model's prompts {state}; {trained[0]!r} can be trained and is not used, so "
             f"activate it with model.prompts.activate({trained[0]!r})"
         )
-    if not used and len(host):
+    if not used and len(prompts):
         state += " and all frozen"
     return (
         f"nothing is trained: of the model's prompts {state}; load them with zoo.load(…, trainable=True), or call "

@@ -55,10 +55,10 @@ def measure_attention(
         UnsupportedError: If the prompts are disabled, or the model does not show its attention.
     """
     batches = read_batches(inputs)
-    host: Any = model.prompts
-    backbone: Backbone = host.backbone
+    prompts: Any = model.prompts
+    backbone: Backbone = prompts.backbone
     ids = None if task is None else torch.tensor([task])
-    call: Call = host.resolve(Request.read({"prompts": [list(names)], "task_ids": ids}, host.keys()), None)
+    call: Call = prompts.resolve(Request.read({"prompts": [list(names)], "task_ids": ids}, prompts.keys()), None)
     if not call.selection.names:
         inactive = ", ".join(map(repr, names))
         raise UnsupportedError(

@@ -63,14 +63,14 @@ def blend(
     _check_arguments(prompts, initial, how, way)
     factors = read_weights(weights, len(prompts), how, way)
     named: list[tuple[str, Any]] = [(f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts)]
-    given, backbone, host = read_given([*named, *([("initial", initial)] if way.has_initial else [])], model)
+    given, backbone, model_prompts = read_given([*named, *([("initial", initial)] if way.has_initial else [])], model)
     _check_fit(given, how, drop_heads)
     first, *others = [one.tokens for one in given]
     of_gates = None if way.of_gates is None else _wide(way.of_gates, factors)
     blended = first.map(_wide(way.of_vectors, factors), *others, gates=of_gates)
     prompt = plain_prompt(blended, backbone, given[0].placement, given[0].prompt)
-    if host is not None:
-        prompt.set_model_prompts(host)
+    if model_prompts is not None:
+        prompt.set_model_prompts(model_prompts)
     return prompt
 
 

@@ -29,8 +29,8 @@ def export_embeddings(
         ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
         UnsupportedError: If a prompt has keys and values. Nothing is written.
     """
-    host: Prompts = model.prompts  # type: ignore[assignment]
-    tokens = input_tokens(host, names, task, "embeddings")
+    prompts: Prompts = model.prompts  # type: ignore[assignment]
+    tokens = input_tokens(prompts, names, task, "embeddings")
     check_input_numbers(tokens)
     dtype: Any = model.get_input_embeddings().weight.dtype  # type: ignore[union-attr]
     check_free(directory)

@@ -50,19 +50,19 @@ def export_vocabulary(
         ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
         UnsupportedError: If the checkpoint could not do what the prompts do. Nothing is written.
     """
-    host: Prompts = model.prompts  # type: ignore[assignment]
+    prompts: Prompts = model.prompts  # type: ignore[assignment]
     _check_tokenizer(tokenizer)
-    tokens = input_tokens(host, names, task, "vocabulary")
-    active = host.active if names is None else tuple(tokens)[:1]
+    tokens = input_tokens(prompts, names, task, "vocabulary")
+    active = prompts.active if names is None else tuple(tokens)[:1]
     check_free(directory)
-    _check_model(model, host, tokens)
+    _check_model(model, prompts, tokens)
     check_input_numbers(tokens)
     known = len(tokenizer)
-    scale = _scale(model, host, known)
+    scale = _scale(model, prompts, known)
     extended, ids = extend(tokenizer, {name: len(own) for name, own in tokens.items()})
-    text = _trial_text(host, known, sum(len(own) for own in ids.values()))
+    text = _trial_text(prompts, known, sum(len(own) for own in ids.values()))
     expected = {
-        name: _logits(model, text, prompts=[list(name)], **_tasks(host, task)) for name in {active, *_alone(tokens)}
+        name: _logits(model, text, prompts=[list(name)], **_tasks(prompts, task)) for name in {active, *_alone(tokens)}
     }
     rows = torch.cat([own / scale for own in tokens.values()])
     plain = _with_rows(model, rows, _flat(ids.values()), expected[active], known)
@@ -94,23 +94,23 @@ def _alone(names: Any) -> list[tuple[str, ...]]:
     return [(name,) for name in names]
 
 
-def _tasks(host: Prompts, task: int | None) -> dict[str, Any]:
-    return {} if task is None else {"task_ids": torch.tensor([task], device=host.backbone.device)}
+def _tasks(prompts: Prompts, task: int | None) -> dict[str, Any]:
+    return {} if task is None else {"task_ids": torch.tensor([task], device=prompts.backbone.device)}
 
 
-def _check_model(model: PreTrainedModel, host: Prompts, tokens: Any) -> None:
+def _check_model(model: PreTrainedModel, prompts: Prompts, tokens: Any) -> None:
     """Refuse what an ordinary checkpoint cannot do, before anything is computed."""
-    if is_disabled(host):
+    if is_disabled(prompts):
         shown = ", ".join(map(repr, tokens))
         raise UnsupportedError(
             f"the prompts are disabled here ({shown}), so nothing can be compared; leave prompts.disabled()"
         )
-    if not host.backbone.kind.is_causal:
+    if not prompts.backbone.kind.is_causal:
         raise UnsupportedError(
             f"{type(model).__name__} is not a causal model: its own encoder would show a state for every soft token, "
             'where the prompted model shows the text alone; keep the prompt in our format, or use to="embeddings"'
         )
-    own_head = next((name for name in tokens if host[name].head is not None), None)
+    own_head = next((name for name in tokens if prompts[name].head is not None), None)
     if own_head is not None:
         raise UnsupportedError(
             f"prompt {own_head!r} has a trained task head of its own, which tokens cannot carry; keep the prompt in "
@@ -137,7 +137,7 @@ def _check_weights(model: PreTrainedModel) -> None:
         raise UnsupportedError(f"the model has adapters in its layers ({shown}); merge them into its weights first")
 
 
-def _scale(model: PreTrainedModel, host: Prompts, known: int) -> float:
+def _scale(model: PreTrainedModel, prompts: Prompts, known: int) -> float:
     """Find what the model multiplies its table's rows by; Gemma does."""
     table: Tensor = model.get_input_embeddings().weight  # type: ignore[union-attr,assignment]
     if known > table.shape[0]:
@@ -146,7 +146,7 @@ def _scale(model: PreTrainedModel, host: Prompts, known: int) -> float:
             "tokenizer that belongs to the model"
         )
     ids = torch.linspace(0, known - 1, min(known, 64), device=table.device).long()
-    rows, embedded = table[ids].double(), host.backbone.embed(ids).double()
+    rows, embedded = table[ids].double(), prompts.backbone.embed(ids).double()
     if rows.shape != embedded.shape:
         raise UnsupportedError(
             f"the model's embedding module gives a width of {embedded.shape[-1]}, and its table has {rows.shape[-1]}"
@@ -161,11 +161,11 @@ def _scale(model: PreTrainedModel, host: Prompts, known: int) -> float:
     return 1.0 if abs(scale - 1) < 1e-9 else scale
 
 
-def _trial_text(host: Prompts, known: int, virtual: int) -> Int[Tensor, "1 length"]:
+def _trial_text(prompts: Prompts, known: int, virtual: int) -> Int[Tensor, "1 length"]:
     room = TRIAL_TOKENS
-    if host.backbone.max_positions is not None:
-        room = max(1, min(room, host.backbone.max_positions - virtual))
-    return torch.linspace(known // 8, known - 1, room, device=host.backbone.device).long()[None]
+    if prompts.backbone.max_positions is not None:
+        room = max(1, min(room, prompts.backbone.max_positions - virtual))
+    return torch.linspace(known // 8, known - 1, room, device=prompts.backbone.device).long()[None]
 
 
 def _logits(

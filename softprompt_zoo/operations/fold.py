@@ -38,21 +38,21 @@ def fold(
         ValueError: If there is nothing to fold, a prompt does not have that task, or none has tasks.
         UnsupportedError: If the prompts cannot be one prefix; says why. Nothing is changed.
     """
-    host = prompts_of(model, "fold")
-    combination = combination_of(host, names, task)
-    host.check_name(name)
-    folded = PrefixMaker.of(model).fold({part: host[part] for part in combination}, task)
-    host.insert(name, folded)
-    host.activate(name)
+    prompts = prompts_of(model, "fold")
+    combination = combination_of(prompts, names, task)
+    prompts.check_name(name)
+    folded = PrefixMaker.of(model).fold({part: prompts[part] for part in combination}, task)
+    prompts.insert(name, folded)
+    prompts.activate(name)
     return model
 
 
-def combination_of(host: Prompts, names: str | Sequence[str] | None, task: int | None) -> tuple[str, ...]:
+def combination_of(prompts: Prompts, names: str | Sequence[str] | None, task: int | None) -> tuple[str, ...]:
     """Return the prompts to fold; arguments and errors as of `fold`."""
-    combination = host.active if names is None else check_combination(names, host.keys(), "names")
+    combination = prompts.active if names is None else check_combination(names, prompts.keys(), "names")
     if not combination:
-        known = ", ".join(map(repr, host)) or "none"
+        known = ", ".join(map(repr, prompts)) or "none"
         raise ValueError(f"there is nothing to fold: no prompt is active; give the names of some of {known}")
-    if task is not None and all(host[part].config.tasks is None for part in combination):
+    if task is not None and all(prompts[part].config.tasks is None for part in combination):
         raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     return combination

@@ -61,8 +61,8 @@ def read_given(
             raise TypeError(
                 f"{what} is {type(prompt).__name__}; expected model.prompts[name] or the folder of a saved prompt"
             )
-    backbone, host = _model_of(prompts, model)
-    return [_read(what, prompt, backbone) for what, prompt in prompts], backbone, host
+    backbone, model_prompts = _model_of(prompts, model)
+    return [_read(what, prompt, backbone) for what, prompt in prompts], backbone, model_prompts
 
 
 def _model_of(prompts: Sequence[tuple[str, Any]], model: Any) -> tuple[Backbone, Any]:
@@ -71,7 +71,7 @@ def _model_of(prompts: Sequence[tuple[str, Any]], model: Any) -> tuple[Backbone,
         return (model.prompts.backbone, model.prompts) if is_attached(model) else (inspect_backbone(model)[0], None)
     for _, prompt in prompts:
         if isinstance(prompt, Prompt) and prompt.backbone is not None:
-            return prompt.backbone, prompt.host
+            return prompt.backbone, prompt.model_prompts
     asked = ", ".join(what for what, _ in prompts)
     raise ValueError(f"none of the prompts is on a model ({asked}); say which model they are for: model=…")
 

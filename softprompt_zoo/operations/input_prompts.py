@@ -12,12 +12,12 @@ from softprompt_zoo.shapes import Float
 
 
 def input_tokens(
-    host: Prompts, names: Sequence[str] | None, task: int | None, to: str
+    prompts: Prompts, names: Sequence[str] | None, task: int | None, to: str
 ) -> dict[str, Float[Tensor, "_ hidden"]]:
     """Return the plain tokens of prompts at the input embeddings.
 
     Args:
-        host: The model's prompts.
+        prompts: The model's prompts.
         names: Which; by default the active ones.
         task: Of prompts with tasks the one to take.
         to: The format that they are for, for messages.
@@ -29,21 +29,21 @@ def input_tokens(
         ValueError: If a prompt does not have that task, or none has tasks.
         UnsupportedError: If none is active, or one has keys and values, or a weight.
     """
-    wanted = host.active if names is None else tuple(names)
+    wanted = prompts.active if names is None else tuple(names)
     if not wanted:
-        known = ", ".join(map(repr, host)) or "none"
+        known = ", ".join(map(repr, prompts)) or "none"
         raise UnsupportedError(f"no prompt is active; name one with name=…, of {known}")
     found = {}
     for name in wanted:
-        found[name] = _embeddings_of(host, name, task, to)
-    if task is not None and all(host[name].config.tasks is None for name in found):
+        found[name] = _embeddings_of(prompts, name, task, to)
+    if task is not None and all(prompts[name].config.tasks is None for name in found):
         raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
     return found
 
 
-def _embeddings_of(host: Prompts, name: str, task: int | None, to: str) -> Float[Tensor, "tokens hidden"]:
-    host[name].refuse_weight(f"prompt {name!r}", f"to={to!r}")
-    tokens = host[name].merged_tokens(host.backbone)
+def _embeddings_of(prompts: Prompts, name: str, task: int | None, to: str) -> Float[Tensor, "tokens hidden"]:
+    prompts[name].refuse_weight(f"prompt {name!r}", f"to={to!r}")
+    tokens = prompts[name].merged_tokens(prompts.backbone)
     if tokens.num_tasks is not None:
         if task is None:
             raise UnsupportedError(

@@ -63,22 +63,22 @@ def inspect(
         UnknownPromptError: If there is no prompt of that name.
         UnsupportedError: If the model has no prompts, no values (the `meta` device), or shows no attention.
     """
-    host = prompts_of(model, "inspect")
+    prompts = prompts_of(model, "inspect")
     check_positive_integer("neighbours", neighbours)
     check_choice("nearest_by", nearest_by, NEAREST_BY)
     _check_tokenizer(tokenizer)
-    names = host.active if name is None else check_combination(name, host.keys(), "name")
+    names = prompts.active if name is None else check_combination(name, prompts.keys(), "name")
     if not names:
-        raise ValueError(f"no prompt is active; name one of {', '.join(map(repr, host)) or 'none'}")
-    tasks = {name: host[name].config.tasks for name in names}
-    if host.backbone.device.type == "meta":
+        raise ValueError(f"no prompt is active; name one of {', '.join(map(repr, prompts)) or 'none'}")
+    tasks = {name: prompts[name].config.tasks for name in names}
+    if prompts.backbone.device.type == "meta":
         raise UnsupportedError(
             f"the model is on the meta device, where nothing has a value ({type(model).__name__}); load its "
             "weights first"
         )
     task = _check_task(task, tasks)
-    count = min(neighbours, host.backbone.vocab_size)
-    found = [_look(host, name, task if tasks[name] else None, tokenizer, count, nearest_by) for name in names]
+    count = min(neighbours, prompts.backbone.vocab_size)
+    found = [_look(prompts, name, task if tasks[name] else None, tokenizer, count, nearest_by) for name in names]
     if inputs is not None:
         masses = measure_attention(model, names, inputs, task)
         found = [dataclasses.replace(one, attention=masses[one.name]) for one in found]
@@ -104,9 +104,9 @@ def _check_task(task: int | None, tasks: Mapping[str, int | None]) -> int | None
 
 
 def _look(
-    host: Prompts, name: str, task: int | None, tokenizer: Any, neighbours: int, nearest_by: str
+    prompts: Prompts, name: str, task: int | None, tokenizer: Any, neighbours: int, nearest_by: str
 ) -> PromptInspection:
-    prompt, backbone = host[name], host.backbone
+    prompt, backbone = prompts[name], prompts.backbone
     tokens = prompt.merged_tokens(backbone)
     near: tuple[tuple[Neighbour, ...], ...] = ()
     if task is not None:

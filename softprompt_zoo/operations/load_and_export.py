@@ -92,11 +92,11 @@ def _set_trainable(prompts: list[Prompt], trainable: bool) -> None:
         prompt.requires_grad_(trainable and prompt in trained)
 
 
-def _check_fit(host: Prompts, prompts: Mapping[str, Prompt], active: tuple[str, ...], path: Path) -> None:
+def _check_fit(model_prompts: Prompts, prompts: Mapping[str, Prompt], active: tuple[str, ...], path: Path) -> None:
     """Refuse prompts that cannot go among those of a model, before the model is changed."""
-    check_shared_room({name: prompts[name] for name in active}, host.backbone)
-    check_ranges(prompts, host.backbone, f"in {path}")
-    _check_names(host, prompts, path)
+    check_shared_room({name: prompts[name] for name in active}, model_prompts.backbone)
+    check_ranges(prompts, model_prompts.backbone, f"in {path}")
+    _check_names(model_prompts, prompts, path)
 
 
 def _check_pooling(base: PreTrainedModel, name: str, was_attached: bool) -> None:
@@ -127,10 +127,10 @@ def _renamed(
     return {name: prompt}, tuple(name for _ in active)
 
 
-def _check_names(host: Prompts, names: Iterable[str], path: Path) -> None:
+def _check_names(prompts: Prompts, names: Iterable[str], path: Path) -> None:
     try:
         for name in names:
-            host.check_name(name)
+            prompts.check_name(name)
     except PromptExistsError as error:
         raise PromptExistsError(
             f"{path} cannot be loaded: {error}; a directory with one prompt is loaded under another name with "
@@ -151,10 +151,10 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UnsupportedError: If it has no prompts.
     """
-    host = prompts_of(model, "merge")
-    merged = {name: prompt.merged_tokens(host.backbone) for name, prompt in host.items()}
+    prompts = prompts_of(model, "merge")
+    merged = {name: prompt.merged_tokens(prompts.backbone) for name, prompt in prompts.items()}
     for name, tokens in merged.items():
-        prompt = host[name]
+        prompt = prompts[name]
         is_trained = prompt.is_trained
         prompt.learned = PlainTokens(tokens.tensors()).train(prompt.training)
         prompt.requires_grad_(is_trained)
@@ -201,15 +201,15 @@ def export(
     """
     if to not in EXPORTS:
         raise ValueError(f"to is {to!r}; expected one of {', '.join(map(repr, EXPORTS))}")
-    host = prompts_of(model, "export")
-    names = None if name is None else check_combination(name, host.keys(), "name")
+    prompts = prompts_of(model, "export")
+    names = None if name is None else check_combination(name, prompts.keys(), "name")
     if to == "vocabulary":
         export_vocabulary(model, Path(directory), tokenizer, names, task)
     elif to == "embeddings":
         export_embeddings(model, Path(directory), names, task)
     elif to == "kv":
         export_keys_values(
-            model, Path(directory), {part: host[part] for part in combination_of(host, names, task)}, task
+            model, Path(directory), {part: prompts[part] for part in combination_of(prompts, names, task)}, task
         )
     elif names is not None and len(names) != 1:
         raise UnsupportedError(
@@ -218,7 +218,7 @@ def export(
     else:
         _refuse_adapters(model)
         _check_place(Path(directory))
-        peft_export.write(host.saved(), Path(directory), None if names is None else names[0], task)
+        peft_export.write(prompts.saved(), Path(directory), None if names is None else names[0], task)
 
 
 def _check_place(directory: Path) -> None:

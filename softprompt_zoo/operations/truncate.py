@@ -59,7 +59,7 @@ def truncate(
     if (inputs is None) == (by == "attention"):
         told = "needs" if inputs is None else "takes no"
         raise ValueError(f"by={by!r} {told} inputs, batches of the model's input")
-    [given], backbone, host = read_given([("prompt", prompt)], model)
+    [given], backbone, model_prompts = read_given([("prompt", prompt)], model)
     if num_virtual_tokens > given.prompt.num_virtual_tokens:
         raise ValueError(
             f"num_virtual_tokens is {num_virtual_tokens}; the prompt has {given.prompt.num_virtual_tokens} tokens"
@@ -72,18 +72,18 @@ def truncate(
     tokens = given.tokens.map(lambda tensor: tensor.index_select(-2, kept.to(tensor.device)))
     shorter = plain_prompt(tokens, backbone, given.placement, given.prompt, head)
     shorter.weight = given.prompt.weight
-    if host is not None:
-        shorter.set_model_prompts(host)
+    if model_prompts is not None:
+        shorter.set_model_prompts(model_prompts)
     return shorter
 
 
 def _attention(prompt: Prompt, model: Any, inputs: Any) -> Float[Tensor, " tokens"]:
     if model is None:
         raise ValueError("by='attention' needs the model the prompt is on: model=…")
-    host = getattr(model, "prompts", {})
-    name = next((name for name in host if host[name] is prompt), None)
+    model_prompts = getattr(model, "prompts", {})
+    name = next((name for name in model_prompts if model_prompts[name] is prompt), None)
     if name is None:
-        known = ", ".join(map(repr, host)) or "none"
+        known = ", ".join(map(repr, model_prompts)) or "none"
         raise ValueError(
             f"the prompt is none of the model's prompts ({known}); add it first: model.prompts.add(name, prompt)"
         )

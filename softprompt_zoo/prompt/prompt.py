@@ -20,7 +20,7 @@ from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
-class Host(Protocol):
+class ModelPrompts(Protocol):
     """What a prompt knows of the other prompts of its model."""
 
     backbone: Backbone
@@ -62,7 +62,7 @@ class Prompt(nn.Module):
         self.weight = 1.0
         """Factor on the share of attention that its tokens get; `model.prompts.set_weight` sets it."""
         self._loaded: LoadedMethod | None = method
-        self._host: weakref.ref[Host] | None = None
+        self._model_prompts: weakref.ref[ModelPrompts] | None = None
         self._passed: tuple[Backbone | None, dict[Hashable, Any]] = (None, {})
         """The backbone that the hooks' answers were checked against, and what the checks gave for each form of them."""
 
@@ -89,16 +89,16 @@ class Prompt(nn.Module):
     @property
     def backbone(self) -> Backbone | None:
         """Sizes of the model it was put on, or made for; `None` if there is none, or it is gone."""
-        return None if self.host is None else self.host.backbone
+        return None if self.model_prompts is None else self.model_prompts.backbone
 
     @property
-    def host(self) -> Host | None:
+    def model_prompts(self) -> ModelPrompts | None:
         """The prompts of that model."""
-        return None if self._host is None else self._host()
+        return None if self._model_prompts is None else self._model_prompts()
 
-    def set_model_prompts(self, host: Host) -> None:
+    def set_model_prompts(self, model_prompts: ModelPrompts) -> None:
         """Remember the prompts of a model, which are not kept alive by it, copied or pickled with it."""
-        self._host = weakref.ref(host)
+        self._model_prompts = weakref.ref(model_prompts)
 
     @property
     def loaded(self) -> LoadedMethod:
@@ -247,7 +247,7 @@ class Prompt(nn.Module):
         backbone.inside.refuse(dataclasses.replace(placement, weight=placement.weight * self.weight))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None, "_host": None, "_passed": (None, {})}
+        return {**self.__dict__, "_loaded": None, "_model_prompts": None, "_passed": (None, {})}
 
     def extra_repr(self) -> str:
         """Show method and size where torch prints the model."""

@@ -163,7 +163,7 @@ class DecodingState:
     """The prompts of one text, as they were built for it."""
 
     era: object
-    """Of the host that made it: another one after a change that texts which were begun are to follow."""
+    """Of the prompts that made it: another one after a change that texts which were begun are to follow."""
     placements: dict[str, Placement] = dataclasses.field(default_factory=dict)
     """By the prompt's name."""
     prefix: tuple[tuple[Combination, ...], Int[Tensor, ""] | None, Prefix] | None = None

@@ -1,8 +1,8 @@
 """The two hooks on each stack: prompts in before its forward, virtual positions out after it.
 
-Three things meet here, each decided when the prompts were attached. The *host* says which prompts the rows of this call
-see (`Call`). The stack's *kind* (`sites.stacks`) says where they are next to its text, and makes the state of the call
-(`CallState`). Its *reach* (`sites.reach`) brings this state to the attention.
+Three things meet here, each decided when the prompts were attached. The model's *prompts* say which of them the rows of
+this call see (`Call`). The stack's *kind* (`sites.stacks`) says where they are next to its text, and makes the state of
+the call (`CallState`). Its *reach* (`sites.reach`) brings this state to the attention.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from softprompt_zoo.sites.state import CallState
 BINDING_ATTRIBUTE = "_softprompt_binding"
 
 
-class Host(Protocol):
+class ModelPrompts(Protocol):
     """What the hooks need of the model's prompts."""
 
     def keys(self) -> list[str]:
@@ -39,7 +39,7 @@ class Binding:
 
     stack: Stack
     kind: StackKind
-    host: Host
+    prompts: ModelPrompts
     argument_names: list[str]
     """Names of the forward's positional arguments, in order."""
     reads: str
@@ -61,19 +61,19 @@ class Binding:
         if built is not None:
             return built, True
         asked = {name: kwargs.pop(name, None) for name in NEW_ARGUMENTS}
-        call = self.host.resolve(Request.read(asked, self.host.keys()), given_cache(kwargs))
+        call = self.prompts.resolve(Request.read(asked, self.prompts.keys()), given_cache(kwargs))
         if not call.is_empty:
-            check_entry(self.host)
+            check_entry(self.prompts)
         return call, False
 
 
-def bind(family: str, stack: Stack, host: Host) -> None:
+def bind(family: str, stack: Stack, prompts: ModelPrompts) -> None:
     """Put the hooks on a stack.
 
     Args:
         family: The backbone's family.
         stack: The stack; its module is changed.
-        host: The model's prompts.
+        prompts: The model's prompts.
 
     Raises:
         RuntimeError: If it has some.
@@ -82,7 +82,7 @@ def bind(family: str, stack: Stack, host: Host) -> None:
         raise RuntimeError(f"{type(stack.module).__name__} has hooks of prompts already")
     names = list(inspect.signature(type(stack.module).forward).parameters)[1:]
     reads = "input_features" if stack.is_audio_encoder else "input_ids"
-    binding = Binding(stack, kind_of(family, stack), host, names, reads, stack.module.config._attn_implementation)
+    binding = Binding(stack, kind_of(family, stack), prompts, names, reads, stack.module.config._attn_implementation)
     binding.handles = [
         stack.module.register_forward_pre_hook(before_forward, with_kwargs=True),
         stack.module.register_forward_hook(after_forward, with_kwargs=True),

@@ -71,16 +71,16 @@ def check_import(subject: Subject, text: Tensor, directory: Path) -> None:
         directory: An empty folder.
     """
     peft = pytest.importorskip("peft")
-    host = subject.model.prompts
-    prompt = host["default"]
-    is_input = isinstance(prompt.place(host.backbone).tokens, InputTokens)
+    prompts = subject.model.prompts
+    prompt = prompts["default"]
+    is_input = isinstance(prompt.place(prompts.backbone).tokens, InputTokens)
     kinds = {"PROMPT_TUNING": peft.PromptTuningConfig, "PREFIX_TUNING": peft.PrefixTuningConfig}
     kind = next((kinds[name] for name in prompt.loaded.peft_types if name in kinds), None)
     if kind is None:
         pytest.skip("the method loads none of PEFT's plain prompt types; types of its own have tests of their own")
-    if not is_input and not host.backbone.takes_cache:
+    if not is_input and not prompts.backbone.takes_cache:
         pytest.skip("PEFT hands a prefix to the model as past_key_values, which this model does not take")
-    if is_input and host.backbone.inside.scales_ids:
+    if is_input and prompts.backbone.inside.scales_ids:
         pytest.skip("PEFT gives this model embeddings that it does not scale, where it scales those of ids")
     options = _peft_options(subject, prompt.num_virtual_tokens, is_input)
     base = Subject(subject.architecture, tiny_model(subject.architecture))

@@ -41,17 +41,17 @@ def make_of_real_tokens(subject: Subject, base: Subject, text: Tensor) -> RealTo
     Returns:
         The real tokens.
     """
-    host = subject.model.prompts
-    prompt = host["default"]
+    prompts = subject.model.prompts
+    prompt = prompts["default"]
     ids = random_text(prompt.num_virtual_tokens, REAL_SEED)
-    tokens = prompt.place(host.backbone).tokens
+    tokens = prompt.place(prompts.backbone).tokens
     if isinstance(tokens, LayerTokens) and any(site.gates is not None for site in tokens.sites.values()):
         pytest.skip(NO_REAL_TOKENS)
     plain: VirtualTokens
     if isinstance(tokens, InputTokens):
-        plain = InputTokens(host.backbone.embed(ids[0]))
+        plain = InputTokens(prompts.backbone.embed(ids[0]))
     elif subject.is_causal:
-        plain = host.backbone.keys_values(ids[0])
+        plain = prompts.backbone.keys_values(ids[0])
     elif subject.is_encoder_decoder and "decoder" in tokens.sites:
         plain = LayerTokens({"decoder": _decoder_states(subject, base, ids, text)})
     else:

@@ -73,9 +73,9 @@ class Evaluator:
         target_loss(model, longest([*rows, *self.rows]), self.collate)
         if not self.handwritten_rows:
             return
-        rows, host = longest(self.handwritten_rows), model.prompts
+        rows, prompts = longest(self.handwritten_rows), model.prompts
         try:
-            with host.disabled():  # type: ignore[operator]
+            with prompts.disabled():  # type: ignore[operator]
                 target_loss(model, rows, self.collate)
         except IndexError as error:  # of the base model's own table of positions
             raise ValueError(
@@ -102,11 +102,11 @@ class Evaluator:
         if name == HANDWRITTEN and self.handwritten is not None:
             rows = self.handwritten_rows
             count = len(tokenizer(self.handwritten, add_special_tokens=False)["input_ids"])
-        host: Any = model.prompts
+        prompts: Any = model.prompts
         if name == TRAINED:
-            count = sum(host[prompt].num_virtual_tokens for prompt in host.active)
+            count = sum(prompts[prompt].num_virtual_tokens for prompt in prompts.active)
         (tell or (lambda _: None))(f"measuring the {name}: {len(rows)} rows, answers to {self.metric_rows}")
-        with contextlib.nullcontext() if name == TRAINED else host.disabled():
+        with contextlib.nullcontext() if name == TRAINED else prompts.disabled():
             loss = target_loss(model, rows, self.collate)
             texts = [row.text for row in rows[: self.metric_rows]]
             answers = generate(model, tokenizer, texts, self.max_new_tokens)
@@ -180,7 +180,7 @@ def _cut_to_room(max_new_tokens: int, model: "PreTrainedModel", length: int) -> 
     bound = max_positions(model)
     if bound is None:
         return max_new_tokens
-    host: Any = getattr(model, "prompts", None)
-    virtual = 0 if host is None else sum(host[name].num_virtual_tokens for name in host.active)
+    prompts: Any = getattr(model, "prompts", None)
+    virtual = 0 if prompts is None else sum(prompts[name].num_virtual_tokens for name in prompts.active)
     room = bound - virtual - length + 1  # the last token of an answer is not read
     return min(max_new_tokens, room) if room > 0 else max_new_tokens

@@ -106,7 +106,7 @@ def _check_is_free(model: nn.Module) -> None:
     for name, module in model.named_modules():
         binding: Binding | None = module.__dict__.get(BINDING_ATTRIBUTE)
         if binding is not None or mark_of(module) is not None:
-            owner = getattr(binding and binding.host, "architecture", None) or "another model"
+            owner = getattr(binding and binding.prompts, "architecture", None) or "another model"
             part = f"{type(model).__name__}.{name}" if name else type(model).__name__
             raise UnsupportedError(
                 f"{part} has the prompts of {owner} already, and a module takes those of one model; use that model, "

@@ -38,7 +38,7 @@ def twin(model: Any) -> Any:
     result.__dict__["_softprompt_stacks"] = stacks
     for stack in stacks.values():
         own = stack.module.__dict__
-        own[BINDING_ATTRIBUTE] = dataclasses.replace(own[BINDING_ATTRIBUTE], stack=stack, host=result.prompts)
+        own[BINDING_ATTRIBUTE] = dataclasses.replace(own[BINDING_ATTRIBUTE], stack=stack, prompts=result.prompts)
     return result
 
 
