@@ -18,10 +18,12 @@ class Catalog:
 
     Args:
         reader: The bank.
+        suggests: Whether an error may tell the name of another prompt.
     """
 
-    def __init__(self, reader: zoo.PrefixReader) -> None:
+    def __init__(self, reader: zoo.PrefixReader, *, suggests: bool = True) -> None:
         self._reader = reader
+        self._suggests = suggests
 
     def find(self, name: Any) -> zoo.PrefixEntry:
         """Look up a prompt as it is now; its keys and values are not read.
@@ -63,6 +65,8 @@ class Catalog:
             raise PromptRefusedError(f"the soft prompt {name!r} cannot be served: {error}") from error
 
     def _suggestion(self, name: str) -> str:
+        if not self._suggests:
+            return ""
         begin = name[:1]
         known = list(itertools.islice(self._reader.names(begin), NAMES_TO_SUGGEST_FROM))
         near = difflib.get_close_matches(name, known, 1)

@@ -1,0 +1,95 @@
+"""The server's front: requests' prompts are looked up, authorized, and said in the answers."""
+
+import json
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any
+
+from softprompt_zoo_vllm.admission import Admission, admission, no_bank
+from softprompt_zoo_vllm.answers import Receive, Send, Told, error_body, read_body, receive_again, send_json
+from softprompt_zoo_vllm.catalog import PromptRefusedError
+from softprompt_zoo_vllm.gate import Gate, PromptForbiddenError
+from softprompt_zoo_vllm.naming import Named, read_name
+
+Scope = MutableMapping[str, Any]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Front:
+    """ASGI middleware of a server with a bank.
+
+    `"model": "BASE:alice"` is the model BASE with alice's prompt, for clients that can say no more. An answer with a
+    prompt has the header `X-Soft-Prompt`, streams too.
+
+    Args:
+        app: What answers.
+        gate: To the server's bank, once the server is up.
+        models: Names of the models that are served.
+    """
+
+    def __init__(
+        self, app: Application, gate: Callable[[], Gate | None], models: Callable[[], Collection[str]]
+    ) -> None:
+        self._app = app
+        self._gate = gate
+        self._models = models
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http" or scope["method"] != "POST" or _is_form(scope):
+            await self._app(scope, receive, send)
+            return
+        data = await read_body(receive)
+        try:
+            named = self._named(scope, data)
+            came = await self._admit(scope, named)
+        except PromptRefusedError as error:
+            await send_json(send, *error_body(error, 403 if isinstance(error, PromptForbiddenError) else 400))
+            return
+        if named is not None:
+            data = json.dumps(named.body).encode()
+        token = admission.set(came)
+        try:
+            await self._answer(_with_length(scope, len(data)), receive_again(data, receive), send, came)
+        finally:
+            admission.reset(token)
+
+    def _named(self, scope: Scope, data: bytes) -> Named | None:
+        """Find the prompt that a request names; what is no JSON is the server's to refuse."""
+        try:
+            body = json.loads(data)
+        except ValueError:
+            return None
+        return read_name(scope["path"].removeprefix(scope.get("root_path", "")), body, self._models())
+
+    async def _admit(self, scope: Scope, named: Named | None) -> Admission:
+        """Look up the prompt that a request names."""
+        gate = self._gate()
+        if named is None or named.name is None:
+            return Admission()
+        if gate is None:
+            raise no_bank(named.name)
+        return Admission(await gate.find(named.name, headers_of(scope)))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, came: Admission) -> None:
+        """Have a request answered, and say in the answer which prompt it had."""
+        gate, entry = self._gate(), came.entry
+        if gate is None or entry is None:
+            await self._app(scope, receive, send)
+            return
+        await self._app(scope, receive, Told(send, entry.name, gate.damage))
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """Return a request's HTTP headers, names in lower case."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _is_form(scope: Scope) -> bool:
+    """Return whether a request carries a form, such as a sound file, in which no prompt can be named."""
+    return headers_of(scope).get("content-type", "").startswith("multipart/")
+
+
+def _with_length(scope: Scope, length: int) -> Scope:
+    """Return a scope whose headers say how long the body is."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
+    return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}

