@@ -8,8 +8,8 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.bank.restoring import encode_prompt
 from softprompt_zoo.config.checks import check_boolean
 from softprompt_zoo.errors import BankError, UnsupportedError
-from softprompt_zoo.operations.engine_prefix import check_model, engine_prefix
-from softprompt_zoo.operations.plain_prefix import PrefixMaker
+from softprompt_zoo.model.engine_prefix import check_model, engine_prefix
+from softprompt_zoo.model.plain_prefix import PrefixMaker
 from softprompt_zoo.prompt.fits import fitting
 from softprompt_zoo.prompt.prompt import Prompt
 

@@ -42,10 +42,10 @@ def add(
     """Put a saved prompt into a bank as a prefix, which engines serve by name; the bank is made if there is none."""
     from softprompt_zoo.bank.bank import PromptBank
     from softprompt_zoo.bank.names import check_name
-    from softprompt_zoo.operations.engine_prefix import engine_prefix
+    from softprompt_zoo.model.engine_prefix import engine_prefix
+    from softprompt_zoo.model.plain_prefix import PrefixMaker
     from softprompt_zoo.operations.fold import combination_of
     from softprompt_zoo.operations.load_and_export import load
-    from softprompt_zoo.operations.plain_prefix import PrefixMaker
 
     base, stored_dtype = _prepared(model, dtype)
     chosen = prompt_folder.resolve().name if name is None else name

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone import identity
 from softprompt_zoo.files import keys_values
-from softprompt_zoo.operations.engine_prefix import engine_prefix
+from softprompt_zoo.model.engine_prefix import engine_prefix
+from softprompt_zoo.model.plain_prefix import PrefixMaker
 from softprompt_zoo.operations.new_folder import check_free, moved_into_place
-from softprompt_zoo.operations.plain_prefix import PrefixMaker
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.token_checks import check_range
 

@@ -6,8 +6,8 @@ import torch
 from transformers import PreTrainedModel
 
 from softprompt_zoo.model.attachment import prompts_of
+from softprompt_zoo.model.plain_prefix import PrefixMaker
 from softprompt_zoo.model.prompts import Prompts
-from softprompt_zoo.operations.plain_prefix import PrefixMaker
 from softprompt_zoo.sites.select import check_combination
 
 

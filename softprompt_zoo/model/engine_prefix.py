@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files import weight_adapters
 from softprompt_zoo.files.damage import check_numbers
-from softprompt_zoo.operations.plain_prefix import PrefixMaker
+from softprompt_zoo.model.plain_prefix import PrefixMaker
 from softprompt_zoo.prompt.prompt import Prompt
 
 
