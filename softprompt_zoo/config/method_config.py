@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
 from softprompt_zoo.config import typed
@@ -71,23 +72,8 @@ class MethodConfig:
         Raises:
             TypeError: If JSON has no place for a value.
         """
-        values: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value, names = getattr(self, field.name), field.metadata.get("names")
-            if not field.metadata.get("saved", True):
-                continue
-            if names is not None and value not in names:
-                value = GIVEN
-            values[field.name] = list(value) if isinstance(value, tuple) else value
-            try:
-                json.dumps(values[field.name])
-            except (TypeError, ValueError) as error:
-                raise TypeError(
-                    f"{field.name} is {value!r} ({type(value).__name__}), which cannot be saved; expected text, a "
-                    "number, True, False, None, or a tuple of these. An option that need not be saved says so in its "
-                    'field: metadata={"saved": False}'
-                ) from error
-        return values
+        fields = [field for field in dataclasses.fields(self) if field.metadata.get("saved", True)]
+        return {field.name: _json_value(field, getattr(self, field.name)) for field in fields}
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
@@ -103,10 +89,7 @@ class MethodConfig:
             TypeError: If an option is unknown, or has a wrong type.
             ValueError: If an option has a value that is not allowed.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = [name for name in options if name not in known]
-        if unknown:
-            raise TypeError(f"unknown option {unknown[0]!r} for {cls.__name__}; expected any of {', '.join(known)}")
+        cls._check_known(options)
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
         }
@@ -120,6 +103,13 @@ class MethodConfig:
         return config
 
     @classmethod
+    def _check_known(cls, names: Iterable[str]) -> None:
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]!r} for {cls.__name__}; expected any of {', '.join(known)}")
+
+    @classmethod
     def _check_types(cls, values: dict[str, Any]) -> None:
         """Refuse values that are not what the fields' annotations say."""
         kind: Any = cls
@@ -129,3 +119,20 @@ class MethodConfig:
                 typed.convert(hints[name], value, name)
             except typed.MismatchError as error:
                 raise TypeError(str(error)) from None
+
+
+def _json_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    """Return what is saved of a field's value."""
+    names = field.metadata.get("names")
+    if names is not None and value not in names:
+        return GIVEN
+    saved = list(value) if isinstance(value, tuple) else value
+    try:
+        json.dumps(saved)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{field.name} is {value!r} ({type(value).__name__}), which cannot be saved; expected text, a "
+            "number, True, False, None, or a tuple of these. An option that need not be saved says so in its "
+            'field: metadata={"saved": False}'
+        ) from error
+    return saved

@@ -12,7 +12,7 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from typing import Annotated, Any, TypeVar
 
 from softprompt_zoo.errors import CheckpointError
@@ -136,14 +136,18 @@ def _object(kind: Any, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise MismatchError(path, shown(value), "an object")
     hints, needed = fields_of(kind)
-    for name in value:
-        if name not in hints:
-            raise MismatchError(_at(path, str(name)), "is unknown", ", ".join(hints))
-    missing = [name for name in hints if name in needed - {*value}]
-    if missing:
-        raise MismatchError(_at(path, missing[0]), "is missing", _expected(hints[missing[0]]))
+    _check_names(value, hints, needed, path)
     found = {name: convert(hints[name], part, _at(path, name)) for name, part in value.items()}
     return found if typing.is_typeddict(kind) else kind(**found)
+
+
+def _check_names(names: Collection[Any], hints: Mapping[str, Any], needed: Set[str], path: str) -> None:
+    for name in names:
+        if name not in hints:
+            raise MismatchError(_at(path, str(name)), "is unknown", ", ".join(hints))
+    missing = next((name for name in hints if name in needed - {*names}), None)
+    if missing is not None:
+        raise MismatchError(_at(path, missing), "is missing", _expected(hints[missing]))
 
 
 def _annotated(arguments: tuple[Any, ...], value: Any, path: str) -> Any:

@@ -9,8 +9,9 @@ from pathlib import Path
 from softprompt_zoo.errors import DataError
 from softprompt_zoo.examples.rows import Row, listed, read_rows, short
 
-_FIELD_PAIRS = (("input", "target"), ("text", "label"))
+_TARGET_OF = {"input": "target", "text": "label"}
 _REFERENCES = "references"
+_ONE_PLACEHOLDER = "the only placeholder is {input}; write {{ and }} for braces"
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,15 @@ def read_examples(
 
 def _field_names(first: Mapping[str, object], input_field: str | None, target_field: str | None) -> tuple[str, str]:
     """Return the fields of input and target: those that were named, or those that the first row has."""
-    pair = next((pair for pair in _FIELD_PAIRS if pair[0] in first), _FIELD_PAIRS[0])
-    if target_field is None and pair[1] not in first:
-        # A file may mix the pairs, such as input with label.
-        pair = (pair[0], next((name for _, name in _FIELD_PAIRS if name in first), pair[1]))
-    return input_field or pair[0], target_field or pair[1]
+    own_input = _first_in(first, *_TARGET_OF)
+    # A file may mix the pairs, such as input with label.
+    own_target = _first_in(first, _TARGET_OF[own_input], *_TARGET_OF.values())
+    return input_field or own_input, target_field or own_target
+
+
+def _first_in(fields: Mapping[str, object], *names: str) -> str:
+    """Return the first name that there is a field of; the first one if there is none."""
+    return next((name for name in names if name in fields), names[0])
 
 
 def check_template(template: str) -> None:
@@ -113,44 +118,51 @@ def apply_template(template: str, example: Example) -> str:
 
 def _split_template(template: str) -> list[str | None]:
     """Cut a template into text and places for the input, which are None."""
-    rule = "the only placeholder is {input}; write {{ and }} for braces"
     parts: list[str | None] = []
-    try:
-        for text, field, form, conversion in string.Formatter().parse(template):
-            parts.append(text)
-            if field is None:
-                continue
-            if field != "input" or form or conversion:
-                shown = _placeholder(field, form, conversion)
-                raise DataError(f"unknown placeholder {{{shown}}} in template {template!r}; {rule}")
-            parts.append(None)
-    except DataError:
-        raise
-    except ValueError as error:
-        raise DataError(f"malformed template {template!r}: {str(error).lower()}; {rule}") from error
+    for text, placeholder in _placeholders(template):
+        parts.append(text)
+        if placeholder is None:
+            continue
+        if placeholder != "input":
+            raise DataError(f"unknown placeholder {{{placeholder}}} in template {template!r}; {_ONE_PLACEHOLDER}")
+        parts.append(None)
     if None not in parts:
-        raise DataError(f"template {template!r} has no place for the input; {rule}")
+        raise DataError(f"template {template!r} has no place for the input; {_ONE_PLACEHOLDER}")
     return parts
 
 
-def _placeholder(field: str, form: str | None, conversion: str | None) -> str:
-    """Return what a template says between braces."""
+def _placeholders(template: str) -> list[tuple[str, str | None]]:
+    """Return the texts of a template, each with what stands between the braces after it, or None."""
+    try:
+        found = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise DataError(f"malformed template {template!r}: {str(error).lower()}; {_ONE_PLACEHOLDER}") from error
+    return [(text, _between_braces(field, form, conversion)) for text, field, form, conversion in found]
+
+
+def _between_braces(field: str | None, form: str | None, conversion: str | None) -> str | None:
+    if field is None:
+        return None
     return f"{field}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
 
 
 def _example(row: Row, names: tuple[str, str], target_demand: str) -> Example:
     """Check one row; `target_demand` is "always", "unless referenced" or "never"."""
     input_name, target_name = names
-    if input_name not in row.fields:
-        raise _missing(row, input_name)
-    text = _text(row, f"field {input_name!r}", row.fields[input_name])
+    text = _field(row, input_name)
     references = _references(row)
-    target: str | None = references[0] if references else None
-    if target_name in row.fields:
-        target = _text(row, f"field {target_name!r}", row.fields[target_name])
-    elif target_demand == "always" or (target_demand == "unless referenced" and not references):
-        raise _missing(row, target_name)
-    return Example(text, target, references or ((target,) if target is not None else ()))
+    is_needed = {"always": True, "unless referenced": not references, "never": False}[target_demand]
+    if target_name in row.fields or is_needed:
+        target = _field(row, target_name)
+        return Example(text, target, references or (target,))
+    return Example(text, references[0] if references else None, references)
+
+
+def _field(row: Row, name: str) -> str:
+    """Return the text of a field."""
+    if name not in row.fields:
+        raise _missing(row, name)
+    return _text(row, f"field {name!r}", row.fields[name])
 
 
 def _references(row: Row) -> tuple[str, ...]:

@@ -34,12 +34,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: If the file or a row of it cannot be read.
     """
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; name a .jsonl or .csv file in it")
-    if not path.exists():
-        raise DataError(f"{path}: no such file; name a .jsonl or .csv file")
-    if not path.is_file():  # a pipe that nobody writes to would be read for ever
-        raise DataError(f"{path}: is a pipe or a device; name a .jsonl or .csv file on a disk")
+    _check_is_file(path)
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -47,6 +42,20 @@ def read_rows(path: Path) -> Iterator[Row]:
             f"{path}: unknown suffix {path.suffix!r}; allowed are .jsonl (one object per line) and"
             " .csv (with a header row); convert or rename the file"
         )
+    return reader(path, _read_text(path))
+
+
+def _check_is_file(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name a .jsonl or .csv file in it")
+    if not path.exists():
+        raise DataError(f"{path}: no such file; name a .jsonl or .csv file")
+    if not path.is_file():  # a pipe that nobody writes to would be read for ever
+        raise DataError(f"{path}: is a pipe or a device; name a .jsonl or .csv file on a disk")
+
+
+def _read_text(path: Path) -> str:
+    """Read a file that has something in it, in UTF-8."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -54,14 +63,13 @@ def read_rows(path: Path) -> Iterator[Row]:
     if not content:
         raise DataError(f"{path}: is empty; at least one row is needed; was it written in full?")
     try:
-        text = content.decode("utf-8-sig")  # spreadsheets put a mark before the first byte
+        return content.decode("utf-8-sig")  # spreadsheets put a mark before the first byte
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8; only UTF-8 text"
             " is read; save the file in that encoding"
         ) from error
-    return reader(path, text)
 
 
 def _read_jsonl(path: Path, text: str) -> Iterator[Row]:
@@ -74,13 +82,9 @@ def _read_jsonl(path: Path, text: str) -> Iterator[Row]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = str(error)
-            if isinstance(error, json.JSONDecodeError):  # its own text counts lines from this one
-                said = error.msg.lower().removesuffix(" starting at")
-                reason = f"column {error.colno}: {said}"
             cut = "; the file ends there and may be truncated" if number == len(lines) else ""
             raise DataError(
-                f"{place}: {_cut(line.strip())} is not valid JSON ({reason}){cut}; each line must"
+                f"{place}: {_cut(line.strip())} is not valid JSON ({_reason(error)}){cut}; each line must"
                 " be one whole JSON object; repair or remove the line"
             ) from error
         if not isinstance(value, dict):
@@ -91,27 +95,37 @@ def _read_jsonl(path: Path, text: str) -> Iterator[Row]:
         yield Row(place, value, may_hold_lists=True)
 
 
+def _reason(error: Exception) -> str:
+    """Return why a line is not JSON; a decoder's own text would count lines from this one."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"column {error.colno}: {error.msg.lower().removesuffix(' starting at')}"
+
+
 def _read_csv(path: Path, text: str) -> Iterator[Row]:
     """Read rows below a header row; blank lines are allowed."""
+    lines = _csv_lines(path, text)
+    place, header = next(lines, ("", []))
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise DataError(f"{place}: columns named twice: {listed(twice)}; rename them")
+    for place, cells in lines:
+        if len(cells) != len(header):
+            raise DataError(
+                f"{place}: has {len(cells)} columns; the header has {len(header)}:"
+                f" {listed(header)}; put cells that hold a comma in double quotes"
+            )
+        yield Row(place, dict(zip(header, cells, strict=True)), may_hold_lists=False)
+
+
+def _csv_lines(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the cells of each line that is not blank, with its place."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
     number = 1  # the line a row starts on; it may go on over several
     try:
         for cells in reader:
             place, number = f"{path}:{number}", reader.line_num + 1
-            if not cells:
-                continue
-            if not header:
-                header = cells
-                if twice := sorted({name for name in header if header.count(name) > 1}):
-                    raise DataError(f"{place}: columns named twice: {listed(twice)}; rename them")
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{place}: has {len(cells)} columns; the header has {len(header)}:"
-                    f" {listed(header)}; put cells that hold a comma in double quotes"
-                )
-            yield Row(place, dict(zip(header, cells, strict=True)), may_hold_lists=False)
+            if cells:
+                yield place, cells
     except csv.Error as error:
         if "field limit" in str(error):
             raise DataError(

@@ -35,16 +35,20 @@ def chat_pieces(
     wants_answer = messages[-1]["role"] != "assistant"
     whole = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=wants_answer)
     parts = re.split(f"{mark}([0-9]+){mark}", whole)
-    kept = [int(number) for number in parts[1::2]]
-    if kept != list(range(len(slots))):
+    _check_kept([*map(int, parts[1::2])], len(slots))
+    pieces: list[str | Slot] = [*parts]
+    pieces[1::2] = slots
+    return pieces
+
+
+def _check_kept(kept: list[int], count: int) -> None:
+    """Refuse a chat that does not have each slot once, in the order of the template."""
+    if kept != list(range(count)):
         shown = ", ".join(f"number {number + 1}" for number in kept) or "none"
         raise ValueError(
             "the tokenizer's chat template leaves out, repeats or moves a part of the chat that has slots "
-            f"(of {len(slots)} slots it keeps {shown}); put the slots into another message"
+            f"(of {count} slots it keeps {shown}); put the slots into another message"
         )
-    pieces: list[str | Slot] = list(parts)
-    pieces[1::2] = slots
-    return pieces
 
 
 def _unused_character(text: str) -> str:

@@ -1,7 +1,7 @@
 """Texts with soft slots: a template and its fields become token ids, a mask and the places of virtual tokens."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,14 +61,12 @@ def encode(
     ends = ([], []) if parsed.messages else _special_ends(tokenizer)
     encoder = _Encoder(tokenizer, parsed, ends, _placeholder(tokenizer))
     encoded = [_fitting_row(encoder, values, max_length) for values in rows]
-    empty = next((number for number, row in enumerate(encoded) if not row.ids), None)
-    if empty is not None:
-        raise ValueError(f"row {empty} has no tokens; give a template with slots or words, or a longer text")
+    _check_not_empty(encoded)
     return _pad(tokenizer, encoded, max_length if padding == "max_length" else None)
 
 
 def _field_names(template: Template) -> list[str]:
-    return [part.name for parts in template.parts for part in parts if isinstance(part, Field)]
+    return [part.name for part in template.all_parts if isinstance(part, Field)]
 
 
 def _check_lengths(parsed: Template, max_length: int | None, padding: str) -> None:
@@ -88,6 +86,9 @@ class _Row:
 
     ids: list[int] = dataclasses.field(default_factory=list)
     slots: list[int] = dataclasses.field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def add_text(self, ids: list[int]) -> None:
         """Put tokens at its end."""
@@ -127,7 +128,8 @@ def _rows(names: list[str], fields: Mapping[str, Any]) -> list[dict[str, str]]:
     _check_fields(names, fields)
     lists = {name: _texts(name, value) for name, value in fields.items() if not isinstance(value, str)}
     count = _count_rows({name: len(texts) for name, texts in lists.items()})
-    return [{name: lists[name][row] if name in lists else fields[name] for name in fields} for row in range(count)]
+    columns = {name: lists.get(name, [text] * count) for name, text in fields.items()}
+    return [{name: column[row] for name, column in columns.items()} for row in range(count)]
 
 
 def _count_rows(lengths: Mapping[str, int]) -> int:
@@ -137,21 +139,21 @@ def _count_rows(lengths: Mapping[str, int]) -> int:
         raise ValueError(
             f"the fields have different numbers of rows: {shown}; give one text for each row, or one for all"
         )
-    empty = next((name for name, length in lengths.items() if not length), None)
-    if empty is not None:
-        raise ValueError(f"field {empty!r} is empty; give at least one text")
-    return next(iter(lengths.values()), 1)
+    name, count = next(iter(lengths.items()), ("", 1))
+    if count == 0:
+        raise ValueError(f"field {name!r} is empty; give at least one text")
+    return count
 
 
 def _check_fields(names: list[str], fields: Mapping[str, Any]) -> None:
     """Refuse fields that the template does not have, and a template that has others."""
-    unknown = next((name for name in fields if name not in names), None)
-    if unknown is not None:
-        there = ", ".join(f"{{{name}}}" for name in dict.fromkeys(names)) or "no field"
-        raise ValueError(f"unknown field {unknown!r}; the template has {there}")
-    missing = next((name for name in names if name not in fields), None)
-    if missing is not None:
-        raise ValueError(f"the template has {{{missing}}}, which is missing; pass {missing}=…")
+    for name in fields:
+        if name not in names:
+            there = ", ".join(f"{{{own}}}" for own in dict.fromkeys(names)) or "no field"
+            raise ValueError(f"unknown field {name!r}; the template has {there}")
+    for name in names:
+        if name not in fields:
+            raise ValueError(f"the template has {{{name}}}, which is missing; pass {name}=…")
 
 
 def _texts(name: str, value: Any) -> list[str]:
@@ -163,10 +165,9 @@ def _texts(name: str, value: Any) -> list[str]:
             f"field {name!r} is {value!r} ({type(value).__name__}); expected a text, or an iterable of texts"
         )
     texts = list(value)
-    wrong = next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)
-    if wrong is not None:
-        kind = type(texts[wrong]).__name__
-        raise TypeError(f"field {name!r} has {texts[wrong]!r} ({kind}) in row {wrong}; expected a text")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"field {name!r} has {text!r} ({type(text).__name__}) in row {row}; expected a text")
     return texts
 
 
@@ -197,6 +198,12 @@ def _fill(parts: list[str | Field | Slot], values: Mapping[str, str]) -> list[st
     return pieces
 
 
+def _check_not_empty(rows: list[_Row]) -> None:
+    for number, row in enumerate(rows):
+        if not row.ids:
+            raise ValueError(f"row {number} has no tokens; give a template with slots or words, or a longer text")
+
+
 def _fitting_row(encoder: _Encoder, values: Mapping[str, str], max_length: int | None) -> _Row:
     row = encoder.row(values)
     return row if max_length is None or len(row.ids) <= max_length else _shorten(encoder, values, max_length)
@@ -207,18 +214,10 @@ def _shorten(encoder: _Encoder, values: Mapping[str, str], max_length: int) -> _
     ends = {name: _token_ends(encoder.tokenizer, text) for name, text in values.items()}
 
     def cut(count: int) -> _Row:
-        kept = {}
-        for name, text in values.items():
-            kept[name] = text if count >= len(ends[name]) else text[: ends[name][count - 1] if count else 0]
-        return encoder.row(kept)
+        return encoder.row({name: _first_tokens(text, ends[name], count) for name, text in values.items()})
 
     fitting, low, high = cut(0), 0, max(map(len, ends.values()), default=0)
-    if len(fitting.ids) > max_length:
-        slots = sum(slot != TEXT for slot in fitting.slots)
-        raise ValueError(
-            f"max_length is {max_length}, but the template alone has {slots} slots and {len(fitting.ids) - slots} "
-            "other tokens, which are never cut; use fewer slots or words, or a larger max_length"
-        )
+    _check_template_fits(fitting, max_length)
     while high - low > 1:
         middle = (low + high) // 2
         row = cut(middle)
@@ -227,6 +226,23 @@ def _shorten(encoder: _Encoder, values: Mapping[str, str], max_length: int) -> _
         else:
             high = middle
     return fitting
+
+
+def _first_tokens(text: str, ends: list[int], count: int) -> str:
+    """Cut a text after some of its tokens; `ends` says after which characters that may be."""
+    if count >= len(ends):
+        return text
+    return text[: ends[count - 1]] if count else ""
+
+
+def _check_template_fits(row: _Row, max_length: int) -> None:
+    """Refuse a row that is too long although its fields are empty."""
+    if len(row.ids) > max_length:
+        slots = sum(slot != TEXT for slot in row.slots)
+        raise ValueError(
+            f"max_length is {max_length}, but the template alone has {slots} slots and {len(row.ids) - slots} "
+            "other tokens, which are never cut; use fewer slots or words, or a larger max_length"
+        )
 
 
 def _token_ends(tokenizer: Any, text: str) -> list[int]:
@@ -252,24 +268,27 @@ def _placeholder(tokenizer: Any) -> int:
 def _pad(tokenizer: Any, rows: list[_Row], length: int | None) -> "BatchEncoding":
     from transformers import BatchEncoding
 
-    length = length or max(len(row.ids) for row in rows)
-    padding = tokenizer.pad_token_id
-    if padding is None and any(len(row.ids) < length for row in rows):
+    length = length or max(map(len, rows))
+    _check_padding(tokenizer, min(map(len, rows)), length)
+    form = (length, tokenizer.padding_side)
+    columns = {"input_ids": _column([row.ids for row in rows], tokenizer.pad_token_id, *form)}
+    if "token_type_ids" in tokenizer.model_input_names:
+        columns["token_type_ids"] = torch.zeros_like(columns["input_ids"])
+    columns["attention_mask"] = _column([[1] * len(row) for row in rows], 0, *form)
+    columns["soft_slots"] = _column([row.slots for row in rows], TEXT, *form)
+    return BatchEncoding(columns)
+
+
+def _check_padding(tokenizer: Any, shortest: int, length: int) -> None:
+    if tokenizer.pad_token_id is None and shortest < length:
         raise ValueError(
             f"rows of different lengths need padding, here to {length} tokens, and the tokenizer has no pad token; set "
             "tokenizer.pad_token = tokenizer.eos_token"
         )
 
-    def column(values: Callable[[_Row], list[int]], filler: int) -> Int[torch.Tensor, "rows length"]:
-        padded = []
-        for row in rows:
-            pads = [filler] * (length - len(row.ids))
-            padded.append(pads + values(row) if tokenizer.padding_side == "left" else values(row) + pads)
-        return torch.tensor(padded)
 
-    columns = {"input_ids": column(lambda row: row.ids, padding)}
-    if "token_type_ids" in tokenizer.model_input_names:
-        columns["token_type_ids"] = torch.zeros_like(columns["input_ids"])
-    columns["attention_mask"] = column(lambda row: [1] * len(row.ids), 0)
-    columns["soft_slots"] = column(lambda row: row.slots, TEXT)
-    return BatchEncoding(columns)
+def _column(rows: list[list[int]], filler: int, length: int, side: str) -> Int[torch.Tensor, "rows length"]:
+    """Pad rows at one side."""
+    pads = [[filler] * (length - len(row)) for row in rows]
+    pairs = zip(pads, rows, strict=True) if side == "left" else zip(rows, pads, strict=True)
+    return torch.tensor([first + second for first, second in pairs])

@@ -1,6 +1,7 @@
 """Templates with soft slots, cut into words, fields and slots."""
 
 import dataclasses
+import itertools
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,11 @@ class Template:
     messages: list[Mapping[str, Any]]
     """The messages of a chat; empty for a text."""
 
+    @property
+    def all_parts(self) -> list[str | Field | Slot]:
+        """Those of all messages."""
+        return list(itertools.chain.from_iterable(self.parts))
+
 
 def check_count(template: Template, max_length: int | None) -> None:
     """Refuse more slots than a row may have, before there is a list of them.
@@ -47,7 +53,7 @@ def check_count(template: Template, max_length: int | None) -> None:
     Raises:
         ValueError: If it has.
     """
-    count = sum(len(part.tokens) for parts in template.parts for part in parts if isinstance(part, Slot))
+    count = sum(len(part.tokens) for part in template.all_parts if isinstance(part, Slot))
     if max_length is not None and count > max_length:
         raise ValueError(
             f"max_length is {max_length}, but the template alone has {count} slots, which are never cut; use fewer "
@@ -76,8 +82,7 @@ def parse(template: Any) -> Template:
         raise TypeError(f"template is {template!r}; expected a text, or a list of messages with a role and a content")
     count, parts = 0, []
     for number, message in enumerate(template):
-        keys = ("role", "content")
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in keys):
+        if not _is_message(message):
             raise TypeError(
                 f"message {number} of the template is {message!r}; expected a role and a content, both texts"
             )
@@ -86,24 +91,33 @@ def parse(template: Any) -> Template:
     return Template(parts, list(template))
 
 
+def _is_message(message: object) -> bool:
+    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
 def _parse_text(template: str, count: int) -> tuple[list[str | Field | Slot], int]:
     """Cut a text into its parts; `count` virtual tokens were counted before it."""
+    parts: list[str | Field | Slot] = []
+    for words, name, spec, conversion in _split(template):
+        parts.append(words)
+        if name is None:
+            continue
+        if not re.match(r"soft(?!\w)", name):
+            parts.append(_field(template, name, spec, conversion))
+            continue
+        slot = _slot(name, spec, conversion, count)
+        parts.append(slot)
+        count += len(slot.tokens) if name == "soft" else 0
+    return parts, count
+
+
+def _split(template: str) -> list[tuple[str, str | None, str, str | None]]:
+    """Cut a text at its braces: words, and the name, specification and conversion that stand after them."""
     try:
         found = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ValueError(f"template {template!r}: {error}; write {{{{ and }}}} for braces that are words") from None
-    parts: list[str | Field | Slot] = []
-    for words, name, spec, conversion in found:
-        parts.append(words)
-        if name is None:
-            continue
-        if re.match(r"soft(?!\w)", name):
-            slot = _slot(name, spec or "", conversion, count)
-            parts.append(slot)
-            count += len(slot.tokens) if name == "soft" else 0
-        else:
-            parts.append(_field(template, name, spec or "", conversion))
-    return parts, count
+    return [(words, name, spec or "", conversion) for words, name, spec, conversion in found]
 
 
 def _field(template: str, name: str, spec: str, conversion: str | None) -> Field:
@@ -121,21 +135,25 @@ def _field(template: str, name: str, spec: str, conversion: str | None) -> Field
 
 
 def _slot(name: str, spec: str, conversion: str | None, count: int) -> Slot:
-    bounds = re.fullmatch(r"soft\[([0-9]{1,18})(?::([0-9]{1,18}))?\]", name)
-    tokens = range(0)
-    if name == "soft" and re.fullmatch(r"[0-9]{1,18}", spec) and not conversion:
-        tokens = range(count, count + int(spec))
-    elif bounds is not None and not spec and not conversion:
-        start = int(bounds[1])
-        tokens = range(start, start + 1 if bounds[2] is None else int(bounds[2]))
+    shown = _shown(name, spec, conversion)
+    tokens = _slot_tokens(shown, count)
     if not tokens:
-        raise ValueError(f"the slot {_shown(name, spec, conversion)} names no virtual token; expected {SYNTAX}")
+        raise ValueError(f"the slot {shown} names no virtual token; expected {SYNTAX}")
     if tokens.stop > MOST_SLOTS:
         raise ValueError(
-            f"the slot {_shown(name, spec, conversion)} names virtual token {tokens.stop - 1}; a template may name "
-            f"the first {MOST_SLOTS}"
+            f"the slot {shown} names virtual token {tokens.stop - 1}; a template may name the first {MOST_SLOTS}"
         )
     return Slot(tokens)
+
+
+def _slot_tokens(slot: str, count: int) -> range:
+    """Return the virtual tokens that a slot names as it is written; none if it is malformed."""
+    if counted := re.fullmatch(r"{soft:([0-9]{1,18})}", slot):
+        return range(count, count + int(counted[1]))
+    if named := re.fullmatch(r"{soft\[([0-9]{1,18})(?::([0-9]{1,18}))?\]}", slot):
+        start, end = named.groups()
+        return range(int(start), int(start) + 1 if end is None else int(end))
+    return range(0)
 
 
 def _shown(name: str, spec: str, conversion: str | None) -> str:

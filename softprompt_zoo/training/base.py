@@ -20,7 +20,7 @@ class Base:
     """A model by name: tokenizer and config at once, weights when asked for."""
 
     def __init__(self, name: str, progress: Callable[[str], None] | None = None) -> None:
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
         _check_place(name)
         self.name = name
@@ -31,18 +31,7 @@ class Base:
         self.is_encoder_decoder: bool = bool(config.is_encoder_decoder)
         """Whether targets go through a decoder of their own."""
         _check_family(name, config)
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
-        except (OSError, ValueError, ImportError) as error:  # ImportError: of a package that reads the tokenizer's file
-            raise UnsupportedError(
-                f"the tokenizer of {name} cannot be loaded; save one into its folder with tokenizer.save_pretrained. "
-                f"transformers says: {' '.join(str(error).split())}"
-            ) from error
-        if self.tokenizer.eos_token_id is None:
-            raise UnsupportedError(
-                f"the tokenizer of {name} has no end-of-sequence token, so answers would never end; "
-                "set tokenizer.eos_token, save it, and give that folder"
-            )
+        self.tokenizer = _tokenizer(name, self.folder)
         padding, size = self.tokenizer.pad_token_id, config_value(config.get_text_config(), "vocab_size")
         if padding is None or (size is not None and padding >= size):  # a token that was added to the tokenizer alone
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -119,6 +108,25 @@ def check_tokens(rows: "Sequence[Row]", model: "PreTrainedModel") -> None:
         )
 
 
+def _tokenizer(name: str, folder: str) -> Any:
+    """Load the tokenizer of a model, and refuse one without an end of sequence."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError) as error:  # ImportError: of a package that reads the tokenizer's file
+        raise UnsupportedError(
+            f"the tokenizer of {name} cannot be loaded; save one into its folder with tokenizer.save_pretrained. "
+            f"transformers says: {' '.join(str(error).split())}"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise UnsupportedError(
+            f"the tokenizer of {name} has no end-of-sequence token, so answers would never end; "
+            "set tokenizer.eos_token, save it, and give that folder"
+        )
+    return tokenizer
+
+
 def _check_place(name: str) -> None:
     """Refuse paths that lead nowhere, which transformers would look up on the hub."""
     if name in EMBEDDED_MODELS or os.path.isdir(name):
@@ -132,21 +140,23 @@ def _check_place(name: str) -> None:
 
 def _check_family(name: str, config: Any) -> None:
     """Refuse models that do not write text."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    )
+    architecture = next(iter(config.architectures or []), "")
+    if not _writes_text(config, architecture):
+        raise UnsupportedError(
+            f"{name} ({architecture or config.model_type}) does not write text; the commands take causal language "
+            "models and encoder-decoders. For a classifier, attach the prompt in Python and train it with "
+            "transformers' Trainer: zoo.get_method(name)(AutoModelForSequenceClassification.from_pretrained(…))"
+        )
 
-    kind, architecture = config.model_type, next(iter(config.architectures or []), "")
-    if config.is_encoder_decoder and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        return
-    is_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    is_encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config_value(config, "is_decoder", False)
-    if is_causal and (not is_encoder or architecture.endswith(("ForCausalLM", "LMHeadModel"))):
-        return
-    raise UnsupportedError(
-        f"{name} ({architecture or kind}) does not write text; the commands take causal language models and "
-        "encoder-decoders. For a classifier, attach the prompt in Python and train it with transformers' Trainer: "
-        "zoo.get_method(name)(AutoModelForSequenceClassification.from_pretrained(…))"
-    )
+
+def _writes_text(config: Any, architecture: str) -> bool:
+    from transformers.models.auto import modeling_auto
+
+    kind = config.model_type
+    if config.is_encoder_decoder and kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return True
+    if kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return False
+    may_be_encoder = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    is_decoder = config_value(config, "is_decoder", False) or architecture.endswith(("ForCausalLM", "LMHeadModel"))
+    return is_decoder or not may_be_encoder

@@ -1,4 +1,4 @@
-"""From files to batches: reading, splitting, tokenising, padding."""
+"""From files to batches: reading, splitting, tokenizing, padding."""
 
 import dataclasses
 import hashlib
@@ -63,10 +63,15 @@ def read_data(settings: Settings) -> Data:
         return Data(train, validation, sources)
     if len(train) == 1:
         raise ValueError(f"{train_file} has one row, which leaves none to validate on; add rows or give --validation")
-    count = min(MAX_HELD_OUT, max(1, len(train) // 10))
-    held_out = set(random.Random(settings.seed).sample(range(len(train)), count))
-    kept = [example for index, example in enumerate(train) if index not in held_out]
-    return Data(kept, [train[index] for index in sorted(held_out)], sources)
+    return Data(*_split(train, settings.seed), sources)
+
+
+def _split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """Hold out a tenth of the examples for validation."""
+    count = min(MAX_HELD_OUT, max(1, len(examples) // 10))
+    held_out = set(random.Random(seed).sample(range(len(examples)), count))
+    kept = [example for index, example in enumerate(examples) if index not in held_out]
+    return kept, [examples[index] for index in sorted(held_out)]
 
 
 def _source(path: Path, rows: Sequence[Example]) -> dict[str, Any]:
@@ -149,12 +154,14 @@ class Collator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Make a batch of `(rows, length)` tensors."""
-        if self.is_encoder_decoder:
-            texts, labels = [row.text for row in rows], [row.target for row in rows]
-        else:
-            texts = [row.text + row.target for row in rows]
-            labels = [[IGNORED] * len(row.text) + row.target for row in rows]
+        texts, labels = zip(*map(self._pair, rows), strict=True)
         return {**pad(texts, self.pad_id), "labels": pad(labels, IGNORED)["input_ids"]}
+
+    def _pair(self, row: Row) -> tuple[list[int], list[int]]:
+        """Return what the model reads of a row, and its labels."""
+        if self.is_encoder_decoder:
+            return row.text, row.target
+        return row.text + row.target, [IGNORED] * len(row.text) + row.target
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> dict[str, Tensor]:
@@ -169,9 +176,11 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> di
         `input_ids` and `attention_mask`, each `(rows, length)`.
     """
     length = max(map(len, rows))
-    fill = [[pad_id] * (length - len(row)) for row in rows]
-    zeros = [[0] * len(part) for part in fill]
-    ones = [[1] * len(row) for row in rows]
-    ids = [[*f, *row] if left else [*row, *f] for row, f in zip(rows, fill, strict=True)]
-    mask = [[*z, *o] if left else [*o, *z] for o, z in zip(ones, zeros, strict=True)]
+
+    def padded(row: Sequence[int], filler: int) -> list[int]:
+        pads = [filler] * (length - len(row))
+        return [*pads, *row] if left else [*row, *pads]
+
+    ids = [padded(row, pad_id) for row in rows]
+    mask = [padded([1] * len(row), 0) for row in rows]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from softprompt_zoo.backbone.traits import max_positions
 from softprompt_zoo.examples import Example
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH_SIZE = 20
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+"""Whatever the checkpoint's own settings say: the table should come out the same twice."""
 LENGTH_MARGIN = 8
 """Tokens that an answer may be longer than the longest target."""
 
@@ -87,31 +90,38 @@ class Evaluator:
         """Measure the loss as the model is."""
         return target_loss(model, self.rows, self.collate)
 
-    def score(self, name: str, model: "PreTrainedModel", tell: Callable[[str], None] | None = None) -> Score:
+    def score(self, name: str, model: "PreTrainedModel", tell: Callable[[str], None]) -> Score:
         """Measure a row of the table.
 
         Args:
-            name: `BASE`, `HANDWRITTEN` or `TRAINED`; prompts are off but for the last.
+            name: `BASE`, `HANDWRITTEN` or `TRAINED`; prompts are off except for the last.
             model: A model with prompts. Not changed.
             tell: Told what is being done.
 
         Returns:
             The row.
         """
-        tokenizer, rows, count = self.tokenized.tokenizer, self.rows, 0
-        if name == HANDWRITTEN and self.handwritten is not None:
-            rows = self.handwritten_rows
-            count = len(tokenizer(self.handwritten, add_special_tokens=False)["input_ids"])
+        rows = self.handwritten_rows if name == HANDWRITTEN else self.rows
         prompts: Any = model.prompts
-        if name == TRAINED:
-            count = sum(prompts[prompt].num_virtual_tokens for prompt in prompts.active)
-        (tell or (lambda _: None))(f"measuring the {name}: {len(rows)} rows, answers to {self.metric_rows}")
+        tell(f"measuring the {name}: {len(rows)} rows, answers to {self.metric_rows}")
         with contextlib.nullcontext() if name == TRAINED else prompts.disabled():
             loss = target_loss(model, rows, self.collate)
             texts = [row.text for row in rows[: self.metric_rows]]
-            answers = generate(model, tokenizer, texts, self.max_new_tokens)
-        scores = [rouge_l(answer, self.examples[i].references) for i, answer in enumerate(answers)]
-        return Score(name, count, loss, sum(scores) / len(scores), answers)
+            answers = generate(model, self.tokenized.tokenizer, texts, self.max_new_tokens)
+        scores = [rouge_l(answer, own.references) for answer, own in zip(answers, self.examples, strict=False)]
+        return Score(name, self._prompt_tokens(name, model), loss, sum(scores) / len(scores), answers)
+
+    def _prompt_tokens(self, name: str, model: "PreTrainedModel") -> int:
+        """Count the tokens in front of the text."""
+        if name == TRAINED:
+            return _active_tokens(model.prompts)
+        if name == HANDWRITTEN:
+            return len(self.tokenized.tokenizer(self.handwritten, add_special_tokens=False)["input_ids"])
+        return 0
+
+
+def _active_tokens(prompts: Any) -> int:
+    return sum(prompts[name].num_virtual_tokens for name in prompts.active)
 
 
 @torch.no_grad()
@@ -131,7 +141,7 @@ def target_loss(model: "PreTrainedModel", rows: Sequence[Row], collate: Collator
     by_length = sorted(rows, key=len)
     for start in range(0, len(rows), BATCH_SIZE):
         batch = collate(by_length[start : start + BATCH_SIZE])
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        batch = _moved(batch, model)
         count = int((batch["labels"] != IGNORED).sum())
         total += float(model(**batch).loss) * count
         tokens += count
@@ -152,27 +162,33 @@ def generate(model: "PreTrainedModel", tokenizer: Any, texts: Sequence[list[int]
     """
     model.eval()
     answers: list[str] = []
-    # Greedy whatever the checkpoint's generation settings say: the table should come out the same twice.
-    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     for start in range(0, len(texts), BATCH_SIZE):
         batch = pad(texts[start : start + BATCH_SIZE], tokenizer.pad_token_id, left=True)
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        length = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
-        try:
-            output: Any = model.generate(  # type: ignore[operator]
-                **batch,
-                **greedy,
-                max_new_tokens=_cut_to_room(max_new_tokens, model, length),
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        except IndexError as error:  # of the model's own table of positions
-            raise ValueError(
-                f"a text has {batch['input_ids'].shape[1]} tokens, more than the model has positions; shorten it"
-            ) from error
-        skip = 0 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
-        answers += tokenizer.batch_decode(output[:, skip:], skip_special_tokens=True)
+        ids = _continued(model, tokenizer, _moved(batch, model), max_new_tokens)
+        answers += tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [answer.strip() for answer in answers]
+
+
+def _continued(model: Any, tokenizer: Any, batch: dict[str, Tensor], max_new_tokens: int) -> Any:
+    """Return the ids that the model writes after each text, `(rows, length)`."""
+    length = batch["input_ids"].shape[1]
+    start = 0 if model.config.is_encoder_decoder else length  # a decoder's output does not repeat the text
+    try:
+        output = model.generate(
+            **batch,
+            **GREEDY,
+            max_new_tokens=_cut_to_room(max_new_tokens, model, max(start, 1)),
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    except IndexError as error:  # of the model's own table of positions
+        raise ValueError(f"a text has {length} tokens, more than the model has positions; shorten it") from error
+    return output[:, start:]
+
+
+def _moved(batch: dict[str, Tensor], model: "PreTrainedModel") -> dict[str, Tensor]:
+    """Put a batch on the model's device."""
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 def _cut_to_room(max_new_tokens: int, model: "PreTrainedModel", length: int) -> int:
@@ -181,6 +197,6 @@ def _cut_to_room(max_new_tokens: int, model: "PreTrainedModel", length: int) -> 
     if bound is None:
         return max_new_tokens
     prompts: Any = getattr(model, "prompts", None)
-    virtual = 0 if prompts is None else sum(prompts[name].num_virtual_tokens for name in prompts.active)
+    virtual = 0 if prompts is None else _active_tokens(prompts)
     room = bound - virtual - length + 1  # the last token of an answer is not read
     return min(max_new_tokens, room) if room > 0 else max_new_tokens

@@ -47,9 +47,9 @@ def _check_place(folder: Path) -> None:
     """Refuse a file, and a place that cannot be written to."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"--output {folder} is a file; expected a folder that is new, empty or an earlier run's")
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        why = "may not be written to" if there.is_dir() else "is a file"
+    there = next(filter(Path.exists, (folder, *folder.absolute().parents)))
+    why = "is a file" if not there.is_dir() else "may not be written to" if not os.access(there, os.W_OK) else ""
+    if why:
         raise OutputError(f"--output {folder} cannot be written: {there} {why}; give another folder")
 
 

@@ -8,16 +8,14 @@ from typing import Any
 from softprompt_zoo.files.files import write_atomically
 
 
-def draw_losses(
-    path: Path, title: str, history: Sequence[Mapping[str, float]], levels: Mapping[str, float | None]
-) -> None:
+def draw_losses(path: Path, title: str, history: Sequence[Mapping[str, float]], levels: Mapping[str, float]) -> None:
     """Draw the losses of a run, and what it is compared with as horizontal lines.
 
     Args:
         path: The PNG file, written whole or not at all.
         title: The text above.
         history: Trainer's log: entries with `step`, and `loss` or `eval_loss`.
-        levels: Name to loss; `None` is left out.
+        levels: Name to loss.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,10 +31,8 @@ def draw_losses(
         points = [(entry["step"], entry[key]) for entry in history if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), color="tab:blue", **style)
-    colors = ("tab:red", "tab:green")
-    for (name, loss), color in zip(levels.items(), colors, strict=False):
-        if loss is not None:
-            axes.axhline(loss, label=f"{name}, validation", color=color, linestyle="--")
+    for (name, loss), color in zip(levels.items(), ("tab:red", "tab:green"), strict=False):
+        axes.axhline(loss, label=f"{name}, validation", color=color, linestyle="--")
     axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)")
     axes.set_title(title, parse_math=False)  # a model's name may have dollar signs
     axes.set_ylim(bottom=0)

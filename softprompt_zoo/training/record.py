@@ -1,12 +1,12 @@
 """A run's record, `training.json`: written whole or not at all, and checked before a run goes on by it."""
 
-import dataclasses
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.backbone import identity
+from softprompt_zoo.config import typed
 from softprompt_zoo.errors import CheckpointError, OutputError
 from softprompt_zoo.files.files import read_json, write_json
 from softprompt_zoo.training.evaluation import Score
@@ -15,6 +15,10 @@ from softprompt_zoo.training.settings import Settings
 RECORD_FILE = "training.json"
 MADE_BY = "softprompt-zoo train"
 RUNNING, FINISHED = "running", "finished"
+PARTS = ("settings", "data", "results", "seconds")
+"""What every record has, each an object."""
+JSON_CONTAINERS: dict[Any, type] = {list: list, tuple: list, Mapping: dict}
+"""What JSON makes of a container."""
 
 
 def is_run(folder: Path) -> bool:
@@ -56,19 +60,35 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def _problem(record: Mapping[str, Any]) -> str | None:
+    return (
+        _problem_of_form(record)
+        or _problem_of_settings(record["settings"])
+        or _problem_of_seconds(record["seconds"])
+        or _problem_of_data(record["data"])
+        or _problem_of_results(record["results"])
+    )
+
+
+def _problem_of_form(record: Mapping[str, Any]) -> str | None:
     if record.get("status") not in (RUNNING, FINISHED):
         return f"its status is {_short(record.get('status'))}; expected {RUNNING!r} or {FINISHED!r}"
-    for name in ("settings", "data", "results", "seconds"):
-        if not isinstance(record.get(name), dict):
-            return f"it has no {name}"
-    if "model" in record and not identity.is_description(record["model"]):
-        return "it does not describe a model"
-    problem = _wrong_fields(Settings, record["settings"])
-    if problem is not None:
-        return f"its settings have {problem}"
-    if not all(type(spent) in (int, float) for spent in record["seconds"].values()):
-        return "its seconds are not numbers"
-    return _problem_of_data(record["data"]) or _problem_of_results(record["results"])
+    missing = [name for name in PARTS if not isinstance(record.get(name), dict)]
+    if missing:
+        return f"it has no {missing[0]}"
+    return _problem_of_model(record["model"]) if "model" in record else None
+
+
+def _problem_of_model(model: object) -> str | None:
+    return None if identity.is_description(model) else "it does not describe a model"
+
+
+def _problem_of_settings(settings: Mapping[str, Any]) -> str | None:
+    problem = _wrong_fields(Settings, settings)
+    return None if problem is None else f"its settings have {problem}"
+
+
+def _problem_of_seconds(seconds: Mapping[str, Any]) -> str | None:
+    return None if {*map(type, seconds.values())} <= {int, float} else "its seconds are not numbers"
 
 
 def _problem_of_data(data: Mapping[str, Any]) -> str | None:
@@ -88,26 +108,23 @@ def _problem_of_results(results: Mapping[str, Any]) -> str | None:
 
 def _wrong_fields(kind: Any, values: Mapping[str, Any]) -> str | None:
     """Return what keeps a dataclass from being made of JSON values."""
-    hints = typing.get_type_hints(kind)
-    unknown = next((name for name in values if name not in hints), None)
-    if unknown is not None:
-        return f"an unknown {unknown!r}"
-    for field in dataclasses.fields(kind):
-        if field.name in values:
-            if not _is_a(values[field.name], hints[field.name]):
-                return f"{field.name} = {_short(values[field.name])}"
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            return f"no {field.name!r}"
-    return None
+    hints, needed = typed.fields_of(kind)
+    for name, value in values.items():
+        if name not in hints:
+            return f"an unknown {name!r}"
+        if not _is_a(value, hints[name]):
+            return f"{name} = {_short(value)}"
+    missing = sorted(needed - {*values})
+    return f"no {missing[0]!r}" if missing else None
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    if typing.get_args(hint) and (origin := typing.get_origin(hint)) in (list, Mapping, tuple):
-        return isinstance(value, dict if origin is Mapping else list)
+    """Return whether a JSON value is of a type; the values inside lists and objects may be of any."""
+    container = JSON_CONTAINERS.get(typing.get_origin(hint))
+    if container is not None:
+        return isinstance(value, container)
     kinds = typing.get_args(hint) or (hint,)
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def _short(value: object) -> str:

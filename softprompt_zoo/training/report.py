@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
 
 
+WITH_PEFT = ("or in Python, with PEFT alone:", "from peft import PeftModel", "PeftModel.from_pretrained")
+WITH_ZOO = ("or in Python:", "import softprompt_zoo as zoo", "zoo.load")
+"""How a prompt is loaded in Python: the headline, the import, and what is called."""
+STYLES = {"input": "dim", TRAINED: "bold"}
+"""Of the lines of a sample, by what they show."""
+
+
 def printer(console: Console) -> Callable[[str], None]:
     """Return what prints a line as it is, for paths may have brackets in them."""
     return functools.partial(console.print, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -58,10 +65,8 @@ def print_samples(console: Console, scores: Sequence[Score], evaluator: Evaluato
         lines += [(score.name, score.answers[index]) for score in scores]
         console.print()
         for name, text in lines:
-            one_line = escape(" ".join(text.split()))
-            style = "bold" if name == TRAINED else "dim" if name == "input" else ""
-            line = f"{name:>{width}}  {one_line}"
-            console.print(line, style=style, emoji=False, highlight=False, soft_wrap=True)
+            line = f"{name:>{width}}  {escape(' '.join(text.split()))}"
+            console.print(line, style=STYLES.get(name, ""), emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_next_steps(console: Console, folder: Path, base: "Base", text: str) -> None:
@@ -75,8 +80,7 @@ def print_next_steps(console: Console, folder: Path, base: "Base", text: str) ->
     """
     place = short_path(folder)
     has_peft = (folder / peft_folder.CONFIG_FILE).is_file()
-    loader = "PeftModel.from_pretrained" if has_peft else "zoo.load"
-    imported = "from peft import PeftModel" if has_peft else "import softprompt_zoo as zoo"
+    advice, imported, loader = WITH_PEFT if has_peft else WITH_ZOO
     kind = "AutoModelForSeq2SeqLM" if base.is_encoder_decoder else "AutoModelForCausalLM"
     words = ["softprompt-zoo", "generate", base.name, place, text]
     if text.startswith("-"):  # it would be taken for an option
@@ -88,14 +92,13 @@ def print_next_steps(console: Console, folder: Path, base: "Base", text: str) ->
         "use it:",
         "  " + shlex.join(words),
         "",
-        "or in Python" + (", with PEFT alone:" if has_peft else ":"),
+        advice,
         f"  {imported}",
         f"  from transformers import {kind}",
         f"  base = {kind}.from_pretrained({base.folder!r})",
         f"  model = {loader}(base, {place!r})",
     ]
-    for line in lines:
-        printer(console)(line)
+    printer(console)("\n".join(lines))
 
 
 def short_path(path: Path) -> str:

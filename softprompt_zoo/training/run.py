@@ -87,15 +87,20 @@ def _go_on(folder: Path, record: dict[str, Any], console: Console) -> None:
     settings = dataclasses.replace(Settings(**record["settings"]), output=os.path.abspath(folder))
     method = get_method(settings.method).configure(**settings.options)
     data = read_data(settings)
-    before = {name: source["sha256"] for name, source in record["data"].items()}
-    changed = [source["path"] for name, source in data.sources.items() if source["sha256"] != before.get(name)]
-    if changed:
-        raise OutputError(
-            f"{changed[0]} has changed since the run in {folder} began; restore it, or train anew with --overwrite"
-        )
+    _check_unchanged(data, record["data"], folder)
     folders.remove_broken_checkpoints(folder)
     run = _Run(settings, method, data, Base(settings.model, progress=printer(console)), console, record)
     run.finish(run.attach())
+
+
+def _check_unchanged(data: Data, recorded: dict[str, Any], folder: Path) -> None:
+    """Refuse data that are not those that the run began with."""
+    for name, source in data.sources.items():
+        if source["sha256"] != recorded.get(name, {}).get("sha256"):
+            raise OutputError(
+                f"{source['path']} has changed since the run in {folder} began; restore it, or train anew with "
+                "--overwrite"
+            )
 
 
 class _Run:
@@ -166,22 +171,17 @@ class _Run:
         from softprompt_zoo.training.trainer import make_trainer
 
         checkpoint = folders.latest_checkpoint(self.folder)
-        if checkpoint is not None and folders.checkpoint_step(checkpoint) >= int(self.settings.steps or 0):
-            return load(detach(model), checkpoint), folders.read_history(checkpoint)
         if checkpoint is not None:
-            self.console.print(f"going on after step {folders.checkpoint_step(checkpoint)}")
-        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        self.record["trained_parameters"] = trainable
-        self.console.print(
-            f"training {trainable:,} parameters of {self.method.name} on {len(self.rows)} rows, "
-            f"{self.settings.steps} steps of {self.settings.batch_size}",
-            highlight=False,
-        )
+            step = folders.checkpoint_step(checkpoint)
+            if step >= int(self.settings.steps or 0):
+                return load(detach(model), checkpoint), folders.read_history(checkpoint)
+            self.console.print(f"going on after step {step}")
+        self._announce(model)
         bar, began = ProgressBar(self.console), time.perf_counter()
         with StopOnInterrupt(self.console) as interrupt:
             trainer = make_trainer(model, self.method, self.settings, self.rows, self.evaluator, [bar, interrupt])
             try:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             finally:
                 bar.stop()
                 spent = self.record["seconds"].get("training", 0.0)
@@ -190,6 +190,16 @@ class _Run:
         if interrupt.is_requested:
             raise KeyboardInterrupt
         return model, trainer.state.log_history
+
+    def _announce(self, model: "PreTrainedModel") -> None:
+        """Count what is trained, for the record and the terminal."""
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        self.record["trained_parameters"] = trainable
+        self.console.print(
+            f"training {trainable:,} parameters of {self.method.name} on {len(self.rows)} rows, "
+            f"{self.settings.steps} steps of {self.settings.batch_size}",
+            highlight=False,
+        )
 
     def _how_to_resume(self) -> str:
         checkpoint = folders.latest_checkpoint(self.folder)

@@ -82,11 +82,7 @@ class Settings:
         check_template(self.template)
         check_choice("dtype", self.dtype, (None, *DTYPES))
         for name in ("steps", "batch_size", "evaluate_every", "save_every", "max_length", "metric_rows"):
-            value = getattr(self, name)
-            if value is not None:
-                check_positive_integer(name, value)
-                if value > MOST:
-                    raise ValueError(f"{name} is {value}; expected an integer of at most {MOST}")
+            _check_count(name, vars(self)[name])
         if self.learning_rate is not None and not 0 < self.learning_rate <= LARGEST_RATE:
             raise ValueError(
                 f"learning_rate is {self.learning_rate}; expected a number above 0, of at most {LARGEST_RATE:g}"
@@ -112,26 +108,31 @@ class Settings:
         Raises:
             ValueError: If the method has no recipe and a needed number is missing.
         """
-        missing = [name for name in ("learning_rate", "steps") if getattr(self, name) is None]
-        if recipe is None and missing:
-            flags = " and ".join("--" + name.replace("_", "-") for name in missing)
-            raise ValueError(f"method {method!r} comes without a recipe; give {flags}")
-        filled = self._filled(recipe or Recipe(learning_rate=0.0, steps=1))
+        if recipe is None:
+            self._check_is_complete(method)
+            recipe = Recipe(learning_rate=0.0, steps=1)
         handwritten = DEMO_HANDWRITTEN if self.is_demo and self.handwritten is None else self.handwritten
-        return dataclasses.replace(self, method=method, handwritten=handwritten, **filled)
+        return dataclasses.replace(self, method=method, handwritten=handwritten, **self._filled(recipe))
+
+    def _check_is_complete(self, method: str) -> None:
+        """Refuse settings without the numbers for which there is no other default than a recipe's."""
+        needed = {"--learning-rate": self.learning_rate, "--steps": self.steps}
+        missing = " and ".join(flag for flag, number in needed.items() if number is None)
+        if missing:
+            raise ValueError(f"method {method!r} comes without a recipe; give {missing}")
 
     def _filled(self, recipe: Recipe) -> dict[str, Any]:
         """Return the numbers of a run, the recipe's where the user gave none."""
-        default_steps = min(recipe.steps, DEMO_STEPS) if self.is_demo else recipe.steps
-        steps = self.steps or default_steps
+        steps = self.steps or (min(recipe.steps, DEMO_STEPS) if self.is_demo else recipe.steps)
         quarter = max(1, steps // 4)
-        return {
-            "learning_rate": self.learning_rate or recipe.learning_rate,
+        defaults = {
+            "learning_rate": recipe.learning_rate,
             "steps": steps,
-            "batch_size": self.batch_size or recipe.batch_size,
-            "evaluate_every": self.evaluate_every or quarter,
-            "save_every": self.save_every or quarter,
+            "batch_size": recipe.batch_size,
+            "evaluate_every": quarter,
+            "save_every": quarter,
         }
+        return {name: vars(self)[name] or default for name, default in defaults.items()}
 
     def absolute(self) -> "Settings":
         """Write paths so that the run can be resumed from another folder."""
@@ -151,14 +152,26 @@ class Settings:
     def command(self) -> str:
         """Write the command that repeats the run."""
         words = ["softprompt-zoo", "train", self.model, self.method]
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name, value in dataclasses.asdict(self).items():
-            if name in ("model", "method", "options") or value is None or value == defaults[name]:
-                continue
+        for name, value in self._changed().items():
             words += ["--" + name.replace("_", "-"), str(value)]
         for name, value in self.options.items():
             words += ["--option", f"{name}={value if _is_plain(value) else json.dumps(value)}"]
         return shlex.join(words)
+
+    def _changed(self) -> dict[str, Any]:
+        """Return the settings that differ from their defaults, those that have a flag of their name."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in ("model", "method", "options"):
+            del defaults[name]
+        return {name: vars(self)[name] for name, value in defaults.items() if vars(self)[name] not in (None, value)}
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is None:
+        return
+    check_positive_integer(name, value)
+    if value > MOST:
+        raise ValueError(f"{name} is {value}; expected an integer of at most {MOST}")
 
 
 def _is_plain(value: Any) -> bool:

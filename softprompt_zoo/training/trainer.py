@@ -1,5 +1,6 @@
 """Transformers' Trainer, told at which rates a method trains; and the Trainer of a run of the command."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,20 +48,30 @@ class PromptTrainer(Trainer):
         return prompts
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Split what is trained by rate and, as Trainer does, by whether it decays."""
+        """Split what is trained by rate and, as Trainer does, by whether it decays; empty groups are left out."""
         groups = self._prompts.parameter_groups(self.args.learning_rate)
-        grouped = {id(parameter) for group in groups for parameter in group["params"]}
-        groups.append({"params": [p for p in self.model.parameters() if p.requires_grad and id(p) not in grouped]})
-        names = set(self.get_decay_parameter_names(self.model))
-        decaying = {id(parameter) for name, parameter in self.model.named_parameters() if name in names}
-        return [part for group in groups for part in self._parts(group, decaying)]
+        decaying = self._decaying()
+        parts = [part for group in [*groups, self._others(groups)] for part in self._split(group, decaying)]
+        return [part for part in parts if part["params"]]
 
-    def _parts(self, group: dict[str, Any], decaying: set[int]) -> list[dict[str, Any]]:
-        """Split a group into what decays and what does not; an empty part is left out."""
-        kept = [parameter for parameter in group["params"] if id(parameter) in decaying]
-        others = [parameter for parameter in group["params"] if id(parameter) not in decaying]
-        decays = {"weight_decay": self.args.weight_decay, **group, "params": kept}
-        return [part for part in (decays, {"weight_decay": 0.0, **group, "params": others}) if part["params"]]
+    def _others(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the group of the parameters that are trained besides those of the groups."""
+        others = {id(parameter): parameter for parameter in self.model.parameters() if parameter.requires_grad}
+        for parameter in itertools.chain.from_iterable(group["params"] for group in groups):
+            others.pop(id(parameter), None)
+        return {"params": [*others.values()]}
+
+    def _decaying(self) -> set[int]:
+        names = set(self.get_decay_parameter_names(self.model))
+        return {id(parameter) for name, parameter in self.model.named_parameters() if name in names}
+
+    def _split(self, group: dict[str, Any], decaying: set[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Split a group into what decays and what does not."""
+        parts: dict[bool, list[Any]] = {True: [], False: []}
+        for parameter in group["params"]:
+            parts[id(parameter) in decaying].append(parameter)
+        decays = {"weight_decay": self.args.weight_decay, **group, "params": parts[True]}
+        return decays, {"weight_decay": 0.0, **group, "params": parts[False]}
 
 
 class RunTrainer(PromptTrainer):
