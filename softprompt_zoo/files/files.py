@@ -45,28 +45,38 @@ def replace_files(contents: Mapping[Path, bytes], removed_first: Sequence[Path] 
         contents: By place, in the order in which they are moved; existing files are replaced.
         removed_first: Files that are removed before the first one is moved.
     """
-    temporaries: dict[Path, Path] = {}
+    temporaries = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for path in contents}
     try:
         for path, content in contents.items():
             _remove_orphans(path)
-            temporaries[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-            # The process' umask acts on the mode, as on that of any new file.
-            handle = os.open(
-                temporaries[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-            )
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            with _naming(path):
+                _write_new(temporaries[path], content)
         for path in removed_first:
             path.unlink(missing_ok=True)
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.errno and not error.filename and temporaries:  # a full disk names none
-            error.filename = str(next(reversed(temporaries)))
+    finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Write a file that is not there, down to the disk; the process' umask acts on its mode, as on any new file's."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let errors of the system say which file was being written; that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
         raise
 
 

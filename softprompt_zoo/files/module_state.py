@@ -1,11 +1,11 @@
 """What a model is made of, remembered, so that it can be put back when a change to it fails."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -22,16 +22,15 @@ def restored_on_error(model: nn.Module, overwritten: Collection[nn.Parameter] = 
     try:
         yield
     except BaseException:
-        for module, kind, contents in modules:
-            _put_back(module, kind, contents)
-        for parameter, data, required_grad in parameters:
-            if parameter.data_ptr() != data.data_ptr():
-                parameter.data = data
-            parameter.requires_grad_(required_grad)
-        with torch.no_grad():
-            for parameter, before in numbers:
-                parameter.copy_(before)
+        _each(_put_back, modules)
+        _each(_put_data_back, parameters)
+        _each(_put_numbers_back, numbers)
         raise
+
+
+def _each(put_back: Callable[..., None], remembered: Iterable[tuple[Any, ...]]) -> None:
+    for arguments in remembered:
+        put_back(*arguments)
 
 
 def _contents(module: nn.Module) -> dict[str, tuple[Any, Any]]:
@@ -50,3 +49,14 @@ def _put_back(module: nn.Module, kind: type, contents: dict[str, tuple[Any, Any]
             value.clear()
             value.update(copied)
         vars(module)[name] = value
+
+
+def _put_data_back(parameter: nn.Parameter, data: Tensor, required_grad: bool) -> None:
+    if parameter.data_ptr() != data.data_ptr():
+        parameter.data = data
+    parameter.requires_grad_(required_grad)
+
+
+@torch.no_grad()
+def _put_numbers_back(parameter: nn.Parameter, numbers: Tensor) -> None:
+    parameter.copy_(numbers)

@@ -7,6 +7,7 @@ PROMPT_TUNING, keys and values its PREFIX_TUNING, whichever method trained them.
 import dataclasses
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from softprompt_zoo.files.prompt_records import PromptSet
 from softprompt_zoo.prompt.plain import one_task
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.task_heads import copy_head
+from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
@@ -96,12 +98,7 @@ def _warn_of_no_copy(directory: Path, error: Exception) -> bool:
 
 def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[PeftFiles, dict[str, Any], Origin]:
     """Return what `_write` takes; arguments and errors as of `write`."""
-    if name is None and len(own.active) != 1:
-        raise UnsupportedError(
-            f"a PEFT adapter holds one prompt, {len(own.active)} are active ({', '.join(own.active) or 'none'}); "
-            "name one with name=…, or make them one with zoo.fold"
-        )
-    chosen = name or own.active[0]
+    chosen = _only_active(own) if name is None else name
     prompt = own.prompts[chosen]
     prompt.refuse_weight(f"prompt {chosen!r}", "a PEFT adapter")
     task = _task_type(own.architecture)
@@ -112,14 +109,27 @@ def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[Pef
         check_head(tokens, own.backbone, task, prompt.config.pools_prompt)
         is_whole = not prompt.is_merged and task_id is None
         files = with_sizes(_expressed(prompt, tokens, own.backbone, task, is_whole), own.backbone)
-    head = prompt.head
-    if head is None and peft_modules.needs_head(files, task):
-        head = copy_head(own.backbone.inside.task_head)
-    if head is not None:
-        files = peft_modules.with_head(files, head.state_dict(), task)
+    files = _with_head(files, prompt, own.backbone, task)
     general = {"task_type": task, "inference_mode": True, "revision": None, "auto_mapping": None}
     fields = {**general, "base_model_name_or_path": own.base_name}
     return files, fields, Origin(prompt.loaded.name, prompt.loaded.distribution, prompt.loaded.version)
+
+
+def _only_active(own: PromptSet) -> str:
+    if len(own.active) != 1:
+        raise UnsupportedError(
+            f"a PEFT adapter holds one prompt, {len(own.active)} are active ({', '.join(own.active) or 'none'}); "
+            "name one with name=…, or make them one with zoo.fold"
+        )
+    return own.active[0]
+
+
+def _with_head(files: PeftFiles, prompt: Prompt, backbone: Backbone, task: str) -> PeftFiles:
+    """Add the prompt's trained head, or a copy of the model's where PEFT looks for one."""
+    head = prompt.head
+    if head is None and peft_modules.needs_head(files, task):
+        head = copy_head(backbone.inside.task_head)
+    return files if head is None else peft_modules.with_head(files, head.state_dict(), task)
 
 
 def _expressed(prompt: Prompt, tokens: VirtualTokens, backbone: Backbone, task: str, is_whole: bool) -> PeftFiles:
@@ -168,13 +178,20 @@ def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_
             f"PEFT runs no prompt under the {task_type} head of an encoder-decoder: it fails, or gives the decoder "
             "another text; keep the prompt in our own format"
         )
-    if tokens.at_input is None:
-        return
+    if tokens.at_input is not None:
+        _check_scale(backbone)
+        _check_pooling(backbone, task_type, pools_prompt)
+
+
+def _check_scale(backbone: Backbone) -> None:
     if backbone.inside.scales_ids:
         raise UnsupportedError(
             f"PEFT would give this model ({backbone.model_type}) embeddings that it does not scale, where it scales "
             "those of ids, so the exported prompt would give other results; use a method that works on keys and values"
         )
+
+
+def _check_pooling(backbone: Backbone, task_type: str, pools_prompt: bool) -> None:
     is_same = pools_prompt and task_type == CLASSES_TASK
     if backbone.kind.has_head_over_input and task_type in POOLED_TASKS and not is_same:
         raise UnsupportedError(
@@ -200,11 +217,15 @@ def with_sizes(files: PeftFiles, backbone: Backbone) -> PeftFiles:
     # At the input embeddings PEFT asks for layers and heads and makes no use of them.
     sizes = {
         "num_layers": len(layers) or 1,
-        "num_attention_heads": layers[0].heads or layers[0].kv_heads if layers else 1,
+        "num_attention_heads": _attention_heads(layers),
         "token_dim": backbone.hidden_size,
     }
     known = {name: value for name, value in files.fields.items() if value is not None or name not in sizes}
     return PeftFiles({**sizes, **known}, files.tensors)
+
+
+def _attention_heads(layers: Sequence[LayerShape]) -> int:
+    return next((layer.heads or layer.kv_heads for layer in layers), 1)
 
 
 def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
@@ -244,6 +265,15 @@ def _prompt_tuning(embeddings: Tensor) -> PeftFiles:
     return PeftFiles(config, {TENSOR_KEY: embeddings})
 
 
+def _check_windows(backbone: Backbone) -> None:
+    windows = [layer.window for layer in next(iter(backbone.layers.values())) if layer.window]
+    if windows:
+        raise UnsupportedError(
+            f"PEFT lets a prefix slide out of the window of {windows[0]} tokens, which always_visible=True forbids; "
+            "train with always_visible=False"
+        )
+
+
 def _prefix_tuning(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
     if placement.tokens.gates:
         raise UnsupportedError(
@@ -256,12 +286,8 @@ def _prefix_tuning(placement: Placement, backbone: Backbone, task_type: str) -> 
             "take: it would fail or be ignored; keep the prompt in our own format"
         )
     flat, layers, shape = flat_prefix(placement.tokens, backbone)
-    windows = [layer.window for layer in next(iter(backbone.layers.values())) if layer.window]
-    if placement.always_visible and windows:
-        raise UnsupportedError(
-            f"PEFT lets a prefix slide out of the window of {windows[0]} tokens, which always_visible=True forbids; "
-            "train with always_visible=False"
-        )
+    if placement.always_visible:
+        _check_windows(backbone)
     config = {
         "peft_type": "PREFIX_TUNING",
         "num_virtual_tokens": flat.shape[0],

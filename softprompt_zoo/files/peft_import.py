@@ -49,11 +49,8 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
     """
     fields, tensors, origin = peft_folder.read_prompt(directory)
     task_type = fields.get("task_type")
-    if pools_prompt and task_type != CLASSES_TASK:
-        raise UnsupportedError(
-            f"pools_prompt is True, and {directory} is of PEFT's task {task_type!r}: it is for "
-            f"{CLASSES_TASK} alone, whose heads read one token; leave it out"
-        )
+    if pools_prompt:
+        _check_pooling(task_type, directory)
     method = _method_for(fields, origin, directory)
     try:
         tensors, trained = split_head(tensors, backbone)
@@ -71,8 +68,17 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
     with torch.no_grad():
         placed = prompt.place(backbone)
     if placed.tokens.at_input is not None:
-        _warn_of_differences(task_type, backbone, pools_prompt)
+        _warn_of_pooling(task_type, backbone, pools_prompt)
+        _warn_of_scale(backbone)
     return prompt
+
+
+def _check_pooling(task_type: str | None, directory: Path) -> None:
+    if task_type != CLASSES_TASK:
+        raise UnsupportedError(
+            f"pools_prompt is True, and {directory} is of PEFT's task {task_type!r}: it is for "
+            f"{CLASSES_TASK} alone, whose heads read one token; leave it out"
+        )
 
 
 def _understood(
@@ -109,8 +115,8 @@ def _parameters(
     return learned
 
 
-def _warn_of_differences(task_type: str | None, backbone: Backbone, pools_prompt: bool) -> None:
-    """Warn where PEFT computes something else with a prompt at the input embeddings."""
+def _warn_of_pooling(task_type: str | None, backbone: Backbone, pools_prompt: bool) -> None:
+    """Warn where PEFT's head reads a virtual token."""
     if task_type in POOLED_TASKS and backbone.kind.has_head_over_input and not pools_prompt:
         advice = "; zoo.load(…, pools_prompt=True) does as PEFT" if task_type == CLASSES_TASK else ""
         warnings.warn(
@@ -118,6 +124,10 @@ def _warn_of_differences(task_type: str | None, backbone: Backbone, pools_prompt
             f"results differ from PEFT's{advice}",
             stacklevel=4,
         )
+
+
+def _warn_of_scale(backbone: Backbone) -> None:
+    """Warn where PEFT does not scale what the model scales."""
     if backbone.inside.scales_ids:
         warnings.warn(
             "PEFT gives this model embeddings that it does not scale, where it scales those of ids; here the text is "

@@ -70,11 +70,13 @@ def split_head(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[
             head[name] = tensor
         else:
             _check_same(name, tensor, backbone)
-    if not backbone.inside.task_head and all(
-        _is_same(backbone.inside.own_parameter(name), tensor) for name, tensor in head.items()
-    ):
-        head = {}
-    return rest, head
+    is_trained = backbone.inside.task_head or not _has_all(backbone, head)
+    return rest, head if is_trained else {}
+
+
+def _has_all(backbone: Backbone, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether the model has parameters of these names with the same numbers."""
+    return all(_is_same(backbone.inside.own_parameter(name), tensor) for name, tensor in tensors.items())
 
 
 def of_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.flat import flatten_layers
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
@@ -37,13 +38,7 @@ def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int,
         UnsupportedError: If PEFT has no place for it.
     """
     site = backbone.kind.site
-    prefix = tokens.at(site)
-    others = [name for name in backbone.layers if name != site and tokens.at(name) is not None]
-    if others or prefix is None:
-        lost = ", ".join(map(repr, others))
-        raise UnsupportedError(
-            f"PEFT can hold a prefix at the site {site!r} only; this one has {lost}; train with sites=({site!r},)"
-        )
+    prefix = _at_site_alone(tokens, site, backbone)
     shapes = backbone.layers[site]
     shape = _widest(shapes, backbone)
     if shape is None:
@@ -59,6 +54,18 @@ def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int,
     pairs = flatten_layers(prefix).unflatten(1, (len(shapes), 2, -1))
     spread = torch.stack([pairs, torch.zeros_like(pairs)], dim=2)
     return spread.flatten(1), 2 * len(shapes), shape
+
+
+def _at_site_alone(tokens: VirtualTokens, site: str, backbone: Backbone) -> SiteTokens:
+    """Return the tokens at one site, if there are none at others."""
+    found = {name: tokens.at(name) for name in backbone.layers if tokens.at(name) is not None}
+    own = found.pop(site, None)
+    if found or own is None:
+        lost = ", ".join(map(repr, found))
+        raise UnsupportedError(
+            f"PEFT can hold a prefix at the site {site!r} only; this one has {lost}; train with sites=({site!r},)"
+        )
+    return own
 
 
 def read_prefix(tensor: Tensor, config: Mapping[str, Any], backbone: Backbone, path: Path) -> VirtualTokens:
@@ -86,21 +93,28 @@ def read_prefix(tensor: Tensor, config: Mapping[str, Any], backbone: Backbone, p
         raise UnsupportedError(f"{path} cannot hold this model's keys and values, which differ in size from each other")
     layers = config.get("num_layers") or len(shapes)
     _check_rows(tensor, layers, shapes, shape, path, is_seq2seq)
+    _check_submodules(config, path, is_seq2seq)
+    pairs = tensor.unflatten(1, (2 * layers, shape.kv_heads, shape.head_dim)).permute(1, 2, 0, 3)
+    return LayerTokens({site: _site_tokens(pairs, shapes, step=4 if is_seq2seq else 2)})
+
+
+def _check_submodules(config: Mapping[str, Any], path: Path, is_seq2seq: bool) -> None:
     if is_seq2seq and config.get("num_transformer_submodules", 2) == 1:
         raise UnsupportedError(
             f"{path} has num_transformer_submodules=1, with which PEFT lets tokens see later ones; "
             "export it again with 2"
         )
-    pairs = tensor.unflatten(1, (2 * layers, shape.kv_heads, shape.head_dim)).permute(1, 2, 0, 3)
-    step = 4 if is_seq2seq else 2
-    rows = [step * layer % (2 * layers) for layer in range(len(shapes))]
+
+
+def _site_tokens(pairs: Float[Tensor, "rows heads tokens size"], shapes: Sequence[LayerShape], step: int) -> SiteTokens:
+    """Take each layer's keys and values out of PEFT's rows, of which a layer's start `step` after the one before."""
     keys, values = [], []
     for layer, own in enumerate(shapes):
-        row = rows[layer if own.shared_with is None else own.shared_with]
+        row = step * (layer if own.shared_with is None else own.shared_with)
         heads, size = own.key_size
-        keys.append(pairs[row][:heads, :, :size].contiguous())
-        values.append(pairs[(row + 1) % (2 * layers)][:heads, :, :size].contiguous())
-    return LayerTokens({site: SiteTokens(tuple(keys), tuple(values))})
+        keys.append(pairs[row % len(pairs)][:heads, :, :size].contiguous())
+        values.append(pairs[(row + 1) % len(pairs)][:heads, :, :size].contiguous())
+    return SiteTokens(tuple(keys), tuple(values))
 
 
 def _check_rows(
@@ -117,14 +131,20 @@ def _check_rows(
 
 def _widest(shapes: Sequence[LayerShape], backbone: Backbone) -> LayerShape | None:
     """Return the size that PEFT's prefix has in every layer; `None` if PEFT has none for these layers."""
-    sizes = {shape.key_size for shape in shapes}
     if any(shape.key_size != shape.value_size for shape in shapes):
         return None
-    if len(sizes) > 1 and not any(part in backbone.model_type for part in CUTTING):
+    sizes = {shape.key_size for shape in shapes}
+    if len(sizes) > 1 and not _is_cut(backbone):
         return None
     widest = max(shapes, key=lambda shape: shape.head_dim)  # as PEFT chooses it
-    fits = all(heads <= widest.kv_heads and size <= widest.head_dim for heads, size in sizes)
+    heads, widths = zip(*sizes, strict=True)
+    fits = max(heads) <= widest.kv_heads and max(widths) <= widest.head_dim
     return widest if fits else None
+
+
+def _is_cut(backbone: Backbone) -> bool:
+    """Return whether PEFT cuts each layer's part out of a prefix of one size."""
+    return any(part in backbone.model_type for part in CUTTING)
 
 
 def _padded(tokens: SiteTokens, shape: LayerShape) -> SiteTokens:

@@ -4,6 +4,7 @@ What torch's own safe unpickler would allow is cut down once more, to tensors: n
 the file makes more memory than the file is long.
 """
 
+import math
 import pickletools
 import zipfile
 from pathlib import Path
@@ -51,12 +52,17 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 
 def _check_tensors(path: Path, found: dict[Any, Any], size: int) -> None:
     """Refuse what is not a dense tensor by name, and tensors of more numbers than a file of this size has."""
-    room = 2 * size  # tied tables are in the file once
+    room: float = 2 * size  # tied tables are in the file once
     for key, tensor in found.items():
-        is_dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided
-        room -= tensor.numel() * tensor.element_size() if is_dense else 0
-        if not isinstance(key, str) or not is_dense or room < 0:
+        room -= _bytes(tensor)
+        if not isinstance(key, str) or room < 0:
             raise _refusal(path, f"holds at {key!r} something else than a dense tensor that it has the numbers of")
+
+
+def _bytes(tensor: Any) -> float:
+    """Return how many bytes a dense tensor takes; what else there is takes more than there are."""
+    is_dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided
+    return tensor.numel() * tensor.element_size() if is_dense else math.inf
 
 
 def _check(path: Path, file: IO[bytes]) -> int:
@@ -65,29 +71,35 @@ def _check(path: Path, file: IO[bytes]) -> int:
     if not zipfile.is_zipfile(file):
         raise _refusal(path, "was not written by torch.save of torch 1.6 or later, or is truncated")
     with zipfile.ZipFile(file) as archive:
-        parts = archive.infolist()
-        indices = [part for part in parts if Path(part.filename).name == "data.pkl"]
-        if _is_compressed(parts, size):
+        if _is_compressed(archive.infolist(), size):
             raise _refusal(path, "is compressed, which torch.save's files are not")
-        if len(indices) != 1 or indices[0].file_size > LONGEST_INDEX:
-            raise _refusal(path, "is not what torch.save writes of a dictionary of tensors")
-        strange = _strange_name(archive.read(indices[0]))
+        strange = _strange_name(_index(path, archive))
     if strange is not None:
         raise _refusal(path, f"is pickled and names {strange!r}, which is not a tensor")
     return size
 
 
+def _index(path: Path, archive: zipfile.ZipFile) -> bytes:
+    """Return the one pickle of a file."""
+    indices = [part for part in archive.infolist() if Path(part.filename).name == "data.pkl"]
+    if len(indices) != 1 or indices[0].file_size > LONGEST_INDEX:
+        raise _refusal(path, "is not what torch.save writes of a dictionary of tensors")
+    return archive.read(indices[0])
+
+
 def _strange_name(data: bytes) -> str | None:
     """Find what a pickle names besides tensors. Nothing of it is run."""
     for operation, argument, _ in pickletools.genops(data):
-        if operation.name == "GLOBAL":
-            name = str(argument)
-            is_storage = name.startswith("torch ") and name.endswith("Storage")
-            if name not in REBUILDERS and not is_storage:
-                return name
-        elif operation.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
+        if operation.name == "GLOBAL" and not _is_of_tensors(str(argument)):
+            return str(argument)
+        if operation.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
             return operation.name
     return None
+
+
+def _is_of_tensors(name: str) -> bool:
+    """Return whether a name in a pickle is that of what rebuilds a tensor, or of its storage."""
+    return name in REBUILDERS or (name.startswith("torch ") and name.endswith("Storage"))
 
 
 def _refusal(path: Path, problem: str) -> CheckpointError:

@@ -66,8 +66,7 @@ def restore(
         UnsupportedError: If it leaves no room for text.
     """
     method = registry.lookup_saved(record.method, record.distribution, record.version, str(directory))
-    where, saved, now = f"prompt {name!r} in {directory}", f"{record.distribution} {record.version}", method.origin
-    versions = "" if saved.strip() == now else f", which was saved with {saved.strip()} and is read with {now},"
+    where, versions = f"prompt {name!r} in {directory}", _versions(record, method)
     try:
         config = method.config_class.from_options(record.config)
         check_weight("weight", record.weight)
@@ -76,7 +75,7 @@ def restore(
         raise CheckpointError(f"{where}{versions} does not fit its method {record.method!r}: {error}") from error
     head_names = dict.fromkeys(key.partition(".")[0] for key in _under(HEAD, tensors))
     head = copy_saved_head(head_names, backbone.inside.heads, where)
-    expected |= {} if head is None else {HEAD + key: tensor for key, tensor in head.state_dict().items()}
+    expected |= _named(HEAD, {} if head is None else head.state_dict())
     _compare(tensors, expected, f"{where}{versions}")
     check_room(config, backbone)
     learned: Any
@@ -92,8 +91,19 @@ def restore(
     return prompt.requires_grad_(record.is_trained)
 
 
+def _versions(record: native.IndexEntry, method: LoadedMethod) -> str:
+    """Return which versions of a method wrote and read a prompt, for a message; nothing if it is the same."""
+    saved = f"{record.distribution} {record.version}".strip()
+    return "" if saved == method.origin else f", which was saved with {saved} and is read with {method.origin},"
+
+
 def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+
+
+def _named(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `_under`."""
+    return {start + key: tensor for key, tensor in tensors.items()}
 
 
 def _merged(tensors: Mapping[str, Tensor], config: MethodConfig, backbone: Backbone) -> dict[str, Any]:
@@ -102,11 +112,11 @@ def _merged(tensors: Mapping[str, Tensor], config: MethodConfig, backbone: Backb
     if not plain:
         raise ShapeError(f"there is no tensor {MERGED}… of its tokens")
     shapes = stored_shapes(plain, backbone, config.num_virtual_tokens, config.tasks)
-    shapes |= {name: (1,) for name in shapes if name.endswith("_gate") and plain[name].shape == (1,)}
-    sketch = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    one_gate = {name: (1,) for name in shapes if name.endswith("_gate") and plain[name].shape == (1,)}
+    sketch = {name: torch.empty(shape, device="meta") for name, shape in (shapes | one_gate).items()}
     if from_tensors(sketch, backbone).tensors().keys() != plain.keys():
         raise ShapeError(f"the tensors {', '.join(map(repr, plain))} do not belong to one prompt")
-    return {MERGED + name: tensor for name, tensor in sketch.items()}
+    return _named(MERGED, sketch)
 
 
 def _trained(method: LoadedMethod, config: MethodConfig, backbone: Backbone) -> dict[str, Any]:
@@ -117,7 +127,7 @@ def _trained(method: LoadedMethod, config: MethodConfig, backbone: Backbone) -> 
             sketch = method.make_parameters(config, on_meta)
     except Exception:  # its parameters are made of numbers of the model, or cannot be made at all
         sketch = method.make_parameters(config, backbone)
-    return {LEARNED + key: tensor for key, tensor in sketch.state_dict().items()}
+    return _named(LEARNED, sketch.state_dict())
 
 
 def _compare(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
@@ -125,13 +135,16 @@ def _compare(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], wher
     for key in sorted({*tensors, *expected}):
         if key not in tensors:
             raise CheckpointError(f"{where}: tensor {key!r} is missing; expected shape {tuple(expected[key].shape)}")
-        found = tensors[key]
         if key not in expected:
-            raise CheckpointError(f"{where}: tensor {key!r} {tuple(found.shape)} is none of such a prompt")
-        if found.shape != expected[key].shape:
-            shapes = f"has shape {tuple(found.shape)}; expected {tuple(expected[key].shape)}"
-            raise CheckpointError(f"{where}: tensor {key!r} {shapes}")
-        if expected[key].is_floating_point():
-            check_floating({key: found}, where)
-        elif found.dtype != expected[key].dtype:
-            raise CheckpointError(f"{where}: tensor {key!r} is of {found.dtype}; expected {expected[key].dtype}")
+            raise CheckpointError(f"{where}: tensor {key!r} {tuple(tensors[key].shape)} is none of such a prompt")
+        _compare_tensor(key, tensors[key], expected[key], where)
+
+
+def _compare_tensor(key: str, found: Tensor, expected: Tensor, where: str) -> None:
+    if found.shape != expected.shape:
+        shapes = f"has shape {tuple(found.shape)}; expected {tuple(expected.shape)}"
+        raise CheckpointError(f"{where}: tensor {key!r} {shapes}")
+    if expected.is_floating_point():
+        check_floating({key: found}, where)
+    elif found.dtype != expected.dtype:
+        raise CheckpointError(f"{where}: tensor {key!r} is of {found.dtype}; expected {expected.dtype}")

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ def save(
     replaces = native.is_native(path)
     if not replaces:  # PEFT's adapter in the root of ours is one that save_pretrained put there
         peft_folder.check_place(path)
-    chosen = list(own.prompts) if names is None else list(names)
-    active = _active(own, chosen, names is not None)
+    chosen = list(own.prompts if names is None else names)
+    active = _active(own, chosen)
     records = {name: _record(prompt) for name, prompt in own.prompts.items() if name in chosen}
     found = weight_adapters.collect(model, state_dict)
     folders = weight_adapter_files.folders(found)
@@ -79,11 +79,11 @@ def _refuse_adapted(prompts: Mapping[str, Prompt]) -> None:
         )
 
 
-def _active(own: PromptSet, chosen: Sequence[str], is_choice: bool) -> tuple[str, ...]:
-    """Return which of the chosen prompts are active when they are loaded: one that was chosen alone is."""
+def _active(own: PromptSet, chosen: Sequence[str]) -> tuple[str, ...]:
+    """Return which of the chosen prompts are active when they are loaded: one that was chosen among several is."""
     active = tuple(name for name in own.active if name in chosen)
     is_alone = len(chosen) == 1 < len(own.prompts)
-    return tuple(chosen) if is_choice and not active and is_alone else active
+    return active or (tuple(chosen) if is_alone else ())
 
 
 def _state(
@@ -91,13 +91,15 @@ def _state(
 ) -> dict[str, Tensor]:
     """Return the state of the chosen prompts and of the adapters, by the names that it has in the model's."""
     adapted = dict(weight_adapters.parameters(model))
-    if state_dict is None:
-        tensors = _own_state(own.prompts) | adapted
-    else:
-        is_ours = {key: key.startswith(native.KEY_PREFIX) or key in adapted for key in state_dict}
-        tensors = {key: tensor for key, tensor in state_dict.items() if is_ours[key]}
+    tensors = _own_state(own.prompts) | adapted if state_dict is None else _gathered(state_dict, adapted)
     others = tuple(f"{native.KEY_PREFIX}{name}." for name in own.prompts if name not in chosen)
     return {key: tensor for key, tensor in tensors.items() if not key.startswith(others)}
+
+
+def _gathered(state_dict: Mapping[str, Tensor], adapted: Collection[str]) -> dict[str, Tensor]:
+    """Return the state of prompts and adapters in a model's state."""
+    is_own = {key: key.startswith(native.KEY_PREFIX) or key in adapted for key in state_dict}
+    return {key: tensor for key, tensor in state_dict.items() if is_own[key]}
 
 
 def read_prompts(
@@ -122,15 +124,18 @@ def read_prompts(
 
 
 def _read(directory: Path, backbone: Backbone, pools_prompt: bool) -> tuple[dict[str, Prompt], tuple[str, ...]]:
-    if pools_prompt and (native.is_native(directory) or not peft_folder.is_there(directory)):
+    is_native = native.is_native(directory)
+    if not is_native and peft_folder.is_there(directory):
+        return {"default": peft_import.read(directory, backbone, pools_prompt)}, ("default",)
+    if pools_prompt:
         raise ValueError(
             f"pools_prompt is True, which is for PEFT's adapters; {directory} is none, and its prompts are read as "
             "they were trained; leave it out"
         )
-    if native.is_native(directory):
-        return _read_native(directory, backbone)
-    if peft_folder.is_there(directory):
-        return {"default": peft_import.read(directory, backbone, pools_prompt)}, ("default",)
+    return _read_native(directory, backbone) if is_native else _read_exported(directory, backbone)
+
+
+def _read_exported(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
     own = format_of(directory)
     if own is not None:
         return own.read(directory, backbone)

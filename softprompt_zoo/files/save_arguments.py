@@ -53,22 +53,25 @@ def check_arguments(names: Any, keywords: Mapping[str, Any], there: Sequence[str
         UnsupportedError: If a keyword asks for other files than are written.
     """
     keywords = dict(keywords)
-    selected = keywords.pop("selected_adapters", None)
+    what, chosen = _chosen(names, keywords.pop("selected_adapters", None))
+    for keyword, value in keywords.items():
+        _check_keyword(keyword, value)
+    if chosen is None:
+        return tuple(there)
+    checked = check_combination(chosen, there, what)
+    if not checked:
+        raise ValueError(f"{what} is empty; name at least one prompt to save, or leave it out to save all")
+    return checked
+
+
+def _chosen(names: Any, selected: Any) -> tuple[str, Any]:
+    """Return the keyword that names prompts, and what it names."""
     if names is not None and selected is not None:
         raise TypeError(
             f"save_pretrained got names={names!r} and selected_adapters={selected!r}, which mean the same; give one of "
             "them"
         )
-    for keyword, value in keywords.items():
-        _check_keyword(keyword, value)
-    chosen = selected if names is None else names
-    if chosen is None:
-        return tuple(there)
-    what = "names" if selected is None else "selected_adapters"
-    checked = check_combination(chosen, there, what)
-    if not checked:
-        raise ValueError(f"{what} is empty; name at least one prompt to save, or leave it out to save all")
-    return checked
+    return ("names", names) if selected is None else ("selected_adapters", selected)
 
 
 def _check_keyword(keyword: str, value: Any) -> None:

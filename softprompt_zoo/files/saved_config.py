@@ -84,10 +84,15 @@ def _of_index(index: native.Index) -> SavedConfig:
 def _of_peft(fields: Mapping[str, Any], path: Path) -> SavedConfig:
     if not peft_folder.is_prompt(fields):
         raise CheckpointError(f"{path} is a PEFT adapter of type {fields['peft_type']!r}, which is not a prompt")
-    base, task, count = (fields.get(key) for key in ("base_model_name_or_path", "task_type", "num_virtual_tokens"))
-    for key, value in (("base_model_name_or_path", base), ("task_type", task)):
-        if not isinstance(value, str | None):
-            raise CheckpointError(f"{path / peft_folder.CONFIG_FILE} has the {key} {value!r}; expected text or null")
+    base, task = (_text_or_null(fields, key, path) for key in ("base_model_name_or_path", "task_type"))
+    count = fields.get("num_virtual_tokens")
     options = {name: value for name, value in fields.items() if name not in OF_THE_FILE}
     prompt = SavedPrompt(fields["peft_type"], count if isinstance(count, int) else None, options)
     return SavedConfig(base or None, None, task, {"default": prompt}, ("default",), ())
+
+
+def _text_or_null(fields: Mapping[str, Any], key: str, path: Path) -> str | None:
+    value = fields.get(key)
+    if not isinstance(value, str | None):
+        raise CheckpointError(f"{path / peft_folder.CONFIG_FILE} has the {key} {value!r}; expected text or null")
+    return value

@@ -82,13 +82,13 @@ def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:
     """
     _refuse_given(config)
     fields = [field.name for field in dataclasses.fields(config) if field.metadata.get("prompts")]
-    given = {name: getattr(config, name) for name in fields}
-    read: dict[str, Any] = {
-        name: tuple(_prompt(value, backbone, name) for value in values)
-        for name, values in given.items()
-        if isinstance(values, tuple)
-    }
+    read: dict[str, Any] = {name: _read_each(getattr(config, name), backbone, name) for name in fields}
     return dataclasses.replace(config, **read) if read else config
+
+
+def _read_each(values: Any, backbone: Backbone, option: str) -> Any:
+    """Read the folders among several prompts; what else an option may be stays as it is."""
+    return tuple(_prompt(value, backbone, option) for value in values) if isinstance(values, tuple) else values
 
 
 def _refuse_given(config: MethodConfig) -> None:

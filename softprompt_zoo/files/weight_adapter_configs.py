@@ -187,21 +187,25 @@ _BY_HAND = (
 
 def _checked(fields: Mapping[str, Any], defaults: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the fields that say something and may be handed on."""
-    chosen = {}
-    for name, value in fields.items():
-        is_default = name in defaults and type(value) is type(defaults[name]) and value == defaults[name]
-        if name in IGNORED or is_default:
-            continue
-        if name not in FIELDS or name not in defaults:
-            if _asks_for_nothing(value):
-                continue  # a field of another version of PEFT
+    chosen = {name: value for name, value in fields.items() if not _says_nothing(name, value, defaults)}
+    for name, value in chosen.items():
+        if name not in FIELDS.keys() & defaults.keys():
             raise UnsupportedError(
                 f"{path} has {name} = {_short(value)}, which is not handed to PEFT from a file; {_BY_HAND}"
             )
         if not FIELDS[name].accepts(value):
             raise CheckpointError(f"{path} has {name} = {_short(value)}; expected {FIELDS[name].expected}; {_BY_HAND}")
-        chosen[name] = value
     return chosen
+
+
+def _says_nothing(name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
+    """Return whether a field may be left out: it is its default, or is of another version of PEFT and off."""
+    if name in IGNORED:
+        return True
+    if name not in defaults:
+        return _asks_for_nothing(value)
+    is_default = type(value) is type(defaults[name]) and value == defaults[name]
+    return is_default or (name not in FIELDS and _asks_for_nothing(value))
 
 
 def _defaults(config: Any) -> dict[str, Any]:
@@ -233,12 +237,17 @@ def _name_modules(chosen: dict[str, Any], tensors: Mapping[str, Tensor], prefix:
     """
     if not _has_expression(chosen):
         return
-    owners = {key.rsplit(f".{prefix}", 1)[0]: tensor for key, tensor in tensors.items() if f".{prefix}" in key}
+    owners = _owners(tensors, prefix)
     chosen["target_modules"] = sorted(owners)
     if "feedforward_modules" in chosen:  # of IA³, whose factors on inputs are a row and those on outputs a column
         chosen["feedforward_modules"] = sorted(name for name, tensor in owners.items() if tensor.shape[0] == 1)
     for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
         chosen.pop(name, None)
+
+
+def _owners(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the modules that have tensors of a type of adapter, each with one of these."""
+    return {key.rsplit(f".{prefix}", 1)[0]: tensor for key, tensor in tensors.items() if f".{prefix}" in key}
 
 
 def _short(value: Any) -> str:

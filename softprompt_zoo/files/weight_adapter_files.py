@@ -85,18 +85,23 @@ def read(directory: Path, found: Mapping[str, str]) -> dict[str, SavedAdapter]:
         CheckpointError: If one is missing or corrupt, or its folder is not in the directory.
     """
     for name, folder in found.items():
-        if folder != f"{FOLDER}/{name}" or name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise CheckpointError(
-                f"the index of {directory} has the adapter {name!r} in {folder!r}; expected {FOLDER}/<name>"
-            )
+        _check_folder(name, folder, directory)
     if not found:
         return {}
     path = directory / native.TENSOR_FILE
     tensors, metadata = read_tensors(path)
-    if METADATA_KEY in metadata:
-        described = parse_json(metadata[METADATA_KEY], path)
-        return {name: _unpack(name, described.get(name), tensors, path) for name in found}
-    return {name: _read_folder(directory / folder) for name, folder in found.items()}  # of an earlier version
+    if METADATA_KEY not in metadata:  # of an earlier version
+        return {name: _read_folder(directory / folder) for name, folder in found.items()}
+    described = parse_json(metadata[METADATA_KEY], path)
+    return {name: _unpack(name, described.get(name), tensors, path) for name in found}
+
+
+def _check_folder(name: str, folder: str, directory: Path) -> None:
+    """Refuse a folder of another name, and a name that leads out of the directory, on any system."""
+    if folder != f"{FOLDER}/{name}" or name in ("", ".", "..") or {"/", "\\"} & {*name}:
+        raise CheckpointError(
+            f"the index of {directory} has the adapter {name!r} in {folder!r}; expected {FOLDER}/<name>"
+        )
 
 
 def _read_folder(folder: Path) -> SavedAdapter:

@@ -6,8 +6,9 @@ PEFT is imported only by whoever has such an adapter. An adapter is injected int
 
 import contextlib
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,16 @@ def acting(model: nn.Module) -> list[str]:
 def parameters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the parameters that belong to one adapter, or to any, by their name in the model."""
     for prefix, layer in adapter_layers(model):
-        own = tuple(layer.adapter_layer_names)
         for name, parameter in layer.named_parameters():
-            part = next((part for part in own if f"{name}.".startswith(f"{part}.")), None)
-            if part is None:
-                continue
-            if adapter is None or name.removeprefix(f"{part}.").partition(".")[0] == adapter:
+            owner = _owner(layer, name)
+            if owner is not None and adapter in (None, owner):
                 yield f"{prefix}.{name}", parameter
+
+
+def _owner(layer: Any, name: str) -> str | None:
+    """Return the adapter that a parameter of a layer belongs to; `None` if it is the layer's own."""
+    part = next((part for part in layer.adapter_layer_names if f"{name}.".startswith(f"{part}.")), None)
+    return None if part is None else name.removeprefix(f"{part}.").partition(".")[0]
 
 
 @contextlib.contextmanager
@@ -83,15 +87,17 @@ def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Sa
     """
     active = {name for _, layer in adapter_layers(model) for name in layer.active_adapters}
     state = _own_state(model, state_dict)
+    # PEFT activates the one that is put on last.
+    return {name: _collected(model, state, name) for name in sorted(names(model), key=active.__contains__)}
+
+
+def _collected(model: Any, state: Mapping[str, Tensor], name: str) -> SavedAdapter:
+    tensors = {WRAPPED + key: tensor for key, tensor in _peft_state(model, state, name).items()}
+    config = model.peft_config[name]
+    fields = json.loads(json.dumps({**config.to_dict(), "inference_mode": True}, default=_plain))
     places = {id(tensor): key for key, tensor in state.items()}
-    found = {}
-    for name in sorted(names(model), key=active.__contains__):  # PEFT activates the one that is put on last
-        tensors = {WRAPPED + key: tensor for key, tensor in _peft_state(model, state, name).items()}
-        config = model.peft_config[name]
-        fields = json.loads(json.dumps({**config.to_dict(), "inference_mode": True}, default=_plain))
-        state_names = {key: places[id(tensor)] for key, tensor in tensors.items() if id(tensor) in places}
-        found[name] = SavedAdapter(fields, tensors, state_names)
-    return found
+    state_names = {key: places[id(tensor)] for key, tensor in tensors.items() if id(tensor) in places}
+    return SavedAdapter(fields, tensors, state_names)
 
 
 def check(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path) -> None:
@@ -108,29 +114,41 @@ def check(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path) -> 
         CheckpointError: If PEFT does not know the adapter.
         BackboneMismatchError: If the tensors are not those of such an adapter on this model.
     """
-    skeleton: Any = None
+    skeleton = _Skeleton(model)
     for name, adapter in adapters.items():
         folder = directory / FOLDER / name
-        if name in names(model):
-            expected = _shapes(model, name)
-        else:
-            config = _config(adapter, folder)
-            check_peft_version(f"the adapter in {folder}")
-            try:
-                with torch.device("meta"):
-                    skeleton = _original_class(model)(model.config) if skeleton is None else skeleton
-                    _without_start(config)
-                    skeleton.add_adapter(config, adapter_name=name)
-                expected = _shapes(skeleton, name)
-            except Exception as error:  # PEFT's are of all kinds
-                raise BackboneMismatchError(f"{folder} does not fit this model: {_line(error)}") from error
+        expected = _shapes(model, name) if name in names(model) else skeleton.shapes(name, adapter, folder)
         saved = {key: tuple(tensor.shape) for key, tensor in _inside(adapter.tensors).items()}
         if saved != expected:
-            wrong = min(key for key in {*saved, *expected} if saved.get(key) != expected.get(key))
+            wrong = min(saved.items() ^ expected.items())[0]
             raise BackboneMismatchError(
                 f"{folder} does not fit this model: tensor {wrong!r} has shape {saved.get(wrong)}; "
                 f"expected {expected.get(wrong)}; load it onto the model it was made for"
             )
+
+
+class _Skeleton:
+    """A copy of a model without numbers, made when it is needed, on which adapters are tried."""
+
+    def __init__(self, model: Any) -> None:
+        self.like = model
+
+    @functools.cached_property
+    def model(self) -> Any:
+        with torch.device("meta"):
+            return _original_class(self.like)(self.like.config)
+
+    def shapes(self, name: str, adapter: SavedAdapter, folder: Path) -> dict[str, tuple[int, ...]]:
+        """Return the shapes that the tensors of such an adapter have on this model."""
+        config = _config(adapter, folder)
+        check_peft_version(f"the adapter in {folder}")
+        try:
+            _without_start(config)
+            with torch.device("meta"):
+                self.model.add_adapter(config, adapter_name=name)
+            return _shapes(self.model, name)
+        except Exception as error:  # PEFT's are of all kinds
+            raise BackboneMismatchError(f"{folder} does not fit this model: {_line(error)}") from error
 
 
 def put(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path, trainable: bool) -> None:
@@ -147,14 +165,25 @@ def put(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path, train
     """
     if not adapters:
         return  # PEFT may not be installed
+    with _same_gradients(model):
+        for name, adapter in adapters.items():
+            _put_one(model, name, adapter, directory / FOLDER / name)
+    if not trainable:
+        for parameter in _parameters_of(model, adapters):
+            parameter.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _same_gradients(model: Any) -> Iterator[None]:
+    """Leave what was trainable trainable, and the rest frozen: PEFT freezes all but the adapter it has put on."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for name, adapter in adapters.items():
-        _put_one(model, name, adapter, directory / FOLDER / name)
+    yield
     for parameter, required_grad in before:
-        parameter.requires_grad_(required_grad)  # PEFT freezes all but the adapter it has put on
-    frozen = [] if trainable else [own for name in adapters for _, own in parameters(model, name)]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+        parameter.requires_grad_(required_grad)
+
+
+def _parameters_of(model: Any, adapters: Iterable[str]) -> list[nn.Parameter]:
+    return [parameter for name in adapters for _, parameter in parameters(model, name)]
 
 
 def _put_one(model: Any, name: str, adapter: SavedAdapter, folder: Path) -> None:
@@ -183,8 +212,7 @@ def taken_off_on_error(model: Any, adapters: Mapping[str, SavedAdapter]) -> Iter
     # PEFT writes into parameters of the base, too, such as biases.
     named = {original_name(key) for adapter in adapters.values() for key in _inside(adapter.tensors)}
     written = [p for name, p in model.named_parameters(remove_duplicate=False) if original_name(name) in named]
-    own = [parameter for name in adapters for _, parameter in parameters(model, name)]
-    with restored_on_error(model, [*written, *own]):
+    with restored_on_error(model, [*written, *_parameters_of(model, adapters)]):
         yield
 
 
