@@ -9,7 +9,8 @@ import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
 import softprompt_zoo as zoo
-from attacks.common import CHANGED, CLEAR, MIXED, OTHER, RAW, RIGHT, Outcome, describe, is_clear, killed, prompted
+from attacks.common import CHANGED, CLEAR, MIXED, OTHER, RAW, RIGHT, SAME, Outcome, describe, is_clear, killed, prompted
+from softprompt_zoo.bank import records
 
 
 class _StoreError(Exception):
@@ -54,7 +55,7 @@ fsspec.register_implementation("attacked", _Failing, clobber=True)
 
 def banks(choose: random.Random, place: Path) -> Outcome:
     """Do one harm to a bank, and read it."""
-    return choose.choice([_damaged, _killed, _failing])(choose, place)
+    return choose.choice([_damaged, _killed, _failing, _fuzzed])(choose, place)
 
 
 def _first(prompt: Any) -> float:
@@ -97,6 +98,47 @@ def _damaged(choose: random.Random, place: Path) -> Outcome:
     except Exception as error:
         return f"{what} -> {describe(error)}", CLEAR if is_clear(error) else RAW
     return what, RIGHT
+
+
+def _fuzzed(choose: random.Random, place: Path) -> Outcome:
+    """Let an engine read an entry with other bytes, as often as not under a checksum that is theirs."""
+    address = "memory://fuzzed"
+    model = prompted()
+    zoo.PromptBank(address, model, as_prefix=True).add("x", model.prompts["default"], overwrite=True)
+    reader = zoo.PrefixReader(address)
+    path = next(path for path in MemoryFileSystem.store if path.startswith("/fuzzed/") and path.endswith("x.prompt"))
+    whole = MemoryFileSystem.store[path].getvalue()
+    body = bytearray(whole[records.STAMP_SIZE :])
+    end = records.header_end(whole) - records.STAMP_SIZE
+    within = choose.choice([4, end, len(body)])  # its length, its header, all
+    kind = choose.choice(["bytes", "cut", "more", "value"])
+    if kind == "cut":
+        del body[choose.randrange(len(body)) :]
+    elif kind == "more":
+        body[within:within] = choose.randbytes(choose.choice([1, 16, 4096]))
+    elif kind == "value":
+        text = bytes(body[4:end])
+        old = choose.choice([b"[2,32]", b"float32", b"decoder", b":1,", b"softprompt-zoo", b"{", b'"'])
+        text = text.replace(
+            old, choose.choice([b"[-1]", b"[]", b"null", b"1e999", b"float64", b"[[" * 999, b"int64", b""])
+        )
+        body[:end] = len(text).to_bytes(4, "little") + text
+    else:
+        for _ in range(choose.choice([1, 8])):
+            body[choose.randrange(within)] = choose.randrange(256)
+    is_sealed = choose.random() < 0.5
+    new = records.seal("x", bytes(body)) if is_sealed else whole[: records.STAMP_SIZE] + bytes(body)
+    MemoryFileSystem().pipe_file(path, new)
+    what = f"{kind} within {within}{', sealed' if is_sealed else ''}"
+    try:
+        entry = reader.find("x")
+        prefix = reader.read("x")
+    except Exception as error:
+        return f"{what} -> {describe(error)}", CLEAR if is_clear(error) else RAW
+    shapes = {tuple(part.shape) for layer in prefix.layers for part in layer}
+    is_right = entry == prefix.entry and shapes == {(2, entry.num_tokens, 8)} and len(prefix.layers) == 2
+    is_finite = all(bool(part.isfinite().all()) for layer in prefix.layers for part in layer)
+    return what, (RIGHT if is_sealed else SAME if new == whole else OTHER) if is_right and is_finite else OTHER
 
 
 def _killed(choose: random.Random, place: Path) -> Outcome:

@@ -55,6 +55,7 @@ def make_sources(place: Path) -> dict[str, Path]:
             prompted(method).save_pretrained(folder / method)
             zoo.export(prompted(method), folder / f"{method}-peft")
         zoo.export(prompted(), folder / "embeddings", to="embeddings")
+        zoo.export(prompted(), folder / "kv", to="kv")
         zoo.merge(prompted("prefix_tuning")).save_pretrained(folder / "merged")
         base = tiny_model("llama")
         base.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]), "lora")

@@ -184,7 +184,7 @@ class PrefixReader:
             )
         [(site, (dtype, shape))] = header.tensors.items()
         width = sum(layer.features for layer in self._shapes[site])
-        if shape[1:] != (width,) or dtype not in _FLOATING:
+        if shape[1:] != (width,) or not shape[0] or dtype not in _FLOATING:
             raise CheckpointError(
                 f"{where} has {site!r} of shape {shape} and {dtype}; expected floating-point numbers "
                 f"(tokens, {width}); {records.INSTEAD}"

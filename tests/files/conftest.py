@@ -17,6 +17,7 @@ def folders(tmp_path_factory):
     zoo.merge(model).save_pretrained(root / "merged_embeddings")
     zoo.export(model, root / "peft")
     zoo.export(model, root / "embeddings", to="embeddings")
+    zoo.export(model, root / "kv", to="kv")
     zoo.export(model, root / "vocabulary", to="vocabulary", tokenizer=tiny_tokenizer())
     model.to(torch.bfloat16).save_pretrained(root / "half")
     prefix = zoo.get_method("prefix_tuning")(tiny_model("llama"), num_virtual_tokens=3)

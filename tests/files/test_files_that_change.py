@@ -19,6 +19,7 @@ FILES = {
     "peft": "adapter_model.safetensors",
     "peft_prefix": "adapter_model.safetensors",
     "embeddings": "prompt_embeds.safetensors",
+    "kv": "prefix.safetensors",
     "vocabulary": "model.safetensors",
 }
 
