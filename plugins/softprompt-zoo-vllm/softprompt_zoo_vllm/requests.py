@@ -17,7 +17,7 @@ def problem_of(request: Any) -> str | None:
     """Return why a request cannot have any prompt; `None` if it can."""
     if request.pooling_params is not None:
         return "a soft prompt cannot be had with a pooling request, which vLLM runs without it; leave one out"
-    if request.skip_reading_prefix_cache:
+    if request.skip_reading_prefix_cache or request.sampling_params.prompt_logprobs is not None:
         return (
             "a soft prompt cannot be had with prompt_logprobs (or echo with logprobs, or skip_reading_prefix_cache), "
             "which vLLM computes without it; leave one out"

@@ -107,9 +107,9 @@ def make_place(folder: Path, model_type: str) -> Place:
     return Place(folder, model)
 
 
-def add(bank: zoo.PromptBank, model: torch.nn.Module, name: str, method: str, **options: int) -> None:
+def add(bank: zoo.PromptBank, model: torch.nn.Module, name: str, method: str, *, seed: int = 0, **options: int) -> None:
     """Make a random prompt with a method, fold it, and store it."""
-    torch.manual_seed(len(bank))
+    torch.manual_seed(1000 * seed + len(bank))
     prompted = zoo.get_method(method)(model, "made", init="random", **options)
     with torch.no_grad():
         for weight in prompted.prompts["made"].parameters():

@@ -24,10 +24,11 @@ def engine(place, **options):
     return vllm.LLM(place.checkpoint, kv_transfer_config=transfer, **options)
 
 
-def sampling(name, new_tokens=16):
+def sampling(name, new_tokens=16, **options):
     """Return greedy sampling with a prompt, or none."""
-    chosen = {} if name is None else {"extra_args": {"kv_transfer_params": {"soft_prompt": name}}}
-    return vllm.SamplingParams(temperature=0, max_tokens=new_tokens, min_tokens=new_tokens, ignore_eos=True, **chosen)
+    if name is not None:
+        options["extra_args"] = {"kv_transfer_params": {"soft_prompt": name}}
+    return vllm.SamplingParams(temperature=0, max_tokens=new_tokens, min_tokens=new_tokens, ignore_eos=True, **options)
 
 
 def test_every_request_has_its_own_prompt(place, request):

@@ -1,0 +1,62 @@
+"""A bank with users' prompts of every method among very many others, for the benchmark of serving."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import softprompt_zoo as zoo
+
+METHODS: dict[str, dict[str, Any]] = {
+    "prompt_tuning": {"num_virtual_tokens": 20},
+    "prefix_tuning": {"num_virtual_tokens": 20},
+    "p_tuning": {"num_virtual_tokens": 16},
+    "p_tuning_v2": {"num_virtual_tokens": 33},
+    "multitask_prompt_tuning": {"num_virtual_tokens": 8, "num_tasks": 2, "rank": 2},
+    "cpt": {"token_ids": tuple(range(500, 540)), "token_types": (1, *[2] * 18, 3, 4, *[6] * 17, 7, 8)},
+}
+"""Six methods and their sizes; what they hold is random, as nobody's answer depends on what it says."""
+AT_ONCE = 2000
+
+
+def make_bank(folder: Path, model: Any, users: int, prompts: int) -> None:
+    """Make a bank.
+
+    Args:
+        folder: Where to.
+        model: The model, without prompts; as before when this returns.
+        users: Prompts `user-0`, …, of the methods in turn, as prefixes.
+        prompts: Prompts in all; the others are prefixes of one token in float16.
+    """
+    bank, methods = zoo.PromptBank(folder, model), list(METHODS)
+    for index in range(min(users, 8 * len(methods))):
+        torch.manual_seed(index)
+        prompt = _random_prefix(model, methods[index % len(methods)])
+        bank.add(f"user-{index}", prompt)
+    for index in range(8 * len(methods), users):  # beyond these, prefixes with some noise are other prompts, too
+        _add_noise(prompt, index)
+        bank.add(f"user-{index}", prompt)
+    small = _random_prefix(model, "prefix_tuning", num_virtual_tokens=1)
+    bank = zoo.PromptBank(folder, model, dtype=torch.float16)
+    for begin in range(users, prompts, AT_ONCE):
+        bank.add_many({f"other-{index}": small for index in range(begin, min(prompts, begin + AT_ONCE))})
+    bank.close()
+
+
+def _random_prefix(model: Any, method: str, **options: Any) -> Any:
+    """Return a prompt of a method as a prefix."""
+    options = METHODS[method] | options
+    prompted = zoo.get_method(method)(model, "made", **options)
+    _add_noise(prompted.prompts["made"], 0)
+    zoo.fold(prompted, task=1 if "num_tasks" in options else None)
+    folded = prompted.prompts["folded"]
+    zoo.detach(prompted)
+    return folded
+
+
+@torch.no_grad()
+def _add_noise(prompt: Any, seed: int) -> None:
+    """Move every number of a prompt a little."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in prompt.parameters():
+        weight.add_(0.1 * weight.std() * torch.randn(weight.shape, generator=generator))
