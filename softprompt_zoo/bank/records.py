@@ -115,6 +115,8 @@ def decode(name: str, data: memoryview, where: str) -> Record:
         raise CheckpointError(f"entry {name!r} of {where} has {data.nbytes} bytes of {offsets[-1][1]}; {INSTEAD}")
     # One copy of the tensors' bytes, from an aligned place on; the tensors are views of it.
     start = end + -end % ALIGNMENT
+    if data.nbytes <= start:
+        raise CheckpointError(f"entry {name!r} of {where} has {data.nbytes} bytes and no number; {INSTEAD}")
     buffer = torch.frombuffer(bytearray(data[start:]), dtype=torch.uint8)
     tensors = {
         key: buffer[first - start : last - start].view(_DTYPES[dtype]).view(shape)

@@ -10,6 +10,7 @@ from helpers.uneven_layers import gemma4
 from transformers import DynamicCache
 
 import softprompt_zoo as zoo
+from softprompt_zoo.bank import records
 from softprompt_zoo.testing import tiny_model
 
 TEXT = torch.randint(3, 101, (2, 9), generator=torch.Generator().manual_seed(7))
@@ -68,6 +69,45 @@ def test_an_entry_that_is_no_plain_prefix_is_refused(filled):
     for ask in (reader.find, reader.read):
         with pytest.raises(zoo.UnsupportedError, match=r"'words' of .* holds 'embeddings', and is no plain prefix"):
             ask("words")
+
+
+def test_tokens_that_a_strangers_hook_places_are_refused(filled):
+    bank, _ = filled
+    reader = zoo.PrefixReader(bank.address)
+    record = records.decode("prefix", memoryview(reader._store.peek("prefix", 10**9)), bank.address)
+    parts = (record.tensors, record.header.method, "elsewhere", "1.0", record.header.config)
+    bank._store.write(lambda: [("prefix", records.encode("prefix", *parts))], True)
+    for ask in (reader.find, reader.read):
+        with pytest.raises(zoo.UnsupportedError, match=r"of the package 'elsewhere'.*as_prefix=True"):
+            ask("prefix")
+
+
+def test_an_entry_of_other_sizes_is_damaged(filled):
+    bank, _ = filled
+    reader = zoo.PrefixReader(bank.address)
+    record = records.decode("prefix", memoryview(reader._store.peek("prefix", 10**9)), bank.address)
+    header = record.header
+    for tensor in (record.tensors["decoder"][:0], record.tensors["decoder"][:, 1:], record.tensors["decoder"].int()):
+        new = records.encode("prefix", {"decoder": tensor}, header.method, header.distribution, "1", header.config)
+        bank._store.write(lambda new=new: [("prefix", new)], True)
+        with pytest.raises(zoo.CheckpointError, match=r"'decoder' of shape .* expected floating-point numbers"):
+            reader.find("prefix")
+        with pytest.raises(zoo.CheckpointError, match="add the prompt again"):
+            reader.read("prefix")
+        assert list(bank.verify()) == ["prefix"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_numbers_that_are_not_finite_are_not_read(value, filled):
+    bank, _ = filled
+    reader = zoo.PrefixReader(bank.address)
+    record = records.decode("prefix", memoryview(reader._store.peek("prefix", 10**9)), bank.address)
+    header = record.header
+    record.tensors["decoder"][2, 7] = value
+    new = records.encode("prefix", record.tensors, header.method, header.distribution, header.version, header.config)
+    bank._store.write(lambda: [("prefix", new)], True)
+    with pytest.raises(zoo.CheckpointError, match=r"'prefix' of .* holds NaN or infinity in 'decoder'"):
+        reader.read("prefix")
 
 
 def test_a_prefix_that_stays_in_sight_of_windows_is_refused(tmp_path):

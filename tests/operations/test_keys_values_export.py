@@ -12,7 +12,7 @@ from transformers import DynamicCache
 import softprompt_zoo as zoo
 from softprompt_zoo.files.files import write_tensors
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.models import CLASSIFICATION
+from softprompt_zoo.testing.models import CLASSIFICATION, MORE_MODELS, TINY_MODELS
 from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
 
 TEXT = random_text(9, 2)
@@ -70,14 +70,33 @@ def behind(base, cache, count, texts):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_transformers_own_cache_goes_on_behind_it(architecture, kind, tmp_path):
-    model = prompted(architecture, KINDS[kind])
+    check_behind(prompted(architecture, KINDS[kind]), architecture, tmp_path)
+
+
+def check_behind(model, architecture, tmp_path):
     expected = Subject(architecture, model).logits(torch.cat([TEXT[:1], LAST[:1]], dim=1))
     zoo.export(model, tmp_path / "kv", to="kv")
     count = json.loads((tmp_path / "kv" / "prefix.json").read_text())["num_tokens"]
     base = tiny_model(architecture)
     # A window forgets the prefix while the second text is read.
     found = behind(base, cache_of(tmp_path / "kv", base.config), count, [TEXT[:1], LAST[:1]])
-    assert_equal(found, expected, f"logits behind {kind}")
+    assert_equal(found, expected, f"logits of {architecture}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["input", "prefix"])
+def test_all_tiny_causal_models_go_on_behind_it(kind, tmp_path):
+    checked = []
+    for architecture in {**TINY_MODELS, **MORE_MODELS}:
+        try:
+            model = prompted(architecture, KINDS[kind])
+        except zoo.UnsupportedError:
+            continue
+        if model.prompts.backbone.kind.is_causal:
+            (tmp_path / architecture).mkdir()
+            check_behind(model, architecture, tmp_path / architecture)
+            checked.append(architecture)
+    assert len(checked) > 25
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
