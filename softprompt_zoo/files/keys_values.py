@@ -38,13 +38,14 @@ METADATA_KEY = "softprompt_zoo_prefix"
 README = """\
 # A prompt as keys and values
 
-The prompt `{name}` for a model of the type `{model_type}`: the keys and values of {tokens} tokens in front of the text,
-in {layers} layers. `{tensors}` holds them in {dtype}: {shapes}. They are what the model's attention sees, normalized
-and rotated at the positions 0 to {last}, so they go into its cache as they are, and the text begins at the position
-{tokens}. {windows}
+The prompt `{name}` for a model of the type `{model_type}`: the keys and values of {tokens} tokens in front of the text.
+`{tensors}` holds them in {dtype}, of {layers} layers:
+{shapes}.
+They are what the model's attention sees, normalized and rotated at the positions 0 to {last}, so they go into its cache
+as they are, and the text begins at the position {tokens}. {windows}
 
-`{index}` says which model they are for, as the header of `{tensors}` does: its type, its sizes, and a sample of its
-embedding table.
+`{index}` and the header of `{tensors}` say which model they are for: its type, its sizes, and a sample of
+its embedding table.
 
 ## transformers
 
@@ -57,13 +58,13 @@ prefix = load_file("{tensors}")
 cache = DynamicCache(config=model.config)
 for layer in range({layers}):
     cache.update({key}[None], {value}[None], layer)
-mask = torch.ones(1, {tokens} + ids.shape[1], dtype=torch.long)
-logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+ids = torch.cat([torch.zeros(1, {tokens}, dtype=torch.long), ids], dim=1)  # the first ones are not read
+answer = model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache)[0, ids.shape[1]:]
 ```
 
 The cache belongs to one text; for the next one fill another.
 
-## Engines
+## vLLM
 
 `softprompt-zoo bank add MODEL BANK "this folder"` puts the prompt into a bank, from which vLLM serves it by name with
 the package softprompt-zoo-vllm.

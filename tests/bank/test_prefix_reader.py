@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from bank_models import METHODS, prompted
+from fsspec.implementations.memory import MemoryFileSystem
 from helpers.uneven_layers import gemma4
 from transformers import DynamicCache
 
@@ -146,6 +147,25 @@ def test_a_header_longer_than_what_is_read_first_is_read(filled, monkeypatch):
     whole = zoo.PrefixReader(bank.address).find("prefix")
     monkeypatch.setattr("softprompt_zoo.bank.records.FIRST_BYTES", 16)
     assert zoo.PrefixReader(bank.address).find("prefix") == whole
+
+
+def test_finding_a_prefix_fetches_no_body(tmp_path, monkeypatch):
+    model = zoo.get_method("prefix_tuning")(tiny_model("llama"), "alice", num_virtual_tokens=40)
+    bank = zoo.PromptBank(f"memory://{tmp_path}", model)
+    bank.add("alice", model.prompts["alice"])
+    reader, fetched = zoo.PrefixReader(bank.address), []
+    fetch = MemoryFileSystem.cat_file
+
+    def counted(self, path, start=None, end=None, **options):
+        found = fetch(self, path, start, end, **options)
+        fetched.append(len(found))
+        return found
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", counted)
+    assert reader.find("alice").num_tokens == 40
+    assert sum(fetched) <= records.FIRST_BYTES
+    reader.read("alice")
+    assert sum(fetched) > 40 * 64 * 4
 
 
 @pytest.mark.parametrize("kept", [0, 5, 40, 900])
