@@ -1,7 +1,8 @@
-"""Requests that cannot have the prompt they name are refused before they enter the engine.
+"""A server's requests that cannot have the prompt they name are refused before they enter the engine.
 
-vLLM has no hook that sees a request with its tokens and its configuration together, so `install` adds one to the
-function through which every request passes, offline and from each of the server's routes.
+vLLM has no hook that sees a request with its tokens and its configuration together, so `install` adds one to
+`AsyncLLM`, through which every request passes that a server takes. In Python, `vllm.LLM` has none: there a batch is one
+call, which one bad request would end; it ends alone, in the engine.
 """
 
 import contextvars
@@ -35,19 +36,34 @@ admission: contextvars.ContextVar[Admission | None] = contextvars.ContextVar("ad
 
 @functools.cache
 def install() -> None:
-    """Have vLLM check each request; it may be called again."""
-    from vllm.v1.engine.input_processor import InputProcessor
+    """Have vLLM check the requests that servers take; it may be called again."""
+    from vllm.v1.engine.async_llm import AsyncLLM
 
-    process_inputs = InputProcessor.process_inputs
+    start = AsyncLLM.__init__
 
-    @functools.wraps(process_inputs)
-    def process_and_check(self: Any, *args: Any, **options: Any) -> Any:
-        made = process_inputs(self, *args, **options)
-        if _may_concern_us(made):
-            _check(made, self.vllm_config)
+    @functools.wraps(start)
+    def start_and_check(self: Any, *args: Any, **options: Any) -> None:
+        start(self, *args, **options)
+        _check_inputs(self.input_processor, self.vllm_config)
+
+    AsyncLLM.__init__ = start_and_check
+
+
+def _check_inputs(processor: Any, config: Any) -> None:
+    """Have a server's `InputProcessor` check what it makes, for rendered prompts and for those it renders itself."""
+    process, process_later = processor.process_inputs, processor.process_inputs_async
+
+    def process_and_check(*args: Any, **options: Any) -> Any:
+        made = process(*args, **options)
+        _check(made, config)
         return made
 
-    InputProcessor.process_inputs = process_and_check
+    async def process_later_and_check(*args: Any, **options: Any) -> Any:
+        made = await process_later(*args, **options)
+        _check(made, config)
+        return made
+
+    processor.process_inputs, processor.process_inputs_async = process_and_check, process_later_and_check
 
 
 def _may_concern_us(made: Any) -> bool:
@@ -58,6 +74,8 @@ def _may_concern_us(made: Any) -> bool:
 
 def _check(made: Any, config: Any) -> None:
     """Refuse a request that cannot have its prompt."""
+    if not _may_concern_us(made):
+        return
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.request import Request
 

@@ -11,6 +11,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 HEADER = b"x-soft-prompt"
 """Header of an answer that had a prompt."""
+ERROR_EVENT = b'data: {"error":'
 KINDS = {400: "BadRequestError", 403: "ForbiddenError", 404: "NotFoundError"}
 """Types of errors, as vLLM and OpenAI name them."""
 
@@ -51,8 +52,8 @@ async def send_json(send: Send, status: int, content: Any) -> None:
 class Told:
     """Sends an answer with a header that says which prompt it had.
 
-    vLLM does not say why a request failed in the engine. Where the prompt is what is wrong, 400 and the reason take the
-    place of its 500, and of a stream that begins with the error.
+    A stream that begins with an error gets its status. vLLM does not say why a request failed in the engine; where the
+    prompt is what is wrong, 400 and the reason take the place of its 500.
 
     Args:
         send: Sends.
@@ -78,15 +79,22 @@ class Told:
 
     async def _decide(self) -> None:
         start, *bodies = self._held
-        if not _is_failure(start, bodies[0]):
-            await self._release([(HEADER, self._name.encode())] if start["status"] < 400 else [])
+        status = _status(start, bodies[0])
+        if status < 400:
+            await self._release([(HEADER, self._name.encode())])
         elif not bodies[-1].get("more_body", False):
-            reason = await self._damage(self._name)
-            if reason is None:
-                await self._release([])
-            else:
-                self._held = []
-                await send_json(self._send, *error_body(ValueError(reason), 400))
+            await self._fail(status)
+
+    async def _fail(self, status: int) -> None:
+        """Send an error, with the reason if the prompt is to blame."""
+        start, first, *_ = self._held
+        reason = await self._damage(self._name) if status >= 500 else None
+        if reason is not None:
+            await send_json(self._send, *error_body(ValueError(reason), 400))
+        elif start["status"] != status:
+            await send_json(self._send, status, _event(first))
+        else:
+            await self._release([])
 
     async def _release(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Send what was held, with more headers."""
@@ -96,6 +104,18 @@ class Told:
             await self._send(body)
 
 
-def _is_failure(start: Message, body: Message) -> bool:
-    """Return whether an answer, or the first event of a stream, is an error of the server's."""
-    return start["status"] >= 500 or bytes(body.get("body", b"")).startswith(b'data: {"error"')
+def _status(start: Message, body: Message) -> int:
+    """Return an answer's status, that of the error with which a stream begins included."""
+    status: int = start["status"]
+    error = _event(body).get("error") if status < 400 else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and code >= 400 else status
+
+
+def _event(body: Message) -> dict[str, Any]:
+    """Return the first event of a stream that begins with an error; nothing of any other answer."""
+    data = bytes(body.get("body", b""))
+    if not data.startswith(ERROR_EVENT):
+        return {}
+    event: dict[str, Any] = json.loads(data.removeprefix(b"data: ").split(b"\n\n")[0])
+    return event

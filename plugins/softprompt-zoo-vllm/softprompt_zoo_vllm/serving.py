@@ -35,15 +35,16 @@ def command(model: str, bank: str, served_as: str, options: list[str]) -> list[s
         ValueError: If an option would take the bank away.
     """
     given = {option.split("=")[0].replace("_", "-") for option in options}
-    if TRANSFER in given:
+    if given & {TRANSFER, f"{TRANSFER}.kv-connector"}:
         raise ValueError(
-            f"{TRANSFER} would take the place of the connector to the bank; for several connectors start vLLM, as the "
-            "page of softprompt-zoo-vllm says"
+            f"{TRANSFER} would take the place of the connector to the bank; settings of that are options such as "
+            f"{TRANSFER}.kv_connector_extra_config.cache_bytes=100000000, and for several connectors start vLLM, as "
+            "the page of softprompt-zoo-vllm says"
         )
     name = [] if NAME in given else [NAME, served_as]
-    transfer = json.dumps(engine_arguments(bank)["kv_transfer_config"])
+    transfer = [f"{TRANSFER}.{key}={json.dumps(value)}" for key, value in _transfer(bank).items()]
     plugins = f"VLLM_PLUGINS={','.join(_plugins())}"
-    return ["env", plugins, _program(), "serve", model, *name, TRANSFER, transfer, *options]
+    return ["env", plugins, _program(), "serve", model, *name, *transfer, *options]
 
 
 def engine_arguments(bank: str, **settings: Any) -> dict[str, Any]:
@@ -60,10 +61,7 @@ def engine_arguments(bank: str, **settings: Any) -> dict[str, Any]:
         >>> llm = vllm.LLM(model, **engine_arguments("bank"))
         >>> llm.generate(text, vllm.SamplingParams(max_tokens=16, **request_arguments("alice")))
     """
-    extra = {"bank": bank, **settings}
-    return {
-        "kv_transfer_config": {"kv_connector": CONNECTOR, "kv_role": "kv_consumer", "kv_connector_extra_config": extra}
-    }
+    return {"kv_transfer_config": _transfer(bank, **settings)}
 
 
 def request_arguments(name: str | None) -> dict[str, Any]:
@@ -76,6 +74,12 @@ def request_arguments(name: str | None) -> dict[str, Any]:
         Arguments.
     """
     return {} if name is None else {"extra_args": {"kv_transfer_params": {KEY: name}}}
+
+
+def _transfer(bank: str, **settings: Any) -> dict[str, Any]:
+    """Return vLLM's `KVTransferConfig` for a bank."""
+    extra = {"bank": bank, **settings}
+    return {"kv_connector": CONNECTOR, "kv_role": "kv_consumer", "kv_connector_extra_config": extra}
 
 
 def _plugins() -> list[str]:

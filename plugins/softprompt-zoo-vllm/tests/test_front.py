@@ -23,7 +23,7 @@ FAILED = [
 ]
 FAILED_STREAM = [
     {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]},
-    {"type": "http.response.body", "body": b'data: {"error": {"message": "Internal server error"}}', "more_body": True},
+    {"type": "http.response.body", "body": b'data: {"error": {"message": "no", "code": 500}}\n\n', "more_body": True},
     {"type": "http.response.body", "body": b"data: [DONE]"},
 ]
 STREAM = [
@@ -169,18 +169,24 @@ def test_replaced_and_removed_prompts_are_seen_at_once(gate, bank):
 @pytest.mark.parametrize("messages", [FAILED, FAILED_STREAM])
 def test_a_failure_is_explained_where_the_prompt_is_what_is_wrong(gate, messages, monkeypatch):
     body = {"model": "base:alice"}
-    status, headers, data = ask(
-        Server(messages), gate, body
-    )  # nothing is wrong with the prompt: the server's own words
-    assert status == messages[0]["status"]
-    assert b"x-soft-prompt" not in headers or status == 200
-    assert data == b"".join(message.get("body", b"") for message in messages)
+    status, headers, data = ask(Server(messages), gate, body)
+    assert status == 500  # nothing is wrong with the prompt: the server's own words
+    assert b"x-soft-prompt" not in headers
+    assert "error" in json.loads(data)
 
     def read(name):
         raise gates.PromptRefusedError(f"the soft prompt {name!r} is damaged")
 
     monkeypatch.setattr(gate.catalog, "read", read)
     assert error(ask(Server(messages), gate, body)) == (400, "the soft prompt 'alice' is damaged")
+
+
+def test_a_stream_that_begins_with_a_refusal_has_its_status(gate):
+    refusal = {"error": {"message": "too long", "code": 400}}
+    event = {"type": "http.response.body", "body": f"data: {json.dumps(refusal)}\n\n".encode(), "more_body": True}
+    status, headers, data = ask(Server([STREAM[0], event, STREAM[2]]), gate, {"model": "base:alice"})
+    assert (status, json.loads(data)) == (400, refusal)
+    assert b"x-soft-prompt" not in headers
 
 
 def test_forms_and_other_methods_are_not_read(gate):

@@ -25,14 +25,10 @@ def test_the_command_has_bank_name_and_front(program):
     environment, plugins = command[1].split("=")
     assert (command[0], environment, plugins.split(",")[-1]) == ("env", "VLLM_PLUGINS", "soft_prompt")
     assert command[2:7] == [str(program), "serve", "folder", "--served-model-name", "smollm2"]
-    assert command[7] == "--kv-transfer-config"
-    expected = {
-        "kv_connector": "SoftPrompt",
-        "kv_role": "kv_consumer",
-        "kv_connector_extra_config": {"bank": "s3://bucket/bank"},
-    }
-    assert json.loads(command[8]) == expected
-    assert command[9:] == ["--port", "8001"]
+    options = dict(option.removeprefix("--kv-transfer-config.").split("=", 1) for option in command[7:10])
+    expected = serving.engine_arguments("s3://bucket/bank")["kv_transfer_config"]
+    assert {key: json.loads(value) for key, value in options.items()} == expected
+    assert command[10:] == ["--port", "8001"]
 
 
 def test_a_users_own_name_and_plugins_stay(monkeypatch):
@@ -42,7 +38,9 @@ def test_a_users_own_name_and_plugins_stay(monkeypatch):
     assert "smollm2" not in command
 
 
-@pytest.mark.parametrize("option", ["--kv-transfer-config", "--kv_transfer_config={}"])
+@pytest.mark.parametrize(
+    "option", ["--kv-transfer-config", "--kv_transfer_config={}", "--kv-transfer-config.kv_connector=Other"]
+)
 def test_the_connector_cannot_be_taken_away(option):
     with pytest.raises(ValueError, match="--kv-transfer-config would take the place of the connector"):
         serving.command("folder", "bank", "smollm2", [option])
@@ -55,7 +53,11 @@ def test_a_missing_engine_is_said(program):
 
 
 def test_arguments_in_python():
-    extra = serving.engine_arguments("bank", cache_bytes=5)["kv_transfer_config"]["kv_connector_extra_config"]
-    assert extra == {"bank": "bank", "cache_bytes": 5}
+    expected = {
+        "kv_connector": "SoftPrompt",
+        "kv_role": "kv_consumer",
+        "kv_connector_extra_config": {"bank": "bank", "cache_bytes": 5},
+    }
+    assert serving.engine_arguments("bank", cache_bytes=5) == {"kv_transfer_config": expected}
     assert serving.request_arguments("alice") == {"extra_args": {"kv_transfer_params": {"soft_prompt": "alice"}}}
     assert serving.request_arguments(None) == {}
