@@ -50,6 +50,10 @@ text = embed(tokenizer(question, return_tensors="pt").input_ids)[0].detach()
 answers = llm.generate({{"prompt_embeds": torch.cat([prompt, text.to(prompt.dtype)])}})
 ```
 
+These embeddings are finite. What clients send need not be: one request with NaN leaves it in blocks of the cache, and
+later requests of others that get these blocks are answered with NaN until the server is restarted. Check
+`embeds.isfinite().all()` in front of the server, and keep `--enable-prompt-embeds` from clients that you do not trust.
+
 ## llama.cpp
 
 A `llama_batch` takes embeddings (float32) or tokens, so the prompt goes first in a batch of its own.

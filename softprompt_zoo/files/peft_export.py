@@ -18,6 +18,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
 from softprompt_zoo.files import peft_folder, peft_modules
+from softprompt_zoo.files.damage import check_numbers
 from softprompt_zoo.files.files import make_directory
 from softprompt_zoo.files.peft_folder import ORIGIN_KEY, Origin
 from softprompt_zoo.files.peft_modules import CLASSES_TASK, POOLED_TASKS
@@ -52,10 +53,12 @@ def write(own: PromptSet, directory: Path, name: str | None, task_id: int | None
 
     Raises:
         ValueError: If the prompt does not have that task.
-        UnsupportedError: If PEFT cannot hold it; says what would be lost. Nothing is written.
+        UnsupportedError: If PEFT cannot hold it; says what would be lost. If it holds NaN or infinity. Nothing is
+            written.
     """
-    content = _content(own, name, task_id)
-    _write(make_directory(directory), *content)
+    files, general, origin = _content(own, name, task_id)
+    check_numbers(files.tensors, "the adapter for PEFT")
+    _write(make_directory(directory), files, general, origin)
 
 
 def write_copy(own: PromptSet, directory: Path, active: tuple[str, ...]) -> bool:

@@ -6,7 +6,7 @@ names the tokens, the template that puts them in front of a chat, and the way ba
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -30,6 +30,10 @@ SHARDS_FILE = "model.safetensors.index.json"
 _START = "{%- set soft_prompts = "
 # Not "-%}": a template may begin with blanks of its own. The line break goes with the block.
 _END = "{%- endif %}\n"
+_DEFAULT = "auto"
+"""What vLLM takes for a variable of a chat template that was not given; it drops null as well."""
+_NOTHING = ("none", "")
+"""What chats say to have no prompt, where a client cannot send null."""
 
 
 TokenId = Annotated[int, typed.integer(0, MOST_TOKENS)]
@@ -71,6 +75,24 @@ class Index:
     """The tokens of each prompt by its name."""
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names by which no chat could ask for a prompt.
+
+    Args:
+        names: Of prompts.
+
+    Raises:
+        UnsupportedError: If one means something else.
+    """
+    meanings = {_DEFAULT: "the default prompt, in vLLM", **dict.fromkeys(_NOTHING, "no prompt")}
+    for name in names:
+        if name in meanings:
+            raise UnsupportedError(
+                f"a prompt named {name!r} could not be asked for: in a chat this name stands for {meanings[name]}; "
+                "give it another one, say with zoo.load(…, name=…)"
+            )
+
+
 def token_names(prompt: str, count: int) -> list[str]:
     """Name the tokens of a prompt."""
     return [f"<|soft_{prompt}_{number}|>" for number in range(count)]
@@ -85,15 +107,16 @@ def chat_template(template: str, tokens: Mapping[str, str], default: str) -> str
         default: The string where the caller names no prompt.
 
     Returns:
-        The template with a variable `soft_prompt` more: the name of a prompt, or `none`.
+        The template with a variable `soft_prompt` more: the name of a prompt; `none`, `"none"` or `""` for no prompt.
 
     Raises:
-        UnsupportedError: If it has a variable of that name already.
+        UnsupportedError: If it has a variable of that name already, or a prompt has a name that means something else.
     """
     choices = dict(tokens)
     if template.startswith(_START) and _END in template:
         first, template = template.removeprefix(_START).split(_END, maxsplit=1)
         choices = {**json.loads(first.partition(" -%}")[0]), **choices}
+    check_names(choices)
     if "soft_prompt" in template:
         raise UnsupportedError(
             "the tokenizer's chat template has a variable 'soft_prompt' of its own, which would choose the prompt; "
@@ -103,7 +126,7 @@ def chat_template(template: str, tokens: Mapping[str, str], default: str) -> str
     return (
         f"{_START}{json.dumps(choices)} -%}}"  # names and tokens are plain ASCII, so this is a literal of Jinja, too
         f"{{%- if soft_prompt is not defined -%}}{{{{- {json.dumps(default)} -}}}}"
-        "{%- elif soft_prompt is none -%}"
+        f"{{%- elif soft_prompt is none or soft_prompt in {json.dumps(_NOTHING)} -%}}"
         "{%- elif soft_prompt in soft_prompts -%}{{- soft_prompts[soft_prompt] -}}"
         f"{{%- else -%}}{{{{- raise_exception('unknown soft_prompt; this model has {names}') -}}}}{_END}{template}"
     )

@@ -27,12 +27,12 @@ def export_embeddings(
 
     Raises:
         ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
-        UnsupportedError: If a prompt has keys and values. Nothing is written.
+        UnsupportedError: If a prompt has keys and values, or numbers that are not finite. Nothing is written.
     """
     prompts: Prompts = model.prompts  # type: ignore[assignment]
     tokens = input_tokens(prompts, names, task, "embeddings")
-    check_input_numbers(tokens)
     dtype: Any = model.get_input_embeddings().weight.dtype  # type: ignore[union-attr]
+    check_input_numbers(tokens, dtype)
     check_free(directory)
     with moved_into_place(directory) as folder:
         embeddings.write(folder, {name: own.to(dtype) for name, own in tokens.items()}, tuple(tokens))

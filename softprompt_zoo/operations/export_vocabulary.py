@@ -53,10 +53,11 @@ def export_vocabulary(
     prompts: Prompts = model.prompts  # type: ignore[assignment]
     _check_tokenizer(tokenizer)
     tokens = input_tokens(prompts, names, task, "vocabulary")
+    vocabulary.check_names(tokens)
     active = prompts.active if names is None else tuple(tokens)[:1]
     check_free(directory)
     _check_model(model, prompts, tokens)
-    check_input_numbers(tokens)
+    check_input_numbers(tokens, prompts.backbone.dtype)
     known = len(tokenizer)
     scale = _scale(model, prompts, known)
     extended, ids = extend(tokenizer, {name: len(own) for name, own in tokens.items()})

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files.damage import check_numbers
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.prompt.plain import one_task
+from softprompt_zoo.prompt.token_checks import check_range
 from softprompt_zoo.shapes import Float
 
 
@@ -58,7 +60,17 @@ def _embeddings_of(prompts: Prompts, name: str, task: int | None, to: str) -> Fl
     return tokens.at_input
 
 
-def check_input_numbers(tokens: Mapping[str, Float[Tensor, "_ hidden"]]) -> None:
-    """Refuse NaN and infinity in what `input_tokens` returned; some engines would answer others with them."""
+def check_input_numbers(tokens: Mapping[str, Float[Tensor, "_ hidden"]], dtype: torch.dtype) -> None:
+    """Refuse numbers with which some engines would answer others, too, with NaN.
+
+    Args:
+        tokens: What `input_tokens` returned.
+        dtype: What they are written in.
+
+    Raises:
+        UnsupportedError: If one is NaN or infinite, or becomes so in that dtype.
+    """
     for name, own in tokens.items():
-        check_numbers({"embeddings": own}, f"prompt {name!r}")
+        tensors = {"embeddings": own}
+        check_numbers(tensors, f"prompt {name!r}")
+        check_range(tensors, dtype, f"prompt {name!r}")

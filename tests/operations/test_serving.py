@@ -155,7 +155,7 @@ def test_chats_get_the_prompt(exported):
 
     assert ids() == ids(soft_prompt="alice") == [101, 102, 103, 104, 5, 6]
     assert ids(soft_prompt="bob") == [105, 106, 107, 5, 6]
-    assert ids(soft_prompt=None) == [5, 6]
+    assert ids(soft_prompt=None) == ids(soft_prompt="none") == ids(soft_prompt="") == [5, 6]
     with pytest.raises(Exception, match="unknown soft_prompt; this model has alice, bob"):
         ids(soft_prompt="carol")
 
@@ -182,6 +182,23 @@ def test_an_export_can_be_exported_again_with_a_prompt_more(exported, tmp_path):
         assert_equal(again(ids()).logits[:, 2:, :108], expected, "the new prompt")
         bob = ids(soft_prompt="bob")
         assert_equal(again(bob).logits[..., :108], first(bob).logits, "a prompt of the first export")
+
+
+@pytest.mark.parametrize("name", ["auto", "none"])
+def test_a_prompt_that_no_chat_could_name_is_refused(tmp_path, name):
+    model = prompted()
+    model.prompts.add(name, "prompt_tuning", num_virtual_tokens=2)
+    for names in (name, ["alice", name]):
+        refused(model, tmp_path, zoo.UnsupportedError, f"named '{name}' could not be asked for", name=names)
+
+
+def test_a_prompt_that_no_chat_could_name_is_refused_in_an_earlier_export(tmp_path):
+    export(prompted(), tmp_path / "first", name="alice")
+    words = AutoTokenizer.from_pretrained(tmp_path / "first")
+    words.chat_template = words.chat_template.replace('"alice": ', '"auto": ')
+    served = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
+    zoo.get_method("prompt_tuning")(served, "carol", num_virtual_tokens=2)
+    refused(served, tmp_path, zoo.UnsupportedError, "named 'auto' could not be asked for", tokenizer=words)
 
 
 def test_a_template_with_a_variable_of_that_name_is_refused(tmp_path):
@@ -418,6 +435,26 @@ def test_what_is_not_finite_is_refused(value, to, tmp_path):
     with pytest.raises(zoo.UnsupportedError, match="'alice' holds NaN or infinity in 'embeddings'"):
         export(model, tmp_path / "out", to=to, name="alice")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix"])
+def test_what_is_not_finite_is_refused_for_peft(value, method, tmp_path):
+    model = zoo.get_method(method)(tiny_model("llama"), num_virtual_tokens=3)
+    with torch.no_grad():
+        next(model.prompts.parameters()).view(-1)[2] = value
+    with pytest.raises(zoo.UnsupportedError, match="holds NaN or infinity in 'prompt_embeddings'"):
+        zoo.export(model, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["vocabulary", "embeddings"])
+def test_numbers_too_large_for_the_file_are_refused(to, tmp_path):
+    model = prompted().half()
+    model.prompts.float()
+    with torch.no_grad():
+        next(model.prompts["alice"].parameters())[2, 3] = 1e6
+    refused(model, tmp_path, zoo.UnsupportedError, "has numbers up to 1e.06 in 'embeddings'", to=to, name="alice")
 
 
 def test_a_link_to_an_empty_folder_stays_a_link(tmp_path):
