@@ -13,12 +13,13 @@ from softprompt_zoo.model.first_token_loss import wants_first_label, with_first_
 from softprompt_zoo.model.head_per_row import with_heads
 from softprompt_zoo.model.untrained import note_training
 from softprompt_zoo.shapes import Int
-from softprompt_zoo.sites.call import Call, Slots
+from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.hooks import returns_dict
+from softprompt_zoo.sites.layout import Slots
 from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.sites.reach.views import with_call
 from softprompt_zoo.sites.request import NOTHING, Request
-from softprompt_zoo.sites.text_outputs import cut_output
+from softprompt_zoo.sites.text_outputs import cut_states
 
 
 def prompted_forward(model: Any, function: Any, request: Request, kwargs: dict[str, Any]) -> Any:
@@ -85,7 +86,7 @@ def _run(model: Any, function: Any, call: Call, kwargs: dict[str, Any]) -> Any:
         output = _base_forward(model, function, call, kwargs)
     layout, is_whole = call.trace.layout, kwargs.get("encoder_outputs") is None
     if layout is not None and is_whole and model.prompts.backbone.kind.has_two_texts:
-        output = cut_output(None, output, layout)
+        output = cut_states(output, layout)
     return output.to_tuple() if wants_tuple else output
 
 

@@ -22,7 +22,7 @@ from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.sites.reach.views import view
 from softprompt_zoo.sites.request import NOTHING, Request
 from softprompt_zoo.sites.slots import check_second_text
-from softprompt_zoo.sites.text_outputs import cut_output
+from softprompt_zoo.sites.text_outputs import cut_states
 
 if TYPE_CHECKING:  # what it is mixed in front of
     from transformers import PreTrainedModel as OwnClass
@@ -62,7 +62,7 @@ class PromptedGeneration(OwnClass):
             CURRENT.reset(token)
         layout = None if generation.decoding is None else generation.decoding.layout
         if layout is not None and self.prompts.backbone.kind.has_two_texts and isinstance(output, dict):
-            return cut_output(None, output, layout)
+            return cut_states(output, layout)
         return output
 
     def _read(self, asked: dict[str, Any], text: Any, has_states: bool) -> Request:

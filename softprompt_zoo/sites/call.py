@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.shapes import Bool, Float, Int, Shaped
+from softprompt_zoo.sites.layout import Layout, Slots
 from softprompt_zoo.tokens.placement import Placement
 
 
@@ -41,6 +42,24 @@ class Selection:
     rows: Int[Tensor, " rows"] | None
     """Index into `combinations`; `None` if all rows share the only one."""
 
+    def check_rows(self, rows: int) -> None:
+        """Refuse a batch of another number of rows."""
+        if self.rows is not None:
+            check_rows(self.rows.shape[0], rows)
+
+    def repeated(self, rows: int) -> "Selection":
+        """Repeat the rows, each in its place, to a batch that beams or several return sequences have widened.
+
+        Raises:
+            ValueError: If the batch is no multiple of the rows.
+        """
+        if self.rows is None:
+            return self
+        given = self.rows.shape[0]
+        if not given or rows % given:
+            check_rows(given, rows)
+        return Selection(self.combinations, self.rows.repeat_interleave(rows // given))
+
     @property
     def parts(self) -> list[Part]:
         """Every part of the call, once."""
@@ -59,46 +78,6 @@ def check_rows(entries: int, rows: int) -> None:
             f"prompts has {entries} entries for a batch of {rows} rows; give one entry per row: a prompt's name, "
             "a list of names, or None"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the text went."""
-
-    virtual: int
-    """Virtual positions in front of the text, of the longest row."""
-    text_index: Int[Tensor, "rows length"] | None
-    """Position of each text token; `None` if it is `virtual + i` everywhere."""
-
-    def text_only(self, states: Shaped[Tensor, "..."], dim: int = 1) -> Shaped[Tensor, "..."]:
-        """Take the text's positions out of a tensor.
-
-        Args:
-            states: `(rows, …)` with all positions along `dim`.
-            dim: The axis of positions.
-
-        Returns:
-            The same with the text's positions along `dim`, in the caller's order.
-        """
-        if self.text_index is None:
-            return states.narrow(dim, self.virtual, states.shape[dim] - self.virtual)
-        index = self.text_index.repeat_interleave(states.shape[0] // self.text_index.shape[0], dim=0)  # beams
-        shape, expanded = [1] * states.ndim, [*states.shape]
-        shape[0], shape[dim] = index.shape
-        expanded[dim] = index.shape[1]
-        return states.gather(dim, index.view(shape).expand(expanded))
-
-
-@dataclasses.dataclass(frozen=True)
-class Slots:
-    """Where virtual tokens stand in the text, and which."""
-
-    index: Int[Tensor, "rows length"]
-    """Which virtual token of the row's prompts is there, -1 for text."""
-    tables: tuple[Float[Tensor, "tokens hidden"] | None, ...]
-    """Per combination its virtual tokens at the input embeddings, one prompt after the other."""
-    in_generate: bool
-    """Whether `generate` runs the forward: its text grows after the slots, and beams repeat the rows."""
 
 
 @dataclasses.dataclass
@@ -156,6 +135,11 @@ class Prefix:
     tails: list[Float[Tensor, " hidden"] | None]
     """Per combination, the last hidden state of the token right in front of the text; `None` where keys and
     values stand there, or tokens of the weight 0."""
+
+    @classmethod
+    def of(cls, segments: list[Segment | None]) -> "Prefix":
+        """Return keys and values that no input-level prompt is among."""
+        return cls(segments, [{} for _ in segments], [None] * len(segments))
 
 
 @dataclasses.dataclass
@@ -250,10 +234,9 @@ class Call:
         rows = self.selection.rows
         if rows is None or rows.shape[0] == size:
             return self
-        if size % rows.shape[0] or not may_repeat:
+        if not may_repeat:
             check_rows(rows.shape[0], size)
-        repeated = Selection(self.selection.combinations, rows.repeat_interleave(size // rows.shape[0]))
-        return dataclasses.replace(self, selection=repeated)
+        return dataclasses.replace(self, selection=self.selection.repeated(size))
 
     def per_row(self, values: Sequence[int | bool], device: torch.device) -> Shaped[Tensor, "#rows 1"]:
         """Spread a value per combination over the rows.
@@ -269,6 +252,11 @@ class Call:
         rows = self.selection.rows
         return (spread if rows is None else spread[rows.to(device)])[:, None]
 
+    @property
+    def placed(self) -> list[list[Placement]]:
+        """What is placed of the prompts of each combination, in order."""
+        return [[self.placements[part] for part in combination] for combination in self.selection.combinations]
+
     def input_tokens(self, combination: Combination) -> list[Float[Tensor, "_ hidden"]]:
         """Return the embeddings of a combination's input-level prompts, in order."""
         parts = [self.placements[part].tokens.at_input for part in combination]
@@ -276,14 +264,16 @@ class Call:
 
     def pooled_rows(self, device: torch.device) -> Bool[Tensor, "#rows 1"] | None:
         """Return whether the head reads the first virtual token of a row; `None` if of no row."""
-        pooled = []
-        for combination in self.selection.combinations:
-            placements = [self.placements[part] for part in combination]
-            inputs = [placement for placement in placements if placement.tokens.at_input is not None]
-            pooled.append(bool(inputs) and inputs[0].is_pooled)
+        pooled = [_is_first_pooled(placements) for placements in self.placed]
         return self.per_row(pooled, device) if any(pooled) else None
 
     def ends_in_input_tokens(self) -> list[bool]:
         """Return for each combination whether a seen input-level prompt is its last, which predicts the first label."""
         ends = [self.placements[parts[-1]] if parts else None for parts in self.selection.combinations]
         return [end is not None and end.tokens.at_input is not None and end.weight != 0 for end in ends]
+
+
+def _is_first_pooled(placements: list[Placement]) -> bool:
+    """Return whether a head reads the first token of the first input-level prompt."""
+    inputs = [placement for placement in placements if placement.tokens.at_input is not None]
+    return bool(inputs) and inputs[0].is_pooled

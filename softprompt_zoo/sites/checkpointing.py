@@ -36,7 +36,7 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
     """Let the state's keys and values survive checkpointing; does nothing without it.
 
     Args:
-        module: The stack's module.
+        module: The stack's module, in training mode.
         stack: What is known of it.
         state: The state of this call; its tensors are replaced by leaf copies.
         kwargs: The stack's arguments. Not changed.
@@ -47,7 +47,7 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
     Raises:
         UnsupportedError: If layers share an attention module.
     """
-    if not (torch.is_grad_enabled() and module.training and is_checkpointed(module)):
+    if not (torch.is_grad_enabled() and is_checkpointed(module)):
         return kwargs
     if stack.shares_attention:
         raise UnsupportedError(
@@ -55,8 +55,13 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
             "checkpointing computes them again; call model.gradient_checkpointing_disable()"
         )
     originals, leaves = _put_leaves(state)
-    if not leaves:
-        return kwargs
+    return _anchored(stack, kwargs, leaves, originals) if leaves else kwargs
+
+
+def _anchored(
+    stack: Stack, kwargs: dict[str, Any], leaves: list[Float[Tensor, "..."]], originals: list[Float[Tensor, "..."]]
+) -> dict[str, Any]:
+    """Return the arguments with the anchor on what the stack reads."""
     if stack.is_audio_encoder:
         return {**kwargs, "input_features": _Anchor.apply(kwargs["input_features"], leaves, *originals)}
     embeddings = kwargs.get("inputs_embeds")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.shapes import Int
-from softprompt_zoo.sites.call import ATTRIBUTE, Call, DecodingState, Prefix
-from softprompt_zoo.sites.positions import Past, past_length
+from softprompt_zoo.sites.call import ATTRIBUTE, Call, Combination, DecodingState, Prefix
+from softprompt_zoo.sites.position_table import Past
+from softprompt_zoo.sites.positions import past_length
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.sites.stack import Stack
 
@@ -42,13 +43,29 @@ def prefix_of(stack: Stack, call: Call, positions: Int[Tensor, "#rows length"], 
     """
     state = call.decoding
     reach = None if stack.rotation_limit is None else _reach(state, positions, past)
-    has_pass = any(placement.tokens.at_input is not None for placement in call.placements.values())
-    if state is None or call.is_training or torch.is_grad_enabled() or not has_pass:
+    if state is None or not _is_kept(call):
         return causal_prefix(stack, call, reach)
-    combinations, known = call.selection.combinations, state.prefix
-    if known is None or known[0] != combinations or known[1] is not reach:
-        known = state.prefix = combinations, reach, causal_prefix(stack, call, reach)
-    return known[2]
+    combinations = call.selection.combinations
+    known = _known(state, combinations, reach)
+    if known is None:
+        known = causal_prefix(stack, call, reach)
+        state.prefix = combinations, reach, known
+    return known
+
+
+def _is_kept(call: Call) -> bool:
+    """Return whether what is built now may serve the next forward, and took the model to build."""
+    if call.is_training or torch.is_grad_enabled():
+        return False
+    return any([placement.tokens.at_input is not None for placement in call.placements.values()])
+
+
+def _known(state: DecodingState, combinations: tuple[Combination, ...], reach: Int[Tensor, ""] | None) -> Prefix | None:
+    """Return what was built of these combinations, for a text that went as far."""
+    if state.prefix is None:
+        return None
+    of_combinations, of_reach, prefix = state.prefix
+    return prefix if of_combinations == combinations and of_reach is reach else None
 
 
 def _reach(state: DecodingState | None, positions: Int[Tensor, "#rows length"], past: Past) -> Int[Tensor, ""]:

@@ -14,7 +14,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.sites.batch import stack_embeddings
-from softprompt_zoo.sites.call import Call, Layout
+from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.layout import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +79,17 @@ def whole_states(
     if known is not None:
         _check_prompts(known.layout, call, embedded[2], states)
         return (states, None) if known.whole is None else (known.whole, known.layout)
-    is_plain = isinstance(mask, Tensor) and mask.ndim == 2
-    if is_plain and states.shape[1] == mask.shape[1] + virtual:
-        return states, None
-    seen = f"an attention_mask of {mask.shape[1]} tokens" if is_plain else "no attention_mask of shape (rows, length)"
+    _check_length(states, mask, virtual)
+    return states, None
+
+
+def _check_length(states: Float[Tensor, "rows _ hidden"], mask: Any, virtual: int) -> None:
+    """Refuse states of which the text's mask does not tell that so many virtual positions are in them."""
+    seen = "no attention_mask of shape (rows, length)"
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        if states.shape[1] == mask.shape[1] + virtual:
+            return
+        seen = f"an attention_mask of {mask.shape[1]} tokens"
     raise UnsupportedError(
         f"the encoder's states were given with {states.shape[1]} positions and {seen}, which does not tell whether "
         f"the {virtual} virtual positions of this call's prompts are among them; give the text's attention_mask, and "
@@ -108,12 +116,16 @@ def whole_outputs(outputs: Any, mask: Any, call: Call) -> tuple[Any, Any, Layout
         return outputs, mask, None
     states, layout = whole_states(outputs[0], mask, call)
     if layout is not None:
-        parts = outputs.items() if isinstance(outputs, dict) else enumerate(outputs)
-        whole: dict[Any, Any] = {name: _whole(part) for name, part in parts}
-        outputs = type(outputs)(**whole) if isinstance(outputs, dict) else tuple(whole.values())
+        outputs = _with_whole_parts(outputs)
     if mask is None:
         mask = states.new_ones(states.shape[0], states.shape[1] - max(embedded[2]), dtype=torch.long)
     return outputs, mask, layout
+
+
+def _with_whole_parts(outputs: Any) -> Any:
+    if isinstance(outputs, dict):
+        return type(outputs)(**{name: _whole(part) for name, part in outputs.items()})
+    return tuple([_whole(part) for part in outputs])
 
 
 def _whole(part: Any) -> Any:

@@ -3,13 +3,14 @@
 They act on the text, take up no positions, and every query sees them.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.shapes import Float, Int, Shaped
+from softprompt_zoo.shapes import Bool, Float, Int, Shaped
 from softprompt_zoo.sites.batch import present, stack
 from softprompt_zoo.sites.state import Gated
 from softprompt_zoo.tokens.placement import Placement
@@ -18,6 +19,8 @@ from softprompt_zoo.tokens.site_tokens import SiteTokens
 Queries = Float[Tensor, "rows heads length head_dim"]
 Keys = Float[Tensor, "rows kv_heads key_length head_dim"]
 Values = Float[Tensor, "rows kv_heads key_length value_dim"]
+_Layer = tuple[Float[Tensor, "kv_heads _ head_dim"], Float[Tensor, "kv_heads _ value_dim"], Float[Tensor, " #heads"]]
+"""Keys, values and gates of one prompt in one layer."""
 Attention = Callable[..., tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]]
 """An attention function of transformers, which takes these: its output, and the weights if it has them."""
 
@@ -32,17 +35,18 @@ def gated_parts(combinations: list[list[Placement]], site: str) -> list[Gated]:
     Returns:
         As many as the combination with the most gated prompts has.
     """
-    found: list[list[SiteTokens]] = []
-    for group in combinations:  # loops: nested comprehensions could not be compiled
-        found.append([])
-        for placement in group:
-            tokens = placement.tokens.gated_at(site)
-            if tokens is not None:
-                found[-1].append(tokens.weighted(placement.weight))
-    return [
-        _stack([own[place] if place < len(own) else None for own in found])
-        for place in range(max([len(own) for own in found]))
-    ]
+    found = [_gated_at(site, placements) for placements in combinations]
+    return [_stack(list(prompts)) for prompts in itertools.zip_longest(*found)]
+
+
+def _gated_at(site: str, placements: list[Placement]) -> list[SiteTokens]:
+    """Return the gated prompts of one combination."""
+    found = []
+    for placement in placements:
+        tokens = placement.tokens.gated_at(site)
+        if tokens is not None:
+            found.append(tokens.weighted(placement.weight))
+    return found
 
 
 def add_gated(
@@ -89,23 +93,26 @@ def add_gated(
 
 
 def _stack(prompts: list[SiteTokens | None]) -> Gated:
+    template = next(prompt for prompt in prompts if prompt is not None)
     lengths = [0 if prompt is None else prompt.count for prompt in prompts]
     longest = max(lengths)
-    template = next(prompt for prompt in prompts if prompt is not None)
     layers = []
     for layer in range(len(template.keys)):
-        layers.append(_stack_layer([None if prompt is None else prompt.layer(layer) for prompt in prompts], longest))
-    # A combination without tokens has the gate zero; it must see something, or its softmax is of nothing.
-    counts = [length or longest for length in lengths]
-    return Gated(tuple(layers), present(counts, template.device))
+        layers.append(_stack_layer(_layers(prompts, layer), longest))
+    return Gated(tuple(layers), _present(lengths, longest, template.device))
+
+
+def _present(lengths: list[int], longest: int, device: torch.device) -> Bool[Tensor, "combinations tokens"] | None:
+    """Tell tokens from padding; a combination without tokens sees padding, or its softmax would be of nothing."""
+    return present([length or longest for length in lengths], device)  # its gate is zero
+
+
+def _layers(prompts: list[SiteTokens | None], layer: int) -> list[_Layer | None]:
+    return [None if prompt is None else prompt.layer(layer) for prompt in prompts]
 
 
 def _stack_layer(
-    combinations: list[
-        tuple[Float[Tensor, "kv_heads _ head_dim"], Float[Tensor, "kv_heads _ value_dim"], Float[Tensor, " #heads"]]
-        | None
-    ],
-    longest: int,
+    combinations: list[_Layer | None], longest: int
 ) -> (
     tuple[
         Float[Tensor, "combinations kv_heads {longest} head_dim"],
@@ -114,11 +121,9 @@ def _stack_layer(
     ]
     | None
 ):
-    full = [found for found in combinations if found is not None]
-    if not full:
+    template = next(filter(None, combinations), None)
+    if template is None:
         return None
-    heads = max([found[2].shape[0] for found in full])
-    none = None, None, torch.zeros_like(full[0][2])
-    rows = [found or none for found in combinations]
-    keys, values = stack([row[0] for row in rows], longest), stack([row[1] for row in rows], longest)
-    return keys, values, torch.stack([row[2].expand(heads) for row in rows])
+    nothing = None, None, torch.zeros_like(template[2])
+    keys, values, gates = zip(*[found or nothing for found in combinations], strict=True)
+    return stack(keys, longest), stack(values, longest), torch.stack(torch.broadcast_tensors(*gates))

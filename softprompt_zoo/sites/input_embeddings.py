@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Bool, Float, Int, Shaped
-from softprompt_zoo.sites.call import Layout
+from softprompt_zoo.sites.layout import Layout
 
 KINDS = ("token_type_ids", "global_attention_mask")
 """Arguments with an entry per token in which virtual tokens are of kind 0: the first segment, local attention."""

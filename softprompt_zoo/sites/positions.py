@@ -6,18 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import Cache
 
 from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.backbone.traits import CACHE_ARGUMENTS
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.shapes import Float, Int, Shaped
+from softprompt_zoo.shapes import Bool, Float, Int, Shaped
 from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.position_table import Past, check_budget, shift_to
 from softprompt_zoo.sites.stack import Stack
-
-Past = int | Int[Tensor, ""]
-"""Tokens in a cache; a static one counts them on the device."""
 
 
 def given_cache(arguments: Mapping[str, Any]) -> Cache | None:
@@ -33,6 +30,17 @@ def past_length(cache: Any) -> Past:
     """Return how many text positions a cache holds; a static cache answers with a tensor."""
     length: int | Tensor = 0 if cache is None else cache.get_seq_length()
     return length
+
+
+def is_beginning(past: Past) -> bool:
+    """Return whether a text is known to begin in this call; of a static cache that is not known."""
+    return isinstance(past, int) and past == 0
+
+
+def plain_mask(kwargs: Mapping[str, Any]) -> Shaped[Tensor, "rows key_length"] | None:
+    """Return the 2-D attention mask among a stack's arguments; `None` without one, or if it is of another form."""
+    mask = kwargs.get("attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def text_positions(
@@ -79,16 +87,25 @@ def own_positions(
     """
     if kwargs.get("position_ids") is not None:
         return text_positions(kwargs, length, past, device)
-    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-    if stack.position_start and ids is not None and isinstance(past, int) and not past:  # RoBERTa counts its ids
-        seen = ids != stack.position_start - 1
-        counted: Tensor = (seen.cumsum(dim=1) - 1).masked_fill(~seen, -1)
-        return counted.to(device)
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or _counts_over_mask(stack):
+    by_ids = _counted_over_ids(stack, kwargs.get("input_ids"), past)
+    if by_ids is not None:
+        return by_ids.to(device)
+    mask = plain_mask(kwargs)
+    if mask is None or _counts_over_mask(stack):
         return text_positions(kwargs, length, past, device)
     columns = torch.arange(mask.shape[1], device=mask.device)
     first = mask.long().argmax(dim=1, keepdim=True)
     return (columns - first).clamp(min=0)[:, -length:].to(device)
+
+
+def _counted_over_ids(
+    stack: Stack, ids: Int[Tensor, "rows length"] | None, past: Past
+) -> Int[Tensor, "rows length"] | None:
+    """Count as RoBERTa does, whose padding has a position of its own; `None` where a stack does not count its ids."""
+    if not stack.position_start or ids is None or not is_beginning(past):
+        return None
+    seen = ids != stack.position_start - 1
+    return (seen.cumsum(dim=1) - 1).masked_fill(~seen, -1)
 
 
 def _counts_over_mask(stack: Stack) -> bool:
@@ -115,12 +132,15 @@ def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
     given = kwargs.get("position_ids")
     if not isinstance(given, Tensor) or given.ndim != 2 or length < 2 or torch.compiler.is_compiling():
         return
-    mask = kwargs.get("attention_mask")
-    restarts = given[:, 1:] <= given[:, :-1]
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        seen = mask[:, -length:].to(given.device).bool()
+    _check_restarts(stack, kwargs, given[:, 1:] <= given[:, :-1])
+
+
+def _check_restarts(stack: Stack, kwargs: dict[str, Any], restarts: Bool[Tensor, "rows places"]) -> None:
+    mask = plain_mask(kwargs)
+    if mask is not None:
+        seen = mask[:, -restarts.shape[1] - 1 :].to(restarts.device).bool()
         restarts, beside = restarts & seen[:, 1:] & seen[:, :-1], "an attention_mask"
-    elif mask is None and _has_cache(stack, kwargs):
+    elif kwargs.get("attention_mask") is None and _has_cache(stack, kwargs):
         beside = "a cache"
     else:
         return
@@ -147,80 +167,30 @@ def check_start(stack: Stack, kwargs: dict[str, Any], past: Past) -> None:
 
     Args:
         stack: A stack that takes `position_ids`.
-        kwargs: Its arguments.
+        kwargs: Its arguments, `position_ids` among them.
         past: Text tokens in the cache.
 
     Raises:
         UnsupportedError: If given positions begin before the model's own.
     """
-    given, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
-    if not stack.position_start or not isinstance(given, Tensor) or not isinstance(past, int) or past:
+    if not (stack.position_start and stack.is_causal and is_beginning(past)) or torch.compiler.is_compiling():
         return
-    if torch.compiler.is_compiling() or not stack.is_causal:
-        return
-    if isinstance(mask, Tensor) and mask.shape == given.shape:
-        given = given.masked_fill(mask.to(given.device) == 0, stack.position_start)
-    if given.min() < stack.position_start:
+    first = int(_of_text(kwargs, stack.position_start).min())
+    if first < stack.position_start:
         raise UnsupportedError(
-            f"position_ids begin at {int(given.min())}, but {type(stack.module).__name__} itself counts from "
+            f"position_ids begin at {first}, but {type(stack.module).__name__} itself counts from "
             f"{stack.position_start}, and so do its prompts; leave position_ids out. generate gives such ones, so call "
             "the model itself for one token after the other"
         )
 
 
-def check_budget(stack: Stack, total: int, virtual: int) -> None:
-    """Refuse a text that no longer fits after its prompt.
-
-    Args:
-        stack: The stack, with its table of learned positions.
-        total: Positions needed, virtual ones included.
-        virtual: Virtual positions among them.
-
-    Raises:
-        ValueError: If the table is too short.
-    """
-    if stack.position_table is None:
-        return
-    offset = part_of(stack.position_table, "offset", stack.position_start)
-    budget = stack.position_table.num_embeddings - offset
-    if total <= budget:
-        return
-    if virtual >= budget:
-        raise ValueError(
-            f"{virtual} virtual tokens in front of a row leave no room for text in the model's {budget} positions; "
-            "give the row fewer prompts, or shorter ones"
-        )
-    raise ValueError(
-        f"the text needs {total - virtual} positions after {virtual} virtual tokens, but the model has {budget}; "
-        f"shorten the text to {budget - virtual} tokens"
-    )
-
-
-def shift_learned_positions(
-    stack: Stack,
-    embeddings: Float[Tensor, "rows length hidden"],
-    past: Past,
-    positions: Int[Tensor, "#rows length"],
-) -> Float[Tensor, "rows length hidden"]:
-    """Move text that counts its own positions: add the difference of two rows of the position table.
-
-    BART's decoder takes no `position_ids`. A change of the embeddings needs no state on its modules.
-
-    Args:
-        stack: A stack with a position table and without `position_ids`.
-        embeddings: Of the text. Not changed.
-        past: Tokens in the cache as the stack sees it, from which it will count.
-        positions: Where the text shall stand, from 0.
-
-    Returns:
-        Other embeddings.
-    """
-    table: Any = stack.position_table
-    offset = part_of(table, "offset", 0)
-    counted = torch.arange(embeddings.shape[1], device=embeddings.device)[None] + past
-    wanted = functional.embedding(positions + offset, table.weight)
-    difference = wanted - functional.embedding(counted + offset, table.weight)
-    return embeddings + difference / stack.embeddings_scale
+def _of_text(kwargs: dict[str, Any], padding: int) -> Int[Tensor, "..."]:
+    """Return the given positions, those of padding replaced."""
+    given: Tensor = kwargs["position_ids"]
+    mask = plain_mask(kwargs)
+    if mask is None or mask.shape != given.shape:
+        return given
+    return given.masked_fill(mask.to(given.device) == 0, padding)
 
 
 def embeddings_of(
@@ -259,23 +229,35 @@ def move_text(
     if stack.position_table is not None and isinstance(past, int):
         check_budget(stack, past + length + max(counts), max(counts))
     positions = text_positions(kwargs, length, past, text.device)
+    virtual = call.per_row(counts, text.device)
     if min(counts) == 0:
-        own = own_positions(stack, kwargs, length, past, text.device)
-        positions = torch.where(call.per_row(counts, text.device) == 0, own, positions)
-    if stack.takes_position_ids:
-        is_given = kwargs.get("position_ids") is not None
-        if is_given:
-            check_start(stack, kwargs, past)
-        start = 0 if is_given or stack.position_table is None else stack.position_start
-        positions = positions + start + call.per_row(counts, text.device)
-        kwargs = {**kwargs, "position_ids": positions}
-        if positions.ndim == 2:
-            return kwargs, positions
-        counted = text_positions({**kwargs, "position_ids": None}, length, past, text.device)
-        return kwargs, counted + call.per_row(counts, text.device)
-    positions = positions + call.per_row(counts, text.device)
-    if stack.position_table is not None:
-        seen = stack.reach.counted(past, max(counts))
-        embeddings = shift_learned_positions(stack, embeddings_of(stack, kwargs, text), seen, positions)
-        kwargs = {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
-    return kwargs, positions
+        positions = torch.where(virtual == 0, own_positions(stack, kwargs, length, past, text.device), positions)
+    if not stack.takes_position_ids:
+        positions = positions + virtual
+        return _with_learned_positions(
+            stack, kwargs, text, stack.reach.counted(past, max(counts)), positions
+        ), positions
+    if kwargs.get("position_ids") is not None:
+        check_start(stack, kwargs, past)
+    elif stack.position_table is not None:
+        positions = positions + stack.position_start
+    positions = positions + virtual
+    kwargs = {**kwargs, "position_ids": positions}
+    if positions.ndim == 2:
+        return kwargs, positions
+    counted = text_positions({**kwargs, "position_ids": None}, length, past, text.device)
+    return kwargs, counted + virtual
+
+
+def _with_learned_positions(
+    stack: Stack,
+    kwargs: dict[str, Any],
+    text: Shaped[Tensor, "rows length ..."],
+    seen: Past,
+    positions: Int[Tensor, "#rows length"],
+) -> dict[str, Any]:
+    """Move the text of a stack that counts its positions itself; nothing is to be moved in one without a table."""
+    if stack.position_table is None:
+        return kwargs
+    embeddings = shift_to(stack, embeddings_of(stack, kwargs, text), seen, positions)
+    return {**kwargs, "input_ids": None, "inputs_embeds": embeddings}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.shapes import Int
-from softprompt_zoo.sites.call import Selection, check_rows
+from softprompt_zoo.sites.call import Selection
 from softprompt_zoo.sites.select import select
 from softprompt_zoo.sites.slots import check_slot_kind, check_slots
 from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
@@ -44,12 +44,11 @@ class Request:
             ValueError: If one has other numbers, or another shape.
             UnknownPromptError: If it has the index of a prompt that is not there.
         """
-        prompts, task_ids, soft_slots = [arguments.get(name) for name in NEW_ARGUMENTS]
+        prompts, task_ids, soft_slots = map(arguments.get, NEW_ARGUMENTS)
         if prompts is None and task_ids is None and soft_slots is None:
             return NOTHING
-        if soft_slots is not None:
-            check_slot_kind(soft_slots)
-        return cls(None if prompts is None else select(prompts, names), check_task_ids(task_ids), soft_slots)
+        slots = check_slot_kind(soft_slots)
+        return cls(None if prompts is None else select(prompts, names), check_task_ids(task_ids), slots)
 
     def for_text(self, rows: int, length: int | None = None) -> "Request":
         """Check the request against the text.
@@ -64,8 +63,8 @@ class Request:
         Raises:
             ValueError: If it has more or fewer rows.
         """
-        if self.selection is not None and self.selection.rows is not None:
-            check_rows(self.selection.rows.shape[0], rows)
+        if self.selection is not None:
+            self.selection.check_rows(rows)
         if self.soft_slots is not None and length is not None:
             check_slots(self.soft_slots, rows, length)
         if self.task_ids is None:
@@ -84,15 +83,11 @@ class Request:
         Raises:
             ValueError: If the batch is no multiple of the request's rows.
         """
-        selection, task_ids, slots = self.selection, self.task_ids, self.soft_slots
-        if selection is not None and selection.rows is not None:
-            given = selection.rows.shape[0]
-            if not given or rows % given:
-                check_rows(given, rows)
-            selection = Selection(selection.combinations, selection.rows.repeat_interleave(rows // given))
-        if task_ids is not None:
-            task_ids = spread_task_ids(task_ids, rows) if rows % len(task_ids) else _repeated(task_ids, rows)
-        return Request(selection, task_ids, None if slots is None else _repeated(slots, rows))
+        return Request(
+            None if self.selection is None else self.selection.repeated(rows),
+            None if self.task_ids is None else _repeated_tasks(self.task_ids, rows),
+            None if self.soft_slots is None else _repeated(self.soft_slots, rows),
+        )
 
     def filled(self, outer: "Request") -> "Request":
         """Take from the request around this one what this one leaves out."""
@@ -105,6 +100,10 @@ class Request:
 
 NOTHING = Request()
 """The active prompts in every row."""
+
+
+def _repeated_tasks(task_ids: Int[Tensor, " _"], rows: int) -> Int[Tensor, " {rows}"]:
+    return spread_task_ids(task_ids, rows) if rows % len(task_ids) else _repeated(task_ids, rows)
 
 
 def _repeated(tensor: Int[Tensor, "_ ..."], rows: int) -> Int[Tensor, "_ ..."]:

@@ -36,7 +36,11 @@ def select(prompts: Any, names: Sequence[str]) -> Selection:
             f"prompts is {type(prompts).__name__}; expected one entry per row (a prompt's name, a list of names, or "
             "None) or an integer tensor"
         )
-    wanted = [_combination(entry, f"prompts[{row}]") for row, entry in enumerate(prompts)]
+    return _selected([_combination(entry, f"prompts[{row}]") for row, entry in enumerate(prompts)])
+
+
+def _selected(wanted: list[Combination]) -> Selection:
+    """Take the combination of every row."""
     distinct = tuple(dict.fromkeys(wanted))
     if len(distinct) == 1:
         return Selection(distinct, torch.zeros(len(wanted), dtype=torch.long))
@@ -55,11 +59,12 @@ def check_known(selection: Selection, names: Sequence[str], lent: Collection[str
     Raises:
         UnknownPromptError: If one is in neither.
     """
+    known = {*names, *lent}
     for index, combination in enumerate(selection.combinations):
-        unknown = next((part.name for part in combination if part.name not in names and part.name not in lent), None)
-        if unknown is not None:
-            row = 0 if selection.rows is None else selection.rows.tolist().index(index)
-            raise UnknownPromptError(_unknown(unknown, names, f"prompts[{row}]", bank))
+        for part in combination:
+            if part.name not in known:
+                row = 0 if selection.rows is None else selection.rows.tolist().index(index)
+                raise UnknownPromptError(_unknown(part.name, names, f"prompts[{row}]", bank))
 
 
 def _unknown(name: str, names: Sequence[str], what: str, bank: str | None) -> str:
@@ -74,13 +79,15 @@ def _select_by_index(prompts: Shaped[Tensor, "..."], names: Sequence[str]) -> Se
         # Values are unknown while tracing: keep every prompt ready, bare rows last.
         everything = (*((Part(name),) for name in names), ())
         return Selection(everything, torch.where(prompts < 0, len(names), prompts).long())
-    indices = prompts.tolist()
-    wrong = next((index for index in indices if not -1 <= index < len(names)), None)
-    if wrong is not None:
+    return select([_name_of(index, names) for index in prompts.tolist()], names)
+
+
+def _name_of(index: int, names: Sequence[str]) -> str | None:
+    if not -1 <= index < len(names):
         raise UnknownPromptError(
-            f"prompts has index {wrong}; the model has {len(names)} prompts, so -1 to {len(names) - 1}"
+            f"prompts has index {index}; the model has {len(names)} prompts, so -1 to {len(names) - 1}"
         )
-    return select([None if index < 0 else names[index] for index in indices], names)
+    return None if index < 0 else names[index]
 
 
 def _check_indices(prompts: Shaped[Tensor, "..."]) -> None:

@@ -19,7 +19,7 @@ from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import join, lengths, site_state
 from softprompt_zoo.sites.call import Call, Combination, Part, Prefix, Segment, per_token
-from softprompt_zoo.sites.positions import check_budget, shift_learned_positions
+from softprompt_zoo.sites.position_table import check_budget, shift_to
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState, Capture
@@ -36,6 +36,20 @@ class _Pending:
     owners: list[Part]
     """Of the prompt that each token belongs to."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether tokens after it may be in the same run: they see it as the text does, if its last weight is one."""
+        return self.weight[-1] == 1.0
+
+    def __add__(self, other: "_Pending") -> "_Pending":
+        return _Pending(
+            torch.cat([self.embeddings, other.embeddings]),
+            self.dropout + other.dropout,
+            self.always_visible + other.always_visible,
+            self.weight + other.weight,
+            self.owners + other.owners,
+        )
+
 
 def causal_prefix(stack: Stack, call: Call, reach: Int[Tensor, ""] | None = None) -> Prefix:
     """Turn every combination into keys and values.
@@ -49,23 +63,24 @@ def causal_prefix(stack: Stack, call: Call, reach: Int[Tensor, ""] | None = None
         Keys and values per combination; gradients flow to the prompts.
     """
     queues = [_segments(stack, call, combination) for combination in call.selection.combinations]
-    prefix = Prefix([None] * len(queues), [{} for _ in queues], [None] * len(queues))
-    while True:
-        for index, queue in enumerate(queues):
-            _take_ready(prefix, index, queue)
-        pending = {index: queue.pop(0) for index, queue in enumerate(queues) if queue}
-        if not pending:
-            return prefix
+    prefix = Prefix.of([None] * len(queues))
+    while pending := _next_pending(prefix, queues):
         before = [prefix.segments[index] for index in pending]
         passed = _run(stack, [*pending.values()], before, call.is_training, reach)
         for (index, part), own in zip(pending.items(), passed, strict=True):
             _add_passed(prefix, index, part, *own)
+    return prefix
 
 
-def _take_ready(prefix: Prefix, index: int, queue: list[Any]) -> None:
-    """Put the keys and values that a combination begins with, or goes on with, after what it has."""
-    while queue and isinstance(queue[0], Segment):
-        prefix.segments[index], prefix.tails[index] = join(prefix.segments[index], queue.pop(0)), None
+def _next_pending(prefix: Prefix, queues: list[list[Any]]) -> dict[int, _Pending]:
+    """Put the keys and values that combinations go on with after what they have; return the tokens after these."""
+    pending: dict[int, _Pending] = {}
+    for index, queue in enumerate(queues):
+        while queue and isinstance(queue[0], Segment):
+            prefix.segments[index], prefix.tails[index] = join(prefix.segments[index], queue.pop(0)), None
+        if queue:
+            pending[index] = queue.pop(0)
+    return pending
 
 
 def _add_passed(
@@ -110,13 +125,10 @@ def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
             continue
         count = embeddings.shape[0]
         part = _Pending(embeddings, *per_token(placement, count), [owner] * count)
-        if segments and isinstance(segments[-1], _Pending) and segments[-1].weight[-1] == 1.0:
-            last = segments.pop()
-            joined = torch.cat([last.embeddings, part.embeddings])
-            visible, owners = last.always_visible + part.always_visible, last.owners + part.owners
-            part = _Pending(joined, last.dropout + part.dropout, visible, last.weight + part.weight, owners)
+        if segments and isinstance(segments[-1], _Pending) and segments[-1].goes_on:
+            part = segments.pop() + part
         segments.append(part)
-    return [segment for segment in segments if segment is not None]
+    return [*filter(None, segments)]
 
 
 def _run(
@@ -126,32 +138,44 @@ def _run(
     is_training: bool,
     reach: Int[Tensor, ""] | None,
 ) -> list[tuple[Segment, Float[Tensor, "_ hidden"]]]:
-    longest = max(len(part.dropout) for part in pending)
+    """Run the stack on tokens, each row after what it has already; return their keys and values, and last states."""
     weight: Any = stack.embedding.weight
     embeddings = torch.nn.utils.rnn.pad_sequence([part.embeddings for part in pending], batch_first=True)
     embeddings = embeddings.to(device=weight.device, dtype=weight.dtype)
+    longest = embeddings.shape[1]
     offsets = torch.tensor(lengths(before), device=embeddings.device)[:, None]
     positions = offsets + torch.arange(longest, device=embeddings.device)
     if reach is not None:  # one token more, which the others do not see, lets the stack take the text's rotation
         embeddings = functional.pad(embeddings, (0, 0, 0, 1))
         positions = torch.cat([positions, reach.to(positions).expand(len(pending), 1)], dim=1)
-    state = site_state(before, is_training)
-    prior = None
-    if state is not None:
-        rows = torch.arange(len(pending), device=embeddings.device)
-        prior = CallState({stack.name: state}, rows, positions)
     total = max(lengths(before)) + longest
     check_budget(stack, total, total)
+    inputs = _inputs(stack, embeddings, positions, max(lengths(before)))
+    with _with_all_layers(stack):
+        output, recorded = capture(stack, inputs, _prior(stack, before, positions, is_training))
+    sites = [AttentionLayer(stack.name, layer) for layer in range(len(stack.attentions[stack.name]))]
+    return [_passed(row, part, sites, recorded, output.last_hidden_state) for row, part in enumerate(pending)]
+
+
+def _prior(
+    stack: Stack, before: list[Segment | None], positions: Int[Tensor, "rows length"], is_training: bool
+) -> CallState | None:
+    """Return what the tokens see of the prompts before them, each row its own."""
+    state = site_state(before, is_training)
+    rows = torch.arange(len(before), device=positions.device)
+    return None if state is None else CallState({stack.name: state}, rows, positions)
+
+
+def _inputs(
+    stack: Stack, embeddings: Float[Tensor, "rows length hidden"], positions: Int[Tensor, "rows length"], before: int
+) -> dict[str, Any]:
+    """Return the stack's arguments for tokens at these positions, after so many others."""
     inputs: dict[str, Any] = {"inputs_embeds": embeddings, "use_cache": False}
     if stack.takes_position_ids:
         inputs["position_ids"] = positions + stack.position_start
     elif stack.position_table is not None:
-        seen = stack.reach.counted(0, max(lengths(before)))
-        inputs["inputs_embeds"] = shift_learned_positions(stack, embeddings, seen, positions)
-    with _with_all_layers(stack):
-        output, recorded = capture(stack, inputs, prior)
-    sites = [AttentionLayer(stack.name, layer) for layer in range(len(stack.attentions[stack.name]))]
-    return [_passed(row, part, sites, recorded, output.last_hidden_state) for row, part in enumerate(pending)]
+        inputs["inputs_embeds"] = shift_to(stack, embeddings, stack.reach.counted(0, before), positions)
+    return inputs
 
 
 def _passed(

@@ -1,6 +1,6 @@
 """Virtual tokens in the middle of the text: they replace the embeddings at the places the user chose."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,10 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import stack
-from softprompt_zoo.sites.call import Combination, Part, Selection, Slots
-from softprompt_zoo.sites.positions import Past, text_positions
+from softprompt_zoo.sites.call import Combination, Part, Selection
+from softprompt_zoo.sites.layout import Slots
+from softprompt_zoo.sites.position_table import Past
+from softprompt_zoo.sites.positions import plain_mask, text_positions
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.placement import Placement
 
@@ -41,17 +43,22 @@ def fill_slots(
     count, length = embeddings.shape[:2]
     if not torch.compiler.is_compiling() and not slots.in_generate and isinstance(past, int):
         check_slots(slots.index, count, past + length, past)
-    index = slots.index.to(device=embeddings.device, dtype=torch.long)
-    if count != index.shape[0]:  # beams, or several return sequences
-        index = index.repeat_interleave(count // index.shape[0], dim=0)
-    columns = torch.arange(length, device=embeddings.device) + past
-    here = index[:, columns.clamp(max=index.shape[1] - 1)]
-    here = torch.where(columns < index.shape[1], here, -1)
-    tables = [None if table is None else table.to(embeddings) for table in slots.tables]
-    longest = max([len(table) for table in tables if table is not None])
-    offset = 0 if rows is None else (rows.to(index.device) * longest)[:, None]
-    chosen = stack(tables, longest).flatten(0, 1)[here.clamp(min=0) + offset]
+    here = _index_of_text(slots.index.to(device=embeddings.device, dtype=torch.long), count, length, past)
+    table = slots.table.to(embeddings)
+    offset = 0 if rows is None else (rows.to(here.device) * table.shape[1])[:, None]
+    chosen = table.flatten(0, 1)[here.clamp(min=0) + offset]
     return torch.where((here >= 0)[..., None], chosen, embeddings)
+
+
+def _index_of_text(
+    index: Int[Tensor, "given_rows given_length"], rows: int, length: int, past: Past
+) -> Int[Tensor, "{rows} {length}"]:
+    """Return which virtual token is at each place of this call's text, -1 for text and for what was generated."""
+    if rows != index.shape[0]:  # beams, or several return sequences
+        index = index.repeat_interleave(rows // index.shape[0], dim=0)
+    columns = torch.arange(length, device=index.device) + past
+    here = index[:, columns.clamp(max=index.shape[1] - 1)]
+    return torch.where(columns < index.shape[1], here, -1)
 
 
 def keep_positions(stack: Stack, kwargs: dict[str, Any], length: int) -> dict[str, Any]:
@@ -65,10 +72,9 @@ def keep_positions(stack: Stack, kwargs: dict[str, Any], length: int) -> dict[st
     Returns:
         The arguments, with `position_ids` where the stack's positions begin after a padding index.
     """
-    mask = kwargs.get("attention_mask")
-    if not stack.position_start or kwargs.get("position_ids") is not None or not stack.takes_position_ids:
-        return kwargs
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
+    mask = plain_mask(kwargs)
+    counts_ids = stack.position_start and stack.takes_position_ids
+    if not counts_ids or kwargs.get("position_ids") is not None or mask is None:
         return kwargs
     positions = text_positions(kwargs, length, 0, mask.device) + stack.position_start
     return {**kwargs, "position_ids": positions.masked_fill(mask == 0, stack.position_start - 1)}
@@ -97,28 +103,33 @@ def take_slots(
         ValueError: If the index names a virtual token that the row's prompts do not have.
         UnsupportedError: If a prompt's tokens cannot be read like text.
     """
-    tables: list[Tensor | None] = []
-    rest = []
-    for combination in selection.combinations:
-        _check_weights(combination, placements)
-        table, others = _split(combination, placements)
-        tables.append(table)
-        rest.append(others)
+    tables, others = zip(*[_split(combination, placements) for combination in selection.combinations], strict=True)
+    counts = _counts(tables)
     if not torch.compiler.is_compiling() and not is_checked:
-        _check_range(selection, tables, index)
-    if not any([table is not None for table in tables]):
+        _check_range(selection, counts, index)
+    if not any(counts):
         return selection, None
-    return Selection(tuple(rest), selection.rows), Slots(index, tuple(tables), in_generate)
+    return Selection(others, selection.rows), Slots(index, stack(tables, max(counts)), in_generate)
 
 
 def _split(
     combination: Combination, placements: Mapping[Part, Placement]
 ) -> tuple[Float[Tensor, "tokens hidden"] | None, Combination]:
     """Return a combination's embeddings, one prompt behind the other, and the prompts that have none."""
-    embeddings = [placements[part].tokens.at_input for part in combination]
-    parts = [part for part in embeddings if part is not None]
-    others = tuple([part for part, own in zip(combination, embeddings, strict=True) if own is None])
-    return torch.cat(parts) if parts else None, others
+    embeddings: list[Tensor] = []
+    others: list[Part] = []
+    for part in combination:
+        _check_weight(part, placements[part])
+        own = placements[part].tokens.at_input
+        if own is None:
+            others.append(part)
+        else:
+            embeddings.append(own)
+    return torch.cat(embeddings) if embeddings else None, tuple(others)
+
+
+def _counts(tables: Sequence[Float[Tensor, "_ hidden"] | None]) -> list[int]:
+    return [0 if table is None else len(table) for table in tables]
 
 
 def check_slots(index: Int[Tensor, "_ _"], rows: int, length: int, past: int = 0) -> None:
@@ -157,54 +168,64 @@ def check_second_text(backbone: Backbone) -> None:
         )
 
 
-def check_slot_kind(index: Any) -> None:
+def check_slot_kind(index: Any) -> Int[Tensor, "rows length"] | None:
     """Refuse what cannot be slots.
 
     Args:
-        index: As `forward` and `generate` take it.
+        index: As `forward` and `generate` take it; or `None`.
+
+    Returns:
+        The same.
 
     Raises:
         TypeError: If it is no tensor.
         ValueError: If it is of another shape, or holds other numbers than integers.
     """
+    if index is None:
+        return None
     if not isinstance(index, Tensor):
         raise TypeError(f"soft_slots is {type(index).__name__}; {EXPECTED}")
     if index.ndim != 2 or index.is_floating_point() or index.dtype == torch.bool:
         raise ValueError(f"soft_slots has shape {tuple(index.shape)} and dtype {index.dtype}; {EXPECTED}")
+    return index
 
 
-def _check_weights(combination: Combination, placements: Mapping[Part, Placement]) -> None:
-    for part in combination:
-        placement = placements[part]
-        if placement.is_pooled:
-            raise UnsupportedError(
-                f"prompt {part.name!r} has pools_prompt=True, and its tokens stand in soft slots inside the text; "
-                "leave soft_slots out, which puts it in front"
-            )
-        if placement.tokens.at_input is not None and placement.weight != 1.0:
-            raise UnsupportedError(
-                f"prompt {part.name!r} has the weight {placement.weight}, and its tokens stand in soft slots, where "
-                "they are read like text; give it the weight 1"
-            )
+def _check_weight(part: Part, placement: Placement) -> None:
+    """Refuse a prompt whose tokens cannot be read like text."""
+    if placement.is_pooled:
+        raise UnsupportedError(
+            f"prompt {part.name!r} has pools_prompt=True, and its tokens stand in soft slots inside the text; "
+            "leave soft_slots out, which puts it in front"
+        )
+    if placement.tokens.at_input is not None and placement.weight != 1.0:
+        raise UnsupportedError(
+            f"prompt {part.name!r} has the weight {placement.weight}, and its tokens stand in soft slots, where "
+            "they are read like text; give it the weight 1"
+        )
 
 
-def _check_range(
-    selection: Selection, tables: list[Float[Tensor, "_ hidden"] | None], index: Int[Tensor, "rows length"]
-) -> None:
+def _combination_of_rows(selection: Selection, rows: int) -> Int[Tensor, " {rows}"]:
+    """Return the index of each row's combination, on the CPU."""
+    if selection.rows is None:
+        return torch.zeros(rows, dtype=torch.long)
+    if selection.rows.shape[0] != rows:
+        raise ValueError(f"soft_slots has {rows} rows, prompts has {selection.rows.shape[0]}; give one for each row")
+    return selection.rows.cpu()
+
+
+def _check_range(selection: Selection, counts: list[int], index: Int[Tensor, "rows length"]) -> None:
+    """Refuse entries that are no virtual token of their row; combinations have so many at the input."""
     if not index.numel():
         return
-    counts = torch.tensor([0 if table is None else table.shape[0] for table in tables])
-    rows = torch.zeros(index.shape[0], dtype=torch.long) if selection.rows is None else selection.rows.cpu()
-    if rows.shape[0] != index.shape[0]:
-        raise ValueError(f"soft_slots has {index.shape[0]} rows, prompts has {rows.shape[0]}; give one for each row")
-    smallest, largest = (bounds.cpu() for bounds in index.aminmax(dim=1))
+    there = torch.tensor(counts)[_combination_of_rows(selection, index.shape[0])]
+    smallest, largest = index.cpu().aminmax(dim=1)
     if int(smallest.min()) < -1:
         row = int(smallest.argmin())
         raise ValueError(f"row {row} of soft_slots has {int(smallest[row])}; expected a virtual token's index, or -1")
-    wrong = (largest >= counts[rows]).nonzero()
+    wrong = (largest >= there).nonzero()
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
             f"row {row} of soft_slots uses virtual token {int(largest[row])}, but its prompts have "
-            f"{int(counts[rows[row]])} at the input embeddings, counted from 0; use fewer slots, or more virtual tokens"
+            f"{int(there[row])} at the input embeddings, counted from 0; use fewer slots, or more virtual tokens"
         )

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from softprompt_zoo.shapes import Bool, Float, Int
-from softprompt_zoo.sites.call import Call, Layout
+from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.layout import Layout
 from softprompt_zoo.sites.site import AttentionLayer
 
 

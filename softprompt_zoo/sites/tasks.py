@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.shapes import Int
+from softprompt_zoo.shapes import Int, Shaped
 from softprompt_zoo.sites.call import Combination, Part, Selection
 from softprompt_zoo.tokens.placement import Placement
+
+EXPECTED = "expected integers of shape (rows,), the task of every row, or (1,), that of all"
 
 
 def check_task(task: Any, count: int, name: str) -> None:
@@ -42,16 +44,21 @@ def check_task_ids(task_ids: Any) -> Int[Tensor, " #rows"] | None:
     """
     if task_ids is None:
         return None
-    expected = "expected integers of shape (rows,), the task of every row, or (1,), that of all"
-    if not isinstance(task_ids, Tensor | list | tuple):
-        raise TypeError(f"task_ids is {task_ids!r} ({type(task_ids).__name__}); {expected}")
-    try:
-        ids = task_ids if isinstance(task_ids, Tensor) else torch.tensor(task_ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"task_ids is {task_ids!r}; {expected}, any one where a row's prompts have no tasks") from error
+    ids = _as_tensor(task_ids)
     if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(f"task_ids has shape {tuple(ids.shape)} and dtype {ids.dtype}; {expected}")
+        raise ValueError(f"task_ids has shape {tuple(ids.shape)} and dtype {ids.dtype}; {EXPECTED}")
     return ids.long()
+
+
+def _as_tensor(task_ids: Any) -> Shaped[Tensor, "..."]:
+    if isinstance(task_ids, Tensor):
+        return task_ids
+    if not isinstance(task_ids, list | tuple):
+        raise TypeError(f"task_ids is {task_ids!r} ({type(task_ids).__name__}); {EXPECTED}")
+    try:
+        return torch.tensor(task_ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"task_ids is {task_ids!r}; {EXPECTED}, any one where a row's prompts have no tasks") from error
 
 
 def spread_task_ids(task_ids: Int[Tensor, " _"], rows: int) -> Int[Tensor, " {rows}"]:
@@ -93,16 +100,11 @@ def split_tasks(
     Raises:
         ValueError: If the ids are out of range, or missing where a prompt has several tasks.
     """
-    counted = [(part, placement.tokens.num_tasks) for part, placement in placements.items()]
-    counts = {part: count for part, count in counted if count is not None}
+    counts = _task_counts(placements)
     if not counts:
         return selection, dict(placements)
     limits = [_limit(combination, counts) for combination in selection.combinations]
-    if task_ids is None:
-        _check_single(limits)
-        wanted, rows = [(index, 0) for index in range(len(limits))], selection.rows
-    else:
-        wanted, rows = _wanted(limits, selection.rows, task_ids)
+    wanted, rows = _wanted(limits, selection.rows, task_ids)
     split: dict[Part, Placement] = {}
     combinations = []
     for index, task in wanted:
@@ -110,6 +112,12 @@ def split_tasks(
         split |= of_task
         combinations.append(tuple(of_task))
     return Selection(tuple(combinations), rows), split
+
+
+def _task_counts(placements: Mapping[Part, Placement]) -> dict[Part, int]:
+    """Count the tasks of those that have any."""
+    counted = [(part, placement.tokens.num_tasks) for part, placement in placements.items()]
+    return {part: count for part, count in counted if count is not None}
 
 
 _Limit = tuple[str, int] | None
@@ -136,9 +144,12 @@ def _check_single(limits: list[_Limit]) -> None:
 
 
 def _wanted(
-    limits: list[_Limit], rows: Int[Tensor, " rows"] | None, ids: Int[Tensor, " _"]
-) -> tuple[list[tuple[int, int]], Int[Tensor, " rows"]]:
+    limits: list[_Limit], rows: Int[Tensor, " rows"] | None, ids: Int[Tensor, " _"] | None
+) -> tuple[list[tuple[int, int]], Int[Tensor, " rows"] | None]:
     """List the pairs of combination and task that are needed, and each row's place in the list."""
+    if ids is None:
+        _check_single(limits)
+        return [(index, 0) for index in range(len(limits))], rows
     if rows is not None:
         ids = spread_task_ids(ids, rows.shape[0])
     rows = torch.zeros_like(ids) if rows is None else rows.to(ids.device)
@@ -152,13 +163,17 @@ def _asked(
     pairs = []
     for row, (index, task) in enumerate(zip(rows.tolist(), ids.tolist(), strict=True)):
         limit = limits[index]
-        if limit is not None and not 0 <= task < limit[1]:
-            name, count = limit
-            has = "one task; expected 0" if count == 1 else f"{count} tasks; expected an integer from 0 to {count - 1}"
-            raise ValueError(f"task_ids has {task} in row {row}, where prompt {name!r} has {has}")
+        if limit is not None:
+            _check_task_of_row(task, row, *limit)
         pairs.append((index, 0 if limit is None else task))
     wanted = list(dict.fromkeys(pairs))
     return wanted, torch.tensor([wanted.index(pair) for pair in pairs], device=ids.device)
+
+
+def _check_task_of_row(task: int, row: int, name: str, count: int) -> None:
+    if not 0 <= task < count:
+        has = "one task; expected 0" if count == 1 else f"{count} tasks; expected an integer from 0 to {count - 1}"
+        raise ValueError(f"task_ids has {task} in row {row}, where prompt {name!r} has {has}")
 
 
 def _every_task(
@@ -167,11 +182,12 @@ def _every_task(
     """Do the same while tracing, where values are unknown: keep every task ready."""
     wanted: list[tuple[int, int]] = []
     starts = []
-    for index, limit in enumerate(limits):
+    counts = [-1 if limit is None else limit[1] for limit in limits]
+    for index, count in enumerate(counts):
         starts.append(len(wanted))
-        for task in range(1 if limit is None else limit[1]):
+        for task in range(max(count, 1)):
             wanted.append((index, task))
-    bounds = torch.tensor([-1 if limit is None else limit[1] for limit in limits], device=ids.device)[rows]
+    bounds = torch.tensor(counts, device=ids.device)[rows]
     is_right = (bounds < 0) | ((ids >= 0) & (ids < bounds))
     torch._assert_async(is_right.all(), "task_ids has a task that the row's prompt does not have")
     return wanted, torch.tensor(starts, device=ids.device)[rows] + torch.where(bounds < 0, 0, ids)

@@ -7,11 +7,21 @@ from torch import Tensor
 
 from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.shapes import Bool, Float
-from softprompt_zoo.sites.call import Layout
 from softprompt_zoo.sites.encoder_states import remember
+from softprompt_zoo.sites.layout import Layout
+
+OF_ENCODER = {"last_hidden_state": (1,), "hidden_states": (1,), "attentions": (2, 3), "cross_attentions": (3,)}
+"""What an encoder returns, and the axes of positions in it."""
+OF_MODEL = {
+    "encoder_last_hidden_state": (1,),
+    "encoder_hidden_states": (1,),
+    "encoder_attentions": (2, 3),
+    "cross_attentions": (3,),
+}
+"""What a model with an encoder in front of its decoder returns of the encoder's positions, and their axes."""
 
 
-def cut_output(module: Any, output: Any, layout: Layout, pooled: Bool[Tensor, "#rows 1"] | None = None) -> Any:
+def cut_output(module: Any, output: Any, layout: Layout, pooled: Bool[Tensor, "#rows 1"] | None) -> Any:
     """Cut an encoder's output to the text, and pool it again.
 
     Args:
@@ -23,24 +33,37 @@ def cut_output(module: Any, output: Any, layout: Layout, pooled: Bool[Tensor, "#
     Returns:
         An output of the same class.
     """
-    cut = dict(output)
-    axes = {"last_hidden_state": (1,), "hidden_states": (1,), "attentions": (2, 3), "cross_attentions": (3,)}
-    if "encoder_last_hidden_state" in cut or "encoder_hidden_states" in cut or "encoder_attentions" in cut:
-        axes = {f"encoder_{name}": axes[name] for name in ("last_hidden_state", "hidden_states", "attentions")} | {
-            "cross_attentions": (3,)
-        }
-    for name, dims in axes.items():
-        if cut.get(name) is not None:
-            cut[name] = text_only(cut[name], layout, dims)
-            if name.startswith("encoder_"):
-                remember(cut[name], layout, output[name])
+    cut = cut_states(output, layout)
     if pooled is not None:
         text = cut["last_hidden_state"]
         first = torch.where(pooled, output["last_hidden_state"][:, 0], text[:, 0])
         cut["last_hidden_state"] = torch.cat([first[:, None], text[:, 1:]], dim=1)
     if cut.get("pooler_output") is not None:
         cut["pooler_output"] = _pool(module, cut["last_hidden_state"])
+    return cut
+
+
+def cut_states(output: Any, layout: Layout) -> Any:
+    """Cut what an output shows of an encoder's states and attention to the text.
+
+    Args:
+        output: Of the encoder itself, or of a model that has it in front of its decoder. Not changed.
+        layout: Where the text went.
+
+    Returns:
+        An output of the same class.
+    """
+    cut = dict(output)
+    for name, dims in _axes(output).items():
+        if cut.get(name) is not None:
+            cut[name] = text_only(cut[name], layout, dims)
+            if name.startswith("encoder_"):
+                remember(cut[name], layout, output[name])
     return type(output)(**cut)
+
+
+def _axes(output: Any) -> dict[str, tuple[int, ...]]:
+    return OF_MODEL if any([name.startswith("encoder_") for name in output]) else OF_ENCODER
 
 
 def text_only(states: Any, layout: Layout, dims: tuple[int, ...]) -> Any:

@@ -200,18 +200,19 @@ def visible_to(
     Returns:
         Whether it does; `None` for all.
     """
-    visible = None
-    if prompt.present is not None:
-        present = prompt.present if state.rows is None else prompt.present[state.rows]
-        visible = present[:, None, None, :]
-    if window is not None and state.positions is not None:
-        columns = torch.arange(prompt.keys[0].shape[2], device=state.positions.device)
-        in_window = columns > state.positions[:, None, -length:, None] - window
-        if prompt.always_visible is not None:
-            always = prompt.always_visible if state.rows is None else prompt.always_visible[state.rows]
-            in_window = in_window | always[:, None, None, :]
-        visible = in_window if visible is None else visible & in_window
-    return visible
+    visible = None if prompt.present is None else _of_rows(prompt.present, state)
+    if window is None or state.positions is None:
+        return visible
+    columns = torch.arange(prompt.keys[0].shape[2], device=state.positions.device)
+    in_window = columns > state.positions[:, None, -length:, None] - window
+    if prompt.always_visible is not None:
+        in_window = in_window | _of_rows(prompt.always_visible, state)
+    return in_window if visible is None else visible & in_window
+
+
+def _of_rows(values: Shaped[Tensor, "combinations tokens"], state: CallState) -> Shaped[Tensor, "#rows 1 1 tokens"]:
+    """Return a value for each token that the rows see, in the form of a mask."""
+    return (values if state.rows is None else values[state.rows])[:, None, None, :]
 
 
 def extend_mask(
@@ -262,10 +263,9 @@ def _weighed(
     query: Queries,
 ) -> Float[Tensor, "#rows 1 #length tokens"]:
     """Turn weights into what is added to the scores: a factor on a share is its logarithm on the score."""
-    weight = weight if state.rows is None else weight[state.rows]
     least = torch.finfo(query.dtype).min
     wide = torch.promote_types(weight.dtype, query.dtype)
-    scores = weight.to(wide).log().clamp(min=least).to(query.dtype)[:, None, None, :]
+    scores = _of_rows(weight, state).to(wide).log().clamp(min=least).to(query.dtype)
     return scores if visible is None else torch.where(visible, scores, least)
 
 

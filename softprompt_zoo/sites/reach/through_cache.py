@@ -20,7 +20,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.batch import rows_of
 from softprompt_zoo.sites.checkpointing import is_checkpointed
-from softprompt_zoo.sites.positions import given_cache
+from softprompt_zoo.sites.positions import given_cache, plain_mask
 from softprompt_zoo.sites.reach.cache_trial import run_on_view
 from softprompt_zoo.sites.reach.cache_view import CacheView
 from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
@@ -71,10 +71,8 @@ class ThroughCache(Reach):
         view = CacheView(inner, call, capture, stack.name)
         shown = {**without_cache(kwargs), stack.cache_argument: view, "use_cache": inner is not None}
         text = stack.text(kwargs)
-        if view.prompt is None or call is None or text is None:
-            return shown
-        mask = _mask_of_text(stack, kwargs, text, view)
-        if mask is None:
+        mask = None if text is None else _mask_of_text(stack, kwargs, text, view)
+        if call is None or text is None or mask is None:
             return shown
         return {**shown, "attention_mask": _mask(view, call, mask, text)}
 
@@ -123,19 +121,27 @@ def _mask_of_text(
     stack: Stack, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."], view: CacheView
 ) -> Shaped[Tensor, "rows key_length"] | None:
     """Return the text's mask, or one without padding; `None` if none is needed."""
-    mask, prompt, inner = kwargs.get("attention_mask"), view.prompt, view.inner
-    if isinstance(mask, Tensor) and mask.ndim == 2:
+    if view.prompt is None:
+        return None
+    mask = plain_mask(kwargs)
+    if mask is not None:
         return mask
+    _check_mask(stack, kwargs.get("attention_mask"))
+    is_static = view.inner is not None and view.inner.is_compileable
+    if view.prompt.present is None and not is_static:
+        return None
+    length = text.shape[1] + view.get_seq_length() - view.tokens
+    return torch.ones(text.shape[0], int(length), dtype=torch.long, device=view.prompt.keys[0].device)
+
+
+def _check_mask(stack: Stack, mask: Any) -> None:
+    """Refuse a mask that is not `(rows, length)`."""
     if mask is not None:
         kind = f"{mask.ndim}-D" if isinstance(mask, Tensor) else type(mask).__name__
         raise UnsupportedError(
             f"a prompt in {type(stack.module).__name__} needs an attention mask of shape (rows, length), not a {kind} "
             "one; pass the 2-D mask"
         )
-    if prompt is None or (prompt.present is None and not (inner is not None and inner.is_compileable)):
-        return None
-    length = text.shape[1] + (0 if inner is None else inner.get_seq_length())
-    return torch.ones(text.shape[0], int(length), dtype=torch.long, device=prompt.keys[0].device)
 
 
 def _mask(

@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompt_zoo.shapes import Bool, Float, Shaped
-from softprompt_zoo.sites.batch import lengths, segments_at, site_state, token_counts
+from softprompt_zoo.sites.batch import lengths, rows_of, segments_at, site_state, token_counts
 from softprompt_zoo.sites.call import Call, Prefix
 from softprompt_zoo.sites.decoding_state import prefix_of
-from softprompt_zoo.sites.positions import Past, check_packing, move_text
+from softprompt_zoo.sites.position_table import Past
+from softprompt_zoo.sites.positions import check_packing, move_text
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
 from softprompt_zoo.sites.stacks.placing import state_of, with_slots
@@ -68,7 +69,6 @@ def tails_of(
     if template is None:
         return None
     tails = torch.stack([torch.zeros_like(template) if tail is None else tail for tail in prefix.tails])
-    rows = call.selection.rows
-    tails = tails.expand(text.shape[0], -1) if rows is None else tails[rows]
+    tails = rows_of(tails, call.selection.rows, text.shape[0])
     has_tail = call.per_row([tail is not None for tail in prefix.tails], text.device)
     return tails, has_tail.expand(text.shape[0], 1)

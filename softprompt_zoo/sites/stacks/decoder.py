@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.shapes import Shaped
+from softprompt_zoo.shapes import Float, Int, Shaped
 from softprompt_zoo.sites.batch import lengths, segments_at, stack_embeddings
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.encoder_states import whole_states
-from softprompt_zoo.sites.positions import Past, move_text
+from softprompt_zoo.sites.position_table import Past
+from softprompt_zoo.sites.positions import move_text
 from softprompt_zoo.sites.relative_bias import relative_bias
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
@@ -34,14 +35,10 @@ class Decoder(StackKind):
         counts = lengths(segments["decoder"])
         state = state_of(segments, call)
         if max(counts) or state.gated["decoder"]:
-            kwargs, state.positions = move_text(stack, call, counts, kwargs, text, past)
-        if max(counts) and state.positions is not None:
-            state.bias = relative_bias(stack, state.positions, max(counts))
-        has_encoded = call.trace.layout is not None
-        if not has_encoded and kwargs.get("encoder_hidden_states") is not None:
-            mask = kwargs.get("encoder_attention_mask")
-            states, state.cut_states = whole_states(kwargs["encoder_hidden_states"], mask, call)
-            kwargs = {**kwargs, "encoder_hidden_states": states}
+            kwargs, positions = move_text(stack, call, counts, kwargs, text, past)
+            state.positions = positions
+            state.bias = relative_bias(stack, positions, max(counts)) if max(counts) else None
+        kwargs = _with_whole_states(call, kwargs, state)
         return _show_virtual_positions(call, kwargs), state
 
     def finish(self, stack: Stack, output: Any, state: CallState, call: Call) -> Any:
@@ -51,18 +48,35 @@ class Decoder(StackKind):
         return output
 
 
+def _with_whole_states(call: Call, kwargs: dict[str, Any], state: CallState) -> dict[str, Any]:
+    """Put virtual positions back into states that the caller gives, rather than an encoder of this call."""
+    states = kwargs.get("encoder_hidden_states")
+    if states is None or call.trace.layout is not None:
+        return kwargs
+    whole, state.cut_states = whole_states(states, kwargs.get("encoder_attention_mask"), call)
+    return {**kwargs, "encoder_hidden_states": whole}
+
+
 def _show_virtual_positions(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Extend the cross-attention's mask over the virtual positions in the encoder's states."""
     embedded = stack_embeddings(call)
     states, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
-    if embedded is None or states is None or (mask is not None and mask.ndim != 2):
+    if embedded is None or states is None:
         return kwargs
     _, present, counts = embedded
-    length = states.shape[1]
-    is_whole = present is None if mask is None else mask.shape[1] == length
-    if is_whole:
-        return kwargs
-    text = length - max(counts) if mask is None else mask.sum(dim=1, keepdim=True)
-    valid = torch.arange(length, device=states.device)[None] < text + call.per_row(counts, states.device)
-    valid = valid.expand(states.shape[0], -1).to(torch.long if mask is None else mask.dtype)
-    return {**kwargs, "encoder_attention_mask": valid}
+    if mask is None:
+        if present is None:
+            return kwargs
+        mask = torch.ones(states.shape[0], states.shape[1] - max(counts), dtype=torch.long, device=states.device)
+    return {**kwargs, "encoder_attention_mask": _extended(mask, states, call.per_row(counts, states.device))}
+
+
+def _extended(
+    mask: Shaped[Tensor, "..."], states: Float[Tensor, "rows positions hidden"], virtual: Int[Tensor, "#rows 1"]
+) -> Shaped[Tensor, "..."]:
+    """Put as many virtual positions as a row has in front of its text; a mask that has them already stays."""
+    rows, length = states.shape[:2]
+    if mask.ndim != 2 or mask.shape[1] == length:
+        return mask
+    seen = torch.arange(length, device=states.device)[None] < mask.sum(dim=1, keepdim=True) + virtual
+    return seen.expand(rows, -1).to(mask.dtype)

@@ -7,10 +7,11 @@ from torch import Tensor
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.sites import input_embeddings
-from softprompt_zoo.sites.batch import lengths, segments_at, stack_embeddings
+from softprompt_zoo.sites.batch import lengths, rows_of, segments_at, stack_embeddings
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.encoder_states import remember
-from softprompt_zoo.sites.positions import Past, check_budget, embeddings_of, move_text, text_positions
+from softprompt_zoo.sites.position_table import Past, check_budget
+from softprompt_zoo.sites.positions import embeddings_of, move_text, text_positions
 from softprompt_zoo.sites.slots import keep_positions
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
@@ -110,16 +111,11 @@ def _with_embeddings(
         return kwargs, text
     stack.reach.refuse_attentions(stack, kwargs)
     virtual, present, counts = embedded
-    if stack.is_padding_sensitive and present is not None:
-        raise UnsupportedError(
-            f"padding changes the states of {type(stack.module).__name__}, so rows with prompts of several "
-            "lengths, or without one, would be wrong in one batch; give each length its own call"
-        )
     rows = call.selection.rows
-    if rows is not None:
-        virtual, present = virtual[rows], None if present is None else present[rows]
-    virtual = virtual.expand(text.shape[0], -1, -1)
-    present = None if present is None else present.expand(text.shape[0], -1)
+    virtual = rows_of(virtual, rows, text.shape[0])
+    if present is not None:
+        _check_padding(stack)
+        present = rows_of(present, rows, text.shape[0])
     kwargs, layout = input_embeddings.insert(virtual, present, kwargs, embeddings_of(stack, kwargs, text))
     call.trace.layout = layout
     if call.decoding is not None:
@@ -127,3 +123,12 @@ def _with_embeddings(
     text = kwargs["inputs_embeds"]
     check_budget(stack, text.shape[1] + keys, max(counts) + keys)
     return kwargs, text
+
+
+def _check_padding(stack: Stack) -> None:
+    """Refuse padding between prompt and text where it changes the text's states."""
+    if stack.is_padding_sensitive:
+        raise UnsupportedError(
+            f"padding changes the states of {type(stack.module).__name__}, so rows with prompts of several "
+            "lengths, or without one, would be wrong in one batch; give each length its own call"
+        )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.call import Call
-from softprompt_zoo.sites.positions import Past
+from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState
 

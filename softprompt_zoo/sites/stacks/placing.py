@@ -8,7 +8,8 @@ from softprompt_zoo.shapes import Int, Shaped
 from softprompt_zoo.sites.batch import site_state
 from softprompt_zoo.sites.call import Call, Segment
 from softprompt_zoo.sites.gates import gated_parts
-from softprompt_zoo.sites.positions import Past, embeddings_of
+from softprompt_zoo.sites.position_table import Past
+from softprompt_zoo.sites.positions import embeddings_of
 from softprompt_zoo.sites.slots import fill_slots
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState
@@ -29,8 +30,8 @@ def state_of(
     """
     states = {site: site_state(combinations, call.is_training) for site, combinations in segments.items()}
     sites = {site: state for site, state in states.items() if state is not None}
-    placements = [[call.placements[part] for part in parts] for parts in call.selection.combinations]
-    gated = {site: gated_parts(placements, site) for site in segments}
+    placed = call.placed
+    gated = {site: gated_parts(placed, site) for site in segments}
     return CallState(sites, call.selection.rows, positions, gated=gated, call=call)
 
 
