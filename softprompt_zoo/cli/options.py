@@ -58,9 +58,8 @@ def _field_docstrings(cls: type) -> dict[str, list[str]]:
         return {}
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     found = {}
-    for field, text in itertools.pairwise(body):
-        is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-        if is_field and is_text and isinstance(text.value.value, str):  # type: ignore[attr-defined]
-            found[field.target.id] = inspect.cleandoc(text.value.value).split("\n")  # type: ignore[attr-defined]
+    for pair in itertools.pairwise(body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = inspect.cleandoc(text).split("\n")
     return found

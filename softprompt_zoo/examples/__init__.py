@@ -1,11 +1,11 @@
 """Reading pairs of input and target text from JSONL and CSV files."""
 
 import importlib.resources
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from softprompt_zoo import placeholders
 from softprompt_zoo.errors import DataError
 from softprompt_zoo.examples.rows import Row, listed, read_rows, short
 
@@ -119,7 +119,7 @@ def apply_template(template: str, example: Example) -> str:
 def _split_template(template: str) -> list[str | None]:
     """Cut a template into text and places for the input, which are None."""
     parts: list[str | None] = []
-    for text, placeholder in _placeholders(template):
+    for text, placeholder in _split(template):
         parts.append(text)
         if placeholder is None:
             continue
@@ -131,19 +131,11 @@ def _split_template(template: str) -> list[str | None]:
     return parts
 
 
-def _placeholders(template: str) -> list[tuple[str, str | None]]:
-    """Return the texts of a template, each with what stands between the braces after it, or None."""
+def _split(template: str) -> list[tuple[str, str | None]]:
     try:
-        found = list(string.Formatter().parse(template))
+        return placeholders.split(template)
     except ValueError as error:
         raise DataError(f"malformed template {template!r}: {str(error).lower()}; {_ONE_PLACEHOLDER}") from error
-    return [(text, _between_braces(field, form, conversion)) for text, field, form, conversion in found]
-
-
-def _between_braces(field: str | None, form: str | None, conversion: str | None) -> str | None:
-    if field is None:
-        return None
-    return f"{field}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
 
 
 def _example(row: Row, names: tuple[str, str], target_demand: str) -> Example:

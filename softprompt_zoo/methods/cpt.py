@@ -197,6 +197,11 @@ def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> Pe
     return PeftFiles(fields, {"prompt_embeddings": parameters.context + _project(config, parameters.offsets)})
 
 
+def _decay(fields: dict[str, Any]) -> Any:
+    """Return by what the weights of the examples' losses decay, of PEFT's fields."""
+    return fields.get("opt_loss_decay_factor", 1.0) if fields.get("opt_weighted_loss_type") == "decay" else 1.0
+
+
 @hookimpl
 def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone) -> PeftPrompt:
     """Take the examples' embeddings off the sum; where what is left fits no ball, load the sum as a merged prompt."""
@@ -206,7 +211,7 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
         "template": None,
         "radius": fields.get("opt_projection_epsilon", 0.1),
         "format_radius": fields.get("opt_projection_format_epsilon", 0.1),
-        "decay": fields.get("opt_loss_decay_factor", 1.0) if fields.get("opt_weighted_loss_type") == "decay" else 1.0,
+        "decay": _decay(fields),
     }
     try:
         config = Config.from_options(options)

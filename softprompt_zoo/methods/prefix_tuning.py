@@ -81,12 +81,15 @@ class Config(MethodConfig):
         self.settle(init=check_init(self.init, INITS, self.init_text, None, self.tokenizer))
         check_reparameterization(self.reparameterization, self.reparameterization_size, ("mlp",))
         check_probability("dropout", self.dropout)
-        for site in self.sites if self.sites is not None else SITES:
-            check_choice("sites", site, SITES)
-        if self.sites is not None and (not self.sites or isinstance(self.sites, str)):
-            raise ValueError(
-                f"sites is {self.sites!r}; expected a tuple with at least one of {', '.join(map(repr, SITES))}"
-            )
+        if self.sites is not None:
+            _check_sites(self.sites)
+
+
+def _check_sites(sites: tuple[str, ...]) -> None:
+    for site in sites:
+        check_choice("sites", site, SITES)
+    if not sites or isinstance(sites, str):
+        raise ValueError(f"sites is {sites!r}; expected a tuple with at least one of {', '.join(map(repr, SITES))}")
 
 
 class Parameters(nn.Module):
@@ -134,10 +137,11 @@ def _sites(config: Config, backbone: Backbone) -> list[str]:
             f"prefix_tuning needs keys and values, which cannot be reached in this model ({backbone.model_type}); "
             "choose a method at the input embeddings"
         )
-    missing = [site for site in config.sites or () if site not in backbone.layers]
-    if missing:
-        raise UnsupportedError(f"this model has no site {missing[0]!r}; it has {', '.join(map(repr, backbone.layers))}")
-    return [site for site in backbone.layers if config.sites is None or site in config.sites]
+    chosen = [*backbone.layers] if config.sites is None else config.sites
+    for site in chosen:
+        if site not in backbone.layers:
+            raise UnsupportedError(f"this model has no site {site!r}; it has {', '.join(map(repr, backbone.layers))}")
+    return [site for site in backbone.layers if site in chosen]
 
 
 def _tokens(parameters: Parameters) -> LayerTokens:

@@ -27,23 +27,21 @@ def read_batches(inputs: Batch | Sequence[Batch]) -> list[Batch]:
         TypeError: If it is neither.
         ValueError: If a batch chooses prompts of its own.
     """
-    batches = _listed(inputs)
-    if not batches or not all(isinstance(batch, Mapping) for batch in batches):
-        given = ", ".join(dict.fromkeys(type(batch).__name__ for batch in batches)) or type(inputs).__name__
-        raise TypeError(
-            f"inputs is not a batch ({given}); expected what the model's forward takes, "
-            "{'input_ids': …}, or a list of it"
-        )
-    chosen = next((name for batch in batches for name in NEW_ARGUMENTS if name in batch), None)
-    if chosen is not None:
-        raise ValueError(f"inputs has {chosen}; leave it out: all rows see the prompts that are inspected, in front")
+    batches: list[Any] = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+    for batch in batches or [inputs]:
+        _check(batch)
     return batches
 
 
-def _listed(inputs: Any) -> list[Any]:
-    if isinstance(inputs, Mapping):
-        return [inputs]
-    return list(inputs) if isinstance(inputs, list | tuple) else []
+def _check(batch: Any) -> None:
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"inputs is not a batch ({type(batch).__name__}); expected what the model's forward takes, "
+            "{'input_ids': …}, or a list of it"
+        )
+    chosen = next((name for name in NEW_ARGUMENTS if name in batch), None)
+    if chosen is not None:
+        raise ValueError(f"inputs has {chosen}; leave it out: all rows see the prompts that are inspected, in front")
 
 
 def arguments_of(batch: Batch, backbone: Backbone) -> dict[str, Any]:
@@ -64,14 +62,18 @@ def arguments_of(batch: Batch, backbone: Backbone) -> dict[str, Any]:
     }
     text_name(arguments)
     if backbone.kind.has_two_texts:
-        if not {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & set(arguments):
-            given = ", ".join(arguments)
-            raise ValueError(f"inputs has nothing for the decoder to read ({given}); add decoder_input_ids or labels")
+        _check_decoder_reads(arguments)
     else:
         arguments.pop("labels", None)
     if backbone.takes_cache:
         arguments["use_cache"] = False
     return arguments
+
+
+def _check_decoder_reads(arguments: Mapping[str, Any]) -> None:
+    if not {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & arguments.keys():
+        given = ", ".join(arguments)
+        raise ValueError(f"inputs has nothing for the decoder to read ({given}); add decoder_input_ids or labels")
 
 
 def text_name(arguments: Mapping[str, Any]) -> str:
@@ -119,11 +121,16 @@ def _mask(arguments: Mapping[str, Any], prefix: str) -> Shaped[Tensor, "rows ...
 
     One of another form than `(rows, length)` is refused by whoever uses it.
     """
+    all_of_it = _whole_text(arguments, prefix)
     given: Tensor | None = arguments.get(f"{prefix}attention_mask")
-    text = next((arguments[n] for n in (f"{prefix}input_ids", f"{prefix}inputs_embeds") if n in arguments), None)
-    labels: Tensor | None = arguments.get("labels") if prefix and text is None else None
-    if given is not None:
-        return None if text is None and labels is None else given
-    if text is not None:
-        return torch.ones(text.shape[:2], device=text.device)
+    return all_of_it if all_of_it is None or given is None else given
+
+
+def _whole_text(arguments: Mapping[str, Any], prefix: str) -> Shaped[Tensor, "rows length"] | None:
+    """Return the mask of all of a text; a decoder may read its labels."""
+    for name in (f"{prefix}input_ids", f"{prefix}inputs_embeds"):
+        text: Tensor | None = arguments.get(name)
+        if text is not None:
+            return torch.ones(text.shape[:2], device=text.device)
+    labels: Tensor | None = arguments.get("labels") if prefix else None
     return None if labels is None else labels != -100

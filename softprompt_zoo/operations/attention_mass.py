@@ -59,11 +59,7 @@ def measure_attention(
     backbone: Backbone = prompts.backbone
     ids = None if task is None else torch.tensor([task])
     call: Call = prompts.resolve(Request.read({"prompts": [list(names)], "task_ids": ids}, prompts.keys()), None)
-    if not call.selection.names:
-        inactive = ", ".join(map(repr, names))
-        raise UnsupportedError(
-            f"the prompts are disabled here ({inactive}), so nothing looks at them; leave prompts.disabled()"
-        )
+    _check_enabled(call, names)
     measured_on = twin(model)
     stacks: Mapping[str, Stack] = measured_on._softprompt_stacks
     measure = _columns if all(stack.reach.shows_columns for stack in stacks.values()) else _sums
@@ -78,6 +74,14 @@ def measure_attention(
     return _mean(measured, dict(zip(names, call.selection.combinations[0], strict=True)))
 
 
+def _check_enabled(call: Call, names: Sequence[str]) -> None:
+    if not call.selection.names:
+        inactive = ", ".join(map(repr, names))
+        raise UnsupportedError(
+            f"the prompts are disabled here ({inactive}), so nothing looks at them; leave prompts.disabled()"
+        )
+
+
 _Measured = dict[str, tuple[int, dict[Part, Tensor]]]
 """Site name to how many tokens of text were looked at, and by prompt what they gave, `(layers, tokens)` or less."""
 
@@ -86,12 +90,7 @@ def _columns(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[
     """Read the weights of each of the prompts' columns."""
     backbone: Backbone = model.prompts.backbone
     columns = {site: _order(call, site, backbone.kind) for site in backbone.layers}
-    asked = {}
-    for site, counts in columns.items():
-        first_query = sum(_input_counts(call).values()) if site == "encoder" else 0
-        is_text = text_queries(arguments, site, backbone, moved=first_query > 0)
-        if counts and is_text is not None:
-            asked[site] = Columns(sum(counts.values()), first_query, is_text)
+    asked = _asked(call, columns, arguments, backbone)
     modules = [stack.module for stack in stacks.values()]
     with eval_mode(modules, RECORDED_PREFIX), recording(asked) as found:
         model(**arguments)
@@ -105,17 +104,24 @@ def _columns(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[
     }
 
 
+def _asked(
+    call: Call, columns: Mapping[str, Mapping[Part, int]], arguments: Mapping[str, Any], backbone: Backbone
+) -> dict[str, Columns]:
+    """Return which columns and queries are looked at, by site; none where there is no prompt or no text."""
+    asked = {}
+    for site, counts in columns.items():
+        first_query = sum(_input_counts(call).values()) if site == "encoder" else 0
+        is_text = text_queries(arguments, site, backbone, moved=first_query > 0)
+        if counts and is_text is not None:
+            asked[site] = Columns(sum(counts.values()), first_query, is_text)
+    return asked
+
+
 def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str, Stack]) -> _Measured:
     """Take what the text's weights lack to one, where prompts' columns are not seen."""
     backbone: Backbone = model.prompts.backbone
     [site] = backbone.layers
-    counts = _order(call, site, backbone.kind)
-    if len(counts) != 1:
-        told = "takes none of the text's attention" if not counts else "cannot be told from one another here"
-        raise UnsupportedError(
-            f"{', '.join(map(repr, call.selection.names))}: {told} in {type(model).__name__}, which shows the weights "
-            "of the text alone; inspect one ungated prompt by its name"
-        )
+    prompt = _only_prompt(call, _order(call, site, backbone.kind), model)
     with eval_mode([stack.module for stack in stacks.values()], "eager"):
         weights = model(**arguments, output_attentions=True).attentions
     if not weights or any(layer is None for layer in weights):
@@ -123,7 +129,18 @@ def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str
     is_text = text_queries(arguments, site, backbone, moved=False)
     assert is_text is not None
     parts = [1 - layer.float().sum(dim=-1).mean(dim=1)[is_text].mean() for layer in weights]
-    return {site: (int(is_text.sum()), {next(iter(counts)): torch.stack(parts)})}
+    return {site: (int(is_text.sum()), {prompt: torch.stack(parts)})}
+
+
+def _only_prompt(call: Call, counts: Mapping[Part, int], model: Any) -> Part:
+    """Return the one prompt whose columns the text sees."""
+    if len(counts) != 1:
+        told = "takes none of the text's attention" if not counts else "cannot be told from one another here"
+        raise UnsupportedError(
+            f"{', '.join(map(repr, call.selection.names))}: {told} in {type(model).__name__}, which shows the weights "
+            "of the text alone; inspect one ungated prompt by its name"
+        )
+    return next(iter(counts))
 
 
 def _order(call: Call, site: str, family: Family) -> dict[Part, int]:
@@ -157,17 +174,24 @@ def _gated_layers(call: Call) -> dict[AttentionLayer, int]:
 
 def _mean(measured: Sequence[_Measured], parts: Mapping[str, Part]) -> dict[str, AttentionMass]:
     """Average over batches; each token of text counts once."""
-    found = {}
-    for name, part in parts.items():
-        means = {site: _mean_at(site, part, measured) for site in measured[0]}
-        seen = {site: mean for site, mean in means.items() if mean is not None}
-        shares = {site: mean.sum(dim=1) if mean.ndim == 2 else mean for site, mean in seen.items()}
-        found[name] = AttentionMass(shares, {site: mean for site, mean in seen.items() if mean.ndim == 2})
-    return found
+    return {name: _mean_of(part, measured) for name, part in parts.items()}
+
+
+def _mean_of(part: Part, measured: Sequence[_Measured]) -> AttentionMass:
+    shares, tokens = {}, {}
+    for site in measured[0]:
+        mean = _mean_at(site, part, measured)
+        if mean is None:
+            continue
+        shares[site] = mean
+        if mean.ndim == 2:
+            shares[site], tokens[site] = mean.sum(dim=1), mean
+    return AttentionMass(shares, tokens)
 
 
 def _mean_at(site: str, part: Part, measured: Sequence[_Measured]) -> Float[Tensor, "layers ..."] | None:
-    given = [(count, own[part]) for count, own in [batch[site] for batch in measured] if part in own and count]
-    if not given:
+    given = [batch[site] for batch in measured if part in batch[site][1]]
+    total = sum(count for count, _ in given)
+    if total == 0:
         return None
-    return torch.stack([count * mass for count, mass in given]).sum(dim=0) / sum(count for count, _ in given)
+    return torch.stack([count * own[part] for count, own in given if count]).sum(dim=0) / total

@@ -1,6 +1,8 @@
 """Base model and saved prompts in one call."""
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,8 +67,15 @@ def load_model(
     source = config.base_model if base is None else os.fspath(base)
     if source is None:
         raise CheckpointError(f"{path} does not say which model its prompts are for; name it with base=…")
+    model = _load_base(config, source, path, options)
+    if not native.is_native(path) and peft_folder.is_there(path):
+        _put_weights(model, peft_modules.of_model(peft_folder.read_prompt(path)[1]))
+    return load(model, path, trainable=trainable, pools_prompt=pools_prompt)
+
+
+def _load_base(config: SavedConfig, source: str, path: Path, options: Mapping[str, Any]) -> PreTrainedModel:
     try:
-        loaded = _class(config, source).from_pretrained(source, trust_remote_code=False, **options)
+        loaded = _class(config, source).from_pretrained(source, **{**options, "trust_remote_code": False})
     except UnsupportedError:
         raise
     except (OSError, ValueError) as error:
@@ -75,19 +84,14 @@ def load_model(
             f"({(str(error).splitlines() or [''])[0]}); name another place with base=…"
         ) from error
     model: PreTrainedModel = loaded.eval()
-    if not native.is_native(path) and peft_folder.is_there(path):
-        _put_weights(model, peft_modules.of_model(peft_folder.read_prompt(path)[1]))
-    return load(model, path, trainable=trainable, pools_prompt=pools_prompt)
+    return model
 
 
 def _class(config: SavedConfig, source: str) -> Any:
     """Find the model's class: transformers' own, of the task or the architecture that the folder names."""
     if config.task_type in CLASSES:
         return getattr(transformers, CLASSES[config.task_type])
-    name = config.architecture
-    if name is None:
-        found = AutoConfig.from_pretrained(source, trust_remote_code=False).architectures
-        name = found[0] if found else "AutoModel"
+    name = config.architecture or _architecture(source)
     kind = getattr(transformers, name, None)
     is_own = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
     if not is_own and name != "AutoModel":
@@ -98,17 +102,24 @@ def _class(config: SavedConfig, source: str) -> Any:
     return kind
 
 
+def _architecture(source: str) -> str:
+    """Return the class that a model's own folder names."""
+    found = AutoConfig.from_pretrained(source, trust_remote_code=False).architectures
+    return found[0] if found else "AutoModel"
+
+
 @torch.no_grad()
 def _put_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     """Write what PEFT saved of the model into it, but for its heads, which the prompt brings along."""
     heads = find_heads(model, [stack.module for stack in find_stacks(model)[1].values()])
-    fitting = {key: weights[key] for key in _parameters(model).keys() & weights if key.partition(".")[0] not in heads}
-    if not fitting:
+    known = {key: weights[key] for key in _parameters(model).keys() & weights if key.partition(".")[0] not in heads}
+    if not known:
         return
-    _resize_table(model, fitting)
-    for key, parameter in _parameters(model).items():
-        if key in fitting and parameter.shape == fitting[key].shape:  # `load` reports what does not fit
-            parameter.copy_(fitting[key])
+    _resize_table(model, known)
+    own = _parameters(model)
+    for key, tensor in known.items():
+        if own[key].shape == tensor.shape:  # `load` reports what does not fit
+            own[key].copy_(tensor)
     model.config._name_or_path = ""  # it is not the model of that name any more
 
 

@@ -118,8 +118,8 @@ def _check_as_long(one: Given, first: Given, how: str) -> None:
         )
 
 
-def _gate_shapes(one: Given) -> list[torch.Size]:
-    return [gate.shape for own in one.tokens.gates.values() for gate in own if gate is not None]
+def _gate_shapes(one: Given) -> tuple[torch.Size, ...]:
+    return tuple(gate.shape for own in one.tokens.gates.values() for gate in own if gate is not None)
 
 
 def _check_gated(given: Sequence[Given], how: str) -> None:
@@ -130,9 +130,13 @@ def _check_gated(given: Sequence[Given], how: str) -> None:
     methods = dict.fromkeys(one.prompt.method for one in given)
     if len(methods) > 1:
         raise UnsupportedError(f"the gated prompts are of the methods {', '.join(methods)}; give prompts of one method")
-    gates = [_gate_shapes(one) for one in given]
-    if any(shapes != gates[0] for shapes in gates):
-        shown = ", ".join(f"{one.what} has {[*map(tuple, own)]}" for one, own in zip(given, gates, strict=True))
+    _check_gate_shapes(given)
+
+
+def _check_gate_shapes(given: Sequence[Given]) -> None:
+    shapes = {one.what: _gate_shapes(one) for one in given}
+    if len(set(shapes.values())) > 1:
+        shown = ", ".join(f"{what} has {[*map(tuple, own)]}" for what, own in shapes.items())
         raise UnsupportedError(
             f"the prompts have gates of different shapes, per head and per layer: {shown}; give prompts of one shape"
         )

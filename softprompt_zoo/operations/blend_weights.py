@@ -5,8 +5,6 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from softprompt_zoo.operations.blends import Blend
 
 
@@ -37,11 +35,15 @@ def read_weights(weights: Any, count: int, how: str, blend: Blend) -> list[float
 
 
 def _numbers(weights: Any, count: int) -> list[float]:
-    if hasattr(weights, "tolist"):  # a tensor or an array
-        weights = weights.tolist()
+    weights = _plain(weights)
     if not isinstance(weights, Sequence) or isinstance(weights, str) or len(weights) != count:
         raise ValueError(f"weights is {weights!r}; expected {count} numbers, one for each prompt")
-    return [_number(weight.item() if isinstance(weight, Tensor) and weight.ndim == 0 else weight) for weight in weights]
+    return [_number(_plain(weight)) for weight in weights]
+
+
+def _plain(value: Any) -> Any:
+    """Return the numbers of a tensor or an array as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _number(weight: Any) -> float:

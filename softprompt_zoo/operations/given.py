@@ -96,15 +96,16 @@ def check_alike(given: Sequence[Given]) -> None:
             )
 
 
+def _saved(what: str, folder: Path, backbone: Backbone) -> Prompt:
+    if not folder.is_dir():
+        raise CheckpointError(f"{what} is {str(folder)!r}, which is not a folder; expected what save_pretrained wrote")
+    return saved_prompt(folder, backbone, what)
+
+
 def _read(what: str, given: Any, backbone: Backbone) -> Given:
-    if isinstance(given, Prompt):
-        prompt = given
-        if prompt.backbone is not None:
-            check_sizes(prompt.backbone.sizes(), backbone.sizes(), what)
-    elif not Path(given).is_dir():
-        raise CheckpointError(f"{what} is {str(given)!r}, which is not a folder; expected what save_pretrained wrote")
-    else:
-        prompt = saved_prompt(Path(given), backbone, what)
+    prompt = given if isinstance(given, Prompt) else _saved(what, Path(given), backbone)
+    if prompt.backbone is not None:
+        check_sizes(prompt.backbone.sizes(), backbone.sizes(), what)
     own = prompt.backbone or backbone
     tokens = prompt.merged_tokens(own)
     if tokens.num_tasks is not None:

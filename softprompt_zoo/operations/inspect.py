@@ -67,15 +67,13 @@ def inspect(
     check_positive_integer("neighbours", neighbours)
     check_choice("nearest_by", nearest_by, NEAREST_BY)
     _check_tokenizer(tokenizer)
-    names = prompts.active if name is None else check_combination(name, prompts.keys(), "name")
-    if not names:
-        raise ValueError(f"no prompt is active; name one of {', '.join(map(repr, prompts)) or 'none'}")
-    tasks = {name: prompts[name].config.tasks for name in names}
+    names = _names(prompts, name)
     if prompts.backbone.device.type == "meta":
         raise UnsupportedError(
             f"the model is on the meta device, where nothing has a value ({type(model).__name__}); load its "
             "weights first"
         )
+    tasks = {name: prompts[name].config.tasks for name in names}
     task = _check_task(task, tasks)
     count = min(neighbours, prompts.backbone.vocab_size)
     found = [_look(prompts, name, task if tasks[name] else None, tokenizer, count, nearest_by) for name in names]
@@ -85,22 +83,33 @@ def inspect(
     return Inspection(tuple(found))
 
 
+def _names(prompts: Prompts, name: str | Sequence[str] | None) -> tuple[str, ...]:
+    names = prompts.active if name is None else check_combination(name, prompts.keys(), "name")
+    if not names:
+        raise ValueError(f"no prompt is active; name one of {', '.join(map(repr, prompts)) or 'none'}")
+    return tuple(names)
+
+
 def _check_tokenizer(tokenizer: Any) -> None:
     if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
         raise TypeError(f"tokenizer is {tokenizer!r}; expected the model's, as AutoTokenizer.from_pretrained gives it")
 
 
 def _check_task(task: int | None, tasks: Mapping[str, int | None]) -> int | None:
-    counts = {name: count for name, count in tasks.items() if count is not None}
+    counts = [(count, name) for name, count in tasks.items() if count is not None]
     if not counts:
-        if task is not None:
-            raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
+        _check_no_task(task)
         return None
-    name, count = min(counts.items(), key=lambda pair: pair[1])
+    count, name = min(counts)
     if task is None and count == 1:
         return 0
     check_task(task, count, name)
     return task
+
+
+def _check_no_task(task: int | None) -> None:
+    if task is not None:
+        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
 
 
 def _look(

@@ -113,14 +113,17 @@ def _tables(prompt: PromptInspection) -> list[tuple[str, Rows]]:
         Title, and the table's head and lines of text.
     """
     title = f"{prompt.name}: {prompt.method}, {prompt.num_virtual_tokens} virtual tokens"
-    found = [(title, _of_tokens(prompt))] if prompt.neighbours else []
-    sites = dict.fromkeys(name.split()[0] for name in prompt.norms if name != "embeddings")
-    found += [(f"{title}, {site}", _of_layers(prompt, site)) for site in sites]
-    if prompt.neighbours and prompt.attention is not None:
-        for site, shares in prompt.attention.shares.items():
-            lines = [[str(layer), f"{share:.1%}"] for layer, share in enumerate(shares.tolist())]
-            found.append((f"{prompt.name}: attention of the text, {site}", (["layer", "to the prompt"], lines)))
-    return found
+    if not prompt.neighbours:
+        sites = dict.fromkeys(name.split()[0] for name in prompt.norms)
+        return [(f"{title}, {site}", _of_layers(prompt, site)) for site in sites]
+    shares = {} if prompt.attention is None else prompt.attention.shares
+    of_attention = [(f"{prompt.name}: attention of the text, {site}", _of_shares(own)) for site, own in shares.items()]
+    return [(title, _of_tokens(prompt)), *of_attention]
+
+
+def _of_shares(shares: Float[Tensor, " layers"]) -> Rows:
+    """A line per layer: how much of the attention goes to the prompt."""
+    return ["layer", "to the prompt"], [[str(layer), f"{share:.1%}"] for layer, share in enumerate(shares.tolist())]
 
 
 def _of_tokens(prompt: PromptInspection) -> Rows:
@@ -131,18 +134,22 @@ def _of_tokens(prompt: PromptInspection) -> Rows:
     lines = []
     for token, near in enumerate(prompt.neighbours):
         words = ", ".join(f"{word.shown} ({word.cosine:.2f}, {word.distance:.2f})" for word in near)
-        others = prompt.similarity[token].clone()
-        others[token] = -2
-        alike = "-" if len(others) == 1 else f"{int(others.argmax())} ({float(others.max()):.2f})"
         line = [
             str(token),
             words,
             f"{norms.tokens[0, token]:.2f}",
             f"{norms.percentiles[0, token]:.0f}%",
-            alike,
+            _most_like(prompt, token),
         ]
         lines.append([*line, *(f"{of_site[:, token].mean():.1%}" for of_site in mass.values())])
     return head, lines
+
+
+def _most_like(prompt: PromptInspection, token: int) -> str:
+    """Write which other virtual token is most like one, and their cosine."""
+    others = prompt.similarity[token].clone()
+    others[token] = -2
+    return "-" if len(others) == 1 else f"{int(others.argmax())} ({float(others.max()):.2f})"
 
 
 def _of_layers(prompt: PromptInspection, site: str) -> Rows:

@@ -17,9 +17,11 @@ def check_free(directory: Path) -> None:
     Raises:
         ValueError: If it cannot be.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if not directory.exists():
+        return
+    if not directory.is_dir() or any(directory.iterdir()):
         raise ValueError(f"{directory} exists and is not an empty folder; give a new one")
-    if directory.exists() and (directory.is_mount() or directory.samefile(os.curdir)):
+    if directory.is_mount() or directory.samefile(os.curdir):
         raise ValueError(
             f"{str(directory)!r} is the current folder or a mounted one, which cannot be replaced; give a folder in it"
         )

@@ -75,11 +75,7 @@ def most_similar(
         Vu et al. 2022 (arXiv 2110.07904): the retrieval of source prompts by the similarity of task embeddings.
     """
     check_choice("how", how, HOWS)
-    candidates = _named(candidates)
-    named = {name: candidate for name, candidate in candidates.items() if not _is_same(candidate, prompt)}
-    if not named:
-        known = ", ".join(map(repr, candidates)) or "none"
-        raise ValueError(f"candidates has no prompt but the given one ({known}); give at least one to compare with")
+    named = _others(_named(candidates), prompt)
     given, _, _ = read_given([("prompt", prompt), *((f"candidate {name!r}", c) for name, c in named.items())], model)
     check_alike(given)
     own, *others = [one.tokens.features() for one in given]
@@ -93,6 +89,15 @@ def _named(candidates: Any) -> dict[str, Any]:
     if isinstance(candidates, Sequence) and not isinstance(candidates, str):
         return {os.fspath(folder): folder for folder in candidates if _check_folder(folder)}
     raise TypeError(f"candidates is {type(candidates).__name__}; expected prompts by name, or a list of folders")
+
+
+def _others(candidates: Mapping[str, Any], prompt: Any) -> dict[str, Any]:
+    """Return the candidates without the prompt itself."""
+    others = {name: candidate for name, candidate in candidates.items() if not _is_same(candidate, prompt)}
+    if not others:
+        known = ", ".join(map(repr, candidates)) or "none"
+        raise ValueError(f"candidates has no prompt but the given one ({known}); give at least one to compare with")
+    return others
 
 
 def _is_same(candidate: Any, prompt: Any) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from softprompt_zoo.config.checks import check_choice, check_positive_integer
@@ -56,9 +56,7 @@ def truncate(
     by = by or ("norm" if inputs is None else "attention")
     check_choice("by", by, BY)
     check_positive_integer("num_virtual_tokens", num_virtual_tokens)
-    if (inputs is None) == (by == "attention"):
-        told = "needs" if inputs is None else "takes no"
-        raise ValueError(f"by={by!r} {told} inputs, batches of the model's input")
+    _check_inputs(by, inputs)
     [given], backbone, model_prompts = read_given([("prompt", prompt)], model)
     if num_virtual_tokens > given.prompt.num_virtual_tokens:
         raise ValueError(
@@ -68,13 +66,19 @@ def truncate(
     usefulness = norms if by == "norm" else _attention(given.prompt, model, inputs)
     # A stable sort: of equal ones the first stay.
     kept = usefulness.argsort(descending=True, stable=True)[:num_virtual_tokens].sort().values
-    head = given.prompt.head if given.prompt.head is None else copy_head(dict(given.prompt.head.items()))
+    head = copy_head(dict((given.prompt.head or nn.ModuleDict()).items()))
     tokens = given.tokens.map(lambda tensor: tensor.index_select(-2, kept.to(tensor.device)))
     shorter = plain_prompt(tokens, backbone, given.placement, given.prompt, head)
     shorter.weight = given.prompt.weight
     if model_prompts is not None:
         shorter.set_model_prompts(model_prompts)
     return shorter
+
+
+def _check_inputs(by: str, inputs: object) -> None:
+    if (inputs is None) == (by == "attention"):
+        told = "needs" if inputs is None else "takes no"
+        raise ValueError(f"by={by!r} {told} inputs, batches of the model's input")
 
 
 def _attention(prompt: Prompt, model: Any, inputs: Any) -> Float[Tensor, " tokens"]:

@@ -1,6 +1,7 @@
 """Prompts that are made of ready virtual tokens, and ready prompts that are put on a model."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from softprompt_zoo.config.method_config import GIVEN, MethodConfig
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.fits import check_room
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
+from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.sites.tasks import check_task
 from softprompt_zoo.tokens.placement import Placement
@@ -39,35 +41,41 @@ def plain_prompt(
     Raises:
         UnsupportedError: If it leaves no room for text, or no method places it like `like`.
     """
-    count = tokens.count
-    has_head = head is not None
-    config: MethodConfig
     like = Placement(tokens) if like is None else like
+    common: dict[str, Any] = {"num_virtual_tokens": tokens.count, "train_head": head is not None}
+    config: MethodConfig
     if source is not None and tokens.gates:
         method = source.loaded
-        config = dataclasses.replace(source.config, num_virtual_tokens=count, train_head=has_head)
+        config = dataclasses.replace(source.config, **common)
     else:
         method = registry.holder_of(tokens)
-        wanted = {
-            "init": GIVEN,
-            "dropout": like.dropout,
-            "always_visible": like.always_visible,
-            "pools_prompt": like.is_pooled,
-        }
-        fields = {field.name for field in dataclasses.fields(method.config_class)}
-        options = {name: value for name, value in wanted.items() if name in fields}
-        config = method.config_class.from_options({"num_virtual_tokens": count, "train_head": has_head, **options})
+        config = method.config_class.from_options({**common, **_known_options(like, method)})
     check_room(config, backbone)
     prompt = Prompt(method, config, PlainTokens.copied(tokens.tensors(), backbone.device), head)
+    _check_placed_like(like, prompt, backbone)
+    return prompt
+
+
+def _known_options(like: Placement, method: LoadedMethod) -> dict[str, Any]:
+    """Return the options that place a prompt like another one, those that the method has."""
+    wanted = {
+        "init": GIVEN,
+        "dropout": like.dropout,
+        "always_visible": like.always_visible,
+        "pools_prompt": like.is_pooled,
+    }
+    fields = {field.name for field in dataclasses.fields(method.config_class)}
+    return {name: value for name, value in wanted.items() if name in fields}
+
+
+def _check_placed_like(like: Placement, prompt: Prompt, backbone: Backbone) -> None:
     placed = prompt.place(backbone).options
     for name, expected in like.options.items():
-        found = placed[name]
-        if found != expected:
+        if placed[name] != expected:
             raise UnsupportedError(
-                f"the prompts have {name}={expected}, which plain prompts of the method {method.name!r} cannot have "
-                f"({found}); keep the prompts apart"
+                f"the prompts have {name}={expected}, which plain prompts of the method {prompt.method!r} cannot have "
+                f"({placed[name]}); keep the prompts apart"
             )
-    return prompt
 
 
 def one_task(tokens: VirtualTokens, task_id: int, name: str) -> VirtualTokens:

@@ -169,17 +169,20 @@ class Prompt(nn.Module):
         """
         arguments = {"config": self.config, "parameters": self.learned, "learning_rate": learning_rate}
         found = None if self.is_merged else self.loaded.call("parameter_groups", **arguments)
-        groups = []
-        for group in [] if found is None else found:
-            params = group.get("params") if isinstance(group, Mapping) else None
-            if not isinstance(params, Iterable):
-                raise PluginError(
-                    f"{self.loaded.describe('parameter_groups')} returned a group that is {type(group).__name__}; "
-                    "expected a list of dictionaries with the parameters of each as 'params'"
-                )
-            # torch takes one tensor for a list, and iterators, which are at an end when they have been read.
-            groups.append({**group, "params": [params] if isinstance(params, Tensor) else list(params)})
-        return groups
+        return [] if found is None else [self._listed(group) for group in found]
+
+    def _listed(self, group: Any) -> dict[str, Any]:
+        """Return a group with its parameters as a list.
+
+        torch takes one tensor for a list, and iterators, which are at an end when they have been read.
+        """
+        params = group.get("params") if isinstance(group, Mapping) else None
+        if not isinstance(params, Iterable):
+            raise PluginError(
+                f"{self.loaded.describe('parameter_groups')} returned a group that is {type(group).__name__}; "
+                "expected a list of dictionaries with the parameters of each as 'params'"
+            )
+        return {**group, "params": [params] if isinstance(params, Tensor) else list(params)}
 
     def refuse_weight(self, what: str, place: str) -> None:
         """Refuse a weight other than 1 where there is no place for it.

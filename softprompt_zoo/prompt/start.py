@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
@@ -10,6 +11,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.fits import fitting, fitting_tokens
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 def initialize(
@@ -49,20 +51,28 @@ def initialize(
     with fitting("init is a prompt that was made for a model of other sizes", "; give one of this model's sizes"):
         tokens = fitting_tokens(start, backbone, "the init prompt")
     _start_head(head, start.head)
-    if start.method == method.name and not start.is_merged and hasattr(learned, "start_from_parameters"):
+    is_own = start.method == method.name and not start.is_merged
+    if is_own and hasattr(learned, "start_from_parameters"):
         learned.start_from_parameters(start.learned, config)
-        return
+    else:
+        _check_tasks(config, tokens, method)
+        learned.start_from(tokens)
+
+
+def _check_tasks(config: MethodConfig, tokens: VirtualTokens, method: LoadedMethod) -> None:
     if config.tasks is None and tokens.num_tasks is not None:
         raise UnsupportedError(
             f"init is a prompt with {tokens.num_tasks} tasks, of which {method.name!r} has none; export the "
             "one you want, zoo.export(model, folder, task=…), and give that folder"
         )
-    learned.start_from(tokens)
 
 
 def _start_head(head: nn.ModuleDict | None, start: nn.ModuleDict | None) -> None:
     if head is None or start is None:
         return
-    given = {key: tensor.shape for key, tensor in start.state_dict().items()}
-    if given == {key: tensor.shape for key, tensor in head.state_dict().items()}:
+    if _shapes(head) == _shapes(start):
         head.load_state_dict(start.state_dict())
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in module.state_dict().items()}

@@ -21,15 +21,19 @@ def find_heads(model: Any, stacks: Sequence[nn.Module]) -> dict[str, nn.Module]:
     Returns:
         The modules by name, of a task head or of what predicts words.
     """
-    backbone = [model.base_model]
-    if model.base_model is model:
-        if not model.config.is_encoder_decoder:
-            return {}
-        # T5ForQuestionAnswering has its stacks as children, and no model around them.
-        backbone = [*stacks, model.get_input_embeddings()]
-    own = {id(module) for module in backbone}
-    children = {name: child for name, child in model.named_children() if id(child) not in own}
-    return {name: child for name, child in children.items() if next(child.parameters(), None) is not None}
+    heads = dict(model.named_children())
+    for module in _backbone(model, stacks):
+        heads = {name: head for name, head in heads.items() if head is not module}
+    return {name: head for name, head in heads.items() if next(head.parameters(), None) is not None}
+
+
+def _backbone(model: Any, stacks: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return the children of a model that are no heads."""
+    if model.base_model is not model:
+        return [model.base_model]
+    if model.config.is_encoder_decoder:  # T5ForQuestionAnswering has its stacks as children, and no model around them
+        return [*stacks, model.get_input_embeddings()]
+    return list(model.children())
 
 
 def task_head(model: Any, heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

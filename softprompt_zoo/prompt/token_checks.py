@@ -38,14 +38,19 @@ def check_range(tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) ->
     """
     largest = torch.finfo(dtype).max
     for name, tensor in tensors.items():
-        if torch.finfo(tensor.dtype).max <= largest or tensor.is_meta or not tensor.numel():
-            continue
-        found = float(tensor.detach().abs().max())
+        found = _largest(tensor, above=largest)
         if found > largest:
             raise UnsupportedError(
                 f"{what} has numbers up to {found:.3g} in {name!r}; this model computes in {dtype}, which holds up to "
                 f"{largest:.3g}; load the model in a wider dtype, torch.float32 say"
             )
+
+
+def _largest(tensor: Tensor, above: float) -> float:
+    """Return the largest number of a tensor; 0 without a look if its dtype holds none above a bound, or it has none."""
+    if torch.finfo(tensor.dtype).max <= above or tensor.is_meta or not tensor.numel():
+        return 0.0
+    return float(tensor.detach().abs().max())
 
 
 def check_placement(placement: object, source: str) -> None:

@@ -32,24 +32,21 @@ def _config(_: str, config: Any) -> str | None:
 
 
 def _options(names: Sequence[str]) -> str | None:
-    taken = next((name for name in names if name in RESERVED_OPTIONS), None)
-    if taken is not None:
-        reserved = ", ".join(map(repr, RESERVED_OPTIONS))
-        return f"its Config has an option {taken!r}; {reserved} are arguments of the calls that take options"
     own = {*dir(MethodConfig)} - {field.name for field in dataclasses.fields(MethodConfig)}
-    hidden = next((name for name in names if name in own), None)
-    if hidden is not None:
-        advice = "num_tasks for a number of tasks" if hidden == "tasks" else "call it otherwise"
-        return f"its Config has an option {hidden!r}, which hides MethodConfig.{hidden}; {advice}"
+    for name in names:
+        if name in RESERVED_OPTIONS:
+            reserved = ", ".join(map(repr, RESERVED_OPTIONS))
+            return f"its Config has an option {name!r}; {reserved} are arguments of the calls that take options"
+        if name in own:
+            advice = "num_tasks for a number of tasks" if name == "tasks" else "call it otherwise"
+            return f"its Config has an option {name!r}, which hides MethodConfig.{name}; {advice}"
     return None
 
 
 def _parameters(_: str, parameters: Any) -> str | None:
-    return (
-        None
-        if callable(parameters)
-        else "it has no Parameters; expected a torch.nn.Module that takes (config, backbone)"
-    )
+    if callable(parameters):
+        return None
+    return "it has no Parameters; expected a torch.nn.Module that takes (config, backbone)"
 
 
 def _recipe(_: str, recipe: Any) -> str | None:

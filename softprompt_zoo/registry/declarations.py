@@ -35,9 +35,10 @@ def read_declarations(entry: metadata.EntryPoint) -> Declarations:
     with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
         path = _source_path(entry.module)
         tree = ast.parse(path.read_bytes() if path else b"")
-        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.attr]
-        summary = (ast.get_docstring(classes[0] if classes else tree) or "").split("\n")[0]
-        values = dict(_assigned([*tree.body, *(node for owner in classes for node in owner.body)]))
+        classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        owner = classes.get(entry.attr, tree)
+        summary = (ast.get_docstring(owner) or "").split("\n")[0]
+        values = dict(_assigned([*tree.body, *owner.body]))
         return Declarations(summary, _literal(values.get("ALIASES")), _literal(values.get("PEFT_TYPES")))
     return Declarations()
 
@@ -45,11 +46,11 @@ def read_declarations(entry: metadata.EntryPoint) -> Declarations:
 def _assigned(nodes: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
     """Yield names and what they are assigned."""
     for node in nodes:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if isinstance(node, ast.AnnAssign) and node.value is not None:
-            targets = [node.target]
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-            yield from ((target.id, node.value) for target in targets if isinstance(target, ast.Name))
+        match node:
+            case ast.Assign(targets=targets, value=value):
+                yield from ((target.id, value) for target in targets if isinstance(target, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                yield name, value
 
 
 def _literal(value: ast.expr | None) -> tuple[str, ...]:
@@ -64,9 +65,11 @@ def _source_path(module: str) -> Path | None:
     """Find a module's file; `importlib.util.find_spec` would import its parent packages."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
-    for index in range(len(rest)):
-        if spec is None or spec.submodule_search_locations is None:
+    for name in rest:
+        if spec is None:
             return None
-        name = ".".join([top, *rest[: index + 1]])
-        spec = importlib.machinery.PathFinder.find_spec(name, list(spec.submodule_search_locations))
-    return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
+        spec = importlib.machinery.PathFinder.find_spec(
+            f"{spec.name}.{name}", list(spec.submodule_search_locations or ())
+        )
+    path = Path((spec and spec.origin) or "")
+    return path if path.suffix == ".py" else None

@@ -11,7 +11,7 @@ from softprompt_zoo.errors import PluginError
 from softprompt_zoo.registry.attribute_check import declared
 from softprompt_zoo.registry.default_hooks import default_hooks
 from softprompt_zoo.registry.discovery import Candidate
-from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, add_origin_note, manager, marked, refusal
+from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, add_origin_note, manager, own_hooks, refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,11 +120,11 @@ class LoadedMethod:
         return f"method {self.name!r} ({self.origin}), hook {hook!r},"
 
     def _wrap(self, wrappers: dict[Candidate, object]) -> None:
-        own = {name for name, hook in marked(self.plugin) if not (hook.wrapper or hook.hookwrapper)}
+        own = own_hooks(self.plugin)
         defaults = default_hooks(manager(self.plugin).hook.build_virtual_tokens)
         # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
-        refusals = {hook: hookspecs.hookimpl(refusal(self.describe(hook)), trylast=True) for hook in HOOKS}
-        last = {hook: refusals[hook] if hook in own else defaults.get(hook, refusals[hook]) for hook in HOOKS}
+        last = {hook: hookspecs.hookimpl(refusal(self.describe(hook)), trylast=True) for hook in HOOKS}
+        last |= {hook: default for hook, default in defaults.items() if hook not in own}
         hooks = manager(self.plugin, types.SimpleNamespace(**last), *wrappers.values())
         self._callers = {hook: getattr(hooks.hook, hook) for hook in (*HOOKS, *OPTIONAL_HOOKS)}
         self._wrapped_by = " or ".join(wrapper.describe() for wrapper in wrappers)

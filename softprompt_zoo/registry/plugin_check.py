@@ -61,9 +61,7 @@ def load_checked(candidate: Candidate) -> object:
     cause = None
     try:
         plugin: Any = candidate.load()
-        if isinstance(plugin, type) and any(
-            "self" in inspect.signature(i.function).parameters for _, i in marked(plugin)
-        ):
+        if isinstance(plugin, type) and _takes_self(plugin):
             plugin = plugin()
         problem = next(problems_of(plugin, candidate.group), "")
         if not problem and manager(plugin):
@@ -72,6 +70,10 @@ def load_checked(candidate: Candidate) -> object:
         problem, cause = f"{type(error).__name__}: {error}", error
     text = " ".join(f"{candidate.kind} {candidate.name!r} failed to load from {candidate.origin}: {problem}".split())
     raise PluginError(text) from cause
+
+
+def _takes_self(plugin: type) -> bool:
+    return any("self" in inspect.signature(hook.function).parameters for _, hook in marked(plugin))
 
 
 def marked(plugin: object) -> list[tuple[str, pluggy.HookImpl]]:
@@ -83,7 +85,12 @@ def marked(plugin: object) -> list[tuple[str, pluggy.HookImpl]]:
 def is_wrapper(plugin: object) -> bool:
     """Return whether all hooks of a plugin are wrappers."""
     hooks = marked(plugin)
-    return bool(hooks) and all(hook.wrapper or hook.hookwrapper for _, hook in hooks)
+    return bool(hooks) and not own_hooks(plugin)
+
+
+def own_hooks(plugin: object) -> set[str]:
+    """Return the names of a plugin's hooks that are not wrappers."""
+    return {name for name, hook in marked(plugin) if not (hook.wrapper or hook.hookwrapper)}
 
 
 def problems_of(plugin: Any, group: str) -> Iterator[str]:
@@ -110,11 +117,14 @@ def _problems_of_hook(name: str, hook: pluggy.HookImpl) -> Iterator[str]:
 def _problems_of_method(plugin: Any) -> Iterator[str]:
     if is_wrapper(plugin):
         yield f"it has only wrappers; publish it under the entry-point group {WRAPPER_GROUP!r}"
-    hooks = marked(plugin)
-    if REQUIRED_HOOK not in {name for name, hook in hooks if not (hook.wrapper or hook.hookwrapper)}:
+    if REQUIRED_HOOK not in own_hooks(plugin):
         yield f"it has no hook {REQUIRED_HOOK!r}; a method has one, marked softprompt_zoo.hookimpl"
-    names = {name for name, _ in hooks}
+    yield from _problems_of_unmarked(plugin)
+    yield from problems_of_attributes(plugin)
+
+
+def _problems_of_unmarked(plugin: Any) -> Iterator[str]:
+    names = dict(marked(plugin))
     for name in HOOKS:
         if name not in names and callable(getattr(plugin, name, None)):
             yield f"its {name!r} is not marked softprompt_zoo.hookimpl, so nobody would call it; mark it or rename it"
-    yield from problems_of_attributes(plugin)

@@ -70,17 +70,7 @@ class Registry:
         """
         if not isinstance(name, str):
             raise TypeError(f"method name is {name!r} ({type(name).__name__}); expected a string")
-        key = normalize(name)
-        names = self._resolve()
-        if key in names.clashes:
-            raise PluginError(names.clashes[key])
-        if key not in names.owners:
-            hint = nearest(key, {other: candidate.name for other, candidate in names.owners.items()})
-            limit = os.environ.get(discovery.ENVIRONMENT_VARIABLE)
-            installed = ", ".join(self.candidates())
-            installed += "" if limit is None else f" ({discovery.ENVIRONMENT_VARIABLE} is {limit!r})"
-            raise UnknownMethodError(f"no soft-prompt method {name!r}; {hint}installed: {installed}")
-        candidate = names.owners[key]
+        candidate = self._owner(name)
         plugin = self._load(candidate)
         self._update_wrappers()
         with self._lock:
@@ -130,6 +120,19 @@ class Registry:
             f"no loaded method holds plain {type(tokens).__name__}; allow the package's own methods to load"
         )
 
+    def _owner(self, name: str) -> Candidate:
+        """Return the method that a name or alias is of."""
+        key, names = normalize(name), self._resolve()
+        if key in names.clashes:
+            raise PluginError(names.clashes[key])
+        if key not in names.owners:
+            hint = nearest(key, {other: candidate.name for other, candidate in names.owners.items()})
+            limit = os.environ.get(discovery.ENVIRONMENT_VARIABLE)
+            installed = ", ".join(self.candidates())
+            installed += "" if limit is None else f" ({discovery.ENVIRONMENT_VARIABLE} is {limit!r})"
+            raise UnknownMethodError(f"no soft-prompt method {name!r}; {hint}installed: {installed}")
+        return names.owners[key]
+
     def reader_of(self, peft_type: str) -> LoadedMethod | None:
         """Find the method that loads a type of PEFT's: the package's own ones first, for a stranger's takes none over.
 
@@ -140,9 +143,9 @@ class Registry:
             The method; `None` if none does. Only methods that declare the type are imported, and the others where none
             does: a plugin may make its `PEFT_TYPES` by code.
         """
-        declared = [candidate for candidate in self._own_first() if peft_type in candidate.peft_types]
-        others = [candidate for candidate in self._own_first() if not candidate.peft_types]
-        return next((m for m in self._loadable([*declared, *others]) if peft_type in m.peft_types), None)
+        possible = [one for one in self._own_first() if peft_type in one.peft_types or not one.peft_types]
+        declared_first = sorted(possible, key=lambda candidate: not candidate.peft_types)
+        return next((m for m in self._loadable(declared_first) if peft_type in m.peft_types), None)
 
     def peft_types(self) -> list[str]:
         """List the types of PEFT's that some method loads, in the order of their names."""
@@ -190,11 +193,11 @@ class Registry:
         """Refuse a name or alias that finds another plugin, or several."""
         key, names = normalize(name), self._resolve()
         owner = self._by_hand.get(key) or names.owners.get(key)
-        if owner is None and key not in names.clashes:
-            return
-        by = owner.describe() if owner else "several plugins"
-        again = f", or zoo.unregister({owner.name!r}) first" if owner and owner in self._by_hand.values() else ""
-        raise PluginError(f"the name {name!r} is taken by {by}; choose another{again}")
+        if owner is not None:
+            again = f", or zoo.unregister({owner.name!r}) first" if owner in self._by_hand.values() else ""
+            raise PluginError(f"the name {name!r} is taken by {owner.describe()}; choose another{again}")
+        if key in names.clashes:
+            raise PluginError(f"the name {name!r} is taken by several plugins; choose another")
 
     def unregister(self, name: str) -> None:
         """Take back a `register`; prompts that use the method keep working.

@@ -92,6 +92,28 @@ def check_step_by_step(subject: Subject) -> None:
         assert_equal(output.logits[:, 0], full[:, step], f"step {step}")
 
 
+def check_gradients_of_prompt_alone(subject: Subject) -> None:
+    """Fail unless every parameter of the prompts has a gradient, and no other one."""
+    for name, parameter in subject.model.named_parameters():
+        has_gradient = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+        assert has_gradient == subject.is_prompt_parameter(name), name
+        assert has_gradient or parameter.grad is None, name
+
+
+def check_same_kind(model: Any, base: Any) -> None:
+    """Fail unless a model has the class, the names of parameters, their `requires_grad` and the attention of another.
+
+    Args:
+        model: The model.
+        base: The other one.
+    """
+    assert type(model) is type(base)
+    assert model.state_dict().keys() == base.state_dict().keys()
+    assert model.config._attn_implementation == base.config._attn_implementation
+    own, others = ([(name, p.requires_grad) for name, p in one.named_parameters()] for one in (model, base))
+    assert own == others
+
+
 def check_row_gradients(subject: Subject, rows: list[Any]) -> None:
     """Compare the gradients of a padded batch with those of its rows, one after the other.
 

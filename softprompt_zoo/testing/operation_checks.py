@@ -85,9 +85,44 @@ def returned(output: Any) -> dict[str, Tensor]:
     return {f"{kind} {number}": part for kind in kinds for number, part in enumerate(output[kind] or ())}
 
 
+def runs(subject: Subject, ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """Return the logits of texts, and the first ones that `generate` makes.
+
+    Args:
+        subject: The model.
+        ids: Token ids of the padded texts.
+        mask: Their attention mask.
+
+    Returns:
+        One or two tensors. Of three rows' last tokens rounding may move two, so what a causal model writes is held to
+        its own forward: the second is the difference between both.
+    """
+    found = subject.logits(ids, mask, **subject.positions(mask))
+    kept = found[subject.with_logits(mask)]
+    if not subject.can_generate:
+        return [kept]
+    first = greedy(subject, ids, mask)[1][:, 0]
+    return [kept, first - found[:, -1] if subject.is_causal else first]
+
+
+def masks_of_four_dimensions(subject: Subject, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a padded batch's mask as `(rows, 1, queries, keys)` booleans, and as numbers to add to the scores."""
+    length = mask.shape[1]
+    seen = mask.bool()[:, None, None, :].expand(-1, 1, length, -1)
+    if subject.is_causal:
+        seen = seen & torch.ones(length, length, dtype=torch.bool).tril()
+    return seen, torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+
+
 def distance(one: Tensor, other: Tensor) -> float:
     """Return the median difference between numbers: rounding may send some tokens to other experts."""
     return float((one.float() - other.float()).abs().median())
+
+
+def check_shapes(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Fail unless two models returned parts of the same names and shapes."""
+    own, others = ({name: part.shape for name, part in parts.items()} for parts in (found, expected))
+    assert own == others, f"shapes {own}, expected {others}"
 
 
 def check_parts(

@@ -7,6 +7,7 @@ The oracle is the base model, arithmetic, or the same rows one after the other. 
 operation, the check is skipped and says so.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -25,18 +26,21 @@ from softprompt_zoo.testing.operation_checks import (
     check_gradients,
     check_parts,
     check_rounding,
+    check_shapes,
     check_threads,
     compiled,
     distance,
     drawn,
     embedded,
     first_task,
+    masks_of_four_dimensions,
     needs,
     needs_same,
     pooled_by,
     returned,
+    runs,
 )
-from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, assert_equal, pad
+from softprompt_zoo.testing.subject import Subject, assert_equal, pad
 from softprompt_zoo.testing.suite import Suite, suite_of
 
 ROWS: list[Any] = ["longer", None, "default"]
@@ -105,7 +109,7 @@ class OperationSuite(Suite):
     def test_operation_sampling_with_a_fixed_seed(self, subject: Subject, base: Subject) -> None:
         """The text drawn is the one drawn, with the same seed, from the logits of forwards."""
         needs_generation(subject)
-        ids, mask = pad(TEXTS, "left" if subject.is_causal else "right")
+        ids, mask = pad(TEXTS, subject.padding_side)
         bare, by_hand, bare_logits = drawn(base, ids, mask)
         needs_same(lambda: bare, by_hand)
         text, by_hand, logits = drawn(subject, ids, mask)
@@ -116,7 +120,7 @@ class OperationSuite(Suite):
         """No cache and a static one, with another prompt in every row."""
         needs_generation(subject)
         subject.add_longer(self.method, {**self.options, **self.longer})
-        ids, mask = pad(TEXTS, "left" if subject.is_causal else "right")
+        ids, mask = pad(TEXTS, subject.padding_side)
         kinds: list[dict[str, Any]] = [{"use_cache": False}, {"cache_implementation": "static"}]
         for options in kinds[: 1 if subject.architecture in BASE_LACKS_STATIC_CACHE else 2]:
             logits = greedy(subject, ids, mask, prompts=ROWS, **options)[1]
@@ -132,8 +136,7 @@ class OperationSuite(Suite):
         base = Subject(architecture, tiny_model(architecture, implementation="eager"))
         wanted: dict[str, Any] = {"output_hidden_states": True, "output_attentions": subject.shows_attentions}
         found, bare = (returned(s.run(*pad(TEXTS, "right"), **wanted)) for s in (subject, base))
-        shapes = [{name: part.shape for name, part in parts.items()} for parts in (found, bare)]
-        assert shapes[0] == shapes[1], f"shapes {shapes[0]}, expected {shapes[1]}"
+        check_shapes(found, bare)
         for row, text in enumerate(TEXTS):
             alone, base_alone = (returned(s.run(text, torch.ones_like(text), **wanted)) for s in (subject, base))
             assert any(not torch.allclose(part, base_alone[name], atol=1e-2) for name, part in alone.items()), NO_EFFECT
@@ -141,21 +144,10 @@ class OperationSuite(Suite):
 
     def test_operation_bfloat16(self, subject: Subject, base: Subject) -> None:
         """Prompt and model in bfloat16 are as near to float32 as the base model is; generation equals a forward."""
-        ids, mask = pad(TEXTS, "left" if subject.is_causal else "right")
-        keep = torch.ones(len(TEXTS), DECODER_LENGTH) if subject.is_encoder_decoder else mask
-
-        def runs(model: Subject) -> list[Tensor]:
-            more = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if model.is_causal else {}
-            found = model.logits(ids, mask, **more)
-            if not model.can_generate:
-                return [found[keep.bool()]]
-            first = greedy(model, ids, mask)[1][:, 0]
-            # Of three rows' last tokens rounding may move two: what a causal model writes is held to its own forward.
-            return [found[keep.bool()], first - found[:, -1] if model.is_causal else first]
-
-        exact, exact_base = runs(subject), runs(base)
+        ids, mask = pad(TEXTS, subject.padding_side)
+        exact, exact_base = runs(subject, ids, mask), runs(base, ids, mask)
         base.model.to(torch.bfloat16)
-        rounded = needs(lambda: runs(base))
+        rounded = needs(lambda: runs(base, ids, mask))
         allowed = [3 * distance(own, bare) + SMALLEST_SCALE for own, bare in zip(rounded, exact_base, strict=True)]
 
         def is_seen() -> bool:
@@ -163,10 +155,10 @@ class OperationSuite(Suite):
 
         if not is_seen():  # a gate near zero: what it adds would drown in the rounding
             subject.disturb("default", 1.0)
-            exact = runs(subject)
+            exact = runs(subject, ids, mask)
         assert is_seen(), NO_EFFECT
         subject.model.to(torch.bfloat16)
-        check_rounding(runs(subject), exact, rounded, allowed)
+        check_rounding(runs(subject, ids, mask), exact, rounded, allowed)
         subject.loss(ids[:1], mask[:1]).backward()
         for name, gradient in subject.gradients().items():
             assert gradient.abs().max() > 0, name
@@ -181,15 +173,14 @@ class OperationSuite(Suite):
             base = Subject(
                 subject.architecture, needs(lambda: tiny_model(subject.architecture, implementation=implementation))
             )
-            for row, own in enumerate(needs(lambda: base.text_logits(TEXTS, "right"))):
-                needs_same(lambda own=own: own, bare[row])  # type: ignore[misc]
+            needs_same(lambda: torch.cat(base.text_logits(TEXTS, "right")), torch.cat(bare))
             other = self.prompted(subject.architecture, implementation=implementation)
             for row, logits in enumerate(other.text_logits(TEXTS, "right")):
                 assert_equal(logits, expected[row], f"logits of row {row}")
                 assert not torch.allclose(logits, bare[row], atol=1e-2), NO_EFFECT
             if implementation != FLEX:  # torch has no gradients of flex attention on a CPU
-                for one in (subject, other):
-                    one.loss(TEXTS[0]).backward()
+                other.loss(TEXTS[0]).backward()
+                subject.loss(TEXTS[0]).backward()
                 check_gradients(other.gradients(), subject.gradients())
 
     @pytest.mark.parametrize("whole", [False, True])
@@ -230,22 +221,19 @@ class OperationSuite(Suite):
 
     def test_operation_masks_of_four_dimensions(self, subject: Subject, base: Subject) -> None:
         """Under booleans, or numbers that are added to the scores, each row gives what it gives alone."""
-        ids, mask = pad(SHORT_TEXTS, "left" if subject.is_causal else "right")
-        length = ids.shape[1]
-        seen = mask.bool()[:, None, None, :].expand(-1, 1, length, -1)
-        more: dict[str, Any] = {}
-        if subject.is_causal:
-            seen = seen & torch.ones(length, length, dtype=torch.bool).tril()
-            more = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
-        masks = seen, torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-        keep = torch.ones(len(TEXTS), DECODER_LENGTH) if subject.is_encoder_decoder else mask
+        ids, mask = pad(SHORT_TEXTS, subject.padding_side)
+        masks = masks_of_four_dimensions(subject, mask)
+
+        def under(model: Subject, given: Tensor) -> Tensor:
+            return model.logits(ids, given, **model.positions(mask))[model.with_logits(mask)]
+
         bare, expected = (torch.cat([s.logits(text)[0] for text in SHORT_TEXTS]) for s in (base, subject))
         for given in masks:
-            needs_same(lambda given=given: base.logits(ids, given, **more)[keep.bool()], bare)  # type: ignore[misc]
+            needs_same(functools.partial(under, base, given), bare)
         assert not torch.allclose(expected, bare, atol=1e-2), NO_EFFECT
         with self.may_be_refused():
             for given in masks:
-                assert_equal(subject.logits(ids, given, **more)[keep.bool()], expected, f"{given.dtype}")
+                assert_equal(under(subject, given), expected, f"{given.dtype}")
 
     def test_operation_sequence_classification(self, architecture: str) -> None:
         """A classifier pools the text alone, and each row of a batch has its own prompt."""

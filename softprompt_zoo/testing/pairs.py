@@ -39,12 +39,15 @@ class PairSubject(Subject):
 
     def _with_second(self, arguments: dict[str, Any]) -> dict[str, Any]:
         prompts = arguments.get("prompts")
-        if isinstance(prompts, Tensor):
-            names = [name for name in self.model.prompts if name != SECOND]
-            prompts = [None if index < 0 else names[index] for index in prompts.tolist()]
         if prompts is None:
             return arguments
-        return {**arguments, "prompts": [entry if entry is None else [entry, SECOND] for entry in prompts]}
+        names = self._names(prompts) if isinstance(prompts, Tensor) else prompts
+        return {**arguments, "prompts": [name and [name, SECOND] for name in names]}
+
+    def _names(self, indices: Tensor) -> list[str | None]:
+        """Return the name of each row's prompt; `None` of a row without one, which has -1."""
+        names = [name for name in self.model.prompts if name != SECOND]
+        return [None if index < 0 else names[index] for index in indices.tolist()]
 
 
 def combination_suite(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files.files import read_json
 from softprompt_zoo.files.peft_folder import CONFIG_FILE
@@ -78,10 +79,7 @@ def check_import(subject: Subject, text: Tensor, directory: Path) -> None:
     kind = next((kinds[name] for name in prompt.loaded.peft_types if name in kinds), None)
     if kind is None:
         pytest.skip("the method loads none of PEFT's plain prompt types; types of its own have tests of their own")
-    if not is_input and not prompts.backbone.takes_cache:
-        pytest.skip("PEFT hands a prefix to the model as past_key_values, which this model does not take")
-    if is_input and prompts.backbone.inside.scales_ids:
-        pytest.skip("PEFT gives this model embeddings that it does not scale, where it scales those of ids")
+    _skip_where_peft_differs(prompts.backbone, is_input)
     options = _peft_options(subject, prompt.num_virtual_tokens, is_input)
     base = Subject(subject.architecture, tiny_model(subject.architecture))
     with _peft_may_fail(subject.architecture, CANNOT_RUN):
@@ -95,18 +93,30 @@ def check_import(subject: Subject, text: Tensor, directory: Path) -> None:
     assert_equal(fresh.logits(text), expected, "logits of PEFT's prompt")
 
 
+def _skip_where_peft_differs(backbone: Backbone, is_input: bool) -> None:
+    if is_input and backbone.inside.scales_ids:
+        pytest.skip("PEFT gives this model embeddings that it does not scale, where it scales those of ids")
+    if not is_input and not backbone.takes_cache:
+        pytest.skip("PEFT hands a prefix to the model as past_key_values, which this model does not take")
+
+
 def _peft_options(subject: Subject, num_virtual_tokens: int, is_input: bool) -> dict[str, Any]:
     """Return the options of PEFT's config for a subject's model."""
-    layers = subject.model.prompts.backbone.layers
-    task = "SEQ_2_SEQ_LM" if subject.is_encoder_decoder else "CAUSAL_LM" if subject.is_causal else "FEATURE_EXTRACTION"
-    options: dict[str, Any] = {"num_virtual_tokens": num_virtual_tokens, "task_type": task}
+    backbone = subject.model.prompts.backbone
+    options: dict[str, Any] = {"num_virtual_tokens": num_virtual_tokens, "task_type": _peft_task(subject)}
     if subject.is_encoder_decoder:
-        options["num_layers"] = len(layers.get("decoder", ())) or 2
+        options["num_layers"] = len(backbone.layers.get("decoder", ())) or 2
     if not is_input:
-        shape = layers["decoder" if subject.is_encoder_decoder else next(iter(layers))][0]
+        shape = backbone.layers[backbone.kind.site][0]
         if subject.is_encoder_decoder or shape.kv_heads == 1:  # it does not see Falcon's single head
             options |= {"token_dim": shape.kv_heads * shape.head_dim, "num_attention_heads": shape.kv_heads}
     return options
+
+
+def _peft_task(subject: Subject) -> str:
+    if subject.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
+    return "CAUSAL_LM" if subject.is_causal else "FEATURE_EXTRACTION"
 
 
 @contextlib.contextmanager

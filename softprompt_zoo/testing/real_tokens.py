@@ -45,19 +45,19 @@ def make_of_real_tokens(subject: Subject, base: Subject, text: Tensor) -> RealTo
     prompt = prompts["default"]
     ids = random_text(prompt.num_virtual_tokens, REAL_SEED)
     tokens = prompt.place(prompts.backbone).tokens
-    if isinstance(tokens, LayerTokens) and any(site.gates is not None for site in tokens.sites.values()):
+    if tokens.gates:
         pytest.skip(NO_REAL_TOKENS)
     plain: VirtualTokens
-    if isinstance(tokens, InputTokens):
+    if tokens.at_input is not None:
         plain = InputTokens(prompts.backbone.embed(ids[0]))
     elif subject.is_causal:
         plain = prompts.backbone.keys_values(ids[0])
-    elif subject.is_encoder_decoder and "decoder" in tokens.sites:
+    elif subject.is_encoder_decoder and tokens.at("decoder") is not None:
         plain = LayerTokens({"decoder": _decoder_states(subject, base, ids, text)})
     else:
         pytest.skip("real tokens in a bidirectional text see the text, which fixed keys and values cannot")
     prompt.learned = PlainTokens(plain.tensors())
-    return RealTokens(ids, isinstance(plain, InputTokens))
+    return RealTokens(ids, tokens.at_input is not None)
 
 
 def expected_logits(base: Subject, tokens: RealTokens, text: Tensor) -> Tensor:

@@ -166,6 +166,11 @@ class Subject:
         return not self.model.config.is_encoder_decoder and bool(self.model.can_generate())
 
     @property
+    def padding_side(self) -> str:
+        """Where `generate` wants padding: before a text that is gone on with, after one that is encoded."""
+        return "left" if self.is_causal else "right"
+
+    @property
     def is_encoder_decoder(self) -> bool:
         """Whether it has an encoder and a decoder."""
         return bool(self.model.config.is_encoder_decoder)
@@ -197,17 +202,32 @@ class Subject:
         arguments: dict[str, Any] = {**self.reading(ids), **self.tasks(ids), **more}
         if mask is not None and not self.reads_sound:
             arguments["attention_mask"] = mask
-        if self.is_encoder_decoder and "decoder_input_ids" not in more and "labels" not in more:
+        if self.is_encoder_decoder and not {"decoder_input_ids", "labels"} & more.keys():
             arguments["decoder_input_ids"] = random_text(DECODER_LENGTH, 77).expand(ids.shape[0], -1)
         return arguments
 
     def tasks(self, ids: Tensor) -> dict[str, Tensor]:
         """Build the `task_ids` of texts, if a prompt has tasks: by the first token, so that a text keeps its own."""
-        counts = [prompt.config.tasks or 0 for prompt in self.model.prompts.values()] if self.is_prompted else []
-        if not any(counts):
+        counts = self._task_counts()
+        if not counts:
             return {}
         first = ids.gather(1, (ids != 0).int().argmax(dim=1, keepdim=True))[:, 0]
-        return {"task_ids": first % min(count for count in counts if count)}
+        return {"task_ids": first % min(counts)}
+
+    def _task_counts(self) -> list[int]:
+        """Return the numbers of tasks of the prompts that have any."""
+        prompts = self.model.prompts.values() if self.is_prompted else ()
+        return [prompt.config.tasks for prompt in prompts if prompt.config.tasks]
+
+    def positions(self, mask: Tensor) -> dict[str, Tensor]:
+        """Build the `position_ids` with which a causal model does not count padding; others need none."""
+        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if self.is_causal else {}
+
+    def with_logits(self, mask: Tensor) -> Tensor:
+        """Return which positions have logits that count, `(rows, length)`: a text's, or all of a decoder's."""
+        if self.is_encoder_decoder:
+            return torch.ones(mask.shape[0], DECODER_LENGTH, dtype=torch.bool)
+        return mask.bool()
 
     def run(self, ids: Tensor, mask: Tensor | None = None, **more: Any) -> Any:
         """Run a forward without gradients."""
@@ -239,12 +259,9 @@ class Subject:
             Per row `(length, vocab)`; of an encoder-decoder the decoder's `(DECODER_LENGTH, vocab)`.
         """
         ids, mask = pad(texts, side, extra)
-        if self.is_causal and "position_ids" not in more and self.counts_padding:
-            more["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self.logits(ids, mask, **more)
-        if self.is_encoder_decoder:
-            return list(logits)
-        return [row[keep.bool()] for row, keep in zip(logits, mask, strict=True)]
+        positions = self.positions(mask) if self.counts_padding else {}
+        logits = self.logits(ids, mask, **{**positions, **more})
+        return [row[keep] for row, keep in zip(logits, self.with_logits(mask), strict=True)]
 
     def loss(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return a training loss, with gradients: the labels are the text, or the decoder's text."""

@@ -62,6 +62,12 @@ class Suite:
 
 
 Kind = TypeVar("Kind", bound=Suite)
+FIVE = {"num_virtual_tokens": 5}
+
+
+def _two_more(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return options, and those of a prompt with two virtual tokens more."""
+    return options, {"num_virtual_tokens": options["num_virtual_tokens"] + 2}
 
 
 def suite_of(
@@ -85,11 +91,8 @@ def suite_of(
     Returns:
         A class to bind to a name that starts with `Test`.
     """
-    chosen, more = get_method(method).example_options
-    if options is not None:
-        chosen = {"num_virtual_tokens": 5, **options}
-        more = {"num_virtual_tokens": chosen["num_virtual_tokens"] + 2}
-    members: dict[str, Any] = {"method": method, "options": chosen, "longer": more if longer is None else longer}
+    own, own_longer = get_method(method).example_options if options is None else _two_more({**FIVE, **options})
+    members: dict[str, Any] = {"method": method, "options": own, "longer": own_longer if longer is None else longer}
     names = tuple(f"test_{name}" for name in kept)
     members |= {name: None for name in vars(kind) if name.startswith("test_") and not name.startswith(names)}
     suite = type(f"Test_{method}", (kind,), members)

@@ -3,9 +3,10 @@
 import dataclasses
 import itertools
 import re
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from softprompt_zoo import placeholders
 
 SYNTAX = "{soft:10} for the next ten virtual tokens, {soft[0:3]} for tokens 0, 1 and 2, or {soft[4]} for one"
 OPTIONS = ("max_length", "padding")
@@ -98,64 +99,56 @@ def _is_message(message: object) -> bool:
 def _parse_text(template: str, count: int) -> tuple[list[str | Field | Slot], int]:
     """Cut a text into its parts; `count` virtual tokens were counted before it."""
     parts: list[str | Field | Slot] = []
-    for words, name, spec, conversion in _split(template):
+    for words, placeholder in _split(template):
         parts.append(words)
-        if name is None:
+        if placeholder is None:
             continue
-        if not re.match(r"soft(?!\w)", name):
-            parts.append(_field(template, name, spec, conversion))
+        if not re.match(r"soft(?!\w)", placeholder):
+            parts.append(_field(template, placeholder))
             continue
-        slot = _slot(name, spec, conversion, count)
+        slot = _slot(placeholder, count)
         parts.append(slot)
-        count += len(slot.tokens) if name == "soft" else 0
+        count += 0 if "[" in placeholder else len(slot.tokens)
     return parts, count
 
 
-def _split(template: str) -> list[tuple[str, str | None, str, str | None]]:
-    """Cut a text at its braces: words, and the name, specification and conversion that stand after them."""
+def _split(template: str) -> list[tuple[str, str | None]]:
     try:
-        found = list(string.Formatter().parse(template))
+        return placeholders.split(template)
     except ValueError as error:
         raise ValueError(f"template {template!r}: {error}; write {{{{ and }}}} for braces that are words") from None
-    return [(words, name, spec or "", conversion) for words, name, spec, conversion in found]
 
 
-def _field(template: str, name: str, spec: str, conversion: str | None) -> Field:
-    if name in OPTIONS:
+def _field(template: str, placeholder: str) -> Field:
+    if placeholder in OPTIONS:
         raise ValueError(
-            f"template {template!r} has the field {{{name}}}, which cannot be filled: {name}=… is an option of encode; "
-            "give the field another name"
+            f"template {template!r} has the field {{{placeholder}}}, which cannot be filled: {placeholder}=… is an "
+            "option of encode; give the field another name"
         )
-    if not name.isidentifier() or spec or conversion:
-        shown = _shown(name, spec, conversion)
+    if not placeholder.isidentifier():
         raise ValueError(
-            f"template {template!r} has {shown}; expected the name of a field, as in {{text}}, or {SYNTAX}"
+            f"template {template!r} has {{{placeholder}}}; expected the name of a field, as in {{text}}, or {SYNTAX}"
         )
-    return Field(name)
+    return Field(placeholder)
 
 
-def _slot(name: str, spec: str, conversion: str | None, count: int) -> Slot:
-    shown = _shown(name, spec, conversion)
-    tokens = _slot_tokens(shown, count)
+def _slot(placeholder: str, count: int) -> Slot:
+    tokens = _slot_tokens(placeholder, count)
     if not tokens:
-        raise ValueError(f"the slot {shown} names no virtual token; expected {SYNTAX}")
+        raise ValueError(f"the slot {{{placeholder}}} names no virtual token; expected {SYNTAX}")
     if tokens.stop > MOST_SLOTS:
         raise ValueError(
-            f"the slot {shown} names virtual token {tokens.stop - 1}; a template may name the first {MOST_SLOTS}"
+            f"the slot {{{placeholder}}} names virtual token {tokens.stop - 1}; a template may name the first "
+            f"{MOST_SLOTS}"
         )
     return Slot(tokens)
 
 
-def _slot_tokens(slot: str, count: int) -> range:
-    """Return the virtual tokens that a slot names as it is written; none if it is malformed."""
-    if counted := re.fullmatch(r"{soft:([0-9]{1,18})}", slot):
+def _slot_tokens(placeholder: str, count: int) -> range:
+    """Return the virtual tokens that a slot names; none if it is malformed."""
+    if counted := re.fullmatch(r"soft:([0-9]{1,18})", placeholder):
         return range(count, count + int(counted[1]))
-    if named := re.fullmatch(r"{soft\[([0-9]{1,18})(?::([0-9]{1,18}))?\]}", slot):
+    if named := re.fullmatch(r"soft\[([0-9]{1,18})(?::([0-9]{1,18}))?\]", placeholder):
         start, end = named.groups()
         return range(int(start), int(start) + 1 if end is None else int(end))
     return range(0)
-
-
-def _shown(name: str, spec: str, conversion: str | None) -> str:
-    """Write a replacement field as it is in the template."""
-    return "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"

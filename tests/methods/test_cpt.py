@@ -102,6 +102,7 @@ def test_braces_are_doubled_in_a_template():
         ({"template": "{target} {input}"}, ValueError, "expected one {input} and after it one {target}"),
         ({"template": "{input} {target} {target}"}, ValueError, "expected one {input}"),
         ({"template": "{input!r} {target}"}, ValueError, "expected one {input}"),
+        ({"template": "{inpu!t} {target}"}, ValueError, "expected one {input}"),
         ({"template": "{input:>4} {target}"}, ValueError, "expected one {input}"),
         ({"template": "{input} {target"}, ValueError, "template is .* expected one {input}"),
         ({"template": "{} {input} {target}"}, ValueError, "expected one {input}"),

@@ -3,9 +3,10 @@
 The kinds are those of context-aware prompt tuning (Blau et al., 2024, arXiv 2410.17222, section 3).
 """
 
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from softprompt_zoo import placeholders
 
 IGNORED = -100
 """Label that transformers' losses skip."""
@@ -34,7 +35,7 @@ def read_pairs(examples: Any) -> tuple[tuple[str, str], ...]:
 
 def _pair(where: str, example: Any) -> tuple[str, str]:
     fields = _fields(where, example) if isinstance(example, Mapping) else example
-    if isinstance(fields, str) or not isinstance(fields, Sequence) or len(fields) != 2:
+    if not _is_pair(fields):
         raise ValueError(f"{where} is {example!r}; expected a pair (input, target)")
     text, target = fields
     if not isinstance(text, str) or not isinstance(target, str):
@@ -48,6 +49,10 @@ def _fields(where: str, example: Mapping[str, Any]) -> tuple[Any, Any]:
         there = ", ".join(map(repr, example)) or "no field"
         raise ValueError(f"{where} has no {missing!r}; expected 'input' and 'target', it has {there}")
     return example["input"], example["target"]
+
+
+def _is_pair(fields: Any) -> bool:
+    return isinstance(fields, Sequence) and not isinstance(fields, str) and len(fields) == 2
 
 
 def split_template(template: Any) -> list[str]:
@@ -68,17 +73,16 @@ def split_template(template: Any) -> list[str]:
     )
     if not isinstance(template, str):
         raise TypeError(f"template is {template!r}; {rule}")
-    texts, fields = [""], []
     try:
-        for text, field, form, conversion in string.Formatter().parse(template):
-            texts[-1] += text
-            if field is not None:
-                fields.append(f"{field}{conversion or ''}{form or ''}")
-                texts.append("")
+        parts = placeholders.split(template)
     except ValueError as error:
         raise ValueError(f"template is {template!r} ({error}); {rule}") from error
-    if fields != ["input", "target"]:
+    if [placeholder for _, placeholder in parts if placeholder is not None] != ["input", "target"]:
         raise ValueError(f"template is {template!r}; {rule}")
+    texts = [""]
+    for text, placeholder in parts:
+        texts[-1] += text
+        texts += [] if placeholder is None else [""]
     return texts
 
 
@@ -124,15 +128,26 @@ def tokenize_row(tokenizer: Any, template: str | None, text: str, target: str | 
         ValueError: If the template is not known, or the target has no tokens.
     """
     _check_tokenizer(tokenizer)
-    for name, value in (("text", text), ("target", target)):
-        if not isinstance(value, str) and (name, value) != ("target", None):
-            raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected one text: encode row by row")
+    _check_one_text("text", text)
+    if target is not None:
+        _check_one_text("target", target)
     pieces = _tokenize_pieces(tokenizer, template, text, target, "the row")
     ids = [token for piece, _ in pieces for token in piece]
     row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
-    if target is not None:
-        row["labels"] = [token if kind == TARGET else IGNORED for piece, kind in pieces for token in piece]
-    return row
+    return row if target is None else {**row, "labels": _labels(pieces)}
+
+
+def _check_one_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected one text: encode row by row")
+
+
+def _labels(pieces: Sequence[tuple[list[int], int]]) -> list[int]:
+    """Return the tokens of the target, and what losses skip for all others."""
+    labels: list[int] = []
+    for piece, kind in pieces:
+        labels += piece if kind == TARGET else [IGNORED] * len(piece)
+    return labels
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
@@ -148,9 +163,14 @@ def _tokenize_pieces(
         raise ValueError("the template is not known, for the prompt was made of token ids; tokenize the text yourself")
     pieces = _pieces(split_template(template), text, target)
     found = [(tokenizer(piece, add_special_tokens=False)["input_ids"], kind) for piece, kind in pieces if piece]
-    if target is not None and (not target.strip() or not any(ids for ids, kind in found if kind == TARGET)):
-        raise ValueError(f"the target of {where} is {target!r}, which has no tokens; give a target to learn")
+    if target is not None:
+        _check_has_tokens(target, [ids for ids, kind in found if kind == TARGET], where)
     return found
+
+
+def _check_has_tokens(target: str, ids: list[list[int]], where: str) -> None:
+    if not target.strip() or not any(ids):
+        raise ValueError(f"the target of {where} is {target!r}, which has no tokens; give a target to learn")
 
 
 def _pieces(template: list[str], text: str, target: str | None) -> list[tuple[str, int]]:

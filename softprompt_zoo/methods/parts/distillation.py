@@ -48,10 +48,23 @@ def _problem_of_tensor(teacher: Shaped[Tensor, "..."], count: int) -> tuple[type
 def _problem_of_list(teacher: Any, count: int) -> tuple[type[Exception], str] | None:
     if not isinstance(teacher, tuple | list):
         return TypeError, f"is {teacher!r} ({type(teacher).__name__})"
-    wrong = [part for part in teacher if not isinstance(part, str | os.PathLike) and not hasattr(part, "merged_tokens")]
+    wrong = [part for part in teacher if not _is_prompt_or_folder(part)]
     if wrong:
         return TypeError, f"holds {wrong[0]!r} ({type(wrong[0]).__name__})"
     return None if len(teacher) == count else (ValueError, f"has {len(teacher)} entries")
+
+
+def _is_prompt_or_folder(part: Any) -> bool:
+    return isinstance(part, str | os.PathLike) or hasattr(part, "merged_tokens")
+
+
+def _check_shape(what: str, embeddings: Tensor | None, expected: tuple[int, int]) -> None:
+    shape = "keys and values" if embeddings is None else tuple(embeddings.shape)
+    if shape != expected:
+        raise UnsupportedError(
+            f"{what} is {shape}; expected tokens at the input embeddings of shape {expected}, as many and as wide as "
+            "the student's"
+        )
 
 
 def teacher_embeddings(
@@ -76,12 +89,7 @@ def teacher_embeddings(
         return None
     prompts: list[Any] = list(teacher.detach()) if isinstance(teacher, Tensor) else _at_input(name, teacher, backbone)
     for index, prompt in enumerate(prompts):
-        shape = "keys and values" if prompt is None else tuple(prompt.shape)
-        if shape != (tokens, backbone.hidden_size):
-            raise UnsupportedError(
-                f"{name} {index} is {shape}; expected tokens at the input embeddings of shape "
-                f"{(tokens, backbone.hidden_size)}, as many and as wide as the student's"
-            )
+        _check_shape(f"{name} {index}", prompt, (tokens, backbone.hidden_size))
     dtype = torch.promote_types(backbone.dtype, torch.float32)
     return torch.stack([prompt.to(device=backbone.device, dtype=dtype) for prompt in prompts])
 

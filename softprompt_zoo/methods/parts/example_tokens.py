@@ -36,19 +36,23 @@ def count_tokens(
         TypeError: If ids or types are not tuples of integers.
         ValueError: If there are neither examples nor ids, or they do not fit together.
     """
-    has_ids = ids is not None or types is not None
-    if not examples and not has_ids:
-        raise ValueError("examples is empty; give at least one pair (input, target) for the context")
+    if ids is None and types is None:
+        return _tokens_of(examples, template, tokenizer)
     if examples and tokenizer is not None:
         found = tokenize_examples(tokenizer, template, examples)
-        if has_ids and found != (ids, types):
+        if found != (ids, types):
             raise ValueError(
                 f"token_ids and token_types are not those of the examples, {len(found[0])} tokens; leave them out"
             )
-        ids, types = found
-    elif not has_ids:
-        return None
     return _typed_tokens(_integers("token_ids", ids), _integers("token_types", types))
+
+
+def _tokens_of(
+    examples: Sequence[tuple[str, str]], template: str | None, tokenizer: Any
+) -> tuple[Integers, Integers] | None:
+    if not examples:
+        raise ValueError("examples is empty; give at least one pair (input, target) for the context")
+    return None if tokenizer is None else _typed_tokens(*tokenize_examples(tokenizer, template, examples))
 
 
 def problem_of_tokens(ids: Integers | None, types: Integers | None, vocab_size: int) -> str | None:

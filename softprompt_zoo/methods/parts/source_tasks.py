@@ -16,9 +16,15 @@ def check_source_task(source: Any, init: Any) -> None:
     choices = f"expected one of {', '.join(map(repr, SOURCE_TASKS))}, or the number of a task"
     if isinstance(source, bool) or not isinstance(source, str | int):
         raise TypeError(f"source_task is {source!r} ({type(source).__name__}); {choices}")
-    if source not in SOURCE_TASKS and (isinstance(source, str) or source < 0):
+    is_task = isinstance(source, int) and source >= 0
+    if not is_task and source not in SOURCE_TASKS:
         raise ValueError(f"source_task is {source!r}; {choices}")
-    if source != "average" and isinstance(init, str) and init in INITS:
+    if source != "average":
+        _check_starts_from_prompt(source, init)
+
+
+def _check_starts_from_prompt(source: str | int, init: Any) -> None:
+    if isinstance(init, str) and init in INITS:
         raise ValueError(
             f"source_task is {source!r}, which says what to take from another prompt, but init is {init!r}; give a "
             "prompt or a saved folder as init, or leave source_task out"

@@ -27,18 +27,22 @@ def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels:
     """
     uses = {"text": ("init_text", init_text), "labels": ("labels", labels)}
     if init is None:
-        init = next((name for name, (_, value) in uses.items() if value is not None), "sampled")
+        init = next((use for use, (_, value) in uses.items() if value is not None), "sampled")
     if isinstance(init, str) and init == GIVEN:
         return init
     _check_kind(init, allowed)
     _check_text(init_text)
     _check_labels(labels)
-    needed = uses.pop(init, None) if isinstance(init, str) else None
-    for name, value in uses.values():
-        _check_unused(name, value, init)
-    if needed is not None:
-        _check_needed(init, *needed, tokenizer)
+    for use, (name, value) in uses.items():
+        _check_use(name, value, tokenizer, init, is_needed=use == init)
     return init
+
+
+def _check_use(name: str, value: Any, tokenizer: Any, init: Any, is_needed: bool) -> None:
+    if is_needed:
+        _check_needed(init, name, value, tokenizer)
+    else:
+        _check_unused(name, value, init)
 
 
 def _check_kind(init: Any, allowed: Sequence[str]) -> None:
