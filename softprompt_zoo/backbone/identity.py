@@ -10,6 +10,7 @@ from torch import Tensor
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.saved_sizes import check_sizes
 from softprompt_zoo.errors import BackboneMismatchError
+from softprompt_zoo.shapes import Float
 
 SAMPLED_ROWS = 8
 SAMPLED_COLUMNS = 8
@@ -30,7 +31,7 @@ class Candidate:
     """transformers' name of the architecture."""
     vocab_size: int
     """Rows of the embedding table."""
-    rows: Callable[[list[int]], Tensor]
+    rows: Callable[[list[int]], Float[Tensor, "ids hidden"]]
     """Token ids to their embeddings `(ids, hidden)`, as the model's embedding module scales them."""
 
     @classmethod
@@ -128,11 +129,11 @@ def compare(content: Mapping[str, Any], model: Candidate, what: str) -> None:
 
 
 @torch.no_grad()
-def _sample(model: Candidate, ids: list[int], columns: list[int]) -> Tensor | None:
+def _sample(model: Candidate, ids: list[int], columns: list[int]) -> Float[Tensor, "ids columns"] | None:
     """Return `(ids, columns)` of the embeddings, on the CPU; `None` where they have no values."""
     found = model.rows(ids)[:, columns]
     return None if found.is_meta else found.float().cpu()
 
 
-def _in_words(values: Tensor) -> str:
+def _in_words(values: Float[Tensor, " columns"]) -> str:
     return ", ".join(f"{value:.4g}" for value in values[:3].tolist()) + ", …"
