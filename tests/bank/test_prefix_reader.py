@@ -26,11 +26,12 @@ def filled_cache(prefix, rows, config):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "qwen3", "opt", "mistral"])
-def test_transformers_goes_on_behind_a_prefix_as_the_prompted_model_does(architecture, address):
+def test_transformers_goes_on_behind_a_prefix_as_the_prompted_model_does(architecture, tmp_path):
     model = prompted(architecture, ["prefix"])
-    zoo.PromptBank(address, model).add("alice", model.prompts["prefix"])
-    prefix = zoo.PrefixReader(address).read("alice")
-    assert prefix.entry == zoo.PrefixReader(address).find("alice")
+    zoo.PromptBank(tmp_path / "bank", model).add("alice", model.prompts["prefix"])
+    reader = zoo.PrefixReader(tmp_path / "bank")
+    prefix = reader.read("alice")
+    assert prefix.entry == reader.find("alice")
     with torch.no_grad():
         expected = model(input_ids=TEXT).logits
         base = tiny_model(architecture)
