@@ -75,7 +75,14 @@ class PrefixReader:
         self.address = check_address(address)
         """The folder or the address, as given."""
         self._store, self._identity = open_bank(self.address, storage_options=storage_options)
-        self._shapes = {site: _shapes(self._identity, site) for site in self._identity["backbone"]["layers"]}
+        try:
+            self._shapes = {site: _shapes(self._identity, site) for site in self._identity["backbone"]["layers"]}
+            self._family = str(self._identity["backbone"]["family"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"the header of the bank {self.address} does not describe the layers of a model ({error!r}); restore "
+                "the bank from a copy"
+            ) from error
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -193,9 +200,8 @@ class PrefixReader:
 
     def _problem(self, header: records.Header) -> str | None:
         """Return why an entry is not a plain prefix; `None` if it is."""
-        family = self._identity["backbone"]["family"]
-        if family != CAUSAL:
-            return f"is for a model of the family {family!r}"
+        if self._family != CAUSAL:
+            return f"is for a model of the family {self._family!r}"
         if header.distribution != OWN_DISTRIBUTION:  # only its hook knows where its tokens go
             return f"is of the method {header.method!r} of the package {header.distribution!r}"
         others = [key for key in header.tensors if key not in self._shapes]
@@ -226,6 +232,8 @@ class PrefixReader:
 def _shapes(described: Mapping[str, Any], site: str) -> list[LayerShape]:
     """Return the shapes of a site's layers, as a bank's header has them."""
     layers = described["backbone"]["layers"][site]
+    if not all(type(size) is int and size > 0 for layer in layers for size in layer):
+        raise ValueError(f"sizes {layers}")
     sources = described.get("shared_with", {}).get(site, [None] * len(layers))
     return [
         LayerShape(heads, width, value_dim=sum(other), shared_with=source)

@@ -1,5 +1,6 @@
 """Prefixes that an engine reads of a bank, without a model."""
 
+import json
 import subprocess
 import sys
 
@@ -167,6 +168,14 @@ def test_finding_a_prefix_fetches_no_body(tmp_path, monkeypatch):
     assert sum(fetched) <= records.FIRST_BYTES
     reader.read("alice")
     assert sum(fetched) > 40 * 64 * 4
+
+
+@pytest.mark.parametrize("layers", [None, [1], {"decoder": [[2]]}, {"decoder": [2]}, {"decoder": [["a", 8]]}])
+def test_a_header_without_layers_is_damaged(layers, tmp_path):
+    content = {"format": 1, "backbone": {"family": "causal", "hidden_size": 32, "layers": layers}}
+    MemoryFileSystem().pipe_file(f"{tmp_path}/softprompt_bank", records.seal("", json.dumps(content).encode()))
+    with pytest.raises(zoo.CheckpointError, match="does not describe the layers of a model"):
+        zoo.PrefixReader(f"memory://{tmp_path}")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 40, 900])
