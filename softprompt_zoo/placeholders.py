@@ -3,23 +3,27 @@
 import string
 
 
-def split(template: str) -> list[tuple[str, str | None]]:
+def split(template: str) -> tuple[list[str], list[str]]:
     """Cut a template at its placeholders.
 
     Args:
         template: The template.
 
     Returns:
-        Texts, each with what stands between the braces after it; `None` if there is no placeholder after it.
+        The texts around the placeholders, and what stands between the braces of each; there is one text more.
 
     Raises:
         ValueError: If a brace stands alone.
     """
-    return [(text, _written(*parts)) for text, *parts in string.Formatter().parse(template)]
+    texts, placeholders = [""], []
+    for text, field, form, conversion in string.Formatter().parse(template):
+        texts[-1] += text
+        if field is not None:
+            placeholders.append(_written(field, form, conversion))
+            texts.append("")
+    return texts, placeholders
 
 
-def _written(field: str | None, form: str | None, conversion: str | None) -> str | None:
+def _written(field: str, form: str | None, conversion: str | None) -> str:
     """Put together again what the formatter has taken apart."""
-    if field is None:
-        return None
     return f"{field}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"

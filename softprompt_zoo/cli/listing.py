@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,7 @@ from softprompt_zoo.cli.command import console
 from softprompt_zoo.errors import printable
 
 if TYPE_CHECKING:
+    from softprompt_zoo.config.recipe import Recipe
     from softprompt_zoo.registry.registry import PluginReport
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -25,7 +26,11 @@ def methods(as_json: AsJson = False) -> None:
     ]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
-        return
+    else:
+        _print_methods(rows)
+
+
+def _print_methods(rows: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
@@ -71,8 +76,12 @@ def _print_reports(reports: "list[PluginReport]", notes: dict[str, str]) -> None
     console().print(table)
     for report in reports:
         if report.problem:
-            line = printable(f"{report.name} ({report.origin}): {' '.join(report.problem.split())}")
-            console().print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+            _print_problem(report, report.problem)
+
+
+def _print_problem(report: "PluginReport", problem: str) -> None:
+    line = printable(f"{report.name} ({report.origin}): {' '.join(problem.split())}")
+    console().print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def show(method: Annotated[str, typer.Argument(help="Name or alias.", metavar="METHOD")]) -> None:
@@ -88,12 +97,13 @@ def show(method: Annotated[str, typer.Argument(help="Name or alias.", metavar="M
         typer.echo(f"aliases: {', '.join(found.aliases)}")
     typer.echo(f"\n{inspect.getdoc(found.plugin) or 'no description'}\n\nOptions:")
     for option in describe_options(found.config_class):
-        typer.echo(f"  {option.name}: {option.type} = {option.default}")
-        for line in option.description:
-            typer.echo(f"      {line}")
+        lines = [f"  {option.name}: {option.type} = {option.default}", *option.description]
+        typer.echo("\n      ".join(lines))
     typer.echo("\nRecipe:")
-    if found.recipe is None:
-        typer.echo("  none; give train a --learning-rate and --steps")
-        return
-    for name, value in dataclasses.asdict(found.recipe).items():
-        typer.echo(f"  {name}: {value}")
+    typer.echo("\n".join(_recipe_lines(found.recipe)))
+
+
+def _recipe_lines(recipe: "Recipe | None") -> list[str]:
+    if recipe is None:
+        return ["  none; give train a --learning-rate and --steps"]
+    return [f"  {name}: {value}" for name, value in dataclasses.asdict(recipe).items()]

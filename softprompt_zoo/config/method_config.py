@@ -23,7 +23,7 @@ class MethodConfig:
     num_virtual_tokens: int = 20
     """Virtual tokens of the prompt, at least 1."""
     train_head: bool = False
-    """Whether the model's task head is trained along, as a copy that belongs to the prompt."""
+    """Whether the model's task head is trained, too, as a copy that belongs to the prompt."""
     pools_prompt: bool = False
     """Whether an encoder's classifier reads the first virtual token where it reads the text's first one, as in PEFT."""
 

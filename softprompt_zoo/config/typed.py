@@ -127,9 +127,13 @@ def fields_of(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
     hints = typing.get_type_hints(kind, include_extras=True)
     if not dataclasses.is_dataclass(kind):
         return hints, frozenset(kind.__required_keys__)
-    missing = dataclasses.MISSING
-    needed = (f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}, frozenset(needed)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    needed = frozenset(name for name, field in fields.items() if _has_no_default(field))
+    return {name: hints[name] for name in fields}, needed
+
+
+def _has_no_default(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _object(kind: Any, value: Any, path: str) -> Any:
@@ -145,9 +149,9 @@ def _check_names(names: Collection[Any], hints: Mapping[str, Any], needed: Set[s
     for name in names:
         if name not in hints:
             raise MismatchError(_at(path, str(name)), "is unknown", ", ".join(hints))
-    missing = next((name for name in hints if name in needed - {*names}), None)
-    if missing is not None:
-        raise MismatchError(_at(path, missing), "is missing", _expected(hints[missing]))
+    for name, hint in hints.items():
+        if name in needed - {*names}:
+            raise MismatchError(_at(path, name), "is missing", _expected(hint))
 
 
 def _annotated(arguments: tuple[Any, ...], value: Any, path: str) -> Any:

@@ -89,17 +89,19 @@ def resolve_model(name: str, *, progress: _Progress | None = None) -> str:
 
 def _find_file(model: EmbeddedModel) -> Path | None:
     """Find the GGUF file without importing the package that holds it."""
-    candidates: list[Path] = []
-    try:
+    return next(filter(Path.is_file, _possible_files(model)), None)
+
+
+def _possible_files(model: EmbeddedModel) -> Iterator[Path]:
+    """Yield where the GGUF file may be."""
+    # One that is not installed may still be importable, for example from a folder in PYTHONPATH.
+    with suppress(importlib.metadata.PackageNotFoundError):
         installed = importlib.metadata.distribution(model.distribution)
-        candidates.append(Path(str(installed.locate_file(model.file))))
-    except importlib.metadata.PackageNotFoundError:
-        pass  # it may still be importable, for example from a folder in PYTHONPATH
-    # Find_spec of a top-level name runs none of the package's code
-    specification = importlib.util.find_spec(model.file.split("/")[0])
-    for location in (specification and specification.submodule_search_locations) or ():
-        candidates.append(Path(location).parent / model.file)
-    return next((path for path in candidates if path.is_file()), None)
+        yield Path(str(installed.locate_file(model.file)))
+    # Finding the spec of a top-level name runs none of the package's code.
+    spec = importlib.util.find_spec(model.file.split("/")[0])
+    for location in (spec and spec.submodule_search_locations) or ():
+        yield Path(location).parent / model.file
 
 
 def _check_packages(model: EmbeddedModel) -> None:

@@ -11,7 +11,6 @@ from softprompt_zoo.examples.rows import Row, listed, read_rows, short
 
 _TARGET_OF = {"input": "target", "text": "label"}
 _REFERENCES = "references"
-_ONE_PLACEHOLDER = "the only placeholder is {input}; write {{ and }} for braces"
 
 
 @dataclass(frozen=True)
@@ -112,30 +111,22 @@ def apply_template(template: str, example: Example) -> str:
     Raises:
         DataError: The template has no `{input}`, another placeholder, or a lone brace.
     """
-    parts = _split_template(template)
-    return "".join(example.input if part is None else part for part in parts)
+    return example.input.join(_split_template(template))
 
 
-def _split_template(template: str) -> list[str | None]:
-    """Cut a template into text and places for the input, which are None."""
-    parts: list[str | None] = []
-    for text, placeholder in _split(template):
-        parts.append(text)
-        if placeholder is None:
-            continue
-        if placeholder != "input":
-            raise DataError(f"unknown placeholder {{{placeholder}}} in template {template!r}; {_ONE_PLACEHOLDER}")
-        parts.append(None)
-    if None not in parts:
-        raise DataError(f"template {template!r} has no place for the input; {_ONE_PLACEHOLDER}")
-    return parts
-
-
-def _split(template: str) -> list[tuple[str, str | None]]:
+def _split_template(template: str) -> list[str]:
+    """Cut a template at the places for the input."""
+    rule = "the only placeholder is {input}; write {{ and }} for braces"
     try:
-        return placeholders.split(template)
+        texts, found = placeholders.split(template)
     except ValueError as error:
-        raise DataError(f"malformed template {template!r}: {str(error).lower()}; {_ONE_PLACEHOLDER}") from error
+        raise DataError(f"malformed template {template!r}: {str(error).lower()}; {rule}") from error
+    unknown = next((placeholder for placeholder in found if placeholder != "input"), None)
+    if unknown is not None:
+        raise DataError(f"unknown placeholder {{{unknown}}} in template {template!r}; {rule}")
+    if not found:
+        raise DataError(f"template {template!r} has no place for the input; {rule}")
+    return texts
 
 
 def _example(row: Row, names: tuple[str, str], target_demand: str) -> Example:

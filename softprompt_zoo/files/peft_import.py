@@ -57,9 +57,7 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
         found = _understood(method, fields, tensors, backbone)
     except (CheckpointError, UnsupportedError) as error:
         raise type(error)(f"{directory}: {error}") from error
-    if found is None:
-        tokens = read_tokens(fields, tensors, backbone, directory)
-        found = PeftPrompt({"num_virtual_tokens": fields["num_virtual_tokens"], "init": "given"}, tokens=tokens)
+    found = found or _plain(fields, tensors, backbone, directory)
     options = ({"train_head": True} if trained else {}) | ({"pools_prompt": True} if pools_prompt else {})
     config = _config(method, {**found.options, **options}, directory)
     learned = _parameters(method, config, found, backbone, directory)
@@ -71,6 +69,12 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
         _warn_of_pooling(task_type, backbone, pools_prompt)
         _warn_of_scale(backbone)
     return prompt
+
+
+def _plain(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path) -> PeftPrompt:
+    """Return the plain tokens of an adapter that its method leaves to us."""
+    tokens = read_tokens(fields, tensors, backbone, directory)
+    return PeftPrompt({"num_virtual_tokens": fields["num_virtual_tokens"], "init": "given"}, tokens=tokens)
 
 
 def _check_pooling(task_type: str | None, directory: Path) -> None:
@@ -200,9 +204,9 @@ def _only_tensor(tensors: Mapping[str, Tensor], path: Path) -> Tensor:
     tensor = tensors.get(TENSOR_KEY)
     if tensor is None or tensor.ndim != 2:
         raise CheckpointError(f"{path} has no tensor {TENSOR_KEY!r} of two axes; it is not a prompt")
-    other = next((key for key in tensors if key != TENSOR_KEY), None)
-    if other is not None:
-        raise UnsupportedError(
-            f"{path} carries {other!r} next to the prompt, which no installed method reads; load it with PEFT"
-        )
+    for key in tensors:
+        if key != TENSOR_KEY:
+            raise UnsupportedError(
+                f"{path} carries {key!r} next to the prompt, which no installed method reads; load it with PEFT"
+            )
     return tensor

@@ -63,8 +63,7 @@ def split_head(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[
     head, rest = {}, {}
     for key, tensor in tensors.items():
         name = key.removeprefix(HEAD_PREFIX)
-        # Adapters of other kinds name places inside the model, `base_model.model.…`.
-        if name == key or (name.startswith("model.") and TENSOR_KEY not in tensors):
+        if _is_of_adapter(key, TENSOR_KEY in tensors):
             rest[key] = tensor
         elif name.partition(".")[0] in backbone.inside.heads:
             head[name] = tensor
@@ -72,6 +71,11 @@ def split_head(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[
             _check_same(name, tensor, backbone)
     is_trained = backbone.inside.task_head or not _has_all(backbone, head)
     return rest, head if is_trained else {}
+
+
+def _is_of_adapter(key: str, is_prompt: bool) -> bool:
+    """Return whether a tensor is of an adapter itself; those that are no prompts name places inside the model."""
+    return not key.startswith(HEAD_PREFIX) or (not is_prompt and key.startswith(f"{HEAD_PREFIX}model."))
 
 
 def _has_all(backbone: Backbone, tensors: Mapping[str, Tensor]) -> bool:

@@ -35,19 +35,24 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing or not a regular file")
-    try:
-        with path.open("rb") as file:
-            size = _check(path, file)
-            file.seek(0)
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the unpickler's own errors are of every type
-        raise _refusal(path, f"is truncated or not what torch.save writes ({type(error).__name__})") from error
+    found, size = _unpickled(path)
     if not isinstance(found, dict):
         raise _refusal(path, f"holds {type(found).__name__} in the place of a dictionary of tensors")
     _check_tensors(path, found, size)
     return {key: tensor.detach().clone() for key, tensor in found.items()}
+
+
+def _unpickled(path: Path) -> tuple[Any, int]:
+    """Return what is in a file, and the length of the file."""
+    try:
+        with path.open("rb") as file:
+            size = _check(path, file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True), size
+    except CheckpointError:
+        raise
+    except Exception as error:  # the unpickler's own errors are of every type
+        raise _refusal(path, f"is truncated or not what torch.save writes ({type(error).__name__})") from error
 
 
 def _check_tensors(path: Path, found: dict[Any, Any], size: int) -> None:

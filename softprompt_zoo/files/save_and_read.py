@@ -38,7 +38,7 @@ def save(
     """Save prompts, ours always and PEFT's files where PEFT can express the active prompt.
 
     Args:
-        model: The model; PEFT adapters on it are saved along, each in a folder of its own.
+        model: The model; PEFT adapters on it are saved as well, each in a folder of its own.
         own: Its prompts.
         directory: Where to; made if missing. Other files in it are left alone.
         state_dict: The model's state, where the caller gathered it from several devices.

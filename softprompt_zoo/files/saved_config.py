@@ -42,7 +42,7 @@ class SavedConfig:
     active: tuple[str, ...]
     """Names of those that are active after loading."""
     adapters: tuple[str, ...]
-    """Names of the PEFT adapters that were saved along, such as a LoRA."""
+    """Names of the PEFT adapters that were saved with them, such as a LoRA."""
 
 
 def read_config(directory: str | os.PathLike[str]) -> SavedConfig:

@@ -41,9 +41,11 @@ def are_on(model: nn.Module) -> bool:
 
 def acting(model: nn.Module) -> list[str]:
     """List the adapters that act next to a model's weights: neither switched off nor merged."""
-    layers = [layer for _, layer in adapter_layers(model) if not layer.disable_adapters]
-    found = [name for layer in layers for name in layer.active_adapters if name not in layer.merged_adapters]
-    return list(dict.fromkeys(found))
+    found: dict[str, None] = {}
+    for _, layer in adapter_layers(model):
+        if not layer.disable_adapters:
+            found |= dict.fromkeys(name for name in layer.active_adapters if name not in layer.merged_adapters)
+    return list(found)
 
 
 def parameters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:

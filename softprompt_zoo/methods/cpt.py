@@ -197,22 +197,23 @@ def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> Pe
     return PeftFiles(fields, {"prompt_embeddings": parameters.context + _project(config, parameters.offsets)})
 
 
-def _decay(fields: dict[str, Any]) -> Any:
-    """Return by what the weights of the examples' losses decay, of PEFT's fields."""
-    return fields.get("opt_loss_decay_factor", 1.0) if fields.get("opt_weighted_loss_type") == "decay" else 1.0
-
-
-@hookimpl
-def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone) -> PeftPrompt:
-    """Take the examples' embeddings off the sum; where what is left fits no ball, load the sum as a merged prompt."""
-    options: dict[str, Any] = {
+def _options_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that PEFT's fields stand for."""
+    decays = fields.get("opt_weighted_loss_type") == "decay"
+    return {
         "token_ids": fields.get("cpt_token_ids") or (),
         "token_types": fields.get("cpt_tokens_type_mask") or (),
         "template": None,
         "radius": fields.get("opt_projection_epsilon", 0.1),
         "format_radius": fields.get("opt_projection_format_epsilon", 0.1),
-        "decay": _decay(fields),
+        "decay": fields.get("opt_loss_decay_factor", 1.0) if decays else 1.0,
     }
+
+
+@hookimpl
+def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone) -> PeftPrompt:
+    """Take the examples' embeddings off the sum; where what is left fits no ball, load the sum as a merged prompt."""
+    options = _options_of(fields)
     try:
         config = Config.from_options(options)
     except (TypeError, ValueError) as error:

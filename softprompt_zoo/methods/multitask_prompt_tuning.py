@@ -234,10 +234,10 @@ def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> Pe
 @hookimpl
 def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone) -> PeftPrompt:
     """Read the shared prompt and the factors."""
-    state = {own: tensors[name] for own, name in PEFT_NAMES.items() if name in tensors}
-    if len(state) < len(PEFT_NAMES):
-        missing = next(name for own, name in PEFT_NAMES.items() if own not in state)
-        raise CheckpointError(f"the adapter has no tensor {missing!r}; it is not a {PEFT_TYPES[0]}")
+    for name in PEFT_NAMES.values():
+        if name not in tensors:
+            raise CheckpointError(f"the adapter has no tensor {name!r}; it is not a {PEFT_TYPES[0]}")
+    state = {own: tensors[name] for own, name in PEFT_NAMES.items()}
     count = fields.get("num_virtual_tokens")
     tasks, total, rank = check_factors(state, count, backbone.hidden_size)
     if total != count:

@@ -102,7 +102,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: Backbone) -> None:
-        """Let the net make embeddings of real words at first."""
+        """Let the net start by making the embeddings of real words."""
         count = config.num_virtual_tokens
         if config.init == "random":
             self.embeddings.normal_()

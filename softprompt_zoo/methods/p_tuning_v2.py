@@ -63,7 +63,7 @@ class Config(MethodConfig):
     """Options of P-tuning v2."""
 
     train_head: bool = True
-    """Trains the task head along, as a copy that belongs to the prompt. Language models have no task head."""
+    """Trains the task head, too, as a copy that belongs to the prompt. Language models have no task head."""
     init: Any = dataclasses.field(default=None, metadata={"names": INITS})
     """The model's own keys and values of `"sampled"` frequent words or of a `"text"`, `"random"` normal numbers
     of standard deviation 0.02 (the reference's), or another prompt: its saved folder, or `model.prompts[name]`.

@@ -122,23 +122,29 @@ def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str
     backbone: Backbone = model.prompts.backbone
     [site] = backbone.layers
     prompt = _only_prompt(call, _order(call, site, backbone.kind), model)
-    with eval_mode([stack.module for stack in stacks.values()], "eager"):
-        weights = model(**arguments, output_attentions=True).attentions
-    if not weights or any(layer is None for layer in weights):
-        raise UnsupportedError(f"{type(model).__name__} shows no attention weights; leave inputs out")
+    weights = _weights(model, arguments, stacks)
     is_text = text_queries(arguments, site, backbone, moved=False)
     assert is_text is not None
     parts = [1 - layer.float().sum(dim=-1).mean(dim=1)[is_text].mean() for layer in weights]
     return {site: (int(is_text.sum()), {prompt: torch.stack(parts)})}
 
 
+def _weights(model: Any, arguments: dict[str, Any], stacks: Mapping[str, Stack]) -> Sequence[Tensor]:
+    """Return the attention weights that the model shows, of each layer."""
+    with eval_mode([stack.module for stack in stacks.values()], "eager"):
+        weights: Sequence[Tensor] = model(**arguments, output_attentions=True).attentions
+    if not weights or any(layer is None for layer in weights):
+        raise UnsupportedError(f"{type(model).__name__} shows no attention weights; leave inputs out")
+    return weights
+
+
 def _only_prompt(call: Call, counts: Mapping[Part, int], model: Any) -> Part:
     """Return the one prompt whose columns the text sees."""
     if len(counts) != 1:
-        told = "takes none of the text's attention" if not counts else "cannot be told from one another here"
+        problem = "takes none of the text's attention" if not counts else "cannot be told from one another here"
         raise UnsupportedError(
-            f"{', '.join(map(repr, call.selection.names))}: {told} in {type(model).__name__}, which shows the weights "
-            "of the text alone; inspect one ungated prompt by its name"
+            f"{', '.join(map(repr, call.selection.names))}: {problem} in {type(model).__name__}, which shows the "
+            "weights of the text alone; inspect one ungated prompt by its name"
         )
     return next(iter(counts))
 
@@ -166,10 +172,11 @@ def _counted(call: Call, count: Callable[[VirtualTokens], int]) -> dict[Part, in
 
 def _gated_layers(call: Call) -> dict[AttentionLayer, int]:
     """Count the gated prompts of every layer."""
-    gates = [gates for placement in call.placements.values() for gates in placement.tokens.gates.items()]
-    return Counter(
-        AttentionLayer(name, layer) for name, own in gates for layer, gate in enumerate(own) if gate is not None
-    )
+    found: Counter[AttentionLayer] = Counter()
+    for placement in call.placements.values():
+        for site, gates in placement.tokens.gates.items():
+            found.update(AttentionLayer(site, layer) for layer, gate in enumerate(gates) if gate is not None)
+    return found
 
 
 def _mean(measured: Sequence[_Measured], parts: Mapping[str, Part]) -> dict[str, AttentionMass]:

@@ -80,24 +80,31 @@ def _check_arguments(prompts: Any, initial: Any, how: str, way: Blend) -> None:
     if len(prompts) not in way.counts:
         raise ValueError(f"how={how!r} was given {len(prompts)} prompts; expected {way.expects}")
     if (initial is not None) != way.has_initial:
-        told = "is missing" if initial is None else f"was given with how={how!r}"
-        raise ValueError(f"initial {told}; give the prompt the others were trained from, with how='task_vectors' alone")
+        problem = "is missing" if initial is None else f"was given with how={how!r}"
+        raise ValueError(
+            f"initial {problem}; give the prompt the others were trained from, with how='task_vectors' alone"
+        )
 
 
 def _check_fit(given: Sequence[Given], how: str, drop_heads: bool) -> None:
     check_alike(given)
     for one in given:
         one.prompt.refuse_weight(one.what, "a blend")
-        if one.prompt.head is not None and not drop_heads:
-            raise UnsupportedError(
-                f"{one.what} has a trained task head, and heads cannot be blended; blend the tokens alone with "
-                "drop_heads=True, and train a head for them"
-            )
+        if not drop_heads:
+            _check_no_head(one)
         _check_placed_alike(one, given[0])
         if BLENDS[how].keeps_length:
             _check_as_long(one, given[0], how)
     if given[0].tokens.gates:
         _check_gated(given, how)
+
+
+def _check_no_head(one: Given) -> None:
+    if one.prompt.head is not None:
+        raise UnsupportedError(
+            f"{one.what} has a trained task head, and heads cannot be blended; blend the tokens alone with "
+            "drop_heads=True, and train a head for them"
+        )
 
 
 def _check_placed_alike(one: Given, first: Given) -> None:

@@ -68,12 +68,16 @@ def read_given(
 def _model_of(prompts: Sequence[tuple[str, Any]], model: Any) -> tuple[Backbone, Any]:
     """Return the sizes of the model that prompts are for, and its own prompts, if it has any."""
     if model is not None:
-        return (model.prompts.backbone, model.prompts) if is_attached(model) else (inspect_backbone(model)[0], None)
+        return _of_model(model)
     for _, prompt in prompts:
         if isinstance(prompt, Prompt) and prompt.backbone is not None:
             return prompt.backbone, prompt.model_prompts
     asked = ", ".join(what for what, _ in prompts)
     raise ValueError(f"none of the prompts is on a model ({asked}); say which model they are for: model=…")
+
+
+def _of_model(model: Any) -> tuple[Backbone, Any]:
+    return (model.prompts.backbone, model.prompts) if is_attached(model) else (inspect_backbone(model)[0], None)
 
 
 def check_alike(given: Sequence[Given]) -> None:

@@ -68,11 +68,7 @@ def inspect(
     check_choice("nearest_by", nearest_by, NEAREST_BY)
     _check_tokenizer(tokenizer)
     names = _names(prompts, name)
-    if prompts.backbone.device.type == "meta":
-        raise UnsupportedError(
-            f"the model is on the meta device, where nothing has a value ({type(model).__name__}); load its "
-            "weights first"
-        )
+    _check_has_values(model, prompts.backbone)
     tasks = {name: prompts[name].config.tasks for name in names}
     task = _check_task(task, tasks)
     count = min(neighbours, prompts.backbone.vocab_size)
@@ -81,6 +77,14 @@ def inspect(
         masses = measure_attention(model, names, inputs, task)
         found = [dataclasses.replace(one, attention=masses[one.name]) for one in found]
     return Inspection(tuple(found))
+
+
+def _check_has_values(model: PreTrainedModel, backbone: Backbone) -> None:
+    if backbone.device.type == "meta":
+        raise UnsupportedError(
+            f"the model is on the meta device, where nothing has a value ({type(model).__name__}); load its "
+            "weights first"
+        )
 
 
 def _names(prompts: Prompts, name: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -84,25 +84,29 @@ def _draw_similarity(figure: Any, axes: Any, prompt: PromptInspection) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.get_major_locator().set_params(integer=True)
     if prompt.neighbours and prompt.num_virtual_tokens <= LABELLED:
-        labels = [f"{near[0].shown} {token}" for token, near in enumerate(prompt.neighbours)]
-        axes.set_yticks(range(len(labels)), labels, fontsize="small" if len(labels) <= 20 else "xx-small")
-        for label in axes.get_yticklabels():
-            label.set_parse_math(False)
-        axes.set(ylabel="nearest word, virtual token")
+        _label_with_words(axes, prompt)
+
+
+def _label_with_words(axes: Any, prompt: PromptInspection) -> None:
+    labels = [f"{near[0].shown} {token}" for token, near in enumerate(prompt.neighbours)]
+    axes.set_yticks(range(len(labels)), labels, fontsize="small" if len(labels) <= 20 else "xx-small")
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.set(ylabel="nearest word, virtual token")
 
 
 def _draw_shares(axes: Any, prompt: PromptInspection) -> None:
     """Draw the attention to the prompt, or the gates of a gated one."""
-    shares = {} if prompt.attention is None else prompt.attention.shares
-    for site, layers in shares.items():
-        axes.plot(layers.tolist(), marker="o", label=site)
-    for site, gates in prompt.gates.items():
-        axes.plot(gates.tolist(), marker="o", label=f"{site}, gate")
-    if not shares and not prompt.gates:
+    curves = {} if prompt.attention is None else dict(prompt.attention.shares)
+    curves |= {f"{site}, gate": gates for site, gates in prompt.gates.items()}
+    if not curves:
         axes.set_axis_off()
         return
-    axes.set_title(**_title(prompt, "gates" if prompt.gates else "part of the text's attention"))
-    axes.set(xlabel="layer", ylabel="mean size of the gate" if prompt.gates else "part", ylim=(0, None))
+    for label, layers in curves.items():
+        axes.plot(layers.tolist(), marker="o", label=label)
+    title, unit = ("gates", "mean size of the gate") if prompt.gates else ("part of the text's attention", "part")
+    axes.set_title(**_title(prompt, title))
+    axes.set(xlabel="layer", ylabel=unit, ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

@@ -6,7 +6,7 @@ import html
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,8 @@ class Inspection:
             alt = f"norms, similarities and attention of the prompt {prompt.name}"
             parts.append(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{picture}">')
             for title, (head, lines) in _tables(prompt):
-                columns = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-                rows = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines)
-                parts.append(f"<h3>{html.escape(title)}</h3><table><tr>{columns}</tr>{rows}</table>")
+                rows = [_html_row("th", head), *(_html_row("td", line) for line in lines)]
+                parts.append(f"<h3>{html.escape(title)}</h3><table>{''.join(rows)}</table>")
         page = (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Inside the prompts</title><style>'
             "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;color:#222}"
@@ -101,6 +100,10 @@ class Inspection:
             f"<h1>Inside the prompts</h1>{''.join(parts)}</body></html>\n"
         )
         write_atomically(Path(path), page.encode())
+
+
+def _html_row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def _tables(prompt: PromptInspection) -> list[tuple[str, Rows]]:
@@ -154,18 +157,18 @@ def _most_like(prompt: PromptInspection, token: int) -> str:
 
 def _of_layers(prompt: PromptInspection, site: str) -> Rows:
     """A line per layer: means over the tokens, and the median word."""
-    columns: dict[str, list[str]] = {}
+    columns: list[tuple[str, list[str]]] = []
     for kind in ("keys", "values"):
         norms = prompt.norms[f"{site} {kind}"]
-        columns[f"norm of {kind}"] = _written(norms.tokens.mean(dim=1), ".2f")
-        columns[f"of words' {kind}"] = _written(norms.words.median(dim=1).values, ".2f")
-        columns[f"words below {kind}"] = _written(norms.percentiles.mean(dim=1), ".0f", "%")
+        columns.append((f"norm of {kind}", _written(norms.tokens.mean(dim=1), ".2f")))
+        columns.append((f"of words' {kind}", _written(norms.words.median(dim=1).values, ".2f")))
+        columns.append(("words below", _written(norms.percentiles.mean(dim=1), ".0f", "%")))
     if site in prompt.gates:
-        columns["gate"] = _written(prompt.gates[site], ".3f")
+        columns.append(("gate", _written(prompt.gates[site], ".3f")))
     if prompt.attention is not None and site in prompt.attention.shares:
-        columns["attention"] = _written(prompt.attention.shares[site], ".1%")
-    head = ["layer", *("words below" if name.startswith("words below") else name for name in columns)]
-    return head, [[str(layer), *cells] for layer, cells in enumerate(zip(*columns.values(), strict=True))]
+        columns.append(("attention", _written(prompt.attention.shares[site], ".1%")))
+    head, cells = zip(*columns, strict=True)
+    return ["layer", *head], [[str(layer), *line] for layer, line in enumerate(zip(*cells, strict=True))]
 
 
 def _written(numbers: Float[Tensor, " layers"], form: str, unit: str = "") -> list[str]:

@@ -13,7 +13,7 @@ from softprompt_zoo.config.checks import check_choice
 from softprompt_zoo.operations.given import GivenPrompt, check_alike, read_given
 from softprompt_zoo.shapes import Float
 
-HOWS = ("mean", "tokens")
+SIMILARITIES = ("mean", "tokens")
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def similarity(a: GivenPrompt, b: GivenPrompt, how: str = "mean", *, model: PreT
         Vu et al., "SPoT: Better Frozen Model Adaptation through Soft Prompt Transfer", 2022 (arXiv 2110.07904): cosine
         similarity of average tokens, and per-token average cosine similarity; here lengths may differ.
     """
-    check_choice("how", how, HOWS)
+    check_choice("how", how, SIMILARITIES)
     given, _, _ = read_given([("a", a), ("b", b)], model)
     check_alike(given)
     return _similarity(given[0].tokens.features(), given[1].tokens.features(), how)
@@ -74,7 +74,7 @@ def most_similar(
     Source:
         Vu et al. 2022 (arXiv 2110.07904): the retrieval of source prompts by the similarity of task embeddings.
     """
-    check_choice("how", how, HOWS)
+    check_choice("how", how, SIMILARITIES)
     named = _others(_named(candidates), prompt)
     given, _, _ = read_given([("prompt", prompt), *((f"candidate {name!r}", c) for name, c in named.items())], model)
     check_alike(given)
@@ -86,9 +86,9 @@ def most_similar(
 def _named(candidates: Any) -> dict[str, Any]:
     if isinstance(candidates, Mapping):
         return dict(candidates.items())
-    if isinstance(candidates, Sequence) and not isinstance(candidates, str):
-        return {os.fspath(folder): folder for folder in candidates if _check_folder(folder)}
-    raise TypeError(f"candidates is {type(candidates).__name__}; expected prompts by name, or a list of folders")
+    if isinstance(candidates, str) or not isinstance(candidates, Sequence):
+        raise TypeError(f"candidates is {type(candidates).__name__}; expected prompts by name, or a list of folders")
+    return {_place(folder): folder for folder in candidates}
 
 
 def _others(candidates: Mapping[str, Any], prompt: Any) -> dict[str, Any]:
@@ -106,10 +106,10 @@ def _is_same(candidate: Any, prompt: Any) -> bool:
     return candidate is prompt
 
 
-def _check_folder(folder: Any) -> bool:
+def _place(folder: Any) -> str:
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"candidates has {type(folder).__name__} in a list; give prompts by name: {{name: prompt}}")
-    return True
+    return os.fspath(folder)
 
 
 def _similarity(a: Float[Tensor, "tokens features"], b: Float[Tensor, "other_tokens features"], how: str) -> float:

@@ -1,6 +1,6 @@
 """Shortening prompts to their most useful tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,10 +58,7 @@ def truncate(
     check_positive_integer("num_virtual_tokens", num_virtual_tokens)
     _check_inputs(by, inputs)
     [given], backbone, model_prompts = read_given([("prompt", prompt)], model)
-    if num_virtual_tokens > given.prompt.num_virtual_tokens:
-        raise ValueError(
-            f"num_virtual_tokens is {num_virtual_tokens}; the prompt has {given.prompt.num_virtual_tokens} tokens"
-        )
+    _check_length(num_virtual_tokens, given.prompt.num_virtual_tokens)
     norms = given.tokens.features(with_keys=False).norm(dim=1)
     usefulness = norms if by == "norm" else _attention(given.prompt, model, inputs)
     # A stable sort: of equal ones the first stay.
@@ -77,8 +74,23 @@ def truncate(
 
 def _check_inputs(by: str, inputs: object) -> None:
     if (inputs is None) == (by == "attention"):
-        told = "needs" if inputs is None else "takes no"
-        raise ValueError(f"by={by!r} {told} inputs, batches of the model's input")
+        verb = "needs" if inputs is None else "takes no"
+        raise ValueError(f"by={by!r} {verb} inputs, batches of the model's input")
+
+
+def _check_length(wanted: int, most: int) -> None:
+    if wanted > most:
+        raise ValueError(f"num_virtual_tokens is {wanted}; the prompt has {most} tokens")
+
+
+def _name_of(prompt: Prompt, prompts: Mapping[str, Prompt]) -> str:
+    for name, own in prompts.items():
+        if own is prompt:
+            return name
+    known = ", ".join(map(repr, prompts)) or "none"
+    raise ValueError(
+        f"the prompt is none of the model's prompts ({known}); add it first: model.prompts.add(name, prompt)"
+    )
 
 
 def _attention(prompt: Prompt, model: Any, inputs: Any) -> Float[Tensor, " tokens"]:

@@ -58,7 +58,7 @@ class Prompt(nn.Module):
         self.learned = learned
         """The method's `Parameters`, or the plain tokens of a merged prompt."""
         self.head = head
-        """The task head that is trained along, a copy of the model's; `None` if its rows use the model's own."""
+        """The task head that is trained with it, a copy of the model's; `None` if its rows use the model's own."""
         self.weight = 1.0
         """Factor on the share of attention that its tokens get; `model.prompts.set_weight` sets it."""
         self._loaded: LoadedMethod | None = method

@@ -43,11 +43,7 @@ def initialize(
         return
     if not hasattr(learned, "start_from"):
         raise UnsupportedError(f"method {method.name!r} cannot start from another prompt; choose another init")
-    if start.num_virtual_tokens != config.num_virtual_tokens:
-        raise ValueError(
-            f"init is a prompt of {start.num_virtual_tokens} virtual tokens; set num_virtual_tokens to that, "
-            f"not {config.num_virtual_tokens}"
-        )
+    _check_length(start, config)
     with fitting("init is a prompt that was made for a model of other sizes", "; give one of this model's sizes"):
         tokens = fitting_tokens(start, backbone, "the init prompt")
     _start_head(head, start.head)
@@ -57,6 +53,14 @@ def initialize(
     else:
         _check_tasks(config, tokens, method)
         learned.start_from(tokens)
+
+
+def _check_length(start: Prompt, config: MethodConfig) -> None:
+    if start.num_virtual_tokens != config.num_virtual_tokens:
+        raise ValueError(
+            f"init is a prompt of {start.num_virtual_tokens} virtual tokens; set num_virtual_tokens to that, "
+            f"not {config.num_virtual_tokens}"
+        )
 
 
 def _check_tasks(config: MethodConfig, tokens: VirtualTokens, method: LoadedMethod) -> None:

@@ -1,6 +1,6 @@
 """Checks of a placement, and of the numbers of virtual tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -65,8 +65,11 @@ def check_placement(placement: object, source: str) -> None:
     """
     if not isinstance(placement, Placement):
         raise PluginError(f"{source} returned {type(placement).__name__}; expected a softprompt_zoo.Placement")
-    if not (isinstance(placement.dropout, int | float) and 0 <= placement.dropout < 1):
-        raise PluginError(f"{source} returned a dropout of {placement.dropout!r}; expected a number in [0, 1)")
-    if not (isinstance(placement.weight, int | float) and 0 <= placement.weight <= LARGEST_WEIGHT):
-        allowed = f"a number from 0 to {LARGEST_WEIGHT:.0f}"
-        raise PluginError(f"{source} returned a weight of {placement.weight!r}; expected {allowed}")
+    _check_number("dropout", placement.dropout, "in [0, 1)", lambda number: 0 <= number < 1, source)
+    allowed = f"from 0 to {LARGEST_WEIGHT:.0f}"
+    _check_number("weight", placement.weight, allowed, lambda number: 0 <= number <= LARGEST_WEIGHT, source)
+
+
+def _check_number(name: str, value: object, allowed: str, accepts: Callable[[float], bool], source: str) -> None:
+    if not isinstance(value, int | float) or not accepts(value):
+        raise PluginError(f"{source} returned a {name} of {value!r}; expected a number {allowed}")

@@ -18,7 +18,7 @@ def declared(plugin: Any) -> dict[str, Any]:
 
 
 def problems_of_attributes(plugin: Any) -> Iterator[str]:
-    """Say, in a line each, which attributes break the contract."""
+    """Yield a line for each attribute that breaks the contract."""
     values = declared(plugin)
     problems = (check(name, values[name]) for name, (_, check) in CHECKS.items())
     yield from (problem for problem in problems if problem is not None)

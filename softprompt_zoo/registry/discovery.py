@@ -93,9 +93,14 @@ def own_version() -> str:
         return "unknown"
 
 
-def _installed(group: str) -> list[Candidate]:
+def _allowed_names() -> set[str] | None:
+    """Return the names of the plugins that the environment allows; `None` for all."""
     allowed = os.environ.get(ENVIRONMENT_VARIABLE)
-    names = None if allowed is None else {normalize(name.strip()) for name in allowed.split(",")} - {""}
+    return None if allowed is None else {normalize(name.strip()) for name in allowed.split(",")} - {""}
+
+
+def _installed(group: str) -> list[Candidate]:
+    names = _allowed_names()
     found = []
     for entry in metadata.entry_points(group=group):
         distribution, version, summary = _publisher(entry)

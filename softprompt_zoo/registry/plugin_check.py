@@ -94,7 +94,7 @@ def own_hooks(plugin: object) -> set[str]:
 
 
 def problems_of(plugin: Any, group: str) -> Iterator[str]:
-    """Say, in a line each, how a plugin breaks the contract."""
+    """Yield a line for each way in which a plugin breaks the contract."""
     for name, hook in marked(plugin):
         yield from _problems_of_hook(name, hook)
     if group != WRAPPER_GROUP:

@@ -110,8 +110,11 @@ def check_same_kind(model: Any, base: Any) -> None:
     assert type(model) is type(base)
     assert model.state_dict().keys() == base.state_dict().keys()
     assert model.config._attn_implementation == base.config._attn_implementation
-    own, others = ([(name, p.requires_grad) for name, p in one.named_parameters()] for one in (model, base))
-    assert own == others
+    assert _required_gradients(model) == _required_gradients(base)
+
+
+def _required_gradients(model: Any) -> dict[str, bool]:
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
 
 def check_row_gradients(subject: Subject, rows: list[Any]) -> None:

@@ -127,7 +127,7 @@ def _rows(names: list[str], fields: Mapping[str, Any]) -> list[dict[str, str]]:
     """Spread the fields over the rows."""
     _check_fields(names, fields)
     lists = {name: _texts(name, value) for name, value in fields.items() if not isinstance(value, str)}
-    count = _count_rows({name: len(texts) for name, texts in lists.items()})
+    count = _count_rows(dict(zip(lists, map(len, lists.values()), strict=True)))
     columns = {name: lists.get(name, [text] * count) for name, text in fields.items()}
     return [{name: column[row] for name, column in columns.items()} for row in range(count)]
 

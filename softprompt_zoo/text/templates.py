@@ -98,21 +98,19 @@ def _is_message(message: object) -> bool:
 
 def _parse_text(template: str, count: int) -> tuple[list[str | Field | Slot], int]:
     """Cut a text into its parts; `count` virtual tokens were counted before it."""
-    parts: list[str | Field | Slot] = []
-    for words, placeholder in _split(template):
-        parts.append(words)
-        if placeholder is None:
-            continue
-        if not re.match(r"soft(?!\w)", placeholder):
-            parts.append(_field(template, placeholder))
-            continue
-        slot = _slot(placeholder, count)
-        parts.append(slot)
-        count += 0 if "[" in placeholder else len(slot.tokens)
+    texts, found = _split(template)
+    parts: list[str | Field | Slot] = [texts[0]]
+    for placeholder, text in zip(found, texts[1:], strict=True):
+        if re.match(r"soft(?!\w)", placeholder):
+            slot = _slot(placeholder, count)
+            count += 0 if "[" in placeholder else len(slot.tokens)
+            parts += [slot, text]
+        else:
+            parts += [_field(template, placeholder), text]
     return parts, count
 
 
-def _split(template: str) -> list[tuple[str, str | None]]:
+def _split(template: str) -> tuple[list[str], list[str]]:
     try:
         return placeholders.split(template)
     except ValueError as error:

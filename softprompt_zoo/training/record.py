@@ -72,14 +72,11 @@ def _problem(record: Mapping[str, Any]) -> str | None:
 def _problem_of_form(record: Mapping[str, Any]) -> str | None:
     if record.get("status") not in (RUNNING, FINISHED):
         return f"its status is {_short(record.get('status'))}; expected {RUNNING!r} or {FINISHED!r}"
-    missing = [name for name in PARTS if not isinstance(record.get(name), dict)]
-    if missing:
-        return f"it has no {missing[0]}"
-    return _problem_of_model(record["model"]) if "model" in record else None
-
-
-def _problem_of_model(model: object) -> str | None:
-    return None if identity.is_description(model) else "it does not describe a model"
+    for name in PARTS:
+        if not isinstance(record.get(name), dict):
+            return f"it has no {name}"
+    is_described = "model" not in record or identity.is_description(record["model"])
+    return None if is_described else "it does not describe a model"
 
 
 def _problem_of_settings(settings: Mapping[str, Any]) -> str | None:

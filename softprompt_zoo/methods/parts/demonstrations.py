@@ -74,15 +74,11 @@ def split_template(template: Any) -> list[str]:
     if not isinstance(template, str):
         raise TypeError(f"template is {template!r}; {rule}")
     try:
-        parts = placeholders.split(template)
+        texts, fields = placeholders.split(template)
     except ValueError as error:
         raise ValueError(f"template is {template!r} ({error}); {rule}") from error
-    if [placeholder for _, placeholder in parts if placeholder is not None] != ["input", "target"]:
+    if fields != ["input", "target"]:
         raise ValueError(f"template is {template!r}; {rule}")
-    texts = [""]
-    for text, placeholder in parts:
-        texts[-1] += text
-        texts += [] if placeholder is None else [""]
     return texts
 
 
@@ -164,12 +160,12 @@ def _tokenize_pieces(
     pieces = _pieces(split_template(template), text, target)
     found = [(tokenizer(piece, add_special_tokens=False)["input_ids"], kind) for piece, kind in pieces if piece]
     if target is not None:
-        _check_has_tokens(target, [ids for ids, kind in found if kind == TARGET], where)
+        _check_has_tokens(target, found, where)
     return found
 
 
-def _check_has_tokens(target: str, ids: list[list[int]], where: str) -> None:
-    if not target.strip() or not any(ids):
+def _check_has_tokens(target: str, pieces: list[tuple[list[int], int]], where: str) -> None:
+    if not target.strip() or not any(ids for ids, kind in pieces if kind == TARGET):
         raise ValueError(f"the target of {where} is {target!r}, which has no tokens; give a target to learn")
 
 
