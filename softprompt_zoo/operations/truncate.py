@@ -96,13 +96,7 @@ def _name_of(prompt: Prompt, prompts: Mapping[str, Prompt]) -> str:
 def _attention(prompt: Prompt, model: Any, inputs: Any) -> Float[Tensor, " tokens"]:
     if model is None:
         raise ValueError("by='attention' needs the model the prompt is on: model=…")
-    model_prompts = getattr(model, "prompts", {})
-    name = next((name for name in model_prompts if model_prompts[name] is prompt), None)
-    if name is None:
-        known = ", ".join(map(repr, model_prompts)) or "none"
-        raise ValueError(
-            f"the prompt is none of the model's prompts ({known}); add it first: model.prompts.add(name, prompt)"
-        )
+    name = _name_of(prompt, getattr(model, "prompts", {}))
     found = measure_attention(model, [name], inputs)[name].tokens
     if not found:
         raise UnsupportedError(
