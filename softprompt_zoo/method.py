@@ -206,5 +206,5 @@ def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreT
     else:
         for name, prompt in made.items():
             prompts.insert(name, prompt)
-    prompts.activate(*made)
+    prompts.choose(tuple(made))
     return model

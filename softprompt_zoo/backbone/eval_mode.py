@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.lookup import has_parts, part_of
@@ -29,6 +30,27 @@ def attention_kept(configs: Sequence[Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def switched_off(model: nn.Module, flag: str) -> Iterator[None]:
+    """Switch a flag off on the modules that have it on, and on again afterwards.
+
+    Args:
+        model: The model or stack.
+        flag: `"training"` or `"gradient_checkpointing"`.
+
+    Yields:
+        Nothing.
+    """
+    modules = [module for module in model.modules() if part_of(module, flag, False)]
+    for module in modules:
+        setattr(module, flag, False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            setattr(module, flag, True)
+
+
+@contextlib.contextmanager
 def eval_mode(modules: Sequence[PreTrainedModel], attention: str | None = None) -> Iterator[None]:
     """Put models or stacks into eval mode; restore it, and the attention functions that they choose, afterwards.
 
@@ -43,11 +65,17 @@ def eval_mode(modules: Sequence[PreTrainedModel], attention: str | None = None) 
     training = {child: child.training for module in modules for child in module.modules()}
     with attention_kept(configs):
         try:
-            for config in configs if attention is not None else ():
-                config._attn_implementation_internal = attention
+            _run_on(configs, attention)
             for module in modules:
                 keep_unpacked(module.eval())
             yield
         finally:
             for child, mode in training.items():
                 child.training = mode
+
+
+def _run_on(configs: Sequence[Any], attention: str | None) -> None:
+    """Let configs choose another attention function, if one is named."""
+    if attention is not None:
+        for config in configs:
+            config._attn_implementation_internal = attention

@@ -68,11 +68,14 @@ def is_description(content: object) -> bool:
         return False
     if not isinstance(content.get("model_type", ""), str):
         return False
-    sample = content.get("embeddings", _NO_SAMPLE)
+    return _is_sample(content.get("embeddings", _NO_SAMPLE), content["backbone"].get("hidden_size", 0))
+
+
+def _is_sample(sample: object, width: int) -> bool:
+    """Return whether a value may be the sample of a table of that width."""
     if not isinstance(sample, dict) or not all(isinstance(sample.get(key), list) for key in _NO_SAMPLE):
         return False
-    ids, columns, values = (sample[key] for key in _NO_SAMPLE)
-    width = content["backbone"].get("hidden_size", 0)
+    ids, columns, values = sample["ids"], sample["columns"], sample["values"]
     return _are_ids(ids) and _are_columns(columns, width) and _is_table(values, len(ids), len(columns))
 
 
@@ -86,9 +89,11 @@ def _are_columns(columns: list[Any], width: int) -> bool:
 
 def _is_table(rows: list[Any], height: int, width: int) -> bool:
     """Return whether rows of JSON are lists of so many numbers."""
-    if len(rows) != height or not all(isinstance(row, list) and len(row) == width for row in rows):
-        return False
-    return all(type(number) is float for row in rows for number in row)
+    return len(rows) == height and all(_is_row(row, width) for row in rows)
+
+
+def _is_row(row: Any, width: int) -> bool:
+    return isinstance(row, list) and len(row) == width and all(type(number) is float for number in row)
 
 
 def check(content: Mapping[str, Any], backbone: Backbone, what: str) -> None:
@@ -114,6 +119,11 @@ def compare(content: Mapping[str, Any], model: Candidate, what: str) -> None:
             f"{what} was made for a model of type {model_type!r}; this one is {model.model_type!r}; use it with the "
             "model it was made for"
         )
+    _compare_weights(content, model, what)
+
+
+def _compare_weights(content: Mapping[str, Any], model: Candidate, what: str) -> None:
+    """Refuse other values of the embedding table where it was sampled, as far as both have them."""
     sample = content.get("embeddings", _NO_SAMPLE)
     known = {token: row for token, row in zip(sample["ids"], sample["values"], strict=True) if token < model.vocab_size}
     values = _sample(model, list(known), sample["columns"]) if known else None

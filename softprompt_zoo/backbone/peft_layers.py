@@ -134,9 +134,7 @@ def _inside(layer: Any) -> nn.Module:
         is_off = layer.disable_adapters or not layer.active_adapters
         found = layer.original_module if is_off else layer.unload_and_optionally_merge_module(True, False, None)
         return found
-    if layer.disable_adapters and layer.merged:
-        layer.unmerge()
-    elif not layer.disable_adapters and not layer.merged:
-        layer.merge()
+    if layer.disable_adapters == layer.merged:
+        (layer.unmerge if layer.merged else layer.merge)()
     found = layer.get_base_layer()
     return found

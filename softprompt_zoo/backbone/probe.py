@@ -86,20 +86,24 @@ def _probe_attention(
     """Record the call if the keyword arrived, and return a result of the right shape."""
     probe = kwargs.get(STATE_KEYWORD)
     if isinstance(probe, Probe):
-        window = kwargs["sliding_window"] if "sliding_window" in kwargs else part_of(module, "sliding_window")
-        is_causal = kwargs.get("is_causal")
-        is_causal = part_of(module, "is_causal") if is_causal is None else is_causal
-        seen: _Seen | None = getattr(attention_mask, _SEEN, None)
-        if seen is not None:  # what a layer is told need not be what its mask does
-            window, is_causal = seen.window, is_causal if seen.is_causal is None else seen.is_causal
-        elif is_causal is None:
-            is_causal = _is_causal(attention_mask)
+        window, is_causal = _hides(module, attention_mask, kwargs)
         is_cross = key.shape[2] == PROBE_ENCODER_LENGTH and query.shape[2] == PROBE_LENGTH
         source = probe.source(key, is_cross)
         shape = LayerShape(key.shape[1], key.shape[3], query.shape[1], window, value.shape[3], source)
         probe.calls.append(AttentionCall(module, shape, is_cross, bool(is_causal) and not is_cross))
     output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     return output, None
+
+
+def _hides(module: nn.Module, mask: Shaped[Tensor, "..."] | None, kwargs: dict[str, Any]) -> _Seen:
+    """Return what a layer hides, by its mask or else by what it is told."""
+    window = kwargs["sliding_window"] if "sliding_window" in kwargs else part_of(module, "sliding_window")
+    is_causal = kwargs.get("is_causal")
+    told = _Seen(window, part_of(module, "is_causal") if is_causal is None else is_causal)
+    seen: _Seen | None = getattr(mask, _SEEN, None)
+    if seen is not None:  # what a layer is told need not be what its mask does
+        return _Seen(seen.window, told.is_causal if seen.is_causal is None else seen.is_causal)
+    return told if told.is_causal is not None else _Seen(window, _is_causal(mask))
 
 
 def _probe_mask(
@@ -113,16 +117,21 @@ def _probe_mask(
 ) -> Bool[Tensor, "rows 1 length key_length"]:
     """Make a mask without padding that says what it hides; no value is looked at, for there may be none."""
     mask = torch.ones(batch_size, 1, q_length, kv_length, dtype=torch.bool, device=device)
-    try:
-        nothing, one = torch.tensor(0), torch.tensor(1)
-        is_causal = None if q_length == 1 else not bool(mask_function(nothing, nothing, nothing, one))
-    except Exception:  # a mask that looks at its tokens, which may be elsewhere
-        is_causal = None
+    is_causal = None if q_length == 1 else _hides_later(mask_function)
     # A bidirectional window sees tokens at a distance of its size, a causal one sees so many tokens.
     window = local_size + 1 if local_size is not None and is_causal is False else local_size
     mask = mask if is_causal is False else mask.tril()
     setattr(mask, _SEEN, _Seen(window, is_causal))
     return mask
+
+
+def _hides_later(mask_function: Callable[..., Any]) -> bool | None:
+    """Return whether a mask hides the second token from the first; `None` if that cannot be told."""
+    nothing, one = torch.tensor(0), torch.tensor(1)
+    try:
+        return not bool(mask_function(nothing, nothing, nothing, one))
+    except Exception:  # it looks at its tokens, which may be elsewhere
+        return None
 
 
 def _is_causal(mask: Shaped[Tensor, "..."] | None) -> bool:

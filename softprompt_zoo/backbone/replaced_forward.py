@@ -4,15 +4,14 @@ What was put there calls, in the end, a method that is bound to the module. That
 inside what was put around it, which goes on wrapping it: hooks move tensors, compiled code is compiled anew.
 """
 
+import contextlib
 import functools
 import inspect
-import sys
 import weakref
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, MethodType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from softprompt_zoo.errors import UnsupportedError
@@ -60,14 +59,19 @@ def check_forward(module: nn.Module) -> None:
             "keeps no method of this very model (a deep copy may keep the original's), so prompts would be ignored; "
             "delete model.forward, attach the prompt, and then replace it again"
         )
-    for place in places:
-        function = getattr(place.value, "__func__", place.value)
-        if _takes_keywords(kind.forward) and not _takes_keywords(function):
-            raise UnsupportedError(
-                f"model.forward of this {kind.__name__} was replaced by {_describe(function)}, which takes no further "
-                "keywords, so prompts could not be handed on; let it take **kwargs, and hand them on to the model "
-                "inside, or delete model.forward"
-            )
+    if _takes_keywords(kind.forward):
+        for place in places:
+            _check_keywords(kind, getattr(place.value, "__func__", place.value))
+
+
+def _check_keywords(kind: type, function: Any) -> None:
+    """Refuse a function through which prompts could not be handed on."""
+    if not _takes_keywords(function):
+        raise UnsupportedError(
+            f"model.forward of this {kind.__name__} was replaced by {_describe(function)}, which takes no further "
+            "keywords, so prompts could not be handed on; let it take **kwargs, and hand them on to the model "
+            "inside, or delete model.forward"
+        )
 
 
 def rebind(module: nn.Module, wrap: Wrap) -> None:
@@ -83,14 +87,14 @@ def rebind(module: nn.Module, wrap: Wrap) -> None:
     if not is_replaced(module):
         return
     check_forward(module)
-    places = [place for place in _innermost(module) if not _is_prompted(place.value)]
+    places = [place for place in _innermost(module) if not is_prompted(place.value)]
     _write(module, places, lambda method: MethodType(wrap(method.__func__), module))
 
 
 def restore(module: nn.Module) -> None:
     """Undo `rebind`, and take the prompted forward out of what was put around it later."""
     if is_replaced(module):
-        places = [place for place in _innermost(module) if _is_prompted(place.value)]
+        places = [place for place in _innermost(module) if is_prompted(place.value)]
         _write(module, places, _without_prompts)
 
 
@@ -124,47 +128,6 @@ def check_view(module: nn.Module) -> None:
         )
 
 
-def check_entry(prompts: Any) -> None:
-    """Refuse to run a stack for a model whose own forward was called past the prompted one.
-
-    A stack may be called by itself. But a method taken off the model before the prompt was attached would call it
-    without the trained head, the first label and the methods' own losses.
-
-    Args:
-        prompts: The model's prompts.
-
-    Raises:
-        UnsupportedError: If the model's forward is running, and the prompted one is not.
-    """
-    if torch.compiler.is_compiling():
-        return
-    frame: Any = sys._getframe(1)
-    name = None
-    while frame is not None:
-        owner = frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
-        if isinstance(owner, nn.Module) and owner._modules.get("prompts") is prompts:
-            kind: Any = type(owner)
-            plain, prompted = _codes(kind)
-            if frame.f_code in prompted:
-                return
-            if frame.f_code in plain:
-                name = type(owner).__name__
-        frame = frame.f_back
-    if name is not None:
-        raise UnsupportedError(
-            f"the forward of {name} was called past its prompts, so its trained head, first label and own loss would "
-            "be left out; call the model, or take model.forward (for torch.compile, say) after the prompt is attached"
-        )
-
-
-@functools.cache
-def _codes(kind: Any) -> tuple[set[CodeType], set[CodeType]]:
-    """Return the code of a class's forwards without prompts, and with them."""
-    functions = [vars(owner)["forward"] for owner in kind.__mro__ if "forward" in vars(owner)]
-    plain = {inspect.unwrap(function).__code__ for function in functions if not _is_prompted(function)}
-    return plain, {function.__code__ for function in functions if _is_prompted(function)}
-
-
 def _describe(value: Any) -> str:
     return f"{getattr(value, '__qualname__', None) or type(value).__qualname__!s}"
 
@@ -174,7 +137,8 @@ def _takes_keywords(function: Any) -> bool:
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def _is_prompted(value: Any) -> bool:
+def is_prompted(value: Any) -> bool:
+    """Return whether a callable is a prompted forward, bound or not."""
     function = value.__func__ if isinstance(value, MethodType) else value
     return isinstance(function, FunctionType) and function in _PROMPTED
 
@@ -200,13 +164,17 @@ def _innermost(module: nn.Module) -> list[_Place]:
 
 def _reached(module: nn.Module, place: _Place, seen: dict[int, list[_Place]]) -> list[_Place]:
     value = place.value
-    is_end = isinstance(value, MethodType) and value.__self__ is module
-    if _is_prompted(value):
-        return [place] if is_end or isinstance(value, FunctionType) else []
+    if is_prompted(value):
+        return [place] if _ends_in(module, value) or isinstance(value, FunctionType) else []
     if id(value) not in seen:
         seen[id(value)] = []  # callables may keep each other
         seen[id(value)] = [found for kept in _kept(module, value) for found in _reached(module, kept, seen)]
-    return seen[id(value)] or ([place] if is_end else [])
+    return seen[id(value)] or ([place] if _ends_in(module, value) else [])
+
+
+def _ends_in(module: nn.Module, value: Any) -> bool:
+    """Return whether a callable is a method that is bound to the module."""
+    return isinstance(value, MethodType) and value.__self__ is module
 
 
 def _kept(module: nn.Module, value: Any) -> Iterator[_Place]:
@@ -218,9 +186,7 @@ def _kept(module: nn.Module, value: Any) -> Iterator[_Place]:
         if value.__self__ is not module:
             yield from _kept(module, value.__self__)
     elif isinstance(value, FunctionType):
-        kinds: Any = type(module).__mro__
-        if not any(vars(owner).get(value.__name__) is value for owner in kinds):
-            yield from _of_function(value)
+        yield from _of_function(module, value)
     elif isinstance(value, functools.partial):
         yield from _of_partial(value)
     elif not isinstance(value, type | nn.Module):
@@ -231,7 +197,7 @@ def _own_methods(module: nn.Module) -> Iterator[_Place]:
     kind: Any = type(module)
     for place in _entries(module.__dict__):
         method = place.value
-        if isinstance(method, MethodType) and (method.__func__ is _plain_forward(kind) or _is_prompted(method)):
+        if isinstance(method, MethodType) and (method.__func__ is _plain_forward(kind) or is_prompted(method)):
             yield place
 
 
@@ -242,16 +208,20 @@ def _of_partial(value: Any) -> Iterator[_Place]:
     yield from _entries(value.__dict__)
 
 
-def _of_function(function: FunctionType) -> Iterator[_Place]:
+def _of_function(module: nn.Module, function: FunctionType) -> Iterator[_Place]:
+    kinds: Any = type(module).__mro__
+    if any(vars(owner).get(function.__name__) is function for owner in kinds):
+        return  # a method of the module's class keeps nothing of the module
     for cell in function.__closure__ or ():
-        try:
-            value = cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
-        if callable(value):
-            yield _Place(value, functools.partial(setattr, cell, "cell_contents"))
+        yield from _of_cell(cell)
     yield from _entries(function.__dict__)
     yield from _entries(function.__kwdefaults__ or {})
+
+
+def _of_cell(cell: Any) -> Iterator[_Place]:
+    with contextlib.suppress(ValueError):  # not assigned yet
+        if callable(cell.cell_contents):
+            yield _Place(cell.cell_contents, functools.partial(setattr, cell, "cell_contents"))
 
 
 def _entries(kept: Any) -> Iterator[_Place]:
@@ -263,7 +233,7 @@ def _entries(kept: Any) -> Iterator[_Place]:
 def _plain_forward(kind: Any) -> Any:
     """Return the forward of a class, or of the class that it was before it got prompts."""
     function = kind.forward
-    return function.__wrapped__ if _is_prompted(function) else function
+    return function.__wrapped__ if is_prompted(function) else function
 
 
 def _set_part(partial: Any, index: int, value: Any) -> None:
@@ -273,10 +243,15 @@ def _set_part(partial: Any, index: int, value: Any) -> None:
 
 
 def _rebound(value: Any, module: nn.Module, view: Any) -> Any:
-    if isinstance(value, MethodType) and value.__self__ is module:
+    if _ends_in(module, value):
         return MethodType(value.__func__, view)
-    if isinstance(value, functools.partial):
-        function, args = _rebound(value.func, module, view), [view if each is module else each for each in value.args]
-        if function is not value.func or any(each is module for each in value.args):
-            return functools.partial(function, *args, **value.keywords)
-    return value
+    return _rebound_partial(value, module, view) if isinstance(value, functools.partial) else value
+
+
+def _rebound_partial(value: Any, module: nn.Module, view: Any) -> Any:
+    """Return a partial of the module or of a method of it, bound to the view; any other as it is."""
+    function = _rebound(value.func, module, view)
+    args = [view if each is module else each for each in value.args]
+    if function is value.func and all(own is each for own, each in zip(args, value.args, strict=True)):
+        return value
+    return functools.partial(function, *args, **value.keywords)

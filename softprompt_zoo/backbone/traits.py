@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -66,13 +66,19 @@ def rotation_limit(config: Any) -> int | None:
         The shortest such length; `None` if the rotation of a position is the same in every text.
     """
     given = config_value(config, "rope_parameters")
-    sets = [given, *given.values()] if isinstance(given, Mapping) else []
-    limits = []
-    for rope in sets:
-        kind = rope.get("rope_type") if isinstance(rope, Mapping) else None
-        if isinstance(kind, str) and (kind == "longrope" or "dynamic" in kind):
-            limits.append(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    sets = (
+        [rope for rope in (given, *given.values()) if isinstance(rope, Mapping)] if isinstance(given, Mapping) else []
+    )
+    limits = [
+        rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        for rope in sets
+        if _depends_on_length(rope.get("rope_type"))
+    ]
     return min(limits, default=None)
+
+
+def _depends_on_length(rope_type: Any) -> bool:
+    return isinstance(rope_type, str) and (rope_type == "longrope" or "dynamic" in rope_type)
 
 
 def embedding_scales(module: Any, embedding: nn.Module, inputs: dict[str, Any]) -> tuple[float, float]:
@@ -142,14 +148,20 @@ def find_position_table(module: Any, embedding: nn.Module, bound: int | None) ->
         return None
     rows: Any = embedding.weight
     widths = {rows.shape[1], config_value(module.config, "hidden_size")}  # a table of angles has another one
+    for table in _tables(module, embedding):
+        is_of_words = table.weight.shape == rows.shape
+        if bound <= table.num_embeddings <= bound + 8 and table.weight.shape[1] in widths and not is_of_words:
+            return table
+    return None
+
+
+def _tables(module: Any, embedding: nn.Module) -> Iterator[nn.Embedding | Sinusoids]:
+    """Find the tables in a stack, but for that of its tokens."""
     for child in module.modules():
         is_table = isinstance(child, nn.Embedding) and child is not embedding
         table = child if is_table else _sinusoids(child)
-        if table is None or table.weight.shape[1] not in widths or table.weight.shape == rows.shape:
-            continue
-        if bound <= table.num_embeddings <= bound + 8:
-            return table
-    return None
+        if table is not None:
+            yield table
 
 
 def _sinusoids(module: Any) -> Sinusoids | None:

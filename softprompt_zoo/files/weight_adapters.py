@@ -165,8 +165,6 @@ def put(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path, train
     Raises:
         CheckpointError: If PEFT fails. The model is left changed; see `taken_off_on_error`.
     """
-    if not adapters:
-        return  # PEFT may not be installed
     with _same_gradients(model):
         for name, adapter in adapters.items():
             _put_one(model, name, adapter, directory / FOLDER / name)
@@ -208,9 +206,6 @@ def taken_off_on_error(model: Any, adapters: Mapping[str, SavedAdapter]) -> Iter
         model: The model inside.
         adapters: What is put on it within the block.
     """
-    if not adapters:
-        yield
-        return
     # PEFT writes into parameters of the base, too, such as biases.
     named = {original_name(key) for adapter in adapters.values() for key in _inside(adapter.tensors)}
     written = [p for name, p in model.named_parameters(remove_duplicate=False) if original_name(name) in named]

@@ -113,7 +113,6 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     model = model_inside(given)
     prompts_of(model, "detach")
     stacks = model._softprompt_stacks
-    required_grad = model._softprompt_required_grad
     for stack in stacks.values():
         unbind(stack)
     del model.prompts
@@ -121,16 +120,25 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     model.__class__ = model._softprompt_base
     for stack in stacks.values():
         stack.reach.remove(stack)
+    _unfreeze(model, model._softprompt_required_grad)
     del model._softprompt_stacks, model._softprompt_required_grad
+    _ATTACHED.discard(model)
+    restore_attention(_own_configs(model))
+    peft_wrapper.unwrap(given)
+    return given
+
+
+def _unfreeze(model: PreTrainedModel, required_grad: Mapping[str, bool]) -> None:
+    """Let parameters require gradients as they did."""
     for name, parameter in _named_parameters(model):
         if name in required_grad:  # else it came later, with an adapter
             parameter.requires_grad_(required_grad[name])
-    _ATTACHED.discard(model)
-    # Two models may share one config object; the other one's prompts still need our attention function.
+
+
+def _own_configs(model: PreTrainedModel) -> list[Any]:
+    """Return the configs of a model that no model with prompts shares: those still need our attention function."""
     shared = {id(config) for other in _ATTACHED for config in attention_configs(other)}
-    restore_attention([config for config in attention_configs(model) if id(config) not in shared])
-    peft_wrapper.unwrap(given)
-    return given
+    return [config for config in attention_configs(model) if id(config) not in shared]
 
 
 def _named_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:

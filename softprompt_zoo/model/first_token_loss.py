@@ -9,20 +9,22 @@ from torch.nn import functional
 
 from softprompt_zoo.shapes import Bool, Shaped
 from softprompt_zoo.sites.call import Call
-from softprompt_zoo.sites.positions import given_cache, past_length
+from softprompt_zoo.sites.positions import given_cache, is_beginning, past_length
 
 
 def wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:
     """Return whether the head is to predict the first text token from an input-level prompt's last token."""
-    past = past_length(given_cache(kwargs))
-    labels = kwargs.get("labels")
     is_language_model = model.prompts.backbone.kind.is_causal and model.get_output_embeddings() is not None
-    if not is_language_model or not isinstance(labels, Tensor) or labels.ndim != 2:
+    return is_language_model and _labels_all(kwargs) and any(call.ends_in_input_tokens())
+
+
+def _labels_all(kwargs: dict[str, Any]) -> bool:
+    """Return whether there are labels for a text from its first token on, and logits of all of it."""
+    labels, to_keep = kwargs.get("labels"), kwargs.get("logits_to_keep", 0)
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or kwargs.get("shift_labels") is not None:
         return False
-    if kwargs.get("shift_labels") is not None or not (isinstance(past, int) and past == 0):
-        return False
-    to_keep = kwargs.get("logits_to_keep", 0)
-    return isinstance(to_keep, int) and to_keep == 0 and any(call.ends_in_input_tokens())
+    keeps_all = isinstance(to_keep, int) and to_keep == 0
+    return keeps_all and is_beginning(past_length(given_cache(kwargs)))
 
 
 def with_first_label(call: Call, kwargs: dict[str, Any]) -> tuple[Call, dict[str, Any]]:
@@ -52,6 +54,6 @@ def with_first_label(call: Call, kwargs: dict[str, Any]) -> tuple[Call, dict[str
 
 
 def _sees_itself(mask: Shaped[Tensor, "rows _ length key_length"]) -> Bool[Tensor, "rows length"]:
-    """Tell tokens from padding in a 4-D mask, of booleans or added to the scores: `(rows, length)`."""
+    """Distinguish tokens from padding, `(rows, length)`, by a 4-D mask of booleans or of what is added to scores."""
     seen = mask if mask.dtype == torch.bool else mask == 0
     return seen[:, 0, :, : seen.shape[2]].diagonal(dim1=1, dim2=2)

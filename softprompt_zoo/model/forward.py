@@ -105,9 +105,10 @@ def _base_forward(model: Any, function: Any, call: Call, kwargs: dict[str, Any])
 
 def _check_decoder(model: Any, slots: Slots, kwargs: dict[str, Any]) -> None:
     """Refuse slots in a text that the decoder reads once more, shifted: it would see the ids that hold the places."""
-    names = ("decoder_input_ids", "decoder_inputs_embeds", *(["labels"] if model.prompts.backbone.has_lm_head else []))
+    backbone = model.prompts.backbone
+    names = ("decoder_input_ids", "decoder_inputs_embeds", "labels")[: 3 if backbone.has_lm_head else 2]
     is_given = any([kwargs.get(name) is not None for name in names])
-    if not model.prompts.backbone.kind.has_two_texts or kwargs.get("input_ids") is None or is_given:
+    if not backbone.kind.has_two_texts or kwargs.get("input_ids") is None or is_given:
         return
     if torch.compiler.is_compiling() or bool((slots.index >= 0).any()):
         raise UnsupportedError(

@@ -45,13 +45,8 @@ class PromptedGeneration(OwnClass):
         **kwargs: Any,
     ) -> Any:
         """Generate as the model's own class does, with a prompt for each row; nothing is returned of virtual tokens."""
-        names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)
-        text = args[0] if args else next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
         asked = {"prompts": prompts, "task_ids": task_ids, "soft_slots": soft_slots}
-        request = self._read(asked, text, kwargs.get("encoder_outputs") is not None)
-        outer = running(self.prompts)
-        if outer is not None:  # a draft of the model's own first layers, for one
-            request = request.filled(outer.request)
+        request = self._read(asked, self._text(args, kwargs), kwargs.get("encoder_outputs") is not None)
         generation = Generation(self.prompts, request)
         if kwargs.get("encoder_outputs") is not None:
             kwargs = self._with_whole_states(generation, kwargs)
@@ -60,6 +55,15 @@ class PromptedGeneration(OwnClass):
             output = super().generate(*args, **kwargs)
         finally:
             CURRENT.reset(token)
+        return self._shown(output, generation)
+
+    def _text(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the text that is to be continued, or encoded; `None` if there is none."""
+        names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)
+        return args[0] if args else next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
+
+    def _shown(self, output: Any, generation: Generation) -> Any:
+        """Return what the caller is to see of an output, which has no virtual positions."""
         layout = None if generation.decoding is None else generation.decoding.layout
         if layout is not None and self.prompts.backbone.kind.has_two_texts and isinstance(output, dict):
             return cut_states(output, layout)
@@ -70,8 +74,11 @@ class PromptedGeneration(OwnClass):
         request = Request.read(asked, self.prompts.keys())
         check_request(self.prompts, request)
         if isinstance(text, Tensor):
-            return request.for_text(*text.shape[:2])
-        return request if has_states or request.soft_slots is None else request.for_text(0, 0)
+            request = request.for_text(*text.shape[:2])
+        elif request.soft_slots is not None and not has_states:
+            request = request.for_text(0, 0)
+        outer = running(self.prompts)  # of a draft of the model's own first layers, for one
+        return request if outer is None else request.filled(outer.request)
 
     def _with_whole_states(self, generation: Generation, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Put virtual positions back into encoder states that the user gives: beams and steps copy them."""
@@ -94,14 +101,9 @@ class PromptedGeneration(OwnClass):
             kwargs = {**without_cache(kwargs), "next_sequence_length": None}
             inputs = own.prepare_inputs_for_generation(*args, **kwargs)
         generation = running(self.prompts)
-        if generation is None:
-            return inputs
-        self._keep_mask(inputs, kwargs.get("attention_mask"))
-        if generation.request is not NOTHING:
-            # As an argument, for a compiled forward cannot see the context; repeated for beams.
-            names = ("decoder_input_ids", "input_ids", "inputs_embeds")
-            rows = next(inputs[name].shape[0] for name in names if inputs.get(name) is not None)
-            inputs[STATE_KEYWORD] = generation.request.repeated(rows)
+        if generation is not None:
+            self._keep_mask(inputs, kwargs.get("attention_mask"))
+            _hand_on(generation.request, inputs)
         return inputs
 
     def _keep_mask(self, inputs: dict[str, Any], mask: Any) -> None:
@@ -159,6 +161,14 @@ class PromptedGeneration(OwnClass):
             "a prompt for every row, or write the prompt as a checkpoint with special tokens, "
             'zoo.export(model, folder, to="vocabulary", tokenizer=tokenizer), and batch the model loaded from there'
         )
+
+
+def _hand_on(request: Request, inputs: dict[str, Any]) -> None:
+    """Put a request, repeated for beams, among a step's arguments: a compiled forward cannot see the context."""
+    if request is not NOTHING:
+        names = ("decoder_input_ids", "input_ids", "inputs_embeds")
+        rows = next(inputs[name].shape[0] for name in names if inputs.get(name) is not None)
+        inputs[STATE_KEYWORD] = request.repeated(rows)
 
 
 def _get_candidates(get_candidates: Any, model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -49,18 +49,22 @@ def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Int[Tens
     """
     names: dict[str, None] = {}
     for head in heads:
-        if head is not None:
-            names.update(dict.fromkeys(head))
+        names.update(dict.fromkeys(head or ()))
     if not names:
         return model
     replaced = {}
     for name in names:
         own = getattr(model, name)
-        parts = []
-        for head in heads:
-            parts.append(head[name] if head is not None and name in head else own)
-        replaced[name] = _HeadPerRow(own, parts, rows)
+        replaced[name] = _HeadPerRow(own, _modules_named(name, heads, own), rows)
     return view(model, **replaced)
+
+
+def _modules_named(name: str, heads: Sequence[nn.ModuleDict | None], own: nn.Module) -> list[nn.Module]:
+    """Return for each head its module of that name; the model's own where it has none."""
+    found = []
+    for head in heads:
+        found.append(head[name] if head is not None and name in head else own)
+    return found
 
 
 class _HeadPerRow:
@@ -94,15 +98,19 @@ class _HeadPerRow:
 def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a head that may be of a higher precision than the model."""
     dtype = dtype_of(module)
-    given = dtype
-    for value in args:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            given = value.dtype
-            break
+    given = _dtype_given(args, dtype)
     if given == dtype:
         return module(*args, **kwargs)
     output = module(*[_cast(value, dtype) for value in args], **{k: _cast(value, dtype) for k, value in kwargs.items()})
     return _cast(output, given)
+
+
+def _dtype_given(args: tuple[Any, ...], default: torch.dtype) -> torch.dtype:
+    """Return the precision of the states among the arguments."""
+    for value in args:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.dtype
+    return default
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -106,7 +106,7 @@ class Lending:
         return self.lender.address
 
     def advise(self, name: object, instead: str = "") -> str:
-        """Say in a message that the bank has a prompt which the model has not, and what to do.
+        """Return what a message adds where the bank has a prompt that the model lacks: what to do.
 
         Args:
             name: The prompt.

@@ -1,14 +1,15 @@
 """Losses of methods that replace the model's own, and the frozen model run once more for them."""
 
-import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.backbone.eval_mode import switched_off
 from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.exchange import TrainingStep
@@ -39,11 +40,7 @@ def learners(prompts: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
     Returns:
         Their names, in order; empty without labels.
     """
-    found: list[str] = []
-    for part in call.placements:  # a comprehension here could not be compiled
-        is_own = part.name in prompts  # a bank's are not trained
-        if is_own and part.name not in found and _has_loss(prompts[part.name]):
-            found.append(part.name)
+    found = _with_own_loss(prompts, call)
     if kwargs.get("labels") is not None:
         return found
     if found and torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -54,6 +51,15 @@ def learners(prompts: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
             stacklevel=2,
         )
     return []
+
+
+def _with_own_loss(prompts: Prompts, call: Call) -> list[str]:
+    found: list[str] = []
+    for part in call.placements:  # a comprehension here could not be compiled
+        is_own = part.name in prompts  # a bank's are not trained
+        if is_own and part.name not in found and _has_loss(prompts[part.name]):
+            found.append(part.name)
+    return found
 
 
 def _has_loss(prompt: Prompt) -> bool:
@@ -84,7 +90,6 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
     """
     task_ids = inputs.pop("task_ids", None)
     for name in names:
-        prompt: Prompt = model.prompts[name]
         step = TrainingStep(
             loss=output.loss,
             output=output,
@@ -95,21 +100,30 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
             predicts_next=model.prompts.backbone.kind.is_causal and model.get_output_embeddings() is not None,
             run=lambda tokens, name=name, **changes: _run_again(model, call, name, tokens, {**inputs, **changes}, run),
         )
-        arguments = {"config": prompt.config, "parameters": prompt.learned, "backbone": model.prompts.backbone}
-        loss = prompt.loaded.call("training_loss", **arguments, step=step)
-        if loss is None:  # an option's loss, which is off
-            continue
-        if not isinstance(loss, Tensor) or loss.ndim:
-            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            source = prompt.loaded.describe("training_loss")
-            raise PluginError(f"{source} returned {found}; expected a scalar tensor, or None for the model's loss")
-        _check_rows(model, call, name)
-        output.loss = loss
+        loss = _loss_of(model.prompts[name], model.prompts.backbone, step)
+        if loss is not None:
+            _check_rows(model, call, name)
+            output.loss = loss
     if not _wants_hidden_states(model, inputs):
-        for field in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
-            if output.get(field) is not None:
-                output[field] = None
+        _drop_hidden_states(output)
     return output
+
+
+def _loss_of(prompt: Prompt, backbone: Backbone, step: TrainingStep) -> Float[Tensor, ""] | None:
+    """Return the loss of a prompt's method; `None` where it is an option's, which is off."""
+    arguments = {"config": prompt.config, "parameters": prompt.learned, "backbone": backbone}
+    loss = prompt.loaded.call("training_loss", **arguments, step=step)
+    if loss is None or (isinstance(loss, Tensor) and not loss.ndim):
+        return loss
+    found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    source = prompt.loaded.describe("training_loss")
+    raise PluginError(f"{source} returned {found}; expected a scalar tensor, or None for the model's loss")
+
+
+def _drop_hidden_states(output: Any) -> None:
+    for field in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
+        if output.get(field) is not None:
+            output[field] = None
 
 
 def _check_rows(model: Any, call: Call, name: str) -> None:
@@ -160,15 +174,21 @@ def _run_again(
     _check_rows(model, call, name)
     if call.slots is not None:
         raise UnsupportedError(f"the loss of prompt {name!r} runs the model with other tokens, which slots cannot hold")
-    placements = _replaced(call, name, None if tokens is None else narrowed(tokens))
-    combinations = [tuple([part for part in parts if part in placements]) for parts in call.selection.combinations]
-    # A teacher without the prompt has the model's own task head, too.
-    own = None if tokens is not None else model.prompts[name].head
-    heads = [None if head is own else head for head in call.heads]
-    selection = Selection(tuple(combinations), call.selection.rows)
-    again = Call(selection, placements, False, Trace(), heads=heads)
-    with _eval_mode(model):
+    if tokens is None:  # a teacher without the prompt, which has the model's own task head, too
+        own = model.prompts[name].head
+        heads = [None if head is own else head for head in call.heads]
+        again = _with_placements(call, _replaced(call, name, None), heads)
+    else:
+        again = _with_placements(call, _replaced(call, name, narrowed(tokens)), call.heads)
+    with switched_off(model, "training"):
         return run(again, {**inputs, "return_dict": True, "output_hidden_states": True})
+
+
+def _with_placements(call: Call, placements: dict[Part, Placement], heads: Sequence[nn.ModuleDict | None]) -> Call:
+    """Return a call of the same rows, which see what is placed of their prompts."""
+    combinations = [tuple([part for part in parts if part in placements]) for parts in call.selection.combinations]
+    selection = Selection(tuple(combinations), call.selection.rows)
+    return Call(selection, placements, False, Trace(), heads=heads)
 
 
 def _replaced(call: Call, name: str, tokens: VirtualTokens | None) -> dict[Part, Placement]:
@@ -185,15 +205,3 @@ def _replaced(call: Call, name: str, tokens: VirtualTokens | None) -> dict[Part,
 
 def _of_task(tokens: VirtualTokens, task: int | None) -> VirtualTokens:
     return tokens if task is None else tokens.task(task)
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -2,9 +2,11 @@
 
 import warnings
 import weakref
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from softprompt_zoo.backbone.backbone import Backbone
@@ -34,24 +36,61 @@ def watch(prompt: Prompt, backbone: Backbone) -> None:
         _HANDLES.append(register_optimizer_step_post_hook(_after_step))
 
 
+def trained_groups(prompt: Prompt, learning_rate: float) -> list[dict[str, Any]]:
+    """Split what is trained of a prompt into an optimizer's groups: those its method asks for, and the rest.
+
+    Args:
+        prompt: The prompt.
+        learning_rate: The rate of groups that ask for no other.
+
+    Returns:
+        Those groups in which something is trained.
+    """
+    split = prompt.own_groups(learning_rate)
+    every = (*split, {"params": _others(prompt, split)})
+    groups = [{"lr": learning_rate, **group, "params": _trained(group["params"])} for group in every]
+    return [group for group in groups if group["params"]]
+
+
+def _others(prompt: Prompt, groups: Iterable[Mapping[str, Any]]) -> list[nn.Parameter]:
+    """Return the parameters of a prompt that are in none of the groups."""
+    grouped = {id(parameter) for group in groups for parameter in group["params"]}
+    return [parameter for parameter in prompt.parameters() if id(parameter) not in grouped]
+
+
+def _trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
 @torch.no_grad()
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     groups = {id(parameter): i for i, group in enumerate(optimizer.param_groups) for parameter in group["params"]}
     for prompt, backbone in list(_WATCHED.items()):
-        if not prompt.is_merged and any(id(parameter) in groups for parameter in prompt.learned.parameters()):
+        if _is_stepped(prompt, groups):
             if prompt not in _COMPARED:
                 _COMPARED.add(prompt)
                 _compare_rates(prompt, groups)
             prompt.loaded.call("after_step", config=prompt.config, parameters=prompt.learned, backbone=backbone)
 
 
-def _compare_rates(prompt: Prompt, groups: dict[int, int]) -> None:
-    """Warn if the optimizer has one group for parameters that the method trains at several rates."""
+def _is_stepped(prompt: Prompt, groups: dict[int, int]) -> bool:
+    """Return whether an optimizer, whose group each parameter is in, trains a prompt that still has its scaffold."""
+    return not prompt.is_merged and any(id(parameter) in groups for parameter in prompt.learned.parameters())
+
+
+def _rates(prompt: Prompt, groups: dict[int, int]) -> dict[int, set[float]]:
+    """Return the rates that a method asks for, by the optimizer's group in which their parameters are."""
     rates: dict[int, set[float]] = {}
     for group in prompt.own_groups(1.0):
         for parameter in group["params"]:
             if id(parameter) in groups:
                 rates.setdefault(groups[id(parameter)], set()).add(group.get("lr", 1.0))
+    return rates
+
+
+def _compare_rates(prompt: Prompt, groups: dict[int, int]) -> None:
+    """Warn if the optimizer has one group for parameters that the method trains at several rates."""
+    rates = _rates(prompt, groups)
     mixed = next((sorted(found) for found in rates.values() if len(found) > 1), None)
     if mixed is not None:
         shown = ", ".join(f"{rate:.4g}" for rate in mixed)

@@ -18,7 +18,7 @@ from softprompt_zoo.model.context import disable
 from softprompt_zoo.model.entry import Entry
 from softprompt_zoo.model.lending import Lender, Lending
 from softprompt_zoo.model.making import make_prompt
-from softprompt_zoo.model.optimizer_steps import watch
+from softprompt_zoo.model.optimizer_steps import trained_groups, watch
 from softprompt_zoo.prompt.fits import check_shared_room, fitting_copy
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.registry import registry
@@ -44,9 +44,10 @@ class Prompts(nn.Module):
         self.lending: Lending | None = None
         """The bank, and what was borrowed from it."""
         self.is_watched = True  # by what looks at optimizers; a copy is not yet
-        self._choose(())
+        self.choose(())
 
-    def _choose(self, names: Sequence[str]) -> None:
+    def choose(self, names: Sequence[str]) -> None:
+        """Let rows see prompts that are there and leave room for text together, as `activate` checks."""
         self.chosen = Selection((tuple([Part(name) for name in names]),), None)
         """The active prompts, in every row."""
 
@@ -192,7 +193,7 @@ class Prompts(nn.Module):
                 "model.prompts.activate",
                 stacklevel=2,
             )
-        self._choose(others)
+        self.choose(others)
         self.era = object()
 
     def rename(self, name: str, new_name: str) -> None:
@@ -211,7 +212,7 @@ class Prompts(nn.Module):
         self.check_name(new_name)
         # In one step, for threads that read.
         self.__dict__["_modules"] = {new_name if key == name else key: it for key, it in self._modules.items()}
-        self._choose([new_name if other == name else other for other in self.active])
+        self.choose([new_name if other == name else other for other in self.active])
         self.era = object()
 
     def activate(self, *names: str) -> None:
@@ -232,7 +233,7 @@ class Prompts(nn.Module):
             self._check_there(name)
         combination = check_combination(names, self.keys(), "the names to activate")
         check_shared_room({name: self[name] for name in combination}, self.backbone)
-        self._choose(combination)
+        self.choose(combination)
 
     def set_weight(self, name: str, weight: float) -> None:
         """Weigh a prompt against the text and against other prompts; it is saved with the prompt.
@@ -267,16 +268,7 @@ class Prompts(nn.Module):
         Returns:
             Groups for any torch optimizer: `torch.optim.AdamW(model.prompts.parameter_groups(1e-2))`.
         """
-        groups = []
-        for prompt in self.values():
-            split = prompt.own_groups(learning_rate)
-            grouped = {id(parameter) for group in split for parameter in group["params"]}
-            rest = {"params": [parameter for parameter in prompt.parameters() if id(parameter) not in grouped]}
-            for group in (*split, rest):
-                trained = [parameter for parameter in group["params"] if parameter.requires_grad]
-                if trained:
-                    groups.append({"lr": learning_rate, **group, "params": trained})
-        return groups
+        return [group for prompt in self.values() for group in trained_groups(prompt, learning_rate)]
 
     def saved(self) -> PromptSet:
         """Return these prompts as files know them."""

@@ -1,6 +1,7 @@
 """Whether what a method trains can be saved: asked when a prompt is made, for after the training it is too late."""
 
 import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone.memory import address, num_bytes
 from softprompt_zoo.errors import PluginError
+from softprompt_zoo.shapes import Shaped
 
 if TYPE_CHECKING:
     from softprompt_zoo.backbone.backbone import Backbone
@@ -35,6 +37,11 @@ def check_can_be_saved(learned: nn.Module, backbone: "Backbone", source: str) ->
             f"{source} holds {held!r}, which is a part of the model and would be saved with every prompt; keep a copy "
             "of what is trained, and take from the backbone what is not"
         )
+    _check_apart(state, source)
+
+
+def _check_apart(state: Mapping[str, Shaped[Tensor, "..."]], source: str) -> None:
+    """Refuse tensors that share memory, of which a file would hold the numbers twice."""
     spans = sorted((address(t), address(t) + num_bytes(t), name) for name, t in state.items() if address(t))
     for (_, end, first), (start, _, second) in itertools.pairwise(spans):
         if start < end:

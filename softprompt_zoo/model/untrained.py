@@ -31,18 +31,24 @@ def note_training(model: Any, call: Call, is_given: bool, has_labels: bool) -> N
         has_labels: Whether it computes a loss.
     """
     prompts: Prompts = model.prompts
-    used = [name for name in dict.fromkeys([part.name for part in call.placements]) if name in prompts]
+    used = _names_used(prompts, call)
     if any([prompts[name].is_trained for name in used]):
         _UNTRAINED.pop(prompts, None)
-        return
-    if (is_given and not used) or is_disabled(prompts) or trains_beside_prompts(model):
-        return
-    _note_untrained(prompts, nothing_trained(prompts, used), has_labels)
+    elif used or not is_given:
+        _note_untrained(model, used, has_labels)
 
 
-def _note_untrained(prompts: Prompts, message: str, has_labels: bool) -> None:
-    """Refuse the next step, and tell it now to whoever computes a loss, once."""
-    _UNTRAINED[prompts] = message
+def _names_used(prompts: Prompts, call: Call) -> list[str]:
+    """Return which of a model's own prompts a call uses, each once."""
+    return [name for name in dict.fromkeys([part.name for part in call.placements]) if name in prompts]
+
+
+def _note_untrained(model: Any, used: list[str], has_labels: bool) -> None:
+    """Refuse the next step, and tell it now to whoever computes a loss, once; unless something else is trained."""
+    prompts: Prompts = model.prompts
+    if is_disabled(prompts) or trains_beside_prompts(model):
+        return
+    message = _UNTRAINED[prompts] = nothing_trained(prompts, used)
     if not _HANDLES:
         _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
     if has_labels and prompts not in _TOLD:
@@ -82,10 +88,13 @@ def nothing_trained(prompts: Prompts, used: list[str]) -> str:
 
 
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    if not _UNTRAINED or any(closure is not None for closure in (*args[1:], *kwargs.values())):
-        return
-    if any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"]):
+    has_closure = any(closure is not None for closure in (*args[1:], *kwargs.values()))
+    if not _UNTRAINED or has_closure or _has_gradient(optimizer):
         return
     message = next(iter(_UNTRAINED.values()))
     _UNTRAINED.clear()
     raise UnsupportedError(message)
+
+
+def _has_gradient(optimizer: torch.optim.Optimizer) -> bool:
+    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])

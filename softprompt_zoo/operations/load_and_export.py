@@ -68,12 +68,13 @@ def load(
     prompts, active = _renamed(*read_prompts(path, backbone, pools_prompt), name, path)
     adapted = read_adapters(path)
     _check_fit(model.prompts if attached else Prompts(backbone), prompts, active, path)
-    weight_adapters.check(model, adapted, path)
     _set_trainable(list(prompts.values()), trainable)
-    with weight_adapters.taken_off_on_error(model, adapted):
-        weight_adapters.put(model, adapted, path, trainable)
-        if not attached and adapted:
-            backbone, stacks = inspect_backbone(base)  # some of its layers are others now
+    if adapted:
+        weight_adapters.check(model, adapted, path)
+        with weight_adapters.taken_off_on_error(model, adapted):
+            weight_adapters.put(model, adapted, path, trainable)
+            if not attached:
+                backbone, stacks = inspect_backbone(base)  # some of its layers are others now
     if attached:
         for own_name, prompt in prompts.items():
             model.prompts.insert(own_name, prompt)
@@ -81,7 +82,7 @@ def load(
         attach(base, backbone, stacks, prompts)
     if pools_prompt:
         _check_pooling(base, next(iter(prompts)), attached)
-    model.prompts.activate(*active)
+    model.prompts.choose(active)
     return base
 
 

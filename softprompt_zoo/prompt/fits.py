@@ -107,7 +107,8 @@ def fitting_head(
     Raises:
         BackboneMismatchError: If the model's head is another one.
     """
-    head = copy_saved_head(dict.fromkeys(key.partition(".")[0] for key in state), backbone.inside.heads, where)
+    names = dict.fromkeys(key.partition(".")[0] for key in state)
+    head = copy_saved_head(names, backbone.inside.heads, where) if names else None
     if head is None:
         return None
     advice = "; put it on a model of the class and the number of labels it was trained with"

@@ -154,7 +154,7 @@ def stack(
 
 
 def present(counts: Sequence[int], device: torch.device) -> Bool[Tensor, "parts tokens"] | None:
-    """Tell tokens from padding.
+    """Distinguish tokens from padding.
 
     Args:
         counts: Tokens of each of the stacked parts.

@@ -93,7 +93,7 @@ def add_gated(
 
 
 def _stack(prompts: list[SiteTokens | None]) -> Gated:
-    template = next(prompt for prompt in prompts if prompt is not None)
+    template = next(filter(None, prompts))
     lengths = [0 if prompt is None else prompt.count for prompt in prompts]
     longest = max(lengths)
     layers = []
@@ -103,7 +103,7 @@ def _stack(prompts: list[SiteTokens | None]) -> Gated:
 
 
 def _present(lengths: list[int], longest: int, device: torch.device) -> Bool[Tensor, "combinations tokens"] | None:
-    """Tell tokens from padding; a combination without tokens sees padding, or its softmax would be of nothing."""
+    """Distinguish tokens from padding; a combination without tokens sees padding, for a softmax needs something."""
     return present([length or longest for length in lengths], device)  # its gate is zero
 
 

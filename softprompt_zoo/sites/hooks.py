@@ -10,7 +10,7 @@ import inspect
 from typing import Any, Protocol
 
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
-from softprompt_zoo.backbone.replaced_forward import check_entry
+from softprompt_zoo.backbone.running_forward import check_entry
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.checkpointing import anchor
 from softprompt_zoo.sites.positions import given_cache, past_length

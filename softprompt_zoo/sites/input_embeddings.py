@@ -81,7 +81,7 @@ def _valid(
     text: Float[Tensor, "rows length hidden"],
     tokens: int,
 ) -> Bool[Tensor, "rows positions"]:
-    """Tell the tokens of each row, virtual ones first, from padding."""
+    """Distinguish the tokens of each row, virtual ones first, from padding."""
     rows, length = text.shape[:2]
     if present is None:
         present = torch.ones(rows, tokens, dtype=torch.bool, device=text.device)

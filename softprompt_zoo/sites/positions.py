@@ -139,16 +139,16 @@ def _check_restarts(stack: Stack, kwargs: dict[str, Any], restarts: Bool[Tensor,
     mask = plain_mask(kwargs)
     if mask is not None:
         seen = mask[:, -restarts.shape[1] - 1 :].to(restarts.device).bool()
-        restarts, beside = restarts & seen[:, 1:] & seen[:, :-1], "an attention_mask"
+        restarts, there_is = restarts & seen[:, 1:] & seen[:, :-1], "an attention_mask"
     elif kwargs.get("attention_mask") is None and _has_cache(stack, kwargs):
-        beside = "a cache"
+        there_is = "a cache"
     else:
         return
     if restarts.any():
         row, place = restarts.nonzero()[0].tolist()
         raise UnsupportedError(
             f"position_ids restart at row {row}, token {place + 1}, so the row holds several texts, but with "
-            f"{beside} the model lets each of them see those before it; {stack.reach.texts_apart}"
+            f"{there_is} the model lets each of them see those before it; {stack.reach.texts_apart}"
         )
 
 

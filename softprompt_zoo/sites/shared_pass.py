@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from softprompt_zoo.backbone.lookup import config_value, part_of
+from softprompt_zoo.backbone.eval_mode import switched_off
+from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import join, lengths, site_state
@@ -22,7 +23,7 @@ from softprompt_zoo.sites.call import Call, Combination, Part, Prefix, Segment, 
 from softprompt_zoo.sites.position_table import check_budget, shift_to
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack
-from softprompt_zoo.sites.state import CallState, Capture
+from softprompt_zoo.sites.state import CallState, KeyValueRecording
 
 
 @dataclasses.dataclass
@@ -93,7 +94,9 @@ def _add_passed(
     prefix.states[index].update(zip(counts, states.split([*counts.values()]), strict=True))
 
 
-def capture(stack: Stack, inputs: dict[str, Any], prior: CallState | None = None) -> tuple[Any, Capture]:
+def record_keys_values(
+    stack: Stack, inputs: dict[str, Any], prior: CallState | None = None
+) -> tuple[Any, KeyValueRecording]:
     """Run a stack and record the keys and values of all its attention sites.
 
     Args:
@@ -104,9 +107,10 @@ def capture(stack: Stack, inputs: dict[str, Any], prior: CallState | None = None
     Returns:
         The stack's output, and the recorded keys and values.
     """
-    recorded = Capture(prior)
+    recorded = KeyValueRecording(prior)
     inputs = stack.reach.enter(stack, recorded, inputs)
-    with _without_checkpointing(stack.module):
+    # Recomputed layers would leave what they record out of the graph.
+    with switched_off(stack.module, "gradient_checkpointing"):
         output = stack.module(**inputs, **{STATE_KEYWORD: recorded})
     return output, recorded
 
@@ -152,7 +156,7 @@ def _run(
     check_budget(stack, total, total)
     inputs = _inputs(stack, embeddings, positions, max(lengths(before)))
     with _with_all_layers(stack):
-        output, recorded = capture(stack, inputs, _prior(stack, before, positions, is_training))
+        output, recorded = record_keys_values(stack, inputs, _prior(stack, before, positions, is_training))
     sites = [AttentionLayer(stack.name, layer) for layer in range(len(stack.attentions[stack.name]))]
     return [_passed(row, part, sites, recorded, output.last_hidden_state) for row, part in enumerate(pending)]
 
@@ -182,7 +186,7 @@ def _passed(
     row: int,
     part: _Pending,
     sites: list[AttentionLayer],
-    recorded: Capture,
+    recorded: KeyValueRecording,
     states: Float[Tensor, "combinations positions hidden"],
 ) -> tuple[Segment, Float[Tensor, "tokens hidden"]]:
     """Cut one row's own tokens out of what was recorded, which is padded to the longest."""
@@ -205,16 +209,3 @@ def _with_all_layers(stack: Stack) -> Iterator[None]:
         yield
     finally:
         config.num_hidden_layers = chosen
-
-
-@contextlib.contextmanager
-def _without_checkpointing(module: nn.Module) -> Iterator[None]:
-    """Keep layers from being recomputed: what they record must stay part of the graph."""
-    layers: list[Any] = [child for child in module.modules() if part_of(child, "gradient_checkpointing", False)]
-    for layer in layers:
-        layer.gradient_checkpointing = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.gradient_checkpointing = True

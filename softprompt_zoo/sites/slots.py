@@ -115,7 +115,7 @@ def take_slots(
 def _split(
     combination: Combination, placements: Mapping[Part, Placement]
 ) -> tuple[Float[Tensor, "tokens hidden"] | None, Combination]:
-    """Return a combination's embeddings, one prompt behind the other, and the prompts that have none."""
+    """Return a combination's embeddings, one prompt after the other, and the prompts that have none."""
     embeddings: list[Tensor] = []
     others: list[Part] = []
     for part in combination:

@@ -17,7 +17,7 @@ from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.backbone.traits import Sinusoids, zero_features
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float, Int, Shaped
-from softprompt_zoo.sites.state import CallState, Capture
+from softprompt_zoo.sites.state import CallState, KeyValueRecording
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.placement import Placement
 
@@ -99,7 +99,7 @@ class Reach:
         """Undo `install`, but for the names of attention functions, as models may share their configs."""
         raise NotImplementedError
 
-    def enter(self, stack: "Stack", state: CallState | Capture, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def enter(self, stack: "Stack", state: CallState | KeyValueRecording, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Give a stack the prompts of one call.
 
         Args:

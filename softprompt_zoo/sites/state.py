@@ -87,7 +87,7 @@ class CallState:
 
 
 @dataclasses.dataclass
-class Capture:
+class KeyValueRecording:
     """Records the keys and values of a pass over virtual tokens; `prior` is what that pass sees."""
 
     prior: CallState | None = None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.prompt.prompt import PlainTokens
-from softprompt_zoo.sites.shared_pass import capture
+from softprompt_zoo.sites.shared_pass import record_keys_values
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
@@ -90,6 +90,6 @@ def _decoder_states(subject: Subject, base: Subject, ids: Tensor, text: Tensor) 
     stacks = subject.model._softprompt_stacks
     with ready(stacks), torch.no_grad():
         inputs = {"input_ids": ids, "encoder_hidden_states": states, "use_cache": False}
-        _, recorded = capture(stacks["decoder"], inputs)
+        _, recorded = record_keys_values(stacks["decoder"], inputs)
     sites = sorted(site for site in recorded.keys if site.name == "decoder")
     return SiteTokens(tuple(recorded.keys[s][0] for s in sites), tuple(recorded.values[s][0] for s in sites))

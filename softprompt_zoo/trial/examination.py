@@ -143,8 +143,7 @@ def _reached(model: PreTrainedModel) -> tuple[str, dict[str, Stack], Findings]:
     findings = rehearse(family, stacks)
     if findings.keys_values is not None:
         family, stacks = find_stacks(model, (), findings.keys_values)
-        first = next(iter(stacks.values()))
-        _check_ways(model, stacks, SEES_LATER if FAMILIES[family].is_causal and sees_later_tokens(first) else "")
+        _check_ways(model, stacks, _why_wrong(family, stacks))
         findings = rehearse(family, stacks)
     if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
         raise _no_method(model, findings.inputs)
@@ -155,12 +154,21 @@ def _reached(model: PreTrainedModel) -> tuple[str, dict[str, Stack], Findings]:
     return family, stacks, findings
 
 
+def _why_wrong(family: str, stacks: Mapping[str, Stack]) -> str:
+    """Return why keys and values are wrong, where that shows."""
+    first = next(iter(stacks.values()))
+    return SEES_LATER if FAMILIES[family].is_causal and sees_later_tokens(first) else ""
+
+
 def _check_ways(model: PreTrainedModel, stacks: Mapping[str, Stack], reason: str = "") -> None:
     """Refuse a model if a stack of it lets no prompts in, or is on an attention function to which none can be added."""
     for stack in stacks.values():
-        # An encoder that takes a cache and keeps none lets its tokens see later ones.
-        keeps_none = len(stacks) == 1 and not stack.is_causal
-        if not stack.reach.lets_in and not (keeps_none and sees_later_tokens(stack)):
+        if not stack.reach.lets_in and not _keeps_nothing(stack, is_alone=len(stacks) == 1):
             raise _no_method(model, f"{stack.reach.problem}{reason}")
         for config in attention_configs(stack.module):
             prompted_implementation(base_implementation(config._attn_implementation))
+
+
+def _keeps_nothing(stack: Stack, is_alone: bool) -> bool:
+    """Return whether a stack is an encoder that takes a cache and keeps none: its tokens see later ones."""
+    return is_alone and not stack.is_causal and sees_later_tokens(stack)

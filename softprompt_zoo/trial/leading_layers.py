@@ -34,8 +34,11 @@ def leading(stack: Stack) -> Stack | None:
         return None
     path, layers = found
     count = _first_of_each_kind(stack, path, len(layers))
-    if count >= len(layers):
-        return None
+    return _leading(stack, path, count) if count < len(layers) else None
+
+
+def _leading(stack: Stack, path: str, count: int) -> Stack:
+    """Make a stack of so many of the layers at the path."""
     shorter = _cut(stack.module, path.split("."), count)
     attentions = {site: modules[:count] for site, modules in stack.attentions.items()}
     made = twins(shorter, [module for modules in attentions.values() for module in modules])
@@ -51,16 +54,17 @@ def _list_of_layers(stack: Stack) -> tuple[str, nn.ModuleList] | None:
     """Find the list of modules that have one attention of each site each, in order."""
     sites = [*stack.attentions.values()]
     for path, layers in stack.module.named_modules():
-        if isinstance(layers, nn.ModuleList) and sites and all(len(layers) == len(modules) for modules in sites):
-            inside = [{id(module) for module in layer.modules()} for layer in layers]
-            if all(_are_apart(inside, modules) for modules in sites):
-                return path, layers
+        if isinstance(layers, nn.ModuleList) and sites and all(_are_apart(layers, modules) for modules in sites):
+            return path, layers
     return None
 
 
-def _are_apart(inside: Sequence[set[int]], modules: Sequence[nn.Module]) -> bool:
-    """Return whether each of the sets has the module of its own place, and no other one."""
-    ids = [id(module) for module in modules]
+def _are_apart(layers: nn.ModuleList, attentions: Sequence[nn.Module]) -> bool:
+    """Return whether each of the layers has the attention module of its own place, and no other one."""
+    ids = [id(module) for module in attentions]
+    if len(layers) != len(ids):
+        return False
+    inside = [{id(module) for module in layer.modules()} for layer in layers]
     return all(found.intersection(ids) == {own} for found, own in zip(inside, ids, strict=True))
 
 
@@ -75,20 +79,23 @@ def _cut(module: Any, path: Sequence[str], count: int) -> Any:
 def _first_of_each_kind(stack: Stack, path: str, count: int) -> int:
     """Return how many of the first layers have one of each kind among them, and `LEAST` at least."""
     described = _described(stack, path, count)
-    numbering = {key for key in described[0] if _counts([each.get(key) for each in described])}
     kinds, last = list[dict[Any, Any]](), 0
-    for layer, each in enumerate(described):
-        kind = {key: value for key, value in each.items() if key not in numbering}
+    for layer, kind in enumerate(_without_numbers(described)):
         if not any(_are_alike(kind, other) for other in kinds):
             kinds.append(kind)
             last = layer
     return max(LEAST, last + 1)
 
 
+def _without_numbers(described: Sequence[Mapping[Any, Any]]) -> list[dict[Any, Any]]:
+    """Leave out what is the number of each layer."""
+    numbers = {key for key in described[0] if _counts([each.get(key) for each in described])}
+    return [{key: value for key, value in each.items() if key not in numbers} for each in described]
+
+
 def _described(stack: Stack, path: str, count: int) -> list[dict[Any, Any]]:
     """Return for each layer what it is made of, and what lists in the config, or next to the layers, have for it."""
-    beside = [module for name, module in stack.module.named_modules() if not name.startswith(f"{path}.")]
-    lists = [module for module in beside if isinstance(module, nn.ModuleList) and len(module) == count]
+    lists = _lists_of_modules(stack, path, count)
     told = _lists([*stack.module.config.to_dict().values(), *stack.shapes.values()], count)
     described: list[dict[Any, Any]] = []
     for layer in range(count):
@@ -96,6 +103,12 @@ def _described(stack: Stack, path: str, count: int) -> list[dict[Any, Any]]:
         for place, modules in enumerate(lists):
             described[layer] |= {(place, *key): value for key, value in _describe(modules[layer])}
     return described
+
+
+def _lists_of_modules(stack: Stack, path: str, length: int) -> list[nn.ModuleList]:
+    """Return the lists of a length in a stack, that at the path among them, and none inside its layers."""
+    outside = [module for name, module in stack.module.named_modules() if not name.startswith(f"{path}.")]
+    return [module for module in outside if isinstance(module, nn.ModuleList) and len(module) == length]
 
 
 def _lists(values: Sequence[Any], length: int) -> list[Sequence[Any]]:
@@ -134,8 +147,13 @@ def _are_alike(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return _form(one) == _form(other) and torch.equal(one, other)
-    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
-        return (one.func, one.args, one.keywords) == (other.func, other.args, other.keywords)
-    return one is other or (type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other))
+    if one is other:
+        return True
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and _form(one) == _form(other) and torch.equal(one, other)
+    return type(one) is type(other) and bool(_parts(one) == _parts(other))
+
+
+def _parts(value: Any) -> Any:
+    """Return what is compared of a value: a partial is equal to itself alone."""
+    return (value.func, value.args, value.keywords) if isinstance(value, functools.partial) else value

@@ -11,7 +11,7 @@ from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.probe import PROBE, STATE_KEYWORD
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.stack import Stack
-from softprompt_zoo.sites.state import Capture
+from softprompt_zoo.sites.state import KeyValueRecording
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.trial.twin import twins
@@ -63,7 +63,7 @@ class Projector:
                     keys.append(None)
                     values.append(None)
                     continue
-                recorded = Capture(is_alone=True)
+                recorded = KeyValueRecording(is_alone=True)
                 _call(stack.attentions[site][layer], calls[layer], hidden, recorded)
                 [key], [value] = recorded.keys.values(), recorded.values.values()
                 keys.append(key[:, :, 0].transpose(0, 1))
@@ -73,14 +73,19 @@ class Projector:
     def _recorded(self, stack: Stack, site: str) -> list[_Call]:
         weight: Any = stack.embedding.weight
         key = (site, weight.device, weight.dtype)
-        if key not in self._calls and torch.compiler.is_compiling():
-            # The model was moved or cast since; a recording cannot be traced.
+        if key in self._calls:
+            return self._calls[key]
+        if torch.compiler.is_compiling():
             for (known, device, _), calls in self._calls.items():
                 if known == site and device.type != "meta":
-                    return [(_move(args, weight), _move(kwargs, weight)) for args, kwargs in calls]
-        if key not in self._calls:
-            self._calls[key] = _record(stack, site, weight)
+                    return _moved(calls, weight)
+        self._calls[key] = _record(stack, site, weight)
         return self._calls[key]
+
+
+def _moved(calls: list[_Call], like: Tensor) -> list[_Call]:
+    """Bring calls to where the model was moved or cast since: while compiling none can be recorded."""
+    return [(_move(args, like), _move(kwargs, like)) for args, kwargs in calls]
 
 
 @torch.inference_mode(False)
@@ -99,7 +104,7 @@ def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
     for module in set(stack.attentions[site]):
         made[id(module)].register_forward_pre_hook(note, with_kwargs=True)
     ids = torch.arange(RUN_LENGTH, device=weight.device)[None] % weight.shape[0]
-    inputs = {**stack.reading(ids), STATE_KEYWORD: Capture()}
+    inputs = {**stack.reading(ids), STATE_KEYWORD: KeyValueRecording()}
     if not stack.is_audio_encoder:
         inputs |= {"attention_mask": torch.ones_like(ids), "use_cache": False}
     alone: Any = made[id(stack.module)]
@@ -131,7 +136,7 @@ def _move(value: Any, like: Tensor) -> Any:
     return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
 
 
-def _call(module: Any, call: _Call, hidden: Tensor, recorded: Capture) -> None:
+def _call(module: Any, call: _Call, hidden: Tensor, recorded: KeyValueRecording) -> None:
     args, kwargs = call
     is_named = "hidden_states" in kwargs
     template: Any = kwargs["hidden_states"] if is_named else args[0]

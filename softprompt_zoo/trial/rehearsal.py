@@ -86,11 +86,15 @@ def sees_later_tokens(stack: Stack) -> bool:
 def _describe(stack: Stack) -> Any:
     """Return how a stack is built; `None` if somebody has changed what its modules do."""
     modules = list(stack.module.named_modules())
-    if any("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks for _, module in modules):
+    if any(_is_changed(module) for _, module in modules):
         return None
     tensors = {(parameter.dtype, parameter.device.type) for parameter in stack.module.parameters()}
     kinds = tuple((name, type(module)) for name, module in modules)
     return kinds, repr(stack.module.config.to_dict()), stack.module.config._attn_implementation, frozenset(tensors)
+
+
+def _is_changed(module: torch.nn.Module) -> bool:
+    return bool("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)
 
 
 def _passes(family: str, stacks: Mapping[str, Stack]) -> bool:
@@ -111,15 +115,18 @@ def _is_telling(family: str, stacks: Mapping[str, Stack]) -> bool:
     with ready(stacks):
         for stack in {first.name: first, last.name: last}.values():
             trial = StackTrial(family, stack)
-            beside, behind = dict[str, Any](), dict[str, Any]()
-            if stack is not first:
-                states = first.embed(ids)
-                beside, behind = {"encoder_hidden_states": states}, {"encoder_hidden_states": states[:, WORD_COUNT:]}
-            expected, alone = trial.run(ids, beside)[:, WORD_COUNT:], trial.run(ids[:, WORD_COUNT:], behind)
-            change, all_of_it = (states.double().norm(dim=-1) for states in (expected - alone, expected))
-            if not bool((change > TELLING * trial.close * all_of_it).all()):
+            with_words, without = ({}, {}) if stack is first else _encoded(first, ids)
+            expected, alone = trial.run(ids, with_words)[:, WORD_COUNT:], trial.run(ids[:, WORD_COUNT:], without)
+            change, whole = (expected - alone).double().norm(dim=-1), expected.double().norm(dim=-1)
+            if not bool((change > TELLING * trial.close * whole).all()):
                 return False
     return True
+
+
+def _encoded(encoder: Stack, ids: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a decoder's arguments with embeddings in the place of encoded words and text, and of the text alone."""
+    states = encoder.embed(ids)
+    return {"encoder_hidden_states": states}, {"encoder_hidden_states": states[:, WORD_COUNT:]}
 
 
 def _words_and_text(stack: Stack) -> Tensor:
@@ -235,11 +242,10 @@ def _try_decoder(encoder: Stack, trial: StackTrial, ids: Tensor) -> str | None:
     """Try keys and values of a decoder and of its cross-attention, next to embeddings that stand for encoded text."""
     words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
-        states = encoder.embed(ids)
-        beside, behind = {"encoder_hidden_states": states}, {"encoder_hidden_states": states[:, WORD_COUNT:]}
-        expected = trial.run(ids, beside)[:, WORD_COUNT:]
-        given = trial.run(text, behind, trial.record(words, beside))
-        is_right = trial.agree(given, expected) or trial.agree(given, expected, trial.run(text, behind))
+        with_words, without = _encoded(encoder, ids)
+        expected = trial.run(ids, with_words)[:, WORD_COUNT:]
+        given = trial.run(text, without, trial.record(words, with_words))
+        is_right = trial.agree(given, expected) or trial.agree(given, expected, trial.run(text, without))
     except Exception as error:
         return _in_words(error)
     return None if is_right else KEYS_VALUES_WRONG

@@ -9,7 +9,7 @@ from torch import Tensor
 from softprompt_zoo.sites.call import Call, Part, Selection, Trace
 from softprompt_zoo.sites.hooks import bind, unbind
 from softprompt_zoo.sites.request import Request
-from softprompt_zoo.sites.shared_pass import capture
+from softprompt_zoo.sites.shared_pass import record_keys_values
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
@@ -65,7 +65,7 @@ class StackTrial:
 
     def record(self, words: Tensor, inputs: Mapping[str, Any]) -> LayerTokens:
         """Return the words' keys and values at every site; at the cross-attention, those of as many encoded ones."""
-        _, recorded = capture(self.stack, {"input_ids": words, "use_cache": False, **inputs})
+        _, recorded = record_keys_values(self.stack, {"input_ids": words, "use_cache": False, **inputs})
         found = {}
         for site, modules in self.stack.attentions.items():
             places = [AttentionLayer(site, layer) for layer in range(len(modules))]

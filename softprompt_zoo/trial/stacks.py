@@ -167,15 +167,19 @@ def _first(reaches: Sequence[Reach], look: Look) -> tuple[Reach | None, Sequence
 
 def _problem(look: Look, calls: Sequence[AttentionCall]) -> str | None:
     """Return why keys and values cannot be placed in a stack that makes these calls; `None` if they can."""
-    found = [call for call in calls if not call.is_cross]
-    # Of an encoder-decoder's stack by itself, num_hidden_layers are the encoder's.
-    names = ("decoder_layers", "num_hidden_layers")
-    counts = [count for count in (config_value(look.module.config, name) for name in names) if count is not None]
+    found = len([call for call in calls if not call.is_cross])
     if not found:
         return "its attention is not reached through transformers' attention interface"
-    if look.is_alone and counts and len(found) not in counts:
-        return f"only {len(found)} of its {max(counts)} layers are attention that a prompt can enter"
+    counts = _layer_counts(look.module.config) if look.is_alone else [found]
+    if counts and found not in counts:
+        return f"only {found} of its {max(counts)} layers are attention that a prompt can enter"
     return None
+
+
+def _layer_counts(config: Any) -> list[int]:
+    """Return how many layers a config says a stack has; of an encoder-decoder's, both counts."""
+    counts = [config_value(config, "decoder_layers"), config_value(config, "num_hidden_layers")]
+    return [count for count in counts if count is not None]
 
 
 def _real_positions(look: Look, encoder: Stack | None, is_causal: bool, problem: str | None) -> RealPositions:

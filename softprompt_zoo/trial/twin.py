@@ -5,6 +5,7 @@ What is set on them, such as another attention function, eval mode or a hook, no
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,9 +30,8 @@ def twin(model: Any) -> Any:
     Raises:
         UnsupportedError: As `twins`.
     """
-    attentions = [
-        m for stack in model._softprompt_stacks.values() for found in stack.attentions.values() for m in found
-    ]
+    sites = [found for stack in model._softprompt_stacks.values() for found in stack.attentions.values()]
+    attentions = itertools.chain.from_iterable(sites)
     made = twins(model, attentions)
     stacks = {name: _of_stack(stack, made) for name, stack in model._softprompt_stacks.items()}
     result = made[id(model)]
@@ -62,13 +62,11 @@ def twins(root: nn.Module, attentions: Iterable[nn.Module]) -> dict[int, Any]:
     configs: dict[int, Any] = {}
     for module in modules:
         own = made[id(module)].__dict__
-        if own.get("forward") is not None and own["forward"] is module.__dict__["forward"]:
-            _let_go_of_forward(module, own, called)
+        _let_go_of_forward(module, own, called)
         own |= {name: copy.copy(own[name]) for name in own if _is_copied(name, own[name])}
         own["_modules"] = {name: made.get(id(child), child) for name, child in module._modules.items()}
-        config = own.get("config")
-        if has_parts(config, "_attn_implementation_internal"):
-            own["config"] = configs.setdefault(id(config), copy.copy(config))
+        if has_parts(own.get("config"), "_attn_implementation_internal"):
+            own["config"] = configs.setdefault(id(own["config"]), copy.copy(own["config"]))
     return made
 
 
@@ -79,6 +77,8 @@ def _is_copied(name: str, value: Any) -> bool:
 
 def _let_go_of_forward(module: nn.Module, own: dict[str, Any], called: set[int]) -> None:
     """Take a compiled forward, which runs on the original, off a twin; refuse others that would call attention."""
+    if own.get("forward") is None or own["forward"] is not module.__dict__["forward"]:
+        return  # the class's, or bound to the twin
     if hasattr(own["forward"], "_torchdynamo_orig_callable"):
         del own["forward"]
     elif any(id(child) in called for child in module.modules()):

@@ -10,10 +10,10 @@ from torch import Tensor
 from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.sites.reach.attention_interface import PREFIX
 from softprompt_zoo.sites.reach.marks import mark_of
-from softprompt_zoo.sites.shared_pass import capture
+from softprompt_zoo.sites.shared_pass import record_keys_values
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack
-from softprompt_zoo.sites.state import Capture
+from softprompt_zoo.sites.state import KeyValueRecording
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 
@@ -53,7 +53,7 @@ def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
             inputs = stack.reading(ids[None])
             if states is not None:
                 inputs |= {"encoder_hidden_states": states, "use_cache": False}
-            output, seen = capture(stack, inputs)
+            output, seen = record_keys_values(stack, inputs)
             states = output.last_hidden_state
             recorded.append((stack, seen))
     count = ids.shape[0]
@@ -62,7 +62,7 @@ def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
     )
 
 
-def _site_tokens(recorded: Capture, site: str, stack: Stack, count: int) -> SiteTokens:
+def _site_tokens(recorded: KeyValueRecording, site: str, stack: Stack, count: int) -> SiteTokens:
     places = [AttentionLayer(site, layer) for layer in range(len(stack.attentions[site]))]
     keys, values = ([seen[place][0] for place in places] for seen in (recorded.keys, recorded.values))
     length = keys[0].shape[1]

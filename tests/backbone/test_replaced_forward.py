@@ -147,7 +147,7 @@ def check(make, method, replace, is_first, by_name=False):
     zoo.detach(model)
     assert model.__dict__["forward"].__class__ is base.__dict__["forward"].__class__
     assert torch.equal(model(**inputs)[0], base(**inputs)[0])
-    assert not any(replaced_forward._is_prompted(place.value) for place in replaced_forward._innermost(model))
+    assert not any(replaced_forward.is_prompted(place.value) for place in replaced_forward._innermost(model))
 
 
 @pytest.fixture(autouse=True)

@@ -262,7 +262,7 @@ def test_adapters_that_fit_only_alone_are_refused(tmp_path):
 
 def test_a_prompt_that_is_active_twice_is_refused(tmp_path):
     model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=3)
-    model.prompts._choose(("default", "default"))
+    model.prompts.choose(("default", "default"))
     model.save_pretrained(tmp_path)
     base = tiny_model("llama").eval()
     with unchanged(base), pytest.raises(zoo.CheckpointError, match="one of them twice"):

@@ -301,8 +301,8 @@ def test_decoding_keeps_what_it_computed(monkeypatch):
     from softprompt_zoo.sites import shared_pass
 
     passes = []
-    original = shared_pass.capture
-    monkeypatch.setattr(shared_pass, "capture", lambda *args: passes.append(args) or original(*args))
+    original = shared_pass.record_keys_values
+    monkeypatch.setattr(shared_pass, "record_keys_values", lambda *args: passes.append(args) or original(*args))
     ids = torch.cat([TEXT, TEXT])
     prompted().model.generate(ids, task_ids=[2, 0], max_new_tokens=6, min_new_tokens=6)
     assert len(passes) == 1

@@ -53,7 +53,7 @@ def test_others_are_removed_without_a_word(model):
 def test_without_that_it_is_red(model, monkeypatch):
     def remove(self, name):
         del self._modules[name]
-        self._choose(())
+        self.choose(())
 
     monkeypatch.setattr(Prompts, "remove", remove)
     with pytest.raises((AssertionError, pytest.fail.Exception)):

@@ -8,7 +8,7 @@ from helpers.swept_models import MAPPINGS, VOCABULARY, NoTinyModelError, build
 
 import softprompt_zoo as zoo
 from softprompt_zoo.prompt.prompt import PlainTokens
-from softprompt_zoo.sites.shared_pass import capture
+from softprompt_zoo.sites.shared_pass import record_keys_values
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.site_tokens import SiteTokens
@@ -92,7 +92,7 @@ def _decoder_states(model, base):
     stack = model._softprompt_stacks["decoder"]
     states = base.get_encoder()(TEXTS[0]).last_hidden_state
     with ready(model._softprompt_stacks):
-        _, seen = capture(stack, {"input_ids": WORDS, "encoder_hidden_states": states, "use_cache": False})
+        _, seen = record_keys_values(stack, {"input_ids": WORDS, "encoder_hidden_states": states, "use_cache": False})
     sites = sorted(site for site in seen.keys if site.name == "decoder")
     return LayerTokens(
         {"decoder": SiteTokens(tuple(seen.keys[s][0] for s in sites), tuple(seen.values[s][0] for s in sites))}

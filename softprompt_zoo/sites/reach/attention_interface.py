@@ -25,7 +25,7 @@ from softprompt_zoo.sites.gates import Attention, Keys, Queries, Values, add_gat
 from softprompt_zoo.sites.reach import block_masks
 from softprompt_zoo.sites.reach.marks import MARK, Mark
 from softprompt_zoo.sites.site import AttentionLayer
-from softprompt_zoo.sites.state import CallState, Capture, SiteState
+from softprompt_zoo.sites.state import CallState, KeyValueRecording, SiteState
 
 PREFIX = "softprompt_zoo_"
 IMPLEMENTATIONS = ("eager", "sdpa", block_masks.FLEX)
@@ -70,7 +70,7 @@ def _prompt_attention(
     forward = _base_function(base, module)
     state = kwargs.pop(STATE_KEYWORD, None)
     site = None if state is None else _calling_site(module, state)
-    if isinstance(state, Capture) and site is not None:
+    if isinstance(state, KeyValueRecording) and site is not None:
         state.keys[site], state.values[site] = key, value
         if state.is_alone:
             return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
@@ -89,7 +89,7 @@ def _prompt_attention(
     return output, weights
 
 
-def _calling_site(module: nn.Module, state: CallState | Capture) -> AttentionLayer | None:
+def _calling_site(module: nn.Module, state: CallState | KeyValueRecording) -> AttentionLayer | None:
     """Return which layer calls: a module that layers share is called by them in turn. `None` if it is not marked."""
     mark: Mark | None = getattr(module, MARK, None)
     if mark is None:

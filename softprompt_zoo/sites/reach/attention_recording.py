@@ -38,7 +38,7 @@ class Columns:
 
 
 @dataclasses.dataclass
-class Recording:
+class AttentionRecording:
     """Mean weights of the prompts' columns, layer by layer, while it is on."""
 
     asked: Mapping[str, Columns]
@@ -66,11 +66,13 @@ class Recording:
         return {site: torch.stack([found[place] for place in sorted(found) if place.name == site]) for site in sites}
 
 
-_RECORDING: contextvars.ContextVar[Recording | None] = contextvars.ContextVar("softprompt_recording", default=None)
+_RECORDING: contextvars.ContextVar[AttentionRecording | None] = contextvars.ContextVar(
+    "softprompt_recording", default=None
+)
 
 
 @contextlib.contextmanager
-def recording(asked: Mapping[str, Columns]) -> Iterator[Recording]:
+def recording(asked: Mapping[str, Columns]) -> Iterator[AttentionRecording]:
     """Record what the models that run on `RECORDED` show.
 
     Args:
@@ -79,7 +81,7 @@ def recording(asked: Mapping[str, Columns]) -> Iterator[Recording]:
     Yields:
         The recording.
     """
-    found = Recording(asked)
+    found = AttentionRecording(asked)
     token = _RECORDING.set(found)
     try:
         yield found

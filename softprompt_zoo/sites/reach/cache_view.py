@@ -13,13 +13,15 @@ from transformers import Cache
 from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.site import AttentionLayer
-from softprompt_zoo.sites.state import CallState, Capture, SiteState
+from softprompt_zoo.sites.state import CallState, KeyValueRecording, SiteState
 
 
 class CacheView(Cache):
     """What a model sees as its cache during one call."""
 
-    def __init__(self, inner: Cache | None, state: CallState | None, capture: Capture | None, site: str) -> None:
+    def __init__(
+        self, inner: Cache | None, state: CallState | None, recording: KeyValueRecording | None, site: str
+    ) -> None:
         super().__init__(layers=[])
         self.inner = inner
         """The cache of the text; `None` if nothing is kept."""
@@ -27,7 +29,7 @@ class CacheView(Cache):
         """Column of prompt and text that is at each place; `None` if they just follow
         each other."""
         self._state = state
-        self._capture = capture
+        self._recording = recording
         self._site = site
 
     @property
@@ -50,8 +52,8 @@ class CacheView(Cache):
     ) -> tuple[Float[Tensor, "rows kv_heads key_length head_dim"], Float[Tensor, "rows kv_heads key_length value_dim"]]:
         """Keep the text's keys and values, and return them after the prompt's."""
         site = AttentionLayer(self._site, layer_idx)
-        if self._capture is not None:
-            self._capture.keys[site], self._capture.values[site] = key_states, value_states
+        if self._recording is not None:
+            self._recording.keys[site], self._recording.values[site] = key_states, value_states
         if self.inner is not None:
             key_states, value_states = self.inner.update(key_states, value_states, layer_idx, *args, **kwargs)
         if self.prompt is None or self._state is None:

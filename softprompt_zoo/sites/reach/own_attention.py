@@ -18,14 +18,14 @@ from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.gates import add_gated
 from softprompt_zoo.sites.reach.attention_interface import extend_mask, visible_to
 from softprompt_zoo.sites.site import AttentionLayer
-from softprompt_zoo.sites.state import CallState, Capture
+from softprompt_zoo.sites.state import CallState, KeyValueRecording
 
 SITE = "encoder"
 
 
 def disentangled(
     module: Any,
-    state: CallState | Capture,
+    state: CallState | KeyValueRecording,
     layer: int,
     hidden_states: Float[Tensor, "rows length hidden"],
     attention_mask: Shaped[Tensor, "#rows 1 #length length"],
@@ -66,7 +66,7 @@ def disentangled(
 
 def biased(
     module: Any,
-    state: CallState | Capture,
+    state: CallState | KeyValueRecording,
     layer: int,
     hidden_states: Float[Tensor, "rows length hidden"],
     attention_mask: Float[Tensor, "#rows 1 #length length"] | None = None,
@@ -124,7 +124,7 @@ KINDS = (
 
 def _attend(
     module: Any,
-    state: CallState | Capture,
+    state: CallState | KeyValueRecording,
     layer: int,
     projected: tuple[
         Float[Tensor, "rows heads length head_dim"],
@@ -137,12 +137,12 @@ def _attend(
 ) -> tuple[Float[Tensor, "rows length width"], Float[Tensor, "rows heads length length"]]:
     """Attend to the layer's prompt and to the text."""
     query, key, value = projected
-    if isinstance(state, Capture):
+    if isinstance(state, KeyValueRecording):
         place = AttentionLayer(SITE, layer)
         state.keys[place], state.values[place] = key, value
     scores = query @ key.transpose(-1, -2) / scale
     scores = scores if bias is None else scores + bias
-    call = state.prior if isinstance(state, Capture) else state
+    call = state.prior if isinstance(state, KeyValueRecording) else state
     tokens = 0
     if call is not None and SITE in call.sites:
         prompt = call.sites[SITE]

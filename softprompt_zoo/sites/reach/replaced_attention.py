@@ -16,7 +16,7 @@ from softprompt_zoo.sites.reach.on_our_attention import OnOurAttention
 from softprompt_zoo.sites.reach.own_attention import KINDS, Kind
 from softprompt_zoo.sites.reach.views import view
 from softprompt_zoo.sites.stack import Look, Stack
-from softprompt_zoo.sites.state import CallState, Capture
+from softprompt_zoo.sites.state import CallState, KeyValueRecording
 from softprompt_zoo.tokens.layer_shape import LayerShape
 
 _BASE = "_softprompt_carried"
@@ -95,7 +95,7 @@ def _call_of(layer: Any, kind: Kind) -> AttentionCall:
     return AttentionCall(attention, LayerShape(heads, width // heads, heads), is_cross=False, is_causal=False)
 
 
-def _view_of_stack(module: Any, state: CallState | Capture) -> Any:
+def _view_of_stack(module: Any, state: CallState | KeyValueRecording) -> Any:
     layers = []
     for index, layer in enumerate(module.encoder.layer):
         for part in (layer, layer.attention):

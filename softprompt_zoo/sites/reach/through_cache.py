@@ -25,7 +25,7 @@ from softprompt_zoo.sites.reach.cache_trial import run_on_view
 from softprompt_zoo.sites.reach.cache_view import CacheView
 from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
 from softprompt_zoo.sites.stack import Look, Reach, Stack
-from softprompt_zoo.sites.state import CallState, Capture
+from softprompt_zoo.sites.state import CallState, KeyValueRecording
 from softprompt_zoo.tokens.placement import Placement
 
 CHECKPOINTS = "_can_checkpoint_with_cache"
@@ -59,16 +59,16 @@ class ThroughCache(Reach):
         for layer in _checkpointed(stack):
             layer.__dict__.pop(CHECKPOINTS, None)
 
-    def enter(self, stack: Stack, state: CallState | Capture, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def enter(self, stack: Stack, state: CallState | KeyValueRecording, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Give the stack a view as its cache, and a mask over prompt and text where one is needed.
 
         Raises:
             UnsupportedError: If the attention mask is not 2-D.
         """
-        capture = state if isinstance(state, Capture) else None
-        call = state.prior if isinstance(state, Capture) else state
-        inner = _cache_of_text(stack.module, kwargs if capture is None else {"use_cache": False, **kwargs})
-        view = CacheView(inner, call, capture, stack.name)
+        recording = state if isinstance(state, KeyValueRecording) else None
+        call = state.prior if isinstance(state, KeyValueRecording) else state
+        inner = _cache_of_text(stack.module, kwargs if recording is None else {"use_cache": False, **kwargs})
+        view = CacheView(inner, call, recording, stack.name)
         shown = {**without_cache(kwargs), stack.cache_argument: view, "use_cache": inner is not None}
         text = stack.text(kwargs)
         mask = None if text is None else _mask_of_text(stack, kwargs, text, view)
