@@ -49,8 +49,7 @@ def replace_files(contents: Mapping[Path, bytes], removed_first: Sequence[Path] 
     try:
         for path, content in contents.items():
             _remove_orphans(path)
-            with _naming(path):
-                _write_new(temporaries[path], content)
+            _write_new(temporaries[path], content, path)
         for path in removed_first:
             path.unlink(missing_ok=True)
         for path, temporary in temporaries.items():
@@ -60,23 +59,18 @@ def replace_files(contents: Mapping[Path, bytes], removed_first: Sequence[Path] 
             temporary.unlink(missing_ok=True)
 
 
-def _write_new(path: Path, content: bytes) -> None:
-    """Write a file that is not there, down to the disk; the process' umask acts on its mode, as on any new file's."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let errors of the system say which file was being written; that of a full disk names none."""
+def _write_new(path: Path, content: bytes, place: Path) -> None:
+    """Write a file that is not there, for a place, down to the disk."""
     try:
-        yield
+        # The process' umask acts on the mode, as on that of any new file.
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
-        if error.errno and not error.filename:
-            error.filename = str(path)
+        if error.errno and not error.filename:  # a full disk names none
+            error.filename = str(place)
         raise
 
 

@@ -21,7 +21,6 @@ from softprompt_zoo.files import peft_folder, peft_modules
 from softprompt_zoo.files.damage import check_numbers
 from softprompt_zoo.files.files import make_directory
 from softprompt_zoo.files.peft_folder import ORIGIN_KEY, Origin
-from softprompt_zoo.files.peft_modules import CLASSES_TASK, POOLED_TASKS
 from softprompt_zoo.files.peft_prefixes import SEQ2SEQ, TENSOR_KEY, flat_prefix
 from softprompt_zoo.files.prompt_records import PromptSet
 from softprompt_zoo.prompt.plain import one_task
@@ -109,7 +108,7 @@ def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[Pef
         tokens = prompt.merged_tokens(own.backbone)
         if task_id is not None:
             tokens = one_task(tokens, task_id, chosen)
-        check_head(tokens, own.backbone, task, prompt.config.pools_prompt)
+        peft_modules.check_head(tokens, own.backbone, task, prompt.config.pools_prompt)
         is_whole = not prompt.is_merged and task_id is None
         files = with_sizes(_expressed(prompt, tokens, own.backbone, task, is_whole), own.backbone)
     files = _with_head(files, prompt, own.backbone, task)
@@ -162,46 +161,6 @@ def _write(directory: Path, files: PeftFiles, general: dict[str, Any], origin: O
     metadata = {ORIGIN_KEY: json.dumps(dataclasses.asdict(origin))}
     tensors = {key: tensor.float() for key, tensor in files.tensors.items()}
     peft_folder.write(directory, {**general, **files.fields}, tensors, metadata)
-
-
-def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_prompt: bool) -> None:
-    """Refuse prompts with which PEFT would look at a virtual token under the head, or fail, or not scale the text.
-
-    Args:
-        tokens: The plain tokens.
-        backbone: Sizes of the model.
-        task_type: PEFT's name of the model's task.
-        pools_prompt: Whether a classifier reads a virtual token here, too.
-
-    Raises:
-        UnsupportedError: If it would.
-    """
-    if backbone.kind.has_two_texts and task_type in POOLED_TASKS:
-        raise UnsupportedError(
-            f"PEFT runs no prompt under the {task_type} head of an encoder-decoder: it fails, or gives the decoder "
-            "another text; keep the prompt in our own format"
-        )
-    if tokens.at_input is not None:
-        _check_scale(backbone)
-        _check_pooling(backbone, task_type, pools_prompt)
-
-
-def _check_scale(backbone: Backbone) -> None:
-    if backbone.inside.scales_ids:
-        raise UnsupportedError(
-            f"PEFT would give this model ({backbone.model_type}) embeddings that it does not scale, where it scales "
-            "those of ids, so the exported prompt would give other results; use a method that works on keys and values"
-        )
-
-
-def _check_pooling(backbone: Backbone, task_type: str, pools_prompt: bool) -> None:
-    is_same = pools_prompt and task_type == CLASSES_TASK
-    if backbone.kind.has_head_over_input and task_type in POOLED_TASKS and not is_same:
-        raise UnsupportedError(
-            f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
-            "would give other results; use a method that works on keys and values"
-            f"{', or train with pools_prompt=True' if task_type == CLASSES_TASK else ''}"
-        )
 
 
 def with_sizes(files: PeftFiles, backbone: Backbone) -> PeftFiles:

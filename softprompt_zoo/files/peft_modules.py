@@ -9,6 +9,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles
 from softprompt_zoo.files.peft_prefixes import SEQ2SEQ, TENSOR_KEY
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 HEAD_PREFIX = "base_model."
 WORD_TASKS = ("CAUSAL_LM", SEQ2SEQ)
@@ -117,3 +118,43 @@ def _is_same(own: Tensor | None, tensor: Tensor) -> bool:
     if own is None or own.shape != tensor.shape or own.is_meta:
         return False
     return torch.equal(own.detach(), tensor.to(own.device, own.dtype))
+
+
+def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_prompt: bool) -> None:
+    """Refuse prompts with which PEFT would look at a virtual token under the head, or fail, or not scale the text.
+
+    Args:
+        tokens: The plain tokens.
+        backbone: Sizes of the model.
+        task_type: PEFT's name of the model's task.
+        pools_prompt: Whether a classifier reads a virtual token here, too.
+
+    Raises:
+        UnsupportedError: If it would.
+    """
+    if backbone.kind.has_two_texts and task_type in POOLED_TASKS:
+        raise UnsupportedError(
+            f"PEFT runs no prompt under the {task_type} head of an encoder-decoder: it fails, or gives the decoder "
+            "another text; keep the prompt in our own format"
+        )
+    if tokens.at_input is not None:
+        _check_scale(backbone)
+        _check_pooling(backbone, task_type, pools_prompt)
+
+
+def _check_scale(backbone: Backbone) -> None:
+    if backbone.inside.scales_ids:
+        raise UnsupportedError(
+            f"PEFT would give this model ({backbone.model_type}) embeddings that it does not scale, where it scales "
+            "those of ids, so the exported prompt would give other results; use a method that works on keys and values"
+        )
+
+
+def _check_pooling(backbone: Backbone, task_type: str, pools_prompt: bool) -> None:
+    is_same = pools_prompt and task_type == CLASSES_TASK
+    if backbone.kind.has_head_over_input and task_type in POOLED_TASKS and not is_same:
+        raise UnsupportedError(
+            f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
+            "would give other results; use a method that works on keys and values"
+            f"{', or train with pools_prompt=True' if task_type == CLASSES_TASK else ''}"
+        )

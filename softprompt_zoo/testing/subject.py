@@ -208,16 +208,12 @@ class Subject:
 
     def tasks(self, ids: Tensor) -> dict[str, Tensor]:
         """Build the `task_ids` of texts, if a prompt has tasks: by the first token, so that a text keeps its own."""
-        counts = self._task_counts()
+        prompts = self.model.prompts.values() if self.is_prompted else ()
+        counts = [prompt.config.tasks for prompt in prompts if prompt.config.tasks]
         if not counts:
             return {}
         first = ids.gather(1, (ids != 0).int().argmax(dim=1, keepdim=True))[:, 0]
         return {"task_ids": first % min(counts)}
-
-    def _task_counts(self) -> list[int]:
-        """Return the numbers of tasks of the prompts that have any."""
-        prompts = self.model.prompts.values() if self.is_prompted else ()
-        return [prompt.config.tasks for prompt in prompts if prompt.config.tasks]
 
     def positions(self, mask: Tensor) -> dict[str, Tensor]:
         """Build the `position_ids` with which a causal model does not count padding; others need none."""
