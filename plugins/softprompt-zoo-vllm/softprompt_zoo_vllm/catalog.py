@@ -42,7 +42,7 @@ class Catalog:
         try:
             entry = self._reader.find(name)
         except zoo.ZooError as error:
-            raise PromptRefusedError(f"the soft prompt {name!r} cannot be served: {error}") from error
+            raise self._refusal(name, error) from error
         if entry is None:
             raise PromptRefusedError(f"there is no soft prompt {name!r}{self._suggestion(name)}")
         return entry
@@ -62,7 +62,12 @@ class Catalog:
         try:
             return self._reader.read(name)
         except zoo.ZooError as error:
-            raise PromptRefusedError(f"the soft prompt {name!r} cannot be served: {error}") from error
+            raise self._refusal(name, error) from error
+
+    def _refusal(self, name: str, error: zoo.ZooError) -> PromptRefusedError:
+        """Return an error for the client, who need not know where the bank is."""
+        reason = str(error).replace(str(self._reader.address), "the bank")
+        return PromptRefusedError(f"the soft prompt {name!r} cannot be served: {reason}")
 
     def _suggestion(self, name: str) -> str:
         if not self._suggests:

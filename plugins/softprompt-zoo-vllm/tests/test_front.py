@@ -146,6 +146,7 @@ def test_a_prompt_that_cannot_be_had_is_400_before_the_server_hears_of_it(gate, 
     assert status == 400
     assert message.startswith(reason)
     assert "\n" not in message
+    assert str(gate.catalog._reader.address) not in message
     assert server.body is None
 
 
