@@ -103,7 +103,7 @@ def run(page, folder, monkeypatch, with_model):
     before, imported = set(zoo.list_methods()), set(sys.modules)
     try:
         for title, line, code, output in blocks(page):
-            if title == NEEDS_MODEL and not with_model:
+            if is_for_an_engine(title) or (title == NEEDS_MODEL and not with_model):
                 continue
             if title.endswith(".py"):
                 (folder / title).parent.mkdir(exist_ok=True)
@@ -123,6 +123,20 @@ def check_output(where, shown, printed):
     """Compare as doctest does: `...` is anything, and a line may be broken where there is a space."""
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     assert doctest.OutputChecker().check_output(shown, printed, options), f"{where} prints\n{printed}"
+
+
+def is_for_an_engine(title):
+    """Whether a block needs a package that is not here; it is run by the test of that engine, which names it."""
+    return title.startswith("needs ") and title != NEEDS_MODEL
+
+
+ENGINES = sorted({(page.name, title) for page in PAGES for title, *_ in blocks(page) if is_for_an_engine(title)})
+
+
+@pytest.mark.parametrize(("page", "title"), ENGINES)
+def test_a_block_for_an_engine_is_run_by_a_test_of_it(page, title):
+    tests = [*ROOT.glob("tests/engines/*.py"), *ROOT.glob("plugins/*/tests/*.py")]
+    assert any(f'"{page}"' in text and f'"{title}"' in text for text in (path.read_text("utf-8") for path in tests))
 
 
 def name_of(page):
