@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 from bank_models import METHODS, TEXT, assert_equal, prompted
+from helpers.accepted_peft import needs_accepted_peft
 from peft import LoraConfig
 
 import softprompt_zoo as zoo
@@ -86,6 +87,7 @@ def test_a_head_is_refused(tmp_path):
 
 
 def adapted():
+    needs_accepted_peft()
     model = prompted()
     model.add_adapter(LoraConfig(target_modules=["q_proj"]))
     return model
