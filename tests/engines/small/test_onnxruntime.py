@@ -1,0 +1,19 @@
+"""ONNX Runtime writes, fed with a prefix as the past, what the prompted model writes."""
+
+import pytest
+from engine_cases import count_different
+
+pytest.importorskip("onnxruntime", reason="needs onnxruntime: nox -s engines")
+pytest.importorskip("onnx", reason="needs onnx: nox -s engines")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+def test_twenty_prompts(page, cases, base, tmp_path):
+    run = page("small-engines.md", "needs onnx", "needs onnxruntime")
+    run["write_graph"](base, tmp_path / "base.onnx")
+    session = run["onnxruntime"].InferenceSession(tmp_path / "base.onnx")
+
+    def answer(case):
+        return run["answer_onnxruntime"](session, case.prefix, case.ids, len(case.expected))
+
+    assert count_different(answer, cases) == 0
