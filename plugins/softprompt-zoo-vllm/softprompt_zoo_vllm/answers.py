@@ -12,6 +12,7 @@ Send = Callable[[Message], Awaitable[None]]
 HEADER = b"x-soft-prompt"
 """Header of an answer that had a prompt."""
 ERROR_EVENT = b'data: {"error":'
+NOTHING = b"data: [DONE]"
 KINDS = {400: "BadRequestError", 403: "ForbiddenError", 404: "NotFoundError"}
 """Types of errors, as vLLM and OpenAI name them."""
 
@@ -113,8 +114,10 @@ def _status(start: Message, body: Message) -> int:
 
 
 def _event(body: Message) -> dict[str, Any]:
-    """Return the first event of a stream that begins with an error; nothing of any other answer."""
+    """Return the first event of a stream that begins with an error, or is over at once; nothing of any other answer."""
     data = bytes(body.get("body", b""))
+    if data.startswith(NOTHING):  # vLLM 0.31 says no more of a request that failed in the engine
+        return {"error": {"message": "Internal server error", "type": "InternalServerError", "code": 500}}
     if not data.startswith(ERROR_EVENT):
         return {}
     event: dict[str, Any] = json.loads(data.removeprefix(b"data: ").split(b"\n\n")[0])

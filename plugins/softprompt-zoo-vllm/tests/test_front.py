@@ -26,6 +26,7 @@ FAILED_STREAM = [
     {"type": "http.response.body", "body": b'data: {"error": {"message": "no", "code": 500}}\n\n', "more_body": True},
     {"type": "http.response.body", "body": b"data: [DONE]"},
 ]
+EMPTY_STREAM = [FAILED_STREAM[0], FAILED_STREAM[2]]
 STREAM = [
     {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]},
     {"type": "http.response.body", "body": b'data: {"choices": []}', "more_body": True},
@@ -167,7 +168,7 @@ def test_replaced_and_removed_prompts_are_seen_at_once(gate, bank):
     assert ask(Server(OK), gate, body)[0] == 400
 
 
-@pytest.mark.parametrize("messages", [FAILED, FAILED_STREAM])
+@pytest.mark.parametrize("messages", [FAILED, FAILED_STREAM, EMPTY_STREAM])
 def test_a_failure_is_explained_where_the_prompt_is_what_is_wrong(gate, messages, monkeypatch):
     body = {"model": "base:alice"}
     status, headers, data = ask(Server(messages), gate, body)
