@@ -276,10 +276,10 @@ def table(runner: Runner) -> str:
             lines.append([name.replace("-", " "), str(result["requests"]), str(result["different"])])
     text = markdown(["SmolLM2 in float32, greedy", "requests", "other than generate"], lines)
     if (speed := runner.result("throughput")) is not None:
-        lines = _compared(speed["seconds"], "no prompt", "{:.1f} s")
+        lines = compared(speed["seconds"], "no prompt", "{:.1f} s")
         text += "\n\n" + markdown([f"{speed['requests']} requests at once", "median", "ratio", "spread"], lines)
     if (first := runner.result("first-token")) is not None:
-        lines = _compared(first["milliseconds"], "no prompt", "{:.1f} ms")
+        lines = compared(first["milliseconds"], "no prompt", "{:.1f} ms")
         text += "\n\n" + markdown(["one request, first token", "median", "ratio", "spread"], lines)
     if (cycled := runner.result("cycled")) is not None:
         tenth, half, end = cycled["megabytes"]
@@ -288,7 +288,7 @@ def table(runner: Runner) -> str:
     return text + "\n"
 
 
-def _compared(measured: dict[str, list[float]], base: str, form: str) -> list[list[str]]:
+def compared(measured: dict[str, list[float]], base: str, form: str) -> list[list[str]]:
     """Return rows of medians, and of ratios to a base that was measured in turns with them."""
     rows = []
     for what, values in measured.items():

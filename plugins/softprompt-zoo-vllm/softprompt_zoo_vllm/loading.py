@@ -107,13 +107,15 @@ class Loader:
 
     def _own(self, key: Tensor, value: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
         """Return this worker's heads of a layer, tokens first."""
-        own = [
-            half[layer.heads].transpose(0, 1).to(layer.module.kv_cache.device, self._dtype).contiguous()
-            for half in (key, value)
-        ]
-        if not all(bool(half.isfinite().all()) for half in own):  # a block keeps it for requests that get it later
+        return self._ready(key[layer.heads], layer), self._ready(value[layer.heads], layer)
+
+    def _ready(self, heads: Tensor, layer: Layer) -> Tensor:
+        """Return keys or values `(kv_heads, tokens, head_dim)` as the cache takes them, tokens first."""
+        ready = heads.transpose(0, 1).to(layer.module.kv_cache.device, self._dtype).contiguous()
+        # What was read is finite. A block keeps what is not, for requests that get it later.
+        if heads.dtype != self._dtype and not bool(ready.isfinite().all()):
             raise PromptRefusedError(f"the prompt has values that {self._dtype} cannot hold")
-        return own[0], own[1]
+        return ready
 
     @torch.no_grad()
     def _write(self, loads: list[tuple[Load, Table]]) -> None:
