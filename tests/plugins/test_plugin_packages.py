@@ -150,6 +150,14 @@ def test_saved_prompts_say_what_to_install_once_a_package_is_gone(site, tmp_path
         assert f"run: pip install {name}=={PROJECTS[name]['version']}" in line
 
 
+@pytest.mark.parametrize("name", sorted(set(PROJECTS) - set(METHODS)))
+def test_a_package_for_an_engine_passes_its_tests_without_the_engine(name):
+    """Those that start one are slow tests; `nox -s engines` runs them."""
+    done = run("-m", "pytest", "-p", "no:cacheprovider", str(ROOT / "plugins" / name))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_a_package_passes_its_own_tests(package, site):

@@ -1,5 +1,6 @@
 """Whether a bank is for the model that is served: its sizes, and a sample of its embedding table."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,10 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
-from vllm.logger import init_logger
 
 import softprompt_zoo as zoo
 
-logger = init_logger(f"vllm.{__name__}")
+logger = logging.getLogger(f"vllm.{__name__}")
 
 
 def check_checkpoint(model_config: Any, reader: zoo.PrefixReader) -> None:

@@ -4,6 +4,7 @@ A request is placeholders and its text. The scheduler's side says that the place
 workers' side writes the prompt's keys and values into their blocks before the text is computed.
 """
 
+import dataclasses
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +24,13 @@ from softprompt_zoo_vllm.loading import Loader
 from softprompt_zoo_vllm.scheduling import Planner
 from softprompt_zoo_vllm.settings import Settings, check_deployment
 from softprompt_zoo_vllm.steps import Step
+
+
+@dataclasses.dataclass
+class Metadata(KVConnectorMetadata):
+    """What vLLM carries from the scheduler to the workers."""
+
+    step: Step
 
 
 class SoftPromptConnector(KVConnectorBase_V1, SupportsHMA):
@@ -67,7 +75,7 @@ class SoftPromptConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         """Return what the workers do in this step."""
-        return self._planner.take_step()
+        return Metadata(self._planner.take_step())
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Say in a request's answer which prompt it had; its blocks may go."""
@@ -85,9 +93,9 @@ class SoftPromptConnector(KVConnectorBase_V1, SupportsHMA):
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Load the prompts of this step."""
-        step = self._get_connector_metadata()
-        assert isinstance(step, Step)
-        self._loader.run(step)
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, Metadata)
+        self._loader.run(metadata.step)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Tell of the loads that are over."""

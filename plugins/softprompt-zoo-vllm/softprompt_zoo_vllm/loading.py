@@ -2,12 +2,12 @@
 
 import concurrent.futures
 import dataclasses
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.logger import init_logger
 
 from softprompt_zoo_vllm.catalog import Catalog, PromptRefusedError
 from softprompt_zoo_vllm.executors import executor_for
@@ -15,7 +15,7 @@ from softprompt_zoo_vllm.settings import Settings
 from softprompt_zoo_vllm.steps import Load, Step
 from softprompt_zoo_vllm.tables import Table, TableCache
 
-logger = init_logger(f"vllm.{__name__}")
+logger = logging.getLogger(f"vllm.{__name__}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 import concurrent.futures
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
-
-from vllm.logger import init_logger
 
 import softprompt_zoo as zoo
 from softprompt_zoo_vllm.catalog import Catalog, PromptRefusedError
@@ -14,7 +13,7 @@ from softprompt_zoo_vllm.requests import length_problem, make_room, problem_of, 
 from softprompt_zoo_vllm.settings import KEY, Settings
 from softprompt_zoo_vllm.steps import Load, Step
 
-logger = init_logger(f"vllm.{__name__}")
+logger = logging.getLogger(f"vllm.{__name__}")
 
 
 @dataclasses.dataclass

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
-
 
 @dataclasses.dataclass(frozen=True)
 class Load:
@@ -22,7 +20,7 @@ class Load:
 
 
 @dataclasses.dataclass
-class Step(KVConnectorMetadata):
+class Step:
     """What is to be done in one step."""
 
     loads: list[Load] = dataclasses.field(default_factory=list)

@@ -1,0 +1,135 @@
+"""The scheduler's side without vLLM: which room a request gets, which blocks are filled, and how it ends otherwise."""
+
+import concurrent.futures
+import types
+
+import pytest
+from softprompt_zoo_vllm import scheduling
+from softprompt_zoo_vllm.catalog import PromptRefusedError
+from softprompt_zoo_vllm.scheduling import Planner
+from softprompt_zoo_vllm.settings import Settings
+
+import softprompt_zoo as zoo
+
+
+class FakeCatalog:
+    """Two prompts, one of which may be replaced."""
+
+    def __init__(self):
+        self.entries = {"alice": zoo.PrefixEntry("alice", "aa", 5), "bob": zoo.PrefixEntry("bob", "bb", 40)}
+
+    def find(self, name):
+        if name not in self.entries:
+            raise PromptRefusedError(f"there is no soft prompt {name!r}")
+        return self.entries[name]
+
+
+class FakeRequest(types.SimpleNamespace):
+    """What is used of vLLM's `Request`."""
+
+    def __init__(self, name, ids=(7, 8, 9), request_id="r", **changes):
+        chosen = None if name is None else {"soft_prompt": name}
+        common = {"pooling_params": None, "skip_reading_prefix_cache": False, "prompt_embeds": None, "mm_features": []}
+        super().__init__(request_id=request_id, kv_transfer_params=chosen, cache_salt=None, block_hashes=[], **common)
+        self.sampling_params = types.SimpleNamespace(prompt_logprobs=None, extra_args=None)
+        self.prompt_token_ids, self._all_token_ids, self.num_prompt_tokens = list(ids), list(ids), len(ids)
+        self.__dict__.update(changes)
+
+    def update_block_hashes(self):
+        self.block_hashes.append(self.cache_salt)
+
+
+def planner(**options):
+    return Planner(Settings("bank", secret="s", **options), FakeCatalog(), [4, 8], max_model_len=64)
+
+
+def blocks(*groups):
+    """Blocks of two groups; a window has moved past those that are `None`."""
+    made = [[types.SimpleNamespace(block_id=one, is_null=one is None) for one in group] for group in groups]
+    return types.SimpleNamespace(blocks=made)
+
+
+def test_a_request_without_a_prompt_is_left_alone():
+    own, request = planner(), FakeRequest(None)
+    before = dict(vars(request))
+    own.add(request)
+    assert vars(request) == before
+    assert own.matched_tokens(request, 0) == (0, False)
+    own.allocated(request, blocks([1], [1]), 0)
+    assert not own.take_step().loads
+    assert own.finish(request) is None
+
+
+def test_a_prompt_gets_room_and_its_blocks():
+    own, request = planner(placeholder=3), FakeRequest("alice")
+    own.add(request)
+    assert request.prompt_token_ids == request._all_token_ids == [3] * 5 + [7, 8, 9]
+    assert request.num_prompt_tokens == 8
+    assert own.matched_tokens(request, 0) == (5, True)
+    own.allocated(request, blocks([10, 11, 12], [None, 20]), 5)
+    [load] = own.take_step().loads
+    assert (load.name, load.stamp, load.begin, load.end) == ("alice", "aa", 0, 5)
+    assert load.blocks == ((10, 11), (None,))
+    own.allocated(request, blocks([10, 11, 12], [None, 20]), 0)  # vLLM asks again once it was loaded
+    assert not own.take_step().loads
+    assert own.finish(request) == {"soft_prompt": "alice", "stamp": "aa", "num_tokens": 5}
+
+
+def test_what_the_prefix_cache_has_is_not_loaded_again():
+    own, request = planner(), FakeRequest("alice")
+    own.add(request)
+    assert own.matched_tokens(request, 4) == (1, True)
+    own.allocated(request, blocks([10, 11], [20]), 1)
+    assert own.take_step().loads[0].begin == 4
+    assert own.matched_tokens(request, 8) == (0, False)
+
+
+def test_only_the_same_content_of_the_same_prompt_shares_blocks():
+    own, salts = planner(), []
+    for name, before in [("alice", None), ("alice", None), ("bob", None), ("alice", "mine")]:
+        request = FakeRequest(name, cache_salt=before)
+        own.add(request)
+        salts.append(request.cache_salt)
+    own._catalog.entries["alice"] = zoo.PrefixEntry("alice", "a2", 5)
+    own.add(replaced := FakeRequest("alice"))
+    other = Planner(Settings("bank"), FakeCatalog(), [4, 8], 64)
+    other.add(elsewhere := FakeRequest("alice"))
+    assert salts[0] == salts[1]
+    assert len({*salts, replaced.cache_salt, elsewhere.cache_salt, None}) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "problem"),
+    [
+        ("nobody", {}, "there is no soft prompt 'nobody'"),
+        ("bob", {"ids": range(3, 30)}, "40 tokens and a text of 27 leave no room"),
+        ("alice", {"pooling_params": object()}, "pooling"),
+        ("alice", {"skip_reading_prefix_cache": True}, "prompt_logprobs"),
+        ("alice", {"prompt_embeds": object()}, "prompt_embeds"),
+        ("alice", {"mm_features": [object()]}, "images"),
+    ],
+)
+def test_what_cannot_have_its_prompt_ends_with_an_error(name, changes, problem):
+    own, request = planner(), FakeRequest(name, **changes)
+    ids = list(request.prompt_token_ids)
+    own.add(request)
+    assert request.prompt_token_ids == ids
+    assert not request.skip_reading_prefix_cache
+    assert own.matched_tokens(request, 0) == (1, True)
+    own.allocated(request, blocks([10], [20]), 1)
+    step = own.take_step()
+    assert (step.loads, step.refused) == ([], ["r"])
+    assert problem in own.finish(request)["error"]
+
+
+def test_a_bank_at_an_address_keeps_only_its_own_requests_waiting(monkeypatch):
+    coming = concurrent.futures.Future()
+    monkeypatch.setattr(scheduling, "executor_for", lambda is_local: types.SimpleNamespace(submit=lambda *_: coming))
+    own = Planner(Settings("s3://bucket/bank"), FakeCatalog(), [4, 8], 64)
+    own.add(request := FakeRequest("alice"))
+    assert own.matched_tokens(request, 0) == (None, False)
+    assert own.matched_tokens(FakeRequest(None, request_id="other"), 0) == (0, False)
+    coming.set_result(zoo.PrefixEntry("alice", "aa", 5))
+    assert own.matched_tokens(request, 0) == (None, False)  # vLLM has looked for the text alone so far
+    assert own.matched_tokens(request, 0) == (5, True)
+    assert request.num_prompt_tokens == 8
