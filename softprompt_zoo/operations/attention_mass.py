@@ -129,7 +129,9 @@ def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str
     return {site: (int(is_text.sum()), {prompt: torch.stack(parts)})}
 
 
-def _weights(model: Any, arguments: dict[str, Any], stacks: Mapping[str, Stack]) -> Sequence[Tensor]:
+def _weights(
+    model: Any, arguments: dict[str, Any], stacks: Mapping[str, Stack]
+) -> Sequence[Float[Tensor, "rows heads queries _"]]:
     """Return the attention weights that the model shows, of each layer."""
     with eval_mode([stack.module for stack in stacks.values()], "eager"):
         weights: Sequence[Tensor] = model(**arguments, output_attentions=True).attentions

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from softprompt_zoo.config.checks import LARGEST_WEIGHT
 from softprompt_zoo.errors import PluginError, UnsupportedError
+from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
@@ -46,7 +47,7 @@ def check_range(tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) ->
             )
 
 
-def _largest(tensor: Tensor, above: float) -> float:
+def _largest(tensor: Float[Tensor, "..."], above: float) -> float:
     """Return the largest number of a tensor; 0 without a look if its dtype holds none above a bound, or it has none."""
     if torch.finfo(tensor.dtype).max <= above or tensor.is_meta or not tensor.numel():
         return 0.0

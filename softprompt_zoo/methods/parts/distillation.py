@@ -58,7 +58,7 @@ def _is_prompt_or_folder(part: Any) -> bool:
     return isinstance(part, str | os.PathLike) or hasattr(part, "merged_tokens")
 
 
-def _check_shape(what: str, embeddings: Tensor | None, expected: tuple[int, int]) -> None:
+def _check_shape(what: str, embeddings: Float[Tensor, "..."] | None, expected: tuple[int, int]) -> None:
     shape = "keys and values" if embeddings is None else tuple(embeddings.shape)
     if shape != expected:
         raise UnsupportedError(
