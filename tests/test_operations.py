@@ -8,7 +8,7 @@ from softprompt_zoo.testing.operations import OPERATIONS
 from softprompt_zoo.testing.subject import Subject
 
 ARCHITECTURES = ["llama", "t5", "bert", "bloom"]
-QUICK = [name for name in OPERATIONS if name != "compiled"]  # test_model.py compiles in every test run
+QUICK = [name for name in OPERATIONS if name != "compiled"]  # test_moved_models.py compiles in every test run
 
 TestPromptTuning = operation_suite("prompt_tuning", architectures=ARCHITECTURES, operations=QUICK)
 TestPrefixTuning = operation_suite("prefix_tuning", architectures=ARCHITECTURES, operations=QUICK)

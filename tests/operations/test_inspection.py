@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from test_blending import ARCHITECTURES, batch, prompted
+from helpers.several_prompts import ARCHITECTURES, batch, prompted
 
 import softprompt_zoo as zoo
 from softprompt_zoo.prompt.prompt import PlainTokens
