@@ -1,5 +1,6 @@
 """What all tests have: one torch thread, no plugin that happens to be installed, and the benchmarks as modules."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -11,6 +12,7 @@ from helpers import checked_shapes
 from helpers.fresh_processes import FreshProcesses
 from transformers.utils import logging
 
+gc.disable()  # what is imported while tests are collected stays
 checked_shapes.install()
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
@@ -18,6 +20,13 @@ BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start; pytest's own workers have begun already
 os.environ["PYTHONSAFEPATH"] = "1"  # and import what is installed, not what lies in the folder that they run in
 os.environ["SOFTPROMPT_ZOO_PLUGINS"] = ""  # tests that install a plugin allow it
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage among what tests make alone, and seldom: a tiny model is many objects, and soon gone."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
