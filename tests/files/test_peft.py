@@ -1,4 +1,4 @@
-"""PEFT's adapters both ways: 20 random prompts for each method and model that PEFT runs."""
+"""PEFT's adapters both ways: 20 random prompts for each method and model that PEFT runs, 5 of them in every run."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,6 @@ from softprompt_zoo.testing import TINY_MODELS, tiny_model
 from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
-PROMPTS = 20
 TOKENS = 5
 TEXT = random_text(7, 3)
 PEFT_RUNS = {
@@ -22,6 +21,8 @@ PEFT_RUNS = {
     "prefix_tuning": [name for name in TINY_MODELS if name not in ("distilbert", "modernbert")],
 }
 CASES = [(method, architecture) for method, names in PEFT_RUNS.items() for architecture in names]
+everywhere = pytest.mark.parametrize(("method", "architecture"), CASES)
+of_random_prompts = pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 20), marks=pytest.mark.slow)])
 
 
 def prompted(architecture, method):
@@ -42,14 +43,15 @@ def peft_tensor(wrapped):
     return parameter
 
 
-@pytest.mark.parametrize(("method", "architecture"), CASES)
-def test_peft_gives_our_logits(method, architecture, tmp_path):
+@everywhere
+@of_random_prompts
+def test_peft_gives_our_logits(method, architecture, seeds, tmp_path):
     subject = prompted(architecture, method)
     base = Subject(architecture, tiny_model(architecture))
     plain = base.logits(TEXT)
     subject.model.save_pretrained(tmp_path)
     wrapped = peft.PeftModel.from_pretrained(base.model, tmp_path)
-    for seed in range(PROMPTS):
+    for seed in seeds:
         torch.manual_seed(seed)
         for parameter in subject.model.prompts.parameters():
             torch.nn.init.normal_(parameter)
@@ -60,8 +62,9 @@ def test_peft_gives_our_logits(method, architecture, tmp_path):
         assert not torch.allclose(logits, plain, atol=1e-2), "PEFT dropped the prompt"
 
 
-@pytest.mark.parametrize(("method", "architecture"), CASES)
-def test_we_give_pefts_logits(method, architecture, tmp_path):
+@everywhere
+@of_random_prompts
+def test_we_give_pefts_logits(method, architecture, seeds, tmp_path):
     kind = {"prompt_tuning": peft.PromptTuningConfig, "prefix_tuning": peft.PrefixTuningConfig}[method]
     base = Subject(architecture, tiny_model(architecture))
     plain = base.logits(TEXT)
@@ -71,7 +74,7 @@ def test_we_give_pefts_logits(method, architecture, tmp_path):
     if architecture == "bart" and method == "prefix_tuning":  # PEFT counts the encoder's layers
         options["num_layers"] = base.model.config.decoder_layers
     wrapped = peft.get_peft_model(base.model, kind(**options)).eval()
-    for seed in range(PROMPTS):
+    for seed in seeds:
         torch.manual_seed(seed)
         torch.nn.init.normal_(peft_tensor(wrapped))
         wrapped.save_pretrained(tmp_path)
