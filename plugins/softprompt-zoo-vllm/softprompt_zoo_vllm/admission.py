@@ -97,8 +97,6 @@ def check(request: Any, gate: Gate | None, model_config: Any) -> None:
         PromptRefusedError: Says why.
     """
     came = admission.get()
-    if not isinstance(request.kv_transfer_params or {}, dict):
-        raise PromptRefusedError(f'kv_transfer_params is {request.kv_transfer_params!r}; expected {{"{KEY}": NAME}}')
     name = prompt_of(request)
     if name is None:
         if came is None and gate is not None and _BEAM.search(request.request_id):

@@ -5,12 +5,20 @@ import json
 from typing import Any
 
 import softprompt_zoo as zoo
+from softprompt_zoo_vllm.catalog import PromptRefusedError
 from softprompt_zoo_vllm.settings import KEY, Settings
 
 
 def prompt_of(request: Any) -> Any:
-    """Return what a request says its prompt is; `None` if it wants none."""
-    return (request.kv_transfer_params or {}).get(KEY)
+    """Return what a request says its prompt is; `None` if it wants none.
+
+    Raises:
+        PromptRefusedError: If it says so in no dictionary.
+    """
+    given = request.kv_transfer_params or {}
+    if not isinstance(given, dict):
+        raise PromptRefusedError(f'kv_transfer_params is {given!r}; expected {{"{KEY}": NAME}}')
+    return given.get(KEY)
 
 
 def problem_of(request: Any) -> str | None:

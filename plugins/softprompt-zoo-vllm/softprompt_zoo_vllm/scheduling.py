@@ -23,6 +23,7 @@ class Plan:
     coming: concurrent.futures.Future[zoo.PrefixEntry] | None
     """The look-up, until its result was used."""
     entry: zoo.PrefixEntry | None = None
+    """The prompt, once the request has room for it."""
     problem: str | None = None
     """Why the request ends with an error."""
 
@@ -48,11 +49,15 @@ class Planner:
 
     def add(self, request: Any) -> None:
         """Look up the prompt of a request that arrives; of a bank on this machine it has its room when this returns."""
-        name = prompt_of(request)
+        try:
+            name = prompt_of(request)
+        except PromptRefusedError as error:
+            self._plans[request.request_id] = plan = Plan(None)
+            self._refuse(request, plan, str(error))
+            return
         if name is None:
             return
-        plan = Plan(self._executor.submit(self._catalog.find, name))
-        self._plans[request.request_id] = plan
+        self._plans[request.request_id] = plan = Plan(self._executor.submit(self._catalog.find, name))
         if self._settings.is_local:
             self._decide(request, plan)
 
@@ -63,15 +68,20 @@ class Planner:
         try:
             entry = coming.result()
         except Exception as error:
-            plan.problem = str(error) if isinstance(error, PromptRefusedError) else repr(error)
-        else:
-            plan.entry = entry
-            plan.problem = problem_of(request) or length_problem(request, entry, self._max_model_len)
-        if plan.problem is None:
-            make_room(request, entry, self._settings)
+            self._refuse(request, plan, str(error) if isinstance(error, PromptRefusedError) else repr(error))
             return
+        problem = problem_of(request) or length_problem(request, entry, self._max_model_len)
+        if problem is not None:
+            self._refuse(request, plan, problem)
+            return
+        plan.entry = entry
+        make_room(request, entry, self._settings)
+
+    def _refuse(self, request: Any, plan: Plan, problem: str) -> None:
+        """Have a request end with an error."""
+        plan.problem = problem
         request.skip_reading_prefix_cache = False  # else vLLM would not ask, and run it without the prompt
-        logger.error("request %s ends with an error: %s", request.request_id, plan.problem)
+        logger.error("request %s ends with an error: %s", request.request_id, problem)
 
     def matched_tokens(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
         """Return how many tokens behind the computed ones are loaded, and whether that takes a step of its own.
@@ -86,7 +96,7 @@ class Planner:
             if plan.coming.done():
                 self._decide(request, plan)
             return None, False  # vLLM looked for the text alone in its cache; it looks again with the room in front
-        if plan.entry is None or plan.problem is not None:
+        if plan.entry is None:
             return 1, True  # a load that fails is what ends a request with an error
         count = max(0, plan.entry.num_tokens - num_computed)
         return count, count > 0
@@ -96,7 +106,7 @@ class Planner:
         plan = self._plans.get(request.request_id)
         if plan is None or num_external == 0:
             return
-        if plan.entry is None or plan.problem is not None:
+        if plan.entry is None:
             self._step.refused.append(request.request_id)
             return
         end = plan.entry.num_tokens
@@ -117,6 +127,6 @@ class Planner:
         plan = self._plans.pop(request.request_id, None)
         if plan is None:
             return None
-        if plan.entry is None or plan.problem is not None:
+        if plan.entry is None:
             return {KEY: None, "error": plan.problem}
         return {KEY: plan.entry.name, "stamp": plan.entry.stamp, "num_tokens": plan.entry.num_tokens}

@@ -102,6 +102,7 @@ def test_only_the_same_content_of_the_same_prompt_shares_blocks():
     ("name", "changes", "problem"),
     [
         ("nobody", {}, "there is no soft prompt 'nobody'"),
+        ("alice", {"kv_transfer_params": "alice"}, "kv_transfer_params is 'alice'; expected"),
         ("bob", {"ids": range(3, 30)}, "40 tokens and a text of 27 leave no room"),
         ("alice", {"pooling_params": object()}, "pooling"),
         ("alice", {"skip_reading_prefix_cache": True}, "prompt_logprobs"),
