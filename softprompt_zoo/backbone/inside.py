@@ -21,6 +21,10 @@ def _accept(placement: Placement) -> None:
     """Refuse nothing."""
 
 
+def _accept_branches() -> None:
+    """Refuse nothing."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Inside:
     """Live modules of the model, and questions that only the host asks."""
@@ -35,5 +39,7 @@ class Inside:
     """Named tensors to the name of one that is a part of the model; `None` if none is."""
     refuse: Callable[[Placement], None] = _accept
     """Raises `UnsupportedError` for what cannot be placed in the model."""
+    refuse_branches: Callable[[], None] = _accept_branches
+    """Raises `UnsupportedError` if nothing can be added to what the model's attention gives."""
     scales_ids: bool = False
     """Whether the model scales the rows of its embedding table only where it is given ids, which PEFT does not know."""

@@ -41,6 +41,15 @@ class Probe:
     )
     """The keys of every layer, of self-attention and of cross-attention."""
 
+    widths: dict[int, int] = dataclasses.field(default_factory=dict)
+    """By the id of a module the width of the hidden states that it was called with."""
+
+    def note_width(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the width of what a module reads. A forward pre-hook."""
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        if isinstance(hidden, Tensor) and hidden.ndim == 3:
+            self.widths[id(module)] = hidden.shape[2]
+
     def source(self, key: Float[Tensor, "rows kv_heads length head_dim"], is_cross: bool) -> int | None:
         """Note a layer's keys; return the earlier layer that made them, `None` if it made them itself."""
         seen = self.keys[is_cross]
@@ -89,7 +98,8 @@ def _probe_attention(
         window, is_causal = _hides(module, attention_mask, kwargs)
         is_cross = key.shape[2] == PROBE_ENCODER_LENGTH and query.shape[2] == PROBE_LENGTH
         source = probe.source(key, is_cross)
-        shape = LayerShape(key.shape[1], key.shape[3], query.shape[1], window, value.shape[3], source)
+        sizes = key.shape[1], key.shape[3], query.shape[1], window, value.shape[3], source
+        shape = LayerShape(*sizes, probe.widths.get(id(module), 0))
         probe.calls.append(AttentionCall(module, shape, is_cross, bool(is_causal) and not is_cross))
     output = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     return output, None

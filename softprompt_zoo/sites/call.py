@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.shapes import Bool, Float, Int, Shaped
+from softprompt_zoo.sites.branches import Branch, BranchOfRows, branches_of
 from softprompt_zoo.sites.layout import Layout, Slots
 from softprompt_zoo.tokens.placement import Placement
 
@@ -212,6 +213,8 @@ class Call:
     """Per combination the trained task head that its rows use; `None` for the model's own, empty if all use it."""
     decoding: DecodingState | None = None
     """What the text's prompts were built into when it was begun, for whoever has a cache of it."""
+    branches: Mapping[str, Branch] = dataclasses.field(default_factory=dict)
+    """By the prompt's name, what is added beside attention."""
 
     @property
     def is_empty(self) -> bool:
@@ -256,6 +259,13 @@ class Call:
     def placed(self) -> list[list[Placement]]:
         """What is placed of the prompts of each combination, in order."""
         return [[self.placements[part] for part in combination] for combination in self.selection.combinations]
+
+    def branches_of_rows(self) -> list[BranchOfRows]:
+        """Return what is added beside attention, with the rows that have it."""
+        if not self.branches:
+            return []
+        names = [[part.name for part in combination] for combination in self.selection.combinations]
+        return branches_of(self.branches, names, self.selection.rows)
 
     def input_tokens(self, combination: Combination) -> list[Float[Tensor, "_ hidden"]]:
         """Return the embeddings of a combination's input-level prompts, in order."""

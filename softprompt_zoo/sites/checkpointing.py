@@ -55,6 +55,8 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
             "checkpointing computes them again; call model.gradient_checkpointing_disable()"
         )
     originals, leaves = _put_leaves(state)
+    if not leaves and any([own.branch.is_trained for own in state.branches]):
+        originals, leaves = _of_nothing()
     return _anchored(stack, kwargs, leaves, originals) if leaves else kwargs
 
 
@@ -86,6 +88,11 @@ def _put_leaves(state: CallState) -> tuple[list[Float[Tensor, "..."]], list[Floa
         return [], []
     state.sites, state.gated = sites, gated
     return originals, leaves
+
+
+def _of_nothing() -> tuple[list[Float[Tensor, ""]], list[Float[Tensor, ""]]]:
+    """Return a tensor and its leaf that do nothing: what comes in needs a gradient for parameters inside the layers."""
+    return [torch.zeros((), requires_grad=True)], [torch.zeros(())]
 
 
 def is_checkpointed(module: nn.Module) -> bool:

@@ -158,6 +158,21 @@ class Reach:
             UnsupportedError: If there is no place for a weight, for gates, or for tokens that are always visible.
         """
 
+    def refuse_branches(self) -> None:
+        """Refuse what is added beside attention.
+
+        Raises:
+            UnsupportedError: If the output of attention is not reached in this way.
+        """
+
+    def show_hidden(self, stack: "Stack", is_wanted: bool) -> None:
+        """Show the branches beside attention what the attention modules read, where they do not see it anyway.
+
+        Args:
+            stack: A stack with prompts; its modules are changed.
+            is_wanted: Whether a prompt wants it.
+        """
+
     def refuse_attentions(self, stack: "Stack", kwargs: Mapping[str, Any]) -> None:
         """Refuse to show attention weights from which real virtual positions could not be cut.
 

@@ -1,12 +1,13 @@
 """What one stack's attention has of a forward: the prompts of each site, or what records a pass over virtual tokens."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from softprompt_zoo.shapes import Bool, Float, Int
+from softprompt_zoo.sites.branches import BranchOfRows
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.layout import Layout
 from softprompt_zoo.sites.site import AttentionLayer
@@ -78,12 +79,20 @@ class CallState:
     """Whether the caller asked the stack for a tuple."""
     gated: Mapping[str, list[Gated]] = dataclasses.field(default_factory=dict)
     """Prompts with a softmax of their own, by site."""
+    branches: Sequence[BranchOfRows] = ()
+    """What prompts add beside attention."""
+    hidden: Float[Tensor, "rows length hidden"] | None = None
+    """What the attention module that runs reads, where a branch wants it."""
     call: Call | None = None
     """The forward it is of; `None` in a pass over virtual tokens alone."""
     masks: list[tuple[tuple[Any, ...], Any, Any]] = dataclasses.field(default_factory=list)
     """What a mask depends on, the text's mask, and the extended one: layers that agree in them share it."""
     visits: dict[int, int] = dataclasses.field(default_factory=dict)
     """How often this call has come to each module that several layers share."""
+
+    def acts_beside(self, site: str) -> bool:
+        """Return whether prompts act on a site's text that take up no positions in front of it."""
+        return bool(self.branches or self.gated[site])
 
 
 @dataclasses.dataclass

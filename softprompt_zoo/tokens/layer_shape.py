@@ -20,6 +20,8 @@ class LayerShape:
 
     shared_with: int | None = None
     """The layer whose keys and values of the text it reads, where it makes none of its own; counted within its site."""
+    hidden_size: int = dataclasses.field(default=0, compare=False)
+    """Width of the hidden states that its attention reads; 0 where they are not reached."""
 
     key_size: tuple[int, int] = dataclasses.field(init=False, repr=False, compare=False)
     """Key-value heads, and the width of a key."""

@@ -97,6 +97,7 @@ def _inside(model: PreTrainedModel, stacks: Mapping[str, Stack], refusals: Refus
         OwnParameters(_places(model, stacks, heads)),
         functools.partial(find_part, _parts(model, stacks)),
         refusals,
+        refusals.check_branches,
         scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
     )
 

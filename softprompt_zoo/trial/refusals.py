@@ -48,6 +48,15 @@ class Refusals:
         for reach in self.reaches:
             reach.refuse(placement, self.has_windows)
 
+    def check_branches(self) -> None:
+        """Refuse what is added beside attention.
+
+        Raises:
+            UnsupportedError: If a stack's attention is not reached in a way that lets it in.
+        """
+        for reach in self.reaches:
+            reach.refuse_branches()
+
     def _check_input(self, placement: Placement) -> None:
         if placement.weight != 1.0 and not self.is_causal:
             raise UnsupportedError(

@@ -7,7 +7,7 @@ which sizes, and whether the per-call keyword arrived there.
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -226,7 +226,7 @@ def _run(
     # With a mask, no model looks for padding in the ids, which have no values on the meta device.
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), STATE_KEYWORD: probe}
     try:
-        with eval_mode([module], PROBE), torch.no_grad():
+        with eval_mode([module], PROBE), _noting_widths(module, probe), torch.no_grad():
             if features is not None:
                 with mode:
                     module(input_features=features, **{STATE_KEYWORD: probe})
@@ -247,3 +247,14 @@ def _run(
         problem = f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
         return dataclasses.replace(look, error=problem)
     return dataclasses.replace(look, calls=probe.calls, scales=scales)
+
+
+@contextlib.contextmanager
+def _noting_widths(module: nn.Module, probe: Probe) -> Iterator[None]:
+    """Let a probe see the hidden states that go into each module of a stack."""
+    handles = [child.register_forward_pre_hook(probe.note_width, with_kwargs=True) for child in module.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -6,7 +6,7 @@ tokens have no relative bias.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 from softprompt_zoo.backbone.lookup import has_parts, part_of
 from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.sites.batch import layer_prompt
+from softprompt_zoo.sites.branches import add_branches
 from softprompt_zoo.sites.gates import add_gated
-from softprompt_zoo.sites.reach.attention_interface import extend_mask, visible_to
+from softprompt_zoo.sites.reach.masks import extend_mask, visible_to
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.state import CallState, KeyValueRecording
 
@@ -60,7 +61,8 @@ def disentangled(
         flat = (query.flatten(0, 1), key.flatten(0, 1))
         bias = module.disentangled_attention_bias(*flat, relative_pos, module.pos_dropout(rel_embeddings), parts)
         bias = bias.view(*query.shape[:3], -1)
-    output, weights = _attend(module, state, layer, (query, key, value), bias, attention_mask.bool(), scale)
+    projected = query, key, value
+    output, weights = _attend(module, state, layer, hidden_states, projected, bias, attention_mask.bool(), scale)
     return output, weights if output_attentions else None
 
 
@@ -89,11 +91,11 @@ def biased(
     Returns:
         Hidden states `(rows, length, hidden)`, and the weights `(rows, heads, length, length)` of the text if wanted.
     """
-    query, key, value = [
+    projected = [
         _split(project(hidden_states), module.num_attention_heads) for project in (module.q, module.k, module.v)
     ]
-    scale = query.shape[-1] ** 0.5
-    output, weights = _attend(module, state, layer, (query, key, value), position_bias, attention_mask, scale)
+    scale = projected[0].shape[-1] ** 0.5
+    output, weights = _attend(module, state, layer, hidden_states, projected, position_bias, attention_mask, scale)
     output = module.o(output)
     return (output, weights) if output_attentions else (output,)
 
@@ -126,11 +128,8 @@ def _attend(
     module: Any,
     state: CallState | KeyValueRecording,
     layer: int,
-    projected: tuple[
-        Float[Tensor, "rows heads length head_dim"],
-        Float[Tensor, "rows heads length head_dim"],
-        Float[Tensor, "rows heads length value_dim"],
-    ],
+    hidden: Float[Tensor, "rows length hidden"],
+    projected: Sequence[Float[Tensor, "rows heads length _"]],
     bias: Float[Tensor, "#rows heads length length"] | None,
     mask: Shaped[Tensor, "#rows 1 #length length"] | None,
     scale: float,
@@ -155,6 +154,7 @@ def _attend(
     output = (weights @ value).transpose(1, 2)
     if call is not None:
         output = _with_gated(output, call, layer, module, query, scale)
+        output = add_branches(call.branches, call.rows, AttentionLayer(SITE, layer), query, hidden, output)
     return output.flatten(2), weights[..., tokens:]
 
 

@@ -24,6 +24,13 @@ class RealPositions(OnOurAttention):
         """Find nothing, for there is nothing to be reached."""
         return ()
 
+    def refuse_branches(self) -> None:
+        """Refuse them: no attention is reached."""
+        raise UnsupportedError(
+            f"nothing can be added to the output of this model's attention: {self.problem}; choose a method at the "
+            "input embeddings"
+        )
+
     def refuse_attentions(self, stack: Stack, kwargs: Mapping[str, Any]) -> None:
         """Refuse weights of attention off the interface: where their virtual positions are is not known."""
         given = kwargs.get("output_attentions")

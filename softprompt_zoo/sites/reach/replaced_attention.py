@@ -91,8 +91,9 @@ def _kind_of(layer: Any) -> Kind | None:
 def _call_of(layer: Any, kind: Kind) -> AttentionCall:
     attention = part_of(layer.attention, kind.name)
     heads = attention.num_attention_heads
-    width = part_of(attention, kind.key_projection).out_features
-    return AttentionCall(attention, LayerShape(heads, width // heads, heads), is_cross=False, is_causal=False)
+    projection = part_of(attention, kind.key_projection)
+    shape = LayerShape(heads, projection.out_features // heads, heads, hidden_size=projection.in_features)
+    return AttentionCall(attention, shape, is_cross=False, is_causal=False)
 
 
 def _view_of_stack(module: Any, state: CallState | KeyValueRecording) -> Any:

@@ -103,6 +103,13 @@ class ThroughCache(Reach):
                 f"always_visible is True, but {where} and hides what its windows hide; choose always_visible=False"
             )
 
+    def refuse_branches(self) -> None:
+        """Refuse them: what attention gives is not seen."""
+        raise UnsupportedError(
+            "this model's attention is reached through its cache only, so nothing can be added to its output; choose a "
+            "method without attend"
+        )
+
 
 def _checkpointed(stack: Stack) -> list[GradientCheckpointingLayer]:
     return [layer for layer in stack.module.modules() if isinstance(layer, GradientCheckpointingLayer)]

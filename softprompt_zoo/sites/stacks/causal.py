@@ -38,7 +38,8 @@ class Causal(StackKind):
             prefix = Prefix(segments, [{}] * len(segments), [None] * len(segments))
             kwargs, positions = move_text(stack, call, lengths(segments), kwargs, text, past)
             site = site_state(segments, call.is_training)
-            state = CallState({} if site is None else {stack.name: site}, call.selection.rows, positions, call=call)
+            sites = {} if site is None else {stack.name: site}
+            state = CallState(sites, call.selection.rows, positions, branches=call.branches_of_rows(), call=call)
         else:
             kwargs, positions = move_text(stack, call, token_counts(call, stack.name), kwargs, text, past)
             prefix = prefix_of(stack, call, positions, past)

@@ -34,7 +34,7 @@ class Decoder(StackKind):
         segments = {site: segments_at(call, site) for site in ("decoder", "cross")}
         counts = lengths(segments["decoder"])
         state = state_of(segments, call)
-        if max(counts) or state.gated["decoder"]:
+        if max(counts) or state.acts_beside("decoder"):
             kwargs, positions = move_text(stack, call, counts, kwargs, text, past)
             state.positions = positions
             state.bias = relative_bias(stack, positions, max(counts)) if max(counts) else None

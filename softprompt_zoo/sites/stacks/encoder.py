@@ -39,7 +39,7 @@ class Encoder(StackKind):
         counts = lengths(segments)
         kwargs, text = _with_embeddings(stack, call, kwargs, text, max(counts))
         state = state_of({stack.name: segments}, call)
-        if max(counts) or state.gated[stack.name]:
+        if max(counts) or state.acts_beside(stack.name):
             kwargs, state.positions = move_text(stack, call, counts, kwargs, text, past)
         return kwargs, state
 
@@ -66,7 +66,7 @@ class EncoderInFront(StackKind):
         segments = segments_at(call, stack.name)
         kwargs, text = _with_embeddings(stack, call, kwargs, text, 0)
         state = state_of({stack.name: segments}, call)
-        if state.gated[stack.name]:
+        if state.acts_beside(stack.name):
             kwargs, state.positions = move_text(stack, call, [0] * len(segments), kwargs, text, past)
         elif max(lengths(segments)):
             state.positions = text_positions(kwargs, text.shape[1], past, text.device)

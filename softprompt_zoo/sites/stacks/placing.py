@@ -32,7 +32,8 @@ def state_of(
     sites = {site: state for site, state in states.items() if state is not None}
     placed = call.placed
     gated = {site: gated_parts(placed, site) for site in segments}
-    return CallState(sites, call.selection.rows, positions, gated=gated, call=call)
+    branches = call.branches_of_rows()
+    return CallState(sites, call.selection.rows, positions, gated=gated, branches=branches, call=call)
 
 
 def with_slots(
