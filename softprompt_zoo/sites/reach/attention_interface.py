@@ -88,9 +88,7 @@ def _prompt_attention(
     for part in state.gated.get(site.name, ()):
         added = add_gated(part, site.layer, forward, module, query, state.rows, kwargs)
         output = output if added is None else output + added
-    if state.branches:
-        output = add_branches(state.branches, state.rows, site, query, state.hidden, output)
-    return output, weights
+    return add_branches(state.branches, state.rows, site, query, state.hidden, output), weights
 
 
 def _calling_site(module: nn.Module, state: CallState | KeyValueRecording) -> AttentionLayer | None:
