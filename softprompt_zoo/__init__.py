@@ -10,6 +10,7 @@ from softprompt_zoo.config.checks import check_positive as check_positive
 from softprompt_zoo.config.checks import check_positive_integer as check_positive_integer
 from softprompt_zoo.config.checks import check_probability as check_probability
 from softprompt_zoo.config.method_config import MethodConfig as MethodConfig
+from softprompt_zoo.config.options import Options as Options
 from softprompt_zoo.config.recipe import Recipe as Recipe
 from softprompt_zoo.errors import *  # noqa: F403
 from softprompt_zoo.hookspecs import hookimpl as hookimpl
@@ -93,7 +94,7 @@ _LAZY = {
 _ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type)]
 
 _CHECKS = ["check_choice", "check_not_negative", "check_positive", "check_positive_integer", "check_probability"]
-_DEFINED = ["MethodConfig", "Recipe", *_CHECKS]
+_DEFINED = ["MethodConfig", "Options", "Recipe", *_CHECKS]
 _OWN = ["hookimpl", "list_methods", "register", "unregister"]
 
 __all__ = sorted([*_LAZY, *_ERRORS, *_DEFINED, *_OWN])

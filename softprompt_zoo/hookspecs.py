@@ -19,7 +19,8 @@ defaults), and these attributes:
 
 A hook may ask for fewer arguments than its spec names. A *wrapper* plugin (entry-point group
 `softprompt_zoo.wrappers`) implements the same hooks with `hookimpl(wrapper=True)` and then runs around
-the hooks of every method.
+the hooks of every method. One with a `Config`, a frozen dataclass that extends `Options`, runs around those of the
+prompts that choose it, and its hooks may ask for `wrapper_config`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -202,3 +203,27 @@ def read_peft(fields: "dict[str, Any]", tensors: "dict[str, Tensor]", backbone: 
         BackboneMismatchError: If they were made for another model.
         UnsupportedError: If PEFT itself cannot run it right.
     """
+
+
+@hookspec(firstresult=True)
+def upgrade(
+    options: "dict[str, Any]", state: "dict[str, Tensor]", version: str
+) -> "tuple[dict[str, Any], dict[str, Tensor]]":
+    """Read what another version of the plugin saved: options and tensors under the names that they have now; optional.
+
+    Called when a saved prompt is loaded and the version in the file is not the one that is installed, older or newer.
+    Not called of a merged prompt, which has no parameters.
+
+    Args:
+        options: As they were saved. May be changed.
+        state: The tensors of `Parameters`, by their names in its `state_dict`. May be changed.
+        version: Version of the package that saved them; empty if the method was registered by hand.
+
+    Returns:
+        Options and tensors of this version. Without the hook they are taken as they are.
+
+    Raises:
+        PluginError: By the host, if anything else is returned.
+        CheckpointError: By the host, if they do not fit this version; so, too, whatever the hook raises itself.
+    """
+    raise NotImplementedError  # a spec is never called

@@ -26,6 +26,8 @@ class Method:
     """Options that differ from the defaults."""
     prompt_name: str | None = None
     """Name its prompts get, if chosen."""
+    wrappers: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """The wrappers with options that run around its hooks, by name, and the options of each."""
 
     @property
     def _loaded(self) -> LoadedMethod:
@@ -51,11 +53,14 @@ class Method:
         """Options that a tiny model can be prompted with, and those that make a longer prompt of it."""
         return self._loaded.example_options
 
-    def configure(self, /, name: str | None = None, **options: Any) -> "Method":
+    def configure(
+        self, /, name: str | None = None, wrappers: Mapping[str, Mapping[str, Any]] | None = None, **options: Any
+    ) -> "Method":
         """Choose options for later.
 
         Args:
             name: Name of the prompts it will make.
+            wrappers: By name the installed wrappers with options that shall run around its hooks, and their options.
             **options: Options of the method.
 
         Returns:
@@ -64,17 +69,29 @@ class Method:
         Raises:
             TypeError: If an option is unknown or of a wrong type.
             ValueError: If an option has a value that is not allowed.
+            UnknownMethodError: If no wrapper of a name is installed.
         """
         merged = {**self.options, **options}
-        self.config_class.from_options(merged)
-        return Method(self.name, merged, name or self.prompt_name)
+        chosen = self.wrappers if wrappers is None else wrappers
+        self._loaded.read_options(merged)
+        self._loaded.wrappers.choose(chosen)
+        return Method(self.name, merged, name or self.prompt_name, chosen)
 
-    def __call__(self, /, model: "PreTrainedModel", name: str | None = None, **options: Any) -> "PreTrainedModel":
+    def __call__(
+        self,
+        /,
+        model: "PreTrainedModel",
+        name: str | None = None,
+        wrappers: Mapping[str, Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> "PreTrainedModel":
         """Attach a new prompt to a model and activate it, alone.
 
         Args:
             model: A transformers model. It is frozen and changed in place.
             name: Name of the prompt, `"default"` by default.
+            wrappers: By name the installed wrappers with options that shall run around its hooks, and their options:
+                `wrappers={"noise": {"scale": 0.1}}`. Wrappers without options run around those of every prompt.
             **options: Options of the method.
 
         Returns:
@@ -83,9 +100,12 @@ class Method:
         Raises:
             UnsupportedError: If this cannot work on the model. Nothing is changed.
             PromptExistsError: If the model has a prompt of that name. Nothing is changed.
+            UnknownMethodError: If no wrapper of a name is installed. Nothing is changed.
             ValueError: If an option has a value that is not allowed. Nothing is changed.
         """
-        return attach_all(model, {name or self.prompt_name or DEFAULT_NAME: self.configure(**options)})
+        return attach_all(
+            model, {name or self.prompt_name or DEFAULT_NAME: self.configure(wrappers=wrappers, **options)}
+        )
 
     def training_arguments(
         self, output_dir: str, *, recipe: Recipe | None = None, **overrides: Any
@@ -198,7 +218,9 @@ def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreT
     prompts: Any = model_inside(model).prompts if attached else Prompts(backbone)
     for name in methods:
         prompts.check_name(name)
-    made = {name: make_prompt(method._loaded, method.options, backbone) for name, method in methods.items()}
+    made = {
+        name: make_prompt(method._loaded, method.options, backbone, method.wrappers) for name, method in methods.items()
+    }
     check_shared_room(made, backbone)
     if not attached:
         attach(model, backbone, stacks, made)

@@ -139,7 +139,7 @@ class RecordReader:
             header = record.header
             method = registry.lookup_saved(header.method, header.distribution, header.version, where)
             try:
-                config = method.config_class.from_options(record.header.config)
+                config = method.read_options(record.header.config)
             except (TypeError, ValueError) as error:
                 raise CheckpointError(f"{where} does not fit its method {method.name!r}: {error}") from error
             if not all(tensor.is_floating_point() for tensor in _tokens(record).values()):

@@ -23,6 +23,8 @@ INDEX_FILE = "softprompt_zoo.json"
 TENSOR_FILE = "model.safetensors"
 KEY_PREFIX = "prompts."
 METADATA_KEY = "softprompt_zoo"
+LEFT_OUT = ("wrappers", "placement")
+"""Fields of an entry that are only written where they say something."""
 
 
 class Sizes(TypedDict):
@@ -31,6 +33,26 @@ class Sizes(TypedDict):
     family: str
     hidden_size: int
     layers: dict[str, Annotated[list[list[int]], typed.Allowed("a list of at least one layer", bool)]]
+
+
+@dataclasses.dataclass(frozen=True)
+class WrapperEntry:
+    """What the index says of a wrapper that ran around a prompt's hooks."""
+
+    distribution: str
+    """Package that offered it."""
+    version: str
+    """Version of that package."""
+    config: dict[str, Any] | None = None
+    """Its options, if the user chose it for this prompt."""
+
+
+class Placed(TypedDict):
+    """Fields of a `Placement`."""
+
+    dropout: Annotated[float, typed.Allowed("a number in [0, 1)", lambda number: 0 <= number < 1)]
+    always_visible: bool
+    weight: Annotated[float, typed.Allowed(f"a number from 0 to {LARGEST_WEIGHT:.0f}", is_weight)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +73,10 @@ class IndexEntry:
     """Factor on its share of attention."""
     is_trained: bool = True
     """Whether gradients reached it; files that do not say may have trained all."""
+    wrappers: dict[str, WrapperEntry] = dataclasses.field(default_factory=dict)
+    """The wrappers around its hooks, by name."""
+    placement: Annotated[dict[str, Any], Placed] | None = None
+    """Of a merged prompt where its method lets the tokens go, so that it can be read without the method."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +127,9 @@ def write(
         metadata: What else goes into the header of their file.
     """
     content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
+    for entry in content["prompts"].values():  # what is rare is left out: earlier versions do not know it
+        for name in [name for name in LEFT_OUT if not entry[name]]:
+            del entry[name]
     write_tensors(directory / TENSOR_FILE, tensors, {METADATA_KEY: json.dumps(content), **(metadata or {})})
     write_json(directory / INDEX_FILE, content)
 

@@ -136,15 +136,13 @@ def _with_head(files: PeftFiles, prompt: Prompt, backbone: Backbone, task: str) 
 
 def _expressed(prompt: Prompt, tokens: VirtualTokens, backbone: Backbone, task: str, is_whole: bool) -> PeftFiles:
     """Return a whole prompt as its method writes it, or plain tokens in PEFT's terms."""
-    method = prompt.loaded
-    arguments: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "backbone": backbone}
-    files = method.call("write_peft", **arguments) if is_whole else None
+    files = prompt.call("write_peft", backbone=backbone) if is_whole else None
     if files is None:
-        return express(method.call("inject", **arguments, tokens=tokens), backbone, task)
+        return express(prompt.call("inject", backbone=backbone, tokens=tokens), backbone, task)
     if not isinstance(files, PeftFiles):
         raise PluginError(
-            f"{method.describe('write_peft')} returned {type(files).__name__}; expected a softprompt_zoo.PeftFiles, or "
-            "None"
+            f"{prompt.loaded.describe('write_peft')} returned {type(files).__name__}; expected a "
+            "softprompt_zoo.PeftFiles, or None"
         )
     return files
 

@@ -102,7 +102,7 @@ def _understood(
 
 def _config(method: LoadedMethod, options: dict[str, Any], directory: Path) -> MethodConfig:
     try:
-        return method.config_class.from_options(options)
+        return method.read_options(options)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{directory / CONFIG_FILE} does not fit {method.name!r}: {error}") from error
 

@@ -1,7 +1,8 @@
 """A saved prompt made anew of its record and its tensors, which are compared before anything of their sizes is made."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.errors import CheckpointError, ShapeError
 from softprompt_zoo.files import native
 from softprompt_zoo.files.damage import check_floating
+from softprompt_zoo.files.other_versions import choose_wrappers, is_of_another, method_of, upgraded
 from softprompt_zoo.prompt.fits import check_room
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
 from softprompt_zoo.prompt.task_heads import copy_saved_head
+from softprompt_zoo.registry.discovery import install_advice
 from softprompt_zoo.registry.loaded_method import LoadedMethod
-from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.tokens.kinds import from_tensors, stored_shapes
 
 
@@ -65,18 +67,13 @@ def restore(
         UnknownMethodError: If its method is not installed.
         UnsupportedError: If it leaves no room for text.
     """
-    method = registry.lookup_saved(record.method, record.distribution, record.version, str(directory))
-    where, versions = f"prompt {name!r} in {directory}", _versions(record, method)
-    try:
-        config = method.config_class.from_options(record.config)
-        check_weight("weight", record.weight)
-        expected = _merged(tensors, config, backbone) if record.is_merged else _trained(method, config, backbone)
-    except Exception as error:  # a plugin may fail in any way at options that it did not write
-        raise CheckpointError(f"{where}{versions} does not fit its method {record.method!r}: {error}") from error
+    method = method_of(record, str(directory))
+    where = f"prompt {name!r} in {directory}{_versions(record, method)}"
     head_names = dict.fromkeys(key.partition(".")[0] for key in _under(HEAD, tensors))
     head = copy_saved_head(head_names, backbone.inside.heads, where)
-    expected |= _named(HEAD, {} if head is None else head.state_dict())
-    _compare(tensors, expected, f"{where}{versions}")
+    with _advising(record, method):
+        config, tensors, expected = _understood(record, tensors, method, backbone, where)
+        _compare(tensors, expected | _named(HEAD, {} if head is None else head.state_dict()), where)
     check_room(config, backbone)
     learned: Any
     if record.is_merged:
@@ -88,13 +85,46 @@ def restore(
         head.load_state_dict(_under(HEAD, tensors))
     prompt = Prompt(method, config, learned, head)
     prompt.weight = float(record.weight)
+    prompt.wrappers = choose_wrappers(record, method, where)
     return prompt.requires_grad_(record.is_trained)
 
 
 def _versions(record: native.IndexEntry, method: LoadedMethod) -> str:
     """Return which versions of a method wrote and read a prompt, for a message; nothing if it is the same."""
     saved = f"{record.distribution} {record.version}".strip()
-    return "" if saved == method.origin else f", which was saved with {saved} and is read with {method.origin},"
+    return f" (which was saved with {saved} and is read with {method.origin})" if is_of_another(record, method) else ""
+
+
+@contextlib.contextmanager
+def _advising(record: native.IndexEntry, method: LoadedMethod) -> Iterator[None]:
+    """Say how to read what another version of a method has saved, where this one cannot."""
+    try:
+        yield
+    except CheckpointError as error:
+        if not is_of_another(record, method):
+            raise
+        advice = install_advice(record.distribution, record.version)
+        raise CheckpointError(f"{error}; to read it as it was saved, {advice}") from error.__cause__
+
+
+def _understood(
+    record: native.IndexEntry, tensors: Mapping[str, Tensor], method: LoadedMethod, backbone: Backbone, where: str
+) -> tuple[MethodConfig, dict[str, Tensor], dict[str, Any]]:
+    """Return config and tensors as the method has them now, and the tensors of such a prompt, without numbers."""
+    try:
+        options, state = upgraded(record, _under(LEARNED, tensors), method)
+        others = {key: found for key, found in tensors.items() if not key.startswith(LEARNED)}
+        config = method.read_options(options)
+        check_weight("weight", record.weight)
+        found = _named(LEARNED, state) | others
+        return (
+            config,
+            found,
+            _merged(found, config, backbone) if record.is_merged else _trained(method, config, backbone),
+        )
+    except Exception as error:  # a plugin may fail in any way at options that it did not write
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        raise CheckpointError(f"{where} does not fit its method {record.method!r}: {error}{notes}") from error
 
 
 def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from softprompt_zoo.files import (
 )
 from softprompt_zoo.files.exports import format_of
 from softprompt_zoo.files.files import make_directory
+from softprompt_zoo.files.other_versions import placement_of, wrappers_of
 from softprompt_zoo.files.prompt_records import PromptSet, restore
 from softprompt_zoo.prompt.prompt import Prompt
 
@@ -58,7 +59,7 @@ def save(
         peft_folder.check_place(path)
     chosen = list(own.prompts if names is None else names)
     active = _active(own, chosen)
-    records = {name: _record(prompt) for name, prompt in own.prompts.items() if name in chosen}
+    records = {name: _record(prompt, own.backbone) for name, prompt in own.prompts.items() if name in chosen}
     found = weight_adapters.collect(model, state_dict)
     folders = weight_adapter_files.folders(found)
     index = native.Index(own.backbone.sizes(), active, records, folders, own.base_name, own.architecture)
@@ -228,7 +229,7 @@ def _own_state(prompts: Mapping[str, Prompt]) -> dict[str, Tensor]:
     return {prefix + key: tensor for prefix, state in states.items() for key, tensor in state.items()}
 
 
-def _record(prompt: Prompt) -> native.IndexEntry:
+def _record(prompt: Prompt, backbone: Backbone) -> native.IndexEntry:
     method = prompt.loaded
     return native.IndexEntry(
         method=method.name,
@@ -238,4 +239,6 @@ def _record(prompt: Prompt) -> native.IndexEntry:
         config=prompt.config.to_dict(),
         weight=prompt.weight,
         is_trained=prompt.is_trained,
+        wrappers=wrappers_of(prompt),
+        placement=placement_of(prompt, backbone),
     )

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_choice, check_not_negative, check_positive, check_positive_integer
-from softprompt_zoo.config.method_config import GIVEN, MethodConfig
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import GIVEN
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
@@ -54,8 +55,7 @@ PEFT_TYPES = ("MULTITASK_PROMPT_TUNING",)
 RECIPE = Recipe(
     learning_rate=3e-2,
     steps=60,
-    source="the best of 1e-2, 3e-2 and 1e-1 on tweets and products with SmolLM2-135M, 20 tokens "
-    "(benchmarks/recipes.py); the paper has 0.3 for T5-base",
+    source="best of 1e-2, 3e-2, 1e-1 on tweets and products, SmolLM2-135M (benchmarks/recipes.py); paper: 0.3 for T5",
 )
 EXAMPLE_OPTIONS = {"num_virtual_tokens": 5, "num_tasks": 3, "rank": 2}, {"num_virtual_tokens": 7}
 ADAPTATION_RECIPE = Recipe(

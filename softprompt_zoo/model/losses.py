@@ -63,7 +63,7 @@ def _with_own_loss(prompts: Prompts, call: Call) -> list[str]:
 
 
 def _has_loss(prompt: Prompt) -> bool:
-    if prompt.is_merged or not prompt.config.replaces_loss or not prompt.loaded.has("training_loss"):
+    if prompt.is_merged or not prompt.config.replaces_loss or not prompt.has("training_loss"):
         return False
     # A frozen one must not change the loss of what is trained next to it.
     return any([parameter.requires_grad for parameter in prompt.learned.parameters()])
@@ -111,8 +111,7 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
 
 def _loss_of(prompt: Prompt, backbone: Backbone, step: TrainingStep) -> Float[Tensor, ""] | None:
     """Return the loss of a prompt's method; `None` where it is an option's, which is off."""
-    arguments = {"config": prompt.config, "parameters": prompt.learned, "backbone": backbone}
-    loss = prompt.loaded.call("training_loss", **arguments, step=step)
+    loss = prompt.call("training_loss", backbone=backbone, step=step)
     if loss is None or (isinstance(loss, Tensor) and not loss.ndim):
         return loss
     found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

@@ -16,14 +16,22 @@ from softprompt_zoo.prompt.task_heads import copy_head
 from softprompt_zoo.prompt.token_checks import check_finite, check_range
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 
+NO_WRAPPERS: Mapping[str, Mapping[str, Any]] = {}
 
-def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Backbone) -> Prompt:
+
+def make_prompt(
+    method: LoadedMethod,
+    options: Mapping[str, Any],
+    backbone: Backbone,
+    wrappers: Mapping[str, Mapping[str, Any]] = NO_WRAPPERS,
+) -> Prompt:
     """Make a prompt and check that its hooks keep their contract on this backbone. Nothing is attached.
 
     Args:
         method: Its method.
         options: What the user chose.
         backbone: Sizes of the model.
+        wrappers: By name the wrappers that the user chose, with the options of each.
 
     Returns:
         The prompt, with its start values.
@@ -32,10 +40,13 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
         TypeError: If an option is unknown or of a wrong type.
         ValueError: If an option has a value that is not allowed, or the prompt is too long for the model.
         PluginError: If a hook breaks its contract.
+        UnknownMethodError: If there is no such wrapper.
         UnsupportedError: If the method cannot work on this model.
     """
-    config = method.config_class.from_options(dict(options))
-    config.to_dict()  # what cannot be saved is told before the training, not after it
+    config = method.read_options(options)
+    chosen = method.wrappers.choose(wrappers)
+    for one in (config, *chosen.values()):
+        one.to_dict()  # what cannot be saved is told before the training, not after it
     check_room(config, backbone)
     config = read_folders(config, backbone)
     learned = method.make_parameters(config, backbone)
@@ -50,6 +61,7 @@ def make_prompt(method: LoadedMethod, options: Mapping[str, Any], backbone: Back
         initialize(method, config, learned, head, backbone, start_prompt(config, backbone))
     check_can_be_saved(learned, backbone, method.describe_parameters())
     prompt = Prompt(method, config, learned, head)
+    prompt.wrappers = chosen
     with torch.no_grad():
         tokens = prompt.place(backbone).tokens
     merged = prompt.merged_tokens(backbone)

@@ -28,7 +28,7 @@ def watch(prompt: Prompt, backbone: Backbone) -> None:
         prompt: A prompt; nothing happens if its method has neither hook.
         backbone: Sizes of its model.
     """
-    has_hook = prompt.loaded.has("after_step") or prompt.loaded.has("parameter_groups")
+    has_hook = prompt.has("after_step") or prompt.has("parameter_groups")
     if prompt in _WATCHED or prompt.is_merged or not has_hook:
         return
     _WATCHED[prompt] = backbone
@@ -70,7 +70,7 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
             if prompt not in _COMPARED:
                 _COMPARED.add(prompt)
                 _compare_rates(prompt, groups)
-            prompt.loaded.call("after_step", config=prompt.config, parameters=prompt.learned, backbone=backbone)
+            prompt.call("after_step", backbone=backbone)
 
 
 def _is_stepped(prompt: Prompt, groups: dict[int, int]) -> bool:

@@ -100,8 +100,7 @@ def _plain_placement(backbone: Backbone, name: str, prompt: Prompt, task: int | 
             f"prompt {name!r} is at the input of a bidirectional encoder, where virtual tokens see the text and so "
             "have no keys and values of their own; fold prompts of keys and values only"
         )
-    arguments = {"config": prompt.config, "parameters": prompt.learned, "tokens": tokens, "backbone": backbone}
-    placement: Placement = prompt.loaded.call("inject", **arguments)
+    placement: Placement = prompt.call("inject", tokens=tokens, backbone=backbone)
     return placement
 
 

@@ -126,13 +126,17 @@ class Prompts(nn.Module):
         """Names of the prompts that rows see when a call names none, in order."""
         return tuple([part.name for part in self.chosen.combinations[0]])
 
-    def add(self, /, name: str, method: Any, **options: Any) -> Prompt:
+    def add(
+        self, /, name: str, method: Any, wrappers: Mapping[str, Mapping[str, Any]] | None = None, **options: Any
+    ) -> Prompt:
         """Add a prompt; it is not activated.
 
         Args:
             name: Its name: letters, digits, `_` and `-`.
             method: A method's name, what `get_method` returns, or a ready prompt, of which a copy is added: what
                 `blend` or `truncate` returns, or a prompt of another model of the same sizes.
+            wrappers: By name the installed wrappers with options that shall run around its hooks, and their options;
+                by default those of `method`.
             **options: Options of the method; a ready prompt takes none.
 
         Returns:
@@ -146,11 +150,13 @@ class Prompts(nn.Module):
         """
         self.check_name(name)
         if isinstance(method, Prompt):
-            self.insert(name, fitting_copy(method, options, self.backbone))
+            given = options if wrappers is None else {**options, "wrappers": wrappers}
+            self.insert(name, fitting_copy(method, given, self.backbone))
             return self[name]
+        wrappers = {**getattr(method, "wrappers", {}), **(wrappers or {})}
         options = {**getattr(method, "options", {}), **options}
         loaded = registry.lookup(getattr(method, "name", method))
-        prompt = make_prompt(loaded, options, self.backbone)
+        prompt = make_prompt(loaded, options, self.backbone, wrappers)
         self.insert(name, prompt)
         return prompt
 

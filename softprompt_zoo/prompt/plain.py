@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.config.method_config import GIVEN, MethodConfig
+from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import GIVEN
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.fits import check_room
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
@@ -49,7 +50,7 @@ def plain_prompt(
         config = dataclasses.replace(source.config, **common)
     else:
         method = registry.holder_of(tokens)
-        config = method.config_class.from_options({**common, **_known_options(like, method)})
+        config = method.read_options({**common, **_known_options(like, method)})
     check_room(config, backbone)
     prompt = Prompt(method, config, PlainTokens.copied(tokens.tensors(), backbone.device), head)
     _check_placed_like(like, prompt, backbone)

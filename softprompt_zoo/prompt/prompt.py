@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import Options
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.prompt.token_checks import check_placement
 from softprompt_zoo.registry.loaded_method import LoadedMethod
@@ -59,9 +60,12 @@ class Prompt(nn.Module):
         """The method's `Parameters`, or the plain tokens of a merged prompt."""
         self.head = head
         """The task head that is trained with it, a copy of the model's; `None` if its rows use the model's own."""
+        self.wrappers: Mapping[str, Options] = {}
+        """The wrappers that the user chose for it, by name, with their options."""
         self.weight = 1.0
         """Factor on the share of attention that its tokens get; `model.prompts.set_weight` sets it."""
         self._loaded: LoadedMethod | None = method
+        self._absent = method.absent
         self._model_prompts: weakref.ref[ModelPrompts] | None = None
         self._passed: tuple[Backbone | None, dict[Hashable, Any]] = (None, {})
         """The backbone that the hooks' answers were checked against, and what the checks gave for each form of them."""
@@ -103,9 +107,19 @@ class Prompt(nn.Module):
     @property
     def loaded(self) -> LoadedMethod:
         """Its method; looked up again after unpickling, for plugins are not pickled."""
-        if self._loaded is None:
+        if self._loaded is None and self._absent is not None:
+            self._loaded = self._absent.loaded(registry.wrappers)
+        elif self._loaded is None:
             self._loaded = registry.lookup(self.method)
         return self._loaded
+
+    def call(self, hook: str, **arguments: Any) -> Any:
+        """Call a hook of its method; as `LoadedMethod.call`, with its own config and parameters."""
+        return self.loaded.call(hook, self.wrappers, config=self.config, parameters=self.learned, **arguments)
+
+    def has(self, hook: str) -> bool:
+        """Return whether its method, or a wrapper around it, has an optional hook."""
+        return self.loaded.has(hook, self.wrappers)
 
     def place(self, backbone: Backbone) -> Placement:
         """Build the virtual tokens and say where they go.
@@ -120,8 +134,7 @@ class Prompt(nn.Module):
             PluginError: If a hook breaks its contract.
         """
         tokens = self._tokens("build_virtual_tokens", backbone)
-        arguments = {"config": self.config, "parameters": self.learned, "tokens": tokens, "backbone": backbone}
-        placement: Placement = self.loaded.call("inject", **arguments)
+        placement: Placement = self.call("inject", tokens=tokens, backbone=backbone)
         check = functools.partial(self._check_placement, placement, tokens, backbone)
         is_same = isinstance(placement, Placement) and placement.tokens is tokens
         self._once(backbone, placement, check, self.weight, is_same)
@@ -167,8 +180,7 @@ class Prompt(nn.Module):
         Raises:
             PluginError: If the hook breaks its contract.
         """
-        arguments = {"config": self.config, "parameters": self.learned, "learning_rate": learning_rate}
-        found = None if self.is_merged else self.loaded.call("parameter_groups", **arguments)
+        found = None if self.is_merged else self.call("parameter_groups", learning_rate=learning_rate)
         return [] if found is None else [self._listed(group) for group in found]
 
     def _listed(self, group: Any) -> dict[str, Any]:
@@ -226,7 +238,7 @@ class Prompt(nn.Module):
         """Ask a hook for the tokens, where they are not plain ones that are here already."""
         if isinstance(self.learned, PlainTokens):
             return self.learned.tokens(backbone)
-        found = self.loaded.call(hook, config=self.config, parameters=self.learned, backbone=backbone)
+        found = self.call(hook, backbone=backbone)
         is_narrow = self._once(backbone, found, lambda: self._check_narrow(found, backbone, hook))
         return found if is_narrow else narrowed(found)
 

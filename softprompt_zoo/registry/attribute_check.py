@@ -8,7 +8,7 @@ from typing import Any
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 
-RESERVED_OPTIONS = ("method", "model", "name", "self")
+RESERVED_OPTIONS = ("method", "model", "name", "self", "wrappers")
 """Arguments of the calls that take a method's options next to them: what a user gave would never reach the config."""
 
 

@@ -1,17 +1,21 @@
 """A method whose plugin has been loaded and checked, and the calls of its hooks."""
 
+import functools
 import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo import hookspecs
 from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import Options
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import PluginError
 from softprompt_zoo.registry.attribute_check import declared
 from softprompt_zoo.registry.default_hooks import default_hooks
 from softprompt_zoo.registry.discovery import Candidate
 from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, add_origin_note, manager, own_hooks, refusal
+from softprompt_zoo.registry.wrapped_hook import call as call_within
+from softprompt_zoo.registry.wrappers import Wrappers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from softprompt_zoo.backbone.backbone import Backbone
 
 
+NONE_CHOSEN: Mapping[str, Options] = {}
 FIVE_AND_SEVEN = {"num_virtual_tokens": 5}, {"num_virtual_tokens": 7}
 """The `EXAMPLE_OPTIONS` of a method that has none."""
 
@@ -26,7 +31,7 @@ FIVE_AND_SEVEN = {"num_virtual_tokens": 5}, {"num_virtual_tokens": 7}
 class LoadedMethod:
     """A method whose plugin has been loaded and checked; its attributes are what the plugin declares."""
 
-    def __init__(self, candidate: Candidate, plugin: Any, wrappers: dict[Candidate, object]) -> None:
+    def __init__(self, candidate: Candidate, plugin: Any, wrappers: Wrappers, absent: Any = None) -> None:
         self.name = candidate.name
         self.summary = candidate.summary
         self.aliases = candidate.aliases
@@ -41,30 +46,48 @@ class LoadedMethod:
         self.peft_types: tuple[str, ...] = tuple(values["PEFT_TYPES"])
         self.plain_kind: type | None = values["HOLDS_PLAIN"]
         self.origin = candidate.origin
-        self._wrap(wrappers)
+        self.wrappers = wrappers
+        self.absent = absent
+        """What it was made of, if it only stands for a method that is not installed; that can be pickled."""
+        own = own_hooks(plugin)
+        defaults = default_hooks(manager(plugin).hook.build_virtual_tokens)
+        # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
+        last = {hook: hookspecs.hookimpl(refusal(hook, self.describe(hook)), trylast=True) for hook in HOOKS}
+        last |= {hook: default for hook, default in defaults.items() if hook not in own}
+        hooks = manager(plugin, types.SimpleNamespace(**last))
+        self._callers = {hook: getattr(hooks.hook, hook) for hook in (*HOOKS, *OPTIONAL_HOOKS)}
 
-    def call(self, hook: str, **arguments: Any) -> Any:
+    def call(self, hook: str, chosen: Mapping[str, Options] = NONE_CHOSEN, /, **arguments: Any) -> Any:
         """Call one of the method's hooks, with the wrappers around it.
 
         Args:
             hook: One of `HOOKS` or `OPTIONAL_HOOKS`.
+            chosen: The wrappers that the user chose, by name, with their options; others with options do not run.
             **arguments: All arguments of the hook's spec.
 
         Returns:
             What the hook returned; `None` where the method lacks an optional one.
 
         Raises:
-            PluginError: If it returned nothing and is not optional.
+            PluginError: If it, or a wrapper around it, returned nothing and is not optional.
             Exception: What the hook itself raises, with a note that names plugin and hook.
         """
+        around = self.wrappers.around(hook, chosen)
+        if not around:
+            return self.call_own(hook, arguments)
+        return call_within(around, functools.partial(self.call_own, hook, arguments), arguments, chosen)
+
+    def call_own(self, hook: str, arguments: Mapping[str, Any]) -> Any:
+        """Call one of the method's hooks without the wrappers around it; as `call`."""
         try:
-            result = self._callers[hook](**arguments)
+            return self._callers[hook](**arguments)
         except Exception as error:
-            add_origin_note(error, self.describe(hook).rstrip(","), self._wrapped_by)
+            add_origin_note(error, self.describe(hook).rstrip(","))
             raise
-        if result is None and hook in HOOKS:
-            raise PluginError(f"{self._wrapped_by}, around {self.describe(hook)} returned nothing; expected a value")
-        return result
+
+    def read_options(self, options: Mapping[str, Any]) -> MethodConfig:
+        """Make the method's config of options; arguments and errors as of `MethodConfig.from_options`."""
+        return self.config_class.from_options(dict(options), f"method {self.name!r}")
 
     def make_parameters(self, config: MethodConfig, backbone: "Backbone") -> "nn.Module":
         """Make what the method trains; it has no start values yet.
@@ -107,9 +130,9 @@ class LoadedMethod:
             add_origin_note(error, f"method {self.name!r} ({self.origin}), Parameters.initialize(config, backbone)")
             raise
 
-    def has(self, hook: str) -> bool:
-        """Return whether the method, or a wrapper around it, has an optional hook."""
-        return bool(self._callers[hook].get_hookimpls())
+    def has(self, hook: str, chosen: Mapping[str, Options] = NONE_CHOSEN) -> bool:
+        """Return whether the method, or a wrapper around it, has an optional hook; arguments as of `call`."""
+        return bool(self._callers[hook].get_hookimpls() or self.wrappers.around(hook, chosen))
 
     def describe_parameters(self) -> str:
         """Name the plugin and its parameters for a message."""
@@ -118,13 +141,3 @@ class LoadedMethod:
     def describe(self, hook: str) -> str:
         """Name the plugin and hook for a message."""
         return f"method {self.name!r} ({self.origin}), hook {hook!r},"
-
-    def _wrap(self, wrappers: dict[Candidate, object]) -> None:
-        own = own_hooks(self.plugin)
-        defaults = default_hooks(manager(self.plugin).hook.build_virtual_tokens)
-        # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
-        last = {hook: hookspecs.hookimpl(refusal(self.describe(hook)), trylast=True) for hook in HOOKS}
-        last |= {hook: default for hook, default in defaults.items() if hook not in own}
-        hooks = manager(self.plugin, types.SimpleNamespace(**last), *wrappers.values())
-        self._callers = {hook: getattr(hooks.hook, hook) for hook in (*HOOKS, *OPTIONAL_HOOKS)}
-        self._wrapped_by = " or ".join(wrapper.describe() for wrapper in wrappers)

@@ -3,12 +3,13 @@
 import difflib
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pluggy
 
 from softprompt_zoo import hookspecs
+from softprompt_zoo.config.options import Options
 from softprompt_zoo.errors import PluginError
 from softprompt_zoo.registry.attribute_check import problems_of_attributes
 from softprompt_zoo.registry.discovery import WRAPPER_GROUP, Candidate
@@ -16,7 +17,11 @@ from softprompt_zoo.registry.discovery import WRAPPER_GROUP, Candidate
 HOOKS = ("build_virtual_tokens", "inject", "merge")
 """Those that give a value to every prompt; a method need not have those of `default_hooks`."""
 REQUIRED_HOOK = "build_virtual_tokens"
-OPTIONAL_HOOKS = ("training_loss", "after_step", "parameter_groups", "write_peft", "read_peft")
+EXPECTED = {"inject": "a softprompt_zoo.Placement"}
+"""What those that give a value return, where it is something else than virtual tokens."""
+CONFIG_ARGUMENT = "wrapper_config"
+"""What a wrapper's hook may ask for besides the hook's own arguments: the wrapper's `Config`, as the user chose it."""
+OPTIONAL_HOOKS = ("training_loss", "after_step", "parameter_groups", "write_peft", "read_peft", "upgrade")
 
 
 def nearest(wanted: str, choices: Mapping[str, str]) -> str:
@@ -35,25 +40,25 @@ def manager(*plugins: object, specs: types.ModuleType | None = hookspecs) -> plu
     return made
 
 
-def refusal(description: str) -> Callable[[], None]:
+def refusal(hook: str, description: str) -> Callable[[], None]:
     """Make the hook that is reached only if a method's own one returned nothing."""
+    expected = EXPECTED.get(hook, "softprompt_zoo.InputTokens or LayerTokens")
 
     def refuse() -> None:
-        raise PluginError(f"{description} returned nothing; expected a value, see the hook's contract")
+        raise PluginError(f"{description} returned nothing; expected {expected}, see the hook's contract")
 
     return refuse
 
 
-def add_origin_note(error: Exception, source: str, around: str = "") -> None:
+def add_origin_note(error: BaseException, source: str) -> None:
     """Name the plugin whose code raised an error that does not name it itself; a traceback shows it below the error.
 
     Args:
         error: What was raised. A note is added to it.
         source: Plugin and hook.
-        around: The wrappers that may have raised it instead.
     """
     if source not in str(error):
-        error.add_note(f"raised by {source}{around and f' or {around} around it'}")
+        error.add_note(f"raised by {source}")
 
 
 def load_checked(candidate: Candidate) -> object:
@@ -64,7 +69,7 @@ def load_checked(candidate: Candidate) -> object:
         if isinstance(plugin, type) and _takes_self(plugin):
             plugin = plugin()
         problem = next(problems_of(plugin, candidate.group), "")
-        if not problem and manager(plugin):
+        if not problem and (candidate.group == WRAPPER_GROUP or manager(plugin)):
             return plugin
     except (Exception, SystemExit) as error:
         problem, cause = f"{type(error).__name__}: {error}", error
@@ -95,36 +100,55 @@ def own_hooks(plugin: object) -> set[str]:
 
 def problems_of(plugin: Any, group: str) -> Iterator[str]:
     """Yield a line for each way in which a plugin breaks the contract."""
+    further = () if group != WRAPPER_GROUP or config_of(plugin) is None else (CONFIG_ARGUMENT,)
     for name, hook in marked(plugin):
-        yield from _problems_of_hook(name, hook)
+        yield from _problems_of_hook(name, hook, further)
     if group != WRAPPER_GROUP:
         yield from _problems_of_method(plugin)
     elif not is_wrapper(plugin):
         yield "it is not a wrapper; mark its hooks, all of them, hookimpl(wrapper=True)"
 
 
-def _problems_of_hook(name: str, hook: pluggy.HookImpl) -> Iterator[str]:
+def _problems_of_hook(name: str, hook: pluggy.HookImpl, further: tuple[str, ...]) -> Iterator[str]:
     known = (*HOOKS, *OPTIONAL_HOOKS)
     if name not in known:
         hint = nearest(name, {hook: hook for hook in known})
         yield f"there is no hook {name!r}; {hint}hooks are {', '.join(known)}"
-    allowed = tuple(inspect.signature(vars(hookspecs)[name]).parameters)
+    allowed = (*inspect.signature(vars(hookspecs)[name]).parameters, *further)
+    if (hook.wrapper or hook.hookwrapper) and not inspect.isgeneratorfunction(hook.function):
+        yield f"its hook {name!r} is marked as a wrapper, but is not a generator function: `yield` runs what it wraps"
     unknown = [argument for argument in hook.argnames if argument not in allowed]
     if unknown:
-        yield f"its hook {name!r} asks for {unknown[0]!r}; it may ask for {', '.join(allowed)}"
+        advice = " (a wrapper with a Config that extends softprompt_zoo.Options)" * (unknown[0] == CONFIG_ARGUMENT)
+        yield f"its hook {name!r} asks for {unknown[0]!r}{advice}; it may ask for {', '.join(allowed)}"
 
 
 def _problems_of_method(plugin: Any) -> Iterator[str]:
     if is_wrapper(plugin):
         yield f"it has only wrappers; publish it under the entry-point group {WRAPPER_GROUP!r}"
+    yield from unmarked(plugin, HOOKS)
     if REQUIRED_HOOK not in own_hooks(plugin):
-        yield f"it has no hook {REQUIRED_HOOK!r}; a method has one, marked softprompt_zoo.hookimpl"
-    yield from _problems_of_unmarked(plugin)
+        lack = (
+            "its hook {!r} is marked as a wrapper" if REQUIRED_HOOK in dict(marked(plugin)) else "it has no hook {!r}"
+        )
+        yield f"{lack.format(REQUIRED_HOOK)}; a method has one of its own, marked softprompt_zoo.hookimpl"
     yield from problems_of_attributes(plugin)
 
 
-def _problems_of_unmarked(plugin: Any) -> Iterator[str]:
-    names = dict(marked(plugin))
-    for name in HOOKS:
-        if name not in names and callable(getattr(plugin, name, None)):
+def unmarked(plugin: Any, names: Sequence[str] = OPTIONAL_HOOKS) -> Iterator[str]:
+    """Yield a line for each function that is named like a hook and is none.
+
+    Args:
+        plugin: A method or a wrapper.
+        names: The hooks that are looked for.
+    """
+    hooks = dict(marked(plugin))
+    for name in names:
+        if name not in hooks and callable(getattr(plugin, name, None)):
             yield f"its {name!r} is not marked softprompt_zoo.hookimpl, so nobody would call it; mark it or rename it"
+
+
+def config_of(plugin: Any) -> type[Options] | None:
+    """Return the class of a wrapper's options; `None` if it has none, for then it acts on every prompt."""
+    found = getattr(plugin, "Config", None)
+    return found if isinstance(found, type) and issubclass(found, Options) else None

@@ -20,6 +20,7 @@ from softprompt_zoo.registry.discovery import GROUP, WRAPPER_GROUP, Candidate, n
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.name_clashes import Names, assign_names
 from softprompt_zoo.registry.plugin_check import is_wrapper, load_checked, nearest
+from softprompt_zoo.registry.wrappers import Wrappers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Registry:
         self._names = Names()
         self._outcomes: dict[Candidate, object] = {}
         self._methods: dict[Candidate, LoadedMethod] = {}
-        self._wrappers: dict[Candidate, object] = {}
+        self.wrappers = Wrappers({})
 
     def candidates(self) -> dict[str, Candidate]:
         """Return the usable names and what offers them, from metadata only; no plugin is imported."""
@@ -75,7 +76,7 @@ class Registry:
         self._update_wrappers()
         with self._lock:
             if candidate not in self._methods:
-                self._methods[candidate] = LoadedMethod(candidate, plugin, self._wrappers)
+                self._methods[candidate] = LoadedMethod(candidate, plugin, self.wrappers)
             return self._methods[candidate]
 
     def lookup_saved(self, name: str, distribution: str, version: str, where: str) -> LoadedMethod:
@@ -276,10 +277,10 @@ class Registry:
                 if is_news:  # nobody looks a wrapper up by name
                     warnings.warn(str(error), stacklevel=4)
         with self._lock:
-            if found != self._wrappers:
-                self._wrappers = found
+            if found != self.wrappers.plugins:
+                self.wrappers = Wrappers(found)
                 for method in self._methods.values():
-                    method._wrap(found)
+                    method.wrappers = self.wrappers
 
 
 def _by_hand(plugin: object, name: object) -> Candidate:

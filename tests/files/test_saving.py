@@ -217,7 +217,7 @@ def test_later_formats_and_unknown_methods(saved, monkeypatch):
             "prefix_tuning", "softprompt-zoo", other, False, {"num_virtual_tokens": 3, **options}
         )
         native.write(saved, native.Index(index.backbone, (), {"default": record}), tensors)
-        text = rf"which was saved with softprompt-zoo {other} and is read with softprompt-zoo {version},"
+        text = rf"which was saved with softprompt-zoo {other} and is read with softprompt-zoo {version}"
         refused(saved, zoo.CheckpointError, text)
     monkeypatch.setattr(native, "FORMAT_VERSION", 99)
     native.write(saved, index, tensors)

@@ -66,17 +66,23 @@ BROKEN = {
         plugin(injct=inject),
         r"there is no hook 'injct'; did you mean 'inject'\? hooks are build_virtual_tokens, inject, merge, training_l",
     ),
-    "missing": (plugin(build_virtual_tokens=None), r"it has no hook 'build_virtual_tokens'; a method has one, marked"),
+    "missing": (plugin(build_virtual_tokens=None), r"it has no hook 'build_virtual_tokens'; a method has one of its o"),
     "unmarked": (plugin(merge=lambda parameters: None), r"its 'merge' is not marked softprompt_zoo.hookimpl, so"),
-    "own wrapper": (plugin(build_virtual_tokens=around), r"it has no hook 'build_virtual_tokens'"),
-    "no generator": (plugin(build_virtual_tokens=around_nothing), r"it has no hook 'build_virtual_tokens'"),
+    "own wrapper": (
+        plugin(build_virtual_tokens=around),
+        r"its hook 'build_virtual_tokens' is marked as a wrapper; a method has one of its own, marked softprompt_zoo.h",
+    ),
+    "no generator": (
+        plugin(build_virtual_tokens=around_nothing),
+        r"its hook 'build_virtual_tokens' is marked as a wrapper, but is not a generator function: `yield` runs wh",
+    ),
     "only wrappers": (scaling(2), r"it has only wrappers; publish it under the entry-point group .*\.wrappers'$"),
     "no config": (plugin(Config=None), r"its Config is None; expected a dataclass that extends softprompt_zoo.Method"),
     "config": (plugin(Config=dict), r"its Config is <class 'dict'>; expected a dataclass"),
     "undecorated": (plugin(Config=Undecorated), r"its Config is <class '.*Undecorated'>; expected a dataclass"),
     "option": (
         plugin(Config=TakesName),
-        r"its Config has an option 'name'; 'method', 'model', 'name', 'self' are arguments of the calls that take opti",
+        r"its Config has an option 'name'; 'method', 'model', 'name', 'self', 'wrappers' are arguments of the calls th",
     ),
     "hidden": (
         plugin(Config=HidesTasks),

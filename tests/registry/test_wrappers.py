@@ -4,11 +4,13 @@ import dataclasses
 import types
 
 import pytest
+import torch
 from broken_plugins import around, around_nothing
 from sound_plugins import Backbone, Config, Parameters, built, check_all_work, plugin, problems, scaling
 
 import softprompt_zoo as zoo
 from softprompt_zoo.registry.discovery import WRAPPER_GROUP
+from softprompt_zoo.testing import tiny_model
 
 
 def test_wrappers_act_on_every_method_and_can_be_taken_back(installed, registry):
@@ -73,7 +75,7 @@ def test_a_wrapper_that_returns_nothing_is_named(installed, registry):
 
     installed.offer("hole", types.SimpleNamespace(build_virtual_tokens=build_virtual_tokens), group=WRAPPER_GROUP)
     installed.offer("mixture", plugin())
-    text = r"^wrapper 'hole' of strangers 1\.5, around method 'mixture' .*'build_virtual_tokens', returned nothing"
+    text = r"^wrapper 'hole' \(strangers 1\.5\), hook 'build_virtual_tokens', returned nothing; expected what yield"
     with pytest.raises(zoo.PluginError, match=text):
         built(registry.lookup("mixture"))
 
@@ -88,3 +90,123 @@ def test_a_hook_may_carry_another_name_and_order_marks(installed, registry):
     parameters = Parameters(Config(), Backbone())
     merged = registry.lookup("mixture").call("merge", config=None, parameters=parameters, backbone=None)
     assert merged.embeddings is parameters.embeddings
+
+
+# One that fails when it is called: it is named, it alone, and what fails within is none of its business
+
+
+@zoo.hookimpl(wrapper=True)
+def fails_before():
+    raise ZeroDivisionError("before")
+    yield
+
+
+@zoo.hookimpl(wrapper=True)
+def fails_behind():
+    yield
+    raise ZeroDivisionError("behind")
+
+
+@zoo.hookimpl(wrapper=True)
+def never_yields():
+    return 3
+    yield
+
+
+@zoo.hookimpl(wrapper=True)
+def yields_twice():
+    yield
+    yield
+
+
+@zoo.hookimpl(wrapper=True)
+def replaces_the_error():
+    try:
+        return (yield)
+    except OSError:
+        raise ZeroDivisionError("instead") from None
+
+
+@zoo.hookimpl
+def raises_an_error():
+    raise OSError("of the method")
+
+
+NAMED = "wrapper 'bad' (strangers 1.5), hook 'build_virtual_tokens',"
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (fails_before, "before"),
+        (fails_behind, "behind"),
+        (never_yields, "did not yield; expected one yield"),
+        (yields_twice, "yielded twice; expected one yield"),
+        (replaces_the_error, "instead"),
+    ],
+)
+def test_a_wrapper_that_fails_is_named_alone(installed, registry, function, reason):
+    installed.offer("around", types.SimpleNamespace(build_virtual_tokens=around), group=WRAPPER_GROUP)
+    installed.offer("bad", types.SimpleNamespace(build_virtual_tokens=function), group=WRAPPER_GROUP)
+    installed.offer(
+        "mixture", plugin(build_virtual_tokens=raises_an_error) if function is replaces_the_error else plugin()
+    )
+    with pytest.raises((zoo.PluginError, ZeroDivisionError), match=reason) as caught:
+        built(registry.lookup("mixture"))
+    told = [str(caught.value), *getattr(caught.value, "__notes__", ())]
+    assert [line for line in told if "wrapper '" in line] in ([f"raised by {NAMED}"], [told[0]])
+    assert NAMED in " ".join(told)
+    assert "around" not in " ".join(told)
+
+
+@pytest.mark.parametrize("error", [OSError, None])
+def test_a_wrapper_may_turn_an_error_into_a_value(installed, registry, error):
+    @zoo.hookimpl(wrapper=True)
+    def build_virtual_tokens(parameters):
+        try:
+            return (yield)
+        except OSError:
+            return zoo.InputTokens(parameters.embeddings)
+
+    made = {} if error is None else {"build_virtual_tokens": raises_an_error}
+    installed.offer("kind", types.SimpleNamespace(build_virtual_tokens=build_virtual_tokens), group=WRAPPER_GROUP)
+    installed.offer("mixture", plugin(**made))
+    assert built(registry.lookup("mixture")).unique().tolist() == [1]
+
+
+@zoo.hookimpl(hookwrapper=True)
+def triples_as_before():
+    outcome = yield
+    outcome.force_result(zoo.InputTokens(3 * outcome.get_result().embeddings))
+
+
+def test_a_wrapper_of_the_older_kind_still_works(installed, registry):
+    installed.offer("old", types.SimpleNamespace(build_virtual_tokens=triples_as_before), group=WRAPPER_GROUP)
+    installed.offer("twice", scaling(2), group=WRAPPER_GROUP)
+    installed.offer("mixture", plugin())
+    assert built(registry.lookup("mixture")).unique().tolist() == [6]
+
+
+@zoo.hookimpl(wrapper=True, tryfirst=True)
+def adds_outside():
+    return zoo.InputTokens((yield).embeddings + 1)
+
+
+def test_order_marks_say_which_wrapper_is_outside(installed, registry):
+    installed.offer("outside", types.SimpleNamespace(build_virtual_tokens=adds_outside), group=WRAPPER_GROUP)
+    installed.offer("twice", scaling(2), group=WRAPPER_GROUP)
+    installed.offer("mixture", plugin())
+    assert built(registry.lookup("mixture")).unique().tolist() == [3]
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_an_idle_wrapper_leaves_forwards_whole_for_torch_compile(method):
+    zoo.register(types.SimpleNamespace(build_virtual_tokens=around, inject=around), "idle")
+    try:
+        model = zoo.get_method(method)(tiny_model("llama"), num_virtual_tokens=3)
+        text = torch.arange(3, 9)[None]
+        compiled = torch.compile(model, backend="eager", fullgraph=True)(input_ids=text).logits
+        assert torch.equal(compiled, model(input_ids=text).logits)
+    finally:
+        zoo.unregister("idle")
+        torch.compiler.reset()

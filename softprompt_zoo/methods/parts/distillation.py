@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompt_zoo.config.method_config import GIVEN
+from softprompt_zoo.config.options import GIVEN
 from softprompt_zoo.errors import BackboneMismatchError, ShapeError, UnsupportedError
 from softprompt_zoo.exchange import TrainingStep
 from softprompt_zoo.shapes import Float, Shaped

@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-from softprompt_zoo.config.method_config import GIVEN
+from softprompt_zoo.config.options import GIVEN
 
 
 def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels: Any, tokenizer: Any) -> Any:

@@ -1,0 +1,119 @@
+"""What a user chooses of a method or a wrapper: a frozen dataclass that is checked, and saved as JSON."""
+
+import dataclasses
+import difflib
+import json
+import operator
+from typing import Any, Self
+
+from softprompt_zoo.config import typed
+
+GIVEN = "given"
+"""Stands in a saved config for start values that were handed over, and are not needed again."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a wrapper, whose own `Config` extends it; those of a method are a `MethodConfig`."""
+
+    def settle(self, **values: Any) -> None:
+        """Replace options of a config that is being made by what they amount to, a default say.
+
+        Args:
+            **values: Field name to value. For `__post_init__` alone: nobody has seen the config yet.
+        """
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that are saved, as JSON values.
+
+        Returns:
+            Field name to value. Fields marked `saved=False` (a tokenizer, say) are left out, and a value that
+            is not one of a field's `names` (a folder or a prompt to start from) is written as `"given"`.
+
+        Raises:
+            TypeError: If a value would not come back as it is.
+        """
+        fields = [field for field in dataclasses.fields(self) if field.metadata.get("saved", True)]
+        return {field.name: _json_value(field, getattr(self, field.name)) for field in fields}
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any], owner: str = "") -> Self:
+        """Build the config from keyword options.
+
+        Args:
+            options: Field name to value. Not changed.
+            owner: The method or wrapper whose options they are, for messages.
+
+        Returns:
+            The config.
+
+        Raises:
+            TypeError: If an option is unknown, or has a wrong type.
+            ValueError: If an option has a value that is not allowed.
+        """
+        owner = owner or cls.__name__
+        cls._check_known(options, owner)
+        values: dict[str, Any] = {name: _with_tuples(value) for name, value in options.items()}
+        try:
+            config = cls(**values)
+        except Exception as error:
+            if not any(name in str(error) for name in values):  # a check that did not think of such a type
+                cls._check_types(values, owner)
+            raise
+        cls._check_types(values, owner)
+        return config
+
+    @classmethod
+    def _check_known(cls, options: dict[str, Any], owner: str) -> None:
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = next((name for name in options if name not in known), None)
+        if unknown is not None:
+            near = difflib.get_close_matches(str(unknown), known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise TypeError(
+                f"unknown option {unknown!r} for {owner}; {hint}expected any of {', '.join(known) or 'none'}"
+            )
+
+    @classmethod
+    def _check_types(cls, values: dict[str, Any], owner: str) -> None:
+        """Refuse values that are not what the fields' annotations say."""
+        kind: Any = cls
+        hints, _ = typed.fields_of(kind)
+        for name, value in values.items():
+            try:
+                typed.convert(hints[name], value, name)
+            except typed.MismatchError as error:
+                raise TypeError(f"{error} (an option of {owner})") from None
+
+
+def _json_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    """Return what is saved of a field's value."""
+    names = field.metadata.get("names")
+    if names is not None and value not in names:
+        return GIVEN
+    try:
+        saved = json.loads(json.dumps(value, allow_nan=False))
+        is_whole = bool(_with_tuples(saved) == _with_tuples(value))
+    except (TypeError, ValueError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise TypeError(
+            f"{field.name} is {value!r} ({type(value).__name__}), which cannot be saved; expected text, a finite "
+            "number, True, False, None, or tuples of these or dictionaries of them by text. An option that need not "
+            'be saved says so in its field: metadata={"saved": False}'
+        )
+    return saved
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return a value with tuples for lists, which is how options are held: JSON has no tuples."""
+    if isinstance(value, list):
+        return tuple(_with_tuples(part) for part in value)
+    if isinstance(value, tuple):
+        parts = tuple(_with_tuples(part) for part in value)
+        return value if all(map(operator.is_, parts, value)) else parts  # it may be a tuple of a class of its own
+    if isinstance(value, dict):
+        return {key: _with_tuples(part) for key, part in value.items()}
+    return value

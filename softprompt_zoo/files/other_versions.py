@@ -1,0 +1,142 @@
+"""Prompts of another version of their method, of one that is not installed, or saved within other wrappers."""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.options import Options
+from softprompt_zoo.errors import CheckpointError, PluginError, UnknownMethodError
+from softprompt_zoo.files import native
+from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
+from softprompt_zoo.registry.absent_method import AbsentMethod
+from softprompt_zoo.registry.discovery import install_advice
+from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.registry.registry import registry
+
+
+def method_of(record: native.IndexEntry, where: str) -> LoadedMethod:
+    """Find the method of a saved prompt; a merged one is read without it, but by the version that saved it.
+
+    Args:
+        record: What the index says of the prompt.
+        where: What is read, for the message.
+
+    Returns:
+        The method.
+
+    Raises:
+        UnknownMethodError: If it is not installed, and the file does not say where the tokens go.
+    """
+    try:
+        method = registry.lookup_saved(record.method, record.distribution, record.version, where)
+        if record.placement is None or not is_of_another(record, method):
+            return method
+    except UnknownMethodError:
+        if record.placement is None:
+            raise
+    absent = AbsentMethod(record.method, record.distribution, record.version, record.placement)
+    return absent.loaded(registry.wrappers)
+
+
+def is_of_another(record: native.IndexEntry, method: LoadedMethod) -> bool:
+    """Return whether another version of a method, or another package, saved a prompt."""
+    return (record.distribution, record.version) != (method.distribution, method.version)
+
+
+def upgraded(
+    record: native.IndexEntry, state: Mapping[str, Tensor], method: LoadedMethod
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Let a method read what another version of it saved.
+
+    Args:
+        record: What the index says of the prompt.
+        state: The tensors of its `Parameters`.
+        method: The method as it is installed.
+
+    Returns:
+        The options and the tensors as this version has them; as they are where the method has no hook `upgrade`, or
+        none is needed.
+
+    Raises:
+        PluginError: If the hook returned something else.
+    """
+    if record.is_merged or not is_of_another(record, method) or not method.has("upgrade"):
+        return record.config, dict(state)
+    found = method.call("upgrade", options=copy.deepcopy(record.config), state=dict(state), version=record.version)
+    match found:
+        case (Mapping() as options, Mapping() as tensors) if all(isinstance(t, Tensor) for t in tensors.values()):
+            return dict(options), dict(tensors)
+    raise PluginError(
+        f"{method.describe('upgrade')} returned {found!r:.80}; expected a pair: options, and state by name"
+    )
+
+
+@torch.no_grad()
+def placement_of(prompt: Prompt, backbone: Backbone) -> dict[str, Any] | None:
+    """Return what a merged prompt's method says of where its tokens go, for whoever loads it without the method.
+
+    Args:
+        prompt: A prompt.
+        backbone: Sizes of its model.
+
+    Returns:
+        Fields of a `Placement`; `None` if the prompt is not merged, or its method places other tokens than these.
+    """
+    if not isinstance(prompt.learned, PlainTokens):
+        return None
+    tokens = prompt.learned.tokens(backbone)
+    arguments = {"config": prompt.config, "parameters": prompt.learned, "tokens": tokens, "backbone": backbone}
+    placed = prompt.loaded.call_own("inject", arguments)
+    if placed.tokens is not tokens:
+        return None
+    return {"dropout": placed.dropout, "always_visible": placed.always_visible, "weight": placed.weight}
+
+
+def wrappers_of(prompt: Prompt) -> dict[str, native.WrapperEntry]:
+    """Return what is saved of the wrappers around a prompt's hooks."""
+    return {
+        name: native.WrapperEntry(
+            wrapper.distribution,
+            wrapper.version,
+            prompt.wrappers[name].to_dict() if name in prompt.wrappers else None,
+        )
+        for name, wrapper in prompt.loaded.wrappers.acting(prompt.wrappers).items()
+    }
+
+
+def choose_wrappers(record: native.IndexEntry, method: LoadedMethod, where: str) -> dict[str, Options]:
+    """Choose the wrappers that a saved prompt had, and warn of those that are missing or of another version.
+
+    Args:
+        record: What the index says of the prompt.
+        method: Its method.
+        where: The prompt, for messages.
+
+    Returns:
+        By name the wrappers with options, and their options.
+
+    Raises:
+        CheckpointError: If one does not take the options that it was saved with.
+    """
+    there = {wrapper.name: wrapper for wrapper in method.wrappers.plugins}
+    for name, saved in record.wrappers.items():
+        if name not in there:
+            advice = install_advice(saved.distribution, saved.version)
+            _warn(where, f"the wrapper {name!r} around its hooks, which is not installed: {advice}")
+        elif (saved.distribution, saved.version) != (there[name].distribution, there[name].version):
+            found = f"{saved.distribution} {saved.version}".strip()
+            _warn(where, f"the wrapper {name!r} of {found}, and runs with that of {there[name].origin}")
+    wanted = {n: saved.config for n, saved in record.wrappers.items() if n in there and saved.config is not None}
+    try:
+        return method.wrappers.choose(wanted)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where} was saved within a wrapper of another version: {error}") from error
+
+
+def _warn(where: str, difference: str) -> None:
+    warnings.warn(f"{where} was saved with {difference}; its results may be others", stacklevel=7)
