@@ -44,7 +44,7 @@ from runner import Experiment, MissingError, Result, Runner, command, numbers, r
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import Example, read_examples
-from softprompt_zoo.files.files import write_atomically
+from softprompt_zoo.files.writing import write_atomically
 from softprompt_zoo.training.data import IGNORED, Row, Tokenized, pad
 
 PICTURE = "ablations.png"

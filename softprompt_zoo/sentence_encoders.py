@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.files import native
+from softprompt_zoo.files import prompt_folder
 from softprompt_zoo.operations.load_and_export import load
 
 
@@ -22,7 +22,7 @@ def _prompted_transformer() -> Any:
 
     def load_model(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
         model = Transformer._load_model(self, _base(path), *args, **kwargs)
-        return load(model, path) if native.is_native(Path(path)) else model
+        return load(model, path) if prompt_folder.is_there(Path(path)) else model
 
     doc = "sentence-transformers' `Transformer`, which also loads a base and the prompts that were saved from it."
     members = {"__module__": __name__, "__doc__": doc, "_load_config": load_config, "_load_model": load_model}
@@ -31,9 +31,9 @@ def _prompted_transformer() -> Any:
 
 def _base(folder: str) -> str:
     """Return the name or path of the model that a folder's prompts were trained on; of another folder, itself."""
-    if not native.is_native(Path(folder)):
+    if not prompt_folder.is_there(Path(folder)):
         return folder
-    base = native.read_index(Path(folder)).base_model
+    base = prompt_folder.read_index(Path(folder)).base_model
     if base is None:
         raise CheckpointError(
             f"{folder} does not say which model its prompts were trained on; load that one with sentence-transformers, "

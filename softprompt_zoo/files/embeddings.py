@@ -14,14 +14,8 @@ from softprompt_zoo.config.method_config import PromptName
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import damage
 from softprompt_zoo.files.damage import check_floating
-from softprompt_zoo.files.files import (
-    check_format,
-    read_json,
-    read_tensors,
-    write_atomically,
-    write_json,
-    write_tensors,
-)
+from softprompt_zoo.files.reading import check_format, read_json, read_tensors
+from softprompt_zoo.files.writing import write_atomically, write_json, write_tensors
 
 FORMAT_VERSION = 1
 INDEX_FILE = "prompt_embeds.json"

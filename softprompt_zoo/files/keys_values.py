@@ -18,15 +18,8 @@ from softprompt_zoo.config import typed
 from softprompt_zoo.config.method_config import PromptName
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files.damage import check_floating
-from softprompt_zoo.files.files import (
-    check_format,
-    read_json,
-    read_metadata,
-    read_tensors,
-    write_atomically,
-    write_json,
-    write_tensors,
-)
+from softprompt_zoo.files.reading import check_format, read_json, read_metadata, read_tensors
+from softprompt_zoo.files.writing import write_atomically, write_json, write_tensors
 from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 

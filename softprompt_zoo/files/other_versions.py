@@ -11,7 +11,7 @@ from torch import Tensor
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.options import Options
 from softprompt_zoo.errors import CheckpointError, PluginError, UnknownMethodError
-from softprompt_zoo.files import native
+from softprompt_zoo.files import prompt_folder
 from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
 from softprompt_zoo.registry.absent_method import AbsentMethod
 from softprompt_zoo.registry.discovery import install_advice
@@ -19,7 +19,7 @@ from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 
 
-def method_of(record: native.IndexEntry, where: str) -> LoadedMethod:
+def method_of(record: prompt_folder.IndexEntry, where: str) -> LoadedMethod:
     """Find the method of a saved prompt; a merged one is read without it, but by the version that saved it.
 
     Args:
@@ -43,13 +43,13 @@ def method_of(record: native.IndexEntry, where: str) -> LoadedMethod:
     return absent.loaded(registry.wrappers)
 
 
-def is_of_another(record: native.IndexEntry, method: LoadedMethod) -> bool:
+def is_of_another(record: prompt_folder.IndexEntry, method: LoadedMethod) -> bool:
     """Return whether another version of a method, or another package, saved a prompt."""
     return (record.distribution, record.version) != (method.distribution, method.version)
 
 
 def upgraded(
-    record: native.IndexEntry, state: Mapping[str, Tensor], method: LoadedMethod
+    record: prompt_folder.IndexEntry, state: Mapping[str, Tensor], method: LoadedMethod
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Let a method read what another version of it saved.
 
@@ -97,10 +97,10 @@ def placement_of(prompt: Prompt, backbone: Backbone) -> dict[str, Any] | None:
     return {"dropout": placed.dropout, "always_visible": placed.always_visible, "weight": placed.weight}
 
 
-def wrappers_of(prompt: Prompt) -> dict[str, native.WrapperEntry]:
+def wrappers_of(prompt: Prompt) -> dict[str, prompt_folder.WrapperEntry]:
     """Return what is saved of the wrappers around a prompt's hooks."""
     return {
-        name: native.WrapperEntry(
+        name: prompt_folder.WrapperEntry(
             wrapper.distribution,
             wrapper.version,
             prompt.wrappers[name].to_dict() if name in prompt.wrappers else None,
@@ -109,7 +109,7 @@ def wrappers_of(prompt: Prompt) -> dict[str, native.WrapperEntry]:
     }
 
 
-def choose_wrappers(record: native.IndexEntry, method: LoadedMethod, where: str) -> dict[str, Options]:
+def choose_wrappers(record: prompt_folder.IndexEntry, method: LoadedMethod, where: str) -> dict[str, Options]:
     """Choose the wrappers that a saved prompt had, and warn of those that are missing or of another version.
 
     Args:

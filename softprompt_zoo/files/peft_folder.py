@@ -17,17 +17,10 @@ from torch import Tensor
 from softprompt_zoo.config import typed
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files.damage import check_floating
-from softprompt_zoo.files.files import (
-    json_bytes,
-    parse_json,
-    read_json,
-    read_metadata,
-    read_tensors,
-    replace_files,
-    tensor_bytes,
-)
 from softprompt_zoo.files.peft_fields import PromptFields
 from softprompt_zoo.files.pickled import read_pickled
+from softprompt_zoo.files.reading import parse_json, read_json, read_metadata, read_tensors
+from softprompt_zoo.files.writing import json_bytes, replace_files, tensor_bytes
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"

@@ -12,8 +12,8 @@ from torch import Tensor
 from softprompt_zoo.backbone.peft_layers import model_inside
 from softprompt_zoo.backbone.stand_in import stand_in
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files import native, peft_folder
-from softprompt_zoo.files.files import read_tensors
+from softprompt_zoo.files import peft_folder, prompt_folder
+from softprompt_zoo.files.reading import read_tensors
 from softprompt_zoo.files.weight_adapter_files import FOLDER, read
 from softprompt_zoo.files.weight_adapters import WRAPPED, out_of_reach
 from softprompt_zoo.sites.request import Request
@@ -74,9 +74,9 @@ class PromptedPeftModel(OwnClass):
 
     def load_adapter(self, model_id: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Load an adapter of PEFT's, or the prompts and adapters of a checkpoint of ours."""
-        if not native.is_native(Path(model_id)):
+        if not prompt_folder.is_there(Path(model_id)):
             return super().load_adapter(model_id, *args, **kwargs)
-        tensors, _ = read_tensors(Path(model_id) / native.TENSOR_FILE)
+        tensors, _ = read_tensors(Path(model_id) / prompt_folder.TENSOR_FILE)
         return self.get_base_model().load_state_dict(tensors, strict=False)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_weight
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.errors import CheckpointError, ShapeError
-from softprompt_zoo.files import native
+from softprompt_zoo.files import prompt_folder
 from softprompt_zoo.files.damage import check_floating
 from softprompt_zoo.files.other_versions import choose_wrappers, is_of_another, method_of, upgraded
 from softprompt_zoo.prompt.fits import check_room
@@ -47,7 +47,7 @@ MERGED = f"{LEARNED}tensors."
 
 
 def restore(
-    name: str, record: native.IndexEntry, tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path
+    name: str, record: prompt_folder.IndexEntry, tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path
 ) -> Prompt:
     """Make a prompt of what a directory of ours says of it.
 
@@ -89,14 +89,14 @@ def restore(
     return prompt.requires_grad_(record.is_trained)
 
 
-def _versions(record: native.IndexEntry, method: LoadedMethod) -> str:
+def _versions(record: prompt_folder.IndexEntry, method: LoadedMethod) -> str:
     """Return which versions of a method wrote and read a prompt, for a message; nothing if it is the same."""
     saved = f"{record.distribution} {record.version}".strip()
     return f" (which was saved with {saved} and is read with {method.origin})" if is_of_another(record, method) else ""
 
 
 @contextlib.contextmanager
-def _advising(record: native.IndexEntry, method: LoadedMethod) -> Iterator[None]:
+def _advising(record: prompt_folder.IndexEntry, method: LoadedMethod) -> Iterator[None]:
     """Say how to read what another version of a method has saved, where this one cannot."""
     try:
         yield
@@ -108,7 +108,11 @@ def _advising(record: native.IndexEntry, method: LoadedMethod) -> Iterator[None]
 
 
 def _understood(
-    record: native.IndexEntry, tensors: Mapping[str, Tensor], method: LoadedMethod, backbone: Backbone, where: str
+    record: prompt_folder.IndexEntry,
+    tensors: Mapping[str, Tensor],
+    method: LoadedMethod,
+    backbone: Backbone,
+    where: str,
 ) -> tuple[MethodConfig, dict[str, Tensor], dict[str, Any]]:
     """Return config and tensors as the method has them now, and the tensors of such a prompt, without numbers."""
     try:

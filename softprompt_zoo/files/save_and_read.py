@@ -15,17 +15,17 @@ from softprompt_zoo.errors import (
     UnsupportedError,
 )
 from softprompt_zoo.files import (
-    native,
     peft_export,
     peft_folder,
     peft_import,
+    prompt_folder,
     weight_adapter_files,
     weight_adapters,
 )
 from softprompt_zoo.files.exports import format_of
-from softprompt_zoo.files.files import make_directory
 from softprompt_zoo.files.other_versions import placement_of, wrappers_of
 from softprompt_zoo.files.prompt_records import PromptSet, restore
+from softprompt_zoo.files.writing import make_directory
 from softprompt_zoo.prompt.prompt import Prompt
 
 
@@ -53,8 +53,8 @@ def save(
     """
     _refuse_adapted(own.prompts)
     path = make_directory(directory)
-    native.check_place(path)
-    replaces = native.is_native(path)
+    prompt_folder.check_place(path)
+    replaces = prompt_folder.is_there(path)
     if not replaces:  # PEFT's adapter in the root of ours is one that save_pretrained put there
         peft_folder.check_place(path)
     chosen = list(own.prompts if names is None else names)
@@ -62,9 +62,9 @@ def save(
     records = {name: _record(prompt, own.backbone) for name, prompt in own.prompts.items() if name in chosen}
     found = weight_adapters.collect(model, state_dict)
     folders = weight_adapter_files.folders(found)
-    index = native.Index(own.backbone.sizes(), active, records, folders, own.base_name, own.architecture)
+    index = prompt_folder.Index(own.backbone.sizes(), active, records, folders, own.base_name, own.architecture)
     packed, described = weight_adapter_files.pack(found)
-    native.write(path, index, _state(model, own, state_dict, chosen) | packed, described)
+    prompt_folder.write(path, index, _state(model, own, state_dict, chosen) | packed, described)
     weight_adapter_files.write_folders(path, found)
     is_written = not found and peft_export.write_copy(own, path, active)  # PEFT has no place for those
     if replaces and not is_written:
@@ -93,13 +93,13 @@ def _state(
     """Return the state of the chosen prompts and of the adapters, by the names that it has in the model's."""
     adapted = dict(weight_adapters.parameters(model))
     tensors = _own_state(own.prompts) | adapted if state_dict is None else _gathered(state_dict, adapted)
-    others = tuple(f"{native.KEY_PREFIX}{name}." for name in own.prompts if name not in chosen)
+    others = tuple(f"{prompt_folder.KEY_PREFIX}{name}." for name in own.prompts if name not in chosen)
     return {key: tensor for key, tensor in tensors.items() if not key.startswith(others)}
 
 
 def _gathered(state_dict: Mapping[str, Tensor], adapted: Collection[str]) -> dict[str, Tensor]:
     """Return the state of prompts and adapters in a model's state."""
-    is_own = {key: key.startswith(native.KEY_PREFIX) or key in adapted for key in state_dict}
+    is_own = {key: key.startswith(prompt_folder.KEY_PREFIX) or key in adapted for key in state_dict}
     return {key: tensor for key, tensor in state_dict.items() if is_own[key]}
 
 
@@ -125,15 +125,15 @@ def read_prompts(
 
 
 def _read(directory: Path, backbone: Backbone, pools_prompt: bool) -> tuple[dict[str, Prompt], tuple[str, ...]]:
-    is_native = native.is_native(directory)
-    if not is_native and peft_folder.is_there(directory):
+    is_own = prompt_folder.is_there(directory)
+    if not is_own and peft_folder.is_there(directory):
         return {"default": peft_import.read(directory, backbone, pools_prompt)}, ("default",)
     if pools_prompt:
         raise ValueError(
             f"pools_prompt is True, which is for PEFT's adapters; {directory} is none, and its prompts are read as "
             "they were trained; leave it out"
         )
-    return _read_native(directory, backbone) if is_native else _read_exported(directory, backbone)
+    return _read_own(directory, backbone) if is_own else _read_exported(directory, backbone)
 
 
 def _read_exported(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
@@ -141,7 +141,7 @@ def _read_exported(directory: Path, backbone: Backbone) -> tuple[dict[str, Promp
     if own is not None:
         return own.read(directory, backbone)
     raise CheckpointError(
-        f"{directory} has neither {native.INDEX_FILE} nor {peft_folder.CONFIG_FILE}; it holds no saved prompt"
+        f"{directory} has neither {prompt_folder.INDEX_FILE} nor {peft_folder.CONFIG_FILE}; it holds no saved prompt"
     )
 
 
@@ -159,7 +159,7 @@ def _check_active(active: tuple[str, ...], names: Iterable[str], path: Path) -> 
 
 def is_saved(directory: Path) -> bool:
     """Return whether `read_prompts` finds prompts in a directory."""
-    return native.is_native(directory) or peft_folder.is_there(directory) or format_of(directory) is not None
+    return prompt_folder.is_there(directory) or peft_folder.is_there(directory) or format_of(directory) is not None
 
 
 def saved_names(directory: Path) -> list[str]:
@@ -174,8 +174,8 @@ def saved_names(directory: Path) -> list[str]:
     Raises:
         CheckpointError: If the index is missing or corrupt.
     """
-    if native.is_native(directory):
-        return list(native.read_index(directory).prompts)
+    if prompt_folder.is_there(directory):
+        return list(prompt_folder.read_index(directory).prompts)
     if peft_folder.is_there(directory):
         return ["default"] if peft_folder.is_prompt(peft_folder.read_config(directory)) else []
     own = format_of(directory)
@@ -194,9 +194,9 @@ def read_adapters(directory: Path) -> dict[str, weight_adapter_files.SavedAdapte
     Raises:
         CheckpointError: If one is missing or corrupt.
     """
-    if not native.is_native(directory):
+    if not prompt_folder.is_there(directory):
         return {}
-    return weight_adapter_files.read(directory, native.read_index(directory).adapters)
+    return weight_adapter_files.read(directory, prompt_folder.read_index(directory).adapters)
 
 
 def warn_of_adapters(directory: Path) -> None:
@@ -205,7 +205,7 @@ def warn_of_adapters(directory: Path) -> None:
     Args:
         directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
     """
-    names = list(native.read_index(directory).adapters) if native.is_native(directory) else []
+    names = list(prompt_folder.read_index(directory).adapters) if prompt_folder.is_there(directory) else []
     if names:
         warnings.warn(
             f"{directory} holds the adapter {', '.join(map(repr, names))} next to its prompt, and the prompt alone is "
@@ -214,8 +214,8 @@ def warn_of_adapters(directory: Path) -> None:
         )
 
 
-def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
-    index, tensors = native.read(directory)
+def _read_own(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], tuple[str, ...]]:
+    index, tensors = prompt_folder.read(directory)
     check_sizes(index.backbone, backbone.sizes(), str(directory))
     prompts = {}
     for name, record in index.prompts.items():
@@ -225,13 +225,13 @@ def _read_native(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt]
 
 def _own_state(prompts: Mapping[str, Prompt]) -> dict[str, Tensor]:
     """Return the state of prompts under the names that it has in their model's."""
-    states = {f"{native.KEY_PREFIX}{name}.": prompt.state_dict() for name, prompt in prompts.items()}
+    states = {f"{prompt_folder.KEY_PREFIX}{name}.": prompt.state_dict() for name, prompt in prompts.items()}
     return {prefix + key: tensor for prefix, state in states.items() for key, tensor in state.items()}
 
 
-def _record(prompt: Prompt, backbone: Backbone) -> native.IndexEntry:
+def _record(prompt: Prompt, backbone: Backbone) -> prompt_folder.IndexEntry:
     method = prompt.loaded
-    return native.IndexEntry(
+    return prompt_folder.IndexEntry(
         method=method.name,
         distribution=method.distribution,
         version=method.version,

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.files import native, peft_folder
+from softprompt_zoo.files import peft_folder, prompt_folder
 from softprompt_zoo.files.exports import format_of
-from softprompt_zoo.files.files import existing_directory
+from softprompt_zoo.files.reading import existing_directory
 
 OF_THE_FILE = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
 """PEFT's fields that say nothing of how a prompt was trained."""
@@ -58,21 +58,21 @@ def read_config(directory: str | os.PathLike[str]) -> SavedConfig:
         CheckpointError: If it holds no prompt, or its index or config is damaged.
     """
     path = existing_directory(directory)
-    if native.is_native(path):
-        return _of_index(native.read_index(path))
+    if prompt_folder.is_there(path):
+        return _of_index(prompt_folder.read_index(path))
     if peft_folder.is_there(path):
         return _of_peft(peft_folder.read_prompt_config(path), path)
     exported = format_of(path)
     if exported is None:
         raise CheckpointError(
-            f"{path} has neither {native.INDEX_FILE} nor {peft_folder.CONFIG_FILE}; it holds no saved prompt"
+            f"{path} has neither {prompt_folder.INDEX_FILE} nor {peft_folder.CONFIG_FILE}; it holds no saved prompt"
         )
     counts, active = exported.counts(path)
     prompts = {name: SavedPrompt(None, count, {}) for name, count in counts.items()}
     return SavedConfig(None, None, None, prompts, active, ())
 
 
-def _of_index(index: native.Index) -> SavedConfig:
+def _of_index(index: prompt_folder.Index) -> SavedConfig:
     prompts = {
         name: SavedPrompt(record.method, record.config.get("num_virtual_tokens"), record.config)
         for name, record in index.prompts.items()

@@ -19,7 +19,8 @@ from softprompt_zoo.config.method_config import PromptName
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.files import damage
 from softprompt_zoo.files.damage import check_finite, check_floating
-from softprompt_zoo.files.files import check_format, check_regular, read_json, write_json
+from softprompt_zoo.files.reading import check_format, check_regular, read_json
+from softprompt_zoo.files.writing import write_json
 
 FORMAT_VERSION = 1
 INDEX_FILE = "soft_tokens.json"

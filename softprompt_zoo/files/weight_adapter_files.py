@@ -14,9 +14,9 @@ from torch import Tensor
 
 from softprompt_zoo.config import typed
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.files import native, peft_folder
+from softprompt_zoo.files import peft_folder, prompt_folder
 from softprompt_zoo.files.damage import check_floating
-from softprompt_zoo.files.files import parse_json, read_tensors
+from softprompt_zoo.files.reading import parse_json, read_tensors
 
 FOLDER = "adapters"
 """Subfolder of a saved directory with a folder for each adapter."""
@@ -88,7 +88,7 @@ def read(directory: Path, found: Mapping[str, str]) -> dict[str, SavedAdapter]:
         _check_folder(name, folder, directory)
     if not found:
         return {}
-    path = directory / native.TENSOR_FILE
+    path = directory / prompt_folder.TENSOR_FILE
     tensors, metadata = read_tensors(path)
     if METADATA_KEY not in metadata:  # of an earlier version
         return {name: _read_folder(directory / folder) for name, folder in found.items()}

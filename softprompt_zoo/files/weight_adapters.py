@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.backbone.peft_layers import adapter_layers, check_peft_version, original_name
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
-from softprompt_zoo.files import native
+from softprompt_zoo.files import prompt_folder
 from softprompt_zoo.files.module_state import restored_on_error
 from softprompt_zoo.files.peft_folder import CONFIG_FILE
 from softprompt_zoo.files.weight_adapter_configs import make_config
@@ -216,7 +216,7 @@ def taken_off_on_error(model: Any, adapters: Mapping[str, SavedAdapter]) -> Iter
 def _own_state(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return a model's state without its prompts: PEFT goes by parts of names, such as "bias"."""
     found = model.state_dict() if state_dict is None else state_dict
-    return {key: tensor for key, tensor in found.items() if not key.startswith(native.KEY_PREFIX)}
+    return {key: tensor for key, tensor in found.items() if not key.startswith(prompt_folder.KEY_PREFIX)}
 
 
 def _peft_state(model: Any, state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

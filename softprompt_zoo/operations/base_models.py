@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
-from softprompt_zoo.files import native, peft_folder, peft_modules
-from softprompt_zoo.files.files import existing_directory
+from softprompt_zoo.files import peft_folder, peft_modules, prompt_folder
+from softprompt_zoo.files.reading import existing_directory
 from softprompt_zoo.files.saved_config import SavedConfig, read_config
 from softprompt_zoo.operations.load_and_export import load
 from softprompt_zoo.prompt.task_heads import find_heads
@@ -68,7 +68,7 @@ def load_model(
     if source is None:
         raise CheckpointError(f"{path} does not say which model its prompts are for; name it with base=…")
     model = _load_base(config, source, path, options)
-    if not native.is_native(path) and peft_folder.is_there(path):
+    if not prompt_folder.is_there(path) and peft_folder.is_there(path):
         _put_weights(model, peft_modules.of_model(peft_folder.read_prompt(path)[1]))
     return load(model, path, trainable=trainable, pools_prompt=pools_prompt)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from softprompt_zoo.files.files import write_atomically
+from softprompt_zoo.files.writing import write_atomically
 from softprompt_zoo.operations.inspection_findings import PromptInspection
 from softprompt_zoo.operations.inspection_pictures import draw
 from softprompt_zoo.shapes import Float

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.peft_layers import model_inside
 from softprompt_zoo.errors import CheckpointError, PromptExistsError, UnsupportedError
-from softprompt_zoo.files import native, peft_export, peft_folder, weight_adapters
-from softprompt_zoo.files.files import existing_directory
+from softprompt_zoo.files import peft_export, peft_folder, prompt_folder, weight_adapters
+from softprompt_zoo.files.reading import existing_directory
 from softprompt_zoo.files.save_and_read import read_adapters, read_prompts
 from softprompt_zoo.model.attachment import attach, detach, is_attached, prompts_of
 from softprompt_zoo.model.prompts import Prompts
@@ -223,7 +223,7 @@ def export(
 
 
 def _check_place(directory: Path) -> None:
-    if native.is_native(directory):
+    if prompt_folder.is_there(directory):
         raise CheckpointError(
             f"{directory} holds prompts that save_pretrained wrote, which zoo.load would read in place of the export; "
             "give a new folder"

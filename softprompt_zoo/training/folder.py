@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from softprompt_zoo.errors import OutputError
-from softprompt_zoo.files import native, peft_folder
-from softprompt_zoo.files.files import read_json, temporaries_of
+from softprompt_zoo.files import peft_folder, prompt_folder
+from softprompt_zoo.files.reading import read_json
+from softprompt_zoo.files.writing import temporaries_of
 from softprompt_zoo.training.record import RECORD_FILE, is_run
 
 PICTURE_FILE = "loss_curve.png"
@@ -90,9 +91,9 @@ def clear(folder: Path) -> None:
     The index goes first and the record last: whenever this is cut off, no prompt loads by half and the
     folder is still known as a run's.
     """
-    (folder / native.INDEX_FILE).unlink(missing_ok=True)
+    (folder / prompt_folder.INDEX_FILE).unlink(missing_ok=True)
     peft_folder.remove(folder)
-    for name in (native.TENSOR_FILE, PICTURE_FILE):
+    for name in (prompt_folder.TENSOR_FILE, PICTURE_FILE):
         (folder / name).unlink(missing_ok=True)
     for checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)
@@ -139,7 +140,7 @@ def _is_whole(checkpoint: Path) -> bool:
     """Tell a checkpoint from a part of one; Trainer writes its files in place, the state last."""
     try:
         state = read_json(checkpoint / STATE_FILE)
-        native.read(checkpoint)
+        prompt_folder.read(checkpoint)
         # torch's files are zip archives, whose directory is at the end.
         archives = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
         return state["global_step"] == checkpoint_step(checkpoint) and all(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from softprompt_zoo.files.files import write_atomically
+from softprompt_zoo.files.writing import write_atomically
 
 
 def draw_losses(path: Path, title: str, history: Sequence[Mapping[str, float]], levels: Mapping[str, float]) -> None:

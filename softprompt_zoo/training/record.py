@@ -8,7 +8,8 @@ from typing import Any
 from softprompt_zoo.backbone import identity
 from softprompt_zoo.config import typed
 from softprompt_zoo.errors import CheckpointError, OutputError
-from softprompt_zoo.files.files import read_json, write_json
+from softprompt_zoo.files.reading import read_json
+from softprompt_zoo.files.writing import write_json
 from softprompt_zoo.training.evaluation import Score
 from softprompt_zoo.training.settings import Settings
 

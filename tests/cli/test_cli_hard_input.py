@@ -15,7 +15,7 @@ from softprompt_zoo import cli
 from softprompt_zoo.cli.command import command
 from softprompt_zoo.errors import DataError
 from softprompt_zoo.examples import read_examples
-from softprompt_zoo.files import files
+from softprompt_zoo.files.writing import write_json
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.training import settings
 from softprompt_zoo.training.report import short_path
@@ -99,7 +99,7 @@ def test_a_full_disk_is_told_with_the_place_and_what_to_do(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", full)
     app = typer.Typer()
-    app.command()(command(lambda: files.write_json(tmp_path / "a.json", {})))
+    app.command()(command(lambda: write_json(tmp_path / "a.json", {})))
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 2
     assert "the disk is full" in result.stderr

@@ -19,7 +19,7 @@ def test_reading_a_prefix_walks_through_few_files(folder):
     backbone = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=2).prompts.backbone
     found = walk(lambda: read_prompts(folder, backbone))
     print(found)
-    assert found.files[:2] == ["files/save_and_read.py", "files/native.py"]
+    assert found.files[:2] == ["files/save_and_read.py", "files/prompt_folder.py"]
     assert sum(file.startswith("files/") for file in found.files) <= 8
     assert len(found.files) <= 30
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files import native
+from softprompt_zoo.files import prompt_folder
 from softprompt_zoo.methods import prefix_tuning, prompt_tuning
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.testing import tiny_model
@@ -41,11 +41,11 @@ def save_older(folder):
     with installed(prompt_tuning):
         model = zoo.get_method("moved")(tiny_model("mistral"), num_virtual_tokens=3)
         model.save_pretrained(folder)
-    index, tensors = native.read(folder)
+    index, tensors = prompt_folder.read(folder)
     entry = index.prompts["default"]
     config = {"length": 3, **{name: value for name, value in entry.config.items() if name != "num_virtual_tokens"}}
     index = dataclasses.replace(index, prompts={"default": dataclasses.replace(entry, config=config)})
-    native.write(folder, index, {"prompts.default.learned.twice": 2 * tensors["default"]["learned.embeddings"]})
+    prompt_folder.write(folder, index, {"prompts.default.learned.twice": 2 * tensors["default"]["learned.embeddings"]})
     return model(input_ids=TEXT).logits
 
 
@@ -170,7 +170,7 @@ def test_a_wrapper_that_is_missing_is_warned_of(save_halved, tmp_path):
 
 
 def test_a_wrapper_of_another_version_is_warned_of(save_halved, tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "read", with_the_wrapper_of(native.read, "noises", "0.9"))
+    monkeypatch.setattr(prompt_folder, "read", with_the_wrapper_of(prompt_folder.read, "noises", "0.9"))
     zoo.register(types.SimpleNamespace(build_virtual_tokens=build_virtual_tokens), "halve")
     try:
         with pytest.warns(UserWarning, match="the wrapper 'halve' of noises 0.9, and runs with that of zoo.register;"):
@@ -182,7 +182,7 @@ def test_a_wrapper_of_another_version_is_warned_of(save_halved, tmp_path, monkey
 def with_the_wrapper_of(read, distribution, version):
     def changed(directory):
         index, tensors = read(directory)
-        wrappers = {"halve": native.WrapperEntry(distribution, version)}
+        wrappers = {"halve": prompt_folder.WrapperEntry(distribution, version)}
         prompts = {name: dataclasses.replace(entry, wrappers=wrappers) for name, entry in index.prompts.items()}
         return dataclasses.replace(index, prompts=prompts), tensors
 

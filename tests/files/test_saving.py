@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files import native
+from softprompt_zoo.files import prompt_folder
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
 
@@ -188,39 +188,40 @@ def test_foreign_and_mislabelled_tensors(saved):
     refused(saved, zoo.CheckpointError, "was not written by softprompt_zoo")
     index, _ = _index(prompted())
     renamed = {key.replace(".default.", ".other."): tensor for key, tensor in tensors.items()}
-    native.write(saved, index, renamed)
+    prompt_folder.write(saved, index, renamed)
     refused(saved, zoo.CheckpointError, r"holds the tensor 'prompts.other.+' of no prompt in its index \(default\)")
-    native.write(saved, index, {})
+    prompt_folder.write(saved, index, {})
     refused(saved, zoo.CheckpointError, r"tensor 'learned.+' is missing; expected shape \(4, 64\)")
-    native.write(saved, index, {key: tensor[:2] for key, tensor in tensors.items()})
+    prompt_folder.write(saved, index, {key: tensor[:2] for key, tensor in tensors.items()})
     refused(saved, zoo.CheckpointError, r"has shape \(2, 64\); expected \(4, 64\)")
 
 
 def _index(subject):
     host = subject.model.prompts
-    record = native.IndexEntry("prefix_tuning", "softprompt-zoo", "0.1.0", False, {"num_virtual_tokens": 4})
-    return native.Index(host.backbone.sizes(), ("default",), {"default": record}), host
+    record = prompt_folder.IndexEntry("prefix_tuning", "softprompt-zoo", "0.1.0", False, {"num_virtual_tokens": 4})
+    return prompt_folder.Index(host.backbone.sizes(), ("default",), {"default": record}), host
 
 
 def test_later_formats_and_unknown_methods(saved, monkeypatch):
     index, _ = _index(prompted())
     tensors = load_file(saved / "model.safetensors")
     version = zoo.get_method("prefix")._loaded.version
-    record = native.IndexEntry("mixture", "softprompt-zoo-mixture", "0.2", False, {})
-    native.write(saved, native.Index(index.backbone, (), {"default": record}), tensors)
+    record = prompt_folder.IndexEntry("mixture", "softprompt-zoo-mixture", "0.2", False, {})
+    prompt_folder.write(saved, prompt_folder.Index(index.backbone, (), {"default": record}), tensors)
     refused(saved, zoo.UnknownMethodError, r"not installed; run: pip install softprompt-zoo-mixture==0.2")
-    record = native.IndexEntry("prefix_tuning", "softprompt-zoo", version, False, {"num_virtual_tokens": 4, "depth": 1})
-    native.write(saved, native.Index(index.backbone, (), {"default": record}), tensors)
+    options = {"num_virtual_tokens": 4, "depth": 1}
+    record = prompt_folder.IndexEntry("prefix_tuning", "softprompt-zoo", version, False, options)
+    prompt_folder.write(saved, prompt_folder.Index(index.backbone, (), {"default": record}), tensors)
     refused(saved, zoo.CheckpointError, "does not fit its method 'prefix_tuning': unknown option 'depth'")
     for other, options in (("0.0.9", {"depth": 1}), ("99", {})):
-        record = native.IndexEntry(
+        record = prompt_folder.IndexEntry(
             "prefix_tuning", "softprompt-zoo", other, False, {"num_virtual_tokens": 3, **options}
         )
-        native.write(saved, native.Index(index.backbone, (), {"default": record}), tensors)
+        prompt_folder.write(saved, prompt_folder.Index(index.backbone, (), {"default": record}), tensors)
         text = rf"which was saved with softprompt-zoo {other} and is read with softprompt-zoo {version}"
         refused(saved, zoo.CheckpointError, text)
-    monkeypatch.setattr(native, "FORMAT_VERSION", 99)
-    native.write(saved, index, tensors)
+    monkeypatch.setattr(prompt_folder, "FORMAT_VERSION", 99)
+    prompt_folder.write(saved, index, tensors)
     monkeypatch.undo()
     refused(saved, zoo.CheckpointError, "has format 99, this version reads 1; upgrade softprompt-zoo")
 

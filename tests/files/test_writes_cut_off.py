@@ -11,7 +11,7 @@ import torch
 from helpers.accepted_peft import needs_accepted_peft
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files import files, peft_folder, weight_adapter_files
+from softprompt_zoo.files import peft_folder, reading, weight_adapter_files, writing
 from softprompt_zoo.testing import tiny_model
 
 OLD, NEW = 0.1, -0.2
@@ -171,7 +171,7 @@ def test_an_export_over_another_is_the_old_or_the_new(counts, tmp_path, monkeypa
 
 def one_after_the_other(contents, removed_first=()):
     for path, content in contents.items():
-        files.replace_files({path: content})
+        writing.replace_files({path: content})
 
 
 def test_files_written_one_after_the_other_are_noticed(tmp_path, monkeypatch):
@@ -202,8 +202,8 @@ def test_a_damaged_header_is_no_adapter_and_may_be_replaced(tmp_path):
     zoo.export(prompt(OLD, 4), tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     path = tmp_path / "adapter_model.safetensors"
-    tensors, metadata = files.read_tensors(path)
-    files.write_tensors(
+    tensors, metadata = reading.read_tensors(path)
+    writing.write_tensors(
         path, {key: t.clone() for key, t in tensors.items()}, {**metadata, "softprompt_zoo_config": "["}
     )
     with pytest.raises(zoo.CheckpointError, match="it holds no saved prompt"):
@@ -231,7 +231,7 @@ def test_more_rows_than_the_config_says_are_refused(tmp_path):
 def test_a_new_file_has_the_mode_of_any_new_file(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(os, "umask", lambda mask: asked.append(mask) or 0o022)
-    files.write_json(tmp_path / "ours.json", {})
+    writing.write_json(tmp_path / "ours.json", {})
     (tmp_path / "other.json").write_text("{}")
     assert (tmp_path / "ours.json").stat().st_mode == (tmp_path / "other.json").stat().st_mode
     assert not asked, "the mask is the whole process'"
@@ -239,11 +239,11 @@ def test_a_new_file_has_the_mode_of_any_new_file(tmp_path, monkeypatch):
 
 def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path, monkeypatch):
     with contextlib.suppress(Killed), killed_at(0, monkeypatch):
-        files.write_json(tmp_path / "a.json", {})
+        writing.write_json(tmp_path / "a.json", {})
     [left] = tmp_path.iterdir()
     (tmp_path / ".a.json.backup").write_text("not ours")
-    files.write_json(tmp_path / "a.json", {})
+    writing.write_json(tmp_path / "a.json", {})
     assert left.exists(), "somebody may be writing it"
-    os.utime(left, (0, time.time() - 2 * files.ORPHANED_SECONDS))
-    files.write_json(tmp_path / "a.json", {})
+    os.utime(left, (0, time.time() - 2 * writing.ORPHANED_SECONDS))
+    writing.write_json(tmp_path / "a.json", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.json.backup", "a.json"]

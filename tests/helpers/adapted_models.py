@@ -8,7 +8,8 @@ import torch
 from helpers.accepted_peft import needs_accepted_peft
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files.files import read_tensors, write_tensors
+from softprompt_zoo.files.reading import read_tensors
+from softprompt_zoo.files.writing import write_tensors
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import random_text
 

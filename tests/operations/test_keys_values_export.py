@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import DynamicCache
 
 import softprompt_zoo as zoo
-from softprompt_zoo.files.files import write_tensors
+from softprompt_zoo.files.writing import write_tensors
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.models import CLASSIFICATION, MORE_MODELS, TINY_MODELS
 from softprompt_zoo.testing.subject import Subject, assert_equal, random_text

@@ -16,7 +16,8 @@ from softprompt_zoo.config import typed
 from softprompt_zoo.config.checks import LARGEST_WEIGHT, is_weight
 from softprompt_zoo.config.method_config import PromptName
 from softprompt_zoo.errors import CheckpointError
-from softprompt_zoo.files.files import check_format, read_json, read_metadata, read_tensors, write_json, write_tensors
+from softprompt_zoo.files.reading import check_format, read_json, read_metadata, read_tensors
+from softprompt_zoo.files.writing import write_json, write_tensors
 
 FORMAT_VERSION = 1
 INDEX_FILE = "softprompt_zoo.json"
@@ -134,7 +135,7 @@ def write(
     write_json(directory / INDEX_FILE, content)
 
 
-def is_native(directory: Path) -> bool:
+def is_there(directory: Path) -> bool:
     """Return whether a directory has our index."""
     return (directory / INDEX_FILE).is_file()
 
