@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 PACKAGE = "softprompt_zoo"
-TOKENS = r"(InputTokens|TaskTokens|LayerTokens|SiteTokens|GatedTokens|PlainTokens|VirtualTokens)"
+TOKENS = r"(InputTokens|TaskTokens|LayerTokens|SiteTokens|ScoredTokens|GatedTokens|PlainTokens|VirtualTokens)"
 KINDS = re.compile(
     rf"isinstance\([^()]+, (\w+ \| |\()?{TOKENS}|(embeddings|keys|values|tokens)\.(ndim|dim\(\))"
     r"|gates is (not )?None|family (==|!=|in|not in) |\.(through_cache|takes_cache|is_carried|takes_real_positions)\b"

@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.tokens.input_tokens import InputTokens as InputTokens
     from softprompt_zoo.tokens.layer_tokens import LayerTokens as LayerTokens
     from softprompt_zoo.tokens.placement import Placement as Placement
+    from softprompt_zoo.tokens.scored_tokens import ScoredTokens as ScoredTokens
     from softprompt_zoo.tokens.site_tokens import SiteTokens as SiteTokens
     from softprompt_zoo.tokens.task_tokens import TaskTokens as TaskTokens
     from softprompt_zoo.tokens.virtual_tokens import VirtualTokens as VirtualTokens
@@ -65,6 +66,7 @@ _LAZY = {
     "PrefixEntry": "bank.prefix_reader",
     "PrefixReader": "bank.prefix_reader",
     "PromptBank": "bank.bank",
+    "ScoredTokens": "tokens.scored_tokens",
     "SiteTokens": "tokens.site_tokens",
     "TaskTokens": "tokens.task_tokens",
     "TrainingStep": "exchange",

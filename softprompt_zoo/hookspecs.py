@@ -57,8 +57,9 @@ def build_virtual_tokens(config: "MethodConfig", parameters: "nn.Module", backbo
         `num_tasks`, from which the host takes each row's by its `task_ids`; or `LayerTokens` with keys and values
         `(kv_heads, tokens, head_dim)` per layer of one or more of `backbone.layers`' sites. Values are
         `(kv_heads, tokens, value_dim)` where a layer has another width for them. With gates, `(heads,)` or `(1,)` per
-        layer, a layer may have `None` in all three. In the dtype and on the device of the parameters (the host casts);
-        gradients must flow to them.
+        layer, a layer may have `None` in all three. With scores, `(kv_heads, tokens)` per layer, these are added to the
+        attention scores of the tokens: the logarithm of a factor on the share of each. In the dtype and on the device
+        of the parameters (the host casts); gradients must flow to them.
 
     Raises:
         ShapeError: By the host, if a shape is another one.

@@ -240,6 +240,8 @@ def _prefix_tuning(placement: Placement, backbone: Backbone, task_type: str) -> 
             "PEFT's PREFIX_TUNING shares the text's softmax, which gated tokens do not, as at the site "
             f"{next(iter(placement.tokens.gates))!r}; keep the prompt in our format"
         )
+    if placement.tokens.beyond_prefix is not None:
+        raise UnsupportedError(f"the prompt has {placement.tokens.beyond_prefix} of PEFT's; keep it in our format")
     if not backbone.takes_cache:
         raise UnsupportedError(
             f"PEFT hands a prefix to the model as past_key_values, which this model ({backbone.model_type}) does not "

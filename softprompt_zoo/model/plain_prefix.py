@@ -15,7 +15,8 @@ from softprompt_zoo.model.attachment import is_attached
 from softprompt_zoo.prompt.plain import one_task, plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.sites.batch import join
-from softprompt_zoo.sites.call import Call, Part, Segment, Selection, Trace
+from softprompt_zoo.sites.call import Call, Part, Selection, Trace
+from softprompt_zoo.sites.segment import Segment
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
@@ -91,10 +92,8 @@ def _plain_placement(backbone: Backbone, name: str, prompt: Prompt, task: int | 
                 f"prompt {name!r} has {tokens.num_tasks} tasks and a prefix holds one; choose it with task=…"
             )
         tokens = one_task(tokens, task, name)
-    if tokens.gates:
-        raise UnsupportedError(
-            f"prompt {name!r} has gated tokens, which have a softmax of their own and so are not a prefix; leave it out"
-        )
+    if tokens.beyond_prefix is not None:
+        raise UnsupportedError(f"prompt {name!r} has {tokens.beyond_prefix}; leave it out")
     if tokens.at_input is not None and not backbone.kind.is_causal:
         raise UnsupportedError(
             f"prompt {name!r} is at the input of a bidirectional encoder, where virtual tokens see the text and so "

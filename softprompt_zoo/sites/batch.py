@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompt_zoo.shapes import Bool, Float, Int, Shaped
-from softprompt_zoo.sites.call import Call, Segment
+from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.segment import Segment
 from softprompt_zoo.sites.state import SiteState
 
 
@@ -80,7 +81,16 @@ def _padded(segments: Sequence[Segment], device: torch.device, is_training: bool
         always_visible=_column([segment.always_visible for segment in segments], False, device),
         dropout=_column([segment.dropout for segment in segments], 0.0, device) if is_training else None,
         weight=_column([segment.weight for segment in segments], 1.0, device),
+        scores=_scores(segments, max(counts)),
     )
+
+
+def _scores(
+    segments: Sequence[Segment], longest: int
+) -> tuple[Float[Tensor, "combinations _ {longest} 1"], ...] | None:
+    """Stack what is added to the scores of attention, zeros for segments that add nothing; `None` if none does."""
+    columns = [segment.scores or [] for segment in segments]
+    return _layers(columns, longest) if any(columns) else None
 
 
 def _layers(
@@ -110,6 +120,7 @@ def _alone(segment: Segment, is_training: bool) -> SiteState:
         always_visible=torch.tensor([segment.always_visible], device=device) if any(segment.always_visible) else None,
         dropout=torch.tensor([segment.dropout], device=device) if is_training and any(segment.dropout) else None,
         weight=torch.tensor([segment.weight], device=device) if set(segment.weight) != {1.0} else None,
+        scores=None if segment.scores is None else tuple([layer[None] for layer in segment.scores]),
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from softprompt_zoo.shapes import Bool, Float, Int, Shaped
 from softprompt_zoo.sites.branches import Branch, BranchOfRows, branches_of
 from softprompt_zoo.sites.layout import Layout, Slots
+from softprompt_zoo.sites.segment import Segment
 from softprompt_zoo.tokens.placement import Placement
 
 
@@ -79,50 +80,6 @@ def check_rows(entries: int, rows: int) -> None:
             f"prompts has {entries} entries for a batch of {rows} rows; give one entry per row: a prompt's name, "
             "a list of names, or None"
         )
-
-
-@dataclasses.dataclass
-class Segment:
-    """The keys and values of one combination at one site."""
-
-    keys: list[Float[Tensor, "kv_heads tokens head_dim"]]
-    """Per layer."""
-    values: list[Float[Tensor, "kv_heads tokens value_dim"]]
-    dropout: list[float]
-    """Per token."""
-    always_visible: list[bool]
-    """Per token."""
-    weight: list[float]
-    """Per token."""
-
-    @property
-    def length(self) -> int:
-        """Virtual tokens."""
-        return len(self.dropout)
-
-    @classmethod
-    def of(cls, placement: Placement, site: str) -> "Segment | None":
-        """Take one placement's tokens at one site; `None` if it has none there, or gated ones."""
-        tokens = placement.tokens.at(site)
-        if tokens is None:
-            return None
-        keys = [layer for layer in tokens.keys if layer is not None]
-        values = [layer for layer in tokens.values if layer is not None]
-        return cls(keys, values, *per_token(placement, keys[0].shape[1]))
-
-    def __add__(self, other: "Segment") -> "Segment":
-        return Segment(
-            [torch.cat(pair, dim=1) for pair in zip(self.keys, other.keys, strict=True)],
-            [torch.cat(pair, dim=1) for pair in zip(self.values, other.values, strict=True)],
-            self.dropout + other.dropout,
-            self.always_visible + other.always_visible,
-            self.weight + other.weight,
-        )
-
-
-def per_token(placement: Placement, count: int) -> tuple[list[float], list[bool], list[float]]:
-    """Return dropout, visibility and weight of each of a placement's tokens."""
-    return [placement.dropout] * count, [placement.always_visible] * count, [placement.weight] * count
 
 
 @dataclasses.dataclass

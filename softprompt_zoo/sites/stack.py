@@ -155,7 +155,7 @@ class Reach:
             windows: Whether the model has sliding windows.
 
         Raises:
-            UnsupportedError: If there is no place for a weight, for gates, or for tokens that are always visible.
+            UnsupportedError: If there is no place for a weight, gates, scores, or tokens that are always visible.
         """
 
     def refuse_branches(self) -> None:

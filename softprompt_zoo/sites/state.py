@@ -53,11 +53,14 @@ class SiteState:
     """Probabilities; `None` outside training."""
     weight: Float[Tensor, "combinations tokens"] | None = None
     """Factors on the shares of attention; `None` if all are 1."""
+    scores: tuple[Float[Tensor, "combinations kv_heads tokens 1"], ...] | None = None
+    """Per layer, what is added to the scores of attention; `None` for nothing."""
 
     def map(self, change: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]) -> "SiteState":
-        """Return the same with other keys and values."""
+        """Return the same with other keys, values and scores."""
         keys, values = (tuple([change(layer) for layer in layers]) for layers in (self.keys, self.values))
-        return dataclasses.replace(self, keys=keys, values=values)
+        scores = None if self.scores is None else tuple([change(layer) for layer in self.scores])
+        return dataclasses.replace(self, keys=keys, values=values, scores=scores)
 
 
 @dataclasses.dataclass

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt_zoo.errors import ShapeError
+from softprompt_zoo.errors import ShapeError, UnsupportedError
 from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.site_tokens import SiteTokens
@@ -20,7 +20,15 @@ def flatten_layers(tokens: SiteTokens) -> Float[Tensor, "tokens features"]:
     Returns:
         For each layer its key then its value, heads first within each. With equal
         layers this is the layout of PEFT's `prompt_embeddings`. Gradients flow.
+
+    Raises:
+        UnsupportedError: If the tokens have scores, for which this layout has no place.
     """
+    if tokens.scores is not None:
+        raise UnsupportedError(
+            "these tokens have scores, which rows of keys and values alone cannot hold; start from a prompt without "
+            "scores, or keep this one in our format"
+        )
     pairs = [pair for layer in zip(tokens.keys, tokens.values, strict=True) for pair in layer if pair is not None]
     return torch.cat([pair.permute(1, 0, 2).flatten(1) for pair in pairs], dim=1)
 

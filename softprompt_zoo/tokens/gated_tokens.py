@@ -36,6 +36,11 @@ class GatedTokens(LayerTokens):
         """Site name to the gates of its layers, which `check` may still have to refuse."""
         return {name: site.gates for name, site in self.sites.items() if site.gates is not None}
 
+    @property
+    def beyond_prefix(self) -> str:
+        """The gates."""
+        return "gated tokens, which have a softmax of their own and so are not a prefix"
+
     def at(self, site: str) -> SiteTokens | None:
         """Return the keys and values at a site that has no gates."""
         return None if site in self.gates else self.sites.get(site)

@@ -8,10 +8,11 @@ from softprompt_zoo.errors import ShapeError
 from softprompt_zoo.tokens.gated_tokens import GatedTokens
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.scored_tokens import ScoredTokens
 from softprompt_zoo.tokens.task_tokens import TaskTokens
 from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
 
-KINDS: tuple[type[VirtualTokens], ...] = (TaskTokens, InputTokens, GatedTokens, LayerTokens)
+KINDS: tuple[type[VirtualTokens], ...] = (TaskTokens, InputTokens, ScoredTokens, GatedTokens, LayerTokens)
 """All of them; one that is narrower than another comes before it."""
 
 

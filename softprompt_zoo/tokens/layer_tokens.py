@@ -19,7 +19,8 @@ class LayerTokens(VirtualTokens):
     """Virtual tokens at the keys and values of every layer of some sites."""
 
     sites: Mapping[str, SiteTokens]
-    """Site name to its keys and values; if some have gates, the host takes them for `GatedTokens`."""
+    """Site name to its keys and values; if some have gates, the host takes them for `GatedTokens`, if some have scores,
+    for `ScoredTokens`."""
     share_softmax: ClassVar[bool] = True
 
     @property
@@ -43,8 +44,10 @@ class LayerTokens(VirtualTokens):
         form: list[Any] = [type(self)]
         for name, site in self.sites.items():
             gates = () if site.gates is None else site.gates
-            form += [name, type(site), len(site.keys), len(site.values), site.gates is None]
-            form += [None if part is None else (part.shape, part.dtype) for part in (*site.keys, *site.values, *gates)]
+            scores = () if site.scores is None else site.scores
+            form += [name, type(site), len(site.keys), len(site.values), site.gates is None, site.scores is None]
+            parts = (*site.keys, *site.values, *gates, *scores)
+            form += [None if part is None else (part.shape, part.dtype) for part in parts]
         return tuple(form)
 
     def at(self, site: str) -> SiteTokens | None:
@@ -101,6 +104,17 @@ class LayerTokens(VirtualTokens):
                 found = type(site).__name__
                 raise ShapeError(f"{source} returned {found} for the site {name!r}; expected softprompt_zoo.SiteTokens")
             site.check(name, sizes.layers[name], count, source)
+        self._check_one_of_two(source)
+
+    def _check_one_of_two(self, source: str) -> None:
+        """Refuse gates and scores in one prompt."""
+        gated = [name for name, site in self.sites.items() if site.gates is not None]
+        scored = [name for name, site in self.sites.items() if site.scores is not None]
+        if gated and scored:
+            raise ShapeError(
+                f"{source} returned gates at the site {gated[0]!r} and scores at {scored[0]!r}; a prompt has one or "
+                "the other"
+            )
 
 
 def check_sites(names: Iterable[str], sizes: Sizes) -> None:

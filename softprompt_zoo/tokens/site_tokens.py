@@ -27,6 +27,9 @@ class SiteTokens:
     gates: tuple[Float[Tensor, " #heads"] | None, ...] | None = None
     """Per layer, one number or one per head: the tokens get a softmax of their own, whose result, times the gate, is
     added to the text's, and they take up no positions. `None`: they share the softmax of the text."""
+    scores: tuple[Float[Tensor, "kv_heads tokens"], ...] | None = None
+    """Per layer, what is added to the attention scores of each token before the softmax: the logarithm of a factor on
+    its share. Query heads that share keys and values share it. `None` for nothing; gated tokens have none."""
 
     @property
     def is_gated(self) -> bool:
@@ -45,9 +48,9 @@ class SiteTokens:
 
     @property
     def outline(self) -> object:
-        """Heads and width in each layer, and whether there is a gate."""
+        """Heads and width in each layer, and whether there are gates and scores."""
         sizes = [[None if t is None else (t.shape[0], t.shape[2]) for t in kind] for kind in (self.keys, self.values)]
-        return sizes, self.is_gated
+        return sizes, self.is_gated, self.scores is None
 
     def layer(
         self, index: int
@@ -97,6 +100,8 @@ class SiteTokens:
         """Apply a function to the tensors of each layer; as `VirtualTokens.map`."""
         every = (self, *others)
         keys, values = _map(function, [own.keys for own in every]), _map(function, [own.values for own in every])
+        if self.scores is not None:
+            return SiteTokens(keys, values, scores=_map_scores(function, gates, every))
         if self.gates is None or gates is None:
             return SiteTokens(keys, values, self.gates)
         return SiteTokens(keys, values, _map(gates, [own.gates for own in every if own.gates is not None]))
@@ -104,7 +109,8 @@ class SiteTokens:
     def check(self, site: str, shapes: Sequence[LayerShape], count: int, source: str) -> None:
         """Check what a hook returned; as `VirtualTokens.check`."""
         parts: dict[str, Any] = {"keys": self.keys, "values": self.values}
-        for kind, layers in (parts | ({"gates": self.gates} if self.is_gated else {})).items():
+        parts |= {kind: own for kind, own in (("gates", self.gates), ("scores", self.scores)) if own is not None}
+        for kind, layers in parts.items():
             _check_depth(layers, len(shapes), kind, site, source)
         if self.gates is not None and all(gate is None for gate in self.gates):
             raise ShapeError(f"{source} returned no gate for any layer of {site!r}; leave the site out")
@@ -124,6 +130,8 @@ class SiteTokens:
             return
         for what, (tensor, (heads, width)) in pairs.items():
             check_shape(tensor, (heads, count, width), what, source)
+        if self.scores is not None:
+            check_shape(self.scores[index], (shape.kv_heads, count), f"scores of {where}", source)
         if self.gates is not None:
             check_gate(self.gates[index], shape, f"the gate of {where}", source)
 
@@ -134,6 +142,18 @@ def _is_equal(one: Float[Tensor, "..."] | None, other: Float[Tensor, "..."] | No
 
 def _map(function: Callable[..., Float[Tensor, "..."]], columns: Sequence[Layers]) -> Layers:
     return tuple([None if own[0] is None else function(*own) for own in zip(*columns, strict=True)])
+
+
+def _map_scores(
+    function: Callable[..., Float[Tensor, "... tokens width"]],
+    numbers: Callable[..., Float[Tensor, "..."]] | None,
+    every: Sequence[SiteTokens],
+) -> tuple[Float[Tensor, "kv_heads tokens"], ...]:
+    """Apply a function of numbers without a direction to scores; without one, that of vectors, of the width 1."""
+    columns = zip(*[own.scores for own in every if own.scores is not None], strict=True)
+    if numbers is not None:
+        return tuple([numbers(*own) for own in columns])
+    return tuple([function(*[scores[..., None] for scores in own])[..., 0] for own in columns])
 
 
 def _check_depth(layers: object, depth: int, kind: str, site: str, source: str) -> None:

@@ -72,6 +72,16 @@ class VirtualTokens(abc.ABC):
         """Site name to a gate for each layer that has tokens, where they have a softmax of their own."""
         return {}
 
+    @property
+    def scores(self) -> Mapping[str, tuple[Float[Tensor, "kv_heads tokens"], ...]]:
+        """Site name to what is added to the attention scores of the tokens in each layer, where there is something."""
+        return {}
+
+    @property
+    def beyond_prefix(self) -> str | None:
+        """What a prefix, keys and values in front of the text alone, cannot hold of them, in words; `None` if all."""
+        return None
+
     def at(self, site: str) -> SiteTokens | None:
         """Return the keys and values that share the softmax of the text at a site."""
         return None
@@ -105,7 +115,8 @@ class VirtualTokens(abc.ABC):
         Args:
             function: Takes a tensor of each of them, and returns one like them.
             *others: Further tokens.
-            gates: The same of gates; `None` to keep these tokens' own.
+            gates: The same of gates; `None` to keep these tokens' own. Of scores, too, which have no direction; `None`
+                to apply `function` to them, as vectors of the width 1.
 
         Returns:
             The tokens that it makes.

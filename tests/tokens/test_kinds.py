@@ -12,15 +12,16 @@ from softprompt_zoo.tokens.layer_shape import LayerShape
 SIZES = types.SimpleNamespace(hidden_size=8, layers={"decoder": (LayerShape(2, 4, heads=4),) * 3})
 
 
-def site(gates=None):
+def site(gates=None, scores=None):
     keys = tuple(torch.randn(2, 5, 4) if gates is None or gate is not None else None for gate in gates or [1, 1, 1])
-    return zoo.SiteTokens(keys, tuple(None if key is None else key + 1 for key in keys), gates)
+    return zoo.SiteTokens(keys, tuple(None if key is None else key + 1 for key in keys), gates, scores)
 
 
 GIVEN = {
     zoo.InputTokens: zoo.InputTokens(torch.randn(5, 8)),
     zoo.TaskTokens: zoo.InputTokens(torch.randn(3, 5, 8)),
     zoo.LayerTokens: zoo.LayerTokens({"decoder": site()}),
+    zoo.ScoredTokens: zoo.LayerTokens({"decoder": site(scores=(torch.randn(2, 5),) * 3)}),
     zoo.GatedTokens: zoo.LayerTokens({"decoder": site((None, torch.randn(4), torch.randn(1)))}),
 }
 
@@ -49,7 +50,7 @@ def test_a_kind_answers_in_one_place(kind):
     assert sum(places) == 1
     assert tokens.count == 5
     assert tokens.columns("decoder") == (0 if tokens.gates else 5)
-    assert tokens.length("decoder") == (5 if kind is zoo.LayerTokens else 0)
+    assert tokens.length("decoder") == (5 if kind in (zoo.LayerTokens, zoo.ScoredTokens) else 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,7 +59,7 @@ def test_map_goes_to_every_tensor_and_keeps_the_kind(kind):
     summed = tokens.map(torch.add, tokens, gates=torch.mul)
     assert type(summed) is kind
     for name, tensor in tokens.tensors().items():
-        expected = tensor**2 if name.endswith("_gate") else 2 * tensor
+        expected = tensor**2 if name.endswith(("_gate", "_scores")) else 2 * tensor
         assert torch.equal(summed.tensors()[name], expected), name
     kept = tokens.map(torch.neg).tensors()
     for name, tensor in tokens.tensors().items():

@@ -25,7 +25,7 @@ from softprompt_zoo.sites.branches import add_branches
 from softprompt_zoo.sites.gates import Attention, Keys, Queries, Values, add_gated
 from softprompt_zoo.sites.reach.block_masks import FLEX
 from softprompt_zoo.sites.reach.marks import MARK, Mark
-from softprompt_zoo.sites.reach.masks import shared_mask
+from softprompt_zoo.sites.reach.masks import shared_mask, with_scores
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.state import CallState, KeyValueRecording, SiteState
 
@@ -122,7 +122,9 @@ def _with_prompt(
     mark: Mark | None = getattr(module, MARK, None)
     window = None if mark is None or site.name == "cross" else mark.window
     depends_on = (base, site.name, window, length, key.shape[2], is_causal)
-    mask = shared_mask(prompt, state, query, attention_mask, depends_on)
+    mask = with_scores(
+        shared_mask(prompt, state, query, attention_mask, depends_on), prompt, site.layer, state, query, key.shape[2]
+    )
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = _extend_bias(kwargs["position_bias"], state, site, prompt_keys.shape[2])
     key = torch.cat([prompt_keys.to(key), key], dim=2)

@@ -40,11 +40,7 @@ def shared_mask(
     visible = visible_to(prompt, state, window, length)
     mask: Any
     if isinstance(attention_mask, BlockMask):
-        if prompt.weight is not None:
-            raise UnsupportedError(
-                'flex attention has no place for a prompt\'s weight; call model.set_attn_implementation("sdpa"), or '
-                "give every prompt the weight 1"
-            )
+        _check_flex(prompt)
         mask = block_masks.extend(attention_mask, visible, query.shape[0], query.shape[2], key_length, tokens)
     else:
         if prompt.weight is not None:
@@ -54,6 +50,56 @@ def shared_mask(
             mask = _additive(mask, query.dtype)
     state.masks.append((depends_on, attention_mask, mask))
     return mask
+
+
+def _check_flex(prompt: SiteState) -> None:
+    """Refuse what is added to the scores of flex attention, whose masks say yes or no."""
+    if prompt.weight is not None:
+        raise UnsupportedError(
+            'flex attention has no place for a prompt\'s weight; call model.set_attn_implementation("sdpa"), or '
+            "give every prompt the weight 1"
+        )
+    if prompt.scores is not None:
+        raise UnsupportedError(
+            'flex attention has no place for a prompt\'s scores; call model.set_attn_implementation("sdpa"), or choose '
+            "a method without scores"
+        )
+
+
+def with_scores(
+    mask: Any,
+    prompt: SiteState,
+    layer: int,
+    state: CallState,
+    query: Queries,
+    key_length: int,
+) -> Any:
+    """Add a layer's scores to the prompt's columns of a mask. It is not kept: each layer has its own.
+
+    Args:
+        mask: From `shared_mask`.
+        prompt: What the site shows.
+        layer: The layer.
+        state: The state of the call.
+        query: The queries, of which several heads share those of one key-value head.
+        key_length: Keys of the text.
+
+    Returns:
+        The mask, `(rows, heads, length or 1, positions)`, through which gradients flow to the scores; the same one if
+        there are none.
+    """
+    if prompt.scores is None:
+        return mask
+    scores = prompt.scores[layer]
+    tokens, least = scores.shape[2], torch.finfo(query.dtype).min
+    if mask is None:
+        mask = query.new_zeros(1, 1, 1, tokens + key_length)
+    elif mask.dtype == torch.bool:
+        mask = _additive(mask, query.dtype)
+    of_rows = (scores if state.rows is None else scores[state.rows])[..., 0]
+    of_heads = of_rows.repeat_interleave(query.shape[1] // of_rows.shape[1], dim=1)[:, :, None].to(mask)
+    shown = (mask[..., :tokens] + of_heads).clamp(min=least)
+    return torch.cat([shown, mask[..., tokens:].expand(*shown.shape[:3], -1)], dim=-1)
 
 
 def visible_to(

@@ -17,7 +17,7 @@ from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.branches import add_branches
 from softprompt_zoo.sites.gates import add_gated
-from softprompt_zoo.sites.reach.masks import extend_mask, visible_to
+from softprompt_zoo.sites.reach.masks import extend_mask, visible_to, with_scores
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.state import CallState, KeyValueRecording
 
@@ -148,6 +148,7 @@ def _attend(
         prompt_keys, prompt_values = (part.to(query) for part in layer_prompt(prompt, call.rows, layer, query.shape[0]))
         tokens = prompt_keys.shape[2]
         mask = extend_mask(mask, visible_to(prompt, call, None, query.shape[2]), query, key.shape[2], tokens, False)
+        mask = with_scores(mask, prompt, layer, call, query, key.shape[2])
         scores = torch.cat([query @ prompt_keys.transpose(-1, -2) / scale, scores], dim=-1)
         value = torch.cat([prompt_values, value], dim=2)
     weights = module.dropout(_masked(scores, mask).softmax(dim=-1))

@@ -89,7 +89,7 @@ class ThroughCache(Reach):
         return past + tokens
 
     def refuse(self, placement: Placement, windows: bool) -> None:
-        """Refuse weights, gates, and tokens that windows are not to hide."""
+        """Refuse weights, gates, scores, and tokens that windows are not to hide."""
         where = "this model's attention is reached through its cache only"
         if placement.weight != 1.0:
             raise UnsupportedError(
@@ -98,6 +98,8 @@ class ThroughCache(Reach):
             )
         if placement.tokens.gates:
             raise UnsupportedError(f"{where}, which has no place for gated tokens; choose a method without gates")
+        if placement.tokens.scores:
+            raise UnsupportedError(f"{where}, which has no place for scores; choose a method without scores")
         if placement.always_visible and windows:
             raise UnsupportedError(
                 f"always_visible is True, but {where} and hides what its windows hide; choose always_visible=False"

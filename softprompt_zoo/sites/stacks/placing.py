@@ -6,10 +6,11 @@ from torch import Tensor
 
 from softprompt_zoo.shapes import Int, Shaped
 from softprompt_zoo.sites.batch import site_state
-from softprompt_zoo.sites.call import Call, Segment
+from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.gates import gated_parts
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import embeddings_of
+from softprompt_zoo.sites.segment import Segment
 from softprompt_zoo.sites.slots import fill_slots
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState

@@ -1,0 +1,68 @@
+"""The keys and values of one combination of prompts at one site, and what is known of each of its tokens."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.shapes import Float
+from softprompt_zoo.tokens.placement import Placement
+
+
+@dataclasses.dataclass
+class Segment:
+    """The keys and values of one combination at one site."""
+
+    keys: list[Float[Tensor, "kv_heads tokens head_dim"]]
+    """Per layer."""
+    values: list[Float[Tensor, "kv_heads tokens value_dim"]]
+    dropout: list[float]
+    """Per token."""
+    always_visible: list[bool]
+    """Per token."""
+    weight: list[float]
+    """Per token."""
+    scores: list[Float[Tensor, "kv_heads tokens 1"]] | None = None
+    """Per layer, what is added to the scores of attention; `None` for nothing."""
+
+    @property
+    def length(self) -> int:
+        """Virtual tokens."""
+        return len(self.dropout)
+
+    @classmethod
+    def of(cls, placement: Placement, site: str) -> "Segment | None":
+        """Take one placement's tokens at one site; `None` if it has none there, or gated ones."""
+        tokens = placement.tokens.at(site)
+        if tokens is None:
+            return None
+        keys = [layer for layer in tokens.keys if layer is not None]
+        values = [layer for layer in tokens.values if layer is not None]
+        scores = None if tokens.scores is None else [layer[..., None] for layer in tokens.scores]
+        return cls(keys, values, *per_token(placement, keys[0].shape[1]), scores)
+
+    def __add__(self, other: "Segment") -> "Segment":
+        has_scores = self.scores is not None or other.scores is not None
+        return Segment(
+            _joined(self.keys, other.keys),
+            _joined(self.values, other.values),
+            self.dropout + other.dropout,
+            self.always_visible + other.always_visible,
+            self.weight + other.weight,
+            _joined(self._every_score(), other._every_score()) if has_scores else None,
+        )
+
+    def _every_score(self) -> list[Float[Tensor, "kv_heads tokens 1"]]:
+        """Return what is added to the scores of attention, zeros for nothing."""
+        return [key.new_zeros(*key.shape[:2], 1) for key in self.keys] if self.scores is None else self.scores
+
+
+def _joined(
+    first: list[Float[Tensor, "kv_heads tokens _"]], second: list[Float[Tensor, "kv_heads more _"]]
+) -> list[Float[Tensor, "kv_heads tokens+more _"]]:
+    return [torch.cat(pair, dim=1) for pair in zip(first, second, strict=True)]
+
+
+def per_token(placement: Placement, count: int) -> tuple[list[float], list[bool], list[float]]:
+    """Return dropout, visibility and weight of each of a placement's tokens."""
+    return [placement.dropout] * count, [placement.always_visible] * count, [placement.weight] * count
