@@ -4,7 +4,9 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import softprompt_zoo as zoo
 from softprompt_zoo_vllm.admission import PARAMETER
+from softprompt_zoo_vllm.catalog import PromptRefusedError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -13,7 +15,7 @@ HEADER = b"x-soft-prompt"
 """Header of an answer that had a prompt."""
 ERROR_EVENT = b'data: {"error":'
 NOTHING = b"data: [DONE]"
-KINDS = {400: "BadRequestError", 403: "ForbiddenError", 404: "NotFoundError"}
+KINDS = {400: "BadRequestError", 403: "ForbiddenError", 503: "ServiceUnavailableError"}
 """Types of errors, as vLLM and OpenAI name them."""
 
 
@@ -54,19 +56,24 @@ class Told:
     """Sends an answer with a header that says which prompt it had.
 
     A stream that begins with an error gets its status. vLLM does not say why a request failed in the engine; where the
-    prompt is what is wrong, 400 and the reason take the place of its 500.
+    prompt is what is wrong, 400 and the reason take the place of its 500. Nothing is sent of a request that failed
+    because its prompt was replaced between its look-up and its reading.
 
     Args:
         send: Sends.
-        name: The prompt.
-        damage: Says what is wrong with it, if anything is.
+        entry: The prompt, as it was looked up.
+        look_again: Reads the prompt whole.
     """
 
-    def __init__(self, send: Send, name: str, damage: Callable[[str], Awaitable[str | None]]) -> None:
+    def __init__(
+        self, send: Send, entry: zoo.PrefixEntry, look_again: Callable[[str], Awaitable[zoo.PrefixEntry]]
+    ) -> None:
         self._send = send
-        self._name = name
-        self._damage = damage
+        self._entry = entry
+        self._look_again = look_again
         self._held: list[Message] = []
+        self.replaced: zoo.PrefixEntry | None = None
+        """What took the prompt's place, if the request failed for that and is to be answered again."""
 
     async def __call__(self, message: Message) -> None:
         """Send the next message, or hold it until it is known whether the answer is an error."""
@@ -82,16 +89,20 @@ class Told:
         start, *bodies = self._held
         status = _status(start, bodies[0])
         if status < 400:
-            await self._release([(HEADER, self._name.encode())])
+            await self._release([(HEADER, self._entry.name.encode())])
         elif not bodies[-1].get("more_body", False):
             await self._fail(status)
 
     async def _fail(self, status: int) -> None:
         """Send an error, with the reason if the prompt is to blame."""
         start, first, *_ = self._held
-        reason = await self._damage(self._name) if status >= 500 else None
-        if reason is not None:
-            await send_json(self._send, *error_body(ValueError(reason), 400))
+        try:
+            now = await self._look_again(self._entry.name) if status >= 500 else self._entry
+        except PromptRefusedError as error:
+            await send_json(self._send, *error_body(error, 400))
+            return
+        if now.stamp != self._entry.stamp:
+            self.replaced = now
         elif start["status"] != status:
             await send_json(self._send, status, _event(first))
         else:

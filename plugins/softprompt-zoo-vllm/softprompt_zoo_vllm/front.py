@@ -12,6 +12,8 @@ from softprompt_zoo_vllm.naming import Named, read_name
 
 Scope = MutableMapping[str, Any]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+TRIES = 3
+"""How often a request is answered whose prompt is replaced between look-up and reading."""
 
 
 class Front:
@@ -47,11 +49,7 @@ class Front:
             return
         if named is not None:
             data = json.dumps(named.body).encode()
-        token = admission.set(came)
-        try:
-            await self._answer(_with_length(scope, len(data)), receive_again(data, receive), send, came)
-        finally:
-            admission.reset(token)
+        await self._answer(_with_length(scope, len(data)), data, receive, send, came)
 
     def _named(self, scope: Scope, data: bytes) -> Named | None:
         """Find the prompt that a request names; what is no JSON is the server's to refuse."""
@@ -70,13 +68,28 @@ class Front:
             raise no_bank(named.name)
         return Admission(await gate.find(named.name, headers_of(scope)))
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, came: Admission) -> None:
-        """Have a request answered, and say in the answer which prompt it had."""
+    async def _answer(self, scope: Scope, data: bytes, receive: Receive, send: Send, came: Admission) -> None:
+        """Have a request answered, again if its prompt was replaced before it was read, and say which prompt it had."""
         gate, entry = self._gate(), came.entry
         if gate is None or entry is None:
-            await self._app(scope, receive, send)
+            await self._pass_on(scope, receive_again(data, receive), send, came)
             return
-        await self._app(scope, receive, Told(send, entry.name, gate.damage))
+        for _ in range(TRIES):
+            told = Told(send, entry, gate.look_again)
+            await self._pass_on(dict(scope), receive_again(data, receive), told, Admission(entry))
+            if told.replaced is None:
+                return
+            entry = told.replaced
+        problem = f"the soft prompt {entry.name!r} was replaced each time before it could be read; ask again later"
+        await send_json(send, *error_body(PromptRefusedError(problem), 503))
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, came: Admission) -> None:
+        """Have the server answer a request that was admitted."""
+        token = admission.set(came)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            admission.reset(token)
 
 
 def headers_of(scope: Scope) -> dict[str, str]:

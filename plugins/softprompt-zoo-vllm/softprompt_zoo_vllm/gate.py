@@ -62,13 +62,19 @@ class Gate:
             raise PromptForbiddenError(f"this request may not use the soft prompt {name!r}")
         return await asyncio.wrap_future(self._executor.submit(self.catalog.find, name))
 
-    async def damage(self, name: str) -> str | None:
-        """Read a prompt with which a request has failed, and say what is wrong with it; `None` if nothing is."""
-        try:
-            await asyncio.to_thread(self.catalog.read, name)
-        except PromptRefusedError as error:
-            return str(error)
-        return None
+    async def look_again(self, name: str) -> zoo.PrefixEntry:
+        """Read a prompt with which a request has failed, and return what the bank says of it now.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            What the bank says of it.
+
+        Raises:
+            PromptRefusedError: If it is gone, damaged or not finite.
+        """
+        return (await asyncio.to_thread(self.catalog.read, name)).entry
 
     async def names(self, prefix: str, after: str, limit: int, headers: Mapping[str, str]) -> list[str]:
         """List prompts that a request may have.

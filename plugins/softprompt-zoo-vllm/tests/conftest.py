@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import softprompt_zoo as zoo
+from softprompt_zoo.testing import tiny_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what starts no vLLM runs without an installation
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -98,6 +99,9 @@ def make_place(folder: Path, model_type: str) -> Place:
             if weight.ndim > 1:
                 weight.mul_(4)
     model.save_pretrained(folder / "model")
+    tokenizer = tiny_tokenizer()  # it writes the token 5 as `w5`
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     bank = zoo.PromptBank(folder / "bank", model)
     for length in PREFIXES:

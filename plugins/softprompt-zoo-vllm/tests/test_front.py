@@ -183,6 +183,29 @@ def test_a_failure_is_explained_where_the_prompt_is_what_is_wrong(gate, messages
     assert error(ask(Server(messages), gate, body)) == (400, "the soft prompt 'alice' is damaged")
 
 
+@pytest.mark.parametrize("messages", [FAILED, FAILED_STREAM, EMPTY_STREAM])
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_prompt_that_was_replaced_before_it_was_read_is_looked_up_again(gate, bank, messages, times):
+    changing = [bank.get("alice"), bank.get("alina")]
+    bank.add("changing", changing[0])
+    seen = []
+
+    class Replacing(Server):
+        async def __call__(self, scope, receive, send):
+            seen.append(admission.get().entry.num_tokens)
+            if len(seen) <= times:
+                bank.add("changing", changing[len(seen) % 2], overwrite=True)
+            await Server(messages if len(seen) <= times else OK)(scope, receive, send)
+
+    status, headers, data = ask(Replacing(OK), gate, {"model": "base:changing"})
+    if times == 1:
+        assert (status, headers[b"x-soft-prompt"], seen) == (200, b"changing", [3, 2])
+    else:
+        assert (status, len(seen)) == (503, 3)
+        assert "'changing' was replaced each time" in json.loads(data)["error"]["message"]
+    bank.delete("changing")
+
+
 def test_a_stream_that_begins_with_a_refusal_has_its_status(gate):
     refusal = {"error": {"message": "too long", "code": 400}}
     event = {"type": "http.response.body", "body": f"data: {json.dumps(refusal)}\n\n".encode(), "more_body": True}

