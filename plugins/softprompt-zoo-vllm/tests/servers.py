@@ -49,9 +49,29 @@ class Client:
         return status, json.loads(text)
 
 
+def complete(client, name, ids):
+    """Ask for a greedy completion, and return status and tokens, or what the server says instead."""
+    body = {"temperature": 0, "max_tokens": 16, "min_tokens": 16, "ignore_eos": True, "return_token_ids": True}
+    chosen = {} if name is None else {"kv_transfer_params": {"soft_prompt": name}}
+    status, answer = client.post("/v1/completions", model="tiny", prompt=ids, **body, **chosen)
+    return status, answer["choices"][0]["token_ids"] if status == 200 else answer
+
+
 @contextlib.contextmanager
 def serving(place, folder, *options, front=True):
     """Run a server until the end of the block, and yield its port."""
+    process, port = start(place, folder, *options, front=front)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        kill(process)
+
+
+def start(place, folder, *options, front=True):
+    """Start a server, and return its process, in a session of its own, and its port once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -65,14 +85,17 @@ def serving(place, folder, *options, front=True):
         )
     try:
         _wait(process, port, log)
-        yield port
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    except BaseException:
+        kill(process)
+        raise
+    return process, port
+
+
+def kill(process):
+    """Kill a server and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _environment(folder, front):
