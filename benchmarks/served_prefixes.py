@@ -16,6 +16,7 @@ import os
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ MODES: dict[str, dict[str, Any]] = {
     "one-batch": {},
     "preempted": {"num_gpu_blocks_override": 40, "max_num_batched_tokens": 64, "max_num_seqs": 16},
     "no-prefix-cache": {"enable_prefix_caching": False},
+    "three-workers": {"tensor_parallel_size": 3},
 }
 """What is asked of the engine; each starts a new one, and asks it twice: the second time with blocks of the first."""
 TEXT = 40
@@ -118,17 +120,21 @@ class Bench:
         endless = itertools.cycle(list(together))
         return [list(itertools.islice(endless, TEXT)) for _ in range(count)]
 
-    @torch.no_grad()
     def reference(self, _seed: int) -> Result:
         """Let `generate` write for every user."""
+        return {"answers": self.generated(self.requests())}
+
+    @torch.no_grad()
+    def generated(self, rows: Sequence[tuple[str, list[int]]]) -> list[list[int]]:
+        """Return what `generate` writes for requests."""
         model = zoo.get_method("prefix_tuning")(load_language_model(self.settings.model).eval(), num_virtual_tokens=2)
         model.prompts.bank = zoo.PromptBank(self.bank, model)
         answers = []
-        for name, ids in self.requests():
+        for name, ids in rows:
             batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
             length = {"max_new_tokens": self.settings.new_tokens, "min_new_tokens": self.settings.new_tokens}
             answers.append(model.generate(**batch, prompts=[name], do_sample=False, **length)[0, len(ids) :].tolist())
-        return {"answers": answers}
+        return answers
 
     def requests(self) -> list[tuple[str, list[int]]]:
         """Return a request of each user."""
@@ -189,6 +195,24 @@ class Bench:
 
         return measure
 
+    def replaced(self, expected: Callable[[], Any]) -> Callable[[int], Result]:
+        """Return what counts differences while one prompt is one user's or another's, in turns, under load."""
+
+        def measure(_seed: int) -> Result:
+            names, text = ["user-0", "user-1"], self.texts(1)[0]
+            versions = self.generated([(name, text) for name in names])
+            bank = zoo.PromptBank(self.bank, load_language_model(self.settings.model))
+            rows = [*self.requests(), *[("changing", text)] * self.settings.users]
+            different, served = 0, server(self.checkpoint, self.bank, self.folder / "server-0.log", *OPTIONS)
+            with served as address, replacing(bank, "changing", [bank.get(name) for name in names]) as times:
+                for _ in range(2):
+                    answers = complete_all([address], rows, self.settings.new_tokens)
+                    own, changing = answers[: self.settings.users], answers[self.settings.users :]
+                    different += differences(own, expected()) + sum(one not in versions for one in changing)
+            return {"requests": 2 * len(rows), "different": different, "replaced": len(times)}
+
+        return measure
+
     # Speed and memory
 
     def throughput(self, _seed: int) -> Result:
@@ -230,6 +254,27 @@ class Bench:
         return {"prompts": len(names), "megabytes": [megabytes[tenth], megabytes[len(megabytes) // 2], megabytes[-1]]}
 
 
+@contextlib.contextmanager
+def replacing(bank: Any, name: str, prompts: Sequence[Any]) -> Iterator[list[float]]:
+    """Replace a prompt by one and the other until the end of the block, and delete it then; yield the times."""
+    over, times = threading.Event(), list[float]()
+    bank.add(name, prompts[0], overwrite=True)
+
+    def replace() -> None:
+        while not over.wait(0.1):
+            bank.add(name, prompts[len(times) % len(prompts)], overwrite=True)
+            times.append(time.monotonic())
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        yield times
+    finally:
+        over.set()
+        thread.join()
+        bank.delete(name)
+
+
 def differences(answers: Sequence[Any], expected: Sequence[Any]) -> int:
     """Count the answers that are not the expected ones."""
     return sum(one != other for one, other in zip(answers, expected, strict=True))
@@ -256,8 +301,8 @@ def experiments(bench: Bench, kept: Callable[[], Any]) -> list[Experiment]:
     found = [Experiment(name="reference", measure=bench.reference, options=bench.options)]
     for mode in MODES:
         found.append(Experiment(name=mode, measure=bench.compared(mode, kept), options=bench.served(), needs=reference))
-    for name, replicas in {"server": 1, "two-servers": 2}.items():
-        measure = bench.over_http(replicas, kept)
+    servers = {"server": bench.over_http(1, kept), "two-servers": bench.over_http(2, kept)}
+    for name, measure in {**servers, "replaced": bench.replaced(kept)}.items():
         found.append(Experiment(name=name, measure=measure, options=bench.served(), needs=reference))
     found += [
         Experiment(name="throughput", measure=bench.throughput, options=bench.served("requests", "repeats", "threads")),
@@ -273,7 +318,8 @@ def table(runner: Runner) -> str:
     for name in runner.experiments:
         result = runner.result(name)
         if result is not None and "different" in result:
-            lines.append([name.replace("-", " "), str(result["requests"]), str(result["different"])])
+            what = name.replace("-", " ") + (f" {result['replaced']} times" if "replaced" in result else "")
+            lines.append([what, str(result["requests"]), str(result["different"])])
     text = markdown(["SmolLM2 in float32, greedy", "requests", "other than generate"], lines)
     if (speed := runner.result("throughput")) is not None:
         lines = compared(speed["seconds"], "no prompt", "{:.1f} s")
