@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.tokens.scored_tokens import ScoredTokens as ScoredTokens
     from softprompt_zoo.tokens.site_tokens import SiteTokens as SiteTokens
     from softprompt_zoo.tokens.task_tokens import TaskTokens as TaskTokens
+    from softprompt_zoo.tokens.text import Text as Text
     from softprompt_zoo.tokens.virtual_tokens import VirtualTokens as VirtualTokens
 
 _LAZY = {
@@ -69,6 +70,7 @@ _LAZY = {
     "ScoredTokens": "tokens.scored_tokens",
     "SiteTokens": "tokens.site_tokens",
     "TaskTokens": "tokens.task_tokens",
+    "Text": "tokens.text",
     "TrainingStep": "exchange",
     "VirtualTokens": "tokens.virtual_tokens",
     "blend": "operations.blend",

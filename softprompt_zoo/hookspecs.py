@@ -2,7 +2,8 @@
 
 A method is a module (or object) published under the entry-point group `softprompt_zoo`. It has the hook
 `build_virtual_tokens`, marked `softprompt_zoo.hookimpl`, further ones where it needs them (`inject` and `merge` have
-defaults), and these attributes:
+defaults), and the attributes below. A method that has no virtual tokens, and changes the text's embeddings, has
+`map_text` instead.
 
 - `Config`: a frozen dataclass that extends `MethodConfig`; only what the user chooses.
 - `Parameters(config, backbone)`: a `torch.nn.Module` that holds only what is trained, in its final
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
     from softprompt_zoo.shapes import Float
     from softprompt_zoo.tokens.placement import Placement
+    from softprompt_zoo.tokens.text import Text
     from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 PROJECT = "softprompt_zoo"
@@ -44,13 +46,20 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec(firstresult=True)
-def build_virtual_tokens(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone") -> "VirtualTokens":
+def build_virtual_tokens(
+    config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone", text: "Text"
+) -> "VirtualTokens":
     """Make the virtual tokens from the trained parameters; called once per forward and prompt.
+
+    A method that asks for `text` makes other tokens for each row. It is called once for a text, when the text is
+    begun: what it made stays with the text's cache, also through beams and further turns. A row's tokens must depend on
+    the row's own text alone, not on its neighbors or on padding; attaching tries that.
 
     Args:
         config: What the user chose. Not changed.
         parameters: The method's `Parameters`; its `training` flag says whether the model trains.
         backbone: Sizes of the frozen model, and its embedding table. Not changed.
+        text: What the rows say.
 
     Returns:
         `InputTokens` with embeddings `(tokens, hidden)`, or `(tasks, tokens, hidden)` if the config has
@@ -59,26 +68,31 @@ def build_virtual_tokens(config: "MethodConfig", parameters: "nn.Module", backbo
         `(kv_heads, tokens, value_dim)` where a layer has another width for them. With gates, `(heads,)` or `(1,)` per
         layer, a layer may have `None` in all three. With scores, `(kv_heads, tokens)` per layer, these are added to the
         attention scores of the tokens: the logarithm of a factor on the share of each. In the dtype and on the device
-        of the parameters (the host casts); gradients must flow to them.
+        of the parameters (the host casts); gradients must flow to them. Of a method that asks for `text`, every tensor
+        has an axis of rows in front: `(rows, tokens, hidden)`, `(rows, kv_heads, tokens, head_dim)`.
 
     Raises:
-        ShapeError: By the host, if a shape is another one.
-        PluginError: By the host, if nothing is returned; at attaching, if a start value is infinite or not a number.
+        ShapeError: By the host, if a shape is another one, or there are more or fewer rows than in the text.
+        PluginError: By the host, if nothing is returned; at attaching, if a start value is infinite or not a number, or
+            a row's tokens depend on other rows or on padding.
     """
     raise NotImplementedError  # a spec is never called
 
 
 @hookspec(firstresult=True)
 def inject(
-    config: "MethodConfig", parameters: "nn.Module", tokens: "VirtualTokens", backbone: "Backbone"
+    config: "MethodConfig", parameters: "nn.Module", tokens: "VirtualTokens", backbone: "Backbone", text: "Text"
 ) -> "Placement":
     """Return where the virtual tokens go; never touch the model. By default `Placement(tokens)`.
+
+    A method that asks for `text` is called once for a text, as `build_virtual_tokens` is.
 
     Args:
         config: What the user chose. Not changed.
         parameters: The method's `Parameters`, or the plain tokens of a merged prompt.
         tokens: What `build_virtual_tokens` returned, or the merged tokens.
         backbone: Sizes of the frozen model.
+        text: What the rows say.
 
     Returns:
         A `Placement` of `tokens`, or of others of the same shapes; gradients must keep flowing.
@@ -94,6 +108,10 @@ def inject(
 def merge(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone") -> "VirtualTokens":
     """Return the trained tokens without the scaffold that trained them; by default as they are built in eval mode.
 
+    A method whose prompts are more than constant tokens has no such form: by default `merge` refuses where
+    `build_virtual_tokens` or `inject` asks for `text`, or there is `map_text`. Such prompts are saved, loaded, combined
+    and named by rows as any other; merging, folding, banks and exports refuse them in the words of the error.
+
     Args:
         config: What the user chose. Not changed.
         parameters: The trained `Parameters`, in eval mode. Not changed.
@@ -104,8 +122,36 @@ def merge(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone")
         calls it without gradients and keeps a copy.
 
     Raises:
+        UnsupportedError: If the prompt has no merged form; says what would be lost.
         ShapeError: By the host, if a shape is another one.
         PluginError: By the host, if nothing is returned.
+    """
+    raise NotImplementedError  # a spec is never called
+
+
+@hookspec(firstresult=True)
+def map_text(
+    config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone", text: "Text"
+) -> "Float[Tensor, 'rows length hidden']":
+    """Return other embeddings for the rows' text; optional.
+
+    Called in every forward, before positions are added and prompts stand in front. While a text is gone on with, it
+    gets the new tokens alone, whose `text.mask` is false: whether generated tokens are changed is the method's choice.
+
+    Args:
+        config: What the user chose. Not changed.
+        parameters: The method's `Parameters`.
+        backbone: Sizes of the frozen model.
+        text: What the rows say. Not changed.
+
+    Returns:
+        The embeddings of all positions, of the shape of `text.embeddings`, in any dtype (the host casts). Those of
+        several prompts of a row are changed one after the other, in the order of the prompts.
+
+    Raises:
+        ShapeError: By the host, if the shape is another one.
+        PluginError: By the host, if nothing is returned.
+        UnsupportedError: By the host, at attaching, if the model has no place for other embeddings.
     """
     raise NotImplementedError  # a spec is never called
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.checks import BASE_DEPENDS_ON_PADDING
-from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, pad, random_text
 
 ARCHITECTURES = ["llama", "gpt2", "gemma3", "bloom", "gptj", "bert", "t5", "bart"]
 """bloom and gptj are reached through their cache."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softprompt_zoo.backbone.families import FAMILIES, Family
 from softprompt_zoo.backbone.inside import Inside
-from softprompt_zoo.shapes import Float, Int
+from softprompt_zoo.shapes import Bool, Float, Int
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 
@@ -43,6 +43,12 @@ class Backbone:
     )
     """A self-attention's site and hidden states per layer (or `None`) to the keys and values that each layer's
     own frozen projections make of them at the first position; gradients flow to the states."""
+    states: Callable[
+        [Float[Tensor, "rows length hidden"], Bool[Tensor, "rows length"], Int[Tensor, "#rows length"]],
+        Float[Tensor, "rows length hidden"],
+    ] = dataclasses.field(repr=False, compare=False)
+    """Embeddings, a mask and positions of texts to the last hidden states that the frozen model gives them, without
+    gradient; of an encoder-decoder, the encoder's."""
     module_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     """Site name to the qualified names of its attention modules in the user's model, in layer order."""
     parameter_names: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)

@@ -41,5 +41,9 @@ class Inside:
     """Raises `UnsupportedError` for what cannot be placed in the model."""
     refuse_branches: Callable[[], None] = _accept_branches
     """Raises `UnsupportedError` if nothing can be added to what the model's attention gives."""
+    input_problem: str | None = None
+    """Why the model has no place for other embeddings than its words'; `None` if it has."""
+    reads_tokens: bool = True
+    """Whether the text that prompts stand in front of is tokens, and not sound."""
     scales_ids: bool = False
     """Whether the model scales the rows of its embedding table only where it is given ids, which PEFT does not know."""

@@ -18,14 +18,15 @@ class MethodConfig(Options):
     """Options that every method has; a method's own config extends it."""
 
     num_virtual_tokens: int = 20
-    """Virtual tokens of the prompt, at least 1."""
+    """Virtual tokens of the prompt, at least 1; 0 in the config of a method that has none."""
     train_head: bool = False
     """Whether the model's task head is trained, too, as a copy that belongs to the prompt."""
     pools_prompt: bool = False
     """Whether an encoder's classifier reads the first virtual token where it reads the text's first one, as in PEFT."""
 
     def __post_init__(self) -> None:
-        check_positive_integer("num_virtual_tokens", self.num_virtual_tokens)
+        if self.num_virtual_tokens != 0 or type(self).num_virtual_tokens != 0:
+            check_positive_integer("num_virtual_tokens", self.num_virtual_tokens)
         check_choice("train_head", self.train_head, (False, True))
         check_choice("pools_prompt", self.pools_prompt, (False, True))
 

@@ -12,7 +12,8 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.options import Options
 from softprompt_zoo.errors import CheckpointError, PluginError, UnknownMethodError
 from softprompt_zoo.files import prompt_folder
-from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
+from softprompt_zoo.prompt.plain_tokens import PlainTokens
+from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.absent_method import AbsentMethod
 from softprompt_zoo.registry.discovery import install_advice
 from softprompt_zoo.registry.loaded_method import LoadedMethod

@@ -138,7 +138,7 @@ def _expressed(prompt: Prompt, tokens: VirtualTokens, backbone: Backbone, task: 
     """Return a whole prompt as its method writes it, or plain tokens in PEFT's terms."""
     files = prompt.call("write_peft", backbone=backbone) if is_whole else None
     if files is None:
-        return express(prompt.call("inject", backbone=backbone, tokens=tokens), backbone, task)
+        return express(prompt.call("inject", backbone=backbone, tokens=tokens, text=None), backbone, task)
     if not isinstance(files, PeftFiles):
         raise PluginError(
             f"{prompt.loaded.describe('write_peft')} returned {type(files).__name__}; expected a "

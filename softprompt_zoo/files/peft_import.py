@@ -22,7 +22,8 @@ from softprompt_zoo.files.peft_folder import CONFIG_FILE, TENSOR_FILE
 from softprompt_zoo.files.peft_modules import CLASSES_TASK, POOLED_TASKS, split_head
 from softprompt_zoo.files.peft_prefixes import TENSOR_KEY, read_prefix
 from softprompt_zoo.prompt.fits import fitting, fitting_head
-from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
+from softprompt_zoo.prompt.plain_tokens import PlainTokens
+from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.tokens.input_tokens import InputTokens

@@ -17,7 +17,8 @@ from softprompt_zoo.files import prompt_folder
 from softprompt_zoo.files.damage import check_floating
 from softprompt_zoo.files.other_versions import choose_wrappers, is_of_another, method_of, upgraded
 from softprompt_zoo.prompt.fits import check_room
-from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
+from softprompt_zoo.prompt.plain_tokens import PlainTokens
+from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.task_heads import copy_saved_head
 from softprompt_zoo.registry.discovery import install_advice
 from softprompt_zoo.registry.loaded_method import LoadedMethod

@@ -25,6 +25,8 @@ class Generation:
     """What it was called with."""
     decoding: DecodingState | None = None
     """What the prompts were built into; the first forward makes it, and all others go on with it."""
+    text_length: int | None = None
+    """Tokens of the text that it goes on with; `None` where no prompt wants to know."""
 
 
 CURRENT: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("softprompt_generation", default=None)

@@ -1,5 +1,6 @@
 """One forward of a prompted model: prompts are built once for all stacks, and the user sees the text alone."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -21,6 +22,9 @@ from softprompt_zoo.sites.reach.views import with_call
 from softprompt_zoo.sites.request import NOTHING, Request
 from softprompt_zoo.sites.text_outputs import cut_states
 
+IGNORED = -100
+"""Label of a token that a model is not to predict, in transformers."""
+
 
 def prompted_forward(model: Any, function: Any, request: Request, kwargs: dict[str, Any]) -> Any:
     """Build the prompts once for all stacks, and let their methods replace the loss.
@@ -40,12 +44,12 @@ def prompted_forward(model: Any, function: Any, request: Request, kwargs: dict[s
         UnsupportedError: If the forward would ignore the prompts.
     """
     if request is not NOTHING:
-        names = ("input_ids", "inputs_embeds", model.main_input_name)
-        text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
-        request = request if text is None else request.for_text(text.shape[0])
+        request = _checked(model, request, kwargs)
     call = resolve.resolve(model.prompts, request, given_cache(kwargs))
     if call.slots is not None:
         _check_decoder(model, call.slots, kwargs)
+    if call.readers or call.maps:
+        call = _with_text_mask(model, call, kwargs)
     if not model.training:
         return _run(model, function, call, kwargs)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -54,6 +58,21 @@ def prompted_forward(model: Any, function: Any, request: Request, kwargs: dict[s
     if not learners:
         return _run(model, function, call, kwargs)
     return _learn(model, function, call, learners, request.task_ids, kwargs)
+
+
+def _checked(model: Any, request: Request, kwargs: dict[str, Any]) -> Request:
+    """Check a request against the rows of the text."""
+    names = ("input_ids", "inputs_embeds", model.main_input_name)
+    text = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
+    return request if text is None else request.for_text(text.shape[0])
+
+
+def _with_text_mask(model: Any, call: Call, kwargs: dict[str, Any]) -> Call:
+    """Take what a language model is to write for no part of the text that it reads."""
+    labels, backbone = kwargs.get("labels"), model.prompts.backbone
+    if call.text_mask is not None or labels is None or not (backbone.kind.is_causal and backbone.has_lm_head):
+        return call
+    return dataclasses.replace(call, text_mask=labels == IGNORED)
 
 
 @torch.compiler.disable

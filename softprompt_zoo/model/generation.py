@@ -1,7 +1,9 @@
 """`generate` on a prompted model: a prompt per row, beams, guidance, drafts of the model's own first layers."""
 
 import copy
+import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +18,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model.context import CURRENT, Generation, is_disabled, running
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.resolve import check_request
-from softprompt_zoo.sites.decoding_state import state_of
+from softprompt_zoo.sites.decoding_state import has_text, state_of
 from softprompt_zoo.sites.encoder_states import whole_outputs
 from softprompt_zoo.sites.positions import given_cache
 from softprompt_zoo.sites.reach.views import view
@@ -42,12 +44,14 @@ class PromptedGeneration(OwnClass):
         prompts: Any = None,
         task_ids: Any = None,
         soft_slots: Any = None,
+        text_mask: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Generate as the model's own class does, with a prompt for each row; nothing is returned of virtual tokens."""
-        asked = {"prompts": prompts, "task_ids": task_ids, "soft_slots": soft_slots}
-        request = self._read(asked, self._text(args, kwargs), kwargs.get("encoder_outputs") is not None)
-        generation = Generation(self.prompts, request)
+        asked = {"prompts": prompts, "task_ids": task_ids, "soft_slots": soft_slots, "text_mask": text_mask}
+        text = self._text(args, kwargs)
+        request = self._read(asked, text, kwargs.get("encoder_outputs") is not None)
+        generation = Generation(self.prompts, request, text_length=self._text_length(text))
         if kwargs.get("encoder_outputs") is not None:
             kwargs = self._with_whole_states(generation, kwargs)
         token = CURRENT.set(generation)
@@ -61,6 +65,13 @@ class PromptedGeneration(OwnClass):
         """Return the text that is to be continued, or encoded; `None` if there is none."""
         names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)
         return args[0] if args else next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
+
+    def _text_length(self, text: Any) -> int | None:
+        """Return how long the text is that a prompt may be made of, or may change; `None` if none does."""
+        wants_to_know = any(prompt.beyond_tokens for prompt in self.prompts.values())
+        if not self.prompts.backbone.kind.is_causal or not wants_to_know:
+            return None
+        return int(text.shape[1]) if isinstance(text, Tensor) else 1
 
     def _shown(self, output: Any, generation: Generation) -> Any:
         """Return what the caller is to see of an output, which has no virtual positions."""
@@ -103,7 +114,7 @@ class PromptedGeneration(OwnClass):
         generation = running(self.prompts)
         if generation is not None:
             self._keep_mask(inputs, kwargs.get("attention_mask"))
-            _hand_on(generation.request, inputs)
+            _hand_on(_with_text_mask(generation, kwargs.get("attention_mask"), inputs), inputs)
         return inputs
 
     def _keep_mask(self, inputs: dict[str, Any], mask: Any) -> None:
@@ -163,12 +174,43 @@ class PromptedGeneration(OwnClass):
         )
 
 
+def _with_text_mask(generation: Generation, mask: Any, inputs: dict[str, Any]) -> Request:
+    """Return what was asked for, with what the text is where it begins: a draft of what comes after it may stand there.
+
+    Args:
+        generation: The `generate` that runs.
+        mask: The attention mask of the step, as `generate` counts it, or `None`.
+        inputs: The arguments of the step.
+
+    Raises:
+        UnsupportedError: If the text is read in pieces.
+    """
+    request, length = generation.request, generation.text_length
+    if length is None or generation.decoding is not None or request.text_mask is not None:
+        return request
+    rows, columns = _text_of(inputs).shape[:2]
+    if columns < length and given_cache(inputs) is not None and not has_text(given_cache(inputs)):
+        raise UnsupportedError(
+            f"the text of {length} tokens is read in pieces of {columns}, and a prompt of this model is made of all of "
+            "it; leave prefill_chunk_size out, or remove that prompt"
+        )
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        mask = _text_of(inputs).new_ones(rows, columns, dtype=torch.long)
+    later = torch.arange(mask.shape[1], device=mask.device) >= length
+    return dataclasses.replace(request, text_mask=mask.masked_fill(later, 0)[:, -columns:])
+
+
+def _text_of(inputs: Mapping[str, Any]) -> Tensor:
+    """Return what a step reads: the decoder's, where there are two texts."""
+    names = ("decoder_input_ids", "input_ids", "inputs_embeds")
+    text: Tensor = next(inputs[name] for name in names if inputs.get(name) is not None)
+    return text
+
+
 def _hand_on(request: Request, inputs: dict[str, Any]) -> None:
     """Put a request, repeated for beams, among a step's arguments: a compiled forward cannot see the context."""
     if request is not NOTHING:
-        names = ("decoder_input_ids", "input_ids", "inputs_embeds")
-        rows = next(inputs[name].shape[0] for name in names if inputs.get(name) is not None)
-        inputs[STATE_KEYWORD] = request.repeated(rows)
+        inputs[STATE_KEYWORD] = request.repeated(_text_of(inputs).shape[0])
 
 
 def _get_candidates(get_candidates: Any, model: Any, *args: Any, **kwargs: Any) -> Any:

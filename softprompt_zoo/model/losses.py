@@ -18,7 +18,8 @@ from softprompt_zoo.model.language_head import predict
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.shapes import Float
-from softprompt_zoo.sites.call import Call, Part, Prefix, Selection, Trace
+from softprompt_zoo.sites.call import Call, Prefix, Trace
+from softprompt_zoo.sites.selection import Part, Selection
 from softprompt_zoo.tokens.kinds import narrowed
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
@@ -187,7 +188,12 @@ def _with_placements(call: Call, placements: dict[Part, Placement], heads: Seque
     """Return a call of the same rows, which see what is placed of their prompts."""
     combinations = [tuple([part for part in parts if part in placements]) for parts in call.selection.combinations]
     selection = Selection(tuple(combinations), call.selection.rows)
-    return Call(selection, placements, False, Trace(), heads=heads)
+    names = selection.names
+    readers = {name: reader for name, reader in call.readers.items() if name in names}
+    maps = {name: change for name, change in call.maps.items() if name in names}
+    return Call(
+        selection, placements, False, Trace(), heads=heads, readers=readers, maps=maps, text_mask=call.text_mask
+    )
 
 
 def _replaced(call: Call, name: str, tokens: VirtualTokens | None) -> dict[Part, Placement]:

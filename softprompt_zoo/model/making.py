@@ -9,6 +9,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files.start_folders import read_folders, start_prompt
 from softprompt_zoo.model.saved_state import check_can_be_saved
+from softprompt_zoo.model.text_trial import check_text_hooks
 from softprompt_zoo.prompt.fits import check_room
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.start import initialize
@@ -63,10 +64,19 @@ def make_prompt(
     prompt = Prompt(method, config, learned, head)
     prompt.wrappers = chosen
     with torch.no_grad():
-        tokens = prompt.place(backbone).tokens
-    merged = prompt.merged_tokens(backbone)
-    if backbone.device.type != "meta":
-        check_finite(tokens, method.describe("build_virtual_tokens"))
-        check_finite(merged, method.describe("merge"))
-        check_range(tokens.tensors(), backbone.dtype, "the new prompt")
+        _check_answers(prompt, backbone)
     return prompt
+
+
+def _check_answers(prompt: Prompt, backbone: Backbone) -> None:
+    """Hold what the hooks return against their contract, and the numbers against the model's."""
+    tokens = prompt.place(backbone).tokens
+    try:
+        merged = prompt.merged_tokens(backbone)
+    except UnsupportedError:  # it has no merged form, which its method says
+        merged = tokens
+    check_text_hooks(prompt, backbone)
+    if backbone.device.type != "meta":
+        check_finite(tokens, prompt.loaded.describe("build_virtual_tokens"))
+        check_finite(merged, prompt.loaded.describe("merge"))
+        check_range(tokens.tensors(), backbone.dtype, "the new prompt")

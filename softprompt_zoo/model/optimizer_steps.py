@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.prompt.parameter_groups import own_groups
 from softprompt_zoo.prompt.prompt import Prompt
 
 _WATCHED: "weakref.WeakKeyDictionary[Prompt, Backbone]" = weakref.WeakKeyDictionary()
@@ -46,7 +47,7 @@ def trained_groups(prompt: Prompt, learning_rate: float) -> list[dict[str, Any]]
     Returns:
         Those groups in which something is trained.
     """
-    split = prompt.own_groups(learning_rate)
+    split = own_groups(prompt, learning_rate)
     every = (*split, {"params": _others(prompt, split)})
     groups = [{"lr": learning_rate, **group, "params": _trained(group["params"])} for group in every]
     return [group for group in groups if group["params"]]
@@ -81,7 +82,7 @@ def _is_stepped(prompt: Prompt, groups: dict[int, int]) -> bool:
 def _rates(prompt: Prompt, groups: dict[int, int]) -> dict[int, set[float]]:
     """Return the rates that a method asks for, by the optimizer's group in which their parameters are."""
     rates: dict[int, set[float]] = {}
-    for group in prompt.own_groups(1.0):
+    for group in own_groups(prompt, 1.0):
         for parameter in group["params"]:
             if id(parameter) in groups:
                 rates.setdefault(groups[id(parameter)], set()).add(group.get("lr", 1.0))

@@ -15,8 +15,9 @@ from softprompt_zoo.model.attachment import is_attached
 from softprompt_zoo.prompt.plain import one_task, plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.sites.batch import join
-from softprompt_zoo.sites.call import Call, Part, Selection, Trace
+from softprompt_zoo.sites.call import Call, Trace
 from softprompt_zoo.sites.segment import Segment
+from softprompt_zoo.sites.selection import Part, Selection
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
@@ -99,7 +100,7 @@ def _plain_placement(backbone: Backbone, name: str, prompt: Prompt, task: int | 
             f"prompt {name!r} is at the input of a bidirectional encoder, where virtual tokens see the text and so "
             "have no keys and values of their own; fold prompts of keys and values only"
         )
-    placement: Placement = prompt.call("inject", tokens=tokens, backbone=backbone)
+    placement: Placement = prompt.call("inject", tokens=tokens, backbone=backbone, text=None)
     return placement
 
 

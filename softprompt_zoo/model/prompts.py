@@ -22,9 +22,10 @@ from softprompt_zoo.model.optimizer_steps import trained_groups, watch
 from softprompt_zoo.prompt.fits import check_shared_room, fitting_copy
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.registry import registry
-from softprompt_zoo.sites.call import Call, Part, Selection
+from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.request import Request
 from softprompt_zoo.sites.select import check_combination
+from softprompt_zoo.sites.selection import Part, Selection
 
 
 class Prompts(nn.Module):

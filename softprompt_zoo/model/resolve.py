@@ -1,8 +1,9 @@
 """The prompts of one forward: built by their methods, or those that the text was begun with."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,29 @@ from softprompt_zoo.model import context
 from softprompt_zoo.model.lending import Lending, Ready
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.shapes import Int
-from softprompt_zoo.sites.call import Call, DecodingState, Part, Selection, Trace
+from softprompt_zoo.sites.call import Call, DecodingState, Trace
 from softprompt_zoo.sites.decoding_state import has_text, state_of
 from softprompt_zoo.sites.request import Request
 from softprompt_zoo.sites.select import check_known
+from softprompt_zoo.sites.selection import Part, Selection
 from softprompt_zoo.sites.slots import check_second_text, take_slots
 from softprompt_zoo.sites.tasks import split_tasks
+from softprompt_zoo.tokens.no_tokens import NoTokens
 from softprompt_zoo.tokens.placement import Placement
 
 BARE = Selection(((),), None)
 """No prompts in any row."""
+NOTHING_YET = Placement(NoTokens())
+"""Stands for a prompt until it has read the text."""
+
+
+class _Gathered(NamedTuple):
+    """What the prompts of a call do; by their names, but for what is placed."""
+
+    placements: dict[Part, Placement]
+    heads: dict[str, nn.ModuleDict]
+    readers: dict[str, Any]
+    maps: dict[str, Any]
 
 
 class PromptsOfModel(Protocol):
@@ -87,15 +101,8 @@ def _build(prompts: PromptsOfModel, request: Request, decoding: DecodingState | 
     if request.selection is not None:
         selection = request.selection
         _check_known(prompts, selection, lent)
-    placements: dict[Part, Placement] = {}
-    heads: dict[str, nn.ModuleDict] = {}
-    share_softmax = True
-    for part in selection.parts:
-        source: Any = lent[part.name] if part.name in lent else prompts._modules[part.name]
-        placements[part] = source.placement if part.name in lent else _place(prompts, part.name, source, decoding)
-        if source.head is not None:
-            heads[part.name] = source.head
-        share_softmax = share_softmax and placements[part].tokens.share_softmax
+    placements, heads, readers, maps = _gather(prompts, selection, lent, decoding)
+    share_softmax = all([placement.tokens.share_softmax for placement in placements.values()])
     if not share_softmax:  # some may have tasks
         selection, placements = split_tasks(selection, placements, request.task_ids)
     return Call(
@@ -106,7 +113,29 @@ def _build(prompts: PromptsOfModel, request: Request, decoding: DecodingState | 
         heads=heads_of(selection, heads) if heads else (),
         decoding=decoding,
         share_softmax=share_softmax,
+        readers=readers,
+        maps=maps,
+        text_mask=request.text_mask,
     )
+
+
+def _gather(
+    prompts: PromptsOfModel, selection: Selection, lent: Mapping[str, Ready], decoding: DecodingState | None
+) -> _Gathered:
+    """Place the prompts of a selection, and note what else they do."""
+    found = _Gathered({}, {}, {}, {})
+    for part in selection.parts:
+        source: Any = lent[part.name] if part.name in lent else prompts._modules[part.name]
+        if part.name in lent:
+            placement = source.placement
+        elif source.beyond_tokens is None:
+            placement = _place(prompts, part.name, source, decoding)
+        else:
+            placement = _place_beyond(prompts, part.name, source, decoding, found)
+        found.placements[part] = placement
+        if source.head is not None:
+            found.heads[part.name] = source.head
+    return found
 
 
 def _filled(request: Request, generation: context.Generation, backbone: Backbone) -> Request:
@@ -195,6 +224,19 @@ def _text_of(prompts: PromptsOfModel, cache: Any) -> tuple[context.Generation | 
     if generation is not None:
         generation.decoding = found
     return generation, found
+
+
+def _place_beyond(
+    prompts: PromptsOfModel, name: str, prompt: Prompt, decoding: DecodingState | None, found: _Gathered
+) -> Placement:
+    """Note what a prompt does with the rows' text; return what is placed by now."""
+    beyond = prompt.beyond_tokens
+    if beyond is not None and beyond.maps_text:
+        found.maps[name] = functools.partial(prompt.map_text, prompts.backbone)
+    if beyond is None or not beyond.reads_text:
+        return _place(prompts, name, prompt, decoding)
+    found.readers[name] = functools.partial(prompt.place_rows, prompts.backbone)
+    return NOTHING_YET
 
 
 def _place(prompts: PromptsOfModel, name: str, prompt: Prompt, decoding: DecodingState | None) -> Placement:

@@ -15,9 +15,10 @@ from softprompt_zoo.backbone.families import Family
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.operations.attention_batches import Batch, arguments_of, read_batches, text_name, text_queries
 from softprompt_zoo.shapes import Float
-from softprompt_zoo.sites.call import Call, Part
+from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.reach.attention_recording import RECORDED_PREFIX, Columns, recording
 from softprompt_zoo.sites.request import Request
+from softprompt_zoo.sites.selection import Part
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens

@@ -21,7 +21,7 @@ from softprompt_zoo.operations.export_vocabulary import export_vocabulary
 from softprompt_zoo.operations.fold import combination_of
 from softprompt_zoo.operations.pooled_heads import check_pooling
 from softprompt_zoo.prompt.fits import check_ranges, check_shared_room
-from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
+from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.trial.examination import inspect_backbone
 
@@ -157,7 +157,7 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     for name, tokens in merged.items():
         prompt = prompts[name]
         is_trained = prompt.is_trained
-        prompt.learned = PlainTokens(tokens.tensors()).train(prompt.training)
+        prompt.merge_into(tokens)
         prompt.requires_grad_(is_trained)
     return model
 

@@ -11,7 +11,8 @@ from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.options import GIVEN
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.fits import check_room
-from softprompt_zoo.prompt.prompt import PlainTokens, Prompt
+from softprompt_zoo.prompt.plain_tokens import PlainTokens
+from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.sites.tasks import check_task

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -12,12 +12,18 @@ from torch import Tensor, nn
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.options import Options
-from softprompt_zoo.errors import PluginError, UnsupportedError
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.prompt.plain_tokens import PlainTokens
+from softprompt_zoo.prompt.sample_text import sample_text
 from softprompt_zoo.prompt.token_checks import check_placement
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
+from softprompt_zoo.shapes import Float
+from softprompt_zoo.tokens.checks import check_shape
 from softprompt_zoo.tokens.kinds import check_virtual_tokens, from_tensors, narrowed
 from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.rows import split_rows
+from softprompt_zoo.tokens.text import Text
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
@@ -26,23 +32,6 @@ class ModelPrompts(Protocol):
 
     backbone: Backbone
     """Sizes of their model."""
-
-
-class PlainTokens(nn.Module):
-    """Plain virtual tokens, as a merged or imported prompt holds them."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.tensors = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
-
-    @classmethod
-    def copied(cls, tensors: Mapping[str, Tensor], device: torch.device) -> "PlainTokens":
-        """Make parameters of a copy of tensors, which may be views of a file that other programs overwrite and cut."""
-        return cls({name: tensor.detach().to(device, copy=True).contiguous() for name, tensor in tensors.items()})
-
-    def tokens(self, backbone: Backbone) -> VirtualTokens:
-        """Return them as virtual tokens; gradients flow to the parameters."""
-        return from_tensors(dict(self.tensors.items()), backbone)
 
 
 class Prompt(nn.Module):
@@ -64,6 +53,9 @@ class Prompt(nn.Module):
         """The wrappers that the user chose for it, by name, with their options."""
         self.weight = 1.0
         """Factor on the share of attention that its tokens get; `model.prompts.set_weight` sets it."""
+        self.beyond_tokens = None if self.is_merged else method.beyond_tokens
+        """What it does that constant virtual tokens do not; `None` for nothing."""
+        self._makes_rows = self.beyond_tokens is not None and self.beyond_tokens.makes_rows
         self._loaded: LoadedMethod | None = method
         self._absent = method.absent
         self._model_prompts: weakref.ref[ModelPrompts] | None = None
@@ -74,6 +66,11 @@ class Prompt(nn.Module):
     def is_merged(self) -> bool:
         """Whether the training scaffold is gone."""
         return isinstance(self.learned, PlainTokens)
+
+    def merge_into(self, tokens: VirtualTokens) -> None:
+        """Hold plain tokens in the place of what its method has trained."""
+        self.learned = PlainTokens(tokens.tensors()).train(self.training)
+        self.beyond_tokens, self._makes_rows = None, False
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -122,7 +119,7 @@ class Prompt(nn.Module):
         return self.loaded.has(hook, self.wrappers)
 
     def place(self, backbone: Backbone) -> Placement:
-        """Build the virtual tokens and say where they go.
+        """Build the virtual tokens and say where they go; of a prompt that reads the text, those of a sample.
 
         Args:
             backbone: Sizes of the model.
@@ -133,12 +130,43 @@ class Prompt(nn.Module):
         Raises:
             PluginError: If a hook breaks its contract.
         """
-        tokens = self._tokens("build_virtual_tokens", backbone)
-        placement: Placement = self.call("inject", tokens=tokens, backbone=backbone)
+        beyond = self.beyond_tokens
+        if beyond is None or not beyond.reads_text:
+            return self._placed(backbone, None)
+        return self.place_rows(backbone, sample_text(backbone))[0]
+
+    def place_rows(self, backbone: Backbone, text: Text) -> list[Placement]:
+        """Build the virtual tokens of a prompt that reads the text.
+
+        Args:
+            backbone: Sizes of the model.
+            text: What the rows say.
+
+        Returns:
+            A placement for each row, or a single one for all.
+
+        Raises:
+            PluginError: If a hook breaks its contract.
+        """
+        placement = self._placed(backbone, text)
+        if not self._makes_rows:
+            return [placement]
+        rows = split_rows(placement.tokens, text.embeddings.shape[0], self.loaded.describe("inject"))
+        return [dataclasses.replace(placement, tokens=narrowed(tokens)) for tokens in rows]
+
+    def map_text(self, backbone: Backbone, text: Text) -> Float[Tensor, "rows length hidden"]:
+        """Return other embeddings for the rows' text, in the dtype that they had; as the hook's contract says."""
+        mapped: Tensor = self.call("map_text", backbone=backbone, text=text)
+        check_shape(mapped, tuple(text.embeddings.shape), "embeddings", self.loaded.describe("map_text"))
+        return mapped.to(text.embeddings)
+
+    def _placed(self, backbone: Backbone, text: Text | None) -> Placement:
+        tokens = self._tokens("build_virtual_tokens", backbone, {"text": text})
+        placement: Placement = self.call("inject", tokens=tokens, backbone=backbone, text=text)
         check = functools.partial(self._check_placement, placement, tokens, backbone)
         is_same = isinstance(placement, Placement) and placement.tokens is tokens
         self._once(backbone, placement, check, self.weight, is_same)
-        if not is_same:
+        if not is_same and not self._makes_rows:
             placement = dataclasses.replace(placement, tokens=narrowed(placement.tokens))
         if self.weight != 1.0:
             placement = dataclasses.replace(placement, weight=placement.weight * self.weight)
@@ -167,34 +195,6 @@ class Prompt(nn.Module):
         for tensor in (*self.parameters(), *self.buffers()):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
-
-    def own_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Ask the method for its groups of parameters.
-
-        Args:
-            learning_rate: The rate that the user chose.
-
-        Returns:
-            Groups whose `"params"` are lists; none where the method has no such groups.
-
-        Raises:
-            PluginError: If the hook breaks its contract.
-        """
-        found = None if self.is_merged else self.call("parameter_groups", learning_rate=learning_rate)
-        return [] if found is None else [self._listed(group) for group in found]
-
-    def _listed(self, group: Any) -> dict[str, Any]:
-        """Return a group with its parameters as a list.
-
-        torch takes one tensor for a list, and iterators, which are at an end when they have been read.
-        """
-        params = group.get("params") if isinstance(group, Mapping) else None
-        if not isinstance(params, Iterable):
-            raise PluginError(
-                f"{self.loaded.describe('parameter_groups')} returned a group that is {type(group).__name__}; "
-                "expected a list of dictionaries with the parameters of each as 'params'"
-            )
-        return {**group, "params": [params] if isinstance(params, Tensor) else list(params)}
 
     def refuse_weight(self, what: str, place: str) -> None:
         """Refuse a weight other than 1 where there is no place for it.
@@ -228,19 +228,29 @@ class Prompt(nn.Module):
         was_training = self.learned.training
         self.learned.eval()
         try:
-            tokens = self._tokens("merge", backbone)
+            tokens = self._tokens("merge", backbone, {})
         finally:
             self.learned.train(was_training)
         copies = {name: tensor.detach().clone() for name, tensor in tokens.tensors().items()}
         return from_tensors(copies, backbone)
 
-    def _tokens(self, hook: str, backbone: Backbone) -> VirtualTokens:
+    def _tokens(self, hook: str, backbone: Backbone, more: Mapping[str, Any]) -> VirtualTokens:
         """Ask a hook for the tokens, where they are not plain ones that are here already."""
         if isinstance(self.learned, PlainTokens):
             return self.learned.tokens(backbone)
-        found = self.call(hook, backbone=backbone)
+        found: VirtualTokens = self.call(hook, backbone=backbone, **more)
+        if self._makes_rows:
+            self._check_rows(found, backbone, hook, more["text"])
+            return found
         is_narrow = self._once(backbone, found, lambda: self._check_narrow(found, backbone, hook))
         return found if is_narrow else narrowed(found)
+
+    def _check_rows(self, tokens: VirtualTokens, backbone: Backbone, hook: str, text: Text) -> None:
+        """Refuse tokens that are not those of each row; one row is looked at for all."""
+        count = text.embeddings.shape[0]
+        rows = split_rows(tokens, count, self.loaded.describe(hook))
+        check = functools.partial(self._check, rows[0], backbone, hook)
+        self._once(backbone, rows[0], check)
 
     def _check_narrow(self, tokens: Any, backbone: Backbone, hook: str) -> bool:
         """Check tokens, and return whether their kind is the narrowest one."""
@@ -254,7 +264,7 @@ class Prompt(nn.Module):
     def _check_placement(self, placement: Any, tokens: VirtualTokens, backbone: Backbone) -> None:
         """Refuse what breaks the contract, or has no place in the model."""
         check_placement(placement, self.loaded.describe("inject"))
-        if placement.tokens is not tokens:
+        if placement.tokens is not tokens and not self._makes_rows:
             self._check(placement.tokens, backbone, "inject")
             placement = dataclasses.replace(placement, tokens=narrowed(placement.tokens))
         if self.config.pools_prompt:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -13,27 +14,42 @@ if TYPE_CHECKING:
     from softprompt_zoo.tokens.placement import Placement
     from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
+Hook = Callable[..., Any]
 
-def default_hooks(build: Callable[..., "VirtualTokens"]) -> dict[str, Callable[..., Any]]:
+
+@hookimpl(trylast=True)
+def _no_tokens() -> "VirtualTokens":
+    """Make no virtual tokens."""
+    from softprompt_zoo.tokens.no_tokens import NoTokens  # torch is slow to load, and listing methods does without
+
+    return NoTokens()
+
+
+@hookimpl(trylast=True)
+def _as_they_are(tokens: "VirtualTokens") -> "Placement":
+    """Place the tokens as they are, without dropout, where their kind goes."""
+    from softprompt_zoo.tokens.placement import Placement  # torch is slow to load, and listing methods does without
+
+    return Placement(tokens)
+
+
+def default_hooks(build: Hook, merged_form: str | None) -> dict[str, Hook]:
     """Make the default hooks of a method.
 
     Args:
         build: Its `build_virtual_tokens`, without the wrappers around it: they run around these hooks, too.
+        merged_form: Why its prompts have no merged form; `None` if they are constant tokens.
 
     Returns:
         Hooks by name.
     """
 
     @hookimpl(trylast=True)
-    def inject(tokens: "VirtualTokens") -> "Placement":
-        """Place the tokens as they are, without dropout, where their kind goes."""
-        from softprompt_zoo.tokens.placement import Placement  # torch is slow to load, and listing methods does without
-
-        return Placement(tokens)
-
-    @hookimpl(trylast=True)
     def merge(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone") -> "VirtualTokens":
         """Return the tokens as they are built in eval mode."""
-        return build(config=config, parameters=parameters, backbone=backbone)
+        if merged_form is not None:
+            raise UnsupportedError(merged_form)
+        found: VirtualTokens = build(config=config, parameters=parameters, backbone=backbone, text=None)
+        return found
 
-    return {"inject": inject, "merge": merge}
+    return {"build_virtual_tokens": _no_tokens, "inject": _as_they_are, "merge": merge}

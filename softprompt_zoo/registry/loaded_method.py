@@ -11,6 +11,7 @@ from softprompt_zoo.config.options import Options
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import PluginError
 from softprompt_zoo.registry.attribute_check import declared
+from softprompt_zoo.registry.beyond_tokens import BeyondTokens
 from softprompt_zoo.registry.default_hooks import default_hooks
 from softprompt_zoo.registry.discovery import Candidate
 from softprompt_zoo.registry.plugin_check import HOOKS, OPTIONAL_HOOKS, add_origin_note, manager, own_hooks, refusal
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 NONE_CHOSEN: Mapping[str, Options] = {}
 FIVE_AND_SEVEN = {"num_virtual_tokens": 5}, {"num_virtual_tokens": 7}
-"""The `EXAMPLE_OPTIONS` of a method that has none."""
+"""The `EXAMPLE_OPTIONS` of a method that has virtual tokens, and none of these."""
 
 
 class LoadedMethod:
@@ -42,7 +43,8 @@ class LoadedMethod:
         self.config_class: type[MethodConfig] = values["Config"]
         self.parameters_class: Callable[..., Any] = values["Parameters"]
         self.recipe: Recipe | None = values["RECIPE"]
-        self.example_options: tuple[Mapping[str, Any], ...] = values["EXAMPLE_OPTIONS"] or FIVE_AND_SEVEN
+        usual = FIVE_AND_SEVEN if self.config_class.num_virtual_tokens else ({}, {})
+        self.example_options: tuple[Mapping[str, Any], ...] = values["EXAMPLE_OPTIONS"] or usual
         self.peft_types: tuple[str, ...] = tuple(values["PEFT_TYPES"])
         self.plain_kind: type | None = values["HOLDS_PLAIN"]
         self.origin = candidate.origin
@@ -50,7 +52,8 @@ class LoadedMethod:
         self.absent = absent
         """What it was made of, if it only stands for a method that is not installed; that can be pickled."""
         own = own_hooks(plugin)
-        defaults = default_hooks(manager(plugin).hook.build_virtual_tokens)
+        self.beyond_tokens = BeyondTokens.of(own)
+        defaults = default_hooks(manager(plugin).hook.build_virtual_tokens, self._why_not_merged())
         # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
         last = {hook: hookspecs.hookimpl(refusal(hook, self.describe(hook)), trylast=True) for hook in HOOKS}
         last |= {hook: default for hook, default in defaults.items() if hook not in own}
@@ -141,3 +144,11 @@ class LoadedMethod:
     def describe(self, hook: str) -> str:
         """Name the plugin and hook for a message."""
         return f"method {self.name!r} ({self.origin}), hook {hook!r},"
+
+    def _why_not_merged(self) -> str | None:
+        if self.beyond_tokens is None:
+            return None
+        return (
+            f"method {self.name!r} {self.beyond_tokens.description}, so its prompts have no merged form: they are not "
+            "constant tokens. Save them in our format, which holds them whole"
+        )

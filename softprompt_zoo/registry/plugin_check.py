@@ -16,12 +16,13 @@ from softprompt_zoo.registry.discovery import WRAPPER_GROUP, Candidate
 
 HOOKS = ("build_virtual_tokens", "inject", "merge")
 """Those that give a value to every prompt; a method need not have those of `default_hooks`."""
-REQUIRED_HOOK = "build_virtual_tokens"
+ACTING_HOOKS = ("build_virtual_tokens", "map_text")
+"""Those of which a method has one at least: without, it would do nothing."""
 EXPECTED = {"inject": "a softprompt_zoo.Placement"}
 """What those that give a value return, where it is something else than virtual tokens."""
 CONFIG_ARGUMENT = "wrapper_config"
 """What a wrapper's hook may ask for besides the hook's own arguments: the wrapper's `Config`, as the user chose it."""
-OPTIONAL_HOOKS = ("training_loss", "after_step", "parameter_groups", "write_peft", "read_peft", "upgrade")
+OPTIONAL_HOOKS = ("map_text", "training_loss", "after_step", "parameter_groups", "write_peft", "read_peft", "upgrade")
 
 
 def nearest(wanted: str, choices: Mapping[str, str]) -> str:
@@ -93,9 +94,9 @@ def is_wrapper(plugin: object) -> bool:
     return bool(hooks) and not own_hooks(plugin)
 
 
-def own_hooks(plugin: object) -> set[str]:
-    """Return the names of a plugin's hooks that are not wrappers."""
-    return {name for name, hook in marked(plugin) if not (hook.wrapper or hook.hookwrapper)}
+def own_hooks(plugin: object) -> dict[str, tuple[str, ...]]:
+    """Return the names of a plugin's hooks that are not wrappers, and what each of them asks for."""
+    return {name: hook.argnames for name, hook in marked(plugin) if not (hook.wrapper or hook.hookwrapper)}
 
 
 def problems_of(plugin: Any, group: str) -> Iterator[str]:
@@ -127,11 +128,13 @@ def _problems_of_method(plugin: Any) -> Iterator[str]:
     if is_wrapper(plugin):
         yield f"it has only wrappers; publish it under the entry-point group {WRAPPER_GROUP!r}"
     yield from unmarked(plugin, HOOKS)
-    if REQUIRED_HOOK not in own_hooks(plugin):
-        lack = (
-            "its hook {!r} is marked as a wrapper" if REQUIRED_HOOK in dict(marked(plugin)) else "it has no hook {!r}"
+    if not set(ACTING_HOOKS) & own_hooks(plugin).keys():
+        first, *others = ACTING_HOOKS
+        lack = "its hook {!r} is marked as a wrapper" if first in dict(marked(plugin)) else "it has no hook {!r}"
+        yield (
+            f"{lack.format(first)}; a method has one of its own, or {' or '.join(others)}, marked "
+            "softprompt_zoo.hookimpl"
         )
-        yield f"{lack.format(REQUIRED_HOOK)}; a method has one of its own, marked softprompt_zoo.hookimpl"
     yield from problems_of_attributes(plugin)
 
 

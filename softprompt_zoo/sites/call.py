@@ -1,14 +1,9 @@
-"""The values of one forward: which prompts each row sees, and what is known of it by the time it reaches the stacks.
-
-A *combination* is the ordered tuple of prompts that one row sees; rows that share one share its tokens, so nothing is
-computed twice. In a combination the tokens stand one prompt after the other.
-"""
+"""The values of one forward: what is placed for its rows, and what is known of it by the time it reaches the stacks."""
 
 import contextlib
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,69 +12,12 @@ from softprompt_zoo.shapes import Bool, Float, Int, Shaped
 from softprompt_zoo.sites.branches import Branch, BranchOfRows, branches_of
 from softprompt_zoo.sites.layout import Layout, Slots
 from softprompt_zoo.sites.segment import Segment
+from softprompt_zoo.sites.selection import Combination, Part, Selection, check_rows
 from softprompt_zoo.tokens.placement import Placement
-
-
-class Part(NamedTuple):
-    """What a row sees of one prompt."""
-
-    name: str
-    """Of the prompt."""
-    task: int | None = None
-    """The task whose tokens it sees; `None` if the prompt has no tasks, or they are not told apart yet."""
-
-
-Combination = tuple[Part, ...]
+from softprompt_zoo.tokens.text import Text
 
 ATTRIBUTE = "_softprompt_decoding"
 """Attribute of a cache that holds the state of its text."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Selection:
-    """Which rows see which combination."""
-
-    combinations: tuple[Combination, ...]
-    """The distinct combinations of the batch."""
-    rows: Int[Tensor, " rows"] | None
-    """Index into `combinations`; `None` if all rows share the only one."""
-
-    def check_rows(self, rows: int) -> None:
-        """Refuse a batch of another number of rows."""
-        if self.rows is not None:
-            check_rows(self.rows.shape[0], rows)
-
-    def repeated(self, rows: int) -> "Selection":
-        """Repeat the rows, each in its place, to a batch that beams or several return sequences have widened.
-
-        Raises:
-            ValueError: If the batch is no multiple of the rows.
-        """
-        if self.rows is None:
-            return self
-        given = self.rows.shape[0]
-        if not given or rows % given:
-            check_rows(given, rows)
-        return Selection(self.combinations, self.rows.repeat_interleave(rows // given))
-
-    @property
-    def parts(self) -> list[Part]:
-        """Every part of the call, once."""
-        return list(dict.fromkeys(itertools.chain.from_iterable(self.combinations)))
-
-    @property
-    def names(self) -> list[str]:
-        """Every prompt of the call, once."""
-        return list(dict.fromkeys([part.name for part in self.parts]))
-
-
-def check_rows(entries: int, rows: int) -> None:
-    """Refuse a `prompts` argument of another number of rows than the batch."""
-    if entries != rows:
-        raise ValueError(
-            f"prompts has {entries} entries for a batch of {rows} rows; give one entry per row: a prompt's name, "
-            "a list of names, or None"
-        )
 
 
 @dataclasses.dataclass
@@ -118,6 +56,10 @@ class DecodingState:
     """A bank's prompts; they stay as they are until the text is written."""
     layout: Layout | None = None
     """Where an encoder's text went, for a `generate` that returns the encoder's states."""
+    text_mask: Bool[Tensor, "rows length"] | None = None
+    """Which positions were the text when it was begun, if a prompt wanted to know."""
+    read: dict[str, Sequence[Placement]] = dataclasses.field(default_factory=dict)
+    """By the prompt's name, what was made of the text then: for each of its rows, or for all of them."""
 
     def renew(self, era: object) -> "DecodingState":
         """Let go of what was built, if another era has begun."""
@@ -132,7 +74,7 @@ class DecodingState:
 
     def __deepcopy__(self, memo: Any) -> "DecodingState":
         """Copy a cache's state: the copy goes on from here by itself, with the same tensors, which never change."""
-        return dataclasses.replace(self, placements=dict(self.placements), lent=dict(self.lent))
+        return dataclasses.replace(self, placements=dict(self.placements), lent=dict(self.lent), read=dict(self.read))
 
     def __reduce__(self) -> Any:
         """Pickle nothing of it: a cache that was stored finds its prompts anew."""
@@ -149,6 +91,8 @@ class Trace:
     """Where an encoder's text went, for whoever shows its states to the user."""
     prefix: Prefix | None = None
     """What a causal stack saw in front of the text, for the loss."""
+    read: Mapping[str, Sequence[Placement]] = dataclasses.field(default_factory=dict)
+    """What was made of the text, by the prompt's name, for the stack after the one that read it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,6 +116,12 @@ class Call:
     """What the text's prompts were built into when it was begun, for whoever has a cache of it."""
     branches: Mapping[str, Branch] = dataclasses.field(default_factory=dict)
     """By the prompt's name, what is added beside attention."""
+    readers: Mapping[str, Callable[[Text], Sequence[Placement]]] = dataclasses.field(default_factory=dict)
+    """By the prompt's name, what makes the placements that are still missing, of the rows' text."""
+    maps: Mapping[str, Callable[[Text], Float[Tensor, "rows length hidden"]]] = dataclasses.field(default_factory=dict)
+    """By the prompt's name, what changes the embeddings of the rows' text."""
+    text_mask: Bool[Tensor, "rows length"] | None = None
+    """Which positions are the text, of those that are no padding; `None` for all."""
 
     @property
     def is_empty(self) -> bool:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.shapes import Int
-from softprompt_zoo.sites.call import ATTRIBUTE, Call, Combination, DecodingState, Prefix
+from softprompt_zoo.sites.call import ATTRIBUTE, Call, DecodingState, Prefix
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import past_length
+from softprompt_zoo.sites.selection import Combination
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.sites.stack import Stack
 

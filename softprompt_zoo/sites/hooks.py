@@ -9,18 +9,19 @@ import dataclasses
 import inspect
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.running_forward import check_entry
+from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.checkpointing import anchor
 from softprompt_zoo.sites.positions import given_cache, past_length
 from softprompt_zoo.sites.request import NEW_ARGUMENTS, Request
-from softprompt_zoo.sites.stack import Stack
+from softprompt_zoo.sites.stack import BINDING_ATTRIBUTE, Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
 from softprompt_zoo.sites.stacks.kinds import kind_of
 from softprompt_zoo.sites.state import CallState
-
-BINDING_ATTRIBUTE = "_softprompt_binding"
 
 
 class ModelPrompts(Protocol):
@@ -78,7 +79,7 @@ def bind(family: str, stack: Stack, prompts: ModelPrompts) -> None:
     Raises:
         RuntimeError: If it has some.
     """
-    if BINDING_ATTRIBUTE in stack.module.__dict__:
+    if stack.has_hooks:
         raise RuntimeError(f"{type(stack.module).__name__} has hooks of prompts already")
     names = list(inspect.signature(type(stack.module).forward).parameters)[1:]
     reads = "input_features" if stack.is_audio_encoder else "input_ids"
@@ -112,14 +113,23 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         text = kwargs.get(binding.reads)
     if text is None or call.is_empty:
         return (), _without_prompts(module, kwargs)
-    call = call.for_batch(text.shape[0], may_repeat=is_built)
-    kwargs, state = binding.kind.prepare(stack, call, kwargs, text, past_length(given_cache(kwargs)))
+    kwargs, state = _prepare(binding, call.for_batch(text.shape[0], may_repeat=is_built), kwargs, text)
     if module.training:
         kwargs = anchor(module, stack, state, kwargs)
     if stack.reach.uses_cache:
         kwargs = stack.reach.enter(stack, state, kwargs)
     state.is_tuple_wanted = not returns_dict(module.config, kwargs)
     return (), {**kwargs, **({"return_dict": True} if state.is_tuple_wanted else {}), STATE_KEYWORD: state}
+
+
+def _prepare(
+    binding: Binding, call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows ..."]
+) -> tuple[dict[str, Any], CallState]:
+    """Let prompts read the text and change it, where some do, and bring them in."""
+    past = past_length(given_cache(kwargs))
+    if call.readers or call.maps:
+        call, kwargs, text = binding.kind.read(binding.stack, call, kwargs, text, past)
+    return binding.kind.prepare(binding.stack, call, kwargs, text, past)
 
 
 def _without_prompts(module: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

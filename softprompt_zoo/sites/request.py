@@ -1,4 +1,4 @@
-"""What a call asks of a model's prompts: `prompts=`, `task_ids=` and `soft_slots=`, read and checked once."""
+"""What a call asks of a model's prompts: `prompts=`, `task_ids=`, `soft_slots=` and `text_mask=`, checked once."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.shapes import Int
-from softprompt_zoo.sites.call import Selection
+from softprompt_zoo.shapes import Int, Shaped
 from softprompt_zoo.sites.select import select
+from softprompt_zoo.sites.selection import Selection
 from softprompt_zoo.sites.slots import check_slot_kind, check_slots
 from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
 
-NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots")
+NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots", "text_mask")
 """What the forward and the `generate` of a prompted model take beyond those of its own class."""
 
 
@@ -27,6 +27,8 @@ class Request:
     """One for each row, or one for all rows."""
     soft_slots: Int[Tensor, "rows length"] | None = None
     """Which virtual token is at each place of the text, -1 for text."""
+    text_mask: Shaped[Tensor, "rows length"] | None = None
+    """Which positions are the text that prompts are made of; `None` for what is neither padding nor labeled."""
 
     @classmethod
     def read(cls, arguments: Mapping[str, Any], names: Sequence[str]) -> "Request":
@@ -44,11 +46,11 @@ class Request:
             ValueError: If one has other numbers, or another shape.
             UnknownPromptError: If it has the index of a prompt that is not there.
         """
-        prompts, task_ids, soft_slots = map(arguments.get, NEW_ARGUMENTS)
-        if prompts is None and task_ids is None and soft_slots is None:
+        prompts, task_ids, soft_slots, text_mask = map(arguments.get, NEW_ARGUMENTS)
+        if prompts is None and task_ids is None and soft_slots is None and text_mask is None:
             return NOTHING
-        slots = check_slot_kind(soft_slots)
-        return cls(None if prompts is None else select(prompts, names), check_task_ids(task_ids), slots)
+        selection = None if prompts is None else select(prompts, names)
+        return cls(selection, check_task_ids(task_ids), check_slot_kind(soft_slots), _check_text_mask(text_mask))
 
     def for_text(self, rows: int, length: int | None = None) -> "Request":
         """Check the request against the text.
@@ -87,6 +89,7 @@ class Request:
             None if self.selection is None else self.selection.repeated(rows),
             None if self.task_ids is None else _repeated_tasks(self.task_ids, rows),
             None if self.soft_slots is None else _repeated(self.soft_slots, rows),
+            None if self.text_mask is None else _repeated(self.text_mask, rows),
         )
 
     def filled(self, outer: "Request") -> "Request":
@@ -95,6 +98,7 @@ class Request:
             outer.selection if self.selection is None else self.selection,
             outer.task_ids if self.task_ids is None else self.task_ids,
             outer.soft_slots if self.soft_slots is None else self.soft_slots,
+            outer.text_mask if self.text_mask is None else self.text_mask,
         )
 
 
@@ -102,9 +106,21 @@ NOTHING = Request()
 """The active prompts in every row."""
 
 
+def _check_text_mask(mask: Any) -> Shaped[Tensor, "rows length"] | None:
+    """Refuse what is no mask over the text, or return it."""
+    if mask is None:
+        return None
+    expected = "expected booleans or integers (rows, length), like attention_mask: true where the text is"
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"text_mask is {type(mask).__name__}; {expected}")
+    if mask.ndim != 2 or mask.is_floating_point():
+        raise ValueError(f"text_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; {expected}")
+    return mask
+
+
 def _repeated_tasks(task_ids: Int[Tensor, " _"], rows: int) -> Int[Tensor, " {rows}"]:
     return spread_task_ids(task_ids, rows) if rows % len(task_ids) else _repeated(task_ids, rows)
 
 
-def _repeated(tensor: Int[Tensor, "_ ..."], rows: int) -> Int[Tensor, "_ ..."]:
+def _repeated(tensor: Shaped[Tensor, "_ ..."], rows: int) -> Shaped[Tensor, "_ ..."]:
     return torch.repeat_interleave(tensor, rows // tensor.shape[0], dim=0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softprompt_zoo.errors import UnknownPromptError
 from softprompt_zoo.shapes import Shaped
-from softprompt_zoo.sites.call import Combination, Part, Selection
+from softprompt_zoo.sites.selection import Combination, Part, Selection
 
 
 def select(prompts: Any, names: Sequence[str]) -> Selection:

@@ -10,10 +10,10 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import stack
-from softprompt_zoo.sites.call import Combination, Part, Selection
 from softprompt_zoo.sites.layout import Slots
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import plain_mask, text_positions
+from softprompt_zoo.sites.selection import Combination, Part, Selection
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.placement import Placement
 

@@ -21,6 +21,9 @@ from softprompt_zoo.sites.state import CallState, KeyValueRecording
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.placement import Placement
 
+BINDING_ATTRIBUTE = "_softprompt_binding"
+"""Attribute of a stack's module that ties it to prompts."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Look:
@@ -240,6 +243,11 @@ class Stack:
         """Return what the stack reads of its arguments: embeddings, ids or sound; `None` if there is nothing."""
         names = ("input_features",) if self.is_audio_encoder else ("inputs_embeds", "input_ids")
         return next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether hooks bring prompts in."""
+        return BINDING_ATTRIBUTE in self.module.__dict__
 
     @property
     def shares_attention(self) -> bool:

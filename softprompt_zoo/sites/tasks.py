@@ -1,14 +1,14 @@
-"""Prompts with tasks: every row sees the tokens of its own task, and each task's are made once."""
+"""Prompts with other tokens for each task or each row: every row sees its own, and none are made twice."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softprompt_zoo.shapes import Int, Shaped
-from softprompt_zoo.sites.call import Combination, Part, Selection
+from softprompt_zoo.sites.selection import Combination, Part, Selection
 from softprompt_zoo.tokens.placement import Placement
 
 EXPECTED = "expected integers of shape (rows,), the task of every row, or (1,), that of all"
@@ -105,12 +105,68 @@ def split_tasks(
         return selection, dict(placements)
     limits = [_limit(combination, counts) for combination in selection.combinations]
     wanted, rows = _wanted(limits, selection.rows, task_ids)
+
+    def of_task(part: Part, task: int) -> Placement:
+        return dataclasses.replace(placements[part], tokens=placements[part].tokens.task(task))
+
+    return _split(selection, placements, wanted, rows, counts, of_task)
+
+
+def split_rows(
+    selection: Selection,
+    placements: Mapping[Part, Placement],
+    of_rows: Mapping[Part, Sequence[Placement]],
+    rows: int,
+    device: torch.device,
+) -> tuple[Selection, dict[Part, Placement]]:
+    """Turn what was made of each row's text into parts of their own.
+
+    Args:
+        selection: Which rows see which combination.
+        placements: What is placed.
+        of_rows: What was made of each row of the text, of the prompts of which others were made for each.
+        rows: Rows of the batch; beams repeat those of the text, each in its place.
+        device: Where the batch is.
+
+    Returns:
+        The selection and the placements, every row of the text with its own.
+
+    Raises:
+        ValueError: If the batch is no multiple of the text's rows.
+    """
+    begun = len(next(iter(of_rows.values())))
+    if rows % begun:
+        raise ValueError(f"the text was begun with {begun} rows, and goes on with {rows}; expected {begun}")
+    ids = torch.arange(begun, device=device).repeat_interleave(rows // begun)
+    counts = dict.fromkeys(of_rows, begun)
+    wanted: Sequence[tuple[int, int]] = [(0, row) for row in range(begun)]
+    index: Int[Tensor, " rows"] | None = ids
+    if selection.rows is not None:
+        limits = [_limit(combination, counts) for combination in selection.combinations]
+        wanted, index = _wanted(limits, selection.rows, ids)
+    return _split(selection, placements, wanted, index, counts, lambda part, row: of_rows[part][row])
+
+
+def _split(
+    selection: Selection,
+    placements: Mapping[Part, Placement],
+    wanted: Sequence[tuple[int, int]],
+    rows: Int[Tensor, " rows"] | None,
+    counts: Mapping[Part, int],
+    of_choice: Callable[[Part, int], Placement],
+) -> tuple[Selection, dict[Part, Placement]]:
+    """Make a combination of each pair of combination and choice that is wanted."""
     split: dict[Part, Placement] = {}
     combinations = []
-    for index, task in wanted:
-        of_task = _of_task(selection.combinations[index], placements, counts, task)
-        split |= of_task
-        combinations.append(tuple(of_task))
+    for index, choice in wanted:
+        chosen: dict[Part, Placement] = {}
+        for part in selection.combinations[index]:
+            if part in counts:
+                chosen[Part(part.name, choice)] = of_choice(part, choice)
+            else:
+                chosen[part] = placements[part]
+        split |= chosen
+        combinations.append(tuple(chosen))
     return Selection(tuple(combinations), rows), split
 
 
@@ -191,17 +247,3 @@ def _every_task(
     is_right = (bounds < 0) | ((ids >= 0) & (ids < bounds))
     torch._assert_async(is_right.all(), "task_ids has a task that the row's prompt does not have")
     return wanted, torch.tensor(starts, device=ids.device)[rows] + torch.where(bounds < 0, 0, ids)
-
-
-def _of_task(
-    combination: Combination, placements: Mapping[Part, Placement], counts: Mapping[Part, int], task: int
-) -> dict[Part, Placement]:
-    """Return a combination's parts, in order, and what is placed of them, of one task."""
-    found: dict[Part, Placement] = {}
-    for part in combination:
-        placement = placements[part]
-        if part not in counts:
-            found[part] = placement
-        else:
-            found[Part(part.name, task)] = dataclasses.replace(placement, tokens=placement.tokens.task(task))
-    return found

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.sites.positions import given_cache
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.models import tiny_model
-from softprompt_zoo.testing.subject import LENGTHS, Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.subject import LENGTHS, Subject, pad, random_text
 
 NEW_TOKENS = 6
 TEXTS = [random_text(length, seed) for seed, length in enumerate(LENGTHS)]
@@ -68,19 +69,21 @@ def by_repeated_forward(subject: Subject, ids: Tensor, mask: Tensor, text: Tenso
         before = text[:, : step - NEW_TOKENS]
         if subject.is_causal:
             seen = torch.cat([mask, mask.new_ones(mask.shape[0], step)], dim=1)
-            logits.append(subject.logits(before, seen)[:, -1])
+            begun = torch.cat([mask, mask.new_zeros(mask.shape[0], step)], dim=1)
+            logits.append(subject.logits(before, seen, **subject.text_mask(begun))[:, -1])
         else:
             logits.append(subject.logits(ids, mask, decoder_input_ids=before)[:, -1])
     return logits
 
 
 def check_step_by_step(subject: Subject) -> None:
-    """Run a text token by token on one cache; compare with one forward."""
+    """Run a text token by token on one cache; compare with one forward, whose text is the first token."""
     text = TEXTS[0]
+    begun = torch.zeros_like(text)
+    begun[:, 0] = 1
+    full = subject.logits(text, **(subject.text_mask(begun) if subject.is_causal else {}))
     if not subject.is_causal:
-        inputs = subject.inputs(text)
-        text = inputs["decoder_input_ids"]
-    full = subject.logits(TEXTS[0])
+        text = subject.inputs(text)["decoder_input_ids"]
     cache = None
     for step in range(text.shape[1]):
         token = text[:, step : step + 1]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.testing.checks import NEW_TOKENS, by_repeated_forward, greedy
-from softprompt_zoo.testing.subject import Subject, assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject
 
 THREADS = 4
 NAMES = ("default", "longer", None) * THREADS

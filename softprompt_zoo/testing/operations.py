@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.testing.checks import BASE_LACKS_STATIC_CACHE, NEW_TOKENS, TEXTS, greedy, needs_generation
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.flex import FLEX, uncompiled_flex
 from softprompt_zoo.testing.models import CLASSIFICATION, TINY_MODELS, tiny_model
 from softprompt_zoo.testing.operation_checks import (
@@ -40,7 +41,7 @@ from softprompt_zoo.testing.operation_checks import (
     returned,
     runs,
 )
-from softprompt_zoo.testing.subject import Subject, assert_equal, pad
+from softprompt_zoo.testing.subject import Subject, pad
 from softprompt_zoo.testing.suite import Suite, suite_of
 
 ROWS: list[Any] = ["longer", None, "default"]

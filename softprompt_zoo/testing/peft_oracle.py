@@ -14,8 +14,9 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files.peft_folder import CONFIG_FILE
 from softprompt_zoo.files.reading import read_json
 from softprompt_zoo.operations.load_and_export import export, load
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.models import tiny_model
-from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, assert_equal, random_text
+from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
 from softprompt_zoo.tokens.input_tokens import InputTokens
 
 CANNOT_RUN = {

@@ -19,25 +19,6 @@ from softprompt_zoo.testing.sizes import VOCABULARY
 LENGTHS = (9, 4, 7)
 """Text lengths of the rows of a batch; the longest exceeds the tiny models' sliding window."""
 DECODER_LENGTH = 8
-TOLERANCE = 1e-5
-"""Of `max(1, largest value)`, in float32."""
-
-
-def assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
-    """Fail unless two tensors agree within the suite's tolerance.
-
-    Args:
-        actual: What was computed.
-        expected: What it must be; of the same shape.
-        what: What is compared, for the message.
-
-    Raises:
-        AssertionError: If they differ.
-    """
-    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    scale = max(1.0, float(expected.detach().abs().max()))
-    difference = float((actual - expected).detach().abs().max())
-    assert difference <= TOLERANCE * scale, f"{what}: differs by {difference:.2e} at a scale of {scale:.1f}"
 
 
 def random_text(length: int, seed: int) -> Tensor:
@@ -215,6 +196,11 @@ class Subject:
         first = ids.gather(1, (ids != 0).int().argmax(dim=1, keepdim=True))[:, 0]
         return {"task_ids": first % min(counts)}
 
+    def text_mask(self, mask: Tensor) -> dict[str, Tensor]:
+        """Say what the text is, labels or not, if a prompt does more than stand in front of it."""
+        goes_beyond = self.is_prompted and any(prompt.beyond_tokens for prompt in self.model.prompts.values())
+        return {"text_mask": mask} if goes_beyond else {}
+
     def positions(self, mask: Tensor) -> dict[str, Tensor]:
         """Build the `position_ids` with which a causal model does not count padding; others need none."""
         return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if self.is_causal else {}
@@ -264,7 +250,8 @@ class Subject:
         labels = random_text(DECODER_LENGTH, 78).expand(ids.shape[0], -1) if self.is_encoder_decoder else ids
         if mask is not None and not self.is_encoder_decoder:
             labels = labels.masked_fill(mask == 0, -100)
-        result: Tensor = self.model(**self.inputs(ids, mask, labels=labels)).loss
+        text = torch.ones_like(ids) if mask is None else mask
+        result: Tensor = self.model(**self.inputs(ids, mask, labels=labels, **self.text_mask(text))).loss
         return result
 
     def gradients(self) -> dict[str, Tensor]:

@@ -21,10 +21,11 @@ from softprompt_zoo.backbone.replaced_forward import check_forward
 from softprompt_zoo.backbone.traits import max_positions
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.task_heads import find_heads, task_head
-from softprompt_zoo.sites.hooks import BINDING_ATTRIBUTE, Binding
+from softprompt_zoo.sites.hooks import Binding
 from softprompt_zoo.sites.reach.attention_interface import base_implementation, prompted_implementation
 from softprompt_zoo.sites.reach.marks import mark_of
-from softprompt_zoo.sites.stack import Stack
+from softprompt_zoo.sites.stack import BINDING_ATTRIBUTE, Stack
+from softprompt_zoo.sites.text_states import states_of
 from softprompt_zoo.trial.projections import Projector
 from softprompt_zoo.trial.refusals import Refusals
 from softprompt_zoo.trial.rehearsal import Findings, rehearse, sees_later_tokens
@@ -72,6 +73,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         embed=functools.partial(embed, stacks),
         keys_values=functools.partial(keys_values, stacks),
         project=Projector(stacks),
+        states=functools.partial(states_of, first),
         module_names=_module_names(model, stacks),
         parameter_names=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         model_type=str(model.config.model_type),
@@ -98,6 +100,8 @@ def _inside(model: PreTrainedModel, stacks: Mapping[str, Stack], refusals: Refus
         functools.partial(find_part, _parts(model, stacks)),
         refusals,
         refusals.check_branches,
+        input_problem=refusals.input_problem,
+        reads_tokens=not next(iter(stacks.values())).is_audio_encoder,
         scales_ids=next(iter(stacks.values())).ids_scale != 1.0,
     )
 

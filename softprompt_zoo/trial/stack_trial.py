@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt_zoo.sites.call import Call, Part, Selection, Trace
+from softprompt_zoo.sites.call import Call, Trace
 from softprompt_zoo.sites.hooks import bind, unbind
 from softprompt_zoo.sites.request import Request
+from softprompt_zoo.sites.selection import Part, Selection
 from softprompt_zoo.sites.shared_pass import record_keys_values
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack

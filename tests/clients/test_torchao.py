@@ -5,7 +5,8 @@ import torch
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import LENGTHS, Subject, assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import LENGTHS, Subject, random_text
 
 quantization = pytest.importorskip("torchao.quantization")
 pytestmark = pytest.mark.slow

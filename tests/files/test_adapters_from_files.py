@@ -13,7 +13,7 @@ from softprompt_zoo.backbone.peft_layers import adapter_layers
 from softprompt_zoo.files import weight_adapter_configs, weight_adapters
 from softprompt_zoo.operations import load_and_export as saving
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
 
 QV = ["q_proj", "v_proj"]
 CONFIGS = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.prompt import PlainTokens
+from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing import tiny_model
 
 TEXT = torch.arange(5, 14)[None]

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 import softprompt_zoo as zoo
 from softprompt_zoo.operations import load_and_export as saving
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import random_text
 
 TEXT = random_text(9, 1)
 

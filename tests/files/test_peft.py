@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import TINY_MODELS, tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, random_text
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 TOKENS = 5

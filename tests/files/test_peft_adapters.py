@@ -11,7 +11,8 @@ from transformers import Trainer, TrainingArguments
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import random_text
 
 
 @WAYS

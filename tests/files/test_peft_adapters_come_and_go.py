@@ -9,7 +9,7 @@ from helpers.adapted_models import TARGETS, TEXT, WAYS, adapted, inside, lora, p
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
 
 BATCH = torch.cat([TEXT, TEXT.flip(1), TEXT])
 

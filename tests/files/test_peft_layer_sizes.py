@@ -8,7 +8,8 @@ from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, Gemma4ForCausalL
 import softprompt_zoo as zoo
 from softprompt_zoo.backbone.probe import Probe
 from softprompt_zoo.files import peft_prefixes
-from softprompt_zoo.testing.subject import assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import random_text
 
 TEXT = random_text(7, 3)
 SIZES = {

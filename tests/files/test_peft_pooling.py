@@ -8,7 +8,7 @@ from transformers import ModernBertForSequenceClassification
 
 import softprompt_zoo as zoo
 from softprompt_zoo.sites.call import Call
-from softprompt_zoo.testing.subject import assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
 
 TEXT = texts("sequence")
 KINDS = {"prompt_tuning": peft.PromptTuningConfig, "p_tuning": peft.PromptEncoderConfig}

@@ -13,7 +13,8 @@ import softprompt_zoo as zoo
 from softprompt_zoo.files import peft_modules
 from softprompt_zoo.model import head_per_row
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import random_text
 
 TEXT = random_text(7, 3)
 TOKENS = 4

@@ -8,7 +8,7 @@ from helpers.classifiers import classifier, disturb, labels, logits, texts
 from safetensors.torch import load_file
 
 import softprompt_zoo as zoo
-from softprompt_zoo.testing.subject import assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
 
 needs_accepted_peft(allow_module_level=True)
 TEXT = texts("sequence")

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import softprompt_zoo as zoo
 from softprompt_zoo.files import prompt_folder
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, random_text
 
 TEXT = random_text(9, 1)
 FILES = {"model.safetensors", "softprompt_zoo.json", "adapter_config.json", "adapter_model.safetensors"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.prompt import PlainTokens
+from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import DECODER_LENGTH, LENGTHS, pad, random_text
 

@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.sizes import ROTARY
-from softprompt_zoo.testing.subject import DECODER_LENGTH, assert_equal, pad, random_text
+from softprompt_zoo.testing.subject import DECODER_LENGTH, pad, random_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:a prompt of the method .* asks for learning rates:UserWarning")
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:a prompt of the method .* asks for learning rates:UserWarning")
 

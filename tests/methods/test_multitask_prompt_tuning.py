@@ -8,7 +8,8 @@ from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, Multit
 import softprompt_zoo as zoo
 from softprompt_zoo.sites import request
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
-from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:a prompt of the method .* asks for learning rates:UserWarning")
 

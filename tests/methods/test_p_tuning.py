@@ -11,7 +11,8 @@ from torch import nn
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, random_text
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 HIDDEN = 32

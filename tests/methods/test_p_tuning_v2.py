@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 

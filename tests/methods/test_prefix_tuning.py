@@ -6,7 +6,8 @@ import torch
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, random_text
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 TEXT = random_text(9, 1)

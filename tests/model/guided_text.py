@@ -3,8 +3,9 @@
 import torch
 
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.real_tokens import make_of_real_tokens
-from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
+from softprompt_zoo.testing.subject import Subject, random_text
 
 SCALE = 3.0
 NEW_TOKENS = 4

@@ -8,7 +8,8 @@ from transformers import GPT2LMHeadModel
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import combination_suite, tiny_model
-from softprompt_zoo.testing.subject import assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import random_text
 
 METHODS = zoo.list_methods()
 NEIGHBORS = list(itertools.pairwise([*METHODS, METHODS[0]]))

@@ -20,7 +20,8 @@ from softprompt_zoo.model import resolve
 from softprompt_zoo.sites import decoding_state
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import random_text
 
 WORDS, TEXT, NEXT = random_text(4, 1), random_text(7, 2), random_text(1, 3)
 ARCHITECTURES = ["llama", "gpt2", "gemma3", "bloom", "gptj"]

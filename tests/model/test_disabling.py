@@ -14,7 +14,8 @@ from helpers.prompted import prompted
 import softprompt_zoo as zoo
 from softprompt_zoo.model import context as contexts_module
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, random_text
 
 TEXT = random_text(9, 1)
 

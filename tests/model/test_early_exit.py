@@ -7,7 +7,7 @@ import torch
 
 from softprompt_zoo.model import generation, resolve
 from softprompt_zoo.sites import shared_pass
-from softprompt_zoo.sites.call import Part
+from softprompt_zoo.sites.selection import Part
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import Subject, random_text
 

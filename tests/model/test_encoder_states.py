@@ -8,7 +8,8 @@ import softprompt_zoo as zoo
 from softprompt_zoo.sites import encoder_states
 from softprompt_zoo.sites.stacks import decoder
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 TEXTS = [random_text(length, seed) for seed, length in enumerate((9, 4))]
 ANSWER = random_text(4, 7).expand(2, -1)

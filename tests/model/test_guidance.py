@@ -8,7 +8,8 @@ from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLog
 
 import softprompt_zoo as zoo
 from softprompt_zoo.model.generation import PromptedGeneration
-from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, random_text
 
 NEGATIVE = random_text(5, 6)
 

@@ -10,7 +10,8 @@ from transformers import LlamaForCausalLM
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 TEXT = random_text(9, 1)
 METHODS = ["prompt_tuning", "prefix_tuning"]

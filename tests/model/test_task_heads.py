@@ -14,7 +14,7 @@ from transformers import AutoModel, Trainer, TrainingArguments
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
 
 ROWS = ["default", None, "other"]
 PEFT_CASES = [(task, name) for task in ("sequence", "token", "question") for name in ("bert", "roberta", "electra")]

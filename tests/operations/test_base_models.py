@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 import softprompt_zoo as zoo
 from softprompt_zoo.operations import base_models
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import random_text
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 TEXT = random_text(7, 3)

@@ -12,7 +12,8 @@ from helpers.several_prompts import assert_numbers, batch, disturb, everywhere, 
 import softprompt_zoo as zoo
 from softprompt_zoo.operations.blends import BLENDS
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import LENGTHS, assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import LENGTHS, random_text
 
 
 @everywhere

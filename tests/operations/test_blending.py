@@ -10,7 +10,7 @@ from helpers.several_prompts import assert_numbers, everywhere, logits, plain, p
 
 import softprompt_zoo as zoo
 from softprompt_zoo.operations.blends import BLENDS
-from softprompt_zoo.testing.subject import assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
 
 WEIGHTED = [how for how in BLENDS if how not in ("concatenate", "task_vectors")]
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject
 
 
 @pytest.mark.parametrize("name", ["tied", "gemma3"])

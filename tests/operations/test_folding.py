@@ -6,7 +6,8 @@ import torch
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import DECODER_LENGTH, LENGTHS, Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import DECODER_LENGTH, LENGTHS, Subject, pad, random_text
 
 TEXT = random_text(9, 1)
 TEXTS = [random_text(length, length) for length in LENGTHS]

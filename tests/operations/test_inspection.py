@@ -7,7 +7,7 @@ import torch
 from helpers.several_prompts import ARCHITECTURES, batch, prompted
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.prompt import PlainTokens
+from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.subject import LENGTHS, random_text
 

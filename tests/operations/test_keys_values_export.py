@@ -12,8 +12,9 @@ from transformers import DynamicCache
 import softprompt_zoo as zoo
 from softprompt_zoo.files.writing import write_tensors
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.models import CLASSIFICATION, MORE_MODELS, TINY_MODELS
-from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
+from softprompt_zoo.testing.subject import Subject, random_text
 
 TEXT = random_text(9, 2)
 LAST = random_text(5, 3)

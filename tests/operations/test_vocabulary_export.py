@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import softprompt_zoo as zoo
 from softprompt_zoo.operations.vocabulary_rows import output_row
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.sizes import VOCABULARY
-from softprompt_zoo.testing.subject import Subject, assert_equal
+from softprompt_zoo.testing.subject import Subject
 
 STEPS = 8
 FRESH = """

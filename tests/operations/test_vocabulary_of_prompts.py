@@ -11,8 +11,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.sizes import VOCABULARY
-from softprompt_zoo.testing.subject import Subject, assert_equal
+from softprompt_zoo.testing.subject import Subject
 
 
 @pytest.mark.parametrize("template", ["\n  {% if true %}w5{% endif %}", "  w5", "{%- if true %} w5{% endif %}\n"])

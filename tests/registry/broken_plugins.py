@@ -60,17 +60,17 @@ BROKEN = {
     "exit": (SystemExit(2), r"SystemExit: 2$"),
     "argument": (
         plugin(inject=asks_for_too_much),
-        r"its hook 'inject' asks for 'weather'; it may ask for config, parameters, tokens, backbone$",
+        r"its hook 'inject' asks for 'weather'; it may ask for config, parameters, tokens, backbone, text$",
     ),
     "misspelt": (
         plugin(injct=inject),
-        r"there is no hook 'injct'; did you mean 'inject'\? hooks are build_virtual_tokens, inject, merge, training_l",
+        r"there is no hook 'injct'; did you mean 'inject'\? hooks are build_virtual_tokens, inject, merge, map_text",
     ),
     "missing": (plugin(build_virtual_tokens=None), r"it has no hook 'build_virtual_tokens'; a method has one of its o"),
     "unmarked": (plugin(merge=lambda parameters: None), r"its 'merge' is not marked softprompt_zoo.hookimpl, so"),
     "own wrapper": (
         plugin(build_virtual_tokens=around),
-        r"its hook 'build_virtual_tokens' is marked as a wrapper; a method has one of its own, marked softprompt_zoo.h",
+        r"its hook 'build_virtual_tokens' is marked as a wrapper; a method has one of its own, or map_text, marked so",
     ),
     "no generator": (
         plugin(build_virtual_tokens=around_nothing),

@@ -11,7 +11,7 @@ from transformers import AlbertConfig, AlbertModel, AutoModel, BertConfig, Deber
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing.checks import turn_checkpointing_on
-from softprompt_zoo.testing.subject import assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.trial.examination import inspect_backbone
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}

@@ -5,9 +5,10 @@ import torch
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.flex import FLEX, uncompiled_flex
 from softprompt_zoo.testing.real_tokens import expected_logits, make_of_real_tokens
-from softprompt_zoo.testing.subject import LENGTHS, Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.subject import LENGTHS, Subject, pad, random_text
 
 TEXTS = [random_text(length, seed) for seed, length in enumerate(LENGTHS)]
 OPTIONS = {"num_virtual_tokens": 5}

@@ -11,7 +11,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import conformance_suite, tiny_model
 from softprompt_zoo.testing.checks import turn_checkpointing_on
-from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, pad, random_text
 from softprompt_zoo.tokens.kinds import from_tensors
 from softprompt_zoo.trial.examination import inspect_backbone
 

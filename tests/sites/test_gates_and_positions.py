@@ -8,7 +8,8 @@ import softprompt_zoo as zoo
 from softprompt_zoo.sites import positions as where
 from softprompt_zoo.sites.positions import text_positions
 from softprompt_zoo.testing import conformance_suite, tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 TEXT = random_text(7, 3)
 HOLES = torch.tensor([[1, 0, 1, 1, 0, 0, 1]])

@@ -8,11 +8,12 @@ from transformers import MPNetConfig, WhisperConfig, WhisperForConditionalGenera
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.encoder_decoders import ENCODER_DECODERS
 from softprompt_zoo.testing.encoders import ENCODERS
 from softprompt_zoo.testing.real_tokens import expected_logits, make_of_real_tokens
 from softprompt_zoo.testing.sizes import ROTARY
-from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 OFF_INTERFACE = ("longt5", "led")
 TEXTS = [random_text(length, seed) for seed, length in enumerate((9, 4, 7))]

@@ -6,8 +6,9 @@ from helpers.prompted import prompted
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.real_tokens import make_of_real_tokens
-from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 METHODS = ["prompt_tuning", "prefix_tuning"]
 CAUSAL = ["gpt2", "llama", "qwen3", "gemma3", "mistral", "gpt_neox"]

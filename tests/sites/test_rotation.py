@@ -11,7 +11,8 @@ import transformers
 
 import softprompt_zoo as zoo
 from softprompt_zoo.sites import decoding_state
-from softprompt_zoo.testing.subject import assert_equal, pad, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import pad, random_text
 from softprompt_zoo.trial import rehearsal
 
 LIMIT = 16

@@ -11,8 +11,9 @@ from softprompt_zoo.sites.reach import attention_interface, masks
 from softprompt_zoo.sites.state import SiteState
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.checks import turn_checkpointing_on, without_dropout
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.flex import FLEX, uncompiled_flex
-from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 TEXT = random_text(7, 3)
 DECODER = random_text(5, 4)

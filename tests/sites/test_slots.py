@@ -5,7 +5,8 @@ import torch
 from texts_with_slots import METHODS, TEXTS, TOKENS, base_logits, base_of, seen, spoken, subject_and_words, with_slots
 
 from softprompt_zoo.testing import TINY_MODELS, tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, random_text
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -21,7 +21,8 @@ from texts_with_slots import (
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 
 @pytest.mark.parametrize("architecture", WRITERS)

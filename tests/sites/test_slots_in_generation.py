@@ -15,7 +15,7 @@ from texts_with_slots import (
     with_slots,
 )
 
-from softprompt_zoo.testing.subject import assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,7 +10,8 @@ from transformers import RobertaConfig, RobertaForMaskedLM, Trainer, TrainingArg
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.checks import turn_checkpointing_on
-from softprompt_zoo.testing.subject import Subject, assert_equal, pad, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, pad, random_text
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

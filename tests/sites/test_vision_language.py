@@ -8,8 +8,9 @@ from helpers.vision_models import IMAGE, MODELS, WINDOWED, arguments, rows, visi
 from transformers import AutoModelForImageTextToText
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.prompt import PlainTokens
-from softprompt_zoo.testing.subject import assert_equal, pad, random_text
+from softprompt_zoo.prompt.plain_tokens import PlainTokens
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import pad, random_text
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 METHODS = ["prefix_tuning", "prompt_tuning"]

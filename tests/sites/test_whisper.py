@@ -6,7 +6,8 @@ from transformers import GenerationMixin, WhisperForCausalLM, WhisperForConditio
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import conformance_suite, tiny_model
-from softprompt_zoo.testing.subject import Subject, assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import Subject, random_text
 
 TestPrefixes = conformance_suite("prefix_tuning", architectures=["whisper"], promises=(1, 2, 4, 5, 6, 7, 10, 11))
 TEXTS = torch.cat([random_text(9, seed) for seed in range(3)])

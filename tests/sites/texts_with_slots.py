@@ -2,7 +2,7 @@
 
 import torch
 
-from softprompt_zoo.prompt.prompt import PlainTokens
+from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import LENGTHS, Subject, pad, random_text
 

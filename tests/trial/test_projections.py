@@ -9,7 +9,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import TINY_MODELS, tiny_model
-from softprompt_zoo.testing.subject import assert_equal
+from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.trial.examination import inspect_backbone
 
 TOKENS = 5

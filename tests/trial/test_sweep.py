@@ -7,7 +7,7 @@ import torch
 from helpers.swept_models import MAPPINGS, VOCABULARY, NoTinyModelError, build
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.prompt import PlainTokens
+from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.sites.shared_pass import record_keys_values
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens

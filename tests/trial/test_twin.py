@@ -8,7 +8,8 @@ import torch
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import assert_equal, random_text
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import random_text
 from softprompt_zoo.trial import projections, twin
 from softprompt_zoo.trial.twin import twins
 

@@ -85,10 +85,25 @@ def _prompt_attention(
         output, weights = forward(*arguments, **kwargs)
     else:
         output, weights = _with_prompt(base, forward, prompt, state, site, arguments, {**kwargs})
+    if state.gated or state.branches:
+        output = _with_additions(forward, state, site, module, query, output, kwargs)
+    return output, weights
+
+
+def _with_additions(
+    forward: Attention,
+    state: CallState,
+    site: AttentionLayer,
+    module: nn.Module,
+    query: Queries,
+    output: Float[Tensor, "rows length heads value_dim"],
+    kwargs: dict[str, Any],
+) -> Float[Tensor, "rows length heads value_dim"]:
+    """Add what gated prompts and branches give next to the text's softmax."""
     for part in state.gated.get(site.name, ()):
         added = add_gated(part, site.layer, forward, module, query, state.rows, kwargs)
         output = output if added is None else output + added
-    return add_branches(state.branches, state.rows, site, query, state.hidden, output), weights
+    return add_branches(state.branches, state.rows, site, query, state.hidden, output)
 
 
 def _calling_site(module: nn.Module, state: CallState | KeyValueRecording) -> AttentionLayer | None:

@@ -39,7 +39,8 @@ class Causal(StackKind):
             kwargs, positions = move_text(stack, call, lengths(segments), kwargs, text, past)
             site = site_state(segments, call.is_training)
             sites = {} if site is None else {stack.name: site}
-            state = CallState(sites, call.selection.rows, positions, branches=call.branches_of_rows(), call=call)
+            branches = call.branches_of_rows() if call.branches else ()
+            state = CallState(sites, call.selection.rows, positions, branches=branches, call=call)
         else:
             kwargs, positions = move_text(stack, call, token_counts(call, stack.name), kwargs, text, past)
             prefix = prefix_of(stack, call, positions, past)

@@ -11,6 +11,7 @@ from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.encoder_states import whole_states
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import move_text
+from softprompt_zoo.sites.reading import placed
 from softprompt_zoo.sites.relative_bias import relative_bias
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stacks.kind import StackKind
@@ -20,7 +21,19 @@ from softprompt_zoo.sites.text_outputs import text_only
 
 
 class Decoder(StackKind):
-    """Virtual tokens at the input embeddings are the encoder's."""
+    """Virtual tokens at the input embeddings are the encoder's, and so is the text that prompts read and change."""
+
+    def read(
+        self,
+        stack: Stack,
+        call: Call,
+        kwargs: dict[str, Any],
+        text: Shaped[Tensor, "rows length ..."],
+        past: Past,
+    ) -> tuple[Call, dict[str, Any], Shaped[Tensor, "rows length ..."]]:
+        """Take what was made of the text that the encoder has read."""
+        read = call.trace.read or ({} if call.decoding is None else call.decoding.read)
+        return placed(call, read, text.shape[0], text.device), kwargs, text
 
     def prepare(
         self,

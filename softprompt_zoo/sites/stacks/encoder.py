@@ -23,6 +23,14 @@ from softprompt_zoo.sites.text_outputs import cut_output
 class Encoder(StackKind):
     """An encoder by itself: text is after keys and values as after tokens, and its caller sees the text alone."""
 
+    def read(
+        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."], past: Past
+    ) -> tuple[Call, dict[str, Any], Shaped[Tensor, "rows length ..."]]:
+        """Let prompts read the text, and change its embeddings, of which positions can no longer be told."""
+        if call.maps:
+            kwargs = keep_positions(stack, kwargs, text.shape[1])
+        return super().read(stack, call, kwargs, text, past)
+
     def prepare(
         self,
         stack: Stack,

@@ -7,12 +7,19 @@ from torch import Tensor
 from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.position_table import Past
+from softprompt_zoo.sites.reading import read_text
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.state import CallState
 
 
 class StackKind:
     """A kind of stack: where virtual tokens stand next to its text, and what of them its caller sees."""
+
+    def read(
+        self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows ..."], past: Past
+    ) -> tuple[Call, dict[str, Any], Shaped[Tensor, "rows ..."]]:
+        """Let prompts read the text, and change its embeddings; as `reading.read_text`."""
+        return read_text(stack, call, kwargs, text, past)
 
     def prepare(
         self,

@@ -1,0 +1,65 @@
+"""The trial of a new prompt that reads the rows' text, or changes it, on a few words."""
+
+import torch
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.errors import PluginError, UnsupportedError
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.sample_text import sample_batch, sample_text
+from softprompt_zoo.registry.beyond_tokens import BeyondTokens
+
+CLOSE = 1e-4
+"""Of the largest number: what a row's tokens may differ by where other rows stand next to it."""
+
+
+@torch.no_grad()
+def check_text_hooks(prompt: Prompt, backbone: Backbone) -> None:
+    """Hold a new prompt's hooks on the text against their contract.
+
+    Args:
+        prompt: The prompt; nothing happens if its tokens are constant and it leaves the text as it is.
+        backbone: Sizes of the model.
+
+    Raises:
+        PluginError: If a row's tokens depend on other rows or on padding.
+        ShapeError: If a shape is another one.
+        UnsupportedError: If the model reads no tokens, or has no place for other embeddings.
+    """
+    beyond = prompt.beyond_tokens
+    if beyond is None:
+        return
+    _check_model(prompt, beyond, backbone)
+    if backbone.device.type == "meta":
+        return
+    was_training = prompt.learned.training
+    prompt.learned.eval()
+    try:
+        if beyond.makes_rows:
+            _check_rows(prompt, backbone)
+        if beyond.maps_text:
+            prompt.map_text(backbone, sample_text(backbone))
+    finally:
+        prompt.learned.train(was_training)
+
+
+def _check_model(prompt: Prompt, beyond: BeyondTokens, backbone: Backbone) -> None:
+    problem = backbone.inside.input_problem
+    if problem is not None and (beyond.maps_text or not backbone.inside.reads_tokens):
+        raise UnsupportedError(
+            f"method {prompt.method!r} {beyond.description}, and this model has no place for that: {problem}; choose a "
+            "method on keys and values"
+        )
+
+
+def _check_rows(prompt: Prompt, backbone: Backbone) -> None:
+    """Refuse tokens of a row that are others in a batch, next to a longer row, than alone."""
+    texts = sample_text(backbone), sample_batch(backbone)
+    alone, in_batch = (prompt.place_rows(backbone, text)[0].tokens.tensors() for text in texts)
+    for name, expected in alone.items():
+        difference = float((in_batch[name] - expected).abs().max())
+        if difference > CLOSE * max(1.0, float(expected.abs().max())):
+            raise PluginError(
+                f"{prompt.loaded.describe('build_virtual_tokens')} makes other {name} of a row in a batch, next to a "
+                f"longer row, than of the row alone (they differ by {difference:.2g}); a row's tokens may depend on "
+                "its own text alone, which text.mask tells from padding"
+            )

@@ -1,0 +1,226 @@
+"""Prompts that read the rows' text, or change its embeddings, in the stack that reads it.
+
+Which tokens are a row's text is settled when the text is begun. What was made of it then stays with its cache, as do
+the text's own keys and values; tokens that come later are no part of it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.shapes import Bool, Float, Int, Shaped
+from softprompt_zoo.sites.call import ATTRIBUTE, Call, DecodingState
+from softprompt_zoo.sites.position_table import Past
+from softprompt_zoo.sites.positions import embeddings_of, given_cache, plain_mask, text_positions
+from softprompt_zoo.sites.selection import Part
+from softprompt_zoo.sites.stack import Stack
+from softprompt_zoo.sites.tasks import split_rows
+from softprompt_zoo.sites.text_states import states_of
+from softprompt_zoo.tokens.placement import Placement
+from softprompt_zoo.tokens.text import Text
+
+
+def read_text(
+    stack: Stack, call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."], past: Past
+) -> tuple[Call, dict[str, Any], Shaped[Tensor, "rows length ..."]]:
+    """Place the prompts that are made of the text, and let prompts change its embeddings.
+
+    Args:
+        stack: The stack that reads the text.
+        call: The prompts, for its rows.
+        kwargs: Its arguments. Not changed.
+        text: What it reads of them.
+        past: Tokens of text in its cache.
+
+    Returns:
+        The call with every prompt in its place, the arguments and the text.
+
+    Raises:
+        UnsupportedError: If it cannot be told what the text is.
+        ValueError: If a row has no text.
+    """
+    state = _begun(call, kwargs, past)
+    seen = _text(stack, call, state, kwargs, text, past)
+    read = state.read
+    for name, place in call.readers.items():
+        if name not in read:
+            _check_beginning(name, seen, past)
+            read[name] = place(seen)
+    call.trace.read = read
+    if call.maps:
+        text = _mapped(call, seen)
+        kwargs = {**kwargs, "input_ids": None, "inputs_embeds": text}
+    return placed(call, read, text.shape[0], text.device), kwargs, text
+
+
+def placed(call: Call, read: Mapping[str, Sequence[Placement]], rows: int, device: torch.device) -> Call:
+    """Put what was made of a text in its place.
+
+    Args:
+        call: The prompts.
+        read: By name, what was made: for each row of the text, or for all of them.
+        rows: Rows of the batch; beams repeat those of the text, each in its place.
+        device: Where the batch is.
+
+    Returns:
+        The call; rows that have other tokens see combinations of their own.
+
+    Raises:
+        UnsupportedError: If nothing was made of the text for one of the prompts.
+    """
+    if not call.readers:
+        return call
+    missing = next((name for name in call.readers if name not in read), None)
+    if missing is not None:
+        raise _unseen(missing)
+    placements = dict(call.placements)
+    of_rows: dict[Part, Sequence[Placement]] = {}
+    for part in call.selection.parts:
+        if part.name in call.readers:
+            made = read[part.name]
+            placements[part] = made[0]
+            of_rows |= {part: made} if len(made) > 1 else {}
+    selection = call.selection
+    if of_rows:
+        selection, placements = split_rows(selection, placements, of_rows, rows, device)
+    share_softmax = all([placement.tokens.share_softmax for placement in placements.values()])
+    return dataclasses.replace(
+        call, selection=selection, placements=placements, readers={}, share_softmax=share_softmax
+    )
+
+
+def _begun(call: Call, kwargs: dict[str, Any], past: Past) -> DecodingState:
+    """Return the state of the text, which was begun earlier or is begun here."""
+    cache = given_cache(kwargs)
+    if call.decoding is None:
+        _check_compiled(call, cache, past)
+        return DecodingState(None)
+    if call.decoding.text_mask is None and not isinstance(past, int) and int(past):
+        # A static cache counts on the device, so it was not asked before.
+        found: DecodingState | None = getattr(cache, ATTRIBUTE, None)
+        return call.decoding if found is None else found
+    return call.decoding
+
+
+def _check_compiled(call: Call, cache: Any, past: Past) -> None:
+    """Refuse a compiled forward that goes on with a text which was begun elsewhere."""
+    if cache is None or not call.readers or (isinstance(past, int) and past == 0):
+        return
+    raise UnsupportedError(
+        f"prompt {next(iter(call.readers))!r} is made of each row's text, and this forward is compiled and has a "
+        "cache, of which it cannot be told what its text was; do not compile it, or pass no cache"
+    )
+
+
+def _text(
+    stack: Stack,
+    call: Call,
+    state: DecodingState,
+    kwargs: dict[str, Any],
+    text: Shaped[Tensor, "rows length ..."],
+    past: Past,
+) -> Text:
+    embeddings = embeddings_of(stack, kwargs, text)
+    length = text.shape[1]
+    if state.text_mask is None:
+        mask = _own_mask(call, kwargs, text) if _is_beginning(past) else _nothing(text)
+        state.text_mask = mask
+    else:
+        mask = _later(state.text_mask, text, past)
+    positions = _positions(kwargs, length, past, text.device)
+    states = functools.cache(functools.partial(states_of, stack, embeddings, mask, positions))
+    return Text(stack.name, embeddings, mask, positions, states)
+
+
+def _is_beginning(past: Past) -> bool:
+    return not past if isinstance(past, int) or not torch.compiler.is_compiling() else True
+
+
+def _nothing(text: Shaped[Tensor, "rows length ..."]) -> Bool[Tensor, "rows length"]:
+    return torch.zeros(text.shape[:2], dtype=torch.bool, device=text.device)
+
+
+def _own_mask(
+    call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."]
+) -> Bool[Tensor, "rows length"]:
+    """Return which positions are the text, where it is begun."""
+    length = text.shape[1]
+    mask = plain_mask(kwargs)
+    own = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+    if mask is not None:
+        own = mask[:, -length:].to(text.device).bool()
+    elif kwargs.get("attention_mask") is not None and call.text_mask is None and call.readers:
+        raise UnsupportedError(
+            f"prompt {next(iter(call.readers))!r} is made of each row's text, and the attention_mask has another form "
+            "than (rows, length), which does not tell what the text is; pass text_mask=, true where it is"
+        )
+    if call.text_mask is None:
+        return own
+    if call.text_mask.shape != own.shape:
+        raise ValueError(
+            f"text_mask has shape {tuple(call.text_mask.shape)} for {own.shape[0]} rows of {length} tokens; give one "
+            "entry for each token, like attention_mask"
+        )
+    return own & call.text_mask.to(text.device).bool()
+
+
+def _later(
+    mask: Bool[Tensor, "begun length"], text: Shaped[Tensor, "rows now ..."], past: Past
+) -> Bool[Tensor, "rows now"]:
+    """Return which of the tokens of this forward belong to a text that was begun earlier."""
+    columns = torch.arange(text.shape[1], device=mask.device) + past
+    rows = mask.repeat_interleave(max(text.shape[0] // mask.shape[0], 1), dim=0)[: text.shape[0]]
+    return rows[:, columns.clamp(max=mask.shape[1] - 1)] & (columns < mask.shape[1])
+
+
+def _positions(kwargs: dict[str, Any], length: int, past: Past, device: torch.device) -> Int[Tensor, "#rows {length}"]:
+    """Return the place of each token in its row, without padding."""
+    if plain_mask(kwargs) is not None:
+        return text_positions({**kwargs, "position_ids": None}, length, past, device)
+    given = kwargs.get("position_ids")
+    if isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == length:
+        return given
+    return text_positions({}, length, past, device)
+
+
+def _check_beginning(name: str, text: Text, past: Past) -> None:
+    """Refuse a text that was begun without a prompt that is made of it, and a row without text."""
+    if torch.compiler.is_compiling():
+        return
+    if not _is_beginning(past):
+        raise _unseen(name)
+    empty = (~text.mask.any(dim=1)).nonzero()
+    if len(empty):
+        raise ValueError(
+            f"row {int(empty[0])} has no text that prompt {name!r} could be made of: every token is padding or has a "
+            "label; label what the prompt is to be made of -100, or pass text_mask=, true where it is"
+        )
+
+
+def _unseen(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"prompt {name!r} is made of each row's text when the text is begun, and this one was begun without it; "
+        "begin the text with the prompt, and go on with the cache that this returns"
+    )
+
+
+def _mapped(call: Call, text: Text) -> Float[Tensor, "rows length hidden"]:
+    """Let the prompts of each combination change the embeddings of its rows."""
+    rows = call.selection.rows
+    result = text.embeddings
+    for index, parts in enumerate(call.selection.combinations):
+        changed = text
+        for part in parts:
+            if part.name in call.maps:
+                changed = dataclasses.replace(changed, embeddings=call.maps[part.name](changed))
+        if changed is text:
+            continue
+        if rows is None:
+            return changed.embeddings
+        result = torch.where((rows.to(result.device) == index)[:, None, None], changed.embeddings, result)
+    return result

@@ -1,0 +1,73 @@
+"""Which prompts each row sees.
+
+A *combination* is the ordered tuple of prompts that one row sees; rows that share one share its tokens, so nothing is
+computed twice. In a combination the tokens stand one prompt after the other.
+"""
+
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+from torch import Tensor
+
+from softprompt_zoo.shapes import Int
+
+
+class Part(NamedTuple):
+    """What a row sees of one prompt."""
+
+    name: str
+    """Of the prompt."""
+    task: int | None = None
+    """The task, or the row of the text, whose tokens it sees; `None` if it has the same for all, or they are not told
+    apart yet."""
+
+
+Combination = tuple[Part, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selection:
+    """Which rows see which combination."""
+
+    combinations: tuple[Combination, ...]
+    """The distinct combinations of the batch."""
+    rows: Int[Tensor, " rows"] | None
+    """Index into `combinations`; `None` if all rows share the only one."""
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse a batch of another number of rows."""
+        if self.rows is not None:
+            check_rows(self.rows.shape[0], rows)
+
+    def repeated(self, rows: int) -> "Selection":
+        """Repeat the rows, each in its place, to a batch that beams or several return sequences have widened.
+
+        Raises:
+            ValueError: If the batch is no multiple of the rows.
+        """
+        if self.rows is None:
+            return self
+        given = self.rows.shape[0]
+        if not given or rows % given:
+            check_rows(given, rows)
+        return Selection(self.combinations, self.rows.repeat_interleave(rows // given))
+
+    @property
+    def parts(self) -> list[Part]:
+        """Every part of the call, once."""
+        return list(dict.fromkeys(itertools.chain.from_iterable(self.combinations)))
+
+    @property
+    def names(self) -> list[str]:
+        """Every prompt of the call, once."""
+        return list(dict.fromkeys([part.name for part in self.parts]))
+
+
+def check_rows(entries: int, rows: int) -> None:
+    """Refuse a `prompts` argument of another number of rows than the batch."""
+    if entries != rows:
+        raise ValueError(
+            f"prompts has {entries} entries for a batch of {rows} rows; give one entry per row: a prompt's name, "
+            "a list of names, or None"
+        )

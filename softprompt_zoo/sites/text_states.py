@@ -1,0 +1,41 @@
+"""What the frozen model itself makes of a text, without prompts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt_zoo.backbone.eval_mode import switched_off
+from softprompt_zoo.backbone.probe import STATE_KEYWORD
+from softprompt_zoo.shapes import Bool, Float, Int
+from softprompt_zoo.sites.stack import Stack
+
+
+@torch.no_grad()
+def states_of(
+    stack: Stack,
+    embeddings: Float[Tensor, "rows length hidden"],
+    mask: Bool[Tensor, "rows length"],
+    positions: Int[Tensor, "#rows length"],
+) -> Float[Tensor, "rows length hidden"]:
+    """Run a stack on a text alone.
+
+    Args:
+        stack: The stack, with prompts or without; it is left as it was.
+        embeddings: Of the text.
+        mask: Which positions are the text.
+        positions: Of each token in its row, from 0.
+
+    Returns:
+        The last hidden states, as in eval mode, without gradient.
+    """
+    inputs: dict[str, Any] = {"inputs_embeds": embeddings, "attention_mask": mask.long(), "use_cache": False}
+    if stack.takes_position_ids:
+        inputs["position_ids"] = positions + stack.position_start
+    if not stack.cache_argument:
+        del inputs["use_cache"]
+    if stack.has_hooks:
+        inputs[STATE_KEYWORD] = None
+    with switched_off(stack.module, "training"), switched_off(stack.module, "gradient_checkpointing"):
+        states: Tensor = stack.module(**inputs).last_hidden_state
+    return states
