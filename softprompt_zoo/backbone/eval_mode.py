@@ -62,16 +62,22 @@ def eval_mode(modules: Sequence[PreTrainedModel], attention: str | None = None) 
         Nothing.
     """
     configs = [config for module in modules for config in attention_configs(module)]
+    with attention_kept(configs), _mode_kept(modules):
+        _run_on(configs, attention)
+        for module in modules:
+            keep_unpacked(module.eval())
+        yield
+
+
+@contextlib.contextmanager
+def _mode_kept(modules: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Restore afterwards which parts of modules were training."""
     training = {child: child.training for module in modules for child in module.modules()}
-    with attention_kept(configs):
-        try:
-            _run_on(configs, attention)
-            for module in modules:
-                keep_unpacked(module.eval())
-            yield
-        finally:
-            for child, mode in training.items():
-                child.training = mode
+    try:
+        yield
+    finally:
+        for child, mode in training.items():
+            child.training = mode
 
 
 def _run_on(configs: Sequence[Any], attention: str | None) -> None:

@@ -1,7 +1,7 @@
 """Which model something was made for: its sizes, its type, and a sample of its embedding table."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -57,9 +57,13 @@ def describe(backbone: Backbone) -> dict[str, Any]:
     columns = sorted({backbone.hidden_size * index // SAMPLED_COLUMNS for index in range(SAMPLED_COLUMNS)})
     values = _sample(Candidate.of(backbone), ids, columns)
     if values is not None:
-        rows = [[float(f"{value:.6g}") for value in row] for row in values.tolist()]
-        content["embeddings"] = {"ids": ids, "columns": columns, "values": rows}
+        content["embeddings"] = {"ids": ids, "columns": columns, "values": _rounded(values)}
     return content
+
+
+def _rounded(values: Float[Tensor, "rows columns"]) -> list[list[float]]:
+    """Return numbers for JSON, to six digits."""
+    return [[float(f"{value:.6g}") for value in row] for row in values.tolist()]
 
 
 def is_description(content: object) -> bool:
@@ -124,18 +128,21 @@ def compare(content: Mapping[str, Any], model: Candidate, what: str) -> None:
 
 def _compare_weights(content: Mapping[str, Any], model: Candidate, what: str) -> None:
     """Refuse other values of the embedding table where it was sampled, as far as both have them."""
-    sample = content.get("embeddings", _NO_SAMPLE)
-    known = {token: row for token, row in zip(sample["ids"], sample["values"], strict=True) if token < model.vocab_size}
-    values = _sample(model, list(known), sample["columns"]) if known else None
-    if values is None:
-        return
-    for (token, row), own in zip(known.items(), values, strict=True):
-        expected = torch.tensor(row)
+    for token, expected, own in _sampled_rows(content.get("embeddings", _NO_SAMPLE), model):
         if (own - expected).norm() > TOLERANCE * expected.norm():
             raise BackboneMismatchError(
                 f"{what} was made for a model with other weights: there the embedding of token {token} has the values "
                 f"{_in_words(expected)}, here {_in_words(own)}; use it with the model it was made for"
             )
+
+
+def _sampled_rows(sample: Mapping[str, Any], model: Candidate) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """List the sampled tokens that a model has: each with its values in the sample, and with the model's own."""
+    known = {token: row for token, row in zip(sample["ids"], sample["values"], strict=True) if token < model.vocab_size}
+    values = _sample(model, list(known), sample["columns"]) if known else None
+    if values is not None:
+        for (token, row), own in zip(known.items(), values, strict=True):
+            yield token, torch.tensor(row), own
 
 
 @torch.no_grad()

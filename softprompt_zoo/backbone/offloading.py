@@ -26,10 +26,7 @@ def check_embeddings(model: Any) -> None:
     Raises:
         UnsupportedError: If it is offloaded.
     """
-    try:
-        embeddings = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # told later, with the reason
-        return
+    embeddings = _embeddings(model)
     if isinstance(embeddings, nn.Module) and is_offloaded(embeddings, model.modules()):
         name = next((name for name, module in model.named_modules() if module is embeddings), "the embeddings")
         raise UnsupportedError(
@@ -37,6 +34,13 @@ def check_embeddings(model: Any) -> None:
             f"accelerate brings them in), and prompts read it; keep it on a device, with a device_map such as "
             f"{{{name!r}: 0, …}}; layers may stay offloaded"
         )
+
+
+def _embeddings(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # refused later, with the reason
+        return None
 
 
 def check_head(name: str, module: nn.Module) -> None:

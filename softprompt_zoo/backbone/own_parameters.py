@@ -22,9 +22,12 @@ class OwnParameters:
         """Return the parameter, not a copy; `None` if there is none of that name."""
         for place, module in self._places.items():
             prefix = f"{place}." if place else ""
-            if name.startswith(prefix):
-                rest = name.removeprefix(prefix)
-                for own, parameter in module.named_parameters(remove_duplicate=False):
-                    if original_name(own) == rest:
-                        return parameter
+            found = _parameter(module, name.removeprefix(prefix)) if name.startswith(prefix) else None
+            if found is not None:
+                return found
         return None
+
+
+def _parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    own = module.named_parameters(remove_duplicate=False)
+    return next((parameter for found, parameter in own if original_name(found) == name), None)

@@ -129,12 +129,17 @@ def _without(module: nn.Module, kinds: tuple[type, ...]) -> nn.Module:
 
 def _inside(layer: Any) -> nn.Module:
     """Return what one of PEFT's modules amounts to now, as its forward chooses."""
-    found: nn.Module
-    if has_parts(layer, "original_module"):  # around a module that is trained as a whole
-        is_off = layer.disable_adapters or not layer.active_adapters
-        found = layer.original_module if is_off else layer.unload_and_optionally_merge_module(True, False, None)
-        return found
+    if has_parts(layer, "original_module"):
+        return _inside_of_whole(layer)
     if layer.disable_adapters == layer.merged:
         (layer.unmerge if layer.merged else layer.merge)()
-    found = layer.get_base_layer()
+    found: nn.Module = layer.get_base_layer()
+    return found
+
+
+def _inside_of_whole(layer: Any) -> nn.Module:
+    """Return what a module that is trained as a whole amounts to now: itself, or the one that was there before."""
+    is_off = layer.disable_adapters or not layer.active_adapters
+    found: nn.Module
+    found = layer.original_module if is_off else layer.unload_and_optionally_merge_module(True, False, None)
     return found

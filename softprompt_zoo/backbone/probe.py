@@ -107,13 +107,18 @@ def _probe_attention(
 
 def _hides(module: nn.Module, mask: Shaped[Tensor, "..."] | None, kwargs: dict[str, Any]) -> _Seen:
     """Return what a layer hides, by its mask or else by what it is told."""
-    window = kwargs["sliding_window"] if "sliding_window" in kwargs else part_of(module, "sliding_window")
-    is_causal = kwargs.get("is_causal")
-    told = _Seen(window, part_of(module, "is_causal") if is_causal is None else is_causal)
+    told = _told(module, kwargs)
     seen: _Seen | None = getattr(mask, _SEEN, None)
     if seen is not None:  # what a layer is told need not be what its mask does
         return _Seen(seen.window, told.is_causal if seen.is_causal is None else seen.is_causal)
-    return told if told.is_causal is not None else _Seen(window, _is_causal(mask))
+    return told if told.is_causal is not None else _Seen(told.window, _is_causal(mask))
+
+
+def _told(module: nn.Module, kwargs: dict[str, Any]) -> _Seen:
+    """Return what a layer is told to hide, by the call or else by its own attributes."""
+    window = kwargs["sliding_window"] if "sliding_window" in kwargs else part_of(module, "sliding_window")
+    is_causal = kwargs.get("is_causal")
+    return _Seen(window, part_of(module, "is_causal") if is_causal is None else is_causal)
 
 
 def _probe_mask(

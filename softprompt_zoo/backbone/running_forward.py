@@ -55,6 +55,11 @@ def _running(prompts: Any) -> Iterator[tuple[CodeType, Any]]:
 @functools.cache
 def _codes(kind: Any) -> tuple[set[CodeType], set[CodeType]]:
     """Return the code of a class's forwards without prompts, and with them."""
-    functions = [vars(owner)["forward"] for owner in kind.__mro__ if "forward" in vars(owner)]
+    functions = _forwards(kind)
     plain = {inspect.unwrap(function).__code__ for function in functions if not is_prompted(function)}
     return plain, {function.__code__ for function in functions if is_prompted(function)}
+
+
+def _forwards(kind: Any) -> list[Any]:
+    """List the forwards that a class and those above it define."""
+    return [vars(owner)["forward"] for owner in kind.__mro__ if "forward" in vars(owner)]

@@ -17,12 +17,14 @@ def check_sizes(sizes: Mapping[str, Any] | None, own: Mapping[str, Any], what: s
     Raises:
         BackboneMismatchError: If they differ.
     """
-    wrong = None if sizes is None else next((key for key in own if sizes.get(key) != own[key]), None)
-    if sizes is not None and wrong is not None:
-        raise BackboneMismatchError(
-            f"{what} was made for a model with {wrong} {_in_words(sizes.get(wrong))}; this one has "
-            f"{_in_words(own[wrong])}; use it with the model it was made for"
-        )
+    if sizes is None:
+        return
+    for key, size in own.items():
+        if sizes.get(key) != size:
+            raise BackboneMismatchError(
+                f"{what} was made for a model with {key} {_in_words(sizes.get(key))}; this one has "
+                f"{_in_words(size)}; use it with the model it was made for"
+            )
 
 
 def _in_words(value: Any) -> str:

@@ -42,8 +42,11 @@ def zero_features(module: Any) -> Float[Tensor, "1 channels frames"] | None:
         return None
     layers = [child for child in module.children() if isinstance(child, nn.Conv1d)]
     positions = part_of(module, "max_source_positions")
-    if not layers or not isinstance(positions, int):
-        return None
+    return _silence(layers, positions) if layers and isinstance(positions, int) else None
+
+
+def _silence(layers: list[nn.Conv1d], positions: int) -> Float[Tensor, "1 channels frames"]:
+    """Return zeros that convolutions shorten to so many positions."""
     frames = positions * math.prod(layer.stride[0] for layer in layers)
     return layers[0].weight.new_zeros(1, layers[0].in_channels, frames)
 
@@ -65,16 +68,20 @@ def rotation_limit(config: Any) -> int | None:
     Returns:
         The shortest such length; `None` if the rotation of a position is the same in every text.
     """
-    given = config_value(config, "rope_parameters")
-    sets = (
-        [rope for rope in (given, *given.values()) if isinstance(rope, Mapping)] if isinstance(given, Mapping) else []
-    )
     limits = [
         rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        for rope in sets
+        for rope in _rotations(config)
         if _depends_on_length(rope.get("rope_type"))
     ]
     return min(limits, default=None)
+
+
+def _rotations(config: Any) -> list[Mapping[str, Any]]:
+    """List what a config says of rotary positions: one set, or one for each type of layer."""
+    given = config_value(config, "rope_parameters")
+    return (
+        [rope for rope in (given, *given.values()) if isinstance(rope, Mapping)] if isinstance(given, Mapping) else []
+    )
 
 
 def _depends_on_length(rope_type: Any) -> bool:
@@ -148,9 +155,10 @@ def find_position_table(module: Any, embedding: nn.Module, bound: int | None) ->
         return None
     rows: Any = embedding.weight
     widths = {rows.shape[1], config_value(module.config, "hidden_size")}  # a table of angles has another one
+    counts = range(bound, bound + 9)
     for table in _tables(module, embedding):
-        is_of_words = table.weight.shape == rows.shape
-        if bound <= table.num_embeddings <= bound + 8 and table.weight.shape[1] in widths and not is_of_words:
+        shape = table.weight.shape
+        if shape != rows.shape and table.num_embeddings in counts and shape[1] in widths:
             return table
     return None
 

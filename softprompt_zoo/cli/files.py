@@ -2,13 +2,16 @@
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from softprompt_zoo.cli.command import quiet
 from softprompt_zoo.cli.use import Model, PromptFolder
 from softprompt_zoo.config.checks import check_choice
+
+if TYPE_CHECKING:
+    from softprompt_zoo.training.base import Base
 
 Output = Annotated[Path, typer.Argument(help="Folder to write; made if missing.", metavar="OUTPUT")]
 READERS = {
@@ -40,8 +43,7 @@ def export_prompt(
 
     _check(output)
     check_choice("to", to, EXPORTS)
-    if tokenizer is not None and to != "vocabulary":
-        raise ValueError(f"--tokenizer was given with --to {to}, which writes none; leave it out")
+    _check_tokenizer(tokenizer, to)
     quiet()
     base = Base(model)
     network = load(base.load(), prompt_folder)
@@ -51,7 +53,7 @@ def export_prompt(
 
         fold_prompts(network, names, name=_free_name(network), task=task)
         names, task = None, None
-    words = (base.tokenizer if tokenizer is None else _tokenizer(tokenizer)) if to == "vocabulary" else None
+    words = _tokenizer(tokenizer, base) if to == "vocabulary" else None
     export(network, output, to=to, name=names, task=task, tokenizer=words)
     typer.echo(f"wrote {output}, which {READERS[to]}")
 
@@ -61,10 +63,16 @@ def _free_name(network: Any) -> str:
     return next(name for name in names if name not in network.prompts)
 
 
-def _tokenizer(name: str) -> Any:
+def _check_tokenizer(name: str | None, to: str) -> None:
+    if name is not None and to != "vocabulary":
+        raise ValueError(f"--tokenizer was given with --to {to}, which writes none; leave it out")
+
+
+def _tokenizer(name: str | None, base: "Base") -> Any:
+    """Load a tokenizer, by default the model's own."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name)
+    return base.tokenizer if name is None else AutoTokenizer.from_pretrained(name)
 
 
 def import_prompt(

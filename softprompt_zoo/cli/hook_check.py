@@ -54,7 +54,12 @@ def _run(method: LoadedMethod, backbone: "Backbone") -> tuple[str | None, str | 
     except UnsupportedError as error:
         return None, str(error)
     except Exception as error:  # whatever a stranger's hook raises is what the user wants to read
-        name = "" if type(error).__module__.startswith("softprompt_zoo") else f"{type(error).__name__}: "
-        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-        return f"{name}{error}{notes}", None
+        return _in_words(error), None
     return None, None
+
+
+def _in_words(error: Exception) -> str:
+    """Return an error's message and notes, with its name if it is not one of ours."""
+    name = "" if type(error).__module__.startswith("softprompt_zoo") else f"{type(error).__name__}: "
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    return f"{name}{error}{notes}"

@@ -36,7 +36,7 @@ def inspect(
     from softprompt_zoo.operations.inspect import inspect as look_inside
 
     base, network = load_prompted(model, prompt_folder, dtype)
-    inputs = [_batch(base, network, form, text) for text in texts or []] or None
+    inputs = [_batch(base, network, form, text) for text in texts] if texts else None
     found = look_inside(
         network,
         name,

@@ -70,9 +70,9 @@ def _print_reports(reports: "list[PluginReport]", notes: dict[str, str]) -> None
 
     table = Table(Column("plugin", no_wrap=True), "kind", "distribution", "state")
     for report in reports:
-        state = "problem, see below" if report.problem else notes.get(report.name, "ok")
-        cells = (report.name, report.kind, report.origin, state)
-        table.add_row(*(escape(printable(cell)) for cell in cells), style="red" if report.problem else None)
+        style, state = ("red", "problem, see below") if report.problem else (None, notes.get(report.name, "ok"))
+        cells = map(printable, (report.name, report.kind, report.origin, state))
+        table.add_row(*map(escape, cells), style=style)
     console().print(table)
     for report in reports:
         if report.problem:

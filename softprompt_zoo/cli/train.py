@@ -128,10 +128,15 @@ def _check_alone(context: typer.Context) -> None:
     for name in context.params:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE" and name not in ALLOWED_WITH_RESUME:
-            flag = name.upper() if name in ("model", "method") else "--" + name.replace("_", "-")
+            flag = _flag(name)
             raise ValueError(
                 f"{flag} was given with --resume, which goes on with the settings in training.json; leave {flag} out"
             )
+
+
+def _flag(name: str) -> str:
+    """Return what the user writes for a parameter."""
+    return name.upper() if name in ("model", "method") else "--" + name.replace("_", "-")
 
 
 def _text(path: Path | None) -> str | None:

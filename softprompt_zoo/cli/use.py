@@ -110,12 +110,16 @@ def _prompt_folder(arguments: list[str]) -> Path:
 
 def _texts(given: list[str]) -> list[str | None]:
     """Return the texts to answer, those of stdin where none is given; a blank line there is `None`."""
-    # A blank line stays one, so that line 7 of the answers is that of line 7 of the texts.
     texts: list[str | None] = [*given]
-    texts = texts or [line.rstrip("\n") if line.strip() else None for line in sys.stdin]
+    texts = texts or _lines_of_stdin()
     if all(text is None for text in texts):
         raise ValueError("no TEXT given; write it after the folder, or pipe lines into the command")
     return texts
+
+
+def _lines_of_stdin() -> list[str | None]:
+    """Read lines; a blank one stays one, so that line 7 of the answers is that of line 7 of the texts."""
+    return [line.rstrip("\n") if line.strip() else None for line in sys.stdin]
 
 
 def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[Base, PreTrainedModel]":

@@ -78,13 +78,17 @@ def resolve_model(name: str, *, progress: _Progress | None = None) -> str:
     source = _find_file(model)
     if source is None:
         return _fetch_from_hub(model, say)
+    _convert(model, source, folder, say)
+    return str(folder)
+
+
+def _convert(model: EmbeddedModel, source: Path, folder: Path, say: _Progress) -> None:
     _check_packages(model)
     _check_file(model, source)
     with _locked(folder, say):
         if not _is_whole(folder):  # another process may have just made it
             say(f"converting {model.name} into {folder} (once, about 20 seconds)")
             _build(model, source, folder)
-    return str(folder)
 
 
 def _find_file(model: EmbeddedModel) -> Path | None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from softprompt_zoo.errors import DataError
 
@@ -79,20 +80,24 @@ def _read_jsonl(path: Path, text: str) -> Iterator[Row]:
         if not line.strip():
             continue
         place = f"{path}:{number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            cut = "; the file ends there and may be truncated" if number == len(lines) else ""
-            raise DataError(
-                f"{place}: {_cut(line.strip())} is not valid JSON ({_reason(error)}){cut}; each line must"
-                " be one whole JSON object; repair or remove the line"
-            ) from error
+        value = _parse(line, place, is_last=number == len(lines))
         if not isinstance(value, dict):
             raise DataError(
                 f"{place}: {short(value)} is not an object; each line must be one, such as"
                 ' {"input": "...", "target": "..."}; repair or remove the line'
             )
         yield Row(place, value, may_hold_lists=True)
+
+
+def _parse(line: str, place: str, is_last: bool) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        cut = "; the file ends there and may be truncated" if is_last else ""
+        raise DataError(
+            f"{place}: {_cut(line.strip())} is not valid JSON ({_reason(error)}){cut}; each line must"
+            " be one whole JSON object; repair or remove the line"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

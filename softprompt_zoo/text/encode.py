@@ -147,13 +147,17 @@ def _count_rows(lengths: Mapping[str, int]) -> int:
 
 def _check_fields(names: list[str], fields: Mapping[str, Any]) -> None:
     """Refuse fields that the template does not have, and a template that has others."""
+    _check_known(names, fields)
+    for name in names:
+        if name not in fields:
+            raise ValueError(f"the template has {{{name}}}, which is missing; pass {name}=…")
+
+
+def _check_known(names: list[str], fields: Iterable[str]) -> None:
     for name in fields:
         if name not in names:
             there = ", ".join(f"{{{own}}}" for own in dict.fromkeys(names)) or "no field"
             raise ValueError(f"unknown field {name!r}; the template has {there}")
-    for name in names:
-        if name not in fields:
-            raise ValueError(f"the template has {{{name}}}, which is missing; pass {name}=…")
 
 
 def _texts(name: str, value: Any) -> list[str]:
@@ -164,11 +168,13 @@ def _texts(name: str, value: Any) -> list[str]:
         raise TypeError(
             f"field {name!r} is {value!r} ({type(value).__name__}); expected a text, or an iterable of texts"
         )
-    texts = list(value)
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"field {name!r} has {text!r} ({type(text).__name__}) in row {row}; expected a text")
-    return texts
+    return [_text(name, row, text) for row, text in enumerate(value)]
+
+
+def _text(name: str, row: int, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"field {name!r} has {value!r} ({type(value).__name__}) in row {row}; expected a text")
+    return value
 
 
 def _special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:

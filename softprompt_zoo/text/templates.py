@@ -43,6 +43,11 @@ class Template:
         """Those of all messages."""
         return list(itertools.chain.from_iterable(self.parts))
 
+    @property
+    def num_slots(self) -> int:
+        """Its slots."""
+        return sum(len(part.tokens) for part in self.all_parts if isinstance(part, Slot))
+
 
 def check_count(template: Template, max_length: int | None) -> None:
     """Refuse more slots than a row may have, before there is a list of them.
@@ -54,7 +59,7 @@ def check_count(template: Template, max_length: int | None) -> None:
     Raises:
         ValueError: If it has.
     """
-    count = sum(len(part.tokens) for part in template.all_parts if isinstance(part, Slot))
+    count = template.num_slots
     if max_length is not None and count > max_length:
         raise ValueError(
             f"max_length is {max_length}, but the template alone has {count} slots, which are never cut; use fewer "
@@ -83,17 +88,16 @@ def parse(template: Any) -> Template:
         raise TypeError(f"template is {template!r}; expected a text, or a list of messages with a role and a content")
     count, parts = 0, []
     for number, message in enumerate(template):
-        if not _is_message(message):
-            raise TypeError(
-                f"message {number} of the template is {message!r}; expected a role and a content, both texts"
-            )
+        _check_message(number, message)
         own, count = _parse_text(message["content"], count)
         parts.append(own)
     return Template(parts, list(template))
 
 
-def _is_message(message: object) -> bool:
-    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+def _check_message(number: int, message: Any) -> None:
+    is_one = isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+    if not is_one:
+        raise TypeError(f"message {number} of the template is {message!r}; expected a role and a content, both texts")
 
 
 def _parse_text(template: str, count: int) -> tuple[list[str | Field | Slot], int]:

@@ -131,7 +131,7 @@ def _check_place(name: str) -> None:
     """Refuse paths that lead nowhere, which transformers would look up on the hub."""
     if name in EMBEDDED_MODELS or os.path.isdir(name):
         return
-    if os.path.exists(name) or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
+    if os.path.exists(name) or _looks_like_a_path(name):
         raise ValueError(
             f"MODEL {name!r} is not a folder; give a folder with a model and its tokenizer, a name on the hub, or one "
             f"of {', '.join(EMBEDDED_MODELS)}"
@@ -147,6 +147,10 @@ def _check_family(name: str, config: Any) -> None:
             "models and encoder-decoders. For a classifier, attach the prompt in Python and train it with "
             "transformers' Trainer: zoo.get_method(name)(AutoModelForSequenceClassification.from_pretrained(…))"
         )
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "~", os.sep)) or name.count("/") > 1
 
 
 def _writes_text(config: Any, architecture: str) -> bool:

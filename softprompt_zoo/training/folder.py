@@ -49,9 +49,10 @@ def _check_place(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"--output {folder} is a file; expected a folder that is new, empty or an earlier run's")
     there = next(filter(Path.exists, (folder, *folder.absolute().parents)))
-    why = "is a file" if not there.is_dir() else "may not be written to" if not os.access(there, os.W_OK) else ""
-    if why:
-        raise OutputError(f"--output {folder} cannot be written: {there} {why}; give another folder")
+    if not there.is_dir():
+        raise OutputError(f"--output {folder} cannot be written: {there} is a file; give another folder")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"--output {folder} cannot be written: {there} may not be written to; give another folder")
 
 
 @contextlib.contextmanager

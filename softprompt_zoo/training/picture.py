@@ -23,14 +23,7 @@ def draw_losses(path: Path, title: str, history: Sequence[Mapping[str, float]], 
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    curves: dict[str, dict[str, Any]] = {
-        "loss": {"label": "training, one batch per step", "alpha": 0.45, "linewidth": 1},
-        "eval_loss": {"label": "validation", "marker": "o", "linewidth": 2},
-    }
-    for key, style in curves.items():
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), color="tab:blue", **style)
+    _draw_curves(axes, history)
     for (name, loss), color in zip(levels.items(), ("tab:red", "tab:green"), strict=False):
         axes.axhline(loss, label=f"{name}, validation", color=color, linestyle="--")
     axes.set(xlabel="optimizer step", ylabel="loss per target token (nats)")
@@ -41,3 +34,15 @@ def draw_losses(path: Path, title: str, history: Sequence[Mapping[str, float]], 
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     write_atomically(path, content.getvalue())
+
+
+def _draw_curves(axes: Any, history: Sequence[Mapping[str, float]]) -> None:
+    """Draw the losses over the steps at which they were measured."""
+    curves: dict[str, dict[str, Any]] = {
+        "loss": {"label": "training, one batch per step", "alpha": 0.45, "linewidth": 1},
+        "eval_loss": {"label": "validation", "marker": "o", "linewidth": 2},
+    }
+    for key, style in curves.items():
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), color="tab:blue", **style)
