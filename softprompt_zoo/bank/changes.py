@@ -34,6 +34,10 @@ class Change:
         is_new = self.after is not None and (now[:STAMP_SIZE] == self.after or self.after.startswith(now))
         return is_new or (self.before is not None and self.before.startswith(now))
 
+    def is_settled(self, now: bytes | None) -> bool:
+        """Return whether nothing is left to put back: it is as it was, or another writer was here since."""
+        return now == self.before or (now is not None and not self.is_ours(now))
+
 
 class Changes:
     """The changes of one write.
@@ -93,10 +97,7 @@ class Changes:
         return _describe([(self._state(change), change.what) for change in waiting])
 
     def _put_back(self, change: Change) -> None:
-        now = self._fetch(change.path)
-        if now == change.before:
-            return
-        if now is not None and not change.is_ours(now):  # another writer was here since
+        if change.is_settled(self._fetch(change.path)):
             return
         if change.before is None:
             self._remove(change.path)
@@ -107,21 +108,24 @@ class Changes:
 
     def _state(self, change: Change) -> str:
         """Describe an entry that could not be put back; with nothing if it is as it was."""
-        now = None
-        is_known = self._is_reachable
-        if is_known:
-            try:
-                now = self._fetch(change.path)
-            except Exception:
-                is_known = self._is_reachable = False  # nor are the others asked, each of which may take a minute
-        if not is_known:
-            return _UNKNOWN[change.before is None, change.after is None]
-        if now == change.before or (now is not None and not change.is_ours(now)):
-            return ""
-        if now is None:
-            return "gone (add again)"
-        is_whole = unseal(change.what, now) is not None
-        return "the new one" if is_whole else "damaged (add again with overwrite=True, or delete)"
+        unknown = _UNKNOWN[change.before is None, change.after is None]
+        if not self._is_reachable:
+            return unknown
+        try:
+            now = self._fetch(change.path)
+        except Exception:
+            self._is_reachable = False  # the others are not asked either, each of which may take a minute
+            return unknown
+        return _state_of(change, now)
+
+
+def _state_of(change: Change, now: bytes | None) -> str:
+    if change.is_settled(now):
+        return ""
+    if now is None:
+        return "gone (add again)"
+    is_whole = unseal(change.what, now) is not None
+    return "the new one" if is_whole else "damaged (add again with overwrite=True, or delete)"
 
 
 _UNKNOWN = {
@@ -133,11 +137,17 @@ _UNKNOWN = {
 
 
 def _describe(states: Iterable[tuple[str, str]]) -> str:
-    names: dict[str, list[str]] = {}
-    for state, what in states:
-        if state:
-            names.setdefault(state, []).append(repr(what) if what else "the bank's header")
+    names = _by_state(states)
     if not names:
         return NOTHING
     listed = "; ".join(f"{', '.join(sorted(these))}: {state}" for state, these in names.items())
     return f"not everything could be put back: {listed}; all else is as it was"
+
+
+def _by_state(states: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Group the names of entries that are not as they were by their states."""
+    names: dict[str, list[str]] = {}
+    for state, what in states:
+        if state:
+            names.setdefault(state, []).append(repr(what) if what else "the bank's header")
+    return names

@@ -215,14 +215,17 @@ def _check_pages(handle: Any, path: str, has_locks: bool) -> None:
     size, needed = os.path.getsize(path), (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
     if 0 < size < needed:
         raise CheckpointError(f"{path} has {size} bytes of {needed}: it was cut off; restore it from a copy")
-    if has_locks and size:
-        try:
-            with handle.begin() as transaction:
-                found = find_damage(path, transaction.id())
-        except lmdb.Error as error:
-            found = str(error)
-        if found:
-            raise CheckpointError(f"{path} is damaged: {found}; restore it from a copy")
+    found = _damage(handle, path) if has_locks and size else ""
+    if found:
+        raise CheckpointError(f"{path} is damaged: {found}; restore it from a copy")
+
+
+def _damage(handle: Any, path: str) -> str:
+    try:
+        with handle.begin() as transaction:
+            return find_damage(path, transaction.id())
+    except lmdb.Error as error:
+        return str(error)
 
 
 _OPENING = threading.Lock()

@@ -5,6 +5,7 @@ its transaction to the end.
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -155,13 +156,7 @@ class FolderStore:
         first, start = prefix.encode(), prefix.encode() or b"-"
         while True:
             with self._reading() as transaction:
-                cursor = transaction.cursor()
-                page: list[bytes] = []
-                if cursor.set_range(start):
-                    for key in cursor.iternext(values=False):
-                        if len(page) == PAGE_OF_NAMES or key[: len(first)] != first:
-                            break
-                        page.append(bytes(key))
+                page = _page_of_names(transaction.cursor(), start, first)
             yield from self._checked(page, start)
             if len(page) < PAGE_OF_NAMES:
                 return
@@ -219,3 +214,14 @@ def _is_there(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def _page_of_names(cursor: Any, start: bytes, first: bytes) -> list[bytes]:
+    """Read so many names from a place on, as long as they have a beginning."""
+    page: list[bytes] = []
+    if cursor.set_range(start):
+        for key in itertools.islice(cursor.iternext(values=False), PAGE_OF_NAMES):
+            if key[: len(first)] != first:
+                break
+            page.append(bytes(key))
+    return page

@@ -32,13 +32,12 @@ def names_in_bank(path: Path, problems: Problems) -> Names:
         CheckpointError: If there is none, or the index of the only one is damaged.
         ValueError: If a name is not allowed, or two prompts would get the same one.
     """
-    is_one = is_saved(path)
-    folders = [path] if is_one else sorted(path.iterdir()) if path.is_dir() else []
+    folders = _saved_in(path)
+    is_one = folders == [path]
     found = {}
     for one in folders:
-        if is_saved(one):
-            with _noted(one, None if is_one else problems):
-                found[one] = saved_names(one)
+        with _noted(one, None if is_one else problems):
+            found[one] = saved_names(one)
     names = _name(found, is_one)
     if not names and not problems:
         raise CheckpointError(
@@ -111,7 +110,7 @@ def _noted(folder: Path, problems: Problems | None) -> Iterator[None]:
 def _name(found: Mapping[Path, Sequence[str]], is_one: bool) -> dict[tuple[Path, str], str]:
     """Choose what each prompt of some folders is called, by folder and own name; refuse one name for two of them."""
     names = {
-        (folder, name): name if is_one else folder.name if len(own) == 1 else f"{folder.name}-{name}"
+        (folder, name): name if is_one else _of_folder(folder, own, name)
         for folder, own in found.items()
         for name in own
     }
@@ -126,3 +125,15 @@ def _name(found: Mapping[Path, Sequence[str]], is_one: bool) -> dict[tuple[Path,
             )
         sources[stored] = source
     return names
+
+
+def _of_folder(folder: Path, own: Sequence[str], name: str) -> str:
+    """Return what a prompt of a folder among others is called, by the folder, which may hold several."""
+    return folder.name if len(own) == 1 else f"{folder.name}-{name}"
+
+
+def _saved_in(path: Path) -> list[Path]:
+    """List the folders with prompts: the path itself, or those in it."""
+    if is_saved(path):
+        return [path]
+    return [one for one in sorted(path.iterdir()) if is_saved(one)] if path.is_dir() else []

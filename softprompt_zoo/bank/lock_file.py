@@ -24,20 +24,30 @@ def allocate_lock_file(folder: str, max_readers: int) -> None:
     Raises:
         OSError: If there is no room. Without permission to write it nothing is done; LMDB finds that out.
     """
-    path = os.path.join(folder, LOCK_FILE)
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
+    file = _open(os.path.join(folder, LOCK_FILE))
+    if file is None:
         return
     try:
-        found = os.fstat(file)
-        size = found.st_size or 64 * max_readers + 128  # as LMDB makes it; of another size it makes it anew
-        if found.st_blocks * 512 < size and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file, 0, size)
+        _allocate(file, max_readers)
     except OSError as error:
         if error.errno not in _NOT_POSSIBLE:
             raise
     finally:
         os.close(file)
+
+
+def _open(path: str) -> int | None:
+    """Open the file, made if missing; `None` if that is not permitted."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        return None
+
+
+def _allocate(file: int, max_readers: int) -> None:
+    found = os.fstat(file)
+    size = found.st_size or 64 * max_readers + 128  # as LMDB makes it; of another size it makes it anew
+    if found.st_blocks * 512 < size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)

@@ -68,12 +68,7 @@ class ObjectStore:
         return self._fetch([path], None)[0]
 
     def _refuse_other_files(self) -> None:
-        with self._reaching("read"):
-            try:
-                self._files.invalidate_cache()
-                paths = self._files.ls(self._root, detail=False)
-            except FileNotFoundError:
-                return
+        paths = self._listed(lambda files: files.ls(self._root, detail=False))
         names = {path.rstrip("/").rpartition("/")[2] for path in paths if path.strip("/") != self._root.strip("/")}
         others = sorted(name for name in names - {FOLDER, UNFINISHED} if not name.startswith(HEADER_FILE))
         if others:
@@ -84,16 +79,22 @@ class ObjectStore:
     ) -> dict[str, Result | None]:
         """See `Store.read`; objects that were replaced meanwhile are the old or the new ones, each whole."""
         asked = list(dict.fromkeys(names))
-        seen = [name for name in asked if name in known]
-        found: dict[str, Result | None] = {
-            name: None for name, stamp in self._contents(seen, STAMP_SIZE) if stamp == known[name]
-        }
-        waiting = [name for name in asked if name not in found]
-        for first in range(0, len(waiting), FETCHED_AT_ONCE):
-            for name, data in self._contents(waiting[first : first + FETCHED_AT_ONCE], None):
-                if data is not None:
-                    found[name] = decode(name, memoryview(data))
+        found: dict[str, Result | None] = dict.fromkeys(self._unchanged(asked, known))
+        for name, data in self._whole([name for name in asked if name not in found]):
+            found[name] = decode(name, memoryview(data))
         return found
+
+    def _unchanged(self, names: list[str], known: Mapping[str, bytes]) -> list[str]:
+        """Return which of the names still have the stamp that is known of them."""
+        seen = [name for name in names if name in known]
+        return [name for name, stamp in self._contents(seen, STAMP_SIZE) if stamp == known[name]]
+
+    def _whole(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
+        """Fetch the objects that are there, so many at once."""
+        for first in range(0, len(names), FETCHED_AT_ONCE):
+            for name, data in self._contents(names[first : first + FETCHED_AT_ONCE], None):
+                if data is not None:
+                    yield name, data
 
     def _contents(self, names: list[str], size: int | None) -> Iterator[tuple[str, bytes | None]]:
         return zip(names, self._fetch([self._path(name) for name in names], size), strict=True)
@@ -160,18 +161,23 @@ class ObjectStore:
 
     def names(self, prefix: str) -> Iterator[str]:
         """See `Store.names`; objects that others have put there are passed over."""
-        self._files.invalidate_cache()
+        paths = self._listed(lambda files: files.find(posixpath.join(self._root, FOLDER)))
+        names = filter(None, map(self._name_at, paths))
+        yield from sorted(name for name in names if name.startswith(prefix))
+
+    def _listed(self, look: Callable[[Any], list[str]]) -> list[str]:
+        """List paths, as they are now; none where there is no such folder."""
         with self._reaching("read"):
             try:
-                paths = self._files.find(posixpath.join(self._root, FOLDER))
+                self._files.invalidate_cache()
+                return look(self._files)
             except FileNotFoundError:
-                paths = []
-        names = [path.rpartition("/")[2].removesuffix(ENDING) for path in paths]
-        yield from sorted(
-            name
-            for name, path in zip(names, paths, strict=True)
-            if is_name(name) and name.startswith(prefix) and path.strip("/") == self._path(name).strip("/")
-        )
+                return []
+
+    def _name_at(self, path: str) -> str | None:
+        """Return the name of the prompt at a path; `None` if it is none of ours."""
+        name = path.rpartition("/")[2].removesuffix(ENDING)
+        return name if is_name(name) and path.strip("/") == self._path(name).strip("/") else None
 
     def __len__(self) -> int:
         return sum(1 for _ in self.names(""))
@@ -200,9 +206,7 @@ class ObjectStore:
         start = None if end is None else 0
         with self._reaching("read"):
             found = self._files.cat_ranges(paths, [start] * len(paths), [end] * len(paths), on_error="return")
-            for data in found:
-                if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
-                    raise data
+            _raise_failures(found)
         return [None if isinstance(data, Exception) else bytes(data) for data in found]
 
     @contextlib.contextmanager
@@ -221,3 +225,10 @@ class ObjectStore:
 
 def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def _raise_failures(fetched: Iterable[Any]) -> None:
+    """Raise what kept an object from being fetched, unless it was not there."""
+    for data in fetched:
+        if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+            raise data

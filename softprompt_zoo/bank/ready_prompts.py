@@ -46,9 +46,7 @@ def lend(
 
 def prepare(bank: OpenedBank, lend: Lend, names: Iterable[str]) -> list[Any]:
     """Get prompts ready on the model's device; arguments and errors as of `PromptBank.prepare`."""
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise TypeError(f"names is {names!r} ({type(names).__name__}); expected a list of names")
-    names = list(names)
+    names = _listed(names)
     backbone = bank.model_for("prepare")
     probe = backbone.embed(torch.zeros(1, dtype=torch.long, device=backbone.device))
     ready = lend(names, probe.device, probe.dtype)
@@ -56,3 +54,9 @@ def prepare(bank: OpenedBank, lend: Lend, names: Iterable[str]) -> list[Any]:
         if name not in ready:
             raise bank.unknown(name)
     return [ready[name].placement for name in names]
+
+
+def _listed(names: Any) -> list[str]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"names is {names!r} ({type(names).__name__}); expected a list of names")
+    return list(names)

@@ -1,5 +1,6 @@
 """From a prompt to its record and back."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -115,17 +116,9 @@ class RecordReader:
         return fitting(f"entry {name!r} of {self._bank} does not fit this model", kind=CheckpointError)
 
     def _parts(self, name: str, record: Record) -> tuple[dict[str, Tensor], nn.ModuleDict | None]:
-        tokens, state = {}, {}
         where = f"entry {name!r} of {self._bank}"
-        for key, tensor in record.tensors.items():
-            if not is_finite(tensor):
-                raise CheckpointError(
-                    f"{where} holds NaN or infinity in {key!r}; add the prompt again with overwrite=True, or delete it"
-                )
-            if key.startswith(HEAD):
-                state[key.removeprefix(HEAD)] = tensor
-            else:
-                tokens[key] = tensor
+        _check_finite(record.tensors, where)
+        tokens, state = _split(record.tensors)
         if self._dtype is not None:
             check_range(tokens, self._dtype, where)
         tokens = {key: tensor.to(self._device, self._dtype) for key, tensor in tokens.items()}
@@ -172,3 +165,17 @@ def _cast(tensor: Tensor, key: str, name: str, dtype: torch.dtype | None) -> Ten
             "open the bank with another dtype"
         )
     return cast
+
+
+def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    for key, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise CheckpointError(
+                f"{where} holds NaN or infinity in {key!r}; add the prompt again with overwrite=True, or delete it"
+            )
+
+
+def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split an entry's tensors into those of the tokens and those of the trained head."""
+    head = {key.removeprefix(HEAD): tensor for key, tensor in tensors.items() if key.startswith(HEAD)}
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(HEAD)}, head

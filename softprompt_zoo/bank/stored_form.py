@@ -31,8 +31,7 @@ class StoredForm:
     """
 
     def __init__(self, address: str, model: Any, dtype: torch.dtype | None, as_prefix: bool) -> None:
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}, or None")
+        _check_dtype(dtype)
         check_boolean("as_prefix", as_prefix)
         self._address = address
         self._dtype = dtype
@@ -83,3 +82,8 @@ class StoredForm:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maker": None}  # a copy is opened without the model
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}, or None")

@@ -1,6 +1,8 @@
 """Finding the damaged entries of a bank."""
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -22,16 +24,11 @@ def find_damage(bank: OpenedBank) -> dict[str, str]:
         By name what is wrong with it.
     """
     problems: dict[str, str] = {}
-    reader = None
-    if bank.backbone is not None:
-        reader = RecordReader(bank.address, bank.backbone, torch.device("cpu"), None)
+    read = _reader(bank)
 
     def examine(name: str, data: memoryview) -> None:
         try:
-            if reader is None:
-                records.decode(name, data, bank.address)
-            else:
-                reader.ready(name, data)
+            read(name, data)
         except ZooError as error:
             problems[name] = str(error)
 
@@ -43,3 +40,10 @@ def find_damage(bank: OpenedBank) -> dict[str, str]:
     what = f"is listed in the bank {bank.address} and not found: its index is damaged; restore it from a copy"
     listed = set(bank.store.names("")).intersection(lost) if lost else ()  # the others were deleted meanwhile
     return problems | {name: f"{name!r} {what}" for name in sorted(listed)}
+
+
+def _reader(bank: OpenedBank) -> Callable[[str, memoryview], Any]:
+    """Return what reads an entry whole, for the bank's model if it is known."""
+    if bank.backbone is None:
+        return lambda name, data: records.decode(name, data, bank.address)
+    return RecordReader(bank.address, bank.backbone, torch.device("cpu"), None).ready

@@ -59,8 +59,8 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
     except (CheckpointError, UnsupportedError) as error:
         raise type(error)(f"{directory}: {error}") from error
     found = found or _plain(fields, tensors, backbone, directory)
-    options = ({"train_head": True} if trained else {}) | ({"pools_prompt": True} if pools_prompt else {})
-    config = _config(method, {**found.options, **options}, directory)
+    options = {**found.options, **_switched_on(train_head=bool(trained), pools_prompt=pools_prompt)}
+    config = _config(method, options, directory)
     learned = _parameters(method, config, found, backbone, directory)
     head = fitting_head(trained, backbone, str(directory), is_whole=False)
     prompt = Prompt(method, config, learned, head)
@@ -70,6 +70,11 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
         _warn_of_pooling(task_type, backbone, pools_prompt)
         _warn_of_scale(backbone)
     return prompt
+
+
+def _switched_on(**options: bool) -> dict[str, bool]:
+    """Return the options that are on: not every method has them."""
+    return {name: is_on for name, is_on in options.items() if is_on}
 
 
 def _plain(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path) -> PeftPrompt:

@@ -215,15 +215,19 @@ def _rows(directory: Path, tensor: str, ids: Sequence[int]) -> Tensor:
         return rows[[token - first for token in ids]]
 
 
+def _shard(directory: Path, tensor: str) -> Path:
+    """Return the file that a tensor is in, of a model that is saved in several."""
+    shards = directory / SHARDS_FILE
+    where = typed.read(Shards, read_json(shards), str(shards)).get("weight_map", {})
+    name = where.get(tensor, TENSOR_FILE)
+    if name != Path(name).name or name in ("", ".", ".."):
+        raise CheckpointError(f"{shards}: weight_map.{tensor} is {name!r}; expected the name of a file next to it")
+    return directory / name
+
+
 def _open(directory: Path, tensor: str) -> Any:
     path = directory / TENSOR_FILE
-    if not path.is_file():
-        shards = directory / SHARDS_FILE
-        where = typed.read(Shards, read_json(shards), str(shards)).get("weight_map", {})
-        name = where.get(tensor, TENSOR_FILE)
-        if name != Path(name).name or name in ("", ".", ".."):
-            raise CheckpointError(f"{shards}: weight_map.{tensor} is {name!r}; expected the name of a file next to it")
-        path = directory / name
+    path = path if path.is_file() else _shard(directory, tensor)
     try:
         check_regular(path)
         file = safe_open(path, framework="pt")

@@ -67,11 +67,7 @@ def measure_attention(
     measured = []
     for batch in batches:
         arguments = arguments_of(batch, backbone)
-        rows = arguments[text_name(arguments)].shape[0]
-        arguments["prompts"] = [list(names)] * rows
-        if task is not None:
-            arguments["task_ids"] = torch.tensor([task] * rows, device=backbone.device)
-        measured.append(measure(measured_on, call, arguments, stacks))
+        measured.append(measure(measured_on, call, _with_prompts(arguments, names, task, backbone), stacks))
     return _mean(measured, dict(zip(names, call.selection.combinations[0], strict=True)))
 
 
@@ -205,3 +201,14 @@ def _mean_at(site: str, part: Part, measured: Sequence[_Measured]) -> Float[Tens
     if total == 0:
         return None
     return torch.stack([count * own[part] for count, own in given if count]).sum(dim=0) / total
+
+
+def _with_prompts(
+    arguments: dict[str, Any], names: Sequence[str], task: int | None, backbone: Backbone
+) -> dict[str, Any]:
+    """Choose the prompts, and the task, for all rows of a forward's arguments."""
+    rows = arguments[text_name(arguments)].shape[0]
+    chosen: dict[str, Any] = {"prompts": [list(names)] * rows}
+    if task is not None:
+        chosen["task_ids"] = torch.tensor([task] * rows, device=backbone.device)
+    return arguments | chosen

@@ -58,11 +58,7 @@ def load_model(
         ZooError: As `load` does.
     """
     path = existing_directory(directory)
-    if options.get("trust_remote_code"):
-        given = options["trust_remote_code"]
-        raise ValueError(
-            f"trust_remote_code is {given!r}, and load_model runs no code of files; load the model, then the prompts"
-        )
+    _check_runs_no_code(options)
     config = read_config(path)
     source = config.base_model if base is None else os.fspath(base)
     if source is None:
@@ -134,3 +130,11 @@ def _resize_table(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
 
 def _parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _check_runs_no_code(options: Mapping[str, Any]) -> None:
+    given = options.get("trust_remote_code")
+    if given:
+        raise ValueError(
+            f"trust_remote_code is {given!r}, and load_model runs no code of files; load the model, then the prompts"
+        )

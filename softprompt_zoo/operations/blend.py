@@ -62,8 +62,7 @@ def blend(
     way = BLENDS[how]
     _check_arguments(prompts, initial, how, way)
     factors = read_weights(weights, len(prompts), how, way)
-    named: list[tuple[str, Any]] = [(f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts)]
-    given, backbone, model_prompts = read_given([*named, *([("initial", initial)] if way.has_initial else [])], model)
+    given, backbone, model_prompts = read_given(_named(prompts, initial), model)
     _check_fit(given, how, drop_heads)
     first, *others = [one.tokens for one in given]
     of_gates = None if way.of_gates is None else _wide(way.of_gates, factors)
@@ -79,6 +78,16 @@ def _check_arguments(prompts: Any, initial: Any, how: str, way: Blend) -> None:
         raise TypeError(f"prompts is {type(prompts).__name__}; expected a list of prompts or folders")
     if len(prompts) not in way.counts:
         raise ValueError(f"how={how!r} was given {len(prompts)} prompts; expected {way.expects}")
+    _check_initial(initial, how, way)
+
+
+def _named(prompts: Sequence[Any], initial: Any) -> list[tuple[str, Any]]:
+    """Return what messages call each prompt, and the prompt; the initial one last, if there is one."""
+    named = [(f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts)]
+    return named if initial is None else [*named, ("initial", initial)]
+
+
+def _check_initial(initial: Any, how: str, way: Blend) -> None:
     if (initial is not None) != way.has_initial:
         problem = "is missing" if initial is None else f"was given with how={how!r}"
         raise ValueError(

@@ -111,22 +111,22 @@ def _check_model(model: PreTrainedModel, prompts: Prompts, tokens: Any) -> None:
             f"{type(model).__name__} is not a causal model: its own encoder would show a state for every soft token, "
             'where the prompted model shows the text alone; keep the prompt in our format, or use to="embeddings"'
         )
-    own_head = next((name for name in tokens if prompts[name].head is not None), None)
-    if own_head is not None:
-        raise UnsupportedError(
-            f"prompt {own_head!r} has a trained task head of its own, which tokens cannot carry; keep the prompt in "
-            "our format"
-        )
+    _check_heads(prompts, tokens)
     _check_weights(model)
+
+
+def _check_heads(prompts: Prompts, names: Iterable[str]) -> None:
+    for name in names:
+        if prompts[name].head is not None:
+            raise UnsupportedError(
+                f"prompt {name!r} has a trained task head of its own, which tokens cannot carry; keep the prompt in "
+                "our format"
+            )
 
 
 def _check_weights(model: PreTrainedModel) -> None:
     """Refuse weights that cannot be written as they are."""
-    on_meta = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
-    if on_meta is not None:
-        raise UnsupportedError(
-            f"the model has weights on the meta device, which have no values: {on_meta}; load them first"
-        )
+    _check_have_values(model)
     quantizer = part_of(model, "hf_quantizer")
     if quantizer is not None:
         raise UnsupportedError(
@@ -136,6 +136,14 @@ def _check_weights(model: PreTrainedModel) -> None:
     if weight_adapters.are_on(model):
         shown = ", ".join(map(repr, weight_adapters.names(model))) or "merged ones"
         raise UnsupportedError(f"the model has adapters in its layers ({shown}); merge them into its weights first")
+
+
+def _check_have_values(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise UnsupportedError(
+                f"the model has weights on the meta device, which have no values: {name}; load them first"
+            )
 
 
 def _scale(model: PreTrainedModel, prompts: Prompts, known: int) -> float:
@@ -152,9 +160,14 @@ def _scale(model: PreTrainedModel, prompts: Prompts, known: int) -> float:
         raise UnsupportedError(
             f"the model's embedding module gives a width of {embedded.shape[-1]}, and its table has {rows.shape[-1]}"
         )
+    return _factor(rows, embedded, torch.finfo(table.dtype).eps)
+
+
+def _factor(rows: Tensor, embedded: Tensor, eps: float) -> float:
+    """Return what rows of the table were multiplied by, if that is all that was done to them."""
     scale = float((rows * embedded).sum() / (rows * rows).sum().clamp(min=1e-30))
     rest = (embedded - scale * rows).abs().max() / embedded.abs().max().clamp(min=1e-30)
-    if scale == 0 or rest > 4 * torch.finfo(table.dtype).eps:
+    if scale == 0 or rest > 4 * eps:
         raise UnsupportedError(
             "the model's embedding module does more than multiply the rows of its table (at best by "
             f'{scale:g}), so no row gives the prompt; use to="embeddings"'

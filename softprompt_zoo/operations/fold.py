@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from softprompt_zoo.model.attachment import prompts_of
 from softprompt_zoo.model.plain_prefix import PrefixMaker
 from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.operations.given import check_idle_task
 from softprompt_zoo.sites.select import check_combination
 
 
@@ -53,6 +54,5 @@ def combination_of(prompts: Prompts, names: str | Sequence[str] | None, task: in
     if not combination:
         known = ", ".join(map(repr, prompts)) or "none"
         raise ValueError(f"there is nothing to fold: no prompt is active; give the names of some of {known}")
-    if task is not None and all(prompts[part].config.tasks is None for part in combination):
-        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
+    check_idle_task(task, [prompts[part] for part in combination])
     return combination

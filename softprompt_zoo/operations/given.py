@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +118,9 @@ def _read(what: str, given: Any, backbone: Backbone) -> Given:
             "zoo.export(model, folder, task=…), and give that folder"
         )
     return Given(what, prompt, tokens, prompt.place(own))
+
+
+def check_idle_task(task: int | None, prompts: Iterable[Prompt]) -> None:
+    """Refuse a task where none of the prompts has tasks."""
+    if task is not None and all(prompt.config.tasks is None for prompt in prompts):
+        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")

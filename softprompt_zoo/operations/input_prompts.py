@@ -8,6 +8,7 @@ from torch import Tensor
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files.damage import check_numbers
 from softprompt_zoo.model.prompts import Prompts
+from softprompt_zoo.operations.given import check_idle_task
 from softprompt_zoo.prompt.plain import one_task
 from softprompt_zoo.prompt.token_checks import check_range
 from softprompt_zoo.shapes import Float
@@ -35,11 +36,8 @@ def input_tokens(
     if not wanted:
         known = ", ".join(map(repr, prompts)) or "none"
         raise UnsupportedError(f"no prompt is active; name one with name=…, of {known}")
-    found = {}
-    for name in wanted:
-        found[name] = _embeddings_of(prompts, name, task, to)
-    if task is not None and all(prompts[name].config.tasks is None for name in found):
-        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
+    found = {name: _embeddings_of(prompts, name, task, to) for name in wanted}
+    check_idle_task(task, [prompts[name] for name in wanted])
     return found
 
 

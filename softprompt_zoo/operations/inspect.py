@@ -18,6 +18,7 @@ from softprompt_zoo.model.attachment import prompts_of
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.operations.attention_batches import Batch
 from softprompt_zoo.operations.attention_mass import measure_attention
+from softprompt_zoo.operations.given import check_idle_task
 from softprompt_zoo.operations.inspection_findings import Neighbour, Norms, PromptInspection
 from softprompt_zoo.operations.inspection_report import Inspection
 from softprompt_zoo.shapes import Float
@@ -69,6 +70,7 @@ def inspect(
     _check_tokenizer(tokenizer)
     names = _names(prompts, name)
     _check_has_values(model, prompts.backbone)
+    check_idle_task(task, [prompts[name] for name in names])
     tasks = {name: prompts[name].config.tasks for name in names}
     task = _check_task(task, tasks)
     count = min(neighbours, prompts.backbone.vocab_size)
@@ -102,18 +104,12 @@ def _check_tokenizer(tokenizer: Any) -> None:
 def _check_task(task: int | None, tasks: Mapping[str, int | None]) -> int | None:
     counts = [(count, name) for name, count in tasks.items() if count is not None]
     if not counts:
-        _check_no_task(task)
         return None
     count, name = min(counts)
     if task is None and count == 1:
         return 0
     check_task(task, count, name)
     return task
-
-
-def _check_no_task(task: int | None) -> None:
-    if task is not None:
-        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
 
 
 def _look(
@@ -176,7 +172,7 @@ def _word(tokenizer: Any, index: int) -> str:
 
 def _layer_norms(tokens: VirtualTokens, backbone: Backbone) -> dict[str, Norms]:
     """Compare the norms of keys and values with those of words that the model read, at all layers."""
-    most = FREQUENT_VOCABULARY if backbone.vocab_size > FREQUENT_VOCABULARY else backbone.vocab_size
+    most = min(FREQUENT_VOCABULARY, backbone.vocab_size)
     count = min(SAMPLED_WORDS, most, (backbone.max_positions or SAMPLED_WORDS))
     words = backbone.keys_values(torch.linspace(0, most - 1, count, device=backbone.device).long())
     found = {}

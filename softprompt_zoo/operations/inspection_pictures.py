@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from softprompt_zoo.errors import check_packages
 from softprompt_zoo.operations.inspection_findings import PromptInspection
 
@@ -37,11 +39,7 @@ def draw(prompts: Sequence[PromptInspection], panels_in_a_row: int) -> bytes:
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False).reshape(len(prompts), count)
     for prompt, panels in zip(prompts, grid, strict=True):
-        _draw_norms(panels[0], prompt)
-        _draw_similarity(figure, panels[1], prompt)
-        if has_more:
-            _draw_shares(panels[2], prompt)
-            _draw_tokens(figure, panels[3], prompt)
+        _draw_panels(figure, panels, prompt)
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # words of scripts that matplotlib's font lacks are drawn as boxes
@@ -95,10 +93,24 @@ def _label_with_words(axes: Any, prompt: PromptInspection) -> None:
     axes.set(ylabel="nearest word, virtual token")
 
 
+def _draw_panels(figure: Any, panels: Any, prompt: PromptInspection) -> None:
+    """Draw one prompt, into two panels or into four."""
+    _draw_norms(panels[0], prompt)
+    _draw_similarity(figure, panels[1], prompt)
+    if len(panels) > 2:
+        _draw_shares(panels[2], prompt)
+        _draw_tokens(figure, panels[3], prompt)
+
+
+def _curves(prompt: PromptInspection) -> dict[str, Tensor]:
+    """Return what there is to draw for each layer: shares of attention, and gates."""
+    shares = {} if prompt.attention is None else dict(prompt.attention.shares)
+    return shares | {f"{site}, gate": gates for site, gates in prompt.gates.items()}
+
+
 def _draw_shares(axes: Any, prompt: PromptInspection) -> None:
     """Draw the attention to the prompt, or the gates of a gated one."""
-    curves = {} if prompt.attention is None else dict(prompt.attention.shares)
-    curves |= {f"{site}, gate": gates for site, gates in prompt.gates.items()}
+    curves = _curves(prompt)
     if not curves:
         axes.set_axis_off()
         return

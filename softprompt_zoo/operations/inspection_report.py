@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from softprompt_zoo.files.writing import write_atomically
-from softprompt_zoo.operations.inspection_findings import PromptInspection
+from softprompt_zoo.operations.inspection_findings import Neighbour, PromptInspection
 from softprompt_zoo.operations.inspection_pictures import draw
 from softprompt_zoo.shapes import Float
 
@@ -136,16 +136,19 @@ def _of_tokens(prompt: PromptInspection) -> Rows:
     head += [f"attention, {site}" for site in mass]
     lines = []
     for token, near in enumerate(prompt.neighbours):
-        words = ", ".join(f"{word.shown} ({word.cosine:.2f}, {word.distance:.2f})" for word in near)
         line = [
             str(token),
-            words,
+            _in_words(near),
             f"{norms.tokens[0, token]:.2f}",
             f"{norms.percentiles[0, token]:.0f}%",
             _most_like(prompt, token),
         ]
         lines.append([*line, *(f"{of_site[:, token].mean():.1%}" for of_site in mass.values())])
     return head, lines
+
+
+def _in_words(near: Sequence[Neighbour]) -> str:
+    return ", ".join(f"{word.shown} ({word.cosine:.2f}, {word.distance:.2f})" for word in near)
 
 
 def _most_like(prompt: PromptInspection, token: int) -> str:

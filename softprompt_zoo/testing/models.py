@@ -118,6 +118,17 @@ CLASSIFICATION = "sequence classification"
 _CLASSES: dict[str, Any] = {CLASSIFICATION: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING}
 
 
+def _made(architecture: str, task: str) -> PreTrainedModel:
+    model = {**TINY_MODELS, **MORE_MODELS}[architecture]()
+    if task:
+        model.config.num_labels = 3
+        model = _CLASSES[task][type(model.config)](model.config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=0.3)
+    return model
+
+
 def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa", task: str = "") -> PreTrainedModel:
     """Build a tiny model in eval mode.
 
@@ -136,13 +147,7 @@ def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa", t
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.default_generator.manual_seed(seed)  # torch.manual_seed also takes a stack trace per kind of device
-        model = {**TINY_MODELS, **MORE_MODELS}[architecture]()
-        if task:
-            model.config.num_labels = 3
-            model = _CLASSES[task][type(model.config)](model.config)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.data.normal_(std=0.3)
+        model = _made(architecture, task)
     if model.can_generate():
         model.generation_config.eos_token_id = None
     chosen = implementation if model._supports_sdpa else "eager"

@@ -112,7 +112,7 @@ def _check_is_free(model: nn.Module) -> None:
         binding: Binding | None = module.__dict__.get(BINDING_ATTRIBUTE)
         if binding is not None or mark_of(module) is not None:
             owner = getattr(binding and binding.prompts, "architecture", None) or "another model"
-            part = f"{type(model).__name__}.{name}" if name else type(model).__name__
+            part = ".".join(filter(None, (type(model).__name__, name)))
             raise UnsupportedError(
                 f"{part} has the prompts of {owner} already, and a module takes those of one model; use that model, "
                 "call zoo.detach on it first, or give this one layers of its own"
@@ -152,11 +152,12 @@ def _reached(model: PreTrainedModel) -> tuple[str, dict[str, Stack], Findings]:
         findings = rehearse(family, stacks)
     if findings.inputs is not None and not any(stack.shapes for stack in stacks.values()):
         raise _no_method(model, findings.inputs)
-    is_padding_sensitive = findings.padding is not None
-    stacks = {
-        name: dataclasses.replace(stack, is_padding_sensitive=is_padding_sensitive) for name, stack in stacks.items()
-    }
-    return family, stacks, findings
+    return family, _with_padding(stacks, findings.padding is not None), findings
+
+
+def _with_padding(stacks: Mapping[str, Stack], is_sensitive: bool) -> dict[str, Stack]:
+    """Note on the stacks whether padding changes their states."""
+    return {name: dataclasses.replace(stack, is_padding_sensitive=is_sensitive) for name, stack in stacks.items()}
 
 
 def _why_wrong(family: str, stacks: Mapping[str, Stack]) -> str:

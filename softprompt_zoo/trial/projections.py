@@ -75,12 +75,18 @@ class Projector:
         key = (site, weight.device, weight.dtype)
         if key in self._calls:
             return self._calls[key]
-        if torch.compiler.is_compiling():
-            for (known, device, _), calls in self._calls.items():
-                if known == site and device.type != "meta":
-                    return _moved(calls, weight)
+        elsewhere = self._recorded_elsewhere(site) if torch.compiler.is_compiling() else None
+        if elsewhere is not None:
+            return _moved(elsewhere, weight)
         self._calls[key] = _record(stack, site, weight)
         return self._calls[key]
+
+    def _recorded_elsewhere(self, site: str) -> list[_Call] | None:
+        """Return calls that were recorded on another device or in another dtype; `None` if there are none."""
+        for (known, device, _), calls in self._calls.items():
+            if known == site and device.type != "meta":
+                return calls
+        return None
 
 
 def _moved(calls: list[_Call], like: Tensor) -> list[_Call]:

@@ -81,7 +81,7 @@ def is_ready(stack: Stack) -> bool:
 @contextlib.contextmanager
 def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
     """Make a model record, attached or not; restore it afterwards."""
-    new = [stack for stack in stacks.values() if not all(map(mark_of, stack.attentions.get(stack.name, ())))]
+    new = _without_marks(stacks)
     with eval_mode([stack.module for stack in stacks.values()]):
         try:
             for stack in stacks.values():
@@ -92,3 +92,8 @@ def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
         finally:
             for stack in new:
                 stack.reach.remove(stack)
+
+
+def _without_marks(stacks: Mapping[str, Stack]) -> list[Stack]:
+    """List the stacks that are not made ready for prompts already."""
+    return [stack for stack in stacks.values() if not all(map(mark_of, stack.attentions.get(stack.name, ())))]

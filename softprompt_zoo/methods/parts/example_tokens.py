@@ -39,11 +39,7 @@ def count_tokens(
     if ids is None and types is None:
         return _tokens_of(examples, template, tokenizer)
     if examples and tokenizer is not None:
-        found = tokenize_examples(tokenizer, template, examples)
-        if found != (ids, types):
-            raise ValueError(
-                f"token_ids and token_types are not those of the examples, {len(found[0])} tokens; leave them out"
-            )
+        _check_same_tokens(tokenize_examples(tokenizer, template, examples), (ids, types))
     return _typed_tokens(_integers("token_ids", ids), _integers("token_types", types))
 
 
@@ -138,3 +134,10 @@ def _integers(name: str, values: Any) -> Integers:
     if not isinstance(values, tuple) or not all(type(value) is int and value >= 0 for value in values):
         raise TypeError(f"{name} is {values!r}; expected a tuple of integers of at least 0, one per token")
     return values
+
+
+def _check_same_tokens(found: tuple[Integers, Integers], given: tuple[Any, Any]) -> None:
+    if found != given:
+        raise ValueError(
+            f"token_ids and token_types are not those of the examples, {len(found[0])} tokens; leave them out"
+        )
