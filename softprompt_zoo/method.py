@@ -1,7 +1,7 @@
 """Methods as the user meets them: chosen by name, configured, called on a model."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo.config.method_config import MethodConfig
@@ -192,6 +192,11 @@ def combine(*methods: "str | Method") -> Methods:
     """
     if not methods:
         raise ValueError("combine was given no methods; name at least one of zoo.list_methods()")
+    return Methods(_by_prompt_name(methods))
+
+
+def _by_prompt_name(methods: Iterable["str | Method"]) -> dict[str, Method]:
+    """Return methods by the names that their prompts get; refuse one name for two."""
     named: dict[str, Method] = {}
     for method in methods:
         chosen = method if isinstance(method, Method) else get_method(method)
@@ -201,7 +206,7 @@ def combine(*methods: "str | Method") -> Methods:
                 f"two prompts named {name!r}; name them: zoo.get_method({chosen.name!r}).configure(name=…)"
             )
         named[name] = chosen
-    return Methods(named)
+    return named
 
 
 def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreTrainedModel":

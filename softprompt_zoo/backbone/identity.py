@@ -77,10 +77,14 @@ def is_description(content: object) -> bool:
 
 def _is_sample(sample: object, width: int) -> bool:
     """Return whether a value may be the sample of a table of that width."""
-    if not isinstance(sample, dict) or not all(isinstance(sample.get(key), list) for key in _NO_SAMPLE):
+    if not (isinstance(sample, dict) and _has_lists(sample)):
         return False
     ids, columns, values = sample["ids"], sample["columns"], sample["values"]
     return _are_ids(ids) and _are_columns(columns, width) and _is_table(values, len(ids), len(columns))
+
+
+def _has_lists(sample: Mapping[Any, Any]) -> bool:
+    return all(isinstance(sample.get(key), list) for key in _NO_SAMPLE)
 
 
 def _are_ids(ids: list[Any]) -> bool:

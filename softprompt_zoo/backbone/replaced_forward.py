@@ -209,13 +209,17 @@ def _of_partial(value: Any) -> Iterator[_Place]:
 
 
 def _of_function(module: nn.Module, function: FunctionType) -> Iterator[_Place]:
-    kinds: Any = type(module).__mro__
-    if any(vars(owner).get(function.__name__) is function for owner in kinds):
-        return  # a method of the module's class keeps nothing of the module
+    if _is_of_class(type(module), function):
+        return  # it keeps nothing of the module
     for cell in function.__closure__ or ():
         yield from _of_cell(cell)
     yield from _entries(function.__dict__)
     yield from _entries(function.__kwdefaults__ or {})
+
+
+def _is_of_class(kind: type, function: FunctionType) -> bool:
+    """Return whether a function is a method of a class, or of one above it."""
+    return any(vars(owner).get(function.__name__) is function for owner in kind.__mro__)
 
 
 def _of_cell(cell: Any) -> Iterator[_Place]:

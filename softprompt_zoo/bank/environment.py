@@ -55,23 +55,9 @@ class Environment:
 
     def _open(self) -> Any:
         path = os.path.join(self.folder, DATA_FILE)
-        size = os.path.getsize(path) if os.path.exists(path) else 0
-        wanted = size + FIRST_SIZE
-        map_size = wanted if self.max_bytes is None else min(wanted, max(self.max_bytes, size))
-        options: dict[str, Any] = {"map_size": map_size, "max_readers": MAX_READERS, "readahead": False}
-        has_locks = True
         try:
             allocate_lock_file(self.folder, MAX_READERS)
-            self.is_readonly = False
-            try:
-                handle = lmdb.open(self.folder, **options)
-            except lmdb.ReadonlyError:
-                self.is_readonly = True
-                try:
-                    handle = lmdb.open(self.folder, readonly=True, **options)
-                except lmdb.ReadonlyError:  # the table of readers cannot be written either
-                    has_locks = False
-                    handle = lmdb.open(self.folder, readonly=True, lock=False, **options)
+            handle, has_locks = self._open_as_permitted(self._first_map_size(path))
         except lmdb.InvalidError as error:
             raise CheckpointError(f"{path} is damaged, or not a bank ({error}); restore it from a copy") from error
         except (lmdb.Error, OSError) as error:
@@ -87,6 +73,24 @@ class Environment:
             handle.reader_check()  # frees the places of readers that were killed
         self._file = _identity(path)
         return handle
+
+    def _first_map_size(self, path: str) -> int:
+        size = os.path.getsize(path) if os.path.exists(path) else 0
+        wanted = size + FIRST_SIZE
+        return wanted if self.max_bytes is None else min(wanted, max(self.max_bytes, size))
+
+    def _open_as_permitted(self, map_size: int) -> tuple[Any, bool]:
+        """Open LMDB to write if that is permitted, else to read; and say whether it has a table of its readers."""
+        options: dict[str, Any] = {"map_size": map_size, "max_readers": MAX_READERS, "readahead": False}
+        self.is_readonly = False
+        try:
+            return lmdb.open(self.folder, **options), True
+        except lmdb.ReadonlyError:
+            self.is_readonly = True
+        try:
+            return lmdb.open(self.folder, readonly=True, **options), True
+        except lmdb.ReadonlyError:  # the table cannot be written either
+            return lmdb.open(self.folder, readonly=True, lock=False, **options), False
 
     def is_there(self) -> bool:
         """Return whether the open file is still the one in the folder, and not removed or replaced."""

@@ -1,5 +1,6 @@
 """A bank's header: the format it is in, and the model it is for."""
 
+import itertools
 import json
 from typing import Any
 
@@ -22,7 +23,7 @@ def write_header(backbone: Backbone) -> bytes:
     """
     content = {"format": FORMAT_VERSION, **identity.describe(backbone)}
     shared = {site: [shape.shared_with for shape in shapes] for site, shapes in backbone.layers.items()}
-    if any(source is not None for sources in shared.values() for source in sources):
+    if {*itertools.chain.from_iterable(shared.values())} - {None}:
         content["shared_with"] = shared
     return records.seal("", json.dumps(content).encode())
 

@@ -114,6 +114,11 @@ def _name(found: Mapping[Path, Sequence[str]], is_one: bool) -> dict[tuple[Path,
         for folder, own in found.items()
         for name in own
     }
+    _check_differ(names)
+    return names
+
+
+def _check_differ(names: Names) -> None:
     sources: dict[str, str] = {}
     for (folder, name), stored in names.items():
         check_name(stored, f", from {folder}")
@@ -124,7 +129,6 @@ def _name(found: Mapping[Path, Sequence[str]], is_one: bool) -> dict[tuple[Path,
                 "nothing was stored"
             )
         sources[stored] = source
-    return names
 
 
 def _of_folder(folder: Path, own: Sequence[str], name: str) -> str:

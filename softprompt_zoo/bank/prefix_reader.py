@@ -232,10 +232,14 @@ class PrefixReader:
 def _shapes(described: Mapping[str, Any], site: str) -> list[LayerShape]:
     """Return the shapes of a site's layers, as a bank's header has them."""
     layers = described["backbone"]["layers"][site]
-    if not all(type(size) is int and size > 0 for layer in layers for size in layer):
+    if not all(map(_are_sizes, layers)):
         raise ValueError(f"sizes {layers}")
     sources = described.get("shared_with", {}).get(site, [None] * len(layers))
     return [
         LayerShape(heads, width, value_dim=sum(other), shared_with=source)
         for (heads, width, *other), source in zip(layers, sources, strict=True)
     ]
+
+
+def _are_sizes(layer: list[Any]) -> bool:
+    return all(type(size) is int and size > 0 for size in layer)

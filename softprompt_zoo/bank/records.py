@@ -118,11 +118,16 @@ def decode(name: str, data: memoryview, where: str) -> Record:
     if data.nbytes <= start:
         raise CheckpointError(f"entry {name!r} of {where} has {data.nbytes} bytes and no number; {INSTEAD}")
     buffer = torch.frombuffer(bytearray(data[start:]), dtype=torch.uint8)
-    tensors = {
-        key: buffer[first - start : last - start].view(_DTYPES[dtype]).view(shape)
-        for (key, (dtype, shape)), (first, last) in zip(header.tensors.items(), offsets, strict=True)
+    places = [(first - start, last - start) for first, last in offsets]
+    return Record(bytes(data[:STAMP_SIZE]), header, text, _views(buffer, header, places))
+
+
+def _views(buffer: Tensor, header: Header, places: list[tuple[int, int]]) -> dict[str, Tensor]:
+    """View the tensors of a header in a buffer of bytes, each from one place to another."""
+    return {
+        key: buffer[first:last].view(_DTYPES[dtype]).view(shape)
+        for (key, (dtype, shape)), (first, last) in zip(header.tensors.items(), places, strict=True)
     }
-    return Record(bytes(data[:STAMP_SIZE]), header, text, tensors)
 
 
 def header_end(data: bytes | memoryview) -> int:
@@ -187,13 +192,17 @@ def _header(text: bytes) -> tuple[Header, list[tuple[int, int]]]:
         is_right = False
     if not is_right:
         raise _FormatError(f"has a header that says nothing of a prompt; {INSTEAD}")
+    return header, _offsets(header, _START + len(text))
+
+
+def _offsets(header: Header, end: int) -> list[tuple[int, int]]:
+    """Find where each tensor begins and ends, after a header that ends at a place."""
     offsets = []
-    end = _START + len(text)
-    for dtype, shape in tensors.values():
+    for dtype, shape in header.tensors.values():
         start = end + -end % ALIGNMENT
         end = start + math.prod(shape) * _DTYPES[dtype].itemsize
         offsets.append((start, end))
-    return header, offsets
+    return offsets
 
 
 def _has_right_types(header: Header) -> bool:

@@ -57,7 +57,7 @@ def plugins(
 
         reports, notes = check_hooks(reports)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(report) for report in reports], indent=2))
+        typer.echo(json.dumps(list(map(dataclasses.asdict, reports)), indent=2))
     else:
         _print_reports(reports, notes)
     if any(report.problem for report in reports):

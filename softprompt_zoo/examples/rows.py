@@ -111,8 +111,7 @@ def _read_csv(path: Path, text: str) -> Iterator[Row]:
     """Read rows below a header row; blank lines are allowed."""
     lines = _csv_lines(path, text)
     place, header = next(lines, ("", []))
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise DataError(f"{place}: columns named twice: {listed(twice)}; rename them")
+    _check_header(place, header)
     for place, cells in lines:
         if len(cells) != len(header):
             raise DataError(
@@ -158,3 +157,8 @@ def _cut(text: str) -> str:
     """Cut text to a readable length, on one line."""
     text = " ".join(text.splitlines())
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+
+
+def _check_header(place: str, header: list[str]) -> None:
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise DataError(f"{place}: columns named twice: {listed(twice)}; rename them")

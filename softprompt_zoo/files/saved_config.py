@@ -85,10 +85,13 @@ def _of_peft(fields: Mapping[str, Any], path: Path) -> SavedConfig:
     if not peft_folder.is_prompt(fields):
         raise CheckpointError(f"{path} is a PEFT adapter of type {fields['peft_type']!r}, which is not a prompt")
     base, task = (_text_or_null(fields, key, path) for key in ("base_model_name_or_path", "task_type"))
+    return SavedConfig(base or None, None, task, {"default": _prompt_of_peft(fields)}, ("default",), ())
+
+
+def _prompt_of_peft(fields: Mapping[str, Any]) -> SavedPrompt:
     count = fields.get("num_virtual_tokens")
     options = {name: value for name, value in fields.items() if name not in OF_THE_FILE}
-    prompt = SavedPrompt(fields["peft_type"], count if isinstance(count, int) else None, options)
-    return SavedConfig(base or None, None, task, {"default": prompt}, ("default",), ())
+    return SavedPrompt(fields["peft_type"], count if isinstance(count, int) else None, options)
 
 
 def _text_or_null(fields: Mapping[str, Any], key: str, path: Path) -> str | None:

@@ -91,12 +91,7 @@ class Parameters(nn.Module):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__()
-        sites = [site for site in backbone.layers if site != "cross"]
-        if not sites:
-            raise UnsupportedError(
-                f"p_tuning_v2 needs keys and values, which cannot be reached in this model ({backbone.model_type}); "
-                "choose a method at the input embeddings"
-            )
+        sites = _sites(backbone)
         size = (config.reparameterization_size or NET_SIZE) if config.reparameterization == "mlp" else None
         self.tables = nn.ModuleDict(
             {site: LayerTable(backbone, site, config.num_virtual_tokens, size) for site in sites}
@@ -143,3 +138,13 @@ def build_virtual_tokens(parameters: Parameters) -> VirtualTokens:
 def inject(config: Config, tokens: VirtualTokens) -> Placement:
     """Place them at the keys and values of every layer."""
     return Placement(tokens, dropout=config.dropout)
+
+
+def _sites(backbone: Backbone) -> list[str]:
+    sites = [site for site in backbone.layers if site != "cross"]
+    if not sites:
+        raise UnsupportedError(
+            f"p_tuning_v2 needs keys and values, which cannot be reached in this model ({backbone.model_type}); "
+            "choose a method at the input embeddings"
+        )
+    return sites

@@ -18,6 +18,7 @@ PEFT: PREFIX_TUNING; of an encoder-decoder it can hold the decoder's site only.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -137,11 +138,15 @@ def _sites(config: Config, backbone: Backbone) -> list[str]:
             f"prefix_tuning needs keys and values, which cannot be reached in this model ({backbone.model_type}); "
             "choose a method at the input embeddings"
         )
-    chosen = [*backbone.layers] if config.sites is None else config.sites
-    for site in chosen:
-        if site not in backbone.layers:
-            raise UnsupportedError(f"this model has no site {site!r}; it has {', '.join(map(repr, backbone.layers))}")
-    return [site for site in backbone.layers if site in chosen]
+    return [*backbone.layers] if config.sites is None else _chosen(config.sites, [*backbone.layers])
+
+
+def _chosen(sites: Sequence[str], known: list[str]) -> list[str]:
+    """Return the sites that the user chose, in the model's order."""
+    for site in sites:
+        if site not in known:
+            raise UnsupportedError(f"this model has no site {site!r}; it has {', '.join(map(repr, known))}")
+    return [site for site in known if site in sites]
 
 
 def _tokens(parameters: Parameters) -> LayerTokens:

@@ -105,10 +105,15 @@ def _architecture(source: str) -> str:
 
 
 @torch.no_grad()
+def _known(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a model has a parameter for, outside its heads."""
+    heads = find_heads(model, [stack.module for stack in find_stacks(model)[1].values()])
+    return {key: weights[key] for key in _parameters(model).keys() & weights if key.partition(".")[0] not in heads}
+
+
 def _put_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     """Write what PEFT saved of the model into it, but for its heads, which the prompt brings along."""
-    heads = find_heads(model, [stack.module for stack in find_stacks(model)[1].values()])
-    known = {key: weights[key] for key in _parameters(model).keys() & weights if key.partition(".")[0] not in heads}
+    known = _known(model, weights)
     if not known:
         return
     _resize_table(model, known)

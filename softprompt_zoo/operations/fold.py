@@ -54,5 +54,5 @@ def combination_of(prompts: Prompts, names: str | Sequence[str] | None, task: in
     if not combination:
         known = ", ".join(map(repr, prompts)) or "none"
         raise ValueError(f"there is nothing to fold: no prompt is active; give the names of some of {known}")
-    check_idle_task(task, [prompts[part] for part in combination])
+    check_idle_task(task, map(prompts.__getitem__, combination))
     return combination

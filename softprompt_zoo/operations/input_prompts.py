@@ -37,7 +37,7 @@ def input_tokens(
         known = ", ".join(map(repr, prompts)) or "none"
         raise UnsupportedError(f"no prompt is active; name one with name=…, of {known}")
     found = {name: _embeddings_of(prompts, name, task, to) for name in wanted}
-    check_idle_task(task, [prompts[name] for name in wanted])
+    check_idle_task(task, map(prompts.__getitem__, wanted))
     return found
 
 

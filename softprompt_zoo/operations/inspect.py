@@ -70,7 +70,7 @@ def inspect(
     _check_tokenizer(tokenizer)
     names = _names(prompts, name)
     _check_has_values(model, prompts.backbone)
-    check_idle_task(task, [prompts[name] for name in names])
+    check_idle_task(task, map(prompts.__getitem__, names))
     tasks = {name: prompts[name].config.tasks for name in names}
     task = _check_task(task, tasks)
     count = min(neighbours, prompts.backbone.vocab_size)

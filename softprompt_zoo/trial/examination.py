@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -36,6 +37,9 @@ SEES_LATER = ", for text sees what comes after it, as in prefix language models 
 """Why keys and values are wrong, where a model's tokens see later ones."""
 
 
+Found = TypeVar("Found")
+
+
 def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
     """Find what prompts need to know of a model. Nothing is changed.
 
@@ -65,7 +69,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         family=family,
         hidden_size=embed(stacks, probe).shape[-1],
         vocab_size=weight.shape[0],
-        layers={site: shapes for stack in stacks.values() for site, shapes in stack.shapes.items()},
+        layers=_by_site([stack.shapes for stack in stacks.values()]),
         max_positions=max_positions(model),
         takes_cache=list(stacks.values())[-1].cache_argument != "",
         dtype=weight.dtype,
@@ -84,10 +88,15 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
     return backbone, stacks
 
 
+def _by_site(found: Iterable[Mapping[str, Found]]) -> dict[str, Found]:
+    """Put what was found of each stack's sites together."""
+    return dict(itertools.chain.from_iterable(sites.items() for sites in found))
+
+
 def _module_names(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> dict[str, tuple[str, ...]]:
     """Return by site the names of its attention modules."""
     names = {id(module): name for name, module in model.named_modules()}
-    sites = {site: modules for stack in stacks.values() for site, modules in stack.attentions.items()}
+    sites = _by_site([stack.attentions for stack in stacks.values()])
     return {site: tuple(names[id(module)] for module in modules) for site, modules in sites.items()}
 
 
