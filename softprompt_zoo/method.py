@@ -212,7 +212,7 @@ def _by_prompt_name(methods: Iterable["str | Method"]) -> dict[str, Method]:
 def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreTrainedModel":
     """Attach a prompt of each method, all or none, and activate exactly these."""
     from softprompt_zoo.backbone.peft_layers import model_inside
-    from softprompt_zoo.model.attachment import attach, is_attached
+    from softprompt_zoo.model.attachment import attach_or_add, is_attached
     from softprompt_zoo.model.making import make_prompt
     from softprompt_zoo.model.prompts import Prompts
     from softprompt_zoo.prompt.fits import check_shared_room
@@ -227,11 +227,6 @@ def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreT
         name: make_prompt(method._loaded, method.options, backbone, method.wrappers) for name, method in methods.items()
     }
     check_shared_room(made, backbone)
-    if not attached:
-        attach(model, backbone, stacks, made)
-        prompts = model_inside(model).prompts
-    else:
-        for name, prompt in made.items():
-            prompts.insert(name, prompt)
-    prompts.choose(tuple(made))
+    attach_or_add(model, backbone, stacks, made)
+    model_inside(model).prompts.choose(tuple(made))
     return model

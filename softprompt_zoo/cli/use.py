@@ -84,22 +84,24 @@ def generate(
 ) -> None:
     """Write an answer to every text, one per line."""
     given = list(arguments or [])
-    folder = None if no_prompt else _prompt_folder(given)
-    trained = {} if folder is None else trained_with(folder)
-    texts = _texts(given if no_prompt else given[1:])
-    form = chosen_template(template, trained)
+    folder, texts = (None, _texts(given)) if no_prompt else (_prompt_folder(given), _texts(given[1:]))
+    form = chosen_template(template, {} if folder is None else trained_with(folder))
+    base, network = load_prompted(model, folder, dtype)
+    answers = iter(_answers(base, network, form, [text for text in texts if text is not None], max_new_tokens))
+    for text in texts:
+        typer.echo("" if text is None else " ".join(next(answers).splitlines()))
+
+
+def _answers(base: "Base", network: Any, form: str, texts: list[str], max_new_tokens: int) -> list[str]:
     from softprompt_zoo.examples import Example
     from softprompt_zoo.training.base import check_tokens
     from softprompt_zoo.training.data import Row, Tokenized
     from softprompt_zoo.training.evaluation import generate as write_answers
 
-    base, network = load_prompted(model, folder, dtype)
     tokenized = Tokenized(base.tokenizer, base.is_encoder_decoder, form)
-    ids = [tokenized.text_ids(Example(text, None)) for text in texts if text is not None]
+    ids = [tokenized.text_ids(Example(text, None)) for text in texts]
     check_tokens([Row(text, []) for text in ids], network)
-    answers = iter(write_answers(network, base.tokenizer, ids, max_new_tokens))
-    for text in texts:
-        typer.echo("" if text is None else " ".join(next(answers).splitlines()))
+    return write_answers(network, base.tokenizer, ids, max_new_tokens)
 
 
 def _prompt_folder(arguments: list[str]) -> Path:

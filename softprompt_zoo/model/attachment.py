@@ -68,6 +68,18 @@ def attach(
     _ATTACHED.add(model)
 
 
+def attach_or_add(
+    model: PreTrainedModel, backbone: Backbone, stacks: Mapping[str, Stack], ready: Mapping[str, Prompt]
+) -> None:
+    """Add prompts to those of a model, or attach them if it has none; arguments and errors as of `attach`."""
+    if not is_attached(model):
+        attach(model, backbone, stacks, ready)
+        return
+    prompts: Any = model_inside(model).prompts
+    for name, prompt in ready.items():
+        prompts.insert(name, prompt)
+
+
 def _freeze(model: PreTrainedModel) -> None:
     """Freeze all but PEFT's adapters."""
     adapted = {name for name, _ in weight_adapters.parameters(model)}

@@ -1,7 +1,8 @@
 """What users do with a model's prompts as a whole: load, merge, export."""
 
+import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from softprompt_zoo.errors import CheckpointError, PromptExistsError, Unsupporte
 from softprompt_zoo.files import peft_export, peft_folder, prompt_folder, weight_adapters
 from softprompt_zoo.files.reading import existing_directory
 from softprompt_zoo.files.save_and_read import read_adapters, read_prompts
-from softprompt_zoo.model.attachment import attach, detach, is_attached, prompts_of
+from softprompt_zoo.model.attachment import attach_or_add, detach, is_attached, prompts_of
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.operations.export_embeddings import export_embeddings
 from softprompt_zoo.operations.export_kv import export_keys_values
@@ -24,8 +25,6 @@ from softprompt_zoo.prompt.fits import check_ranges, check_shared_room
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.trial.examination import inspect_backbone
-
-EXPORTS = ("peft", "vocabulary", "embeddings", "kv")
 
 
 def load(
@@ -75,11 +74,7 @@ def load(
             weight_adapters.put(model, adapted, path, trainable)
             if not attached:
                 backbone, stacks = inspect_backbone(base)  # some of its layers are others now
-    if attached:
-        for own_name, prompt in prompts.items():
-            model.prompts.insert(own_name, prompt)
-    else:
-        attach(base, backbone, stacks, prompts)
+    attach_or_add(base, backbone, stacks, prompts)
     if pools_prompt:
         _check_pooling(base, next(iter(prompts)), attached)
     model.prompts.choose(active)
@@ -204,22 +199,51 @@ def export(
         raise ValueError(f"to is {to!r}; expected one of {', '.join(map(repr, EXPORTS))}")
     prompts = prompts_of(model, "export")
     names = None if name is None else check_combination(name, prompts.keys(), "name")
-    if to == "vocabulary":
-        export_vocabulary(model, Path(directory), tokenizer, names, task)
-    elif to == "embeddings":
-        export_embeddings(model, Path(directory), names, task)
-    elif to == "kv":
-        export_keys_values(
-            model, Path(directory), {part: prompts[part] for part in combination_of(prompts, names, task)}, task
-        )
-    elif names is not None and len(names) != 1:
+    EXPORTS[to](model, Path(directory), _Wanted(names, task, tokenizer))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What a user wants of an export."""
+
+    names: tuple[str, ...] | None
+    """The prompts; `None` for the active ones."""
+    task: int | None
+    tokenizer: Any
+
+
+def _write_peft(model: Any, directory: Path, wanted: _Wanted) -> None:
+    names = wanted.names
+    if names is not None and len(names) != 1:
         raise UnsupportedError(
             f"a PEFT adapter holds one prompt, name has {len(names)}; name one, or make them one with zoo.fold"
         )
-    else:
-        _refuse_adapters(model)
-        _check_place(Path(directory))
-        peft_export.write(prompts.saved(), Path(directory), None if names is None else names[0], task)
+    _refuse_adapters(model)
+    _check_place(directory)
+    peft_export.write(prompts_of(model, "export").saved(), directory, None if names is None else names[0], wanted.task)
+
+
+def _write_vocabulary(model: Any, directory: Path, wanted: _Wanted) -> None:
+    export_vocabulary(model, directory, wanted.tokenizer, wanted.names, wanted.task)
+
+
+def _write_embeddings(model: Any, directory: Path, wanted: _Wanted) -> None:
+    export_embeddings(model, directory, wanted.names, wanted.task)
+
+
+def _write_keys_values(model: Any, directory: Path, wanted: _Wanted) -> None:
+    prompts = prompts_of(model, "export")
+    names = combination_of(prompts, wanted.names, wanted.task)
+    export_keys_values(model, directory, {name: prompts[name] for name in names}, wanted.task)
+
+
+EXPORTS: dict[str, Callable[[Any, Path, _Wanted], None]] = {
+    "peft": _write_peft,
+    "vocabulary": _write_vocabulary,
+    "embeddings": _write_embeddings,
+    "kv": _write_keys_values,
+}
+"""Format to what writes it."""
 
 
 def _check_place(directory: Path) -> None:

@@ -1,7 +1,8 @@
 """A tokenizer that knows virtual tokens as special ones."""
 
 import copy
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from transformers import AddedToken
@@ -28,17 +29,24 @@ def extend(tokenizer: Any, counts: Mapping[str, int]) -> tuple[Any, dict[str, li
     """
     names = {name: vocabulary.token_names(name, count) for name, count in counts.items()}
     taken = tokenizer.get_vocab()
-    again = next((token for own in names.values() for token in own if token in taken), None)
-    if again is not None:
-        raise UnsupportedError(f"the tokenizer has a token {again!r} already; give the prompt another name")
+    _check_are_new(itertools.chain.from_iterable(names.values()), taken)
     extended = copy.deepcopy(tokenizer)
-    used = set(taken.values())
-    ids = {}
-    for name, own in names.items():
-        extended.add_tokens([AddedToken(token, special=True, normalized=False) for token in own], special_tokens=True)
-        ids[name] = extended.convert_tokens_to_ids(own)
-    _check_ids([token for own in ids.values() for token in own], used, len(tokenizer))
+    ids = {name: _add(extended, own) for name, own in names.items()}
+    _check_ids([*itertools.chain.from_iterable(ids.values())], set(taken.values()), len(tokenizer))
     return extended, ids
+
+
+def _check_are_new(tokens: Iterable[str], taken: Collection[str]) -> None:
+    for token in tokens:
+        if token in taken:
+            raise UnsupportedError(f"the tokenizer has a token {token!r} already; give the prompt another name")
+
+
+def _add(tokenizer: Any, tokens: list[str]) -> list[int]:
+    """Add special tokens to a tokenizer, and return their ids."""
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True)
+    ids: list[int] = tokenizer.convert_tokens_to_ids(tokens)
+    return ids
 
 
 def put_in_chats(tokenizer: Any, strings: dict[str, str], default: str) -> None:
