@@ -1,65 +1,139 @@
-"""Running every method's hooks on a tiny model, to find those that break their contract."""
+"""Running every plugin's hooks on a tiny model, to find those that break their contract."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
 
 from softprompt_zoo.cli.command import quiet
+from softprompt_zoo.cli.tried_method import quietly, tried
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.methods import BUILTINS
+from softprompt_zoo.registry.attribute_check import declared
+from softprompt_zoo.registry.discovery import GROUP, WRAPPER_GROUP
 from softprompt_zoo.registry.loaded_method import LoadedMethod
+from softprompt_zoo.registry.plugin_check import config_of, optional_hooks, unmarked
 from softprompt_zoo.registry.registry import PluginReport, registry
+from softprompt_zoo.registry.wrappers import Wrappers
+from softprompt_zoo.testing.comparison import TOLERANCE
+from softprompt_zoo.testing.subject import LENGTHS, Subject, random_text
 
-if TYPE_CHECKING:
-    from softprompt_zoo.backbone.backbone import Backbone
+NOT_RUN = "loads; hooks not run: "
 
 
 def check_hooks(reports: Sequence[PluginReport]) -> tuple[list[PluginReport], dict[str, str]]:
-    """Run the hooks of all methods that loaded.
+    """Run the hooks of all plugins that loaded: of methods without wrappers, of wrappers around methods of ours.
 
     Args:
         reports: What is known already.
 
     Returns:
-        The reports, with problems that were found, and by method why its hooks could not be run.
+        The reports, with problems that were found, and by name why its hooks could not be run.
     """
-    from softprompt_zoo.testing import tiny_model
-    from softprompt_zoo.trial.examination import inspect_backbone
-
     quiet()
-    backbone, _ = inspect_backbone(tiny_model("gpt2"))
-    checked, notes = [], {}
+    checked: list[PluginReport] = []
+    notes: dict[str, str] = {}
     for report in reports:
-        if report.kind != "method" or report.problem is not None:
-            checked.append(report)
-            continue
-        method = registry.lookup(report.name)
-        problem, note = _run(method, backbone)
+        problem, note = report.problem, ""
+        if problem is None:
+            with quietly():
+                problem, note = _check(report)
         checked.append(dataclasses.replace(report, problem=problem))
-        if note is not None:
-            notes[report.name] = f"loads; hooks not run: {note}"
+        notes |= {report.name: note} if note else {}
     return checked, notes
 
 
-def _run(method: LoadedMethod, backbone: "Backbone") -> tuple[str | None, str | None]:
-    """Return what is wrong with the hooks, or why they could not be run."""
-    from softprompt_zoo.model.making import make_prompt
-
-    options = method.example_options[0]
+def _check(report: PluginReport) -> tuple[str | None, str]:
+    """Return what is wrong with a plugin, or why its hooks could not be run."""
     try:
-        try:
-            method.config_class.from_options(dict(options))
-        except (TypeError, ValueError) as error:
-            return None, str(error)
-        make_prompt(method, options, backbone)
+        if report.kind == "method":
+            return _check_method(registry.lookup(report.name))
+        return _check_wrapper(report)
     except UnsupportedError as error:
-        return None, str(error)
+        return None, f"{NOT_RUN}{error}"
     except Exception as error:  # whatever a stranger's hook raises is what the user wants to read
-        return _in_words(error), None
-    return None, None
+        name = "" if type(error).__module__.startswith("softprompt_zoo") else f"{type(error).__name__}: "
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        return f"{name}{error}{notes}", ""
 
 
-def _in_words(error: Exception) -> str:
-    """Return an error's message and notes, with its name if it is not one of ours."""
-    name = "" if type(error).__module__.startswith("softprompt_zoo") else f"{type(error).__name__}: "
-    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-    return f"{name}{error}{notes}"
+def _check_method(method: LoadedMethod) -> tuple[str | None, str]:
+    problem = next(
+        itertools.chain(unmarked(method.plugin, optional_hooks(GROUP)), _aliases_that_find_nothing(method)), None
+    )
+    if problem is not None:
+        return problem, ""
+    try:
+        method.read_options(method.example_options[0])
+    except (TypeError, ValueError) as error:
+        return None, f"{NOT_RUN}{error}"
+    subject = tried(method.within(Wrappers({})), {})
+    return next(itertools.chain(_without_gradient(subject), _merged_otherwise(subject)), None), ""
+
+
+def _aliases_that_find_nothing(method: LoadedMethod) -> Iterator[str]:
+    for alias in declared(method.plugin)["ALIASES"]:
+        if not registry.knows(alias):
+            yield f"its alias {alias!r} finds nothing: ALIASES is read from the source text; write a literal tuple"
+
+
+def _without_gradient(subject: Subject) -> Iterator[str]:
+    """Yield what is wrong if a training step leaves out parameters of the prompt."""
+    subject.model.train()
+    subject.loss(random_text(LENGTHS[0], 0)).backward()
+    learned = subject.model.prompts["default"].learned
+    missed = [
+        name for name, parameter in learned.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
+    if missed:
+        names = ", ".join(map(repr, missed))
+        yield (
+            f"a training step gives its Parameters {names} no gradient: nothing reads them, or only detached; leave "
+            "them out, or give them requires_grad=False"
+        )
+
+
+def _merged_otherwise(subject: Subject) -> Iterator[str]:
+    """Yield what is wrong if the merged prompt has other outputs; one that cannot be merged has no such form."""
+    subject.model.eval()
+    text = random_text(LENGTHS[0], 1)
+    trained = subject.logits(text)
+    try:
+        subject.merge()
+    except UnsupportedError:
+        return
+    difference = float((subject.logits(text) - trained).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(trained.abs().max())):
+        yield (
+            f"its hook 'merge' returns other tokens than 'build_virtual_tokens' in eval mode: logits differ by "
+            f"{difference:.2g}"
+        )
+
+
+def _check_wrapper(report: PluginReport) -> tuple[str | None, str]:
+    every = registry.wrappers.plugins.items()
+    candidate, plugin = next(one for one in every if (one[0].name, one[0].origin) == (report.name, report.origin))
+    problem = next(unmarked(plugin, optional_hooks(WRAPPER_GROUP)), None)
+    if problem is not None:
+        return problem, ""
+    kind = config_of(plugin)
+    try:
+        chosen = {} if kind is None else {report.name: kind().to_dict()}
+    except (TypeError, ValueError) as error:
+        return None, f"{NOT_RUN}{error}"
+    alone = Wrappers({candidate: plugin})
+    for method in map(registry.lookup, BUILTINS):
+        if method.plain_kind is not None:  # one of each kind
+            _use(tried(method.within(alone), chosen))
+    return None, ""
+
+
+def _use(subject: Subject) -> None:
+    """Train, run and merge a prompt."""
+    subject.model.train()
+    subject.loss(random_text(LENGTHS[0], 0)).backward()
+    subject.model.eval()
+    with torch.no_grad():
+        subject.merge()
+        subject.logits(random_text(LENGTHS[0], 1))

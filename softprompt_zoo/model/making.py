@@ -12,6 +12,7 @@ from softprompt_zoo.model.saved_state import check_can_be_saved
 from softprompt_zoo.model.text_trial import check_text_hooks
 from softprompt_zoo.prompt.fits import check_room
 from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.reached import check_reached
 from softprompt_zoo.prompt.start import initialize
 from softprompt_zoo.prompt.task_heads import copy_head
 from softprompt_zoo.prompt.token_checks import check_finite, check_range
@@ -70,7 +71,9 @@ def make_prompt(
 
 def _check_answers(prompt: Prompt, backbone: Backbone) -> None:
     """Hold what the hooks return against their contract, and the numbers against the model's."""
-    tokens = prompt.place(backbone).tokens
+    with torch.enable_grad():
+        tokens = prompt.place(backbone).tokens
+    check_reached(prompt, tokens, backbone)
     try:
         merged = prompt.merged_tokens(backbone)
     except UnsupportedError:  # it has no merged form, which its method says

@@ -1,5 +1,6 @@
 """A method whose plugin has been loaded and checked, and the calls of its hooks."""
 
+import copy
 import functools
 import types
 from collections.abc import Callable, Mapping
@@ -136,6 +137,12 @@ class LoadedMethod:
     def has(self, hook: str, chosen: Mapping[str, Options] = NONE_CHOSEN) -> bool:
         """Return whether the method, or a wrapper around it, has an optional hook; arguments as of `call`."""
         return bool(self._callers[hook].get_hookimpls() or self.wrappers.around(hook, chosen))
+
+    def within(self, wrappers: Wrappers) -> "LoadedMethod":
+        """Return the same method with other wrappers around its hooks."""
+        other = copy.copy(self)
+        other.wrappers = wrappers
+        return other
 
     def describe_parameters(self) -> str:
         """Name the plugin and its parameters for a message."""

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -71,11 +72,18 @@ def load_checked(candidate: Candidate) -> object:
             plugin = plugin()
         problem = next(problems_of(plugin, candidate.group), "")
         if not problem and (candidate.group == WRAPPER_GROUP or manager(plugin)):
+            _warn_of_unmarked(plugin, candidate)
             return plugin
     except (Exception, SystemExit) as error:
         problem, cause = f"{type(error).__name__}: {error}", error
     text = " ".join(f"{candidate.kind} {candidate.name!r} failed to load from {candidate.origin}: {problem}".split())
     raise PluginError(text) from cause
+
+
+def _warn_of_unmarked(plugin: object, candidate: Candidate) -> None:
+    """Warn of functions that look like optional hooks; they may be something else, so the plugin loads."""
+    for problem in unmarked(plugin, optional_hooks(candidate.group)):
+        warnings.warn(f"{candidate.kind} {candidate.name!r} ({candidate.origin}): {problem}", stacklevel=5)
 
 
 def _takes_self(plugin: type) -> bool:
@@ -138,7 +146,12 @@ def _problems_of_method(plugin: Any) -> Iterator[str]:
     yield from problems_of_attributes(plugin)
 
 
-def unmarked(plugin: Any, names: Sequence[str] = OPTIONAL_HOOKS) -> Iterator[str]:
+def optional_hooks(group: str) -> tuple[str, ...]:
+    """Return the hooks that a plugin of a group may do without; a wrapper needs none in particular."""
+    return (*HOOKS, *OPTIONAL_HOOKS) if group == WRAPPER_GROUP else OPTIONAL_HOOKS
+
+
+def unmarked(plugin: Any, names: Sequence[str]) -> Iterator[str]:
     """Yield a line for each function that is named like a hook and is none.
 
     Args:

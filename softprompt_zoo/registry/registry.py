@@ -6,9 +6,7 @@ manager of its own, with its plugin and the wrappers in it, that is only made on
 
 import contextlib
 import dataclasses
-import inspect
 import os
-import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,10 +14,11 @@ from collections.abc import Iterator
 from softprompt_zoo.errors import PluginError, UnknownMethodError, UnsupportedError
 from softprompt_zoo.registry import discovery
 from softprompt_zoo.registry.attribute_check import declared
+from softprompt_zoo.registry.by_hand import by_hand
 from softprompt_zoo.registry.discovery import GROUP, WRAPPER_GROUP, Candidate, normalize
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.name_clashes import Names, assign_names
-from softprompt_zoo.registry.plugin_check import is_wrapper, load_checked, nearest
+from softprompt_zoo.registry.plugin_check import load_checked, nearest
 from softprompt_zoo.registry.wrappers import Wrappers
 
 
@@ -54,6 +53,11 @@ class Registry:
         """Return the usable names and what offers them, from metadata only; no plugin is imported."""
         ordered = sorted(self._resolve().owners.values(), key=lambda candidate: candidate.name)
         return {candidate.name: candidate for candidate in ordered}
+
+    def knows(self, name: str) -> bool:
+        """Return whether a name or alias finds a method, or several."""
+        names = self._resolve()
+        return normalize(name) in names.owners or normalize(name) in names.clashes
 
     def lookup(self, name: str) -> LoadedMethod:
         """Find a method by name or alias, loading its plugin on first use.
@@ -176,7 +180,7 @@ class Registry:
             ValueError: If the name has other characters than letters, digits, `_` and `-`.
             PluginError: If the name is taken or the plugin breaks the contract.
         """
-        candidate = _by_hand(plugin, name)
+        candidate = by_hand(plugin, name)
         checked = load_checked(candidate)
         values = declared(plugin)
         aliases, peft_types = tuple(values["ALIASES"]), tuple(values["PEFT_TYPES"])
@@ -281,19 +285,6 @@ class Registry:
                 self.wrappers = Wrappers(found)
                 for method in self._methods.values():
                     method.wrappers = self.wrappers
-
-
-def _by_hand(plugin: object, name: object) -> Candidate:
-    """Describe what is registered from a notebook, say; arguments and errors as of `Registry.register`."""
-    if name is None:
-        name = getattr(plugin, "NAME", getattr(plugin, "__name__", type(plugin).__name__).rpartition(".")[2])
-    if not isinstance(name, str):
-        raise TypeError(f"plugin name is {name!r} ({type(name).__name__}); expected a string")
-    if not re.fullmatch(r"[\w-]*[^\W_][\w-]*", name):
-        raise ValueError(f"plugin name is {name!r}; expected letters, digits, '_' and '-'")
-    group = WRAPPER_GROUP if is_wrapper(plugin) else GROUP
-    summary = (inspect.getdoc(plugin) or "").split("\n")[0]
-    return Candidate(name, group, "zoo.register", "", lambda: plugin, summary=summary)
 
 
 registry = Registry()

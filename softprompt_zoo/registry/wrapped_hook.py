@@ -57,7 +57,7 @@ class WrappingHook:
                 f"{self.source} did not yield; expected one yield, which runs the method's hook"
             ) from None
         except Exception as error:
-            add_origin_note(error, self.source)
+            add_origin_note(error, self.source.rstrip(","))
             raise
         try:
             result = within()
@@ -73,7 +73,7 @@ class WrappingHook:
             returned = stop.args[0] if stop.args else None  # torch.compile cannot trace `stop.value`
         except BaseException as error:
             if error is not outcome:
-                add_origin_note(error, self.source)
+                add_origin_note(error, self.source.rstrip(","))
             raise
         else:
             raise PluginError(f"{self.source} yielded twice; expected one yield, which runs the method's hook")

@@ -147,17 +147,17 @@ def test_plugins_check_names_the_hook_that_raises_and_goes_on(registered):
     assert "stumbles (zoo.register): AttributeError: no words" in lines
     assert "raises (zoo.register): RuntimeError: boom; raised by method 'raises' (zoo.register), hook 'merge'" in lines
     registered(type("Around", (), {"inject": inject}), "around")
-    text = (
-        r"prompt_tuning \(softprompt-zoo .*\): KeyError: 'wrapped'; raised by method 'prompt_tuning' \(.*\), hook "
-        r"'inject' or wrapper 'around' of zoo.register around it"
+    told = [line for line in invoke("plugins", "--check").stdout.splitlines() if ": " in line]
+    assert (
+        "around (zoo.register): KeyError: 'wrapped'; raised by wrapper 'around' (zoo.register), hook 'inject'" in told
     )
-    assert any(re.fullmatch(text, line) for line in invoke("plugins", "--check").stdout.splitlines())
+    assert {line.split()[0] for line in told} == {"around", "raises", "stumbles"}
 
 
 def test_show_prints_page_options_and_recipe():
     text = invoke("show", "PREFIX-tuning").stdout
     assert "Source: Li and Liang" in text
-    assert "  num_virtual_tokens: int = 20\n      Virtual tokens of the prompt, at least 1.\n" in text
+    assert "  num_virtual_tokens: int = 20\n      Virtual tokens of the prompt, at least 1; 0" in text
     assert '  reparameterization: str | None = None\n      `"mlp"` makes the prefix' in text
     assert f"  learning_rate: {zoo.get_method('prefix').recipe.learning_rate}" in text
     assert "did you mean 'prefix_tuning'?" in refusal("show", "prefx_tuning")

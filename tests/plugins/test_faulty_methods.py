@@ -58,7 +58,11 @@ def does_not_learn(step):
 
 
 FAULTS = {
-    "draws at random": ({"build_virtual_tokens": building(lambda c, p: torch.randn_like(p.embeddings))}, 3, "row 0"),
+    "draws at random": (
+        {"build_virtual_tokens": building(lambda c, p: p.embeddings + torch.randn_like(p.embeddings))},
+        3,
+        "row 0",
+    ),
     "changes its config": ({"build_virtual_tokens": building(changes_its_config)}, 9, "a hook has changed the config"),
     "clamps": ({"build_virtual_tokens": building(clamps_its_parameters)}, 9, "a hook has changed prompts.default.lea"),
     "keeps tokens": ({"build_virtual_tokens": building(keeps_its_first_tokens)}, 7, "does not require grad"),

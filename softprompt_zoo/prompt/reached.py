@@ -1,0 +1,73 @@
+"""Whether training would reach what a prompt holds: asked of the tokens that are tried before it is attached."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.errors import PluginError
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.shapes import Shaped
+from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
+
+OTHER_READERS = ("training_loss", "map_text")
+"""Hooks that may read parameters of which no token is made."""
+
+
+def check_reached(prompt: Prompt, tokens: VirtualTokens, backbone: Backbone) -> None:
+    """Refuse tokens that no gradient goes through, and warn of parameters of which no token is made.
+
+    Args:
+        prompt: A new prompt, in eval mode.
+        tokens: What it placed while gradients were recorded.
+        backbone: Sizes of the model.
+
+    Raises:
+        PluginError: If none of the parameters would be trained.
+    """
+    trained = {name: one for name, one in prompt.learned.named_parameters() if one.requires_grad}
+    if not unreached(tokens.tensors().values(), trained) or any(prompt.has(hook) for hook in OTHER_READERS):
+        return
+    unread = _unread_in_training(prompt, trained, backbone)
+    if len(unread) == len(trained):
+        raise PluginError(
+            f"{prompt.loaded.describe('build_virtual_tokens')} returned tokens that no gradient goes through, so that "
+            "nothing would be trained; compute them from the parameters without detach and torch.no_grad, or give "
+            "parameters that stay as they are requires_grad=False"
+        )
+    if unread and prompt.beyond_tokens is None:  # a text may be read by a part of them alone
+        warnings.warn(
+            f"{prompt.loaded.describe_parameters()} has {', '.join(map(repr, unread))}, of which no token is made, so "
+            "that it would never be trained; leave it out, or give it requires_grad=False if it is to stay as it is",
+            stacklevel=4,
+        )
+
+
+def unreached(tensors: Iterable[Shaped[Tensor, "..."]], parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """Return the names of the parameters that none of some tensors was computed from, as autograd recorded it."""
+    every = list(tensors)
+    found = {id(tensor) for tensor in every}
+    waiting = [tensor.grad_fn for tensor in every]
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            leaf: Any = node
+            if "variable" in vars(type(node)):
+                found.add(id(leaf.variable))
+            waiting += [following for following, _ in node.next_functions]
+    return [name for name, parameter in parameters.items() if id(parameter) not in found]
+
+
+@torch.enable_grad()
+def _unread_in_training(prompt: Prompt, trained: Mapping[str, nn.Parameter], backbone: Backbone) -> list[str]:
+    """Return the parameters that are not read in training mode either."""
+    prompt.learned.train()
+    try:
+        return unreached(prompt.place(backbone).tokens.tensors().values(), trained)
+    finally:
+        prompt.learned.eval()
