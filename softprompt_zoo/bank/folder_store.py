@@ -53,13 +53,18 @@ class FolderStore:
             raise BankError(
                 f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
             )
-        is_there = os.path.isdir(path)
-        # One that was killed while it was made has its lock file alone.
-        if os.path.exists(path) and (not is_there or {*os.listdir(path)} - {LOCK_FILE}):
-            what = "a folder with other files" if is_there else "a file"
-            raise BankError(f"{self.address} is {what}, and no bank; name a new folder")
+        is_there = os.path.exists(path)
+        if is_there:
+            self._check_is_free(path)
         os.makedirs(path, exist_ok=True)
         return not is_there
+
+    def _check_is_free(self, path: str) -> None:
+        """Refuse a file, or a folder with anything but the lock file of a bank that was killed while it was made."""
+        is_folder = os.path.isdir(path)
+        if not is_folder or {*os.listdir(path)} - {LOCK_FILE}:
+            what = "a folder with other files" if is_folder else "a file"
+            raise BankError(f"{self.address} is {what}, and no bank; name a new folder")
 
     @property
     def _file(self) -> Environment:
@@ -70,12 +75,7 @@ class FolderStore:
     def open_header(self, header: bytes | None) -> bytes | None:
         """See `Store.open_header`."""
         try:
-            with self._reading() as transaction:
-                found = transaction.get(HEADER_KEY)
-                found = None if found is None else bytes(found)
-                entries = transaction.stat()["entries"]
-            if found is None and entries:
-                raise BankError(f"{self.address} is a database of another program, and no bank; name a new folder")
+            found = self._read_header()
             if found is None and header is not None:
                 self._commit(lambda transaction: transaction.put(HEADER_KEY, header, overwrite=False))
                 return self.open_header(None)  # another process may have been faster
@@ -83,6 +83,14 @@ class FolderStore:
             self._take_back()
             raise
         return found
+
+    def _read_header(self) -> bytes | None:
+        """Return the header; `None` if nothing is there at all."""
+        with self._reading() as transaction:
+            found = transaction.get(HEADER_KEY)
+            if found is None and transaction.stat()["entries"]:
+                raise BankError(f"{self.address} is a database of another program, and no bank; name a new folder")
+            return None if found is None else bytes(found)
 
     def _take_back(self) -> None:
         """Remove the folder of a bank that could not be made."""

@@ -8,7 +8,7 @@ which one it is, so a walk from the root finds most of that. Layout: `mdb.c` of 
 import collections
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 MAX_PAGES = 512
 """Pages that are looked at: some milliseconds. A larger bank is looked at in part."""
@@ -36,14 +36,12 @@ def find_damage(path: str, transaction: int) -> str:
         size = _page_size(file)
         for number in (0, 1):
             meta = os.pread(file, _META.size, number * size)
-            if len(meta) < _META.size:
-                return f"page {number} is missing"
+            problem = _problem_of_meta(meta, number)
+            if problem is not None:
+                return f"page {number} {problem}"
             fields = _META.unpack(meta)
-            if fields[0] != number or not fields[2] & _META_FLAG or fields[4] != _MAGIC:
-                return f"page {number} is not what it should be"
             if fields[-1] == transaction:
-                roots = [root for root in (fields[15], fields[23]) if root != _NO_PAGE]
-                return next(_damage(file, size, roots, last=fields[24]), "")
+                return next(_damage(file, size, _roots(fields), last=fields[24]), "")
         return ""
     finally:
         os.close(file)
@@ -54,6 +52,20 @@ def _page_size(file: int) -> int:
     start = os.pread(file, _META.size, 0)
     size = _META.unpack(start)[8] if len(start) == _META.size else 0
     return int(size) if size in {2**power for power in range(9, 17)} else 4096
+
+
+def _problem_of_meta(meta: bytes, number: int) -> str | None:
+    """Return what is wrong with one of the two pages that describe a state."""
+    if len(meta) < _META.size:
+        return "is missing"
+    fields = _META.unpack(meta)
+    is_one = fields[0] == number and fields[2] & _META_FLAG and fields[4] == _MAGIC
+    return None if is_one else "is not what it should be"
+
+
+def _roots(fields: Sequence[int]) -> list[int]:
+    """Return the pages with which the trees of a state begin."""
+    return [root for root in (fields[15], fields[23]) if root != _NO_PAGE]
 
 
 def _damage(file: int, size: int, roots: list[int], last: int) -> Iterator[str]:

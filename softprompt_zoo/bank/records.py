@@ -106,8 +106,7 @@ def decode(name: str, data: memoryview, where: str) -> Record:
     Raises:
         CheckpointError: If it is damaged, or of a later format.
     """
-    if data.nbytes < _START or _stamp(name, data[STAMP_SIZE:]) != data[:STAMP_SIZE]:
-        raise CheckpointError(f"entry {name!r} of {where} is damaged: its bytes do not have its checksum; {INSTEAD}")
+    _check_stamp(name, data, where)
     end = header_end(data)
     text = bytes(data[_START:end])
     header, offsets = _checked_header(name, text, where)
@@ -120,6 +119,11 @@ def decode(name: str, data: memoryview, where: str) -> Record:
     buffer = torch.frombuffer(bytearray(data[start:]), dtype=torch.uint8)
     places = [(first - start, last - start) for first, last in offsets]
     return Record(bytes(data[:STAMP_SIZE]), header, text, _views(buffer, header, places))
+
+
+def _check_stamp(name: str, data: memoryview, where: str) -> None:
+    if data.nbytes < _START or _stamp(name, data[STAMP_SIZE:]) != data[:STAMP_SIZE]:
+        raise CheckpointError(f"entry {name!r} of {where} is damaged: its bytes do not have its checksum; {INSTEAD}")
 
 
 def _views(buffer: Tensor, header: Header, places: list[tuple[int, int]]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """`evaluate` and `generate`: what a trained prompt does."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,9 +88,15 @@ def generate(
     folder, texts = (None, _texts(given)) if no_prompt else (_prompt_folder(given), _texts(given[1:]))
     form = chosen_template(template, {} if folder is None else trained_with(folder))
     base, network = load_prompted(model, folder, dtype)
+    for line in _lines(base, network, form, texts, max_new_tokens):
+        typer.echo(line)
+
+
+def _lines(base: "Base", network: Any, form: str, texts: list[str | None], max_new_tokens: int) -> Iterator[str]:
+    """Answer every text in one line; a blank one with a blank one."""
     answers = iter(_answers(base, network, form, [text for text in texts if text is not None], max_new_tokens))
     for text in texts:
-        typer.echo("" if text is None else " ".join(next(answers).splitlines()))
+        yield "" if text is None else " ".join(next(answers).splitlines())
 
 
 def _answers(base: "Base", network: Any, form: str, texts: list[str], max_new_tokens: int) -> list[str]:

@@ -69,8 +69,13 @@ def read_examples(
             f"input and target would both be read from field {names[0]!r} of {path}; they must"
             f" differ; fields there: {listed(first)}"
         )
-    demand = "never" if not need_target else "always" if target_field else "unless referenced"
+    demand = _demand(target_field) if need_target else "never"
     return [_example(row, names, demand) for row in rows]
+
+
+def _demand(target_field: str | None) -> str:
+    """Return when a row must have a target."""
+    return "always" if target_field else "unless referenced"
 
 
 def _field_names(first: Mapping[str, object], input_field: str | None, target_field: str | None) -> tuple[str, str]:

@@ -166,9 +166,22 @@ def _layers(tensors: dict[str, Tensor], kind: str, depth: int) -> list[Tensor]:
     return [tensors[f"{kind}.{index}"] for index in range(depth) if f"{kind}.{index}" in tensors]
 
 
+STACKED = {
+    "shapes": "`key` and `value` `(layers, kv_heads, tokens, head_dim)`",
+    "key": 'prefix["key"][layer]',
+    "value": 'prefix["value"][layer]',
+}
+"""What the page says of tensors that are one for all layers."""
+BY_LAYER = {
+    "shapes": "`key.0`, `value.0`, … `(kv_heads, tokens, head_dim)` for each layer",
+    "key": 'prefix[f"key.{layer}"]',
+    "value": 'prefix[f"value.{layer}"]',
+}
+"""What it says of a tensor for each layer."""
+
+
 def _readme(index: Index, tensors: dict[str, Tensor]) -> str:
-    has_one = "key" in tensors
-    shapes = "`key` and `value` `(layers, kv_heads, tokens, head_dim)`"
+    form = STACKED if "key" in tensors else BY_LAYER
     windows = sorted({width for width in index.windows if width is not None})
     return README.format(
         name=index.name,
@@ -179,8 +192,6 @@ def _readme(index: Index, tensors: dict[str, Tensor]) -> str:
         tensors=TENSOR_FILE,
         index=INDEX_FILE,
         dtype=index.dtype,
-        shapes=shapes if has_one else "`key.0`, `value.0`, … `(kv_heads, tokens, head_dim)` for each layer",
-        key='prefix["key"][layer]' if has_one else 'prefix[f"key.{layer}"]',
-        value='prefix["value"][layer]' if has_one else 'prefix[f"value.{layer}"]',
+        **form,
         windows=f"Layers with a window (of {', '.join(map(str, windows))}) let them slide out." if windows else "",
     )

@@ -83,14 +83,17 @@ def _load_base(config: SavedConfig, source: str, path: Path, options: Mapping[st
     return model
 
 
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+
+
 def _class(config: SavedConfig, source: str) -> Any:
     """Find the model's class: transformers' own, of the task or the architecture that the folder names."""
     if config.task_type in CLASSES:
         return getattr(transformers, CLASSES[config.task_type])
     name = config.architecture or _architecture(source)
     kind = getattr(transformers, name, None)
-    is_own = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
-    if not is_own and name != "AutoModel":
+    if not _is_model(kind) and name != "AutoModel":
         raise UnsupportedError(
             f"the prompts are for a model of the class {name!r}, which transformers has not; load the model, then the "
             "prompts with zoo.load"

@@ -120,12 +120,16 @@ def _check_is_free(model: nn.Module) -> None:
     for name, module in model.named_modules():
         binding: Binding | None = module.__dict__.get(BINDING_ATTRIBUTE)
         if binding is not None or mark_of(module) is not None:
-            owner = getattr(binding and binding.prompts, "architecture", None) or "another model"
             part = ".".join(filter(None, (type(model).__name__, name)))
             raise UnsupportedError(
-                f"{part} has the prompts of {owner} already, and a module takes those of one model; use that model, "
-                "call zoo.detach on it first, or give this one layers of its own"
+                f"{part} has the prompts of {_owner(binding)} already, and a module takes those of one model; use that "
+                "model, call zoo.detach on it first, or give this one layers of its own"
             )
+
+
+def _owner(binding: Binding | None) -> str:
+    """Return what model a module's prompts are of, for a message."""
+    return getattr(binding and binding.prompts, "architecture", None) or "another model"
 
 
 def _parts(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> list[nn.Module]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def _leading(stack: Stack, path: str, count: int) -> Stack:
     """Make a stack of so many of the layers at the path."""
     shorter = _cut(stack.module, path.split("."), count)
     attentions = {site: modules[:count] for site, modules in stack.attentions.items()}
-    made = twins(shorter, [module for modules in attentions.values() for module in modules])
+    made = twins(shorter, itertools.chain.from_iterable(attentions.values()))
     return dataclasses.replace(
         stack,
         module=made[id(shorter)],
@@ -120,11 +121,21 @@ def _describe(layer: nn.Module) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """List what a layer is made of: its modules, their tensors, and what else is written on them."""
     for name, module in layer.named_modules():
         yield (name,), type(module)
-        for key, parameter in module._parameters.items():
-            yield (name, key), None if parameter is None else (*_form(parameter), _is_zero(parameter))
-        for key, value in {**module._buffers, **module.__dict__}.items():
-            if key not in _INTERNAL and not isinstance(value, nn.Module):
-                yield (name, key), value
+        for key, value in itertools.chain(_parameters(module), _written_on(module)):
+            yield (name, key), value
+
+
+def _parameters(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """List the forms of a module's own parameters, and whether they are zero."""
+    for key, parameter in module._parameters.items():
+        yield key, None if parameter is None else (*_form(parameter), _is_zero(parameter))
+
+
+def _written_on(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """List a module's buffers and attributes."""
+    for key, value in {**module._buffers, **module.__dict__}.items():
+        if key not in _INTERNAL and not isinstance(value, nn.Module):
+            yield key, value
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ What is set on them, such as another attention function, eval mode or a hook, no
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -60,13 +60,18 @@ def twins(root: nn.Module, attentions: Iterable[nn.Module]) -> dict[int, Any]:
     made = {id(module): view(module, training=False, _compiled_call_impl=None) for module in modules}
     configs: dict[int, Any] = {}
     for module in modules:
-        own = made[id(module)].__dict__
-        _let_go_of_forward(module, own, called)
-        own |= {name: copy.copy(own[name]) for name in own if _is_copied(name, own[name])}
-        own["_modules"] = {name: made.get(id(child), child) for name, child in module._modules.items()}
-        if has_parts(own.get("config"), "_attn_implementation_internal"):
-            own["config"] = configs.setdefault(id(own["config"]), copy.copy(own["config"]))
+        _let_go_of_forward(module, made[id(module)].__dict__, called)
+        _let_go_of_parts(module, made, configs)
     return made
+
+
+def _let_go_of_parts(module: nn.Module, made: Mapping[int, Any], configs: dict[int, Any]) -> None:
+    """Give a twin the twins of the modules below it, and copies of what is written to."""
+    own = made[id(module)].__dict__
+    own |= {name: copy.copy(own[name]) for name in own if _is_copied(name, own[name])}
+    own["_modules"] = {name: made.get(id(child), child) for name, child in module._modules.items()}
+    if has_parts(own.get("config"), "_attn_implementation_internal"):
+        own["config"] = configs.setdefault(id(own["config"]), copy.copy(own["config"]))
 
 
 def _is_copied(name: str, value: Any) -> bool:

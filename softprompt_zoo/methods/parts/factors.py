@@ -24,11 +24,7 @@ def check_factors(state: Mapping[str, Tensor], count: Any, hidden: int) -> tuple
         BackboneMismatchError: If they are of another model.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if len(shapes["cols"]) != 3 or not isinstance(count, int) or shapes["cols"][1] not in (count, 2 * count):
-        raise CheckpointError(
-            f"the adapter says {count!r} virtual tokens, and prefix_task_cols has the shape {shapes['cols']}; "
-            "expected (tasks, tokens, rank)"
-        )
+    _check_count(shapes["cols"], count)
     tasks, total, rank = shapes["cols"]
     if shapes["shared"] != (total, hidden) or shapes["rows"] != (tasks, rank, hidden):
         raise BackboneMismatchError(
@@ -56,3 +52,11 @@ def check_factors_fit(source: str | int, shape: Sequence[int], num_tasks: int, r
         )
     if source == "each" and shape[0] != num_tasks:
         raise ValueError(f"num_tasks is {num_tasks}, the init prompt has {shape[0]}; source_task='each' needs as many")
+
+
+def _check_count(cols: tuple[int, ...], count: Any) -> None:
+    if len(cols) != 3 or not isinstance(count, int) or cols[1] not in (count, 2 * count):
+        raise CheckpointError(
+            f"the adapter says {count!r} virtual tokens, and prefix_task_cols has the shape {cols}; "
+            "expected (tasks, tokens, rank)"
+        )

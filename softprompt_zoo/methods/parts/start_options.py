@@ -2,7 +2,7 @@
 
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softprompt_zoo.config.options import GIVEN
@@ -26,8 +26,7 @@ def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels:
         ValueError: If a needed option is missing, one is given that is not used, or `init` is not allowed.
     """
     uses = {"text": ("init_text", init_text), "labels": ("labels", labels)}
-    if init is None:
-        init = next((use for use, (_, value) in uses.items() if value is not None), "sampled")
+    init = _default(uses) if init is None else init
     if isinstance(init, str) and init == GIVEN:
         return init
     _check_kind(init, allowed)
@@ -87,3 +86,8 @@ def _is_prompt(init: Any) -> bool:
 def _short(value: Any) -> str:
     """Write a value on a part of one line, be it a model."""
     return " ".join(reprlib.repr(value).split())
+
+
+def _default(uses: Mapping[str, tuple[str, Any]]) -> str:
+    """Return the `init` that the given values are for."""
+    return next((use for use, (_, value) in uses.items() if value is not None), "sampled")
