@@ -91,8 +91,8 @@ def placement_of(prompt: Prompt, backbone: Backbone) -> dict[str, Any] | None:
     if not isinstance(prompt.learned, PlainTokens):
         return None
     tokens = prompt.learned.tokens(backbone)
-    arguments = {"config": prompt.config, "parameters": prompt.learned, "tokens": tokens, "backbone": backbone}
-    placed = prompt.loaded.call_own("inject", arguments)
+    given: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "tokens": tokens}
+    placed = prompt.loaded.call_own("inject", {**given, "backbone": backbone, "text": None})
     if placed.tokens is not tokens:
         return None
     return {"dropout": placed.dropout, "always_visible": placed.always_visible, "weight": placed.weight}

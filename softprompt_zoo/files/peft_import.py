@@ -1,5 +1,6 @@
 """A PEFT adapter read into a prompt; `peft_prefixes` and `peft_modules` have parts of it. Checked against peft 0.21."""
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,7 +104,7 @@ def _understood(
         raise PluginError(f"{what} returned {type(found).__name__}; expected a softprompt_zoo.PeftPrompt, or None")
     if found.state is None and found.tokens is None:
         raise PluginError(f"{what} returned {found} with neither state nor tokens; expected one of them")
-    return found
+    return found if found.tokens is None else dataclasses.replace(found, tokens=narrowed(found.tokens))
 
 
 def _config(method: LoadedMethod, options: dict[str, Any], directory: Path) -> MethodConfig:
@@ -118,7 +119,7 @@ def _parameters(
 ) -> nn.Module:
     """Return what the method trains, or plain tokens where there is only that."""
     if found.tokens is not None and found.state is None:
-        return PlainTokens.copied(narrowed(found.tokens).tensors(), backbone.device)
+        return PlainTokens.copied(found.tokens.tensors(), backbone.device)
     learned = method.make_parameters(config, backbone)
     with fitting(f"{directory} does not fit this model"):
         learned.load_state_dict(dict(found.state or {}))

@@ -107,13 +107,13 @@ def _architecture(source: str) -> str:
     return found[0] if found else "AutoModel"
 
 
-@torch.no_grad()
 def _known(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what a model has a parameter for, outside its heads."""
     heads = find_heads(model, [stack.module for stack in find_stacks(model)[1].values()])
     return {key: weights[key] for key in _parameters(model).keys() & weights if key.partition(".")[0] not in heads}
 
 
+@torch.no_grad()
 def _put_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     """Write what PEFT saved of the model into it, but for its heads, which the prompt brings along."""
     known = _known(model, weights)

@@ -24,6 +24,7 @@ class GatedTokens(LayerTokens):
     """
 
     share_softmax: ClassVar[bool] = False
+    stored_name: ClassVar[str] = "_"
 
     @property
     def where(self) -> str:
@@ -71,8 +72,6 @@ class GatedTokens(LayerTokens):
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], sizes: Sizes) -> Self | None:
         """Undo `tensors`."""
-        if not any("_" in name for name in tensors):
-            return None
         check_sites(tensors, sizes)
         sites = {}
         for name, layers in sizes.layers.items():

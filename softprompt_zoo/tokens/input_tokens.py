@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ class InputTokens(VirtualTokens):
     embeddings: Float[Tensor, "... tokens hidden"]
     """In the scale of the embedding module's output; of a method with tasks
     `(tasks, tokens, hidden)`, which the host takes for `TaskTokens`."""
+    stored_name: ClassVar[str] = f"^{NAME}$"
 
     @property
     def count(self) -> int:
@@ -71,7 +72,7 @@ class InputTokens(VirtualTokens):
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], sizes: Sizes) -> Self | None:
         """Undo `tensors`."""
-        return cls(tensors[NAME]) if NAME in tensors else None
+        return cls(tensors[NAME])
 
     @classmethod
     def stored_shapes(cls, sizes: Sizes, count: int, num_tasks: int | None) -> Shapes:

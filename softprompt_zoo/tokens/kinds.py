@@ -1,5 +1,6 @@
 """All kinds of virtual tokens; a new one is a file of its own and a line here."""
 
+import re
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
@@ -59,7 +60,8 @@ def from_tensors(tensors: Mapping[str, Tensor], sizes: Sizes) -> VirtualTokens:
         ShapeError: If the shapes are not the model's.
     """
     for kind in KINDS:
-        found = kind.read(tensors, sizes)
+        is_named = any(re.search(kind.stored_name, name) for name in tensors)
+        found = kind.read(tensors, sizes) if is_named else None
         if found is not None:
             return found
     raise ShapeError(f"the tensors {', '.join(map(repr, tensors))} are not those of virtual tokens")

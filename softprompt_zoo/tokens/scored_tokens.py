@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class ScoredTokens(LayerTokens):
 
     They share the softmax of the text. Sites without scores are as those of `LayerTokens`.
     """
+
+    stored_name: ClassVar[str] = f"{_ENDING}$"
 
     @property
     def where(self) -> str:
@@ -59,8 +61,6 @@ class ScoredTokens(LayerTokens):
     def read(cls, tensors: Mapping[str, Tensor], sizes: Sizes) -> Self | None:
         """Undo `tensors`."""
         scored = {name: tensor for name, tensor in tensors.items() if name.endswith(_ENDING)}
-        if not scored:
-            return None
         check_sites(scored, sizes)
         plain = LayerTokens.read({name: tensor for name, tensor in tensors.items() if name not in scored}, sizes)
         sites = dict(plain.sites) if plain is not None else {}

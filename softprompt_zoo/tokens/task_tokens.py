@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import Tensor
 
-from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.input_tokens import NAME, InputTokens
 from softprompt_zoo.tokens.virtual_tokens import Sizes, VirtualTokens
 
 
@@ -26,8 +26,7 @@ class TaskTokens(InputTokens):
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], sizes: Sizes) -> Self | None:
         """Undo `tensors`."""
-        found = InputTokens.read(tensors, sizes)
-        return None if found is None else cls.narrow(found)
+        return cls.narrow(InputTokens(tensors[NAME]))
 
     @classmethod
     def narrow(cls, tokens: VirtualTokens) -> Self | None:

@@ -34,6 +34,9 @@ class Sizes(Protocol):
 class VirtualTokens(abc.ABC):
     """The virtual tokens of one prompt: what `build_virtual_tokens` returns and what `inject` places."""
 
+    stored_name: ClassVar[str] = ""
+    """Regular expression that the name of some tensor of this kind has: what `read` is asked for."""
+
     share_softmax: ClassVar[bool] = False
     """Whether all of this kind are keys and values that share the softmax of the text, and nothing else."""
 
