@@ -36,7 +36,7 @@ def _print_methods(rows: list[dict[str, Any]]) -> None:
 
     # Names are there to be copied, so a narrow terminal cuts none.
     names = (Column("method", no_wrap=True), Column("aliases", overflow="fold"))
-    table = Table(*names, "summary", "distribution")
+    table = Table(*names, "summary", Column("distribution", overflow="fold", min_width=12))
     for row in rows:
         cells = (cell if isinstance(cell, str) else ", ".join(cell) for cell in row.values())
         table.add_row(*(escape(printable(cell)) for cell in cells))
@@ -68,7 +68,8 @@ def _print_reports(reports: "list[PluginReport]", notes: dict[str, str]) -> None
     from rich.markup import escape
     from rich.table import Column, Table
 
-    table = Table(Column("plugin", no_wrap=True), "kind", "distribution", "state")
+    distribution = Column("distribution", overflow="fold", min_width=12)
+    table = Table(Column("plugin", no_wrap=True), "kind", distribution, "state")
     for report in reports:
         style, state = ("red", "problem, see below") if report.problem else (None, notes.get(report.name, "ok"))
         cells = map(printable, (report.name, report.kind, report.origin, state))

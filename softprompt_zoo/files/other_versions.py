@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.options import Options
 from softprompt_zoo.errors import CheckpointError, PluginError, UnknownMethodError
-from softprompt_zoo.files import prompt_folder
+from softprompt_zoo.files import peft_folder, prompt_folder
 from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.absent_method import AbsentMethod
@@ -20,12 +21,12 @@ from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 
 
-def method_of(record: prompt_folder.IndexEntry, where: str) -> LoadedMethod:
+def method_of(record: prompt_folder.IndexEntry, where: Path) -> LoadedMethod:
     """Find the method of a saved prompt; a merged one is read without it, but by the version that saved it.
 
     Args:
         record: What the index says of the prompt.
-        where: What is read, for the message.
+        where: The folder that is read.
 
     Returns:
         The method.
@@ -34,12 +35,13 @@ def method_of(record: prompt_folder.IndexEntry, where: str) -> LoadedMethod:
         UnknownMethodError: If it is not installed, and the file does not say where the tokens go.
     """
     try:
-        method = registry.lookup_saved(record.method, record.distribution, record.version, where)
+        method = registry.lookup_saved(record.method, record.distribution, record.version, str(where))
         if record.placement is None or not is_of_another(record, method):
             return method
-    except UnknownMethodError:
+    except UnknownMethodError as error:
         if record.placement is None:
-            raise
+            way = "; PEFT's two files in it load without the method once they are copied into a folder of their own"
+            raise UnknownMethodError(f"{error}{way if peft_folder.is_there(where) else ''}") from error
     absent = AbsentMethod(record.method, record.distribution, record.version, record.placement)
     return absent.loaded(registry.wrappers)
 

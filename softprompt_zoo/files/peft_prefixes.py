@@ -63,7 +63,8 @@ def _at_site_alone(tokens: VirtualTokens, site: str, backbone: Backbone) -> Site
     if found or own is None:
         lost = ", ".join(map(repr, found))
         raise UnsupportedError(
-            f"PEFT can hold a prefix at the site {site!r} only; this one has {lost}; train with sites=({site!r},)"
+            f"PEFT can hold a prefix at the site {site!r} only; this one has {lost}; train with sites=({site!r},), if "
+            "the method has that option"
         )
     return own
 

@@ -68,7 +68,7 @@ def restore(
         UnknownMethodError: If its method is not installed.
         UnsupportedError: If it leaves no room for text.
     """
-    method = method_of(record, str(directory))
+    method = method_of(record, directory)
     where = f"prompt {name!r} in {directory}{_versions(record, method)}"
     head_names = dict.fromkeys(key.partition(".")[0] for key in _under(HEAD, tensors))
     head = copy_saved_head(head_names, backbone.inside.heads, where)

@@ -113,11 +113,13 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
 def _loss_of(prompt: Prompt, backbone: Backbone, step: TrainingStep) -> Float[Tensor, ""] | None:
     """Return the loss of a prompt's method; `None` where it is an option's, which is off."""
     loss = prompt.call("training_loss", backbone=backbone, step=step)
-    if loss is None or (isinstance(loss, Tensor) and not loss.ndim):
-        return loss
-    found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
     source = prompt.loaded.describe("training_loss")
-    raise PluginError(f"{source} returned {found}; expected a scalar tensor, or None for the model's loss")
+    if loss is not None and not (isinstance(loss, Tensor) and not loss.ndim):
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise PluginError(f"{source} returned {found}; expected a scalar tensor, or None for the model's loss")
+    if loss is not None and torch.is_grad_enabled() and not loss.requires_grad:
+        raise PluginError(f"{source} returned a loss that does not require grad; compute it without detach")
+    return loss
 
 
 def _drop_hidden_states(output: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.config.options import Options
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files.start_folders import read_folders, start_prompt
 from softprompt_zoo.model.saved_state import check_can_be_saved
@@ -47,8 +48,7 @@ def make_prompt(
     """
     config = method.read_options(options)
     chosen = method.wrappers.choose(wrappers)
-    for one in (config, *chosen.values()):
-        one.to_dict()  # what cannot be saved is told before the training, not after it
+    _check_can_be_written({f"method {method.name!r}": config} | {f"wrapper {n!r}": one for n, one in chosen.items()})
     check_room(config, backbone)
     config = read_folders(config, backbone)
     learned = method.make_parameters(config, backbone)
@@ -67,6 +67,15 @@ def make_prompt(
     with torch.no_grad():
         _check_answers(prompt, backbone)
     return prompt
+
+
+def _check_can_be_written(options: Mapping[str, Options]) -> None:
+    """Refuse options that cannot be saved before the training, not after it."""
+    for owner, one in options.items():
+        try:
+            one.to_dict()
+        except TypeError as error:
+            raise TypeError(f"{error} (an option of {owner})") from error
 
 
 def _check_answers(prompt: Prompt, backbone: Backbone) -> None:

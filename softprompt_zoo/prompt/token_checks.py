@@ -1,5 +1,6 @@
 """Checks of a placement, and of the numbers of virtual tokens."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import torch
@@ -66,6 +67,12 @@ def check_placement(placement: object, source: str) -> None:
     """
     if not isinstance(placement, Placement):
         raise PluginError(f"{source} returned {type(placement).__name__}; expected a softprompt_zoo.Placement")
+    others = {field.name for field in dataclasses.fields(placement)} - {f.name for f in dataclasses.fields(Placement)}
+    if others:
+        raise PluginError(
+            f"{source} returned a {type(placement).__name__} with {', '.join(map(repr, sorted(others)))}, which nobody "
+            "reads; a softprompt_zoo.Placement says all that can be done with tokens, and map_text changes the text"
+        )
     _check_number("dropout", placement.dropout, "in [0, 1)", lambda number: 0 <= number < 1, source)
     allowed = f"from 0 to {LARGEST_WEIGHT:.0f}"
     _check_number("weight", placement.weight, allowed, lambda number: 0 <= number <= LARGEST_WEIGHT, source)

@@ -168,6 +168,8 @@ class ConformanceSuite(Suite):
             pytest.skip("the base model has no checkpointing")
 
         def losses_and_gradients() -> tuple[Tensor, dict[str, Tensor]]:
+            if self.is_stochastic:
+                torch.manual_seed(0)
             total = subject.loss(TEXTS[0]) + 2 * subject.loss(TEXTS[1])
             total.backward()
             return total.detach(), subject.gradients()
@@ -273,6 +275,7 @@ def conformance_suite(
     architectures: Iterable[str] = tuple(TINY_MODELS),
     longer: Mapping[str, Any] | None = None,
     promises: Iterable[int] = tuple(range(1, 12)),
+    stochastic: bool = False,
 ) -> type[ConformanceSuite]:
     """Make a pytest class that holds a method to all promises.
 
@@ -282,9 +285,13 @@ def conformance_suite(
         architectures: Keys of `TINY_MODELS` or of `models.MORE_MODELS`.
         longer: Options that make a longer prompt; by default the page's too, or two virtual tokens more.
         promises: Numbers of the promises it is held to; all by default.
+        stochastic: Whether it draws random numbers in training, or a wrapper around it does: promise 6 is then held
+            from one seed.
 
     Returns:
         A class to bind to a name that starts with `Test`.
     """
     kept = tuple(f"promise_{number:02}_" for number in promises)
-    return suite_of(ConformanceSuite, method, options, architectures, longer, kept)
+    suite = suite_of(ConformanceSuite, method, options, architectures, longer, kept)
+    suite.is_stochastic = stochastic
+    return suite

@@ -1,6 +1,7 @@
 """What the suites have in common: a method, its options, and a tiny model with and without its prompt."""
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -26,6 +27,10 @@ class Suite:
     """What puts the method on a model; another library's prompts have one of their own."""
     shows_refusals: bool = False
     """Whether an `UnsupportedError` is raised; else it skips the check."""
+    architectures: tuple[str, ...] = ()
+    """The models of which one at least must not be refused; nothing is asked where there are none."""
+    is_stochastic: bool = False
+    """Whether training forwards draw random numbers, so that two of them are compared from one seed."""
 
     @pytest.fixture(autouse=True)
     def _one_thread(self) -> Any:
@@ -48,7 +53,22 @@ class Suite:
     def prompted(self, architecture: str, **how: Any) -> Subject:
         """Return a tiny model with a prompt of the method; `how` is `tiny_model`'s."""
         with self.may_be_refused():
-            return self.subject_type.prompted(architecture, self.method, self.options, **how)
+            try:
+                return self.subject_type.prompted(architecture, self.method, self.options, **how)
+            except UnsupportedError as error:
+                if not (self.shows_refusals or self._works_somewhere()):  # a suite that skips all is no success
+                    pytest.fail(f"{self.method!r} is refused on every model: {error}", pytrace=False)
+                raise
+
+    @classmethod
+    @functools.cache
+    def _works_somewhere(cls) -> bool:
+        """Return whether the method can be put on one of the models."""
+        for architecture in cls.architectures:
+            with contextlib.suppress(UnsupportedError):
+                cls.subject_type.attached(tiny_model(architecture), cls.method, cls.options)
+                return True
+        return not cls.architectures
 
     @contextlib.contextmanager
     def may_be_refused(self) -> Iterator[None]:
@@ -95,5 +115,6 @@ def suite_of(
     members: dict[str, Any] = {"method": method, "options": own, "longer": own_longer if longer is None else longer}
     names = tuple(f"test_{name}" for name in kept)
     members |= {name: None for name in vars(kind) if name.startswith("test_") and not name.startswith(names)}
+    members["architectures"] = tuple(architectures)
     suite = type(f"Test_{method}", (kind,), members)
-    return pytest.mark.parametrize("architecture", list(architectures))(suite)
+    return pytest.mark.parametrize("architecture", members["architectures"])(suite)

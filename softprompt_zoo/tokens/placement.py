@@ -12,7 +12,8 @@ class Placement:
     tokens: VirtualTokens
     """What is placed. `InputTokens` go in front of the text, `LayerTokens` to their sites."""
     dropout: float = 0.0
-    """Probability that an element of a key or value is zeroed, per row, while training."""
+    """Probability that an element of a key or value is zeroed, per row, while training. Tokens at the input embeddings
+    have keys and values of their own in a causal stack, in every layer; elsewhere it is refused for them."""
     always_visible: bool = False
     """Whether the tokens stay visible in a sliding window that has moved past them."""
     weight: float = 1.0

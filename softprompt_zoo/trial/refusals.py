@@ -64,6 +64,12 @@ class Refusals:
                 "real positions, which are read like text; give it the weight 1, or use a method that works on keys "
                 "and values"
             )
+        if placement.dropout and not self.is_causal:
+            raise UnsupportedError(
+                f"the placement has dropout={placement.dropout}, which is for keys and values, and at the input "
+                "embeddings of this model virtual tokens have none of their own; drop parts of the embeddings in "
+                "build_virtual_tokens where parameters.training is set"
+            )
         if self.input_problem is not None:
             raise UnsupportedError(
                 f"this model has no place for virtual tokens among its input embeddings: {self.input_problem}; "

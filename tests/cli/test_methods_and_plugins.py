@@ -1,5 +1,6 @@
 """`methods`, `show` and `plugins check`: they import nothing heavy and say which plugin is at fault."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ from helpers.commands import invoke, refusal
 import softprompt_zoo as zoo
 from softprompt_zoo import MethodConfig
 
+LONG = "softprompt-zoo-context-aware-prompts"
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "datasets")
 
 
@@ -72,6 +74,17 @@ def test_a_narrow_terminal_cuts_no_name():
             line.split("│")[1].strip() for line in invoke(command, env={"COLUMNS": "60"}).stdout.splitlines()[3:-1]
         ]
         assert set(names) <= set(cells)
+
+
+def test_a_narrow_terminal_cuts_no_distribution(registered, monkeypatch):
+    from softprompt_zoo.registry.registry import registry
+
+    registered(_method(), "bare")
+    candidate = registry.candidates()["bare"]
+    monkeypatch.setattr(registry, "candidates", lambda: {"bare": dataclasses.replace(candidate, distribution=LONG)})
+    for width in ("80", "60"):
+        lines = invoke("methods", env={"COLUMNS": width}).stdout.splitlines()[3:-1]
+        assert LONG in "".join(line.split("│")[4].strip() for line in lines)
 
 
 def test_a_reader_that_has_enough_is_no_error():

@@ -1,5 +1,6 @@
 """The conformance suite catches methods that break their contract in ways that attaching cannot see."""
 
+import contextlib
 import types
 
 import pytest
@@ -83,6 +84,42 @@ CHECKS = {
     7: "test_promise_07_a_loaded_prompt_gives_the_same",
     9: "test_promise_09_merged_equals_trained",
 }
+
+
+@zoo.hookimpl
+def refuses():
+    raise zoo.UnsupportedError("not here")
+
+
+def test_the_suite_fails_for_a_method_that_is_refused_on_every_model():
+    zoo.register(types.SimpleNamespace(**PARTS | {"build_virtual_tokens": refuses}), "faulty")
+    try:
+        suite = conformance_suite("faulty", architectures=["gpt2", "bert"])()
+        with pytest.raises(pytest.fail.Exception, match="'faulty' is refused on every model: not here"):
+            suite.prompted("gpt2")
+    finally:
+        zoo.unregister("faulty")
+
+
+def test_the_suite_skips_a_model_that_is_refused_beside_one_that_is_not():
+    with pytest.raises(pytest.skip.Exception, match=r"refused: .* causal"):
+        conformance_suite("cpt", architectures=["gpt2", "bert"])().prompted("bert")
+
+
+def draws_in_training(config, parameters):
+    return parameters.embeddings + 0.1 * torch.randn_like(parameters.embeddings) * parameters.training
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_stochastic_method_is_compared_from_one_seed(stochastic):
+    zoo.register(types.SimpleNamespace(**PARTS | {"build_virtual_tokens": building(draws_in_training)}), "faulty")
+    try:
+        suite = conformance_suite("faulty", {"init": "random"}, ["llama"], stochastic=stochastic)()
+        told = contextlib.nullcontext() if stochastic else pytest.raises(AssertionError, match="loss: differs by")
+        with told:
+            suite.test_promise_06_checkpointing_changes_memory_only(suite.prompted("llama"), False)
+    finally:
+        zoo.unregister("faulty")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
