@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompt_zoo.shapes import Bool, Float, Int, Shaped
-from softprompt_zoo.sites.call import Call
+from softprompt_zoo.sites.call import Call, Prefix
 from softprompt_zoo.sites.segment import Segment
 from softprompt_zoo.sites.state import SiteState
 
@@ -69,6 +69,14 @@ def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteSta
     if first is None:
         return None
     return _padded([segment or _NOTHING for segment in segments], first.keys[0].device, is_training)
+
+
+def stacked(prefix: Prefix, is_training: bool) -> SiteState | None:
+    """Stack the segments of a prefix, once for all steps that it is of; as `site_state`."""
+    if not prefix.stacked:
+        prefix.stacked = (site_state(prefix.segments, is_training),)
+    state: SiteState | None = prefix.stacked[0]
+    return state
 
 
 def _padded(segments: Sequence[Segment], device: torch.device, is_training: bool) -> SiteState:

@@ -31,6 +31,8 @@ class Prefix:
     tails: list[Float[Tensor, " hidden"] | None]
     """Per combination, the last hidden state of the token right in front of the text; `None` where keys and
     values stand there, or tokens of the weight 0."""
+    stacked: tuple[Any, ...] = ()
+    """The segments in the form that attention takes, once they were brought into it: a step need not do so again."""
 
     @classmethod
     def of(cls, segments: list[Segment | None]) -> "Prefix":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.shapes import Int
+from softprompt_zoo.sites.batch import segments_at
 from softprompt_zoo.sites.call import ATTRIBUTE, Call, DecodingState, Prefix
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import past_length
@@ -51,6 +52,27 @@ def prefix_of(stack: Stack, call: Call, positions: Int[Tensor, "#rows length"], 
     if known is None:
         known = causal_prefix(stack, call, reach)
         state.prefix = combinations, reach, known
+    return known
+
+
+def segments_of(stack: Stack, call: Call) -> Prefix:
+    """Return the keys and values of a causal call that has no other tokens, or those that the text was begun with.
+
+    Args:
+        stack: A causal stack.
+        call: The prompts of this forward.
+
+    Returns:
+        Keys and values per combination.
+    """
+    state = call.decoding
+    if state is None or call.is_training or torch.is_grad_enabled():
+        return Prefix.of(segments_at(call, stack.name))
+    combinations = call.selection.combinations
+    known = _known(state, combinations, None)
+    if known is None:
+        known = Prefix.of(segments_at(call, stack.name))
+        state.prefix = combinations, None, known
     return known
 
 

@@ -45,13 +45,14 @@ def read_text(
         ValueError: If a row has no text.
     """
     state = _begun(call, kwargs, past)
+    call.trace.read = read = state.read
+    unread = [name for name in call.readers if name not in read]
+    if not unread and not call.maps:
+        return placed(call, read, text.shape[0], text.device), kwargs, text
     seen = _text(stack, call, state, kwargs, text, past)
-    read = state.read
-    for name, place in call.readers.items():
-        if name not in read:
-            _check_beginning(name, seen, past)
-            read[name] = place(seen)
-    call.trace.read = read
+    for name in unread:
+        _check_beginning(name, seen, past)
+        read[name] = call.readers[name](seen)
     if call.maps:
         text = _mapped(call, seen)
         kwargs = {**kwargs, "input_ids": None, "inputs_embeds": text}

@@ -34,6 +34,8 @@ class Selection:
     """The distinct combinations of the batch."""
     rows: Int[Tensor, " rows"] | None
     """Index into `combinations`; `None` if all rows share the only one."""
+    is_in_order: bool = False
+    """Whether each row sees the combination of its own number, and so none need be looked up."""
 
     def check_rows(self, rows: int) -> None:
         """Refuse a batch of another number of rows."""

@@ -93,6 +93,11 @@ class CallState:
     visits: dict[int, int] = dataclasses.field(default_factory=dict)
     """How often this call has come to each module that several layers share."""
 
+    @property
+    def rows_of_keys(self) -> Int[Tensor, " rows"] | None:
+        """Index of each row's keys and values; `None` if all rows share the only ones, or are in the same order."""
+        return None if self.call is not None and self.call.selection.is_in_order else self.rows
+
     def acts_beside(self, site: str) -> bool:
         """Return whether prompts act on a site's text that take up no positions in front of it."""
         return bool(self.branches or self.gated[site])

@@ -144,7 +144,9 @@ def split_rows(
     if selection.rows is not None:
         limits = [_limit(combination, counts) for combination in selection.combinations]
         wanted, index = _wanted(limits, selection.rows, ids)
-    return _split(selection, placements, wanted, index, counts, lambda part, row: of_rows[part][row])
+    split, placed = _split(selection, placements, wanted, index, counts, lambda part, row: of_rows[part][row])
+    is_in_order = index is ids and rows == begun
+    return dataclasses.replace(split, is_in_order=is_in_order), placed
 
 
 def _split(

@@ -133,7 +133,7 @@ def _with_prompt(
     if attention_mask is None and is_causal and 1 < length < key.shape[2]:
         # Prefill of an empty static cache: the base function would slice here, before it sees our keys.
         key, value, kwargs = key[:, :, :length], value[:, :, :length], _with_short_bias(kwargs, length)
-    prompt_keys, prompt_values = layer_prompt(prompt, state.rows, site.layer, query.shape[0])
+    prompt_keys, prompt_values = layer_prompt(prompt, state.rows_of_keys, site.layer, query.shape[0])
     mark: Mark | None = getattr(module, MARK, None)
     window = None if mark is None or site.name == "cross" else mark.window
     depends_on = (base, site.name, window, length, key.shape[2], is_causal)

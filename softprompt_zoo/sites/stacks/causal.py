@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompt_zoo.shapes import Bool, Float, Shaped
-from softprompt_zoo.sites.batch import lengths, rows_of, segments_at, site_state, token_counts
+from softprompt_zoo.sites.batch import lengths, rows_of, stacked, token_counts
 from softprompt_zoo.sites.call import Call, Prefix
-from softprompt_zoo.sites.decoding_state import prefix_of
+from softprompt_zoo.sites.decoding_state import prefix_of, segments_of
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import check_packing, move_text
 from softprompt_zoo.sites.stack import Stack
@@ -34,17 +34,16 @@ class Causal(StackKind):
             kwargs, text = with_slots(stack, call, kwargs, text, past)
         check_packing(stack, kwargs, text.shape[1])
         if call.share_softmax and stack.rotation_limit is None:
-            segments = segments_at(call, stack.name)
-            prefix = Prefix(segments, [{}] * len(segments), [None] * len(segments))
-            kwargs, positions = move_text(stack, call, lengths(segments), kwargs, text, past)
-            site = site_state(segments, call.is_training)
+            prefix = segments_of(stack, call)
+            kwargs, positions = move_text(stack, call, lengths(prefix.segments), kwargs, text, past)
+            site = stacked(prefix, call.is_training)
             sites = {} if site is None else {stack.name: site}
             branches = call.branches_of_rows() if call.branches else ()
             state = CallState(sites, call.selection.rows, positions, branches=branches, call=call)
         else:
             kwargs, positions = move_text(stack, call, token_counts(call, stack.name), kwargs, text, past)
             prefix = prefix_of(stack, call, positions, past)
-            state = state_of({stack.name: prefix.segments}, call, positions)
+            state = state_of({stack.name: stacked(prefix, call.is_training)}, call, positions)
         if call.first_index is not None:
             state.tails = tails_of(prefix, call, text)
         if call.is_training:

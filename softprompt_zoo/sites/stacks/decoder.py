@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.shapes import Float, Int, Shaped
-from softprompt_zoo.sites.batch import lengths, segments_at, stack_embeddings
+from softprompt_zoo.sites.batch import lengths, segments_at, site_state, stack_embeddings
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.encoder_states import whole_states
 from softprompt_zoo.sites.position_table import Past
@@ -46,7 +46,7 @@ class Decoder(StackKind):
         """Move the text after keys and values, and let it see the encoder's virtual positions."""
         segments = {site: segments_at(call, site) for site in ("decoder", "cross")}
         counts = lengths(segments["decoder"])
-        state = state_of(segments, call)
+        state = state_of({site: site_state(own, call.is_training) for site, own in segments.items()}, call)
         if max(counts) or state.acts_beside("decoder"):
             kwargs, positions = move_text(stack, call, counts, kwargs, text, past)
             state.positions = positions

@@ -7,7 +7,7 @@ from torch import Tensor
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.sites import input_embeddings
-from softprompt_zoo.sites.batch import lengths, rows_of, segments_at, stack_embeddings
+from softprompt_zoo.sites.batch import lengths, rows_of, segments_at, site_state, stack_embeddings
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.encoder_states import remember
 from softprompt_zoo.sites.position_table import Past, check_budget
@@ -46,7 +46,7 @@ class Encoder(StackKind):
         segments = segments_at(call, stack.name)
         counts = lengths(segments)
         kwargs, text = _with_embeddings(stack, call, kwargs, text, max(counts))
-        state = state_of({stack.name: segments}, call)
+        state = state_of({stack.name: site_state(segments, call.is_training)}, call)
         if max(counts) or state.acts_beside(stack.name):
             kwargs, state.positions = move_text(stack, call, counts, kwargs, text, past)
         return kwargs, state
@@ -73,7 +73,7 @@ class EncoderInFront(StackKind):
         kwargs, text = with_slots(stack, call, kwargs, text, past)
         segments = segments_at(call, stack.name)
         kwargs, text = _with_embeddings(stack, call, kwargs, text, 0)
-        state = state_of({stack.name: segments}, call)
+        state = state_of({stack.name: site_state(segments, call.is_training)}, call)
         if state.acts_beside(stack.name):
             kwargs, state.positions = move_text(stack, call, [0] * len(segments), kwargs, text, past)
         elif max(lengths(segments)):
@@ -102,7 +102,8 @@ class SoundEncoder(StackKind):
         past: Past,
     ) -> tuple[dict[str, Any], CallState]:
         """Bring keys and values in."""
-        return kwargs, state_of({stack.name: segments_at(call, stack.name)}, call)
+        segments = segments_at(call, stack.name)
+        return kwargs, state_of({stack.name: site_state(segments, call.is_training)}, call)
 
 
 def _with_embeddings(

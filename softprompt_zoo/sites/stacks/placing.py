@@ -1,38 +1,36 @@
 """What the kinds of stacks have in common: the state of a call, slots in the text, and text that is moved."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from softprompt_zoo.shapes import Int, Shaped
-from softprompt_zoo.sites.batch import site_state
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.gates import gated_parts
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import embeddings_of
-from softprompt_zoo.sites.segment import Segment
 from softprompt_zoo.sites.slots import fill_slots
 from softprompt_zoo.sites.stack import Stack
-from softprompt_zoo.sites.state import CallState
+from softprompt_zoo.sites.state import CallState, SiteState
 
 
 def state_of(
-    segments: dict[str, list[Segment | None]], call: Call, positions: Int[Tensor, "#rows length"] | None = None
+    states: Mapping[str, SiteState | None], call: Call, positions: Int[Tensor, "#rows length"] | None = None
 ) -> CallState:
     """Make the state of a stack's attention.
 
     Args:
-        segments: Site name to the keys and values of each combination.
+        states: Site name to what it shows, of each site that the stack has.
         call: The prompts.
         positions: Of the queries, for sliding windows.
 
     Returns:
         The state.
     """
-    states = {site: site_state(combinations, call.is_training) for site, combinations in segments.items()}
     sites = {site: state for site, state in states.items() if state is not None}
     placed = call.placed
-    gated = {site: gated_parts(placed, site) for site in segments}
+    gated = {site: gated_parts(placed, site) for site in states}
     branches = call.branches_of_rows()
     return CallState(sites, call.selection.rows, positions, gated=gated, branches=branches, call=call)
 
