@@ -20,9 +20,7 @@ from softprompt_zoo.registry.plugin_check import ACTING_HOOKS, HOOKS, OPTIONAL_H
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "softprompt_zoo"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-REACHED = {
-    "complexity of nine in ten functions": 8,
-}
+REACHED: dict[str, float] = {}
 """What is over its limit still, and must not get worse; a line goes when its number is within the limit."""
 
 

@@ -1,7 +1,7 @@
 """Banks at every kind of place."""
 
 import pytest
-from bank_models import METHODS, prompted
+from helpers.bank_models import METHODS, prompted
 
 import softprompt_zoo as zoo
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from bank_models import METHODS, TEXT, own_tensors, prompted
+from helpers.bank_models import METHODS, TEXT, own_tensors, prompted
 
 import softprompt_zoo as zoo
 from softprompt_zoo.bank import folder_store

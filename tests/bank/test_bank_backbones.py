@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bank_models import prompted
+from helpers.bank_models import prompted
 
 import softprompt_zoo as zoo
 from softprompt_zoo.backbone import identity

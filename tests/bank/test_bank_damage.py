@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from bank_models import TEXT, prompted
+from helpers.bank_models import TEXT, prompted
 
 import softprompt_zoo as zoo
 from softprompt_zoo.bank import records

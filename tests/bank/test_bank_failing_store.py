@@ -4,8 +4,8 @@ import contextlib
 
 import fsspec
 import pytest
-from bank_models import prompted
 from fsspec.implementations.memory import MemoryFileSystem
+from helpers.bank_models import prompted
 
 import softprompt_zoo as zoo
 from softprompt_zoo.bank import changes, object_store

@@ -8,7 +8,7 @@ import struct
 
 import lmdb
 import pytest
-from bank_models import prompted
+from helpers.bank_models import prompted
 from test_bank_places import without_privileges
 
 import softprompt_zoo as zoo

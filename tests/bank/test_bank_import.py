@@ -4,7 +4,7 @@ import shutil
 
 import peft
 import pytest
-from bank_models import TEXT, assert_equal, prompted
+from helpers.bank_models import TEXT, assert_equal, prompted
 
 import softprompt_zoo as zoo
 from softprompt_zoo.bank import importing

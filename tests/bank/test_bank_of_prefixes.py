@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 import torch
-from bank_models import METHODS, TEXT, assert_equal, prompted
 from helpers.accepted_peft import needs_accepted_peft
+from helpers.bank_models import METHODS, TEXT, assert_equal, prompted
 from peft import LoraConfig
 
 import softprompt_zoo as zoo

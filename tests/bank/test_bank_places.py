@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bank_models import METHODS, TEXT, prompted
+from helpers.bank_models import METHODS, TEXT, prompted
 
 import softprompt_zoo as zoo
 from softprompt_zoo.bank import environment, local_files, object_store

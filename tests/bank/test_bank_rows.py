@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from bank_models import METHODS, TEXT, assert_equal, prompted, random_text
+from helpers.bank_models import METHODS, TEXT, assert_equal, prompted, random_text
 from helpers.classifiers import classifier
 
 import softprompt_zoo as zoo

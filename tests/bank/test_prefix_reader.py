@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from bank_models import METHODS, prompted
 from fsspec.implementations.memory import MemoryFileSystem
+from helpers.bank_models import METHODS, prompted
 from helpers.uneven_layers import gemma4
 from transformers import DynamicCache
 

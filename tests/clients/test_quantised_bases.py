@@ -1,7 +1,10 @@
 """Bases that transformers has quantised: prompts train on them under Trainer, as on the same weights dequantised."""
 
+import functools
+
 import pytest
 import torch
+from helpers.prompted import attached
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import softprompt_zoo as zoo
@@ -54,9 +57,7 @@ def make_base(request, tmp_path):
     return make
 
 
-def prompted(base, method="prompt_tuning"):
-    torch.manual_seed(0)
-    return zoo.get_method(method)(base, num_virtual_tokens=4, init="random")
+prompted = functools.partial(attached, method="prompt_tuning", init="random")
 
 
 def train(model, folder, trainer=Trainer, steps=4, resume=False, **options):

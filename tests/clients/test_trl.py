@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers.prompted import attached
 from torch.nn import functional
 
-import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 
 trl = pytest.importorskip("trl")
@@ -22,11 +22,6 @@ OPTIONS = {
     "disable_tqdm": True,
     "gradient_checkpointing": False,
 }
-
-
-def prompted(method):
-    torch.manual_seed(0)
-    return zoo.get_method(method)(tiny_model("llama"), num_virtual_tokens=4)
 
 
 def dataset(rows):
@@ -51,7 +46,7 @@ def _loss_of_logits(logits, ids):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_sft(method, tmp_path):
-    model = prompted(method)
+    model = attached("llama", method)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     text = "w5 w6 w7 w8 w9"
     ids = tiny_tokenizer()(text + " [eos]", return_tensors="pt")["input_ids"]
@@ -83,7 +78,7 @@ def _answer_likelihood(model, prompt, answer):
 @pytest.mark.parametrize("method", METHODS)
 def test_dpo(method, tmp_path):
     """The first loss is DPO's formula on our own forwards, against the model without its prompt as reference."""
-    model = prompted(method)
+    model = attached("llama", method)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     row = {"prompt": "w5 w6", "chosen": " w7 w8", "rejected": " w9 w10 w11"}
     gaps = [

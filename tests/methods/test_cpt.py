@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from contexts import CAUSAL, EXAMPLES, HIDDEN, IDS, OPTIONS, TEXT, TYPES, balls, batch, prompted
+from helpers.contexts import CAUSAL, EXAMPLES, HIDDEN, IDS, OPTIONS, TEXT, TYPES, balls, batch, prompted
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model, Trainer, TrainingArguments
 
 import softprompt_zoo as zoo

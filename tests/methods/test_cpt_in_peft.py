@@ -5,7 +5,7 @@ import json
 import peft
 import pytest
 import torch
-from contexts import CAUSAL, EXAMPLES, IDS, TEXT, TYPES, balls, batch, prompted, with_peft
+from helpers.contexts import CAUSAL, EXAMPLES, IDS, TEXT, TYPES, balls, batch, prompted, with_peft
 from safetensors.torch import load_file, save_file
 
 import softprompt_zoo as zoo

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contexts import CAUSAL, IDS, TYPES, balls, batch, prompted, with_peft
+from helpers.contexts import CAUSAL, IDS, TYPES, balls, batch, prompted, with_peft
 from torch.nn import functional
 
 import softprompt_zoo as zoo

@@ -5,7 +5,19 @@ import json
 
 import pytest
 import torch
-from multitask import EVERY_TASK, HIDDEN, TASKS, TEXT, TEXTS, TOKENS, learned, plain, prompted, tokens_of, training
+from helpers.multitask import (
+    EVERY_TASK,
+    HIDDEN,
+    TASKS,
+    TEXT,
+    TEXTS,
+    TOKENS,
+    learned,
+    plain,
+    prompted,
+    tokens_of,
+    training,
+)
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from helpers.accepted_peft import needs_accepted_peft
-from multitask import EVERY_TASK, HIDDEN, TASKS, TEXT, TOKENS, learned, plain, prompted
+from helpers.multitask import EVERY_TASK, HIDDEN, TASKS, TEXT, TOKENS, learned, plain, prompted
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptTuningConfig
 from safetensors.torch import load_file, save_file
 

@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from multitask import EVERY_TASK, HIDDEN, TASKS, TEXT, TEXTS, TOKENS, learned, plain, prompted, tokens_of, training
+from helpers.multitask import (
+    EVERY_TASK,
+    HIDDEN,
+    TASKS,
+    TEXT,
+    TEXTS,
+    TOKENS,
+    learned,
+    plain,
+    prompted,
+    tokens_of,
+    training,
+)
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningConfig
 
 import softprompt_zoo as zoo

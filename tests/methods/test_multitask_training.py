@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from multitask import TASKS, learned, prompted, training
+from helpers.multitask import TASKS, learned, prompted, training
 from torch.utils.data import DataLoader
 from transformers import Trainer
 

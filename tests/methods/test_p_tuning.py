@@ -1,10 +1,12 @@
 """P-tuning against PEFT's prompt encoder, the reference's sizes, and the start it promises."""
 
+import functools
 import json
 
 import peft
 import pytest
 import torch
+from helpers.prompted import attached
 from peft.tuners.p_tuning import PromptEncoder
 from safetensors.torch import load_file
 from torch import nn
@@ -19,9 +21,7 @@ HIDDEN = 32
 TEXT = random_text(7, 3)
 
 
-def attach(architecture="llama", **options):
-    torch.manual_seed(0)
-    return zoo.get_method("ptuning")(tiny_model(architecture), **{"num_virtual_tokens": 5, **options})
+attach = functools.partial(attached, method="ptuning", num_virtual_tokens=5)
 
 
 def built(model):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers.accepted_peft import needs_accepted_peft
 from helpers.classifiers import CASES, classifier, disturb, labels, logits, texts
+from helpers.prompted import attached
 from safetensors.torch import load_file
 
 import softprompt_zoo as zoo
@@ -14,9 +15,7 @@ from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 
 def attach(model=None, **options):
-    torch.manual_seed(0)
-    model = classifier("sequence", "bert") if model is None else model
-    return zoo.get_method("p_tuning_v2")(model, **{"num_virtual_tokens": 4, **options})
+    return attached(model or classifier("sequence", "bert"), "p_tuning_v2", **options)
 
 
 def padded(ids, side, pad=0, extra=3):

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from helpers.prompted import attached
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
@@ -14,7 +15,7 @@ TEXT = random_text(9, 1)
 
 
 def attach(architecture="llama", **options):
-    model = zoo.get_method("prefix")(tiny_model(architecture), **{"num_virtual_tokens": 4, **options})
+    model = attached(architecture, "prefix", **options)
     return model, model.prompts["default"]
 
 

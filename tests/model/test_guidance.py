@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from guided_text import NEW_TOKENS, SCALE, TEXT, base_of, check_scores, guided, made_of_words
 from helpers.accepted_peft import needs_accepted_peft
+from helpers.guided_text import NEW_TOKENS, SCALE, TEXT, base_of, check_scores, guided, made_of_words
 from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 import softprompt_zoo as zoo

@@ -1,11 +1,13 @@
 """Trainer takes a prompted model on a quantised base, where the quantizer says that it can be trained."""
 
 import copy
+import functools
 import pickle
 import types
 
 import pytest
 import torch
+from helpers.prompted import attached
 from transformers import Trainer, TrainingArguments
 from transformers.quantizers.base import HfQuantizer
 
@@ -39,9 +41,7 @@ def quantised(is_trainable=True):
     return model
 
 
-def prompted(model):
-    torch.manual_seed(0)
-    return zoo.get_method("prompt_tuning")(model, num_virtual_tokens=3)
+prompted = functools.partial(attached, method="prompt_tuning", num_virtual_tokens=3)
 
 
 def trains(model, folder, trainer=Trainer):

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.prompted import attached
 from transformers import Trainer, TrainerCallback, TrainingArguments, pipeline
 
 import softprompt_zoo as zoo
@@ -29,11 +30,6 @@ def rows(architecture, count=16):
     return found
 
 
-def prompted(architecture, method, **options):
-    torch.manual_seed(0)
-    return zoo.get_method(method)(tiny_model(architecture), num_virtual_tokens=4, **options)
-
-
 def trainer(model, folder, architecture, steps, callbacks=(), **options):
     arguments = TrainingArguments(
         str(folder),
@@ -52,19 +48,19 @@ def trainer(model, folder, architecture, steps, callbacks=(), **options):
 @pytest.mark.parametrize(("architecture", "method"), CASES)
 def test_resume_is_exact_and_checkpoints_are_small(architecture, method, tmp_path):
     options = {"dropout": 0.2, "reparameterization": "mlp", "reparameterization_size": 8} if "prefix" in method else {}
-    straight = prompted(architecture, method, **options)
+    straight = attached(architecture, method, **options)
     trainer(straight, tmp_path / "straight", architecture, 6).train()
 
     class Stop(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step >= 4
 
-    trainer(prompted(architecture, method, **options), tmp_path / "resumed", architecture, 6, [Stop()]).train()
+    trainer(attached(architecture, method, **options), tmp_path / "resumed", architecture, 6, [Stop()]).train()
     checkpoint = tmp_path / "resumed" / "checkpoint-4"
     backbone = sum(p.numel() for p in tiny_model(architecture).parameters()) * 4
     assert (checkpoint / "model.safetensors").stat().st_size < backbone
     assert not [key for key in json.loads((checkpoint / "softprompt_zoo.json").read_text()) if "lm_head" in key]
-    resumed = prompted(architecture, method, **options)
+    resumed = attached(architecture, method, **options)
     trainer(resumed, tmp_path / "resumed", architecture, 6).train(resume_from_checkpoint=str(checkpoint))
     for key, value in straight.prompts.state_dict().items():
         assert torch.equal(resumed.prompts.state_dict()[key], value), key
@@ -74,15 +70,15 @@ def test_resume_is_exact_and_checkpoints_are_small(architecture, method, tmp_pat
 
 
 def test_resume_is_silent_about_the_backbone(tmp_path, caplog):
-    model = prompted("llama", "prompt_tuning")
+    model = attached("llama", "prompt_tuning")
     trainer(model, tmp_path, "llama", 2).train()
     caplog.clear()
-    trainer(prompted("llama", "prompt_tuning"), tmp_path, "llama", 4).train(resume_from_checkpoint=True)
+    trainer(attached("llama", "prompt_tuning"), tmp_path, "llama", 4).train(resume_from_checkpoint=True)
     assert "missing keys" not in caplog.text
 
 
 def test_the_best_model_comes_back(tmp_path):
-    model = prompted("llama", "prefix_tuning")
+    model = attached("llama", "prefix_tuning")
     options = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
     options |= {"metric_for_best_model": "loss", "greater_is_better": True}  # the first checkpoint, not the last
     training = trainer(model, tmp_path, "llama", 6, **options)
@@ -97,9 +93,9 @@ def test_the_best_model_comes_back(tmp_path):
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_in_the_trainer(use_reentrant, tmp_path):
-    plain = prompted("llama", "prefix_tuning")
+    plain = attached("llama", "prefix_tuning")
     trainer(plain, tmp_path / "plain", "llama", 3).train()
-    saving = prompted("llama", "prefix_tuning")
+    saving = attached("llama", "prefix_tuning")
     options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
     trainer(saving, tmp_path / "saving", "llama", 3, **options).train()
     for key, value in plain.prompts.state_dict().items():
@@ -114,7 +110,7 @@ SLOWER = [pytest.param(method, marks=pytest.mark.slow) for method in ("prompt_tu
 def test_accumulated_steps_equal_one_large_batch(method, tmp_path):
     results = []
     for batch, accumulate in ((4, 1), (1, 4)):
-        model = prompted("llama", method)
+        model = attached("llama", method)
         training = _accumulating(model, tmp_path / str(batch), batch, accumulate)
         training.train()
         results.append(model.prompts.state_dict())
@@ -123,7 +119,7 @@ def test_accumulated_steps_equal_one_large_batch(method, tmp_path):
 
 
 def test_batches_with_other_shares_of_first_labels_weigh_by_their_other_labels():
-    model = prompted("llama", "prompt_tuning").eval()
+    model = attached("llama", "prompt_tuning").eval()
     texts = [random_text(length, length) for length in (3, 9)]
     means = [model(input_ids=text, labels=text).loss.detach() for text in texts]
     counted = torch.tensor(2 + 8)
@@ -156,7 +152,7 @@ def _accumulating(model, folder, batch, accumulate):
 @pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
 def test_label_smoothing_is_the_base_models_formula_on_our_logits(method, tmp_path):
     """Trainer takes it of the logits of the text, which have none for what the last virtual token predicts."""
-    model, factor = prompted("llama", method), 0.2
+    model, factor = attached("llama", method), 0.2
     batch = [row["input_ids"] for row in rows("llama", 2)]
 
     def smoothed(one):
@@ -190,7 +186,7 @@ def test_a_methods_own_loss_without_labels_is_warned_of(tmp_path):
 
 
 def test_a_column_of_prompts_per_row(tmp_path):
-    model = prompted("llama", "prompt_tuning")
+    model = attached("llama", "prompt_tuning")
     model.prompts.add("other", "prompt", num_virtual_tokens=2)
     other = model.prompts["other"].learned.embeddings.detach().clone()
     first = model.prompts["default"].learned.embeddings.detach().clone()
@@ -221,7 +217,7 @@ def test_another_recipe_takes_the_place_of_the_methods_own(tmp_path):
 
 
 def test_epochs_are_not_cut_short_by_the_recipes_steps(tmp_path):
-    method, model = zoo.get_method("prompt_tuning"), prompted("llama", "prompt_tuning")
+    method, model = zoo.get_method("prompt_tuning"), attached("llama", "prompt_tuning")
     options = {"use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "num_train_epochs": 2}
     training = Trainer(model, method.training_arguments(str(tmp_path), **options), train_dataset=rows("llama"))
     training.train()
@@ -232,7 +228,7 @@ def test_epochs_are_not_cut_short_by_the_recipes_steps(tmp_path):
 def test_the_prompt_trainer_is_trainer_where_there_is_one_rate(tmp_path):
     results = []
     for kind in (Trainer, PromptTrainer):
-        model = prompted("llama", "prefix_tuning", reparameterization="mlp", reparameterization_size=8)
+        model = attached("llama", "prefix_tuning", reparameterization="mlp", reparameterization_size=8)
         options = {"weight_decay": 0.1, "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
         arguments = zoo.get_method("prefix_tuning").training_arguments(str(tmp_path), max_steps=3, **options)
         kind(model=model, args=arguments, train_dataset=rows("llama")).train()
@@ -242,7 +238,7 @@ def test_the_prompt_trainer_is_trainer_where_there_is_one_rate(tmp_path):
 
 
 def test_the_prompt_trainer_trains_what_stands_beside_the_prompt(tmp_path):
-    model = prompted("llama", "prompt_tuning")
+    model = attached("llama", "prompt_tuning")
     norm = model.model.norm.weight.requires_grad_(True)
     before = norm.detach().clone()
     arguments = zoo.get_method("prompt").training_arguments(str(tmp_path), max_steps=2, use_cpu=True, disable_tqdm=True)
@@ -259,7 +255,7 @@ def test_the_prompt_trainer_says_that_there_is_no_prompt(tmp_path):
 def test_pipelines_take_the_model():
     tokenizer = tiny_tokenizer()
     options = {"max_new_tokens": 5, "do_sample": False}
-    model = prompted("llama", "prefix_tuning")
+    model = attached("llama", "prefix_tuning")
     ids = tokenizer("w5 w6 w7", return_tensors="pt")
 
     def generate(one):
@@ -268,6 +264,6 @@ def test_pipelines_take_the_model():
 
     assert generate(model) == model.generate(**ids, **options)[0].tolist()
     assert generate(model) != generate(tiny_model("llama"))
-    fill = pipeline("fill-mask", model=prompted("bert", "prompt_tuning"), tokenizer=tokenizer)
+    fill = pipeline("fill-mask", model=attached("bert", "prompt_tuning"), tokenizer=tokenizer)
     plain = pipeline("fill-mask", model=tiny_model("bert"), tokenizer=tokenizer)
     assert fill("w5 [mask] w7")[0]["score"] != plain("w5 [mask] w7")[0]["score"]

@@ -4,7 +4,7 @@ import torch
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
-from softprompt_zoo.testing.subject import assert_equal as assert_within
+from softprompt_zoo.testing.comparison import assert_equal as assert_within
 
 METHODS = {
     "words": ("prompt_tuning", {"num_virtual_tokens": 3}),
