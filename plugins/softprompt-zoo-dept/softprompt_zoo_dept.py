@@ -33,8 +33,9 @@ ALIASES = ("decomposed_prompt_tuning",)
 RECIPE = zoo.Recipe(
     learning_rate=3e-2,
     steps=200,
-    source="prompt tuning's own, searched on films with SmolLM2-135M; the paper's are 0.3 and 0.4 for the prompt of "
-    "T5-base, 5e-3 to 5e-4 for the matrices, batches of 32 and 40,000 steps",
+    source="prompt tuning's own, searched on films with SmolLM2-135M, where the matrices' 1/60 of it beat 1/6 in 24 "
+    "steps; the paper's are 0.3 and 0.4 for the prompt of T5-base, 5e-3 to 5e-4 for the matrices, batches of 32 and "
+    "40,000 steps",
 )
 OFFSETS = ("position", "token")
 INITS = ("sampled", "text")

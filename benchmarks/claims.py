@@ -1,0 +1,244 @@
+"""Hold the claims of papers against what their methods do here, at a small size.
+
+Run from the repository root; a command that was stopped goes on where it was::
+
+    python benchmarks/claims.py --data ../shared/data
+
+Each method is trained by its recipe, in few steps, on films with the language model; beside it stand plain prompts with
+as many trained numbers. A claim holds here if the difference is at least three standard errors, over three seeds.
+benchmarks/README.md says more.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import methods
+from common import ENOUGH, Trainer, balanced, markdown, versions, write
+from comparisons import HEADS, Column, Comparison, compare, line
+from methods import FILMS, noting
+from paper_claims import CLAIMS, ENTRIES, Claim, Entry
+from runner import Experiment, Result, Runner, command
+from softprompt_zoo.examples import Example
+from softprompt_zoo.training.data import Collator
+
+UNTRAINED = "untrained"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Saving(Comparison):
+    """The part of the other side's seconds that is saved."""
+
+    def statistic(self, *means: float) -> float:
+        """From the mean seconds of both sides to the part that is saved."""
+        ours, theirs = means
+        return 1 - ours / theirs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(methods.Settings):
+    """What the command can be told."""
+
+    steps: int = 30
+    rows: int = 120
+    threads: int = 1
+
+
+class Bench(methods.Bench):
+    """The model and the films of methods.py, and methods with options."""
+
+    def trained(self, name: str) -> Callable[[int], Result]:
+        """Return what trains an entry and measures it; one with shots is shown the films that it is trained on."""
+        entry = ENTRIES[name]
+
+        def measure(seed: int) -> Result:
+            options = dict(entry.options)
+            if entry.shots:
+                options["examples"] = [(film.input, str(film.target)) for film in self.films_of(entry, seed)]
+            return self.train(entry, entry.method, options, seed)
+
+        return measure
+
+    def beside(self, name: str, runner_of: Callable[[], Runner]) -> Callable[[int], Result]:
+        """Return what trains the plain virtual tokens that stand beside an entry, on the same films."""
+        entry = ENTRIES[name]
+
+        def measure(seed: int) -> Result:
+            tokens = entry.plain_tokens or self.as_many(name, runner_of(), seed)
+            return self.train(entry, entry.plain, {"num_virtual_tokens": tokens}, seed)
+
+        return measure
+
+    def as_many(self, name: str, runner: Runner, seed: int) -> int:
+        """Return how many plain tokens have the numbers that an entry has trained."""
+        result = runner.result(name, seed)
+        assert result is not None, "the runner sees to that"
+        one = self.attach(ENTRIES[name].plain, seed, self.tokenizer(), num_virtual_tokens=1)
+        return round(result["trained"] / one.prompts["default"].num_parameters)
+
+    def train(self, entry: Entry, method: str, options: Mapping[str, Any], seed: int) -> Result:
+        """Train a method on films and measure it on others.
+
+        Args:
+            entry: Says on how many films.
+            method: The method's name.
+            options: Its options; those of one that is shown the films have them as `examples`.
+            seed: Of the films, the start values and the order.
+
+        Returns:
+            By test row `loss` and `accuracy`, of a method that is shown the films also before training; numbers that
+            are `trained`, and of each step the `seconds`.
+        """
+        tokenizer = self.tokenizer()
+        labels = self.labels(tokenizer)
+        model = self.attach(method, seed, tokenizer, **options)
+        test = labels.rows(self.rows(FILMS, "test"))
+        shown = labels.measure(model, test) if "examples" in options else {}
+        trainer = Trainer(model, self.recipe(method))
+        collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
+        history = trainer.fit(labels.rows(self.films_of(entry, seed)), collate, seed, method)
+        before = {f"before_{key}": values for key, values in shown.items()}
+        return {**before, **labels.measure(model, test), "trained": trainer.num_trained, **history}
+
+    def films_of(self, entry: Entry, seed: int) -> list[Example]:
+        """Return the films that are trained on."""
+        films = self.rows(FILMS, "train")
+        return balanced(films, entry.shots, seed) if entry.shots else films
+
+
+def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experiment]:
+    """List the experiments."""
+    shared: dict[str, Any] = {"seeds": bench.settings.seeds}
+    sizes = {name: {"options": dict(entry.options), "shots": entry.shots} for name, entry in ENTRIES.items()}
+    besides = {entry.beside(name): name for name, entry in ENTRIES.items()}
+    found = [
+        Experiment(name=UNTRAINED, measure=bench.untrained_films, options=bench.options(data=[FILMS])),
+        *(
+            Experiment(
+                name=name,
+                methods=(entry.method,),
+                measure=bench.trained(name),
+                options=bench.options(entry.method, data=[FILMS], **sizes[name]),
+                **shared,
+            )
+            for name, entry in ENTRIES.items()
+        ),
+        *(
+            Experiment(
+                name=beside,
+                methods=(ENTRIES[name].plain,),
+                measure=bench.beside(name, runner_of),
+                options=bench.options(ENTRIES[name].plain, data=[FILMS], tokens=ENTRIES[name].plain_tokens),
+                needs=() if ENTRIES[name].plain_tokens else (name,),
+                **shared,
+            )
+            for beside, name in besides.items()
+        ),
+    ]
+    return [noting(experiment, bench.dtype) for experiment in found]
+
+
+# The tables
+
+
+CLAIM_HEADS = ("claim", "measured", "three standard errors", "verdict", "seeds", "dtype")
+
+
+def gains(runner: Runner) -> str:
+    """Return the table of what each method gains, over the untrained model and beside plain prompts."""
+    lines = []
+    for name, entry in ENTRIES.items():
+        for experiment, key, against in _others(runner, name, entry):
+            for measure in ("accuracy", "loss"):
+                title = f"{_with_size(runner, name)} against {against}"
+                columns = {"ours": Column(name, measure), "theirs": Column(experiment, f"{key}{measure}")}
+                lines.append(line(runner, Comparison(section="", title=title, measure=measure, **columns)))
+    return markdown(HEADS, lines)
+
+
+def _others(runner: Runner, name: str, entry: Entry) -> list[tuple[str, str, str]]:
+    """Return what an entry is compared with: experiment, beginning of the keys, and what the table calls it."""
+    found = [(UNTRAINED, "", "the untrained model"), (entry.beside(name), "", _with_size(runner, entry.beside(name)))]
+    return [*found, (name, "before_", "itself before training")] if entry.shots else found
+
+
+def _with_size(runner: Runner, name: str) -> str:
+    """Return the name of an experiment, and how many numbers it trains."""
+    results = runner.results(name)
+    counts = sorted({result["trained"] for result in results})
+    shown = " to ".join(f"{count:,}" for count in (counts[:1] + counts[-1:] if len(counts) > 1 else counts))
+    return f"{name} ({shown} numbers)" if counts else name
+
+
+def claim_line(runner: Runner, claim: Claim) -> tuple[str, ...]:
+    """Return the line of a claim, under `CLAIM_HEADS`; where there is nothing to compare it says why."""
+    says = f"{claim.entry}: {claim.says} ({claim.paper})"
+    kind = Saving if claim.key == "seconds" else Comparison
+    found = compare(
+        runner,
+        kind(
+            section="",
+            title=says,
+            measure=claim.key,
+            ours=Column(claim.entry, claim.key),
+            theirs=Column(claim.against or ENTRIES[claim.entry].beside(claim.entry), claim.against_key or claim.key),
+        ),
+    )
+    if isinstance(found, str):
+        return (says, found, *["-"] * (len(CLAIM_HEADS) - 2))
+    value, margin = found.gain.value, ENOUGH * found.gain.error
+    unit = (
+        "of the seconds saved"
+        if claim.key == "seconds"
+        else f"{claim.key}, {found.means[1]:.3f} to {found.means[0]:.3f}"
+    )
+    shown = (f"{value:+.3f} ({unit})", f"{value - margin:+.3f} to {value + margin:+.3f}")
+    return (says, *shown, verdict(value - margin, value + margin, claim.least), str(found.seeds), found.dtype)
+
+
+def verdict(lowest: float, highest: float, least: float) -> str:
+    """Return what an interval says of a claim that something is better by at least so much."""
+    if lowest >= least and highest > lowest:
+        return "holds here"
+    return "does not" if highest <= least else "not at this size"
+
+
+def table(runner: Runner, settings: Settings) -> str:
+    """Return the tables of what is there, in Markdown."""
+    steps = f"{settings.steps} steps" if settings.steps else "the steps of its recipe"
+    shots = ", ".join(f"{name} and what stands beside it on {e.shots}" for name, e in ENTRIES.items() if e.shots)
+    notes = (
+        f"Each method is trained by its recipe, for {steps}, on {FILMS} with {settings.model} ({shots} films), and "
+        f"measured on at most {settings.rows} test rows, the same for all. The papers' runs are larger and longer."
+    )
+    claims = (
+        "A positive number is in the claim's favor; of a loss, in nats, the difference, of seconds per step the part "
+        "that is saved. *Holds here*: the whole interval is on the claim's side. *Does not*: it is on the other side. "
+        "*Not at this size*: the interval is on both, so this many rows, steps and seeds cannot tell."
+    )
+    lines = [claim_line(runner, claim) for claim in CLAIMS]
+    parts = ["### Claims", markdown(CLAIM_HEADS, lines), claims, "### What is gained", gains(runner), notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
+    """Return the runner and what writes the table."""
+    torch.set_num_threads(settings.threads)
+    bench = Bench(settings)
+    bench.file(FILMS, "train")
+    shared = {
+        **{name: getattr(settings, name) for name in ("model", "rows")},
+        "versions": versions("softprompt-zoo", "transformers", "torch"),
+    }
+    runners = list[Runner]()
+    runners.append(Runner(folder, shared, experiments(bench, lambda: runners[0])))
+    return runners[0], lambda: write(folder / "table.md", table(runners[0], settings))
+
+
+main = command((__doc__ or "").splitlines()[0], Settings, "claims", make)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The benchmark of papers' claims, on a tiny model: what stands beside a method, what goes on, what a verdict says."""
+
+import json
+
+import pytest
+import torch
+from helpers import installed_plugins
+from helpers.benchmark_data import save_benchmark_data
+
+INSTALLED = {"dept", "residual"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return save_benchmark_data(tmp_path_factory)
+
+
+@pytest.fixture
+def claims(benchmark, folders, tmp_path, tmp_path_factory, monkeypatch):
+    """With two of the methods in `plugins/`."""
+    monkeypatch.setenv("SOFTPROMPT_ZOO_PLUGINS", ",".join(INSTALLED))
+    installed_plugins.install(tmp_path_factory.mktemp("installed"), monkeypatch)
+    module = benchmark("claims")
+    sizes = {"steps": 2, "rows": 4, "seeds": 2, "threads": 1}
+    given = [part for name, value in {**folders, **sizes}.items() for part in (f"--{name}", str(value))]
+    module.call = lambda *more: module.main([*given, "--results", str(tmp_path), *more])
+    return module
+
+
+def call(module, *more):
+    """Run the command; return what it says could not be run."""
+    try:
+        module.call(*more)
+    except SystemExit as stop:
+        return str(stop.code)
+    return ""
+
+
+def results(folder, name):
+    return [json.loads(path.read_text("utf-8"))["result"] for path in sorted(folder.glob(f"{name}-????????????.json"))]
+
+
+def test_a_command_that_was_stopped_goes_on_where_it_was(claims, tmp_path, monkeypatch):
+    """What is installed runs; what is not is named."""
+    problems = call(claims)
+    absent = {name: entry for name, entry in claims.ENTRIES.items() if entry.method not in INSTALLED}
+    expected = [f"{name}: {entry.method} is not installed" for name, entry in absent.items()]
+    assert [line for line in problems.splitlines()[1:] if "beside" not in line] == expected
+    table = (tmp_path / "table.md").read_text("utf-8")
+    assert "| dept: saves over 20% of the time" in table
+    done = []
+    step = claims.Trainer.step
+    monkeypatch.setattr(claims.Trainer, "step", lambda self, batch: done.append(1) or step(self, batch))
+    assert call(claims) == problems
+    assert not done
+    assert (tmp_path / "table.md").read_text("utf-8") == table
+    next(tmp_path.glob("adept-*.json")).unlink()
+    call(claims)
+    assert len(done) == 2
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "least", "verdict"),
+    [
+        (0.01, 0.2, 0.0, "holds here"),
+        (-0.2, -0.01, 0.0, "does not"),
+        (-0.1, 0.2, 0.0, "not at this size"),
+        (0.05, 0.15, 0.2, "does not"),
+        (0.15, 0.25, 0.2, "not at this size"),
+        (0.0, 0.0, 0.0, "does not"),
+    ],
+)
+def test_a_verdict_is_of_the_whole_interval(claims, lowest, highest, least, verdict):
+    assert claims.verdict(lowest, highest, least) == verdict
+
+
+def test_the_time_that_is_saved_is_a_part_of_the_other_sides(claims):
+    saving = claims.Saving(section="", title="", measure="seconds", ours=None, theirs=None)
+    assert saving.statistic(1.5, 2.0) == 0.25
+
+
+def test_a_claim_is_measured_as_the_results_say(claims, folders, tmp_path):
+    """Two seeds of two rows, worked out: a gain of 0.4 with a standard error of 0.1 over the rows."""
+    runner, _ = claims.make(claims.Settings(seeds=2, **folders), tmp_path)
+    claim = next(claim for claim in claims.CLAIMS if claim.entry == "adept" and claim.against == "dept")
+    for seed in range(2):
+        for name, losses in {"adept": [1.0, 1.0], "dept": [1.3, 1.5]}.items():
+            run = runner.run_of(name, seed)
+            runner.store.save(name, run, {"loss": losses, "dtype": "float32", "trained": 1})
+    line = claims.claim_line(runner, claim)
+    assert line[1:] == ("+0.400 (loss, 1.400 to 1.000)", "+0.100 to +0.700", "holds here", "2", "float32")
+    assert torch.tensor([0.3, 0.5]).std() / 2**0.5 == pytest.approx(0.1)
