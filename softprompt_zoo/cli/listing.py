@@ -86,7 +86,7 @@ def _print_problem(report: "PluginReport", problem: str) -> None:
 
 
 def show(method: Annotated[str, typer.Argument(help="Name or alias.", metavar="METHOD")]) -> None:
-    """Show a method's page, its options and its recipe."""
+    """Show a method's page, its options, its recipe, and what its prompts can be exported to."""
     import inspect
 
     from softprompt_zoo.cli.options import describe_options
@@ -102,6 +102,9 @@ def show(method: Annotated[str, typer.Argument(help="Name or alias.", metavar="M
         typer.echo("\n      ".join(lines))
     typer.echo("\nRecipe:")
     typer.echo("\n".join(_recipe_lines(found.recipe)))
+    from softprompt_zoo.cli.tried_exports import describe_exports  # loads transformers, which takes a while
+
+    typer.echo("\nExports:\n  " + "\n  ".join(describe_exports(found)))
 
 
 def _recipe_lines(recipe: "Recipe | None") -> list[str]:

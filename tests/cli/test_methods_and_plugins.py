@@ -179,3 +179,31 @@ def test_show_prints_page_options_and_recipe():
 def test_show_says_that_there_is_no_recipe(registered):
     registered(_method(), "bare")
     assert "none; give train a --learning-rate and --steps" in invoke("show", "bare").stdout
+
+
+def exports(method):
+    lines = invoke("show", method).stdout.split("\nExports:\n")[1].splitlines()
+    return lines[0], dict(line.strip().split(": ", 1) for line in lines[1:])
+
+
+def test_show_says_what_prompts_can_be_exported_to_before_they_are_trained(registered):
+    @zoo.hookimpl
+    def merge():
+        raise zoo.UnsupportedError("it has no merged form")
+
+    tried, found = exports("prefix")
+    assert tried.startswith("  tried on a tiny gpt2 with num_virtual_tokens=5;")
+    assert (found["PEFT"], found["kv"], found["merge"]) == ("PREFIX_TUNING", "yes", "yes")
+    assert found["vocabulary"].startswith("no; prompt 'default' has keys and values, which are not embeddings")
+    assert set(exports("prompt_tuning")[1].values()) == {"PROMPT_TUNING", "yes"}
+    registered(_method(merge=merge), "kept")
+    assert set(exports("kept")[1].values()) == {"no; it has no merged form"}
+
+
+def test_show_says_why_nothing_was_tried(registered):
+    @zoo.hookimpl
+    def build_virtual_tokens():
+        raise zoo.UnsupportedError("nowhere")
+
+    registered(_method(build_virtual_tokens=build_virtual_tokens), "nowhere")
+    assert exports("nowhere") == ("  not tried: nowhere", {})
