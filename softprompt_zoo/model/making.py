@@ -10,7 +10,7 @@ from softprompt_zoo.config.options import Options
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files.start_folders import read_folders, start_prompt
 from softprompt_zoo.model.saved_state import check_can_be_saved
-from softprompt_zoo.model.text_trial import check_text_hooks
+from softprompt_zoo.model.text_trial import check_place_of_text, check_text_hooks
 from softprompt_zoo.prompt.fits import check_room
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.reached import check_reached
@@ -80,6 +80,7 @@ def _check_can_be_written(options: Mapping[str, Options]) -> None:
 
 def _check_answers(prompt: Prompt, backbone: Backbone) -> None:
     """Hold what the hooks return against their contract, and the numbers against the model's."""
+    check_place_of_text(prompt, backbone)
     with torch.enable_grad():
         tokens = prompt.place(backbone).tokens
     check_reached(prompt, tokens, backbone)

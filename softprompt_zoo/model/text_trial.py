@@ -6,10 +6,29 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.sample_text import sample_batch, sample_text
-from softprompt_zoo.registry.beyond_tokens import BeyondTokens
 
 CLOSE = 1e-4
 """Of the largest number: what a row's tokens may differ by where other rows stand next to it."""
+
+
+def check_place_of_text(prompt: Prompt, backbone: Backbone) -> None:
+    """Refuse a new prompt that does more than constant tokens can, on a model that has no place for it.
+
+    Args:
+        prompt: The prompt; nothing happens if its tokens are constant and it leaves the text as it is.
+        backbone: Sizes of the model.
+
+    Raises:
+        UnsupportedError: If the model reads no tokens, or has no place for other embeddings.
+    """
+    beyond, problem = prompt.beyond_tokens, backbone.inside.input_problem
+    if beyond is None or problem is None:
+        return
+    if beyond.maps_text or (beyond.reads_text and not backbone.inside.reads_tokens):
+        raise UnsupportedError(
+            f"method {prompt.method!r} {beyond.description}, and this model has no place for that: {problem}; choose a "
+            "method on keys and values"
+        )
 
 
 @torch.no_grad()
@@ -23,13 +42,9 @@ def check_text_hooks(prompt: Prompt, backbone: Backbone) -> None:
     Raises:
         PluginError: If a row's tokens depend on other rows or on padding.
         ShapeError: If a shape is another one.
-        UnsupportedError: If the model reads no tokens, or has no place for other embeddings.
     """
     beyond = prompt.beyond_tokens
-    if beyond is None:
-        return
-    _check_model(prompt, beyond, backbone)
-    if backbone.device.type == "meta":
+    if beyond is None or backbone.device.type == "meta":
         return
     was_training = prompt.learned.training
     prompt.learned.eval()
@@ -40,15 +55,6 @@ def check_text_hooks(prompt: Prompt, backbone: Backbone) -> None:
             prompt.map_text(backbone, sample_text(backbone))
     finally:
         prompt.learned.train(was_training)
-
-
-def _check_model(prompt: Prompt, beyond: BeyondTokens, backbone: Backbone) -> None:
-    problem = backbone.inside.input_problem
-    if problem is not None and (beyond.maps_text or not backbone.inside.reads_tokens):
-        raise UnsupportedError(
-            f"method {prompt.method!r} {beyond.description}, and this model has no place for that: {problem}; choose a "
-            "method on keys and values"
-        )
 
 
 def _check_rows(prompt: Prompt, backbone: Backbone) -> None:

@@ -45,6 +45,7 @@ def read_text(
         ValueError: If a row has no text.
     """
     state = _begun(call, kwargs, past)
+    call = dataclasses.replace(call, decoding=None if call.decoding is None else state)
     call.trace.read = read = state.read
     unread = [name for name in call.readers if name not in read]
     if not unread and not call.maps:
