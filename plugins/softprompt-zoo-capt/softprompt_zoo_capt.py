@@ -1,0 +1,125 @@
+"""CaPT: trains one vector per layer, to which the mean of the row's own text is added: a capsule in front of the text.
+
+    m = mean of the embeddings of the row's text                      (hidden)
+    S[layer] = norm(vectors[layer] + m)                               (tokens, hidden), tokens = 1 in the paper
+    K, V = key and value projections of the layer, frozen             of S[layer], not rotated
+    attention[layer] = softmax(query [K; text keys]^T) [V; text values]
+    virtual_tokens = vectors + m                                      (tokens, hidden), deep=False
+
+Enters at: keys and values of every self-attention layer of the stack that reads the text; with deep=False at the input
+embeddings. Other virtual tokens for every row.
+Trained: layers * tokens * hidden; with deep=False tokens * hidden.
+Merges to: nothing; the tokens are made anew for each text.
+
+Source: Liu, Liang, Fan, Yang, Cui, Han, Huang, Liu, Wang and Han, "All You Need is One: Capsule Prompt Tuning with a
+Single Vector", 2025 (NeurIPS 2025, arXiv 2510.16670), section 3. No reference code was found.
+Differs from the source: from the second layer on the paper adds the mean of what the layer below gives for the text
+and the capsule; here every layer adds the mean of the embeddings, for the capsule is made before the layers run. `norm`
+divides by the root mean square of the vector and stands for the layer's own norm, behind which keys and values are
+made. The vectors start from words. Of the paper's ways to join vector and mean, this is the sum, its default.
+PEFT: no type of it holds a prompt that depends on the text.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import softprompt_zoo as zoo
+
+ALIASES = ("capsule_prompt_tuning",)
+RECIPE = zoo.Recipe(
+    learning_rate=1e-2,
+    steps=200,
+    source="not searched; between the rates of prompt tuning and of LLaMA-Adapter, which projects hidden states, too",
+)
+EXAMPLE_OPTIONS = ({"num_virtual_tokens": 1}, {"num_virtual_tokens": 2})
+INITS = ("sampled", "random")
+STANDARD_DEVIATION = 0.02
+"""Of `init="random"`; what Hugging Face gives new modules."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(zoo.MethodConfig):
+    """Options of CaPT."""
+
+    num_virtual_tokens: int = 1
+    """Capsules of each layer, at least 1; the paper's finding is that one is best."""
+    deep: bool = True
+    """Whether every layer has a capsule of its own; `False` for one at the input embeddings, which runs through all
+    layers as a word does."""
+    init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
+    """Where the vectors start: `"sampled"` frequent words, the same in every layer; `"random"` normal numbers of
+    standard deviation 0.02; or another prompt at the input embeddings: its saved folder, or `model.prompts[name]`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        zoo.check_choice("deep", self.deep, (False, True))
+        zoo.check_init(self.init, INITS, None, None, None)
+
+
+class Parameters(nn.Module):
+    """The vectors of each layer."""
+
+    def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
+        super().__init__()
+        options: dict[str, Any] = {
+            "dtype": torch.promote_types(backbone.dtype, torch.float32),
+            "device": backbone.device,
+        }
+        layers = _num_layers(backbone) if config.deep else 1
+        self.vectors = nn.Parameter(torch.empty(layers, config.num_virtual_tokens, backbone.hidden_size, **options))
+
+    @torch.no_grad()
+    def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
+        """Start from words, or from noise."""
+        if config.init == "random":
+            self.vectors.normal_(std=STANDARD_DEVIATION)
+        else:
+            self.vectors.copy_(backbone.embed(zoo.sampled_ids(backbone, config.num_virtual_tokens)))
+
+    @torch.no_grad()
+    def start_from(self, tokens: zoo.VirtualTokens) -> None:
+        """Start every layer from the plain tokens of another prompt."""
+        if not isinstance(tokens, zoo.InputTokens):
+            raise zoo.UnsupportedError(
+                "capt cannot start from keys and values; give a prompt at the input embeddings as init"
+            )
+        self.vectors.copy_(tokens.embeddings)
+
+    def forward(self, text: zoo.Text) -> Tensor:
+        """Return vectors and mean added, `(layers, rows, tokens, hidden)`; gradients flow to the vectors."""
+        mask = text.mask[..., None]
+        means = (text.embeddings * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        return self.vectors[:, None] + means.to(self.vectors)
+
+
+@zoo.hookimpl
+def build_virtual_tokens(
+    config: Config, parameters: Parameters, backbone: zoo.Backbone, text: zoo.Text
+) -> zoo.VirtualTokens:
+    """Add vectors and mean, and project them to each layer's keys and values."""
+    capsules = parameters(text)
+    if not config.deep:
+        return zoo.InputTokens(capsules[0])
+    rows = capsules.shape[1]
+    normed = functional.rms_norm(capsules, capsules.shape[-1:])
+    made = backbone.project(text.site, normed.flatten(1, 2).unbind()).sites[text.site]
+    return zoo.LayerTokens({text.site: zoo.SiteTokens(*(_by_rows(part, rows) for part in (made.keys, made.values)))})
+
+
+def _num_layers(backbone: zoo.Backbone) -> int:
+    site = "decoder" if backbone.family == "causal" else "encoder"
+    if site not in backbone.layers:
+        raise zoo.UnsupportedError(
+            f"capt needs keys and values, which cannot be reached in this model ({backbone.model_type}); choose "
+            "deep=False, one capsule at the input embeddings"
+        )
+    return len(backbone.layers[site])
+
+
+def _by_rows(layers: tuple[Tensor | None, ...], rows: int) -> tuple[Tensor, ...]:
+    """Split `(kv_heads, rows * tokens, width)` of each layer into `(rows, kv_heads, tokens, width)`."""
+    return tuple(layer.unflatten(1, (rows, -1)).transpose(0, 1) for layer in layers if layer is not None)
