@@ -1,0 +1,227 @@
+"""Prompts made of each row's own text, against the base model on embeddings: the text's, behind tokens made by hand."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import softprompt_zoo as zoo
+from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.testing.comparison import assert_equal
+from softprompt_zoo.testing.subject import pad, random_text
+
+TEXTS = [random_text(length, seed) for seed, length in enumerate((9, 4, 7, 6))]
+ROWS = ["echo", "plain", None, "echo"]
+NEW = 4
+ARCHITECTURES = ["llama", "gpt2", "bert", "t5"]
+WRITERS = ["llama", "gpt2", "t5"]
+"""Those that write texts."""
+PAD = 0
+
+
+class Echo:
+    """Two tokens: the mean of the text's embeddings and that of the frozen model's last states, each with an offset."""
+
+    NAME = "echo"
+
+    @dataclasses.dataclass(frozen=True)
+    class Config(zoo.MethodConfig):
+        num_virtual_tokens: int = 2
+
+    class Parameters(nn.Module):
+        def __init__(self, config, backbone):
+            super().__init__()
+            self.offsets = nn.Parameter(torch.empty(2, backbone.hidden_size))
+
+        @torch.no_grad()
+        def initialize(self, config, backbone):
+            self.offsets.normal_()
+
+    @staticmethod
+    @zoo.hookimpl
+    def build_virtual_tokens(parameters, text):
+        shares = text.mask / text.mask.sum(dim=1, keepdim=True)
+        means = [torch.einsum("rl,rlh->rh", shares, seen) for seen in (text.embeddings, text.states())]
+        return zoo.InputTokens(parameters.offsets + torch.stack(means, dim=1))
+
+
+@pytest.fixture(autouse=True)
+def echo():
+    zoo.register(Echo)
+    yield
+    zoo.unregister("echo")
+
+
+class Pair:
+    """A model with a prompt of the text, `echo`, and a constant one, `plain`, and the same model without prompts."""
+
+    def __init__(self, architecture):
+        torch.manual_seed(0)
+        self.base = tiny_model(architecture)
+        self.model = zoo.get_method("echo")(tiny_model(architecture), "echo")
+        self.model.prompts.add("plain", "prompt_tuning", num_virtual_tokens=3, init="random")
+        self.is_t5 = architecture == "t5"
+        self.side = "right" if self.is_t5 else "left"
+
+    def tokens(self, name, text):
+        """The virtual tokens of a row, by hand, `(1, tokens, hidden)`."""
+        if name is None:
+            return torch.empty(1, 0, self.base.config.hidden_size)
+        learned = self.model.prompts[name].learned
+        if name == "plain":
+            return learned.embeddings[None]
+        body = self.base.encoder if self.is_t5 else self.base.base_model
+        seen = (self.base.get_input_embeddings()(text), body(input_ids=text).last_hidden_state)
+        return learned.offsets + torch.stack([part.mean(dim=1) for part in seen], dim=1)
+
+    def embeddings(self, name, text, made_of=None):
+        """What the base model is to read: the tokens made of a text in front of it, or of a longer one."""
+        made = self.tokens(name, text if made_of is None else made_of)
+        return torch.cat([made, self.base.get_input_embeddings()(text)], dim=1)
+
+    def decoder(self, rows=1):
+        return {"decoder_input_ids": TEXTS[1].expand(rows, -1)} if self.is_t5 else {}
+
+    def expected(self, name, text):
+        """The logits of a row alone, those of its text."""
+        embeddings = self.embeddings(name, text)
+        logits = self.base(inputs_embeds=embeddings, **self.decoder()).logits
+        return logits if self.is_t5 else logits[:, embeddings.shape[1] - text.shape[1] :]
+
+    def written(self, model, rows=None, **inputs):
+        """The new tokens that a model writes."""
+        inputs = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": [PAD], **inputs}
+        return model.generate(**inputs, **({} if rows is None else {"prompts": rows}))[:, -NEW:]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_each_row_of_a_mixed_batch_gives_what_the_base_model_gives_behind_its_tokens(architecture, side):
+    pair = Pair(architecture)
+    ids, mask = pad(TEXTS, side)
+    found = pair.model(input_ids=ids, attention_mask=mask, prompts=ROWS, **pair.decoder(len(ROWS))).logits
+    for row, (name, text) in enumerate(zip(ROWS, TEXTS, strict=True)):
+        own = found[row] if pair.is_t5 else found[row][mask[row].bool()]
+        assert_equal(own, pair.expected(name, text)[0], f"row {row} with prompt {name!r}")
+
+
+WAYS = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "static": {"cache_implementation": "static"},
+    "none": {"use_cache": False},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("architecture", WRITERS)
+@torch.no_grad()
+def test_each_row_of_a_mixed_batch_is_written_as_the_base_model_writes_it(architecture, way):
+    """The base model writes behind the embeddings of each row alone, with its own cache."""
+    pair = Pair(architecture)
+    ids, mask = pad(TEXTS, pair.side)
+    found = pair.written(pair.model, ROWS, input_ids=ids, attention_mask=mask, **WAYS[way])
+    beams = WAYS["beams"] if way == "beams" else {}
+    for row, (name, text) in enumerate(zip(ROWS, TEXTS, strict=True)):
+        embeddings = pair.embeddings(name, text)
+        everywhere = torch.ones(embeddings.shape[:2], dtype=torch.long)
+        expected = pair.written(pair.base, inputs_embeds=embeddings, attention_mask=everywhere, **beams)
+        assert torch.equal(found[row], expected[0]), f"row {row} with prompt {name!r}"
+
+
+@pytest.mark.parametrize("architecture", WRITERS)
+@torch.no_grad()
+def test_an_assistant_changes_nothing(architecture):
+    pair = Pair(architecture)
+    expected = pair.written(pair.model, ["echo"], input_ids=TEXTS[0])
+    assert torch.equal(pair.written(pair.model, ["echo"], input_ids=TEXTS[0], assistant_model=pair.base), expected)
+
+
+@pytest.mark.parametrize("architecture", WRITERS)
+@torch.no_grad()
+def test_hand_written_decoding_on_the_cache_writes_what_generate_does(architecture):
+    """Token by token, with `prompts` in each call; the mask grows as in transformers' own examples."""
+    pair = Pair(architecture)
+    ids, mask = pad(TEXTS, pair.side)
+    expected = pair.written(pair.model, ROWS, input_ids=ids, attention_mask=mask)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if pair.is_t5:
+        start = torch.full((len(ROWS), 1), pair.base.config.decoder_start_token_id)
+        inputs |= {"decoder_input_ids": start}
+    cache, written = None, []
+    for _ in range(NEW):
+        output = pair.model(**inputs, past_key_values=cache, use_cache=True, prompts=ROWS)
+        cache, logits = output.past_key_values, output.logits[:, -1]
+        logits[:, PAD] = -torch.inf
+        written.append(logits.argmax(dim=-1, keepdim=True))
+        if pair.is_t5:
+            inputs["decoder_input_ids"] = written[-1]
+        else:
+            mask = torch.cat([mask, torch.ones_like(written[-1])], dim=1)
+            inputs = {"input_ids": written[-1], "attention_mask": mask}
+    assert torch.equal(torch.cat(written, dim=1), expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@torch.no_grad()
+def test_a_second_turn_keeps_the_tokens_of_the_first(architecture):
+    """Against the base model behind tokens made of the first turn's text alone."""
+    pair = Pair(architecture)
+    shown = {"return_dict_in_generate": True, "max_new_tokens": NEW, "do_sample": False}
+    first = pair.model.generate(TEXTS[0], prompts=["echo"], **shown)
+    whole = torch.cat([first.sequences, TEXTS[1]], dim=1)
+    found = pair.written(pair.model, ["echo"], input_ids=whole, past_key_values=first.past_key_values)
+    embeddings = pair.embeddings("echo", whole, made_of=TEXTS[0])
+    expected = pair.written(pair.base, inputs_embeds=embeddings, attention_mask=torch.ones(embeddings.shape[:2]).long())
+    assert torch.equal(found, expected)
+
+
+# What the text is
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_answer_is_no_part_of_the_text(architecture):
+    """In training, what is labeled is not read; the loss is the base model's behind tokens made of the rest."""
+    pair = Pair(architecture)
+    ids, own = TEXTS[0], 5
+    labels = ids.masked_fill(torch.arange(ids.shape[1]) < own, -100)
+    loss = pair.model(input_ids=ids, labels=labels, prompts=["echo"]).loss
+    embeddings = pair.embeddings("echo", ids, made_of=ids[:, :own])
+    logits = pair.base(inputs_embeds=embeddings).logits[0, 2:]
+    assert_equal(loss, functional.cross_entropy(logits[own - 1 : -1], ids[0, own:]), "loss")
+    loss.backward()
+    assert pair.model.prompts["echo"].learned.offsets.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_text_mask_says_what_the_text_is(architecture):
+    """Also within a text: the tokens are made of what it marks, the model reads all."""
+    pair = Pair(architecture)
+    ids = TEXTS[2]
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0]])
+    found = pair.model(input_ids=ids, text_mask=mask, prompts=["echo"], **pair.decoder()).logits
+    embeddings = pair.embeddings("echo", ids, made_of=ids[:, :3])
+    expected = pair.base(inputs_embeds=embeddings, **pair.decoder()).logits
+    assert_equal(found, expected if pair.is_t5 else expected[:, 2:], "logits")
+
+
+# What is refused
+
+
+@torch.no_grad()
+def test_a_text_that_was_begun_without_the_prompt_is_not_gone_on_with():
+    pair = Pair("llama")
+    with pair.model.prompts.disabled():
+        cache = pair.model(TEXTS[0], use_cache=True).past_key_values
+    with pytest.raises(zoo.UnsupportedError, match="prompt 'echo' is made of each row's text when the text is begun"):
+        pair.model(TEXTS[1], past_key_values=cache, prompts=["echo"])
+
+
+def test_a_row_that_is_all_answer_has_no_text():
+    pair = Pair("llama")
+    with pytest.raises(ValueError, match="row 0 has no text that prompt 'echo' could be made of"):
+        pair.model(input_ids=TEXTS[0], labels=TEXTS[0], prompts=["echo"])
