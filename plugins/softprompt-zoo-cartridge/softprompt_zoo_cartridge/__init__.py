@@ -1,38 +1,50 @@
 """Cartridge: trains the keys and values of a long document, shorter than the document, at every layer.
 
     keys[layer], values[layer] = [frozen; trained]                    (kv_heads, tokens, head_dim)
-    attention[layer] = softmax(query [keys; text keys]^T) [values; text values]
+    attention[layer] = softmax(query [keys; text keys]^T + [scores; 0]) [values; text values]
     loss = - sum_t sum_j p_tj log q_tj / labels                       j over the top_k words of p_t
 
 where q_t is what the model predicts at position t of a conversation behind the cartridge, and p_t what the
 same frozen model predicts there behind the whole document.
 
 Enters at: keys and values of every layer of a causal model.
-Trained: (tokens - frozen tokens) * layers * 2 * kv_heads * head_dim.
+Trained: (tokens - frozen tokens) * layers * 2 * kv_heads * head_dim; with scores, tokens * layers * kv_heads more.
 Merges to: itself.
 
 Source: Eyuboglu, Ehrlich, Arora et al., "Cartridges: Lightweight and general-purpose long context
 representations via self-study", 2025 (arXiv 2506.06266); reference code HazyResearch/cartridges, `cache.py`,
 `train.py`, `initialization/text.py`, `synthesizers/self_study.py`.
 Differs from the source: the teacher sees the whole document in every step, where the reference stores what it
-predicts behind a chunk; what the chat template puts behind the document is kept whole; kept in float32.
+predicts behind a chunk; what the chat template puts behind the document is kept whole; kept in float32. Scores
+are those of attention matching (Zweiger, Fu, Guo and Kim, 2026, arXiv 2602.16284).
 PEFT: CARTRIDGE; merged, PREFIX_TUNING.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import softprompt_zoo as zoo
-from softprompt_zoo_cartridge.document import set_document
+from softprompt_zoo_cartridge.document import Document, needed, set_document
 from softprompt_zoo_cartridge.loss import distillation_loss
+from softprompt_zoo_cartridge.matching import Matched
 from softprompt_zoo_cartridge.peft_files import KEY, cartridge_fields, frozen_rows
 from softprompt_zoo_cartridge.study import SEED_PROMPTS, collate, self_study
 from softprompt_zoo_cartridge.text import document_ids, turn
 
-__all__ = ["RECIPE", "SEED_PROMPTS", "Config", "Parameters", "collate", "self_study", "set_document", "turn"]
+__all__ = [
+    "RECIPE",
+    "SEED_PROMPTS",
+    "Config",
+    "Parameters",
+    "collate",
+    "self_study",
+    "set_document",
+    "turn",
+]
 
 ALIASES = ("cartridges",)
 PEFT_TYPES = ("CARTRIDGE",)
@@ -73,6 +85,9 @@ class Config(zoo.MethodConfig):
     top_k: int = 20
     """Words of the teacher's prediction that are compared, at least 1; all if the vocabulary has no more. Source:
     the reference."""
+    scores: bool = False
+    """Whether each token has a number per key-value head that is added to the attention to it, trained along, zero at
+    the start. PEFT has no place for it."""
     always_visible: bool = False
     """Keeps the cartridge in sight when a sliding window has moved past it; PEFT cannot reproduce that."""
 
@@ -89,6 +104,7 @@ class Config(zoo.MethodConfig):
             )
         zoo.check_choice("chat", self.chat, (False, True))
         zoo.check_choice("loss", self.loss, (None, *LOSSES))
+        zoo.check_choice("scores", self.scores, (False, True))
         zoo.check_choice("always_visible", self.always_visible, (False, True))
         zoo.check_positive_integer("top_k", self.top_k)
         has_document = self.document is not None
@@ -120,10 +136,13 @@ class Parameters(nn.Module):
         values = torch.empty(shape, dtype=dtype, device=backbone.device)
         self.register_buffer("frozen", values[:frozen].clone())
         self.trained = nn.Parameter(values[frozen:].clone())
-        self.document: Tensor | None = None
-        self._read: tuple[Any, zoo.LayerTokens] | None = None
+        self.scores: nn.Parameter | None = None
+        if config.scores:
+            heads = sum(layer.kv_heads for layer in backbone.layers[SITE])
+            self.scores = nn.Parameter(values.new_zeros(heads, config.num_virtual_tokens))
+        self.document: Document | None = None
         if config.document is not None:
-            self.set_document(config.document, config, backbone, config.tokenizer)
+            self.document = Document.given(config.document, config, backbone, config.tokenizer)
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
@@ -140,66 +159,42 @@ class Parameters(nn.Module):
             ids = document_ids(source, config.tokenizer, **options, option=name).to(backbone.device)
         else:
             ids = zoo.sampled_ids(backbone, count)
-        self._copy(backbone.keys_values(ids))
+        self._copy(backbone.keys_values(ids).sites[SITE])
 
     @torch.no_grad()
     def start_from(self, tokens: zoo.VirtualTokens) -> None:
         """Start from the plain tokens of another prompt."""
         if not isinstance(tokens, zoo.LayerTokens) or set(tokens.sites) != {SITE} or tokens.sites[SITE].gates:
             raise zoo.UnsupportedError("cartridge starts from keys and values without gates; choose another init")
-        self._copy(tokens)
-
-    def set_document(self, document: Any, config: Config, backbone: zoo.Backbone, tokenizer: Any) -> None:
-        """Take the document that the teacher sees.
-
-        Args:
-            document: A text, or token ids.
-            config: What the user chose.
-            backbone: Sizes of the model.
-            tokenizer: The model's tokenizer, for a text.
-
-        Raises:
-            ValueError: If the document cannot be tokenised.
-            UnsupportedError: If it leaves no room for text in the model's positions.
-        """
-        ids = document_ids(document, tokenizer, chat=config.chat, vocab_size=backbone.vocab_size)
-        if backbone.max_positions is not None and len(ids) >= backbone.max_positions:
-            raise zoo.UnsupportedError(
-                f"document has {len(ids)} tokens, which leaves no room for text in the model's "
-                f"{backbone.max_positions} positions; give at most {backbone.max_positions - 1}, or train with "
-                "loss='tokens' on conversations of self_study, which shows the model a chunk at a time"
-            )
-        self.document, self._read = ids, None
+        if tokens.sites[SITE].scores is not None and self.scores is None:
+            raise zoo.UnsupportedError("init has scores, which would be lost; choose scores=True, or another init")
+        self._copy(tokens.sites[SITE])
 
     @torch.no_grad()
-    def document_states(self, backbone: zoo.Backbone) -> zoo.LayerTokens:
-        """Return the keys and values of the whole document, read by the model once."""
-        if self.document is None:
-            raise zoo.UnsupportedError(
-                "this cartridge trains by self-study (loss='logits') and has no document, which is not saved; give it "
-                "with softprompt_zoo_cartridge.set_document(model, document, tokenizer=…)"
-            )
-        ids = self.document.to(self.trained.device)
-        word = backbone.embed(ids[:1])
-        place = (word.device, word.dtype)  # the model may have been moved or cast since
-        if self._read is None or self._read[0] != place:
-            self._read = (place, backbone.keys_values(ids))
-        return self._read[1]
+    def take(self, layers: Sequence[Matched]) -> None:
+        """Take what attention matching found, a layer after the other."""
+        keys, values, scores = zip(*((layer.keys, layer.values, layer.scores) for layer in layers), strict=True)
+        self._copy(zoo.SiteTokens(keys, values, scores=scores))
 
-    def _copy(self, tokens: zoo.LayerTokens) -> None:
-        flat = zoo.flatten_layers(tokens.sites[SITE])
+    def site_tokens(self, shapes: Sequence[Any]) -> zoo.SiteTokens:
+        """Return keys, values and scores per layer, of which `shapes` says the sizes; gradients flow."""
+        tokens = zoo.unflatten_layers(torch.cat([self.frozen, self.trained]), shapes)
+        if self.scores is None:
+            return tokens
+        return dataclasses.replace(tokens, scores=self.scores.split([shape.kv_heads for shape in shapes]))
+
+    def _copy(self, site: zoo.SiteTokens) -> None:
+        flat = zoo.flatten_layers(dataclasses.replace(site, scores=None))
         self.frozen.copy_(flat[: len(self.frozen)])
         self.trained.copy_(flat[len(self.frozen) :])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_read": None}
+        if self.scores is not None:
+            self.scores.zero_() if site.scores is None else self.scores.copy_(torch.cat(site.scores))
 
 
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.VirtualTokens:
     """Shape frozen and trained tokens into keys and values per layer."""
-    flat = torch.cat([parameters.frozen, parameters.trained])
-    return zoo.LayerTokens({SITE: zoo.unflatten_layers(flat, backbone.layers[SITE])})
+    return zoo.LayerTokens({SITE: parameters.site_tokens(backbone.layers[SITE])})
 
 
 @zoo.hookimpl
@@ -218,8 +213,9 @@ def training_loss(
     logits, labels = step.output.get("logits"), step.inputs["labels"]
     if logits is None or logits.ndim != 3:
         raise zoo.UnsupportedError("loss='logits' compares predicted words; this model has a task head, use 'tokens'")
-    states = parameters.document_states(backbone)
-    length = len(parameters.document) + labels.shape[1]  # type: ignore[arg-type]
+    document = needed(parameters.document, "trains by self-study (loss='logits')")
+    states = document.states(backbone, parameters.trained.device)
+    length = len(document.ids) + labels.shape[1]
     if backbone.max_positions is not None and length > backbone.max_positions:
         raise ValueError(
             f"document and text have {length} tokens; the model has {backbone.max_positions} positions; shorten one"
@@ -233,6 +229,8 @@ def training_loss(
 @zoo.hookimpl
 def write_peft(config: Config, parameters: Parameters, backbone: zoo.Backbone) -> zoo.PeftFiles:
     """Write PEFT's CARTRIDGE, frozen rows first."""
+    if parameters.scores is not None:
+        raise zoo.UnsupportedError("PEFT's CARTRIDGE has no place for scores; make the cartridge with scores=False")
     fields = cartridge_fields(config, backbone.layers[SITE], backbone.takes_cache)
     return zoo.PeftFiles(fields, {KEY: torch.cat([parameters.frozen, parameters.trained])})
 

@@ -1,11 +1,75 @@
 """The document that a cartridge's teacher sees, given anew after loading."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 import softprompt_zoo as zoo
+from softprompt_zoo_cartridge.text import document_ids
+
+
+class Document:
+    """The token ids `(tokens,)` of a document, and what the model makes of them."""
+
+    def __init__(self, ids: Tensor) -> None:
+        self.ids = ids
+        self._read: tuple[Any, zoo.LayerTokens] | None = None
+
+    @classmethod
+    def given(cls, document: Any, config: Any, backbone: zoo.Backbone, tokenizer: Any) -> Self:
+        """Take the document that the user gave.
+
+        Args:
+            document: A text, or token ids.
+            config: What the user chose.
+            backbone: Sizes of the model.
+            tokenizer: The model's tokenizer, for a text.
+
+        Raises:
+            ValueError: If the document cannot be tokenised.
+            UnsupportedError: If it leaves no room for text in the model's positions.
+        """
+        ids = document_ids(document, tokenizer, chat=config.chat, vocab_size=backbone.vocab_size)
+        if backbone.max_positions is not None and len(ids) >= backbone.max_positions:
+            raise zoo.UnsupportedError(
+                f"document has {len(ids)} tokens, which leaves no room for text in the model's "
+                f"{backbone.max_positions} positions; give at most {backbone.max_positions - 1}, or train with "
+                "loss='tokens' on conversations of self_study, which shows the model a chunk at a time"
+            )
+        return cls(ids)
+
+    @torch.no_grad()
+    def states(self, backbone: zoo.Backbone, device: torch.device) -> zoo.LayerTokens:
+        """Return the keys and values of the whole document, read by the model once."""
+        ids = self.ids.to(device)
+        word = backbone.embed(ids[:1])
+        place = (word.device, word.dtype)  # the model may have been moved or cast since
+        if self._read is None or self._read[0] != place:
+            self._read = (place, backbone.keys_values(ids))
+        return self._read[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_read": None}
+
+
+def needed(document: Document | None, what: str) -> Document:
+    """Return a document that must be there.
+
+    Args:
+        document: The cartridge's.
+        what: What needs it, for the message.
+
+    Raises:
+        UnsupportedError: If it is not there.
+    """
+    if document is None:
+        raise zoo.UnsupportedError(
+            f"this cartridge {what} and has no document, which is not saved; give it with "
+            "softprompt_zoo_cartridge.set_document(model, document, tokenizer=…)"
+        )
+    return document
 
 
 def set_document(
@@ -23,6 +87,21 @@ def set_document(
         ValueError: If several prompts are active and none is named, or the document cannot be tokenised.
         UnsupportedError: If the prompt is no cartridge, or merged, or the document too long for the model.
     """
+    prompt = cartridge_of(model, name)
+    prompt.learned.document = Document.given(document, prompt.config, model.prompts.backbone, tokenizer)
+
+
+def cartridge_of(model: Any, name: str | None) -> Any:
+    """Return a model's prompt, if it is a cartridge that is not merged.
+
+    Args:
+        model: A prompted model.
+        name: The prompt's name; `None` for the active one.
+
+    Raises:
+        ValueError: If several prompts are active and none is named.
+        UnsupportedError: If it is another prompt.
+    """
     host = model.prompts
     if name is None and len(host.active) != 1:
         raise ValueError(f"{len(host.active)} prompts are active; name the cartridge with name=…")
@@ -30,4 +109,4 @@ def set_document(
     if prompt.is_merged or prompt.method != "cartridge":
         kind = f"a merged {prompt.method}" if prompt.is_merged else f"of the method {prompt.method}"
         raise zoo.UnsupportedError(f"prompt {name or host.active[0]!r} is {kind}; a document is for a cartridge only")
-    prompt.learned.set_document(document, prompt.config, host.backbone, tokenizer)
+    return prompt

@@ -305,12 +305,14 @@ def test_the_document_is_read_once():
     model.train()
     text = words(6)
     model(input_ids=text, labels=text).loss.backward()
-    states = prompt.learned.document_states(model.prompts.backbone)
+    document = prompt.learned.document
+    place = (model.prompts.backbone, prompt.learned.trained.device)
+    states = document.states(*place)
     model(input_ids=text, labels=text).loss.backward()
-    assert prompt.learned.document_states(model.prompts.backbone) is states
+    assert document.states(*place) is states
     model.to(torch.bfloat16)
-    assert prompt.learned.document_states(model.prompts.backbone).sites["decoder"].keys[0].dtype == torch.bfloat16
-    assert copy.deepcopy(prompt.learned)._read is None
+    assert document.states(*place).sites["decoder"].keys[0].dtype == torch.bfloat16
+    assert copy.deepcopy(prompt.learned).document._read is None
 
 
 def test_loss_tokens_and_evaluation_are_the_models_own_loss():
