@@ -9,6 +9,8 @@ from softprompt_zoo.prompt.sample_text import sample_batch, sample_text
 
 CLOSE = 1e-4
 """Of the largest number: what a row's tokens may differ by where other rows stand next to it."""
+ROUNDINGS = 8
+"""The same, in roundings of the model's dtype, where these are larger: its states are what tokens are made of."""
 
 
 def check_place_of_text(prompt: Prompt, backbone: Backbone) -> None:
@@ -61,9 +63,10 @@ def _check_rows(prompt: Prompt, backbone: Backbone) -> None:
     """Refuse tokens of a row that are others in a batch, next to a longer row, than alone."""
     texts = sample_text(backbone), sample_batch(backbone)
     alone, in_batch = (prompt.place_rows(backbone, text)[0].tokens.tensors() for text in texts)
+    allowed = max(CLOSE, ROUNDINGS * torch.finfo(backbone.dtype).eps)
     for name, expected in alone.items():
         difference = float((in_batch[name] - expected).abs().max())
-        if difference > CLOSE * max(1.0, float(expected.abs().max())):
+        if difference > allowed * max(1.0, float(expected.abs().max())):
             raise PluginError(
                 f"{prompt.loaded.describe('build_virtual_tokens')} makes other {name} of a row in a batch, next to a "
                 f"longer row, than of the row alone (they differ by {difference:.2g}); a row's tokens may depend on "

@@ -209,6 +209,12 @@ def test_text_mask_says_what_the_text_is(architecture):
     assert_equal(found, expected if pair.is_t5 else expected[:, 2:], "logits")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_states_that_are_rounded_otherwise_next_to_another_row_are_no_reason_to_refuse(dtype):
+    for architecture in ARCHITECTURES:
+        zoo.get_method("echo")(tiny_model(architecture).to(dtype))
+
+
 # What is refused
 
 
