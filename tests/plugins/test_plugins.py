@@ -24,8 +24,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 FILES = {
     name: text
     for page in (DOCS / "tutorials/first-plugin.md", DOCS / "how-to/add-a-method.md")
-    for name, text in re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', page.read_text(), re.DOTALL | re.MULTILINE)
+    for name, text in re.findall(r'^```\w+ title="([\w./-]+)"\n(.*?)^```$', page.read_text(), re.DOTALL | re.MULTILINE)
 }
+ROUTED_PROJECT, ROUTED = FILES["softprompt-zoo-routed/pyproject.toml"], FILES["softprompt_zoo_routed.py"]
 LOW_RANK_PROJECT, LOW_RANK = FILES["pyproject.toml"], FILES["softprompt_zoo_low_rank.py"]
 WRAPPER = FILES["softprompt_zoo_halve.py"]
 THREE_HOOKS = (
@@ -138,17 +139,42 @@ assert torch.equal(bare(input_ids=ids).logits, plain)
 )
 
 
-def test_a_plugin_of_two_files_is_installed_used_saved_and_loaded_in_a_fresh_process(fresh_processes, tmp_path):
-    source, site, saved = tmp_path / "source", tmp_path / "site", tmp_path / "saved"
+READS_THE_TEXT = (
+    MODEL
+    + """
+model = zoo.get_method("routed")(base, num_virtual_tokens=4, num_prompts=3)
+other = torch.tensor([[9, 10, 11, 12]])
+alone = [model(input_ids=row).logits for row in (ids, other)]
+assert torch.allclose(model(input_ids=torch.cat([ids, other])).logits, torch.cat(alone), atol=1e-5)
+model.save_pretrained(FOLDER)
+assert torch.equal(zoo.load(tiny_model("llama"), FOLDER)(input_ids=ids).logits, alone[0])
+print(model.prompts["default"].loaded.origin)
+"""
+)
+
+
+def install(source, site, project, name, module):
+    """Install a package of two files with pip, and remove its source."""
     source.mkdir()
-    (source / "pyproject.toml").write_text(LOW_RANK_PROJECT)
-    (source / "softprompt_zoo_low_rank.py").write_text(LOW_RANK)
+    (source / "pyproject.toml").write_text(project)
+    (source / name).write_text(module)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(site), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(source)
 
+
+def test_the_plugin_that_reads_the_text_is_installed_and_used(fresh_processes, tmp_path):
+    site = tmp_path / "site"
+    install(tmp_path / "source", site, ROUTED_PROJECT, "softprompt_zoo_routed.py", ROUTED)
+    code = f"FOLDER = {str(tmp_path / 'saved')!r}\n" + READS_THE_TEXT
+    assert fresh_processes.run(code, tmp_path, site).splitlines() == ["softprompt-zoo-routed 0.1.0"]
+
+
+def test_a_plugin_of_two_files_is_installed_used_saved_and_loaded_in_a_fresh_process(fresh_processes, tmp_path):
+    site, saved = tmp_path / "site", tmp_path / "saved"
+    install(tmp_path / "source", site, LOW_RANK_PROJECT, "softprompt_zoo_low_rank.py", LOW_RANK)
     folder = f"FOLDER = {str(saved)!r}\n"
     assert fresh_processes.run(folder + USE, tmp_path, site).splitlines() == [
         "low_rank ('decomposed_prompt',) softprompt-zoo-low-rank 0.1.0",
