@@ -108,7 +108,7 @@ def test_trainer_trains_saves_and_resumes(make_base, trainer, tmp_path):
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 def test_gradients_are_those_of_the_dequantised_model(make_base, method, tmp_path):
-    model, plain = prompted(make_base(), method), prompted(dequantised(make_base()), method)
+    model, plain = prompted(make_base(), method=method), prompted(dequantised(make_base()), method=method)
     plain.prompts.load_state_dict(model.prompts.state_dict())
     expected = gradients(plain.train())
     for _ in range(2):
