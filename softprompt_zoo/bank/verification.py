@@ -37,9 +37,13 @@ def find_damage(bank: OpenedBank) -> dict[str, str]:
     while waiting := list(itertools.islice(names, VERIFIED_AT_ONCE)):
         found = bank.read(waiting, {}, examine)
         lost += [name for name in waiting if name not in found]
+    return problems | (_still_listed(bank, lost) if lost else {})
+
+
+def _still_listed(bank: OpenedBank, lost: list[str]) -> dict[str, str]:
+    """Say of entries that were not found that they are listed; those that are not were deleted meanwhile."""
     what = f"is listed in the bank {bank.address} and not found: its index is damaged; restore it from a copy"
-    listed = set(bank.store.names("")).intersection(lost) if lost else ()  # the others were deleted meanwhile
-    return problems | {name: f"{name!r} {what}" for name in sorted(listed)}
+    return {name: f"{name!r} {what}" for name in sorted(set(bank.store.names("")).intersection(lost))}
 
 
 def _reader(bank: OpenedBank) -> Callable[[str, memoryview], Any]:

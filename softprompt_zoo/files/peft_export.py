@@ -234,7 +234,8 @@ def _check_windows(backbone: Backbone) -> None:
         )
 
 
-def _prefix_tuning(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
+def _check_is_prefix(placement: Placement, backbone: Backbone) -> None:
+    """Refuse what PEFT's PREFIX_TUNING cannot hold."""
     if placement.tokens.gates:
         raise UnsupportedError(
             "PEFT's PREFIX_TUNING shares the text's softmax, which gated tokens do not, as at the site "
@@ -247,6 +248,10 @@ def _prefix_tuning(placement: Placement, backbone: Backbone, task_type: str) -> 
             f"PEFT hands a prefix to the model as past_key_values, which this model ({backbone.model_type}) does not "
             "take: it would fail or be ignored; keep the prompt in our own format"
         )
+
+
+def _prefix_tuning(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
+    _check_is_prefix(placement, backbone)
     flat, layers, shape = flat_prefix(placement.tokens, backbone)
     if placement.always_visible:
         _check_windows(backbone)

@@ -97,9 +97,11 @@ def _understood(
 ) -> PeftPrompt | None:
     """Return what the method says of its own files; `None` if it leaves them to the host."""
     found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
-    if found is None:
-        return None
-    what = method.describe("read_peft")
+    return None if found is None else _checked(found, method.describe("read_peft"))
+
+
+def _checked(found: object, what: str) -> PeftPrompt:
+    """Return what a hook read, its tokens narrowed, if it is a prompt."""
     if not isinstance(found, PeftPrompt):
         raise PluginError(f"{what} returned {type(found).__name__}; expected a softprompt_zoo.PeftPrompt, or None")
     if found.state is None and found.tokens is None:

@@ -189,13 +189,18 @@ def _checked(fields: Mapping[str, Any], defaults: Mapping[str, Any], path: Path)
     """Return the fields that say something and may be handed on."""
     chosen = {name: value for name, value in fields.items() if not _says_nothing(name, value, defaults)}
     for name, value in chosen.items():
-        if name not in FIELDS.keys() & defaults.keys():
-            raise UnsupportedError(
-                f"{path} has {name} = {_short(value)}, which is not handed to PEFT from a file; {_BY_HAND}"
-            )
-        if not FIELDS[name].accepts(value):
-            raise CheckpointError(f"{path} has {name} = {_short(value)}; expected {FIELDS[name].expected}; {_BY_HAND}")
+        _check(name, value, defaults, path)
     return chosen
+
+
+def _check(name: str, value: Any, defaults: Mapping[str, Any], path: Path) -> None:
+    """Refuse a field that is not handed on, or has a value that it may not have."""
+    if name not in FIELDS.keys() & defaults.keys():
+        raise UnsupportedError(
+            f"{path} has {name} = {_short(value)}, which is not handed to PEFT from a file; {_BY_HAND}"
+        )
+    if not FIELDS[name].accepts(value):
+        raise CheckpointError(f"{path} has {name} = {_short(value)}; expected {FIELDS[name].expected}; {_BY_HAND}")
 
 
 def _says_nothing(name: str, value: Any, defaults: Mapping[str, Any]) -> bool:

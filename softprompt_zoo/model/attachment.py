@@ -63,7 +63,7 @@ def attach(
     model.add_module("prompts", prompts)
     prompted.__class__ = prompted_class(prompted.__class__)
     rebind_forward(model)
-    if part_of(model, "is_quantized", False) and any(prompt.is_trained for prompt in prompts.values()):
+    if part_of(model, "is_quantized", False) and _trains(prompts):
         keep_unpacked(model)
     _ATTACHED.add(model)
 
@@ -78,6 +78,10 @@ def attach_or_add(
     prompts: Any = model_inside(model).prompts
     for name, prompt in ready.items():
         prompts.insert(name, prompt)
+
+
+def _trains(prompts: Prompts) -> bool:
+    return any(prompt.is_trained for prompt in prompts.values())
 
 
 def _freeze(model: PreTrainedModel) -> None:

@@ -29,7 +29,7 @@ def check_resizable(model: Any, heads: Mapping[str, nn.ModuleDict | None]) -> No
     output = model.get_output_embeddings()
     for prompt, head in heads.items():
         for name in head or ():
-            if any(module is output for module in model.get_submodule(name).modules()):
+            if output in [*model.get_submodule(name).modules()]:
                 raise UnsupportedError(
                     f"prompt {prompt!r} has a trained task head {name!r} for the vocabulary as it is, which would not "
                     "be resized; remove the prompt first, or train it again on the resized model"
@@ -80,6 +80,10 @@ class _HeadPerRow:
         outputs = [_call(part, args, kwargs) for part in self._distinct]
         if len(outputs) == 1:
             return outputs[0]
+        return self._of_rows(outputs)
+
+    def _of_rows(self, outputs: list[Any]) -> Any:
+        """Take each row's output of its own head."""
         if self._rows is None or not all(isinstance(output, Tensor) for output in outputs):
             raise UnsupportedError(
                 f"{type(self._own).__name__} returns no single tensor, of which rows could take their own head's; give "

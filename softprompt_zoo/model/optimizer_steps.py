@@ -65,7 +65,7 @@ def _trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    groups = {id(parameter): i for i, group in enumerate(optimizer.param_groups) for parameter in group["params"]}
+    groups = _groups(optimizer)
     for prompt, backbone in list(_WATCHED.items()):
         if _is_stepped(prompt, groups):
             if prompt not in _COMPARED:
@@ -101,3 +101,8 @@ def _compare_rates(prompt: Prompt, groups: dict[int, int]) -> None:
             "model.prompts.parameter_groups(learning_rate)",
             stacklevel=2,
         )
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> dict[int, int]:
+    """Return the number of the group that each parameter is in, by the parameter's id."""
+    return {id(parameter): i for i, group in enumerate(optimizer.param_groups) for parameter in group["params"]}

@@ -105,8 +105,7 @@ def text_queries(
     Raises:
         UnsupportedError: If the mask does not say it of rows.
     """
-    is_second = backbone.kind.has_two_texts and site != "encoder"
-    prefix = "decoder_" if is_second else ""
+    prefix = _prefix(site, backbone)
     mask = _mask(arguments, prefix)
     if mask is None:
         return None
@@ -134,3 +133,8 @@ def _whole_text(arguments: Mapping[str, Any], prefix: str) -> Shaped[Tensor, "ro
             return torch.ones(text.shape[:2], device=text.device)
     labels: Tensor | None = arguments.get("labels") if prefix else None
     return None if labels is None else labels != -100
+
+
+def _prefix(site: str, backbone: Backbone) -> str:
+    """Return what the names of the arguments for the text of a site begin with."""
+    return "decoder_" if backbone.kind.has_two_texts and site != "encoder" else ""

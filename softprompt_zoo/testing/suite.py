@@ -113,8 +113,12 @@ def suite_of(
     """
     own, own_longer = get_method(method).example_options if options is None else _two_more({**FIVE, **options})
     members: dict[str, Any] = {"method": method, "options": own, "longer": own_longer if longer is None else longer}
-    names = tuple(f"test_{name}" for name in kept)
-    members |= {name: None for name in vars(kind) if name.startswith("test_") and not name.startswith(names)}
+    members |= dict.fromkeys(_left_out(kind, tuple(f"test_{name}" for name in kept)))
     members["architectures"] = tuple(architectures)
     suite = type(f"Test_{method}", (kind,), members)
     return pytest.mark.parametrize("architecture", members["architectures"])(suite)
+
+
+def _left_out(kind: type, kept: tuple[str, ...]) -> list[str]:
+    """List the checks of a suite whose names begin in another way."""
+    return [name for name in vars(kind) if name.startswith("test_") and not name.startswith(kept)]

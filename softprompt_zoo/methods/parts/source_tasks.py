@@ -16,8 +16,7 @@ def check_source_task(source: Any, init: Any) -> None:
     choices = f"expected one of {', '.join(map(repr, SOURCE_TASKS))}, or the number of a task"
     if isinstance(source, bool) or not isinstance(source, str | int):
         raise TypeError(f"source_task is {source!r} ({type(source).__name__}); {choices}")
-    is_task = isinstance(source, int) and source >= 0
-    if not is_task and source not in SOURCE_TASKS:
+    if not _is_choice(source):
         raise ValueError(f"source_task is {source!r}; {choices}")
     if source != "average":
         _check_starts_from_prompt(source, init)
@@ -73,3 +72,7 @@ def embeddings_of_source(
         )
     check_has_task(source, num_tasks)
     return embeddings[source]
+
+
+def _is_choice(source: str | int) -> bool:
+    return source >= 0 if isinstance(source, int) else source in SOURCE_TASKS
