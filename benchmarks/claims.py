@@ -42,8 +42,8 @@ class Saving(Comparison):
 class Settings(methods.Settings):
     """What the command can be told."""
 
-    steps: int = 30
-    rows: int = 120
+    steps: int = 24
+    rows: int = 100
     threads: int = 1
 
 

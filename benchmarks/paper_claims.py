@@ -49,12 +49,15 @@ ENTRIES = {
     "lopa": Entry(method="idpg", options={"num_virtual_tokens": 12, "bottleneck_size": 4, "gate_rank": 2}),
     "smop": Entry(method="smop", options={"num_virtual_tokens": 5, "num_prompts": 5}),
     "capt": Entry(method="capt", options={"num_virtual_tokens": 1}),
+    "prefix_memory": Entry(
+        method="prefix_memory", options={"share_heads": True}, plain="prefix_tuning", plain_tokens=32
+    ),
     "ct_kv": Entry(
         method="ct_kv", options={"template": CONTEXT_TEMPLATE}, plain="prefix_tuning", plain_tokens=0, shots=SHOTS
     ),
 }
-"""Name to a method. But for CT-KV, its sizes are such that with SmolLM2-135M it trains as many numbers as 30 virtual
-tokens have, up to 4% more or less."""
+"""Name to a method. Its sizes are such that with SmolLM2-135M it trains as many numbers as what stands beside it, up to
+4% more or less."""
 AS_MANY = "better than prompt tuning with as many trained numbers"
 CLAIMS = (
     Claim(entry="residual", paper="Razdaibiedina et al. 2023, 2305.03937", says=AS_MANY),
@@ -89,6 +92,11 @@ CLAIMS = (
         says="takes less time than prompt tuning with as many trained numbers",
     ),
     Claim(entry="capt", paper="Liu et al. 2025, 2510.16670", says=AS_MANY),
+    Claim(
+        entry="prefix_memory",
+        paper="Wang et al. 2025, 2506.13674",
+        says="better than prefix tuning with as many trained numbers",
+    ),
     Claim(
         entry="ct_kv",
         paper="Lu et al. 2025, 2507.04221",
