@@ -23,7 +23,7 @@ def describe_exports(method: LoadedMethod) -> list[str]:
         method: The method.
 
     Returns:
-        A line on what was tried, and one for each form.
+        A line on what was tried, and one for each answer.
     """
     quiet()
     with quietly():
@@ -32,7 +32,10 @@ def describe_exports(method: LoadedMethod) -> list[str]:
         except (UnsupportedError, TypeError, ValueError) as error:
             return [f"not tried: {error}"]
         options = ", ".join(f"{name}={value!r}" for name, value in method.example_options[0].items()) or "its defaults"
-        found = [f"{form}: {answer}" for form, answer in _answers(subject.model)]
+        forms: dict[str, list[str]] = {}
+        for form, answer in _answers(subject.model):
+            forms.setdefault(answer, []).append(form)
+    found = [f"{', '.join(alike)}: {answer}" for answer, alike in forms.items()]
     return [f"tried on a tiny {subject.architecture} with {options}; other models and options may differ", *found]
 
 

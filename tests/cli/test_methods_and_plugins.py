@@ -183,7 +183,8 @@ def test_show_says_that_there_is_no_recipe(registered):
 
 def exports(method):
     lines = invoke("show", method).stdout.split("\nExports:\n")[1].splitlines()
-    return lines[0], dict(line.strip().split(": ", 1) for line in lines[1:])
+    answers = [line.strip().split(": ", 1) for line in lines[1:]]
+    return lines[0], {form: answer for forms, answer in answers for form in forms.split(", ")}
 
 
 def test_show_says_what_prompts_can_be_exported_to_before_they_are_trained(registered):

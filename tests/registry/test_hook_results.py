@@ -1,6 +1,7 @@
 """Hooks that break their contract when they run."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -159,20 +160,53 @@ class Holding(Config):
     unsaved: object = dataclasses.field(default=None, metadata={"saved": False})
 
 
-@pytest.mark.parametrize("value", [torch.ones(2), Path("there"), {1}, torch.float32, (3, torch.ones(2))], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [torch.ones(2), Path("there"), {1}, torch.float32, (3, torch.ones(2)), math.inf, math.nan, (1, math.nan), {1: 2}],
+    ids=str,
+)
 def test_an_option_that_cannot_be_saved_is_refused_before_it_is_trained(installed, registry, value):
     installed.offer("holding", plugin(Config=Holding))
     with pytest.raises(
-        TypeError, match=rf"^held is .* \({type(value).__name__}\), which cannot be saved; expected text"
+        TypeError,
+        match=rf"^held is .* \({type(value).__name__}\), which cannot be saved; expected .*option of method 'holding",
     ):
         make_prompt(registry.lookup("holding"), {"held": value}, Backbone())
     assert make_prompt(registry.lookup("holding"), {"unsaved": value}, Backbone()).config.unsaved is value
 
 
-@pytest.mark.parametrize("value", [1.5, "x", None, True, (1, (2, 3)), {"a": 1}], ids=str)
-def test_an_option_that_can_be_saved_is_taken(installed, registry, value):
+@pytest.mark.parametrize("value", [1.5, "x", None, True, (1, (2, 3)), {"a": (1, 2)}, ((),)], ids=str)
+def test_an_option_that_can_be_saved_is_taken_and_comes_back(installed, registry, value):
     installed.offer("holding", plugin(Config=Holding))
-    assert make_prompt(registry.lookup("holding"), {"held": value}, Backbone()).config.held == value
+    config = make_prompt(registry.lookup("holding"), {"held": value}, Backbone()).config
+    assert config.held == value
+    assert Holding.from_options(json.loads(json.dumps(config.to_dict()))).held == value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForgetsTheRest(zoo.MethodConfig):
+    scale: float = 1.0
+
+    def __post_init__(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"num_virtual_tokens": -1}, ValueError, "num_virtual_tokens is -1; expected an integer of at least 1"),
+        (
+            {"scale": "two"},
+            TypeError,
+            r"scale is 'two' \(str\); expected a finite number \(an option of method 'forget",
+        ),
+        ({"scal": 2.0}, TypeError, r"unknown option 'scal' for method 'forgets'; did you mean 'scale'\? expected any"),
+    ],
+)
+def test_options_are_checked_where_a_config_does_not(installed, registry, options, error, reason):
+    installed.offer("forgets", plugin(Config=ForgetsTheRest))
+    with pytest.raises(error, match=reason):
+        make_prompt(registry.lookup("forgets"), options, Backbone())
 
 
 class TakesTheConfigOnly(Parameters):

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.files import prompt_records
+from softprompt_zoo.testing import conformance_suite, tiny_model
+from softprompt_zoo.testing.subject import Subject
 
 TEXT = torch.arange(3, 9)[None]
 
@@ -93,6 +95,17 @@ def test_a_ready_prompt_takes_no_wrappers(scale):
     model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=3)
     with pytest.raises(TypeError, match="option 'wrappers' was given with a ready prompt"):
         model.prompts.add("copy", model.prompts["default"], wrappers={"scale": {}})
+
+
+def test_the_suite_takes_wrappers_and_sees_one_that_is_lost(scale, tmp_path, monkeypatch):
+    options = {"init": "random", "wrappers": {"scale": {"factor": 3.0}}}
+    suite = conformance_suite("prompt_tuning", options, ["llama"])()
+    base = Subject("llama", tiny_model("llama"))
+    suite.test_promise_07_a_loaded_prompt_gives_the_same(suite.prompted("llama"), base, tmp_path)
+    monkeypatch.setattr(prompt_records, "choose_wrappers", lambda *_: {})
+    base = Subject("llama", tiny_model("llama"))
+    with pytest.raises(AssertionError, match="other logits"):
+        suite.test_promise_07_a_loaded_prompt_gives_the_same(suite.prompted("llama"), base, tmp_path)
 
 
 @pytest.mark.parametrize("wrappers", [{"scale": {"factor": 4}}, {}], ids=["chosen", "not chosen"])
