@@ -37,7 +37,8 @@ class Reads:
 
     @zoo.hookimpl
     def build_virtual_tokens(self, parameters, text):
-        return zoo.InputTokens(parameters.base + parameters.layer(mean(text.states().float(), text.mask))[:, None])
+        states = text.states().to(parameters.base)
+        return zoo.InputTokens(parameters.base + parameters.layer(mean(states, text.mask))[:, None])
 
 
 class ReadsInto(Reads):
@@ -59,7 +60,7 @@ class ReadsInto(Reads):
 
     @zoo.hookimpl
     def build_virtual_tokens(self, parameters, backbone, text):
-        scale = 1 + mean(text.embeddings.float(), text.mask).mean(dim=1)[:, None, None, None]
+        scale = 1 + mean(text.embeddings.to(parameters.keys[0]), text.mask).mean(dim=1)[:, None, None, None]
         keys, values = (tuple(scale * own for own in kind) for kind in (parameters.keys, parameters.values))
         return zoo.LayerTokens({backbone.kind.site: zoo.SiteTokens(keys, values)})
 
