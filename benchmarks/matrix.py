@@ -100,6 +100,8 @@ def run_cell(library: str, architecture: str, method: str, operation: str) -> Ce
     suite.subject_type, suite.shows_refusals = LIBRARIES[library], True
     if library == "PEFT" and any(part in name for part in OURS):
         return UNDEFINED, "PEFT has no such operation"
+    if library == "PEFT" and method not in CONFIGS:
+        return UNDEFINED, "PEFT has no such method"
     with tempfile.TemporaryDirectory() as folder, _TimeLimit(SECONDS), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         makers: dict[str, Callable[[], Any]] = {
