@@ -110,10 +110,11 @@ def _json_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
 def _with_tuples(value: Any) -> Any:
     """Return a value with tuples for lists, which is how options are held: JSON has no tuples."""
     if isinstance(value, list):
-        return tuple(_with_tuples(part) for part in value)
+        return tuple(map(_with_tuples, value))
     if isinstance(value, tuple):
-        parts = tuple(_with_tuples(part) for part in value)
+        parts = tuple(map(_with_tuples, value))
         return value if all(map(operator.is_, parts, value)) else parts  # it may be a tuple of a class of its own
     if isinstance(value, dict):
-        return {key: _with_tuples(part) for key, part in value.items()}
+        found = {key: _with_tuples(part) for key, part in value.items()}
+        return value if all(map(operator.is_, found.values(), value.values())) else found
     return value
