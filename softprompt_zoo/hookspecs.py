@@ -1,27 +1,16 @@
 """The contract of a soft-prompt method, in the order in which the host calls it.
 
-A method is a module (or object) published under the entry-point group `softprompt_zoo`. It has the hook
-`build_virtual_tokens`, marked `softprompt_zoo.hookimpl`, further ones where it needs them (`inject` and `merge` have
-defaults), and the attributes below. A method that has no virtual tokens, and changes the text's embeddings, has
-`map_text` instead.
+A method is a module (or object) published under the entry-point group `softprompt_zoo`. Its hooks are marked
+`softprompt_zoo.hookimpl`: `build_virtual_tokens`, or in its place, without virtual tokens, `map_text` or `attend`; and
+others where it needs them (`inject` and `merge` have defaults). It has these attributes:
 
-- `Config`: a frozen dataclass that extends `MethodConfig`; only what the user chooses.
-- `Parameters(config, backbone)`: a `torch.nn.Module` that holds only what is trained, in its final
-  shapes. Its `initialize(config, backbone)` gives the start values; it is not called when a saved prompt
-  is loaded. With `start_from(tokens)` it can start from another prompt's plain tokens, and with
-  `start_from_parameters(parameters, config)` from the `Parameters` of another prompt of the same method.
-- `RECIPE`: a `Recipe`, or nothing.
-- `EXAMPLE_OPTIONS`: two dictionaries of options, the second of which makes a longer prompt of the first: what the
-  conformance suite takes for a method that cannot do without some option; or nothing.
-- `ALIASES`: a literal tuple of other names; read without importing the module, as is the first line
-  of its docstring, the summary.
-- `PEFT_TYPES`: a literal tuple of PEFT's prompt types whose files this method loads; read like `ALIASES`; or nothing.
-- `HOLDS_PLAIN`: the class of virtual tokens that its prompts can hold without a state of their own, or nothing.
+- `Config`, a frozen dataclass that extends `MethodConfig`: only what the user chooses.
+- `Parameters(config, backbone)`, a `torch.nn.Module`: only what is trained, in its final shapes. Its
+  `initialize(config, backbone)` gives the start values; it is not called when a saved prompt is loaded.
+- Optional ones, which `docs/reference/hooks.md` lists.
 
-A hook may ask for fewer arguments than its spec names. A *wrapper* plugin (entry-point group
-`softprompt_zoo.wrappers`) implements the same hooks with `hookimpl(wrapper=True)` and then runs around
-the hooks of every method. One with a `Config`, a frozen dataclass that extends `Options`, runs around those of the
-prompts that choose it, and its hooks may ask for `wrapper_config`.
+A hook may ask for fewer arguments than its spec names. A *wrapper* plugin (group `softprompt_zoo.wrappers`) implements
+the same hooks, `hookimpl(wrapper=True)`, around those of every method, or, with a `Config`, of prompts that choose it.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -154,6 +143,41 @@ def map_text(
         UnsupportedError: By the host, at attaching, if the model has no place for other embeddings.
     """
     raise NotImplementedError  # a spec is never called
+
+
+@hookspec(firstresult=True)
+def attend(
+    config: "MethodConfig",
+    parameters: "nn.Module",
+    backbone: "Backbone",
+    site: str,
+    layer: int,
+    query: "Float[Tensor, 'rows heads length head_dim']",
+    hidden: "Float[Tensor, 'rows length hidden']",
+    output: "Float[Tensor, 'rows length heads value_dim']",
+) -> "Float[Tensor, 'rows length heads value_dim'] | None":
+    """Return what is added to the output of a layer's attention, in front of its output projection; optional.
+
+    Called in every forward for every layer, with all rows; those that lack the prompt get nothing added. It takes up no
+    positions. What several prompts of a row add is summed, each made of the same `output`, times the prompt's weight.
+
+    Args:
+        config: What the user chose. Not changed.
+        parameters: The method's `Parameters`.
+        backbone: Sizes of the frozen model.
+        site: `"encoder"`, `"decoder"` or `"cross"`.
+        layer: The layer's index within the site, from 0.
+        query: The queries as attention sees them, after rotary embedding. Not changed.
+        hidden: What the attention module reads, as wide as the layer's `LayerShape.hidden_size`. Not changed.
+        output: What attention gives for text and virtual tokens, gated ones as well. Not changed.
+
+    Returns:
+        A tensor like `output`: of its shape, dtype and device; `None` for nothing in this layer.
+
+    Raises:
+        ShapeError: By the host, if its shape or dtype is another one.
+        UnsupportedError: By the host, at attaching, if the output of the model's attention is not reached.
+    """
 
 
 @hookspec(firstresult=True)

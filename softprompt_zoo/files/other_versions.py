@@ -88,14 +88,15 @@ def placement_of(prompt: Prompt, backbone: Backbone) -> dict[str, Any] | None:
         backbone: Sizes of its model.
 
     Returns:
-        Fields of a `Placement`; `None` if the prompt is not merged, or its method places other tokens than these.
+        Fields of a `Placement`; `None` if the prompt is not merged, or its method places other tokens than these, or
+            not in every row.
     """
     if not isinstance(prompt.learned, PlainTokens):
         return None
     tokens = prompt.learned.tokens(backbone)
     given: dict[str, Any] = {"config": prompt.config, "parameters": prompt.learned, "tokens": tokens}
     placed = prompt.loaded.call_own("inject", {**given, "backbone": backbone, "text": None})
-    if placed.tokens is not tokens:
+    if placed.tokens is not tokens or placed.mask is not None:
         return None
     return {"dropout": placed.dropout, "always_visible": placed.always_visible, "weight": placed.weight}
 

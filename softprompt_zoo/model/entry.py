@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from softprompt_zoo.model.hidden_states import HiddenStates
 from softprompt_zoo.sites.stack import Stack
 
 
@@ -16,6 +17,8 @@ class Entry:
     """Whether the model is a stack itself: then hooks bring the prompts in, and it has no arguments for them."""
     apart: tuple[str, ...] = ()
     """Names of the stacks inside that the model does not hand keywords to."""
+    hidden_states: HiddenStates = dataclasses.field(default_factory=HiddenStates)
+    """Shows them to prompts that want what attention reads."""
 
     @classmethod
     def of(cls, model: nn.Module, stacks: Mapping[str, Stack]) -> "Entry":
@@ -30,4 +33,4 @@ class Entry:
         """
         inside = [name for name, stack in stacks.items() if stack.module is not model]
         apart = tuple(name for name in inside if stacks[name].reach.keeps_keywords)
-        return cls(is_stack=len(inside) < len(stacks), apart=apart)
+        return cls(is_stack=len(inside) < len(stacks), apart=apart, hidden_states=HiddenStates(model))

@@ -191,10 +191,16 @@ def _with_placements(call: Call, placements: dict[Part, Placement], heads: Seque
     combinations = [tuple([part for part in parts if part in placements]) for parts in call.selection.combinations]
     selection = Selection(tuple(combinations), call.selection.rows)
     names = selection.names
-    readers = {name: reader for name, reader in call.readers.items() if name in names}
-    maps = {name: change for name, change in call.maps.items() if name in names}
     return Call(
-        selection, placements, False, Trace(), heads=heads, readers=readers, maps=maps, text_mask=call.text_mask
+        selection,
+        placements,
+        False,
+        Trace(),
+        heads=heads,
+        branches={name: branch for name, branch in call.branches.items() if name in names},
+        readers={name: reader for name, reader in call.readers.items() if name in names},
+        maps={name: change for name, change in call.maps.items() if name in names},
+        text_mask=call.text_mask,
     )
 
 

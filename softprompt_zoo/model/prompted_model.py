@@ -19,6 +19,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files import weight_adapters
 from softprompt_zoo.files.save_and_read import save
 from softprompt_zoo.files.save_arguments import check_arguments
+from softprompt_zoo.model.entry import Entry
 from softprompt_zoo.model.forward import prompted_forward
 from softprompt_zoo.model.generation import PromptedGeneration
 from softprompt_zoo.model.head_per_row import check_resizable, with_heads
@@ -147,6 +148,7 @@ class PromptedModel(PromptedGeneration):
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
+        self.prompts.entry = Entry.of(self, self._softprompt_stacks)
         check_forward(self)
 
 

@@ -155,11 +155,10 @@ class Prompts(nn.Module):
             self.insert(name, fitting_copy(method, given, self.backbone))
             return self[name]
         wrappers = {**getattr(method, "wrappers", {}), **(wrappers or {})}
-        options = {**getattr(method, "options", {}), **options}
         loaded = registry.lookup(getattr(method, "name", method))
-        prompt = make_prompt(loaded, options, self.backbone, wrappers)
-        self.insert(name, prompt)
-        return prompt
+        made = make_prompt(loaded, {**getattr(method, "options", {}), **options}, self.backbone, wrappers)
+        self.insert(name, made)
+        return made
 
     def check_name(self, name: str) -> None:
         """Refuse a name that is taken or not allowed."""
@@ -180,6 +179,7 @@ class Prompts(nn.Module):
         watch(prompt, self.backbone)  # a compiled forward cannot
         # Straight into the dictionary: `add_module` refuses names such as "train" that are attributes here.
         self._modules[name] = prompt
+        self.entry.hidden_states.follow(self.values())
 
     def remove(self, name: str) -> None:
         """Remove a prompt. If it was the only active one, the first that is left is activated, as in PEFT.
@@ -192,6 +192,7 @@ class Prompts(nn.Module):
         """
         self._check_there(name, f"model.prompts.bank.delete({name!r}) deletes it there")
         del self._modules[name]
+        self.entry.hidden_states.follow(self.values())
         others = [other for other in self.active if other != name]
         if name in self.active and not others and len(self):
             others = [next(iter(self))]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.model import context
 from softprompt_zoo.model.lending import Lending, Ready
+from softprompt_zoo.prompt.branch import PromptBranch
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.shapes import Int
 from softprompt_zoo.sites.call import Call, DecodingState, Trace
@@ -36,6 +37,7 @@ class _Gathered(NamedTuple):
     heads: dict[str, nn.ModuleDict]
     readers: dict[str, Any]
     maps: dict[str, Any]
+    branches: dict[str, PromptBranch]
 
 
 class PromptsOfModel(Protocol):
@@ -101,7 +103,7 @@ def _build(prompts: PromptsOfModel, request: Request, decoding: DecodingState | 
     if request.selection is not None:
         selection = request.selection
         _check_known(prompts, selection, lent)
-    placements, heads, readers, maps = _gather(prompts, selection, lent, decoding)
+    placements, heads, readers, maps, branches = _gather(prompts, selection, lent, decoding)
     share_softmax = all([placement.tokens.share_softmax for placement in placements.values()])
     if not share_softmax:  # some may have tasks
         selection, placements = split_tasks(selection, placements, request.task_ids)
@@ -115,6 +117,7 @@ def _build(prompts: PromptsOfModel, request: Request, decoding: DecodingState | 
         share_softmax=share_softmax,
         readers=readers,
         maps=maps,
+        branches=branches,
         text_mask=request.text_mask,
     )
 
@@ -123,7 +126,7 @@ def _gather(
     prompts: PromptsOfModel, selection: Selection, lent: Mapping[str, Ready], decoding: DecodingState | None
 ) -> _Gathered:
     """Place the prompts of a selection, and note what else they do."""
-    found = _Gathered({}, {}, {}, {})
+    found = _Gathered({}, {}, {}, {}, {})
     for part in selection.parts:
         source: Any = lent[part.name] if part.name in lent else prompts._modules[part.name]
         if part.name in lent:
@@ -229,8 +232,10 @@ def _text_of(prompts: PromptsOfModel, cache: Any) -> tuple[context.Generation | 
 def _place_beyond(
     prompts: PromptsOfModel, name: str, prompt: Prompt, decoding: DecodingState | None, found: _Gathered
 ) -> Placement:
-    """Note what a prompt does with the rows' text; return what is placed by now."""
+    """Note what a prompt does with the rows' text and beside attention; return what is placed by now."""
     beyond = prompt.beyond_tokens
+    if beyond is not None and beyond.attends:
+        found.branches[name] = PromptBranch(prompt, prompts.backbone)
     if beyond is not None and beyond.maps_text:
         found.maps[name] = functools.partial(prompt.map_text, prompts.backbone)
     if beyond is None or not beyond.reads_text:

@@ -13,6 +13,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.options import Options
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.prompt.branch import PromptBranch
 from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.prompt.sample_text import sample_text
 from softprompt_zoo.prompt.token_checks import check_placement
@@ -263,12 +264,14 @@ class Prompt(nn.Module):
 
     def _check_placement(self, placement: Any, tokens: VirtualTokens, backbone: Backbone) -> None:
         """Refuse what breaks the contract, or has no place in the model."""
-        check_placement(placement, self.loaded.describe("inject"))
+        check_placement(placement, self.num_virtual_tokens, self.loaded.describe("inject"))
         if placement.tokens is not tokens and not self._makes_rows:
             self._check(placement.tokens, backbone, "inject")
             placement = dataclasses.replace(placement, tokens=narrowed(placement.tokens))
         if self.config.pools_prompt:
             _check_pooling(placement, backbone)
+        if self.beyond_tokens is not None and self.beyond_tokens.attends:
+            PromptBranch(self, backbone).check()
         backbone.inside.refuse(dataclasses.replace(placement, weight=placement.weight * self.weight))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -282,7 +285,8 @@ class Prompt(nn.Module):
 def _form(result: Any, facts: tuple[Hashable, ...]) -> Hashable:
     """Return all that the checks of a hook's answer depend on."""
     if isinstance(result, Placement):
-        return result.tokens.form, result.dropout, result.always_visible, result.weight, *facts
+        mask = None if result.mask is None else (result.mask.shape[1:], result.mask.dtype)
+        return result.tokens.form, result.dropout, result.always_visible, result.weight, mask, *facts
     return result.form, *facts
 
 

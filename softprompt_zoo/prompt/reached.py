@@ -13,7 +13,7 @@ from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
-OTHER_READERS = ("training_loss", "map_text")
+OTHER_READERS = ("training_loss", "map_text", "attend")
 """Hooks that may read parameters of which no token is made."""
 
 

@@ -12,6 +12,9 @@ from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
+FIELDS = frozenset(field.name for field in dataclasses.fields(Placement))
+"""Of a placement; named here, for torch.compile cannot ask a class."""
+
 
 def check_finite(tokens: VirtualTokens, source: str) -> None:
     """Refuse start values that are not numbers, which memory that nothing was written to may hold.
@@ -55,19 +58,21 @@ def _largest(tensor: Float[Tensor, "..."], above: float) -> float:
     return float(tensor.detach().abs().max())
 
 
-def check_placement(placement: object, source: str) -> None:
+def check_placement(placement: object, count: int, source: str) -> None:
     """Check all that a hook returned but the tokens.
 
     Args:
         placement: What the hook returned.
+        count: Virtual tokens that the prompt is to have.
         source: Plugin and hook, for the message.
 
     Raises:
-        PluginError: If it is no `Placement`, or one with an impossible number.
+        PluginError: If it is no `Placement`, or one with an impossible number or mask.
+        UnsupportedError: If it has a mask where there is no place for one.
     """
     if not isinstance(placement, Placement):
         raise PluginError(f"{source} returned {type(placement).__name__}; expected a softprompt_zoo.Placement")
-    others = {field.name for field in dataclasses.fields(placement)} - {f.name for f in dataclasses.fields(Placement)}
+    others = {field.name for field in dataclasses.fields(placement)} - FIELDS
     if others:
         raise PluginError(
             f"{source} returned a {type(placement).__name__} with {', '.join(map(repr, sorted(others)))}, which nobody "
@@ -76,6 +81,28 @@ def check_placement(placement: object, source: str) -> None:
     _check_number("dropout", placement.dropout, "in [0, 1)", lambda number: 0 <= number < 1, source)
     allowed = f"from 0 to {LARGEST_WEIGHT:.0f}"
     _check_number("weight", placement.weight, allowed, lambda number: 0 <= number <= LARGEST_WEIGHT, source)
+    _check_mask(placement, count, source)
+
+
+def _check_mask(placement: Placement, count: int, source: str) -> None:
+    if placement.mask is None:
+        return
+    form = _form(placement.mask)
+    if form[1:] != (torch.bool, count):
+        raise PluginError(f"{source} returned a mask of {form[0]}; expected booleans of shape (rows, {count})")
+    if placement.tokens.at_input is not None or placement.tokens.gates:
+        raise UnsupportedError(
+            f"{source} returned a mask for virtual tokens at {placement.tokens.where}; a mask is for keys and values "
+            "that share the softmax of the text"
+        )
+
+
+def _form(mask: object) -> tuple[str, torch.dtype | None, int | None]:
+    """Return a mask's shape and dtype in words, its dtype, and the second of its two axes."""
+    if not isinstance(mask, Tensor):
+        return repr(mask), None, None
+    words = f"shape {tuple(mask.shape)} and dtype {mask.dtype}"
+    return words, mask.dtype, mask.shape[1] if mask.ndim == 2 else None
 
 
 def _check_number(name: str, value: object, allowed: str, accepts: Callable[[float], bool], source: str) -> None:

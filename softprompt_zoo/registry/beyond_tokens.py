@@ -14,6 +14,10 @@ class BeyondTokens:
     """Whether it, or `inject`, asks for the rows' text."""
     maps_text: bool
     """Whether there is `map_text`."""
+    attends: bool
+    """Whether there is `attend`."""
+    reads_hidden: bool
+    """Whether that asks for the hidden states that attention reads."""
 
     @classmethod
     def of(cls, hooks: Mapping[str, Collection[str]]) -> "BeyondTokens | None":
@@ -26,12 +30,16 @@ class BeyondTokens:
             What it does; `None` if its prompts are constant tokens.
         """
         makes_rows = "text" in hooks.get("build_virtual_tokens", ())
-        found = cls(makes_rows, makes_rows or "text" in hooks.get("inject", ()), "map_text" in hooks)
-        return found if found.reads_text or found.maps_text else None
+        reads_text = makes_rows or "text" in hooks.get("inject", ())
+        reads_hidden = "hidden" in hooks.get("attend", ())
+        found = cls(makes_rows, reads_text, "map_text" in hooks, "attend" in hooks, reads_hidden)
+        return found if found.reads_text or found.maps_text or found.attends else None
 
     @property
     def description(self) -> str:
         """What it does, for a message: why there is no merged form."""
         if self.makes_rows:
             return "makes other tokens for the text of each row"
-        return "places its tokens by the text of each row" if self.reads_text else "changes the text's embeddings"
+        if self.reads_text:
+            return "places its tokens by the text of each row"
+        return "changes the text's embeddings" if self.maps_text else "adds to what attention gives"

@@ -17,13 +17,22 @@ from softprompt_zoo.registry.discovery import WRAPPER_GROUP, Candidate
 
 HOOKS = ("build_virtual_tokens", "inject", "merge")
 """Those that give a value to every prompt; a method need not have those of `default_hooks`."""
-ACTING_HOOKS = ("build_virtual_tokens", "map_text")
+ACTING_HOOKS = ("build_virtual_tokens", "map_text", "attend")
 """Those of which a method has one at least: without, it would do nothing."""
 EXPECTED = {"inject": "a softprompt_zoo.Placement"}
 """What those that give a value return, where it is something else than virtual tokens."""
 CONFIG_ARGUMENT = "wrapper_config"
 """What a wrapper's hook may ask for besides the hook's own arguments: the wrapper's `Config`, as the user chose it."""
-OPTIONAL_HOOKS = ("map_text", "training_loss", "after_step", "parameter_groups", "write_peft", "read_peft", "upgrade")
+OPTIONAL_HOOKS = (
+    "map_text",
+    "attend",
+    "training_loss",
+    "after_step",
+    "parameter_groups",
+    "write_peft",
+    "read_peft",
+    "upgrade",
+)
 
 
 def nearest(wanted: str, choices: Mapping[str, str]) -> str:

@@ -90,7 +90,22 @@ def _padded(segments: Sequence[Segment], device: torch.device, is_training: bool
         dropout=_column([segment.dropout for segment in segments], 0.0, device) if is_training else None,
         weight=_column([segment.weight for segment in segments], 1.0, device),
         scores=_scores(segments, max(counts)),
+        mask=_masks(segments, max(counts), device),
     )
+
+
+def _masks(
+    segments: Sequence[Segment], longest: int, device: torch.device
+) -> Bool[Tensor, "combinations rows {longest}"] | None:
+    """Stack which tokens each row of the text sees, true for padding; `None` if every row sees all."""
+    if all([segment.mask is None for segment in segments]):
+        return None
+    rows = max([1 if segment.mask is None else segment.mask.shape[0] for segment in segments])
+    stacked = torch.ones(len(segments), rows, longest, dtype=torch.bool, device=device)
+    for index, segment in enumerate(segments):
+        if segment.mask is not None:
+            stacked[index, :, : segment.length] = segment.mask.to(device)
+    return stacked
 
 
 def _scores(
@@ -129,6 +144,7 @@ def _alone(segment: Segment, is_training: bool) -> SiteState:
         dropout=torch.tensor([segment.dropout], device=device) if is_training and any(segment.dropout) else None,
         weight=torch.tensor([segment.weight], device=device) if set(segment.weight) != {1.0} else None,
         scores=None if segment.scores is None else tuple([layer[None] for layer in segment.scores]),
+        mask=None if segment.mask is None else segment.mask[None].to(device),
     )
 
 

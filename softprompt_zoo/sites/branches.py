@@ -22,10 +22,6 @@ class Branch(Protocol):
     def is_trained(self) -> bool:
         """Whether gradients are to reach what it is made of."""
 
-    @property
-    def reads_hidden(self) -> bool:
-        """Whether it wants the hidden states that the attention module reads."""
-
     def __call__(
         self,
         place: AttentionLayer,

@@ -17,6 +17,7 @@ from torch.nn import functional
 from softprompt_zoo.backbone.eval_mode import switched_off
 from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
+from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import join, lengths, site_state
 from softprompt_zoo.sites.call import Call, Prefix
@@ -144,7 +145,12 @@ def _run(
     is_training: bool,
     reach: Int[Tensor, ""] | None,
 ) -> list[tuple[Segment, Float[Tensor, "_ hidden"]]]:
-    """Run the stack on tokens, each row after what it has already; return their keys and values, and last states."""
+    """Run the stack on tokens, each row after what it has already; return their keys and values, and last states.
+
+    Raises:
+        UnsupportedError: If the tokens would be others in each row of the text.
+    """
+    _check_masks(pending, before)
     weight: Any = stack.embedding.weight
     embeddings = torch.nn.utils.rnn.pad_sequence([part.embeddings for part in pending], batch_first=True)
     embeddings = embeddings.to(device=weight.device, dtype=weight.dtype)
@@ -161,6 +167,16 @@ def _run(
         output, recorded = record_keys_values(stack, inputs, _prior(stack, before, positions, is_training))
     sites = [AttentionLayer(stack.name, layer) for layer in range(len(stack.attentions[stack.name]))]
     return [_passed(row, part, sites, recorded, output.last_hidden_state) for row, part in enumerate(pending)]
+
+
+def _check_masks(pending: list[_Pending], before: list[Segment | None]) -> None:
+    """Refuse tokens that are computed once for all rows behind tokens of which each row sees others."""
+    for part, segment in zip(pending, before, strict=True):
+        if segment is not None and segment.mask is not None:
+            raise UnsupportedError(
+                f"prompt {part.owners[0].name!r} is at the input embeddings, and the prompt in front of it has a mask, "
+                "by which each row sees other tokens of that; put it in front of the one with the mask"
+            )
 
 
 def _prior(

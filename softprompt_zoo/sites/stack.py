@@ -158,7 +158,7 @@ class Reach:
             windows: Whether the model has sliding windows.
 
         Raises:
-            UnsupportedError: If there is no place for a weight, gates, scores, or tokens that are always visible.
+            UnsupportedError: If there is no place for a weight, gates, scores, a mask, or what windows are not to hide.
         """
 
     def refuse_branches(self) -> None:

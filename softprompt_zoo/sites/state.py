@@ -55,6 +55,8 @@ class SiteState:
     """Factors on the shares of attention; `None` if all are 1."""
     scores: tuple[Float[Tensor, "combinations kv_heads tokens 1"], ...] | None = None
     """Per layer, what is added to the scores of attention; `None` for nothing."""
+    mask: Bool[Tensor, "combinations rows tokens"] | None = None
+    """Which tokens each row of the text sees, of every combination that it might have; `None` if every row sees all."""
 
     def map(self, change: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]) -> "SiteState":
         """Return the same with other keys, values and scores."""

@@ -108,12 +108,11 @@ class LayerTokens(VirtualTokens):
 
     def _check_one_of_two(self, source: str) -> None:
         """Refuse gates and scores in one prompt."""
-        gated = [name for name, site in self.sites.items() if site.gates is not None]
-        scored = [name for name, site in self.sites.items() if site.scores is not None]
-        if gated and scored:
+        found = {kind: name for name, site in self.sites.items() for kind in site.beyond_keys_values}
+        if len(found) > 1:
             raise ShapeError(
-                f"{source} returned gates at the site {gated[0]!r} and scores at {scored[0]!r}; a prompt has one or "
-                "the other"
+                f"{source} returned gates at the site {found['gates']!r} and scores at {found['scores']!r}; a prompt "
+                "has one or the other"
             )
 
 

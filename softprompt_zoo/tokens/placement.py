@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from torch import Tensor
+
+from softprompt_zoo.shapes import Bool
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
@@ -19,6 +22,9 @@ class Placement:
     weight: float = 1.0
     """Factor on the share of attention that the tokens get, before all shares are brought to a sum of one; a gate is
     multiplied by it. The host multiplies it by the weight that the user gives the prompt."""
+    mask: Bool[Tensor, "#rows tokens"] | None = None
+    """Which of the tokens each row of the text sees, or all of its rows; `None` if every row sees all. For keys and
+    values that share the softmax of the text."""
     is_pooled: bool = False
     """Whether a head that reads the text's first token reads the first of these; the host sets it as the user chose."""
 

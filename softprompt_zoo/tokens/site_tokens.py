@@ -37,6 +37,11 @@ class SiteTokens:
         return self.gates is not None
 
     @property
+    def beyond_keys_values(self) -> list[str]:
+        """Names of what there is besides keys and values: gates or scores."""
+        return [name for name, own in (("gates", self.gates), ("scores", self.scores)) if own is not None]
+
+    @property
     def count(self) -> int:
         """Virtual tokens."""
         return next(key.shape[1] for key in self.keys if key is not None)
@@ -109,7 +114,7 @@ class SiteTokens:
     def check(self, site: str, shapes: Sequence[LayerShape], count: int, source: str) -> None:
         """Check what a hook returned; as `VirtualTokens.check`."""
         parts: dict[str, Any] = {"keys": self.keys, "values": self.values}
-        parts |= {kind: own for kind, own in (("gates", self.gates), ("scores", self.scores)) if own is not None}
+        parts |= {kind: getattr(self, kind) for kind in self.beyond_keys_values}
         for kind, layers in parts.items():
             _check_depth(layers, len(shapes), kind, site, source)
         if self.gates is not None and all(gate is None for gate in self.gates):

@@ -70,7 +70,7 @@ BROKEN = {
     "unmarked": (plugin(merge=lambda parameters: None), r"its 'merge' is not marked softprompt_zoo.hookimpl, so"),
     "own wrapper": (
         plugin(build_virtual_tokens=around),
-        r"its hook 'build_virtual_tokens' is marked as a wrapper; a method has one of its own, or map_text, marked so",
+        r"its hook 'build_virtual_tokens' is marked as a wrapper; a method has one of its own, or map_text or attend",
     ),
     "no generator": (
         plugin(build_virtual_tokens=around_nothing),

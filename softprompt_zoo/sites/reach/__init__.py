@@ -23,7 +23,7 @@ To add a way to reach a model:
    attention function. `find` returns one `AttentionCall` per layer. `install` makes the stack ready; `remove` undoes
    it. `enter` brings the state of one call to the attention: a `CallState`, whose `sites` have the keys and values, or
    a `KeyValueRecording`, which wants those of the text. `leave` takes out of the output what `enter` put in. `refuse`
-   names what has no place there. Everything else has a default.
+   and `refuse_branches` name what has no place there. Everything else has a default.
 2. A line in `REACHES`.
 
 Nothing else asks how a stack is reached. The class is right if the conformance suite passes on a tiny model that needs

@@ -37,7 +37,7 @@ def shared_mask(
             return extended
     base, _, window, length, key_length, is_causal = depends_on
     tokens = prompt.keys[0].shape[2]
-    visible = visible_to(prompt, state, window, length)
+    visible = visible_to(prompt, state, window, length, query.shape[0])
     mask: Any
     if isinstance(attention_mask, BlockMask):
         _check_flex(prompt)
@@ -103,7 +103,7 @@ def with_scores(
 
 
 def visible_to(
-    prompt: SiteState, state: CallState, window: int | None, length: int
+    prompt: SiteState, state: CallState, window: int | None, length: int, rows: int
 ) -> Bool[Tensor, "#rows 1 #length tokens"] | None:
     """Return which virtual tokens each of the last `length` queries sees.
 
@@ -112,23 +112,55 @@ def visible_to(
         state: The state of the call, with the positions of all its queries.
         window: Width of the sliding window; `None` without one.
         length: Queries of the layer: a model may compute its last layers for the last tokens alone.
+        rows: Rows of the batch.
 
     Returns:
         Whether it does; `None` for all.
     """
     visible = None if prompt.present is None else _of_rows(prompt.present, state)
-    if window is None or state.positions is None:
-        return visible
+    if prompt.mask is not None:
+        visible = _both(visible, _seen_by_rows(prompt.mask, state, rows))
+    in_window = None if window is None else _in_window(prompt, state, window, length)
+    return _both(visible, in_window)
+
+
+def _in_window(
+    prompt: SiteState, state: CallState, window: int, length: int
+) -> Bool[Tensor, "#rows 1 #length tokens"] | None:
+    """Return which virtual tokens are in the sliding window of each query; `None` for all."""
+    if state.positions is None:
+        return None
     columns = torch.arange(prompt.keys[0].shape[2], device=state.positions.device)
     in_window = columns > state.positions[:, None, -length:, None] - window
-    if prompt.always_visible is not None:
-        in_window = in_window | _of_rows(prompt.always_visible, state)
-    return in_window if visible is None else visible & in_window
+    return in_window if prompt.always_visible is None else in_window | _of_rows(prompt.always_visible, state)
+
+
+def _both(
+    first: Bool[Tensor, "#rows 1 #length tokens"] | None, second: Bool[Tensor, "#rows 1 #length tokens"] | None
+) -> Bool[Tensor, "#rows 1 #length tokens"] | None:
+    """Return what is true in both; `None` is true everywhere."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second
 
 
 def _of_rows(values: Shaped[Tensor, "combinations tokens"], state: CallState) -> Shaped[Tensor, "#rows 1 1 tokens"]:
     """Return a value for each token that the rows see, in the form of a mask."""
     return (values if state.rows is None else values[state.rows])[:, None, None, :]
+
+
+def _seen_by_rows(
+    mask: Bool[Tensor, "combinations text_rows tokens"], state: CallState, rows: int
+) -> Bool[Tensor, "{rows} 1 1 tokens"]:
+    """Return which tokens each row sees of its combination; beams repeat the rows of the text, each in its place."""
+    given = mask.shape[1]
+    if rows % given:
+        raise ValueError(
+            f"a prompt's mask has {given} rows for a batch of {rows}; expected one for each row of the text"
+        )
+    spread = mask.repeat_interleave(rows // given, dim=1)
+    own = spread[0] if state.rows is None else spread[state.rows, torch.arange(rows, device=mask.device)]
+    return own[:, None, None, :]
 
 
 def extend_mask(

@@ -147,7 +147,9 @@ def _attend(
         prompt = call.sites[SITE]
         prompt_keys, prompt_values = (part.to(query) for part in layer_prompt(prompt, call.rows, layer, query.shape[0]))
         tokens = prompt_keys.shape[2]
-        mask = extend_mask(mask, visible_to(prompt, call, None, query.shape[2]), query, key.shape[2], tokens, False)
+        mask = extend_mask(
+            mask, visible_to(prompt, call, None, query.shape[2], query.shape[0]), query, key.shape[2], tokens, False
+        )
         mask = with_scores(mask, prompt, layer, call, query, key.shape[2])
         scores = torch.cat([query @ prompt_keys.transpose(-1, -2) / scale, scores], dim=-1)
         value = torch.cat([prompt_values, value], dim=2)

@@ -100,6 +100,8 @@ class ThroughCache(Reach):
             raise UnsupportedError(f"{where}, which has no place for gated tokens; choose a method without gates")
         if placement.tokens.scores:
             raise UnsupportedError(f"{where}, which has no place for scores; choose a method without scores")
+        if placement.mask is not None:
+            raise UnsupportedError(f"{where}, which has no place for a mask of rows; choose a method without mask")
         if placement.always_visible and windows:
             raise UnsupportedError(
                 f"always_visible is True, but {where} and hides what its windows hide; choose always_visible=False"

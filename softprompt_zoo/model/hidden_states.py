@@ -1,0 +1,31 @@
+"""Hidden states for those prompts of a model that add something beside its attention."""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from softprompt_zoo.prompt.prompt import Prompt
+
+
+class HiddenStates:
+    """Lets a model's attention show what it reads, while one of the model's prompts wants it."""
+
+    def __init__(self, model: Any = None) -> None:
+        self._model = None if model is None else weakref.ref(model)
+
+    def follow(self, prompts: Iterable[Prompt]) -> None:
+        """Put hooks on the attention modules of the model, or take them off.
+
+        Args:
+            prompts: Those of the model.
+        """
+        model: Any = None if self._model is None else self._model()
+        if hasattr(model, "_softprompt_stacks"):  # it has none while its first prompts are put in
+            beyond = [prompt.beyond_tokens for prompt in prompts]
+            is_wanted = any(own is not None and own.reads_hidden for own in beyond)
+            for stack in model._softprompt_stacks.values():
+                stack.reach.show_hidden(stack, is_wanted)
+
+    def __reduce__(self) -> Any:
+        """Copy nothing of it: it is of one model, and a copy of that makes its own."""
+        return HiddenStates, ()
