@@ -141,11 +141,12 @@ def repair_vllm(session: nox.Session, version: str) -> None:
 def converter(session: nox.Session) -> Path:
     """Unpack llama.cpp from the source of its Python package, and return its script that converts checkpoints."""
     place = Path(session.create_tmp())
-    source = f"llama-cpp-python=={LLAMA_CPP}"
-    session.run("python", "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(place), source)
-    with tarfile.open(next(place.glob("llama_cpp_python-*.tar.gz"))) as archive:
+    source, name = f"llama-cpp-python=={LLAMA_CPP}", f"llama_cpp_python-{LLAMA_CPP}.tar.gz"
+    if not (place / name).exists():
+        session.run("python", "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d", str(place), source)
+    with tarfile.open(place / name) as archive:
         archive.extractall(place, filter="data")
-    return next(place.glob("llama_cpp_python-*/vendor/llama.cpp/convert_hf_to_gguf.py"))
+    return place / name.removesuffix(".tar.gz") / "vendor/llama.cpp/convert_hf_to_gguf.py"
 
 
 @nox.session

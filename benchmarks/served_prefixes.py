@@ -261,7 +261,7 @@ def replacing(bank: Any, name: str, prompts: Sequence[Any]) -> Iterator[list[flo
     bank.add(name, prompts[0], overwrite=True)
 
     def replace() -> None:
-        while not over.wait(0.1):
+        while not over.wait(5):
             bank.add(name, prompts[len(times) % len(prompts)], overwrite=True)
             times.append(time.monotonic())
 

@@ -12,7 +12,7 @@ from softprompt_zoo_vllm.naming import Named, read_name
 
 Scope = MutableMapping[str, Any]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-TRIES = 3
+TRIES = 5
 """How often a request is answered whose prompt is replaced between look-up and reading."""
 
 
