@@ -1,7 +1,7 @@
 """Whether training would reach what a prompt holds: asked of the tokens that are tried before it is attached."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
+SHOWN = 3
+"""Names in a message."""
 OTHER_READERS = ("training_loss", "map_text", "attend")
 """Hooks that may read parameters of which no token is made."""
 
@@ -40,10 +42,16 @@ def check_reached(prompt: Prompt, tokens: VirtualTokens, backbone: Backbone) -> 
         )
     if unread and prompt.beyond_tokens is None:  # a text may be read by a part of them alone
         warnings.warn(
-            f"{prompt.loaded.describe_parameters()} has {', '.join(map(repr, unread))}, of which no token is made, so "
-            "that it would never be trained; leave it out, or give it requires_grad=False if it is to stay as it is",
+            f"{prompt.loaded.describe_parameters()} has {_listed(unread)}, of which no token is made, so that it "
+            "would never be trained; leave it out, or give it requires_grad=False if it is to stay as it is",
             stacklevel=4,
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def unreached(tensors: Iterable[Shaped[Tensor, "..."]], parameters: Mapping[str, nn.Parameter]) -> list[str]:

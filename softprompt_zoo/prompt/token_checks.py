@@ -12,9 +12,6 @@ from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
-FIELDS = frozenset(field.name for field in dataclasses.fields(Placement))
-"""Of a placement; named here, for torch.compile cannot ask a class."""
-
 
 def check_finite(tokens: VirtualTokens, source: str) -> None:
     """Refuse start values that are not numbers, which memory that nothing was written to may hold.
@@ -72,12 +69,8 @@ def check_placement(placement: object, count: int, source: str) -> None:
     """
     if not isinstance(placement, Placement):
         raise PluginError(f"{source} returned {type(placement).__name__}; expected a softprompt_zoo.Placement")
-    others = {field.name for field in dataclasses.fields(placement)} - FIELDS
-    if others:
-        raise PluginError(
-            f"{source} returned a {type(placement).__name__} with {', '.join(map(repr, sorted(others)))}, which nobody "
-            "reads; a softprompt_zoo.Placement says all that can be done with tokens, and map_text changes the text"
-        )
+    if type(placement) is not Placement:
+        _check_fields(placement, source)
     _check_number("dropout", placement.dropout, "in [0, 1)", lambda number: 0 <= number < 1, source)
     allowed = f"from 0 to {LARGEST_WEIGHT:.0f}"
     _check_number("weight", placement.weight, allowed, lambda number: 0 <= number <= LARGEST_WEIGHT, source)
@@ -108,3 +101,14 @@ def _form(mask: object) -> tuple[str, torch.dtype | None, int | None]:
 def _check_number(name: str, value: object, allowed: str, accepts: Callable[[float], bool], source: str) -> None:
     if not isinstance(value, int | float) or not accepts(value):
         raise PluginError(f"{source} returned a {name} of {value!r}; expected a number {allowed}")
+
+
+def _check_fields(placement: Placement, source: str) -> None:
+    """Refuse a placement of a class of its own that says more than is read."""
+    known = {field.name for field in dataclasses.fields(Placement)}
+    others = [field.name for field in dataclasses.fields(placement) if field.name not in known]
+    if others:
+        raise PluginError(
+            f"{source} returned a {type(placement).__name__} with {', '.join(map(repr, others))}, which nobody reads; "
+            "a softprompt_zoo.Placement says all that can be done with tokens, and map_text changes the text"
+        )
