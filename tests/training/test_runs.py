@@ -1,8 +1,10 @@
 """Training runs: what they leave, and where."""
 
+import dataclasses
 import json
 import re
 import shlex
+import types
 
 import pytest
 from helpers.tiny_runs import assert_equal_weights, save_tiny, tiny_settings, train, weights
@@ -50,6 +52,31 @@ def test_the_recorded_command_repeats_the_run(whole, place, tmp_path, monkeypatc
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert_equal_weights(weights(tmp_path / "again"), weights(whole[0]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale(zoo.Options):
+    factor: float = 1.0
+
+
+@zoo.hookimpl(wrapper=True)
+def inject(wrapper_config):
+    placement = yield
+    return dataclasses.replace(placement, weight=wrapper_config.factor)
+
+
+def test_wrappers_are_an_option_of_a_run(place, tmp_path):
+    zoo.register(types.SimpleNamespace(Config=Scale, inject=inject), "scale")
+    try:
+        options = {"num_virtual_tokens": 3, "wrappers": {"scale": {"factor": 2.0}}}
+        settings = tiny_settings(place, tmp_path / "run", options=options, steps=1, evaluate_every=1, save_every=1)
+        assert "wrappers=" in settings.command()
+        train(settings)
+        model = zoo.load(AutoModelForCausalLM.from_pretrained(place / "model"), tmp_path / "run")
+        prompt = model.prompts["default"]
+        assert (prompt.wrappers, prompt.place(model.prompts.backbone).weight) == ({"scale": Scale(factor=2.0)}, 2.0)
+    finally:
+        zoo.unregister("scale")
 
 
 def test_the_recorded_command_keeps_texts_that_look_like_json():
