@@ -97,9 +97,11 @@ class Bench(methods.Bench):
         model = self.attach(method, seed, tokenizer, **options)
         test = labels.rows(self.rows(FILMS, "test"))
         shown = labels.measure(model, test) if "examples" in options else {}
-        trainer = Trainer(model, self.recipe(method))
+        films, recipe = labels.rows(self.films_of(entry, seed)), self.recipe(method)
+        # No film twice in a step.
+        trainer = Trainer(model, dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(films))))
         collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
-        history = trainer.fit(labels.rows(self.films_of(entry, seed)), collate, seed, method)
+        history = trainer.fit(films, collate, seed, method)
         before = {f"before_{key}": values for key, values in shown.items()}
         return {**before, **labels.measure(model, test), "trained": trainer.num_trained, **history}
 

@@ -81,7 +81,7 @@ def inject(
         parameters: The method's `Parameters`, or the plain tokens of a merged prompt.
         tokens: What `build_virtual_tokens` returned, or the merged tokens.
         backbone: Sizes of the frozen model.
-        text: What the rows say.
+        text: What the rows say; `None` where merged tokens are placed.
 
     Returns:
         A `Placement` of `tokens`, or of others of the same shapes; gradients must keep flowing.

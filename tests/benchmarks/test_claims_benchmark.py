@@ -7,7 +7,7 @@ import torch
 from helpers import installed_plugins
 from helpers.benchmark_data import save_benchmark_data
 
-INSTALLED = {"dept", "residual"}
+INSTALLED = {"dept", "ct_kv"}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,32 @@ def test_a_command_that_was_stopped_goes_on_where_it_was(claims, tmp_path, monke
     next(tmp_path.glob("adept-*.json")).unlink()
     call(claims)
     assert len(done) == 2
+
+
+def test_what_stands_beside_a_method_trains_as_many_numbers(claims, tmp_path):
+    """On the same films; of CT-KV, whose examples differ from seed to seed, for each seed."""
+    assert call(claims, "--only", "prefix_tuning-beside-ct_kv") == ""
+    ours, plain = results(tmp_path, "ct_kv"), results(tmp_path, "prefix_tuning-beside-ct_kv")
+    assert len(ours) == len(plain) == 2
+    assert {result["trained"] for result in ours} == {result["trained"] for result in plain}
+    assert all(result["before_loss"] != result["loss"] for result in ours)
+    assert not any("before_loss" in result for result in plain)
+
+
+def test_it_is_shown_the_films_that_it_is_trained_on(claims, folders, monkeypatch):
+    seen = {}
+    fit = claims.Trainer.fit
+
+    def watched(self, rows, collate, seed, name):
+        config = self.model.prompts["default"].config
+        shown = [config.encode(bench.tokenizer(), *pair)["input_ids"] for pair in config.examples]
+        seen[name] = (shown, [[*row.text, *row.target] for row in rows])
+        return fit(self, rows, collate, seed, name)
+
+    monkeypatch.setattr(claims.Trainer, "fit", watched)
+    bench = claims.Bench(claims.Settings(**folders, steps=1, rows=2))
+    bench.trained("ct_kv")(0)
+    assert seen["ct_kv"][0] == seen["ct_kv"][1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,141 @@
+"""Demonstrations as token ids, and which of them a row is.
+
+Each token has a part: in example i, counted from 0, `2 i` up to its target, `2 i + 1` from the target on.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import softprompt_zoo as zoo
+
+INPUT, TARGET = "{input}", "{target}"
+EXPECTED = "expected pairs (input, target) of two texts, in the order in which the model reads them"
+Integers = tuple[int, ...]
+
+
+def read_pairs(examples: Any) -> tuple[tuple[str, str], ...]:
+    """Read examples as pairs.
+
+    Args:
+        examples: A sequence of pairs `(input, target)`.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        TypeError: If it is no sequence, or one of them is no pair of texts.
+    """
+    if isinstance(examples, str) or not isinstance(examples, Sequence):
+        raise TypeError(f"examples is {examples!r}; {EXPECTED}")
+    for index, pair in enumerate(examples):
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+        if not is_pair or not all(isinstance(part, str) for part in pair):
+            raise TypeError(f"examples[{index}] is {pair!r}; {EXPECTED}")
+    return tuple((text, target) for text, target in examples)
+
+
+def split_template(template: str) -> tuple[str, str]:
+    """Return what is in front of the target, and behind it.
+
+    Args:
+        template: How an example is written.
+
+    Raises:
+        ValueError: If it has other fields.
+    """
+    before, found, behind = template.partition(TARGET)
+    if not found or before.count(INPUT) != 1 or INPUT in behind or TARGET in behind:
+        raise ValueError(f"template is {template!r}; expected one {INPUT} and behind it one {TARGET}")
+    return before, behind
+
+
+def tokenize_pieces(tokenizer: Any, template: str | None, text: str, target: str) -> list[list[int]]:
+    """Tokenize an example in three pieces, without special tokens.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: How an example is written.
+        text: What is at `{input}`.
+        target: What is at `{target}`.
+
+    Returns:
+        The ids up to the target, of the target, and behind it.
+
+    Raises:
+        ValueError: If the template is not known.
+    """
+    if template is None:
+        raise ValueError("the template is not known, for the prompt was made of token ids; tokenize the row yourself")
+    before, behind = split_template(template)
+    shown = before.rstrip(" ")  # tokenizers have the space in front of a word in its token
+    pieces = (shown.replace(INPUT, text), before[len(shown) :] + target, behind)
+    return [tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else [] for piece in pieces]
+
+
+def tokenize_examples(tokenizer: Any, template: str | None, examples: Iterable[tuple[str, str]]) -> tuple[Any, Any]:
+    """Tokenize examples one behind the other.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: How an example is written.
+        examples: Pairs `(input, target)`.
+
+    Returns:
+        The token ids, and the part of each.
+
+    Raises:
+        ValueError: If an input or a target has no tokens.
+    """
+    ids: list[int] = []
+    parts: list[int] = []
+    for index, (text, target) in enumerate(examples):
+        shown, answer, behind = tokenize_pieces(tokenizer, template, text, target)
+        if not shown or not answer:
+            raise ValueError(f"examples[{index}] is {(text, target)!r}, of which a part has no tokens; give both")
+        ids += shown + answer + behind
+        parts += [2 * index] * len(shown) + [2 * index + 1] * len(answer + behind)
+    return tuple(ids), tuple(parts)
+
+
+def check_tokens(ids: Integers | None, parts: Integers | None) -> None:
+    """Refuse token ids that are no examples.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if not ids or not parts or len(ids) != len(parts):
+        raise ValueError(
+            f"there are {len(ids or ())} token_ids and {len(parts or ())} token_parts; give a part for each"
+        )
+    if sorted(parts) != [*parts] or sorted({*parts}) != [*range(parts[-1] + 1)] or parts[-1] % 2 == 0:
+        raise ValueError(f"token_parts is {parts}; expected 0, 1, 2, … up to an odd number, in order, none left out")
+
+
+def rows_of_examples(config: Any, backbone: zoo.Backbone, text: zoo.Text) -> Tensor:
+    """Find which rows are examples: those whose text ends with what an example shows in front of its target.
+
+    Args:
+        config: With `token_ids` and `token_parts`.
+        backbone: The model's embedding table.
+        text: The rows' text.
+
+    Returns:
+        `(rows, examples)` bool.
+    """
+    ids = torch.tensor(config.token_ids, device=text.mask.device)
+    parts = torch.tensor(config.token_parts, device=text.mask.device)
+    lengths = text.mask.sum(dim=1)
+    # Stable: what is text comes last, in its own order, wherever padding and answers stood.
+    order = text.mask.int().argsort(dim=1, stable=True)
+    ends = text.embeddings.gather(1, order[..., None].expand_as(text.embeddings))
+    found = []
+    for example in range(0, max(config.token_parts), 2):
+        shown = backbone.embed(ids[parts == example]).to(ends.dtype)
+        same = lengths >= len(shown)
+        # Of a row that is too short, whatever is compared: it is none.
+        tail = ends[:, max(0, ends.shape[1] - len(shown)) :]
+        found.append(same & (tail == shown[len(shown) - tail.shape[1] :]).all(dim=-1).all(dim=-1))
+    return torch.stack(found, dim=1)
