@@ -112,7 +112,7 @@ def list_methods() -> list[str]:
 
 
 def register(plugin: Any, name: str | None = None) -> Any:
-    """Register a method or a wrapper that is not installed as a package, from a notebook say.
+    """Register a method or a wrapper that is not installed as a package, for instance in a notebook.
 
     Args:
         plugin: A module, class or object with the hooks and attributes of a plugin.

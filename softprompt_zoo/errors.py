@@ -49,7 +49,7 @@ class PluginError(ZooError, RuntimeError):
 
 
 class ShapeError(PluginError):
-    """A hook returned tensors of a wrong shape."""
+    """A hook returned tensors of the wrong shape."""
 
 
 class CheckpointError(ZooError, ValueError):
@@ -89,7 +89,7 @@ class MissingPackageError(UnsupportedError, ImportError):
 
 
 class StoppedError(ZooError):
-    """The user stopped the run; the message says how to go on."""
+    """The user stopped the run; the message says how to resume it."""
 
 
 def check_packages(use: str, *names: str, remedy: str | None = None) -> None:

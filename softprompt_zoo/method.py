@@ -60,7 +60,7 @@ class Method:
 
         Args:
             name: Name of the prompts it will make.
-            wrappers: By name the installed wrappers with options that shall run around its hooks, and their options.
+            wrappers: Installed wrappers with options that are to run around its hooks, by name, and their options.
             **options: Options of the method.
 
         Returns:
@@ -90,7 +90,7 @@ class Method:
         Args:
             model: A transformers model. It is frozen and changed in place.
             name: Name of the prompt, `"default"` by default.
-            wrappers: By name the installed wrappers with options that shall run around its hooks, and their options:
+            wrappers: Installed wrappers with options that are to run around its hooks, by name, and their options:
                 `wrappers={"noise": {"scale": 0.1}}`. Wrappers without options run around those of every prompt.
             **options: Options of the method.
 

@@ -67,7 +67,7 @@ def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Find the modules that PEFT put into a model.
 
     Args:
-        model: Any model; what is in its prompts is passed over.
+        model: Any model; what is in its prompts is skipped.
 
     Yields:
         Each with its name.

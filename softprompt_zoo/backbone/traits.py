@@ -30,7 +30,7 @@ def without_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def zero_features(module: Any) -> Float[Tensor, "1 channels frames"] | None:
-    """Return features of silence for an encoder that reads sound in the place of tokens; `None` for any other.
+    """Return features of silence for an encoder that reads sound in place of tokens; `None` for any other.
 
     Args:
         module: The stack's module.

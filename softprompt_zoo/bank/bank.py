@@ -27,16 +27,16 @@ CACHE_BYTES = 256 * 2**20
 
 
 class PromptBank:
-    """A store of very many prompts for one backbone.
+    """A store for a very large number of prompts of one backbone.
 
     A bank holds plain prompts: the virtual tokens that a prompt has in eval mode, and its trained head. It is a folder
-    of this machine (LMDB: many processes read while one writes, a second writer waits), or an fsspec address with an
+    on this machine (LMDB: many processes read while one writes, a second writer waits), or an fsspec address with an
     object for each prompt. Every entry has a checksum.
 
     Args:
         address: A folder, or an address such as `s3://bucket/bank`. With `model`, a bank is made where there is none.
-        model: The model the prompts are for, with or without prompts of its own; not changed. `None` opens a bank
-            that is there to list, verify and delete.
+        model: The model the prompts are for, with or without prompts of its own; not changed. `None` opens an
+            existing bank to list, verify and delete.
         dtype: What `add` stores virtual tokens in, `torch.float16` say; `None` for the dtype they have. Heads stay as
             they are.
         as_prefix: Whether `add` stores each prompt as the keys and values of a plain prefix with the same outputs, as
@@ -129,7 +129,7 @@ class PromptBank:
         self.add_many({name: prompt}, overwrite=overwrite)
 
     def add_many(self, prompts: Mapping[str, Prompt], *, overwrite: bool = False) -> None:
-        """Store prompts in one transaction: all or none. At an address an error puts back what was written.
+        """Store prompts in one transaction: all or none. At an address, what was written is put back after an error.
 
         Args:
             prompts: Prompts by name.
@@ -149,9 +149,9 @@ class PromptBank:
 
         Args:
             folder: A folder that holds folders, each of which `zoo.load` reads: what `save_pretrained`, `export` or
-                PEFT wrote. Other things in it are passed over. A prompt gets the name of its folder; of a folder with
+                PEFT wrote. Other things in it are skipped. A prompt gets the name of its folder; of a folder with
                 several, `<folder>-<prompt>`. Or one such folder itself, whose prompts keep their names. PEFT's LoRA and
-                the like are passed over, too; a warning names those that were saved alongside a prompt. So are folders
+                the like are skipped, too; a warning names those that were saved alongside a prompt. So are folders
                 that cannot be read, such as damaged ones and those of another model, and those whose prompts cannot be
                 prefixes where `as_prefix` is set; a warning lists them.
             overwrite: As in `add`.
@@ -229,7 +229,7 @@ class PromptBank:
         """Iterate over the names, sorted.
 
         Args:
-            prefix: Only those that begin so.
+            prefix: Only those that start with this.
 
         Returns:
             The names, read as they are asked for.
@@ -242,7 +242,8 @@ class PromptBank:
         """Read every entry.
 
         Returns:
-            By name what is wrong with it; empty if the bank is whole. Without a model, checksums alone are checked.
+            What is wrong with each damaged entry, by name; empty if the bank is whole. Without a
+            model, checksums alone are checked.
         """
         return find_damage(self._bank)
 
@@ -268,7 +269,7 @@ class PromptBank:
     # Life
 
     def close(self) -> None:
-        """Let go of the bank's file and of the prompts that are ready; open it again to use it."""
+        """Close the bank's file and drop the prompts that are ready; open the bank again to use it."""
         self._cache.clear()
         self._store.close()
 

@@ -56,7 +56,7 @@ def read_folders(
         names: What it returned.
         backbone: Sizes of the bank's model.
         form: From a name in the bank and a prompt to the prompt as it is stored.
-        problems: Gets the folders in `path` that cannot be read, which are passed over.
+        problems: Gets the folders in `path` that cannot be read, which are skipped.
 
     Yields:
         Name in the bank, and prompt.
@@ -83,7 +83,7 @@ class LeftOutWarning(UserWarning):
 
 
 def warn_of_problems(path: Path, problems: Problems) -> None:
-    """Name the folders that were passed over, and why."""
+    """Name the folders that were skipped, and why."""
     if problems:
         warnings.warn(
             f"{len(problems)} folders in {path} cannot be read, the others are stored; {_list(problems)}",

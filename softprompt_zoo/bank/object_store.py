@@ -160,7 +160,7 @@ class ObjectStore:
             raise
 
     def names(self, prefix: str) -> Iterator[str]:
-        """See `Store.names`; objects that others have put there are passed over."""
+        """See `Store.names`; objects that others have put there are skipped."""
         paths = self._listed(lambda files: files.find(posixpath.join(self._root, FOLDER)))
         names = filter(None, map(self._name_at, paths))
         yield from sorted(name for name in names if name.startswith(prefix))

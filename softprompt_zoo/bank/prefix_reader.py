@@ -24,7 +24,7 @@ _FLOATING = [str(dtype).removeprefix("torch.") for dtype in FLOATING]
 
 @dataclasses.dataclass(frozen=True)
 class PrefixEntry:
-    """What a bank says of a prefix."""
+    """What a bank says about a prefix."""
 
     name: str
     stamp: str
@@ -124,7 +124,7 @@ class PrefixReader:
             name: Its name.
 
         Returns:
-            What the bank says of it; `None` if it is not there.
+            What the bank says about it; `None` if it is not there.
 
         Raises:
             UnsupportedError: If the entry is not a plain prefix; says what to do.
@@ -159,7 +159,7 @@ class PrefixReader:
         """Iterate over the names of all entries, sorted.
 
         Args:
-            prefix: Only those that begin so.
+            prefix: Only those that start with this.
 
         Returns:
             The names, read as they are asked for.
@@ -167,7 +167,7 @@ class PrefixReader:
         return self._store.names(prefix) if is_name(prefix or "-") else iter(())
 
     def close(self) -> None:
-        """Let go of the bank's file; make a new reader to use it."""
+        """Close the bank's file; make a new reader to read again."""
         self._store.close()
 
     def _first_bytes(self, name: str) -> bytes | None:

@@ -59,7 +59,7 @@ class Store(Protocol):
         """Delete records, all or none. An unknown name raises `UnknownPromptError`."""
 
     def names(self, prefix: str) -> Iterator[str]:
-        """Iterate over the names that begin so, sorted."""
+        """Iterate over the names that start with a prefix, sorted."""
 
     def __len__(self) -> int: ...
 

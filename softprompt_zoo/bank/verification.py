@@ -21,7 +21,7 @@ def find_damage(bank: OpenedBank) -> dict[str, str]:
         bank: The bank; without a model, checksums alone are checked.
 
     Returns:
-        By name what is wrong with it.
+        What is wrong with each damaged entry, by name.
     """
     problems: dict[str, str] = {}
     read = _reader(bank)

@@ -35,7 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 for name, function in _COMMANDS.items():
     app.command(name)(command(function))
 
-_bank = typer.Typer(help="Keep very many prompts for one model in a bank.", no_args_is_help=True)
+_bank = typer.Typer(help="Keep a large number of prompts for one model in a bank.", no_args_is_help=True)
 _BANK_COMMANDS: dict[str, Callable[..., None]] = {
     "add": add,
     "import": import_prompts,

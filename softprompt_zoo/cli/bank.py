@@ -33,13 +33,13 @@ def add(
     name: Annotated[str | None, typer.Option(help="Its name in the bank; that of the folder if not given.")] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="Prompt of the folder, may be repeated; the active ones if not given."),
+        typer.Option(help="Prompt in the folder; may be repeated. The active ones if not given."),
     ] = None,
-    task: Annotated[int | None, typer.Option(help="Of a prompt with tasks the one to store.")] = None,
+    task: Annotated[int | None, typer.Option(help="The task to store, if the prompt has several.")] = None,
     overwrite: Overwrite = False,
     dtype: Dtype = None,
 ) -> None:
-    """Put a saved prompt into a bank as a prefix, which engines serve by name; the bank is made if there is none."""
+    """Put a saved prompt into a bank as a prefix, which engines serve by name; the bank is made if it is missing."""
     from softprompt_zoo.bank.bank import PromptBank
     from softprompt_zoo.bank.names import check_name
     from softprompt_zoo.model.engine_prefix import engine_prefix
@@ -97,7 +97,7 @@ def import_prompts(
         bool, typer.Option("--as-prefix", help="Store each as a prefix, which engines serve, as bank add does.")
     ] = False,
 ) -> None:
-    """Put saved prompts into a bank, all that can be read; the bank is made if there is none."""
+    """Put all saved prompts that can be read into a bank; the bank is made if it is missing."""
     from softprompt_zoo.bank.bank import PromptBank
     from softprompt_zoo.bank.importing import LeftOutWarning
 
@@ -115,7 +115,9 @@ def import_prompts(
         raise typer.Exit(1)
 
 
-def list_prompts(bank: Bank, prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "") -> None:
+def list_prompts(
+    bank: Bank, prefix: Annotated[str, typer.Option(help="Only names that start with this.")] = ""
+) -> None:
     """Print the names of a bank's prompts, one per line."""
     from softprompt_zoo.bank.bank import PromptBank
 

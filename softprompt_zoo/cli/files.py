@@ -29,9 +29,9 @@ def export_prompt(
     output: Output,
     to: Annotated[str, typer.Option(help="Format: peft, vocabulary, embeddings or kv.")] = "peft",
     name: Annotated[
-        list[str] | None, typer.Option(help="Prompt to write, may be repeated; the active ones if not given.")
+        list[str] | None, typer.Option(help="Prompt to write; may be repeated. The active ones if not given.")
     ] = None,
-    task: Annotated[int | None, typer.Option(help="Of a prompt with tasks the one to write.")] = None,
+    task: Annotated[int | None, typer.Option(help="The task to write, if the prompt has several.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="For vocabulary: folder or hub name; the model's own if not given.")
     ] = None,
@@ -80,7 +80,7 @@ def import_prompt(
     peft_folder: Annotated[Path, typer.Argument(help="A PEFT prompt adapter.", metavar="PEFT_FOLDER")],
     output: Output,
 ) -> None:
-    """Turn a PEFT prompt adapter into a prompt of ours."""
+    """Convert a PEFT prompt adapter to this package's format."""
     from softprompt_zoo.operations.load_and_export import load
     from softprompt_zoo.training.base import Base
 

@@ -47,7 +47,7 @@ def plugins(
     check: Annotated[bool, typer.Option("--check", help="Load every plugin and run its hooks.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the installed plugins, and what is known against them; exit code 1 if there is anything."""
+    """List the installed plugins and any problems with them; exit code 1 if there are any."""
     from softprompt_zoo.registry.registry import registry
 
     reports = registry.reports(load=check)

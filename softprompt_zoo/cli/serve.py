@@ -49,7 +49,7 @@ def serve(
     ] = None,
     engine: Annotated[str, typer.Option(help="The engine to start.")] = "vllm",
 ) -> None:
-    """Start an engine in which every request names its prompt of a bank."""
+    """Start an engine in which every request names its prompt from a bank."""
     start = find_engine(engine)
     from softprompt_zoo.bank.bank import PromptBank
     from softprompt_zoo.embedded import resolve_model

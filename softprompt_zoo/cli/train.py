@@ -54,7 +54,7 @@ def train(
     handwritten: Annotated[
         str | None, typer.Option(help="Hand-written prompt to compare with; the demo has one of its own.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in --output.")] = False,
 ) -> None:
     """Train a prompt on pairs of input and target text; without arguments, the demo."""

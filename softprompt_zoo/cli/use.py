@@ -25,7 +25,7 @@ Template = Annotated[str | None, typer.Option(help="As in train; the one it was 
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Number format: float32, bfloat16 or float16; if not given, bfloat16 where the machine computes in it."
+        help="Number format: float32, bfloat16 or float16; if not given, bfloat16 where the machine supports it."
     ),
 ]
 
@@ -38,7 +38,7 @@ def evaluate(
     target_field: Annotated[str | None, typer.Option(help="Field of the target.")] = None,
     template: Template = None,
     handwritten: Annotated[
-        str | None, typer.Option(help="Hand-written prompt to compare with; that of the training if not given.")
+        str | None, typer.Option(help="Hand-written prompt to compare with; the one from training if not given.")
     ] = None,
     max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are left out.")] = 512,
     metric_rows: Annotated[int, typer.Option(help="Rows to write answers for.")] = 10,
@@ -74,7 +74,9 @@ def generate(
     model: Model,
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT_FOLDER [TEXT]...", help="The prompt, then texts; lines of stdin if none."),
+        typer.Argument(
+            metavar="PROMPT_FOLDER [TEXT]...", help="The prompt, then texts; lines of stdin if there are none."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 100,
     template: Template = None,
@@ -85,8 +87,9 @@ def generate(
 ) -> None:
     """Write an answer to every text, one per line."""
     given = list(arguments or [])
-    folder, texts = (None, _texts(given)) if no_prompt else (_prompt_folder(given), _texts(given[1:]))
-    form = chosen_template(template, {} if folder is None else trained_with(folder))
+    folder = None if no_prompt else _prompt_folder(given)
+    form = _template_for(folder, template)
+    texts = _texts(given if no_prompt else given[1:])
     base, network = load_prompted(model, folder, dtype)
     for line in _lines(base, network, form, texts, max_new_tokens):
         typer.echo(line)
@@ -109,6 +112,11 @@ def _answers(base: "Base", network: Any, form: str, texts: list[str], max_new_to
     ids = [tokenized.text_ids(Example(text, None)) for text in texts]
     check_tokens([Row(text, []) for text in ids], network)
     return write_answers(network, base.tokenizer, ids, max_new_tokens)
+
+
+def _template_for(folder: Path | None, given: str | None) -> str:
+    """Return the template that a prompt was trained with, unless the user gives one; checks the folder first."""
+    return chosen_template(given, {} if folder is None else trained_with(folder))
 
 
 def _prompt_folder(arguments: list[str]) -> Path:

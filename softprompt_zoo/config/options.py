@@ -17,7 +17,7 @@ class Options:
     """Options of a wrapper, whose own `Config` extends it; those of a method are a `MethodConfig`."""
 
     def settle(self, **values: Any) -> None:
-        """Replace options of a config that is being made by what they amount to, a default say.
+        """Replace options of a config while it is being made, such as `None` by the default that holds.
 
         Args:
             **values: Field name to value. For `__post_init__` alone: nobody has seen the config yet.

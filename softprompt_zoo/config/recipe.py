@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A way to train that was seen to work, and where it comes from."""
+    """Training settings that are known to work, and where they come from."""
 
     learning_rate: float
     """Peak learning rate."""

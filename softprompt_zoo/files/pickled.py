@@ -37,7 +37,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is missing or not a regular file")
     found, size = _unpickled(path)
     if not isinstance(found, dict):
-        raise _refusal(path, f"holds {type(found).__name__} in the place of a dictionary of tensors")
+        raise _refusal(path, f"holds {type(found).__name__} in place of a dictionary of tensors")
     _check_tensors(path, found, size)
     return {key: tensor.detach().clone() for key, tensor in found.items()}
 

@@ -46,7 +46,7 @@ class SavedConfig:
 
 
 def read_config(directory: str | os.PathLike[str]) -> SavedConfig:
-    """Read what a folder says of its prompts. No model is needed, and no number of a prompt is read.
+    """Read what a folder says about its prompts. No model is needed, and no tensor of a prompt is read.
 
     Args:
         directory: What `load` takes.

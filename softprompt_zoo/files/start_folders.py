@@ -75,7 +75,7 @@ def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:
         backbone: Sizes of the model.
 
     Returns:
-        The config, with prompts in the place of folders.
+        The config, with prompts in place of folders.
 
     Raises:
         CheckpointError: If a folder holds no prompt.

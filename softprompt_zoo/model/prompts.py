@@ -136,7 +136,7 @@ class Prompts(nn.Module):
             name: Its name: letters, digits, `_` and `-`.
             method: A method's name, what `get_method` returns, or a ready prompt, of which a copy is added: what
                 `blend` or `truncate` returns, or a prompt of another model of the same sizes.
-            wrappers: By name the installed wrappers with options that shall run around its hooks, and their options;
+            wrappers: Installed wrappers with options that are to run around its hooks, by name, and their options;
                 by default those of `method`.
             **options: Options of the method; a ready prompt takes none.
 

@@ -48,8 +48,8 @@ def load_model(
             never run.
 
     Returns:
-        The model in eval mode, with the prompts that were active. Where PEFT saved an embedding table or layers along,
-        they are in the model.
+        The model in eval mode, with the prompts that were active. If PEFT saved an embedding table or layers
+        with them, those are in the model.
 
     Raises:
         CheckpointError: If the folder is damaged, names no base model, or one that cannot be loaded.

@@ -23,7 +23,7 @@ def export_embeddings(
         model: A model with prompts.
         directory: Where to; it must be missing or empty.
         names: The prompts; by default the active ones.
-        task: Of prompts with tasks the one to write.
+        task: The task to write, of prompts with several.
 
     Raises:
         ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.

@@ -43,7 +43,7 @@ def export_vocabulary(
         tokenizer: The model's. Not changed.
         names: The prompts; the first of them is the one that the chat template puts in front by default. If not
             given, the active ones, which it puts in front together.
-        task: Of prompts with tasks the one to write.
+        task: The task to write, of prompts with several.
 
     Raises:
         TypeError: If the tokenizer is none.

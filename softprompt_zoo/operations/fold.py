@@ -19,9 +19,9 @@ def fold(
     """Make one plain prefix of a combination of prompts, with the same outputs, and activate it.
 
     On a causal model any prompts that share the text's softmax fold: those at the input embeddings become the keys
-    and values that the model computes for them after what is before. On other models prompts of keys and values
-    fold, with as many tokens at every site. The folded prompt is merged: it has the outputs of eval mode, and no
-    dropout. As all keys and values, it does not predict the first label of a loss.
+    and values that the model computes for them after whatever is in front of them. On other models prompts of keys and
+    values fold if they have equally many tokens at every site. The folded prompt is merged: it has the outputs of eval
+    mode, and no dropout. As all keys and values, it does not predict the first label of a loss.
 
     Args:
         model: A model with prompts. It gets one more; the others stay.

@@ -22,7 +22,7 @@ def input_tokens(
     Args:
         prompts: The model's prompts.
         names: Which; by default the active ones.
-        task: Of prompts with tasks the one to take.
+        task: The task to take, of prompts with several.
         to: The format that they are for, for messages.
 
     Returns:

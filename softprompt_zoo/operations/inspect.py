@@ -53,14 +53,15 @@ def inspect(
         inputs: A batch as the model's forward takes it, or several, on which the attention to the prompts is measured.
         neighbours: Nearest words for each virtual token, at least 1.
         nearest_by: `"cosine"` of the angle, or L2 `"distance"`, both in the scale of the embedding module's output.
-        task: Of prompts with tasks the one to look at.
+        task: The task to look at, of prompts with several.
 
     Returns:
         What was found, prompt by prompt.
 
     Raises:
         ValueError: If an option is not allowed, no prompt is active, or a prompt with tasks was given none.
-        TypeError: If `inputs` is no batch, `tokenizer` none, or `name` neither a name nor a list of names.
+        TypeError: If `inputs` is not a batch, `tokenizer` is not a tokenizer, or `name` is neither a name nor a
+            list of names.
         UnknownPromptError: If there is no prompt of that name.
         UnsupportedError: If the model has no prompts, no values (the `meta` device), or shows no attention.
     """

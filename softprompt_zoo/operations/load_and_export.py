@@ -39,7 +39,7 @@ def load(
 
     Args:
         base: The model, or a `PeftModel`; it may have prompts already. Frozen and changed in place. PEFT adapters that
-            were saved along are put on it; one of the same name that it has gets the saved numbers. Its other
+            were saved with them are put on it; one of the same name that it has gets the saved numbers. Its other
             adapters and its prompts train on as before.
         directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
         name: What the prompt is called on this model, where the directory holds one; by default its saved name, which
@@ -184,7 +184,7 @@ def export(
             not at all.
         to: One of the above.
         name: The prompt, or several for all but `"peft"`; by default the active ones.
-        task: Of prompts with tasks the one to write, as a plain prompt; `"peft"` can hold all of them.
+        task: The task to write, as a plain prompt, of prompts with several; `"peft"` can hold all of them.
         tokenizer: The model's tokenizer, which `"vocabulary"` needs. Not changed.
 
     Raises:

@@ -32,8 +32,8 @@ def truncate(
     """Make a shorter prompt of the most useful tokens of one. The original is not changed.
 
     The kept tokens stay in their order. In front of a causal model text then starts at `num_virtual_tokens`, earlier
-    than it did, and an input-level token no longer sees those that went: what a token does may change, so measure the
-    shorter prompt, or train it on.
+    than it did, and an input-level token no longer sees those that were removed: what a token does may change, so
+    measure the shorter prompt, or train it on.
 
     Args:
         prompt: A prompt, `model.prompts[name]`, or the folder of a saved one.

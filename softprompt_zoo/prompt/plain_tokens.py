@@ -1,4 +1,4 @@
-"""Plain virtual tokens in the place of what a method trains."""
+"""Plain virtual tokens in place of what a method trains."""
 
 from collections.abc import Mapping
 

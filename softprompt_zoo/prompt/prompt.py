@@ -69,7 +69,7 @@ class Prompt(nn.Module):
         return isinstance(self.learned, PlainTokens)
 
     def merge_into(self, tokens: VirtualTokens) -> None:
-        """Hold plain tokens in the place of what its method has trained."""
+        """Hold plain tokens in place of what its method has trained."""
         self.learned = PlainTokens(tokens.tensors()).train(self.training)
         self.beyond_tokens, self._makes_rows = None, False
 

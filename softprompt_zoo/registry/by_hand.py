@@ -1,4 +1,4 @@
-"""What is registered from a notebook, say, described as an installed package describes itself."""
+"""What is registered by hand, in a notebook for instance, described as an installed package describes itself."""
 
 import inspect
 import re

@@ -166,7 +166,7 @@ class Registry:
                 yield self.lookup(candidate.name)
 
     def register(self, plugin: object, name: str | None = None) -> object:
-        """Register a method or a wrapper that is not installed as a package, from a notebook say.
+        """Register a method or a wrapper that is not installed as a package, for instance in a notebook.
 
         Args:
             plugin: A module, class or object with the hooks of `softprompt_zoo.hookspecs`.
@@ -224,7 +224,7 @@ class Registry:
         self._update_wrappers()
 
     def reports(self, load: bool = False) -> list[PluginReport]:
-        """Tell what is installed and what is known against it.
+        """Report what is installed, and any problems with it.
 
         Args:
             load: Also import every plugin and check its hooks.

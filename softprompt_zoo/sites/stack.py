@@ -228,7 +228,7 @@ class Stack:
     rotation_limit: int | None = None
     """Length of text beyond which all of its positions are rotated in another way; `None` if there is none."""
     is_audio_encoder: bool = False
-    """Whether it reads features in the place of tokens; `embedding` is then the table of the stack after it."""
+    """Whether it reads features in place of tokens; `embedding` is then the table of the stack after it."""
 
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
         """Turn token ids into what the stack takes in their place."""

@@ -28,7 +28,7 @@ def cut_output(module: Any, output: Any, layout: Layout, pooled: Bool[Tensor, "#
         module: The encoder, for its pooler.
         output: Its output.
         layout: Where the text went.
-        pooled: Whether a head shall find the first virtual token in the place of the text's first.
+        pooled: Whether a head shall find the first virtual token in place of the text's first.
 
     Returns:
         An output of the same class.

@@ -18,7 +18,7 @@ from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
 
 @dataclasses.dataclass(frozen=True)
 class GatedTokens(LayerTokens):
-    """Virtual tokens of which some sites' have gates: a softmax of their own, and no positions.
+    """Virtual tokens with gates at some sites, where they have a softmax of their own and no positions.
 
     Their result, times the gate, is added to the text's. Sites without gates are as those of `LayerTokens`.
     """

@@ -20,7 +20,7 @@ _ENDING = "_scores"
 
 @dataclasses.dataclass(frozen=True)
 class ScoredTokens(LayerTokens):
-    """Virtual tokens of which some sites' have scores, which are added to the attention scores of the tokens.
+    """Virtual tokens with scores at some sites, which are added to the attention to the tokens.
 
     They share the softmax of the text. Sites without scores are as those of `LayerTokens`.
     """

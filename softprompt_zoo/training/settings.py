@@ -70,7 +70,7 @@ class Settings:
     seed: int = 0
     """Seed of the start values, of the order of the rows, and of the rows set aside for validation."""
     dtype: str | None = None
-    """Number format of the frozen model; `None` for bfloat16 where the machine computes in it, else float32."""
+    """Number format of the frozen model; `None` for bfloat16 where the machine supports it, else float32."""
     evaluate_every: int | None = None
     """Steps between two evaluations on the validation rows."""
     save_every: int | None = None

@@ -124,7 +124,7 @@ def _is_telling(family: str, stacks: Mapping[str, Stack]) -> bool:
 
 
 def _encoded(encoder: Stack, ids: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a decoder's arguments with embeddings in the place of encoded words and text, and of the text alone."""
+    """Return a decoder's arguments with embeddings in place of encoded words and text, and of the text alone."""
     states = encoder.embed(ids)
     return {"encoder_hidden_states": states}, {"encoder_hidden_states": states[:, WORD_COUNT:]}
 

@@ -69,7 +69,7 @@ def autocast(model):
 
 
 def patched(model):
-    """A function in the place of the class's, as fused losses are put on a model."""
+    """A function in place of the class's, as fused losses are put on a model."""
     base = BertForSequenceClassification
 
     def other(self, *args, **kwargs):

@@ -121,7 +121,7 @@ def test_files_that_torch_save_does_not_write_are_refused(change, reason, folder
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ([1, 2], "holds list in the place of"),
+        ([1, 2], "holds list in place of"),
         ({"prompt_embeddings": 3}, "holds at 'prompt_embeddings' something else"),
         ({"prompt_embeddings": torch.zeros(1).expand(10**6, 10**6)}, "something else than a dense tensor that it has"),
         ({f"key{i}": torch.zeros(10**4).expand(9, -1) for i in range(3)}, "that it has the numbers of"),
