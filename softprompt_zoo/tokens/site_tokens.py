@@ -153,7 +153,7 @@ def _map_scores(
     function: Callable[..., Float[Tensor, "... tokens width"]],
     numbers: Callable[..., Float[Tensor, "..."]] | None,
     every: Sequence[SiteTokens],
-) -> tuple[Float[Tensor, "kv_heads tokens"], ...]:
+) -> tuple[Float[Tensor, "... kv_heads tokens"], ...]:
     """Apply a function of numbers without a direction to scores; without one, that of vectors, of the width 1."""
     columns = zip(*[own.scores for own in every if own.scores is not None], strict=True)
     if numbers is not None:
