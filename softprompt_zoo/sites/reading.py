@@ -5,7 +5,6 @@ the text's own keys and values; tokens that come later are no part of it.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from softprompt_zoo.sites.positions import embeddings_of, given_cache, plain_mas
 from softprompt_zoo.sites.selection import Part
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.tasks import split_rows
-from softprompt_zoo.sites.text_states import states_of
+from softprompt_zoo.sites.text_states import LastStates
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.text import Text
 
@@ -135,8 +134,7 @@ def _text(
     else:
         mask = _later(state.text_mask, text, past)
     positions = _positions(kwargs, length, past, text.device)
-    states = functools.cache(functools.partial(states_of, stack, embeddings, mask, positions))
-    return Text(stack.name, embeddings, mask, positions, states)
+    return Text(stack.name, embeddings, mask, positions, LastStates(stack, embeddings, mask, positions))
 
 
 def _is_beginning(past: Past) -> bool:
@@ -191,7 +189,7 @@ def _positions(kwargs: dict[str, Any], length: int, past: Past, device: torch.de
 
 
 def _check_beginning(name: str, text: Text, past: Past) -> None:
-    """Refuse a text that was begun without a prompt that is made of it, and a row without text."""
+    """Refuse a text that was begun without a prompt that is made of it, and rows of no text, or of several."""
     if torch.compiler.is_compiling():
         return
     if not _is_beginning(past):
@@ -202,6 +200,20 @@ def _check_beginning(name: str, text: Text, past: Past) -> None:
             f"row {int(empty[0])} has no text that prompt {name!r} could be made of: every token is padding or has a "
             "label; label what the prompt is to be made of -100, or pass text_mask=, true where it is"
         )
+    restarts = _restarts(text)
+    if restarts.any():
+        row, place = restarts.nonzero()[0].tolist()
+        raise UnsupportedError(
+            f"position_ids restart at row {row}, token {place + 1}: the row holds several texts, and prompt {name!r} "
+            "is made of the one text of a row; give each text a row of its own"
+        )
+
+
+def _restarts(text: Text) -> Bool[Tensor, "rows places"]:
+    """Return which tokens of the text, from the second on, have no later position than one in front of them."""
+    positions = text.positions.expand(text.mask.shape)
+    before = positions.masked_fill(~text.mask, -1).cummax(dim=1).values
+    return text.mask[:, 1:] & (positions[:, 1:] <= before[:, :-1])
 
 
 def _unseen(name: str) -> UnsupportedError:

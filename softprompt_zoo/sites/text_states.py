@@ -39,3 +39,23 @@ def states_of(
     with switched_off(stack.module, "training"), switched_off(stack.module, "gradient_checkpointing"):
         states: Tensor = stack.module(**inputs).last_hidden_state
     return states
+
+
+class LastStates:
+    """Lets a stack read a text alone when it is first called, and returns what it gave from then on."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        embeddings: Float[Tensor, "rows length hidden"],
+        mask: Bool[Tensor, "rows length"],
+        positions: Int[Tensor, "#rows length"],
+    ) -> None:
+        self._read = (stack, embeddings, mask, positions)
+        self._found: Float[Tensor, "rows length hidden"] | None = None
+
+    def __call__(self) -> Float[Tensor, "rows length hidden"]:
+        """Return the last hidden states, without gradient."""
+        if self._found is None:
+            self._found = states_of(*self._read)
+        return self._found

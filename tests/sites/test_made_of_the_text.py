@@ -209,6 +209,19 @@ def test_text_mask_says_what_the_text_is(architecture):
     assert_equal(found, expected if pair.is_t5 else expected[:, 2:], "logits")
 
 
+def test_a_row_of_several_texts_has_no_one_text():
+    """Also where their answers are labeled."""
+    model = Pair("llama").model
+    ids = torch.cat(TEXTS[:2], dim=1)
+    positions = torch.cat([torch.arange(text.shape[1]) for text in TEXTS[:2]])[None]
+    labels = ids.masked_fill(positions < 3, -100)
+    reason = "position_ids restart at row 0, token 9: the row holds several texts, and prompt 'echo'"
+    for more in ({}, {"labels": labels}):
+        with pytest.raises(zoo.UnsupportedError, match=reason):
+            model(input_ids=ids, position_ids=positions, use_cache=False, prompts=["echo"], **more)
+    assert model(input_ids=ids, position_ids=positions, use_cache=False, prompts=["plain"]).logits.isfinite().all()
+
+
 # Roundings
 
 
