@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import weakref
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.branch import PromptBranch
 from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.prompt.sample_text import sample_text
-from softprompt_zoo.prompt.token_checks import check_placement
+from softprompt_zoo.prompt.token_checks import check_placement, check_pooling
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.shapes import Float
@@ -57,6 +57,8 @@ class Prompt(nn.Module):
         self.beyond_tokens = None if self.is_merged else method.beyond_tokens
         """What it does that constant virtual tokens do not; `None` for nothing."""
         self._makes_rows = self.beyond_tokens is not None and self.beyond_tokens.makes_rows
+        self._constant = frozenset(name for name, one in learned.named_parameters() if not one.requires_grad)
+        """Names of the parameters that its method never trains."""
         self._loaded: LoadedMethod | None = method
         self._absent = method.absent
         self._model_prompts: weakref.ref[ModelPrompts] | None = None
@@ -71,7 +73,14 @@ class Prompt(nn.Module):
     def merge_into(self, tokens: VirtualTokens) -> None:
         """Hold plain tokens in place of what its method has trained."""
         self.learned = PlainTokens(tokens.tensors()).train(self.training)
-        self.beyond_tokens, self._makes_rows = None, False
+        self.beyond_tokens, self._makes_rows, self._constant = None, False, frozenset()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Let it be trained or not, but for the parameters that its method never trains."""
+        super().requires_grad_(requires_grad)
+        for name in self._constant:
+            self.learned.get_parameter(name).requires_grad_(False)
+        return self
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -269,7 +278,7 @@ class Prompt(nn.Module):
             self._check(placement.tokens, backbone, "inject")
             placement = dataclasses.replace(placement, tokens=narrowed(placement.tokens))
         if self.config.pools_prompt:
-            _check_pooling(placement, backbone)
+            check_pooling(placement, backbone)
         if self.beyond_tokens is not None and self.beyond_tokens.attends:
             PromptBranch(self, backbone).check()
         backbone.inside.refuse(dataclasses.replace(placement, weight=placement.weight * self.weight))
@@ -288,12 +297,3 @@ def _form(result: Any, facts: tuple[Hashable, ...]) -> Hashable:
         mask = None if result.mask is None else (result.mask.shape[1:], result.mask.dtype)
         return result.tokens.form, result.dropout, result.always_visible, result.weight, mask, *facts
     return result.form, *facts
-
-
-def _check_pooling(placement: Placement, backbone: Backbone) -> None:
-    """Refuse to let a head read a virtual token where there is none at a position, or no head."""
-    if placement.tokens.at_input is None or not (backbone.kind.has_head_over_input and backbone.inside.task_head):
-        raise UnsupportedError(
-            "pools_prompt is True, which is for virtual tokens at the input embeddings of an encoder with a task head; "
-            f"here the head never reads one ({backbone.model_type}, {placement.tokens.where}); leave it out"
-        )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import LARGEST_WEIGHT
 from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.shapes import Float
@@ -111,4 +112,13 @@ def _check_fields(placement: Placement, source: str) -> None:
         raise PluginError(
             f"{source} returned a {type(placement).__name__} with {', '.join(map(repr, others))}, which nobody reads; "
             "a softprompt_zoo.Placement says all that can be done with tokens, and map_text changes the text"
+        )
+
+
+def check_pooling(placement: Placement, backbone: Backbone) -> None:
+    """Refuse to let a head read a virtual token where there is none at a position, or no head."""
+    if placement.tokens.at_input is None or not (backbone.kind.has_head_over_input and backbone.inside.task_head):
+        raise UnsupportedError(
+            "pools_prompt is True, which is for virtual tokens at the input embeddings of an encoder with a task head; "
+            f"here the head never reads one ({backbone.model_type}, {placement.tokens.where}); leave it out"
         )

@@ -96,10 +96,10 @@ def check_step_by_step(subject: Subject) -> None:
 
 
 def check_gradients_of_prompt_alone(subject: Subject) -> None:
-    """Fail unless every parameter of the prompts has a gradient, and no other one."""
+    """Fail unless every parameter of the prompts has a gradient, but those that stay as they are, and no other one."""
     for name, parameter in subject.model.named_parameters():
         has_gradient = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
-        assert has_gradient == subject.is_prompt_parameter(name), name
+        assert has_gradient == (subject.is_prompt_parameter(name) and parameter.requires_grad), name
         assert has_gradient or parameter.grad is None, name
 
 

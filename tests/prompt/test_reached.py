@@ -1,5 +1,6 @@
 """What training would not reach is told when a prompt is attached."""
 
+import copy
 import types
 import warnings
 
@@ -120,3 +121,31 @@ def test_a_parameter_is_reached_where_autograd_gives_it_a_gradient(compute):
     gradients = torch.autograd.grad(tensor.sum(), [*parameters.values()], allow_unused=True)
     assert unreached([tensor], parameters) == [n for n, g in zip(parameters, gradients, strict=True) if g is None]
     assert unreached([tensor], parameters) == ["unread"]
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_what_a_method_never_trains_stays_so(tmp_path, trainable):
+    model = attach(lambda p: p.words + p.offset, WithAFrozenPart)
+    prompt = model.prompts["default"]
+    assert trained(prompt) == ["words"]
+    prompt.requires_grad_(False)
+    assert trained(prompt) == []
+    prompt.requires_grad_()
+    assert trained(prompt) == trained(copy.deepcopy(prompt)) == ["words"]
+    model.save_pretrained(tmp_path)
+    plugin = {"Config": zoo.MethodConfig, "Parameters": WithAFrozenPart, "build_virtual_tokens": adds_both}
+    zoo.register(types.SimpleNamespace(**plugin), "parts")
+    try:
+        loaded = zoo.load(tiny_model("llama"), tmp_path, trainable=trainable).prompts["default"]
+        assert trained(loaded) == ["words"] * trainable
+    finally:
+        zoo.unregister("parts")
+
+
+@zoo.hookimpl
+def adds_both(parameters):
+    return zoo.InputTokens(parameters.words + parameters.offset)
+
+
+def trained(prompt):
+    return [name for name, parameter in prompt.learned.named_parameters() if parameter.requires_grad]
