@@ -118,8 +118,8 @@ torch.set_num_threads(1)
 site, folder, methods = sys.argv[1], sys.argv[2], sys.argv[3:]
 text = torch.tensor([[5, 6, 7, 8]])
 for name in methods:
-    options = {"sources": "sampled"} if name == "attempt" else {}
-    model = zoo.get_method(name)(tiny_model("llama"), num_virtual_tokens=3, **options)
+    options, _ = zoo.get_method(name).example_options
+    model = zoo.get_method(name)(tiny_model("llama"), **options)
     with torch.no_grad():
         for parameter in model.prompts.parameters():
             parameter.add_(0.3)
