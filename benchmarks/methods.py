@@ -36,7 +36,7 @@ from common import (
 )
 from comparisons import HEADS, Column, Comparison, line
 from runner import Experiment, MissingError, Result, Runner, command, numbers, recipe_of
-from self_study import STUDY, make_study, train_on_study
+from self_study import STUDY, make_study, match_study, train_on_study
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import resolve_model
 from softprompt_zoo.examples import Example, demo_data, read_examples
@@ -58,6 +58,9 @@ FEW = {16: 20, 64: 60}
 SHOTS = 8
 CARTRIDGE_SHARES = {"quarter": 4, "sixteenth": 16}
 """Parts of the text's tokens that a cartridge has."""
+MATCHED_SHARE = CARTRIDGE_SHARES["quarter"]
+MATCHED = {"cartridge-matched": False, "cartridge-matched-scores": True}
+"""Cartridges that start by attention matching and are not trained: whether their tokens have scores."""
 SMALLER = {"cartridge": {"steps": 64, "batch_size": 8}}
 """What differs from recipes whose three runs would take more than an hour on two cores."""
 
@@ -282,6 +285,17 @@ class Bench:
 
         return measure
 
+    def matched(self, scores: bool, runner_of: Callable[[], Runner]) -> Callable[[int], Result]:
+        """Return what starts a cartridge by attention matching, of a token for so many of the text's."""
+
+        def measure(seed: int) -> Result:
+            study = runner_of().result("cartridge-study")
+            assert study is not None, "the runner sees to that"
+            model = load_language_model(self.settings.model, self.dtype)
+            return match_study(model, self.tokenizer(), study, self.settings.text_tokens, MATCHED_SHARE, scores)
+
+        return measure
+
 
 def context_rows(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[Row]:
     """Tokenise examples as the context of the model's prompt was."""
@@ -379,6 +393,16 @@ def _experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experime
             )
             for part, share in CARTRIDGE_SHARES.items()
         ),
+        *(
+            Experiment(
+                name=name,
+                methods=("cartridge",),
+                measure=bench.matched(scores, runner_of),
+                options=lambda: {"share": MATCHED_SHARE},
+                needs=("cartridge-study",),
+            )
+            for name, scores in MATCHED.items()
+        ),
     ]
 
 
@@ -413,6 +437,18 @@ def comparisons() -> list[Comparison]:
                 title=f"cartridge of a {part} of the text's tokens: share of the gap it closes",
                 measure="loss of answers",
                 ours=Column(f"cartridge-{part}", "loss"),
+                theirs=Column("cartridge-study", "without_text_loss"),
+                best=Column("cartridge-study", "with_text_loss"),
+            )
+        )
+    for name, scores in MATCHED.items():
+        with_scores = "with scores" if scores else "without scores"
+        found.append(
+            Comparison(
+                section="A text in a cartridge",
+                title=f"a quarter by attention matching {with_scores}, not trained: share of the gap it closes",
+                measure="loss of answers",
+                ours=Column(name, "loss"),
                 theirs=Column("cartridge-study", "without_text_loss"),
                 best=Column("cartridge-study", "with_text_loss"),
             )

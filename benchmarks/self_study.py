@@ -6,6 +6,7 @@ answers on other museums, it does: every conversation here is the continuation o
 
 import importlib
 import random
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -203,6 +204,30 @@ def train_on_study(
     )
     losses = target_losses(model, rows, tokenizer.pad_token_id)
     return {"loss": losses, "cut_loss": cut, "tokens": count, "trained": trainer.num_trained, **history}
+
+
+def match_study(model: Any, tokenizer: Any, study: Mapping[str, Any], tokens: int, share: int, scores: bool) -> Result:
+    """Start a cartridge by attention matching and measure it on the held-out answers, without a step of training.
+
+    Args:
+        model: The language model, without prompts.
+        tokenizer: Its tokenizer.
+        study: From `make_study`; its conversations are not used.
+        tokens: Length asked for the text.
+        share: The cartridge has a token for so many of the text's.
+        scores: Whether its tokens have scores.
+
+    Returns:
+        By held-out row the loss of the answer, and the seconds that matching took, by the clock and of all cores.
+    """
+    chosen = {"document": document(tokenizer, tokens), "tokenizer": tokenizer, "chat": bool(tokenizer.chat_template)}
+    count = study["text_tokens"] // share
+    model = zoo.get_method(METHOD)(model, num_virtual_tokens=count, scores=scores, **chosen)
+    began, began_cpu = time.perf_counter(), time.process_time()
+    plugin().match_attention(model)
+    seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - began_cpu}
+    rows = [_row(row) for row in study["held_out"]]
+    return {"loss": target_losses(model, rows, tokenizer.pad_token_id), "tokens": count, **seconds}
 
 
 def _row(row: Mapping[str, Any]) -> Row:

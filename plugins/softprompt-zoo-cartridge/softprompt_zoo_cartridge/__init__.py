@@ -15,8 +15,8 @@ Source: Eyuboglu, Ehrlich, Arora et al., "Cartridges: Lightweight and general-pu
 representations via self-study", 2025 (arXiv 2506.06266); reference code HazyResearch/cartridges, `cache.py`,
 `train.py`, `initialization/text.py`, `synthesizers/self_study.py`.
 Differs from the source: the teacher sees the whole document in every step, where the reference stores what it
-predicts behind a chunk; what the chat template puts behind the document is kept whole; kept in float32. Scores
-are those of attention matching (Zweiger, Fu, Guo and Kim, 2026, arXiv 2602.16284).
+predicts behind a chunk; what the chat template puts behind the document is kept whole; kept in float32. Scores, and
+`match_attention`, which starts without training, are Zweiger, Fu, Guo and Kim's, 2026 (arXiv 2602.16284).
 PEFT: CARTRIDGE; merged, PREFIX_TUNING.
 """
 
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import softprompt_zoo as zoo
+from softprompt_zoo_cartridge.attention_matching import match_attention
 from softprompt_zoo_cartridge.document import Document, needed, set_document
 from softprompt_zoo_cartridge.loss import distillation_loss
 from softprompt_zoo_cartridge.matching import Matched
@@ -41,6 +42,7 @@ __all__ = [
     "Config",
     "Parameters",
     "collate",
+    "match_attention",
     "self_study",
     "set_document",
     "turn",

@@ -1,0 +1,160 @@
+"""What a model asks of a document: its queries, while it reads texts behind it."""
+
+import contextlib
+import dataclasses
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import softprompt_zoo as zoo
+
+READER = "cartridge_reader"
+SITE = "decoder"
+SCALES = (None, 1.0)
+"""Factors on the products of queries and keys that are tried; `None` is one over the root of a head's width."""
+CLOSE = 0.05
+"""How much of an attention's output may be missed when it is computed by hand, in parts of its norm."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What each layer saw."""
+
+    keys: list[Tensor]
+    """Per layer `(kv_heads, document tokens, head_dim)`, rotated so that a text at `position` is right behind."""
+    values: list[Tensor]
+    """Per layer `(kv_heads, document tokens, value_dim)`."""
+    queries: list[Tensor]
+    """Per layer `(heads, queries, head_dim)`, of tokens behind the document."""
+    scales: list[float]
+    """Per layer the factor on the products of queries and keys."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(zoo.MethodConfig):
+    """Options of the reader."""
+
+    num_virtual_tokens: int = 0
+
+
+class Parameters(nn.Module):
+    """What was seen in the last forward, by layer; nothing is trained."""
+
+    def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
+        super().__init__()
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
+        """Start with nothing."""
+
+
+@zoo.hookimpl
+def attend(parameters: Parameters, layer: int, query: Tensor, output: Tensor) -> None:
+    """Keep a layer's queries and what attention gave; add nothing."""
+    parameters.seen[layer] = (query, output)
+
+
+PLUGIN = types.SimpleNamespace(NAME=READER, Config=Config, Parameters=Parameters, attend=attend)
+
+
+@torch.no_grad()
+def read(model: Any, document: Tensor, texts: Sequence[Tensor], position: int, every: int) -> Reading:
+    """Let the frozen model read texts, each right behind a document.
+
+    Args:
+        model: A prompted model. Left as it was.
+        document: `(tokens,)` ids.
+        texts: Ids of each text.
+        position: Where texts begin in what is returned: keys are rotated as if the document ended there, where the
+            model rotates keys.
+        every: Of so many tokens of the texts one query is kept.
+
+    Returns:
+        Keys and values of the document, and the queries.
+
+    Raises:
+        UnsupportedError: If the model's attention cannot be read, or is no softmax of products alone.
+    """
+    with _reader(model) as seen:
+        first = position - len(document) if _rotates(model, document) else 0
+        cache = _forward(model, document, first, None).past_key_values
+        keys = [layer.keys[0] for layer in cache.layers]
+        values = [layer.values[0] for layer in cache.layers]
+        _check_whole(keys, document, model)
+        scales: list[float] = []
+        queries: list[list[Tensor]] = [[] for _ in keys]
+        for text in texts:
+            _forward(model, text, first + len(document), cache)
+            scales = scales or [
+                _scale(*seen[index], layer.keys, layer.values) for index, layer in enumerate(cache.layers)
+            ]
+            for index, found in enumerate(queries):
+                found.append(seen[index][0][0, :, every - 1 :: every].clone())
+            cache.crop(-len(text))
+    return Reading(keys, values, [torch.cat(found, dim=1) for found in queries], scales)
+
+
+@contextlib.contextmanager
+def _reader(model: Any) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """Put a prompt on the model that sees each layer's queries, for a while in place of the active ones."""
+    host, active, trains = model.prompts, model.prompts.active, model.training
+    zoo.register(PLUGIN)
+    try:
+        host.add(READER, READER)
+        try:
+            host.activate(READER)
+            model.eval()
+            yield host[READER].learned.seen
+        finally:
+            model.train(trains)
+            host.activate(*active)
+            host.remove(READER)
+    finally:
+        zoo.unregister(READER)
+
+
+def _forward(model: Any, ids: Tensor, position: int, cache: Any) -> Any:
+    positions = torch.arange(position, position + len(ids), device=ids.device)
+    return model(input_ids=ids[None], position_ids=positions[None], past_key_values=cache, use_cache=True)
+
+
+def _rotates(model: Any, document: Tensor) -> bool:
+    """Return whether positions are in the rotation of queries and keys alone: values are then the same everywhere."""
+    first, moved = (_forward(model, document[:2], position, None).past_key_values for position in (0, 1))
+    pairs = [(a.values, b.values) for a, b in zip(first.layers, moved.layers, strict=True)]
+    return all(torch.allclose(a.float(), b.float(), atol=CLOSE * float(a.abs().max())) for a, b in pairs)
+
+
+def _check_whole(keys: list[Tensor], document: Tensor, model: Any) -> None:
+    """Refuse a cache that does not hold the document for every layer."""
+    shapes = model.prompts.backbone.layers[SITE]
+    windows = [shape.window for shape in shapes if shape.window is not None]
+    if windows or len(keys) != len(shapes) or any(key.shape[1] != len(document) for key in keys):
+        reason = f"a sliding window of {min(windows)} tokens" if windows else "layers that keep no keys of their own"
+        raise zoo.UnsupportedError(
+            f"attention matching needs every layer's keys of the whole document, and this model has {reason}; train "
+            "the cartridge instead"
+        )
+
+
+def _scale(query: Tensor, output: Tensor, keys: Tensor, values: Tensor) -> float:
+    """Return the factor with which the last query finds in keys and values what attention gave it."""
+    groups = query.shape[1] // keys.shape[1]
+    last = query[0, :, -1:].float()
+    keys, values = (tensor[0].float().repeat_interleave(groups, dim=0) for tensor in (keys, values))
+    wanted = output[0, -1].float()
+    missed = {}
+    for given in SCALES:
+        scale = query.shape[-1] ** -0.5 if given is None else given
+        found = torch.softmax(scale * last @ keys.mT, dim=-1) @ values
+        missed[scale] = float((found[:, 0] - wanted).norm() / wanted.norm())
+    best = min(missed, key=lambda scale: missed[scale])
+    if missed[best] > CLOSE:
+        raise zoo.UnsupportedError(
+            "attention matching needs attention that is a softmax of the products of queries and keys; this model's "
+            f"differs by {missed[best]:.0%}; train the cartridge instead"
+        )
+    return best
