@@ -1,0 +1,8 @@
+"""The promises: every head with a memory of its own on every model, and the other options on one of each kind."""
+
+from softprompt_zoo.testing import conformance_suite
+
+SHARED = {"num_virtual_tokens": 0, "share_heads": True, "feature_map": "elu+1"}
+
+TestPrefixMemory = conformance_suite("prefix_memory")
+TestShared = conformance_suite("prefix_memory", SHARED, ["llama", "bert", "t5"], longer=SHARED)
