@@ -41,7 +41,8 @@ RECIPE = zoo.Recipe(
     batch_size=16,
     warmup_steps=0,
     schedule="cosine",
-    source="the reference, train.py and README: GPT-2 large, all 16 examples in each of 200 steps",
+    source="the reference, train.py and README: GPT-2 large, all 16 examples in each of 200 steps; 1e-3 beat 5e-3 in "
+    "20 steps on eight films with SmolLM2-135M",
 )
 EXAMPLE_OPTIONS = (
     {"token_ids": (5, 11, 12, 21, 7, 5, 13, 22, 7), "token_parts": (0, 0, 0, 1, 1, 2, 2, 3, 3)},
