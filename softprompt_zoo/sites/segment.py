@@ -1,7 +1,7 @@
 """The keys and values of one combination of prompts at one site, and what is known of each of its tokens."""
 
 import dataclasses
-from typing import TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +39,8 @@ class Segment:
         tokens = placement.tokens.at(site)
         if tokens is None:
             return None
-        keys, values = [*filter(_is_there, tokens.keys)], [*filter(_is_there, tokens.values)]
+        keys: list[Any] = [*tokens.keys]  # in every layer, as they have no gates
+        values: list[Any] = [*tokens.values]
         scores = None if tokens.scores is None else [layer[..., None] for layer in tokens.scores]
         return cls(keys, values, *per_token(placement, keys[0].shape[1]), scores, placement.mask)
 
@@ -65,10 +66,6 @@ class Segment:
     def _every_score(self) -> list[Float[Tensor, "kv_heads tokens 1"]]:
         """Return what is added to the scores of attention, zeros for nothing."""
         return [key.new_zeros(*key.shape[:2], 1) for key in self.keys] if self.scores is None else self.scores
-
-
-def _is_there(layer: Float[Tensor, "..."] | None) -> TypeGuard[Float[Tensor, "..."]]:
-    return layer is not None
 
 
 def _joined(

@@ -134,12 +134,12 @@ def _with_prompt(
         # Prefill of an empty static cache: the base function would slice here, before it sees our keys.
         key, value, kwargs = key[:, :, :length], value[:, :, :length], _with_short_bias(kwargs, length)
     prompt_keys, prompt_values = layer_prompt(prompt, state.rows_of_keys, site.layer, query.shape[0])
-    mark: Mark | None = getattr(module, MARK, None)
-    window = None if mark is None or site.name == "cross" else mark.window
+    mark: Mark = vars(module)[MARK]
+    window = None if site.name == "cross" else mark.window
     depends_on = (base, site.name, window, length, key.shape[2], is_causal)
-    mask = with_scores(
-        shared_mask(prompt, state, query, attention_mask, depends_on), prompt, site.layer, state, query, key.shape[2]
-    )
+    mask = shared_mask(prompt, state, query, attention_mask, depends_on)
+    if prompt.scores is not None:
+        mask = with_scores(mask, prompt.scores[site.layer], state, query, key.shape[2])
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = _extend_bias(kwargs["position_bias"], state, site, prompt_keys.shape[2])
     key = torch.cat([prompt_keys.to(key), key], dim=2)

@@ -67,30 +67,24 @@ def _check_flex(prompt: SiteState) -> None:
 
 
 def with_scores(
-    mask: Any,
-    prompt: SiteState,
-    layer: int,
+    mask: Shaped[Tensor, "#rows #heads #length positions"] | None,
+    scores: Float[Tensor, "combinations kv_heads tokens 1"],
     state: CallState,
     query: Queries,
     key_length: int,
-) -> Any:
+) -> Float[Tensor, "#rows heads #length positions"]:
     """Add a layer's scores to the prompt's columns of a mask. It is not kept: each layer has its own.
 
     Args:
         mask: From `shared_mask`.
-        prompt: What the site shows.
-        layer: The layer.
+        scores: Of every combination.
         state: The state of the call.
         query: The queries, of which several heads share those of one key-value head.
         key_length: Keys of the text.
 
     Returns:
-        The mask, `(rows, heads, length or 1, positions)`, through which gradients flow to the scores; the same one if
-        there are none.
+        The mask, for each head; gradients flow to the scores.
     """
-    if prompt.scores is None:
-        return mask
-    scores = prompt.scores[layer]
     tokens, least = scores.shape[2], torch.finfo(query.dtype).min
     if mask is None:
         mask = query.new_zeros(1, 1, 1, tokens + key_length)
@@ -120,8 +114,7 @@ def visible_to(
     visible = None if prompt.present is None else _of_rows(prompt.present, state)
     if prompt.mask is not None:
         visible = _both(visible, _seen_by_rows(prompt.mask, state, rows))
-    in_window = None if window is None else _in_window(prompt, state, window, length)
-    return _both(visible, in_window)
+    return visible if window is None else _both(visible, _in_window(prompt, state, window, length))
 
 
 def _in_window(

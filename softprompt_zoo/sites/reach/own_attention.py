@@ -150,7 +150,8 @@ def _attend(
         mask = extend_mask(
             mask, visible_to(prompt, call, None, query.shape[2], query.shape[0]), query, key.shape[2], tokens, False
         )
-        mask = with_scores(mask, prompt, layer, call, query, key.shape[2])
+        if prompt.scores is not None:
+            mask = with_scores(mask, prompt.scores[layer], call, query, key.shape[2])
         scores = torch.cat([query @ prompt_keys.transpose(-1, -2) / scale, scores], dim=-1)
         value = torch.cat([prompt_values, value], dim=2)
     weights = module.dropout(_masked(scores, mask).softmax(dim=-1))
