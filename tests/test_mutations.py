@@ -7,20 +7,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import branch_method, scored_method
+from helpers.text_methods import registered
 
 from softprompt_zoo.model import resolve as resolve_module
 from softprompt_zoo.model.resolve import BARE
 from softprompt_zoo.prompt import prompt as prompt_module
 from softprompt_zoo.sites import batch, checkpointing, hooks, positions
 from softprompt_zoo.sites.decoding_state import has_text
+from softprompt_zoo.sites.reach import attention_interface
 from softprompt_zoo.sites.stacks import causal, decoder, encoder
+from softprompt_zoo.sites.state import SiteState
 from softprompt_zoo.testing import conformance_suite, operation_suite, tiny_model
 from softprompt_zoo.testing.subject import Subject
+from softprompt_zoo.tokens.scored_tokens import ScoredTokens
 
 PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "every-method-on-every-model.md"
 ARCHITECTURES = ["gpt2", "llama", "mistral", "bert", "t5", "bart"]
 METHODS = ["prompt_tuning", "prefix_tuning"]
 SUITES = {"promise": conformance_suite, "operation": operation_suite}
+
+
+@pytest.fixture(autouse=True)
+def more_methods():
+    """Those of the helpers: a branch beside attention, and scores."""
+    with registered(branch=branch_method.READING, scored=scored_method.PLUGIN):
+        yield
 
 
 def drop_the_prompt(monkeypatch):
@@ -163,6 +175,31 @@ def shift_positions_where_compiled(monkeypatch):
     count_positions(monkeypatch, lambda *args: original(*args) + int(torch.compiler.is_compiling()))
 
 
+def add_branches_in_every_row(monkeypatch):
+    original = attention_interface.add_branches
+
+    def added(branches, *args):
+        return original([dataclasses.replace(own, combinations=None) for own in branches], *args)
+
+    monkeypatch.setattr(attention_interface, "add_branches", added)
+
+
+def lose_the_gradients_of_scores(monkeypatch):
+    original = SiteState.map
+    monkeypatch.setattr(
+        SiteState, "map", lambda self, change: dataclasses.replace(original(self, change), scores=self.scores)
+    )
+
+
+def lose_scores_where_merged(monkeypatch):
+    original = ScoredTokens.tensors
+    monkeypatch.setattr(
+        ScoredTokens,
+        "tensors",
+        lambda self: {n: 0 * t if n.endswith("_scores") else t for n, t in original(self).items()},
+    )
+
+
 CASES = [
     (leave_the_backbone_trainable, "promise_01_only", METHODS, ["llama", "bert", "t5"]),
     (drop_the_prompt, "promise_02_disabled", METHODS, ARCHITECTURES),
@@ -184,13 +221,16 @@ CASES = [
     (forget_the_relative_bias, "promise_05_real", ["prefix_tuning"], ["t5"]),
     (lose_gradients_in_recomputed_layers, "promise_06_checkpointing True", ["prompt_tuning"], ["gpt2", "llama"]),
     (halve_the_gradients_of_recomputed_layers, "promise_06_checkpointing True", METHODS, ["gpt2", "llama"]),
+    (lose_the_gradients_of_scores, "promise_06_checkpointing True", ["scored"], ["llama", "bert"]),
     (load_nothing, "promise_07_a_loaded", METHODS, ["llama", "bert", "t5"]),
     (load_nothing, "promise_07_training", METHODS, ["llama", "bert", "t5"]),
     (drop_the_prompt, "promise_08_peft_gives", ["prompt_tuning"], ["gpt2", "llama", "bert", "t5"]),
     (shift_positions_by_one, "promise_08_peft_gives", ["prefix_tuning"], ["gpt2", "llama", "bert"]),
     (drop_the_prompt, "promise_08_we_give", METHODS, ["gpt2", "llama", "bert"]),
     (round_what_is_merged, "promise_09_merged", METHODS, ["llama", "bert", "t5"]),
+    (lose_scores_where_merged, "promise_09_merged", ["scored"], ["llama", "t5"]),
     (share_one_rows_prompt, "promise_10_a_prompt", METHODS, ARCHITECTURES),
+    (add_branches_in_every_row, "promise_10_a_prompt", ["branch"], ["llama", "bert", "t5"]),
     (share_one_rows_prompt, "promise_10_generation", METHODS, ["gpt2", "llama"]),
     (show_virtual_positions, "promise_11_output", ["prompt_tuning"], ["bert"]),
     (drop_the_prompt, "operation_attention eager", ["prefix_tuning"], ["bert"]),
