@@ -31,9 +31,8 @@ def encode(
 
     In the template, `{soft:10}` stands for the next ten virtual tokens, counted from 0 over the template;
     `{soft[0:3]}` for tokens 0, 1 and 2 and `{soft[4]}` for token 4, whatever was counted, so that one token may stand
-    in several places; `{name}` for the field of that name; and `{{` and `}}` for braces. Everything else is
-    words, which stay words. The text between two slots, its fields filled in, is tokenized in one piece as it is
-    written.
+    in several places; `{name}` for the field of that name; and `{{` and `}}` for braces. Everything else is words,
+    which stay words. The text between two slots, its fields filled in, is tokenized in one piece as it is written.
 
     Args:
         tokenizer: A transformers tokenizer.
