@@ -15,8 +15,7 @@ from softprompt_zoo.model.attachment import is_attached
 from softprompt_zoo.prompt.plain import one_task, plain_prompt
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.sites.batch import join
-from softprompt_zoo.sites.call import Call, Trace
-from softprompt_zoo.sites.segment import Segment
+from softprompt_zoo.sites.call import Call, Segment, Trace
 from softprompt_zoo.sites.selection import Part, Selection
 from softprompt_zoo.sites.shared_pass import causal_prefix
 from softprompt_zoo.sites.stack import Stack

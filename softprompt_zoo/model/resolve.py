@@ -104,7 +104,9 @@ def _build(prompts: PromptsOfModel, request: Request, decoding: DecodingState | 
         selection = request.selection
         _check_known(prompts, selection, lent)
     placements, heads, readers, maps, branches = _gather(prompts, selection, lent, decoding)
-    share_softmax = all([placement.tokens.share_softmax for placement in placements.values()])
+    share_softmax = True
+    for placement in placements.values():
+        share_softmax = share_softmax and placement.tokens.share_softmax
     if not share_softmax:  # some may have tasks
         selection, placements = split_tasks(selection, placements, request.task_ids)
     return Call(
@@ -127,17 +129,20 @@ def _gather(
 ) -> _Gathered:
     """Place the prompts of a selection, and note what else they do."""
     found = _Gathered({}, {}, {}, {}, {})
-    for part in selection.parts:
-        source: Any = lent[part.name] if part.name in lent else prompts._modules[part.name]
-        if part.name in lent:
-            placement = source.placement
-        elif source.beyond_tokens is None:
-            placement = _place(prompts, part.name, source, decoding)
-        else:
-            placement = _place_beyond(prompts, part.name, source, decoding, found)
-        found.placements[part] = placement
-        if source.head is not None:
-            found.heads[part.name] = source.head
+    for combination in selection.combinations:
+        for part in combination:
+            if part in found.placements:
+                continue
+            source: Any = lent[part.name] if part.name in lent else prompts._modules[part.name]
+            if part.name in lent:
+                placement = source.placement
+            elif source.beyond_tokens is None:
+                placement = _place(prompts, part.name, source, decoding)
+            else:
+                placement = _place_beyond(prompts, part.name, source, decoding, found)
+            found.placements[part] = placement
+            if source.head is not None:
+                found.heads[part.name] = source.head
     return found
 
 
@@ -246,7 +251,7 @@ def _place_beyond(
 
 def _place(prompts: PromptsOfModel, name: str, prompt: Prompt, decoding: DecodingState | None) -> Placement:
     if decoding is None or torch.is_grad_enabled() or prompts.training:
-        return prompt.place(prompts.backbone)
+        return prompt.placed(prompts.backbone, None)
     if name not in decoding.placements:
-        decoding.placements[name] = prompt.place(prompts.backbone)
+        decoding.placements[name] = prompt.placed(prompts.backbone, None)
     return decoding.placements[name]

@@ -122,7 +122,11 @@ class Prompt(nn.Module):
 
     def call(self, hook: str, **arguments: Any) -> Any:
         """Call a hook of its method; as `LoadedMethod.call`, with its own config and parameters."""
-        return self.loaded.call(hook, self.wrappers, config=self.config, parameters=self.learned, **arguments)
+        loaded = self._loaded or self.loaded
+        arguments |= {"config": self.config, "parameters": self.learned}
+        if not loaded.wrappers.plugins:
+            return loaded.call_own(hook, arguments)
+        return loaded.call(hook, self.wrappers, **arguments)
 
     def has(self, hook: str) -> bool:
         """Return whether its method, or a wrapper around it, has an optional hook."""
@@ -131,18 +135,11 @@ class Prompt(nn.Module):
     def place(self, backbone: Backbone) -> Placement:
         """Build the virtual tokens and say where they go; of a prompt that reads the text, those of a sample.
 
-        Args:
-            backbone: Sizes of the model.
-
-        Returns:
-            The placement; gradients flow to the parameters.
-
-        Raises:
-            PluginError: If a hook breaks its contract.
+        Gradients flow to the parameters. A hook that breaks its contract is a `PluginError`.
         """
         beyond = self.beyond_tokens
         if beyond is None or not beyond.reads_text:
-            return self._placed(backbone, None)
+            return self.placed(backbone, None)
         return self.place_rows(backbone, sample_text(backbone))[0]
 
     def place_rows(self, backbone: Backbone, text: Text) -> list[Placement]:
@@ -150,7 +147,7 @@ class Prompt(nn.Module):
 
         Args:
             backbone: Sizes of the model.
-            text: What the rows say.
+            text: What the rows say; `None` only if it does not read the text.
 
         Returns:
             A placement for each row, or a single one for all.
@@ -158,7 +155,7 @@ class Prompt(nn.Module):
         Raises:
             PluginError: If a hook breaks its contract.
         """
-        placement = self._placed(backbone, text)
+        placement = self.placed(backbone, text)
         if not self._makes_rows:
             return [placement]
         rows = split_rows(placement.tokens, text.embeddings.shape[0], self.loaded.describe("inject"))
@@ -170,7 +167,8 @@ class Prompt(nn.Module):
         check_shape(mapped, tuple(text.embeddings.shape), "embeddings", self.loaded.describe("map_text"))
         return mapped.to(text.embeddings)
 
-    def _placed(self, backbone: Backbone, text: Text | None) -> Placement:
+    def placed(self, backbone: Backbone, text: Text | None) -> Placement:
+        """Build the virtual tokens, of all rows where each has others; arguments and errors as of `place_rows`."""
         tokens = self._tokens("build_virtual_tokens", backbone, {"text": text})
         placement: Placement = self.call("inject", tokens=tokens, backbone=backbone, text=text)
         check = functools.partial(self._check_placement, placement, tokens, backbone)

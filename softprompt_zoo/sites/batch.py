@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompt_zoo.shapes import Bool, Float, Int, Shaped
-from softprompt_zoo.sites.call import Call, Prefix
-from softprompt_zoo.sites.segment import Segment
+from softprompt_zoo.sites.call import Call, Prefix, Segment
 from softprompt_zoo.sites.state import SiteState
 
 
@@ -24,14 +23,18 @@ def segments_at(call: Call, site: str) -> list[Segment | None]:
     for combination in call.selection.combinations:
         joined: Segment | None = None
         for part in combination:
-            joined = join(joined, Segment.of(call.placements[part], site))
+            own = Segment.of(call.placements[part], site)
+            joined = own if joined is None else join(joined, own)
         segments.append(joined)
     return segments
 
 
 def lengths(segments: Sequence[Segment | None]) -> list[int]:
     """Count the virtual tokens of each segment."""
-    return [0 if segment is None else len(segment.dropout) for segment in segments]
+    counts = []
+    for segment in segments:
+        counts.append(0 if segment is None else len(segment.dropout))
+    return counts
 
 
 def token_counts(call: Call, site: str) -> list[int]:

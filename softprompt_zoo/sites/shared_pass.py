@@ -20,9 +20,8 @@ from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.batch import join, lengths, site_state
-from softprompt_zoo.sites.call import Call, Prefix
+from softprompt_zoo.sites.call import Call, Prefix, Segment, per_token
 from softprompt_zoo.sites.position_table import check_budget, shift_to
-from softprompt_zoo.sites.segment import Segment, per_token
 from softprompt_zoo.sites.selection import Combination, Part
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.stack import Stack

@@ -94,11 +94,8 @@ class CallState:
     """What a mask depends on, the text's mask, and the extended one: layers that agree in them share it."""
     visits: dict[int, int] = dataclasses.field(default_factory=dict)
     """How often this call has come to each module that several layers share."""
-
-    @property
-    def rows_of_keys(self) -> Int[Tensor, " rows"] | None:
-        """Index of each row's keys and values; `None` if all rows share the only ones, or are in the same order."""
-        return None if self.call is not None and self.call.selection.is_in_order else self.rows
+    is_in_order: bool = False
+    """Whether each row sees the combination of its own number, and so none need be looked up."""
 
     def acts_beside(self, site: str) -> bool:
         """Return whether prompts act on a site's text that take up no positions in front of it."""

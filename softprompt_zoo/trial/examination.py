@@ -23,7 +23,7 @@ from softprompt_zoo.backbone.traits import max_positions
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.task_heads import find_heads, task_head
 from softprompt_zoo.sites.hooks import Binding
-from softprompt_zoo.sites.reach.attention_interface import base_implementation, prompted_implementation
+from softprompt_zoo.sites.reach.implementations import base_implementation, prompted_implementation
 from softprompt_zoo.sites.reach.marks import mark_of
 from softprompt_zoo.sites.stack import BINDING_ATTRIBUTE, Stack
 from softprompt_zoo.sites.text_states import states_of

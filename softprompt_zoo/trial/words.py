@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.eval_mode import eval_mode
-from softprompt_zoo.sites.reach.attention_interface import PREFIX
+from softprompt_zoo.sites.reach.implementations import PREFIX
 from softprompt_zoo.sites.reach.marks import mark_of
 from softprompt_zoo.sites.shared_pass import record_keys_values
 from softprompt_zoo.sites.site import AttentionLayer

@@ -17,7 +17,7 @@ import softprompt_zoo as zoo
 from softprompt_zoo.backbone.eval_mode import attention_configs
 from softprompt_zoo.sites import branches, checkpointing
 from softprompt_zoo.sites.reach import attention_interface
-from softprompt_zoo.sites.reach.attention_interface import eager_function
+from softprompt_zoo.sites.reach.implementations import eager_function
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.checks import BASE_DEPENDS_ON_PADDING, greedy, turn_checkpointing_on, without_dropout
 from softprompt_zoo.testing.comparison import assert_equal

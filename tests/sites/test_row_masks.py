@@ -5,7 +5,7 @@ import torch
 from helpers.masked_method import PLUGIN, TOKENS, add_kept, attach, set_mask
 
 import softprompt_zoo as zoo
-from softprompt_zoo.sites.reach import masks
+from softprompt_zoo.sites.reach import attention_interface
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.checks import greedy, turn_checkpointing_on, without_dropout
 from softprompt_zoo.testing.comparison import assert_equal
@@ -225,6 +225,6 @@ def of_the_first_row(mask, state, rows):
     ],
 )
 def test_the_oracle_notices_the_mask_of_another_row(check, arguments, monkeypatch):
-    monkeypatch.setattr(masks, "_seen_by_rows", of_the_first_row)
+    monkeypatch.setattr(attention_interface, "seen_by_rows", of_the_first_row)
     with pytest.raises(AssertionError):
         check(*arguments)

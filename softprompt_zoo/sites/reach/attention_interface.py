@@ -6,7 +6,6 @@ wrong gradients under checkpointing and cross-talk between threads.
 """
 
 import functools
-import sys
 from typing import Any
 
 import torch
@@ -18,45 +17,25 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
-from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.shapes import Float, Shaped
+from softprompt_zoo.shapes import Bool, Float, Shaped
 from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.branches import add_branches
 from softprompt_zoo.sites.gates import Attention, Keys, Queries, Values, add_gated
-from softprompt_zoo.sites.reach.block_masks import FLEX
+from softprompt_zoo.sites.reach import block_masks
+from softprompt_zoo.sites.reach.implementations import IMPLEMENTATIONS, PREFIX, eager_function
 from softprompt_zoo.sites.reach.marks import MARK, Mark
-from softprompt_zoo.sites.reach.masks import shared_mask, with_scores
+from softprompt_zoo.sites.reach.masks import (
+    additive,
+    both,
+    check_flex,
+    in_window,
+    of_rows,
+    seen_by_rows,
+    weighed,
+    with_scores,
+)
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.state import CallState, KeyValueRecording, SiteState
-
-PREFIX = "softprompt_zoo_"
-IMPLEMENTATIONS = ("eager", "sdpa", FLEX)
-
-
-def prompted_implementation(base: str) -> str:
-    """Name the attention function that adds prompts to a base implementation.
-
-    Args:
-        base: transformers' name of the implementation.
-
-    Returns:
-        The name under which ours is registered.
-
-    Raises:
-        UnsupportedError: If prompts cannot be added to it.
-    """
-    if base not in IMPLEMENTATIONS:
-        raise UnsupportedError(
-            f"prompts cannot be added to the attention implementation {base!r}; expected one of "
-            f"{', '.join(map(repr, IMPLEMENTATIONS))} (FlashAttention takes no mask, so it cannot hide a prompt "
-            'from other rows); call model.set_attn_implementation("sdpa") first'
-        )
-    return PREFIX + base
-
-
-def base_implementation(name: str) -> str:
-    """Undo `prompted_implementation`; other names are returned as they are."""
-    return name.removeprefix(PREFIX)
 
 
 def _prompt_attention(
@@ -128,14 +107,14 @@ def _with_prompt(
     kwargs: dict[str, Any],
 ) -> tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]:
     module, query, key, value, attention_mask = arguments
-    is_causal = base != "eager" and _is_causal(module, kwargs)  # there a missing mask hides nothing
+    is_causal = _is_causal(base, module, kwargs)
     length = query.shape[2]
     if attention_mask is None and is_causal and 1 < length < key.shape[2]:
         # Prefill of an empty static cache: the base function would slice here, before it sees our keys.
         key, value, kwargs = key[:, :, :length], value[:, :, :length], _with_short_bias(kwargs, length)
-    prompt_keys, prompt_values = layer_prompt(prompt, state.rows_of_keys, site.layer, query.shape[0])
-    mark: Mark = vars(module)[MARK]
-    window = None if site.name == "cross" else mark.window
+    rows = None if state.is_in_order else state.rows
+    prompt_keys, prompt_values = layer_prompt(prompt, rows, site.layer, query.shape[0])
+    window = None if site.name == "cross" else vars(module)[MARK].window
     depends_on = (base, site.name, window, length, key.shape[2], is_causal)
     mask = shared_mask(prompt, state, query, attention_mask, depends_on)
     if prompt.scores is not None:
@@ -154,27 +133,14 @@ def _with_short_bias(kwargs: dict[str, Any], length: int) -> dict[str, Any]:
     return kwargs if bias is None else {**kwargs, "position_bias": bias[..., :length]}
 
 
-def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+def _is_causal(base: str, module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Return whether a missing mask hides later tokens, which in the eager function it does not."""
     given = kwargs.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if given is None else given)
+    return base != "eager" and bool(getattr(module, "is_causal", True) if given is None else given)
 
 
 def _base_function(base: str, module: nn.Module) -> Attention:
     return eager_function(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
-
-
-def eager_function(module: nn.Module) -> Attention:
-    """Return the eager attention function of a module's own modeling file.
-
-    Raises:
-        UnsupportedError: If there is none.
-    """
-    # Every modeling file has an eager function of its own; FSDP puts a class of its own in front.
-    for owner in type(module).__mro__:
-        function = getattr(sys.modules.get(owner.__module__), "eager_attention_forward", None)
-        if function is not None:
-            return function  # type: ignore[no-any-return]
-    raise UnsupportedError(f"{type(module).__name__} has no eager attention function; use 'sdpa'")
 
 
 def _extend_bias(
@@ -186,6 +152,109 @@ def _extend_bias(
     of_prompt = state.bias[site.layer].to(bias)
     rows = max(bias.shape[0], of_prompt.shape[0])
     return torch.cat([of_prompt.expand(rows, -1, -1, -1), bias.expand(rows, -1, -1, -1)], dim=-1)
+
+
+def shared_mask(
+    prompt: SiteState, state: CallState, query: Queries, attention_mask: Any, depends_on: tuple[Any, ...]
+) -> Any:
+    """Extend the text's mask over the prompt, once for all layers that share it.
+
+    Args:
+        prompt: What the site shows.
+        state: The state of the call, which keeps what was made.
+        query: The queries.
+        attention_mask: The text's mask, of the form that the base implementation takes; or `None`.
+        depends_on: Base implementation, site, window, queries, keys of the text, and whether a missing mask stands for
+            a causal one.
+
+    Returns:
+        The mask, of the same form; `None` if everything is seen.
+
+    Raises:
+        UnsupportedError: If the form has no place for the prompt's weight.
+    """
+    for known, text_mask, extended in state.masks:
+        if known == depends_on and text_mask is attention_mask:
+            return extended
+    base, _, window, length, key_length, is_causal = depends_on
+    tokens = prompt.keys[0].shape[2]
+    visible = visible_to(prompt, state, window, length, query.shape[0])
+    mask: Any
+    if isinstance(attention_mask, BlockMask):
+        check_flex(prompt)
+        mask = block_masks.extend(attention_mask, visible, query.shape[0], query.shape[2], key_length, tokens)
+    else:
+        if prompt.weight is not None:
+            visible = weighed(visible, prompt.weight, state, query)
+        mask = extend_mask(attention_mask, visible, query, key_length, tokens, is_causal)
+        if mask is not None and mask.dtype == torch.bool and base != "sdpa":
+            mask = additive(mask, query.dtype)
+    state.masks.append((depends_on, attention_mask, mask))
+    return mask
+
+
+def visible_to(
+    prompt: SiteState, state: CallState, window: int | None, length: int, rows: int
+) -> Bool[Tensor, "#rows 1 #length tokens"] | None:
+    """Return which virtual tokens each of the last `length` queries sees.
+
+    Args:
+        prompt: What the site shows.
+        state: The state of the call, with the positions of all its queries.
+        window: Width of the sliding window; `None` without one.
+        length: Queries of the layer: a model may compute its last layers for the last tokens alone.
+        rows: Rows of the batch.
+
+    Returns:
+        Whether it does; `None` for all.
+    """
+    visible = None if prompt.present is None else of_rows(prompt.present, state)
+    if prompt.mask is not None:
+        visible = both(visible, seen_by_rows(prompt.mask, state, rows))
+    if window is None:
+        return visible
+    return both(visible, in_window(prompt, state, window, length))
+
+
+def extend_mask(
+    mask: Shaped[Tensor, "#rows #heads #length {key_length}"] | None,
+    visible: Shaped[Tensor, "#rows 1 #length {tokens}"] | None,
+    query: Queries,
+    key_length: int,
+    tokens: int,
+    is_causal: bool,
+) -> Shaped[Tensor, "#rows #heads #length {tokens+key_length}"] | None:
+    """Put the prompt's columns in front of a mask.
+
+    Args:
+        mask: The text's mask, boolean or additive; or `None`.
+        visible: From `visible_to`; or what is added to the prompt's scores, in floating point.
+        query: The queries.
+        key_length: Keys of the text.
+        tokens: Virtual tokens.
+        is_causal: Whether a missing mask stands for a causal one.
+
+    Returns:
+        The mask over `tokens + key_length` columns; `None` if everything is seen.
+    """
+    length = query.shape[2]
+    if mask is None:
+        if is_causal and length > 1:
+            text = torch.ones(length, key_length, dtype=torch.bool, device=query.device)
+            mask = text.tril(key_length - length)[None, None]
+        elif visible is None:
+            return None
+        else:
+            mask = torch.ones(1, 1, 1, key_length, dtype=torch.bool, device=query.device)
+    if visible is None:
+        visible = torch.ones(1, 1, 1, tokens, dtype=torch.bool, device=query.device)
+    if visible.dtype != torch.bool and mask.dtype == torch.bool:
+        mask = additive(mask, visible.dtype)
+    elif visible.dtype == torch.bool and mask.dtype != torch.bool:
+        visible = additive(visible, mask.dtype)
+    rows, width = max(mask.shape[0], visible.shape[0]), max(mask.shape[2], visible.shape[2])
+    visible = visible.expand(rows, mask.shape[1], width, tokens)
+    return torch.cat([visible, mask.expand(rows, -1, width, -1)], dim=-1)
 
 
 def register_base(base: str, masks_of: str) -> None:

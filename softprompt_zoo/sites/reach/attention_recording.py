@@ -16,7 +16,8 @@ from transformers import AttentionInterface
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Bool, Float, Shaped
-from softprompt_zoo.sites.reach.attention_interface import PREFIX, eager_function, register_base
+from softprompt_zoo.sites.reach.attention_interface import register_base
+from softprompt_zoo.sites.reach.implementations import PREFIX, eager_function
 from softprompt_zoo.sites.reach.marks import Mark, mark_of
 from softprompt_zoo.sites.site import AttentionLayer
 

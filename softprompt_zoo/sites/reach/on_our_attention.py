@@ -4,7 +4,7 @@ from typing import Any
 
 from softprompt_zoo.backbone.eval_mode import attention_configs
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.reach.attention_interface import PREFIX, base_implementation, prompted_implementation
+from softprompt_zoo.sites.reach.implementations import PREFIX, base_implementation, prompted_implementation
 from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
 from softprompt_zoo.sites.stack import Reach, Stack
 

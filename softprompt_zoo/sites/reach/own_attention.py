@@ -17,7 +17,8 @@ from softprompt_zoo.shapes import Float, Shaped
 from softprompt_zoo.sites.batch import layer_prompt
 from softprompt_zoo.sites.branches import add_branches
 from softprompt_zoo.sites.gates import add_gated
-from softprompt_zoo.sites.reach.masks import extend_mask, visible_to, with_scores
+from softprompt_zoo.sites.reach.attention_interface import extend_mask, visible_to
+from softprompt_zoo.sites.reach.masks import with_scores
 from softprompt_zoo.sites.site import AttentionLayer
 from softprompt_zoo.sites.state import CallState, KeyValueRecording
 

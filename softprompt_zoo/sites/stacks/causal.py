@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompt_zoo.shapes import Bool, Float, Shaped
-from softprompt_zoo.sites.batch import lengths, rows_of, stacked, token_counts
+from softprompt_zoo.shapes import Bool, Float, Int, Shaped
+from softprompt_zoo.sites.batch import lengths, rows_of, segments_at, site_state, stacked, token_counts
 from softprompt_zoo.sites.call import Call, Prefix
 from softprompt_zoo.sites.decoding_state import prefix_of, segments_of
 from softprompt_zoo.sites.position_table import Past
@@ -34,12 +34,12 @@ class Causal(StackKind):
             kwargs, text = with_slots(stack, call, kwargs, text, past)
         check_packing(stack, kwargs, text.shape[1])
         if call.share_softmax and stack.rotation_limit is None:
-            prefix = segments_of(stack, call)
+            if len(call.selection.combinations) > 1:
+                prefix = segments_of(stack, call)
+            else:
+                prefix = Prefix(segments_at(call, stack.name), [{}], [None])
             kwargs, positions = move_text(stack, call, lengths(prefix.segments), kwargs, text, past)
-            site = stacked(prefix, call.is_training)
-            sites = {} if site is None else {stack.name: site}
-            branches = call.branches_of_rows() if call.branches else ()
-            state = CallState(sites, call.selection.rows, positions, branches=branches, call=call)
+            state = _state(stack, call, prefix, positions)
         else:
             kwargs, positions = move_text(stack, call, token_counts(call, stack.name), kwargs, text, past)
             prefix = prefix_of(stack, call, positions, past)
@@ -60,6 +60,17 @@ class Causal(StackKind):
         chosen = torch.where(has_tail[..., None], states[:, None].to(hidden), hidden.gather(1, index))
         output.last_hidden_state = hidden.scatter(1, index, chosen)
         return output
+
+
+def _state(stack: Stack, call: Call, prefix: Prefix, positions: Int[Tensor, "#rows length"]) -> CallState:
+    """Return the state where there are no tokens but keys and values that share the softmax of the text."""
+    several = len(call.selection.combinations) > 1
+    site = stacked(prefix, call.is_training) if several else site_state(prefix.segments, call.is_training)
+    state = CallState({} if site is None else {stack.name: site}, call.selection.rows, positions, call=call)
+    if call.branches:
+        state.branches = call.branches_of_rows()
+    state.is_in_order = call.selection.is_in_order
+    return state
 
 
 def tails_of(

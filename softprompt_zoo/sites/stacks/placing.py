@@ -32,7 +32,15 @@ def state_of(
     placed = call.placed
     gated = {site: gated_parts(placed, site) for site in states}
     branches = call.branches_of_rows()
-    return CallState(sites, call.selection.rows, positions, gated=gated, branches=branches, call=call)
+    return CallState(
+        sites,
+        call.selection.rows,
+        positions,
+        gated=gated,
+        branches=branches,
+        call=call,
+        is_in_order=call.selection.is_in_order,
+    )
 
 
 def with_slots(
