@@ -248,7 +248,14 @@ def test_it_is_saved_and_loaded(tmp_path):
     ("architecture", "reason"),
     [
         ("bloom", "reached through its cache only, so nothing can be added to its output; choose a method without att"),
-        ("gptj", "reached through its cache only, so nothing can be added to its output; choose a method without att"),
+        (
+            "falcon",
+            "reached through its cache only, so nothing can be added to its output; choose a method without att",
+        ),
+        (
+            "longt5",
+            "nothing can be added to the output of this model's attention: .*; choose a method at the input emb",
+        ),
     ],
 )
 def test_it_is_refused_where_attention_is_not_reached(architecture, reason):

@@ -197,7 +197,7 @@ def test_flex_attention_has_no_place_for_scores():
         model(input_ids=TEXT, prompts="default")
 
 
-@pytest.mark.parametrize("architecture", ["bloom", "gptj"])
+@pytest.mark.parametrize("architecture", ["bloom", "falcon"])
 def test_scores_are_refused_where_the_cache_is_the_only_way_in(architecture):
     model = tiny_model(architecture)
     with pytest.raises(zoo.UnsupportedError, match="which has no place for scores; choose a method without scores"):
