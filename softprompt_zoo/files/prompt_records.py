@@ -149,7 +149,7 @@ def _merged(tensors: Mapping[str, Tensor], config: MethodConfig, backbone: Backb
     shapes = stored_shapes(plain, backbone, config.num_virtual_tokens, config.tasks)
     one_gate = {name: (1,) for name in shapes if name.endswith("_gate") and plain[name].shape == (1,)}
     sketch = {name: torch.empty(shape, device="meta") for name, shape in (shapes | one_gate).items()}
-    if from_tensors(sketch, backbone).tensors().keys() != plain.keys():
+    if sketch.keys() != plain.keys() or from_tensors(sketch, backbone).tensors().keys() != plain.keys():
         raise ShapeError(f"the tensors {', '.join(map(repr, plain))} do not belong to one prompt")
     return _named(MERGED, sketch)
 
