@@ -6,7 +6,7 @@ from helpers.masked_method import PLUGIN, Parameters, build_virtual_tokens
 from helpers.text_methods import registered
 
 import softprompt_zoo as zoo
-from softprompt_zoo.sites.reach import masks
+from softprompt_zoo.sites.reach import attention_interface
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.checks import greedy
 from softprompt_zoo.testing.comparison import assert_equal
@@ -123,7 +123,7 @@ def test_steps_on_a_returned_cache_are_those_of_generate(method):
 
 
 def test_the_oracle_notices_the_mask_of_another_row(monkeypatch):
-    original = masks._seen_by_rows
-    monkeypatch.setattr(masks, "_seen_by_rows", lambda *args: original(*args).flip(0))
+    original = attention_interface.seen_by_rows
+    monkeypatch.setattr(attention_interface, "seen_by_rows", lambda *args: original(*args).flip(0))
     with pytest.raises(AssertionError):
         test_each_row_of_a_mixed_batch_is_as_alone("llama", "masked", "left")
