@@ -76,6 +76,11 @@ def check_deployment(config: Any) -> None:
             f"kv_load_failure_policy is {policy!r}; with soft prompts it must be 'fail', for a prompt that cannot be "
             "loaded would be computed from placeholder tokens"
         )
+    if config.model_config.runner_type == "pooling":
+        raise ValueError(
+            "the runner is 'pooling', which reads no keys and values from elsewhere, so its requests would be answered "
+            "without their soft prompts; leave the bank out, or serve with --runner generate"
+        )
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(config.parallel_config, name, 1) > 1:
             raise ValueError(

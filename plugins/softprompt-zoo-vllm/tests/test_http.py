@@ -1,13 +1,16 @@
 """A server: what clients say, and what they get."""
 
+import base64
 import concurrent.futures
+import io
 import json
 import subprocess
 import sys
 
 import pytest
-from conftest import add, make_place
-from servers import Client, serving
+import torch
+from conftest import SIZES, add, make_place
+from servers import Client, serving, start
 from transformers import AutoModelForCausalLM
 
 import softprompt_zoo as zoo
@@ -36,7 +39,8 @@ def llama(tmp_path_factory):
 def port(llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     (folder / "hooks_of_a_deployment.py").write_text(HOOK)
-    with serving(llama, folder, f"{EXTRA}.authorize=hooks_of_a_deployment:own") as port:
+    hook = f"{EXTRA}.authorize=hooks_of_a_deployment:own"
+    with serving(llama, folder, hook, "--enable-prompt-embeds") as port:
         yield port
 
 
@@ -89,6 +93,14 @@ def test_every_request_has_its_own_prompt(llama, client, ask):
             assert list(threads.map(lambda row: ask(client, *row), rows)) == expected
 
 
+def encoded(tensor):
+    """Return a tensor as HTTP carries it."""
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+EMBEDS = encoded(torch.zeros(3, SIZES["hidden_size"]))
 REFUSED = {
     "there is no soft prompt 'nobody'": {"model": "tiny:nobody"},
     "there is no soft prompt '../bank'": {"kv_transfer_params": {"soft_prompt": "../bank"}},
@@ -97,6 +109,7 @@ REFUSED = {
     "of 130 tokens and a text of 130 leave no room": {"model": "tiny:prefix-130", "prompt": [5] * 130},
     "prompt_logprobs": {"model": "tiny:prefix-5", "prompt_logprobs": 1},
     "cannot be had with prompt_logprobs (or echo": {"model": "tiny:prefix-5", "echo": True, "logprobs": 1},
+    "cannot be had with prompt_embeds": {"model": "tiny:prefix-5", "prompt_embeds": EMBEDS},
     "use_beam_search would answer without": {"model": "tiny:prefix-5", "use_beam_search": True, "n": 2},
 }
 
@@ -108,6 +121,19 @@ def test_a_request_that_would_lose_its_prompt_is_400(client, reason, streamed):
     status, answer = client.post("/v1/completions", **body)
     assert status == 400
     assert reason in answer["error"]["message"]
+
+
+PARTS = {
+    "cannot be had with prompt_embeds": {"type": "prompt_embeds", "data": EMBEDS},
+    "tiny is not a multimodal model": {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+}
+
+
+@pytest.mark.parametrize("reason", PARTS)
+def test_a_message_with_such_parts_is_400(client, reason):
+    messages = [{"role": "user", "content": [PARTS[reason], {"type": "text", "text": "w5"}]}]
+    status, answer = client.post("/v1/chat/completions", model="tiny:prefix-5", messages=messages, max_tokens=2)
+    assert (status, reason in answer["error"]["message"]) == (400, True)
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling", "/v1/chat/completions/batch", "/generative_scoring"])
@@ -196,6 +222,12 @@ with lmdb.open({llama.bank!r}, map_size=2**30) as environment, environment.begin
     assert status == 400, answer
     assert answer["error"]["message"].startswith(f"the soft prompt {name!r} cannot be served: ")
     assert completion(client, "prefix-5", [5, 6, 7]) == llama.expected("prefix-5", [5, 6, 7])
+
+
+def test_a_server_that_only_pools_does_not_start_with_a_bank(llama, tmp_path):
+    with pytest.raises(AssertionError):
+        start(llama, tmp_path, "--runner", "pooling", "--convert", "embed")
+    assert "the runner is 'pooling'" in (tmp_path / "log").read_text()
 
 
 def test_without_the_front_nothing_is_answered_without_its_prompt(llama, tmp_path):
