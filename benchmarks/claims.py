@@ -17,20 +17,22 @@ from typing import Any
 import torch
 
 import methods
-from common import ENOUGH, Trainer, balanced, markdown, versions, write
+from common import ENOUGH, Trainer, balanced, markdown, rounded, step_rows, versions, write
 from comparisons import HEADS, Column, Comparison, compare, line
 from methods import FILMS, noting
-from paper_claims import CLAIMS, ENTRIES, Claim, Entry
+from paper_claims import CLAIMS, CPU_SECONDS, ENTRIES, Claim, Entry
 from runner import Experiment, Result, Runner, command
 from softprompt_zoo.examples import Example
 from softprompt_zoo.training.data import Collator
 
-UNTRAINED = "untrained"
+UNTRAINED, PAIRED = "untrained", "paired"
+PAIRS, PAIRED_ROWS = 4, 8
+"""Steps that are timed on both sides, after one that is not, and their rows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Saving(Comparison):
-    """The part of the other side's seconds that is saved."""
+    """The part of the other side's time that is saved."""
 
     def statistic(self, *means: float) -> float:
         """From the mean seconds of both sides to the part that is saved."""
@@ -67,8 +69,8 @@ class Bench(methods.Bench):
         entry = ENTRIES[name]
 
         def measure(seed: int) -> Result:
-            tokens = entry.plain_tokens or self.as_many(name, runner_of(), seed)
-            return self.train(entry, entry.plain, {"num_virtual_tokens": tokens}, seed)
+            counted = {} if entry.plain_tokens else {"num_virtual_tokens": self.as_many(name, runner_of(), seed)}
+            return self.train(entry, entry.plain, {**entry.plain_options, **counted}, seed)
 
         return measure
 
@@ -90,7 +92,7 @@ class Bench(methods.Bench):
 
         Returns:
             By test row `loss` and `accuracy`, of a method that is shown the films also before training; numbers that
-            are `trained`, and of each step the `seconds`.
+            are `trained`, and of each step the loss and the seconds.
         """
         tokenizer = self.tokenizer()
         labels = self.labels(tokenizer)
@@ -104,6 +106,28 @@ class Bench(methods.Bench):
         history = trainer.fit(films, collate, seed, method)
         before = {f"before_{key}": values for key, values in shown.items()}
         return {**before, **labels.measure(model, test), "trained": trainer.num_trained, **history}
+
+    def paired(self, name: str) -> Callable[[int], Result]:
+        """Return what takes the same steps with an entry and with what stands beside it, by turns in one process."""
+        entry = ENTRIES[name]
+        sides = {"own": (entry.method, entry.options), "beside": (entry.plain, entry.plain_options)}
+
+        def measure(seed: int) -> Result:
+            tokenizer = self.tokenizer()
+            collate = Collator(tokenizer.pad_token_id, is_encoder_decoder=False)
+            trainers = {
+                side: Trainer(self.attach(method, seed, tokenizer, **options), self.recipe(method))
+                for side, (method, options) in sides.items()
+            }
+            films = self.labels(tokenizer).rows(self.films_of(entry, seed))
+            seconds: dict[str, list[float]] = {f"{side}_{CPU_SECONDS}": [] for side in sides}
+            for number, chosen in enumerate(step_rows(films, 1 + PAIRS, PAIRED_ROWS, seed)):
+                for side in list(trainers)[:: 1 if number % 2 else -1]:
+                    taken = trainers[side].step(collate(chosen))[CPU_SECONDS]
+                    seconds[f"{side}_{CPU_SECONDS}"] += [taken] if number else []  # the first one warms up
+            return {name: rounded(values) for name, values in seconds.items()}
+
+        return measure
 
     def films_of(self, entry: Entry, seed: int) -> list[Example]:
         """Return the films that are trained on."""
@@ -138,6 +162,25 @@ def experiments(bench: Bench, runner_of: Callable[[], Runner]) -> list[Experimen
                 **shared,
             )
             for beside, name in besides.items()
+        ),
+        *(
+            Experiment(
+                name=f"{PAIRED}-{claim.entry}",
+                methods=(ENTRIES[claim.entry].method, ENTRIES[claim.entry].plain),
+                measure=bench.paired(claim.entry),
+                options=bench.options(
+                    ENTRIES[claim.entry].method,
+                    ENTRIES[claim.entry].plain,
+                    data=[FILMS],
+                    **sizes[claim.entry],
+                    beside=ENTRIES[claim.entry].plain_options,
+                    pairs=PAIRS,
+                    paired_rows=PAIRED_ROWS,
+                ),
+                **shared,
+            )
+            for claim in CLAIMS
+            if claim.key == CPU_SECONDS
         ),
     ]
     return [noting(experiment, bench.dtype) for experiment in found]
@@ -178,25 +221,18 @@ def _with_size(runner: Runner, name: str) -> str:
 def claim_line(runner: Runner, claim: Claim) -> tuple[str, ...]:
     """Return the line of a claim, under `CLAIM_HEADS`; where there is nothing to compare it says why."""
     says = f"{claim.entry}: {claim.says} ({claim.paper})"
-    kind = Saving if claim.key == "seconds" else Comparison
-    found = compare(
-        runner,
-        kind(
-            section="",
-            title=says,
-            measure=claim.key,
-            ours=Column(claim.entry, claim.key),
-            theirs=Column(claim.against or ENTRIES[claim.entry].beside(claim.entry), claim.against_key or claim.key),
-        ),
-    )
+    if claim.key == CPU_SECONDS:
+        sides = [Column(f"{PAIRED}-{claim.entry}", f"{side}_{CPU_SECONDS}") for side in ("own", "beside")]
+    else:
+        beside = claim.against or ENTRIES[claim.entry].beside(claim.entry)
+        sides = [Column(claim.entry, claim.key), Column(beside, claim.against_key or claim.key)]
+    kind = Saving if claim.key == CPU_SECONDS else Comparison
+    found = compare(runner, kind(section="", title=says, measure=claim.key, ours=sides[0], theirs=sides[1]))
     if isinstance(found, str):
         return (says, found, *["-"] * (len(CLAIM_HEADS) - 2))
     value, margin = found.gain.value, ENOUGH * found.gain.error
-    unit = (
-        "of the seconds saved"
-        if claim.key == "seconds"
-        else f"{claim.key}, {found.means[1]:.3f} to {found.means[0]:.3f}"
-    )
+    means = f"{found.means[1]:.3f} to {found.means[0]:.3f}"
+    unit = f"of the time, {means} s a step" if claim.key == CPU_SECONDS else f"{claim.key}, {means}"
     shown = (f"{value:+.3f} ({unit})", f"{value - margin:+.3f} to {value + margin:+.3f}")
     return (says, *shown, verdict(value - margin, value + margin, claim.least), str(found.seeds), found.dtype)
 
@@ -217,9 +253,10 @@ def table(runner: Runner, settings: Settings) -> str:
         f"measured on at most {settings.rows} test rows, the same for all. The papers' runs are larger and longer."
     )
     claims = (
-        "A positive number is in the claim's favor; of a loss, in nats, the difference, of seconds per step the part "
-        "that is saved. *Holds here*: the whole interval is on the claim's side. *Does not*: it is on the other side. "
-        "*Not at this size*: the interval is on both, so this many rows, steps and seeds cannot tell."
+        "A positive number is in the claim's favor; of a loss, in nats, the difference, of time the part that is saved "
+        "(processor time of steps that both take by turns). *Holds here*: the whole interval is on the claim's "
+        "side. *Does not*: it is on the other side. *Not at this size*: the interval is on both, so this many rows, "
+        "steps and seeds cannot tell."
     )
     lines = [claim_line(runner, claim) for claim in CLAIMS]
     parts = ["### Claims", markdown(CLAIM_HEADS, lines), claims, "### What is gained", gains(runner), notes]

@@ -6,6 +6,8 @@ from typing import Any
 
 from methods import CONTEXT_TEMPLATE, SHOTS
 
+CPU_SECONDS = "cpu_seconds"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -19,6 +21,11 @@ class Entry:
     """Its virtual tokens, so many that as many numbers are trained; 0 to count them once the entry is trained."""
     shots: int = 0
     """Films that it is trained on, and is shown as `examples`; 0 to train on all and show none."""
+
+    @property
+    def plain_options(self) -> dict[str, int]:
+        """The options of what it stands beside."""
+        return {"num_virtual_tokens": self.plain_tokens}
 
     def beside(self, name: str) -> str:
         """Return the experiment that it stands beside; entries of one size share it."""
@@ -35,6 +42,7 @@ class Claim:
     against: str = ""
     """The experiment that it is compared with; by default what stands beside the entry."""
     key: str = "loss"
+    """What is compared: a key of the results, or `CPU_SECONDS` per training step."""
     against_key: str = ""
     """Where the values of the other side are; by default those of the same name."""
     least: float = 0.0
@@ -65,7 +73,7 @@ CLAIMS = (
     Claim(
         entry="dept",
         paper="Shi and Lipani 2023, 2309.05173",
-        key="seconds",
+        key=CPU_SECONDS,
         least=0.2,
         says="saves over 20% of the time that prompt tuning with as many trained numbers takes",
     ),
@@ -88,7 +96,7 @@ CLAIMS = (
     Claim(
         entry="smop",
         paper="Choi et al. 2023, EMNLP",
-        key="seconds",
+        key=CPU_SECONDS,
         says="takes less time than prompt tuning with as many trained numbers",
     ),
     Claim(entry="capt", paper="Liu et al. 2025, 2510.16670", says=AS_MANY),

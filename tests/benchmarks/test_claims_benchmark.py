@@ -43,9 +43,11 @@ def results(folder, name):
 def test_a_command_that_was_stopped_goes_on_where_it_was(claims, tmp_path, monkeypatch):
     """What is installed runs; what is not is named."""
     problems = call(claims)
-    absent = {name: entry for name, entry in claims.ENTRIES.items() if entry.method not in INSTALLED}
-    expected = [f"{name}: {entry.method} is not installed" for name, entry in absent.items()]
-    assert [line for line in problems.splitlines()[1:] if "beside" not in line] == expected
+    absent = {name for name, entry in claims.ENTRIES.items() if entry.method not in INSTALLED}
+    timed = {claim.entry for claim in claims.CLAIMS if claim.key == claims.CPU_SECONDS}
+    missing = {line.partition(":")[0] for line in problems.splitlines()[1:]}
+    assert missing == absent | {f"paired-{name}" for name in absent & timed}
+    assert problems.count("is not installed") == len(missing)
     table = (tmp_path / "table.md").read_text("utf-8")
     assert "| dept: saves over 20% of the time" in table
     done = []
@@ -101,7 +103,7 @@ def test_a_verdict_is_of_the_whole_interval(claims, lowest, highest, least, verd
 
 
 def test_the_time_that_is_saved_is_a_part_of_the_other_sides(claims):
-    saving = claims.Saving(section="", title="", measure="seconds", ours=None, theirs=None)
+    saving = claims.Saving(section="", title="", measure="cpu_seconds", ours=None, theirs=None)
     assert saving.statistic(1.5, 2.0) == 0.25
 
 
@@ -116,3 +118,22 @@ def test_a_claim_is_measured_as_the_results_say(claims, folders, tmp_path):
     line = claims.claim_line(runner, claim)
     assert line[1:] == ("+0.400 (loss, 1.400 to 1.000)", "+0.100 to +0.700", "holds here", "2", "float32")
     assert torch.tensor([0.3, 0.5]).std() / 2**0.5 == pytest.approx(0.1)
+
+
+def test_time_is_that_of_the_same_steps_by_turns(claims, tmp_path, monkeypatch):
+    """Of both sides as many, the first of them untimed, each side first in its turn."""
+    taken = []
+    step = claims.Trainer.step
+
+    def watched(self, batch):
+        taken.append((self.model.prompts["default"].method, batch["input_ids"].tolist()))
+        return {**step(self, batch), "cpu_seconds": float(len(taken))}
+
+    monkeypatch.setattr(claims.Trainer, "step", watched)
+    assert call(claims, "--only", "paired-dept", "--seeds", "1") == ""
+    methods, ids = zip(*taken, strict=True)
+    assert methods[:4] == ("prompt_tuning", "dept", "dept", "prompt_tuning")
+    assert ids[::2] == ids[1::2]
+    [found] = results(tmp_path, "paired-dept")
+    assert found["own_cpu_seconds"] == [3.0, 6.0, 7.0, 10.0]
+    assert found["beside_cpu_seconds"] == [4.0, 5.0, 8.0, 9.0]
