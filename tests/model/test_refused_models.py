@@ -63,7 +63,7 @@ def test_bad_num_virtual_tokens(untouched, method, value, error, text):
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"tokens": 3}, TypeError, "unknown option 'tokens' for Config; expected any of num_virtual_tokens"),
+        ({"tokens": 3}, TypeError, "unknown option 'tokens' for method 'prefix_tuning'; .*any of num_virtual_tokens"),
         (
             {"init": "magic"},
             ValueError,
