@@ -1,7 +1,7 @@
 """CaPT: trains one vector per layer, to which the mean of the row's own text is added: a capsule in front of the text.
 
     m = mean of the embeddings of the row's text                      (hidden)
-    S[layer] = norm(vectors[layer] + m)                               (tokens, hidden), tokens = 1 in the paper
+    S[layer] = vectors[layer] + m                                     (tokens, hidden), tokens = 1 in the paper
     K, V = key and value projections of the layer, frozen             of S[layer], not rotated
     attention[layer] = softmax(query [K; text keys]^T) [V; text values]
     virtual_tokens = vectors + m                                      (tokens, hidden), deep=False
@@ -14,9 +14,9 @@ Merges to: nothing; the tokens are made anew for each text.
 Source: Liu, Liang, Fan, Yang, Cui, Han, Huang, Liu, Wang and Han, "All You Need is One: Capsule Prompt Tuning with a
 Single Vector", 2025 (NeurIPS 2025, arXiv 2510.16670), section 3. No reference code was found.
 Differs from the source: from the second layer on the paper adds the mean of what the layer below gives for the text
-and the capsule; here every layer adds the mean of the embeddings, for the capsule is made before the layers run. `norm`
-divides by the root mean square of the vector and stands for the layer's own norm, behind which keys and values are
-made. The vectors start from words. Of the paper's ways to join vector and mean, this is the sum, its default.
+and the capsule; here every layer adds the mean of the embeddings, for the capsule is made before the layers run. The
+layer's norm in front of attention is left out, for keys and values are made behind it. The vectors start from words. Of
+the paper's ways to join vector and mean, this is the sum, its default.
 PEFT: no type of it holds a prompt that depends on the text.
 """
 
@@ -25,15 +25,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import softprompt_zoo as zoo
 
 ALIASES = ("capsule_prompt_tuning",)
 RECIPE = zoo.Recipe(
-    learning_rate=1e-2,
+    learning_rate=3e-2,
     steps=200,
-    source="not searched; between the rates of prompt tuning and of LLaMA-Adapter, which projects hidden states, too",
+    source="prompt tuning's; not searched. The paper trains with Adafactor, batches of 16 to 32 and up to 50 epochs",
 )
 EXAMPLE_OPTIONS = ({"num_virtual_tokens": 1}, {"num_virtual_tokens": 2})
 INITS = ("sampled", "random")
@@ -105,8 +104,7 @@ def build_virtual_tokens(
     if not config.deep:
         return zoo.InputTokens(capsules[0])
     rows = capsules.shape[1]
-    normed = functional.rms_norm(capsules, capsules.shape[-1:])
-    made = backbone.project(text.site, normed.flatten(1, 2).unbind()).sites[text.site]
+    made = backbone.project(text.site, capsules.flatten(1, 2).unbind()).sites[text.site]
     return zoo.LayerTokens({text.site: zoo.SiteTokens(*(_by_rows(part, rows) for part in (made.keys, made.values)))})
 
 

@@ -55,9 +55,8 @@ def test_keys_and_values_are_the_layers_own_projections():
         cache = DynamicCache()
         for index, capsule in enumerate(capsules_by_hand(learned(model).vectors, base, text)):
             attention = base.model.layers[index].self_attn
-            normed = capsule / capsule.square().mean(dim=-1, keepdim=True).sqrt()
             made = [
-                layer(normed).view(1, TOKENS, 2, 8).transpose(1, 2) for layer in (attention.k_proj, attention.v_proj)
+                layer(capsule).view(1, TOKENS, 2, 8).transpose(1, 2) for layer in (attention.k_proj, attention.v_proj)
             ]
             cache.update(*made, index)
         expected = base(text, past_key_values=cache).logits
