@@ -32,7 +32,8 @@ def match_attention(
         name: The prompt's name; by default the active one.
 
     Raises:
-        ValueError: If several prompts are active and none is named, or the cartridge is as long as its document.
+        ValueError: If several prompts are active and none is named, the cartridge is as long as its document, or the
+            texts have no tokens.
         UnsupportedError: If the prompt is no cartridge, has no document, or the model's attention cannot be read.
     """
     prompt = cartridge_of(model, name)
@@ -44,7 +45,10 @@ def match_attention(
             f"the cartridge has {count} tokens and its document {len(document)}; there is nothing to leave out"
         )
     chosen = document.split(PIECE) if texts is None else [torch.as_tensor(ids, device=document.device) for ids in texts]
-    every = max(1, sum(map(len, chosen)) // queries)
+    total = sum(map(len, chosen))
+    if not total:
+        raise ValueError("texts has no tokens; give token ids of at least one text, or leave it out")
+    every = max(1, total // queries)
     found = read(model, document, chosen, count, every)
     options = {"frozen": prompt.config.num_frozen_tokens, "weighed": prompt.config.scores}
     learned.take(

@@ -84,17 +84,20 @@ def read(model: Any, document: Tensor, texts: Sequence[Tensor], position: int, e
         keys = [layer.keys[0] for layer in cache.layers]
         values = [layer.values[0] for layer in cache.layers]
         _check_whole(keys, document, model)
-        scales: list[float] = []
-        queries: list[list[Tensor]] = [[] for _ in keys]
-        for text in texts:
-            _forward(model, text, first + len(document), cache)
-            scales = scales or [
-                _scale(*seen[index], layer.keys, layer.values) for index, layer in enumerate(cache.layers)
-            ]
-            for index, found in enumerate(queries):
-                found.append(seen[index][0][0, :, every - 1 :: every].clone())
-            cache.crop(-len(text))
-    return Reading(keys, values, [torch.cat(found, dim=1) for found in queries], scales)
+        asked = [_ask(model, text, first + len(document), cache, seen, every) for text in texts]
+    queries, scales = zip(*asked, strict=True)
+    return Reading(keys, values, [torch.cat(found, dim=1) for found in zip(*queries, strict=True)], scales[0])
+
+
+def _ask(
+    model: Any, text: Tensor, position: int, cache: Any, seen: dict[int, tuple[Tensor, Tensor]], every: int
+) -> tuple[list[Tensor], list[float]]:
+    """Read a text behind what is in a cache; return each layer's queries and scale, and leave the cache as it was."""
+    _forward(model, text, position, cache)
+    scales = [_scale(*seen[index], layer.keys, layer.values) for index, layer in enumerate(cache.layers)]
+    queries = [seen[index][0][0, :, every - 1 :: every].clone() for index in range(len(scales))]
+    cache.crop(-len(text))
+    return queries, scales
 
 
 @contextlib.contextmanager

@@ -72,6 +72,12 @@ def test_it_can_be_trained_on():
     assert prompt.learned.trained.grad.abs().max() > 0
 
 
+def test_texts_without_tokens_are_refused():
+    model, _ = attach(num_virtual_tokens=8, document=LONG)
+    with pytest.raises(ValueError, match="texts has no tokens; give token ids of at least one"):
+        cartridge.match_attention(model, texts=[])
+
+
 @pytest.mark.parametrize(
     ("architecture", "options", "error", "message"),
     [
