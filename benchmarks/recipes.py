@@ -35,6 +35,7 @@ GRID: dict[str, tuple[tuple[dict[str, Any], tuple[float, ...]], ...]] = {
     "llama_adapter": ((SHORT, (3e-3, 1e-2, 3e-2, 1e-1)), (LONG, (3e-3,))),
     "multitask_prompt_tuning": ((SHORT, (1e-2, 3e-2, 1e-1)),),
     "idpg": ((SHORT, (1e-3, 3e-3)),),
+    "capt": ((SHORT, (3e-3, 1e-2, 3e-2)),),
     "smop": ((SHORT, (3e-2, 1e-1)),),
     "cpt": ((FEW, (1e-4, 1e-3, 1e-2)),),
 }
