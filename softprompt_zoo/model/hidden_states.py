@@ -12,6 +12,7 @@ class HiddenStates:
 
     def __init__(self, model: Any = None) -> None:
         self._model = None if model is None else weakref.ref(model)
+        self._are_shown = False
 
     def follow(self, prompts: Iterable[Prompt]) -> None:
         """Put hooks on the attention modules of the model, or take them off.
@@ -23,8 +24,13 @@ class HiddenStates:
         if hasattr(model, "_softprompt_stacks"):  # it has none while its first prompts are put in
             beyond = [prompt.beyond_tokens for prompt in prompts]
             is_wanted = any(own is not None and own.reads_hidden for own in beyond)
-            for stack in model._softprompt_stacks.values():
-                stack.reach.show_hidden(stack, is_wanted)
+            if is_wanted or self._are_shown:
+                self._show(model, is_wanted)
+
+    def _show(self, model: Any, is_wanted: bool) -> None:
+        for stack in model._softprompt_stacks.values():
+            stack.reach.show_hidden(stack, is_wanted)
+        self._are_shown = is_wanted
 
     def __reduce__(self) -> Any:
         """Copy nothing of it: it is of one model, and a copy of that makes its own."""
