@@ -25,7 +25,12 @@ from torch.nn import functional
 import softprompt_zoo as zoo
 
 ALIASES = ("prefix_memory_tuning", "prefix_tuning_plus")
-RECIPE = zoo.Recipe(learning_rate=1e-3, steps=200, source="our choice; not searched")
+RECIPE = zoo.Recipe(
+    learning_rate=3e-4,
+    steps=200,
+    source="the best of 1e-4, 3e-4, 1e-3, 3e-3 and 1e-2 in 20 steps of 8 films with SmolLM2-135M, share_heads=True, "
+    "one seed and 60 rows (losses of 0.239, 0.206, 0.693, 0.898 and 0.759); the steps are those of other methods",
+)
 SITES = ("encoder", "decoder", "cross")
 SHIFTS = {"elu": 0.0, "elu+1": 1.0}
 
