@@ -9,9 +9,10 @@ Trained: the sum over layers of heads * head_dim * value_dim; with share_heads=T
 Merges to: nothing; what is added depends on the query.
 
 Source: Wang, Chen, Li, Liang, Lee, Kawaguchi and Hu, "PrefixMemory-Tuning: Modernizing Prefix-Tuning by Decoupling the
-Prefix from Attention", 2025 (arXiv 2506.13674), first called Prefix-Tuning+, section 4.
+Prefix from Attention", 2025 (arXiv 2506.13674), first called Prefix-Tuning+.
 Differs from the source: M starts at 0, the model as it is. The query is as attention sees it, after rotary embedding.
-Encoders, and the cross-attention of encoder-decoders, have a memory, too. The authors' code could not be read.
+Encoders, and the cross-attention of encoder-decoders, have a memory, too. Neither the authors' code nor the
+paper's section on it could be read: the equation is as the abstract and others' summaries have it.
 PEFT: none.
 """
 
@@ -42,7 +43,7 @@ class Config(zoo.MethodConfig):
     num_virtual_tokens: int = 0
     """There are none."""
     feature_map: str = "elu"
-    """phi: `"elu"`, as in the paper, or `"elu+1"`, which is positive (Katharopoulos et al., 2020)."""
+    """phi: `"elu"`, or `"elu+1"`, which is positive (Katharopoulos et al., 2020)."""
     share_heads: bool = False
     """Whether query heads that share keys and values share a matrix, too, as they share a prefix."""
     sites: tuple[str, ...] | None = None

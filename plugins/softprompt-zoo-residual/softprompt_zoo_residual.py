@@ -11,7 +11,7 @@ Trained: tokens * hidden + nets * (2 * hidden * bottleneck + bottleneck + 3 * hi
 Merges to: the virtual tokens it makes.
 
 Source: Razdaibiedina, Mao, Hou, Khabsa, Lewis, Ba and Almahairi, "Residual Prompt Tuning: Improving Prompt Tuning with
-Residual Reparameterization", 2023 (arXiv 2305.03937), section 3; reference code arazd/ResidualPrompts,
+Residual Reparameterization", 2023 (arXiv 2305.03937); reference code arazd/ResidualPrompts,
 `prompt_tuner.py` and `prompt_tuner2.py`.
 Differs from the source: g starts at 0 and not at 1, so that training starts from the words themselves, whatever the
 scale of the model's embeddings; `gain=1.0` is the source's start. Both layers of the transformer start from numbers of
@@ -51,7 +51,7 @@ class Config(zoo.MethodConfig):
     """Options of residual prompt tuning."""
 
     num_virtual_tokens: int = 10
-    """Virtual tokens of the prompt, at least 1. Source: the paper, section 4."""
+    """Virtual tokens of the prompt, at least 1. Source: the reference's default."""
     init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
     """P: `"sampled"` frequent words, `"random"` numbers uniform in ±0.5, or another prompt: its saved folder, or
     `model.prompts[name]`."""
@@ -59,7 +59,7 @@ class Config(zoo.MethodConfig):
     """`"mlp1"`: the equation above; `"mlp2"`: the same layers twice, as in the reference; `"transformer"`: two of its
     layers, in which the virtual tokens see each other."""
     shared: bool = True
-    """One net for all virtual tokens, as in the paper, or `False`: one for each, as the reference can."""
+    """One net for all virtual tokens, or `False`: one for each, as the reference can."""
     bottleneck_size: int = 800
     """Width between the layers of the net, in features; in the transformer, of its feed-forward layers. Source: the
     reference."""
