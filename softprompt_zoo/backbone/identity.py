@@ -140,7 +140,9 @@ def _compare_weights(content: Mapping[str, Any], model: Candidate, what: str) ->
             )
 
 
-def _sampled_rows(sample: Mapping[str, Any], model: Candidate) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _sampled_rows(
+    sample: Mapping[str, Any], model: Candidate
+) -> Iterator[tuple[int, Float[Tensor, " columns"], Float[Tensor, " columns"]]]:
     """List the sampled tokens that a model has: each with its values in the sample, and with the model's own."""
     known = {token: row for token, row in zip(sample["ids"], sample["values"], strict=True) if token < model.vocab_size}
     values = _sample(model, list(known), sample["columns"]) if known else None

@@ -18,6 +18,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.model.context import CURRENT, Generation, is_disabled, running
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.resolve import check_request
+from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.sites.decoding_state import has_text, state_of
 from softprompt_zoo.sites.encoder_states import whole_outputs
 from softprompt_zoo.sites.positions import given_cache
@@ -200,7 +201,7 @@ def _with_text_mask(generation: Generation, mask: Any, inputs: dict[str, Any]) -
     return dataclasses.replace(request, text_mask=mask.masked_fill(later, 0)[:, -columns:])
 
 
-def _text_of(inputs: Mapping[str, Any]) -> Tensor:
+def _text_of(inputs: Mapping[str, Any]) -> Shaped[Tensor, "rows length ..."]:
     """Return what a step reads: the decoder's, where there are two texts."""
     names = ("decoder_input_ids", "input_ids", "inputs_embeds")
     text: Tensor = next(inputs[name] for name in names if inputs.get(name) is not None)

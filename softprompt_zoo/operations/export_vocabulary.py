@@ -163,7 +163,7 @@ def _scale(model: PreTrainedModel, prompts: Prompts, known: int) -> float:
     return _factor(rows, embedded, torch.finfo(table.dtype).eps)
 
 
-def _factor(rows: Tensor, embedded: Tensor, eps: float) -> float:
+def _factor(rows: Float[Tensor, "tokens hidden"], embedded: Float[Tensor, "tokens hidden"], eps: float) -> float:
     """Return what rows of the table were multiplied by, if that is all that was done to them."""
     scale = float((rows * embedded).sum() / (rows * rows).sum().clamp(min=1e-30))
     rest = (embedded - scale * rows).abs().max() / embedded.abs().max().clamp(min=1e-30)
