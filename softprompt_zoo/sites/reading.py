@@ -16,7 +16,7 @@ from softprompt_zoo.shapes import Bool, Float, Int, Shaped
 from softprompt_zoo.sites.call import ATTRIBUTE, Call, DecodingState
 from softprompt_zoo.sites.position_table import Past
 from softprompt_zoo.sites.positions import embeddings_of, given_cache, plain_mask, text_positions
-from softprompt_zoo.sites.selection import Part
+from softprompt_zoo.sites.selection import Part, times_repeated
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.tasks import split_rows
 from softprompt_zoo.sites.text_states import LastStates
@@ -174,7 +174,7 @@ def _later(
 ) -> Bool[Tensor, "rows now"]:
     """Return which of the tokens of this forward belong to a text that was begun earlier."""
     columns = torch.arange(text.shape[1], device=mask.device) + past
-    rows = mask.repeat_interleave(max(text.shape[0] // mask.shape[0], 1), dim=0)[: text.shape[0]]
+    rows = mask.repeat_interleave(times_repeated(mask.shape[0], text.shape[0]), dim=0)
     return rows[:, columns.clamp(max=mask.shape[1] - 1)] & (columns < mask.shape[1])
 
 

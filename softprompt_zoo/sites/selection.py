@@ -66,6 +66,23 @@ class Selection:
         return list(dict.fromkeys([part.name for part in self.parts]))
 
 
+def times_repeated(begun: int, rows: int) -> int:
+    """Return how often beams or several return sequences repeat each row of a text, in its place.
+
+    Args:
+        begun: Rows that the text was begun with.
+        rows: Rows of the batch.
+
+    Raises:
+        ValueError: If the batch is no multiple of the text's rows.
+    """
+    if not begun or rows % begun:
+        raise ValueError(
+            f"the text was begun with {begun} rows, and goes on with {rows}; expected as many, or a multiple of them"
+        )
+    return rows // begun
+
+
 def check_rows(entries: int, rows: int) -> None:
     """Refuse a `prompts` argument of another number of rows than the batch."""
     if entries != rows:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.shapes import Int, Shaped
-from softprompt_zoo.sites.selection import Combination, Part, Selection
+from softprompt_zoo.sites.selection import Combination, Part, Selection, times_repeated
 from softprompt_zoo.tokens.placement import Placement
 
 EXPECTED = "expected integers of shape (rows,), the task of every row, or (1,), that of all"
@@ -135,9 +135,7 @@ def split_rows(
         ValueError: If the batch is no multiple of the text's rows.
     """
     begun = len(next(iter(of_rows.values())))
-    if rows % begun:
-        raise ValueError(f"the text was begun with {begun} rows, and goes on with {rows}; expected {begun}")
-    ids = torch.arange(begun, device=device).repeat_interleave(rows // begun)
+    ids = torch.arange(begun, device=device).repeat_interleave(times_repeated(begun, rows))
     counts = dict.fromkeys(of_rows, begun)
     wanted: Sequence[tuple[int, int]] = [(0, row) for row in range(begun)]
     index: Int[Tensor, " rows"] | None = ids

@@ -140,6 +140,15 @@ def test_a_cache_of_another_text_is_refused():
             model(input_ids=IDS[:, :1], past_key_values=kept)
 
 
+@pytest.mark.parametrize("method", ["reads", "maps"])
+def test_a_text_goes_on_with_as_many_rows(method):
+    model = attached(method)
+    with torch.no_grad():
+        kept = model(input_ids=IDS[:2], use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="the text was begun with 2 rows, and goes on with 3"):
+            model(input_ids=IDS[:, :1], past_key_values=kept)
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
