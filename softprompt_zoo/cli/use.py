@@ -51,18 +51,19 @@ def evaluate(
     check_positive_integer("metric_rows", metric_rows)
     trained = trained_with(prompt_folder)
     examples = read_examples(data or demo_data() / "test.jsonl", input_field=input_field, target_field=target_field)
-    from softprompt_zoo.training.data import Tokenized
     from softprompt_zoo.training.evaluation import TRAINED, Evaluator
+    from softprompt_zoo.training.objectives.objective import fitting
+    from softprompt_zoo.training.objectives.writing import Writing
     from softprompt_zoo.training.report import print_samples, print_scores
 
     base, network = load_prompted(model, prompt_folder, dtype)
-    tokenized = Tokenized(base.tokenizer, base.is_encoder_decoder, chosen_template(template, trained))
-    fitting = tokenized.fitting(examples, max_length, "evaluation")
-    evaluator = Evaluator(fitting, tokenized, metric_rows, handwritten or trained.get("handwritten"))
+    objective = Writing(base.tokenizer, base.is_encoder_decoder, chosen_template(template, trained))
+    kept = fitting(objective, examples, max_length, "evaluation")
+    evaluator = Evaluator(kept, objective, metric_rows, handwritten or trained.get("handwritten"))
     evaluator.try_out(network)
     out = console()
-    if len(fitting) < len(examples):
-        left_out = len(examples) - len(fitting)
+    if len(kept) < len(examples):
+        left_out = len(examples) - len(kept)
         out.print(f"left out {left_out} rows of more than --max-length {max_length}", style="yellow")
     scores = [evaluator.score(name, network, out.print) for name in (*evaluator.untrained, TRAINED)]
     print_samples(out, scores, evaluator)

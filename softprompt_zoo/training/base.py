@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from softprompt_zoo.method import Method
-    from softprompt_zoo.training.data import Row
+    from softprompt_zoo.training.objectives.objective import TokenRow
 
 
 class Base:
@@ -90,7 +90,7 @@ def with_tokenizer(method: "Method", tokenizer: Any) -> dict[str, Any]:
     return options
 
 
-def check_tokens(rows: "Sequence[Row]", model: "PreTrainedModel") -> None:
+def check_tokens(rows: "Sequence[TokenRow]", model: "PreTrainedModel") -> None:
     """Refuse a tokenizer that is not the model's.
 
     Args:
@@ -101,7 +101,7 @@ def check_tokens(rows: "Sequence[Row]", model: "PreTrainedModel") -> None:
         UnsupportedError: If a row has an id that the model has no embedding for.
     """
     size = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-    largest = max(max([*row.text, *row.target]) for row in rows)
+    largest = max(max(row.ids) for row in rows)
     if largest >= size:
         raise UnsupportedError(
             f"the tokenizer gives the id {largest}, the model has {size} embeddings; give the tokenizer it has"

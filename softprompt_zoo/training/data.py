@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.examples import Example, apply_template, read_examples
+from softprompt_zoo.training.objectives.objective import IGNORED
 from softprompt_zoo.training.settings import Settings, data_files
 
-IGNORED = -100
-"""Label that transformers' losses skip."""
 MAX_HELD_OUT = 100
 """Rows held out for validation at most, where the user gives no file for it."""
 
@@ -35,6 +34,11 @@ class Row:
 
     text: list[int]
     target: list[int]
+
+    @property
+    def ids(self) -> list[int]:
+        """Every token of it."""
+        return self.text + self.target
 
     def __len__(self) -> int:
         return len(self.text) + len(self.target)
@@ -115,29 +119,6 @@ class Tokenized:
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """Tokenize examples."""
         return [self.row(example) for example in examples]
-
-    def fitting(self, examples: Sequence[Example], max_length: int, what: str) -> list[Example]:
-        """Leave out examples that are too long; cutting them would train on half a target.
-
-        Args:
-            examples: The examples.
-            max_length: Longest row in tokens.
-            what: What they are, for the message.
-
-        Returns:
-            Those that fit.
-
-        Raises:
-            ValueError: If none does.
-        """
-        lengths = [len(row) for row in self.rows(examples)]
-        kept = [example for example, length in zip(examples, lengths, strict=True) if length <= max_length]
-        if not kept:
-            raise ValueError(
-                f"none of the {len(lengths)} {what} rows fits into {max_length} tokens, the shortest has "
-                f"{min(lengths)}; raise --max-length, or choose a model that takes longer texts"
-            )
-        return kept
 
 
 def longest(rows: Sequence[Row]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Measuring: loss on the targets, and ROUGE-L of generated answers."""
+"""Measuring: a table of losses and metrics, without a prompt and with one; losses and answers of a model."""
 
 import contextlib
 import dataclasses
@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.backbone.traits import max_positions
-from softprompt_zoo.examples import Example
 from softprompt_zoo.training.base import check_tokens
-from softprompt_zoo.training.data import IGNORED, Collator, Row, Tokenized, longest, pad
-from softprompt_zoo.training.metrics import rouge_l
+from softprompt_zoo.training.data import pad
+from softprompt_zoo.training.objectives.objective import IGNORED, Objective, R, TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 BATCH_SIZE = 20
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 """Whatever the checkpoint's own settings say: the table should come out the same twice."""
-LENGTH_MARGIN = 8
-"""Tokens that an answer may be longer than the longest target."""
 
 BASE, HANDWRITTEN, TRAINED = "base model", "hand-written prompt", "trained prompt"
 
@@ -35,34 +32,33 @@ class Score:
     prompt_tokens: int
     """Tokens in front of the text: virtual ones, or those of the hand-written prompt."""
     loss: float
-    """Mean loss per target token, end of sequence included."""
-    rouge_l: float
-    """Mean ROUGE-L F1 of the answers."""
+    """Mean loss in nats; per target token, end of sequence included, where text is written."""
+    metrics: dict[str, float]
+    """A number for each of the objective's metrics, such as `rouge_l`."""
     answers: list[str]
-    """What was generated, row by row."""
+    """What the model said, row by row."""
 
 
 class Evaluator:
     """Measures a model on the same rows, with and without a prompt."""
 
     def __init__(
-        self, examples: Sequence[Example], tokenized: Tokenized, metric_rows: int, handwritten: str | None = None
+        self, examples: Sequence[Any], objective: Objective[Any, Any], metric_rows: int, handwritten: str | None = None
     ) -> None:
         self.examples = list(examples)
-        self.tokenized = tokenized
+        self.objective = objective
         self.handwritten = handwritten
-        self.rows = tokenized.rows(examples)
-        self.handwritten_rows = [] if handwritten is None else tokenized.with_instruction(handwritten).rows(examples)
+        self.rows = objective.rows(examples)
         self.metric_rows = min(metric_rows, len(self.rows))
-        self.collate = Collator(tokenized.tokenizer.pad_token_id, tokenized.is_encoder_decoder)
-        self.max_new_tokens = max(len(row.target) for row in self.rows) + LENGTH_MARGIN
+        self._instructed = objective if handwritten is None else objective.with_instruction(handwritten)
+        self.handwritten_rows = [] if handwritten is None else self._instructed.rows(examples)
 
     @property
     def untrained(self) -> tuple[str, ...]:
         """Rows of the table that need no training."""
         return (BASE,) if self.handwritten is None else (BASE, HANDWRITTEN)
 
-    def try_out(self, model: "PreTrainedModel", rows: Sequence[Row] = ()) -> None:
+    def try_out(self, model: "PreTrainedModel", rows: Sequence[TokenRow] = ()) -> None:
         """Run the longest rows once, so that what cannot work is refused before anything is measured or written.
 
         Args:
@@ -73,22 +69,22 @@ class Evaluator:
             ValueError: If a row has tokens or positions that the model has not, or the prompt cannot be used so.
         """
         check_tokens([*rows, *self.rows, *self.handwritten_rows], model)
-        target_loss(model, longest([*rows, *self.rows]), self.collate)
+        target_loss(model, self.objective.longest([*rows, *self.rows]), self.objective.collate)
         if not self.handwritten_rows:
             return
-        rows, prompts = longest(self.handwritten_rows), model.prompts
+        longest, prompts = self._instructed.longest(self.handwritten_rows), model.prompts
         try:
             with prompts.disabled():  # type: ignore[operator]
-                target_loss(model, rows, self.collate)
+                target_loss(model, longest, self.objective.collate)
         except IndexError as error:  # of the base model's own table of positions
             raise ValueError(
-                f"the longest row has {len(rows[0])} tokens after the hand-written prompt, "
+                f"the longest row has {len(longest[0])} tokens after the hand-written prompt, "
                 "more than the model has positions; shorten --handwritten"
             ) from error
 
     def loss(self, model: "PreTrainedModel") -> float:
         """Measure the loss as the model is."""
-        return target_loss(model, self.rows, self.collate)
+        return target_loss(model, self.rows, self.objective.collate)
 
     def score(self, name: str, model: "PreTrainedModel", tell: Callable[[str], None]) -> Score:
         """Measure a row of the table.
@@ -101,22 +97,21 @@ class Evaluator:
         Returns:
             The row.
         """
-        rows = self.handwritten_rows if name == HANDWRITTEN else self.rows
+        is_instructed = name == HANDWRITTEN
+        rows = self.handwritten_rows if is_instructed else self.rows
+        objective = self._instructed if is_instructed else self.objective
         prompts: Any = model.prompts
         tell(f"measuring the {name}: {len(rows)} rows, answers to {self.metric_rows}")
         with contextlib.nullcontext() if name == TRAINED else prompts.disabled():
-            loss = target_loss(model, rows, self.collate)
-            texts = [row.text for row in rows[: self.metric_rows]]
-            answers = generate(model, self.tokenized.tokenizer, texts, self.max_new_tokens)
-        scores = [rouge_l(answer, own.references) for answer, own in zip(answers, self.examples, strict=False)]
-        return Score(name, self._prompt_tokens(name, model), loss, sum(scores) / len(scores), answers)
+            measured = objective.measure(model, self.examples, rows, self.metric_rows)
+        return Score(name, self._prompt_tokens(name, model), **vars(measured))
 
     def _prompt_tokens(self, name: str, model: "PreTrainedModel") -> int:
         """Count the tokens in front of the text."""
         if name == TRAINED:
             return _active_tokens(model.prompts)
         if name == HANDWRITTEN:
-            return len(self.tokenized.tokenizer(self.handwritten, add_special_tokens=False)["input_ids"])
+            return self.objective.instruction_tokens(str(self.handwritten))
         return 0
 
 
@@ -125,8 +120,10 @@ def _active_tokens(prompts: Any) -> int:
 
 
 @torch.no_grad()
-def target_loss(model: "PreTrainedModel", rows: Sequence[Row], collate: Collator) -> float:
-    """Mean loss per target token, over all rows.
+def target_loss(
+    model: "PreTrainedModel", rows: Sequence[R], collate: Callable[[Sequence[R]], dict[str, Tensor]]
+) -> float:
+    """Mean loss per label, over all rows.
 
     Args:
         model: The model; put into eval mode.

@@ -18,7 +18,7 @@ MADE_BY = "softprompt-zoo train"
 RUNNING, FINISHED = "running", "finished"
 PARTS = ("settings", "data", "results", "seconds")
 """What every record has, each an object."""
-JSON_CONTAINERS: dict[Any, type] = {list: list, tuple: list, Mapping: dict}
+JSON_CONTAINERS: dict[Any, type] = {list: list, tuple: list, dict: dict, Mapping: dict}
 """What JSON makes of a container."""
 
 
@@ -44,7 +44,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     if not is_run(folder):
         raise OutputError(f"{folder} holds no training run to resume; give the --output of one, or leave out --resume")
-    record = read_json(folder / RECORD_FILE)
+    record = _of_this_version(read_json(folder / RECORD_FILE))
     problem = _problem(record)
     if problem is not None:
         raise OutputError(
@@ -58,6 +58,21 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD_FILE, {**record, "made_by": MADE_BY})
+
+
+def _of_this_version(record: dict[str, Any]) -> dict[str, Any]:
+    """Read what earlier versions wrote, whose scores had `rouge_l` and no other metrics; the rest is as it was."""
+    results = record.get("results")
+    if not isinstance(results, dict):
+        return record
+    return {**record, "results": {name: _with_metrics(score) for name, score in results.items()}}
+
+
+def _with_metrics(score: Any) -> Any:
+    if not isinstance(score, dict) or "rouge_l" not in score or "metrics" in score:
+        return score
+    rest = {name: value for name, value in score.items() if name != "rouge_l"}
+    return {**rest, "metrics": {"rouge_l": score["rouge_l"]}}
 
 
 def _problem(record: Mapping[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +14,7 @@ from rich.table import Table
 from softprompt_zoo.files import peft_folder
 from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
 from softprompt_zoo.training.folder import PICTURE_FILE
+from softprompt_zoo.training.objectives.objective import Objective
 
 if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
@@ -39,14 +40,15 @@ def print_scores(console: Console, scores: Sequence[Score], evaluator: Evaluator
         scores: The rows.
         evaluator: What measured them.
     """
-    rows = f"loss per target token on {len(evaluator.rows)} rows, ROUGE-L F1 of {evaluator.metric_rows} greedy answers"
-    table = Table(caption=rows, caption_justify="left")
+    objective = evaluator.objective
+    table = Table(caption=objective.measured_on(len(evaluator.rows), evaluator.metric_rows), caption_justify="left")
     table.add_column("")
-    for column in ("prompt tokens", "loss", "ROUGE-L"):
+    for column in ("prompt tokens", "loss", *(metric.title for metric in objective.metrics)):
         table.add_column(column, justify="right")
     for score in scores:
+        numbers = [score.loss, *(score.metrics[metric.name] for metric in objective.metrics)]
         style = "bold" if score.name == TRAINED else None
-        table.add_row(score.name, str(score.prompt_tokens), f"{score.loss:.3f}", f"{score.rouge_l:.3f}", style=style)
+        table.add_row(score.name, str(score.prompt_tokens), *(f"{number:.3f}" for number in numbers), style=style)
     console.print(table)
 
 
@@ -61,7 +63,7 @@ def print_samples(console: Console, scores: Sequence[Score], evaluator: Evaluato
     """
     width = max(len(score.name) for score in scores)
     for index, example in enumerate(evaluator.examples[: min(count, evaluator.metric_rows)]):
-        lines = [("input", example.input), ("reference", example.references[0])]
+        lines = [*zip(("input", "reference"), evaluator.objective.shown(example), strict=True)]
         lines += [(score.name, score.answers[index]) for score in scores]
         console.print()
         for name, text in lines:
@@ -69,19 +71,20 @@ def print_samples(console: Console, scores: Sequence[Score], evaluator: Evaluato
             console.print(line, style=STYLES.get(name, ""), emoji=False, highlight=False, soft_wrap=True)
 
 
-def print_next_steps(console: Console, folder: Path, base: "Base", text: str) -> None:
+def print_next_steps(console: Console, folder: Path, base: "Base", objective: Objective[Any, Any], text: str) -> None:
     """Print where everything lies, and how to use the prompt.
 
     Args:
         console: Where to.
         folder: The folder of the run.
         base: The model.
+        objective: What it was trained on.
         text: An input to show the use with.
     """
     place = short_path(folder)
     has_peft = (folder / peft_folder.CONFIG_FILE).is_file()
     advice, imported, loader = WITH_PEFT if has_peft else WITH_ZOO
-    kind = "AutoModelForSeq2SeqLM" if base.is_encoder_decoder else "AutoModelForCausalLM"
+    kind = objective.model_class
     words = ["softprompt-zoo", "generate", base.name, place, text]
     if text.startswith("-"):  # it would be taken for an option
         words.insert(2, "--")

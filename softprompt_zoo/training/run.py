@@ -21,8 +21,10 @@ from softprompt_zoo.operations.load_and_export import load
 from softprompt_zoo.registry.discovery import own_version
 from softprompt_zoo.training import folder as folders
 from softprompt_zoo.training.base import Base, fast_dtype, with_tokenizer
-from softprompt_zoo.training.data import Data, Tokenized, read_data
+from softprompt_zoo.training.data import Data, read_data
 from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
+from softprompt_zoo.training.objectives.objective import fitting
+from softprompt_zoo.training.objectives.writing import Writing
 from softprompt_zoo.training.picture import draw_losses
 from softprompt_zoo.training.record import FINISHED, RUNNING, read_record, write_record
 from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, printer, short_path
@@ -112,23 +114,23 @@ class _Run:
         self.settings, self.method, self.base, self.console, self.record = settings, method, base, console, record
         self.folder = Path(settings.output)
         self.options = with_tokenizer(method, base.tokenizer)
-        tokenized = Tokenized(base.tokenizer, base.is_encoder_decoder, settings.template)
+        self.objective = Writing(base.tokenizer, base.is_encoder_decoder, settings.template)
         kept = {
-            name: tokenized.fitting(examples, settings.max_length, name)
+            name: fitting(self.objective, examples, settings.max_length, name)
             for name, examples in (("training", data.train), ("validation", data.validation))
         }
         left_out = len(data.train) + len(data.validation) - sum(map(len, kept.values()))
         if left_out:
             console.print(f"left out {left_out} rows of more than --max-length {settings.max_length}", style="yellow")
-        self.rows = tokenized.rows(kept["training"])
-        self.evaluator = Evaluator(kept["validation"], tokenized, settings.metric_rows, settings.handwritten)
+        self.rows = self.objective.rows(kept["training"])
+        self.evaluator = Evaluator(kept["validation"], self.objective, settings.metric_rows, settings.handwritten)
 
     def attach(self) -> "PreTrainedModel":
         """Load the model, put the prompt in and try it on the longest rows; nothing is written before that works."""
         from transformers import set_seed
 
         printer(self.console)(f"loading {self.settings.model} in {self.settings.dtype}")
-        model = self.base.load(str(self.settings.dtype))
+        model = self.objective.load(self.base, str(self.settings.dtype))
         # Start values are drawn; a resumed run draws the same ones and then reads its checkpoint over them.
         set_seed(self.settings.seed)
         model = self.method(model, **self.options)
@@ -223,8 +225,8 @@ class _Run:
         print_scores(self.console, scores, self.evaluator)
         if not math.isfinite(scores[-1].loss):
             self.console.print("the loss is not a number: train again with a lower --learning-rate", style="red")
-        first = self.evaluator.examples[0].input
-        print_next_steps(self.console, self.folder, self.base, first)
+        first, _ = self.objective.shown(self.evaluator.examples[0])
+        print_next_steps(self.console, self.folder, self.base, self.objective, first)
 
 
 def _new_record(settings: Settings, method: Method, data: Data) -> dict[str, Any]:

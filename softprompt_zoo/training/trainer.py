@@ -13,8 +13,8 @@ from softprompt_zoo.method import Method
 from softprompt_zoo.model.attachment import prompts_of
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.untrained import nothing_trained
-from softprompt_zoo.training.data import Row
 from softprompt_zoo.training.evaluation import Evaluator
+from softprompt_zoo.training.objectives.objective import TokenRow
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class PromptTrainer(Trainer):
 
 
 class RunTrainer(PromptTrainer):
-    """Validates as the table does: the loss is a mean over target tokens, not over batches."""
+    """Validates as the table does: the loss is a mean over labels, not over batches."""
 
     def __init__(self, evaluator: Evaluator, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -93,7 +93,7 @@ def make_trainer(
     model: "PreTrainedModel",
     method: Method,
     settings: Settings,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     evaluator: Evaluator,
     callbacks: Sequence[TrainerCallback],
 ) -> RunTrainer:
@@ -132,7 +132,7 @@ def make_trainer(
         args=arguments,
         train_dataset=list(rows),
         eval_dataset=evaluator.rows,
-        data_collator=evaluator.collate,
+        data_collator=evaluator.objective.collate,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)

@@ -123,3 +123,21 @@ def test_another_model_is_not_gone_on_with(place, tmp_path, at_step):
         resume(tmp_path / "run")
     save_tiny(model)
     resume(tmp_path / "run")
+
+
+def test_a_record_of_scores_without_metrics_is_gone_on_with(place, tmp_path, at_step):
+    """As it was written before there were other metrics than ROUGE-L."""
+    output = tmp_path / "run"
+    undo = at_step(2, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(zoo.StoppedError):
+        train(tiny_settings(place, output))
+    undo()
+    record = json.loads((output / "training.json").read_text())
+    for score in record["results"].values():
+        score["rouge_l"] = score.pop("metrics")["rouge_l"] + 0.25
+    (output / "training.json").write_text(json.dumps(record))
+    resume(output)
+    finished = json.loads((output / "training.json").read_text())["results"]
+    assert {name: finished[name]["metrics"]["rouge_l"] for name in record["results"]} == {
+        name: score["rouge_l"] for name, score in record["results"].items()
+    }
