@@ -1,0 +1,1 @@
+"""Several trainings of one method in one batch, on one frozen model: each gives what it gives alone."""

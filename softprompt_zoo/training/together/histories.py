@@ -1,0 +1,24 @@
+"""The history of one training, taken out of the log of all that were trained together."""
+
+from collections.abc import Iterable, Mapping
+
+
+def history_of(log: Iterable[Mapping[str, float]], name: str, rows: int, batch_size: int) -> list[dict[str, float]]:
+    """Return what Trainer would have logged of a training alone.
+
+    Args:
+        log: `trainer.state.log_history` of all.
+        name: The training.
+        rows: Rows of the data.
+        batch_size: Its rows in each step.
+
+    Returns:
+        Its entries of steps and validations.
+    """
+    ending, steps_per_epoch = f"/{name}", -(-rows // batch_size)
+    history = []
+    for entry in log:
+        own = {key.removesuffix(ending): value for key, value in entry.items() if key.endswith(ending)}
+        if own:
+            history.append({**own, "epoch": entry["step"] / steps_per_epoch, "step": entry["step"]})
+    return history
