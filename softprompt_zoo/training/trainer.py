@@ -18,7 +18,7 @@ from softprompt_zoo.training.objectives.objective import TokenRow
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import PreTrainedModel
 
 KEPT_CHECKPOINTS = 2
 """One may be half written when the process is killed."""
@@ -110,10 +110,26 @@ def make_trainer(
     Returns:
         The Trainer.
     """
+    arguments = method.training_arguments(
+        str(Path(settings.output)),
+        learning_rate=settings.learning_rate,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        seed=settings.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=settings.evaluate_every,
+        save_steps=settings.save_every,
+        save_total_limit=KEPT_CHECKPOINTS,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
     trainer = RunTrainer(
         evaluator,
         model=model,
-        args=run_arguments(method, settings),
+        args=arguments,
         train_dataset=list(rows),
         eval_dataset=evaluator.rows,
         data_collator=evaluator.objective.collate,
@@ -121,33 +137,3 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def run_arguments(method: Method, settings: Settings, **changes: Any) -> "TrainingArguments":
-    """Make the arguments of a run's Trainer.
-
-    Args:
-        method: The method, whose recipe is used where `settings` leave a choice.
-        settings: The run, with every number set.
-        **changes: Arguments that are to be others.
-
-    Returns:
-        The arguments.
-    """
-    chosen: dict[str, Any] = {
-        "learning_rate": settings.learning_rate,
-        "max_steps": settings.steps,
-        "per_device_train_batch_size": settings.batch_size,
-        "seed": settings.seed,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "eval_strategy": "steps",
-        "eval_steps": settings.evaluate_every,
-        "save_steps": settings.save_every,
-        "save_total_limit": KEPT_CHECKPOINTS,
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "output_dir": str(Path(settings.output)),
-    }
-    return method.training_arguments(**{**chosen, **changes})

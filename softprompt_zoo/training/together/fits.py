@@ -1,44 +1,61 @@
 """Which trainings can share their batches: what is refused, before a step is taken, is to be trained alone."""
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.training.settings import Settings
 from softprompt_zoo.training.together.losses import losses_apart
 
-OWN = ("learning_rate", "seed", "options", "output")
-"""Settings in which trainings that share their batches may differ."""
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+OWN = ("learning_rate", "seed", "output_dir")
+"""Arguments in which trainings that share their batches may differ."""
+ALONE: dict[str, Any] = {"gradient_accumulation_steps": 1, "load_best_model_at_end": False, "world_size": 1}
+"""Arguments that they have to have."""
 TOLERANCES = {torch.float32: 1e-4}
 """Of a loss alone and together, relative, by the model's number format."""
 HALF_PRECISION = 0.05
 """The same where sums are rounded to eight or eleven bits; it is there to find other losses, not to measure."""
 
 
-def check_alike(runs: Mapping[str, Settings]) -> None:
+def check_alike(arguments: "Mapping[str, TrainingArguments]", prompts: Sequence[str]) -> None:
     """Refuse trainings that differ in more than what each has of its own.
 
     Args:
-        runs: The trainings by name.
+        arguments: Those of each training by its prompt's name.
+        prompts: The names of the model's prompts.
 
     Raises:
-        ValueError: If there is none, or a setting differs that has to be the same.
+        ValueError: If they are those of other prompts, or a setting differs that has to be the same.
+        UnsupportedError: If a setting has a value that trainings together cannot have.
     """
-    if not runs:
-        raise ValueError("there is nothing to train together; give at least one training")
-    (first, shared), *others = runs.items()
-    for name, settings in others:
-        for field in dataclasses.fields(Settings):
-            here, there = vars(settings)[field.name], vars(shared)[field.name]
-            if field.name not in OWN and here != there:
-                raise ValueError(
-                    f"{first} and {name} cannot be trained together: their {field.name.replace('_', ' ')} is {there!r} "
-                    f"and {here!r}; only {', '.join(OWN[:-1])} may differ"
-                )
+    if list(arguments) != list(prompts):
+        raise ValueError(
+            f"arguments are those of {', '.join(arguments) or 'nothing'}, and the model has the prompts "
+            f"{', '.join(prompts)}; give one for each, in this order"
+        )
+    (first, shared), *others = arguments.items()
+    if shared.max_steps < 1:
+        raise ValueError(f"max_steps of {first} is {shared.max_steps}; say how many steps all take")
+    for field, needed in ALONE.items():
+        found = getattr(shared, field)
+        if found != needed:
+            raise UnsupportedError(f"{field} is {found}; together it can only be {needed}; train alone")
+    for name, own in others:
+        _check_same(first, shared.to_dict(), name, own.to_dict())
+
+
+def _check_same(first: str, shared: Mapping[str, Any], name: str, own: Mapping[str, Any]) -> None:
+    for field, value in own.items():
+        if field not in OWN and value != shared[field]:
+            raise ValueError(
+                f"{first} and {name} cannot be trained together: their {field} is {shared[field]!r} and {value!r}; "
+                f"only {', '.join(OWN)} may differ"
+            )
 
 
 @torch.no_grad()

@@ -30,14 +30,14 @@ class SharedTrainer(PromptTrainer):
     """
 
     def __init__(
-        self, rates: Mapping[str, float], clip_to: float, validate: Callable[[Any], float], **arguments: Any
+        self, rates: Mapping[str, float], clip_to: float, validate: Callable[[Any], float] | None, **arguments: Any
     ) -> None:
         """Set the training up.
 
         Args:
             rates: Learning rate of every prompt, in the order of `model.prompts`.
             clip_to: Largest norm of a prompt's gradient; 0 for any.
-            validate: Measures the validation loss with the active prompt.
+            validate: Measures the validation loss with the active prompt; `None` for no validation.
             **arguments: Trainer's. Its `max_grad_norm` has to be 0, and its data set one item for each step.
         """
         super().__init__(**arguments)
@@ -83,7 +83,9 @@ class SharedTrainer(PromptTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure and log the validation loss of every prompt."""
-        losses = {name: self._validation_loss(name) for name in self.rates}
+        if self.validate is None:
+            return {}
+        losses = {name: self._validation_loss(name, self.validate) for name in self.rates}
         metrics = {"eval_loss": _mean(losses.values()), **{f"eval_loss/{name}": loss for name, loss in losses.items()}}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -124,11 +126,11 @@ class SharedTrainer(PromptTrainer):
         """Return the rate of a prompt in this step."""
         return next(float(group["lr"]) for group in self.optimizer.param_groups if group["prompt"] == name)
 
-    def _validation_loss(self, name: str) -> float:
+    def _validation_loss(self, name: str, validate: Callable[[Any], float]) -> float:
         if name in self.diverged:
             return math.nan
         self._prompts.activate(name)
-        return self.validate(self.model)
+        return validate(self.model)
 
 
 def _has_diverged(history: Iterable[Mapping[str, float]], name: str) -> bool:

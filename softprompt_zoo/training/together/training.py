@@ -1,110 +1,98 @@
-"""Trainings of one method on one model, in one process, whose rows share the batches."""
+"""Trainings of prompts on one model, in one process, whose rows share the batches."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers import PrinterCallback, TrainerCallback, set_seed
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
 
-from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.method import Method
-from softprompt_zoo.model.attachment import detach, is_attached
-from softprompt_zoo.training.evaluation import Evaluator
-from softprompt_zoo.training.settings import Settings
+from softprompt_zoo.model.attachment import prompts_of
 from softprompt_zoo.training.together.fits import check_alike, check_step
 from softprompt_zoo.training.together.histories import history_of
 from softprompt_zoo.training.together.rows import SharedBatches, SharedCollator, first_batches
 from softprompt_zoo.training.together.trainer import SharedTrainer
-from softprompt_zoo.training.trainer import make_trainer, run_arguments
+from softprompt_zoo.training.trainer import PromptTrainer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, TrainingArguments
 
 
 def train_together(
     model: "PreTrainedModel",
-    method: Method,
-    runs: Mapping[str, Settings],
+    arguments: "Mapping[str, TrainingArguments]",
     rows: Sequence[Any],
-    evaluator: Evaluator,
-    folder: Path,
+    collate: Callable[[Sequence[Any]], dict[str, Tensor]],
     *,
+    validate: Callable[[Any], float] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    checkpoint: Path | None = None,
+    checkpoint: "Path | None" = None,
 ) -> dict[str, list[dict[str, float]]]:
-    """Train several prompts of a method at once; each becomes what it becomes alone.
+    """Train all prompts of a model at once; each becomes what `PromptTrainer` makes of it alone.
 
-    In every step one batch holds the rows of all of them. Each has its own rate, seed, options, start values, order of
-    rows, state of the optimizer, schedule and clipping. A training that diverges does not touch the others.
+    In every step one batch holds the rows of all of them. Each has its own rate, its own order of rows, its own state
+    of the optimizer, schedule and clipping. One that diverges does not touch the others; its numbers are NaN then.
 
     Args:
-        model: The model without prompts. It gets one for each training.
-        method: Their method; each run's options come on top of its own.
-        runs: The trainings by the names that their prompts get, with every number set. They may differ in
-            `learning_rate`, `seed` and `options`.
-        rows: The tokenized rows that all train on.
-        evaluator: What validates.
-        folder: Where checkpoints of all go.
+        model: A model whose prompts are to be trained, each of them started with its own seed.
+        arguments: Those of each prompt's own training, by its name. They may differ in `learning_rate`, `seed` and
+            `output_dir`, and say a number of steps, `max_steps`.
+        rows: The data that all train on.
+        collate: Makes a batch with `labels` of some of the rows.
+        validate: Measures the validation loss of the active prompt, each time that the arguments say.
         callbacks: What watches the training.
-        checkpoint: One of an earlier training of the same runs, to go on from.
+        checkpoint: One of an earlier training of the same prompts, to go on from; they lie in the first `output_dir`.
 
     Returns:
-        The history of every training, in the form that `Trainer` logs it alone.
+        What Trainer would have logged of each training alone, steps and validations.
 
     Raises:
-        ValueError: If runs differ in another setting.
-        UnsupportedError: If together they would not become what they become alone. The model has no prompts then.
+        ValueError: If the arguments differ in more, or are not those of the model's prompts.
+        UnsupportedError: If together the prompts would not become what they become alone; nothing is trained then.
     """
-    check_alike(runs)
-    if is_attached(model):
-        raise UnsupportedError("the model has prompts already; give train_together one without, as zoo.detach leaves")
-    try:
-        for name, run in runs.items():
-            set_seed(run.seed)
-            method(model, name=name, **run.options)
-        trainer = _trainer(model, method, runs, rows, evaluator, folder, callbacks)
-    except Exception:
-        if is_attached(model):
-            detach(model)
-        raise
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    log = trainer.state.log_history
-    return {name: history_of(log, name, len(rows), int(run.batch_size or 1)) for name, run in runs.items()}
-
-
-def _trainer(
-    model: "PreTrainedModel",
-    method: Method,
-    runs: Mapping[str, Settings],
-    rows: Sequence[Any],
-    evaluator: Evaluator,
-    folder: Path,
-    callbacks: Sequence[TrainerCallback],
-) -> SharedTrainer:
-    """Set the training up, and try its first step."""
-    settings = next(iter(runs.values()))
-    steps = SharedBatches([_order(model, method, run, rows, evaluator) for run in runs.values()])
-    collate = SharedCollator(rows, evaluator.objective.collate)
-    check_step(model, collate([steps[0]]))
-    here: dict[str, Any] = {"output_dir": str(folder), "per_device_train_batch_size": 1, "max_grad_norm": 0.0}
+    prompts = prompts_of(model, "train")
+    check_alike(arguments, prompts.keys())
+    shared = copy.copy(next(iter(arguments.values())))
+    steps = SharedBatches([_order(model, own, rows, collate) for own in arguments.values()])
+    shared_collate = SharedCollator(rows, collate)
+    check_step(model, shared_collate([steps[0]]))
+    clip_to, batch_size = shared.max_grad_norm, shared.train_batch_size
+    shared.max_grad_norm, shared.per_device_train_batch_size = 0.0, 1
     trainer = SharedTrainer(
-        {name: float(run.learning_rate or 0) for name, run in runs.items()},
-        clip_to=run_arguments(method, settings).max_grad_norm,
-        validate=evaluator.loss,
+        {name: own.learning_rate for name, own in arguments.items()},
+        clip_to,
+        validate,
         model=model,
-        args=run_arguments(method, settings, **here),
+        args=shared,
         train_dataset=steps,
-        eval_dataset=evaluator.rows,
-        data_collator=collate,
+        eval_dataset=steps,
+        data_collator=shared_collate,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    for name in trainer.diverged:
+        _spoil(prompts[name])
+    return {name: history_of(trainer.state.log_history, name, len(rows), batch_size) for name in arguments}
 
 
 def _order(
-    model: "PreTrainedModel", method: Method, run: Settings, rows: Sequence[Any], evaluator: Evaluator
+    model: "PreTrainedModel", arguments: "TrainingArguments", rows: Sequence[Any], collate: Callable[..., Any]
 ) -> list[list[int]]:
-    """Return the rows of every step, as the run's own Trainer takes them."""
-    loader = make_trainer(model, method, run, rows, evaluator, []).get_train_dataloader()
-    return first_batches(loader, int(run.steps or 0))
+    """Return the rows of every step, as a Trainer of its own takes them."""
+    data: Any = list(rows)
+    own = PromptTrainer(
+        model=model, args=copy.copy(arguments), train_dataset=data, eval_dataset=data, data_collator=collate
+    )
+    return first_batches(own.get_train_dataloader(), arguments.max_steps)
+
+
+@torch.no_grad()
+def _spoil(prompt: torch.nn.Module) -> None:
+    """Make of a prompt what an optimizer makes of it when gradients are no numbers."""
+    for parameter in prompt.parameters():
+        if parameter.requires_grad:
+            parameter.fill_(torch.nan)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.tiny_runs import save_tiny, tiny_settings, write_rows
+from helpers.tiny_runs import save_tiny, write_rows
 from transformers import TrainerCallback, set_seed
 
 import softprompt_zoo as zoo
@@ -14,7 +14,7 @@ from softprompt_zoo.training.base import Base
 from softprompt_zoo.training.evaluation import Evaluator
 from softprompt_zoo.training.objectives.writing import Writing
 from softprompt_zoo.training.together.training import train_together
-from softprompt_zoo.training.trainer import make_trainer
+from softprompt_zoo.training.trainer import RunTrainer
 
 
 class Data:
@@ -29,10 +29,16 @@ class Data:
         self.evaluator = Evaluator(read_examples(write_rows(folder / "validation.jsonl", 3, seed=1)), objective, 1)
 
     def runs(self, method, changes):
-        recipe = zoo.get_method(method).recipe
-        common = {"options": {}, "steps": 6, "batch_size": 4, "method": method}
-        settings = [tiny_settings(self.folder, self.folder / "out", **{**common, **own}) for own in changes]
-        return {f"run{index}": own.with_recipe(method, recipe) for index, own in enumerate(settings)}
+        """Return by name the options and the arguments of trainings."""
+        chosen = {"max_steps": 6, "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 3}
+        fixed = {"save_steps": 2, "save_total_limit": 2, "logging_steps": 1, "logging_nan_inf_filter": False}
+        fixed |= {"remove_unused_columns": False, "dataloader_pin_memory": False, "disable_tqdm": True}
+        runs = {}
+        for index, (options, changed) in enumerate(changes):
+            folder = str(self.folder / "together")
+            arguments = zoo.get_method(method).training_arguments(folder, **{**fixed, **chosen, **changed})
+            runs[f"run{index}"] = {"num_virtual_tokens": 3, **options}, arguments
+        return runs
 
     def model(self):
         """Return the tiny model without dropout, which would draw others together than alone."""
@@ -44,20 +50,32 @@ class Data:
         without.load_state_dict(model.state_dict())
         return without.eval()
 
-    def alone(self, method, settings, callbacks=()):
-        """Return the learned tensors and the history of a run by itself."""
+    def alone(self, method, run, callbacks=()):
+        """Return the learned tensors and the history of a training by itself."""
+        options, arguments = run
         model = self.model()
-        set_seed(settings.seed)
-        zoo.get_method(method)(model, **settings.options)
-        trainer = make_trainer(model, zoo.get_method(method), settings, self.rows, self.evaluator, callbacks)
+        set_seed(arguments.seed)
+        zoo.get_method(method)(model, **options)
+        trainer = RunTrainer(
+            self.evaluator,
+            model=model,
+            args=arguments,
+            train_dataset=self.rows,
+            eval_dataset=self.rows,
+            data_collator=self.evaluator.objective.collate,
+            callbacks=list(callbacks),
+        )
         trainer.train()
-        return learned(model, "default"), trainer.state.log_history
+        return learned(model, "default"), [entry for entry in trainer.state.log_history if "train_loss" not in entry]
 
     def together(self, method, runs, **options):
         model = self.model()
-        histories = train_together(
-            model, zoo.get_method(method), runs, self.rows, self.evaluator, self.folder / "together", **options
-        )
+        for name, (own, arguments) in runs.items():
+            set_seed(arguments.seed)
+            zoo.get_method(method)(model, name=name, **own)
+        arguments = {name: own for name, (_, own) in runs.items()}
+        collate, validate = self.evaluator.objective.collate, self.evaluator.loss
+        histories = train_together(model, arguments, self.rows, collate, validate=validate, **options)
         return {name: (learned(model, name), histories[name]) for name in runs}
 
 
@@ -73,27 +91,25 @@ def data(tmp_path_factory):
 def assert_same(together, alone):
     (tensors, history), (expected, log) = together, alone
     for key, tensor in expected.items():
-        torch.testing.assert_close(tensors[key], tensor, rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
-    steps = [entry for entry in log if "loss" in entry or "eval_loss" in entry]
-    assert [entry["step"] for entry in history] == [entry["step"] for entry in steps]
-    for entry, other in zip(history, steps, strict=True):
-        own = {key: value for key, value in other.items() if not key.startswith("eval_") or key == "eval_loss"}
-        assert entry == pytest.approx(own, rel=1e-4, abs=1e-5)
+        torch.testing.assert_close(tensors[key], tensor, rtol=0, atol=1e-5, equal_nan=True)
+    assert len(history) == len(log)
+    for entry, other in zip(history, log, strict=True):
+        assert entry == pytest.approx(other, rel=1e-4, abs=1e-5, nan_ok=True)
 
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
 TRIALS = {
-    "eight rates": ("prompt", [{"learning_rate": rate} for rate in RATES]),
-    "lengths and seeds": (
+    "eight rates": ("prompt", [({}, {"learning_rate": rate}) for rate in RATES]),
+    "lengths, starts and seeds": (
         "prompt",
         [
-            {"options": {"num_virtual_tokens": 2}},
-            {"options": {"num_virtual_tokens": 7}, "seed": 3},
-            {"options": {"num_virtual_tokens": 4, "init": "random"}, "seed": 5, "learning_rate": 0.05},
+            ({"num_virtual_tokens": 2}, {}),
+            ({"num_virtual_tokens": 7}, {"seed": 3}),
+            ({"num_virtual_tokens": 4, "init": "random"}, {"seed": 5, "learning_rate": 0.05}),
         ],
     ),
-    "prefixes": ("prefix", [{"options": {"num_virtual_tokens": n}, "seed": n} for n in (2, 5)]),
-    "reparameterized": ("p-tuning", [{"options": {"num_virtual_tokens": n}, "seed": n} for n in (3, 4)]),
+    "prefixes": ("prefix", [({"num_virtual_tokens": count}, {"seed": count}) for count in (2, 5)]),
+    "reparameterized": ("p-tuning", [({"num_virtual_tokens": count}, {"seed": count}) for count in (3, 4)]),
 }
 
 
@@ -102,16 +118,16 @@ def test_each_becomes_what_it_becomes_alone(data, trials):
     method, changes = TRIALS[trials]
     runs = data.runs(method, changes)
     together = data.together(method, runs)
-    for name, settings in runs.items():
-        assert_same(together[name], data.alone(method, settings))
+    for name, run in runs.items():
+        assert_same(together[name], data.alone(method, run))
 
 
 def test_an_encoder_decoder_whose_loss_is_taken_of_its_logits(tmp_path):
     data = Data(tmp_path, "t5")
-    runs = data.runs("prompt", [{"learning_rate": 0.01}, {"learning_rate": 0.3, "seed": 2}])
+    runs = data.runs("prompt", [({}, {"learning_rate": 0.01}), ({}, {"learning_rate": 0.03, "seed": 2})])
     together = data.together("prompt", runs)
-    for name, settings in runs.items():
-        assert_same(together[name], data.alone("prompt", settings))
+    for name, run in runs.items():
+        assert_same(together[name], data.alone("prompt", run))
 
 
 class Overflow(TrainerCallback):
@@ -128,39 +144,46 @@ class Overflow(TrainerCallback):
 
 
 def test_one_that_diverges_does_not_touch_the_others(data):
-    runs = data.runs("prefix", [{"learning_rate": rate, "steps": 5} for rate in (1e-3, 1e-2, 1e-1)])
+    runs = data.runs("prefix", [({}, {"learning_rate": rate, "max_steps": 5}) for rate in (1e-3, 1e-2, 1e-1)])
     together = data.together("prefix", runs, callbacks=[Overflow("run1")])
     for name in ("run0", "run2"):
         assert_same(together[name], data.alone("prefix", runs[name]))
-    _, alone = data.alone("prefix", runs["run1"], [Overflow("default")])
-    logs = (together["run1"][1], alone[:-1])
-    losses = [[entry.get("loss", entry.get("eval_loss")) for entry in log] for log in logs]
-    assert any(map(math.isnan, losses[1]))
+    tensors, log = data.alone("prefix", runs["run1"], [Overflow("default")])
+    assert all(bool(tensor.isnan().all()) for tensor in tensors.values())
+    losses = [[entry.get("loss", entry.get("eval_loss")) for entry in one] for one in (together["run1"][1], log)]
     torch.testing.assert_close(*map(torch.tensor, losses), equal_nan=True)
+    assert all(bool(tensor.isnan().all()) for tensor in together["run1"][0].values())
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not_been(data, tmp_path):
-    runs = data.runs("prompt", [{"learning_rate": 1e-3}, {"learning_rate": 0.1, "seed": 1}])
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(data):
+    runs = data.runs("prompt", [({}, {"learning_rate": 1e-3}), ({}, {"learning_rate": 0.1, "seed": 1})])
     whole = data.together("prompt", runs)
-    [checkpoint] = (data.folder / "together").glob("checkpoint-4")
-    resumed = data.together("prompt", runs, checkpoint=checkpoint)
+    resumed = data.together("prompt", runs, checkpoint=data.folder / "together" / "checkpoint-4")
     for name in runs:
         assert resumed[name][1] == whole[name][1]
         for key, tensor in whole[name][0].items():
             assert torch.equal(resumed[name][0][key], tensor)
 
 
-def test_what_would_be_another_training_is_refused(data):
-    model = data.model()
+REFUSED = {
+    "draws random numbers": ("prefix", [({"dropout": 0.5}, {})] * 2),
+    "run0 and run1 cannot be trained together: their max_steps is 6 and 5": (
+        "prompt",
+        [({}, {}), ({}, {"max_steps": 5})],
+    ),
+    "gradient_accumulation_steps is 2; together": ("prompt", [({}, {"gradient_accumulation_steps": 2})]),
+    "max_steps of run0 is -1; say how many": ("prompt", [({}, {"max_steps": -1, "num_train_epochs": 1})]),
+}
 
-    def together(method, runs):
-        train_together(model, zoo.get_method(method), runs, data.rows, data.evaluator, data.folder / "refused")
 
-    with pytest.raises(zoo.UnsupportedError, match="draws random numbers"):
-        together("prefix", data.runs("prefix", [{"options": {"num_virtual_tokens": 2, "dropout": 0.5}}] * 2))
-    with pytest.raises(ValueError, match="run0 and run1 cannot be trained together: their steps is 6 and 5"):
-        together("prompt", data.runs("prompt", [{}, {"steps": 5}]))
-    with pytest.raises(ValueError, match="nothing to train together"):
-        together("prompt", {})
-    assert type(model) is type(tiny_model("llama"))
-    assert not hasattr(model, "prompts")
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_would_be_another_training_is_refused(data, message):
+    method, changes = REFUSED[message]
+    with pytest.raises(ValueError, match=message):
+        data.together(method, data.runs(method, changes))
+
+
+def test_arguments_of_other_prompts_are_refused(data):
+    model = zoo.get_method("prompt")(data.model(), num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="arguments are those of nothing, and the model has the prompts default"):
+        train_together(model, {}, data.rows, data.evaluator.objective.collate)
