@@ -120,23 +120,27 @@ class Method:
         Returns:
             The arguments.
         """
-        from transformers import TrainingArguments
+        return training_arguments(recipe or self.recipe, output_dir, **overrides)
 
-        recipe = recipe or self.recipe
-        chosen: dict[str, Any] = {}
-        if recipe is not None:
-            chosen = {
-                "learning_rate": recipe.learning_rate,
-                "max_steps": recipe.steps,
-                "per_device_train_batch_size": recipe.batch_size,
-                "warmup_steps": recipe.warmup_steps,
-                "lr_scheduler_type": recipe.schedule,
-                "weight_decay": recipe.weight_decay,
-                "optim": recipe.optimizer,
-            }
-        if "num_train_epochs" in overrides:
-            chosen.pop("max_steps", None)  # it would win, whatever the epochs
-        return TrainingArguments(output_dir=output_dir, **{"report_to": "none", **chosen, **overrides})
+
+def training_arguments(recipe: Recipe | None, output_dir: str, **overrides: Any) -> "TrainingArguments":
+    """Turn a recipe into arguments for transformers' `Trainer`; arguments as of `Method.training_arguments`."""
+    from transformers import TrainingArguments
+
+    chosen: dict[str, Any] = {}
+    if recipe is not None:
+        chosen = {
+            "learning_rate": recipe.learning_rate,
+            "max_steps": recipe.steps,
+            "per_device_train_batch_size": recipe.batch_size,
+            "warmup_steps": recipe.warmup_steps,
+            "lr_scheduler_type": recipe.schedule,
+            "weight_decay": recipe.weight_decay,
+            "optim": recipe.optimizer,
+        }
+    if "num_train_epochs" in overrides:
+        chosen.pop("max_steps", None)  # it would win, whatever the epochs
+    return TrainingArguments(output_dir=output_dir, **{"report_to": "none", **chosen, **overrides})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import typer
 
 from softprompt_zoo.cli.bank import add, delete, import_prompts, list_prompts, verify
 from softprompt_zoo.cli.command import command
+from softprompt_zoo.cli.compare import compare
 from softprompt_zoo.cli.files import export_prompt, import_prompt
 from softprompt_zoo.cli.inside import inspect
 from softprompt_zoo.cli.listing import methods, plugins, show
@@ -27,6 +28,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "generate": generate,
+    "compare": compare,
     "inspect": inspect,
     "export": export_prompt,
     "import": import_prompt,

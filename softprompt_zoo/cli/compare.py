@@ -1,0 +1,91 @@
+"""`compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softprompt_zoo.cli.command import console, quiet
+from softprompt_zoo.cli.train import unescape
+from softprompt_zoo.training.comparison.choices import BASELINES, SHOTS, Choices, read_list, read_rate
+from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, Settings
+
+
+def compare(
+    model: Annotated[str, typer.Argument(help="Folder, hub name, or smollm2.")] = "smollm2",
+    data: Annotated[Path | None, typer.Option(help="JSONL or CSV file; the demo's if not given.")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="JSONL or CSV file; a tenth of --data, at most 100 rows, if not given.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the results and the report.")] = Path("comparison"),
+    methods: Annotated[
+        str | None, typer.Option(help="Names or aliases, separated by commas; all that fit the model if not given.")
+    ] = None,
+    baselines: Annotated[
+        str, typer.Option(help="What methods are compared with, separated by commas; none for none.")
+    ] = ",".join(BASELINES),
+    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas; 0,1,2 if not given.")] = None,
+    learning_rates: Annotated[
+        str,
+        typer.Option(help="Peak learning rates, separated by commas: 0.03, or 2x for twice each candidate's own."),
+    ] = "1x",
+    lengths: Annotated[
+        str | None, typer.Option(help="Numbers of virtual tokens, separated by commas; each method's own if not given.")
+    ] = None,
+    starts: Annotated[
+        str | None, typer.Option(help="Start values, as the option init takes them; each method's own if not given.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each training; 200 if not given.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows per step.")] = 8,
+    rows: Annotated[int | None, typer.Option(help="Training rows at most.")] = None,
+    validation_rows: Annotated[int | None, typer.Option(help="Validation rows at most.")] = None,
+    shots: Annotated[int, typer.Option(help="Examples of a few-shot prompt at most.")] = SHOTS,
+    handwritten: Annotated[
+        str | None, typer.Option(help="Hand-written prompt to compare with; the demo has one of its own.")
+    ] = None,
+    input_field: Annotated[str | None, typer.Option(help="Field of the input.")] = None,
+    target_field: Annotated[str | None, typer.Option(help="Field of the target.")] = None,
+    template: Annotated[str, typer.Option(help=r"Text in front of the target; \n is a new line.")] = r"{input}\n",
+    max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are left out.")] = 512,
+    metric_rows: Annotated[int, typer.Option(help="Validation rows to write answers for.")] = 10,
+    dtype: Annotated[
+        str | None, typer.Option(help="Number format of the frozen model: float32, bfloat16 or float16.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier comparison in --output.")] = False,
+) -> None:
+    """Compare methods and baselines on your data; the same command goes on where it was stopped."""
+    choices = Choices(
+        methods=None if methods is None else _names("--methods", methods),
+        baselines=() if baselines == "none" else _names("--baselines", baselines),
+        seeds=(0, 1, 2) if seeds is None else read_list("--seeds", seeds, int, "integers"),
+        rates=read_list("--learning-rates", learning_rates, read_rate, "numbers, or multiples such as 2x"),
+        lengths=() if lengths is None else read_list("--lengths", lengths, int, "integers"),
+        starts=() if starts is None else _names("--starts", starts),
+        steps=200 if steps is None else steps,
+        batch_size=batch_size,
+        rows=rows,
+        validation_rows=validation_rows,
+        shots=shots,
+    )
+    settings = Settings(
+        model=model,
+        output=str(output),
+        data=None if data is None else str(data),
+        validation=None if validation is None else str(validation),
+        input_field=input_field,
+        target_field=target_field,
+        template=unescape(template),
+        handwritten=DEMO_HANDWRITTEN if data is None and handwritten is None else handwritten,
+        max_length=max_length,
+        dtype=dtype,
+        metric_rows=metric_rows,
+    )
+    # Importing torch takes seconds; what is wrong above has been said by now.
+    from softprompt_zoo.training.comparison.compare import compare as run
+
+    quiet()
+    run(settings, choices, console(), overwrite=overwrite)
+
+
+def _names(flag: str, text: str) -> tuple[str, ...]:
+    return read_list(flag, text, str, "names")

@@ -1,0 +1,126 @@
+"""What all trials of a comparison share: the model, loaded once; the rows; how a candidate is measured."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.registry.discovery import own_version
+from softprompt_zoo.training.base import Base, check_tokens, fast_dtype
+from softprompt_zoo.training.comparison.choices import Choices
+from softprompt_zoo.training.comparison.row_losses import row_losses
+from softprompt_zoo.training.comparison.unrelated import Unrelated
+from softprompt_zoo.training.data import read_data
+from softprompt_zoo.training.evaluation import generate
+from softprompt_zoo.training.objectives.objective import IGNORED, Measured, Objective, fitting
+from softprompt_zoo.training.objectives.writing import Writing
+from softprompt_zoo.training.settings import Settings
+
+if TYPE_CHECKING:
+    from softprompt_zoo.training.comparison.candidates.candidate import Fitted
+
+FIRST_TOKENS = 5
+"""Times that the first token is written; the median counts. Our choice."""
+
+
+class Bench:
+    """The model and the rows of a comparison; made before the weights are loaded, so that bad input fails early."""
+
+    def __init__(self, settings: Settings, choices: Choices, tell: Callable[[str], None]) -> None:
+        self.settings, self.choices, self._tell = settings, choices, tell
+        data = read_data(settings)
+        self.base = Base(settings.model, progress=tell)
+        self.objective: Objective[Any, Any] = Writing(
+            self.base.tokenizer, self.base.is_encoder_decoder, settings.template
+        )
+        self.train_examples = fitting(self.objective, data.train[: choices.rows], settings.max_length, "training")
+        self.examples = fitting(
+            self.objective, data.validation[: choices.validation_rows], settings.max_length, "validation"
+        )
+        self.train_rows = self.objective.rows(self.train_examples)
+        self.rows = self.objective.rows(self.examples)
+        self.answered = min(settings.metric_rows, len(self.rows))
+        """Validation rows that answers are written for."""
+        self.dtype = settings.dtype or fast_dtype()
+        self.sources = data.sources
+        self.model: Any = None
+        """The model, after `load`; every trial leaves it bitwise as it was."""
+
+    @property
+    def shared(self) -> Mapping[str, Any]:
+        """All that every trial depends on, as JSON values."""
+        packages = ("torch", "transformers")
+        return {
+            "model": self.settings.model,
+            "data": {name: source["sha256"] for name, source in self.sources.items()},
+            "training_rows": len(self.train_rows),
+            "validation_rows": len(self.rows),
+            "answered_rows": self.answered,
+            "objective": self.objective.name,
+            "template": self.settings.template,
+            "max_length": self.settings.max_length,
+            "dtype": self.dtype,
+            "shots": self.choices.shots,
+            "versions": {"softprompt-zoo": own_version(), **{name: metadata.version(name) for name in packages}},
+        }
+
+    def load(self) -> None:
+        """Load the model, and measure what candidates are held against."""
+        self._tell(f"loading {self.settings.model} in {self.dtype}")
+        self.model = self.objective.load(self.base, self.dtype)
+        check_tokens([*self.train_rows, *self.rows], self.model)
+        self.unrelated = Unrelated.of(self.model, self.base)
+
+    def objective_for(self, fitted: "Fitted") -> Objective[Any, Any]:
+        """Return the objective, with the text that a candidate puts in front."""
+        return self.objective.with_instruction(fitted.instruction) if fitted.instruction else self.objective
+
+    def measure(self, fitted: "Fitted") -> tuple[Measured, list[float]]:
+        """Measure a candidate on the validation rows.
+
+        Returns:
+            Loss, metrics and answers; and the loss of each row.
+        """
+        objective = self.objective_for(fitted)
+        rows = objective.rows(self.examples)
+        measured = objective.measure(fitted.model, self.examples, rows, self.answered)
+        return measured, row_losses(fitted.model, rows, objective.collate)
+
+    def first_token_seconds(self, fitted: "Fitted") -> float | None:
+        """Time how long a candidate takes to the first token of an answer to the row of median length."""
+        if not fitted.model.can_generate():
+            return None
+        rows = sorted(self.objective_for(fitted).rows(self.examples), key=len)
+        texts = [self._parts(rows[len(rows) // 2])[0]]
+        times = []
+        for _ in range(FIRST_TOKENS + 1):  # the first one finds caches empty
+            began = time.perf_counter()
+            generate(fitted.model, self.base.tokenizer, texts, 1)
+            times.append(time.perf_counter() - began)
+        return median(times[1:])
+
+    def pairs(self, places: Sequence[int]) -> list[tuple[str, str]]:
+        """Return training examples as text and answer, each as the model reads it.
+
+        Args:
+            places: Which ones.
+
+        Raises:
+            UnsupportedError: If answers are no text to this model.
+        """
+        decode = self.base.tokenizer.decode
+        parts = [self._parts(self.train_rows[place]) for place in places]
+        texts, answers = ([decode(ids, skip_special_tokens=True) for ids in side] for side in zip(*parts, strict=True))
+        return list(zip(texts, answers, strict=True))
+
+    def _parts(self, row: Any) -> tuple[list[int], list[int]]:
+        """Return the ids of a row's text, and those of its answer."""
+        batch = self.objective.collate([row])
+        ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+        if not isinstance(labels, list):
+            raise UnsupportedError("this model names a class and reads no answers, so examples cannot be shown to it")
+        answer = [label for label in labels if label != IGNORED]
+        text = ids if self.base.is_encoder_decoder else ids[: len(ids) - len(answer)]
+        return text, answer

@@ -1,0 +1,78 @@
+"""In-context learning: training examples in front of every row."""
+
+import contextlib
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+
+from softprompt_zoo.backbone.traits import max_positions
+from softprompt_zoo.config.recipe import Recipe
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.candidates.candidate import Fitted, Options
+from softprompt_zoo.training.comparison.candidates.written import written
+from softprompt_zoo.training.comparison.choices import Choices
+from softprompt_zoo.training.comparison.trial import Trial
+
+BETWEEN = "\n\n"
+"""Between two examples, and between the last one and the row."""
+
+
+class FewShot:
+    """As many training examples in front of every row as were asked for and fit; a `Candidate`."""
+
+    name = "few-shot"
+    recipe: Recipe | None = None
+    is_trained = False
+    varies = True
+
+    def variants(self, choices: Choices, bench: Bench) -> Sequence[Options]:
+        """Return its only variant."""
+        return [{"shots": choices.shots}]
+
+    @contextlib.contextmanager
+    def put_on(self, bench: Bench, trial: Trial) -> Iterator[Fitted]:
+        """Put examples in front, drawn with the seed."""
+        texts = [text + answer for text, answer in drawn(bench, trial.options["shots"], trial.seed)]
+        yield written(bench, BETWEEN.join(texts))
+
+
+def drawn(bench: Bench, count: int, seed: int) -> list[tuple[str, str]]:
+    """Draw training examples, as many of each answer as of any other where answers recur.
+
+    Args:
+        bench: Whose rows.
+        count: How many, at most: as many as fit in front of the longest row.
+        seed: Of the draw.
+
+    Returns:
+        Text and answer of each, in a mixed order.
+
+    Raises:
+        UnsupportedError: If none fits, or answers are no text to this model.
+    """
+    pairs = bench.pairs(_balanced(bench, seed)[:count])
+    while pairs and not _fit(bench, pairs):
+        pairs.pop()
+    if not pairs:
+        raise UnsupportedError("not one training example fits in front of the longest row; shorten the rows")
+    return pairs
+
+
+def _balanced(bench: Bench, seed: int) -> list[int]:
+    """Return the places of training rows in a mixed order, one of each answer in turn."""
+    order = random.Random(seed).sample(range(len(bench.train_examples)), len(bench.train_examples))
+    groups: dict[str, list[int]] = {}
+    for place in order:
+        groups.setdefault(bench.objective.shown(bench.train_examples[place])[1], []).append(place)
+    turns = itertools.zip_longest(*groups.values())
+    return [place for turn in turns for place in turn if place is not None]
+
+
+def _fit(bench: Bench, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Return whether the longest row has room behind examples."""
+    bound = max_positions(bench.model)
+    if bound is None:
+        return True
+    in_front = bench.objective.instruction_tokens("".join(f"{text}{answer}{BETWEEN}" for text, answer in pairs))
+    return in_front + max(map(len, [*bench.rows, *bench.train_rows])) < bound

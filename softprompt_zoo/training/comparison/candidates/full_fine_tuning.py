@@ -1,0 +1,54 @@
+"""Full fine-tuning: every weight is trained, where the model is small."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from softprompt_zoo.config.recipe import Recipe
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.files.writing import write_tensors
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.candidates.candidate import Fitted, Options
+from softprompt_zoo.training.comparison.choices import Choices
+from softprompt_zoo.training.comparison.trial import Trial
+
+MOST_PARAMETERS = 500_000_000
+"""Of a model that is small; training takes 16 bytes for each, 8 GB. Our choice."""
+
+
+class FullFineTuning:
+    """All weights, of a copy of the model in float32; a `Candidate`."""
+
+    name = "full-fine-tuning"
+    recipe: Recipe | None = Recipe(
+        learning_rate=5e-5,
+        steps=200,
+        source="the largest of those for BERT, Devlin et al. 2019, appendix A.3",
+    )
+    is_trained = True
+    varies = True
+
+    def variants(self, choices: Choices, bench: Bench) -> Sequence[Options]:
+        """Return its only variant; refuse a model that is not small."""
+        count = sum(parameter.numel() for parameter in bench.model.parameters())
+        if count > MOST_PARAMETERS:
+            raise UnsupportedError(
+                f"the model has {count:,} parameters, and full fine-tuning is tried up to {MOST_PARAMETERS:,}, "
+                "16 bytes of memory each"
+            )
+        return [{}]
+
+    @contextlib.contextmanager
+    def put_on(self, bench: Bench, trial: Trial) -> Iterator[Fitted]:
+        """Copy the model; small updates would be lost in bfloat16."""
+        from transformers import Trainer
+
+        model = copy.deepcopy(bench.model).to(torch.float32)  # type: ignore[arg-type]
+
+        def save(folder: Path) -> None:
+            write_tensors(folder / "model.safetensors", model.to(bench.model.dtype).state_dict(), {})
+
+        yield Fitted(model=model.requires_grad_(True), trainer=Trainer, save=save)

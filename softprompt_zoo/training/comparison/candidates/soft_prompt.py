@@ -1,0 +1,74 @@
+"""A soft-prompt method of the registry."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from softprompt_zoo.config.recipe import Recipe
+from softprompt_zoo.method import get_method
+from softprompt_zoo.model.attachment import detach
+from softprompt_zoo.training.base import with_tokenizer
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.candidates.candidate import Fitted, Options
+from softprompt_zoo.training.comparison.candidates.few_shot import BETWEEN, drawn
+from softprompt_zoo.training.comparison.choices import Choices
+from softprompt_zoo.training.comparison.trial import Trial
+
+CONTEXT_TEMPLATE = f"{{input}}{{target}}{BETWEEN}"
+"""How methods that learn from examples have them written; what is around input and target is in these already."""
+
+
+class SoftPrompt:
+    """A prompt of a method; a `Candidate`."""
+
+    is_trained = True
+    varies = True
+
+    def __init__(self, name: str) -> None:
+        self.method = get_method(name)
+        self.name = self.method.name
+        self.recipe: Recipe | None = self.method.recipe
+        self._fields = {field.name: field for field in dataclasses.fields(self.method.config_class)}
+
+    def variants(self, choices: Choices, bench: Bench) -> Sequence[Options]:
+        """Return each length with each start that was asked for; what the method has no option for is left to it."""
+        lengths = self._values("num_virtual_tokens", choices.lengths) if self._has_length else [{}]
+        starts = self._values("init", choices.starts)
+        return [{**length, **start} for length, start in itertools.product(lengths, starts)]
+
+    @contextlib.contextmanager
+    def put_on(self, bench: Bench, trial: Trial) -> Iterator[Fitted]:
+        """Attach a new prompt, and take it off again."""
+        from softprompt_zoo.training.trainer import PromptTrainer
+
+        method = self.method.configure(**trial.options, **self._of_the_data(bench, trial))
+        model: Any = method(bench.model, **with_tokenizer(method, bench.base.tokenizer))
+        prompts = model.prompts
+        try:
+
+            def save(folder: Path) -> None:
+                model.save_pretrained(folder)
+
+            tokens = sum(prompts[name].num_virtual_tokens for name in prompts.active)
+            yield Fitted(model=model, prompt_tokens=tokens, trainer=PromptTrainer, save=save)
+        finally:
+            detach(model)
+
+    @property
+    def _has_length(self) -> bool:
+        """Whether the number of virtual tokens is chosen, and not counted."""
+        field = self._fields["num_virtual_tokens"]
+        return field.default != 0
+
+    def _values(self, option: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+        return [{option: value} for value in values] if values and option in self._fields else [{}]
+
+    def _of_the_data(self, bench: Bench, trial: Trial) -> dict[str, Any]:
+        """Return the options that say what the data are: examples, for a method that learns from a few."""
+        if "examples" not in self._fields:
+            return {}
+        examples = tuple(drawn(bench, trial.shared["shots"], trial.seed))
+        return {"examples": examples, "template": CONTEXT_TEMPLATE}

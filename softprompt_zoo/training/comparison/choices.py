@@ -1,0 +1,150 @@
+"""What the user chose to compare, with everything that can be checked before a file is opened."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from softprompt_zoo.config.checks import check_positive_integer
+from softprompt_zoo.training.settings import LARGEST_RATE, MOST
+
+T = TypeVar("T")
+BASELINES = ("untrained", "handwritten", "few-shot", "lora", "adapter-tuning", "full-fine-tuning")
+"""What methods are compared with, in the order of the table."""
+SHOTS = 8
+"""Examples of a few-shot prompt at most; so many as in benchmarks/methods.py. Our choice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A learning rate: a number, or a multiple of each candidate's own."""
+
+    value: float
+    is_multiple: bool = False
+
+    def of(self, own: float | None) -> float | None:
+        """Return the rate for a candidate.
+
+        Args:
+            own: The candidate's own rate; `None` if it has none.
+
+        Returns:
+            The rate; `None` if it would be a multiple of nothing.
+        """
+        if not self.is_multiple:
+            return self.value
+        return None if own is None else self.value * own
+
+
+OWN_RATE = Rate(1.0, is_multiple=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What is compared, and with which budget."""
+
+    methods: tuple[str, ...] | None = None
+    """Methods; `None` for all that fit the model."""
+    baselines: tuple[str, ...] = BASELINES
+    """What they are compared with."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each trial is run once with each."""
+    rates: tuple[Rate, ...] = (OWN_RATE,)
+    """Learning rates of what is trained."""
+    lengths: tuple[int, ...] = ()
+    """Numbers of virtual tokens; empty for each method's own."""
+    starts: tuple[str, ...] = ()
+    """Start values, as a method's option `init` takes them; empty for each method's own."""
+    parameters: int | None = None
+    """Numbers that each candidate trains, nearly; `None` for as many as each has."""
+    steps: int = 200
+    """Optimizer steps of each training."""
+    batch_size: int = 8
+    """Rows per step."""
+    rows: int | None = None
+    """Training rows at most; `None` for all."""
+    validation_rows: int | None = None
+    """Validation rows at most; `None` for all."""
+    shots: int = SHOTS
+    """Examples of a few-shot prompt at most."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "shots", "rows", "validation_rows", "parameters"):
+            _check_count(name, vars(self)[name])
+        for name in ("seeds", "rates", "lengths", "starts", "baselines", "methods"):
+            _check_list(name, vars(self)[name])
+        if not self.seeds:
+            raise ValueError("seeds is empty; give at least one, such as --seeds 0")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:  # NumPy takes no more
+                raise ValueError(f"seeds has {seed}; expected integers from 0 to {2**32 - 1}")
+        for rate in self.rates:
+            if not 0 < rate.value <= LARGEST_RATE:
+                raise ValueError(
+                    f"learning_rates has {rate.value}; expected numbers above 0, of at most {LARGEST_RATE:g}"
+                )
+        for length in self.lengths:
+            _check_count("lengths", length)
+        for name in self.baselines:
+            _check_baseline(name)
+        if self.parameters is not None and self.lengths:
+            raise ValueError("parameters and lengths were both given; lengths are chosen by parameters, leave one out")
+
+
+def read_list(flag: str, text: str, read: Callable[[str], T], what: str) -> tuple[T, ...]:
+    """Read a list as users write it: `0,1,2`.
+
+    Args:
+        flag: The flag it is given with, for messages.
+        text: As the user typed it.
+        read: From one part to a value.
+        what: What parts are, for messages.
+
+    Returns:
+        The values.
+
+    Raises:
+        ValueError: If a part is empty or cannot be read.
+    """
+    values = []
+    for part in text.split(","):
+        try:
+            values.append(read(part.strip()) if part.strip() else _refuse())
+        except ValueError:
+            raise ValueError(f"{flag} is {text!r}, with {part!r}; expected {what}, separated by commas") from None
+    return tuple(values)
+
+
+def read_rate(text: str) -> Rate:
+    """Read a learning rate: `0.03`, or `2x` for twice each candidate's own."""
+    found = re.fullmatch(r"([0-9.eE+-]+)(x?)", text)
+    if found is None:
+        raise ValueError(text)
+    return Rate(float(found[1]), bool(found[2]))
+
+
+def _refuse() -> Any:
+    raise ValueError("empty")
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is None:
+        return
+    check_positive_integer(name, value)
+    if value > MOST:
+        raise ValueError(f"{name} is {value}; expected an integer of at most {MOST}")
+
+
+def _check_list(name: str, values: Sequence[Any] | None) -> None:
+    """Refuse a value that is listed twice, which would count one trial as two."""
+    for index, value in enumerate(values or ()):
+        if value in (values or ())[:index]:
+            raise ValueError(f"{name} has {value!r} twice; give each once")
+
+
+def _check_baseline(name: str) -> None:
+    if name not in BASELINES:
+        near = difflib.get_close_matches(name, BASELINES, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"baselines has {name!r}; {hint}there are {', '.join(BASELINES)}")

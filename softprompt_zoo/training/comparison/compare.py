@@ -1,0 +1,101 @@
+"""A comparison from beginning to end, or from the last trial on that is there."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from softprompt_zoo.errors import OutputError, StoppedError, check_packages
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.choices import Choices
+from softprompt_zoo.training.comparison.outputs import write_results, write_table
+from softprompt_zoo.training.comparison.plan import Plan, check_names, make_plan
+from softprompt_zoo.training.comparison.run_trial import run_trial
+from softprompt_zoo.training.comparison.store import Store
+from softprompt_zoo.training.comparison.summary import summarize
+from softprompt_zoo.training.comparison.table import make_table
+from softprompt_zoo.training.comparison.trial import Trial
+from softprompt_zoo.training.comparison.watching import Watching
+from softprompt_zoo.training.folder import locked
+from softprompt_zoo.training.report import printer
+from softprompt_zoo.training.settings import Settings
+
+NEEDED_ROOM = 50_000_000
+"""Bytes that the results of a comparison may need, report included. Our choice."""
+
+
+def compare(
+    settings: Settings, choices: Choices, console: Console, *, overwrite: bool = False, dry_run: bool = False
+) -> None:
+    """Compare methods and baselines, and say what came of it.
+
+    Args:
+        settings: Model, data, rows and output folder.
+        choices: What is compared.
+        console: Where progress and results go.
+        overwrite: Whether an earlier comparison in the same folder may be removed.
+        dry_run: Whether to say what would be run, and run nothing.
+
+    Raises:
+        ZooError: If something the user gave cannot be used; nothing was written then.
+        StoppedError: If the user stopped it.
+    """
+    remedy = 'pip install "softprompt-zoo[train]"'
+    check_packages("comparing needs", "accelerate", "filelock", "matplotlib", remedy=remedy)
+    check_names(choices)
+    settings = settings.absolute()
+    tell = printer(console)
+    bench = Bench(settings, choices, tell)
+    store = Store(Path(settings.output))
+    store.check(bench.shared, overwrite=overwrite)
+    _check_room(store.folder)
+    bench.load()
+    plan = make_plan(bench, _nothing_is_done if overwrite else store.has, lambda name: tell(f"trying {name}"))
+    _tell_refused(plan, console)
+    if not plan.trials:
+        raise OutputError("nothing that was chosen fits the model; the lines above say why")
+    if dry_run:
+        return
+    with locked(store.folder):
+        store.open(bench.shared, overwrite=overwrite)
+        _run_all(plan.trials, bench, store, console)
+    results = store.results(plan.trials)
+    lines = summarize(plan.trials, results)
+    write_table(store.folder / "table.csv", lines)
+    write_results(store.folder / "results.json", bench.shared, lines, {"left_out": plan.refused})
+    console.print(make_table(lines, bench.objective.metrics, console.width))
+
+
+def _run_all(trials: Sequence[Trial], bench: Bench, store: Store, console: Console) -> None:
+    """Run what is not there yet, and keep each result at once."""
+    with Watching(trials, bench, store, console) as watching:
+        for trial in trials:
+            if store.load(trial) is not None:
+                continue
+            try:
+                result = run_trial(trial, bench, watching.begin(trial))
+            except KeyboardInterrupt as error:
+                raise StoppedError("stopped; to go on, run the same command again") from error
+            store.save(trial, result)
+            watching.end(trial, result)
+
+
+def _nothing_is_done(trial: Trial) -> bool:
+    return False
+
+
+def _check_room(folder: Path) -> None:
+    """Refuse a disk on which there is no room for the results, before hours are spent on them."""
+    there = next(filter(Path.exists, (folder, *folder.absolute().parents)))
+    free = shutil.disk_usage(there).free
+    if free < NEEDED_ROOM:
+        raise OutputError(
+            f"--output {folder}: its disk has {free:,} bytes left, and a comparison needs {NEEDED_ROOM:,}; "
+            "make room, or give a folder elsewhere"
+        )
+
+
+def _tell_refused(plan: Plan, console: Console) -> None:
+    for name, reason in plan.refused.items():
+        console.print(f"left out {name}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)

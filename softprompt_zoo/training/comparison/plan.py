@@ -1,0 +1,108 @@
+"""Which trials a comparison has: what fits the model, with every rate, length, start and seed."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+from softprompt_zoo.errors import UnsupportedError, ZooError
+from softprompt_zoo.registry.registry import registry
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.candidates.all import find_candidate
+from softprompt_zoo.training.comparison.candidates.candidate import Candidate, Options
+from softprompt_zoo.training.comparison.choices import Choices, Rate
+from softprompt_zoo.training.comparison.run_trial import try_out
+from softprompt_zoo.training.comparison.trial import Trial
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is run, and what is not."""
+
+    trials: list[Trial]
+    """In the order in which they are run: all candidates with the first seed, then with the next."""
+    refused: dict[str, str]
+    """By candidate, why it is not run."""
+
+
+def names_of(choices: Choices) -> list[str]:
+    """Return the names of what was chosen, baselines first; every method that is installed if none was."""
+    methods = list(registry.candidates()) if choices.methods is None else choices.methods
+    return [*choices.baselines, *methods]
+
+
+def check_names(choices: Choices) -> None:
+    """Refuse methods that there are none of; nothing is loaded that needs the model.
+
+    Raises:
+        UnknownMethodError: If there is no method of a name; says which is nearest.
+    """
+    for name in choices.methods or ():
+        find_candidate(name)
+
+
+def make_plan(bench: Bench, is_done: Callable[[Trial], bool], tell: Callable[[str], object] = str) -> Plan:
+    """Find out by trying what fits the model.
+
+    Args:
+        bench: The model, loaded, and the rows.
+        is_done: Whether a trial has a result already; it is not tried again.
+        tell: Told the name of what is tried.
+
+    Returns:
+        The trials, and why others are none.
+    """
+    plan, found = Plan([], {}), list[list[Trial]]()
+    for name in names_of(bench.choices):
+        tell(name)
+        try:
+            candidate = find_candidate(name)
+            lines = list(_lines(candidate, bench.choices, bench))
+        except (ZooError, ValueError, TypeError) as error:
+            plan.refused[name] = _one_line(error)
+            continue
+        for line in lines:
+            seeds = bench.choices.seeds if candidate.varies else bench.choices.seeds[:1]
+            trials = [dataclasses.replace(line, seed=seed) for seed in seeds]
+            reason = None if all(map(is_done, trials)) else _problem(trials[0], bench)
+            if reason is None:
+                found.append(trials)
+            else:
+                plan.refused[line.label] = reason
+    by_seed = itertools.chain.from_iterable(itertools.zip_longest(*found))
+    plan.trials.extend(trial for trial in by_seed if trial is not None)
+    return plan
+
+
+def _lines(candidate: Candidate, choices: Choices, bench: Bench) -> Iterable[Trial]:
+    """Return a trial for each line of the table that a candidate has, without its seeds."""
+    for options in candidate.variants(choices, bench):
+        for rate in choices.rates if candidate.is_trained else (None,):
+            yield _line(candidate, options, rate, choices, bench)
+
+
+def _line(candidate: Candidate, options: Options, rate: Rate | None, choices: Choices, bench: Bench) -> Trial:
+    line = Trial(candidate=candidate.name, options=options, shared=bench.shared)
+    if rate is None:
+        return line
+    learning_rate = rate.of(None if candidate.recipe is None else candidate.recipe.learning_rate)
+    if learning_rate is None:
+        raise UnsupportedError(f"{candidate.name} comes without a recipe; give --learning-rates, such as 0.01")
+    return dataclasses.replace(line, steps=choices.steps, batch_size=choices.batch_size, learning_rate=learning_rate)
+
+
+def _problem(trial: Trial, bench: Bench) -> str | None:
+    """Return why a candidate does not fit the model; `None` if it does."""
+    try:
+        try_out(trial, bench)
+    except (ZooError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        return _one_line(error)
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def variants_of(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the lines of the table, each as its trial without a seed."""
+    return list({trial.variant.key: trial.variant for trial in trials}.values())

@@ -1,0 +1,186 @@
+"""One trial: a candidate put on the model, trained, measured and taken off again."""
+
+import dataclasses
+import tempfile
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from softprompt_zoo.method import training_arguments
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.candidates.all import find_candidate
+from softprompt_zoo.training.comparison.candidates.candidate import Candidate, Fitted
+from softprompt_zoo.training.comparison.memory import peak_memory
+from softprompt_zoo.training.comparison.trial import Trial, TrialResult
+from softprompt_zoo.training.evaluation import target_loss
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+CURVE_POINTS = 4
+"""Times that a training is validated on the way."""
+CURVE_ROWS = 50
+"""Validation rows that the curves are measured on, at most. Our choice."""
+
+
+def run_trial(trial: Trial, bench: Bench, callbacks: Sequence[TrainerCallback] = ()) -> TrialResult:
+    """Run a trial from beginning to end.
+
+    Args:
+        trial: What to run.
+        bench: The model, loaded, and the rows; bitwise the same afterwards.
+        callbacks: What watches the training.
+
+    Returns:
+        What came of it; equal trials give the same but for times and memory.
+
+    Raises:
+        UnsupportedError: If the candidate does not fit the model.
+        RuntimeError: If it left the model changed.
+    """
+    candidate = find_candidate(trial.candidate)
+    before, began = checksum(bench.model), time.perf_counter()
+    set_seed(trial.seed)
+    with peak_memory() as peak, candidate.put_on(bench, trial) as fitted:
+        parameters = fitted.parameters
+        times, history = _train(candidate, fitted, trial, bench, callbacks)
+        trained_at = peak.bytes
+        result = _measured(fitted, bench)
+    if checksum(bench.model) != before:
+        raise RuntimeError(f"{trial.label} left the model changed; later trials would not be comparable")
+    return dataclasses.replace(
+        result,
+        parameters=parameters,
+        step_seconds=median(times) if times else None,
+        peak_memory=trained_at if times else None,
+        history=history,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def try_out(trial: Trial, bench: Bench) -> None:
+    """Put a candidate on the model and run the longest rows once, so that what cannot work is refused before the rest.
+
+    Args:
+        trial: The candidate.
+        bench: The model, loaded, and the rows.
+
+    Raises:
+        UnsupportedError: If it does not fit the model.
+    """
+    candidate = find_candidate(trial.candidate)
+    set_seed(trial.seed)
+    with candidate.put_on(bench, trial) as fitted:
+        objective = bench.objective_for(fitted)
+        rows = objective.rows([*bench.train_examples, *bench.examples])
+        target_loss(fitted.model, objective.longest(rows), objective.collate)
+
+
+def checksum(model: Any) -> int:
+    """Return a number that tells two states of a model apart: every byte of its weights, and their names."""
+    found = 0
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found = zlib.crc32(_bytes_of(tensor), zlib.crc32(name.encode(), found))
+    return found
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _measured(fitted: Fitted, bench: Bench) -> TrialResult:
+    measured, losses = bench.measure(fitted)
+    return TrialResult(
+        loss=measured.loss,
+        metrics=measured.metrics,
+        row_losses=[round(loss, 5) for loss in losses],
+        answers=measured.answers,
+        parameters=0,
+        prompt_tokens=fitted.prompt_tokens,
+        file_bytes=fitted.file_bytes(),
+        step_seconds=None,
+        peak_memory=None,
+        first_token_seconds=bench.first_token_seconds(fitted),
+        forgetting=None if bench.unrelated is None else bench.unrelated.forgetting(fitted),
+        history=[],
+        seconds=0.0,
+    )
+
+
+def _train(
+    candidate: Candidate, fitted: Fitted, trial: Trial, bench: Bench, callbacks: Sequence[TrainerCallback]
+) -> tuple[list[float], list[Mapping[str, float]]]:
+    """Take all steps of a trial; return the seconds of each, and what was logged."""
+    if fitted.trainer is None:
+        return [], []
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _make_trainer(candidate, fitted, trial, bench, [clock, *callbacks], folder)
+        trainer.train()
+    fitted.model.eval()
+    return clock.times, trainer.state.log_history
+
+
+def _make_trainer(
+    candidate: Candidate, fitted: Fitted, trial: Trial, bench: Bench, callbacks: Sequence[TrainerCallback], folder: str
+) -> "Trainer":
+    assert fitted.trainer is not None, "the caller sees to that"
+    arguments = training_arguments(
+        candidate.recipe,
+        folder,
+        learning_rate=trial.learning_rate,
+        max_steps=trial.steps,
+        per_device_train_batch_size=trial.batch_size,
+        seed=trial.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+    trainer = fitted.trainer(
+        model=fitted.model,
+        args=arguments,
+        train_dataset=bench.train_rows,
+        data_collator=bench.objective.collate,
+        callbacks=[*callbacks, _Curve(bench, max(1, trial.steps // CURVE_POINTS))],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class _Clock(TrainerCallback):
+    """Times optimizer steps."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._began = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop."""
+        self.times.append(time.perf_counter() - self._began)
+
+
+class _Curve(TrainerCallback):
+    """Validates on the way, as the table does."""
+
+    def __init__(self, bench: Bench, every: int) -> None:
+        self._bench, self._every = bench, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Add a point to the log."""
+        if state.global_step % self._every == 0:
+            loss = target_loss(model, self._bench.rows[:CURVE_ROWS], self._bench.objective.collate)
+            state.log_history.append({"step": state.global_step, "eval_loss": loss})
+            model.train()

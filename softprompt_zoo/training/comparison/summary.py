@@ -1,0 +1,71 @@
+"""The lines of the table: what the seeds of one candidate gave, together."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from softprompt_zoo.training.comparison.plan import variants_of
+from softprompt_zoo.training.comparison.statistics import Interval, interval
+from softprompt_zoo.training.comparison.trial import Trial, TrialResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A candidate with its options, over its seeds."""
+
+    trial: Trial
+    """Without its seed."""
+    seeds: tuple[int, ...]
+    """Those whose results are there."""
+    results: tuple[TrialResult, ...]
+    """One per seed."""
+    is_alone: bool
+    """Whether its candidate has no other line, so that its name tells it."""
+
+    @property
+    def name(self) -> str:
+        """What tells it from other lines."""
+        if self.is_alone:
+            return self.trial.candidate
+        rate = f", rate {self.trial.learning_rate:g}" if self.trial.learning_rate is not None else ""
+        return f"{self.trial.label}{rate}"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has parameters."""
+        return self.trial.steps > 0
+
+    @property
+    def loss(self) -> Interval:
+        """The validation loss."""
+        return interval([result.loss for result in self.results])
+
+    def metric(self, name: str) -> Interval:
+        """Return one of the objective's metrics."""
+        return interval([result.metrics[name] for result in self.results])
+
+    def mean(self, number: Callable[[TrialResult], float | None]) -> float | None:
+        """Return the mean of a number over seeds; `None` where it has no meaning."""
+        values = [value for value in map(number, self.results) if value is not None]
+        return statistics.fmean(values) if values else None
+
+
+def summarize(trials: Sequence[Trial], results: Mapping[str, TrialResult]) -> list[Line]:
+    """Put the results of seeds together.
+
+    Args:
+        trials: Those of the comparison.
+        results: By key, those that are there.
+
+    Returns:
+        A line for each candidate with its options that has results, in the order of the trials.
+    """
+    there = [trial for trial in trials if trial.key in results]
+    lines = []
+    for variant in variants_of(trials):
+        own = [trial for trial in there if trial.variant == variant]
+        if own:
+            found = tuple(results[trial.key] for trial in own)
+            others = [other for other in variants_of(trials) if other.candidate == variant.candidate]
+            lines.append(Line(variant, tuple(trial.seed for trial in own), found, len(others) == 1))
+    return lines

@@ -1,0 +1,97 @@
+"""The table on the terminal."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from softprompt_zoo.training.comparison.statistics import Interval
+from softprompt_zoo.training.comparison.summary import Line
+from softprompt_zoo.training.objectives.objective import Metric
+
+CAPTION = "mean ± half of the 95 % t interval over seeds; of one seed the number alone"
+PADDING = 4
+"""Characters of a cell besides its text, and of the table's edges."""
+Cell = Callable[[Line], str]
+
+
+def columns(metrics: Sequence[Metric]) -> Mapping[str, Cell]:
+    """Return the columns of the table: what makes a cell of a line, by title.
+
+    Args:
+        metrics: The objective's.
+    """
+    return {
+        **{metric.title: _metric_cell(metric) for metric in metrics},
+        "loss": lambda line: shown_interval(line.loss),
+        "parameters": lambda line: shown(line.mean(lambda result: result.parameters), "{:,.0f}"),
+        "file": lambda line: shown_bytes(line.mean(lambda result: result.file_bytes)),
+        "step": lambda line: shown(line.mean(lambda result: result.step_seconds), "{:.2f} s"),
+        "memory": lambda line: shown_bytes(line.mean(lambda result: result.peak_memory)),
+        "first token": lambda line: shown_milliseconds(line.mean(lambda result: result.first_token_seconds)),
+        "forgetting": lambda line: shown(line.mean(lambda result: result.forgetting), "{:+.3f}"),
+    }
+
+
+def make_table(lines: Sequence[Line], metrics: Sequence[Metric], width: int) -> Table:
+    """Make the table of what is there.
+
+    Args:
+        lines: Its lines.
+        metrics: The objective's.
+        width: Of the terminal; columns that have no room are left to the files.
+    """
+    cells = {title: [cell(line) for line in lines] for title, cell in columns(metrics).items()}
+    names = [line.name for line in lines]
+    shown = _that_fit(cells, width - PADDING - max(map(len, names), default=0))
+    left_out = [title for title in cells if title not in shown]
+    caption = f"{CAPTION}; no room here for {', '.join(left_out)}" if left_out else CAPTION
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for title in shown:
+        table.add_column(title, justify="right", no_wrap=True)
+    for number, line in enumerate(lines):
+        style = None if line.is_trained else "dim"
+        table.add_row(line.name, *(cells[title][number] for title in shown), style=style)
+    return table
+
+
+def _that_fit(cells: Mapping[str, Sequence[str]], width: int) -> list[str]:
+    """Return the titles of the columns that fit into a width, at least one."""
+    found: list[str] = []
+    for title, column in cells.items():
+        width -= max(map(len, [title, *column])) + PADDING
+        if found and width < 0:
+            break
+        found.append(title)
+    return found
+
+
+def shown_interval(found: Interval) -> str:
+    """Show a mean and its interval; of one seed the mean alone."""
+    return f"{found.mean:.3f}" if found.half_width is None else f"{found.mean:.3f} ± {found.half_width:.3f}"
+
+
+def shown(value: float | None, form: str) -> str:
+    """Show a number; a dash where it has no meaning."""
+    return "-" if value is None else form.format(value)
+
+
+def shown_bytes(value: float | None) -> str:
+    """Show a size."""
+    if value is None:
+        return "-"
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def shown_milliseconds(value: float | None) -> str:
+    """Show a short time."""
+    return "-" if value is None else f"{1000 * value:.0f} ms"
+
+
+def _metric_cell(metric: Any) -> Cell:
+    return lambda line: shown_interval(line.metric(metric.name))

@@ -1,0 +1,46 @@
+"""Forgetting: what a candidate costs on text that has nothing to do with its data."""
+
+import importlib.resources
+from typing import TYPE_CHECKING, Any
+
+from softprompt_zoo.examples import Example
+from softprompt_zoo.training.evaluation import target_loss
+from softprompt_zoo.training.objectives.writing import Writing
+
+if TYPE_CHECKING:
+    from softprompt_zoo.training.base import Base
+    from softprompt_zoo.training.comparison.candidates.candidate import Fitted
+
+TEMPLATE = "{input}"
+
+
+class Unrelated:
+    """A text of a few paragraphs, each to be continued from its first sentence on."""
+
+    def __init__(self, model: Any, base: "Base") -> None:
+        self._writing = Writing(base.tokenizer, base.is_encoder_decoder, TEMPLATE)
+        self._examples = [_split(paragraph) for paragraph in paragraphs()]
+        self.loss = target_loss(model, self._writing.rows(self._examples), self._writing.collate)
+        """Of the model as it is, per token, in nats."""
+
+    @classmethod
+    def of(cls, model: Any, base: "Base") -> "Unrelated | None":
+        """Measure a model as it is; `None` if it writes no text."""
+        return cls(model, base) if model.can_generate() else None
+
+    def forgetting(self, fitted: "Fitted") -> float:
+        """Return the loss with a candidate on, minus that of the model as it is."""
+        writing = self._writing.with_instruction(fitted.instruction) if fitted.instruction else self._writing
+        return target_loss(fitted.model, writing.rows(self._examples), writing.collate) - self.loss
+
+
+def paragraphs() -> list[str]:
+    """Return the paragraphs of the text that comes with this package."""
+    text = (importlib.resources.files("softprompt_zoo") / "data" / "unrelated" / "text.txt").read_text("utf-8")
+    return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
+
+
+def _split(paragraph: str) -> Example:
+    """Split a paragraph behind its first sentence."""
+    first, rest = paragraph.split(". ", 1)
+    return Example(f"{first}.", f" {rest}", (rest,))

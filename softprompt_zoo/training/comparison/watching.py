@@ -1,0 +1,106 @@
+"""What a comparison shows while it runs: the table so far, a bar, the time left."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import TrainerCallback
+
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.store import Store
+from softprompt_zoo.training.comparison.summary import summarize
+from softprompt_zoo.training.comparison.table import make_table
+from softprompt_zoo.training.comparison.trial import Trial, TrialResult
+
+
+class Watching:
+    """A live table with a bar; a line of text for each trial where the output is not a terminal."""
+
+    def __init__(self, trials: Sequence[Trial], bench: Bench, store: Store, console: Console) -> None:
+        self._trials, self._bench, self._console = trials, bench, console
+        self._results = store.results(trials)
+        self._began = 0.0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("", total=len(trials), completed=len(self._results), left="")
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._results:
+            self._console.print(f"{len(self._results)} of {len(self._trials)} trials are there from before")
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.update("", refresh=True)  # the table of the end is printed once, below
+            self._live.stop()
+
+    def begin(self, trial: Trial) -> list[TrainerCallback]:
+        """Show which trial begins; return what follows its training."""
+        self._began = time.monotonic()
+        self._show(f"{trial.label}, seed {trial.seed}")
+        return [_Steps(lambda step: self._show(f"{trial.label}, seed {trial.seed}, step {step}/{trial.steps}"))]
+
+    def end(self, trial: Trial, result: TrialResult) -> None:
+        """Show what a trial gave."""
+        self._results[trial.key] = result
+        if self._live is None:
+            count = f"{len(self._results)} of {len(self._trials)}: {trial.label}, seed {trial.seed}"
+            line = f"{count}: loss {result.loss:.3f}, {result.seconds:.0f} s{self._left}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._show("")
+
+    @property
+    def _left(self) -> str:
+        """Estimate the time left from the trials that are there, those of the same candidate first."""
+        by_candidate: dict[str, list[float]] = {}
+        for trial in self._trials:
+            if trial.key in self._results:
+                by_candidate.setdefault(trial.candidate, []).append(self._results[trial.key].seconds)
+        means = {name: statistics.fmean(seconds) for name, seconds in by_candidate.items()}
+        if not means:
+            return ""
+        other = statistics.fmean(means.values())
+        waiting = [trial for trial in self._trials if trial.key not in self._results]
+        left = sum(means.get(trial.candidate, other) for trial in waiting)
+        return f", about {shown_time(left)} left" if waiting else ""
+
+    def _show(self, what: str) -> None:
+        if self._live is None:
+            return
+        self._bar.update(self._task, description=what, completed=len(self._results), left=self._left.lstrip(", "))
+        table = make_table(summarize(self._trials, self._results), self._bench.objective.metrics, self._console.width)
+        self._live.update(Group(table, self._bar))
+
+
+class _Steps(TrainerCallback):
+    """Tells after each step how many there were."""
+
+    def __init__(self, tell: Any) -> None:
+        self._tell = tell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell."""
+        self._tell(state.global_step)
+
+
+def shown_time(seconds: float) -> str:
+    """Show a time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
