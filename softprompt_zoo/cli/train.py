@@ -1,5 +1,6 @@
 """`train`."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,44 +55,90 @@ def train(
     handwritten: Annotated[
         str | None, typer.Option(help="Hand-written prompt to compare with; the demo has one of its own.")
     ] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps of linear warm-up; the recipe's if not given.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Learning-rate schedule, as transformers names it; the recipe's if not given.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay; the recipe's if not given.")] = None,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(help="Stop after so many validations without a lower loss, and keep the best prompt."),
+    ] = None,
+    gradient_accumulation_steps: Annotated[
+        int, typer.Option(help="Read the rows of a step in so many parts, to save memory; it divides --batch-size.")
+    ] = 1,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Compute layers twice, to save memory.")
+    ] = False,
+    report_to: Annotated[
+        str | None, typer.Option(help="Report losses to tensorboard, or what else transformers knows.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML or YAML file with these names; what is given beside it wins.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in --output.")] = False,
 ) -> None:
     """Train a prompt on pairs of input and target text; without arguments, the demo."""
-    folder = output or Path(f"softprompt-{method}")
     if resume:
         _check_alone(context)
         from softprompt_zoo.training.run import resume as resume_run
 
         quiet()
-        resume_run(folder, console())
+        resume_run(output or Path(default_output(method)), console())
         return
-    settings = Settings(
-        model=model,
-        method=method,
-        output=str(folder),
-        options=dict(parse_option(text) for text in option or []),
-        data=_text(data),
-        validation=_text(validation),
-        input_field=input_field,
-        target_field=target_field,
-        template=unescape(template),
-        handwritten=handwritten,
-        learning_rate=learning_rate,
-        steps=steps,
-        batch_size=batch_size,
-        max_length=max_length,
-        seed=seed,
-        dtype=dtype,
-        evaluate_every=evaluate_every,
-        save_every=save_every,
-        metric_rows=metric_rows,
-    )
+    settings = Settings(**chosen_settings(context, config))
     # Importing torch takes seconds; what is wrong above has been said by now.
     from softprompt_zoo.training.run import train as train_run
 
     quiet()
     train_run(settings, console(), overwrite=overwrite)
+
+
+def chosen_settings(context: typer.Context, config: Path | None) -> dict[str, Any]:
+    """Put together what a configuration file and the command line say.
+
+    Args:
+        context: The call of a command whose parameters are named as the settings are.
+        config: The file, if there is one; what was given beside it wins, of `--option` one by one.
+
+    Returns:
+        By name of the field of `Settings`.
+
+    Raises:
+        ValueError: If a setting cannot be used.
+    """
+    names = {field.name for field in dataclasses.fields(Settings)}
+    values = {name: _plain(value) for name, value in context.params.items() if name in names}
+    options = dict(parse_option(text) for text in context.params["option"] or [])
+    if config is not None:
+        from softprompt_zoo.config.config_file import read_config
+
+        written = read_config(config, Settings, _try_setting)
+        options = {**written.pop("options", {}), **options}
+        values |= {name: value for name, value in written.items() if not _is_given(context, name)}
+    output = values["output"] or default_output(values["method"])
+    return {**values, "options": options, "output": output, "template": unescape(values["template"])}
+
+
+def default_output(method: str) -> str:
+    """Return the folder of a run that was given none."""
+    return f"softprompt-{method}"
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _try_setting(**setting: Any) -> None:
+    Settings(**{"output": "", **setting})
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def parse_option(text: str) -> tuple[str, Any]:
@@ -126,8 +173,7 @@ def unescape(template: str) -> str:
 def _check_alone(context: typer.Context) -> None:
     """A resumed run is the run it was; other options would make it another."""
     for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and name not in ALLOWED_WITH_RESUME:
+        if _is_given(context, name) and name not in ALLOWED_WITH_RESUME:
             flag = _flag(name)
             raise ValueError(
                 f"{flag} was given with --resume, which goes on with the settings in training.json; leave {flag} out"
@@ -137,7 +183,3 @@ def _check_alone(context: typer.Context) -> None:
 def _flag(name: str) -> str:
     """Return what the user writes for a parameter."""
     return name.upper() if name in ("model", "method") else "--" + name.replace("_", "-")
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from softprompt_zoo.errors import OutputError
 from softprompt_zoo.files import peft_folder, prompt_folder
@@ -14,6 +15,7 @@ from softprompt_zoo.files.writing import temporaries_of
 from softprompt_zoo.training.record import RECORD_FILE, is_run
 
 PICTURE_FILE = "loss_curve.png"
+CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".training.lock"
 """Locked by the process that trains; a killed one holds it no longer."""
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -94,7 +96,7 @@ def clear(folder: Path) -> None:
     """
     (folder / prompt_folder.INDEX_FILE).unlink(missing_ok=True)
     peft_folder.remove(folder)
-    for name in (prompt_folder.TENSOR_FILE, PICTURE_FILE):
+    for name in (prompt_folder.TENSOR_FILE, PICTURE_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)
     for checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)
@@ -126,15 +128,20 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
 
 
-def read_history(checkpoint: Path) -> list[dict[str, float]]:
-    """Return the losses that a checkpoint's Trainer has logged."""
-    history: list[dict[str, float]] = read_json(checkpoint / STATE_FILE)["log_history"]
-    return history
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint's Trainer."""
+    state: dict[str, Any] = read_json(checkpoint / STATE_FILE)
+    return state
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     found = folder.glob(f"{CHECKPOINT_PREFIX}*")
     return [path for path in found if path.is_dir() and path.name.removeprefix(CHECKPOINT_PREFIX).isdigit()]
+
+
+def _random_states(checkpoint: Path) -> list[Path]:
+    """Return the files of the random numbers' states, of which every process of a run has one; one that lacks."""
+    return [*checkpoint.glob("rng_state*.pth")] or [checkpoint / "rng_state.pth"]
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -143,9 +150,7 @@ def _is_whole(checkpoint: Path) -> bool:
         state = read_json(checkpoint / STATE_FILE)
         prompt_folder.read(checkpoint)
         # torch's files are zip archives, whose directory is at the end.
-        archives = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
-        return state["global_step"] == checkpoint_step(checkpoint) and all(
-            zipfile.is_zipfile(checkpoint / name) for name in archives
-        )
+        archives = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *_random_states(checkpoint)]
+        return state["global_step"] == checkpoint_step(checkpoint) and all(map(zipfile.is_zipfile, archives))
     except (OSError, ValueError, LookupError, TypeError):
         return False

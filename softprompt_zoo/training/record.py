@@ -1,15 +1,20 @@
 """A run's record, `training.json`: written whole or not at all, and checked before a run goes on by it."""
 
+import dataclasses
+import platform
 import typing
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.backbone import identity
 from softprompt_zoo.config import typed
+from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import CheckpointError, OutputError
 from softprompt_zoo.files.reading import read_json
 from softprompt_zoo.files.writing import write_json
+from softprompt_zoo.registry.discovery import own_version
 from softprompt_zoo.training.evaluation import Score
 from softprompt_zoo.training.settings import Settings
 
@@ -52,6 +57,29 @@ def read_record(folder: Path) -> dict[str, Any]:
             "folder"
         )
     return record
+
+
+def new_record(settings: Settings, recipe: Recipe | None, sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Begin a record.
+
+    Args:
+        settings: The run, with every number set.
+        recipe: The recipe of its method, if there is one.
+        sources: Its data: of each file path, SHA-256 and rows.
+    """
+    packages = ("torch", "transformers", "accelerate")
+    versions = {"softprompt-zoo": own_version(), **{name: metadata.version(name) for name in packages}}
+    return {
+        "status": RUNNING,
+        "command": settings.command(),
+        "versions": {"python": platform.python_version(), **versions},
+        "platform": platform.platform(),
+        "settings": dataclasses.asdict(settings),
+        "recipe": dataclasses.asdict(recipe) if recipe is not None else None,
+        "data": dict(sources),
+        "results": {},
+        "seconds": {},
+    }
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

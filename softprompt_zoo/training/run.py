@@ -3,35 +3,36 @@
 import dataclasses
 import math
 import os
-import platform
 import shlex
 import time
-from importlib import metadata
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from softprompt_zoo.backbone import identity
+from softprompt_zoo.config.config_file import config_text
 from softprompt_zoo.errors import OutputError, StoppedError, check_packages
-from softprompt_zoo.files.start_folders import with_absolute_folders
-from softprompt_zoo.method import Method, get_method
+from softprompt_zoo.files.writing import write_atomically
+from softprompt_zoo.method import get_method
 from softprompt_zoo.model.attachment import detach
 from softprompt_zoo.operations.load_and_export import load
-from softprompt_zoo.registry.discovery import own_version
 from softprompt_zoo.training import folder as folders
-from softprompt_zoo.training.base import Base, fast_dtype, with_tokenizer
+from softprompt_zoo.training import processes
 from softprompt_zoo.training.data import Data, read_data
-from softprompt_zoo.training.evaluation import TRAINED, Evaluator, Score
-from softprompt_zoo.training.objectives.objective import fitting
-from softprompt_zoo.training.objectives.writing import Writing
+from softprompt_zoo.training.evaluation import TRAINED, Score
 from softprompt_zoo.training.picture import draw_losses
-from softprompt_zoo.training.record import FINISHED, RUNNING, read_record, write_record
-from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, printer, short_path
+from softprompt_zoo.training.prepared import Prepared, prepare
+from softprompt_zoo.training.record import FINISHED, new_record, read_record, write_record
+from softprompt_zoo.training.report import print_next_steps, print_samples, print_scores, short_path
 from softprompt_zoo.training.settings import Settings
+from softprompt_zoo.training.stopping import result_of, what_stopped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+CONFIG_HEAD = "The settings of this run: softprompt-zoo train --config FILE --output NEW_FOLDER repeats it."
 
 
 def train(settings: Settings, console: Console, *, overwrite: bool = False) -> None:
@@ -46,24 +47,28 @@ def train(settings: Settings, console: Console, *, overwrite: bool = False) -> N
         ZooError: If something the user gave cannot be used; nothing was written then.
         StoppedError: If the user stopped it.
     """
-    _check_installed()
+    check_installed()
+    console = processes.console_of_main(console)
     settings = settings.absolute()
     folder = Path(settings.output)
-    folders.open_new(folder, overwrite=overwrite)
-    method = get_method(settings.method)
-    options = with_absolute_folders(settings.options, method.config_class)
-    method = method.configure(**options)
-    settings = dataclasses.replace(settings, options=options).with_recipe(method.name, method.recipe)
-    data = read_data(settings)
-    base = Base(settings.model, progress=printer(console))
-    settings = dataclasses.replace(settings, dtype=settings.dtype or fast_dtype())
-    run = _Run(settings, method, data, base, console, _new_record(settings, method, data))
+    if processes.is_main():
+        folders.open_new(folder, overwrite=overwrite)
+    prepared = prepare(settings, console)
+    record = new_record(prepared.settings, prepared.method.recipe, prepared.data.sources)
+    run = _Run(prepared, record)
     model = run.attach()
-    with folders.locked(folder):
-        folders.open_new(folder, overwrite=overwrite)  # another run may have ended here meanwhile
-        if overwrite:
-            folders.clear(folder)
+    with _sole_writer(folder):
+        if processes.is_main():
+            folders.open_new(folder, overwrite=overwrite)  # another run may have ended here meanwhile
+            if overwrite:
+                folders.clear(folder)
+            run.write_config()
         run.finish(model)
+
+
+def _sole_writer(folder: Path) -> AbstractContextManager[None]:
+    """Be the only run that writes to a folder; the main process answers for all of its run."""
+    return folders.locked(folder) if processes.is_main() else nullcontext()
 
 
 def resume(folder: Path, console: Console) -> None:
@@ -77,10 +82,10 @@ def resume(folder: Path, console: Console) -> None:
         ZooError: If there is nothing to go on with, or the data or the model have changed since.
         StoppedError: If the user stopped it again.
     """
-    _check_installed()
+    check_installed()
     read_record(folder)  # a folder of something else stays as it is
-    with folders.locked(folder):
-        _go_on(folder, read_record(folder), console)
+    with _sole_writer(folder):
+        _go_on(folder, read_record(folder), processes.console_of_main(console))
 
 
 def _go_on(folder: Path, record: dict[str, Any], console: Console) -> None:
@@ -90,8 +95,9 @@ def _go_on(folder: Path, record: dict[str, Any], console: Console) -> None:
     method = get_method(settings.method).configure(**settings.options)
     data = read_data(settings)
     _check_unchanged(data, record["data"], folder)
-    folders.remove_broken_checkpoints(folder)
-    run = _Run(settings, method, data, Base(settings.model, progress=printer(console)), console, record)
+    if processes.is_main():
+        folders.remove_broken_checkpoints(folder)
+    run = _Run(Prepared(settings, method, data, console), record)
     run.finish(run.attach())
 
 
@@ -106,40 +112,28 @@ def _check_unchanged(data: Data, recorded: dict[str, Any], folder: Path) -> None
 
 
 class _Run:
-    """What one run knows; made before the weights are loaded, so that bad input fails early."""
+    """What is done with a prepared run, and its record."""
 
-    def __init__(
-        self, settings: Settings, method: Method, data: Data, base: Base, console: Console, record: dict[str, Any]
-    ) -> None:
-        self.settings, self.method, self.base, self.console, self.record = settings, method, base, console, record
-        self.folder = Path(settings.output)
-        self.options = with_tokenizer(method, base.tokenizer)
-        self.objective = Writing(base.tokenizer, base.is_encoder_decoder, settings.template)
-        kept = {
-            name: fitting(self.objective, examples, settings.max_length, name)
-            for name, examples in (("training", data.train), ("validation", data.validation))
-        }
-        left_out = len(data.train) + len(data.validation) - sum(map(len, kept.values()))
-        if left_out:
-            console.print(f"left out {left_out} rows of more than --max-length {settings.max_length}", style="yellow")
-        self.rows = self.objective.rows(kept["training"])
-        self.evaluator = Evaluator(kept["validation"], self.objective, settings.metric_rows, settings.handwritten)
+    def __init__(self, prepared: Prepared, record: dict[str, Any]) -> None:
+        self.prepared, self.record = prepared, record
+        self.settings, self.method, self.console = prepared.settings, prepared.method, prepared.console
+        self.evaluator, self.folder = prepared.evaluator, Path(prepared.settings.output)
 
     def attach(self) -> "PreTrainedModel":
-        """Load the model, put the prompt in and try it on the longest rows; nothing is written before that works."""
-        from transformers import set_seed
+        """Load the model and put the prompt in; nothing is written before that works."""
+        return self.prepared.attach(self._check_model)
 
-        printer(self.console)(f"loading {self.settings.model} in {self.settings.dtype}")
-        model = self.objective.load(self.base, str(self.settings.dtype))
-        # Start values are drawn; a resumed run draws the same ones and then reads its checkpoint over them.
-        set_seed(self.settings.seed)
-        model = self.method(model, **self.options)
-        backbone: Any = model.prompts.backbone  # type: ignore[union-attr]
+    def _check_model(self, backbone: Any) -> None:
+        """Refuse another model than the one that the run began with."""
         if "model" in self.record:
             identity.check(self.record["model"], backbone, f"the run in {self.folder}")
         self.record["model"] = identity.describe(backbone)
-        self.evaluator.try_out(model, self.rows)
-        return model
+
+    def write_config(self) -> None:
+        """Leave the settings as a file for `train --config`, after the record, which shows whose the folder is."""
+        self._write()
+        settings = self.record["settings"]
+        write_atomically(self.folder / folders.CONFIG_FILE, config_text(settings, CONFIG_HEAD).encode())
 
     def finish(self, model: "PreTrainedModel") -> None:
         """Do what is still to be done."""
@@ -147,14 +141,16 @@ class _Run:
             self._write()
             self._measure_untrained(model)
             model, history = self._train(model)
-            model.save_pretrained(self.folder)
+            if processes.is_main():
+                model.save_pretrained(self.folder)
             self._measure(TRAINED, model)
         except KeyboardInterrupt as error:
             raise StoppedError(self._how_to_resume()) from error
         self.record |= {"history": history, "status": FINISHED}
-        self._draw(history)
-        self._write()
-        self._report()
+        if processes.is_main():
+            self._draw(history)
+            self._write()
+            self._report()
 
     def _measure_untrained(self, model: "PreTrainedModel") -> None:
         for name in self.evaluator.untrained:
@@ -172,16 +168,19 @@ class _Run:
         from softprompt_zoo.training.progress import ProgressBar, StopOnInterrupt
         from softprompt_zoo.training.trainer import make_trainer
 
+        processes.wait()  # the first one may have to clear the folder
         checkpoint = folders.latest_checkpoint(self.folder)
         if checkpoint is not None:
-            step = folders.checkpoint_step(checkpoint)
-            if step >= int(self.settings.steps or 0):
-                return load(detach(model), checkpoint), folders.read_history(checkpoint)
-            self.console.print(f"going on after step {step}")
+            result = result_of(checkpoint, self.settings)
+            if result is not None:
+                return load(detach(model), result), folders.read_state(checkpoint)["log_history"]
+            self.console.print(f"going on after step {folders.checkpoint_step(checkpoint)}")
         self._announce(model)
         bar, began = ProgressBar(self.console), time.perf_counter()
         with StopOnInterrupt(self.console) as interrupt:
-            trainer = make_trainer(model, self.method, self.settings, self.rows, self.evaluator, [bar, interrupt])
+            trainer = make_trainer(
+                model, self.method, self.settings, self.prepared.rows, self.evaluator, [bar, interrupt]
+            )
             try:
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             finally:
@@ -191,14 +190,21 @@ class _Run:
                 self._write()
         if interrupt.is_requested:
             raise KeyboardInterrupt
+        self._tell_what_stopped(trainer.state)
         return model, trainer.state.log_history
+
+    def _tell_what_stopped(self, state: Any) -> None:
+        line = what_stopped(state, self.settings)
+        if line is not None:
+            self.record["best_step"] = state.best_global_step
+            self.console.print(line, highlight=False)
 
     def _announce(self, model: "PreTrainedModel") -> None:
         """Count what is trained, for the record and the terminal."""
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         self.record["trained_parameters"] = trainable
         self.console.print(
-            f"training {trainable:,} parameters of {self.method.name} on {len(self.rows)} rows, "
+            f"training {trainable:,} parameters of {self.method.name} on {len(self.prepared.rows)} rows, "
             f"{self.settings.steps} steps of {self.settings.batch_size}",
             highlight=False,
         )
@@ -211,7 +217,8 @@ class _Run:
         return f"stopped; saved after step {step} of {self.settings.steps}; to go on, run: {command}"
 
     def _write(self) -> None:
-        write_record(self.folder, self.record)
+        if processes.is_main():
+            write_record(self.folder, self.record)
 
     def _draw(self, history: list[dict[str, float]]) -> None:
         losses = {name: self.record["results"][name]["loss"] for name in self.evaluator.untrained}
@@ -225,27 +232,11 @@ class _Run:
         print_scores(self.console, scores, self.evaluator)
         if not math.isfinite(scores[-1].loss):
             self.console.print("the loss is not a number: train again with a lower --learning-rate", style="red")
-        first, _ = self.objective.shown(self.evaluator.examples[0])
-        print_next_steps(self.console, self.folder, self.base, self.objective, first)
+        first, _ = self.prepared.objective.shown(self.evaluator.examples[0])
+        print_next_steps(self.console, self.folder, self.prepared.base, self.prepared.objective, first)
 
 
-def _new_record(settings: Settings, method: Method, data: Data) -> dict[str, Any]:
-    packages = ("torch", "transformers", "accelerate")
-    versions = {"softprompt-zoo": own_version(), **{name: metadata.version(name) for name in packages}}
-    recipe = method.recipe
-    return {
-        "status": RUNNING,
-        "command": settings.command(),
-        "versions": {"python": platform.python_version(), **versions},
-        "platform": platform.platform(),
-        "settings": dataclasses.asdict(settings),
-        "recipe": dataclasses.asdict(recipe) if recipe is not None else None,
-        "data": data.sources,
-        "results": {},
-        "seconds": {},
-    }
-
-
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Refuse a training without the packages that it needs."""
     remedy = 'pip install "softprompt-zoo[train]"'
     check_packages("training needs", "accelerate", "filelock", "matplotlib", remedy=remedy)

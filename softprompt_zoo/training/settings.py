@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompt_zoo.config.checks import check_choice, check_positive_integer
+from softprompt_zoo.config.checks import check_choice, check_not_negative, check_positive_integer
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import EMBEDDED_MODELS
 from softprompt_zoo.examples import check_template, demo_data
@@ -22,6 +22,12 @@ LARGEST_RATE = 1e6
 """Rates near the largest float32 overflow in the optimizer; this one is far above any that trains. Our choice."""
 DEMO_STEPS = 60
 """Steps of the demo, fewer than the recipes have, so that two cores are done in minutes. Our choice."""
+
+COUNTS = (
+    *("steps", "batch_size", "evaluate_every", "save_every", "max_length", "metric_rows"),
+    *("early_stopping", "gradient_accumulation_steps"),
+)
+"""The settings that are numbers of things, at least 1."""
 
 DEMO_HANDWRITTEN = """\
 Turn each table into one sentence of a guidebook that gives orders: call the museum a house of its subject, then after \
@@ -77,18 +83,55 @@ class Settings:
     """Steps between two checkpoints."""
     metric_rows: int = 10
     """Validation rows to generate answers for."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up."""
+    schedule: str | None = None
+    """Name of a transformers learning-rate schedule."""
+    weight_decay: float | None = None
+    """The optimizer's weight decay."""
+    early_stopping: int | None = None
+    """Evaluations without a lower loss after which the run ends; the prompt is then the best one."""
+    gradient_accumulation_steps: int = 1
+    """Parts that the rows of a step are read in, one after another."""
+    gradient_checkpointing: bool = False
+    """Whether layers are computed again in the backward pass, to save memory."""
+    report_to: str | None = None
+    """Name of what transformers reports to."""
 
     def __post_init__(self) -> None:
         check_template(self.template)
         check_choice("dtype", self.dtype, (None, *DTYPES))
-        for name in ("steps", "batch_size", "evaluate_every", "save_every", "max_length", "metric_rows"):
+        for name in COUNTS:
             _check_count(name, vars(self)[name])
+        for name in ("warmup_steps", "weight_decay"):
+            if vars(self)[name] is not None:
+                check_not_negative(name, vars(self)[name])
+        self._check_parts()
+        self._check_saved_where_evaluated()
         if self.learning_rate is not None and not 0 < self.learning_rate <= LARGEST_RATE:
             raise ValueError(
                 f"learning_rate is {self.learning_rate}; expected a number above 0, of at most {LARGEST_RATE:g}"
             )
         if not 0 <= self.seed < 2**32:  # NumPy takes no more
             raise ValueError(f"seed is {self.seed}; expected an integer from 0 to {2**32 - 1}")
+
+    def _check_parts(self) -> None:
+        """Refuse parts of a step that are not of one size."""
+        parts = self.gradient_accumulation_steps
+        if self.batch_size is not None and self.batch_size % parts:
+            raise ValueError(
+                f"gradient_accumulation_steps is {parts}, but the {self.batch_size} rows of a step, batch_size, make "
+                f"no {parts} parts of one size; give a number that divides them"
+            )
+
+    def _check_saved_where_evaluated(self) -> None:
+        """Refuse early stopping without checkpoints to go back to."""
+        if self.early_stopping is None or self.save_every is None or self.save_every == self.evaluate_every:
+            return
+        raise ValueError(
+            f"save_every is {self.save_every} and evaluate_every is {self.evaluate_every}; early_stopping goes back to "
+            "the best evaluation, which needs a checkpoint of each; leave save_every out"
+        )
 
     @property
     def is_demo(self) -> bool:
@@ -130,9 +173,12 @@ class Settings:
             "steps": steps,
             "batch_size": recipe.batch_size,
             "evaluate_every": quarter,
-            "save_every": quarter,
+            "save_every": quarter if self.early_stopping is None else self.evaluate_every or quarter,
+            "warmup_steps": recipe.warmup_steps,
+            "schedule": recipe.schedule,
+            "weight_decay": recipe.weight_decay,
         }
-        return {name: vars(self)[name] or default for name, default in defaults.items()}
+        return {name: default for name, default in defaults.items() if vars(self)[name] is None}
 
     def absolute(self) -> "Settings":
         """Write paths so that the run can be resumed from another folder."""
@@ -153,7 +199,8 @@ class Settings:
         """Write the command that repeats the run."""
         words = ["softprompt-zoo", "train", self.model, self.method]
         for name, value in self._changed().items():
-            words += ["--" + name.replace("_", "-"), str(value)]
+            flag = "--" + name.replace("_", "-")
+            words += [flag] if value is True else [flag, str(value)]
         for name, value in self.options.items():
             words += ["--option", f"{name}={value if _is_plain(value) else json.dumps(value)}"]
         return shlex.join(words)

@@ -2,10 +2,9 @@
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 
 from softprompt_zoo.backbone.peft_layers import model_inside
 from softprompt_zoo.errors import UnsupportedError
@@ -13,15 +12,13 @@ from softprompt_zoo.method import Method
 from softprompt_zoo.model.attachment import prompts_of
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.untrained import nothing_trained
+from softprompt_zoo.training.arguments import run_arguments
 from softprompt_zoo.training.evaluation import Evaluator
 from softprompt_zoo.training.objectives.objective import TokenRow
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-KEPT_CHECKPOINTS = 2
-"""One may be half written when the process is killed."""
 
 
 class PromptTrainer(Trainer):
@@ -110,30 +107,15 @@ def make_trainer(
     Returns:
         The Trainer.
     """
-    arguments = method.training_arguments(
-        str(Path(settings.output)),
-        learning_rate=settings.learning_rate,
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        seed=settings.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=settings.evaluate_every,
-        save_steps=settings.save_every,
-        save_total_limit=KEPT_CHECKPOINTS,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-    )
+    stopping = [] if settings.early_stopping is None else [EarlyStoppingCallback(settings.early_stopping)]
     trainer = RunTrainer(
         evaluator,
         model=model,
-        args=arguments,
+        args=run_arguments(method, settings),
         train_dataset=list(rows),
         eval_dataset=evaluator.rows,
         data_collator=evaluator.objective.collate,
-        callbacks=list(callbacks),
+        callbacks=[*stopping, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -7,7 +7,7 @@ from helpers.tiny_runs import assert_equal_weights, save_tiny, tiny_settings, tr
 from transformers import AutoTokenizer
 
 import softprompt_zoo as zoo
-from softprompt_zoo.training import run as runs
+from softprompt_zoo.training.base import Base
 from softprompt_zoo.training.settings import Settings
 
 
@@ -48,7 +48,7 @@ def test_what_does_not_work_is_refused_before_anything_is_written(place, tmp_pat
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(place, tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(runs.Base, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(Base, "load", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises((ValueError, TypeError, zoo.ZooError), match=message):
         train(tiny_settings(place, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
