@@ -1,5 +1,7 @@
 """`compare`."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,8 +9,10 @@ import typer
 
 from softprompt_zoo.cli.command import console, quiet
 from softprompt_zoo.cli.train import unescape
-from softprompt_zoo.training.comparison.choices import BASELINES, SHOTS, Choices, read_list, read_rate
+from softprompt_zoo.training.comparison.choices import BASELINES, QUICK, SHOTS, Choices, read_list, read_rate
 from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, Settings
+
+PROGRAM = "softprompt-zoo"
 
 
 def compare(
@@ -39,6 +43,9 @@ def compare(
     batch_size: Annotated[int, typer.Option(help="Rows per step.")] = 8,
     rows: Annotated[int | None, typer.Option(help="Training rows at most.")] = None,
     validation_rows: Annotated[int | None, typer.Option(help="Validation rows at most.")] = None,
+    parameters: Annotated[
+        int | None, typer.Option(help="Parameters that each is to train, nearly; sizes are chosen so.")
+    ] = None,
     shots: Annotated[int, typer.Option(help="Examples of a few-shot prompt at most.")] = SHOTS,
     handwritten: Annotated[
         str | None, typer.Option(help="Hand-written prompt to compare with; the demo has one of its own.")
@@ -51,20 +58,31 @@ def compare(
     dtype: Annotated[
         str | None, typer.Option(help="Number format of the frozen model: float32, bfloat16 or float16.")
     ] = None,
+    is_quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="30 steps, 2 seeds, at most 60 validation rows, where nothing else is given: a first look."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the trials and the time they would take; keep nothing.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier comparison in --output.")] = False,
 ) -> None:
     """Compare methods and baselines on your data; the same command goes on where it was stopped."""
+    budget = QUICK if is_quick else Choices()
     choices = Choices(
         methods=None if methods is None else _names("--methods", methods),
         baselines=() if baselines == "none" else _names("--baselines", baselines),
-        seeds=(0, 1, 2) if seeds is None else read_list("--seeds", seeds, int, "integers"),
+        seeds=budget.seeds if seeds is None else read_list("--seeds", seeds, int, "integers"),
         rates=read_list("--learning-rates", learning_rates, read_rate, "numbers, or multiples such as 2x"),
         lengths=() if lengths is None else read_list("--lengths", lengths, int, "integers"),
         starts=() if starts is None else _names("--starts", starts),
-        steps=200 if steps is None else steps,
+        steps=budget.steps if steps is None else steps,
         batch_size=batch_size,
         rows=rows,
-        validation_rows=validation_rows,
+        validation_rows=budget.validation_rows if validation_rows is None else validation_rows,
+        parameters=parameters,
         shots=shots,
     )
     settings = Settings(
@@ -84,7 +102,9 @@ def compare(
     from softprompt_zoo.training.comparison.compare import compare as run
 
     quiet()
-    run(settings, choices, console(), overwrite=overwrite)
+    run(
+        settings, choices, console(), overwrite=overwrite, dry_run=dry_run, command=shlex.join([PROGRAM, *sys.argv[1:]])
+    )
 
 
 def _names(flag: str, text: str) -> tuple[str, ...]:

@@ -9,12 +9,12 @@ from rich.console import Console
 from softprompt_zoo.errors import OutputError, StoppedError, check_packages
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.choices import Choices
-from softprompt_zoo.training.comparison.outputs import write_results, write_table
+from softprompt_zoo.training.comparison.dry_run import print_plan
+from softprompt_zoo.training.comparison.finish import finish
 from softprompt_zoo.training.comparison.plan import Plan, check_names, make_plan
 from softprompt_zoo.training.comparison.run_trial import run_trial
 from softprompt_zoo.training.comparison.store import Store
 from softprompt_zoo.training.comparison.summary import summarize
-from softprompt_zoo.training.comparison.table import make_table
 from softprompt_zoo.training.comparison.trial import Trial
 from softprompt_zoo.training.comparison.watching import Watching
 from softprompt_zoo.training.folder import locked
@@ -26,7 +26,13 @@ NEEDED_ROOM = 50_000_000
 
 
 def compare(
-    settings: Settings, choices: Choices, console: Console, *, overwrite: bool = False, dry_run: bool = False
+    settings: Settings,
+    choices: Choices,
+    console: Console,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    command: str = "",
 ) -> None:
     """Compare methods and baselines, and say what came of it.
 
@@ -35,14 +41,15 @@ def compare(
         choices: What is compared.
         console: Where progress and results go.
         overwrite: Whether an earlier comparison in the same folder may be removed.
-        dry_run: Whether to say what would be run, and run nothing.
+        dry_run: Whether to say what would be run and how long it would take, and keep nothing.
+        command: What repeats the comparison, for the report.
 
     Raises:
         ZooError: If something the user gave cannot be used; nothing was written then.
         StoppedError: If the user stopped it.
     """
     remedy = 'pip install "softprompt-zoo[train]"'
-    check_packages("comparing needs", "accelerate", "filelock", "matplotlib", remedy=remedy)
+    check_packages("comparing needs", "accelerate", "filelock", "psutil", remedy=remedy)
     check_names(choices)
     settings = settings.absolute()
     tell = printer(console)
@@ -51,20 +58,19 @@ def compare(
     store.check(bench.shared, overwrite=overwrite)
     _check_room(store.folder)
     bench.load()
-    plan = make_plan(bench, _nothing_is_done if overwrite else store.has, lambda name: tell(f"trying {name}"))
+    is_done = _nothing_is_done if overwrite else store.has
+    plan = make_plan(bench, is_done, lambda name: tell(f"trying {name}"))
     _tell_refused(plan, console)
     if not plan.trials:
         raise OutputError("nothing that was chosen fits the model; the lines above say why")
     if dry_run:
+        print_plan(plan, bench, is_done, console)
         return
     with locked(store.folder):
         store.open(bench.shared, overwrite=overwrite)
         _run_all(plan.trials, bench, store, console)
-    results = store.results(plan.trials)
-    lines = summarize(plan.trials, results)
-    write_table(store.folder / "table.csv", lines)
-    write_results(store.folder / "results.json", bench.shared, lines, {"left_out": plan.refused})
-    console.print(make_table(lines, bench.objective.metrics, console.width))
+    lines = summarize(plan.trials, store.results(plan.trials))
+    finish(store.folder, bench, plan, lines, command, console)
 
 
 def _run_all(trials: Sequence[Trial], bench: Bench, store: Store, console: Console) -> None:

@@ -20,6 +20,7 @@ from softprompt_zoo.files.writing import write_tensors
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.candidate import Fitted, Options
 from softprompt_zoo.training.comparison.candidates.restoring import frozen
+from softprompt_zoo.training.comparison.candidates.sizing import sized
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.trial import Trial
 from softprompt_zoo.trial.examination import inspect_backbone
@@ -45,6 +46,8 @@ class AdapterTuning:
 
     def variants(self, choices: Choices, bench: Bench) -> Sequence[Options]:
         """Return its only variant."""
+        if choices.parameters is not None:
+            return [sized(self, {}, "bottleneck", choices.parameters, bench)]
         return [{"bottleneck": BOTTLENECK}]
 
     @contextlib.contextmanager

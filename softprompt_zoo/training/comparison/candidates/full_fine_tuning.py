@@ -39,6 +39,8 @@ class FullFineTuning:
                 f"the model has {count:,} parameters, and full fine-tuning is tried up to {MOST_PARAMETERS:,}, "
                 "16 bytes of memory each"
             )
+        if choices.parameters is not None:
+            raise UnsupportedError(f"it trains all {count:,} parameters, not {choices.parameters:,}")
         return [{}]
 
     @contextlib.contextmanager

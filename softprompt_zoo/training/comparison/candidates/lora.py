@@ -4,6 +4,7 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021 (a
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from softprompt_zoo.errors import check_packages
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.candidate import Fitted, Options
 from softprompt_zoo.training.comparison.candidates.restoring import frozen
+from softprompt_zoo.training.comparison.candidates.sizing import sized
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.trial import Trial
 
@@ -35,6 +37,8 @@ class Lora:
     def variants(self, choices: Choices, bench: Bench) -> Sequence[Options]:
         """Return its only variant."""
         check_packages("the baseline lora needs", "peft", remedy='pip install "softprompt-zoo[peft]"')
+        if choices.parameters is not None:
+            return [sized(self, {}, "rank", choices.parameters, bench)]
         return [{"rank": RANK}]
 
     @contextlib.contextmanager
@@ -47,7 +51,8 @@ class Lora:
         # alpha of twice the rank, on all linear layers: Dettmers et al., "QLoRA", 2023, section 4.
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
         with frozen(bench.model):
-            wrapped: Any = peft.get_peft_model(bench.model, config)
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PEFT asks under an old name
+                wrapped: Any = peft.get_peft_model(bench.model, config)
             try:
 
                 def save(folder: Path) -> None:

@@ -14,9 +14,12 @@ from softprompt_zoo.training.base import with_tokenizer
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.candidate import Fitted, Options
 from softprompt_zoo.training.comparison.candidates.few_shot import BETWEEN, drawn
+from softprompt_zoo.training.comparison.candidates.sizing import sized
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.trial import Trial
 
+LENGTH = "num_virtual_tokens"
+"""The option that says how long a prompt is."""
 CONTEXT_TEMPLATE = f"{{input}}{{target}}{BETWEEN}"
 """How methods that learn from examples have them written; what is around input and target is in these already."""
 
@@ -35,8 +38,10 @@ class SoftPrompt:
 
     def variants(self, choices: Choices, bench: Bench) -> Sequence[Options]:
         """Return each length with each start that was asked for; what the method has no option for is left to it."""
-        lengths = self._values("num_virtual_tokens", choices.lengths) if self._has_length else [{}]
         starts = self._values("init", choices.starts)
+        if choices.parameters is not None:
+            return [sized(self, start, LENGTH, choices.parameters, bench) for start in starts]
+        lengths = self._values(LENGTH, choices.lengths) if self._has_length else [{}]
         return [{**length, **start} for length, start in itertools.product(lengths, starts)]
 
     @contextlib.contextmanager
@@ -60,7 +65,7 @@ class SoftPrompt:
     @property
     def _has_length(self) -> bool:
         """Whether the number of virtual tokens is chosen, and not counted."""
-        field = self._fields["num_virtual_tokens"]
+        field = self._fields[LENGTH]
         return field.default != 0
 
     def _values(self, option: str, values: Sequence[Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,49 @@
+"""What a comparison would run, and how long it would take."""
+
+import dataclasses
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.plan import Plan, variants_of
+from softprompt_zoo.training.comparison.run_trial import run_trial
+from softprompt_zoo.training.comparison.trial import Trial
+from softprompt_zoo.training.comparison.watching import shown_time
+
+TIMED_STEPS = 2
+"""Steps that are taken to time one. Our choice."""
+
+
+def print_plan(plan: Plan, bench: Bench, is_done: Callable[[Trial], bool], console: Console) -> None:
+    """Print the trials of a comparison, and the time that those would take that are not there yet.
+
+    Args:
+        plan: What would be run.
+        bench: The model, loaded, and the rows.
+        is_done: Whether a trial has a result already.
+        console: Where to print.
+    """
+    table = Table("what", "seeds", "steps", "rows a step", "learning rate", "there")
+    for variant in variants_of(plan.trials):
+        own = [trial for trial in plan.trials if trial.variant == variant]
+        seeds = ", ".join(str(trial.seed) for trial in own)
+        rate = "-" if variant.learning_rate is None else f"{variant.learning_rate:g}"
+        there = f"{sum(map(is_done, own))} of {len(own)}"
+        table.add_row(variant.label, seeds, str(variant.steps), str(variant.batch_size), rate, there)
+    console.print(table)
+    waiting = [trial for trial in plan.trials if not is_done(trial)]
+    console.print(f"{len(plan.trials)} trials, {len(waiting)} to run; {_time(waiting, bench)}", highlight=False)
+
+
+def _time(waiting: list[Trial], bench: Bench) -> str:
+    """Estimate the time of trials by one of them, with few steps."""
+    trained = [trial for trial in waiting if trial.steps]
+    if not trained:
+        return "nothing to train"
+    result = run_trial(dataclasses.replace(trained[-1], steps=TIMED_STEPS), bench)
+    step = result.step_seconds or 0.0
+    around = max(0.0, result.seconds - TIMED_STEPS * step)
+    total = sum(around + trial.steps * step for trial in waiting)
+    return f"about {shown_time(total)}, by {TIMED_STEPS} steps of {trained[-1].candidate}"
