@@ -60,6 +60,10 @@ class BackboneMismatchError(CheckpointError):
     """A saved prompt, or a bank, was made for another backbone."""
 
 
+class HubError(CheckpointError):
+    """A prompt cannot be fetched from the Hugging Face Hub, or pushed to it."""
+
+
 class BankError(ZooError, RuntimeError):
     """A bank of prompts cannot be opened or written: no bank, no permission, no room, or something else is there."""
 

@@ -60,7 +60,7 @@ def write(own: PromptSet, directory: Path, name: str | None, task_id: int | None
     _write(make_directory(directory), files, general, origin)
 
 
-def write_copy(own: PromptSet, directory: Path, active: tuple[str, ...]) -> bool:
+def write_copy(own: PromptSet, directory: Path, active: tuple[str, ...]) -> str | None:
     """Write the active prompt for PEFT next to our own files, which hold it already.
 
     Args:
@@ -69,14 +69,14 @@ def write_copy(own: PromptSet, directory: Path, active: tuple[str, ...]) -> bool
         active: Names of the prompts that are active in them.
 
     Returns:
-        Whether it could be written. Of a prompt that PEFT cannot hold nothing is said; of a fault in a hook a warning.
+        Why it could not be written; `None` if it was. Of a fault in a hook there is a warning.
     """
     if len(active) != 1:
-        return False
+        return f"a PEFT adapter holds one prompt, and the active ones are: {', '.join(active) or 'none'}"
     try:
         content = _content(own, active[0], None)
-    except UnsupportedError:
-        return False
+    except UnsupportedError as error:
+        return str(error)
     except Exception as error:  # whatever a method's hooks raise: the training is saved, and must go on
         return _warn_of_no_copy(directory, error)
     try:
@@ -85,17 +85,17 @@ def write_copy(own: PromptSet, directory: Path, active: tuple[str, ...]) -> bool
         raise
     except Exception as error:  # of what the hooks returned
         return _warn_of_no_copy(directory, error)
-    return True
+    return None
 
 
-def _warn_of_no_copy(directory: Path, error: Exception) -> bool:
+def _warn_of_no_copy(directory: Path, error: Exception) -> str:
     origin = "; ".join(getattr(error, "__notes__", ()))
     warnings.warn(
         f"{directory} holds the prompts, which zoo.load reads, but no copy for PEFT: {type(error).__name__}: {error}"
         f"{' (' + origin + ')' if origin else ''}",
         stacklevel=5,
     )
-    return False
+    return f"a hook of its method failed ({type(error).__name__})"
 
 
 def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[PeftFiles, dict[str, Any], Origin]:

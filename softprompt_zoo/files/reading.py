@@ -17,6 +17,8 @@ from softprompt_zoo.files import damage
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """What repositories on the Hugging Face Hub are called."""
+LONGEST_HUB_NAME = 96
+"""Characters of such a name, huggingface_hub's `validate_repo_id` says."""
 MOST_JSON = 64 * 2**20
 """Bytes of a JSON file; the largest are lists of a model's tensors. Our choice."""
 
@@ -43,19 +45,14 @@ def existing_directory(directory: str | os.PathLike[str]) -> Path:
     if not is_there:
         raise CheckpointError(
             f"{typed.shortened(str(path))} is not a folder; expected what save_pretrained wrote, or a PEFT prompt "
-            f"adapter{_advice_to_fetch(str(directory))}"
+            "adapter"
         )
     return path
 
 
-def _advice_to_fetch(name: str) -> str:
-    """Return how to get a folder from the Hugging Face Hub, if a missing one has such a name."""
-    if not HUB_NAME.fullmatch(name):
-        return ""
-    return (
-        f"; if it is a repository on the Hugging Face Hub, fetch it first: huggingface_hub.snapshot_download({name!r}, "
-        "allow_patterns=['*.json', '*.safetensors']) returns its folder"
-    )
+def is_hub_name(name: str) -> bool:
+    """Return whether a text may be the name of a repository on the Hugging Face Hub, and not a path such as `./a`."""
+    return len(name) <= LONGEST_HUB_NAME and bool(HUB_NAME.fullmatch(name)) and not {".", ".."} & {*name.split("/")}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -22,11 +22,15 @@ from softprompt_zoo.files import (
     weight_adapter_files,
     weight_adapters,
 )
+from softprompt_zoo.files.card import card_file
+from softprompt_zoo.files.card.page import Described, page
 from softprompt_zoo.files.exports import format_of
 from softprompt_zoo.files.other_versions import placement_of, wrappers_of
 from softprompt_zoo.files.prompt_records import PromptSet, restore
 from softprompt_zoo.files.writing import make_directory
 from softprompt_zoo.prompt.prompt import Prompt
+
+WITH_ADAPTERS = "it was saved with adapters in the model's layers, next to which PEFT has no place for a prompt"
 
 
 def save(
@@ -66,9 +70,10 @@ def save(
     packed, described = weight_adapter_files.pack(found)
     prompt_folder.write(path, index, _state(model, own, state_dict, chosen) | packed, described)
     weight_adapter_files.write_folders(path, found)
-    is_written = not found and peft_export.write_copy(own, path, active)  # PEFT has no place for those
-    if replaces and not is_written:
+    not_for_peft = WITH_ADAPTERS if found else peft_export.write_copy(own, path, active)
+    if replaces and not_for_peft is not None:
         peft_folder.remove(path)  # ours, of a prompt that was here before
+    card_file.write(path, page(Described(own, chosen, active, tuple(found), not_for_peft)))
 
 
 def _refuse_adapted(prompts: Mapping[str, Prompt]) -> None:

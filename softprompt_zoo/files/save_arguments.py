@@ -4,10 +4,13 @@ Trainer, accelerate, sentence-transformers and `push_to_hub` pass keywords that 
 change nothing for prompts are taken; one that asks for other files is refused, not swallowed.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.files.hub.upload import Push
 from softprompt_zoo.sites.select import check_combination
 
 WITHOUT_EFFECT = (
@@ -22,17 +25,43 @@ WITHOUT_EFFECT = (
 """Keywords of transformers, PEFT and accelerate that change nothing for prompts, whatever their value."""
 DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "distributed_checkpoint": (False, None),
-    "push_to_hub": (False, None),
     "safe_serialization": (True, None),
     "variant": (None,),
 }
 """Keywords whose other values ask for what is not written, and the values that do not."""
 INSTEAD = {
     "distributed_checkpoint": "prompts are written as one file",
-    "push_to_hub": "call model.push_to_hub(name)",
     "safe_serialization": "prompts are written as safetensors only; leave it out",
     "variant": "prompts have no variants; save them into a folder of their own",
 }
+
+
+PUSH = ("commit_description", "commit_message", "create_pr", "private", "repo_id", "revision", "tags")
+"""Keywords that only `push_to_hub=True` makes sense of; `token` is taken without it, too."""
+
+
+def take_push(keywords: dict[str, Any], directory: str | os.PathLike[str]) -> Push | None:
+    """Take what is said of the hub out of the keywords of `save_pretrained`.
+
+    Args:
+        keywords: All but the directory. Changed: what is taken is gone.
+        directory: Where is saved; the repository is called like it if no `repo_id` says otherwise.
+
+    Returns:
+        What shall be pushed, and how; `None` for nothing.
+
+    Raises:
+        TypeError: If there are such keywords without `push_to_hub=True`.
+    """
+    given = {name: keywords.pop(name) for name in PUSH if name in keywords}
+    if not keywords.pop("push_to_hub", None):
+        if given:
+            raise TypeError(
+                f"save_pretrained got {next(iter(given))} without push_to_hub=True; add it, or leave it out"
+            )
+        return None
+    name = given.pop("repo_id", None) or Path(directory).absolute().name
+    return Push(repo_id=str(name), token=keywords.get("token"), **given)
 
 
 def check_arguments(names: Any, keywords: Mapping[str, Any], there: Sequence[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import peft_folder, prompt_folder
 from softprompt_zoo.files.exports import format_of
-from softprompt_zoo.files.reading import existing_directory
+from softprompt_zoo.files.hub.download import find_directory
 
 OF_THE_FILE = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
 """PEFT's fields that say nothing of how a prompt was trained."""
@@ -45,19 +45,24 @@ class SavedConfig:
     """Names of the PEFT adapters that were saved with them, such as a LoRA."""
 
 
-def read_config(directory: str | os.PathLike[str]) -> SavedConfig:
+def read_config(
+    directory: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+) -> SavedConfig:
     """Read what a folder says about its prompts. No model is needed, and no tensor of a prompt is read.
 
     Args:
         directory: What `load` takes.
+        revision: As in `load`.
+        token: As in `load`.
 
     Returns:
         What it says.
 
     Raises:
         CheckpointError: If it holds no prompt, or its index or config is damaged.
+        HubError: If it is a repository that cannot be fetched.
     """
-    path = existing_directory(directory)
+    path = find_directory(directory, revision, token)
     if prompt_folder.is_there(path):
         return _of_index(prompt_folder.read_index(path))
     if peft_folder.is_there(path):

@@ -4,6 +4,7 @@ import functools
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +18,9 @@ from softprompt_zoo.backbone.replaced_forward import check_forward, note_prompte
 from softprompt_zoo.backbone.stand_in import stand_in
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files import weight_adapters
+from softprompt_zoo.files.hub.upload import Push, push_folder, push_saved
 from softprompt_zoo.files.save_and_read import save
-from softprompt_zoo.files.save_arguments import check_arguments
+from softprompt_zoo.files.save_arguments import check_arguments, take_push
 from softprompt_zoo.model.entry import Entry
 from softprompt_zoo.model.forward import prompted_forward
 from softprompt_zoo.model.generation import PromptedGeneration
@@ -62,9 +64,39 @@ class PromptedModel(PromptedGeneration):
         **kwargs: Any,
     ) -> None:
         """Save the prompts alone; arguments as of transformers', and `names` of the prompts to save."""
-        chosen = check_arguments(names, {"push_to_hub": push_to_hub, **kwargs}, self.prompts.keys())
+        keywords = {"push_to_hub": push_to_hub, **kwargs}
+        push = take_push(keywords, save_directory)
+        chosen = check_arguments(names, keywords, self.prompts.keys())
         if is_main_process:
             save(self, self.prompts.saved(), save_directory, state_dict, chosen)
+            if push is not None:
+                push_folder(Path(save_directory), push)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        names: str | Sequence[str] | None = None,
+        max_shard_size: Any = None,
+        **how: Any,
+    ) -> Any:
+        """Push the prompts alone, and their card.
+
+        Args:
+            repo_id: Name of the repository; made if it is missing.
+            names: The prompts to push; all by default.
+            max_shard_size: Taken and not used: prompts are one file.
+            **how: As of transformers: `commit_message`, `commit_description`, `private`, `token`, `revision`,
+                `create_pr`, `tags`.
+
+        Returns:
+            What huggingface_hub says of the commit.
+
+        Raises:
+            HubError: If the hub cannot be reached or refuses it, or the repository holds a model.
+        """
+        push = Push(repo_id=repo_id, **how)
+        return push_saved(lambda folder: self.save_pretrained(folder, names=names), push)
 
     def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:
         """Choose the attention function that ours goes through; the model is as before if it cannot."""

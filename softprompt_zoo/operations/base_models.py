@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.files import peft_folder, peft_modules, prompt_folder
-from softprompt_zoo.files.reading import existing_directory
+from softprompt_zoo.files.hub.download import find_directory
 from softprompt_zoo.files.saved_config import SavedConfig, read_config
 from softprompt_zoo.operations.load_and_export import load
 from softprompt_zoo.prompt.task_heads import find_heads
@@ -35,6 +35,7 @@ def load_model(
     base: str | os.PathLike[str] | None = None,
     trainable: bool = False,
     pools_prompt: bool = False,
+    prompt_revision: str | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """Load the model that saved prompts were trained on, and the prompts onto it.
@@ -44,8 +45,9 @@ def load_model(
         base: Name or path of the model; by default the one that the folder names.
         trainable: As in `load`.
         pools_prompt: As in `load`.
-        **options: For the model's `from_pretrained`, such as `dtype` and `device_map`. Code that comes with a model is
-            never run.
+        prompt_revision: Branch, tag or commit of the prompts' repository on the hub; `revision` is the model's.
+        **options: For the model's `from_pretrained`, such as `dtype` and `device_map`; a `token` is for the prompts,
+            too. Code that comes with a model is never run.
 
     Returns:
         The model in eval mode, with the prompts that were active. If PEFT saved an embedding table or layers
@@ -57,8 +59,8 @@ def load_model(
         ValueError: If `trust_remote_code` is given.
         ZooError: As `load` does.
     """
-    path = existing_directory(directory)
     _check_runs_no_code(options)
+    path = find_directory(directory, prompt_revision, options.get("token"))
     config = read_config(path)
     source = config.base_model if base is None else os.fspath(base)
     if source is None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from softprompt_zoo.backbone.peft_layers import model_inside
 from softprompt_zoo.errors import CheckpointError, PromptExistsError, UnsupportedError
 from softprompt_zoo.files import peft_export, peft_folder, prompt_folder, weight_adapters
-from softprompt_zoo.files.reading import existing_directory
+from softprompt_zoo.files.hub.download import find_directory
 from softprompt_zoo.files.save_and_read import read_adapters, read_prompts
 from softprompt_zoo.model.attachment import attach_or_add, detach, is_attached, prompts_of
 from softprompt_zoo.model.prompts import Prompts
@@ -34,6 +34,8 @@ def load(
     name: str | None = None,
     trainable: bool = False,
     pools_prompt: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> PreTrainedModel:
     """Attach saved prompts to a model and activate those that were active.
 
@@ -41,26 +43,32 @@ def load(
         base: The model, or a `PeftModel`; it may have prompts already. Frozen and changed in place. PEFT adapters that
             were saved with them are put on it; one of the same name that it has gets the saved numbers. Its other
             adapters and its prompts train on as before.
-        directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
+        directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter: a folder, or the name of a
+            repository on the Hugging Face Hub, of which only the prompt is fetched. A folder of that name wins.
         name: What the prompt is called on this model, where the directory holds one; by default its saved name, which
             is `"default"` for PEFT's adapters.
         trainable: Whether to train on: the adapters that are loaded, and the prompts that were trained when they were
             saved, or all where none was or the files do not say. Otherwise all are frozen.
         pools_prompt: For PEFT's prompt at the input embeddings of an encoder's classifier: whether the head reads the
             first virtual token, as it does in PEFT, and not the text's first one.
+        revision: Branch, tag or commit of a repository; its main branch by default.
+        token: What you are known by on the hub; by default what `hf auth login` has kept.
 
     Returns:
         The same model.
 
     Raises:
         CheckpointError: If the directory is missing, truncated, corrupt or foreign. Nothing is changed.
+        HubError: If it is no folder, and the hub cannot be reached, has no such repository or revision, keeps it from
+            you, or there is no prompt in it. Nothing is changed.
         BackboneMismatchError: If it was made for a model of other sizes. Nothing is changed.
         UnknownMethodError: If it needs a plugin that is not installed. Nothing is changed.
         UnsupportedError: If it cannot work on this model. Nothing is changed.
         PromptExistsError: If the model has a prompt of that name. Nothing is changed.
-        ValueError: If `name` is not allowed, or the directory holds several prompts. Nothing is changed.
+        ValueError: If `name` is not allowed, or the directory holds several prompts; or a folder gets a revision.
+            Nothing is changed.
     """
-    path = existing_directory(directory)
+    path = find_directory(directory, revision, token)
     attached = is_attached(base)
     model: Any = model_inside(base)
     backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)

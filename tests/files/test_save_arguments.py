@@ -58,7 +58,7 @@ def test_a_gathered_state_is_cut_too(model, tmp_path):
 REFUSED = {
     "safe_serialization": ({"safe_serialization": False}, zoo.UnsupportedError, "safetensors only"),
     "variant": ({"variant": "fp16"}, zoo.UnsupportedError, "no variants"),
-    "push_to_hub": ({"push_to_hub": True}, zoo.UnsupportedError, "model.push_to_hub"),
+    "a repository alone": ({"repo_id": "me/prompt"}, TypeError, "got repo_id without push_to_hub=True"),
     "distributed": ({"distributed_checkpoint": True}, zoo.UnsupportedError, "one file"),
     "unknown": ({"nonsense": 1}, TypeError, "unknown keyword 'nonsense'"),
     "unknown name": ({"names": ["c"]}, zoo.UnknownPromptError, "no prompt 'c', named in names"),
@@ -104,7 +104,7 @@ def test_what_changes_nothing_is_taken(model, tmp_path, arguments):
 
 def test_every_keyword_of_transformers_and_peft_is_known():
     peft = pytest.importorskip("peft")
-    known = {*save_arguments.WITHOUT_EFFECT, *save_arguments.DEFAULTS, "selected_adapters"}
+    known = {*save_arguments.WITHOUT_EFFECT, *save_arguments.DEFAULTS, "selected_adapters", "push_to_hub"}
     for function in (PreTrainedModel.save_pretrained, peft.PeftModel.save_pretrained):
         names = set(inspect.signature(function).parameters) - {"self", "kwargs", "save_directory"}
         assert names - {"is_main_process", "state_dict"} <= known

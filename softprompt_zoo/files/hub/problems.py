@@ -1,0 +1,107 @@
+"""What the Hugging Face Hub refuses, in words that say what to do."""
+
+import contextlib
+from collections.abc import Iterator
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from softprompt_zoo.errors import HubError
+
+LOG_IN = "give token=…, or run: hf auth login"
+
+
+@contextlib.contextmanager
+def reading(name: str, revision: str | None, token: str | bool | None, files: list[str]) -> Iterator[None]:
+    """Say in our words why a repository cannot be read.
+
+    Args:
+        name: The repository.
+        revision: The revision that was asked for.
+        token: What the user is known by.
+        files: What is needed of it.
+
+    Raises:
+        HubError: If it cannot.
+    """
+    try:
+        yield
+    except GatedRepoError as error:  # one of those that are not found, to huggingface_hub
+        raise HubError(
+            f"{name!r} is gated on the Hugging Face Hub: ask for access at {constants.ENDPOINT}/{name}, then {LOG_IN}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"{name!r} is no folder here, and you can see no repository of that name on the Hugging Face Hub "
+            f"({constants.ENDPOINT}); check the name; for a private one, {LOG_IN}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(
+            f"{name!r} on the Hugging Face Hub has no revision {revision!r}; expected {_revisions(name, token)}"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise HubError(_unreachable(name, revision, files, error)) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise HubError(f"{name!r} cannot be fetched from {constants.ENDPOINT}: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def writing(name: str) -> Iterator[None]:
+    """Say in our words why a repository cannot be written.
+
+    Args:
+        name: The repository.
+
+    Raises:
+        HubError: If it cannot.
+    """
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise HubError(
+            f"{name!r} cannot be pushed while HF_HUB_OFFLINE is set; unset it, or save the prompts with "
+            "save_pretrained and push the folder later"
+        ) from error
+    except HfHubHTTPError as error:
+        raise HubError(_refused(name, error)) from error
+    except OSError as error:
+        raise HubError(f"{name!r} cannot be pushed to {constants.ENDPOINT}: {first_line(error)}") from error
+
+
+def _refused(name: str, error: HfHubHTTPError) -> str:
+    status = None if error.response is None else error.response.status_code
+    advice = f"; you need the right to write there: {LOG_IN}" if status in (401, 403, 404) else ""
+    return f"{name!r} cannot be pushed to {constants.ENDPOINT}: {first_line(error)}{advice}"
+
+
+def first_line(error: Exception) -> str:
+    """Return what the hub's client says first, without the stop at its end."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _unreachable(name: str, revision: str | None, files: list[str], error: Exception) -> str:
+    wanted = repr(name) if revision is None else f"{name!r} at {revision!r}"
+    missing = f"{wanted} is no folder here, and the cache {constants.HF_HUB_CACHE} lacks its {' or '.join(files[:2])}"
+    if constants.is_offline_mode():
+        return (
+            f"{missing}; HF_HUB_OFFLINE is set: unset it, or fetch the prompt where the hub can be reached: hf download "
+            f"{name} --include '*.json' --include '*.safetensors'"
+        )
+    cause = error.__cause__ or error
+    why = first_line(cause if isinstance(cause, Exception) else error)
+    return f"{missing}; the hub at {constants.ENDPOINT} cannot be reached ({why}): check the network, and HF_ENDPOINT"
+
+
+def _revisions(name: str, token: str | bool | None) -> str:
+    """Return what a repository has, if it says so."""
+    with contextlib.suppress(Exception):
+        refs = HfApi(token=token).list_repo_refs(name)
+        return "one of " + ", ".join(ref.name for ref in (*refs.branches, *refs.tags)) + ", or a commit"
+    return "a branch, a tag or a commit of it"
