@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softprompt_zoo.cli.command import console, quiet
-from softprompt_zoo.cli.use import Model, PromptFolder
+from softprompt_zoo.cli.use import Model, PromptFolder, Revision, found
 from softprompt_zoo.errors import printable
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def add(
     task: Annotated[int | None, typer.Option(help="The task to store, if the prompt has several.")] = None,
     overwrite: Overwrite = False,
     dtype: Dtype = None,
+    revision: Revision = None,
 ) -> None:
     """Put a saved prompt into a bank as a prefix, which engines serve by name; the bank is made if it is missing."""
     from softprompt_zoo.bank.bank import PromptBank
@@ -50,7 +51,8 @@ def add(
     base, stored_dtype = _prepared(model, dtype)
     chosen = prompt_folder.resolve().name if name is None else name
     check_name(chosen, ", from PROMPT_FOLDER; choose one with --name" if name is None else "")
-    network: Any = load(base.load(), prompt_folder)
+    folder = found(prompt_folder, revision)
+    network: Any = load(base.load(), folder)
     prompts = {part: network.prompts[part] for part in combination_of(network.prompts, prompt or None, task)}
     prefix = engine_prefix(PrefixMaker.of(network), prompts, task)  # what cannot be one is said before a bank is made
     stored = PromptBank(bank, network, dtype=stored_dtype)

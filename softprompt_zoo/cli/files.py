@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softprompt_zoo.cli.command import quiet
-from softprompt_zoo.cli.use import Model, PromptFolder
+from softprompt_zoo.cli.use import Model, PromptFolder, Revision, found
 from softprompt_zoo.config.checks import check_choice
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def export_prompt(
         str | None, typer.Option(help="For vocabulary: folder or hub name; the model's own if not given.")
     ] = None,
     fold: Annotated[bool, typer.Option("--fold", help="Make one prefix of the prompts first.")] = False,
+    revision: Revision = None,
 ) -> None:
     """Write prompts for another library or engine."""
     from softprompt_zoo.operations.load_and_export import EXPORTS, export, load
@@ -45,6 +46,7 @@ def export_prompt(
     check_choice("to", to, EXPORTS)
     _check_tokenizer(tokenizer, to)
     quiet()
+    prompt_folder = found(prompt_folder, revision)
     base = Base(model)
     network = load(base.load(), prompt_folder)
     names: list[str] | None = name or None
@@ -77,16 +79,20 @@ def _tokenizer(name: str | None, base: "Base") -> Any:
 
 def import_prompt(
     model: Model,
-    peft_folder: Annotated[Path, typer.Argument(help="A PEFT prompt adapter.", metavar="PEFT_FOLDER")],
+    peft_folder: Annotated[
+        Path, typer.Argument(help="A PEFT prompt adapter: a folder, or its name on the hub.", metavar="PEFT_FOLDER")
+    ],
     output: Output,
+    revision: Revision = None,
 ) -> None:
     """Convert a PEFT prompt adapter to this package's format."""
     from softprompt_zoo.operations.load_and_export import load
     from softprompt_zoo.training.base import Base
 
     _check(output)
+    folder = found(peft_folder, revision)
     quiet()
-    load(Base(model).load(), peft_folder).save_pretrained(output)
+    load(Base(model).load(), folder).save_pretrained(output)
     typer.echo(f"wrote {output}, which softprompt_zoo.load loads")
 
 

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softprompt_zoo.cli.command import console
-from softprompt_zoo.cli.use import Dtype, Model, PromptFolder, Template, chosen_template, load_prompted, trained_with
+from softprompt_zoo.cli.use import (
+    Dtype,
+    Model,
+    PromptFolder,
+    Revision,
+    Template,
+    chosen_template,
+    found,
+    load_prompted,
+    trained_with,
+)
 
 if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
@@ -27,8 +37,10 @@ def inspect(
     png: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
     html: Annotated[Path | None, typer.Option(help="Page to write, with tables and pictures.")] = None,
     dtype: Dtype = "float32",
+    revision: Revision = None,
 ) -> None:
     """Look inside a prompt: nearest words, norms, similar tokens, and the attention that texts give it."""
+    prompt_folder = found(prompt_folder, revision)
     trained = trained_with(prompt_folder)
     form = chosen_template(template, trained)
     _check_file("--png", png)
@@ -37,7 +49,7 @@ def inspect(
 
     base, network = load_prompted(model, prompt_folder, dtype)
     inputs = [_batch(base, network, form, text) for text in texts] if texts else None
-    found = look_inside(
+    seen = look_inside(
         network,
         name,
         tokenizer=base.tokenizer,
@@ -47,10 +59,10 @@ def inspect(
         task=task,
     )
     if png is not None:
-        found.to_png(png)
+        seen.to_png(png)
     if html is not None:
-        found.to_html(html)
-    console().print(found)
+        seen.to_html(html)
+    console().print(seen)
 
 
 def _batch(base: "Base", network: Any, template: str, text: str) -> dict[str, Any]:

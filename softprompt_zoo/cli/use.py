@@ -10,6 +10,7 @@ import typer
 from softprompt_zoo.cli.command import console, quiet
 from softprompt_zoo.cli.train import unescape
 from softprompt_zoo.config.checks import check_choice, check_positive_integer
+from softprompt_zoo.files.hub.names import is_hub_name
 from softprompt_zoo.training.settings import DEFAULT_TEMPLATE, DTYPES
 
 if TYPE_CHECKING:
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="Folder, hub name, or smollm2.", metavar="MODEL")]
 PromptFolder = Annotated[
-    Path, typer.Argument(help="What train or save_pretrained wrote, or a PEFT prompt adapter.", metavar="PROMPT_FOLDER")
+    Path,
+    typer.Argument(
+        help="What train or save_pretrained wrote, or a PEFT prompt adapter: a folder, or its name on the hub.",
+        metavar="PROMPT_FOLDER",
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit, of a prompt that is named by its repository on the hub.")
 ]
 Template = Annotated[str | None, typer.Option(help="As in train; the one it was trained with if not given.")]
 Dtype = Annotated[
@@ -43,12 +51,14 @@ def evaluate(
     max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are left out.")] = 512,
     metric_rows: Annotated[int, typer.Option(help="Rows to write answers for.")] = 10,
     dtype: Dtype = None,
+    revision: Revision = None,
 ) -> None:
     """Measure a prompt against the bare model and a hand-written prompt."""
     from softprompt_zoo.examples import demo_data, read_examples
 
     check_positive_integer("max_length", max_length)
     check_positive_integer("metric_rows", metric_rows)
+    prompt_folder = found(prompt_folder, revision)
     trained = trained_with(prompt_folder)
     examples = read_examples(data or demo_data() / "test.jsonl", input_field=input_field, target_field=target_field)
     from softprompt_zoo.training.evaluation import TRAINED, Evaluator
@@ -85,10 +95,11 @@ def generate(
         bool, typer.Option("--no-prompt", help="Use the bare model; all arguments are texts.")
     ] = False,
     dtype: Dtype = None,
+    revision: Revision = None,
 ) -> None:
     """Write an answer to every text, one per line."""
     given = list(arguments or [])
-    folder = None if no_prompt else _prompt_folder(given)
+    folder = None if no_prompt else found(_prompt_folder(given), revision)
     form = _template_for(folder, template)
     texts = _texts(given if no_prompt else given[1:])
     base, network = load_prompted(model, folder, dtype)
@@ -138,6 +149,21 @@ def _texts(given: list[str]) -> list[str | None]:
 def _lines_of_stdin() -> list[str | None]:
     """Read lines; a blank one stays one, so that line 7 of the answers is that of line 7 of the texts."""
     return [line.rstrip("\n") if line.strip() else None for line in sys.stdin]
+
+
+def found(prompt_folder: Path, revision: str | None) -> Path:
+    """Return the folder of a prompt; one that is named by its repository on the hub, and not here, is fetched.
+
+    Args:
+        prompt_folder: As the user gave it.
+        revision: Of the repository.
+    """
+    is_wanted = revision is not None or (not prompt_folder.exists() and is_hub_name(str(prompt_folder)))
+    if not is_wanted:
+        return prompt_folder
+    from softprompt_zoo.files.hub.download import find_directory
+
+    return find_directory(str(prompt_folder), revision)
 
 
 def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[Base, PreTrainedModel]":

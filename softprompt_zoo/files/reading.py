@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,6 @@ from softprompt_zoo.config import typed
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import damage
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-"""What repositories on the Hugging Face Hub are called."""
-LONGEST_HUB_NAME = 96
-"""Characters of such a name, huggingface_hub's `validate_repo_id` says."""
 MOST_JSON = 64 * 2**20
 """Bytes of a JSON file; the largest are lists of a model's tensors. Our choice."""
 
@@ -48,11 +43,6 @@ def existing_directory(directory: str | os.PathLike[str]) -> Path:
             "adapter"
         )
     return path
-
-
-def is_hub_name(name: str) -> bool:
-    """Return whether a text may be the name of a repository on the Hugging Face Hub, and not a path such as `./a`."""
-    return len(name) <= LONGEST_HUB_NAME and bool(HUB_NAME.fullmatch(name)) and not {".", ".."} & {*name.split("/")}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

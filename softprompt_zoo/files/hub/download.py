@@ -9,7 +9,8 @@ from pathlib import Path
 
 from softprompt_zoo.errors import HubError
 from softprompt_zoo.files import embeddings, keys_values, peft_folder, prompt_folder, vocabulary
-from softprompt_zoo.files.reading import existing_directory, is_hub_name
+from softprompt_zoo.files.hub.names import is_hub_name
+from softprompt_zoo.files.reading import existing_directory
 
 RECORD_FILE = "training.json"
 """What a training run says of itself, the template of its texts for instance."""

@@ -91,7 +91,7 @@ def _unreachable(name: str, revision: str | None, files: list[str], error: Excep
     missing = f"{wanted} is no folder here, and the cache {constants.HF_HUB_CACHE} lacks its {' or '.join(files[:2])}"
     if constants.is_offline_mode():
         return (
-            f"{missing}; HF_HUB_OFFLINE is set: unset it, or fetch the prompt where the hub can be reached: hf download "
+            f"{missing}; HF_HUB_OFFLINE is set: unset it, or fetch the prompt where there is a network: hf download "
             f"{name} --include '*.json' --include '*.safetensors'"
         )
     cause = error.__cause__ or error
