@@ -10,6 +10,7 @@ from typing import Any
 
 from softprompt_zoo.errors import OutputError
 from softprompt_zoo.files import peft_folder, prompt_folder
+from softprompt_zoo.files.card import card_file
 from softprompt_zoo.files.reading import read_json
 from softprompt_zoo.files.writing import temporaries_of
 from softprompt_zoo.training.record import RECORD_FILE, is_run
@@ -96,6 +97,7 @@ def clear(folder: Path) -> None:
     """
     (folder / prompt_folder.INDEX_FILE).unlink(missing_ok=True)
     peft_folder.remove(folder)
+    card_file.remove(folder)
     for name in (prompt_folder.TENSOR_FILE, PICTURE_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)
     for checkpoint in _checkpoints(folder):

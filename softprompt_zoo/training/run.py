@@ -20,6 +20,7 @@ from softprompt_zoo.model.attachment import detach
 from softprompt_zoo.operations.load_and_export import load
 from softprompt_zoo.training import folder as folders
 from softprompt_zoo.training import processes
+from softprompt_zoo.training.card import describe_run
 from softprompt_zoo.training.data import Data, read_data
 from softprompt_zoo.training.evaluation import TRAINED, Score
 from softprompt_zoo.training.picture import draw_losses
@@ -149,6 +150,7 @@ class _Run:
         self.record |= {"history": history, "status": FINISHED}
         if processes.is_main():
             self._draw(history)
+            describe_run(self.folder, self.record, self.evaluator)
             self._write()
             self._report()
 

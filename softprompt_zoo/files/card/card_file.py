@@ -79,6 +79,13 @@ def named(text: str, repository: str) -> str:
     return marked(_split(text)[0].replace(PLACE, repository)) if is_generated(text) else text
 
 
+def field(text: str, name: str) -> Any:
+    """Return a field of a card's metadata; `None` if it has none of that name."""
+    from huggingface_hub import ModelCard
+
+    return ModelCard(text).data.get(name)
+
+
 def tagged(text: str, tags: Sequence[str]) -> str:
     """Return a card of ours with more tags; one that the user has changed as it is."""
     return marked(changed(text, tags=tags)) if tags and is_generated(text) else text
