@@ -23,6 +23,17 @@ def train(
         Path | None, typer.Option(help="JSONL or CSV file; a tenth of --data, at most 100 rows, if not given.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results; softprompt-METHOD if not given.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="What is learned: writing, label-words or classification; what suits the data and the model if not "
+            "given."
+        ),
+    ] = None,
+    label_word: Annotated[
+        list[str] | None,
+        typer.Option(help="Word of a label, label=word, for --objective label-words; repeat for more."),
+    ] = None,
     input_field: Annotated[str | None, typer.Option(help="Field of the input.")] = None,
     target_field: Annotated[str | None, typer.Option(help="Field of the target.")] = None,
     template: Annotated[str, typer.Option(help=r"Text in front of the target; \n is a new line.")] = r"{input}\n",
@@ -113,14 +124,17 @@ def chosen_settings(context: typer.Context, config: Path | None) -> dict[str, An
     names = {field.name for field in dataclasses.fields(Settings)}
     values = {name: _plain(value) for name, value in context.params.items() if name in names}
     options = dict(parse_option(text) for text in context.params["option"] or [])
+    words = dict(parse_label_word(text) for text in context.params["label_word"] or [])
     if config is not None:
         from softprompt_zoo.config.config_file import read_config
 
         written = read_config(config, Settings, _try_setting)
         options = {**written.pop("options", {}), **options}
+        words = {**written.pop("label_words", {}), **words}
         values |= {name: value for name, value in written.items() if not _is_given(context, name)}
     output = values["output"] or default_output(values["method"])
-    return {**values, "options": options, "output": output, "template": unescape(values["template"])}
+    given = {"options": options, "label_words": words, "output": output, "template": unescape(values["template"])}
+    return {**values, **given}
 
 
 def default_output(method: str) -> str:
@@ -163,6 +177,24 @@ def parse_option(text: str) -> tuple[str, Any]:
         return name, value
     except RecursionError as error:
         raise ValueError(f"--option {name} is JSON that is nested too deeply ({value[:20]}…); give a value") from error
+
+
+def parse_label_word(text: str) -> tuple[str, str]:
+    """Read `label=word`.
+
+    Args:
+        text: As the user typed it.
+
+    Returns:
+        Label and word.
+
+    Raises:
+        ValueError: If there is no `=`, no label or no word.
+    """
+    label, _, word = text.rpartition("=")  # a label may have one, too
+    if not label.strip() or not word.strip():
+        raise ValueError(f"--label-word is {text!r}; expected label=word, such as positive=good")
+    return label, word
 
 
 def unescape(template: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from softprompt_zoo.training.base import Base
+    from softprompt_zoo.training.objectives.objective import Objective
 
 Model = Annotated[str, typer.Argument(help="Folder, hub name, or smollm2.", metavar="MODEL")]
 PromptFolder = Annotated[
@@ -63,11 +64,10 @@ def evaluate(
     examples = read_examples(data or demo_data() / "test.jsonl", input_field=input_field, target_field=target_field)
     from softprompt_zoo.training.evaluation import TRAINED, Evaluator
     from softprompt_zoo.training.objectives.objective import fitting
-    from softprompt_zoo.training.objectives.writing import Writing
     from softprompt_zoo.training.report import print_samples, print_scores
 
-    base, network = load_prompted(model, prompt_folder, dtype)
-    objective = Writing(base.tokenizer, base.is_encoder_decoder, chosen_template(template, trained))
+    form = chosen_template(template, trained)
+    objective, network = load_for(model, prompt_folder, form, dtype)
     kept = fitting(objective, examples, max_length, "evaluation")
     evaluator = Evaluator(kept, objective, metric_rows, handwritten or trained.get("handwritten"))
     evaluator.try_out(network)
@@ -102,28 +102,16 @@ def generate(
     folder = None if no_prompt else found(_prompt_folder(given), revision)
     form = _template_for(folder, template)
     texts = _texts(given if no_prompt else given[1:])
-    base, network = load_prompted(model, folder, dtype)
-    for line in _lines(base, network, form, texts, max_new_tokens):
+    objective, network = load_for(model, folder, form, dtype)
+    for line in _lines(objective, network, texts, max_new_tokens):
         typer.echo(line)
 
 
-def _lines(base: "Base", network: Any, form: str, texts: list[str | None], max_new_tokens: int) -> Iterator[str]:
+def _lines(objective: "Objective[Any, Any]", network: Any, texts: list[str | None], most: int) -> Iterator[str]:
     """Answer every text in one line; a blank one with a blank one."""
-    answers = iter(_answers(base, network, form, [text for text in texts if text is not None], max_new_tokens))
+    answers = iter(objective.answer(network, [text for text in texts if text is not None], most))
     for text in texts:
         yield "" if text is None else " ".join(next(answers).splitlines())
-
-
-def _answers(base: "Base", network: Any, form: str, texts: list[str], max_new_tokens: int) -> list[str]:
-    from softprompt_zoo.examples import Example
-    from softprompt_zoo.training.base import check_tokens
-    from softprompt_zoo.training.data import Row, Tokenized
-    from softprompt_zoo.training.evaluation import generate as write_answers
-
-    tokenized = Tokenized(base.tokenizer, base.is_encoder_decoder, form)
-    ids = [tokenized.text_ids(Example(text, None)) for text in texts]
-    check_tokens([Row(text, []) for text in ids], network)
-    return write_answers(network, base.tokenizer, ids, max_new_tokens)
 
 
 def _template_for(folder: Path | None, given: str | None) -> str:
@@ -175,27 +163,52 @@ def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[
         dtype: Number format; `None` for the one that is fastest here.
 
     Returns:
-        The tokenizer's side, and the model.
+        The tokenizer's side, and the model, of the class that the prompt was trained with.
+    """
+    objective, network = load_for(model, folder, DEFAULT_TEMPLATE, dtype)
+    return objective.base, network
+
+
+def load_for(
+    model: str, folder: Path | None, template: str, dtype: str | None
+) -> "tuple[Objective[Any, Any], PreTrainedModel]":
+    """Load a model for what a saved prompt was trained to do.
+
+    Args:
+        model: Folder, hub name, or smollm2.
+        folder: The prompt; `None` for the bare model.
+        template: How an input becomes a text.
+        dtype: Number format; `None` for the one that is fastest here.
+
+    Returns:
+        The objective of the training, or writing text where the folder does not say; and the model.
     """
     from softprompt_zoo.operations.load_and_export import load
     from softprompt_zoo.training.base import Base, fast_dtype
+    from softprompt_zoo.training.objectives.kinds import recorded
 
     check_choice("dtype", dtype, (None, *DTYPES))
     quiet()
     base = Base(model, progress=lambda line: typer.echo(line, err=True))
-    network = base.load(dtype or fast_dtype())
-    return base, network if folder is None else load(network, folder)
+    objective = recorded({} if folder is None else run_of(folder).get("objective", {}), base, template)
+    network = objective.load(dtype or fast_dtype())
+    return objective, network if folder is None else load(network, folder)
 
 
 def trained_with(folder: Path) -> dict[str, Any]:
     """Settings of the run that made a prompt, if it lies in the folder of one, as a run's checkpoints do."""
     if not folder.is_dir():
         raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is not a folder; expected what train or save_pretrained wrote")
+    settings: dict[str, Any] = run_of(folder).get("settings", {})
+    return settings
+
+
+def run_of(folder: Path) -> dict[str, Any]:
+    """Return the record of the run that made a prompt, if it lies in the folder of one; else nothing."""
     from softprompt_zoo.training.record import is_run, read_record
 
     run = folder.absolute().parent if folder.name.startswith("checkpoint-") else folder
-    settings: dict[str, Any] = read_record(run)["settings"] if is_run(run) else {}
-    return settings
+    return read_record(run) if is_run(run) else {}
 
 
 def chosen_template(given: str | None, trained: dict[str, Any]) -> str:

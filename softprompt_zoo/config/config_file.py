@@ -8,8 +8,8 @@ from typing import Any
 from softprompt_zoo.config import typed
 from softprompt_zoo.config.documents import Document, dump_yaml, read_document
 
-OTHER_KEYS = {"options": "option"}
-"""The keys of fields whose flag has another name: `--option` gives one of the method's options."""
+OTHER_KEYS = {"options": "option", "label_words": "label_word"}
+"""The keys of fields whose flag has another name: each `--option` gives one of `options`, `--label-word` a word."""
 
 
 def read_config(path: Path, kind: Any, try_field: Callable[..., Any] | None = None) -> dict[str, Any]:

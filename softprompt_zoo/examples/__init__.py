@@ -2,7 +2,7 @@
 
 import importlib.resources
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from softprompt_zoo import placeholders
@@ -23,6 +23,8 @@ class Example:
     """The answer to learn; `None` only in files read with `need_target=False`."""
     references: tuple[str, ...] = ()
     """Every answer that counts as right; the target alone unless the row has others."""
+    place: str = field(default="", compare=False, repr=False)
+    """File and line, for messages."""
 
 
 def demo_data() -> Path:
@@ -142,8 +144,8 @@ def _example(row: Row, names: tuple[str, str], target_demand: str) -> Example:
     is_needed = {"always": True, "unless referenced": not references, "never": False}[target_demand]
     if target_name in row.fields or is_needed:
         target = _field(row, target_name)
-        return Example(text, target, references or (target,))
-    return Example(text, references[0] if references else None, references)
+        return Example(text, target, references or (target,), row.place)
+    return Example(text, references[0] if references else None, references, row.place)
 
 
 def _field(row: Row, name: str) -> str:

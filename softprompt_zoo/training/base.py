@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from softprompt_zoo.method import Method
-    from softprompt_zoo.training.objectives.objective import TokenRow
+    from softprompt_zoo.training.objectives.rows import TokenRow
 
 
 class Base:
@@ -27,33 +27,74 @@ class Base:
         """As the user gave it."""
         self.folder = resolve_model(name, progress=progress)
         """What `from_pretrained` takes."""
-        config = AutoConfig.from_pretrained(self.folder)
-        self.is_encoder_decoder: bool = bool(config.is_encoder_decoder)
+        self.config: Any = AutoConfig.from_pretrained(self.folder)
+        """The model's config; not changed."""
+        self.is_encoder_decoder: bool = bool(self.config.is_encoder_decoder)
         """Whether targets go through a decoder of their own."""
-        _check_family(name, config)
+        self.architecture: str = next(iter(self.config.architectures or []), "")
+        """The class of transformers that saved it, where it says."""
+        self.writes_text = _writes_text(self.config, self.architecture)
+        """Whether it is a causal language model or an encoder-decoder, rather than an encoder."""
         self.tokenizer = _tokenizer(name, self.folder)
-        padding, size = self.tokenizer.pad_token_id, config_value(config.get_text_config(), "vocab_size")
+        padding, size = self.tokenizer.pad_token_id, config_value(self.config.get_text_config(), "vocab_size")
         if padding is None or (size is not None and padding >= size):  # a token that was added to the tokenizer alone
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
+    def check_writes_text(self) -> None:
+        """Refuse a model that does not write text, or whose answers would never end.
+
+        Raises:
+            UnsupportedError: If it is one.
+        """
+        if not self.writes_text:
+            raise UnsupportedError(
+                f"{self.name} ({self.architecture or self.config.model_type}) does not write text; the commands take "
+                "causal language models and encoder-decoders. For a classifier, give texts with labels, or attach the "
+                "prompt in Python and train it with transformers' Trainer: "
+                "zoo.get_method(name)(AutoModelForSequenceClassification.from_pretrained(…))"
+            )
+        if self.tokenizer.eos_token_id is None:
+            raise UnsupportedError(
+                f"the tokenizer of {self.name} has no end-of-sequence token, so answers would never end; "
+                "set tokenizer.eos_token, save it, and give that folder"
+            )
+
     def load(self, dtype: str = "float32") -> "PreTrainedModel":
-        """Load the weights, onto the accelerator if there is one.
+        """Load a model that writes text, onto the accelerator if there is one.
 
         Args:
             dtype: Number format, a name in torch.
 
         Returns:
             The model, in eval mode.
+
+        Raises:
+            UnsupportedError: If it does not write text.
+        """
+        self.check_writes_text()
+        return self.load_as("AutoModelForSeq2SeqLM" if self.is_encoder_decoder else "AutoModelForCausalLM", dtype)
+
+    def load_as(self, auto_class: str, dtype: str, **options: Any) -> "PreTrainedModel":
+        """Load the weights into a class, onto the accelerator if there is one.
+
+        Args:
+            auto_class: Name of an auto class of transformers.
+            dtype: Number format, a name in torch.
+            **options: What else `from_pretrained` is told.
+
+        Returns:
+            The model, in eval mode.
         """
         import torch
         from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+        from transformers.models.auto import modeling_auto
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        kind = AutoModelForSeq2SeqLM if self.is_encoder_decoder else AutoModelForCausalLM
         try:
-            model: PreTrainedModel = kind.from_pretrained(self.folder, dtype=getattr(torch, dtype))
+            model: PreTrainedModel = vars(modeling_auto)[auto_class].from_pretrained(
+                self.folder, dtype=getattr(torch, dtype), **options
+            )
         except SafetensorError as error:
             raise ValueError(f"the weights of {self.name} are damaged ({error}); get the model again") from error
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -109,7 +150,7 @@ def check_tokens(rows: "Sequence[TokenRow]", model: "PreTrainedModel") -> None:
 
 
 def _tokenizer(name: str, folder: str) -> Any:
-    """Load the tokenizer of a model, and refuse one without an end of sequence."""
+    """Load the tokenizer of a model."""
     from transformers import AutoTokenizer
 
     try:
@@ -119,11 +160,6 @@ def _tokenizer(name: str, folder: str) -> Any:
             f"the tokenizer of {name} cannot be loaded; save one into its folder with tokenizer.save_pretrained. "
             f"transformers says: {' '.join(str(error).split())}"
         ) from error
-    if tokenizer.eos_token_id is None:
-        raise UnsupportedError(
-            f"the tokenizer of {name} has no end-of-sequence token, so answers would never end; "
-            "set tokenizer.eos_token, save it, and give that folder"
-        )
     return tokenizer
 
 
@@ -135,17 +171,6 @@ def _check_place(name: str) -> None:
         raise ValueError(
             f"MODEL {name!r} is not a folder; give a folder with a model and its tokenizer, a name on the hub, or one "
             f"of {', '.join(EMBEDDED_MODELS)}"
-        )
-
-
-def _check_family(name: str, config: Any) -> None:
-    """Refuse models that do not write text."""
-    architecture = next(iter(config.architectures or []), "")
-    if not _writes_text(config, architecture):
-        raise UnsupportedError(
-            f"{name} ({architecture or config.model_type}) does not write text; the commands take causal language "
-            "models and encoder-decoders. For a classifier, attach the prompt in Python and train it with "
-            "transformers' Trainer: zoo.get_method(name)(AutoModelForSequenceClassification.from_pretrained(…))"
         )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from softprompt_zoo.examples import Example, apply_template, read_examples
-from softprompt_zoo.training.objectives.objective import IGNORED
+from softprompt_zoo.training.objectives.rows import IGNORED as IGNORED
+from softprompt_zoo.training.objectives.rows import pad as pad
 from softprompt_zoo.training.settings import Settings, data_files
 
 MAX_HELD_OUT = 100
@@ -26,6 +26,8 @@ class Data:
     validation: list[Example]
     sources: dict[str, dict[str, Any]]
     """For the record: of each file its path, SHA-256 and rows."""
+    whole: list[Example] | None = None
+    """All rows in the order of the file, where those of the validation were held out of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ def read_data(settings: Settings) -> Data:
         return Data(train, validation, sources)
     if len(train) == 1:
         raise ValueError(f"{train_file} has one row, which leaves none to validate on; add rows or give --validation")
-    return Data(*_split(train, settings.seed), sources)
+    return Data(*_split(train, settings.seed), sources, train)
 
 
 def _split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
@@ -143,25 +145,3 @@ class Collator:
         if self.is_encoder_decoder:
             return row.text, row.target
         return row.text + row.target, [IGNORED] * len(row.text) + row.target
-
-
-def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> dict[str, Tensor]:
-    """Pad rows of ids to one length.
-
-    Args:
-        rows: The ids of each row.
-        pad_id: What to fill up with.
-        left: Whether to fill up in front, as generation needs it.
-
-    Returns:
-        `input_ids` and `attention_mask`, each `(rows, length)`.
-    """
-    length = max(map(len, rows))
-
-    def padded(row: Sequence[int], filler: int) -> list[int]:
-        pads = [filler] * (length - len(row))
-        return [*pads, *row] if left else [*row, *pads]
-
-    ids = [padded(row, pad_id) for row in rows]
-    mask = [padded([1] * len(row), 0) for row in rows]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}

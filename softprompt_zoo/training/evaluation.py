@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from softprompt_zoo.backbone.traits import max_positions
 from softprompt_zoo.training.base import check_tokens
-from softprompt_zoo.training.data import pad
-from softprompt_zoo.training.objectives.objective import IGNORED, Objective, R, TokenRow
+from softprompt_zoo.training.objectives.objective import Objective
+from softprompt_zoo.training.objectives.rows import IGNORED, R, TokenRow, pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,15 +134,31 @@ def target_loss(
         The loss in nats.
     """
     model.eval()
-    total, tokens = 0.0, 0
-    by_length = sorted(rows, key=len)
-    for start in range(0, len(rows), BATCH_SIZE):
-        batch = collate(by_length[start : start + BATCH_SIZE])
-        batch = _moved(batch, model)
+    total, labels = 0.0, 0
+    for _, batch in batches(model, rows, collate):
         count = int((batch["labels"] != IGNORED).sum())
         total += float(model(**batch).loss) * count
-        tokens += count
-    return total / tokens
+        labels += count
+    return total / labels
+
+
+def batches(
+    model: "PreTrainedModel", rows: Sequence[R], collate: Callable[[Sequence[R]], dict[str, Tensor]]
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Go through rows by their length, in batches.
+
+    Args:
+        model: The model on whose device they are wanted.
+        rows: The rows.
+        collate: What makes batches of them.
+
+    Returns:
+        The indices of the rows of a batch, and the batch.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for start in range(0, len(rows), BATCH_SIZE):
+        chosen = order[start : start + BATCH_SIZE]
+        yield chosen, _moved(collate([rows[index] for index in chosen]), model)
 
 
 def generate(model: "PreTrainedModel", tokenizer: Any, texts: Sequence[list[int]], max_new_tokens: int) -> list[str]:

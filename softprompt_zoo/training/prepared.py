@@ -12,8 +12,8 @@ from softprompt_zoo.training.arguments import check_choices
 from softprompt_zoo.training.base import Base, fast_dtype, with_tokenizer
 from softprompt_zoo.training.data import Data, read_data
 from softprompt_zoo.training.evaluation import Evaluator
+from softprompt_zoo.training.objectives.kinds import choose
 from softprompt_zoo.training.objectives.objective import fitting
-from softprompt_zoo.training.objectives.writing import Writing
 from softprompt_zoo.training.report import printer
 from softprompt_zoo.training.settings import Settings
 
@@ -27,9 +27,9 @@ class Prepared:
     def __init__(self, settings: Settings, method: Method, data: Data, console: Console) -> None:
         self.base = Base(settings.model, progress=printer(console))
         self.settings = dataclasses.replace(settings, dtype=settings.dtype or fast_dtype())
+        self.objective, data = choose(settings, data, self.base)
         self.method, self.data, self.console = method, data, console
-        self.options = with_tokenizer(method, self.base.tokenizer)
-        self.objective = Writing(self.base.tokenizer, self.base.is_encoder_decoder, settings.template)
+        self.options = {**self.objective.options, **method.options, **with_tokenizer(method, self.base.tokenizer)}
         kept = {
             name: fitting(self.objective, examples, settings.max_length, name)
             for name, examples in (("training", data.train), ("validation", data.validation))
@@ -54,7 +54,7 @@ class Prepared:
         from transformers import set_seed
 
         printer(self.console)(f"loading {self.settings.model} in {self.settings.dtype}")
-        model = self.objective.load(self.base, str(self.settings.dtype))
+        model = self.objective.load(str(self.settings.dtype))
         # Start values are drawn; a resumed run draws the same ones and then reads its checkpoint over them.
         set_seed(self.settings.seed)
         model = self.method(model, **self.options)

@@ -98,7 +98,7 @@ def print_next_steps(console: Console, folder: Path, base: "Base", objective: Ob
         advice,
         f"  {imported}",
         f"  from transformers import {kind}",
-        f"  base = {kind}.from_pretrained({base.folder!r})",
+        f"  base = {kind}.from_pretrained({', '.join([repr(base.folder), *objective.model_arguments])})",
         f"  model = {loader}(base, {place!r})",
     ]
     printer(console)("\n".join(lines))

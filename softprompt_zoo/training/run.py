@@ -119,6 +119,7 @@ class _Run:
         self.prepared, self.record = prepared, record
         self.settings, self.method, self.console = prepared.settings, prepared.method, prepared.console
         self.evaluator, self.folder = prepared.evaluator, Path(prepared.settings.output)
+        record["objective"] = {"name": prepared.objective.name, **prepared.objective.facts}
 
     def attach(self) -> "PreTrainedModel":
         """Load the model and put the prompt in; nothing is written before that works."""

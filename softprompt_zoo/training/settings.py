@@ -15,6 +15,7 @@ from softprompt_zoo.examples import check_template, demo_data
 from softprompt_zoo.methods import DEFAULT
 
 DTYPES = ("float32", "bfloat16", "float16")
+OBJECTIVES = ("writing", "label-words", "classification")
 DEFAULT_TEMPLATE = "{input}\n"
 MOST = 1_000_000_000
 """Steps, rows and tokens at most; more is a slip. Our choice."""
@@ -57,6 +58,10 @@ class Settings:
     """Training data; `None` for the demo's."""
     validation: str | None = None
     """Validation data; `None` for the demo's, or a tenth of `data`."""
+    objective: str | None = None
+    """What is learned, one of `OBJECTIVES`; `None` for what suits the data and the model."""
+    label_words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The word of each label, where it is not the label itself; for the objective label-words."""
     input_field: str | None = None
     """Field of the input."""
     target_field: str | None = None
@@ -100,6 +105,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_template(self.template)
+        check_choice("objective", self.objective, (None, *OBJECTIVES))
         check_choice("dtype", self.dtype, (None, *DTYPES))
         for name in COUNTS:
             _check_count(name, vars(self)[name])
@@ -201,6 +207,8 @@ class Settings:
         for name, value in self._changed().items():
             flag = "--" + name.replace("_", "-")
             words += [flag] if value is True else [flag, str(value)]
+        for name, value in self.label_words.items():
+            words += ["--label-word", f"{name}={value}"]
         for name, value in self.options.items():
             words += ["--option", f"{name}={value if _is_plain(value) else json.dumps(value)}"]
         return shlex.join(words)
@@ -208,7 +216,7 @@ class Settings:
     def _changed(self) -> dict[str, Any]:
         """Return the settings that differ from their defaults, those that have a flag of their name."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in ("model", "method", "options"):
+        for name in ("model", "method", "options", "label_words"):
             del defaults[name]
         return {name: vars(self)[name] for name, value in defaults.items() if vars(self)[name] not in (None, value)}
 

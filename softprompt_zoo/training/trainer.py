@@ -14,7 +14,7 @@ from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.untrained import nothing_trained
 from softprompt_zoo.training.arguments import run_arguments
 from softprompt_zoo.training.evaluation import Evaluator
-from softprompt_zoo.training.objectives.objective import TokenRow
+from softprompt_zoo.training.objectives.rows import TokenRow
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from softprompt_zoo.training.comparison.row_losses import row_losses
 from softprompt_zoo.training.comparison.unrelated import Unrelated
 from softprompt_zoo.training.data import read_data
 from softprompt_zoo.training.evaluation import generate
-from softprompt_zoo.training.objectives.objective import IGNORED, Measured, Objective, fitting
-from softprompt_zoo.training.objectives.writing import Writing
+from softprompt_zoo.training.objectives.kinds import choose
+from softprompt_zoo.training.objectives.objective import Measured, Objective, fitting
+from softprompt_zoo.training.objectives.rows import IGNORED
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,9 +33,7 @@ class Bench:
         self.settings, self.choices, self._tell = settings, choices, tell
         data = read_data(settings)
         self.base = Base(settings.model, progress=tell)
-        self.objective: Objective[Any, Any] = Writing(
-            self.base.tokenizer, self.base.is_encoder_decoder, settings.template
-        )
+        self.objective, data = choose(settings, data, self.base)
         self.train_examples = fitting(self.objective, data.train[: choices.rows], settings.max_length, "training")
         self.examples = fitting(
             self.objective, data.validation[: choices.validation_rows], settings.max_length, "validation"
@@ -69,7 +68,7 @@ class Bench:
     def load(self) -> None:
         """Load the model, and measure what candidates are held against."""
         self._tell(f"loading {self.settings.model} in {self.dtype}")
-        self.model = self.objective.load(self.base, self.dtype)
+        self.model = self.objective.load(self.dtype)
         check_tokens([*self.train_rows, *self.rows], self.model)
         self.unrelated = Unrelated.of(self.model, self.base)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompt_zoo.training.evaluation import BATCH_SIZE
-from softprompt_zoo.training.objectives.objective import IGNORED, R
+from softprompt_zoo.training.objectives.rows import IGNORED, R
 
 
 @torch.no_grad()

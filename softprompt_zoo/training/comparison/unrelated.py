@@ -18,7 +18,7 @@ class Unrelated:
     """A text of a few paragraphs, each to be continued from its first sentence on."""
 
     def __init__(self, model: Any, base: "Base") -> None:
-        self._writing = Writing(base.tokenizer, base.is_encoder_decoder, TEMPLATE)
+        self._writing = Writing(base, TEMPLATE)
         self._examples = [_split(paragraph) for paragraph in paragraphs()]
         self.loss = target_loss(model, self._writing.rows(self._examples), self._writing.collate)
         """Of the model as it is, per token, in nats."""

@@ -1,36 +1,20 @@
 """The seam between data, model and measuring: what every kind of objective offers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor
+
+from softprompt_zoo.training.objectives.rows import R
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from softprompt_zoo.training.base import Base
 
-IGNORED = -100
-"""Label that transformers' losses skip."""
-
 E = TypeVar("E")
 """An example, as it was read from a file."""
-
-
-class TokenRow(Protocol):
-    """A tokenized example."""
-
-    @property
-    def ids(self) -> list[int]:
-        """Every token of the row that the model has to know."""
-
-    def __len__(self) -> int:
-        """Return how many tokens the row takes, to compare with `--max-length`."""
-
-
-R = TypeVar("R", bound=TokenRow)
-"""A tokenized example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +45,24 @@ class Objective(Protocol[E, R]):
 
     name: str
     """What `--objective` takes."""
+    base: "Base"
+    """The model, whose weights `load` reads."""
+    options: Mapping[str, Any]
+    """Options that a method is attached with, unless the user chose others."""
     model_class: str
     """Name of the class in transformers that loads its models."""
+    model_arguments: tuple[str, ...]
+    """What that class is told besides the model, in Python."""
     metrics: tuple[Metric, ...]
     """What it is measured by; the first is the main one."""
     loss_of: str
     """What the loss is a mean over, such as "target token"."""
 
-    def load(self, base: "Base", dtype: str) -> "PreTrainedModel":
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it learned from the data, such as its classes, in values of JSON; it is made of these again."""
+
+    def load(self, dtype: str) -> "PreTrainedModel":
         """Load the model that it needs, in eval mode."""
 
     def rows(self, examples: Sequence[E]) -> list[R]:
@@ -101,6 +95,18 @@ class Objective(Protocol[E, R]):
 
     def instruction_tokens(self, instruction: str) -> int:
         """Count the tokens of a hand-written prompt."""
+
+    def answer(self, model: "PreTrainedModel", texts: Sequence[str], most: int) -> list[str]:
+        """Say what a model makes of texts, as `generate` prints it.
+
+        Args:
+            model: The model; put into eval mode.
+            texts: What the user wrote.
+            most: Longest answer in tokens, where answers are written.
+
+        Returns:
+            An answer per text.
+        """
 
     def shown(self, example: E) -> tuple[str, str]:
         """Return an example as a table shows it: the input, and the right answer."""

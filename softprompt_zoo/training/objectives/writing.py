@@ -1,15 +1,18 @@
 """Writing text: the loss of the target's tokens behind the input's, and ROUGE-L of what the model writes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from softprompt_zoo.examples import Example
-from softprompt_zoo.training.data import Collator, Row, Tokenized, longest
+from softprompt_zoo.training.base import check_tokens
+from softprompt_zoo.training.data import Collator, Data, Row, Tokenized, longest
 from softprompt_zoo.training.evaluation import generate, target_loss
 from softprompt_zoo.training.metrics import rouge_l
 from softprompt_zoo.training.objectives.objective import Measured, Metric
+from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,18 +27,36 @@ class Writing:
     """Pairs of input and target text; an `Objective`."""
 
     name = "writing"
+    options: Mapping[str, Any] = MappingProxyType({})
+    model_arguments: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = (Metric("rouge_l", "ROUGE-L"),)
     loss_of = "target token"
 
-    def __init__(self, tokenizer: Any, is_encoder_decoder: bool, template: str) -> None:
-        self.tokenizer = tokenizer
-        self.model_class = "AutoModelForSeq2SeqLM" if is_encoder_decoder else "AutoModelForCausalLM"
-        self._tokenized = Tokenized(tokenizer, is_encoder_decoder, template)
-        self._collator = Collator(tokenizer.pad_token_id, is_encoder_decoder)
+    def __init__(self, base: "Base", template: str) -> None:
+        base.check_writes_text()
+        self.base, self.tokenizer = base, base.tokenizer
+        self.model_class = "AutoModelForSeq2SeqLM" if base.is_encoder_decoder else "AutoModelForCausalLM"
+        self._tokenized = Tokenized(self.tokenizer, base.is_encoder_decoder, template)
+        self._collator = Collator(self.tokenizer.pad_token_id, base.is_encoder_decoder)
 
-    def load(self, base: "Base", dtype: str) -> "PreTrainedModel":
+    @property
+    def template(self) -> str:
+        """How an input becomes the text in front of its target."""
+        return self._tokenized.template
+
+    @staticmethod
+    def learn(data: Data, settings: Settings) -> tuple[Data, dict[str, Any]]:
+        """Take the data as they are."""
+        return data, {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Nothing; the data are what they are."""
+        return {}
+
+    def load(self, dtype: str) -> "PreTrainedModel":
         """Load the model that it needs, in eval mode."""
-        return base.load(dtype)
+        return self.base.load(dtype)
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """Tokenize examples."""
@@ -65,12 +86,17 @@ class Writing:
 
     def with_instruction(self, instruction: str) -> "Writing":
         """Return one that puts a hand-written prompt and a blank line in front of every text."""
-        template = self._tokenized.with_instruction(instruction).template
-        return Writing(self.tokenizer, self._tokenized.is_encoder_decoder, template)
+        return Writing(self.base, self._tokenized.with_instruction(instruction).template)
 
     def instruction_tokens(self, instruction: str) -> int:
         """Count the tokens of a hand-written prompt."""
         return len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])
+
+    def answer(self, model: "PreTrainedModel", texts: Sequence[str], most: int) -> list[str]:
+        """Write an answer to every text."""
+        ids = [self._tokenized.text_ids(Example(text, None)) for text in texts]
+        check_tokens([Row(text, []) for text in ids], model)
+        return generate(model, self.tokenizer, ids, most)
 
     def shown(self, example: Example) -> tuple[str, str]:
         """Return the input, and the first right answer."""

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float
-from softprompt_zoo.training.objectives.objective import IGNORED
+from softprompt_zoo.training.objectives.rows import IGNORED
 
 TOLERANCE = 0.01
 """Of the comparison of two ways to compute one loss, relative; half precision has a resolution of 0.004."""

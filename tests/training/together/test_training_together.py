@@ -23,7 +23,7 @@ class Data:
     def __init__(self, folder, architecture="llama"):
         save_tiny(folder / "model", architecture)
         base = Base(str(folder / "model"))
-        objective = Writing(base.tokenizer, base.is_encoder_decoder, "{input} :")
+        objective = Writing(base, "{input} :")
         self.folder, self.architecture = folder, architecture
         self.rows = objective.rows(read_examples(write_rows(folder / "train.jsonl", 10)))
         self.evaluator = Evaluator(read_examples(write_rows(folder / "validation.jsonl", 3, seed=1)), objective, 1)

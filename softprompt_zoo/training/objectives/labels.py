@@ -1,0 +1,108 @@
+"""Labels of classes: which ones there are, and whether they can be learned and measured."""
+
+import difflib
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from softprompt_zoo.errors import DataError
+from softprompt_zoo.examples import Example
+from softprompt_zoo.training.data import MAX_HELD_OUT, Data
+
+
+def learnable(data: Data) -> list[str]:
+    """Return the labels of a classification in order of the alphabet.
+
+    Args:
+        data: The rows, whose targets are labels.
+
+    Returns:
+        The labels.
+
+    Raises:
+        DataError: If one occurs once, there is only one, or a label of one part is not in the other.
+    """
+    counts = Counter(str(example.target) for example in data.train)
+    _check_repeated(data, counts)
+    if len(counts) < 2:
+        raise DataError(
+            f"{data.train[0].place}: all {len(data.train)} rows have the label {next(iter(counts))!r}; classes are "
+            "told apart, so at least two are needed; add rows of another"
+        )
+    check_known(data.validation, sorted(counts))
+    measured = {str(example.target) for example in data.validation}
+    if missing := sorted(set(counts) - measured):
+        raise DataError(
+            f"{_file(data.validation)}: no validation row has the label {missing[0]!r}, which {counts[missing[0]]} "
+            f"training rows have, so it could not be measured; labels there: {_listed(measured)}; add a row of it"
+        )
+    return sorted(counts)
+
+
+def _check_repeated(data: Data, counts: Counter[str]) -> None:
+    """Refuse a label that one row alone has: most often it is a slip, and nothing is learned from it."""
+    everywhere = counts + Counter(str(example.target) for example in data.validation if data.whole is not None)
+    for example in data.train:
+        label = str(example.target)
+        if everywhere[label] == 1:
+            near = difflib.get_close_matches(label, [name for name, count in everywhere.items() if count > 1], n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise DataError(
+                f"{example.place}: the label {label!r} occurs once{meant}; a class needs at least two rows; correct "
+                "the label, add rows of it, or drop the row"
+            )
+
+
+def check_known(examples: Sequence[Example], labels: Sequence[str]) -> None:
+    """Refuse rows of a class that is not one of those that are known.
+
+    Args:
+        examples: The rows.
+        labels: Labels of the classes.
+
+    Raises:
+        DataError: If there is one.
+    """
+    for example in examples:
+        if example.target not in labels:
+            near = difflib.get_close_matches(str(example.target), labels, n=1)
+            raise DataError(
+                f"{example.place}: the label {example.target!r} is not one of the classes that are learned: "
+                f"{_listed(labels)}; {f'did you mean {near[0]!r}?' if near else 'correct it or drop the row'}"
+            )
+
+
+def hold_out(data: Data, seed: int) -> Data:
+    """Hold out a tenth of every class, where the user gives no file for validation.
+
+    Args:
+        data: The rows.
+        seed: Of the draw.
+
+    Returns:
+        The same rows; each class with two or more has one at least on either side.
+    """
+    if data.whole is None:
+        return data
+    by_label: dict[str, list[int]] = {}
+    for index, example in enumerate(data.whole):
+        by_label.setdefault(str(example.target), []).append(index)
+    share = min(0.1, MAX_HELD_OUT / len(data.whole))
+    draw = random.Random(seed)
+    held_out = {
+        index
+        for _, own in sorted(by_label.items())
+        for index in draw.sample(own, max(1, round(share * len(own))) if len(own) > 1 else 0)
+    }
+    train = [example for index, example in enumerate(data.whole) if index not in held_out]
+    return Data(train, [data.whole[index] for index in sorted(held_out)], data.sources, data.whole)
+
+
+def _file(examples: Sequence[Example]) -> str:
+    """Return where rows were read, without a line."""
+    return examples[0].place.rpartition(":")[0]
+
+
+def _listed(labels: Sequence[str] | set[str], most: int = 10) -> str:
+    shown = [repr(label) for label in sorted(labels)]
+    return ", ".join(shown[:most] + (["..."] if len(shown) > most else []))
