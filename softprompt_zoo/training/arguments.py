@@ -1,5 +1,6 @@
 """Transformers' arguments of a run, and what they are checked for before a model is loaded."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 KEPT_CHECKPOINTS = 2
 """One may be half written when the process is killed."""
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+"""What transformers calls it, the newest name first."""
 RECIPE_ARGUMENTS = {"warmup_steps": "warmup_steps", "schedule": "lr_scheduler_type", "weight_decay": "weight_decay"}
 """What transformers calls a setting for which a recipe has a number; the recipe's is used where there is none."""
 
@@ -35,7 +38,6 @@ def run_arguments(method: Method, settings: Settings, **changes: Any) -> "Traini
         "max_steps": settings.steps,
         "per_device_train_batch_size": rows_at_once(settings),
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-        "gradient_checkpointing": settings.gradient_checkpointing,
         "seed": settings.seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
@@ -49,7 +51,17 @@ def run_arguments(method: Method, settings: Settings, **changes: Any) -> "Traini
         "report_to": settings.report_to or "none",
         "output_dir": str(Path(settings.output)),
     }
-    return method.training_arguments(**{**chosen, **_best(settings), **changes})
+    return method.training_arguments(**{**chosen, **_best(settings), **_checkpointing(settings), **changes})
+
+
+def _checkpointing(settings: Settings) -> dict[str, Any]:
+    """Return what has layers computed twice, under its newest name."""
+    if not settings.gradient_checkpointing:
+        return {}
+    from transformers import TrainingArguments
+
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    return {next(name for name in CHECKPOINTING if name in names): True}
 
 
 def _best(settings: Settings) -> dict[str, Any]:
