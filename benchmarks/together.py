@@ -1,0 +1,126 @@
+"""Time eight trainings of prompt tuning in one batch against one after the other, and measure their memory.
+
+Run from the repository root; a command that was stopped goes on where it was::
+
+    python benchmarks/together.py
+
+Each side of a round is a process of its own. benchmarks/README.md says more.
+"""
+
+import dataclasses
+import functools
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from common import markdown, versions, write
+from runner import Experiment, Result, Runner, command
+
+SIDES = ("one after the other", "together")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the command can be told."""
+
+    model: str = "smollm2"
+    dtype: str = "bfloat16"
+    """Number format of the frozen model."""
+    trials: int = 8
+    """How many of the rates in together_side.py."""
+    steps: int = 5
+    """Optimizer steps of each training."""
+    batch_size: int = 4
+    """Rows of each training in a step."""
+    rounds: int = 3
+    """Pairs of processes."""
+    threads: int = 1
+
+
+def take_turns(settings: Settings, seed: int) -> Result:
+    """Measure both sides in processes of their own; which begins changes from round to round."""
+    order = SIDES if seed % 2 == 0 else SIDES[::-1]
+    found = {side: _ask(settings, side) for side in order}
+    return {side: found[side] for side in SIDES}
+
+
+def _ask(settings: Settings, side: str) -> Result:
+    print(f"  {side}", flush=True)
+    script = str(Path(__file__).with_name("together_side.py"))
+    words = [sys.executable, script, side, json.dumps(dataclasses.asdict(settings))]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    result: Result = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of the table: medians of both sides, and together through one after the other by rounds."""
+
+    name: str
+    unit: float
+    alone: list[float]
+    together: list[float]
+
+    def cells(self) -> list[str]:
+        """Return it as text."""
+        ratios = [b / a for a, b in zip(self.alone, self.together, strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        medians = (statistics.median(side) / self.unit for side in (self.alone, self.together))
+        return [self.name, *(f"{value:.2f}" for value in medians), spread]
+
+
+def lines(results: Sequence[Result]) -> list[Line]:
+    """Return the lines of the table."""
+
+    def sides(value: Callable[[Result], float]) -> tuple[list[float], list[float]]:
+        alone, together = ([value(result[side]) for result in results] for side in SIDES)
+        return alone, together
+
+    return [
+        Line("time of all steps by the clock, s", 1.0, *sides(lambda one: one["wall_seconds"])),
+        Line("processor time of all steps, s", 1.0, *sides(lambda one: one["processor_seconds"])),
+        Line("memory at the peak, GiB", 2**30, *sides(lambda one: one["peak_bytes"])),
+        Line("of it above the loaded model, GiB", 2**30, *sides(lambda one: one["peak_bytes"] - one["loaded_bytes"])),
+    ]
+
+
+def largest_difference(results: Sequence[Result]) -> float:
+    """Return the most that a loss together differs from that alone."""
+    pairs = [
+        abs(a - b)
+        for result in results
+        for alone, together in zip(*(result[side]["losses"] for side in SIDES), strict=True)
+        for a, b in zip(alone, together, strict=True)
+    ]
+    return max(pairs)
+
+
+def table(settings: Settings, results: Sequence[Result]) -> str:
+    """Show what was measured."""
+    if not results:
+        return "nothing is there yet\n"
+    heads = ["", *SIDES, "ratio (range)"]
+    text = markdown(heads, [line.cells() for line in lines(results)])
+    counts = f"{settings.trials} rates, {settings.steps} steps of {settings.batch_size} rows each"
+    caption = f"{counts}; {len(results)} rounds; {settings.model} in {settings.dtype}, {settings.threads} thread(s)"
+    return f"{text}\n\n{caption}. Losses of the same step differ by at most {largest_difference(results):.4f}.\n"
+
+
+def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
+    """Return the runner and what writes the table."""
+    options = {name: value for name, value in dataclasses.asdict(settings).items() if name != "rounds"}
+    measure = functools.partial(take_turns, settings)
+    experiment = Experiment(name="rates", measure=measure, options=lambda: options, seeds=settings.rounds)
+    runner = Runner(folder, {"versions": versions("softprompt-zoo", "transformers", "torch")}, [experiment])
+    return runner, lambda: write(folder / "table.md", table(settings, runner.results("rates")))
+
+
+main = command((__doc__ or "").splitlines()[0], Settings, "together", make)
+
+
+if __name__ == "__main__":
+    main(None)
