@@ -10,6 +10,7 @@ import typer
 from softprompt_zoo.cli.command import console, quiet
 from softprompt_zoo.cli.train import unescape
 from softprompt_zoo.training.comparison.choices import BASELINES, QUICK, SHOTS, Choices, read_list, read_rate
+from softprompt_zoo.training.comparison.running.choice import Running
 from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, Settings
 
 PROGRAM = "softprompt-zoo"
@@ -67,6 +68,9 @@ def compare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the trials and the time they would take; keep nothing.")
     ] = False,
+    together: Annotated[
+        int, typer.Option(help="Trials of a method that are trained in one batch, each as it is alone.")
+    ] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier comparison in --output.")] = False,
 ) -> None:
     """Compare methods and baselines on your data; the same command goes on where it was stopped."""
@@ -98,12 +102,19 @@ def compare(
         dtype=dtype,
         metric_rows=metric_rows,
     )
+    running = Running(together=together)
     # Importing torch takes seconds; what is wrong above has been said by now.
     from softprompt_zoo.training.comparison.compare import compare as run
 
     quiet()
     run(
-        settings, choices, console(), overwrite=overwrite, dry_run=dry_run, command=shlex.join([PROGRAM, *sys.argv[1:]])
+        settings,
+        choices,
+        console(),
+        running=running,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        command=shlex.join([PROGRAM, *sys.argv[1:]]),
     )
 
 

@@ -12,7 +12,8 @@ from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.dry_run import print_plan
 from softprompt_zoo.training.comparison.finish import finish
 from softprompt_zoo.training.comparison.plan import Plan, check_names, make_plan
-from softprompt_zoo.training.comparison.run_trial import run_trial
+from softprompt_zoo.training.comparison.running.choice import ONE_BY_ONE, Running
+from softprompt_zoo.training.comparison.running.runner import Runner
 from softprompt_zoo.training.comparison.store import Store
 from softprompt_zoo.training.comparison.summary import summarize
 from softprompt_zoo.training.comparison.trial import Trial
@@ -33,6 +34,7 @@ def compare(
     overwrite: bool = False,
     dry_run: bool = False,
     command: str = "",
+    running: Running = ONE_BY_ONE,
 ) -> None:
     """Compare methods and baselines, and say what came of it.
 
@@ -43,6 +45,7 @@ def compare(
         overwrite: Whether an earlier comparison in the same folder may be removed.
         dry_run: Whether to say what would be run and how long it would take, and keep nothing.
         command: What repeats the comparison, for the report.
+        running: How trials are run.
 
     Raises:
         ZooError: If something the user gave cannot be used; nothing was written then.
@@ -68,23 +71,21 @@ def compare(
         return
     with locked(store.folder):
         store.open(bench.shared, overwrite=overwrite)
-        _run_all(plan.trials, bench, store, console)
+        _run_all(plan.trials, bench, store, console, running.runner(tell))
     lines = summarize(plan.trials, store.results(plan.trials))
     finish(store.folder, bench, plan, lines, command, console)
 
 
-def _run_all(trials: Sequence[Trial], bench: Bench, store: Store, console: Console) -> None:
+def _run_all(trials: Sequence[Trial], bench: Bench, store: Store, console: Console, runner: Runner) -> None:
     """Run what is not there yet, and keep each result at once."""
+    waiting = [trial for trial in trials if store.load(trial) is None]
     with Watching(trials, bench, store, console) as watching:
-        for trial in trials:
-            if store.load(trial) is not None:
-                continue
-            try:
-                result = run_trial(trial, bench, watching.begin(trial))
-            except KeyboardInterrupt as error:
-                raise StoppedError("stopped; to go on, run the same command again") from error
-            store.save(trial, result)
-            watching.end(trial, result)
+        try:
+            for trial, result in runner(waiting, bench, watching):
+                store.save(trial, result)
+                watching.end(trial, result)
+        except KeyboardInterrupt as error:
+            raise StoppedError("stopped; to go on, run the same command again") from error
 
 
 def _nothing_is_done(trial: Trial) -> bool:

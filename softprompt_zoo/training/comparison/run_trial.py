@@ -21,7 +21,7 @@ from softprompt_zoo.training.comparison.trial import Trial, TrialResult
 from softprompt_zoo.training.evaluation import target_loss
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import Trainer, TrainingArguments
 
 CURVE_POINTS = 4
 """Times that a training is validated on the way."""
@@ -51,9 +51,8 @@ def run_trial(trial: Trial, bench: Bench, callbacks: Sequence[TrainerCallback] =
         parameters = fitted.parameters
         times, history = _train(candidate, fitted, trial, bench, callbacks)
         trained_at = peak.bytes
-        result = _measured(fitted, bench)
-    if checksum(bench.model) != before:
-        raise RuntimeError(f"{trial.label} left the model changed; later trials would not be comparable")
+        result = measured(fitted, bench)
+    check_unchanged(bench.model, before, trial)
     return dataclasses.replace(
         result,
         parameters=parameters,
@@ -90,17 +89,33 @@ def checksum(model: Any) -> int:
     return found
 
 
+def check_unchanged(model: Any, before: int, trial: Trial) -> None:
+    """Refuse to go on with a model that a trial has changed.
+
+    Args:
+        model: The model.
+        before: Its checksum before the trial.
+        trial: The trial.
+
+    Raises:
+        RuntimeError: If its checksum is another one.
+    """
+    if checksum(model) != before:
+        raise RuntimeError(f"{trial.label} left the model changed; later trials would not be comparable")
+
+
 def _bytes_of(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
-def _measured(fitted: Fitted, bench: Bench) -> TrialResult:
-    measured, losses = bench.measure(fitted)
+def measured(fitted: Fitted, bench: Bench) -> TrialResult:
+    """Measure a candidate that is trained; what is known of its training alone is left empty."""
+    found, losses = bench.measure(fitted)
     return TrialResult(
-        loss=measured.loss,
-        metrics=measured.metrics,
+        loss=found.loss,
+        metrics=found.metrics,
         row_losses=[round(loss, 5) for loss in losses],
-        answers=measured.answers,
+        answers=found.answers,
         parameters=0,
         prompt_tokens=fitted.prompt_tokens,
         file_bytes=fitted.file_bytes(),
@@ -131,7 +146,27 @@ def _make_trainer(
     candidate: Candidate, fitted: Fitted, trial: Trial, bench: Bench, callbacks: Sequence[TrainerCallback], folder: str
 ) -> "Trainer":
     assert fitted.trainer is not None, "the caller sees to that"
-    arguments = training_arguments(
+    trainer = fitted.trainer(
+        model=fitted.model,
+        args=arguments_of(candidate, trial, folder),
+        train_dataset=bench.train_rows,
+        data_collator=bench.objective.collate,
+        callbacks=[*callbacks, _Curve(bench, curve_interval(trial))],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def arguments_of(candidate: Candidate, trial: Trial, folder: str, **more: Any) -> "TrainingArguments":
+    """Return Trainer's arguments for a trial.
+
+    Args:
+        candidate: What is trained.
+        trial: Its budget, rate and seed.
+        folder: Where Trainer may write.
+        **more: Further ones.
+    """
+    return training_arguments(
         candidate.recipe,
         folder,
         learning_rate=trial.learning_rate,
@@ -144,16 +179,13 @@ def _make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
+        **more,
     )
-    trainer = fitted.trainer(
-        model=fitted.model,
-        args=arguments,
-        train_dataset=bench.train_rows,
-        data_collator=bench.objective.collate,
-        callbacks=[*callbacks, _Curve(bench, max(1, trial.steps // CURVE_POINTS))],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+
+
+def curve_interval(trial: Trial) -> int:
+    """Return how many steps are between two validations of a training."""
+    return max(1, trial.steps // CURVE_POINTS)
 
 
 class _Clock(TrainerCallback):

@@ -50,11 +50,17 @@ class Watching:
             self._live.update("", refresh=True)  # the table of the end is printed once, below
             self._live.stop()
 
-    def begin(self, trial: Trial) -> list[TrainerCallback]:
-        """Show which trial begins; return what follows its training."""
+    def begin(self, trial: Trial, count: int = 1) -> list[TrainerCallback]:
+        """Show which trial begins, the first of a group perhaps; return what follows its training.
+
+        Args:
+            trial: The trial.
+            count: As many of its candidate begin together.
+        """
         self._began = time.monotonic()
-        self._show(f"{trial.label}, seed {trial.seed}")
-        return [_Steps(lambda step: self._show(f"{trial.label}, seed {trial.seed}, step {step}/{trial.steps}"))]
+        name = f"{trial.label}, seed {trial.seed}" if count == 1 else f"{trial.candidate}, {count} together"
+        self._show(name)
+        return [_Steps(lambda step: self._show(f"{name}, step {step}/{trial.steps}"))]
 
     def end(self, trial: Trial, result: TrialResult) -> None:
         """Show what a trial gave."""

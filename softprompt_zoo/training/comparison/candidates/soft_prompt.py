@@ -47,20 +47,37 @@ class SoftPrompt:
     @contextlib.contextmanager
     def put_on(self, bench: Bench, trial: Trial) -> Iterator[Fitted]:
         """Attach a new prompt, and take it off again."""
+        self.attach(bench, trial)
+        try:
+            yield self.fitted(bench.model)
+        finally:
+            detach(bench.model)
+
+    def attach(self, bench: Bench, trial: Trial, name: str | None = None) -> None:
+        """Attach a new prompt to the model of the bench.
+
+        Args:
+            bench: The model and the rows.
+            trial: What the prompt is made for.
+            name: Its name; that of a single prompt if not given.
+
+        Raises:
+            UnsupportedError: If it does not fit the model.
+        """
+        method = self.method.configure(**trial.options, **self._of_the_data(bench, trial))
+        method(bench.model, name=name, **with_tokenizer(method, bench.base.tokenizer))
+
+    def fitted(self, model: Any) -> Fitted:
+        """Return a model with what it has been given by `attach`."""
         from softprompt_zoo.training.trainer import PromptTrainer
 
-        method = self.method.configure(**trial.options, **self._of_the_data(bench, trial))
-        model: Any = method(bench.model, **with_tokenizer(method, bench.base.tokenizer))
         prompts = model.prompts
-        try:
+        tokens = sum(prompts[name].num_virtual_tokens for name in prompts.active)
 
-            def save(folder: Path) -> None:
-                model.save_pretrained(folder)
+        def save(folder: Path) -> None:
+            model.save_pretrained(folder)
 
-            tokens = sum(prompts[name].num_virtual_tokens for name in prompts.active)
-            yield Fitted(model=model, prompt_tokens=tokens, trainer=PromptTrainer, save=save)
-        finally:
-            detach(model)
+        return Fitted(model=model, prompt_tokens=tokens, trainer=PromptTrainer, save=save)
 
     @property
     def _has_length(self) -> bool:

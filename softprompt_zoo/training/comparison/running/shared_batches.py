@@ -1,0 +1,119 @@
+"""A group of trials trained in one batch, and each then measured as if it had been alone."""
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import TrainerCallback, set_seed
+
+from softprompt_zoo.model.attachment import detach, is_attached
+from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.candidates.soft_prompt import SoftPrompt
+from softprompt_zoo.training.comparison.run_trial import (
+    CURVE_ROWS,
+    arguments_of,
+    check_unchanged,
+    checksum,
+    curve_interval,
+    measured,
+)
+from softprompt_zoo.training.comparison.trial import Trial, TrialResult
+from softprompt_zoo.training.evaluation import target_loss
+from softprompt_zoo.training.together.training import train_together
+
+ALONE = "default"
+"""Name of the prompt that is measured, as it is where a trial is run by itself."""
+
+
+def train_group(
+    trials: Sequence[Trial], bench: Bench, callbacks: Sequence[TrainerCallback] = ()
+) -> list[tuple[Trial, TrialResult]]:
+    """Run trials of one method with the same budget.
+
+    Args:
+        trials: What to run.
+        bench: The model, loaded, and the rows; bitwise the same afterwards.
+        callbacks: What watches the training.
+
+    Returns:
+        Each trial with what it gives alone; times and memory of a training of its own are not known.
+
+    Raises:
+        UnsupportedError: If they cannot share their batches.
+    """
+    before, began = checksum(bench.model), time.perf_counter()
+    candidate = SoftPrompt(trials[0].candidate)
+    try:
+        names = {f"trial{index}": trial for index, trial in enumerate(trials)}
+        for name, trial in names.items():
+            set_seed(trial.seed)
+            candidate.attach(bench, trial, name)
+        histories = _train(names, candidate, bench, callbacks)
+        results = _measure_each(names, candidate, bench)
+    finally:
+        if is_attached(bench.model):
+            detach(bench.model)
+    check_unchanged(bench.model, before, trials[0])
+    seconds = (time.perf_counter() - began) / len(trials)
+    return [
+        (trial, dataclasses.replace(results[name], history=histories[name], seconds=seconds))
+        for name, trial in names.items()
+    ]
+
+
+def _train(
+    names: dict[str, Trial], candidate: SoftPrompt, bench: Bench, callbacks: Sequence[TrainerCallback]
+) -> dict[str, list[dict[str, float]]]:
+    """Take all steps; return what was logged of each."""
+    every = curve_interval(next(iter(names.values())))
+
+    def validate(model: Any) -> float:
+        return target_loss(model, bench.rows[:CURVE_ROWS], bench.objective.collate)
+
+    with tempfile.TemporaryDirectory() as folder:
+        histories = train_together(
+            bench.model,
+            {
+                name: arguments_of(candidate, trial, folder, eval_strategy="steps", eval_steps=every)
+                for name, trial in names.items()
+            },
+            bench.train_rows,
+            bench.objective.collate,
+            validate=validate,
+            callbacks=callbacks,
+        )
+    bench.model.eval()
+    return {name: [entry for entry in log if _is_alone(entry, every)] for name, log in histories.items()}
+
+
+def _is_alone(entry: dict[str, float], every: int) -> bool:
+    """Return whether an entry is there alone, too, where nothing is validated besides at the end of an interval."""
+    return "eval_loss" not in entry or entry["step"] % every == 0
+
+
+def _measure_each(names: dict[str, Trial], candidate: SoftPrompt, bench: Bench) -> dict[str, TrialResult]:
+    """Measure the prompts one by one, each as the model's only one."""
+    prompts: Any = bench.model.prompts
+    trained: dict[str, Prompt] = dict(prompts.items())
+    prompts.activate()
+    for name in names:
+        prompts.remove(name)
+    results = {}
+    for name, prompt in trained.items():
+        with _only(prompts, prompt):
+            fitted = candidate.fitted(bench.model)
+            results[name] = dataclasses.replace(measured(fitted, bench), parameters=fitted.parameters)
+    return results
+
+
+@contextlib.contextmanager
+def _only(prompts: Any, prompt: Prompt) -> Iterator[None]:
+    prompts.insert(ALONE, prompt)
+    prompts.activate(ALONE)
+    yield
+    prompts.activate()
+    prompts.remove(ALONE)

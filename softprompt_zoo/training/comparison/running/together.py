@@ -1,0 +1,61 @@
+"""Trials of one method in one batch, on the model that is loaded once."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.choices import BASELINES
+from softprompt_zoo.training.comparison.running.runner import one_by_one
+from softprompt_zoo.training.comparison.running.shared_batches import train_group
+from softprompt_zoo.training.comparison.trial import Trial, TrialResult
+from softprompt_zoo.training.comparison.watching import Watching
+
+
+class Together:
+    """Runs so many trials of a method at a time; a `Runner`. What cannot share a batch is run one by one."""
+
+    def __init__(self, count: int, tell: Callable[[str], object]) -> None:
+        """Choose how many.
+
+        Args:
+            count: Trials that share their batches at most.
+            tell: Told what is run one by one, and why.
+        """
+        self.count = count
+        self.tell = tell
+
+    def __call__(
+        self, trials: Sequence[Trial], bench: Bench, watching: Watching
+    ) -> Iterator[tuple[Trial, TrialResult]]:
+        """Run trials, and give those of a group when all of it are there."""
+        refused = set[str]()
+        for group in groups(trials, self.count):
+            candidate = group[0].candidate
+            if len(group) > 1 and candidate not in refused:
+                try:
+                    yield from train_group(group, bench, watching.begin(group[0], len(group)))
+                    continue
+                except UnsupportedError as error:
+                    refused.add(candidate)
+                    self.tell(f"{candidate} is trained one by one: {error}")
+            yield from one_by_one(group, bench, watching)
+
+
+def groups(trials: Sequence[Trial], count: int) -> list[list[Trial]]:
+    """Put trials together that can share batches: of one method, with the same budget.
+
+    Args:
+        trials: Trials in any order.
+        count: As many in a group at most.
+
+    Returns:
+        The groups, in the order of their first trials; a baseline is one by itself.
+    """
+    alike: dict[tuple[str, int, int], list[Trial]] = {}
+    for trial in trials:
+        alike.setdefault((trial.candidate, trial.steps, trial.batch_size), []).append(trial)
+    found = list[list[Trial]]()
+    for (candidate, _, _), own in alike.items():
+        size = 1 if candidate in BASELINES else count
+        found += [own[start : start + size] for start in range(0, len(own), size)]
+    return found
