@@ -167,7 +167,7 @@ def attend(
         backbone: Sizes of the frozen model.
         site: `"encoder"`, `"decoder"` or `"cross"`.
         layer: The layer's index within the site, from 0.
-        query: The queries as attention sees them, after rotary embedding. Not changed.
+        query: The queries as attention sees them, after rotary embedding, contiguous. Not changed.
         hidden: What the attention module reads, as wide as the layer's `LayerShape.hidden_size`. Not changed.
         output: What attention gives for text and virtual tokens, gated ones as well. Not changed.
 

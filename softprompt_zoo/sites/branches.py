@@ -33,7 +33,7 @@ class Branch(Protocol):
 
         Args:
             place: The layer.
-            query: As attention sees it.
+            query: As attention sees it, contiguous.
             hidden: What the attention module reads; `None` if it is not wanted.
             output: Of text and virtual tokens. Not changed.
 
@@ -94,9 +94,10 @@ def add_branches(
     Returns:
         The sum; in rows without a branch, `output`.
     """
-    total = output
+    # A query that is a view of what made keys, too, has gradients whose layout torch's aot_eager takes wrongly.
+    own_query, total = query.contiguous(), output
     for own in branches:
-        added = own.branch(place, query, hidden, output)
+        added = own.branch(place, own_query, hidden, output)
         if added is None:
             continue
         if own.combinations is not None and rows is not None:

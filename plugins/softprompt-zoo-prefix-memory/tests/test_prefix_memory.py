@@ -152,3 +152,15 @@ def test_bad_options_change_nothing(options, error, reason):
         zoo.get_method("prefix_memory")(model, **options)
     assert not hasattr(model, "prompts")
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_gradients_are_the_same_in_one_compiled_graph():
+    """Of GPT-2, whose queries are cut out of what makes keys and values, too."""
+    model = attach("gpt2")
+    fill(model)
+    trained = list(learned(model).parameters())
+    expected = torch.autograd.grad(model(TEXT).logits.pow(2).mean(), trained)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for own, other in zip(torch.autograd.grad(compiled(TEXT).logits.pow(2).mean(), trained), expected, strict=True):
+        torch.testing.assert_close(own, other)
