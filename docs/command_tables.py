@@ -8,7 +8,7 @@ import typer
 from softprompt_zoo.cli import app
 
 PAGE = "reference/cli.md"
-MARK = re.compile(r"<!-- options of ([\w ]+?) -->")
+MARK = re.compile(r"<!-- options of ([\w -]+?) -->")
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:

@@ -260,8 +260,8 @@ def test_every_public_name_is_documented():
 
 def test_every_command_is_documented():
     text = (DOCS / "reference/cli.md").read_text("utf-8")
-    assert re.findall(r"^##+ `([\w ]+)`$", text, re.MULTILINE) == list(COMMANDS)
-    assert re.findall(r"<!-- options of ([\w ]+) -->", text) == list(COMMANDS)
+    assert re.findall(r"^##+ `([\w -]+)`$", text, re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"<!-- options of ([\w -]+) -->", text) == list(COMMANDS)
     how_to = (DOCS / "how-to/command-line.md").read_text("utf-8") + (DOCS / "how-to/debug-a-plugin.md").read_text(
         "utf-8"
     )

@@ -11,6 +11,7 @@ from softprompt_zoo.cli.compare import compare
 from softprompt_zoo.cli.files import export_prompt, import_prompt
 from softprompt_zoo.cli.inside import inspect
 from softprompt_zoo.cli.listing import methods, plugins, show
+from softprompt_zoo.cli.new_plugin import new_plugin
 from softprompt_zoo.cli.serve import serve
 from softprompt_zoo.cli.train import train
 from softprompt_zoo.cli.use import evaluate, generate
@@ -33,6 +34,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": export_prompt,
     "import": import_prompt,
     "serve": serve,
+    "new-plugin": new_plugin,
 }
 for name, function in _COMMANDS.items():
     app.command(name)(command(function))

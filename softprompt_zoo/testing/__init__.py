@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from softprompt_zoo.testing.checked import check_method
     from softprompt_zoo.testing.conformance import ConformanceSuite, conformance_suite
     from softprompt_zoo.testing.models import TINY_MODELS, tiny_model
     from softprompt_zoo.testing.operations import OperationSuite, operation_suite
@@ -17,6 +18,7 @@ _MODULES = {
     "TINY_MODELS": "models",
     "ConformanceSuite": "conformance",
     "OperationSuite": "operations",
+    "check_method": "checked",
     "combination_suite": "pairs",
     "conformance_suite": "conformance",
     "operation_suite": "operations",
@@ -27,6 +29,7 @@ __all__ = [
     "TINY_MODELS",
     "ConformanceSuite",
     "OperationSuite",
+    "check_method",
     "combination_suite",
     "conformance_suite",
     "operation_suite",

@@ -1,9 +1,16 @@
-"""The packages under `plugins/` as pip would install them, without pip."""
+"""The packages under `plugins/` as pip would install them, without pip; and with it, from a fresh process."""
 
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import softprompt_zoo as zoo
+
 PLUGINS = Path(__file__).parents[2] / "plugins"
+PIP = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check", "--target"]
+"""Options of `pip install`, the folder next."""
 
 
 def install(folder, monkeypatch):
@@ -24,3 +31,13 @@ def install(folder, monkeypatch):
         (info / "entry_points.txt").write_text("".join(lines))
         monkeypatch.syspath_prepend(source)
     monkeypatch.syspath_prepend(folder)
+
+
+def run(*command, site=None, timeout=300):
+    """Run Python in a fresh process, with a folder on its path."""
+    environment = {name: value for name, value in os.environ.items() if name != "SOFTPROMPT_ZOO_PLUGINS"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        map(str, [Path(zoo.__file__).parents[1], *([] if site is None else [site])])
+    )
+    command = [sys.executable, *command]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=PLUGINS.parent, timeout=timeout)

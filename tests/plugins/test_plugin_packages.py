@@ -2,16 +2,13 @@
 
 import ast
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from helpers.installed_plugins import install
+from helpers.installed_plugins import PIP, install, run
 
 import softprompt_zoo as zoo
 from softprompt_zoo import testing
@@ -25,17 +22,6 @@ METHODS = {
     for name, project in PROJECTS.items()
     if "softprompt_zoo" in project["entry-points"]  # the others bring an engine
 }
-PIP = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check", "--target"]
-
-
-def run(*command, site=None, timeout=300):
-    """Run Python in a fresh process, with a folder on its path."""
-    environment = {name: value for name, value in os.environ.items() if name != "SOFTPROMPT_ZOO_PLUGINS"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        map(str, [Path(zoo.__file__).parents[1], *([] if site is None else [site])])
-    )
-    command = [sys.executable, *command]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=timeout)
 
 
 @pytest.fixture(scope="module")
