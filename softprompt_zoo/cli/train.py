@@ -90,6 +90,9 @@ def train(
         Path | None, typer.Option(help="TOML or YAML file with these names; what is given beside it wins.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would take and see, and write nothing.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in --output.")] = False,
 ) -> None:
     """Train a prompt on pairs of input and target text; without arguments, the demo."""
@@ -102,10 +105,15 @@ def train(
         return
     settings = Settings(**chosen_settings(context, config))
     # Importing torch takes seconds; what is wrong above has been said by now.
-    from softprompt_zoo.training.run import train as train_run
-
     quiet()
-    train_run(settings, console(), overwrite=overwrite)
+    if dry_run:
+        from softprompt_zoo.training.dry_run import dry_run as look_ahead
+
+        look_ahead(settings, console(), overwrite=overwrite)
+    else:
+        from softprompt_zoo.training.run import train as train_run
+
+        train_run(settings, console(), overwrite=overwrite)
 
 
 def chosen_settings(context: typer.Context, config: Path | None) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def train(settings: Settings, console: Console, *, overwrite: bool = False) -> N
         folders.open_new(folder, overwrite=overwrite)
     prepared = prepare(settings, console)
     record = new_record(prepared.settings, prepared.method.recipe, prepared.data.sources)
-    run = _Run(prepared, record)
+    run = _Run(prepared, {**record, "left_out": prepared.left_out})
     model = run.attach()
     with _sole_writer(folder):
         if processes.is_main():

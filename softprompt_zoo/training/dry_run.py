@@ -1,0 +1,160 @@
+"""A run that is not done: how large it is, how long it takes, and what the model would see."""
+
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback
+
+from softprompt_zoo.training import folder as folders
+from softprompt_zoo.training import processes
+from softprompt_zoo.training.arguments import rows_at_once
+from softprompt_zoo.training.comparison.memory import peak_memory
+from softprompt_zoo.training.evaluation import target_loss
+from softprompt_zoo.training.memory import StepMemory, estimate, free_memory, in_words
+from softprompt_zoo.training.prepared import Prepared, prepare
+from softprompt_zoo.training.row_view import view_row
+from softprompt_zoo.training.run import check_installed
+from softprompt_zoo.training.settings import MOST, Settings
+from softprompt_zoo.training.trainer import make_trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+WARMUP, TIMED = 1, 2
+"""Steps that are done and thrown away: the first is slower than those that follow."""
+TIMED_ROWS = 20
+"""Validation rows that are measured for the time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """What some steps of a run took, and what they held at their peak."""
+
+    step: float
+    """Seconds."""
+    validation: float
+    """Seconds of one validation."""
+    peak: int
+    """Bytes that the steps took besides the weights."""
+
+
+def dry_run(settings: Settings, console: Console, *, overwrite: bool = False) -> None:
+    """Check a run as `train` does, load its model, do a few steps that leave nothing, and say what it would take.
+
+    Args:
+        settings: The run.
+        console: Where it is said.
+        overwrite: Whether an earlier run in the same folder may be removed; here it is not.
+
+    Raises:
+        ZooError: If something the user gave cannot be used.
+    """
+    check_installed()
+    console = processes.console_of_main(console)
+    settings = settings.absolute()
+    folders.open_new(Path(settings.output), overwrite=overwrite)
+    run = prepare(settings, console)
+    model = run.attach()
+    batch = run.objective.collate([max([*run.rows, *run.evaluator.rows], key=len)])
+    memory = estimate(model.train(), {name: tensor.to(model.device) for name, tensor in batch.items()})
+    room = free_memory(model.device)
+    rows = rows_at_once(run.settings)
+    fits = memory.training + rows * memory.row <= room or run.settings.gradient_checkpointing
+    parts = view_row(model, run.objective, run.base.tokenizer, run.rows[0])
+    lines = [*_size(run, model), *_memory(memory, rows, room), *_time(run, _timed(run, model) if fits else None)]
+    _print(console, "the run", lines)
+    _print(console, "the first row, as the model sees it", parts)
+    console.print("nothing was written; leave out --dry-run to train", highlight=False)
+
+
+def _size(run: Prepared, model: "PreTrainedModel") -> list[tuple[str, str]]:
+    settings, of_all = run.settings, model.num_parameters()
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    steps, rows = int(settings.steps or 0), int(settings.batch_size or 0)
+    left_out = f"; {run.left_out} rows of more than {settings.max_length} tokens are left out" if run.left_out else ""
+    return [
+        ("parameters", f"{trained:,} trained, {of_all - trained:,} frozen, in {settings.dtype}"),
+        ("rows", f"{len(run.rows)} to train on, {len(run.evaluator.rows)} to validate on{left_out}"),
+        ("steps", f"{steps} of {rows} rows, which is {steps * rows / len(run.rows):.1f} epochs"),
+    ]
+
+
+def _memory(memory: StepMemory, rows: int, room: int) -> list[tuple[str, str]]:
+    batch = rows * memory.row
+    fitting = memory.rows_in(room + memory.weights)
+    return [
+        ("memory, estimated", f"{in_words(memory.of_rows(rows))}, and what is computed in passing"),
+        ("", f"{in_words(memory.weights)} weights, {in_words(memory.training)} gradients and optimizer"),
+        ("", f"{in_words(batch)} activations, were the {rows} rows read at once all as long as the longest"),
+        ("free here", f"{in_words(room)} with the weights loaded; {fitting:,} of the longest rows at once would fit"),
+    ]
+
+
+def _time(run: Prepared, times: Times | None) -> list[tuple[str, str]]:
+    if times is None:
+        return [("time", "not measured: a step would not fit; give a smaller --batch-size, or accumulate gradients")]
+    settings = run.settings
+    steps = int(settings.steps or 0)
+    validations = steps // int(settings.evaluate_every or steps)
+    total = steps * times.step + validations * times.validation
+    return [
+        ("time, estimated", f"{_duration(total)}, and what measuring before and after takes"),
+        ("", f"{times.step:.2f} s a step, the mean of {TIMED}; {validations} validations of {times.validation:.1f} s"),
+        ("measured", f"these steps took {in_words(times.peak)} besides the weights, on rows as they come"),
+    ]
+
+
+class _Clock(TrainerCallback):
+    """Times steps, and ends the training when it has enough."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop."""
+        self.times.append(time.perf_counter() - self._began)
+        control.should_training_stop = len(self.times) == WARMUP + TIMED
+
+
+def _timed(run: Prepared, model: "PreTrainedModel") -> Times:
+    """Do a few steps and a part of a validation; what they trained is thrown away with the model."""
+    clock = _Clock()
+    with TemporaryDirectory() as folder:
+        never: dict[str, Any] = {"evaluate_every": MOST, "save_every": MOST, "early_stopping": None, "report_to": None}
+        settings = dataclasses.replace(run.settings, output=folder, **never)
+        trainer = make_trainer(model, run.method, settings, run.rows, run.evaluator, [clock])
+        with peak_memory() as peak:
+            trainer.train()
+    rows = run.evaluator.rows[:TIMED_ROWS]
+    began = time.perf_counter()
+    target_loss(model, rows, run.objective.collate)
+    of_row = (time.perf_counter() - began) / len(rows)
+    timed = clock.times[WARMUP:] or clock.times
+    return Times(statistics.mean(timed), of_row * len(run.evaluator.rows), peak.bytes)
+
+
+def _duration(seconds: float) -> str:
+    """Write a time as people do."""
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} minutes" if hours < 2 else f"{hours:.1f} hours"
+
+
+def _print(console: Console, title: str, lines: list[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, text in lines:
+        table.add_row(Text(name, "bold"), Text(text))
+    console.print(table)
+    console.print()

@@ -1,0 +1,83 @@
+"""How much memory a training step takes, by estimate, and how much there is."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+OPTIMIZER_STATES = 2
+"""Numbers that AdamW keeps for every trained one; other optimizers keep as many or fewer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepMemory:
+    """Bytes of a training step, by estimate: what is computed in passing is not counted, nor computed again to save."""
+
+    weights: int
+    """Of the model and its prompt."""
+    training: int
+    """Gradients and the optimizer's numbers of what is trained."""
+    row: int
+    """What the forward pass of one row keeps for the backward pass."""
+
+    def of_rows(self, rows: int) -> int:
+        """Return the bytes of a step that reads some rows at once."""
+        return self.weights + self.training + rows * self.row
+
+    def rows_in(self, room: int) -> int:
+        """Return how many rows fit into the memory that there is."""
+        return max(0, (room - self.weights - self.training) // max(self.row, 1))
+
+
+def estimate(model: nn.Module, row: Mapping[str, Tensor]) -> StepMemory:
+    """Estimate what a step takes, by a forward pass; on the meta device nothing is computed for that.
+
+    Args:
+        model: A model with a prompt. Its mode is not changed.
+        row: A batch of one row, the longest one, with labels.
+    """
+    held = {StorageWeakRef(tensor.untyped_storage()): tensor for tensor in (*model.parameters(), *model.buffers())}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return StepMemory(
+        weights=sum(tensor.untyped_storage().nbytes() for tensor in held.values()),
+        training=(1 + OPTIMIZER_STATES) * sum(parameter.nbytes for parameter in trained),
+        row=_kept(model, row, frozenset(held)),
+    )
+
+
+def _kept(model: Any, batch: Mapping[str, Tensor], held: frozenset[StorageWeakRef]) -> int:
+    """Count the bytes that a forward pass keeps, each memory once, without the weights."""
+    kept: dict[StorageWeakRef, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        kept[StorageWeakRef(memory)] = memory.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(**batch).loss  # keeps what is counted alive, so that no memory is counted that another one reuses
+    count = sum(size for memory, size in kept.items() if memory not in held)
+    del loss
+    return count
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free now: on a GPU its own, else in main memory, which other accelerators share."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def in_words(count: float) -> str:
+    """Write bytes as people do."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
