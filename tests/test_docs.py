@@ -276,7 +276,7 @@ def test_commands_in_the_docs_exist():
             r"^```(?:console|sh|bash)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
         ):
             for line in console.replace("\\\n", " ").splitlines():
-                found = re.search(r"softprompt-zoo ([a-z]+)\b(.*)", line)
+                found = re.search(r"softprompt-zoo ([a-z]+(?:-[a-z]+)*)\b(.*)", line)
                 if found and "pip install" not in line:
                     name = found[1] if found[1] in COMMANDS else " ".join([found[1], *found[2].split()[:1]])
                     options = {flag for parameter in COMMANDS[name].params for flag in parameter.opts} | {"--help"}

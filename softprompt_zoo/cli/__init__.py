@@ -12,6 +12,7 @@ from softprompt_zoo.cli.files import export_prompt, import_prompt
 from softprompt_zoo.cli.inside import inspect
 from softprompt_zoo.cli.listing import methods, plugins, show
 from softprompt_zoo.cli.new_plugin import new_plugin
+from softprompt_zoo.cli.push import push
 from softprompt_zoo.cli.serve import serve
 from softprompt_zoo.cli.train import train
 from softprompt_zoo.cli.use import evaluate, generate
@@ -33,6 +34,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "export": export_prompt,
     "import": import_prompt,
+    "push": push,
     "serve": serve,
     "new-plugin": new_plugin,
 }

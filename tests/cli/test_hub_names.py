@@ -44,3 +44,23 @@ def test_what_is_not_there_is_said_before_a_model_is_read(place, hub):
     assert "is a folder here, which has none" in refusal(
         "generate", place / "model", place / "run", "w1", "--revision", "v2"
     )
+
+
+def test_a_run_is_pushed_with_its_card_and_used_by_name(place, hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", loopback_hub.TOKEN)
+    told = succeeds("push", place / "run", "me/mine", "--message", "Guide")
+    assert told.startswith(f"pushed {place / 'run'}: http://127.0.0.1")
+    files = hub.files("me/mine")
+    assert {*files} - {".gitattributes"} == {
+        *("README.md", "training.json", "model.safetensors", "softprompt_zoo.json"),
+        *("adapter_config.json", "adapter_model.safetensors"),
+    }
+    assert b"| trained prompt | 3 |" in files["README.md"]
+    assert str(place).encode() not in files["training.json"] + files["README.md"]
+    words = ("w1 w2", "--max-new-tokens", 4, "--dtype", "float32")
+    own = succeeds("generate", place / "model", place / "run", *words)
+    assert succeeds("generate", place / "model", "me/mine", *words) == own
+    for name in ("nowhere", "model"):
+        assert "expected what train or save_pretrained wrote" in refusal("push", place / name, "me/mine")
+    monkeypatch.delenv("HF_TOKEN")
+    assert "hf auth login" in refusal("push", place / "run", "me/mine")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,7 @@ def push_saved(save: Callable[[Path], None], push: Push) -> "CommitInfo":
         return push_folder(Path(folder), push)
 
 
-def push_folder(folder: Path, push: Push) -> "CommitInfo":
+def push_folder(folder: Path, push: Push, more: Mapping[str, bytes] | None = None) -> "CommitInfo":
     """Push the prompts of a folder, and their card; no other file in it.
 
     A card on the hub that its owner has changed stays as it is. What an earlier prompt there had and this one has not
@@ -70,6 +70,7 @@ def push_folder(folder: Path, push: Push) -> "CommitInfo":
     Args:
         folder: What `save_pretrained` wrote.
         push: Where to, and how.
+        more: Other files, by their places.
 
     Returns:
         What huggingface_hub says of the commit.
@@ -88,7 +89,7 @@ def push_folder(folder: Path, push: Push) -> "CommitInfo":
             api.create_branch(name, branch=push.revision, exist_ok=True)
         there = set(api.list_repo_files(name, revision=push.revision))
         _check_place(name, there)
-        contents = _contents(folder, api, name, push, there)
+        contents = _contents(folder, api, name, push, there) | dict(more or {})
         added = [CommitOperationAdd(path, content) for path, content in contents.items()]
         gone = sorted(path for path in there if _is_ours(path) and path not in contents)
         return api.create_commit(

@@ -1,0 +1,28 @@
+"""`push`: a saved prompt, put on the Hugging Face Hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def push(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="What train or save_pretrained wrote, or a PEFT prompt adapter.", metavar="PROMPT_FOLDER"),
+    ],
+    repository: Annotated[
+        str, typer.Argument(help="Name on the hub, such as user/repo; made if missing.", metavar="REPOSITORY")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; made if missing.")] = None,
+    message: Annotated[str | None, typer.Option(help="First line of the commit.")] = None,
+) -> None:
+    """Put a saved prompt and its card on the Hugging Face Hub; no model is needed, and none is pushed."""
+    if not folder.is_dir():
+        raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is not a folder; expected what train or save_pretrained wrote")
+    from softprompt_zoo.files.hub.upload import Push
+    from softprompt_zoo.training.sharing import push_prompt
+
+    how = Push(repo_id=repository, private=private or None, revision=revision, commit_message=message)
+    typer.echo(f"pushed {folder}: {push_prompt(folder, how).commit_url}")
