@@ -1,6 +1,8 @@
 """Methods as the user meets them: chosen by name, configured, called on a model."""
 
 import dataclasses
+import html
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "default"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Method:
     """A soft-prompt method, with the options chosen so far."""
 
@@ -52,6 +54,14 @@ class Method:
     def example_options(self) -> tuple[Mapping[str, Any], ...]:
         """Options that a tiny model can be prompted with, and those that make a longer prompt of it."""
         return self._loaded.example_options
+
+    def __repr__(self) -> str:
+        chosen = {"name": self.prompt_name, "wrappers": self.wrappers or None, **self.options}
+        words = ", ".join(f"{name}={reprlib.repr(value)}" for name, value in chosen.items() if value is not None)
+        return f"get_method({self.name!r})" + (f".configure({words})" if words else "")
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code><br>{html.escape(self.summary)}"
 
     def configure(
         self, /, name: str | None = None, wrappers: Mapping[str, Mapping[str, Any]] | None = None, **options: Any
@@ -143,11 +153,14 @@ def training_arguments(recipe: Recipe | None, output_dir: str, **overrides: Any)
     return TrainingArguments(output_dir=output_dir, **{"report_to": "none", **chosen, **overrides})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Methods:
     """Several methods, attached together; their tokens are in this order."""
 
     methods: Mapping[str, Method]
+
+    def __repr__(self) -> str:
+        return f"combine({', '.join(map(repr, self.methods.values()))})"
 
     def __call__(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """Attach a new prompt of every method and activate them all.

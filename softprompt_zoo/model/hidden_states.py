@@ -14,13 +14,18 @@ class HiddenStates:
         self._model = None if model is None else weakref.ref(model)
         self._are_shown = False
 
+    @property
+    def model(self) -> Any:
+        """The model, while it lives; `None` without one."""
+        return None if self._model is None else self._model()
+
     def follow(self, prompts: Iterable[Prompt]) -> None:
         """Put hooks on the attention modules of the model, or take them off.
 
         Args:
             prompts: Those of the model.
         """
-        model: Any = None if self._model is None else self._model()
+        model = self.model
         if hasattr(model, "_softprompt_stacks"):  # it has none while its first prompts are put in
             beyond = [prompt.beyond_tokens for prompt in prompts]
             is_wanted = any(own is not None and own.reads_hidden for own in beyond)

@@ -98,6 +98,12 @@ class PromptedModel(PromptedGeneration):
         push = Push(repo_id=repo_id, **how)
         return push_saved(lambda folder: self.save_pretrained(folder, names=names), push)
 
+    def print_trainable_parameters(self) -> None:
+        """Print how much is trained, in PEFT's words."""
+        trained = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        total = self.num_parameters()
+        print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}")
+
     def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:
         """Choose the attention function that ours goes through; the model is as before if it cannot."""
         configs = attention_configs(self)

@@ -6,19 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_weight
 from softprompt_zoo.config.method_config import NAME_PATTERN
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
-from softprompt_zoo.files.prompt_records import PromptSet
 from softprompt_zoo.model import resolve
 from softprompt_zoo.model.context import disable
 from softprompt_zoo.model.entry import Entry
 from softprompt_zoo.model.lending import Lender, Lending
 from softprompt_zoo.model.making import make_prompt
 from softprompt_zoo.model.optimizer_steps import trained_groups, watch
+from softprompt_zoo.model.prompts_seen import PromptsSeen
 from softprompt_zoo.prompt.fits import check_shared_room, fitting_copy
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.registry import registry
@@ -28,7 +27,7 @@ from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.sites.selection import Part, Selection
 
 
-class Prompts(nn.Module):
+class Prompts(PromptsSeen):
     """The prompts of a model, by name, in the order they were added; `model.prompts`."""
 
     def __init__(self, backbone: Backbone, architecture: str = "", base_name: str | None = None) -> None:
@@ -121,11 +120,6 @@ class Prompts(nn.Module):
     def get(self, name: str, default: Any = None) -> Any:
         """Return a prompt, or `default` if there is none of that name."""
         return self._modules.get(name, default)
-
-    @property
-    def active(self) -> tuple[str, ...]:
-        """Names of the prompts that rows see when a call names none, in order."""
-        return tuple([part.name for part in self.chosen.combinations[0]])
 
     def add(
         self, /, name: str, method: Any, wrappers: Mapping[str, Mapping[str, Any]] | None = None, **options: Any
@@ -277,10 +271,6 @@ class Prompts(nn.Module):
             Groups for any torch optimizer: `torch.optim.AdamW(model.prompts.parameter_groups(1e-2))`.
         """
         return [group for prompt in self.values() for group in trained_groups(prompt, learning_rate)]
-
-    def saved(self) -> PromptSet:
-        """Return these prompts as files know them."""
-        return PromptSet(self.backbone, self.architecture, self.base_name, self.active, dict(self.items()))
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
         """Use the model as if it had no prompts, bit for bit, within the context; other threads and tasks keep them."""

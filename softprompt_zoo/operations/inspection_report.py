@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from softprompt_zoo.files.writing import write_atomically
+from softprompt_zoo.operations.html_tables import html_table
 from softprompt_zoo.operations.inspection_findings import Neighbour, PromptInspection
 from softprompt_zoo.operations.inspection_pictures import draw
 from softprompt_zoo.shapes import Float
@@ -63,6 +64,9 @@ class Inspection:
                 shown.append(table)
         return Group(*shown)
 
+    def _repr_html_(self) -> str:
+        return "".join(html_table(title, head, lines, 4) for one in self for title, (head, lines) in _tables(one))
+
     def to_png(self, path: str | os.PathLike[str]) -> None:
         """Draw norms, similarities and attention of every prompt.
 
@@ -89,9 +93,7 @@ class Inspection:
             picture = base64.b64encode(draw([prompt], panels_in_a_row=2)).decode()
             alt = f"norms, similarities and attention of the prompt {prompt.name}"
             parts.append(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{picture}">')
-            for title, (head, lines) in _tables(prompt):
-                rows = [_html_row("th", head), *(_html_row("td", line) for line in lines)]
-                parts.append(f"<h3>{html.escape(title)}</h3><table>{''.join(rows)}</table>")
+            parts += [html_table(title, head, lines) for title, (head, lines) in _tables(prompt)]
         page = (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Inside the prompts</title><style>'
             "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;color:#222}"
@@ -100,10 +102,6 @@ class Inspection:
             f"<h1>Inside the prompts</h1>{''.join(parts)}</body></html>\n"
         )
         write_atomically(Path(path), page.encode())
-
-
-def _html_row(tag: str, cells: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def _tables(prompt: PromptInspection) -> list[tuple[str, Rows]]:

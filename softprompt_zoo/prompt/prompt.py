@@ -16,6 +16,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.branch import PromptBranch
 from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.prompt.sample_text import sample_text
+from softprompt_zoo.prompt.shown import shown
 from softprompt_zoo.prompt.token_checks import check_placement, check_pooling
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
@@ -284,9 +285,8 @@ class Prompt(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None, "_model_prompts": None, "_passed": (None, {})}
 
-    def extra_repr(self) -> str:
-        """Show method and size where torch prints the model."""
-        return f"method={self.method!r}, num_virtual_tokens={self.num_virtual_tokens}"
+    def __repr__(self) -> str:
+        return f"Prompt({shown(self)})"
 
 
 def _form(result: Any, facts: tuple[Hashable, ...]) -> Hashable:

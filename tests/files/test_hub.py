@@ -186,3 +186,8 @@ def test_what_cannot_be_pushed(hub, model):
             model.push_to_hub(name, **how)
     assert hub.files("me/model") == before
     assert list(hub.repositories) == ["me/model"]
+
+
+def test_prompts_push_themselves(hub, model):
+    model.prompts.push_to_hub("me/own", token=TOKEN)
+    assert same(model, zoo.load(tiny_model("llama"), "me/own"))

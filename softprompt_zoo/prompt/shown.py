@@ -1,0 +1,28 @@
+"""A prompt in one line, for people."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from softprompt_zoo.prompt.prompt import Prompt
+
+
+def shown(prompt: "Prompt") -> str:
+    """Write what a prompt is.
+
+    Args:
+        prompt: Any prompt, on a model or not.
+
+    Returns:
+        Its method, its size, and what is not as usual.
+    """
+    parts = [
+        f"{prompt.num_virtual_tokens} virtual token{'' if prompt.num_virtual_tokens == 1 else 's'}",
+        f"{prompt.num_parameters:,} parameters",
+        "merged" if prompt.is_merged else "",
+        "" if prompt.is_trained else "frozen",
+        f"{prompt.config.tasks} tasks" if prompt.config.tasks else "",
+        f"weight {prompt.weight:g}" if prompt.weight != 1 else "",
+        "with a task head" if prompt.head is not None else "",
+        *(f"within {name}" for name in prompt.wrappers),
+    ]
+    return f"{prompt.method}, {', '.join(part for part in parts if part)}"
