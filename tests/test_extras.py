@@ -31,7 +31,7 @@ def imported_as(requirements):
 
 
 BANK = sorted(imported_as(EXTRAS["bank"]))
-OPTIONAL = imported_as(line for extra in ("bank", "train", "peft") for line in EXTRAS[extra])
+OPTIONAL = imported_as(line for extra in ("bank", "train", "peft", "search", "ray") for line in EXTRAS[extra])
 OPTIONAL -= imported_as(PROJECT["dependencies"])
 
 

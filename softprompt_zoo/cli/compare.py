@@ -71,6 +71,17 @@ def compare(
     together: Annotated[
         int, typer.Option(help="Trials of a method that are trained in one batch, each as it is alone.")
     ] = 1,
+    search: Annotated[
+        int | None,
+        typer.Option(
+            help="Trials of each candidate in which Optuna chooses the rate, from the smallest to the largest of "
+            "--learning-rates, and among --lengths and --starts; the best is run with every seed."
+        ),
+    ] = None,
+    on: Annotated[
+        str, typer.Option(help="Where trials are run: here, or ray for a cluster, this machine or RAY_ADDRESS.")
+    ] = "here",
+    workers: Annotated[int | None, typer.Option(help="Workers of --on ray at most.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier comparison in --output.")] = False,
 ) -> None:
     """Compare methods and baselines on your data; the same command goes on where it was stopped."""
@@ -102,7 +113,7 @@ def compare(
         dtype=dtype,
         metric_rows=metric_rows,
     )
-    running = Running(together=together)
+    running = Running(together=together, search=search, on=on, workers=workers)
     # Importing torch takes seconds; what is wrong above has been said by now.
     from softprompt_zoo.training.comparison.compare import compare as run
 

@@ -1,23 +1,21 @@
 """A comparison from beginning to end, or from the last trial on that is there."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from softprompt_zoo.errors import OutputError, StoppedError, check_packages
+from softprompt_zoo.errors import OutputError, check_packages
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.dry_run import print_plan
 from softprompt_zoo.training.comparison.finish import finish
 from softprompt_zoo.training.comparison.plan import Plan, check_names, make_plan
 from softprompt_zoo.training.comparison.running.choice import ONE_BY_ONE, Running
-from softprompt_zoo.training.comparison.running.runner import Runner
+from softprompt_zoo.training.comparison.running.run_all import run_all
 from softprompt_zoo.training.comparison.store import Store
 from softprompt_zoo.training.comparison.summary import summarize
 from softprompt_zoo.training.comparison.trial import Trial
-from softprompt_zoo.training.comparison.watching import Watching
 from softprompt_zoo.training.folder import locked
 from softprompt_zoo.training.report import printer
 from softprompt_zoo.training.settings import Settings
@@ -69,23 +67,16 @@ def compare(
     if dry_run:
         print_plan(plan, bench, is_done, console)
         return
-    with locked(store.folder):
-        store.open(bench.shared, overwrite=overwrite)
-        _run_all(plan.trials, bench, store, console, running.runner(tell))
+    if running.search is not None:
+        from softprompt_zoo.training.comparison.search.search import search
+
+        plan = search(plan, bench, store, running.search, console, overwrite=overwrite)
+    else:
+        with locked(store.folder):
+            store.open(bench.shared, overwrite=overwrite)
+            run_all(plan.trials, bench, store, console, running.runner(tell))
     lines = summarize(plan.trials, store.results(plan.trials))
     finish(store.folder, bench, plan, lines, command, console)
-
-
-def _run_all(trials: Sequence[Trial], bench: Bench, store: Store, console: Console, runner: Runner) -> None:
-    """Run what is not there yet, and keep each result at once."""
-    waiting = [trial for trial in trials if store.load(trial) is None]
-    with Watching(trials, bench, store, console) as watching:
-        try:
-            for trial, result in runner(waiting, bench, watching):
-                store.save(trial, result)
-                watching.end(trial, result)
-        except KeyboardInterrupt as error:
-            raise StoppedError("stopped; to go on, run the same command again") from error
 
 
 def _nothing_is_done(trial: Trial) -> bool:

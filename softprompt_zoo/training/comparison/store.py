@@ -14,6 +14,8 @@ from softprompt_zoo.training.comparison.trial import Trial, TrialResult
 
 MARK_FILE = "comparison.json"
 TRIALS_FOLDER = "trials"
+SEARCH_FOLDER = "search"
+"""Where a search keeps its studies."""
 MADE_BY = "softprompt-zoo compare"
 OUTPUTS = ("report.html", "table.csv", "results.json", ".training.lock")
 """Files besides the trials that a comparison writes."""
@@ -64,7 +66,8 @@ class Store:
 
     def clear(self) -> None:
         """Remove the comparison, and nothing else that lies in its folder; its mark goes last."""
-        shutil.rmtree(self.folder / TRIALS_FOLDER, ignore_errors=True)
+        for folder in (TRIALS_FOLDER, SEARCH_FOLDER):
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
         for name in OUTPUTS[:-1]:
             (self.folder / name).unlink(missing_ok=True)
         (self.folder / MARK_FILE).unlink(missing_ok=True)

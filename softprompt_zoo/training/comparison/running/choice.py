@@ -4,10 +4,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from softprompt_zoo.config.checks import check_positive_integer
+from softprompt_zoo.config.checks import check_choice, check_positive_integer
+from softprompt_zoo.errors import check_packages
 
 if TYPE_CHECKING:
     from softprompt_zoo.training.comparison.running.runner import Runner
+
+HERE = "here"
+PLACES = (HERE, "ray")
+"""Where trials are run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,9 +21,43 @@ class Running:
 
     together: int = 1
     """Trials of a method that share their batches."""
+    on: str = HERE
+    """Where: in this process, or on a cluster."""
+    workers: int | None = None
+    """Workers of the cluster at most; `None` for all there are."""
+
+    search: int | None = None
+    """Trials of each candidate whose rate and options a search chooses; `None` to run all that were asked for."""
 
     def __post_init__(self) -> None:
+        check_choice("on", self.on, PLACES)
         check_positive_integer("together", self.together)
+        if self.workers is not None:
+            check_positive_integer("workers", self.workers)
+        if self.search is not None:
+            self._check_search(self.search)
+        if self.on == HERE:
+            self._check_here()
+        elif self.together > 1:
+            raise ValueError(
+                f"--together {self.together} shares batches in one process; leave it out with --on {self.on}"
+            )
+        else:
+            check_packages("--on ray needs", "ray", "pyarrow", remedy='pip install "softprompt-zoo[ray]"')
+
+    def _check_here(self) -> None:
+        if self.workers is not None:
+            raise ValueError(f"--workers {self.workers} are those of a cluster; give --on ray, or leave them out")
+
+    def _check_search(self, count: int) -> None:
+        check_positive_integer("search", count)
+        if self.on != HERE or self.together > 1:
+            other = f"--on {self.on}" if self.on != HERE else f"--together {self.together}"
+            raise ValueError(
+                f"--search chooses one trial after the other; leave out {other}, and start the same command several "
+                "times for several processes"
+            )
+        check_packages("--search needs", "optuna", remedy='pip install "softprompt-zoo[search]"')
 
     def runner(self, tell: "Callable[[str], object]") -> "Runner":
         """Make what runs them.
@@ -26,6 +65,10 @@ class Running:
         Args:
             tell: Told what is run in another way than was asked for.
         """
+        if self.on != HERE:
+            from softprompt_zoo.training.comparison.running.on_ray import OnRay
+
+            return OnRay(self.workers, tell)
         if self.together > 1:
             from softprompt_zoo.training.comparison.running.together import Together
 

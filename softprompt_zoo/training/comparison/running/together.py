@@ -1,14 +1,18 @@
 """Trials of one method in one batch, on the model that is loaded once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.choices import BASELINES
 from softprompt_zoo.training.comparison.running.runner import one_by_one
 from softprompt_zoo.training.comparison.running.shared_batches import train_group
-from softprompt_zoo.training.comparison.trial import Trial, TrialResult
+from softprompt_zoo.training.comparison.trial import Trial
 from softprompt_zoo.training.comparison.watching import Watching
+
+if TYPE_CHECKING:
+    from softprompt_zoo.training.comparison.running.runner import Keep
 
 
 class Together:
@@ -24,21 +28,22 @@ class Together:
         self.count = count
         self.tell = tell
 
-    def __call__(
-        self, trials: Sequence[Trial], bench: Bench, watching: Watching
-    ) -> Iterator[tuple[Trial, TrialResult]]:
-        """Run trials, and give those of a group when all of it are there."""
+    def __call__(self, trials: Sequence[Trial], bench: Bench, watching: Watching, keep: "Keep") -> None:
+        """Run trials; those of a group are kept when all of it are there."""
         refused = set[str]()
         for group in groups(trials, self.count):
             candidate = group[0].candidate
             if len(group) > 1 and candidate not in refused:
                 try:
-                    yield from train_group(group, bench, watching.begin(group[0], len(group)))
-                    continue
+                    results = train_group(group, bench, watching.begin(group[0], len(group)))
                 except UnsupportedError as error:
                     refused.add(candidate)
                     self.tell(f"{candidate} is trained one by one: {error}")
-            yield from one_by_one(group, bench, watching)
+                else:
+                    for trial, result in results:
+                        keep(trial, result)
+                    continue
+            one_by_one(group, bench, watching, keep)
 
 
 def groups(trials: Sequence[Trial], count: int) -> list[list[Trial]]:

@@ -1,77 +1,28 @@
 """Comparisons whose trials share their batches give the files that they give one by one."""
 
-import io
-import json
-import math
-
 import pytest
-from helpers.tiny_runs import save_tiny, write_rows
-from rich.console import Console
+from helpers.tiny_comparisons import assert_same_results, compare_in, make_place
 
 import softprompt_zoo as zoo
-from softprompt_zoo.training.comparison.choices import Choices, Rate
-from softprompt_zoo.training.comparison.compare import compare
+from softprompt_zoo.training.comparison.choices import Rate
 from softprompt_zoo.training.comparison.running import together as running
 from softprompt_zoo.training.comparison.running.choice import Running
 from softprompt_zoo.training.comparison.running.together import groups
 from softprompt_zoo.training.comparison.trial import Trial
-from softprompt_zoo.training.settings import Settings
-
-TIMES = {"seconds", "step_seconds", "peak_memory", "first_token_seconds"}
-"""Fields of a result that are other ones every time."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("place")
-    save_tiny(folder / "model")
-    write_rows(folder / "train.jsonl", 12)
-    write_rows(folder / "validation.jsonl", 3, seed=1)
-    return folder
-
-
-def run(place, name, way, **changes):
-    """Run a comparison; return what it printed, and its results by trial."""
-    settings = Settings(
-        model=str(place / "model"),
-        output=str(place / name),
-        data=str(place / "train.jsonl"),
-        validation=str(place / "validation.jsonl"),
-        dtype="float32",
-        metric_rows=1,
-    )
-    chosen = {"methods": ("prompt_tuning",), "baselines": (), "seeds": (0,), "steps": 4, "batch_size": 2, **changes}
-    console = Console(file=io.StringIO(), width=200)
-    compare(settings, Choices(**chosen), console, running=way)
-    files = (place / name / "trials").glob("*.json")
-    return console.file.getvalue(), {path.name: json.loads(path.read_text())["result"] for path in files}
-
-
-def assert_same(results, expected):
-    assert results.keys() == expected.keys()
-    for name, result in results.items():
-        other = expected[name]
-        assert_same_history(result["history"], other["history"])
-        for field in {*result} - TIMES - {"history"}:
-            has_numbers = field in ("loss", "metrics", "row_losses", "forgetting")
-            assert result[field] == (pytest.approx(other[field], abs=1e-4) if has_numbers else other[field]), field
-
-
-def assert_same_history(history, expected):
-    for key in ("loss", "eval_loss", "learning_rate"):
-        own, alone = ([(entry["step"], entry[key]) for entry in log if key in entry] for log in (history, expected))
-        assert [step for step, _ in own] == [step for step, _ in alone]
-        for (_, value), (_, other) in zip(own, alone, strict=True):
-            assert math.isclose(value, other, abs_tol=1e-4)
+    return make_place(tmp_path_factory.mktemp("place"))
 
 
 def test_rates_and_lengths_give_the_results_of_one_by_one(place):
     changes = {"rates": (Rate(0.3), Rate(0.003)), "lengths": (2, 4)}
-    printed, together = run(place, "together", Running(together=3), **changes)
+    printed, together = compare_in(place, "together", Running(together=3), **changes)
     assert "one by one" not in printed
-    _, alone = run(place, "alone", Running(), **changes)
+    _, alone = compare_in(place, "alone", **changes)
     assert len(alone) == 4
-    assert_same(together, alone)
+    assert_same_results(together, alone)
 
 
 def test_what_cannot_share_a_batch_is_run_one_by_one_which_is_said_once(place, monkeypatch):
@@ -80,7 +31,7 @@ def test_what_cannot_share_a_batch_is_run_one_by_one_which_is_said_once(place, m
 
     monkeypatch.setattr(running, "train_group", refuse)
     rates = tuple(map(Rate, (0.1, 0.2, 0.3, 0.4)))
-    printed, results = run(place, "refused", Running(together=2), rates=rates, steps=1)
+    printed, results = compare_in(place, "refused", Running(together=2), rates=rates, steps=1)
     assert printed.count("prompt_tuning is trained one by one: a training step draws random numbers") == 1
     assert len(results) == 4
 

@@ -1,0 +1,38 @@
+"""Running what is not there yet, whichever way, while the user watches."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from softprompt_zoo.errors import StoppedError
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.running.runner import Runner
+from softprompt_zoo.training.comparison.store import Store
+from softprompt_zoo.training.comparison.trial import Trial, TrialResult
+from softprompt_zoo.training.comparison.watching import Watching
+
+
+def run_all(trials: Sequence[Trial], bench: Bench, store: Store, console: Console, runner: Runner) -> None:
+    """Run what is not there yet, and keep each result at once.
+
+    Args:
+        trials: All trials.
+        bench: The model, loaded, and the rows.
+        store: Where results are kept.
+        console: Where progress goes.
+        runner: How trials are run.
+
+    Raises:
+        StoppedError: If the user stopped it.
+    """
+    waiting = [trial for trial in trials if not store.has(trial)]
+    with Watching(trials, bench, store, console) as watching:
+
+        def keep(trial: Trial, result: TrialResult) -> None:
+            store.save(trial, result)
+            watching.end(trial, result)
+
+        try:
+            runner(waiting, bench, watching, keep)
+        except KeyboardInterrupt as error:
+            raise StoppedError("stopped; to go on, run the same command again") from error

@@ -1,0 +1,118 @@
+"""A search, beside other processes on the same studies; then the best of each candidate with every seed."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import optuna
+from rich.console import Console
+
+from softprompt_zoo.errors import OutputError, StoppedError
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.plan import Plan
+from softprompt_zoo.training.comparison.run_trial import run_trial
+from softprompt_zoo.training.comparison.running.run_all import run_all
+from softprompt_zoo.training.comparison.search.pruning import Pruning
+from softprompt_zoo.training.comparison.search.sharing import Sharing
+from softprompt_zoo.training.comparison.search.space import spaces_of
+from softprompt_zoo.training.comparison.search.study import Study
+from softprompt_zoo.training.comparison.search.workers import Workers
+from softprompt_zoo.training.comparison.store import SEARCH_FOLDER, Store
+from softprompt_zoo.training.comparison.trial import Trial
+from softprompt_zoo.training.report import printer
+
+PAUSE = 0.5
+"""Seconds between two looks at what other processes do."""
+
+
+def search(plan: Plan, bench: Bench, store: Store, count: int, console: Console, *, overwrite: bool = False) -> Plan:
+    """Search the best rate and options of each candidate, and run them with every seed.
+
+    Args:
+        plan: What fits the model, with all rates and options that may be chosen.
+        bench: The model, loaded, and the rows.
+        store: Where results are kept, and the studies.
+        count: Trials of each candidate.
+        console: Where progress goes.
+        overwrite: Whether an earlier comparison there may be removed.
+
+    Returns:
+        What was run with every seed.
+
+    Raises:
+        OutputError: If the folder holds another search, or one that goes on while it is to be removed.
+        StoppedError: If the user stopped it.
+    """
+    folder = store.folder / SEARCH_FOLDER
+    workers = Workers(folder)
+    if overwrite and workers.any_there():
+        raise OutputError(
+            f"--output {store.folder} is being searched by another process; stop it, or give a new folder"
+        )
+    store.open(bench.shared, overwrite=overwrite)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with workers.join() as worker:
+        studies = [Study(folder, space, count, workers, worker) for space in spaces_of(plan.trials)]
+        searcher = _Searcher(bench, store, printer(console))
+        try:
+            _finish(studies, searcher.run)
+        except KeyboardInterrupt as error:
+            raise StoppedError("stopped; to go on, run the same command again") from error
+        trials = _chosen(plan, studies, bench.choices.seeds)
+        run_all(trials, bench, store, console, Sharing(workers, store))
+    return dataclasses.replace(plan, trials=trials)
+
+
+def _finish(studies: Sequence[Study], run: Callable[[Study], None]) -> None:
+    """Run what there is to run, then wait for what other processes run; if one of them ends early, take it up."""
+    for study in studies:
+        study.take_up()
+        run(study)
+    for study in studies:
+        while not study.is_over:
+            if study.take_up():
+                run(study)
+            else:
+                time.sleep(PAUSE)
+
+
+def _chosen(plan: Plan, studies: Sequence[Study], seeds: Sequence[int]) -> list[Trial]:
+    """Return what needs no training, and the best of each candidate, by seeds."""
+    best = {
+        study.space.line.candidate: study.space.suggest(optuna.trial.FixedTrial(study.best.params)) for study in studies
+    }
+    untrained = [trial for trial in plan.trials if trial.candidate not in best]
+    return [*untrained, *(dataclasses.replace(trial, seed=seed) for seed in seeds for trial in best.values())]
+
+
+class _Searcher:
+    """Runs the trials of a study."""
+
+    def __init__(self, bench: Bench, store: Store, tell: Callable[[str], object]) -> None:
+        self._bench, self._store, self._tell = bench, store, tell
+
+    def run(self, study: Study) -> None:
+        """Run trials until there are as many as were asked for."""
+        while (asked := study.ask()) is not None:
+            trial = study.space.suggest(asked)
+            place = f"{study.place_of(asked)} of {study.count}"
+            name = f"{trial.label}, learning rate {trial.learning_rate:g}, {place}"
+            try:
+                loss = self._loss(trial, asked)
+            except optuna.TrialPruned:
+                study.prune(asked)
+                self._tell(f"{name}: given up")
+                continue
+            except BaseException:
+                study.give_back(asked)
+                raise
+            study.tell(asked, loss)
+            self._tell(f"{name}: loss {loss:.4f}")
+
+    def _loss(self, trial: Trial, asked: optuna.Trial) -> float:
+        """Run a trial that is not there yet, and keep its result."""
+        result = self._store.load(trial)
+        if result is None:
+            result = run_trial(trial, self._bench, [Pruning(asked)])
+            self._store.save(trial, result)
+        return result.loss

@@ -1,0 +1,43 @@
+"""Trials that several processes share: each runs those that no other has begun."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from softprompt_zoo.training.comparison.bench import Bench
+from softprompt_zoo.training.comparison.run_trial import run_trial
+from softprompt_zoo.training.comparison.search.workers import Workers
+from softprompt_zoo.training.comparison.store import Store
+from softprompt_zoo.training.comparison.trial import Trial
+from softprompt_zoo.training.comparison.watching import Watching
+
+if TYPE_CHECKING:
+    from softprompt_zoo.training.comparison.running.runner import Keep
+
+PAUSE = 0.5
+"""Seconds between two looks at what other processes do."""
+
+
+class Sharing:
+    """Runs trials beside other processes that have the same ones; a `Runner`."""
+
+    def __init__(self, workers: Workers, store: Store) -> None:
+        self.workers, self.store = workers, store
+
+    def __call__(self, trials: Sequence[Trial], bench: Bench, watching: Watching, keep: "Keep") -> None:
+        """Run trials; the results of other processes are waited for."""
+        waiting = list(trials)
+        while waiting:
+            left = [trial for trial in waiting if not self._is_done(trial, bench, watching, keep)]
+            if len(left) == len(waiting):
+                time.sleep(PAUSE)
+            waiting = left
+
+    def _is_done(self, trial: Trial, bench: Bench, watching: Watching, keep: "Keep") -> bool:
+        """Run a trial or take its result; return whether it is there then."""
+        result = self.store.load(trial)
+        with self.workers.claim(trial.key) as is_mine:
+            if result is None and not is_mine:
+                return False
+            keep(trial, result or self.store.load(trial) or run_trial(trial, bench, watching.begin(trial)))
+        return True
