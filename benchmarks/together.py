@@ -31,7 +31,7 @@ class Settings:
     """Number format of the frozen model."""
     trials: int = 8
     """How many of the rates in together_side.py."""
-    steps: int = 5
+    steps: int = 4
     """Optimizer steps of each training."""
     batch_size: int = 4
     """Rows of each training in a step."""
@@ -84,7 +84,6 @@ def lines(results: Sequence[Result]) -> list[Line]:
         Line("time of all steps by the clock, s", 1.0, *sides(lambda one: one["wall_seconds"])),
         Line("processor time of all steps, s", 1.0, *sides(lambda one: one["processor_seconds"])),
         Line("memory at the peak, GiB", 2**30, *sides(lambda one: one["peak_bytes"])),
-        Line("of it above the loaded model, GiB", 2**30, *sides(lambda one: one["peak_bytes"] - one["loaded_bytes"])),
     ]
 
 

@@ -58,7 +58,6 @@ class Side:
         self.model: Any = objective.load(base, settings["dtype"])
         self.clock = Clock()
         self.folder = tempfile.mkdtemp(prefix="softprompt-zoo-together-")
-        self.held = _peak()
 
     def arguments(self, rate: float) -> Any:
         """Return Trainer's arguments for a rate."""
@@ -113,7 +112,6 @@ class Side:
             "wall_seconds": round(sum(self.clock.wall), 4),
             "processor_seconds": round(sum(self.clock.processor), 4),
             "peak_bytes": _peak(),
-            "loaded_bytes": self.held,
             "losses": losses,
         }
 

@@ -73,7 +73,7 @@ def check_step(model: Any, batch: Mapping[str, Tensor]) -> None:
     before = _random_state(model)
     batch = {key: value.to(model.device) for key, value in batch.items()}
     names = list(model.prompts)
-    together = losses_apart(model, batch)
+    _, together = losses_apart(model, batch)
     if not torch.equal(before, _random_state(model)):
         raise UnsupportedError(
             "a training step draws random numbers, of a dropout say, and would draw others together than alone; set "

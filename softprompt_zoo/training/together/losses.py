@@ -15,7 +15,7 @@ TOLERANCE = 0.01
 """Of the comparison of two ways to compute one loss, relative; half precision has a resolution of 0.004."""
 
 
-def losses_apart(model: Any, inputs: Mapping[str, Any]) -> list[Float[Tensor, ""]]:
+def losses_apart(model: Any, inputs: Mapping[str, Any]) -> tuple[Float[Tensor, ""], list[Float[Tensor, ""]]]:
     """Run the model once, and take the loss of each prompt's rows.
 
     Args:
@@ -23,7 +23,8 @@ def losses_apart(model: Any, inputs: Mapping[str, Any]) -> list[Float[Tensor, ""
         inputs: A batch with `labels` and `prompts`, the index of each row's prompt; rows of one prompt stand together.
 
     Returns:
-        One loss for each prompt in the batch, in the order in which they come.
+        The sum of the losses, whose gradients are those of each loss alone; and the losses of the prompts in the
+        batch, in the order in which they come, without gradients.
 
     Raises:
         UnsupportedError: If the model's loss is none that can be taken of some of the rows.
@@ -39,43 +40,85 @@ def losses_apart(model: Any, inputs: Mapping[str, Any]) -> list[Float[Tensor, ""
             model.loss_function = apart.own
         else:
             del model._loss_function
-    return apart.losses or _of_logits(output, inputs["labels"], counts)
+    if apart.total is None:
+        return _of_logits(output, inputs["labels"], counts)
+    return apart.total, apart.losses
 
 
 class _Apart:
-    """Stands for a model's loss function: calls it for the rows of each training."""
+    """Stands for a model's loss function: calls it for the rows of each training.
+
+    What a loss needs for its gradients, logits in float32 several times over, is freed before the next is taken.
+    """
 
     def __init__(self, own: Callable[..., Any], counts: list[int]) -> None:
         self.own = own
         self.counts = counts
         self.losses: list[Float[Tensor, ""]] = []
+        self.total: Float[Tensor, ""] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
-        """Return the sum of the losses, of which each has gradients as if it were alone."""
+        """Return the sum of the losses."""
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        wanted = [name for name, value in given.items() if self._has_rows(value) and value.requires_grad]
+        gradients = [torch.empty_like(given[name]) for name in wanted]
         for place in range(len(self.counts)):
-            given = [self._part(value, place) for value in args]
-            self.losses.append(self.own(*given, **{name: self._part(value, place) for name, value in kwargs.items()}))
-        return torch.stack(self.losses).sum()
+            loss, own = self._loss(given, wanted, place)
+            self.losses.append(loss)
+            for whole, part in zip(gradients, own, strict=True):
+                self._part(whole, place).copy_(part)
+        total = torch.stack(self.losses).sum()
+        self.total = _Given.apply(total, *gradients, *[given[name] for name in wanted]) if wanted else total
+        return self.total
+
+    def _loss(self, given: Mapping[Any, Any], wanted: list[Any], place: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the loss of one training, and its gradients by what is wanted."""
+        parts = {name: self._part(value, place) for name, value in given.items()}
+        for name in wanted:
+            parts[name] = parts[name].detach().requires_grad_()
+        args = [parts.pop(name) for name in given if isinstance(name, int)]
+        leaves = [args[name] if isinstance(name, int) else parts[name] for name in wanted]
+        loss = self.own(*args, **parts)
+        return loss.detach(), torch.autograd.grad(loss, leaves) if leaves else ()
 
     def _part(self, value: Any, place: int) -> Any:
         """Take the rows of one training out of what has an entry for each row."""
-        has_rows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == sum(self.counts)
-        return value.split(self.counts)[place] if has_rows else value
+        return value.split(self.counts)[place] if self._has_rows(value) else value
+
+    def _has_rows(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim > 0 and len(value) == sum(self.counts)
 
 
-def _of_logits(output: Any, labels: Tensor, counts: list[int]) -> list[Float[Tensor, ""]]:
+class _Given(torch.autograd.Function):
+    """A number whose gradients are known."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, *tensors: Tensor) -> Tensor:
+        """Return the number, and keep the gradients; then come the tensors that they are for."""
+        ctx.save_for_backward(*tensors[: len(tensors) // 2])
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients, times that of the number."""
+        known = ctx.saved_tensors
+        return None, *(None for _ in known), *(outer[0].to(one.dtype) * one for one in known)
+
+
+def _of_logits(output: Any, labels: Tensor, counts: list[int]) -> tuple[Float[Tensor, ""], list[Float[Tensor, ""]]]:
     """Take the cross-entropy of each training's labels, if that is what the model's own loss is of all of them."""
     logits = output.logits.split(counts)
     losses = [
         functional.cross_entropy(some.flatten(0, -2), own.flatten(), ignore_index=IGNORED)
         for some, own in zip(logits, labels.split(counts), strict=True)
     ]
+    known = [loss.detach() for loss in losses]
     weights = torch.stack([(own != IGNORED).sum() for own in labels.split(counts)])
-    mean = float((torch.stack(losses).detach() * weights).sum() / weights.sum())
+    mean = float((torch.stack(known) * weights).sum() / weights.sum())
     expected = float(output.loss.detach())
     if abs(mean - expected) > TOLERANCE * max(1.0, abs(expected)):
         raise UnsupportedError(
             f"the model's loss ({expected:.4f}) is not the mean cross-entropy of its labels ({mean:.4f}), so that of "
             "some rows is not known"
         )
-    return losses
+    return torch.stack(losses).sum(), known

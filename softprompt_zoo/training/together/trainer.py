@@ -78,8 +78,8 @@ class SharedTrainer(PromptTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return the sum of the losses, whose gradients are those of each prompt's own loss."""
-        self._losses = losses_apart(model, inputs)
-        return torch.stack(self._losses).sum()
+        total, self._losses = losses_apart(model, inputs)
+        return total
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure and log the validation loss of every prompt."""
@@ -115,7 +115,7 @@ class SharedTrainer(PromptTrainer):
         super().training_step(model, {key: value[rows] for key, value in inputs.items()})
         for name, loss in zip(names, self._losses, strict=True):
             norm = clip_grad_norm_(self._prompts[name].parameters(), self.clip_to)
-            numbers = (float(loss.detach()), float(norm), self._rate(name))
+            numbers = (float(loss), float(norm), self._rate(name))
             self._last[name] = dict(zip(PER_PROMPT, numbers, strict=True))
         self._losses = []
 

@@ -31,7 +31,7 @@ class Data:
     def runs(self, method, changes):
         """Return by name the options and the arguments of trainings."""
         chosen = {"max_steps": 6, "per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 3}
-        fixed = {"save_steps": 2, "save_total_limit": 2, "logging_steps": 1, "logging_nan_inf_filter": False}
+        fixed = {"save_strategy": "no", "logging_steps": 1, "logging_nan_inf_filter": False}
         fixed |= {"remove_unused_columns": False, "dataloader_pin_memory": False, "disable_tqdm": True}
         runs = {}
         for index, (options, changed) in enumerate(changes):
@@ -155,10 +155,13 @@ def test_one_that_diverges_does_not_touch_the_others(data):
     assert all(bool(tensor.isnan().all()) for tensor in together["run1"][0].values())
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not_been(data):
-    runs = data.runs("prompt", [({}, {"learning_rate": 1e-3}), ({}, {"learning_rate": 0.1, "seed": 1})])
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(data, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    runs = data.runs("prompt", [({}, {"learning_rate": rate, "seed": 1, **saving}) for rate in (1e-3, 0.1)])
+    for _, arguments in runs.values():
+        arguments.output_dir = str(tmp_path)
     whole = data.together("prompt", runs)
-    resumed = data.together("prompt", runs, checkpoint=data.folder / "together" / "checkpoint-4")
+    resumed = data.together("prompt", runs, checkpoint=tmp_path / "checkpoint-4")
     for name in runs:
         assert resumed[name][1] == whole[name][1]
         for key, tensor in whole[name][0].items():
