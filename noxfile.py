@@ -4,6 +4,7 @@
     nox -- tests/test_conformance.py -k "llama or t5"   a part of them
     nox -s slow                                         the tests that take longer
     nox -s clients                                      the tests of other libraries, which the others skip
+    nox -s cluster                                      the tests of comparisons on Ray
     nox -s engines                                      the tests of engines that serve exported prompts
     nox -s small_engines                                the tests of small engines behind a prefix: MLX, llama.cpp, …
     nox -s peft_tests                                   PEFT's own tests of prompts, against this library
@@ -95,6 +96,13 @@ def clients(session: nox.Session) -> None:
     """Build an environment with the libraries that take prompted models, and run their tests."""
     session.install("-c", str(ROOT / "constraints.txt"), ".[test,clients]")
     session.run("pytest", "-m", "slow", "tests/clients", *session.posargs)
+
+
+@nox.session
+def cluster(session: nox.Session) -> None:
+    """Build an environment with Ray, and compare what its workers give with a plain run."""
+    session.install("-c", str(ROOT / "constraints.txt"), ".[test,ray]")
+    session.run("pytest", "-m", "slow", "tests/training/comparison/running/test_on_ray.py", *session.posargs)
 
 
 @nox.session

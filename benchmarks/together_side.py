@@ -52,10 +52,10 @@ class Side:
         torch.set_num_threads(settings["threads"])
         self.settings = settings
         base = Base(settings["model"])
-        objective = Writing(base.tokenizer, base.is_encoder_decoder, "{input}\n")
+        objective = Writing(base, "{input}\n")
         self.rows = objective.rows(read_examples(demo_data() / "train.jsonl"))[:ROWS]
         self.collate = objective.collate
-        self.model: Any = objective.load(base, settings["dtype"])
+        self.model: Any = objective.load(settings["dtype"])
         self.clock = Clock()
         self.folder = tempfile.mkdtemp(prefix="softprompt-zoo-together-")
 

@@ -48,7 +48,10 @@ def compare(
     Raises:
         ZooError: If something the user gave cannot be used; nothing was written then.
         StoppedError: If the user stopped it.
+        ValueError: If a search, which chooses its trials as it goes, is to list them first.
     """
+    if dry_run and running.search is not None:
+        raise ValueError("--dry-run lists the trials, and --search chooses them as it goes; leave one of the two out")
     remedy = 'pip install "softprompt-zoo[train]"'
     check_packages("comparing needs", "accelerate", "filelock", "psutil", remedy=remedy)
     check_names(choices)

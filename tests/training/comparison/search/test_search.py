@@ -1,16 +1,19 @@
 """Searches on a tiny model: what they choose, what they give, how they go on, and two processes on one study."""
 
 import csv
+import io
 import json
 import os
 import subprocess
 import sys
 
 import pytest
-from helpers.tiny_comparisons import assert_same_results, compare_in, make_place, results_in
+from helpers.tiny_comparisons import SMALL, assert_same_results, compare_in, make_place, results_in, settings_in
+from rich.console import Console
 
 import softprompt_zoo as zoo
-from softprompt_zoo.training.comparison.choices import Rate
+from softprompt_zoo.training.comparison.choices import Choices, Rate
+from softprompt_zoo.training.comparison.compare import compare
 from softprompt_zoo.training.comparison.running.choice import Running
 
 CHANGES = {"rates": (Rate(0.01), Rate(0.3)), "lengths": (2, 4), "seeds": (0, 1), "steps": 2}
@@ -82,6 +85,13 @@ REFUSED = {
 def test_what_makes_no_sense_is_refused(message):
     with pytest.raises(ValueError, match=message):
         Running(**REFUSED[message])
+
+
+def test_trials_that_are_yet_to_be_chosen_are_not_listed(place):
+    choices, console = Choices(**SMALL), Console(file=io.StringIO())
+    with pytest.raises(ValueError, match="--dry-run lists the trials, and --search chooses them as it goes"):
+        compare(settings_in(place, "listed"), choices, console, dry_run=True, running=Running(search=2))
+    assert not (place / "listed").exists()
 
 
 def test_without_optuna_the_command_that_installs_it_is_named(monkeypatch):
