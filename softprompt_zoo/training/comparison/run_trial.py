@@ -164,23 +164,21 @@ def arguments_of(candidate: Candidate, trial: Trial, folder: str, **more: Any) -
         candidate: What is trained.
         trial: Its budget, rate and seed.
         folder: Where Trainer may write.
-        **more: Further ones.
+        **more: Further ones, or others than a plain run has.
     """
-    return training_arguments(
-        candidate.recipe,
-        folder,
-        learning_rate=trial.learning_rate,
-        max_steps=trial.steps,
-        per_device_train_batch_size=trial.batch_size,
-        seed=trial.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        **more,
-    )
+    chosen: dict[str, Any] = {
+        "learning_rate": trial.learning_rate,
+        "max_steps": trial.steps,
+        "per_device_train_batch_size": trial.batch_size,
+        "seed": trial.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+    }
+    return training_arguments(candidate.recipe, folder, **{**chosen, **more})
 
 
 def curve_interval(trial: Trial) -> int:

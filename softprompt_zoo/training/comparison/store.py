@@ -16,6 +16,8 @@ MARK_FILE = "comparison.json"
 TRIALS_FOLDER = "trials"
 SEARCH_FOLDER = "search"
 """Where a search keeps its studies."""
+TOGETHER_FOLDER = "together"
+"""Where trials that are trained together have their checkpoints."""
 MADE_BY = "softprompt-zoo compare"
 OUTPUTS = ("report.html", "table.csv", "results.json", ".training.lock")
 """Files besides the trials that a comparison writes."""
@@ -66,7 +68,7 @@ class Store:
 
     def clear(self) -> None:
         """Remove the comparison, and nothing else that lies in its folder; its mark goes last."""
-        for folder in (TRIALS_FOLDER, SEARCH_FOLDER):
+        for folder in (TRIALS_FOLDER, SEARCH_FOLDER, TOGETHER_FOLDER):
             shutil.rmtree(self.folder / folder, ignore_errors=True)
         for name in OUTPUTS[:-1]:
             (self.folder / name).unlink(missing_ok=True)

@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
-import tempfile
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, set_seed
@@ -21,8 +22,10 @@ from softprompt_zoo.training.comparison.run_trial import (
     curve_interval,
     measured,
 )
+from softprompt_zoo.training.comparison.store import TOGETHER_FOLDER
 from softprompt_zoo.training.comparison.trial import Trial, TrialResult
 from softprompt_zoo.training.evaluation import target_loss
+from softprompt_zoo.training.folder import latest_checkpoint
 from softprompt_zoo.training.together.training import train_together
 
 ALONE = "default"
@@ -65,6 +68,12 @@ def train_group(
     ]
 
 
+def folder_of(trials: Sequence[Trial], bench: Bench) -> Path:
+    """Return where the checkpoints of a group of trials lie, which goes on from them if it was stopped."""
+    keys = "".join(trial.key for trial in trials)
+    return Path(bench.settings.output) / TOGETHER_FOLDER / hashlib.sha256(keys.encode()).hexdigest()[:12]
+
+
 def _train(
     names: dict[str, Trial], candidate: SoftPrompt, bench: Bench, callbacks: Sequence[TrainerCallback]
 ) -> dict[str, list[dict[str, float]]]:
@@ -74,18 +83,22 @@ def _train(
     def validate(model: Any) -> float:
         return target_loss(model, bench.rows[:CURVE_ROWS], bench.objective.collate)
 
-    with tempfile.TemporaryDirectory() as folder:
-        histories = train_together(
-            bench.model,
-            {
-                name: arguments_of(candidate, trial, folder, eval_strategy="steps", eval_steps=every)
-                for name, trial in names.items()
-            },
-            bench.train_rows,
-            bench.objective.collate,
-            validate=validate,
-            callbacks=callbacks,
-        )
+    folder = folder_of(list(names.values()), bench)
+    often: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+    }
+    histories = train_together(
+        bench.model,
+        {name: arguments_of(candidate, trial, str(folder), **often) for name, trial in names.items()},
+        bench.train_rows,
+        bench.objective.collate,
+        validate=validate,
+        callbacks=callbacks,
+        checkpoint=latest_checkpoint(folder),
+    )
     bench.model.eval()
     return {name: [entry for entry in log if _is_alone(entry, every)] for name, log in histories.items()}
 

@@ -1,6 +1,8 @@
 """Trials of one method in one batch, on the model that is loaded once."""
 
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softprompt_zoo.errors import UnsupportedError
@@ -8,6 +10,7 @@ from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.choices import BASELINES
 from softprompt_zoo.training.comparison.running.runner import one_by_one
 from softprompt_zoo.training.comparison.running.shared_batches import train_group
+from softprompt_zoo.training.comparison.store import TOGETHER_FOLDER
 from softprompt_zoo.training.comparison.trial import Trial
 from softprompt_zoo.training.comparison.watching import Watching
 
@@ -44,6 +47,7 @@ class Together:
                         keep(trial, result)
                     continue
             one_by_one(group, bench, watching, keep)
+        shutil.rmtree(Path(bench.settings.output) / TOGETHER_FOLDER, ignore_errors=True)
 
 
 def groups(trials: Sequence[Trial], count: int) -> list[list[Trial]]:

@@ -5,6 +5,7 @@ from helpers.tiny_comparisons import assert_same_results, compare_in, make_place
 
 import softprompt_zoo as zoo
 from softprompt_zoo.training.comparison.choices import Rate
+from softprompt_zoo.training.comparison.running import shared_batches
 from softprompt_zoo.training.comparison.running import together as running
 from softprompt_zoo.training.comparison.running.choice import Running
 from softprompt_zoo.training.comparison.running.together import groups
@@ -22,6 +23,26 @@ def test_rates_and_lengths_give_the_results_of_one_by_one(place):
     assert "one by one" not in printed
     _, alone = compare_in(place, "alone", **changes)
     assert len(alone) == 4
+    assert_same_results(together, alone)
+
+
+def test_a_group_that_was_stopped_goes_on_from_its_checkpoint(place, monkeypatch):
+    changes, measure, left = {"rates": (Rate(0.2), Rate(0.02))}, shared_batches.target_loss, [4]
+
+    def stop_later(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(shared_batches, "target_loss", stop_later)
+    with pytest.raises(zoo.StoppedError):
+        compare_in(place, "stopped", Running(together=2), **changes)
+    left[0] = 4  # two trials, and the validations of the last two of four steps
+    _, together = compare_in(place, "stopped", Running(together=2), **changes)
+    assert left == [0]
+    assert not (place / "stopped" / "together").exists()
+    _, alone = compare_in(place, "not stopped", **changes)
     assert_same_results(together, alone)
 
 
