@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from softprompt_zoo.cli.command import console, quiet
-from softprompt_zoo.cli.train import unescape
+from softprompt_zoo.cli.train import parse_label_word, unescape
 from softprompt_zoo.training.comparison.choices import BASELINES, QUICK, SHOTS, Choices, read_list, read_rate
 from softprompt_zoo.training.comparison.running.choice import Running
-from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, Settings
+from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, OBJECTIVES, Settings
 
 PROGRAM = "softprompt-zoo"
 
@@ -53,6 +53,14 @@ def compare(
     ] = None,
     input_field: Annotated[str | None, typer.Option(help="Field of the input.")] = None,
     target_field: Annotated[str | None, typer.Option(help="Field of the target.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help=f"What is learned: {', '.join(OBJECTIVES)}; found by the data and the model if not given."),
+    ] = None,
+    label_word: Annotated[
+        list[str] | None,
+        typer.Option(help="Word of a label, label=word, for --objective label-words; repeat for more."),
+    ] = None,
     template: Annotated[str, typer.Option(help=r"Text in front of the target; \n is a new line.")] = r"{input}\n",
     max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are left out.")] = 512,
     metric_rows: Annotated[int, typer.Option(help="Validation rows to write answers for.")] = 10,
@@ -107,6 +115,8 @@ def compare(
         validation=None if validation is None else str(validation),
         input_field=input_field,
         target_field=target_field,
+        objective=objective,
+        label_words=dict(parse_label_word(text) for text in label_word or []),
         template=unescape(template),
         handwritten=DEMO_HANDWRITTEN if data is None and handwritten is None else handwritten,
         max_length=max_length,

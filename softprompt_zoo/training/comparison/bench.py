@@ -58,6 +58,7 @@ class Bench:
             "validation_rows": len(self.rows),
             "answered_rows": self.answered,
             "objective": self.objective.name,
+            "objective_facts": self.objective.facts,
             "template": self.settings.template,
             "max_length": self.settings.max_length,
             "dtype": self.dtype,

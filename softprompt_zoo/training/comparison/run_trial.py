@@ -16,6 +16,7 @@ from softprompt_zoo.method import training_arguments
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.all import find_candidate
 from softprompt_zoo.training.comparison.candidates.candidate import Candidate, Fitted
+from softprompt_zoo.training.comparison.candidates.restoring import unmarked
 from softprompt_zoo.training.comparison.memory import peak_memory
 from softprompt_zoo.training.comparison.trial import Trial, TrialResult
 from softprompt_zoo.training.evaluation import target_loss
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 CURVE_POINTS = 4
 """Times that a training is validated on the way."""
-CURVE_ROWS = 50
+CURVE_ROWS = 20
 """Validation rows that the curves are measured on, at most. Our choice."""
 
 
@@ -47,7 +48,7 @@ def run_trial(trial: Trial, bench: Bench, callbacks: Sequence[TrainerCallback] =
     candidate = find_candidate(trial.candidate)
     before, began = checksum(bench.model), time.perf_counter()
     set_seed(trial.seed)
-    with peak_memory() as peak, candidate.put_on(bench, trial) as fitted:
+    with unmarked(bench.model), peak_memory() as peak, candidate.put_on(bench, trial) as fitted:
         parameters = fitted.parameters
         times, history = _train(candidate, fitted, trial, bench, callbacks)
         trained_at = peak.bytes
@@ -75,9 +76,10 @@ def try_out(trial: Trial, bench: Bench) -> None:
     """
     candidate = find_candidate(trial.candidate)
     set_seed(trial.seed)
-    with candidate.put_on(bench, trial) as fitted:
+    with unmarked(bench.model), candidate.put_on(bench, trial) as fitted:
         objective = bench.objective_for(fitted)
-        rows = objective.rows([*bench.train_examples, *bench.examples])
+        is_longer = objective is not bench.objective
+        rows = objective.rows(bench.examples) if is_longer else [*bench.train_rows, *bench.rows]
         target_loss(fitted.model, objective.longest(rows), objective.collate)
 
 

@@ -13,15 +13,23 @@ def frozen(model: "PreTrainedModel") -> Iterator[None]:
     """Let no parameter of a model require gradients within the block, and those that did afterwards.
 
     Args:
-        model: The model. Its class, its attributes and its `requires_grad` are afterwards what they were.
+        model: The model.
     """
     required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    attributes = {*vars(model)}
     model.requires_grad_(False)
     try:
         yield
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(required[name])
+
+
+@contextlib.contextmanager
+def unmarked(model: "PreTrainedModel") -> Iterator[None]:
+    """Take off what others note on a model within the block: PEFT its config, accelerate that it prepared it."""
+    attributes = {*vars(model)}
+    try:
+        yield
+    finally:
         for name in {*vars(model)} - attributes:
-            delattr(model, name)  # PEFT notes its config there
+            delattr(model, name)

@@ -3,6 +3,7 @@
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.candidate import Candidate, Options
+from softprompt_zoo.training.comparison.candidates.restoring import unmarked
 from softprompt_zoo.training.comparison.trial import Trial
 
 FARTHEST = 0.5
@@ -28,7 +29,7 @@ def sized(candidate: Candidate, options: Options, size: str, wanted: int, bench:
 
     def count(value: int) -> int:
         trial = Trial(candidate=candidate.name, options={**options, size: value}, shared=bench.shared)
-        with candidate.put_on(bench, trial) as fitted:
+        with unmarked(bench.model), candidate.put_on(bench, trial) as fitted:
             return fitted.parameters
 
     one, each = count(1), count(2) - count(1)

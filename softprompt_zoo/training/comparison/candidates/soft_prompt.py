@@ -64,7 +64,8 @@ class SoftPrompt:
         Raises:
             UnsupportedError: If it does not fit the model.
         """
-        method = self.method.configure(**trial.options, **self._of_the_data(bench, trial))
+        options = {**bench.objective.options, **trial.options, **self._of_the_data(bench, trial)}
+        method = self.method.configure(**options)
         method(bench.model, name=name, **with_tokenizer(method, bench.base.tokenizer))
 
     def fitted(self, model: Any) -> Fitted:
