@@ -62,7 +62,7 @@ def _run(trials: Sequence[Trial], bench: Bench, keep: "Keep", workers: int | Non
 
     from softprompt_zoo.training.comparison.running.ray_worker import Keeper, Worker
 
-    settings = dataclasses.replace(bench.settings, dtype=bench.dtype)
+    settings, keeper = dataclasses.replace(bench.settings, dtype=bench.dtype), Keeper(trials, keep)
     with tempfile.TemporaryDirectory(prefix="softprompt-zoo-ray-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(
@@ -76,12 +76,15 @@ def _run(trials: Sequence[Trial], bench: Bench, keep: "Keep", workers: int | Non
                 storage_path=folder,
                 name="trials",
                 verbose=0,
-                callbacks=[Keeper(trials, keep)],
+                callbacks=[keeper],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         grid = tuner.fit()
-    return [_last_line(error) for error in grid.errors]
+    failed = [_last_line(error) for error in grid.errors]
+    if keeper.waiting and not failed:  # Tune ends in good order on Ctrl-C, and says nothing of it
+        raise KeyboardInterrupt
+    return failed
 
 
 @contextlib.contextmanager

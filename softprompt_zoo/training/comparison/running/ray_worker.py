@@ -56,13 +56,14 @@ class Keeper(tune.Callback):
     """Keeps each result as soon as Tune has it."""
 
     def __init__(self, trials: Sequence[Trial], keep: "Keep") -> None:
-        self.by_key = {trial.key: trial for trial in trials}
+        self.waiting = {trial.key: trial for trial in trials}
+        """Trials that are not there yet, by their keys."""
         self.keep = keep
 
     def on_trial_result(self, *args: Any, result: Mapping[str, Any], **info: Any) -> None:
         """Take what a worker has found."""
         if "found" in result:
-            self.keep(self.by_key[result["key"]], TrialResult(**json.loads(result["found"])))
+            self.keep(self.waiting.pop(result["key"]), TrialResult(**json.loads(result["found"])))
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its callbacks into a file, which nobody reads here
