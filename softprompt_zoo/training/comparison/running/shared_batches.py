@@ -12,6 +12,7 @@ from transformers import TrainerCallback, set_seed
 
 from softprompt_zoo.model.attachment import detach, is_attached
 from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.training.arguments import KEPT_CHECKPOINTS
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.soft_prompt import SoftPrompt
 from softprompt_zoo.training.comparison.run_trial import (
@@ -89,6 +90,7 @@ def _train(
         "eval_steps": every,
         "save_strategy": "steps",
         "save_steps": every,
+        "save_total_limit": KEPT_CHECKPOINTS,
     }
     histories = train_together(
         bench.model,
