@@ -11,6 +11,8 @@ import typer
 from softprompt_zoo.errors import ZooError, printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -71,6 +73,22 @@ def quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def check_file(option: str, path: "Path | None") -> None:
+    """Refuse a file that could not be written, before anything is computed.
+
+    Args:
+        option: The flag that names it, for the message.
+        path: The file; `None` if there is none.
+
+    Raises:
+        ValueError: If its folder does not exist, or it is one.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"{option} is {str(path)!r}, whose folder does not exist; make it first")
+    if path is not None and path.is_dir():
+        raise ValueError(f"{option} is {str(path)!r}, a folder; name the file to write")
 
 
 def _print_error(text: str) -> None:

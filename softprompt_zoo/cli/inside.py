@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompt_zoo.cli.command import console
+from softprompt_zoo.cli.command import check_file, console
 from softprompt_zoo.cli.use import (
     Dtype,
     Model,
@@ -43,8 +43,8 @@ def inspect(
     prompt_folder = found(prompt_folder, revision)
     trained = trained_with(prompt_folder)
     form = chosen_template(template, trained)
-    _check_file("--png", png)
-    _check_file("--html", html)
+    check_file("--png", png)
+    check_file("--html", html)
     from softprompt_zoo.operations.inspect import inspect as look_inside
 
     base, network = load_prompted(model, prompt_folder, dtype)
@@ -77,11 +77,3 @@ def _batch(base: "Base", network: Any, template: str, text: str) -> dict[str, An
         start = network.generation_config.decoder_start_token_id
         batch["decoder_input_ids"] = torch.tensor([[network.config.decoder_start_token_id if start is None else start]])
     return batch
-
-
-def _check_file(option: str, path: Path | None) -> None:
-    """Refuse a file that could not be written, before anything is computed."""
-    if path is not None and not path.parent.is_dir():
-        raise ValueError(f"{option} is {str(path)!r}, whose folder does not exist; make it first")
-    if path is not None and path.is_dir():
-        raise ValueError(f"{option} is {str(path)!r}, a folder; name the file to write")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from softprompt_zoo.cli.command import console, quiet
+from softprompt_zoo.cli.command import check_file, console, quiet
 from softprompt_zoo.methods import DEFAULT
 from softprompt_zoo.training.settings import Settings
 
@@ -93,6 +93,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run would take and see, and write nothing.")
     ] = False,
+    find_rate: Annotated[
+        bool, typer.Option("--find-rate", help="Try learning rates, one step each, suggest one, and train nothing.")
+    ] = False,
+    png: Annotated[Path | None, typer.Option(help="Picture of the rates that --find-rate tries.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in --output.")] = False,
 ) -> None:
     """Train a prompt on pairs of input and target text; without arguments, the demo."""
@@ -104,9 +108,14 @@ def train(
         resume_run(output or Path(default_output(method)), console())
         return
     settings = Settings(**chosen_settings(context, config))
+    check_file("--png", png)
     # Importing torch takes seconds; what is wrong above has been said by now.
     quiet()
-    if dry_run:
+    if find_rate:
+        from softprompt_zoo.training.rate_test import try_rates
+
+        try_rates(settings, console(), png)
+    elif dry_run:
         from softprompt_zoo.training.dry_run import dry_run as look_ahead
 
         look_ahead(settings, console(), overwrite=overwrite)
