@@ -109,6 +109,7 @@ TRIALS = {
         ],
     ),
     "prefixes": ("prefix", [({"num_virtual_tokens": count}, {"seed": count}) for count in (2, 5)]),
+    "recomputed": ("prompt", [({}, {"learning_rate": rate, "gradient_checkpointing": True}) for rate in (0.01, 0.1)]),
     "reparameterized": ("p-tuning", [({"num_virtual_tokens": count}, {"seed": count}) for count in (3, 4)]),
 }
 
