@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -14,6 +14,8 @@ from softprompt_zoo.training.comparison.running.choice import Running
 from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, OBJECTIVES, Settings
 
 PROGRAM = "softprompt-zoo"
+T = TypeVar("T")
+D = TypeVar("D", tuple[str, ...], None)
 
 
 def compare(
@@ -95,30 +97,30 @@ def compare(
     """Compare methods and baselines on your data; the same command goes on where it was stopped."""
     budget = QUICK if is_quick else Choices()
     choices = Choices(
-        methods=None if methods is None else _names("--methods", methods),
-        baselines=() if baselines == "none" else _names("--baselines", baselines),
-        seeds=budget.seeds if seeds is None else read_list("--seeds", seeds, int, "integers"),
+        methods=_names("--methods", methods, None),
+        baselines=_names("--baselines", None if baselines == "none" else baselines, ()),
+        seeds=_integers("--seeds", seeds, budget.seeds),
         rates=read_list("--learning-rates", learning_rates, read_rate, "numbers, or multiples such as 2x"),
-        lengths=() if lengths is None else read_list("--lengths", lengths, int, "integers"),
-        starts=() if starts is None else _names("--starts", starts),
-        steps=budget.steps if steps is None else steps,
+        lengths=_integers("--lengths", lengths, ()),
+        starts=_names("--starts", starts, ()),
+        steps=_given(steps, budget.steps),
         batch_size=batch_size,
         rows=rows,
-        validation_rows=budget.validation_rows if validation_rows is None else validation_rows,
+        validation_rows=_given(validation_rows, budget.validation_rows),
         parameters=parameters,
         shots=shots,
     )
     settings = Settings(
         model=model,
         output=str(output),
-        data=None if data is None else str(data),
-        validation=None if validation is None else str(validation),
+        data=_text(data),
+        validation=_text(validation),
         input_field=input_field,
         target_field=target_field,
         objective=objective,
         label_words=dict(parse_label_word(text) for text in label_word or []),
         template=unescape(template),
-        handwritten=DEMO_HANDWRITTEN if data is None and handwritten is None else handwritten,
+        handwritten=_given(handwritten, DEMO_HANDWRITTEN if data is None else None),
         max_length=max_length,
         dtype=dtype,
         metric_rows=metric_rows,
@@ -139,5 +141,17 @@ def compare(
     )
 
 
-def _names(flag: str, text: str) -> tuple[str, ...]:
-    return read_list(flag, text, str, "names")
+def _given(value: T | None, otherwise: T) -> T:
+    return otherwise if value is None else value
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _names(flag: str, text: str | None, otherwise: D) -> tuple[str, ...] | D:
+    return otherwise if text is None else read_list(flag, text, str, "names")
+
+
+def _integers(flag: str, text: str | None, otherwise: tuple[int, ...]) -> tuple[int, ...]:
+    return otherwise if text is None else read_list(flag, text, int, "integers")

@@ -20,7 +20,7 @@ from softprompt_zoo.training.objectives.rows import IGNORED
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
-    from softprompt_zoo.training.comparison.candidates.candidate import Fitted
+    from softprompt_zoo.training.comparison.fitted import Fitted
 
 FIRST_TOKENS = 5
 """Times that the first token is written; the median counts. Our choice."""

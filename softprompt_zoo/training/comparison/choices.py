@@ -74,22 +74,25 @@ class Choices:
             _check_count(name, vars(self)[name])
         for name in ("seeds", "rates", "lengths", "starts", "baselines", "methods"):
             _check_list(name, vars(self)[name])
+        self._check_values()
+        if self.parameters is not None and self.lengths:
+            raise ValueError(
+                f"parameters is {self.parameters} and lengths {self.lengths}; lengths are chosen by parameters, leave "
+                "one out"
+            )
+
+    def _check_values(self) -> None:
+        """Refuse lists with a value that is not allowed."""
         if not self.seeds:
             raise ValueError("seeds is empty; give at least one, such as --seeds 0")
         for seed in self.seeds:
-            if not 0 <= seed < 2**32:  # NumPy takes no more
-                raise ValueError(f"seeds has {seed}; expected integers from 0 to {2**32 - 1}")
+            _check_seed(seed)
         for rate in self.rates:
-            if not 0 < rate.value <= LARGEST_RATE:
-                raise ValueError(
-                    f"learning_rates has {rate.value}; expected numbers above 0, of at most {LARGEST_RATE:g}"
-                )
+            _check_rate(rate)
         for length in self.lengths:
             _check_count("lengths", length)
         for name in self.baselines:
             _check_baseline(name)
-        if self.parameters is not None and self.lengths:
-            raise ValueError("parameters and lengths were both given; lengths are chosen by parameters, leave one out")
 
 
 def read_list(flag: str, text: str, read: Callable[[str], T], what: str) -> tuple[T, ...]:
@@ -134,6 +137,16 @@ def _check_count(name: str, value: int | None) -> None:
     check_positive_integer(name, value)
     if value > MOST:
         raise ValueError(f"{name} is {value}; expected an integer of at most {MOST}")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:  # NumPy takes no more
+        raise ValueError(f"seeds has {seed}; expected integers from 0 to {2**32 - 1}")
+
+
+def _check_rate(rate: Rate) -> None:
+    if not 0 < rate.value <= LARGEST_RATE:
+        raise ValueError(f"learning_rates has {rate.value}; expected numbers above 0, of at most {LARGEST_RATE:g}")
 
 
 def _check_list(name: str, values: Sequence[Any] | None) -> None:

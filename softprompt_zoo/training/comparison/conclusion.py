@@ -60,10 +60,7 @@ def conclude(lines: Sequence[Line], measure: Measure) -> Conclusion:
     if not methods:
         return Conclusion(None, [], ["No soft-prompt method was compared, so none can be recommended."])
     best = max(methods, key=measure.goodness)
-    others = [line for line in lines if line is not best]
-    found = [difference(measure.rows(best), measure.rows(other)) for other in others]
-    corrected = holm([one.p_value for one in found])
-    contrasts = [Contrast(*parts) for parts in zip(others, found, corrected, strict=True)]
+    contrasts = _contrasts(best, [line for line in lines if line is not best], measure)
     sentences = [
         _winner(best, measure),
         *(_against(best, one, measure) for one in contrasts if one.other.trial.candidate == RIVAL),
@@ -73,6 +70,12 @@ def conclude(lines: Sequence[Line], measure: Measure) -> Conclusion:
         _caveat(best, len(contrasts)),
     ]
     return Conclusion(best, contrasts, sentences)
+
+
+def _contrasts(best: Line, others: Sequence[Line], measure: Measure) -> list[Contrast]:
+    found = [difference(measure.rows(best), measure.rows(other)) for other in others]
+    corrected = holm([one.p_value for one in found])
+    return [Contrast(*parts) for parts in zip(others, found, corrected, strict=True)]
 
 
 def _winner(best: Line, measure: Measure) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from softprompt_zoo.training.comparison.plan import variants_of
@@ -60,12 +61,11 @@ def summarize(trials: Sequence[Trial], results: Mapping[str, TrialResult]) -> li
     Returns:
         A line for each candidate with its options that has results, in the order of the trials.
     """
-    there = [trial for trial in trials if trial.key in results]
-    lines = []
-    for variant in variants_of(trials):
-        own = [trial for trial in there if trial.variant == variant]
+    variants, lines = variants_of(trials), []
+    counts = Counter(variant.candidate for variant in variants)
+    for variant in variants:
+        own = [trial for trial in trials if trial.variant == variant and trial.key in results]
         if own:
             found = tuple(results[trial.key] for trial in own)
-            others = [other for other in variants_of(trials) if other.candidate == variant.candidate]
-            lines.append(Line(variant, tuple(trial.seed for trial in own), found, len(others) == 1))
+            lines.append(Line(variant, tuple(trial.seed for trial in own), found, counts[variant.candidate] == 1))
     return lines

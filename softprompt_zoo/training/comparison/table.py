@@ -42,11 +42,9 @@ def make_table(lines: Sequence[Line], metrics: Sequence[Metric], width: int) -> 
         width: Of the terminal; columns that have no room are left to the files.
     """
     cells = {title: [cell(line) for line in lines] for title, cell in columns(metrics).items()}
-    names = [line.name for line in lines]
-    shown = _that_fit(cells, width - PADDING - max(map(len, names), default=0))
-    left_out = [title for title in cells if title not in shown]
-    caption = f"{CAPTION}; no room here for {', '.join(left_out)}" if left_out else CAPTION
-    table = Table(caption=caption, caption_justify="left")
+    longest = max((len(line.name) for line in lines), default=0)
+    shown = _that_fit(cells, width - PADDING - longest)
+    table = Table(caption=_caption([title for title in cells if title not in shown]), caption_justify="left")
     table.add_column("", no_wrap=True)
     for title in shown:
         table.add_column(title, justify="right", no_wrap=True)
@@ -54,6 +52,10 @@ def make_table(lines: Sequence[Line], metrics: Sequence[Metric], width: int) -> 
         style = None if line.is_trained else "dim"
         table.add_row(line.name, *(cells[title][number] for title in shown), style=style)
     return table
+
+
+def _caption(left_out: Sequence[str]) -> str:
+    return f"{CAPTION}; no room here for {', '.join(left_out)}" if left_out else CAPTION
 
 
 def _that_fit(cells: Mapping[str, Sequence[str]], width: int) -> list[str]:

@@ -9,7 +9,7 @@ from softprompt_zoo.training.objectives.writing import Writing
 
 if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
-    from softprompt_zoo.training.comparison.candidates.candidate import Fitted
+    from softprompt_zoo.training.comparison.fitted import Fitted
 
 TEMPLATE = "{input}"
 

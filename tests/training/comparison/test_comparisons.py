@@ -86,7 +86,10 @@ def test_what_does_not_fit_is_named_and_the_others_go_on(compare, tmp_path):
         (("--learning-rates", "1e-3,fast"), "with 'fast'; expected numbers, or multiples such as 2x"),
         (("--learning-rates", "0"), "learning_rates has 0.0; expected numbers above 0"),
         (("--lengths", "0"), "lengths is 0; expected an integer of at least 1"),
-        (("--lengths", "3", "--parameters", "10"), "parameters and lengths were both given"),
+        (
+            ("--lengths", "3", "--parameters", "10"),
+            "parameters is 10 and lengths (3,); lengths are chosen by",
+        ),
         (("--validation-rows", "0"), "validation_rows is 0; expected an integer of at least 1"),
     ],
 )

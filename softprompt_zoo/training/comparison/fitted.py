@@ -1,0 +1,41 @@
+"""A candidate on a model."""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
+
+def keep_nothing(folder: Path) -> None:
+    """Write nothing: there is nothing to keep."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A candidate on a model, ready to be trained and measured."""
+
+    model: "PreTrainedModel"
+    instruction: str = ""
+    """Text that is put in front of every text; empty for none."""
+    prompt_tokens: int = 0
+    """Tokens in front of the text."""
+    trainer: "type[Trainer] | None" = None
+    """What trains it; `None` if nothing is trained."""
+    save: Callable[[Path], None] = keep_nothing
+    """Writes what has to be kept into a folder."""
+
+    def file_bytes(self) -> int:
+        """Write what has to be kept once, and return its size."""
+        with tempfile.TemporaryDirectory() as name:
+            self.save(Path(name))
+            return sum(path.stat().st_size for path in Path(name).rglob("*") if path.is_file())
+
+    @property
+    def parameters(self) -> int:
+        """Count the numbers that are trained."""
+        trained = (p.numel() for p in self.model.parameters() if p.requires_grad) if self.trainer else ()
+        return sum(trained)
