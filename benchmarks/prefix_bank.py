@@ -29,13 +29,15 @@ def make_bank(folder: Path, model: Any, users: int, prompts: int) -> None:
         prompts: Prompts in all; the others are prefixes of one token in float16.
     """
     bank, methods = zoo.PromptBank(folder, model), list(METHODS)
-    for index in range(min(users, 8 * len(methods))):
-        torch.manual_seed(index)
-        prompt = _random_prefix(model, methods[index % len(methods)])
-        bank.add(f"user-{index}", prompt)
-    for index in range(8 * len(methods), users):  # beyond these, prefixes with some noise are other prompts, too
-        _add_noise(prompt, index)
-        bank.add(f"user-{index}", prompt)
+    made = []
+    for index in range(users):
+        if index < 8 * len(methods):
+            torch.manual_seed(index)
+            made.append(_random_prefix(model, methods[index % len(methods)]))
+        else:  # beyond these, prefixes with some noise are other prompts, too
+            made.append(made.pop(0))
+            _add_noise(made[-1], index)
+        bank.add(f"user-{index}", made[-1])
     small = _random_prefix(model, "prefix_tuning", num_virtual_tokens=1)
     bank = zoo.PromptBank(folder, model, dtype=torch.float16)
     for begin in range(users, prompts, AT_ONCE):

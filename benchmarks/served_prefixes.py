@@ -10,11 +10,11 @@ A bank of very many prompts is made in `--work`, `--users` of them of all method
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import os
 import shutil
-import statistics
 import tempfile
 import threading
 import time
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+import prefix_speed
 import softprompt_zoo as zoo
 from common import load_language_model, markdown, versions, write
 from prefix_bank import make_bank
@@ -41,6 +42,8 @@ MODES: dict[str, dict[str, Any]] = {
     "three-workers": {"tensor_parallel_size": 3},
 }
 """What is asked of the engine; each starts a new one, and asks it twice: the second time with blocks of the first."""
+REPLACED_EVERY = 0.1
+"""Seconds between replacements of one prompt under load."""
 TEXT = 40
 """Tokens of a text."""
 OPTIONS = ("--max-model-len", "512", "--block-size", "32")
@@ -62,7 +65,7 @@ class Settings:
     cycled: int = 10_000
     """Prompts that are asked for, one after the other."""
     repeats: int = 3
-    threads: int = 2
+    threads: int = 1
 
 
 class Bench:
@@ -143,8 +146,9 @@ class Bench:
     # vLLM in this process
 
     @contextlib.contextmanager
-    def engine(self, **options: Any) -> Iterator[Any]:
-        """Start vLLM."""
+    def engine(self, processes: int = 1, **options: Any) -> Iterator[Any]:
+        """Start vLLM, in processes of its own, or in this one if `processes` is 0."""
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(processes)
         import vllm
         from softprompt_zoo_vllm.serving import engine_arguments
 
@@ -216,31 +220,31 @@ class Bench:
     # Speed and memory
 
     def throughput(self, _seed: int) -> Result:
-        """Time requests at once with a prompt each, without, and with as many tokens of text."""
-        count, length = self.settings.requests, 32
-        texts = self.texts(2 * count)
-        named = list(zip(self.names(count), texts, strict=False))
-        bare = [(None, ids) for ids in texts[:count]]
-        longer = [(None, [*ids, *more[:20]]) for ids, more in zip(texts, texts[count:], strict=False)]
-        seconds: dict[str, list[float]] = {"a prompt each": [], "no prompt": [], "20 tokens more of text": []}
-        with self.engine(enable_prefix_caching=False) as engine:
-            self.write(engine, named[:8], length)
-            for _ in range(self.settings.repeats):
-                for what, rows in zip(seconds, (named, bare, longer), strict=True):
-                    seconds[what].append(timed(lambda rows=rows: self.write(engine, rows, length)))
-        return {"requests": count, "seconds": seconds}
+        """Time requests at once with a prompt each, without, and with as many tokens more of text."""
+        count, kinds = self.settings.requests, self.kinds(self.settings.requests)
+        fitting = count * -(-(TEXT + max(kinds.lengths) + prefix_speed.LENGTH) // ENGINE["block_size"])
+        with self.engine(enable_prefix_caching=False, num_gpu_blocks_override=fitting + 8) as engine:
+            self.write(engine, kinds.rows["a prompt each"][:8], prefix_speed.LENGTH)
+            write = functools.partial(self.write, engine)
+            return {"requests": count, **kinds.throughput(write, self.settings.repeats)}
 
     def first_token(self, _seed: int) -> Result:
-        """Time one token for one request after the other, with a prompt and without."""
-        texts = self.texts(64)
-        names = self.names(self.settings.users)
-        milliseconds: dict[str, list[float]] = {"a prompt": [], "no prompt": []}
-        with self.engine(enable_prefix_caching=False) as engine:
-            for index, ids in enumerate(texts):
-                named = (names[index % len(names)], ids)
-                for what, row in zip(milliseconds, (named, (None, ids)), strict=True):
-                    milliseconds[what].append(1000 * timed(lambda row=row: self.write(engine, [row], 1)))
-        return {"milliseconds": {what: values[16:] for what, values in milliseconds.items()}}
+        """Time one token for one request after the other, with a prompt, without, and with more text."""
+        kinds = self.kinds(2 * self.settings.users)
+        # In this process: those that wait for one another use a processor while they do.
+        with self.engine(processes=0, enable_prefix_caching=False) as engine:
+            write = functools.partial(self.write, engine)
+            for row in kinds.rows["a prompt each"][:16]:
+                write([row], 1)
+            return kinds.first_token(write)
+
+    def kinds(self, count: int) -> prefix_speed.Kinds:
+        """Return requests of users' prompts and beside them."""
+        names, reader = self.names(count), zoo.PrefixReader(self.bank)
+        entries = [reader.find(name) for name in names]
+        reader.close()
+        lengths = [entry.num_tokens for entry in entries if entry is not None]
+        return prefix_speed.Kinds.of(names, lengths, self.texts(2 * count))
 
     def cycled(self, _seed: int) -> Result:
         """Ask for very many prompts, and see whether the processes grow."""
@@ -249,7 +253,7 @@ class Bench:
         with self.engine() as engine:
             for begin in range(0, len(names), at_once):
                 self.write(engine, [(name, ids[:8]) for name in names[begin : begin + at_once]], 1)
-                megabytes.append(memory_of_children() / 2**20)
+                megabytes.append(prefix_speed.memory_of_children() / 2**20)
         tenth = len(megabytes) // 10
         return {"prompts": len(names), "megabytes": [megabytes[tenth], megabytes[len(megabytes) // 2], megabytes[-1]]}
 
@@ -261,7 +265,7 @@ def replacing(bank: Any, name: str, prompts: Sequence[Any]) -> Iterator[list[flo
     bank.add(name, prompts[0], overwrite=True)
 
     def replace() -> None:
-        while not over.wait(5):
+        while not over.wait(REPLACED_EVERY):
             bank.add(name, prompts[len(times) % len(prompts)], overwrite=True)
             times.append(time.monotonic())
 
@@ -278,21 +282,6 @@ def replacing(bank: Any, name: str, prompts: Sequence[Any]) -> Iterator[list[flo
 def differences(answers: Sequence[Any], expected: Sequence[Any]) -> int:
     """Count the answers that are not the expected ones."""
     return sum(one != other for one, other in zip(answers, expected, strict=True))
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Return the seconds that a call takes."""
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
-def memory_of_children() -> int:
-    """Return the bytes that all processes below this one have for themselves."""
-    import psutil
-
-    children = psutil.Process().children(recursive=True)
-    return sum(child.memory_full_info().uss for child in children)
 
 
 def experiments(bench: Bench, kept: Callable[[], Any]) -> list[Experiment]:
@@ -321,12 +310,9 @@ def table(runner: Runner) -> str:
             what = name.replace("-", " ") + (f" {result['replaced']} times" if "replaced" in result else "")
             lines.append([what, str(result["requests"]), str(result["different"])])
     text = markdown(["SmolLM2 in float32, greedy", "requests", "other than generate"], lines)
-    if (speed := runner.result("throughput")) is not None:
-        lines = compared(speed["seconds"], "no prompt", "{:.1f} s")
-        text += "\n\n" + markdown([f"{speed['requests']} requests at once", "median", "ratio", "spread"], lines)
-    if (first := runner.result("first-token")) is not None:
-        lines = compared(first["milliseconds"], "no prompt", "{:.1f} ms")
-        text += "\n\n" + markdown(["one request, first token", "median", "ratio", "spread"], lines)
+    for name, what in {"throughput": "{} requests at once", "first-token": "one request, first token"}.items():
+        if (speed := runner.result(name)) is not None:
+            text += "\n\n" + speed_table(speed, what.format(speed.get("requests")))
     if (cycled := runner.result("cycled")) is not None:
         tenth, half, end = cycled["megabytes"]
         text += f"\n\nMemory of the engine's processes after a tenth, a half and all of {cycled['prompts']} prompts: "
@@ -334,15 +320,13 @@ def table(runner: Runner) -> str:
     return text + "\n"
 
 
-def compared(measured: dict[str, list[float]], base: str, form: str) -> list[list[str]]:
-    """Return rows of medians, and of ratios to a base that was measured in turns with them."""
-    rows = []
-    for what, values in measured.items():
-        ratios = [value / other for value, other in zip(values, measured[base], strict=True)]
-        low, high = min(ratios), max(ratios)
-        rows.append([what, form.format(statistics.median(values)), f"{statistics.median(ratios):.2f}"])
-        rows[-1].append("" if what == base else f"{low:.2f} to {high:.2f}")
-    return rows
+def speed_table(speed: Result, what: str) -> str:
+    """Return the table of what requests cost, and beneath it how long the prompts were."""
+    passed, form = (speed["seconds"], "{:.1f} s") if "seconds" in speed else (speed["milliseconds"], "{:.0f} ms")
+    columns = [prefix_speed.compared(values, "no prompt", form) for values in (passed, speed["processor"])]
+    heads = [what, "median", "ratio", "spread", "of processors", "ratio", "spread"]
+    table = markdown(heads, prefix_speed.side_by_side(*columns))
+    return f"{table}\n\nA prompt has {speed['tokens']:.0f} tokens in the mean, and a text {TEXT}."
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:

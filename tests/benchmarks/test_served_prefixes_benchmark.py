@@ -1,6 +1,7 @@
 """The benchmark of serving prefixes: its bank, its table, and what it says where there is no vLLM."""
 
 import importlib.util
+import time
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
@@ -26,12 +27,36 @@ def test_the_bank_has_users_of_every_method_and_others(benchmark, tmp_path, monk
 def test_the_table_says_what_was_measured(benchmark, tmp_path):
     module = benchmark("served_prefixes")
     _, write_all = module.make(module.Settings(work=str(tmp_path)), tmp_path)
-    measured = {"seconds": {"a prompt each": [2.0, 3.0], "no prompt": [2.0, 2.0]}, "requests": 4}
-    rows = module.compared(measured["seconds"], "no prompt", "{:.1f} s")
-    assert rows == [["a prompt each", "2.5 s", "1.25", "1.00 to 1.50"], ["no prompt", "2.0 s", "1.00", ""]]
     write_all()
     assert "other than generate" in (tmp_path / "table.md").read_text()
     assert module.differences([[1], [2], "400: gone"], [[1], [3], [4]]) == 2
+
+
+def test_speed_is_compared_with_requests_that_differ_in_nothing_but_their_prompts(benchmark):
+    speed = benchmark("prefix_speed")
+    kinds = speed.Kinds.of(["alice", "bob"], [1, 3], [[5, 6], [7, 8], [9, 10, 11, 12], [13, 14, 15, 16]])
+    assert kinds.rows == {
+        "a prompt each": [("alice", [5, 6]), ("bob", [7, 8])],
+        "no prompt": [(None, [5, 6]), (None, [7, 8])],
+        "as many tokens more of text": [(None, [5, 6, 9]), (None, [7, 8, 13, 14, 15])],
+    }
+    asked = []
+    found = kinds.throughput(lambda rows, length: asked.append(rows), 2)
+    assert asked == [*kinds.rows.values()] * 2
+    assert found["tokens"] == 2
+    assert [len(found["processor"][kind]) for kind in kinds.rows] == [2, 2, 2]
+    found = kinds.first_token(lambda rows, length: asked.append((rows, length)))
+    assert asked[6:9] == [([row], 1) for row in [*kinds.rows["a prompt each"], kinds.rows["no prompt"][0]]]
+    assert {*map(len, found["processor"].values())} == {speed.ROUNDS}
+
+
+def test_processor_time_is_that_of_the_work(benchmark):
+    speed = benchmark("prefix_speed")
+    passed, used = speed.cost(lambda: time.sleep(0.3))
+    assert passed >= 0.3 > 0.15 > used
+    rows = speed.compared({"slow": [2.0, 3.0], "base": [2.0, 2.0]}, "base", "{:.1f} s")
+    assert rows == [["slow", "2.5 s", "1.25", "1.00 to 1.50"], ["base", "2.0 s", "1.00", ""]]
+    assert speed.side_by_side(rows, rows)[0] == [*rows[0], *rows[0][1:]]
 
 
 def test_without_vllm_its_experiments_are_named(benchmark, tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ HEADER = b"x-soft-prompt"
 """Header of an answer that had a prompt."""
 ERROR_EVENT = b'data: {"error":'
 NOTHING = b"data: [DONE]"
+ENGINE_FAILED = 500
+"""Status of a request that failed in the engine."""
 KINDS = {400: "BadRequestError", 403: "ForbiddenError", 503: "ServiceUnavailableError"}
 """Types of errors, as vLLM and OpenAI name them."""
 
@@ -56,8 +58,9 @@ class Told:
     """Sends an answer with a header that says which prompt it had.
 
     A stream that begins with an error gets its status. vLLM does not say why a request failed in the engine; where the
-    prompt is what is wrong, 400 and the reason take the place of its 500. Nothing is sent of a request that failed
-    because its prompt was replaced between its look-up and its reading.
+    prompt is what is wrong, 400 and the reason take the place of its 500. Where it is sound, it may have been replaced
+    between its look-up and its reading, and be by now what it was before; nothing is sent of such a failure unless it
+    is told to.
 
     Args:
         send: Sends.
@@ -72,8 +75,13 @@ class Told:
         self._entry = entry
         self._look_again = look_again
         self._held: list[Message] = []
-        self.replaced: zoo.PrefixEntry | None = None
-        """What took the prompt's place, if the request failed for that and is to be answered again."""
+        self.now: zoo.PrefixEntry | None = None
+        """The prompt as it is now, if the request failed although it is sound, and nothing was sent."""
+
+    @property
+    def was_replaced(self) -> bool:
+        """Whether another prompt has taken the place of the one that a request failed with."""
+        return self.now is not None and self.now.stamp != self._entry.stamp
 
     async def __call__(self, message: Message) -> None:
         """Send the next message, or hold it until it is known whether the answer is an error."""
@@ -94,16 +102,20 @@ class Told:
             await self._fail(status)
 
     async def _fail(self, status: int) -> None:
-        """Send an error, with the reason if the prompt is to blame."""
-        start, first, *_ = self._held
+        """Send an error, with the reason if the prompt is to blame, or hold it if the prompt may have been replaced."""
+        if status != ENGINE_FAILED:
+            await self.send_failure()
+            return
         try:
-            now = await self._look_again(self._entry.name) if status >= 500 else self._entry
+            self.now = await self._look_again(self._entry.name)
         except PromptRefusedError as error:
             await send_json(self._send, *error_body(error, 400))
-            return
-        if now.stamp != self._entry.stamp:
-            self.replaced = now
-        elif start["status"] != status:
+
+    async def send_failure(self) -> None:
+        """Send the server's own words of a request that failed."""
+        start, first, *_ = self._held
+        status = _status(start, first)
+        if start["status"] != status:
             await send_json(self._send, status, _event(first))
         else:
             await self._release([])

@@ -12,8 +12,10 @@ from softprompt_zoo_vllm.naming import Named, read_name
 
 Scope = MutableMapping[str, Any]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-TRIES = 5
+TRIES = 20
 """How often a request is answered whose prompt is replaced between look-up and reading."""
+TRIES_UNCHANGED = 5
+"""How often in a row if the prompt is sound and the same as before; it may have been another in between."""
 
 
 class Front:
@@ -74,14 +76,18 @@ class Front:
         if gate is None or entry is None:
             await self._pass_on(scope, receive_again(data, receive), send, came)
             return
-        for _ in range(TRIES):
+        tries = unchanged = 0
+        while tries < TRIES and unchanged < TRIES_UNCHANGED:
             told = Told(send, entry, gate.look_again)
             await self._pass_on(dict(scope), receive_again(data, receive), told, Admission(entry))
-            if told.replaced is None:
+            if told.now is None:
                 return
-            entry = told.replaced
-        problem = f"the soft prompt {entry.name!r} was replaced each time before it could be read; ask again later"
-        await send_json(send, *error_body(PromptRefusedError(problem), 503))
+            tries, unchanged, entry = tries + 1, 0 if told.was_replaced else unchanged + 1, told.now
+        if told.was_replaced:
+            problem = f"the soft prompt {entry.name!r} was replaced each time before it could be read; ask again later"
+            await send_json(send, *error_body(PromptRefusedError(problem), 503))
+        else:
+            await told.send_failure()
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, came: Admission) -> None:
         """Have the server answer a request that was admitted."""

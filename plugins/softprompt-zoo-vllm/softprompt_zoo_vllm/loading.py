@@ -99,10 +99,10 @@ class Loader:
         if kept is not None:
             return kept
         prefix = self._catalog.read(load.name)
+        table = Table(tuple(self._own(*prefix.layers[layer.index], layer) for layer in self._layers))
+        self._tables.put(load.name, prefix.stamp, table)
         if prefix.stamp != load.stamp:
             raise PromptRefusedError(f"the soft prompt {load.name!r} was replaced a moment ago; send the request again")
-        table = Table(tuple(self._own(*prefix.layers[layer.index], layer) for layer in self._layers))
-        self._tables.put(load.name, load.stamp, table)
         return table
 
     def _own(self, key: Tensor, value: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
@@ -120,28 +120,37 @@ class Loader:
     @torch.no_grad()
     def _write(self, loads: list[tuple[Load, Table]]) -> None:
         """Write prompts, all of them at once in each layer."""
-        if not loads:
+        if not loads or not self._layers:
             return
         places = [self._slots([load for load, _ in loads], group) for group in range(len(self._block_sizes))]
         for position, layer in enumerate(self._layers):
             kept, slots = places[layer.group]
             key, value = (
-                torch.cat([table.layers[position][half][load.begin : load.end] for load, table in loads])
+                _together([table.layers[position][half][load.begin : load.end] for load, table in loads])[kept]
                 for half in range(2)
             )
-            device = key.device
-            layer.write(key[kept.to(device)], value[kept.to(device)], slots.to(device))
+            layer.write(key, value, slots)
 
-    def _slots(self, loads: Sequence[Load], group: int) -> tuple[Tensor, Tensor]:
+    def _slots(self, loads: Sequence[Load], group: int) -> tuple[slice | Tensor, Tensor]:
         """Return where a group keeps loads' tokens, one load after the other.
 
         Returns:
-            Which tokens it keeps `(tokens,)`, bool, for a window may have moved past some; and their slots.
+            Which tokens it keeps, all of them or a mask `(tokens,)`, for a window may have moved past some; and their
+            slots.
         """
         size, slots = self._block_sizes[group], []
         for load in loads:
             tokens = torch.arange(load.begin, load.end)
             blocks = torch.tensor([-1 if block is None else block for block in load.blocks[group]])[tokens // size]
             slots.append(torch.where(blocks < 0, -1, blocks * size + tokens % size))
+        device = self._layers[0].module.kv_cache.device
         together = torch.cat(slots)
-        return together >= 0, together[together >= 0]
+        kept = together >= 0
+        if bool(kept.all()):
+            return slice(None), together.to(device)
+        return kept.to(device), together[kept].to(device)
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    """Return tokens `(tokens, kv_heads, head_dim)`, one load after the other."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -67,3 +67,17 @@ def make_room(request: Any, entry: zoo.PrefixEntry, settings: Settings) -> None:
     request.cache_salt = hashlib.sha256(salted.encode()).hexdigest()
     request.block_hashes.clear()  # in place: others may hold the list
     request.update_block_hashes()
+
+
+def take_room_back(request: Any, entry: zoo.PrefixEntry, salt: str | None) -> None:
+    """Undo `make_room`, for a request of which nothing is computed.
+
+    Args:
+        request: vLLM's `Request`. Changed.
+        entry: The prompt that it has room for.
+        salt: The request's own.
+    """
+    request.prompt_token_ids = request.prompt_token_ids[entry.num_tokens :]
+    del request._all_token_ids[: entry.num_tokens]
+    request.num_prompt_tokens -= entry.num_tokens
+    request.cache_salt = salt

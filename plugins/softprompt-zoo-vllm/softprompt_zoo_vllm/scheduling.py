@@ -9,7 +9,7 @@ from typing import Any
 import softprompt_zoo as zoo
 from softprompt_zoo_vllm.catalog import Catalog, PromptRefusedError
 from softprompt_zoo_vllm.executors import executor_for
-from softprompt_zoo_vllm.requests import length_problem, make_room, problem_of, prompt_of
+from softprompt_zoo_vllm.requests import length_problem, make_room, problem_of, prompt_of, take_room_back
 from softprompt_zoo_vllm.settings import KEY, Settings
 from softprompt_zoo_vllm.steps import Load, Step
 
@@ -26,6 +26,8 @@ class Plan:
     """The prompt, once the request has room for it."""
     problem: str | None = None
     """Why the request ends with an error."""
+    salt: str | None = None
+    """The request's own, which it had before there was room."""
 
 
 class Planner:
@@ -70,11 +72,16 @@ class Planner:
         except Exception as error:
             self._refuse(request, plan, str(error) if isinstance(error, PromptRefusedError) else repr(error))
             return
+        self._give(request, plan, entry)
+
+    def _give(self, request: Any, plan: Plan, entry: zoo.PrefixEntry) -> None:
+        """Make room for a prompt, or say why the request ends."""
         problem = problem_of(request) or length_problem(request, entry, self._max_model_len)
         if problem is not None:
+            plan.entry = None
             self._refuse(request, plan, problem)
             return
-        plan.entry = entry
+        plan.entry, plan.salt = entry, request.cache_salt
         make_room(request, entry, self._settings)
 
     def _refuse(self, request: Any, plan: Plan, problem: str) -> None:
@@ -96,10 +103,25 @@ class Planner:
             if plan.coming.done():
                 self._decide(request, plan)
             return None, False  # vLLM looked for the text alone in its cache; it looks again with the room in front
+        if num_computed == 0 and not request.num_output_tokens:
+            self._renew(request, plan)
         if plan.entry is None:
             return 1, True  # a load that fails is what ends a request with an error
         count = max(0, plan.entry.num_tokens - num_computed)
         return count, count > 0
+
+    def _renew(self, request: Any, plan: Plan) -> None:
+        """Give a request of which nothing is computed its prompt as it is now; it may have waited long for its turn.
+
+        A bank that has to be waited for is not asked again, and what is gone by now is left to the workers, who may
+        have it still.
+        """
+        if plan.entry is None or not self._settings.is_local:
+            return
+        coming = self._executor.submit(self._catalog.find, plan.entry.name)
+        if coming.exception() is None and coming.result().stamp != plan.entry.stamp:
+            take_room_back(request, plan.entry, plan.salt)
+            self._give(request, plan, coming.result())
 
     def allocated(self, request: Any, blocks: Any, num_external: int) -> None:
         """Take note of the blocks that a request got for its prompt."""

@@ -114,6 +114,14 @@ def test_a_prompt_is_read_once_until_it_is_replaced(worker):
     assert worker.catalog.num_reads == 2
 
 
+def test_what_was_read_too_late_is_kept_for_the_next_request(worker):
+    worker.loader.run(Step([load("alice", stamp="before it was replaced")]))
+    assert worker.loader.take_results() == ({"alice"}, {"alice"})
+    worker.loader.run(Step([load("alice", request_id="again")]))
+    assert worker.loader.take_results() == ({"again"}, set())
+    assert worker.catalog.num_reads == 1
+
+
 def test_the_cache_of_tables_keeps_to_its_bound():
     table = Table(((torch.zeros(4, 2, 8), torch.zeros(4, 2, 8)),))
     cache = TableCache(2 * table.num_bytes)

@@ -32,6 +32,7 @@ class FakeRequest(types.SimpleNamespace):
         common = {"pooling_params": None, "skip_reading_prefix_cache": False, "prompt_embeds": None, "mm_features": []}
         super().__init__(request_id=request_id, kv_transfer_params=chosen, cache_salt=None, block_hashes=[], **common)
         self.sampling_params = types.SimpleNamespace(prompt_logprobs=None, extra_args=None)
+        self.num_output_tokens = 0
         self.prompt_token_ids, self._all_token_ids, self.num_prompt_tokens = list(ids), list(ids), len(ids)
         self.__dict__.update(changes)
 
@@ -96,6 +97,44 @@ def test_only_the_same_content_of_the_same_prompt_shares_blocks():
     other.add(elsewhere := FakeRequest("alice"))
     assert salts[0] == salts[1]
     assert len({*salts, replaced.cache_salt, elsewhere.cache_salt, None}) == 6
+
+
+@pytest.mark.parametrize("length", [5, 9])
+def test_a_request_that_waited_gets_the_prompt_as_it_is_when_its_turn_comes(length):
+    own, request = planner(placeholder=3), FakeRequest("alice", cache_salt="mine")
+    own.add(request)
+    own._catalog.entries["alice"] = zoo.PrefixEntry("alice", "a2", length)
+    assert own.matched_tokens(request, 0) == (length, True)
+    own.add(fresh := FakeRequest("alice", request_id="s", cache_salt="mine"))
+    assert vars(request) == {**vars(fresh), "request_id": "r"}
+    own.allocated(request, blocks([10, 11, 12], [20, 21]), length)
+    [load] = own.take_step().loads
+    assert (load.stamp, load.begin, load.end) == ("a2", 0, length)
+    assert own.finish(request)["stamp"] == "a2"
+
+
+def test_what_is_computed_with_a_prompt_goes_on_with_it():
+    own, request = planner(), FakeRequest("bob")
+    own.add(request)
+    salt = request.cache_salt
+    own._catalog.entries["bob"] = zoo.PrefixEntry("bob", "b2", 40)
+    assert own.matched_tokens(request, 32) == (8, True)  # blocks of it are in vLLM's cache
+    request.num_output_tokens = 1
+    assert own.matched_tokens(request, 0) == (40, True)  # preempted within its answer
+    assert (request.cache_salt, own.finish(request)["stamp"]) == (salt, "bb")
+
+
+def test_a_prompt_that_went_or_grew_while_its_request_waited():
+    own, gone, grown = planner(), FakeRequest("alice", request_id="gone"), FakeRequest("bob", request_id="grown")
+    own.add(gone)
+    own.add(grown)
+    own._catalog.entries = {"bob": zoo.PrefixEntry("bob", "b2", 70)}
+    assert own.matched_tokens(gone, 0) == (5, True)  # a worker may have it still
+    assert own.matched_tokens(grown, 0) == (1, True)
+    assert grown.prompt_token_ids == [7, 8, 9]
+    own.allocated(grown, blocks([10], [20]), 1)
+    assert own.take_step().refused == ["grown"]
+    assert "70 tokens and a text of 3 leave no room" in own.finish(grown)["error"]
 
 
 @pytest.mark.parametrize(
