@@ -18,10 +18,23 @@ def train(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder, hub name, or smollm2.")] = "smollm2",
     method: Annotated[str, typer.Argument(help="Name or alias of the method.")] = DEFAULT,
-    data: Annotated[Path | None, typer.Option(help="JSONL or CSV file; the demo's if not given.")] = None,
-    validation: Annotated[
-        Path | None, typer.Option(help="JSONL or CSV file; a tenth of --data, at most 100 rows, if not given.")
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL, CSV or Parquet file, folder of save_to_disk, or name on the hub; the demo's if not given."
+        ),
     ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="The same; a tenth of --data, at most 100 rows, if not given.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Part of --data that is trained on, where it has several.")] = None,
+    validation_split: Annotated[
+        str | None, typer.Option(help="Part to validate on, of --validation, or of --data if that is not given.")
+    ] = None,
+    subset: Annotated[str | None, typer.Option(help="Data set of a hub name that has several.")] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Read --data while training, rather than into memory.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for the results; softprompt-METHOD if not given.")] = None,
     objective: Annotated[
         str | None,

@@ -7,10 +7,14 @@ from pathlib import Path
 
 from softprompt_zoo import placeholders
 from softprompt_zoo.errors import DataError
-from softprompt_zoo.examples.rows import Row, listed, read_rows, short
+from softprompt_zoo.examples.fields import label, present, task_of, text
+from softprompt_zoo.examples.row import Row, listed, short
+from softprompt_zoo.examples.rows import read_rows
 
 _TARGET_OF = {"input": "target", "text": "label"}
 _REFERENCES = "references"
+READ = "input and target, text and label, or the names given as input_field and target_field"
+"""Which fields are read of a pair."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Example:
     """Every answer that counts as right; the target alone unless the row has others."""
     place: str = field(default="", compare=False, repr=False)
     """File and line, for messages."""
+    task: str | None = field(default=None, compare=False)
+    """The task that it belongs to, where a file has several."""
 
 
 def demo_data() -> Path:
@@ -64,15 +70,46 @@ def read_examples(
     rows = list(read_rows(path))
     if not rows:
         raise DataError(f"{path}: has no rows; at least one is needed; add one or name another file")
-    first = rows[0].fields
+    names = _checked_names(rows[0].fields, str(path), input_field, target_field)
+    demand = _demand(target_field) if need_target else "never"
+    return [_example(row, names, demand) for row in rows]
+
+
+class Pairs:
+    """A form of data: rows of an input and a target."""
+
+    read = READ
+
+    def __init__(self, first: Row, input_field: str | None, target_field: str | None) -> None:
+        """Look which fields hold what.
+
+        Args:
+            first: The first row.
+            input_field: The field with the input; `input` or `text` unless given.
+            target_field: The field with the target; `target` or `label` unless given.
+
+        Raises:
+            DataError: If both are one field.
+        """
+        self._names = _checked_names(first.fields, first.place, input_field, target_field)
+        self._demand = _demand(target_field)
+
+    def example(self, row: Row) -> Example:
+        """Read a row; a whole number as target is the name of a class."""
+        return _example(row, self._names, self._demand, is_label=True)
+
+
+def _checked_names(
+    first: Mapping[str, object], where: str, input_field: str | None, target_field: str | None
+) -> tuple[str, str]:
+    """Return the fields of input and target, which must differ."""
     names = _field_names(first, input_field, target_field)
     if names[0] == names[1]:
         raise DataError(
-            f"input and target would both be read from field {names[0]!r} of {path}; they must"
+            f"input and target would both be read from field {names[0]!r} of {where}; they must"
             f" differ; fields there: {listed(first)}"
         )
-    demand = _demand(target_field) if need_target else "never"
-    return [_example(row, names, demand) for row in rows]
+    return names
 
 
 def _demand(target_field: str | None) -> str:
@@ -86,6 +123,11 @@ def _field_names(first: Mapping[str, object], input_field: str | None, target_fi
     # A file may mix the pairs, such as input with label.
     own_target = _first_in(first, _TARGET_OF[own_input], *_TARGET_OF.values())
     return input_field or own_input, target_field or own_target
+
+
+def is_pair(fields: Mapping[str, object]) -> bool:
+    """Return whether there are an input and a target under the names that are read by default."""
+    return any(name in fields for name in _TARGET_OF) and any(name in fields for name in _TARGET_OF.values())
 
 
 def _first_in(fields: Mapping[str, object], *names: str) -> str:
@@ -136,23 +178,24 @@ def _split_template(template: str) -> list[str]:
     return texts
 
 
-def _example(row: Row, names: tuple[str, str], target_demand: str) -> Example:
+def _example(row: Row, names: tuple[str, str], target_demand: str, is_label: bool = False) -> Example:
     """Check one row; `target_demand` is "always", "unless referenced" or "never"."""
     input_name, target_name = names
-    text = _field(row, input_name)
-    references = _references(row)
+    given, references = _field(row, input_name), _references(row)
     is_needed = {"always": True, "unless referenced": not references, "never": False}[target_demand]
     if target_name in row.fields or is_needed:
-        target = _field(row, target_name)
-        return Example(text, target, references or (target,), row.place)
-    return Example(text, references[0] if references else None, references, row.place)
+        target = _target(row, target_name, is_label)
+        return Example(given, target, references or (target,), row.place, task_of(row))
+    return Example(given, references[0] if references else None, references, row.place, task_of(row))
 
 
 def _field(row: Row, name: str) -> str:
     """Return the text of a field."""
-    if name not in row.fields:
-        raise _missing(row, name)
-    return _text(row, f"field {name!r}", row.fields[name])
+    return text(row, f"field {name!r}", present(row, name, READ))
+
+
+def _target(row: Row, name: str, is_label: bool) -> str:
+    return (label if is_label else text)(row, f"field {name!r}", present(row, name, READ))
 
 
 def _references(row: Row) -> tuple[str, ...]:
@@ -165,28 +208,4 @@ def _references(row: Row) -> tuple[str, ...]:
             f"{row.place}: field {_REFERENCES!r} is {short(given)}; it must be a list of at"
             " least one text; fill it in or remove the field"
         )
-    return tuple(_text(row, f"item {number} of field {_REFERENCES!r}", item) for number, item in enumerate(given, 1))
-
-
-def _text(row: Row, what: str, value: object) -> str:
-    """Refuse a value that is not text, or has nothing in it."""
-    if not isinstance(value, str):
-        raise DataError(f"{row.place}: {what} is {short(value)}; it must be text; put it in double quotes")
-    if not value.strip():
-        raise DataError(f"{row.place}: {what} is blank; it must hold text; fill it in or drop the row")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{row.place}: {what} has half a surrogate pair at character {error.start + 1}; it must"
-            " be valid Unicode text; write the whole character"
-        ) from error
-    return value
-
-
-def _missing(row: Row, name: str) -> DataError:
-    """Say that a row lacks a field, and which fields it has."""
-    return DataError(
-        f"{row.place}: no field {name!r}; fields there: {listed(row.fields)}; read are input and"
-        " target, text and label, or the names given as input_field and target_field"
-    )
+    return tuple(text(row, f"item {number} of field {_REFERENCES!r}", item) for number, item in enumerate(given, 1))

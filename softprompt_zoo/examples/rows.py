@@ -1,86 +1,86 @@
-"""The rows of JSONL and CSV files, each with its place for messages."""
+"""The rows of files, read one at a time, each with its place for messages."""
 
 import csv
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.errors import DataError
-
-_SHOWN_NAMES = 10
-_SHOWN_CHARACTERS = 60
-
-
-@dataclass(frozen=True)
-class Row:
-    """The fields of one row, and the file and line for messages about them."""
-
-    place: str
-    fields: Mapping[str, object]
-    may_hold_lists: bool
+from softprompt_zoo.examples.row import Row, cut, listed, short
+from softprompt_zoo.examples.tables import read_parquet
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Read the rows of a file; its suffix says how.
+    """Read the rows of a file, one at a time; its suffix says how.
 
     Args:
-        path: A `.jsonl` or `.csv` file.
+        path: A `.jsonl`, `.csv` or `.parquet` file.
 
     Returns:
         The rows, in the order of the file.
 
     Raises:
         DataError: If the file or a row of it cannot be read.
+        MissingPackageError: If the package that reads Parquet is not installed.
     """
     _check_is_file(path)
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(
-            f"{path}: unknown suffix {path.suffix!r}; allowed are .jsonl (one object per line) and"
-            " .csv (with a header row); convert or rename the file"
+            f"{path}: unknown suffix {path.suffix!r}; allowed are .jsonl (one object per line), .csv (with a header"
+            " row) and .parquet; convert or rename the file"
         )
-    return reader(path, _read_text(path))
+    _check_is_readable(path)
+    return reader(path)
 
 
 def _check_is_file(path: Path) -> None:
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; name a .jsonl or .csv file in it")
+        raise DataError(
+            f"{path}: is a folder; name a .jsonl or .csv file in it, a .parquet file, or a folder that"
+            " save_to_disk of a data set wrote"
+        )
     if not path.exists():
-        raise DataError(f"{path}: no such file; name a .jsonl or .csv file")
+        raise DataError(f"{path}: no such file; name a .jsonl or .csv file, or a .parquet file")
     if not path.is_file():  # a pipe that nobody writes to would be read for ever
         raise DataError(f"{path}: is a pipe or a device; name a .jsonl or .csv file on a disk")
 
 
-def _read_text(path: Path) -> str:
-    """Read a file that has something in it, in UTF-8."""
+def _check_is_readable(path: Path) -> None:
+    """Refuse a file that may not be read, or has nothing in it."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            is_empty = not file.read(1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; allow reading it") from error
-    if not content:
+    if is_empty:
         raise DataError(f"{path}: is empty; at least one row is needed; was it written in full?")
-    try:
-        return content.decode("utf-8-sig")  # spreadsheets put a mark before the first byte
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8; only UTF-8 text"
-            " is read; save the file in that encoding"
-        ) from error
 
 
-def _read_jsonl(path: Path, text: str) -> Iterator[Row]:
+def _read_lines(path: Path) -> Iterator[str]:
+    """Read the lines of a file in UTF-8; one ends at a line feed, which JSON text and names never hold."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                # spreadsheets put a mark before the first byte
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}:{number}: byte 0x{error.object[error.start]:02x} is not UTF-8; only UTF-8 text"
+                    " is read; save the file in that encoding"
+                ) from error
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
     """Read one JSON object per line; blank lines are allowed."""
-    lines = text.split("\n")  # splitlines() would also cut at U+2028, which JSON text may hold
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_read_lines(path), start=1):  # splitlines() would also cut at U+2028
         if not line.strip():
             continue
         place = f"{path}:{number}"
-        value = _parse(line, place, is_last=number == len(lines))
+        value = _parse(line, place, is_last=not line.endswith("\n"))
         if not isinstance(value, dict):
             raise DataError(
                 f"{place}: {short(value)} is not an object; each line must be one, such as"
@@ -93,9 +93,9 @@ def _parse(line: str, place: str, is_last: bool) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        cut = "; the file ends there and may be truncated" if is_last else ""
+        truncated = "; the file ends there and may be truncated" if is_last else ""
         raise DataError(
-            f"{place}: {_cut(line.strip())} is not valid JSON ({_reason(error)}){cut}; each line must"
+            f"{place}: {cut(line.strip())} is not valid JSON ({_reason(error)}){truncated}; each line must"
             " be one whole JSON object; repair or remove the line"
         ) from error
 
@@ -107,9 +107,9 @@ def _reason(error: Exception) -> str:
     return f"column {error.colno}: {error.msg.lower().removesuffix(' starting at')}"
 
 
-def _read_csv(path: Path, text: str) -> Iterator[Row]:
+def _read_csv(path: Path) -> Iterator[Row]:
     """Read rows below a header row; blank lines are allowed."""
-    lines = _csv_lines(path, text)
+    lines = _csv_lines(path)
     place, header = next(lines, ("", []))
     _check_header(place, header)
     for place, cells in lines:
@@ -121,9 +121,9 @@ def _read_csv(path: Path, text: str) -> Iterator[Row]:
         yield Row(place, dict(zip(header, cells, strict=True)), may_hold_lists=False)
 
 
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
+def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the cells of each line that is not blank, with its place."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(_with_old_line_ends(_read_lines(path)), strict=True)
     number = 1  # the line a row starts on; it may go on over several
     try:
         for cells in reader:
@@ -142,21 +142,10 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
         ) from error
 
 
-def listed(names: Iterable[str]) -> str:
-    """Show names, but not all of very many."""
-    shown = [repr(name) for name in names]
-    return ", ".join(shown[:_SHOWN_NAMES] + (["..."] if len(shown) > _SHOWN_NAMES else [])) or "none"
-
-
-def short(value: object) -> str:
-    """Show a value as JSON, cut to a readable length and safe to print anywhere."""
-    return _cut(json.dumps(value))
-
-
-def _cut(text: str) -> str:
-    """Cut text to a readable length, on one line."""
-    text = " ".join(text.splitlines())
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+def _with_old_line_ends(lines: Iterable[str]) -> Iterator[str]:
+    """Cut lines at a carriage return alone, too, as a reader of CSV expects them."""
+    for line in lines:
+        yield from filter(None, re.split(r"(?<=\r)(?!\n)", line))
 
 
 def _check_header(place: str, header: list[str]) -> None:

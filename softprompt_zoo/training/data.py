@@ -1,18 +1,18 @@
 """From files to batches: reading, splitting, tokenizing, padding."""
 
 import dataclasses
-import hashlib
 import random
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from softprompt_zoo.examples import Example, apply_template, read_examples
+from softprompt_zoo.examples import Example, apply_template, demo_data
+from softprompt_zoo.examples.sources import Source
 from softprompt_zoo.training.objectives.rows import IGNORED as IGNORED
 from softprompt_zoo.training.objectives.rows import pad as pad
-from softprompt_zoo.training.settings import Settings, data_files
+from softprompt_zoo.training.settings import OBJECTIVES, Settings
+from softprompt_zoo.training.streams import Reading, Stream
 
 MAX_HELD_OUT = 100
 """Rows held out for validation at most, where the user gives no file for it."""
@@ -22,12 +22,15 @@ MAX_HELD_OUT = 100
 class Data:
     """What a run trains on and is measured on."""
 
-    train: list[Example]
-    validation: list[Example]
+    train: Any
+    """Examples of one form: a list, or a `Stream` of them."""
+    validation: list[Any]
     sources: dict[str, dict[str, Any]]
     """For the record: of each file its path, SHA-256 and rows."""
-    whole: list[Example] | None = None
+    whole: list[Any] | None = None
     """All rows in the order of the file, where those of the validation were held out of it."""
+    form: str = "pairs"
+    """The form of the examples, one of `FORMS`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Row:
 
 
 def read_data(settings: Settings) -> Data:
-    """Read the files of a run.
+    """Read the data of a run; what is streamed is gone through once, so that every row is checked.
 
     Args:
         settings: The run.
@@ -58,30 +61,66 @@ def read_data(settings: Settings) -> Data:
     Raises:
         ValueError: If a file or a row cannot be used, or nothing can be held out.
     """
-    train_file, validation_file = data_files(settings)
-    fields: dict[str, Any] = {"input_field": settings.input_field, "target_field": settings.target_field}
-    train = read_examples(train_file, **fields)
-    sources = {"train": _source(train_file, train)}
-    if validation_file is not None:
+    train_source, validation_source = data_sources(settings)
+    form = OBJECTIVES.get(settings.objective or "")
+    fields = {"input_field": settings.input_field, "target_field": settings.target_field}
+    reading = Reading(train_source, form, **fields)
+    train: list[Any] | Stream = _stream(reading) if settings.streaming else [*reading]
+    sources = {"train": _source(train_source, len(train))}
+    if validation_source is not None:
         own = settings.validation is not None or not settings.is_demo
-        validation = read_examples(validation_file, **(fields if own else {}))
-        sources["validation"] = _source(validation_file, validation)
-        return Data(train, validation, sources)
+        validation = [*Reading(validation_source, reading.form, **(fields if own else {}))]
+        sources["validation"] = _source(validation_source, len(validation))
+        return Data(train, validation, sources, form=reading.form)
     if len(train) == 1:
-        raise ValueError(f"{train_file} has one row, which leaves none to validate on; add rows or give --validation")
-    return Data(*_split(train, settings.seed), sources, train)
+        raise ValueError(
+            f"{train_source.name} has one row, which leaves none to validate on; add rows or give --validation"
+        )
+    held_out = _held_out(len(train), settings.seed)
+    kept = _without(reading, train, held_out)
+    validation = [example for index, example in enumerate(train) if index in held_out]
+    return Data(kept, validation, sources, None if settings.streaming else [*train], reading.form)
 
 
-def _split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
-    """Hold out a tenth of the examples for validation."""
-    count = min(MAX_HELD_OUT, max(1, len(examples) // 10))
-    held_out = set(random.Random(seed).sample(range(len(examples)), count))
-    kept = [example for index, example in enumerate(examples) if index not in held_out]
-    return kept, [examples[index] for index in sorted(held_out)]
+def _stream(reading: Reading) -> Stream:
+    return Stream(reading, sum(1 for _ in reading))
 
 
-def _source(path: Path, rows: Sequence[Example]) -> dict[str, Any]:
-    return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "rows": len(rows)}
+def _without(reading: Reading, train: Iterable[Any], held_out: Collection[int]) -> "list[Any] | Stream":
+    if isinstance(train, Stream):
+        return Stream(reading, len(train), held_out)
+    return [example for index, example in enumerate(train) if index not in held_out]
+
+
+def _held_out(rows: int, seed: int) -> set[int]:
+    """Choose a tenth of the rows for validation."""
+    return set(random.Random(seed).sample(range(rows), min(MAX_HELD_OUT, max(1, rows // 10))))
+
+
+def data_sources(settings: Settings) -> tuple[Source, Source | None]:
+    """Return what a run reads.
+
+    Args:
+        settings: The run.
+
+    Returns:
+        The training data, and the validation data if there are some of their own.
+    """
+    if settings.data is None:
+        train = Source(str(demo_data() / "train.jsonl"))
+        own = Source(str(demo_data() / "validation.jsonl"))
+        return train, own if settings.validation is None else Source(settings.validation)
+    train = Source(settings.data, settings.split, settings.subset, settings.streaming)
+    if settings.validation is not None:
+        return train, Source(settings.validation, settings.validation_split)
+    if settings.validation_split is not None:
+        return train, dataclasses.replace(train, split=settings.validation_split)
+    return train, None
+
+
+def _source(source: Source, rows: int) -> dict[str, Any]:
+    parts = {name: part for name, part in (("split", source.split), ("subset", source.subset)) if part is not None}
+    return {"path": source.name, "sha256": source.checksum(), "rows": rows, **parts}
 
 
 class Tokenized:

@@ -62,12 +62,12 @@ def dry_run(settings: Settings, console: Console, *, overwrite: bool = False) ->
     folders.open_new(Path(settings.output), overwrite=overwrite)
     run = prepare(settings, console)
     model = run.attach()
-    batch = run.objective.collate([max([*run.rows, *run.evaluator.rows], key=len)])
+    batch = run.objective.collate([max([*run.sample, *run.evaluator.rows], key=len)])
     memory = estimate(model.train(), {name: tensor.to(model.device) for name, tensor in batch.items()})
     room = free_memory(model.device)
     rows = rows_at_once(run.settings)
     fits = memory.training + rows * memory.row <= room or run.settings.gradient_checkpointing
-    parts = view_row(model, run.objective, run.base.tokenizer, run.rows[0])
+    parts = view_row(model, run.objective, run.base.tokenizer, run.sample[0])
     lines = [*_size(run, model), *_memory(memory, rows, room), *_time(run, _timed(run, model) if fits else None)]
     _print(console, "the run", lines)
     _print(console, "the first row, as the model sees it", parts)
@@ -81,8 +81,8 @@ def _size(run: Prepared, model: "PreTrainedModel") -> list[tuple[str, str]]:
     left_out = f"; {run.left_out} rows of more than {settings.max_length} tokens are left out" if run.left_out else ""
     return [
         ("parameters", f"{trained:,} trained, {of_all - trained:,} frozen, in {settings.dtype}"),
-        ("rows", f"{len(run.rows)} to train on, {len(run.evaluator.rows)} to validate on{left_out}"),
-        ("steps", f"{steps} of {rows} rows, which is {steps * rows / len(run.rows):.1f} epochs"),
+        ("rows", f"{run.num_rows} to train on, {len(run.evaluator.rows)} to validate on{left_out}"),
+        ("steps", f"{steps} of {rows} rows, which is {steps * rows / run.num_rows:.1f} epochs"),
     ]
 
 

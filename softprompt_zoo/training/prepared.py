@@ -1,7 +1,7 @@
 """What a run knows before any weights are loaded, so that bad input fails early."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,8 +14,10 @@ from softprompt_zoo.training.data import Data, read_data
 from softprompt_zoo.training.evaluation import Evaluator
 from softprompt_zoo.training.objectives.kinds import choose
 from softprompt_zoo.training.objectives.objective import fitting
+from softprompt_zoo.training.objectives.rows import TokenRow
 from softprompt_zoo.training.report import printer
 from softprompt_zoo.training.settings import Settings
+from softprompt_zoo.training.streams import StreamedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,17 +32,33 @@ class Prepared:
         self.objective, data = choose(settings, data, self.base)
         self.method, self.data, self.console = method, data, console
         self.options = {**self.objective.options, **method.options, **with_tokenizer(method, self.base.tokenizer)}
-        kept = {
-            name: fitting(self.objective, examples, settings.max_length, name)
-            for name, examples in (("training", data.train), ("validation", data.validation))
-        }
-        self.left_out = len(data.train) + len(data.validation) - sum(map(len, kept.values()))
-        """Rows that are too long."""
+        self.left_out = 0
+        """Rows that are too long; those of a stream are not known."""
+        self.rows: Any = self._training_rows(data.train)
+        """What is trained on, tokenized: a list, or a stream."""
+        validation = self._fitting(data.validation, "validation")
         if self.left_out:
             longest = settings.max_length
             console.print(f"left out {self.left_out} rows of more than --max-length {longest}", style="yellow")
-        self.rows = self.objective.rows(kept["training"])
-        self.evaluator = Evaluator(kept["validation"], self.objective, settings.metric_rows, settings.handwritten)
+        self.evaluator = Evaluator(validation, self.objective, settings.metric_rows, settings.handwritten)
+
+    def _fitting(self, examples: Sequence[Any], what: str) -> list[Any]:
+        kept = fitting(self.objective, examples, self.settings.max_length, what)
+        self.left_out += len(examples) - len(kept)
+        return kept
+
+    def _training_rows(self, examples: Any) -> Any:
+        if self.settings.streaming:
+            rows = StreamedRows(self.objective, examples, self.settings.max_length, self.settings.seed)
+            self.sample: Sequence[TokenRow] = rows.sample()
+            """Rows of the training that the model is tried on."""
+            self.num_rows = len(examples)
+            return rows
+        kept = self._fitting(examples, "training")
+        self.sample = self.objective.rows(kept)
+        self.num_rows = len(kept)
+        """How many there are to train on; of a stream before too long ones are left out."""
+        return self.sample
 
     def attach(self, check: Callable[[Any], None] = lambda backbone: None) -> "PreTrainedModel":
         """Load the model, put the prompt in and try it on the longest rows.
@@ -59,7 +77,7 @@ class Prepared:
         set_seed(self.settings.seed)
         model = self.method(model, **self.options)
         check(model.prompts.backbone)  # type: ignore[union-attr]
-        self.evaluator.try_out(model, self.rows)
+        self.evaluator.try_out(model, self.sample)
         return model
 
 

@@ -207,7 +207,7 @@ class _Run:
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         self.record["trained_parameters"] = trainable
         self.console.print(
-            f"training {trainable:,} parameters of {self.method.name} on {len(self.prepared.rows)} rows, "
+            f"training {trainable:,} parameters of {self.method.name} on {self.prepared.num_rows} rows, "
             f"{self.settings.steps} steps of {self.settings.batch_size}",
             highlight=False,
         )

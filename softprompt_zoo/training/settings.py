@@ -5,17 +5,18 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.config.checks import check_choice, check_not_negative, check_positive_integer
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.embedded import EMBEDDED_MODELS
-from softprompt_zoo.examples import check_template, demo_data
+from softprompt_zoo.examples import check_template
+from softprompt_zoo.examples.sources import Source
 from softprompt_zoo.methods import DEFAULT
 
 DTYPES = ("float32", "bfloat16", "float16")
-OBJECTIVES = ("writing", "label-words", "classification")
+OBJECTIVES = {"writing": "pairs", "label-words": "pairs", "classification": "pairs"}
+"""What can be learned, and the form of the data for it."""
 DEFAULT_TEMPLATE = "{input}\n"
 MOST = 1_000_000_000
 """Steps, rows and tokens at most; more is a slip. Our choice."""
@@ -58,6 +59,14 @@ class Settings:
     """Training data; `None` for the demo's."""
     validation: str | None = None
     """Validation data; `None` for the demo's, or a tenth of `data`."""
+    split: str | None = None
+    """Which part of the training data, where they have several; `"train"` by default."""
+    validation_split: str | None = None
+    """Which part the validation data are, of `validation` or else of `data`."""
+    subset: str | None = None
+    """Which data set of a name on the hub that has several."""
+    streaming: bool = False
+    """Whether training data are read while training, rather than held in memory."""
     objective: str | None = None
     """What is learned, one of `OBJECTIVES`; `None` for what suits the data and the model."""
     label_words: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -190,7 +199,7 @@ class Settings:
         """Write paths so that the run can be resumed from another folder."""
 
         def absolute(path: str | None) -> str | None:
-            return None if path is None else os.path.abspath(path)
+            return path if path is None or Source(path).is_on_the_hub else os.path.abspath(path)
 
         is_folder = self.model not in EMBEDDED_MODELS and os.path.isdir(self.model)
         return dataclasses.replace(
@@ -238,18 +247,3 @@ def _is_plain(value: Any) -> bool:
     except (ValueError, RecursionError):
         return True
     return False
-
-
-def data_files(settings: Settings) -> tuple[Path, Path | None]:
-    """Return which files a run reads.
-
-    Args:
-        settings: The run.
-
-    Returns:
-        The training file, and the validation file if there is one of its own.
-    """
-    train = demo_data() / "train.jsonl" if settings.data is None else Path(settings.data)
-    if settings.validation is not None:
-        return train, Path(settings.validation)
-    return train, demo_data() / "validation.jsonl" if settings.is_demo else None

@@ -14,7 +14,6 @@ from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.model.untrained import nothing_trained
 from softprompt_zoo.training.arguments import run_arguments
 from softprompt_zoo.training.evaluation import Evaluator
-from softprompt_zoo.training.objectives.rows import TokenRow
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def make_trainer(
     model: "PreTrainedModel",
     method: Method,
     settings: Settings,
-    rows: Sequence[TokenRow],
+    rows: Any,
     evaluator: Evaluator,
     callbacks: Sequence[TrainerCallback],
 ) -> RunTrainer:
@@ -100,7 +99,7 @@ def make_trainer(
         model: The model with the prompt to train.
         method: Its method, whose recipe is used where `settings` leave a choice.
         settings: The run, with every number set.
-        rows: What to train on.
+        rows: What to train on: a list of tokenized rows, or a stream of them.
         evaluator: What validates.
         callbacks: What watches.
 
@@ -112,7 +111,7 @@ def make_trainer(
         evaluator,
         model=model,
         args=run_arguments(method, settings),
-        train_dataset=list(rows),
+        train_dataset=rows,
         eval_dataset=evaluator.rows,
         data_collator=evaluator.objective.collate,
         callbacks=[*stopping, *callbacks],

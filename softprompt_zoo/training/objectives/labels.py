@@ -25,8 +25,9 @@ def learnable(data: Data) -> list[str]:
     counts = Counter(str(example.target) for example in data.train)
     _check_repeated(data, counts)
     if len(counts) < 2:
+        [label] = counts
         raise DataError(
-            f"{data.train[0].place}: all {len(data.train)} rows have the label {next(iter(counts))!r}; classes are "
+            f"{next(iter(data.train)).place}: all {len(data.train)} rows have the label {label!r}; classes are "
             "told apart, so at least two are needed; add rows of another"
         )
     check_known(data.validation, sorted(counts))
@@ -42,6 +43,8 @@ def learnable(data: Data) -> list[str]:
 def _check_repeated(data: Data, counts: Counter[str]) -> None:
     """Refuse a label that one row alone has: most often it is a slip, and nothing is learned from it."""
     everywhere = counts + Counter(str(example.target) for example in data.validation if data.whole is not None)
+    if 1 not in everywhere.values():
+        return
     for example in data.train:
         label = str(example.target)
         if everywhere[label] == 1:

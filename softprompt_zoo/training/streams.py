@@ -1,0 +1,125 @@
+"""Rows that are read while training: of data that do not fit into memory."""
+
+import itertools
+import random
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from softprompt_zoo.errors import DataError
+from softprompt_zoo.examples.forms import FORMS, form_of
+from softprompt_zoo.examples.sources import Source
+from softprompt_zoo.training.objectives.objective import Objective
+from softprompt_zoo.training.objectives.rows import TokenRow
+
+BUFFER = 10_000
+"""Examples of a stream that the next one is drawn from. Our choice: some megabytes of text."""
+TOKENIZED_AT_ONCE = 64
+"""Examples of a stream that are tokenized together; tokenizers are faster so."""
+SAMPLE = 1_000
+"""Rows of a stream that are tried before a training; the others are not tokenized before it is their turn."""
+
+
+class Reading:
+    """The examples of a source, read anew each time they are gone through."""
+
+    def __init__(
+        self, source: Source, form: str | None = None, input_field: str | None = None, target_field: str | None = None
+    ) -> None:
+        """Look at the first row.
+
+        Args:
+            source: Where rows come from.
+            form: The form of the rows; by default what their fields say.
+            input_field: The field with the input, if it has another name than usual.
+            target_field: The field with the target, likewise.
+
+        Raises:
+            DataError: If there are no rows, or their fields are not such.
+        """
+        first = next(source.rows(), None)
+        if first is None:
+            raise DataError(f"{source.name}: has no rows; at least one is needed; add one or name another file")
+        self.source = source
+        self.form = form or form_of(first)
+        """One of `FORMS`."""
+        self._form = FORMS[self.form](first, input_field, target_field)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._form.example, self.source.rows())
+
+
+class Stream:
+    """Examples that are read when they are needed, but those that were held out."""
+
+    def __init__(self, reading: Iterable[Any], count: int, held_out: Collection[int] = ()) -> None:
+        self._reading, self._held_out = reading, frozenset(held_out)
+        self._count = count - len(self._held_out)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Any]:
+        return (example for index, example in enumerate(self._reading) if index not in self._held_out)
+
+
+class StreamedRows(IterableDataset[TokenRow]):
+    """The rows of a stream, again and again, tokenized when they are needed; too long ones are left out.
+
+    They are mixed within a buffer. The order depends on the seed alone: a resumed run goes on with the rows that
+    come next. Trainer cannot tell where a stream begins anew, so it is shown one that does not end.
+    """
+
+    def __init__(
+        self, objective: Objective[Any, Any], examples: Stream, max_length: int, seed: int, buffer: int = BUFFER
+    ) -> None:
+        self.objective, self.examples, self.max_length = objective, examples, max_length
+        self.seed, self.buffer = seed, buffer
+
+    def __iter__(self) -> Iterator[TokenRow]:
+        return itertools.chain.from_iterable(map(self.epoch, itertools.count()))
+
+    def epoch(self, number: int) -> Iterator[TokenRow]:
+        """Go through all rows once, in the order of an epoch."""
+        draw = random.Random(f"{self.seed} {number}")
+        return self._tokenized(shuffled(iter(self.examples), self.buffer, draw))
+
+    def sample(self) -> list[TokenRow]:
+        """Return the first rows, in the order of the file, to try a model on.
+
+        Raises:
+            ValueError: If none of them is short enough.
+        """
+        first = [*itertools.islice(self.examples, SAMPLE)]
+        rows = [*self._tokenized(iter(first))]
+        if not rows:
+            raise ValueError(
+                f"none of the first {len(first)} training rows fits into {self.max_length} tokens; raise --max-length, "
+                "or choose a model that takes longer texts"
+            )
+        return rows
+
+    def _tokenized(self, examples: Iterator[Any]) -> Iterator[TokenRow]:
+        while chunk := [*itertools.islice(examples, TOKENIZED_AT_ONCE)]:
+            yield from (row for row in self.objective.rows(chunk) if len(row) <= self.max_length)
+
+
+def shuffled(items: Iterator[Any], size: int, draw: random.Random) -> Iterator[Any]:
+    """Mix a stream: each item that comes takes the place of one that is drawn of those that wait.
+
+    Args:
+        items: What comes.
+        size: How many wait at most.
+        draw: What draws.
+
+    Returns:
+        The items in another order.
+    """
+    waiting = [*itertools.islice(items, size)]
+    for item in items:
+        place = draw.randrange(size)
+        yield waiting[place]
+        waiting[place] = item
+    draw.shuffle(waiting)
+    yield from waiting
