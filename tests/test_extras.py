@@ -25,9 +25,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
 
+MODULES = {"pyyaml": "yaml"}
+"""Packages whose module has another name."""
+
+
 def imported_as(requirements):
-    """The modules that packages bring: those of the extras are called like their packages."""
-    return {Requirement(line).name.replace("-", "_") for line in requirements}
+    """The modules that packages bring: most are called like their packages."""
+    names = {Requirement(line).name.replace("-", "_").lower() for line in requirements}
+    return {MODULES.get(name, name) for name in names}
 
 
 BANK = sorted(imported_as(EXTRAS["bank"]))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,8 +154,8 @@ def chosen_settings(context: typer.Context, config: Path | None) -> dict[str, An
     """
     names = {field.name for field in dataclasses.fields(Settings)}
     values = {name: _plain(value) for name, value in context.params.items() if name in names}
-    options = dict(parse_option(text) for text in context.params["option"] or [])
-    words = dict(parse_label_word(text) for text in context.params["label_word"] or [])
+    options = _parsed(context, "option", parse_option)
+    words = _parsed(context, "label_word", parse_label_word)
     if config is not None:
         from softprompt_zoo.config.config_file import read_config
 
@@ -165,6 +166,11 @@ def chosen_settings(context: typer.Context, config: Path | None) -> dict[str, An
     output = values["output"] or default_output(values["method"])
     given = {"options": options, "label_words": words, "output": output, "template": unescape(values["template"])}
     return {**values, **given}
+
+
+def _parsed(context: typer.Context, name: str, parse: Callable[[str], tuple[str, Any]]) -> dict[str, Any]:
+    """Read a flag of `name=value` that can be repeated."""
+    return dict(map(parse, context.params[name] or []))
 
 
 def default_output(method: str) -> str:

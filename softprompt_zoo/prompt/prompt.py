@@ -16,7 +16,6 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.branch import PromptBranch
 from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.prompt.sample_text import sample_text
-from softprompt_zoo.prompt.shown import shown
 from softprompt_zoo.prompt.token_checks import check_placement, check_pooling
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
@@ -286,7 +285,7 @@ class Prompt(nn.Module):
         return {**self.__dict__, "_loaded": None, "_model_prompts": None, "_passed": (None, {})}
 
     def __repr__(self) -> str:
-        return f"Prompt({shown(self)})"
+        return f"Prompt({self.method}, num_virtual_tokens={self.num_virtual_tokens})"
 
 
 def _form(result: Any, facts: tuple[Hashable, ...]) -> Hashable:

@@ -1,12 +1,9 @@
 """A prompt in one line, for people."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.prompt import Prompt
 
 
-def shown(prompt: "Prompt") -> str:
+def shown(prompt: Prompt) -> str:
     """Write what a prompt is.
 
     Args:

@@ -35,7 +35,7 @@ def test_prompts_are_a_line_each(model):
         "* default: prefix_tuning, 4 virtual tokens, 256 parameters",
         "  b: prompt_tuning, 1 virtual token, 32 parameters",
     ]
-    assert repr(model.prompts["b"]) == "Prompt(prompt_tuning, 1 virtual token, 32 parameters)"
+    assert repr(model.prompts["b"]) == "Prompt(prompt_tuning, num_virtual_tokens=1)"
     assert "* default: prefix_tuning, 4 virtual tokens" in repr(model)
     model.prompts["b"].requires_grad_(False)
     model.prompts.set_weight("default", 0.5)
