@@ -51,6 +51,6 @@ class FullFineTuning:
         model = copy.deepcopy(bench.model).to(torch.float32)  # type: ignore[arg-type]
 
         def save(folder: Path) -> None:
-            write_tensors(folder / "model.safetensors", model.to(bench.model.dtype).state_dict(), {})
+            write_tensors(folder / "model.safetensors", dict(model.to(bench.model.dtype).named_parameters()), {})
 
         yield Fitted(model=model.requires_grad_(True), trainer=Trainer, save=save)
