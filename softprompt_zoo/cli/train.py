@@ -154,23 +154,21 @@ def chosen_settings(context: typer.Context, config: Path | None) -> dict[str, An
     """
     names = {field.name for field in dataclasses.fields(Settings)}
     values = {name: _plain(value) for name, value in context.params.items() if name in names}
-    options = _parsed(context, "option", parse_option)
-    words = _parsed(context, "label_word", parse_label_word)
-    if config is not None:
-        from softprompt_zoo.config.config_file import read_config
-
-        written = read_config(config, Settings, _try_setting)
-        options = {**written.pop("options", {}), **options}
-        words = {**written.pop("label_words", {}), **words}
-        values |= {name: value for name, value in written.items() if not _is_given(context, name)}
+    written = _written(config)
+    values |= {name: value for name, value in written.items() if not _is_given(context, name)}
+    for name, (flag, parse) in BY_NAME.items():
+        values[name] = {**written.get(name, {}), **dict(map(parse, context.params[flag] or []))}
     output = values["output"] or default_output(values["method"])
-    given = {"options": options, "label_words": words, "output": output, "template": unescape(values["template"])}
-    return {**values, **given}
+    return {**values, "output": output, "template": unescape(values["template"])}
 
 
-def _parsed(context: typer.Context, name: str, parse: Callable[[str], tuple[str, Any]]) -> dict[str, Any]:
-    """Read a flag of `name=value` that can be repeated."""
-    return dict(map(parse, context.params[name] or []))
+def _written(config: Path | None) -> dict[str, Any]:
+    """Return what a configuration file says; nothing if there is none."""
+    if config is None:
+        return {}
+    from softprompt_zoo.config.config_file import read_config
+
+    return read_config(config, Settings, _try_setting)
 
 
 def default_output(method: str) -> str:
@@ -251,3 +249,10 @@ def _check_alone(context: typer.Context) -> None:
 def _flag(name: str) -> str:
     """Return what the user writes for a parameter."""
     return name.upper() if name in ("model", "method") else "--" + name.replace("_", "-")
+
+
+BY_NAME: dict[str, tuple[str, Callable[[str], tuple[str, Any]]]] = {
+    "options": ("option", parse_option),
+    "label_words": ("label_word", parse_label_word),
+}
+"""Settings that flags give one by one: the flag, and what reads its text."""
