@@ -20,10 +20,17 @@ D = TypeVar("D", tuple[str, ...], None)
 
 def compare(
     model: Annotated[str, typer.Argument(help="Folder, hub name, or smollm2.")] = "smollm2",
-    data: Annotated[Path | None, typer.Option(help="JSONL or CSV file; the demo's if not given.")] = None,
-    validation: Annotated[
-        Path | None, typer.Option(help="JSONL or CSV file; a tenth of --data, at most 100 rows, if not given.")
+    data: Annotated[
+        str | None, typer.Option(help="File, saved data set or hub name, as of train; the demo's if not given.")
     ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="The same; a tenth of --data, at most 100 rows, if not given.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Part of --data that is trained on, where it has several.")] = None,
+    validation_split: Annotated[
+        str | None, typer.Option(help="Part of the data that is measured on, where they have several.")
+    ] = None,
+    subset: Annotated[str | None, typer.Option(help="Subset of a data set on the hub.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the results and the report.")] = Path("comparison"),
     methods: Annotated[
         str | None, typer.Option(help="Names or aliases, separated by commas; all that fit the model if not given.")
@@ -113,8 +120,11 @@ def compare(
     settings = Settings(
         model=model,
         output=str(output),
-        data=_text(data),
-        validation=_text(validation),
+        data=data,
+        validation=validation,
+        split=split,
+        validation_split=validation_split,
+        subset=subset,
         input_field=input_field,
         target_field=target_field,
         objective=objective,
@@ -143,10 +153,6 @@ def compare(
 
 def _given(value: T | None, otherwise: T) -> T:
     return otherwise if value is None else value
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _names(flag: str, text: str | None, otherwise: D) -> tuple[str, ...] | D:
