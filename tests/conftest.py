@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import checked_shapes
+from helpers import checked_shapes, products
 from helpers.fresh_processes import FreshProcesses
 from transformers.utils import logging
 
@@ -27,6 +27,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave half of a suite that is run on every method to the slow tests: see `helpers.products`."""
+    for item in items:
+        if getattr(item.cls, "in_turns", False):
+            check = dir(item.cls).index(item.originalname)
+            if not products.is_in_turn(check, *item.callspec.indices.values()):
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(tryfirst=True)

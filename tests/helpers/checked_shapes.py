@@ -25,34 +25,71 @@ def says_shape(hint):
     return is_shape or any(map(says_shape, get_args(hint)))
 
 
+def says_argument(hint):
+    """Return whether a size in an annotation is computed from the values of arguments."""
+    return "{" in str(getattr(hint, "dim_str", "")) or any(map(says_argument, get_args(hint)))
+
+
+def form(value):
+    """Return what of a value a check of shapes looks at."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.shape
+    if isinstance(value, dict):
+        return dict, tuple((key, form(each)) for key, each in value.items())
+    return (type(value), tuple(map(form, value))) if isinstance(value, list | tuple) else type(value)
+
+
+def annotated(function, names, shapes):
+    """Let a function that takes anything say a signature with these annotations alone; return what checks them."""
+    signature = inspect.signature(names)
+    parameters = [each.replace(annotation=shapes.get(name, each.empty)) for name, each in signature.parameters.items()]
+    functools.update_wrapper(function, names)
+    function.__annotations__ = shapes
+    function.__signature__ = signature.replace(
+        parameters=parameters, return_annotation=shapes.get("return", signature.empty)
+    )
+    return jaxtyped(function, typechecker=beartype)
+
+
 def checked(function):
-    """Return a function that checks the shapes its annotations say; the same one if they say none."""
+    """Return a function that checks the shapes its annotations say, once for equal ones; the same if they say none."""
     shapes = {name: hint for name, hint in inspect.get_annotations(function).items() if says_shape(hint)}
     if not shapes:
         return function
+    checking = checker(function, shapes)
 
     @functools.wraps(function)
-    def unannotated(*args, **kwargs):
-        return function(*args, **kwargs)
-
-    signature = inspect.signature(function)
-    parameters = [each.replace(annotation=shapes.get(name, each.empty)) for name, each in signature.parameters.items()]
-    unannotated.__annotations__ = shapes
-    unannotated.__signature__ = signature.replace(
-        parameters=parameters, return_annotation=shapes.get("return", signature.empty)
-    )
-    checking = jaxtyped(unannotated, typechecker=beartype)
-
-    @functools.wraps(function)
-    def call(*args, **kwargs):
+    def call(*args, **kwargs):  # what dynamo reads of it is no more than this
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
+        return checking(*args, **kwargs)
+
+    return call
+
+
+def checker(function, shapes):
+    """Return what calls a function and checks these shapes, unless it has seen equal ones."""
+    checking = annotated(lambda *args, **kwargs: function(*args, **kwargs), function, shapes)
+    places = [(place, name) for place, name in enumerate(inspect.signature(function).parameters) if name in shapes]
+    passed, is_fixed = {}, not any(map(says_argument, shapes.values()))
+
+    def call(*args, **kwargs):
+        given = tuple(form(args[place] if place < len(args) else kwargs.get(name)) for place, name in places)
+        if given in passed:
+            result = function(*args, **kwargs)
+            if "return" in shapes and form(result) not in passed[given]:
+                annotated(lambda *args, **kwargs: result, function, shapes)(*args, **kwargs)
+                passed[given].add(form(result))
+            return result
         try:
-            return checking(*args, **kwargs)
+            result = checking(*args, **kwargs)
         except TypeCheckError as error:
             if "checking the parameters" in str(error):
                 function(*args, **kwargs)  # what it refuses itself may be given to it
             raise
+        if is_fixed:
+            passed[given] = {form(result)}
+        return result
 
     return call
 
