@@ -40,8 +40,8 @@ def train(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="What is learned: writing, label-words or classification; what suits the data and the model if not "
-            "given."
+            help="What is learned: writing, label-words, classification, chat or token-classification; what suits "
+            "the data and the model if not given."
         ),
     ] = None,
     label_word: Annotated[
@@ -113,7 +113,7 @@ def train(
     png: Annotated[Path | None, typer.Option(help="Picture of the rates that --find-rate tries.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in --output.")] = False,
 ) -> None:
-    """Train a prompt on pairs of input and target text; without arguments, the demo."""
+    """Train a prompt on texts, labels, tagged words or chats; without arguments, the demo."""
     if resume:
         _check_alone(context)
         from softprompt_zoo.training.run import resume as resume_run

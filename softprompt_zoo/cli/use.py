@@ -11,7 +11,7 @@ from softprompt_zoo.cli.command import console, quiet
 from softprompt_zoo.cli.train import unescape
 from softprompt_zoo.config.checks import check_choice, check_positive_integer
 from softprompt_zoo.files.hub.names import is_hub_name
-from softprompt_zoo.training.settings import DEFAULT_TEMPLATE, DTYPES
+from softprompt_zoo.training.settings import DEFAULT_TEMPLATE, DTYPES, OBJECTIVES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +42,9 @@ Dtype = Annotated[
 def evaluate(
     model: Model,
     prompt_folder: PromptFolder,
-    data: Annotated[Path | None, typer.Option(help="JSONL or CSV file; the demo's test rows if not given.")] = None,
+    data: Annotated[Path | None, typer.Option(help="As in train; the demo's test rows if not given.")] = None,
+    split: Annotated[str | None, typer.Option(help="Part of --data, where it has several.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Data set of a hub name that has several.")] = None,
     input_field: Annotated[str | None, typer.Option(help="Field of the input.")] = None,
     target_field: Annotated[str | None, typer.Option(help="Field of the target.")] = None,
     template: Template = None,
@@ -55,13 +57,16 @@ def evaluate(
     revision: Revision = None,
 ) -> None:
     """Measure a prompt against the bare model and a hand-written prompt."""
-    from softprompt_zoo.examples import demo_data, read_examples
+    from softprompt_zoo.examples import demo_data
+    from softprompt_zoo.examples.reading import Reading
+    from softprompt_zoo.examples.sources import Source
 
     check_positive_integer("max_length", max_length)
     check_positive_integer("metric_rows", metric_rows)
     prompt_folder = found(prompt_folder, revision)
     trained = trained_with(prompt_folder)
-    examples = read_examples(data or demo_data() / "test.jsonl", input_field=input_field, target_field=target_field)
+    source = Source(str(data or demo_data() / "test.jsonl"), split, subset)
+    examples = [*Reading(source, form_of_run(prompt_folder), input_field, target_field)]
     from softprompt_zoo.training.evaluation import TRAINED, Evaluator
     from softprompt_zoo.training.objectives.objective import fitting
     from softprompt_zoo.training.report import print_samples, print_scores
@@ -209,6 +214,12 @@ def run_of(folder: Path) -> dict[str, Any]:
 
     run = folder.absolute().parent if folder.name.startswith("checkpoint-") else folder
     return read_record(run) if is_run(run) else {}
+
+
+def form_of_run(folder: Path) -> str:
+    """Return the form of the data that a prompt was trained on; pairs where nothing is known."""
+    name = run_of(folder).get("objective", {}).get("name")
+    return OBJECTIVES.get(name, "pairs")
 
 
 def chosen_template(given: str | None, trained: dict[str, Any]) -> str:

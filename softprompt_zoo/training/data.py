@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from softprompt_zoo.examples import Example, apply_template, demo_data
+from softprompt_zoo.examples.reading import Reading
 from softprompt_zoo.examples.sources import Source
 from softprompt_zoo.training.objectives.rows import IGNORED as IGNORED
 from softprompt_zoo.training.objectives.rows import pad as pad
 from softprompt_zoo.training.settings import OBJECTIVES, Settings
-from softprompt_zoo.training.streams import Reading, Stream
+from softprompt_zoo.training.streams import Stream
 
 MAX_HELD_OUT = 100
 """Rows held out for validation at most, where the user gives no file for it."""

@@ -15,7 +15,13 @@ from softprompt_zoo.examples.sources import Source
 from softprompt_zoo.methods import DEFAULT
 
 DTYPES = ("float32", "bfloat16", "float16")
-OBJECTIVES = {"writing": "pairs", "label-words": "pairs", "classification": "pairs"}
+OBJECTIVES = {
+    "writing": "pairs",
+    "label-words": "pairs",
+    "classification": "pairs",
+    "chat": "chats",
+    "token-classification": "tagged",
+}
 """What can be learned, and the form of the data for it."""
 DEFAULT_TEMPLATE = "{input}\n"
 MOST = 1_000_000_000

@@ -12,11 +12,12 @@ from helpers.tiny_runs import assert_equal_weights, resume, save_tiny, tiny_sett
 
 import softprompt_zoo as zoo
 from softprompt_zoo.examples import Example
+from softprompt_zoo.examples.reading import Reading
 from softprompt_zoo.examples.sources import Source
 from softprompt_zoo.training.base import Base
 from softprompt_zoo.training.data import read_data
 from softprompt_zoo.training.objectives.writing import Writing
-from softprompt_zoo.training.streams import Reading, Stream, StreamedRows, shuffled
+from softprompt_zoo.training.streams import Stream, StreamedRows, shuffled
 
 
 def write_parquet(path, count, at_once=100_000):
@@ -99,10 +100,11 @@ def test_streams_leave_out_what_is_too_long_and_refuse_what_has_nothing_else(pla
 
 MEMORY = """
 import resource, sys
+from softprompt_zoo.examples.reading import Reading
 from softprompt_zoo.examples.sources import Source
 from softprompt_zoo.training.base import Base
 from softprompt_zoo.training.objectives.writing import Writing
-from softprompt_zoo.training.streams import Reading, Stream, StreamedRows
+from softprompt_zoo.training.streams import Stream, StreamedRows
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -4,16 +4,22 @@ from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo.errors import DataError
 from softprompt_zoo.training.data import Data
+from softprompt_zoo.training.objectives.chat import Chatting
 from softprompt_zoo.training.objectives.classification import Classification
 from softprompt_zoo.training.objectives.label_words import LabelWords
 from softprompt_zoo.training.objectives.objective import Objective
+from softprompt_zoo.training.objectives.token_classification import TokenClassification
 from softprompt_zoo.training.objectives.writing import Writing
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
 
-KINDS: dict[str, Any] = {kind.name: kind for kind in (Writing, LabelWords, Classification)}
+KINDS: dict[str, Any] = {
+    kind.name: kind for kind in (Writing, LabelWords, Classification, Chatting, TokenClassification)
+}
+OF_FORMS = {"chats": Chatting.name, "tagged": TokenClassification.name}
+"""What is learned of each form of data but pairs, of which several things can be."""
 
 
 def choose(settings: Settings, data: Data, base: "Base") -> tuple[Objective[Any, Any], Data]:
@@ -37,7 +43,7 @@ def choose(settings: Settings, data: Data, base: "Base") -> tuple[Objective[Any,
 
 
 def suitable(data: Data, base: "Base") -> str:
-    """Return the objective of pairs: a model that writes text learns to write targets, an encoder to tell classes.
+    """Return the objective for data: of pairs a model that writes text learns to write targets, an encoder classes.
 
     Args:
         data: The rows.
@@ -49,6 +55,8 @@ def suitable(data: Data, base: "Base") -> str:
     Raises:
         UnsupportedError: If the targets are texts, none like another, and the model writes none.
     """
+    if data.form in OF_FORMS:
+        return OF_FORMS[data.form]
     if base.writes_text:
         return Writing.name
     if len({example.target for example in data.train}) == len(data.train):
