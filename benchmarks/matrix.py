@@ -4,7 +4,8 @@ Run from the repository root; a command that was stopped goes on where it was::
 
     python benchmarks/matrix.py
 
-Writes `table.md` and `matrix.html`, with the reason of each cell that is not right. benchmarks/README.md says more.
+Writes `table.md` and `matrix.html` (or the name of another folder of results), with the reason of each cell that is not
+right. benchmarks/README.md says more.
 """
 
 import dataclasses
@@ -330,7 +331,7 @@ def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
 
     def write_all() -> None:
         write(folder / "table.md", table(runner, settings))
-        write(folder / "matrix.html", page(runner))
+        write(folder / f"{folder.name}.html", page(runner))
 
     return runner, write_all
 

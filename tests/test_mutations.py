@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import branch_method, scored_method
+from helpers import branch_method, masked_method, scored_method
 from helpers.products import in_turns
 from helpers.text_methods import registered
 
@@ -33,8 +33,9 @@ SUITES = {"promise": conformance_suite, "operation": operation_suite}
 
 @pytest.fixture(autouse=True)
 def more_methods():
-    """Those of the helpers: a branch beside attention, and scores."""
-    with registered(branch=branch_method.READING, scored=scored_method.PLUGIN):
+    """Those of the helpers: a branch beside attention, scores, and a mask of rows."""
+    more = {"branch": branch_method.READING, "scored": scored_method.PLUGIN, "masked": masked_method.READING}
+    with registered(**more):
         yield
 
 
@@ -187,6 +188,16 @@ def add_branches_in_every_row(monkeypatch):
     monkeypatch.setattr(attention_interface, "add_branches", added)
 
 
+def share_one_rows_mask(monkeypatch):
+    original = attention_interface.seen_by_rows
+
+    def shared(*args):
+        seen = original(*args)
+        return seen[:1].expand_as(seen)
+
+    monkeypatch.setattr(attention_interface, "seen_by_rows", shared)
+
+
 def lose_the_gradients_of_scores(monkeypatch):
     original = SiteState.map
     monkeypatch.setattr(
@@ -210,6 +221,7 @@ CASES = [
     (ignore_the_mask_for_positions, "promise_03_rows left", METHODS, ["gpt2", "llama", "mistral"]),
     (ignore_the_mask, "promise_03_rows right", METHODS, ["bert", "t5", "bart"]),
     (ignore_the_mask, "promise_03_rows left", METHODS, ["gpt2", "llama", "mistral"]),
+    (share_one_rows_mask, "promise_03_rows right", ["masked"], ["llama", "bert", "t5"]),
     (drop_the_prompt_while_decoding, "promise_04_generation", METHODS, ["gpt2", "llama"]),
     (drop_the_prompt_while_decoding, "promise_04_every none", METHODS, ["gpt2", "llama"]),
     (drop_the_prompt_while_decoding, "promise_04_every static", METHODS, ["gpt2", "llama"]),

@@ -8,6 +8,7 @@ import typer
 from softprompt_zoo.cli.bank import add, delete, import_prompts, list_prompts, verify
 from softprompt_zoo.cli.command import command
 from softprompt_zoo.cli.compare import compare
+from softprompt_zoo.cli.doctor import doctor
 from softprompt_zoo.cli.files import export_prompt, import_prompt
 from softprompt_zoo.cli.inside import inspect
 from softprompt_zoo.cli.listing import methods, plugins, show
@@ -32,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "compare": compare,
     "inspect": inspect,
+    "doctor": doctor,
     "export": export_prompt,
     "import": import_prompt,
     "push": push,

@@ -21,7 +21,7 @@ SMALLEST_SCALE = 2**-8
 NO_EFFECT = "the prompt has no effect"
 ROUNDING = 1e-4
 """Largest difference between gradients of two implementations, as a part of the gradient."""
-SMALLEST_PART = 1e-2
+SMALLEST_PART = 0.1
 """A gradient that is smaller than this part of the largest is measured against that part: what is left where larger
 terms cancel, as of a router at its start, is little more than their rounding."""
 

@@ -105,7 +105,7 @@ def test_the_command_writes_a_table_and_a_page(matrix, tmp_path, monkeypatch):
     for name in ("llama", "bert", "llama-operations", "bert-operations"):
         only += ["--only", name]
     matrix.main(only)
-    table, page = ((tmp_path / name).read_text("utf-8") for name in ("table.md", "matrix.html"))
+    table, page = ((tmp_path / name).read_text("utf-8") for name in ("table.md", f"{tmp_path.name}.html"))
     assert "2 models of" in table
     assert f"| {EFFECT} | 3 of 3 (1) |" in table
     assert f"| {MASKS} | 2 of 2 (2) |" in table

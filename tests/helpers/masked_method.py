@@ -43,6 +43,24 @@ PLUGIN = types.SimpleNamespace(
     build_virtual_tokens=build_virtual_tokens,
     inject=inject,
 )
+
+
+@zoo.hookimpl(specname="inject")
+def inject_by_text(config: Any, tokens: Any, text: zoo.Text) -> zoo.Placement:
+    """Show each row the first token, and of the others those whose turn it is by the sign of its text's embeddings."""
+    means = (text.embeddings * text.mask[..., None]).sum(dim=1)
+    shown = means[:, torch.arange(config.num_virtual_tokens, device=means.device) % means.shape[1]] > 0
+    shown[:, 0] = True
+    return zoo.Placement(tokens, mask=shown)
+
+
+READING = types.SimpleNamespace(
+    NAME="masked_by_text_test",
+    Config=scored_method.Config,
+    Parameters=Parameters,
+    build_virtual_tokens=build_virtual_tokens,
+    inject_by_text=inject_by_text,
+)
 TOKENS = 5
 
 

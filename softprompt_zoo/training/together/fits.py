@@ -73,7 +73,7 @@ def check_step(model: Any, batch: Mapping[str, Tensor]) -> None:
     before = _random_state(model)
     batch = {key: value.to(model.device) for key, value in batch.items()}
     names = list(model.prompts)
-    _, together = losses_apart(model, batch)
+    together = _losses(model, batch)
     if not torch.equal(before, _random_state(model)):
         raise UnsupportedError(
             "a training step draws random numbers, of a dropout say, and would draw others together than alone; set "
@@ -82,6 +82,16 @@ def check_step(model: Any, batch: Mapping[str, Tensor]) -> None:
     for index, loss in zip(batch["prompts"].unique_consecutive().tolist(), together, strict=True):
         _check_loss(model, names[index], _rows(batch, index), float(loss))
     model.eval()
+
+
+def _losses(model: Any, batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the losses in the shared batch, if there is such a thing."""
+    try:
+        return losses_apart(model, batch)[1]
+    except UnsupportedError as error:
+        if any(prompt.has("training_loss") for prompt in model.prompts.values()):
+            raise UnsupportedError("it has a training loss of its own, which is made of batches of its own") from error
+        raise
 
 
 def _check_loss(model: Any, name: str, rows: dict[str, Tensor], together: float) -> None:

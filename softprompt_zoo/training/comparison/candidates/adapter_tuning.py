@@ -19,7 +19,7 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.files.writing import write_tensors
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.candidate import Fitted, Options
-from softprompt_zoo.training.comparison.candidates.restoring import frozen
+from softprompt_zoo.training.comparison.candidates.restoring import frozen, head_to_train, save_head
 from softprompt_zoo.training.comparison.candidates.sizing import sized
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.trial import Trial
@@ -58,7 +58,8 @@ class AdapterTuning:
         model = bench.model
         blocks = find_blocks(model)
         adapters = [Adapter(width, trial.options["bottleneck"]).to(model.device) for width in blocks.values()]
-        with frozen(model):
+        with frozen(model), head_to_train(bench) as head:
+            head.requires_grad_(True)
             model.add_module(PLACE, nn.ModuleList(adapters))
             handles = [
                 block.register_forward_hook(adapter.follow) for block, adapter in zip(blocks, adapters, strict=True)
@@ -66,6 +67,7 @@ class AdapterTuning:
 
             def save(folder: Path) -> None:
                 write_tensors(folder / "adapters.safetensors", model.get_submodule(PLACE).state_dict(), {})
+                save_head(head, folder)
 
             try:
                 yield Fitted(model=model, trainer=Trainer, save=save)

@@ -13,7 +13,7 @@ from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import check_packages
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.candidate import Fitted, Options
-from softprompt_zoo.training.comparison.candidates.restoring import frozen
+from softprompt_zoo.training.comparison.candidates.restoring import frozen, head_to_train, save_head
 from softprompt_zoo.training.comparison.candidates.sizing import sized
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.trial import Trial
@@ -50,13 +50,15 @@ class Lora:
         rank = trial.options["rank"]
         # alpha of twice the rank, on all linear layers: Dettmers et al., "QLoRA", 2023, section 4.
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-        with frozen(bench.model):
+        with frozen(bench.model), head_to_train(bench) as head:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PEFT asks under an old name
                 wrapped: Any = peft.get_peft_model(bench.model, config)
+            head.requires_grad_(True)
             try:
 
                 def save(folder: Path) -> None:
                     wrapped.save_pretrained(folder)
+                    save_head(head, folder)
 
                 yield Fitted(model=wrapped, trainer=Trainer, save=save)
             finally:

@@ -2,10 +2,18 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from torch import nn
+
+from softprompt_zoo.files.writing import write_tensors
+from softprompt_zoo.trial.examination import inspect_backbone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from softprompt_zoo.training.comparison.bench import Bench
 
 
 @contextlib.contextmanager
@@ -25,6 +33,25 @@ def frozen(model: "PreTrainedModel") -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def head_to_train(bench: "Bench") -> Iterator[nn.ModuleDict]:
+    """Let what is trained besides prompts train the task head along within the block, as prompts do.
+
+    Args:
+        bench: The model and its objective. The head's values are afterwards what they were.
+
+    Yields:
+        The head's modules; none where the objective asks for no head.
+    """
+    asks = bench.objective.options.get("train_head", False)
+    head = nn.ModuleDict(inspect_backbone(bench.model)[0].inside.task_head if asks else {})
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    try:
+        yield head
+    finally:
+        head.load_state_dict(before)
+
+
+@contextlib.contextmanager
 def unmarked(model: "PreTrainedModel") -> Iterator[None]:
     """Take off what others note on a model within the block: PEFT its config, accelerate that it prepared it."""
     attributes = {*vars(model)}
@@ -33,3 +60,9 @@ def unmarked(model: "PreTrainedModel") -> Iterator[None]:
     finally:
         for name in {*vars(model)} - attributes:
             delattr(model, name)
+
+
+def save_head(head: nn.ModuleDict, folder: Path) -> None:
+    """Write a task head that was trained along, if there is one."""
+    if head:
+        write_tensors(folder / "head.safetensors", head.state_dict(), {})

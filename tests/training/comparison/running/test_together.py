@@ -6,7 +6,6 @@ from helpers.tiny_comparisons import assert_same_results, compare_in, make_place
 import softprompt_zoo as zoo
 from softprompt_zoo.training.comparison.choices import Rate
 from softprompt_zoo.training.comparison.running import shared_batches
-from softprompt_zoo.training.comparison.running import together as running
 from softprompt_zoo.training.comparison.running.choice import Running
 from softprompt_zoo.training.comparison.running.together import groups
 from softprompt_zoo.training.comparison.trial import Trial
@@ -46,14 +45,11 @@ def test_a_group_that_was_stopped_goes_on_from_its_checkpoint(place, monkeypatch
     assert_same_results(together, alone)
 
 
-def test_what_cannot_share_a_batch_is_run_one_by_one_which_is_said_once(place, monkeypatch):
-    def refuse(*arguments):
-        raise zoo.UnsupportedError("a training step draws random numbers")
-
-    monkeypatch.setattr(running, "train_group", refuse)
-    rates = tuple(map(Rate, (0.1, 0.2, 0.3, 0.4)))
-    printed, results = compare_in(place, "refused", Running(together=2), rates=rates, steps=1)
-    assert printed.count("prompt_tuning is trained one by one: a training step draws random numbers") == 1
+def test_what_cannot_share_a_batch_is_run_one_by_one_which_is_said_once(place):
+    printed, results = compare_in(
+        place, "refused", Running(together=2), methods=("cpt",), seeds=(0, 1, 2, 3), steps=1, shots=1
+    )
+    assert printed.count("cpt is trained one by one: it has a training loss of its own, which is made") == 1
     assert len(results) == 4
 
 
