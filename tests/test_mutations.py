@@ -205,6 +205,10 @@ def lose_the_gradients_of_scores(monkeypatch):
     )
 
 
+def lose_scores_where_prompts_differ(monkeypatch):
+    monkeypatch.setattr(batch, "_scores", lambda *args: None)
+
+
 def lose_scores_where_merged(monkeypatch):
     original = ScoredTokens.tensors
     monkeypatch.setattr(
@@ -245,6 +249,7 @@ CASES = [
     (round_what_is_merged, "promise_09_merged", METHODS, ["llama", "bert", "t5"]),
     (lose_scores_where_merged, "promise_09_merged", ["scored"], ["llama", "t5"]),
     (share_one_rows_prompt, "promise_10_a_prompt", METHODS, ARCHITECTURES),
+    (lose_scores_where_prompts_differ, "promise_10_a_prompt", ["scored"], ["llama", "bert", "t5"]),
     (add_branches_in_every_row, "promise_10_a_prompt", ["branch"], ["llama", "bert", "t5"]),
     (share_one_rows_prompt, "promise_10_generation", METHODS, ["gpt2", "llama"]),
     (show_virtual_positions, "promise_11_output", ["prompt_tuning"], ["bert"]),
