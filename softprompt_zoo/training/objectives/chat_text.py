@@ -1,5 +1,6 @@
 """Chats as a model reads them: its own chat template, and where in the text the assistant speaks."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +53,19 @@ class ChatText:
                 "in front, or drop it"
             )
         before, after = self._render(chat, turn, asks=True), self._render(chat, turn + 1)
-        if not (whole.startswith(after) and after.startswith(before)):
+        said = _said_in(after[len(before) :], whole[len(before) :])
+        if not (whole.startswith(before) and after.startswith(before) and self._is_all(chat.messages[turn], said)):
             raise DataError(
-                f"{chat.place}: the model's chat template writes message {turn + 1} otherwise than it is read when it "
-                "is answered, so its tokens cannot be told apart; give a row for each answer, which then is the last "
-                "message"
+                f"{chat.place}: the model's chat template writes message {turn + 1}, or one before it, otherwise once "
+                "later ones follow, so its tokens cannot be told apart; leave out of the messages what the template "
+                "drops, such as thoughts, or choose another model"
             )
-        return len(before), len(before) + len(self._spoken(after[len(before) :]))
+        return len(before), len(before) + len(self._spoken(said))
+
+    def _is_all(self, message: Mapping[str, Any], said: str) -> bool:
+        """Return whether a turn has all that is in its message, and more than the mark that ends it."""
+        marks = self.tokenizer.all_special_tokens
+        return message.get("content", "").strip() in said and bool(functools.reduce(_without, marks, said).strip())
 
     def _spoken(self, turn: str) -> str:
         """Cut off the white space behind the mark that ends a turn, which nobody writes."""
@@ -77,6 +84,15 @@ class ChatText:
                 f"{' '.join(str(error).split())}; change the messages, or choose another model"
             ) from error
         return text
+
+
+def _said_in(alone: str, followed: str) -> str:
+    """Return how a turn is written where others follow; some templates put an empty thought before the last one."""
+    return next(alone[start:] for start in range(len(alone) + 1) if followed.startswith(alone[start:]))
+
+
+def _without(text: str, mark: str) -> str:
+    return text.replace(mark, "")
 
 
 def _instructed(messages: Sequence[Mapping[str, Any]], instruction: str | None) -> list[dict[str, Any]]:

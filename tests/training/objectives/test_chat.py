@@ -25,8 +25,18 @@ TEMPLATE = (
     "{% else %}{{ message.content }}</s>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<s>w53 {% endif %}"
 )
 """What it is called by is a word, so that every token is seen."""
-PLAIN = TEMPLATE.replace("BEGIN", "").replace("END", "")
-MARKED = TEMPLATE.replace("BEGIN", "{% generation %}").replace("END", "{% endgeneration %}")
+THINKING = TEMPLATE.replace("BEGIN", "BEGIN{% if loop.last %}w58 w59 {% endif %}")
+"""Puts an empty thought before an answer that is the last message, and nowhere else, as some models' own do."""
+
+
+def plain(template):
+    return template.replace("BEGIN", "").replace("END", "")
+
+
+def marked(template):
+    return template.replace("BEGIN", "{% generation %}").replace("END", "{% endgeneration %}")
+
+
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "w30", "arguments": {}}}]}
 TOOL = {"type": "function", "function": {"name": "w30", "parameters": {"type": "object", "properties": {}}}}
 
@@ -49,7 +59,7 @@ def chats(tmp_path_factory):
     save_tiny(folder / "model")
     save_tiny(folder / "plain")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    tokenizer.chat_template = PLAIN
+    tokenizer.chat_template = plain(TEMPLATE)
     tokenizer.save_pretrained(folder / "model")
     write(folder / "train.jsonl", CHATS * 5)
     return folder
@@ -65,15 +75,19 @@ def settings(chats, output, **changes):
     return tiny_settings(chats, output, **{**plain, **changes})
 
 
-def test_the_loss_covers_what_the_assistant_says_token_by_token(chats):
+@pytest.mark.parametrize(("template", "given"), [(TEMPLATE, CHATS), (THINKING, CHATS[:3])])
+def test_the_loss_covers_what_the_assistant_says_token_by_token(chats, template, given):
     """The oracle is transformers' own, which needs a template that marks what is generated."""
-    objective = Chatting(Base(str(chats / "model")), "{input}\n")
-    for given, row in zip(CHATS, objective.rows([*Reading(Source(str(chats / "train.jsonl")))][:4]), strict=True):
-        messages = [{"content": "", **message} for message in given["messages"]]
+    base = Base(str(chats / "model"))
+    base.tokenizer.chat_template = plain(template)
+    objective = Chatting(base, "{input}\n")
+    examples = [*Reading(Source(str(chats / "train.jsonl")))][: len(given)]
+    for chat, row in zip(given, objective.rows(examples), strict=True):
+        messages = [{"content": "", **message} for message in chat["messages"]]
         right = objective.tokenizer.apply_chat_template(
             messages,
-            tools=given.get("tools"),
-            chat_template=MARKED,
+            tools=chat.get("tools"),
+            chat_template=marked(template),
             return_assistant_tokens_mask=True,
             return_dict=True,
         )
@@ -149,8 +163,10 @@ def test_models_and_settings_that_do_not_go_with_chats(chats, tmp_path):
     with pytest.raises(zoo.DataError, match="but messages are written with the model's"):
         train(settings(chats, tmp_path / "run", template="w1 {input}"))
     tokenizer = AutoTokenizer.from_pretrained(chats / "model")
-    tokenizer.chat_template = PLAIN.replace("{{ message.content }}", "{{ message.content if loop.last else 'w1' }}")
+    tokenizer.chat_template = plain(TEMPLATE).replace(
+        "{{ message.content }}", "{{ message.content if loop.last else 'w1' }}"
+    )
     base = Base(str(chats / "model"))
     base.tokenizer = tokenizer
-    with pytest.raises(zoo.DataError, match=r"writes message 2 otherwise than it is read when it is answered"):
+    with pytest.raises(zoo.DataError, match=r"writes message 2, or one before it, otherwise once later ones"):
         Chatting(base, "{input}\n").rows([Chat(tuple(CHATS[0]["messages"]))])
