@@ -41,11 +41,12 @@ def encode_prompt(name: str, prompt: Prompt, backbone: Backbone, dtype: torch.dt
     Raises:
         TypeError: If it is not a prompt.
         BackboneMismatchError: If it is for a model of other sizes.
-        UnsupportedError: If it has no values, or some that `dtype` cannot hold.
+        UnsupportedError: If it has no values, or some that `dtype` cannot hold, or wrappers of its own.
     """
     if not isinstance(prompt, Prompt):
         raise TypeError(f"prompt {name!r} is {type(prompt).__name__}; expected a prompt, such as model.prompts[…]")
     prompt.refuse_weight(f"prompt {name!r}", "a bank")
+    _refuse_wrappers(name, prompt)
     with fitting(f"prompt {name!r} does not fit the bank's model"):
         tokens = fitting_tokens(prompt, backbone, f"prompt {name!r}")
     tensors = {key: _cast(tensor, key, name, dtype) for key, tensor in tokens.tensors().items()}
@@ -53,6 +54,15 @@ def encode_prompt(name: str, prompt: Prompt, backbone: Backbone, dtype: torch.dt
         tensors |= {HEAD + key: tensor for key, tensor in prompt.head.state_dict().items()}
     method = prompt.loaded
     return encode(name, tensors, method.name, method.distribution, method.version, prompt.config.to_dict())
+
+
+def _refuse_wrappers(name: str, prompt: Prompt) -> None:
+    """Refuse what would have no effect on a prompt that comes out of a bank."""
+    if prompt.wrappers:
+        raise UnsupportedError(
+            f"prompt {name!r} has wrappers around its hooks ({', '.join(prompt.wrappers)}), and a bank keeps virtual "
+            "tokens alone, with none; save it with model.save_pretrained, which keeps them"
+        )
 
 
 class RecordReader:

@@ -116,3 +116,13 @@ def test_a_saved_prompt_remembers_the_wrappers_that_it_chose(scale, tmp_path, wr
     loaded = zoo.load(tiny_model("llama"), tmp_path)
     assert torch.equal(loaded(input_ids=TEXT).logits, expected)
     assert loaded.prompts["default"].wrappers == {name: Config(**options) for name, options in wrappers.items()}
+
+
+def test_a_bank_refuses_what_it_would_leave_out(scale, tmp_path):
+    model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=3, wrappers={"scale": {}})
+    model.prompts.add("bare", "prompt_tuning", num_virtual_tokens=3)
+    bank = zoo.PromptBank(tmp_path / "bank", model)
+    with pytest.raises(zoo.UnsupportedError, match=r"prompt 'alice' has wrappers around its hooks \(scale\)"):
+        bank.add_many({"bob": model.prompts["bare"], "alice": model.prompts["default"]})
+    assert list(bank) == []
+    bank.add("bob", model.prompts["bare"])
