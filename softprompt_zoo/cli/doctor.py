@@ -8,6 +8,7 @@ import typer
 from softprompt_zoo.cli.command import console, quiet
 from softprompt_zoo.cli.train import unescape
 from softprompt_zoo.config.checks import check_positive_integer
+from softprompt_zoo.errors import check_packages
 
 
 def doctor(
@@ -21,6 +22,7 @@ def doctor(
 ) -> None:
     """Say what fits a model, and what would be refused; of a run's folder, what looks wrong."""
     check_positive_integer("max_length", max_length)
+    check_packages("doctor needs", "psutil", remedy='pip install "softprompt-zoo[train]"')
     quiet()
     from softprompt_zoo.training.record import is_run
 
