@@ -1,6 +1,8 @@
 """Classification with a task head: every candidate trains the head along, and leaves it as it was."""
 
+import pytest
 import torch
+from helpers.commands import refusal
 from helpers.tiny_labels import write_labeled
 from helpers.tiny_runs import save_tiny, tiny_settings
 
@@ -46,3 +48,12 @@ def test_an_encoders_head_is_trained_along_by_all(tmp_path):
     measure = measure_of(bench, lines)
     assert measure.title == "accuracy"
     assert [measure.over_seeds(line).mean for line in lines] == [line.metric("accuracy").mean for line in lines]
+
+
+def test_a_label_that_validation_lacks_is_refused_before_the_model_is_loaded(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(Bench, "load", lambda *_: pytest.fail("the model was loaded"))
+    data = write_labeled(tmp_path / "train.jsonl", 24)
+    validation = write_labeled(tmp_path / "validation.jsonl", 2, seed=1)
+    words = ("--data", data, "--validation", validation, "--output", tmp_path / "out", "--objective", "label-words")
+    assert "no validation row has the label 'w12'" in refusal("compare", place / "model", *words)
+    assert not (tmp_path / "out").exists()
