@@ -4,6 +4,7 @@ import json
 
 import datasets
 import pytest
+from helpers.commands import invoke
 from helpers.tiny_runs import tiny_settings, train
 
 import softprompt_zoo as zoo
@@ -46,6 +47,9 @@ def test_a_run_reads_a_split_and_validates_on_another(tables, place, tmp_path):
     assert "--validation-split held" in settings.command()
     train(settings)
     assert json.loads((tmp_path / "run" / "training.json").read_text())["data"]["train"]["rows"] == 8
+    data = ("--data", tables / "several", "--split", "held", "--dtype", "float32")
+    table = invoke("evaluate", place / "model", tmp_path / "run", *data)
+    assert "on 2 rows" in " ".join(table.output.split()), table.output
 
 
 def refused(name, **parts):
