@@ -99,6 +99,9 @@ def generate(
     no_prompt: Annotated[
         bool, typer.Option("--no-prompt", help="Use the bare model; all arguments are texts.")
     ] = False,
+    task: Annotated[
+        str | None, typer.Option(help="Task of all texts, for a prompt that was trained on several.")
+    ] = None,
     dtype: Dtype = None,
     revision: Revision = None,
 ) -> None:
@@ -107,8 +110,9 @@ def generate(
     folder = None if no_prompt else found(_prompt_folder(given), revision)
     form = _template_for(folder, template)
     texts = _texts(given if no_prompt else given[1:])
+    number = _task_of(folder, task)
     objective, network = load_for(model, folder, form, dtype)
-    for line in _lines(objective, network, texts, max_new_tokens):
+    for line in _lines(objective, _for_task(network, number), texts, max_new_tokens):
         typer.echo(line)
 
 
@@ -117,6 +121,25 @@ def _lines(objective: "Objective[Any, Any]", network: Any, texts: list[str | Non
     answers = iter(objective.answer(network, [text for text in texts if text is not None], most))
     for text in texts:
         yield "" if text is None else " ".join(next(answers).splitlines())
+
+
+def _task_of(folder: Path | None, given: str | None) -> int | None:
+    """Return the number of a task, of those that a prompt was trained on; `None` if it has none."""
+    tasks: list[str] = [] if folder is None else run_of(folder).get("objective", {}).get("tasks", [])
+    if not tasks and given is not None:
+        raise ValueError(f"--task is {given!r}, but no prompt is used that was trained on several; leave it out")
+    if tasks and given is None:
+        raise ValueError(f"the prompt was trained on tasks, and --task is missing; give one of {', '.join(tasks)}")
+    if given is None:
+        return None
+    check_choice("--task", given, tasks)
+    return tasks.index(given)
+
+
+def _for_task(network: Any, task: int | None) -> Any:
+    from softprompt_zoo.training.objectives.tasks import OfTask
+
+    return network if task is None else OfTask(network, task)
 
 
 def _template_for(folder: Path | None, given: str | None) -> str:

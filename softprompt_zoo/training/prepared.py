@@ -15,6 +15,7 @@ from softprompt_zoo.training.evaluation import Evaluator
 from softprompt_zoo.training.objectives.kinds import choose
 from softprompt_zoo.training.objectives.objective import fitting
 from softprompt_zoo.training.objectives.rows import TokenRow
+from softprompt_zoo.training.objectives.tasks import with_tasks
 from softprompt_zoo.training.report import printer
 from softprompt_zoo.training.settings import Settings
 from softprompt_zoo.training.streams import StreamedRows
@@ -29,7 +30,8 @@ class Prepared:
     def __init__(self, settings: Settings, method: Method, data: Data, console: Console) -> None:
         self.base = Base(settings.model, progress=printer(console))
         self.settings = dataclasses.replace(settings, dtype=settings.dtype or fast_dtype())
-        self.objective, data = choose(settings, data, self.base)
+        objective, data = choose(settings, data, self.base)
+        self.objective = with_tasks(objective, data, method)
         self.method, self.data, self.console = method, data, console
         self.options = {**self.objective.options, **method.options, **with_tokenizer(method, self.base.tokenizer)}
         self.left_out = 0

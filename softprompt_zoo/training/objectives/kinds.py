@@ -8,6 +8,7 @@ from softprompt_zoo.training.objectives.chat import Chatting
 from softprompt_zoo.training.objectives.classification import Classification
 from softprompt_zoo.training.objectives.label_words import LabelWords
 from softprompt_zoo.training.objectives.objective import Objective
+from softprompt_zoo.training.objectives.tasks import Tasks
 from softprompt_zoo.training.objectives.token_classification import TokenClassification
 from softprompt_zoo.training.objectives.writing import Writing
 from softprompt_zoo.training.settings import Settings
@@ -79,7 +80,7 @@ def recorded(record: dict[str, Any], base: "Base", template: str) -> Objective[A
         DataError: If there is no such objective, or something of it is missing.
     """
     facts = dict(record)
-    name = facts.pop("name", Writing.name)
+    name, tasks = facts.pop("name", Writing.name), facts.pop("tasks", None)
     try:
         made: Objective[Any, Any] = KINDS[name](base, template, **facts)
     except (KeyError, TypeError) as error:
@@ -87,4 +88,4 @@ def recorded(record: dict[str, Any], base: "Base", template: str) -> Objective[A
             f"the training wrote down the objective {record!r}, which this version cannot make; known are "
             f"{', '.join(KINDS)}"
         ) from error
-    return made
+    return made if tasks is None else Tasks(made, tasks)
