@@ -71,7 +71,9 @@ def print_samples(console: Console, scores: Sequence[Score], evaluator: Evaluato
             console.print(line, style=STYLES.get(name, ""), emoji=False, highlight=False, soft_wrap=True)
 
 
-def print_next_steps(console: Console, folder: Path, base: "Base", objective: Objective[Any, Any], text: str) -> None:
+def print_next_steps(
+    console: Console, folder: Path, base: "Base", objective: Objective[Any, Any], example: Any
+) -> None:
     """Print where everything lies, and how to use the prompt.
 
     Args:
@@ -79,15 +81,18 @@ def print_next_steps(console: Console, folder: Path, base: "Base", objective: Ob
         folder: The folder of the run.
         base: The model.
         objective: What it was trained on.
-        text: An input to show the use with.
+        example: One whose input shows the use.
     """
     place = short_path(folder)
     has_peft = (folder / peft_folder.CONFIG_FILE).is_file()
     advice, imported, loader = WITH_PEFT if has_peft else WITH_ZOO
     kind = objective.model_class
+    text, _ = objective.shown(example)
     words = ["softprompt-zoo", "generate", base.name, place, text]
     if text.startswith("-"):  # it would be taken for an option
         words.insert(2, "--")
+    if "tasks" in objective.facts:
+        words[2:2] = ["--task", example.task]
     lines = [
         f"prompt and record: {place}",
         f"loss curve: {short_path(folder / PICTURE_FILE)}",

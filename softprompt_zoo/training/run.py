@@ -235,7 +235,7 @@ class _Run:
         print_scores(self.console, scores, self.evaluator)
         if not math.isfinite(scores[-1].loss):
             self.console.print("the loss is not a number: train again with a lower --learning-rate", style="red")
-        first, _ = self.prepared.objective.shown(self.evaluator.examples[0])
+        first = self.evaluator.examples[0]
         print_next_steps(self.console, self.folder, self.prepared.base, self.prepared.objective, first)
 
 

@@ -115,7 +115,7 @@ class Tasks:
     def measured_on(self, rows: int, count: int) -> str:
         """Say on what the numbers of a table are measured."""
         answers = max(count, min(rows, len(self.tasks)))
-        return f"{self.inner.measured_on(rows, answers)}, which is a mean over the tasks ({len(self.tasks)})"
+        return f"{self.inner.measured_on(rows, answers)}; all but the loss are means over {len(self.tasks)} tasks"
 
     def with_instruction(self, instruction: str) -> "Tasks":
         """Return one that puts a hand-written prompt in front of every text."""

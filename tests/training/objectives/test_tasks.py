@@ -57,7 +57,8 @@ def loss_of(model, tokenizer, tasks):
 
 
 def test_each_row_is_read_with_the_prompt_of_its_task(place, tmp_path):
-    train(settings(place, tmp_path / "run", metric_rows=4, steps=6, learning_rate=0.3))
+    printed = train(settings(place, tmp_path / "run", metric_rows=4, steps=6, learning_rate=0.3))
+    assert "softprompt-zoo generate --task first " in printed
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert record["objective"]["tasks"] == ["first", "last"]
     base = Base(str(place / "model"))
