@@ -24,7 +24,7 @@ Rows = tuple[list[str], list[list[str]]]
 """Head and lines of a table."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Inspection:
     """What `inspect` found; `print` shows it as tables."""
 
@@ -63,6 +63,9 @@ class Inspection:
                     table.add_row(*map(Text, line))
                 shown.append(table)
         return Group(*shown)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def _repr_html_(self) -> str:
         return "".join(html_table(title, head, lines, 4) for one in self for title, (head, lines) in _tables(one))
