@@ -45,7 +45,7 @@ def find_directory(
         TypeError: If it is neither a text nor a path.
         ValueError: If there is a revision of a folder.
     """
-    if isinstance(directory, str) and not Path(directory).exists() and is_hub_name(directory):
+    if isinstance(directory, str) and is_hub_name(directory) and not os.path.exists(directory):
         return _fetch(directory, revision, token)
     path = existing_directory(directory)
     if revision is not None:
