@@ -123,7 +123,7 @@ class Settings:
         check_choice("objective", self.objective, (None, *OBJECTIVES))
         check_choice("dtype", self.dtype, (None, *DTYPES))
         for name in COUNTS:
-            _check_count(name, vars(self)[name])
+            check_count(name, vars(self)[name])
         for name in ("warmup_steps", "weight_decay"):
             if vars(self)[name] is not None:
                 check_not_negative(name, vars(self)[name])
@@ -236,7 +236,8 @@ class Settings:
         return {name: vars(self)[name] for name, value in defaults.items() if vars(self)[name] not in (None, value)}
 
 
-def _check_count(name: str, value: int | None) -> None:
+def check_count(name: str, value: int | None) -> None:
+    """Refuse a number of steps, rows or the like that is no positive integer, or a slip; `None` passes."""
     if value is None:
         return
     check_positive_integer(name, value)

@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from softprompt_zoo.config.checks import check_positive_integer
-from softprompt_zoo.training.settings import LARGEST_RATE, MOST
+from softprompt_zoo.training.settings import LARGEST_RATE, check_count
 
 T = TypeVar("T")
 BASELINES = ("untrained", "handwritten", "few-shot", "lora", "adapter-tuning", "full-fine-tuning")
@@ -71,7 +70,7 @@ class Choices:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "shots", "rows", "validation_rows", "parameters"):
-            _check_count(name, vars(self)[name])
+            check_count(name, vars(self)[name])
         for name in ("seeds", "rates", "lengths", "starts", "baselines", "methods"):
             _check_list(name, vars(self)[name])
         self._check_values()
@@ -90,7 +89,7 @@ class Choices:
         for rate in self.rates:
             _check_rate(rate)
         for length in self.lengths:
-            _check_count("lengths", length)
+            check_count("lengths", length)
         for name in self.baselines:
             _check_baseline(name)
 
@@ -129,14 +128,6 @@ def read_rate(text: str) -> Rate:
 
 def _refuse() -> Any:
     raise ValueError("empty")
-
-
-def _check_count(name: str, value: int | None) -> None:
-    if value is None:
-        return
-    check_positive_integer(name, value)
-    if value > MOST:
-        raise ValueError(f"{name} is {value}; expected an integer of at most {MOST}")
 
 
 def _check_seed(seed: int) -> None:
