@@ -11,6 +11,7 @@ from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.dry_run import print_plan
 from softprompt_zoo.training.comparison.finish import finish
 from softprompt_zoo.training.comparison.plan import Plan, check_names, make_plan
+from softprompt_zoo.training.comparison.result import Comparison
 from softprompt_zoo.training.comparison.running.choice import ONE_BY_ONE, Running
 from softprompt_zoo.training.comparison.running.run_all import run_all
 from softprompt_zoo.training.comparison.store import Store
@@ -33,7 +34,7 @@ def compare(
     dry_run: bool = False,
     command: str = "",
     running: Running = ONE_BY_ONE,
-) -> None:
+) -> Comparison | None:
     """Compare methods and baselines, and say what came of it.
 
     Args:
@@ -44,6 +45,9 @@ def compare(
         dry_run: Whether to say what would be run and how long it would take, and keep nothing.
         command: What repeats the comparison, for the report.
         running: How trials are run.
+
+    Returns:
+        What came of it, which a notebook shows as a table; `None` of a dry run.
 
     Raises:
         ZooError: If something the user gave cannot be used; nothing was written then.
@@ -69,7 +73,7 @@ def compare(
         raise OutputError("nothing that was chosen fits the model; the lines above say why")
     if dry_run:
         print_plan(plan, bench, is_done, console)
-        return
+        return None
     if running.search is not None:
         from softprompt_zoo.training.comparison.search.search import search
 
@@ -79,7 +83,7 @@ def compare(
             store.open(bench.shared, overwrite=overwrite)
             run_all(plan.trials, bench, store, console, running.runner(tell))
     lines = summarize(plan.trials, store.results(plan.trials))
-    finish(store.folder, bench, plan, lines, command, console)
+    return finish(store.folder, bench, plan, lines, command, console)
 
 
 def _nothing_is_done(trial: Trial) -> bool:

@@ -11,6 +11,7 @@ from softprompt_zoo.training.comparison.measure import measure_of
 from softprompt_zoo.training.comparison.outputs import write_results, write_table
 from softprompt_zoo.training.comparison.page import write_page
 from softprompt_zoo.training.comparison.plan import Plan
+from softprompt_zoo.training.comparison.result import Comparison
 from softprompt_zoo.training.comparison.summary import Line
 from softprompt_zoo.training.comparison.table import make_table
 from softprompt_zoo.training.report import printer, short_path
@@ -18,8 +19,8 @@ from softprompt_zoo.training.report import printer, short_path
 TABLE_FILE, RESULTS_FILE, PAGE_FILE = "table.csv", "results.json", "report.html"
 
 
-def finish(folder: Path, bench: Bench, plan: Plan, lines: Sequence[Line], command: str, console: Console) -> None:
-    """Write and print what came of a comparison.
+def finish(folder: Path, bench: Bench, plan: Plan, lines: Sequence[Line], command: str, console: Console) -> Comparison:
+    """Write and print what came of a comparison, and return it.
 
     Args:
         folder: The folder of the comparison.
@@ -41,3 +42,4 @@ def finish(folder: Path, bench: Bench, plan: Plan, lines: Sequence[Line], comman
     for sentence in conclusion.sentences:
         console.print(sentence, markup=False, highlight=False)
     tell(f"\nreport: {short_path(folder / PAGE_FILE)}")
+    return Comparison(lines, conclusion, bench.objective.metrics)
