@@ -234,7 +234,11 @@ def test_links_of_the_front_page_lead_to_pages_from_the_repository_too():
 def errors():
     for module in pkgutil.walk_packages(zoo.__path__, "softprompt_zoo."):
         if module.name != "softprompt_zoo.__main__":
-            importlib.import_module(module.name)
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:  # the one extra that the tests go without
+                if error.name != "ray":
+                    raise
     found, waiting = set(), [zoo.ZooError]
     while waiting:
         error = waiting.pop()
