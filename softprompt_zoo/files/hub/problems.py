@@ -15,6 +15,8 @@ from huggingface_hub.errors import (
 
 from softprompt_zoo.errors import HubError
 
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+"""What the HTTP client raises where no answer came; which client that is depends on huggingface_hub's version."""
 LOG_IN = "give token=…, or run: hf auth login"
 
 
@@ -48,7 +50,7 @@ def reading(name: str, revision: str | None, token: str | bool | None, files: li
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise HubError(_unreachable(name, revision, files, error)) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTP_ERROR, OSError) as error:
         raise HubError(f"{name!r} cannot be fetched from {constants.ENDPOINT}: {first_line(error)}") from error
 
 
@@ -71,6 +73,11 @@ def writing(name: str) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         raise HubError(_refused(name, error)) from error
+    except HTTP_ERROR as error:
+        raise HubError(
+            f"{name!r} cannot be pushed: the hub at {constants.ENDPOINT} cannot be reached ({first_line(error)}): "
+            "check the network, and HF_ENDPOINT"
+        ) from error
     except OSError as error:
         raise HubError(f"{name!r} cannot be pushed to {constants.ENDPOINT}: {first_line(error)}") from error
 
