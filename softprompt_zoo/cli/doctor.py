@@ -35,9 +35,9 @@ def doctor(
 def _look_at_model(name: str, length: int) -> None:
     from softprompt_zoo.training.base import Base
     from softprompt_zoo.training.doctor.environment import look_at_environment
-    from softprompt_zoo.training.doctor.findings import print_findings
     from softprompt_zoo.training.doctor.models import look_at_attention, look_at_memory, look_at_methods
     from softprompt_zoo.training.doctor.tokenizers import look_at_tokenizer
+    from softprompt_zoo.training.findings import print_findings
 
     base, out = Base(name, progress=lambda line: typer.echo(line, err=True)), console()
     print_findings(out, f"memory for rows of {length} tokens", [*look_at_memory(base, length)])
@@ -49,8 +49,8 @@ def _look_at_model(name: str, length: int) -> None:
 
 def _look_at_run(folder: Path, template: str | None) -> None:
     from softprompt_zoo.training.base import Base
-    from softprompt_zoo.training.doctor.findings import print_findings
     from softprompt_zoo.training.doctor.runs import look_at_losses, look_at_prompt, look_at_rows
+    from softprompt_zoo.training.findings import print_findings
     from softprompt_zoo.training.record import FINISHED, read_record
 
     record, out = read_record(folder), console()

@@ -5,23 +5,23 @@ import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from transformers import TrainerCallback
 
 from softprompt_zoo.training import folder as folders
 from softprompt_zoo.training import processes
+from softprompt_zoo.training.amounts import shown_bytes, shown_time
 from softprompt_zoo.training.arguments import rows_at_once
-from softprompt_zoo.training.comparison.memory import peak_memory
 from softprompt_zoo.training.evaluation import target_loss
-from softprompt_zoo.training.memory import StepMemory, estimate, free_memory, in_words
+from softprompt_zoo.training.findings import Finding, print_findings
+from softprompt_zoo.training.memory import StepMemory, estimate, free_memory
+from softprompt_zoo.training.peak_memory import peak_memory
 from softprompt_zoo.training.prepared import Prepared, prepare
 from softprompt_zoo.training.row_view import view_row
 from softprompt_zoo.training.run import check_installed
-from softprompt_zoo.training.settings import MOST, Settings
+from softprompt_zoo.training.settings import Settings
+from softprompt_zoo.training.step_clock import StepClock
 from softprompt_zoo.training.trainer import make_trainer
 
 if TYPE_CHECKING:
@@ -69,70 +69,59 @@ def dry_run(settings: Settings, console: Console, *, overwrite: bool = False) ->
     fits = memory.training + rows * memory.row <= room or run.settings.gradient_checkpointing
     parts = view_row(model, run.objective, run.base.tokenizer, run.sample[0])
     lines = [*_size(run, model), *_memory(memory, rows, room), *_time(run, _timed(run, model) if fits else None)]
-    _print(console, "the run", lines)
-    _print(console, "the first row, as the model sees it", parts)
+    print_findings(console, "the run", lines)
+    print_findings(console, "the first row, as the model sees it", [Finding(*part) for part in parts])
     console.print("nothing was written; leave out --dry-run to train", highlight=False)
 
 
-def _size(run: Prepared, model: "PreTrainedModel") -> list[tuple[str, str]]:
+def _size(run: Prepared, model: "PreTrainedModel") -> list[Finding]:
     settings, of_all = run.settings, model.num_parameters()
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     steps, rows = int(settings.steps or 0), int(settings.batch_size or 0)
     left_out = f"; {run.left_out} rows of more than {settings.max_length} tokens are left out" if run.left_out else ""
     return [
-        ("parameters", f"{trained:,} trained, {of_all - trained:,} frozen, in {settings.dtype}"),
-        ("rows", f"{run.num_rows} to train on, {len(run.evaluator.rows)} to validate on{left_out}"),
-        ("steps", f"{steps} of {rows} rows, which is {steps * rows / run.num_rows:.1f} epochs"),
+        Finding("parameters", f"{trained:,} trained, {of_all - trained:,} frozen, in {settings.dtype}"),
+        Finding("rows", f"{run.num_rows} to train on, {len(run.evaluator.rows)} to validate on{left_out}"),
+        Finding("steps", f"{steps} of {rows} rows, which is {steps * rows / run.num_rows:.1f} epochs"),
     ]
 
 
-def _memory(memory: StepMemory, rows: int, room: int) -> list[tuple[str, str]]:
+def _memory(memory: StepMemory, rows: int, room: int) -> list[Finding]:
     batch = rows * memory.row
     fitting = memory.rows_in(room + memory.weights)
     return [
-        ("memory, estimated", f"{in_words(memory.of_rows(rows))}, and what is computed in passing"),
-        ("", f"{in_words(memory.weights)} weights, {in_words(memory.training)} gradients and optimizer"),
-        ("", f"{in_words(batch)} activations, were the {rows} rows read at once all as long as the longest"),
-        ("free here", f"{in_words(room)} with the weights loaded; {fitting:,} of the longest rows at once would fit"),
+        Finding("memory, estimated", f"{shown_bytes(memory.of_rows(rows))}, and what is computed in passing"),
+        Finding("", f"{shown_bytes(memory.weights)} weights, {shown_bytes(memory.training)} gradients and optimizer"),
+        Finding("", f"{shown_bytes(batch)} activations, were the {rows} rows read at once all as long as the longest"),
+        Finding(
+            "free here",
+            f"{shown_bytes(room)} with the weights loaded; {fitting:,} of the longest rows at once would fit",
+        ),
     ]
 
 
-def _time(run: Prepared, times: Times | None) -> list[tuple[str, str]]:
+def _time(run: Prepared, times: Times | None) -> list[Finding]:
     if times is None:
-        return [("time", "not measured: a step would not fit; give a smaller --batch-size, or accumulate gradients")]
+        text = "not measured: a step would not fit; give a smaller --batch-size, or accumulate gradients"
+        return [Finding("time", text, is_problem=True)]
     settings = run.settings
     steps = int(settings.steps or 0)
     validations = steps // int(settings.evaluate_every or steps)
     total = steps * times.step + validations * times.validation
     return [
-        ("time, estimated", f"{_duration(total)}, and what measuring before and after takes"),
-        ("", f"{times.step:.2f} s a step, the mean of {TIMED}; {validations} validations of {times.validation:.1f} s"),
-        ("measured", f"these steps took {in_words(times.peak)} besides the weights, on rows as they come"),
+        Finding("time, estimated", f"{shown_time(total)}, and what measuring before and after takes"),
+        Finding(
+            "", f"{times.step:.2f} s a step, the mean of {TIMED}; {validations} validations of {times.validation:.1f} s"
+        ),
+        Finding("measured", f"these steps took {shown_bytes(times.peak)} besides the weights, on rows as they come"),
     ]
-
-
-class _Clock(TrainerCallback):
-    """Times steps, and ends the training when it has enough."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start."""
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop."""
-        self.times.append(time.perf_counter() - self._began)
-        control.should_training_stop = len(self.times) == WARMUP + TIMED
 
 
 def _timed(run: Prepared, model: "PreTrainedModel") -> Times:
     """Do a few steps and a part of a validation; what they trained is thrown away with the model."""
-    clock = _Clock()
+    clock = StepClock(WARMUP + TIMED)
     with TemporaryDirectory() as folder:
-        never: dict[str, Any] = {"evaluate_every": MOST, "save_every": MOST, "early_stopping": None, "report_to": None}
-        settings = dataclasses.replace(run.settings, output=folder, **never)
+        settings = run.settings.thrown_away(folder)
         trainer = make_trainer(model, run.method, settings, run.rows, run.evaluator, [clock])
         with peak_memory() as peak:
             trainer.train()
@@ -142,19 +131,3 @@ def _timed(run: Prepared, model: "PreTrainedModel") -> Times:
     of_row = (time.perf_counter() - began) / len(rows)
     timed = clock.times[WARMUP:] or clock.times
     return Times(statistics.mean(timed), of_row * len(run.evaluator.rows), peak.bytes)
-
-
-def _duration(seconds: float) -> str:
-    """Write a time as people do."""
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} minutes" if hours < 2 else f"{hours:.1f} hours"
-
-
-def _print(console: Console, title: str, lines: list[tuple[str, str]]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for name, text in lines:
-        table.add_row(Text(name, "bold"), Text(text))
-    console.print(table)
-    console.print()

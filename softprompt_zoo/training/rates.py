@@ -19,7 +19,7 @@ from torch import Tensor
 
 from softprompt_zoo.method import Method
 from softprompt_zoo.training.evaluation import Evaluator
-from softprompt_zoo.training.settings import MOST, Settings
+from softprompt_zoo.training.settings import Settings
 from softprompt_zoo.training.trainer import RunTrainer, make_trainer
 
 if TYPE_CHECKING:
@@ -97,9 +97,8 @@ def find_rate(
     Returns:
         The curve; shorter than the test where the loss has become hopeless.
     """
-    never: dict[str, Any] = {"evaluate_every": MOST, "save_every": MOST, "early_stopping": None, "report_to": None}
     with TemporaryDirectory() as folder, _taken_back(model):
-        settings = dataclasses.replace(settings, output=folder, gradient_accumulation_steps=1, **never)
+        settings = dataclasses.replace(settings.thrown_away(folder), gradient_accumulation_steps=1)
         trainer = make_trainer(model, method, settings, rows, evaluator, [])
         return _test(trainer, list(itertools.islice(_forever(trainer), STEPS + 1)))
 

@@ -201,6 +201,16 @@ class Settings:
         }
         return {name: default for name, default in defaults.items() if vars(self)[name] is None}
 
+    def thrown_away(self, folder: str) -> "Settings":
+        """Return settings for steps that are tried and thrown away: without validation, checkpoints and reports.
+
+        Args:
+            folder: Where Trainer may write.
+        """
+        return dataclasses.replace(
+            self, output=folder, evaluate_every=MOST, save_every=MOST, early_stopping=None, report_to=None
+        )
+
     def absolute(self) -> "Settings":
         """Write paths so that the run can be resumed from another folder."""
 

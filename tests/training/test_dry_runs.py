@@ -10,7 +10,8 @@ from helpers.tiny_runs import save_tiny, write_rows
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softprompt_zoo.training.memory import estimate, in_words
+from softprompt_zoo.training.amounts import shown_bytes, shown_time
+from softprompt_zoo.training.memory import estimate
 
 
 @pytest.fixture
@@ -41,9 +42,9 @@ def test_a_dry_run_says_what_the_run_would_do(words, place, tmp_path):
     assert f"10 of 4 rows, which is {40 / kept:.1f} epochs" in printed
     first = texts[next(index for index, length in enumerate(lengths) if length <= 10)]
     assert "3 virtual tokens, keys and values of decoder" in printed
-    shown = re.findall(r"^ read +(.*?) *$", printed, re.MULTILINE)
+    shown = re.findall(r"^ +read +(.*?) *$", printed, re.MULTILINE)
     assert shown == [" ".join(repr(tokenizer.decode([token])) for token in first)]
-    assert re.search(r"^ read, in the loss +'w\d+' 'w\d+' 'w\d+' '</s>' *$", printed, re.MULTILINE)
+    assert re.search(r"^ +read, in the loss +'w\d+' 'w\d+' 'w\d+' '</s>' *$", printed, re.MULTILINE)
     assert re.search(r"time, estimated +\d+ s", printed)
     assert not (tmp_path / "run").exists()
 
@@ -63,8 +64,8 @@ def test_an_encoder_decoder_writes_its_labels(tmp_path):
     write_rows(tmp_path / "rows.jsonl", 4)
     words = ("train", tmp_path / "t5", "prompt", "--data", tmp_path / "rows.jsonl", "--output", tmp_path / "run")
     printed = dry_run(*words, "--option", "num_virtual_tokens=2", "--steps", 2, "--batch-size", 2)
-    assert re.search(r"^ prompt 'default' +2 virtual tokens, input embeddings", printed, re.MULTILINE)
-    assert re.search(r"^ written, in the loss +'w\d+'", printed, re.MULTILINE)
+    assert re.search(r"^ +prompt 'default' +2 virtual tokens, input embeddings", printed, re.MULTILINE)
+    assert re.search(r"^ +written, in the loss +'w\d+'", printed, re.MULTILINE)
 
 
 class Layer(nn.Module):
@@ -91,4 +92,8 @@ def test_memory_is_what_is_kept():
 
 
 def test_bytes_in_words():
-    assert [in_words(count) for count in (5, 2048, 3 * 1024**2, 1.5 * 1024**3)] == ["5 B", "2 KiB", "3 MiB", "1.5 GiB"]
+    assert [shown_bytes(count) for count in (5, 2048, 3e6, 1.5e9)] == ["5 B", "2.0 kB", "3.0 MB", "1.50 GB"]
+
+
+def test_times_in_words():
+    assert [shown_time(seconds) for seconds in (5, 120, 7200)] == ["5 s", "2 min", "2.0 h"]

@@ -2,21 +2,11 @@
 
 import json
 
-import pytest
 from helpers import loopback_hub
-from helpers.tiny_runs import save_tiny, tiny_settings, train, write_rows
+from helpers.tiny_runs import tiny_settings, train
 from huggingface_hub import ModelCard
 
 from softprompt_zoo.files.card import card_file
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("place")
-    save_tiny(folder / "model")
-    write_rows(folder / "train.jsonl", 12)
-    write_rows(folder / "validation.jsonl", 6, seed=1)
-    return folder
 
 
 def test_a_runs_card_has_its_numbers_and_no_folder_of_the_user(place, tmp_path, monkeypatch):

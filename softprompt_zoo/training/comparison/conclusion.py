@@ -4,11 +4,12 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
+from softprompt_zoo.training.amounts import shown_bytes
 from softprompt_zoo.training.comparison.candidates.all import BASELINE_CLASSES
 from softprompt_zoo.training.comparison.measure import Measure
 from softprompt_zoo.training.comparison.statistics import Difference, difference, holm
 from softprompt_zoo.training.comparison.summary import Line
-from softprompt_zoo.training.comparison.table import shown_bytes, shown_interval
+from softprompt_zoo.training.comparison.table import shown_interval
 
 LEVEL = 0.05
 """Of a p value below which a difference counts as significant."""

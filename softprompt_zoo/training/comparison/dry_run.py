@@ -6,11 +6,11 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
+from softprompt_zoo.training.amounts import shown_time
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.plan import Plan, variants_of
 from softprompt_zoo.training.comparison.run_trial import run_trial
 from softprompt_zoo.training.comparison.trial import Trial
-from softprompt_zoo.training.comparison.watching import shown_time
 
 TIMED_STEPS = 2
 """Steps that are taken to time one. Our choice."""

@@ -17,9 +17,10 @@ from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.all import find_candidate
 from softprompt_zoo.training.comparison.candidates.candidate import Candidate, Fitted
 from softprompt_zoo.training.comparison.candidates.restoring import unmarked
-from softprompt_zoo.training.comparison.memory import peak_memory
 from softprompt_zoo.training.comparison.trial import Trial, TrialResult
 from softprompt_zoo.training.evaluation import target_loss
+from softprompt_zoo.training.peak_memory import peak_memory
+from softprompt_zoo.training.step_clock import StepClock
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -136,7 +137,7 @@ def _train(
     """Take all steps of a trial; return the seconds of each, and what was logged."""
     if fitted.trainer is None:
         return [], []
-    clock = _Clock()
+    clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = _make_trainer(candidate, fitted, trial, bench, [clock, *callbacks], folder)
         trainer.train()
@@ -186,22 +187,6 @@ def arguments_of(candidate: Candidate, trial: Trial, folder: str, **more: Any) -
 def curve_interval(trial: Trial) -> int:
     """Return how many steps are between two validations of a training."""
     return max(1, trial.steps // CURVE_POINTS)
-
-
-class _Clock(TrainerCallback):
-    """Times optimizer steps."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self._began = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start."""
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop."""
-        self.times.append(time.perf_counter() - self._began)
 
 
 class _Curve(TrainerCallback):

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from softprompt_zoo.training.amounts import shown_bytes
 from softprompt_zoo.training.comparison.statistics import Interval
 from softprompt_zoo.training.comparison.summary import Line
 from softprompt_zoo.training.objectives.objective import Metric
@@ -25,9 +26,9 @@ def columns(metrics: Sequence[Metric]) -> Mapping[str, Cell]:
         **{metric.title: _metric_cell(metric) for metric in metrics},
         "loss": lambda line: shown_interval(line.loss),
         "parameters": lambda line: shown(line.mean(lambda result: result.parameters), "{:,.0f}"),
-        "file": lambda line: shown_bytes(line.mean(lambda result: result.file_bytes)),
+        "file": lambda line: _size(line.mean(lambda result: result.file_bytes)),
         "step": lambda line: shown(line.mean(lambda result: result.step_seconds), "{:.2f} s"),
-        "memory": lambda line: shown_bytes(line.mean(lambda result: result.peak_memory)),
+        "memory": lambda line: _size(line.mean(lambda result: result.peak_memory)),
         "first token": lambda line: shown_milliseconds(line.mean(lambda result: result.first_token_seconds)),
         "forgetting": lambda line: shown(line.mean(lambda result: result.forgetting), "{:+.3f}"),
     }
@@ -79,15 +80,8 @@ def shown(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def shown_bytes(value: float | None) -> str:
-    """Show a size."""
-    if value is None:
-        return "-"
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"
+def _size(value: float | None) -> str:
+    return "-" if value is None else shown_bytes(value)
 
 
 def shown_milliseconds(value: float | None) -> str:

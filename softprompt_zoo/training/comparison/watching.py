@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import TrainerCallback
 
+from softprompt_zoo.training.amounts import shown_time
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.store import Store
 from softprompt_zoo.training.comparison.summary import summarize
@@ -103,10 +104,3 @@ class _Steps(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell."""
         self._tell(state.global_step)
-
-
-def shown_time(seconds: float) -> str:
-    """Show a time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -6,7 +6,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-from softprompt_zoo.training.doctor.findings import Finding
+from softprompt_zoo.training.findings import Finding
 
 PACKAGE = "softprompt-zoo"
 SHOWN = (PACKAGE, "torch", "transformers", "peft", "accelerate", "datasets")

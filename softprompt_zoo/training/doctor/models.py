@@ -13,9 +13,10 @@ from softprompt_zoo.method import get_method
 from softprompt_zoo.methods import DEFAULT
 from softprompt_zoo.model.attachment import detach
 from softprompt_zoo.registry.registry import registry
+from softprompt_zoo.training.amounts import shown_bytes
 from softprompt_zoo.training.base import Base, fast_dtype
-from softprompt_zoo.training.doctor.findings import Finding
-from softprompt_zoo.training.memory import StepMemory, estimate, free_memory, in_words
+from softprompt_zoo.training.findings import Finding
+from softprompt_zoo.training.memory import StepMemory, estimate, free_memory
 
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 """Names of transformers, and of many models' own code."""
@@ -113,8 +114,10 @@ def look_at_memory(base: Base, length: int) -> Iterator[Finding]:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     room = free_memory(device)
     rows = memory.rows_in(room)
-    yield Finding("weights", f"{in_words(memory.weights)} in {fast_dtype()}, of {in_words(room)} free on {device.type}")
-    yield Finding("a row", f"{in_words(memory.row)} of activations, for {count} tokens with {DEFAULT}")
+    yield Finding(
+        "weights", f"{shown_bytes(memory.weights)} in {fast_dtype()}, of {shown_bytes(room)} free on {device.type}"
+    )
+    yield Finding("a row", f"{shown_bytes(memory.row)} of activations, for {count} tokens with {DEFAULT}")
     fitting = f"up to {rows:,} such rows at once, by estimate: what is computed in passing is not counted"
     too_large = "not one such row fits into what is free; take a smaller model or shorter rows, or quantize the model"
     yield Finding("batch size", fitting if rows else too_large, is_problem=not rows)

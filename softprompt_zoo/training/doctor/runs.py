@@ -11,8 +11,8 @@ import torch
 from softprompt_zoo.operations.inspect import inspect
 from softprompt_zoo.operations.load_and_export import load
 from softprompt_zoo.training.base import Base
-from softprompt_zoo.training.doctor.findings import Finding
 from softprompt_zoo.training.evaluation import BASE, TRAINED
+from softprompt_zoo.training.findings import Finding
 from softprompt_zoo.training.objectives.kinds import recorded
 from softprompt_zoo.training.record import FINISHED
 from softprompt_zoo.training.settings import Settings

@@ -5,7 +5,7 @@ from typing import Any
 
 from softprompt_zoo.backbone.lookup import config_value
 from softprompt_zoo.training.base import Base
-from softprompt_zoo.training.doctor.findings import Finding
+from softprompt_zoo.training.findings import Finding
 
 
 def look_at_tokenizer(base: Base) -> Iterator[Finding]:

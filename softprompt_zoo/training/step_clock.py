@@ -1,0 +1,29 @@
+"""How long optimizer steps take."""
+
+import time
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+class StepClock(TrainerCallback):
+    """Times optimizer steps.
+
+    Args:
+        enough: Steps after which the training ends; `None` for all.
+    """
+
+    def __init__(self, enough: int | None = None) -> None:
+        self.times: list[float] = []
+        """Seconds of each."""
+        self._enough, self._began = enough, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop."""
+        self.times.append(time.perf_counter() - self._began)
+        if len(self.times) == self._enough:
+            control.should_training_stop = True
