@@ -20,14 +20,12 @@ class Base:
     """A model by name: tokenizer and config at once, weights when asked for."""
 
     def __init__(self, name: str, progress: Callable[[str], None] | None = None) -> None:
-        from transformers import AutoConfig
-
         _check_place(name)
         self.name = name
         """As the user gave it."""
         self.folder = resolve_model(name, progress=progress)
         """What `from_pretrained` takes."""
-        self.config: Any = AutoConfig.from_pretrained(self.folder)
+        self.config: Any = _config(name, self.folder)
         """The model's config; not changed."""
         self.is_encoder_decoder: bool = bool(self.config.is_encoder_decoder)
         """Whether targets go through a decoder of their own."""
@@ -84,6 +82,10 @@ class Base:
 
         Returns:
             The model, in eval mode.
+
+        Raises:
+            UnsupportedError: If there are no weights for that class, or they cannot be fetched.
+            ValueError: If they are damaged.
         """
         import torch
         from safetensors import SafetensorError
@@ -97,6 +99,13 @@ class Base:
             )
         except SafetensorError as error:
             raise ValueError(f"the weights of {self.name} are damaged ({error}); get the model again") from error
+        except OSError as error:
+            if error.errno is not None:  # the system's: a full disk
+                raise
+            raise UnsupportedError(
+                f"the weights of {self.name} cannot be loaded; save the model into a folder with save_pretrained, or "
+                f"fetch all of it from the hub. transformers says: {' '.join(str(error).split())}"
+            ) from error
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return model.to(accelerator).eval() if accelerator is not None else model.eval()  # type: ignore[arg-type]
 
@@ -147,6 +156,20 @@ def check_tokens(rows: "Sequence[TokenRow]", model: "PreTrainedModel") -> None:
         raise UnsupportedError(
             f"the tokenizer gives the id {largest}, the model has {size} embeddings; give the tokenizer it has"
         )
+
+
+def _config(name: str, folder: str) -> Any:
+    """Load the config of a model; on the hub it is asked for first, whose refusals say more than transformers'."""
+    from transformers import AutoConfig
+
+    if not os.path.isdir(folder):
+        from huggingface_hub import hf_hub_download
+
+        from softprompt_zoo.files.hub.problems import reading
+
+        with reading(name, None, None, ["config.json"]):
+            hf_hub_download(folder, "config.json")
+    return AutoConfig.from_pretrained(folder)
 
 
 def _tokenizer(name: str, folder: str) -> Any:

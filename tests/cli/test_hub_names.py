@@ -1,5 +1,7 @@
 """Commands on prompts that are named by their repository on the hub."""
 
+import shutil
+
 import pytest
 from helpers import loopback_hub
 from helpers.commands import invoke, refusal
@@ -44,6 +46,28 @@ def test_what_is_not_there_is_said_before_a_model_is_read(place, hub):
     assert "is a folder here, which has none" in refusal(
         "generate", place / "model", place / "run", "w1", "--revision", "v2"
     )
+
+
+def test_a_model_that_cannot_be_fetched_is_named(place, hub, monkeypatch):
+    def train(name):
+        return refusal("train", name, "prefix", "--data", place / "data.jsonl", "--output", place / "never")
+
+    assert "'no/model' is no folder here, and you can see no repository of that name" in train("no/model")
+    hub.create("me/empty")
+    assert "'me/empty' cannot be fetched" in train("me/empty")
+    files = {path.name: path.read_bytes() for path in (place / "model").iterdir()}
+    hub.create("me/gated", files)
+    hub.gated.add("me/gated")
+    assert "'me/gated' is gated on the Hugging Face Hub: ask for access" in train("me/gated")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "lacks its config.json; HF_HUB_OFFLINE is set: unset it, or fetch it" in train("no/model")
+    assert not (place / "never").exists()
+
+
+def test_a_model_without_weights_is_named(place, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    told = refusal("generate", tmp_path / "model", place / "run", "w1")
+    assert f"the weights of {tmp_path / 'model'} cannot be loaded; save the model into a folder" in told
 
 
 def test_a_run_is_pushed_with_its_card_and_used_by_name(place, hub, tmp_path, monkeypatch):

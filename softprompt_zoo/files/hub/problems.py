@@ -97,10 +97,7 @@ def _unreachable(name: str, revision: str | None, files: list[str], error: Excep
     wanted = repr(name) if revision is None else f"{name!r} at {revision!r}"
     missing = f"{wanted} is no folder here, and the cache {constants.HF_HUB_CACHE} lacks its {' or '.join(files[:2])}"
     if constants.is_offline_mode():
-        return (
-            f"{missing}; HF_HUB_OFFLINE is set: unset it, or fetch the prompt where there is a network: hf download "
-            f"{name} --include '*.json' --include '*.safetensors'"
-        )
+        return f"{missing}; HF_HUB_OFFLINE is set: unset it, or fetch it where there is a network: hf download {name}"
     cause = error.__cause__ or error
     why = first_line(cause if isinstance(cause, Exception) else error)
     return f"{missing}; the hub at {constants.ENDPOINT} cannot be reached ({why}): check the network, and HF_ENDPOINT"
