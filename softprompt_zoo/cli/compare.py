@@ -79,7 +79,7 @@ def compare(
     is_quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="30 steps, 2 seeds, at most 60 validation rows, where nothing else is given: a first look."
+            "--quick", help="30 steps and at most 60 validation rows, where nothing else is given: a first look."
         ),
     ] = False,
     dry_run: Annotated[
