@@ -125,6 +125,8 @@ def train(
     check_file("--png", png)
     # Importing torch takes seconds; what is wrong above has been said by now.
     quiet()
+    if config is not None:
+        _check_options(settings, config)
     if find_rate:
         from softprompt_zoo.training.rate_test import try_rates
 
@@ -169,6 +171,21 @@ def _written(config: Path | None) -> dict[str, Any]:
     from softprompt_zoo.config.config_file import read_config
 
     return read_config(config, Settings, _try_setting)
+
+
+def _check_options(settings: Settings, config: Path) -> None:
+    """Say on which line a configuration file gives an option that the method does not take."""
+    from softprompt_zoo.config.config_file import option_place
+    from softprompt_zoo.method import get_method
+
+    method = get_method(settings.method)
+    try:
+        method.configure(**settings.options)
+    except (TypeError, ValueError) as error:
+        place = option_place(config, str(error))
+        if place is None:
+            raise
+        raise ValueError(f"{place}: {error}") from error
 
 
 def default_output(method: str) -> str:

@@ -1,6 +1,7 @@
 """Configuration files: a command's flags under the same names, in TOML or YAML."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,22 @@ def read_config(path: Path, kind: Any, try_field: Callable[..., Any] | None = No
         found[name] = _value(document, key, value, hints[name])
         _try(document, key, try_field, {name: found[name]})
     return found
+
+
+def option_place(path: Path, message: str) -> str | None:
+    """Return where a file gives the option of a method that a message is about.
+
+    Args:
+        path: A file that `read_config` has read.
+        message: What a check of the options said.
+
+    Returns:
+        File and line of the option that the message names first; `None` if it names none of the file's.
+    """
+    document = read_document(path)
+    given = map(str, document.content.get(OTHER_KEYS["options"], ()))
+    found = [(match.start(), key) for key in given if (match := re.search(rf"\b{re.escape(key)}\b", message))]
+    return document.place(OTHER_KEYS["options"], min(found)[1]) if found else None
 
 
 def config_text(values: Mapping[str, Any], head: str) -> str:

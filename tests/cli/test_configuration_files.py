@@ -68,6 +68,21 @@ init = "random"
         ("run.yaml", "target_field: no\n", "run.yaml:1: target_field is False (bool); expected text"),
         ("run.toml", 'model = "m"\noption = [\n 1,\n]\n', ":2: option is [1] (list); expected an object"),
         ("run.toml", "seed = 1\nsteps = 0\n", "run.toml:2: steps is 0; expected an integer of at least 1"),
+        (
+            "run.yaml",
+            "option:\n  init: random\n  num_virtual_tokns: 4\n",
+            "run.yaml:3: unknown option 'num_virtual_tokns' for method 'prefix_tuning'; did you mean",
+        ),
+        (
+            "run.toml",
+            "[option]\ninit-text = 'a'\n",
+            "run.toml:2: unknown option 'init-text' for method 'prefix_tuning'; did you mean 'init_text'?",
+        ),
+        (
+            "run.toml",
+            "[option]\ninit = 'random'\n\nnum_virtual_tokens = 0\n",
+            "run.toml:4: num_virtual_tokens is 0; expected an integer of at least 1",
+        ),
         ("run.yaml", "steps: 3\nsteps: 4\n", "'steps' is there twice"),
         ("run.yaml", "batch-size: 3\nbatch_size: 4\n", "run.yaml:2: 'batch_size' was given above"),
         (

@@ -100,6 +100,22 @@ def test_what_cannot_be_fetched(hub, files, monkeypatch):
     refused(r"model\.safetensors is missing", "me/cut", error=zoo.CheckpointError)
 
 
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (401, "it may be gated or private: ask for access at .*/me/prompt, then .*hf auth login"),
+        (403, "it may be gated or private: ask for access at .*/me/prompt, then .*hf auth login"),
+        (429, "wait a few minutes"),
+        (500, "try again later"),
+    ],
+)
+def test_what_the_hub_answered_is_said_with_what_to_do(hub, files, monkeypatch, status, advice):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client tries a busy hub again
+    hub.create("me/prompt", files)
+    hub.failing["me/prompt"] = status
+    refused(rf"'me/prompt' cannot be fetched: {constants.ENDPOINT} answered .*{status}.*{advice}", "me/prompt")
+
+
 def test_without_a_network_the_cache_is_used_and_what_is_missing_is_said(hub, model, files, monkeypatch):
     hub.create("me/prompt", files)
     zoo.read_config("me/prompt")

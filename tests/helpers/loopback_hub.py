@@ -24,6 +24,8 @@ class Hub:
     def __init__(self):
         self.repositories, self.requests = {}, []
         self.gated = set()
+        self.failing = {}
+        """Status that every request for a repository is answered with."""
 
     def create(self, name, files=None):
         """Make a repository, as others would have filled it."""
@@ -104,6 +106,8 @@ class Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def repository(self, hub, name, revision="main"):
+        if name in hub.failing:
+            raise RefusalError(hub.failing[name], "", "Not today")
         if name not in hub.repositories:
             raise RefusalError(404, "RepoNotFound", "Repository not found")
         if name in hub.gated and not self.is_known:

@@ -49,7 +49,11 @@ def reading(name: str, revision: str | None, token: str | bool | None, files: li
             f"{name!r} on the Hugging Face Hub has no revision {revision!r}; expected {_revisions(name, token)}"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        if isinstance(error.__cause__, HfHubHTTPError):  # the cache was only searched because of this answer
+            raise HubError(_no_fetch(name, error.__cause__)) from error
         raise HubError(_unreachable(name, revision, files, error)) from error
+    except HfHubHTTPError as error:
+        raise HubError(_no_fetch(name, error)) from error
     except (HTTP_ERROR, OSError) as error:
         raise HubError(f"{name!r} cannot be fetched from {constants.ENDPOINT}: {first_line(error)}") from error
 
@@ -82,8 +86,26 @@ def writing(name: str) -> Iterator[None]:
         raise HubError(f"{name!r} cannot be pushed to {constants.ENDPOINT}: {first_line(error)}") from error
 
 
+def _no_fetch(name: str, error: HfHubHTTPError) -> str:
+    status = _status(error)
+    if status in (401, 403):
+        advice = f"it may be gated or private: ask for access at {constants.ENDPOINT}/{name}, then {LOG_IN}"
+    elif status == 429:
+        advice = f"these are too many requests: wait a few minutes and try again; logged in, more are allowed: {LOG_IN}"
+    elif status >= 500:
+        advice = "the hub itself has a problem: try again later; https://status.huggingface.co shows its state"
+    else:
+        advice = "check the name, and HF_ENDPOINT"
+    return f"{name!r} cannot be fetched: {constants.ENDPOINT} answered {first_line(error)}; {advice}"
+
+
+def _status(error: HfHubHTTPError) -> int:
+    """Return the HTTP status that the hub answered with; 0 if the error carries none."""
+    return 0 if error.response is None else error.response.status_code
+
+
 def _refused(name: str, error: HfHubHTTPError) -> str:
-    status = None if error.response is None else error.response.status_code
+    status = _status(error)
     advice = f"; you need the right to write there: {LOG_IN}" if status in (401, 403, 404) else ""
     return f"{name!r} cannot be pushed to {constants.ENDPOINT}: {first_line(error)}{advice}"
 
