@@ -18,7 +18,8 @@ from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.checkpointing import anchor
 from softprompt_zoo.sites.positions import given_cache, past_length
 from softprompt_zoo.sites.request import NEW_ARGUMENTS, Request
-from softprompt_zoo.sites.stack import BINDING_ATTRIBUTE, Stack
+from softprompt_zoo.sites.stack import Stack
+from softprompt_zoo.sites.stack_facts import BINDING_ATTRIBUTE
 from softprompt_zoo.sites.stacks.kind import StackKind
 from softprompt_zoo.sites.stacks.kinds import kind_of
 from softprompt_zoo.sites.state import CallState

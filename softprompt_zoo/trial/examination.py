@@ -25,7 +25,8 @@ from softprompt_zoo.prompt.task_heads import find_heads, task_head
 from softprompt_zoo.sites.hooks import Binding
 from softprompt_zoo.sites.reach.implementations import base_implementation, prompted_implementation
 from softprompt_zoo.sites.reach.marks import mark_of
-from softprompt_zoo.sites.stack import BINDING_ATTRIBUTE, Stack
+from softprompt_zoo.sites.stack import Stack
+from softprompt_zoo.sites.stack_facts import BINDING_ATTRIBUTE
 from softprompt_zoo.sites.text_states import states_of
 from softprompt_zoo.trial.projections import Projector
 from softprompt_zoo.trial.refusals import Refusals

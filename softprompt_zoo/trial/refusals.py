@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.sites.stack import Reach, Stack
+from softprompt_zoo.sites.reach.reach import Reach
+from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.placement import Placement
 
 

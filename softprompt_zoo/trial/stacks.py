@@ -34,9 +34,10 @@ from softprompt_zoo.backbone.traits import (
     zero_features,
 )
 from softprompt_zoo.errors import UnsupportedError
+from softprompt_zoo.sites.reach.reach import Look, Reach
 from softprompt_zoo.sites.reach.reaches import REACHES
 from softprompt_zoo.sites.reach.real_positions import RealPositions
-from softprompt_zoo.sites.stack import Look, Reach, Stack
+from softprompt_zoo.sites.stack import Stack
 
 SUPPORTED_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 

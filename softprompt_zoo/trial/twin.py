@@ -14,7 +14,8 @@ from torch import nn
 from softprompt_zoo.backbone.lookup import has_parts
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.reach.views import view
-from softprompt_zoo.sites.stack import BINDING_ATTRIBUTE, Stack
+from softprompt_zoo.sites.stack import Stack
+from softprompt_zoo.sites.stack_facts import BINDING_ATTRIBUTE
 
 
 def twin(model: Any) -> Any:

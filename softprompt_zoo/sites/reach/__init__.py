@@ -19,7 +19,7 @@ wrong, there is `RealPositions`, which says why, or the model is refused.
 
 To add a way to reach a model:
 
-1. A file here with a subclass of `sites.stack.Reach`, or of `OnOurAttention` if the stack's config is to name our
+1. A file here with a subclass of `reach.Reach`, or of `OnOurAttention` if the stack's config is to name our
    attention function. `find` returns one `AttentionCall` per layer. `install` makes the stack ready; `remove` undoes
    it. `enter` brings the state of one call to the attention: a `CallState`, whose `sites` have the keys and values, or
    a `KeyValueRecording`, which wants those of the text. `leave` takes out of the output what `enter` put in. `refuse`

@@ -10,7 +10,7 @@ from softprompt_zoo.backbone.lookup import config_value, part_of
 from softprompt_zoo.backbone.probe import PROBE_LENGTH, AttentionCall
 from softprompt_zoo.shapes import Float
 from softprompt_zoo.sites.reach.cache_view import CacheView
-from softprompt_zoo.sites.stack import Look
+from softprompt_zoo.sites.reach.reach import Look
 from softprompt_zoo.tokens.layer_shape import LayerShape
 
 

@@ -11,14 +11,14 @@ from typing import Any
 from torch import nn
 
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
-from softprompt_zoo.sites.stack import Stack
+from softprompt_zoo.sites.stack_facts import StackFacts
 from softprompt_zoo.sites.state import CallState
 
 _HANDLE = "_softprompt_hidden"
 """Attribute of an attention module that holds the hook's handle."""
 
 
-def show_hidden(stack: Stack, is_wanted: bool) -> None:
+def show_hidden(stack: StackFacts, is_wanted: bool) -> None:
     """Put the hooks on a stack's attention modules, or take them off.
 
     Args:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import nn
 
 from softprompt_zoo.sites.site import AttentionLayer
-from softprompt_zoo.sites.stack import Stack
+from softprompt_zoo.sites.stack_facts import StackFacts
 
 MARK = "_softprompt_mark"
 """Attribute of an attention module that holds its `Mark`."""
@@ -20,7 +20,7 @@ class Mark(NamedTuple):
     """Width of its sliding window; `None` without one."""
 
 
-def mark_sites(stack: Stack) -> None:
+def mark_sites(stack: StackFacts) -> None:
     """Mark the attention modules of a stack."""
     for name, modules in stack.attentions.items():
         for module, shape in zip(modules, stack.shapes.get(name, ()), strict=True):
@@ -28,7 +28,7 @@ def mark_sites(stack: Stack) -> None:
             setattr(module, MARK, Mark(sites, shape.window))
 
 
-def unmark_sites(stack: Stack) -> None:
+def unmark_sites(stack: StackFacts) -> None:
     """Undo `mark_sites`."""
     for modules in stack.attentions.values():
         for module in modules:

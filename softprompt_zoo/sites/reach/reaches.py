@@ -1,9 +1,9 @@
 """The ways to reach a stack, in the order in which they are tried: a new one is a file next to this one, and a line."""
 
+from softprompt_zoo.sites.reach.reach import Reach
 from softprompt_zoo.sites.reach.replaced_attention import ReplacedAttention
 from softprompt_zoo.sites.reach.through_cache import ThroughCache
 from softprompt_zoo.sites.reach.through_interface import ThroughInterface
-from softprompt_zoo.sites.stack import Reach
 
 REACHES: tuple[Reach, ...] = (
     ThroughInterface(),

@@ -7,7 +7,8 @@ from typing import Any
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.sites.reach.on_our_attention import OnOurAttention
-from softprompt_zoo.sites.stack import Look, Stack
+from softprompt_zoo.sites.reach.reach import Look
+from softprompt_zoo.sites.stack_facts import StackFacts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class RealPositions(OnOurAttention):
             "input embeddings"
         )
 
-    def refuse_attentions(self, stack: Stack, kwargs: Mapping[str, Any]) -> None:
+    def refuse_attentions(self, stack: StackFacts, kwargs: Mapping[str, Any]) -> None:
         """Refuse weights of attention off the interface: where their virtual positions are is not known."""
         given = kwargs.get("output_attentions")
         if stack.module.config.output_attentions if given is None else given:

@@ -14,8 +14,9 @@ from softprompt_zoo.backbone.replaced_forward import check_view, note_prompted, 
 from softprompt_zoo.backbone.stand_in import stand_in
 from softprompt_zoo.sites.reach.on_our_attention import OnOurAttention
 from softprompt_zoo.sites.reach.own_attention import KINDS, Kind
+from softprompt_zoo.sites.reach.reach import Look
 from softprompt_zoo.sites.reach.views import view
-from softprompt_zoo.sites.stack import Look, Stack
+from softprompt_zoo.sites.stack_facts import StackFacts
 from softprompt_zoo.sites.state import CallState, KeyValueRecording
 from softprompt_zoo.tokens.layer_shape import LayerShape
 
@@ -34,7 +35,7 @@ class ReplacedAttention(OnOurAttention):
         kinds = [_kind_of(layer) for layer in layers]
         return [_call_of(layer, kind) for layer, kind in zip(layers, kinds, strict=True) if kind] if all(kinds) else ()
 
-    def install(self, stack: Stack, model: Any) -> None:
+    def install(self, stack: StackFacts, model: Any) -> None:
         """Give the stack a class whose forward takes the state, unless the model's prompted class is it already."""
         super().install(stack, model)
         module: Any = stack.module
@@ -43,7 +44,7 @@ class ReplacedAttention(OnOurAttention):
             module.__class__ = carrying_class(base)
             rebind(module, _carrying_function)
 
-    def remove(self, stack: Stack) -> None:
+    def remove(self, stack: StackFacts) -> None:
         """Undo `install`."""
         super().remove(stack)
         module: Any = stack.module

@@ -24,7 +24,8 @@ from softprompt_zoo.sites.positions import given_cache, plain_mask
 from softprompt_zoo.sites.reach.cache_trial import run_on_view
 from softprompt_zoo.sites.reach.cache_view import CacheView
 from softprompt_zoo.sites.reach.marks import mark_sites, unmark_sites
-from softprompt_zoo.sites.stack import Look, Reach, Stack
+from softprompt_zoo.sites.reach.reach import Look, Reach
+from softprompt_zoo.sites.stack_facts import StackFacts
 from softprompt_zoo.sites.state import CallState, KeyValueRecording
 from softprompt_zoo.tokens.placement import Placement
 
@@ -47,19 +48,19 @@ class ThroughCache(Reach):
         found = run_on_view(look)
         return [found[layer] for layer in range(layers)] if sorted(found) == list(range(layers)) else ()
 
-    def install(self, stack: Stack, model: Any) -> None:
+    def install(self, stack: StackFacts, model: Any) -> None:
         """Mark the attention modules, and let layers keep the view under checkpointing."""
         mark_sites(stack)
         for layer in _checkpointed(stack):
             setattr(layer, CHECKPOINTS, True)
 
-    def remove(self, stack: Stack) -> None:
+    def remove(self, stack: StackFacts) -> None:
         """Undo `install`."""
         unmark_sites(stack)
         for layer in _checkpointed(stack):
             layer.__dict__.pop(CHECKPOINTS, None)
 
-    def enter(self, stack: Stack, state: CallState | KeyValueRecording, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def enter(self, stack: StackFacts, state: CallState | KeyValueRecording, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Give the stack a view as its cache, and a mask over prompt and text where one is needed.
 
         Raises:
@@ -76,7 +77,7 @@ class ThroughCache(Reach):
             return shown
         return {**shown, "attention_mask": _mask(view, call, mask, text)}
 
-    def leave(self, stack: Stack, output: Any, kwargs: Mapping[str, Any]) -> Any:
+    def leave(self, stack: StackFacts, output: Any, kwargs: Mapping[str, Any]) -> Any:
         """Take out the view and the prompt's columns."""
         view = kwargs[stack.cache_argument]
         shown = {**without_cache(output), stack.cache_argument: view.inner}
@@ -115,7 +116,7 @@ class ThroughCache(Reach):
         )
 
 
-def _checkpointed(stack: Stack) -> list[GradientCheckpointingLayer]:
+def _checkpointed(stack: StackFacts) -> list[GradientCheckpointingLayer]:
     return [layer for layer in stack.module.modules() if isinstance(layer, GradientCheckpointingLayer)]
 
 
@@ -129,7 +130,7 @@ def _cache_of_text(module: Any, kwargs: dict[str, Any]) -> Cache | None:
 
 
 def _mask_of_text(
-    stack: Stack, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."], view: CacheView
+    stack: StackFacts, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."], view: CacheView
 ) -> Shaped[Tensor, "rows key_length"] | None:
     """Return the text's mask, or one without padding; `None` if none is needed."""
     if view.prompt is None:
@@ -145,7 +146,7 @@ def _mask_of_text(
     return torch.ones(text.shape[0], int(length), dtype=torch.long, device=view.prompt.keys[0].device)
 
 
-def _check_mask(stack: Stack, mask: Any) -> None:
+def _check_mask(stack: StackFacts, mask: Any) -> None:
     """Refuse a mask that is not `(rows, length)`."""
     if mask is not None:
         kind = f"{mask.ndim}-D" if isinstance(mask, Tensor) else type(mask).__name__

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from softprompt_zoo.backbone.probe import AttentionCall
 from softprompt_zoo.sites.reach.hidden_states import show_hidden
 from softprompt_zoo.sites.reach.on_our_attention import OnOurAttention
-from softprompt_zoo.sites.stack import Look, Stack
+from softprompt_zoo.sites.reach.reach import Look
+from softprompt_zoo.sites.stack_facts import StackFacts
 
 
 class ThroughInterface(OnOurAttention):
@@ -17,14 +18,14 @@ class ThroughInterface(OnOurAttention):
         """Take the calls that brought the keyword along."""
         return look.calls
 
-    def show_hidden(self, stack: Stack, is_wanted: bool) -> None:
+    def show_hidden(self, stack: StackFacts, is_wanted: bool) -> None:
         """Put hooks on the attention modules, or take them off."""
         show_hidden(stack, is_wanted)
 
-    def remove(self, stack: Stack) -> None:
+    def remove(self, stack: StackFacts) -> None:
         """Undo `install` and `show_hidden`."""
         self.show_hidden(stack, False)
         super().remove(stack)
 
-    def refuse_single_layers(self, stack: Stack) -> None:
+    def refuse_single_layers(self, stack: StackFacts) -> None:
         """Refuse none: our function records what a layer is called with."""
