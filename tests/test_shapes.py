@@ -73,6 +73,18 @@ def test_axes_of_one_name_are_of_one_size():
         check(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long))
 
 
+def repeat(states: shapes.Float[Tensor, " rows"], count: int) -> shapes.Float[Tensor, "{count} rows"]:
+    return states.expand(2, -1)
+
+
+def test_a_size_that_an_argument_says_is_checked_in_every_call():
+    check, states = checked(repeat), torch.zeros(3)
+    for _ in range(2):
+        assert check(states, 2).shape == (2, 3)
+        with pytest.raises(TypeCheckError):
+            check(states, 4)
+
+
 def test_the_packages_own_functions_are_checked():
     positions = torch.zeros(1, 4, dtype=torch.long)
     assert text_positions({"position_ids": positions}, 4, 0, torch.device("cpu")) is positions

@@ -9,6 +9,7 @@ import functools
 import importlib.abc
 import importlib.machinery
 import inspect
+import re
 import sys
 from typing import get_args
 
@@ -25,15 +26,18 @@ def says_shape(hint):
     return is_shape or any(map(says_shape, get_args(hint)))
 
 
-def says_argument(hint):
-    """Return whether a size in an annotation is computed from the values of arguments."""
-    return "{" in str(getattr(hint, "dim_str", "")) or any(map(says_argument, get_args(hint)))
+def counted(hint):
+    """Return the names in an annotation that sizes are computed from, which are arguments."""
+    own = re.findall(r"\{(.*?)\}", str(getattr(hint, "dim_str", "")))
+    return set(re.findall(r"[A-Za-z_]\w*", " ".join(own))).union(*map(counted, get_args(hint)))
 
 
 def form(value):
     """Return what of a value a check of shapes looks at."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.shape
+    if isinstance(value, int):
+        return value
     if isinstance(value, dict):
         return dict, tuple((key, form(each)) for key, each in value.items())
     return (type(value), tuple(map(form, value))) if isinstance(value, list | tuple) else type(value)
@@ -70,8 +74,10 @@ def checked(function):
 def checker(function, shapes):
     """Return what calls a function and checks these shapes, unless it has seen equal ones."""
     checking = annotated(lambda *args, **kwargs: function(*args, **kwargs), function, shapes)
-    places = [(place, name) for place, name in enumerate(inspect.signature(function).parameters) if name in shapes]
-    passed, is_fixed = {}, not any(map(says_argument, shapes.values()))
+    hints, counts = inspect.get_annotations(function), set().union(*map(counted, shapes.values()))
+    looked_at = counts | shapes.keys()
+    places = [(place, name) for place, name in enumerate(inspect.signature(function).parameters) if name in looked_at]
+    passed, is_fixed = {}, all(hints.get(name) is int for name in counts)
 
     def call(*args, **kwargs):
         given = tuple(form(args[place] if place < len(args) else kwargs.get(name)) for place, name in places)
