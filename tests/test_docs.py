@@ -195,7 +195,8 @@ def test_every_method_has_a_page_in_the_navigation(method):
 
 
 def test_every_page_is_in_the_navigation():
-    assert sorted(pages_in_navigation()) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+    pages = [*DOCS.rglob("*.md"), *(notebook.with_suffix(".md") for notebook in DOCS.rglob("*.ipynb"))]
+    assert sorted(pages_in_navigation()) == sorted(str(page.relative_to(DOCS)) for page in pages)
 
 
 def test_the_way_of_a_virtual_token_is_the_one_it_takes():
@@ -320,6 +321,8 @@ def test_the_site_builds(tmp_path, monkeypatch):
     front = (tmp_path / "site/index.html").read_text("utf-8")
     assert 'src="assets/demo_loss_curve.png"' in front
     assert not re.findall(r'(?:src|href)="(https?:[^"]*\.(?:js|css|woff2?))"', front)
+    assert 'href="tutorials/quickstart/"' in front
+    assert "norm of keys" in text_of(tmp_path / "site/tutorials/quickstart/index.html")
     shown = (tmp_path / "site/reference/cli/index.html").read_text("utf-8")
     found = list(recipes(monkeypatch))
     assert len(found) > len(BUILTINS) + 2

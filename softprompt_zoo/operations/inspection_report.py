@@ -45,7 +45,7 @@ class Inspection:
         from rich.console import Console
 
         file = io.StringIO()
-        Console(file=file, width=WIDTH, color_system=None).print(self)
+        Console(file=file, width=WIDTH, color_system=None, force_jupyter=False).print(self)
         return file.getvalue().rstrip()
 
     def __rich__(self) -> Any:

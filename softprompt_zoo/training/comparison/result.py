@@ -28,7 +28,7 @@ class Comparison:
     """What its candidates were measured by."""
 
     def __repr__(self) -> str:
-        console = Console(width=WIDTH, color_system=None)
+        console = Console(width=WIDTH, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(make_table(self.lines, self.metrics, WIDTH))
         return "\n".join([capture.get().rstrip(), *self.conclusion.sentences])
