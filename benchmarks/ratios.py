@@ -146,6 +146,7 @@ class _Worker:
 def _worker(folder: Path, model: str) -> Iterator[_Worker]:
     """Start a process that imports the package out of a folder."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled, and not with every import
     arguments = [sys.executable, str(Path(__file__).with_name("timed.py")), model, str(folder)]
     with subprocess.Popen(
         arguments, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -13,9 +13,9 @@ from softprompt_zoo.backbone.quantized import keep_unpacked
 
 def attention_configs(model: PreTrainedModel) -> list[Any]:
     """List the distinct config objects that choose the attention function of the model's modules."""
-    configs = [part_of(module, "config") for module in model.modules()]
-    unique = {id(config): config for config in configs if has_parts(config, "_attn_implementation_internal")}
-    return list(unique.values())
+    configs = [module.__dict__.get("config") for module in model.modules()]
+    unique = {id(config): config for config in configs}
+    return [config for config in unique.values() if has_parts(config, "_attn_implementation_internal")]
 
 
 @contextlib.contextmanager

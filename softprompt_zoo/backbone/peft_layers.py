@@ -12,7 +12,7 @@ from torch import nn
 from transformers import utils
 from transformers.integrations import peft as integration
 
-from softprompt_zoo.backbone.lookup import config_value, has_parts
+from softprompt_zoo.backbone.lookup import config_value, has_parts, part_of
 from softprompt_zoo.errors import UnsupportedError
 
 AROUND = ("base_layer", "original_module", "token_adapter")
@@ -78,6 +78,40 @@ def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, kinds) and not name.startswith("prompts."):
             yield name, module
+
+
+def adapter_names(model: Any) -> list[str]:
+    """List the adapters injected into a model."""
+    return list(part_of(model, "peft_config") or ())
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Return whether adapters are in a model's layers; merged ones that were not unloaded are."""
+    return any(True for _ in adapter_layers(model))
+
+
+def acting_adapters(model: nn.Module) -> list[str]:
+    """List the adapters that act next to a model's weights: neither switched off nor merged."""
+    found: dict[str, None] = {}
+    for _, layer in adapter_layers(model):
+        if not layer.disable_adapters:
+            found |= dict.fromkeys(name for name in layer.active_adapters if name not in layer.merged_adapters)
+    return list(found)
+
+
+def adapter_parameters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that belong to one adapter, or to any, by their name in the model."""
+    for prefix, layer in adapter_layers(model):
+        for name, parameter in layer.named_parameters():
+            owner = _owner(layer, name)
+            if owner is not None and adapter in (None, owner):
+                yield f"{prefix}.{name}", parameter
+
+
+def _owner(layer: Any, name: str) -> str | None:
+    """Return the adapter that a parameter of a layer belongs to; `None` if it is the layer's own."""
+    part = next((part for part in layer.adapter_layer_names if f"{name}.".startswith(f"{part}.")), None)
+    return None if part is None else name.removeprefix(f"{part}.").partition(".")[0]
 
 
 def original_name(name: str) -> str:

@@ -37,7 +37,7 @@ def keep_unpacked(model: nn.Module) -> None:
         model: Any module. Changed in place.
     """
     for module in model.modules():
-        state = part_of(part_of(module, "weight"), "quant_state")
+        state = part_of(module._parameters.get("weight"), "quant_state")
         if state is not None:
             module.training = True
             if part_of(state, "packing_format_for_cpu", False):

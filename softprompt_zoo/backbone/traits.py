@@ -173,6 +173,6 @@ def _tables(module: Any, embedding: nn.Module) -> Iterator[nn.Embedding | Sinuso
 
 
 def _sinusoids(module: Any) -> Sinusoids | None:
-    weights, padding = part_of(module, "weights"), part_of(module, "padding_idx")
-    is_table = isinstance(weights, Tensor) and weights.ndim == 2 and isinstance(padding, int)
+    weights = part_of(module, "weights")
+    is_table = isinstance(weights, Tensor) and weights.ndim == 2 and isinstance(part_of(module, "padding_idx"), int)
     return Sinusoids(module) if is_table else None

@@ -21,10 +21,10 @@ from softprompt_zoo.files import peft_folder, peft_modules
 from softprompt_zoo.files.damage import check_numbers
 from softprompt_zoo.files.peft_folder import ORIGIN_KEY, Origin
 from softprompt_zoo.files.peft_prefixes import SEQ2SEQ, TENSOR_KEY, flat_prefix
-from softprompt_zoo.files.prompt_records import PromptSet
 from softprompt_zoo.files.writing import make_directory
 from softprompt_zoo.prompt.plain import one_task
 from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.prompt_set import PromptSet
 from softprompt_zoo.prompt.task_heads import copy_head
 from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.placement import Placement

@@ -24,23 +24,6 @@ from softprompt_zoo.registry.discovery import install_advice
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.tokens.kinds import from_tensors, stored_shapes
 
-
-@dataclasses.dataclass(frozen=True)
-class PromptSet:
-    """The prompts of a model, as they are written."""
-
-    backbone: Backbone
-    """Sizes of the model."""
-    architecture: str
-    """Name of its class."""
-    base_name: str | None
-    """Name or path it was loaded from, if known."""
-    active: tuple[str, ...]
-    """Names of the prompts that rows see when a call names none, in order."""
-    prompts: Mapping[str, Prompt]
-    """By name, in the order they were added."""
-
-
 LEARNED, HEAD = "learned.", "head."
 """What the names of a prompt's own tensors, and of its trained head's, begin with."""
 MERGED = f"{LEARNED}tensors."

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
+from softprompt_zoo.backbone.peft_layers import adapter_parameters, has_adapters
 from softprompt_zoo.backbone.saved_sizes import check_sizes
 from softprompt_zoo.errors import (
     CheckpointError,
@@ -26,9 +27,10 @@ from softprompt_zoo.files.card import card_file
 from softprompt_zoo.files.card.page import Described, page
 from softprompt_zoo.files.exports import format_of
 from softprompt_zoo.files.other_versions import placement_of, wrappers_of
-from softprompt_zoo.files.prompt_records import PromptSet, restore
+from softprompt_zoo.files.prompt_records import restore
 from softprompt_zoo.files.writing import make_directory
 from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.prompt_set import PromptSet
 
 WITH_ADAPTERS = "it was saved with adapters in the model's layers, next to which PEFT has no place for a prompt"
 
@@ -77,7 +79,7 @@ def save(
 
 
 def _refuse_adapted(prompts: Mapping[str, Prompt]) -> None:
-    name = next((name for name, prompt in prompts.items() if weight_adapters.are_on(prompt)), None)
+    name = next((name for name, prompt in prompts.items() if has_adapters(prompt)), None)
     if name is not None:
         raise UnsupportedError(
             f"PEFT has put an adapter into the prompt {name!r} itself, which cannot be saved; put the adapter on the "
@@ -96,7 +98,7 @@ def _state(
     model: Any, own: PromptSet, state_dict: Mapping[str, Tensor] | None, chosen: Sequence[str]
 ) -> dict[str, Tensor]:
     """Return the state of the chosen prompts and of the adapters, by the names that it has in the model's."""
-    adapted = dict(weight_adapters.parameters(model))
+    adapted = dict(adapter_parameters(model))
     tensors = _own_state(own.prompts) | adapted if state_dict is None else _gathered(state_dict, adapted)
     others = tuple(f"{prompt_folder.KEY_PREFIX}{name}." for name in own.prompts if name not in chosen)
     return {key: tensor for key, tensor in tensors.items() if not key.startswith(others)}

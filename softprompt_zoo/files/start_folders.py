@@ -10,7 +10,6 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.method_config import MethodConfig
 from softprompt_zoo.config.options import GIVEN
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files.save_and_read import read_prompts, warn_of_adapters
 from softprompt_zoo.methods.parts.initialization import INITS
 from softprompt_zoo.prompt.prompt import Prompt
 
@@ -120,6 +119,8 @@ def saved_prompt(directory: Path, backbone: Backbone, option: str) -> Prompt:
         CheckpointError: If the folder holds no prompt.
         UnsupportedError: If it holds several.
     """
+    from softprompt_zoo.files.save_and_read import read_prompts, warn_of_adapters
+
     prompts, active = read_prompts(directory, backbone)
     warn_of_adapters(directory)
     names = active or tuple(prompts)

@@ -15,8 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt_zoo.backbone.lookup import part_of
-from softprompt_zoo.backbone.peft_layers import adapter_layers, check_peft_version, original_name
+from softprompt_zoo.backbone.peft_layers import (
+    adapter_layers,
+    adapter_names,
+    adapter_parameters,
+    check_peft_version,
+    original_name,
+)
 from softprompt_zoo.errors import BackboneMismatchError, CheckpointError
 from softprompt_zoo.files import prompt_folder
 from softprompt_zoo.files.module_state import restored_on_error
@@ -27,40 +32,6 @@ from softprompt_zoo.prompt.task_heads import find_heads, task_head
 
 WRAPPED = "base_model.model."
 """What PEFT puts in front of the names of the model inside."""
-
-
-def names(model: Any) -> list[str]:
-    """List the adapters injected into a model."""
-    return list(part_of(model, "peft_config") or ())
-
-
-def are_on(model: nn.Module) -> bool:
-    """Return whether adapters are in a model's layers; merged ones that were not unloaded are."""
-    return any(True for _ in adapter_layers(model))
-
-
-def acting(model: nn.Module) -> list[str]:
-    """List the adapters that act next to a model's weights: neither switched off nor merged."""
-    found: dict[str, None] = {}
-    for _, layer in adapter_layers(model):
-        if not layer.disable_adapters:
-            found |= dict.fromkeys(name for name in layer.active_adapters if name not in layer.merged_adapters)
-    return list(found)
-
-
-def parameters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters that belong to one adapter, or to any, by their name in the model."""
-    for prefix, layer in adapter_layers(model):
-        for name, parameter in layer.named_parameters():
-            owner = _owner(layer, name)
-            if owner is not None and adapter in (None, owner):
-                yield f"{prefix}.{name}", parameter
-
-
-def _owner(layer: Any, name: str) -> str | None:
-    """Return the adapter that a parameter of a layer belongs to; `None` if it is the layer's own."""
-    part = next((part for part in layer.adapter_layer_names if f"{name}.".startswith(f"{part}.")), None)
-    return None if part is None else name.removeprefix(f"{part}.").partition(".")[0]
 
 
 @contextlib.contextmanager
@@ -90,7 +61,7 @@ def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Sa
     active = {name for _, layer in adapter_layers(model) for name in layer.active_adapters}
     state = _own_state(model, state_dict)
     # PEFT activates the one that is put on last.
-    return {name: _collected(model, state, name) for name in sorted(names(model), key=active.__contains__)}
+    return {name: _collected(model, state, name) for name in sorted(adapter_names(model), key=active.__contains__)}
 
 
 def _collected(model: Any, state: Mapping[str, Tensor], name: str) -> SavedAdapter:
@@ -119,7 +90,7 @@ def check(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path) -> 
     skeleton = _Skeleton(model)
     for name, adapter in adapters.items():
         folder = directory / FOLDER / name
-        expected = _shapes(model, name) if name in names(model) else skeleton.shapes(name, adapter, folder)
+        expected = _shapes(model, name) if name in adapter_names(model) else skeleton.shapes(name, adapter, folder)
         saved = {key: tuple(tensor.shape) for key, tensor in _inside(adapter.tensors).items()}
         if saved != expected:
             wrong = min(saved.items() ^ expected.items())[0]
@@ -183,13 +154,13 @@ def _same_gradients(model: Any) -> Iterator[None]:
 
 
 def _parameters_of(model: Any, adapters: Iterable[str]) -> list[nn.Parameter]:
-    return [parameter for name in adapters for _, parameter in parameters(model, name)]
+    return [parameter for name in adapters for _, parameter in adapter_parameters(model, name)]
 
 
 def _put_one(model: Any, name: str, adapter: SavedAdapter, folder: Path) -> None:
     from peft import set_peft_model_state_dict
 
-    config = None if name in names(model) else _config(adapter, folder)
+    config = None if name in adapter_names(model) else _config(adapter, folder)
     try:
         if config is not None:
             model.add_adapter(config, adapter_name=name)

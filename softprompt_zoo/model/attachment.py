@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.eval_mode import attention_configs
 from softprompt_zoo.backbone.lookup import config_value, part_of
-from softprompt_zoo.backbone.peft_layers import model_inside, original_name
+from softprompt_zoo.backbone.peft_layers import adapter_parameters, model_inside, original_name
 from softprompt_zoo.backbone.quantized import keep_unpacked
 from softprompt_zoo.backbone.replaced_forward import check_forward, restore
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files import peft_wrapper, weight_adapters
 from softprompt_zoo.model.entry import Entry
 from softprompt_zoo.model.prompted_model import PromptedModel, prompted_class, rebind_forward
 from softprompt_zoo.model.prompts import Prompts
@@ -46,8 +45,11 @@ def attach(
         UnsupportedError: If the model has a forward of its own that prompts cannot enter. Nothing is changed.
     """
     check_forward(model_inside(model))
-    peft_wrapper.wrap(model)
-    model = model_inside(model)
+    if model_inside(model) is not model:
+        from softprompt_zoo.files import peft_wrapper
+
+        peft_wrapper.wrap(model)
+        model = model_inside(model)
     prompts = Prompts(backbone, type(model).__name__, config_value(model.config, "_name_or_path") or None)
     prompts.entry = Entry.of(model, stacks)
     prompts.train(model.training)
@@ -87,7 +89,7 @@ def _trains(prompts: Prompts) -> bool:
 
 def _freeze(model: PreTrainedModel) -> None:
     """Freeze all but PEFT's adapters."""
-    adapted = {name for name, _ in weight_adapters.parameters(model)}
+    adapted = {name for name, _ in adapter_parameters(model)}
     for name, parameter in model.named_parameters():
         if name not in adapted:
             parameter.requires_grad_(False)
@@ -141,7 +143,10 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     del model._softprompt_stacks, model._softprompt_required_grad
     _ATTACHED.discard(model)
     restore_attention(_own_configs(model))
-    peft_wrapper.unwrap(given)
+    if given is not model:
+        from softprompt_zoo.files import peft_wrapper
+
+        peft_wrapper.unwrap(given)
     return given
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from softprompt_zoo.backbone.peft_layers import acting_adapters
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files import weight_adapters
 from softprompt_zoo.files.damage import check_numbers
 from softprompt_zoo.model.plain_prefix import PrefixMaker
 from softprompt_zoo.prompt.prompt import Prompt
@@ -60,7 +60,7 @@ def check_model(maker: PrefixMaker) -> None:
             f"{type(maker.model).__name__} is not a causal model, and engines keep keys and values in front of the "
             "text of causal models alone; keep the prompt in our format"
         )
-    acting = weight_adapters.acting(maker.model)
+    acting = acting_adapters(maker.model)
     if acting:
         raise UnsupportedError(
             f"the adapter {acting[0]!r} acts in the model's layers, so keys and values that it computes are for the "

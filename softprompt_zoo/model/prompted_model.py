@@ -12,15 +12,12 @@ from transformers import PreTrainedModel
 
 from softprompt_zoo.backbone.eval_mode import attention_configs
 from softprompt_zoo.backbone.lookup import part_of
+from softprompt_zoo.backbone.peft_layers import adapter_parameters
 from softprompt_zoo.backbone.probe import STATE_KEYWORD
 from softprompt_zoo.backbone.quantized import keep_unpacked, trainable_view
 from softprompt_zoo.backbone.replaced_forward import check_forward, note_prompted, rebind
 from softprompt_zoo.backbone.stand_in import stand_in
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files import weight_adapters
-from softprompt_zoo.files.hub.upload import Push, push_folder, push_saved
-from softprompt_zoo.files.save_and_read import save
-from softprompt_zoo.files.save_arguments import check_arguments, take_push
 from softprompt_zoo.model.entry import Entry
 from softprompt_zoo.model.forward import prompted_forward
 from softprompt_zoo.model.generation import PromptedGeneration
@@ -64,6 +61,10 @@ class PromptedModel(PromptedGeneration):
         **kwargs: Any,
     ) -> None:
         """Save the prompts alone; arguments as of transformers', and `names` of the prompts to save."""
+        from softprompt_zoo.files.hub.upload import push_folder
+        from softprompt_zoo.files.save_and_read import save
+        from softprompt_zoo.files.save_arguments import check_arguments, take_push
+
         keywords = {"push_to_hub": push_to_hub, **kwargs}
         push = take_push(keywords, save_directory)
         chosen = check_arguments(names, keywords, self.prompts.keys())
@@ -95,6 +96,8 @@ class PromptedModel(PromptedGeneration):
         Raises:
             HubError: If the hub cannot be reached or refuses it, or the repository holds a model.
         """
+        from softprompt_zoo.files.hub.upload import Push, push_saved
+
         push = Push(repo_id=repo_id, **how)
         return push_saved(lambda folder: self.save_pretrained(folder, names=names), push)
 
@@ -142,12 +145,16 @@ class PromptedModel(PromptedGeneration):
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Put on a PEFT adapter that leaves the prompts alone."""
-        with weight_adapters.out_of_reach(self):
+        from softprompt_zoo.files.weight_adapters import out_of_reach
+
+        with out_of_reach(self):
             super().add_adapter(*args, **kwargs)
 
     def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
         """Load a PEFT adapter that leaves the prompts alone."""
-        with weight_adapters.out_of_reach(self):
+        from softprompt_zoo.files.weight_adapters import out_of_reach
+
+        with out_of_reach(self):
             return super().load_adapter(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +172,7 @@ class PromptedModel(PromptedGeneration):
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
         """What a checkpoint leaves out on purpose: all but prompts and adapters. `Trainer` reads it when it resumes."""
-        adapted = {name for name, _ in weight_adapters.parameters(self)}
+        adapted = {name for name, _ in adapter_parameters(self)}
         keys = self.state_dict()
         return [key for key in keys if not key.startswith("prompts.") and key not in adapted]
 

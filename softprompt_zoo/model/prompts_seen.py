@@ -6,8 +6,8 @@ from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files.prompt_records import PromptSet
 from softprompt_zoo.model.entry import Entry
+from softprompt_zoo.prompt.prompt_set import PromptSet
 from softprompt_zoo.prompt.shown import shown
 from softprompt_zoo.sites.selection import Selection
 

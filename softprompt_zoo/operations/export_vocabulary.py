@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt_zoo.backbone.eval_mode import eval_mode
 from softprompt_zoo.backbone.lookup import part_of
+from softprompt_zoo.backbone.peft_layers import adapter_names, has_adapters
 from softprompt_zoo.errors import UnsupportedError
-from softprompt_zoo.files import vocabulary, weight_adapters
+from softprompt_zoo.files import vocabulary
 from softprompt_zoo.model.attachment import detach
 from softprompt_zoo.model.context import is_disabled
 from softprompt_zoo.model.prompts import Prompts
@@ -133,8 +134,8 @@ def _check_weights(model: PreTrainedModel) -> None:
             f"the model is quantized ({type(quantizer).__name__}); load it in float32 or bfloat16, export, and "
             "quantize the result"
         )
-    if weight_adapters.are_on(model):
-        shown = ", ".join(map(repr, weight_adapters.names(model))) or "merged ones"
+    if has_adapters(model):
+        shown = ", ".join(map(repr, adapter_names(model))) or "merged ones"
         raise UnsupportedError(f"the model has adapters in its layers ({shown}); merge them into its weights first")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from softprompt_zoo.backbone.peft_layers import model_inside
+from softprompt_zoo.backbone.peft_layers import acting_adapters, model_inside
 from softprompt_zoo.errors import CheckpointError, PromptExistsError, UnsupportedError
 from softprompt_zoo.files import peft_export, peft_folder, prompt_folder, weight_adapters
 from softprompt_zoo.files.hub.download import find_directory
@@ -265,7 +265,7 @@ def _check_place(directory: Path) -> None:
 
 def _refuse_adapters(model: Any) -> None:
     """Refuse what PEFT would run without the adapters that act next to the prompt."""
-    acting = weight_adapters.acting(model_inside(model))
+    acting = acting_adapters(model_inside(model))
     if acting:
         raise UnsupportedError(
             f"the adapter {acting[0]!r} acts in the model's layers, and PEFT's prompt files would leave it out; merge "

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 
 from softprompt_zoo.methods import BUILTINS
@@ -67,16 +67,13 @@ class Candidate:
         return f"{self.kind} {self.name!r} of {self.origin}"
 
 
-def find_methods() -> list[Candidate]:
-    """List the built-in methods, then the installed ones; names may repeat, the registry decides."""
-    entries = [metadata.EntryPoint(name, f"softprompt_zoo.methods.{name}", GROUP) for name in BUILTINS]
+def find_plugins() -> list[Candidate]:
+    """List the built-in methods, the installed ones, and the installed wrappers; names may repeat."""
+    built_in = [metadata.EntryPoint(name, f"softprompt_zoo.methods.{name}", GROUP) for name in BUILTINS]
     version = own_version()
-    return [_candidate(entry, OWN_DISTRIBUTION, version, "") for entry in entries] + _installed(GROUP)
-
-
-def find_wrappers() -> list[Candidate]:
-    """List the installed wrapper plugins."""
-    return _installed(WRAPPER_GROUP)
+    found = [_candidate(entry, OWN_DISTRIBUTION, version, "") for entry in built_in]
+    entries = metadata.entry_points()  # all at once: every package's are read each time
+    return found + _installed(entries.select(group=GROUP)) + _installed(entries.select(group=WRAPPER_GROUP))
 
 
 def fingerprint() -> tuple[object, ...]:
@@ -99,10 +96,10 @@ def _allowed_names() -> set[str] | None:
     return None if allowed is None else {normalize(name.strip()) for name in allowed.split(",")} - {""}
 
 
-def _installed(group: str) -> list[Candidate]:
+def _installed(entries: Iterable[metadata.EntryPoint]) -> list[Candidate]:
     names = _allowed_names()
     found = []
-    for entry in metadata.entry_points(group=group):
+    for entry in entries:
         distribution, version, summary = _publisher(entry)
         if names is None or names & {normalize(entry.name), normalize(distribution)}:
             found.append(_candidate(entry, distribution, version, summary))

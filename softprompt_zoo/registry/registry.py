@@ -254,7 +254,7 @@ class Registry:
             if self._seen != now:
                 if self._seen is not None:  # what a plugin lacked may have been installed: try it again
                     self._outcomes = {c: o for c, o in self._outcomes.items() if not isinstance(o, PluginError)}
-                self._installed = list(dict.fromkeys(discovery.find_methods() + discovery.find_wrappers()))
+                self._installed = list(dict.fromkeys(discovery.find_plugins()))
                 self._names = assign_names(self._offered(GROUP))
                 self._seen = now
             return self._names

@@ -18,6 +18,7 @@ from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.input_tokens import InputTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.site_tokens import SiteTokens
+from softprompt_zoo.trial.built_alike import built, remember
 from softprompt_zoo.trial.leading_layers import leading
 from softprompt_zoo.trial.stack_trial import FixedPrompts, StackTrial
 from softprompt_zoo.trial.words import ready
@@ -27,8 +28,6 @@ TELLING = 3.0
 """Times that the words must change more than is rounding, for a trial of the leading layers to count."""
 KEYS_VALUES_WRONG = "keys and values of real words do not act as these words do"
 INPUTS_WRONG = "the embeddings of real words do not act as these words do"
-REMEMBERED = 256
-"""Models whose findings are remembered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +56,11 @@ def rehearse(family: str, stacks: Mapping[str, Stack]) -> Findings:
     Returns:
         What would be wrong.
     """
-    key = (family, *(_describe(stack) for stack in stacks.values()))
+    key = (family, *(built(stack.module) for stack in stacks.values()))
     if None in key:
         return _try(family, stacks)
     if key not in _FOUND:
-        if len(_FOUND) >= REMEMBERED:
-            _FOUND.clear()
-        _FOUND[key] = Findings() if _passes(family, stacks) else _try(family, stacks)
+        remember(_FOUND, key, Findings() if _passes(family, stacks) else _try(family, stacks))
     return _FOUND[key]
 
 
@@ -81,20 +78,6 @@ def sees_later_tokens(stack: Stack) -> bool:
     except Exception:
         return False
     return not torch.allclose(states[0], states[1], rtol=0, atol=1e-6 * float(states[0].abs().max()))
-
-
-def _describe(stack: Stack) -> Any:
-    """Return how a stack is built; `None` if somebody has changed what its modules do."""
-    modules = list(stack.module.named_modules())
-    if any(_is_changed(module) for _, module in modules):
-        return None
-    tensors = {(parameter.dtype, parameter.device.type) for parameter in stack.module.parameters()}
-    kinds = tuple((name, type(module)) for name, module in modules)
-    return kinds, repr(stack.module.config.to_dict()), stack.module.config._attn_implementation, frozenset(tensors)
-
-
-def _is_changed(module: torch.nn.Module) -> bool:
-    return bool("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)
 
 
 def _passes(family: str, stacks: Mapping[str, Stack]) -> bool:

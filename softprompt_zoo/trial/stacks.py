@@ -38,8 +38,11 @@ from softprompt_zoo.sites.reach.reach import Look, Reach
 from softprompt_zoo.sites.reach.reaches import REACHES
 from softprompt_zoo.sites.reach.real_positions import RealPositions
 from softprompt_zoo.sites.stack import Stack
+from softprompt_zoo.trial.built_alike import built, remember
 
 SUPPORTED_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
+_FOUND: dict[Any, Any] = {}
+"""The way to a stack, its scales, and its calls with the modules' names, of stacks that are reached without weights."""
 
 
 def find_stacks(
@@ -137,12 +140,37 @@ def _tried(
     reaches: Sequence[Reach], look: Look, name: str, encoder: Stack | None, features: Tensor | None
 ) -> tuple[Look, Reach | None, Sequence[AttentionCall]]:
     """Look for a way without the stack's weights, and then with them, for what is wrong is told of those."""
+    construction = built(look.module)
+    key = name, look.is_alone, _table_sizes(look, encoder), construction, tuple(reaches)
+    if key in _FOUND:
+        return _remembered(look, *_FOUND[key])
     for mode in (Idle(), contextlib.nullcontext()):
         look = _run(look, name, encoder, features, mode)
         found, calls = _first(reaches, look)
         if found is not None:
             break
+    if found is not None and look.is_idle and construction is not None:
+        names = {module: name for name, module in look.module.named_modules()}
+        remember(_FOUND, key, (look.scales, found, [(names[call.module], *call[1:]) for call in calls]))
     return look, found, calls
+
+
+def _table_sizes(look: Look, encoder: Stack | None) -> tuple[Any, ...]:
+    """Return the sizes of the tables of embeddings, which need not be in the stack's module."""
+    tables: list[Any] = [look.embedding] if encoder is None else [look.embedding, encoder.embedding]
+    return tuple([table.weight.shape for table in tables])
+
+
+def _remembered(
+    look: Look, scales: tuple[float, float], reach: Reach, calls: Sequence[tuple[Any, ...]]
+) -> tuple[Look, Reach, Sequence[AttentionCall]]:
+    """Return what was found of a stack that is built alike, of this one's own modules."""
+    modules = dict(look.module.named_modules())
+    return (
+        dataclasses.replace(look, scales=scales),
+        reach,
+        [AttentionCall(modules[name], *facts) for name, *facts in calls],
+    )
 
 
 def _is_causal(calls: Sequence[AttentionCall], model: PreTrainedModel) -> bool:
@@ -253,7 +281,8 @@ def _run(
 @contextlib.contextmanager
 def _noting_widths(module: nn.Module, probe: Probe) -> Iterator[None]:
     """Let a probe see the hidden states that go into each module of a stack."""
-    handles = [child.register_forward_pre_hook(probe.note_width, with_kwargs=True) for child in module.modules()]
+    parts = [part for part in module.modules() if not type(part).__module__.startswith("torch.")]  # none is attention
+    handles = [part.register_forward_pre_hook(probe.note_width, with_kwargs=True) for part in parts]
     try:
         yield
     finally:

@@ -85,9 +85,10 @@ def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
     with eval_mode([stack.module for stack in stacks.values()]):
         try:
             for stack in stacks.values():
-                stack.reach.choose_attention(stack)
-            for stack in new:
-                stack.reach.install(stack, None)
+                if stack in new:
+                    stack.reach.install(stack, None)
+                else:
+                    stack.reach.choose_attention(stack)
             yield
         finally:
             for stack in new:

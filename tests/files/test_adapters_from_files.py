@@ -9,7 +9,7 @@ from helpers.adapted_models import TARGETS, TEXT, change_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import softprompt_zoo as zoo
-from softprompt_zoo.backbone.peft_layers import adapter_layers
+from softprompt_zoo.backbone.peft_layers import adapter_layers, adapter_names, adapter_parameters
 from softprompt_zoo.files import weight_adapter_configs, weight_adapters
 from softprompt_zoo.operations import load_and_export as saving
 from softprompt_zoo.testing import tiny_model
@@ -52,7 +52,7 @@ def with_adapter(config, name="default", architecture="llama"):
     model.add_adapter(config, name)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for _, parameter in weight_adapters.parameters(model, name):
+        for _, parameter in adapter_parameters(model, name):
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model
 
@@ -77,7 +77,7 @@ def unchanged(model):
         own = {name: (p.requires_grad, p.detach().clone()) for name, p in model.named_parameters()}
         layers = [(name, list(layer.active_adapters)) for name, layer in adapter_layers(model)]
         kinds = [(name, type(module).__name__) for name, module in model.named_modules()]
-        return own, layers, kinds, weight_adapters.names(model), hasattr(model, "prompts"), run(model)
+        return own, layers, kinds, adapter_names(model), hasattr(model, "prompts"), run(model)
 
     before = everything()
     yield

@@ -11,9 +11,8 @@ from softprompt_zoo.registry.registry import Registry
 @pytest.fixture
 def installed(monkeypatch):
     fake = Installed()
-    built_in = discovery.find_methods()[: len(BUILTINS)]
-    monkeypatch.setattr(discovery, "find_methods", lambda: built_in + fake.methods)
-    monkeypatch.setattr(discovery, "find_wrappers", lambda: list(fake.wrappers))
+    built_in = discovery.find_plugins()[: len(BUILTINS)]
+    monkeypatch.setattr(discovery, "find_plugins", lambda: built_in + fake.methods + fake.wrappers)
     before = discovery.fingerprint()
     monkeypatch.setattr(discovery, "fingerprint", lambda: (*before, len(fake.methods), len(fake.wrappers)))
     return fake

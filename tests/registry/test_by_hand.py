@@ -46,7 +46,7 @@ def test_plain_tokens_stay_with_the_package_s_own_methods_whatever_a_stranger_sa
 
 
 def test_a_method_holds_only_the_plain_tokens_that_it_says(installed, registry, monkeypatch):
-    monkeypatch.setattr(discovery, "find_methods", lambda: list(installed.methods))
+    monkeypatch.setattr(discovery, "find_plugins", lambda: list(installed.methods))
     tokens = zoo.InputTokens(torch.zeros(TOKENS, HIDDEN))
     registry.register(plugin(), "silent")
     registry.register(plugin(HOLDS_PLAIN=zoo.LayerTokens), "prefixes")

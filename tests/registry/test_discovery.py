@@ -31,8 +31,9 @@ def publish(tmp_path, monkeypatch):
     return lay_out
 
 
-def strangers():
-    return [candidate for candidate in discovery.find_methods() if candidate.distribution != discovery.OWN_DISTRIBUTION]
+def strangers(kind="method"):
+    found = [one for one in discovery.find_plugins() if one.distribution != discovery.OWN_DISTRIBUTION]
+    return [candidate for candidate in found if candidate.kind == kind]
 
 
 def stranger():
@@ -46,10 +47,10 @@ METHOD = "[softprompt_zoo]\nmine = stranger\n"
 
 def test_the_built_in_methods_come_first_and_are_entry_points_like_any_other(publish):
     publish(METHOD)
-    names = [candidate.name for candidate in discovery.find_methods()]
+    names = [candidate.name for candidate in discovery.find_plugins()]
     assert tuple(names[: len(BUILTINS)]) == BUILTINS
     assert "mine" in names[len(BUILTINS) :]
-    for candidate in discovery.find_methods()[: len(BUILTINS)]:
+    for candidate in discovery.find_plugins()[: len(BUILTINS)]:
         assert candidate.origin == f"softprompt-zoo {discovery.own_version()}"
         assert candidate.summary
 
@@ -131,7 +132,7 @@ def test_a_distribution_without_metadata_is_still_listed(publish):
 
 def test_wrappers_are_found_in_a_group_of_their_own(publish):
     publish("[softprompt_zoo.wrappers]\nmine = stranger\n", '"""Around."""\n')
-    wrapper = next(candidate for candidate in discovery.find_wrappers() if candidate.name == "mine")
+    [wrapper] = strangers("wrapper")
     assert (wrapper.kind, wrapper.summary) == ("wrapper", "Around.")
     assert wrapper.describe() == "wrapper 'mine' of softprompt-zoo-stranger 1.5"
     assert not [candidate for candidate in strangers() if candidate.name == "mine"]
@@ -157,8 +158,8 @@ def test_the_environment_variable_limits_strangers_but_not_the_built_in_methods(
     if allowed is not None:
         monkeypatch.setenv(discovery.ENVIRONMENT_VARIABLE, allowed)
     assert ("mine" in [candidate.name for candidate in strangers()]) is is_found
-    assert ("mine" in [candidate.name for candidate in discovery.find_wrappers()]) is is_found
-    assert set(BUILTINS) <= {candidate.name for candidate in discovery.find_methods()}
+    assert ("mine" in [candidate.name for candidate in strangers("wrapper")]) is is_found
+    assert set(BUILTINS) <= {candidate.name for candidate in discovery.find_plugins()}
 
 
 def test_the_fingerprint_changes_with_what_may_load(publish, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ from softprompt_zoo.embedded import EMBEDDED_MODELS, cache_folder
 from softprompt_zoo.files.card.card_file import PLACE, USE
 from softprompt_zoo.files.hub.names import is_hub_name
 from softprompt_zoo.files.peft_export import TASKS
-from softprompt_zoo.files.prompt_records import PromptSet
 from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.prompt_set import PromptSet
 
 LIBRARY = "softprompt-zoo"
 LONGEST_VALUE = 200

@@ -37,4 +37,4 @@ def unmark_sites(stack: StackFacts) -> None:
 
 def mark_of(module: nn.Module) -> Mark | None:
     """Return a module's mark; `None` if it has none."""
-    return getattr(module, MARK, None)
+    return module.__dict__.get(MARK)
