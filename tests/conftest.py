@@ -1,8 +1,11 @@
 """What all tests have: one torch thread, no plugin that happens to be installed, and the benchmarks as modules."""
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of the hub is imported: no test waits for a network
+
 import gc
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 from helpers import checked_shapes, products
 from helpers.fresh_processes import FreshProcesses
 from transformers.utils import logging
+from xdist.scheduler import LoadFileScheduling
 
 gc.disable()  # what is imported while tests are collected stays
 checked_shapes.install()
@@ -29,14 +33,20 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
+    """Run a file in one process: what its tests share is made, and what they import is imported, once."""
+    return LoadFileScheduling(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave half of a suite that is run on every method to the slow tests: see `helpers.products`."""
+    """Leave to the slow tests what of a suite on every method and model has no turn: see `helpers.products`."""
     for item in items:
-        if getattr(item.cls, "in_turns", False):
-            check = dir(item.cls).index(item.originalname)
-            if not products.is_in_turn(check, *item.callspec.indices.values()):
-                item.add_marker(pytest.mark.slow)
+        lists = getattr(item.cls, "in_turns", {})
+        places = [values.index(item.callspec.params[name]) for name, values in lists.items()]
+        if lists and not products.is_in_turn(dir(item.cls).index(item.originalname), *places):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,11 +10,11 @@ import pytest
 
 
 def is_in_turn(*places):
-    """Return whether a combination of values is in the default run, from the place of each in its list.
+    """Return whether a combination of three values is in the default run, from the place of each in its list.
 
-    Every second one is: whatever the others are, every second value of each list.
+    Every third one is: for each pair of values of two lists, every third value of the other.
     """
-    return sum(places) % 2 == 0
+    return sum(places) % 3 == 0
 
 
 def in_turns(*lists):
