@@ -3,22 +3,21 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from softprompt_zoo.cli.command import console, quiet
-from softprompt_zoo.cli.train import parse_label_word, unescape
-from softprompt_zoo.training.comparison.choices import BASELINES, QUICK, SHOTS, Choices, read_list, read_rate
-from softprompt_zoo.training.comparison.running.choice import Running
-from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, OBJECTIVES, Settings
+from softprompt_zoo.cli.configured import told, unescape
+from softprompt_zoo.training.comparison.choices import BASELINES, SHOTS
+from softprompt_zoo.training.comparison.config import ComparisonConfig, try_field
+from softprompt_zoo.training.settings import OBJECTIVES
 
 PROGRAM = "softprompt-zoo"
-T = TypeVar("T")
-D = TypeVar("D", tuple[str, ...], None)
 
 
 def compare(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder, hub name, or smollm2.")] = "smollm2",
     data: Annotated[
         str | None, typer.Option(help="File, saved data set or hub name, as of train; the demo's if not given.")
@@ -76,7 +75,7 @@ def compare(
     dtype: Annotated[
         str | None, typer.Option(help="Number format of the frozen model: float32, bfloat16 or float16.")
     ] = None,
-    is_quick: Annotated[
+    quick: Annotated[
         bool,
         typer.Option(
             "--quick", help="30 steps and at most 60 validation rows, where nothing else is given: a first look."
@@ -99,43 +98,15 @@ def compare(
         str, typer.Option(help="Where trials are run: here, or ray for a cluster, this machine or RAY_ADDRESS.")
     ] = "here",
     workers: Annotated[int | None, typer.Option(help="Workers of --on ray at most.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML or YAML file with these names; what is given beside it wins.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier comparison in --output.")] = False,
 ) -> None:
     """Compare methods and baselines on your data; the same command goes on where it was stopped."""
-    budget = QUICK if is_quick else Choices()
-    choices = Choices(
-        methods=_names("--methods", methods, None),
-        baselines=_names("--baselines", None if baselines == "none" else baselines, ()),
-        seeds=_integers("--seeds", seeds, budget.seeds),
-        rates=read_list("--learning-rates", learning_rates, read_rate, "numbers, or multiples such as 2x"),
-        lengths=_integers("--lengths", lengths, ()),
-        starts=_names("--starts", starts, ()),
-        steps=_given(steps, budget.steps),
-        batch_size=batch_size,
-        rows=rows,
-        validation_rows=_given(validation_rows, budget.validation_rows),
-        parameters=parameters,
-        shots=shots,
-    )
-    settings = Settings(
-        model=model,
-        output=str(output),
-        data=data,
-        validation=validation,
-        split=split,
-        validation_split=validation_split,
-        subset=subset,
-        input_field=input_field,
-        target_field=target_field,
-        objective=objective,
-        label_words=dict(parse_label_word(text) for text in label_word or []),
-        template=unescape(template),
-        handwritten=_given(handwritten, DEMO_HANDWRITTEN if data is None else None),
-        max_length=max_length,
-        dtype=dtype,
-        metric_rows=metric_rows,
-    )
-    running = Running(together=together, search=search, on=on, workers=workers)
+    values = told(context, config, ComparisonConfig, try_field)
+    asked = ComparisonConfig(**{**values, "template": unescape(values["template"])})
+    choices, settings, running = asked.choices(), asked.settings(), asked.running()
     # Importing torch takes seconds; what is wrong above has been said by now.
     from softprompt_zoo.training.comparison.compare import compare as run
 
@@ -149,15 +120,3 @@ def compare(
         dry_run=dry_run,
         command=shlex.join([PROGRAM, *sys.argv[1:]]),
     )
-
-
-def _given(value: T | None, otherwise: T) -> T:
-    return otherwise if value is None else value
-
-
-def _names(flag: str, text: str | None, otherwise: D) -> tuple[str, ...] | D:
-    return otherwise if text is None else read_list(flag, text, str, "names")
-
-
-def _integers(flag: str, text: str | None, otherwise: tuple[int, ...]) -> tuple[int, ...]:
-    return otherwise if text is None else read_list(flag, text, int, "integers")

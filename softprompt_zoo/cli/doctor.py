@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from softprompt_zoo.cli.command import console, quiet
-from softprompt_zoo.cli.train import unescape
+from softprompt_zoo.cli.configured import unescape
 from softprompt_zoo.config.checks import check_positive_integer
 from softprompt_zoo.errors import check_packages
 

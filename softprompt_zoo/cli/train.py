@@ -1,14 +1,12 @@
 """`train`."""
 
-import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from softprompt_zoo.cli.command import check_file, console, quiet
+from softprompt_zoo.cli.configured import is_given, told, unescape
 from softprompt_zoo.methods import DEFAULT
 from softprompt_zoo.training.settings import Settings
 
@@ -121,7 +119,9 @@ def train(
         quiet()
         resume_run(output or Path(default_output(method)), console())
         return
-    settings = Settings(**chosen_settings(context, config))
+    values = told(context, config, Settings, _try_setting)
+    values["output"] = values["output"] or default_output(values["method"])
+    settings = Settings(**{**values, "template": unescape(values["template"])})
     check_file("--png", png)
     # Importing torch takes seconds; what is wrong above has been said by now.
     quiet()
@@ -139,38 +139,6 @@ def train(
         from softprompt_zoo.training.run import train as train_run
 
         train_run(settings, console(), overwrite=overwrite)
-
-
-def chosen_settings(context: typer.Context, config: Path | None) -> dict[str, Any]:
-    """Put together what a configuration file and the command line say.
-
-    Args:
-        context: The call of a command whose parameters are named as the settings are.
-        config: The file, if there is one; what was given beside it wins, of `--option` one by one.
-
-    Returns:
-        By name of the field of `Settings`.
-
-    Raises:
-        ValueError: If a setting cannot be used.
-    """
-    names = {field.name for field in dataclasses.fields(Settings)}
-    values = {name: _plain(value) for name, value in context.params.items() if name in names}
-    written = _written(config)
-    values |= {name: value for name, value in written.items() if not _is_given(context, name)}
-    for name, (flag, parse) in BY_NAME.items():
-        values[name] = {**written.get(name, {}), **dict(map(parse, context.params[flag] or []))}
-    output = values["output"] or default_output(values["method"])
-    return {**values, "output": output, "template": unescape(values["template"])}
-
-
-def _written(config: Path | None) -> dict[str, Any]:
-    """Return what a configuration file says; nothing if there is none."""
-    if config is None:
-        return {}
-    from softprompt_zoo.config.config_file import read_config
-
-    return read_config(config, Settings, _try_setting)
 
 
 def _check_options(settings: Settings, config: Path) -> None:
@@ -193,70 +161,14 @@ def default_output(method: str) -> str:
     return f"softprompt-{method}"
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
 def _try_setting(**setting: Any) -> None:
     Settings(**{"output": "", **setting})
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def parse_option(text: str) -> tuple[str, Any]:
-    """Read `name=value`.
-
-    Args:
-        text: As the user typed it.
-
-    Returns:
-        Name and value; what is not JSON is text.
-
-    Raises:
-        ValueError: If there is no `=` or no name, or the value is nested too deeply.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise ValueError(f"--option is {text!r}; expected name=value, such as num_virtual_tokens=20")
-    name = name.strip().replace("-", "_")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-    except RecursionError as error:
-        raise ValueError(f"--option {name} is JSON that is nested too deeply ({value[:20]}…); give a value") from error
-
-
-def parse_label_word(text: str) -> tuple[str, str]:
-    """Read `label=word`.
-
-    Args:
-        text: As the user typed it.
-
-    Returns:
-        Label and word.
-
-    Raises:
-        ValueError: If there is no `=`, no label or no word.
-    """
-    label, _, word = text.rpartition("=")  # a label may have one, too
-    if not label.strip() or not word.strip():
-        raise ValueError(f"--label-word is {text!r}; expected label=word, such as positive=good")
-    return label, word
-
-
-def unescape(template: str) -> str:
-    r"""Let a template have `\n` and `\t`, which shells do not type easily."""
-    return template.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _check_alone(context: typer.Context) -> None:
     """A resumed run is the run it was; other options would make it another."""
     for name in context.params:
-        if _is_given(context, name) and name not in ALLOWED_WITH_RESUME:
+        if is_given(context, name) and name not in ALLOWED_WITH_RESUME:
             flag = _flag(name)
             raise ValueError(
                 f"{flag} was given with --resume, which goes on with the settings in training.json; leave {flag} out"
@@ -266,10 +178,3 @@ def _check_alone(context: typer.Context) -> None:
 def _flag(name: str) -> str:
     """Return what the user writes for a parameter."""
     return name.upper() if name in ("model", "method") else "--" + name.replace("_", "-")
-
-
-BY_NAME: dict[str, tuple[str, Callable[[str], tuple[str, Any]]]] = {
-    "options": ("option", parse_option),
-    "label_words": ("label_word", parse_label_word),
-}
-"""Settings that flags give one by one: the flag, and what reads its text."""

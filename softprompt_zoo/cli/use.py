@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softprompt_zoo.cli.command import console, quiet
-from softprompt_zoo.cli.train import unescape
+from softprompt_zoo.cli.configured import unescape
 from softprompt_zoo.config.checks import check_choice, check_positive_integer
 from softprompt_zoo.files.hub.names import is_hub_name
 from softprompt_zoo.training.settings import DEFAULT_TEMPLATE, DTYPES, OBJECTIVES

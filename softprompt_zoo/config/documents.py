@@ -12,6 +12,8 @@ import yaml
 SUFFIXES = (".toml", ".yaml", ".yml")
 FLOAT = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$")
 """A number such as 1e-3, which YAML 1.2 and people read as one, and YAML 1.1 as text."""
+BOOL, TEXT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
+"""YAML's names of kinds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +96,11 @@ def _holds(content: Any, keys: Sequence[str]) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes 1e-3 for a number, and refuses a key that stands twice in one mapping, of which one would be lost."""
+    """Takes 1e-3 for a number and a key `on` for a name; refuses a key twice, of which one would be lost."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            key.tag = key.tag.replace(BOOL, TEXT)
         keys = [key.value for key, _ in node.value]
         for index, key in enumerate(keys):
             if key in keys[:index]:
@@ -115,7 +119,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> Any:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+    return dumper.represent_scalar(TEXT, text, style='"' if "\n" in text else None)
 
 
 _Dumper.add_representer(str, _text)

@@ -127,19 +127,42 @@ def _source(source: Source, rows: int) -> dict[str, Any]:
 class Tokenized:
     """Turns examples into rows of tokens for one model and one template."""
 
-    def __init__(self, tokenizer: Any, is_encoder_decoder: bool, template: str) -> None:
+    def __init__(self, tokenizer: Any, is_encoder_decoder: bool, template: str, examples: Sequence[str] = ()) -> None:
+        """Choose how rows are written.
+
+        Args:
+            tokenizer: The model's.
+            is_encoder_decoder: Whether the model reads targets apart from texts.
+            template: How an input becomes the text in front of its target.
+            examples: Pieces of text in front of every text, each tokenized by itself.
+        """
         self.tokenizer = tokenizer
         self.is_encoder_decoder = is_encoder_decoder
         self.template = template
+        self._front = [token for piece in examples for token in self._plain(piece)]
 
     def with_instruction(self, instruction: str) -> "Tokenized":
         """Return one that puts a hand-written prompt and a blank line in front."""
         kept = instruction.replace("{", "{{").replace("}", "}}")
         return Tokenized(self.tokenizer, self.is_encoder_decoder, f"{kept}\n\n{self.template}")
 
+    def with_examples(self, examples: Sequence[str]) -> "Tokenized":
+        """Return one that puts pieces of text in front, each tokenized by itself."""
+        return Tokenized(self.tokenizer, self.is_encoder_decoder, self.template, examples)
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _behind_front(self, ids: list[int], text: str) -> list[int]:
+        """Put examples in front of a text, behind the special tokens that begin it."""
+        own = self._plain(text)
+        first = next((place for place in range(len(ids)) if ids[place : place + len(own)] == own), 0)
+        return [*ids[:first], *self._front, *ids[first:]]
+
     def text_ids(self, example: Example) -> list[int]:
         """Tokenize what is in front of the target."""
-        ids: list[int] = self.tokenizer(apply_template(self.template, example))["input_ids"]
+        text = apply_template(self.template, example)
+        ids: list[int] = self.tokenizer(text)["input_ids"]
         ends = not self.is_encoder_decoder and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
         if not ids:
             raise ValueError(
@@ -147,7 +170,8 @@ class Tokenized:
                 "every text needs at least one; change the input or the template"
             )
         # Some tokenizers end every text; the target still has to follow this one.
-        return ids[:-1] if ends else ids
+        ids = ids[:-1] if ends else ids
+        return self._behind_front(ids, text) if self._front else ids
 
     def row(self, example: Example) -> Row:
         """Tokenize text and target; the target ends with the end of sequence, once."""

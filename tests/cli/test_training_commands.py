@@ -9,7 +9,7 @@ from helpers.commands import invoke, refusal
 
 import softprompt_zoo as zoo
 from softprompt_zoo.cli import app
-from softprompt_zoo.cli.train import parse_option, unescape
+from softprompt_zoo.cli.configured import parse_option, unescape
 
 
 def test_train_prints_the_table_and_what_to_do_next(place):

@@ -80,7 +80,7 @@ def test_wrappers_are_an_option_of_a_run(place, tmp_path):
 
 
 def test_the_recorded_command_keeps_texts_that_look_like_json():
-    from softprompt_zoo.cli.train import parse_option
+    from softprompt_zoo.cli.configured import parse_option
 
     options = {"init_text": "5", "labels": ["a", "5"], "dropout": 0.1, "init": "text", "template": "null"}
     words = shlex.split(Settings(output="run", options=options).command())

@@ -7,6 +7,7 @@ import re
 import pytest
 from helpers.tiny_runs import tiny_settings, train, write_rows
 
+from softprompt_zoo.examples import Example
 from softprompt_zoo.training.data import Collator, Row, Tokenized, pad
 from softprompt_zoo.training.metrics import rouge_l
 
@@ -67,3 +68,22 @@ def test_only_targets_have_labels():
 def test_an_instruction_stands_in_front_as_it_is(place):
     plain = Tokenized(None, False, "{input}\n")
     assert plain.with_instruction("keep {this}").template == "keep {{this}}\n\n{input}\n"
+
+
+class Letters:
+    """A tokenizer that begins texts with a 1, and joins two blanks to one token of 99 only at the end of a text."""
+
+    eos_token_id = 2
+
+    def __call__(self, text, add_special_tokens=True, **others):
+        joined = text.endswith("  ")
+        letters = [ord(letter) for letter in (text[:-2] if joined else text)] + [99] * joined
+        return {"input_ids": [1] * add_special_tokens + letters}
+
+
+def test_examples_are_tokenized_by_themselves_behind_what_begins_a_text():
+    plain = Tokenized(Letters(), False, "{input}:")
+    shown = plain.with_examples(["a:b", "  ", "c:d", "  "])
+    [row], [alone] = shown.rows([Example("e", "f")]), plain.rows([Example("e", "f")])
+    assert row.text == [1, *map(ord, "a:b"), 99, *map(ord, "c:d"), 99, *alone.text[1:]]
+    assert row.target == alone.target

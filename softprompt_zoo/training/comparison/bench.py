@@ -75,7 +75,8 @@ class Bench:
 
     def objective_for(self, fitted: "Fitted") -> Objective[Any, Any]:
         """Return the objective, with the text that a candidate puts in front."""
-        return self.objective.with_instruction(fitted.instruction) if fitted.instruction else self.objective
+        objective: Objective[Any, Any] = fitted.put_in_front(self.objective)
+        return objective
 
     def measure(self, fitted: "Fitted") -> tuple[Measured, list[float]]:
         """Measure a candidate on the validation rows.

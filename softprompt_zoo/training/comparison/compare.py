@@ -8,6 +8,7 @@ from rich.console import Console
 from softprompt_zoo.errors import OutputError, check_packages
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.choices import Choices
+from softprompt_zoo.training.comparison.config import written_config
 from softprompt_zoo.training.comparison.dry_run import print_plan
 from softprompt_zoo.training.comparison.finish import finish
 from softprompt_zoo.training.comparison.plan import Plan, check_names, make_plan
@@ -62,7 +63,7 @@ def compare(
     settings = settings.absolute()
     tell = printer(console)
     bench = Bench(settings, choices, tell)
-    store = Store(Path(settings.output))
+    store = Store(Path(settings.output), written_config(settings, choices, running))
     store.check(bench.shared, overwrite=overwrite)
     _check_room(store.folder)
     bench.load()

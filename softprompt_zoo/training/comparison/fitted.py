@@ -4,7 +4,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -14,13 +14,18 @@ def keep_nothing(folder: Path) -> None:
     """Write nothing: there is nothing to keep."""
 
 
+def as_it_is(objective: Any) -> Any:
+    """Put nothing in front."""
+    return objective
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fitted:
     """A candidate on a model, ready to be trained and measured."""
 
     model: "PreTrainedModel"
-    instruction: str = ""
-    """Text that is put in front of every text; empty for none."""
+    put_in_front: Callable[[Any], Any] = as_it_is
+    """Returns an objective with the text that is put in front of every text."""
     prompt_tokens: int = 0
     """Tokens in front of the text."""
     trainer: "type[Trainer] | None" = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from softprompt_zoo.errors import CheckpointError, OutputError
 from softprompt_zoo.files.reading import read_json
-from softprompt_zoo.files.writing import temporaries_of, write_json
+from softprompt_zoo.files.writing import temporaries_of, write_atomically, write_json
 from softprompt_zoo.training.comparison.trial import Trial, TrialResult
 
 MARK_FILE = "comparison.json"
@@ -19,15 +19,23 @@ SEARCH_FOLDER = "search"
 TOGETHER_FOLDER = "together"
 """Where trials that are trained together have their checkpoints."""
 MADE_BY = "softprompt-zoo compare"
-OUTPUTS = ("report.html", "table.csv", "results.json", ".training.lock")
+CONFIG_FILE = "config.yaml"
+"""The comparison as a configuration file."""
+OUTPUTS = ("report.html", "table.csv", "results.json", CONFIG_FILE, ".training.lock")
 """Files besides the trials that a comparison writes."""
 
 
 class Store:
     """Results by trial."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, config: str = "") -> None:
+        """Choose a folder.
+
+        Args:
+            folder: The folder of the comparison.
+            config: What is left there for `--config` to repeat it; empty for nothing.
+        """
+        self.folder, self._config = folder, config
 
     def open(self, shared: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Begin a comparison, or go on with the one that is there.
@@ -44,6 +52,8 @@ class Store:
             self.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / MARK_FILE, {"made_by": MADE_BY, "shared": shared})
+        if self._config:
+            write_atomically(self.folder / CONFIG_FILE, self._config.encode())
 
     def check(self, shared: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Refuse a folder that `open` would refuse; arguments and errors as there. Nothing is changed."""

@@ -30,7 +30,7 @@ class Unrelated:
 
     def forgetting(self, fitted: "Fitted") -> float:
         """Return the loss with a candidate on, minus that of the model as it is."""
-        writing = self._writing.with_instruction(fitted.instruction) if fitted.instruction else self._writing
+        writing = fitted.put_in_front(self._writing)
         return target_loss(fitted.model, writing.rows(self._examples), writing.collate) - self.loss
 
 

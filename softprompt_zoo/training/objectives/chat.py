@@ -127,6 +127,10 @@ class Chatting:
         """Return one that puts a hand-written prompt into the system's message."""
         return Chatting(self.base, self.template, instruction)
 
+    def with_examples(self, pieces: Sequence[str]) -> "Chatting":
+        """Return one that puts examples into the system's message."""
+        return self.with_instruction("".join(pieces).strip())
+
     def instruction_tokens(self, instruction: str) -> int:
         """Count the tokens of a hand-written prompt."""
         return len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])

@@ -124,6 +124,10 @@ class Classification:
         kept = instruction.replace("{", "{{").replace("}", "}}")
         return Classification(self.base, f"{kept}\n\n{self.template}", self.classes)
 
+    def with_examples(self, pieces: Sequence[str]) -> "Classification":
+        """Refuse to: its models read no answers."""
+        raise UnsupportedError("this model names a class and reads no answers, so examples cannot be shown to it")
+
     def instruction_tokens(self, instruction: str) -> int:
         """Count the tokens of a hand-written prompt."""
         return len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])

@@ -39,10 +39,10 @@ class LabelWords:
     metrics: tuple[Metric, ...] = METRICS
     loss_of = "target token"
 
-    def __init__(self, base: "Base", template: str, words: Mapping[str, str]) -> None:
+    def __init__(self, base: "Base", template: str, words: Mapping[str, str], examples: Sequence[str] = ()) -> None:
         self.words = dict(words)
         self.classes = list(words)
-        self._writing = Writing(base, template)
+        self._writing = Writing(base, template, examples)
         self.base, self.options, self.model_class = base, self._writing.options, self._writing.model_class
         targets = [row.target for row in self._writing.rows([Example("-", word) for word in words.values()])]
         self._targets = targets if _is_ambiguous(targets) else [target[:-1] for target in targets]
@@ -131,6 +131,10 @@ class LabelWords:
     def with_instruction(self, instruction: str) -> "LabelWords":
         """Return one that puts a hand-written prompt and a blank line in front of every text."""
         return LabelWords(self.base, self._writing.with_instruction(instruction).template, self.words)
+
+    def with_examples(self, pieces: Sequence[str]) -> "LabelWords":
+        """Return one that puts pieces of text in front of every text, each tokenized by itself."""
+        return LabelWords(self.base, self._writing.template, self.words, pieces)
 
     def instruction_tokens(self, instruction: str) -> int:
         """Count the tokens of a hand-written prompt."""

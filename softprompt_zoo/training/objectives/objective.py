@@ -93,6 +93,16 @@ class Objective(Protocol[E, R]):
     def with_instruction(self, instruction: str) -> "Objective[E, R]":
         """Return one that puts a hand-written prompt in front of every text."""
 
+    def with_examples(self, pieces: Sequence[str]) -> "Objective[E, R]":
+        """Return one that puts examples in front of every text.
+
+        Args:
+            pieces: Texts with their answers, and what is between them, each to be tokenized by itself.
+
+        Raises:
+            UnsupportedError: If its models read no answers.
+        """
+
     def instruction_tokens(self, instruction: str) -> int:
         """Count the tokens of a hand-written prompt."""
 

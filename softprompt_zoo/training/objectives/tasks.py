@@ -121,6 +121,10 @@ class Tasks:
         """Return one that puts a hand-written prompt in front of every text."""
         return Tasks(self.inner.with_instruction(instruction), self.tasks)
 
+    def with_examples(self, pieces: Sequence[str]) -> "Tasks":
+        """Return one that puts examples in front of every text."""
+        return Tasks(self.inner.with_examples(pieces), self.tasks)
+
     def instruction_tokens(self, instruction: str) -> int:
         """Count the tokens of a hand-written prompt."""
         return self.inner.instruction_tokens(instruction)

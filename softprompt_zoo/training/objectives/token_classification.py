@@ -146,6 +146,12 @@ class TokenClassification:
         """Return one that puts the words of a hand-written prompt in front of every row."""
         return TokenClassification(self.base, self.template, self.classes, instruction)
 
+    def with_examples(self, pieces: Sequence[str]) -> "TokenClassification":
+        """Refuse to: its models read no answers."""
+        raise UnsupportedError(
+            "this model names the classes of words and reads no answers, so examples cannot be shown to it"
+        )
+
     def instruction_tokens(self, instruction: str) -> int:
         """Count the tokens of a hand-written prompt."""
         return len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])

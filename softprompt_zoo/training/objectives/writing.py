@@ -32,11 +32,11 @@ class Writing:
     metrics: tuple[Metric, ...] = (Metric("rouge_l", "ROUGE-L"),)
     loss_of = "target token"
 
-    def __init__(self, base: "Base", template: str) -> None:
+    def __init__(self, base: "Base", template: str, examples: Sequence[str] = ()) -> None:
         base.check_writes_text()
         self.base, self.tokenizer = base, base.tokenizer
         self.model_class = "AutoModelForSeq2SeqLM" if base.is_encoder_decoder else "AutoModelForCausalLM"
-        self._tokenized = Tokenized(self.tokenizer, base.is_encoder_decoder, template)
+        self._tokenized = Tokenized(self.tokenizer, base.is_encoder_decoder, template, examples)
         self._collator = Collator(self.tokenizer.pad_token_id, base.is_encoder_decoder)
 
     @property
@@ -87,6 +87,10 @@ class Writing:
     def with_instruction(self, instruction: str) -> "Writing":
         """Return one that puts a hand-written prompt and a blank line in front of every text."""
         return Writing(self.base, self._tokenized.with_instruction(instruction).template)
+
+    def with_examples(self, pieces: Sequence[str]) -> "Writing":
+        """Return one that puts pieces of text in front of every text, each tokenized by itself."""
+        return Writing(self.base, self.template, pieces)
 
     def instruction_tokens(self, instruction: str) -> int:
         """Count the tokens of a hand-written prompt."""

@@ -15,7 +15,9 @@ from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.trial import Trial
 
 BETWEEN = "\n\n"
-"""Between two examples, and between the last one and the row."""
+"""Between two examples, and between the last one and the row. It is tokenized by itself, as methods that learn from
+examples do: within a text, many tokenizers split a blank line into two line ends. That costs SmolLM2 accuracy on films:
+docs/how-to/compare-methods.md."""
 
 
 class FewShot:
@@ -33,8 +35,13 @@ class FewShot:
     @contextlib.contextmanager
     def put_on(self, bench: Bench, trial: Trial) -> Iterator[Fitted]:
         """Put examples in front, drawn with the seed."""
-        texts = [text + answer for text, answer in drawn(bench, trial.options["shots"], trial.seed)]
-        yield written(bench, BETWEEN.join(texts))
+        pieces = _pieces(drawn(bench, trial.options["shots"], trial.seed))
+        yield written(bench, pieces, lambda objective: objective.with_examples(pieces))
+
+
+def _pieces(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return what is in front of a row, in pieces that are tokenized one by one."""
+    return [piece for text, answer in pairs for piece in (text + answer, BETWEEN)]
 
 
 def drawn(bench: Bench, count: int, seed: int) -> list[tuple[str, str]]:
@@ -74,5 +81,5 @@ def _fit(bench: Bench, pairs: Sequence[tuple[str, str]]) -> bool:
     bound = max_positions(bench.model)
     if bound is None:
         return True
-    in_front = bench.objective.instruction_tokens("".join(f"{text}{answer}{BETWEEN}" for text, answer in pairs))
+    in_front = sum(map(bench.objective.instruction_tokens, _pieces(pairs)))
     return in_front + max(map(len, [*bench.rows, *bench.train_rows])) < bound

@@ -29,4 +29,5 @@ class Handwritten:
     @contextlib.contextmanager
     def put_on(self, bench: Bench, trial: Trial) -> Iterator[Fitted]:
         """Put the text in front."""
-        yield written(bench, trial.options["text"])
+        text = trial.options["text"]
+        yield written(bench, [text], lambda objective: objective.with_instruction(text))

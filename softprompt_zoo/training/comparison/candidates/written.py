@@ -1,21 +1,24 @@
 """What candidates of written text have in common."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.candidates.candidate import Fitted
 
 
-def written(bench: Bench, text: str) -> Fitted:
+def written(bench: Bench, pieces: Sequence[str], put_in_front: Callable[[Any], Any]) -> Fitted:
     """Return the model with a text in front of every row.
 
     Args:
         bench: The model and the rows.
-        text: What is put in front.
+        pieces: The parts of the text.
+        put_in_front: Returns an objective with the text in front.
     """
 
     def save(folder: Path) -> None:
-        (folder / "prompt.txt").write_text(text, "utf-8")
+        (folder / "prompt.txt").write_text("".join(pieces), "utf-8")
 
-    tokens = bench.objective.instruction_tokens(text)
-    return Fitted(model=bench.model, instruction=text, prompt_tokens=tokens, save=save)
+    tokens = sum(map(bench.objective.instruction_tokens, pieces))
+    return Fitted(model=bench.model, put_in_front=put_in_front, prompt_tokens=tokens, save=save)

@@ -15,6 +15,18 @@ PLACES = (HERE, "ray")
 """Where trials are run."""
 
 
+def check_running(on: str, together: int, search: int | None, workers: int | None) -> None:
+    """Refuse a value that is not allowed, whatever the others are; arguments as the fields of `Running`.
+
+    Raises:
+        ValueError: If it is not; says what is.
+    """
+    check_choice("on", on, PLACES)
+    for name, value in (("together", together), ("search", search), ("workers", workers)):
+        if value is not None:
+            check_positive_integer(name, value)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Running:
     """A way to run trials."""
@@ -30,10 +42,7 @@ class Running:
     """Trials of each candidate whose rate and options a search chooses; `None` to run all that were asked for."""
 
     def __post_init__(self) -> None:
-        check_choice("on", self.on, PLACES)
-        check_positive_integer("together", self.together)
-        if self.workers is not None:
-            check_positive_integer("workers", self.workers)
+        check_running(self.on, self.together, self.search, self.workers)
         if self.search is not None:
             self._check_search(self.search)
         if self.on == HERE:
@@ -50,7 +59,6 @@ class Running:
             raise ValueError(f"--workers {self.workers} are those of a cluster; give --on ray, or leave them out")
 
     def _check_search(self, count: int) -> None:
-        check_positive_integer("search", count)
         if self.on != HERE or self.together > 1:
             other = f"--on {self.on}" if self.on != HERE else f"--together {self.together}"
             raise ValueError(

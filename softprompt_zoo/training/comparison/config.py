@@ -1,0 +1,150 @@
+"""What `compare` can be told: by flags, by a configuration file, which has the same names, and back into one."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from softprompt_zoo.config.config_file import config_text
+from softprompt_zoo.training.comparison.choices import BASELINES, QUICK, SHOTS, Choices, Rate, read_list, read_rate
+from softprompt_zoo.training.comparison.running.choice import HERE, Running, check_running
+from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, Settings
+
+T = TypeVar("T")
+HEAD = "This comparison: softprompt-zoo compare --config FILE goes on with it, and with --output NEW_FOLDER repeats it."
+NONE = "none"
+"""What stands for no baselines."""
+SHARED = (
+    *("model", "data", "validation", "split", "validation_split", "subset", "input_field", "target_field"),
+    *("objective", "label_words", "handwritten", "max_length", "dtype", "metric_rows", "output", "template"),
+)
+"""The fields that are those of a training run."""
+BUDGET = ("steps", "validation_rows")
+"""The fields that --quick changes where nothing is given, besides the seeds."""
+COUNTED = ("batch_size", "rows", "parameters", "shots")
+"""The other fields that are those of `Choices`, as they are."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """A field for each flag of `compare`; lists are lists, or text with commas as flags have it."""
+
+    model: str = "smollm2"
+    data: str | None = None
+    validation: str | None = None
+    split: str | None = None
+    validation_split: str | None = None
+    subset: str | None = None
+    output: str = "comparison"
+    methods: tuple[str, ...] | str | None = None
+    baselines: tuple[str, ...] | str = BASELINES
+    seeds: tuple[int, ...] | int | str | None = None
+    learning_rates: tuple[float | str, ...] | float | str = "1x"
+    lengths: tuple[int, ...] | int | str | None = None
+    starts: tuple[str, ...] | str | None = None
+    steps: int | None = None
+    batch_size: int = 8
+    rows: int | None = None
+    validation_rows: int | None = None
+    parameters: int | None = None
+    shots: int = SHOTS
+    handwritten: str | None = None
+    input_field: str | None = None
+    target_field: str | None = None
+    objective: str | None = None
+    label_words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    template: str = "{input}\n"
+    max_length: int = 512
+    metric_rows: int = 10
+    dtype: str | None = None
+    quick: bool = False
+    together: int = 1
+    search: int | None = None
+    on: str = HERE
+    workers: int | None = None
+
+    def settings(self) -> Settings:
+        """Return what it shares with a training run.
+
+        Raises:
+            ValueError: If a value is not allowed.
+        """
+        own = {name: vars(self)[name] for name in SHARED}
+        if own["handwritten"] is None and self.data is None:
+            own["handwritten"] = DEMO_HANDWRITTEN
+        return Settings(**own)
+
+    def choices(self) -> Choices:
+        """Return what is compared, with which budget.
+
+        Raises:
+            ValueError: If a value is not allowed.
+        """
+        budget = QUICK if self.quick else Choices()
+        asked = {name: vars(self)[name] for name in BUDGET if vars(self)[name] is not None}
+        return Choices(
+            methods=self._list("methods", str, "names"),
+            baselines=() if self.baselines == NONE else self._list("baselines", str, "names") or (),
+            seeds=self._list("seeds", int, "integers") or budget.seeds,
+            rates=self._list("learning_rates", read_rate, "numbers, or multiples such as 2x") or (),
+            lengths=self._list("lengths", int, "integers") or (),
+            starts=self._list("starts", str, "names") or (),
+            **{**{name: vars(budget)[name] for name in BUDGET}, **asked},
+            **{name: vars(self)[name] for name in COUNTED},
+        )
+
+    def running(self) -> Running:
+        """Return how trials are run.
+
+        Raises:
+            ValueError: If a value is not allowed, or two do not go together.
+        """
+        return Running(together=self.together, search=self.search, on=self.on, workers=self.workers)
+
+    def _list(self, name: str, read: Callable[[str], T], what: str) -> tuple[T, ...] | None:
+        value = vars(self)[name]
+        if value is None:
+            return None
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        return read_list(f"--{name.replace('_', '-')}", text, read, what)
+
+
+def try_field(**field: Any) -> None:
+    """Refuse a value that is not allowed, whatever the others are.
+
+    Raises:
+        ValueError: If it is not; says what is.
+    """
+    config = ComparisonConfig(**field)
+    config.settings()
+    config.choices()
+    check_running(config.on, config.together, config.search, config.workers)
+
+
+def written_config(settings: Settings, choices: Choices, running: Running) -> str:
+    """Write a comparison as a configuration file.
+
+    Args:
+        settings: What it shares with a training run.
+        choices: What is compared.
+        running: How trials are run.
+    """
+    values = {
+        **{name: vars(settings)[name] for name in SHARED},
+        **{name: vars(choices)[name] for name in (*BUDGET, *COUNTED)},
+        "methods": choices.methods,
+        "baselines": choices.baselines or NONE,
+        "seeds": choices.seeds,
+        "learning_rates": [_written_rate(rate) for rate in choices.rates],
+        "lengths": choices.lengths or None,
+        "starts": choices.starts or None,
+        **dataclasses.asdict(running),
+    }
+    return config_text({name: values[name] for name in _order() if name in values}, HEAD)
+
+
+def _order() -> list[str]:
+    return [field.name for field in dataclasses.fields(ComparisonConfig)]
+
+
+def _written_rate(rate: Rate) -> float | str:
+    return f"{rate.value}x" if rate.is_multiple else rate.value
