@@ -13,7 +13,7 @@ from softprompt_zoo.training.comparison.compare import compare
 from softprompt_zoo.training.comparison.running.choice import ONE_BY_ONE
 from softprompt_zoo.training.settings import Settings
 
-TIMES = {"seconds", "step_seconds", "peak_memory", "first_token_seconds"}
+TIMES = {"seconds", "step_seconds", "peak_memory", "first_token_seconds", "together"}
 """Fields of a result that are other ones every time."""
 SMALL = {"methods": ("prompt_tuning",), "baselines": (), "seeds": (0,), "steps": 4, "batch_size": 2}
 

@@ -21,6 +21,7 @@ NUMBERS = (
     "first_token_seconds",
     "forgetting",
     "seconds",
+    "together",
 )
 """Fields of a result that are one number."""
 

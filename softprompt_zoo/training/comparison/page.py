@@ -12,7 +12,7 @@ from softprompt_zoo.training.comparison.charts import Mark
 from softprompt_zoo.training.comparison.conclusion import Conclusion, Contrast, is_method
 from softprompt_zoo.training.comparison.measure import Measure
 from softprompt_zoo.training.comparison.summary import Line
-from softprompt_zoo.training.comparison.table import CAPTION, columns
+from softprompt_zoo.training.comparison.table import caption, columns
 
 SHOWN_EXAMPLES = 8
 """Rows whose answers stand side by side. Our choice."""
@@ -51,7 +51,7 @@ def write_page(
         "subtitle": f"{_model_name(bench)}, {len(bench.train_rows)} training rows, {len(bench.rows)} validation rows, "
         f"{sum(len(line.seeds) for line in lines)} trials",
         "sentences": conclusion.sentences,
-        "caption": CAPTION[0].upper() + CAPTION[1:],
+        "caption": _sentence(caption(lines)),
         "heads": list(cells),
         "rows": [
             {
@@ -75,6 +75,10 @@ def write_page(
     }
     page = Environment(autoescape=True, trim_blocks=True).from_string(template).render(**content)
     write_atomically(path, page.encode())
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _mark(number: int, line: Line, measure: Measure, conclusion: Conclusion) -> Mark:

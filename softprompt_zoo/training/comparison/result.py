@@ -9,7 +9,7 @@ from rich.console import Console
 from softprompt_zoo.operations.html_tables import html_table
 from softprompt_zoo.training.comparison.conclusion import Conclusion
 from softprompt_zoo.training.comparison.summary import Line
-from softprompt_zoo.training.comparison.table import CAPTION, columns, make_table
+from softprompt_zoo.training.comparison.table import caption, columns, make_table
 from softprompt_zoo.training.objectives.objective import Metric
 
 WIDTH = 120
@@ -37,4 +37,4 @@ class Comparison:
         cells = columns(self.metrics)
         rows = [[line.name, *(cell(line) for cell in cells.values())] for line in self.lines]
         sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.conclusion.sentences)
-        return f"{html_table('', ['', *cells], rows)}<p>{html.escape(CAPTION)}</p>{sentences}"
+        return f"{html_table('', ['', *cells], rows)}<p>{html.escape(caption(self.lines))}</p>{sentences}"

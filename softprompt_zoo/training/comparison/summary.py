@@ -37,6 +37,11 @@ class Line:
         return self.trial.steps > 0
 
     @property
+    def together(self) -> int:
+        """Trials that shared their batches at most; 1 if each was trained alone."""
+        return max(result.together for result in self.results)
+
+    @property
     def loss(self) -> Interval:
         """The validation loss."""
         return interval([result.loss for result in self.results])

@@ -10,7 +10,11 @@ from softprompt_zoo.training.comparison.statistics import Interval
 from softprompt_zoo.training.comparison.summary import Line
 from softprompt_zoo.training.objectives.objective import Metric
 
-CAPTION = "mean ± half of the 95 % t interval over seeds; of one seed the number alone"
+CAPTION = (
+    "mean ± half of the 95 % t interval over seeds; of one seed the number alone; - where there is none to measure"
+)
+SHARED = "*"
+"""Behind a number that is not of one trial alone."""
 PADDING = 4
 """Characters of a cell besides its text, and of the table's edges."""
 Cell = Callable[[Line], str]
@@ -27,8 +31,8 @@ def columns(metrics: Sequence[Metric]) -> Mapping[str, Cell]:
         "loss": lambda line: shown_interval(line.loss),
         "parameters": lambda line: shown(line.mean(lambda result: result.parameters), "{:,.0f}"),
         "file": lambda line: _size(line.mean(lambda result: result.file_bytes)),
-        "step": lambda line: shown(line.mean(lambda result: result.step_seconds), "{:.2f} s"),
-        "memory": lambda line: _size(line.mean(lambda result: result.peak_memory)),
+        "step": lambda line: _mark(line, shown(line.mean(lambda result: result.step_seconds), "{:.2f} s")),
+        "memory": lambda line: _mark(line, _size(line.mean(lambda result: result.peak_memory))),
         "first token": lambda line: shown_milliseconds(line.mean(lambda result: result.first_token_seconds)),
         "forgetting": lambda line: shown(line.mean(lambda result: result.forgetting), "{:+.3f}"),
     }
@@ -45,7 +49,8 @@ def make_table(lines: Sequence[Line], metrics: Sequence[Metric], width: int) -> 
     cells = {title: [cell(line) for line in lines] for title, cell in columns(metrics).items()}
     longest = max((len(line.name) for line in lines), default=0)
     shown = _that_fit(cells, width - PADDING - longest)
-    table = Table(caption=_caption([title for title in cells if title not in shown]), caption_justify="left")
+    left_out = [title for title in cells if title not in shown]
+    table = Table(caption=_with_left_out(caption(lines), left_out), caption_justify="left")
     table.add_column("", no_wrap=True)
     for title in shown:
         table.add_column(title, justify="right", no_wrap=True)
@@ -55,8 +60,24 @@ def make_table(lines: Sequence[Line], metrics: Sequence[Metric], width: int) -> 
     return table
 
 
-def _caption(left_out: Sequence[str]) -> str:
-    return f"{CAPTION}; no room here for {', '.join(left_out)}" if left_out else CAPTION
+def caption(lines: Sequence[Line]) -> str:
+    """Return what the table's numbers are.
+
+    Args:
+        lines: Its lines.
+    """
+    together = max((line.together for line in lines), default=1)
+    if together == 1:
+        return CAPTION
+    return f"{CAPTION}; {SHARED} of a batch that up to {together} trials shared: all of them together, not each"
+
+
+def _with_left_out(text: str, left_out: Sequence[str]) -> str:
+    return f"{text}; no room here for {', '.join(left_out)}" if left_out else text
+
+
+def _mark(line: Line, cell: str) -> str:
+    return f"{cell}{SHARED}" if line.together > 1 else cell
 
 
 def _that_fit(cells: Mapping[str, Sequence[str]], width: int) -> list[str]:

@@ -63,9 +63,9 @@ class TrialResult:
     file_bytes: int
     """Size of what has to be kept."""
     step_seconds: float | None
-    """Median time of an optimizer step, by the clock."""
+    """Median time of an optimizer step, by the clock; of a batch that several trials shared that of all of them."""
     peak_memory: int | None
-    """Bytes that training took at its peak, above what the process with the loaded model had."""
+    """Bytes that training took at its peak, above what the process with the loaded model had; as for a step's time."""
     first_token_seconds: float | None
     """Median time until the first token of an answer, by the clock."""
     forgetting: float | None
@@ -73,4 +73,6 @@ class TrialResult:
     history: Sequence[Mapping[str, float]]
     """Trainer's log: entries with `step`, and `loss` or `eval_loss`."""
     seconds: float
-    """Time of the whole trial, by the clock."""
+    """Time of the whole trial, by the clock; of trials that shared their batches an equal part."""
+    together: int = 1
+    """Trials that shared its batches, itself among them."""

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from transformers import TrainerCallback, set_seed
@@ -27,6 +29,8 @@ from softprompt_zoo.training.comparison.store import TOGETHER_FOLDER
 from softprompt_zoo.training.comparison.trial import Trial, TrialResult
 from softprompt_zoo.training.evaluation import target_loss
 from softprompt_zoo.training.folder import latest_checkpoint
+from softprompt_zoo.training.peak_memory import peak_memory
+from softprompt_zoo.training.step_clock import StepClock
 from softprompt_zoo.training.together.training import train_together
 
 ALONE = "default"
@@ -44,7 +48,7 @@ def train_group(
         callbacks: What watches the training.
 
     Returns:
-        Each trial with what it gives alone; times and memory of a training of its own are not known.
+        Each trial with what it gives alone; a step's time and the memory are those of all of them together.
 
     Raises:
         UnsupportedError: If they cannot share their batches.
@@ -56,17 +60,22 @@ def train_group(
         for name, trial in names.items():
             set_seed(trial.seed)
             candidate.attach(bench, trial, name)
-        histories = _train(names, candidate, bench, callbacks)
+        clock = StepClock()
+        with peak_memory() as peak:
+            histories = _train(names, candidate, bench, [clock, *callbacks])
         results = _measure_each(names, candidate, bench)
     finally:
         if is_attached(bench.model):
             detach(bench.model)
     check_unchanged(bench.model, before, trials[0])
-    seconds = (time.perf_counter() - began) / len(trials)
-    return [
-        (trial, dataclasses.replace(results[name], history=histories[name], seconds=seconds))
-        for name, trial in names.items()
-    ]
+    with_numbers_of_all = functools.partial(
+        dataclasses.replace,
+        step_seconds=median(clock.times) if clock.times else None,
+        peak_memory=peak.bytes,
+        seconds=(time.perf_counter() - began) / len(trials),
+        together=len(trials),
+    )
+    return [(trial, with_numbers_of_all(results[name], history=histories[name])) for name, trial in names.items()]
 
 
 def folder_of(trials: Sequence[Trial], bench: Bench) -> Path:

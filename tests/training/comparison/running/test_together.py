@@ -25,6 +25,16 @@ def test_rates_and_lengths_give_the_results_of_one_by_one(place):
     assert_same_results(together, alone)
 
 
+def test_time_and_memory_are_those_of_the_batch_and_marked_so(place):
+    printed, together = compare_in(place, "timed", Running(together=2), rates=(Rate(0.3), Rate(0.003)))
+    first, second = together.values()
+    for name in ("step_seconds", "peak_memory", "seconds"):
+        assert first[name] == second[name]
+        assert first[name] is not None
+    assert first["together"] == 2
+    assert "* of a batch that up to 2 trials shared" in " ".join(printed.split())
+
+
 def test_a_group_that_was_stopped_goes_on_from_its_checkpoint(place, monkeypatch):
     changes, measure, left = {"rates": (Rate(0.2), Rate(0.02))}, shared_batches.target_loss, [4]
 
