@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 import softprompt_zoo as zoo
 from softprompt_zoo.methods.parts.initialization import sampled_ids
-from softprompt_zoo.tokens.flat import flatten_layers, unflatten_layers
+from softprompt_zoo.tokens.layer_tokens import flatten_layers, unflatten_layers
 
 NAME = "shared_prefix"
 RECIPE = zoo.Recipe(learning_rate=2e-2, steps=60, source="that of prefix tuning, which it is compared with")

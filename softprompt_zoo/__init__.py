@@ -9,7 +9,7 @@ from softprompt_zoo.config.checks import check_not_negative as check_not_negativ
 from softprompt_zoo.config.checks import check_positive as check_positive
 from softprompt_zoo.config.checks import check_positive_integer as check_positive_integer
 from softprompt_zoo.config.checks import check_probability as check_probability
-from softprompt_zoo.config.method_config import MethodConfig as MethodConfig
+from softprompt_zoo.config.options import MethodConfig as MethodConfig
 from softprompt_zoo.config.options import Options as Options
 from softprompt_zoo.config.recipe import Recipe as Recipe
 from softprompt_zoo.errors import *  # noqa: F403
@@ -42,11 +42,11 @@ if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.operations.similarity import similarity as similarity
     from softprompt_zoo.operations.truncate import truncate as truncate
     from softprompt_zoo.text.encode import encode as encode
-    from softprompt_zoo.tokens.flat import flatten_layers as flatten_layers
-    from softprompt_zoo.tokens.flat import unflatten_layers as unflatten_layers
     from softprompt_zoo.tokens.gated_tokens import GatedTokens as GatedTokens
     from softprompt_zoo.tokens.input_tokens import InputTokens as InputTokens
     from softprompt_zoo.tokens.layer_tokens import LayerTokens as LayerTokens
+    from softprompt_zoo.tokens.layer_tokens import flatten_layers as flatten_layers
+    from softprompt_zoo.tokens.layer_tokens import unflatten_layers as unflatten_layers
     from softprompt_zoo.tokens.placement import Placement as Placement
     from softprompt_zoo.tokens.scored_tokens import ScoredTokens as ScoredTokens
     from softprompt_zoo.tokens.site_tokens import SiteTokens as SiteTokens
@@ -79,7 +79,7 @@ _LAZY = {
     "detach": "model.attachment",
     "encode": "text.encode",
     "export": "operations.load_and_export",
-    "flatten_layers": "tokens.flat",
+    "flatten_layers": "tokens.layer_tokens",
     "fold": "operations.fold",
     "get_method": "method",
     "inspect": "operations.inspect",
@@ -91,7 +91,7 @@ _LAZY = {
     "sampled_ids": "methods.parts.initialization",
     "similarity": "operations.similarity",
     "truncate": "operations.truncate",
-    "unflatten_layers": "tokens.flat",
+    "unflatten_layers": "tokens.layer_tokens",
 }
 """Public name to the module it is imported from on first use: torch and transformers load slowly."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from softprompt_zoo.backbone.backbone import Backbone
-    from softprompt_zoo.config.method_config import MethodConfig
+    from softprompt_zoo.config.options import MethodConfig
     from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep
     from softprompt_zoo.shapes import Float
     from softprompt_zoo.tokens.placement import Placement

@@ -15,8 +15,8 @@ from softprompt_zoo.bank.stores import unknown
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.files.damage import FLOATING, is_finite
 from softprompt_zoo.registry.discovery import OWN_DISTRIBUTION
-from softprompt_zoo.tokens.flat import unflatten_layers
 from softprompt_zoo.tokens.layer_shape import LayerShape
+from softprompt_zoo.tokens.layer_tokens import unflatten_layers
 
 CAUSAL = "causal"
 _FLOATING = [str(dtype).removeprefix("torch.") for dtype in FLOATING]

@@ -15,11 +15,10 @@ from softprompt_zoo.errors import (
 from softprompt_zoo.files.damage import check_numbers, is_finite
 from softprompt_zoo.model.lending import Ready
 from softprompt_zoo.prompt.fits import fitting, fitting_head, fitting_tokens
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.token_checks import check_range
 from softprompt_zoo.registry.registry import registry
-from softprompt_zoo.tokens.kinds import check_virtual_tokens
+from softprompt_zoo.tokens.kinds import PlainTokens, check_virtual_tokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 HEAD = "head."

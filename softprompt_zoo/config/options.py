@@ -4,12 +4,17 @@ import dataclasses
 import difflib
 import json
 import operator
-from typing import Any, Self
+import re
+from typing import Annotated, Any, Self
 
 from softprompt_zoo.config import typed
+from softprompt_zoo.config.checks import check_choice, check_positive_integer
 
 GIVEN = "given"
 """Stands in a saved config for start values that were handed over, and are not needed again."""
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+"""Of a prompt's name."""
+PromptName = Annotated[str, typed.Allowed("letters, digits, '_' and '-'", NAME_PATTERN.fullmatch)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,52 @@ class Options:
                 typed.convert(hints[name], value, name)
             except typed.MismatchError as error:
                 raise TypeError(f"{error} (an option of {owner})") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodConfig(Options):
+    """Options that every method has; a method's own config extends it."""
+
+    num_virtual_tokens: int = 20
+    """Virtual tokens of the prompt, at least 1; 0 in the config of a method that has none."""
+    train_head: bool = False
+    """Whether the model's task head is trained, too, as a copy that belongs to the prompt."""
+    pools_prompt: bool = False
+    """Whether an encoder's classifier reads the first virtual token where it reads the text's first one, as in PEFT."""
+
+    def __post_init__(self) -> None:
+        if self.num_virtual_tokens != 0 or type(self).num_virtual_tokens != 0:
+            check_positive_integer("num_virtual_tokens", self.num_virtual_tokens)
+        check_choice("train_head", self.train_head, (False, True))
+        check_choice("pools_prompt", self.pools_prompt, (False, True))
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any], owner: str = "") -> Self:
+        """Build the config from keyword options; as `Options.from_options`."""
+        config = super().from_options(options, owner)
+        MethodConfig.__post_init__(config)  # one of a method may have left it out
+        return config
+
+    @property
+    def tasks(self) -> int | None:
+        """How many tasks the prompt has; `None` if its method has no tasks."""
+        return getattr(self, "num_tasks", None)
+
+    @property
+    def replaces_loss(self) -> bool:
+        """Whether `training_loss` is asked; a method whose loss is an option says `False` where it is off."""
+        return True
+
+    def advice_to_shorten(self, most: int) -> str:
+        """Return what makes the prompt shorter; a method that counts its tokens says what they come from.
+
+        Args:
+            most: Virtual tokens that there is room for.
+
+        Returns:
+            What to do, for a message.
+        """
+        return f"choose at most {most}"
 
 
 def _json_value(field: "dataclasses.Field[Any]", value: Any) -> Any:

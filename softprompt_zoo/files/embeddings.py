@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softprompt_zoo.config import typed
-from softprompt_zoo.config.method_config import PromptName
+from softprompt_zoo.config.options import PromptName
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import damage
 from softprompt_zoo.files.damage import check_floating

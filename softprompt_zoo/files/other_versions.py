@@ -13,12 +13,12 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.options import Options
 from softprompt_zoo.errors import CheckpointError, PluginError, UnknownMethodError
 from softprompt_zoo.files import peft_folder, prompt_folder
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.absent_method import AbsentMethod
 from softprompt_zoo.registry.discovery import install_advice
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
+from softprompt_zoo.tokens.kinds import PlainTokens
 
 
 def method_of(record: prompt_folder.IndexEntry, where: Path) -> LoadedMethod:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import MethodConfig
 from softprompt_zoo.errors import (
     CheckpointError,
     PluginError,
@@ -20,15 +20,14 @@ from softprompt_zoo.errors import (
 from softprompt_zoo.exchange import PeftPrompt
 from softprompt_zoo.files import peft_folder
 from softprompt_zoo.files.peft_folder import CONFIG_FILE, TENSOR_FILE
-from softprompt_zoo.files.peft_modules import CLASSES_TASK, POOLED_TASKS, split_head
+from softprompt_zoo.files.peft_modules import CLASSES_TASK, HEAD_PREFIX, POOLED_TASKS, split_head
 from softprompt_zoo.files.peft_prefixes import TENSOR_KEY, read_prefix
 from softprompt_zoo.prompt.fits import fitting, fitting_head
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.tokens.input_tokens import InputTokens
-from softprompt_zoo.tokens.kinds import narrowed
+from softprompt_zoo.tokens.kinds import PlainTokens, narrowed
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
@@ -54,8 +53,10 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
     if pools_prompt:
         _check_pooling(task_type, directory)
     method = _method_for(fields, origin, directory)
+    trained: Mapping[str, Tensor] = {}
     try:
-        tensors, trained = split_head(tensors, backbone)
+        if any(key.startswith(HEAD_PREFIX) for key in tensors):  # PEFT saved parts of the model, too
+            tensors, trained = split_head(tensors, backbone)
         found = _understood(method, fields, tensors, backbone)
     except (CheckpointError, UnsupportedError) as error:
         raise type(error)(f"{directory}: {error}") from error
@@ -63,7 +64,7 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
     options = {**found.options, **_switched_on(train_head=bool(trained), pools_prompt=pools_prompt)}
     config = _config(method, options, directory)
     learned = _parameters(method, config, found, backbone, directory)
-    head = fitting_head(trained, backbone, str(directory), is_whole=False)
+    head = fitting_head(trained, backbone, str(directory), is_whole=False) if trained else None
     prompt = Prompt(method, config, learned, head)
     with torch.no_grad():
         placed = prompt.place(backbone)

@@ -11,9 +11,8 @@ from torch.nn import functional
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.errors import BackboneMismatchError, UnsupportedError
 from softprompt_zoo.shapes import Float
-from softprompt_zoo.tokens.flat import flatten_layers
 from softprompt_zoo.tokens.layer_shape import LayerShape
-from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.layer_tokens import LayerTokens, flatten_layers
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 

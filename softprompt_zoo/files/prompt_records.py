@@ -11,18 +11,17 @@ from torch import Tensor
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_weight
-from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import MethodConfig
 from softprompt_zoo.errors import CheckpointError, ShapeError
 from softprompt_zoo.files import prompt_folder
 from softprompt_zoo.files.damage import check_floating
 from softprompt_zoo.files.other_versions import choose_wrappers, is_of_another, method_of, upgraded
 from softprompt_zoo.prompt.fits import check_room
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.task_heads import copy_saved_head
 from softprompt_zoo.registry.discovery import install_advice
 from softprompt_zoo.registry.loaded_method import LoadedMethod
-from softprompt_zoo.tokens.kinds import from_tensors, stored_shapes
+from softprompt_zoo.tokens.kinds import PlainTokens, from_tensors, stored_shapes
 
 LEARNED, HEAD = "learned.", "head."
 """What the names of a prompt's own tensors, and of its trained head's, begin with."""

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.config.method_config import MethodConfig
-from softprompt_zoo.config.options import GIVEN
+from softprompt_zoo.config.options import GIVEN, MethodConfig
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.methods.parts.initialization import INITS
 from softprompt_zoo.prompt.prompt import Prompt

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from softprompt_zoo.config import typed
-from softprompt_zoo.config.method_config import PromptName
+from softprompt_zoo.config.options import PromptName
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.files import damage
 from softprompt_zoo.files.damage import check_finite, check_floating

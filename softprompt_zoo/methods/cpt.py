@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_not_negative
-from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_choice, check_not_negative, check_positive, check_positive_integer
-from softprompt_zoo.config.method_config import MethodConfig
-from softprompt_zoo.config.options import GIVEN
+from softprompt_zoo.config.options import GIVEN, MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.exchange import PeftFiles, PeftPrompt, TrainingStep

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_probability, check_reparameterization
-from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.initialization import sampled_ids, text_ids

@@ -26,7 +26,7 @@ from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_choice, check_probability, check_reparameterization
-from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.hookspecs import hookimpl
@@ -34,8 +34,7 @@ from softprompt_zoo.methods.parts.initialization import keys_values_of_words
 from softprompt_zoo.methods.parts.layer_table import LayerTable
 from softprompt_zoo.methods.parts.start_options import check_init
 from softprompt_zoo.methods.parts.starting import sites_of
-from softprompt_zoo.tokens.flat import flatten_layers
-from softprompt_zoo.tokens.layer_tokens import LayerTokens
+from softprompt_zoo.tokens.layer_tokens import LayerTokens, flatten_layers
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.methods.parts.initialization import INITS, initial_embeddings

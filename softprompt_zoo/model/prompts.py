@@ -9,7 +9,7 @@ import torch
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.config.checks import check_weight
-from softprompt_zoo.config.method_config import NAME_PATTERN
+from softprompt_zoo.config.options import NAME_PATTERN
 from softprompt_zoo.errors import PromptExistsError, UnknownPromptError
 from softprompt_zoo.model import resolve
 from softprompt_zoo.model.context import disable

@@ -7,15 +7,14 @@ import torch
 from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.config.method_config import MethodConfig
-from softprompt_zoo.config.options import GIVEN
+from softprompt_zoo.config.options import GIVEN, MethodConfig
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.fits import check_room
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.sites.tasks import check_task
+from softprompt_zoo.tokens.kinds import PlainTokens
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 

@@ -10,18 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.config.method_config import MethodConfig
-from softprompt_zoo.config.options import Options
+from softprompt_zoo.config.options import MethodConfig, Options
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.branch import PromptBranch
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.prompt.sample_text import sample_text
 from softprompt_zoo.prompt.token_checks import check_placement, check_pooling
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.checks import check_shape
-from softprompt_zoo.tokens.kinds import check_virtual_tokens, from_tensors, narrowed
+from softprompt_zoo.tokens.kinds import PlainTokens, check_virtual_tokens, from_tensors, narrowed
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.rows import split_rows
 from softprompt_zoo.tokens.text import Text
@@ -123,10 +121,7 @@ class Prompt(nn.Module):
     def call(self, hook: str, **arguments: Any) -> Any:
         """Call a hook of its method; as `LoadedMethod.call`, with its own config and parameters."""
         loaded = self._loaded or self.loaded
-        arguments |= {"config": self.config, "parameters": self.learned}
-        if not loaded.wrappers.plugins:
-            return loaded.call_own(hook, arguments)
-        return loaded.call(hook, self.wrappers, **arguments)
+        return loaded.call(hook, self.wrappers, config=self.config, parameters=self.learned, **arguments)
 
     def has(self, hook: str) -> bool:
         """Return whether its method, or a wrapper around it, has an optional hook."""

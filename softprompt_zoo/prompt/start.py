@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from softprompt_zoo.backbone.backbone import Backbone
-from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import MethodConfig
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.prompt.fits import fitting, fitting_tokens
 from softprompt_zoo.prompt.prompt import Prompt

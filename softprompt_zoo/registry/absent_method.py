@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import MethodConfig
 from softprompt_zoo.errors import UnknownMethodError
 from softprompt_zoo.hookspecs import hookimpl
 from softprompt_zoo.registry.discovery import GROUP, Candidate, install_advice

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from softprompt_zoo.config.method_config import MethodConfig
+from softprompt_zoo.config.options import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 
 RESERVED_OPTIONS = ("method", "model", "name", "self", "wrappers")

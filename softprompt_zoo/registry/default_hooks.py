@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from softprompt_zoo.backbone.backbone import Backbone
-    from softprompt_zoo.config.method_config import MethodConfig
+    from softprompt_zoo.config.options import MethodConfig
     from softprompt_zoo.tokens.placement import Placement
     from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from softprompt_zoo import hookspecs
-from softprompt_zoo.config.method_config import MethodConfig
-from softprompt_zoo.config.options import Options
+from softprompt_zoo.config.options import MethodConfig, Options
 from softprompt_zoo.config.recipe import Recipe
 from softprompt_zoo.errors import PluginError
 from softprompt_zoo.registry.attribute_check import declared
@@ -76,9 +75,9 @@ class LoadedMethod:
             PluginError: If it, or a wrapper around it, returned nothing and is not optional.
             Exception: What the hook itself raises, with a note that names plugin and hook.
         """
-        around = self.wrappers.around(hook, chosen)
-        if not around:
+        if not self.wrappers.plugins:
             return self.call_own(hook, arguments)
+        around = self.wrappers.around(hook, chosen)
         return call_within(around, functools.partial(self.call_own, hook, arguments), arguments, chosen)
 
     def call_own(self, hook: str, arguments: Mapping[str, Any]) -> Any:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.sites.shared_pass import record_keys_values
 from softprompt_zoo.testing.subject import DECODER_LENGTH, Subject, random_text
 from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.kinds import PlainTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens

@@ -9,9 +9,8 @@ from torch import Tensor
 from softprompt_zoo.errors import ShapeError
 from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.tokens.checks import check_gate
-from softprompt_zoo.tokens.flat import flatten_layers, unflatten_layers
 from softprompt_zoo.tokens.layer_shape import LayerShape
-from softprompt_zoo.tokens.layer_tokens import LayerTokens, check_sites
+from softprompt_zoo.tokens.layer_tokens import LayerTokens, check_sites, flatten_layers, unflatten_layers
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
 

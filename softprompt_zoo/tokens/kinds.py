@@ -1,9 +1,10 @@
-"""All kinds of virtual tokens; a new one is a file of its own and a line here."""
+"""All kinds of virtual tokens, and what holds some of any kind; a new one is a file of its own and a line here."""
 
 import re
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from softprompt_zoo.errors import ShapeError
 from softprompt_zoo.tokens.gated_tokens import GatedTokens
@@ -83,3 +84,20 @@ def stored_shapes(names: Iterable[str], sizes: Sizes, count: int, num_tasks: int
     for kind in KINDS:
         shapes |= kind.stored_shapes(sizes, count, num_tasks)
     return {name: shapes[name] for name in names if name in shapes}
+
+
+class PlainTokens(nn.Module):
+    """Plain virtual tokens, as a merged or imported prompt holds them."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.tensors = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
+
+    @classmethod
+    def copied(cls, tensors: Mapping[str, Tensor], device: torch.device) -> "PlainTokens":
+        """Make parameters of a copy of tensors, which may be views of a file that other programs overwrite and cut."""
+        return cls({name: tensor.detach().to(device, copy=True).contiguous() for name, tensor in tensors.items()})
+
+    def tokens(self, sizes: Sizes) -> VirtualTokens:
+        """Return them as virtual tokens; gradients flow to the parameters."""
+        return from_tensors(dict(self.tensors.items()), sizes)

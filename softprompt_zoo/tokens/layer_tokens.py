@@ -1,15 +1,15 @@
-"""Virtual tokens at the keys and values of every layer of some sites."""
+"""Virtual tokens at the keys and values of every layer of some sites, and these as a row of numbers for each token."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from softprompt_zoo.errors import ShapeError
-from softprompt_zoo.shapes import Float
-from softprompt_zoo.tokens.flat import flatten_layers, unflatten_layers
+from softprompt_zoo.errors import ShapeError, UnsupportedError
+from softprompt_zoo.shapes import Float, Shaped
+from softprompt_zoo.tokens.layer_shape import LayerShape
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
 
@@ -130,3 +130,52 @@ def check_sites(names: Iterable[str], sizes: Sizes) -> None:
     if lacking is not None:
         there = ", ".join(map(repr, sizes.layers))
         raise ShapeError(f"there are tokens for the site {lacking!r}; this backbone has {there}")
+
+
+def flatten_layers(tokens: SiteTokens) -> Float[Tensor, "tokens features"]:
+    """Lay keys and values out as one row of features per token.
+
+    Args:
+        tokens: Keys and values of one site.
+
+    Returns:
+        For each layer its key then its value, heads first within each. With equal
+        layers this is the layout of PEFT's `prompt_embeddings`. Gradients flow.
+
+    Raises:
+        UnsupportedError: If the tokens have scores, for which this layout has no place.
+    """
+    if tokens.scores is not None:
+        raise UnsupportedError(
+            "these tokens have scores, which rows of keys and values alone cannot hold; start from a prompt without "
+            "scores, or keep this one in our format"
+        )
+    pairs = [pair for layer in zip(tokens.keys, tokens.values, strict=True) for pair in layer if pair is not None]
+    return torch.cat([pair.permute(1, 0, 2).flatten(1) for pair in pairs], dim=1)
+
+
+def unflatten_layers(flat: Shaped[Tensor, "..."], layers: Sequence[LayerShape]) -> SiteTokens:
+    """Undo `flatten_layers`.
+
+    Args:
+        flat: As it lays them out.
+        layers: The shape of each layer of the site.
+
+    Returns:
+        Keys and values as views of `flat`; gradients flow.
+
+    Raises:
+        ShapeError: If the features are not what the layers need.
+    """
+    expected, shapes = 0, []
+    for layer in layers:
+        expected += layer.features
+        shapes += [layer.key_size, layer.value_size]
+    if flat.ndim != 2 or flat.shape[1] != expected:
+        raise ShapeError(f"keys and values have shape {tuple(flat.shape)}; expected (tokens, {expected})")
+    if len(set(shapes)) == 1:  # the same views, in a few operations instead of three for each of them
+        keys, values = flat.unflatten(1, (len(layers), 2, *shapes[0])).permute(2, 1, 3, 0, 4)
+        return SiteTokens(keys.unbind(), values.unbind())
+    parts = flat.split([heads * width for heads, width in shapes], dim=1)
+    pairs = [part.unflatten(1, shape).permute(1, 0, 2) for part, shape in zip(parts, shapes, strict=True)]
+    return SiteTokens(tuple(pairs[0::2]), tuple(pairs[1::2]))

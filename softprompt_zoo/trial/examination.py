@@ -25,11 +25,11 @@ from softprompt_zoo.prompt.task_heads import find_heads, task_head
 from softprompt_zoo.sites.hooks import Binding
 from softprompt_zoo.sites.reach.implementations import base_implementation, prompted_implementation
 from softprompt_zoo.sites.reach.marks import mark_of
+from softprompt_zoo.sites.reach.reach import Refusals
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.sites.stack_facts import BINDING_ATTRIBUTE
 from softprompt_zoo.sites.text_states import states_of
 from softprompt_zoo.trial.projections import Projector
-from softprompt_zoo.trial.refusals import Refusals
 from softprompt_zoo.trial.rehearsal import Findings, rehearse, sees_later_tokens
 from softprompt_zoo.trial.stacks import find_stacks
 from softprompt_zoo.trial.words import embed, keys_values
@@ -84,7 +84,7 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
         model_type=str(model.config.model_type),
         has_lm_head=model.get_output_embeddings() is not None,
         through_cache=any(stack.reach.uses_cache for stack in stacks.values()),
-        inside=_inside(model, stacks, Refusals.of(stacks, FAMILIES[family].is_causal, findings.inputs)),
+        inside=_inside(model, stacks, _refusals(family, stacks, findings)),
     )
     return backbone, stacks
 
@@ -99,6 +99,12 @@ def _module_names(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> dict[s
     names = {id(module): name for name, module in model.named_modules()}
     sites = _by_site([stack.attentions for stack in stacks.values()])
     return {site: tuple(names[id(module)] for module in modules) for site, modules in sites.items()}
+
+
+def _refusals(family: str, stacks: Mapping[str, Stack], findings: Findings) -> Refusals:
+    has_windows = any(shape.window for stack in stacks.values() for found in stack.shapes.values() for shape in found)
+    reaches = tuple(stack.reach for stack in stacks.values())
+    return Refusals(reaches, has_windows, FAMILIES[family].is_causal, findings.inputs)
 
 
 def _inside(model: PreTrainedModel, stacks: Mapping[str, Stack], refusals: Refusals) -> Inside:

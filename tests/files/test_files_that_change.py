@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing import tiny_model
+from softprompt_zoo.tokens.kinds import PlainTokens
 
 TEXT = torch.arange(5, 14)[None]
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import DECODER_LENGTH, LENGTHS, pad, random_text
+from softprompt_zoo.tokens.kinds import PlainTokens
 
 ARCHITECTURES = ["llama", "gpt2", "bert", "t5"]
 METHODS = ["prompt_tuning", "prefix_tuning"]

@@ -7,9 +7,9 @@ import torch
 from helpers.several_prompts import ARCHITECTURES, batch, prompted
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing import tiny_model, tiny_tokenizer
 from softprompt_zoo.testing.subject import LENGTHS, random_text
+from softprompt_zoo.tokens.kinds import PlainTokens
 
 WORDS = [5, 17, 30, 99]
 TOKENIZER = tiny_tokenizer()

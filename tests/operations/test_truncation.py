@@ -8,8 +8,8 @@ from helpers.several_prompts import assert_numbers, batch, everywhere, plain, pr
 from torch.nn import functional
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing.subject import random_text
+from softprompt_zoo.tokens.kinds import PlainTokens
 
 
 @everywhere

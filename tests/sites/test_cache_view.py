@@ -8,11 +8,11 @@ from helpers.prompted import prompted
 from transformers import BloomConfig, BloomForCausalLM, BloomForSequenceClassification, DynamicCache
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.sizes import IDS, WINDOW
 from softprompt_zoo.testing.subject import Subject, pad, random_text
+from softprompt_zoo.tokens.kinds import PlainTokens
 
 ARCHITECTURES = ["nemotron", "gptj", "gpt_neo", "bloom", "falcon", "falcon_alibi", "mpt"]
 WORDS, TEXT = random_text(WINDOW - 2, 8), random_text(9, 1)

@@ -8,10 +8,10 @@ from helpers.vision_models import IMAGE, MODELS, WINDOWED, arguments, rows, visi
 from transformers import AutoModelForImageTextToText
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.subject import pad, random_text
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
+from softprompt_zoo.tokens.kinds import PlainTokens
 
 METHODS = ["prefix_tuning", "prompt_tuning"]
 WORDS = random_text(4, 8) % 90 + 3

@@ -2,9 +2,9 @@
 
 import torch
 
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.subject import LENGTHS, Subject, pad, random_text
+from softprompt_zoo.tokens.kinds import PlainTokens
 
 METHODS = ["prompt_tuning", "p_tuning"]
 TOKENS = 5

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertTokenizer, GPT2Config, GPT2ForSequenceClassification
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
+from softprompt_zoo.tokens.kinds import PlainTokens
 
 UNK = 3
 CHAT = "{% for m in messages %}{{ '[bos] ' + m['role'] + ' ' + m['content'] | trim + ' [eos] ' }}{% endfor %}"

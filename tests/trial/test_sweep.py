@@ -7,12 +7,12 @@ import torch
 from helpers.swept_models import MAPPINGS, VOCABULARY, NoTinyModelError, build
 
 import softprompt_zoo as zoo
-from softprompt_zoo.prompt.plain_tokens import PlainTokens
 from softprompt_zoo.sites.shared_pass import record_keys_values
 from softprompt_zoo.tokens.input_tokens import InputTokens
+from softprompt_zoo.tokens.kinds import PlainTokens
 from softprompt_zoo.tokens.layer_tokens import LayerTokens
 from softprompt_zoo.tokens.site_tokens import SiteTokens
-from softprompt_zoo.trial import rehearsal
+from softprompt_zoo.trial import rehearsal, stacks
 from softprompt_zoo.trial.examination import inspect_backbone
 from softprompt_zoo.trial.words import ready
 
@@ -192,18 +192,19 @@ def test_a_prompt_of_real_tokens_is_right_or_refused_everywhere(kind, name, meth
     check_sweep(kind, name, method)
 
 
+def forget():
+    rehearsal._FOUND.clear()
+    stacks._FOUND.clear()
+
+
 def found(model):
     """Return what a model is found to be, or why it is refused."""
-    rehearsal._FOUND.clear()
     try:
-        backbone, stacks = inspect_backbone(model)
+        backbone, there = inspect_backbone(model)
     except zoo.UnsupportedError as error:
         return str(error)
-    return (
-        backbone.sizes(),
-        backbone.inside.refuse.input_problem,
-        [(type(stack.reach), stack.is_padding_sensitive) for stack in stacks.values()],
-    )
+    facts = [(type(one.reach), one.is_padding_sensitive, one.attentions, one.shapes) for one in there.values()]
+    return backbone.sizes(), backbone.inside.refuse.input_problem, facts
 
 
 def check_leading_layers(kind, name, monkeypatch):
@@ -211,7 +212,10 @@ def check_leading_layers(kind, name, monkeypatch):
         model = build(kind, name, depth=5)
     except NoTinyModelError as reason:
         pytest.skip(str(reason).splitlines()[0])
+    forget()
     by_leading_layers = found(model)
+    assert found(model) == by_leading_layers  # as it is remembered
+    forget()
     monkeypatch.setattr(rehearsal, "_passes", lambda family, stacks: False)
     monkeypatch.setattr("softprompt_zoo.backbone.probe._idle_linear", torch.nn.functional.linear)
     assert by_leading_layers == found(model)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.shapes import Float
-from softprompt_zoo.tokens.flat import unflatten_layers
+from softprompt_zoo.tokens.layer_tokens import unflatten_layers
 from softprompt_zoo.tokens.site_tokens import SiteTokens
 
 

@@ -1,4 +1,7 @@
-"""What a way to reach the attention of a stack is: everything in which the ways differ is a method of `Reach`."""
+"""What a way to reach the attention of a stack is: everything in which the ways differ is a method of `Reach`.
+
+What a model's ways have no place for, its `Refusals` say.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -186,3 +189,56 @@ class Reach:
             "called one layer at a time to make keys and values of hidden states; choose a method that trains keys "
             "and values themselves, or one at the input embeddings"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusals:
+    """Refuses placements that would be wrong in a model."""
+
+    reaches: tuple[Reach, ...]
+    has_windows: bool
+    is_causal: bool
+    input_problem: str | None
+    """Why the model has no place for input-level tokens; `None` if it has."""
+
+    def __call__(self, placement: Placement) -> None:
+        """Refuse a placement that would be wrong.
+
+        Args:
+            placement: Virtual tokens, with the weight that the user gave them.
+
+        Raises:
+            UnsupportedError: If it would be.
+        """
+        if placement.tokens.at_input is not None:
+            self._check_input(placement)
+        for reach in self.reaches:
+            reach.refuse(placement, self.has_windows)
+
+    def check_branches(self) -> None:
+        """Refuse what is added beside attention.
+
+        Raises:
+            UnsupportedError: If a stack's attention is not reached in a way that lets it in.
+        """
+        for reach in self.reaches:
+            reach.refuse_branches()
+
+    def _check_input(self, placement: Placement) -> None:
+        if placement.weight != 1.0 and not self.is_causal:
+            raise UnsupportedError(
+                f"the prompt's weight is {placement.weight}, but at the input embeddings of this model its tokens are "
+                "real positions, which are read like text; give it the weight 1, or use a method that works on keys "
+                "and values"
+            )
+        if placement.dropout and not self.is_causal:
+            raise UnsupportedError(
+                f"the placement has dropout={placement.dropout}, which is for keys and values, and at the input "
+                "embeddings of this model virtual tokens have none of their own; drop parts of the embeddings in "
+                "build_virtual_tokens where parameters.training is set"
+            )
+        if self.input_problem is not None:
+            raise UnsupportedError(
+                f"this model has no place for virtual tokens among its input embeddings: {self.input_problem}; "
+                "choose a method on keys and values"
+            )
