@@ -80,7 +80,7 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(model, tmp_pa
 
 
 def test_swallowed_keywords_are_red(model, tmp_path, monkeypatch):
-    place = "softprompt_zoo.model.prompted_model.check_arguments"
+    place = "softprompt_zoo.files.save_arguments.check_arguments"
     monkeypatch.setattr(place, lambda names, keywords, there: tuple(there))
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         is_refused(model, tmp_path / "new", *REFUSED["unknown"])
