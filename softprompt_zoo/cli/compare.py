@@ -30,6 +30,9 @@ def compare(
         str | None, typer.Option(help="Part of the data that is measured on, where they have several.")
     ] = None,
     subset: Annotated[str | None, typer.Option(help="Subset of a data set on the hub.")] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Read --data while training, rather than into memory.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for the results and the report.")] = Path("comparison"),
     methods: Annotated[
         str | None, typer.Option(help="Names or aliases, separated by commas; all that fit the model if not given.")

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from types import MappingProxyType
 
 import pytest
 from helpers.tiny_runs import save_tiny, write_rows
@@ -26,21 +27,22 @@ def make_place(folder):
     return folder
 
 
-def settings_in(place, name):
+def settings_in(place, name, data="train.jsonl", validation="validation.jsonl", **more):
     return Settings(
         model=str(place / "model"),
         output=str(place / name),
-        data=str(place / "train.jsonl"),
-        validation=str(place / "validation.jsonl"),
+        data=str(place / data),
+        validation=str(place / validation),
         dtype="float32",
         metric_rows=1,
+        **more,
     )
 
 
-def compare_in(place, name, running=ONE_BY_ONE, **changes):
-    """Run a comparison; return what it printed, and its results by the files of the trials."""
+def compare_in(place, name, running=ONE_BY_ONE, data=MappingProxyType({}), **changes):
+    """Run a comparison, with settings of its data perhaps; return what it printed, and its results by file."""
     console = Console(file=io.StringIO(), width=200)
-    compare(settings_in(place, name), Choices(**{**SMALL, **changes}), console, running=running)
+    compare(settings_in(place, name, **data), Choices(**{**SMALL, **changes}), console, running=running)
     return console.file.getvalue(), results_in(place / name)
 
 

@@ -11,12 +11,14 @@ from softprompt_zoo.registry.discovery import own_version
 from softprompt_zoo.training.base import Base, check_tokens, fast_dtype
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.row_losses import row_losses
+from softprompt_zoo.training.comparison.training_rows import training_rows
 from softprompt_zoo.training.comparison.unrelated import Unrelated
 from softprompt_zoo.training.data import read_data
 from softprompt_zoo.training.evaluation import generate
 from softprompt_zoo.training.objectives.kinds import choose
 from softprompt_zoo.training.objectives.objective import Measured, Objective, fitting
 from softprompt_zoo.training.objectives.rows import IGNORED
+from softprompt_zoo.training.objectives.tasks import Tasks, UntoldTasks, tasks_of
 from softprompt_zoo.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,14 +33,21 @@ class Bench:
 
     def __init__(self, settings: Settings, choices: Choices, tell: Callable[[str], None]) -> None:
         self.settings, self.choices, self._tell = settings, choices, tell
+        _check_stream(settings, choices)
         data = read_data(settings)
         self.base = Base(settings.model, progress=tell)
-        self.objective, data = choose(settings, data, self.base)
-        self.train_examples = fitting(self.objective, data.train[: choices.rows], settings.max_length, "training")
+        objective, data = choose(settings, data, self.base)
+        self.tasks = tasks_of(data)
+        """The tasks of the rows; none where they name none."""
+        self.objective: Objective[Any, Any] = UntoldTasks(objective, self.tasks) if self.tasks else objective
+        """What is learned, by what is one for all tasks."""
+        self.objective_of_tasks: Objective[Any, Any] = Tasks(objective, self.tasks) if self.tasks else objective
+        """The same, for prompts that have a part for each task."""
+        self.training = training_rows(self.objective, data.train, choices.rows, settings.max_length)
+        """What trials are trained on."""
         self.examples = fitting(
             self.objective, data.validation[: choices.validation_rows], settings.max_length, "validation"
         )
-        self.train_rows = self.objective.rows(self.train_examples)
         self.rows = self.objective.rows(self.examples)
         self.answered = min(settings.metric_rows, len(self.rows))
         """Validation rows that answers are written for."""
@@ -51,10 +60,12 @@ class Bench:
     def shared(self) -> Mapping[str, Any]:
         """All that every trial depends on, as JSON values."""
         packages = ("torch", "transformers")
+        streamed = {"streaming": True} if self.settings.streaming else {}  # another order of the rows
         return {
+            **streamed,
             "model": self.settings.model,
             "data": {name: source["sha256"] for name, source in self.sources.items()},
-            "training_rows": len(self.train_rows),
+            "training_rows": self.training.count,
             "validation_rows": len(self.rows),
             "answered_rows": self.answered,
             "objective": self.objective.name,
@@ -70,12 +81,12 @@ class Bench:
         """Load the model, and measure what candidates are held against."""
         self._tell(f"loading {self.settings.model} in {self.dtype}")
         self.model = self.objective.load(self.dtype)
-        check_tokens([*self.train_rows, *self.rows], self.model)
+        check_tokens([*self.training.rows, *self.rows], self.model)
         self.unrelated = Unrelated.of(self.model, self.base)
 
     def objective_for(self, fitted: "Fitted") -> Objective[Any, Any]:
-        """Return the objective, with the text that a candidate puts in front."""
-        objective: Objective[Any, Any] = fitted.put_in_front(self.objective)
+        """Return the objective as a candidate reads it, with the text that it puts in front."""
+        objective: Objective[Any, Any] = fitted.put_in_front(fitted.objective or self.objective)
         return objective
 
     def measure(self, fitted: "Fitted") -> tuple[Measured, list[float]]:
@@ -98,7 +109,7 @@ class Bench:
         times = []
         for _ in range(FIRST_TOKENS + 1):  # the first one finds caches empty
             began = time.perf_counter()
-            generate(fitted.model, self.base.tokenizer, texts, 1)
+            generate(fitted.model_for_texts, self.base.tokenizer, texts, 1)
             times.append(time.perf_counter() - began)
         return median(times[1:])
 
@@ -112,7 +123,7 @@ class Bench:
             UnsupportedError: If answers are no text to this model.
         """
         decode = self.base.tokenizer.decode
-        parts = [self._parts(self.train_rows[place]) for place in places]
+        parts = [self._parts(self.training.rows[place]) for place in places]
         texts, answers = ([decode(ids, skip_special_tokens=True) for ids in side] for side in zip(*parts, strict=True))
         return list(zip(texts, answers, strict=True))
 
@@ -125,3 +136,11 @@ class Bench:
         answer = [label for label in labels if label != IGNORED]
         text = ids if self.base.is_encoder_decoder else ids[: len(ids) - len(answer)]
         return text, answer
+
+
+def _check_stream(settings: Settings, choices: Choices) -> None:
+    """Refuse a part of rows that are read while training."""
+    if settings.streaming and choices.rows is not None:
+        raise ValueError(
+            f"--rows is {choices.rows}, but --streaming reads all rows while training; leave one of the two out"
+        )

@@ -14,7 +14,7 @@ HEAD = "This comparison: softprompt-zoo compare --config FILE goes on with it, a
 NONE = "none"
 """What stands for no baselines."""
 SHARED = (
-    *("model", "data", "validation", "split", "validation_split", "subset", "input_field", "target_field"),
+    *("model", "data", "validation", "split", "validation_split", "subset", "streaming", "input_field", "target_field"),
     *("objective", "label_words", "handwritten", "max_length", "dtype", "metric_rows", "output", "template"),
 )
 """The fields that are those of a training run."""
@@ -34,6 +34,7 @@ class ComparisonConfig:
     split: str | None = None
     validation_split: str | None = None
     subset: str | None = None
+    streaming: bool = False
     output: str = "comparison"
     methods: tuple[str, ...] | str | None = None
     baselines: tuple[str, ...] | str = BASELINES

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
+    from softprompt_zoo.training.objectives.objective import Objective
+
 
 def keep_nothing(folder: Path) -> None:
     """Write nothing: there is nothing to keep."""
@@ -24,6 +26,10 @@ class Fitted:
     """A candidate on a model, ready to be trained and measured."""
 
     model: "PreTrainedModel"
+    objective: "Objective[Any, Any] | None" = None
+    """What it reads rows by; `None` for as everything does."""
+    one_task: Any = None
+    """The model for texts without a task, where its prompt has tasks; else `None`."""
     put_in_front: Callable[[Any], Any] = as_it_is
     """Returns an objective with the text that is put in front of every text."""
     prompt_tokens: int = 0
@@ -38,6 +44,11 @@ class Fitted:
         with tempfile.TemporaryDirectory() as name:
             self.save(Path(name))
             return sum(path.stat().st_size for path in Path(name).rglob("*") if path.is_file())
+
+    @property
+    def model_for_texts(self) -> Any:
+        """The model, for texts that name no task."""
+        return self.model if self.one_task is None else self.one_task
 
     @property
     def parameters(self) -> int:

@@ -48,7 +48,7 @@ def write_page(
     cells = columns(bench.objective.metrics)
     content = {
         "title": f"Methods compared on {_data_name(bench)}",
-        "subtitle": f"{_model_name(bench)}, {len(bench.train_rows)} training rows, {len(bench.rows)} validation rows, "
+        "subtitle": f"{_model_name(bench)}, {bench.training.count} training rows, {len(bench.rows)} validation rows, "
         f"{sum(len(line.seeds) for line in lines)} trials",
         "sentences": conclusion.sentences,
         "caption": _sentence(caption(lines)),

@@ -4,7 +4,7 @@ import dataclasses
 import tempfile
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,8 @@ def try_out(trial: Trial, bench: Bench) -> None:
     set_seed(trial.seed)
     with unmarked(bench.model), candidate.put_on(bench, trial) as fitted:
         objective = bench.objective_for(fitted)
-        is_longer = objective is not bench.objective
-        rows = objective.rows(bench.examples) if is_longer else [*bench.train_rows, *bench.rows]
+        is_longer = fitted.trainer is None
+        rows = objective.rows(bench.examples) if is_longer else [*bench.training.rows, *bench.rows]
         target_loss(fitted.model, objective.longest(rows), objective.collate)
 
 
@@ -149,12 +149,13 @@ def _make_trainer(
     candidate: Candidate, fitted: Fitted, trial: Trial, bench: Bench, callbacks: Sequence[TrainerCallback], folder: str
 ) -> "Trainer":
     assert fitted.trainer is not None, "the caller sees to that"
+    collate = bench.objective_for(fitted).collate
     trainer = fitted.trainer(
         model=fitted.model,
         args=arguments_of(candidate, trial, folder),
-        train_dataset=bench.train_rows,
-        data_collator=bench.objective.collate,
-        callbacks=[*callbacks, _Curve(bench, curve_interval(trial))],
+        train_dataset=bench.training.ordered(trial.seed),
+        data_collator=collate,
+        callbacks=[*callbacks, _Curve(bench.rows, collate, curve_interval(trial))],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -192,12 +193,12 @@ def curve_interval(trial: Trial) -> int:
 class _Curve(TrainerCallback):
     """Validates on the way, as the table does."""
 
-    def __init__(self, bench: Bench, every: int) -> None:
-        self._bench, self._every = bench, every
+    def __init__(self, rows: Sequence[Any], collate: Callable[..., Any], every: int) -> None:
+        self._rows, self._collate, self._every = rows[:CURVE_ROWS], collate, every
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Add a point to the log."""
         if state.global_step % self._every == 0:
-            loss = target_loss(model, self._bench.rows[:CURVE_ROWS], self._bench.objective.collate)
+            loss = target_loss(model, self._rows, self._collate)
             state.log_history.append({"step": state.global_step, "eval_loss": loss})
             model.train()

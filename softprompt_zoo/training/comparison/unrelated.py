@@ -31,7 +31,7 @@ class Unrelated:
     def forgetting(self, fitted: "Fitted") -> float:
         """Return the loss with a candidate on, minus that of the model as it is."""
         writing = fitted.put_in_front(self._writing)
-        return target_loss(fitted.model, writing.rows(self._examples), writing.collate) - self.loss
+        return target_loss(fitted.model_for_texts, writing.rows(self._examples), writing.collate) - self.loss
 
 
 def paragraphs() -> list[str]:

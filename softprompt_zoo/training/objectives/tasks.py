@@ -93,6 +93,10 @@ class Tasks:
             "task_ids": torch.tensor([row.task for row in rows]),
         }
 
+    def of_task(self, model: Any, task: int) -> Any:
+        """Return a model all of whose rows are of one task."""
+        return OfTask(model, task)
+
     def measure(
         self, model: "PreTrainedModel", examples: Sequence[Any], rows: Sequence[TaskRow], count: int
     ) -> Measured:
@@ -104,8 +108,9 @@ class Tasks:
         metrics = []
         for task, own in sorted(places.items()):
             first = max(1, sum(place < count for place in own))
-            one: Any = OfTask(model, task)
-            measured = self.inner.measure(one, [examples[n] for n in own], [rows[n].row for n in own], first)
+            measured = self.inner.measure(
+                self.of_task(model, task), [examples[n] for n in own], [rows[n].row for n in own], first
+            )
             answers.update(zip(own, measured.answers, strict=False))
             metrics.append(measured.metrics)
         means = {name: sum(part[name] for part in metrics) / len(metrics) for name in metrics[0]}
@@ -119,11 +124,11 @@ class Tasks:
 
     def with_instruction(self, instruction: str) -> "Tasks":
         """Return one that puts a hand-written prompt in front of every text."""
-        return Tasks(self.inner.with_instruction(instruction), self.tasks)
+        return type(self)(self.inner.with_instruction(instruction), self.tasks)
 
     def with_examples(self, pieces: Sequence[str]) -> "Tasks":
         """Return one that puts examples in front of every text."""
-        return Tasks(self.inner.with_examples(pieces), self.tasks)
+        return type(self)(self.inner.with_examples(pieces), self.tasks)
 
     def instruction_tokens(self, instruction: str) -> int:
         """Count the tokens of a hand-written prompt."""
@@ -136,6 +141,42 @@ class Tasks:
     def shown(self, example: Any) -> tuple[str, str]:
         """Return an example as a table shows it."""
         return self.inner.shown(example)
+
+
+class UntoldTasks(Tasks):
+    """The same for a model that is not told the tasks: it is one for all of them, and measured task by task."""
+
+    def __init__(self, inner: Objective[Any, Any], tasks: Sequence[str]) -> None:
+        super().__init__(inner, tasks)
+        self.options = inner.options
+
+    def collate(self, rows: Sequence[TaskRow]) -> dict[str, Tensor]:
+        """Make a batch, without the tasks."""
+        return self.inner.collate([row.row for row in rows])
+
+    def of_task(self, model: Any, task: int) -> Any:
+        """Return the model."""
+        return model
+
+
+def has_tasks(method: Method) -> bool:
+    """Return whether a method's prompts have a part for each task."""
+    return any(field.name == OPTION for field in dataclasses.fields(method.config_class))
+
+
+def tasks_of(data: Data) -> list[str]:
+    """Return the tasks that rows name, in the order of the prompt's; none if no training row names one.
+
+    Args:
+        data: The rows.
+
+    Raises:
+        DataError: If some rows name one and others do not, or a validation row one that no training row has.
+    """
+    tasks = sorted({example.task for example in data.train if example.task is not None})
+    for example in itertools.chain(data.train, data.validation) if tasks else ():
+        task_index(example, tasks)
+    return tasks
 
 
 def with_tasks(objective: Objective[Any, Any], data: Data, method: Method) -> Objective[Any, Any]:
@@ -153,13 +194,9 @@ def with_tasks(objective: Objective[Any, Any], data: Data, method: Method) -> Ob
         DataError: If a row has no task, a validation row one that no training row has, or the user's number of tasks
             is another.
     """
-    if all(field.name != OPTION for field in dataclasses.fields(method.config_class)):
-        return objective
-    tasks = sorted({example.task for example in data.train if example.task is not None})
+    tasks = tasks_of(data) if has_tasks(method) else []
     if not tasks:
         return objective
-    for example in itertools.chain(data.train, data.validation):
-        task_index(example, tasks)
     given = method.options.get(OPTION, len(tasks))
     if given != len(tasks):
         raise DataError(

@@ -82,7 +82,7 @@ def test_lora_is_what_peft_and_trainer_make(bench, place, trials, results, tmp_p
         save_strategy="no",
         dataloader_pin_memory=False,
     )
-    Trainer(model, arguments, train_dataset=bench.train_rows, data_collator=bench.objective.collate).train()
+    Trainer(model, arguments, train_dataset=bench.training.rows, data_collator=bench.objective.collate).train()
     assert results["lora"].loss == pytest.approx(target_loss(model, bench.rows, bench.objective.collate), abs=1e-6)
 
 

@@ -16,8 +16,7 @@ from softprompt_zoo.training.comparison.trial import Trial
 
 BETWEEN = "\n\n"
 """Between two examples, and between the last one and the row. It is tokenized by itself, as methods that learn from
-examples do: within a text, many tokenizers split a blank line into two line ends. That costs SmolLM2 accuracy on films:
-docs/how-to/compare-methods.md."""
+examples do: within a text, many tokenizers split a blank line into two line ends."""
 
 
 class FewShot:
@@ -58,6 +57,11 @@ def drawn(bench: Bench, count: int, seed: int) -> list[tuple[str, str]]:
     Raises:
         UnsupportedError: If none fits, or answers are no text to this model.
     """
+    if bench.tasks:
+        raise UnsupportedError(
+            f"the rows are of {len(bench.tasks)} tasks, and it shows the same examples in front of every row, most of "
+            "which would be of another task; compare it on the rows of one task"
+        )
     pairs = bench.pairs(_balanced(bench, seed)[:count])
     while pairs and not _fit(bench, pairs):
         pairs.pop()
@@ -68,10 +72,10 @@ def drawn(bench: Bench, count: int, seed: int) -> list[tuple[str, str]]:
 
 def _balanced(bench: Bench, seed: int) -> list[int]:
     """Return the places of training rows in a mixed order, one of each answer in turn."""
-    order = random.Random(seed).sample(range(len(bench.train_examples)), len(bench.train_examples))
+    order = random.Random(seed).sample(range(len(bench.training.examples)), len(bench.training.examples))
     groups: dict[str, list[int]] = {}
     for place in order:
-        groups.setdefault(bench.objective.shown(bench.train_examples[place])[1], []).append(place)
+        groups.setdefault(bench.objective.shown(bench.training.examples[place])[1], []).append(place)
     turns = itertools.zip_longest(*groups.values())
     return [place for turn in turns for place in turn if place is not None]
 
@@ -82,4 +86,4 @@ def _fit(bench: Bench, pairs: Sequence[tuple[str, str]]) -> bool:
     if bound is None:
         return True
     in_front = sum(map(bench.objective.instruction_tokens, _pieces(pairs)))
-    return in_front + max(map(len, [*bench.rows, *bench.train_rows])) < bound
+    return in_front + max(map(len, [*bench.rows, *bench.training.rows])) < bound

@@ -17,6 +17,8 @@ from softprompt_zoo.training.comparison.candidates.few_shot import BETWEEN, draw
 from softprompt_zoo.training.comparison.candidates.sizing import sized
 from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.trial import Trial
+from softprompt_zoo.training.objectives.objective import Objective
+from softprompt_zoo.training.objectives.tasks import OfTask, has_tasks
 
 LENGTH = "num_virtual_tokens"
 """The option that says how long a prompt is."""
@@ -49,7 +51,7 @@ class SoftPrompt:
         """Attach a new prompt, and take it off again."""
         self.attach(bench, trial)
         try:
-            yield self.fitted(bench.model)
+            yield self.fitted(bench)
         finally:
             detach(bench.model)
 
@@ -64,21 +66,29 @@ class SoftPrompt:
         Raises:
             UnsupportedError: If it does not fit the model.
         """
-        options = {**bench.objective.options, **trial.options, **self._of_the_data(bench, trial)}
+        options = {**self.objective(bench).options, **trial.options, **self._of_the_data(bench, trial)}
         method = self.method.configure(**options)
         method(bench.model, name=name, **with_tokenizer(method, bench.base.tokenizer))
 
-    def fitted(self, model: Any) -> Fitted:
-        """Return a model with what it has been given by `attach`."""
+    def objective(self, bench: Bench) -> Objective[Any, Any]:
+        """Return what its prompts read rows by: with the tasks, if they have a part for each."""
+        return bench.objective_of_tasks if has_tasks(self.method) else bench.objective
+
+    def fitted(self, bench: Bench) -> Fitted:
+        """Return the model of the bench with what it has been given by `attach`."""
         from softprompt_zoo.training.trainer import PromptTrainer
 
+        model, objective = bench.model, self.objective(bench)
+        one_task = None if objective is bench.objective else OfTask(model, 0)
         prompts = model.prompts
         tokens = sum(prompts[name].num_virtual_tokens for name in prompts.active)
 
         def save(folder: Path) -> None:
             model.save_pretrained(folder)
 
-        return Fitted(model=model, prompt_tokens=tokens, trainer=PromptTrainer, save=save)
+        return Fitted(
+            model=model, objective=objective, one_task=one_task, prompt_tokens=tokens, trainer=PromptTrainer, save=save
+        )
 
     @property
     def _has_length(self) -> bool:

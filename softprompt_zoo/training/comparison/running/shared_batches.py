@@ -90,8 +90,10 @@ def _train(
     """Take all steps; return what was logged of each."""
     every = curve_interval(next(iter(names.values())))
 
+    collate = candidate.objective(bench).collate
+
     def validate(model: Any) -> float:
-        return target_loss(model, bench.rows[:CURVE_ROWS], bench.objective.collate)
+        return target_loss(model, bench.rows[:CURVE_ROWS], collate)
 
     folder = folder_of(list(names.values()), bench)
     often: dict[str, Any] = {
@@ -104,8 +106,8 @@ def _train(
     histories = train_together(
         bench.model,
         {name: arguments_of(candidate, trial, str(folder), **often) for name, trial in names.items()},
-        bench.train_rows,
-        bench.objective.collate,
+        bench.training.in_memory(),
+        collate,
         validate=validate,
         callbacks=callbacks,
         checkpoint=latest_checkpoint(folder),
@@ -129,7 +131,7 @@ def _measure_each(names: dict[str, Trial], candidate: SoftPrompt, bench: Bench) 
     results = {}
     for name, prompt in trained.items():
         with _only(prompts, prompt):
-            fitted = candidate.fitted(bench.model)
+            fitted = candidate.fitted(bench)
             results[name] = dataclasses.replace(measured(fitted, bench), parameters=fitted.parameters)
     return results
 
