@@ -8,6 +8,7 @@ from pathlib import Path
 
 from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.bank.names import check_name
+from softprompt_zoo.bank.verification import BAR_AFTER
 from softprompt_zoo.errors import CheckpointError, ZooError
 from softprompt_zoo.files.save_and_read import is_saved, read_prompts, saved_names, warn_of_adapters
 from softprompt_zoo.prompt.prompt import Prompt
@@ -64,8 +65,11 @@ def read_folders(
     Raises:
         CheckpointError: If `path` is the only folder and damaged, or none in it can be read.
     """
+    from transformers.utils.logging import tqdm
+
     read = 0
-    for one, group in itertools.groupby(names, lambda source: source[0]):
+    groups = [(one, [*group]) for one, group in itertools.groupby(names, lambda source: source[0])]
+    for one, group in tqdm(groups, desc="importing prompts", unit="folder", leave=False, delay=BAR_AFTER):
         stored: list[tuple[str, Prompt]] = []
         with _noted(one, None if one == path else problems):
             found, _ = read_prompts(one, backbone)

@@ -11,6 +11,8 @@ from softprompt_zoo.bank.opened_bank import OpenedBank
 from softprompt_zoo.bank.restoring import RecordReader
 from softprompt_zoo.errors import ZooError
 
+BAR_AFTER = 1.0
+"""Seconds after which a bar is shown. Our choice."""
 VERIFIED_AT_ONCE = 64
 
 
@@ -23,6 +25,8 @@ def find_damage(bank: OpenedBank) -> dict[str, str]:
     Returns:
         What is wrong with each damaged entry, by name.
     """
+    from transformers.utils.logging import tqdm
+
     problems: dict[str, str] = {}
     read = _reader(bank)
 
@@ -34,9 +38,11 @@ def find_damage(bank: OpenedBank) -> dict[str, str]:
 
     lost: list[str] = []
     names = bank.store.names("")
-    while waiting := list(itertools.islice(names, VERIFIED_AT_ONCE)):
-        found = bank.read(waiting, {}, examine)
-        lost += [name for name in waiting if name not in found]
+    with tqdm(desc="verifying prompts", unit="prompt", leave=False, delay=BAR_AFTER) as bar:
+        while waiting := list(itertools.islice(names, VERIFIED_AT_ONCE)):
+            found = bank.read(waiting, {}, examine)
+            lost += [name for name in waiting if name not in found]
+            bar.update(len(waiting))
     return problems | (_still_listed(bank, lost) if lost else {})
 
 

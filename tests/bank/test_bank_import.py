@@ -7,7 +7,7 @@ import pytest
 from helpers.bank_models import TEXT, assert_equal, prompted
 
 import softprompt_zoo as zoo
-from softprompt_zoo.bank import importing
+from softprompt_zoo.bank import importing, verification
 from softprompt_zoo.testing import tiny_model
 from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
@@ -136,3 +136,16 @@ def test_the_check_notices_a_folder_that_stops_the_others(tmp_path, address, mon
     monkeypatch.setattr(importing, "_noted", lambda folder, problems, noted=importing._noted: noted(folder, None))
     with pytest.raises((zoo.ZooError, pytest.fail.Exception)):
         check_others(tmp_path / "saved", address, damaged)
+
+
+def test_bars_show_how_far_an_import_and_a_check_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importing, "BAR_AFTER", 0)
+    monkeypatch.setattr(verification, "BAR_AFTER", 0)
+    for name in ("one", "two"):
+        prompted(names=["words"]).save_pretrained(tmp_path / "saved" / name)
+    bank = zoo.PromptBank(tmp_path / "bank", tiny_model("llama"))
+    bank.import_folder(tmp_path / "saved")
+    assert "importing prompts" in (shown := capsys.readouterr().err)
+    assert "/2" in shown
+    assert bank.verify() == {}
+    assert "verifying prompts" in capsys.readouterr().err

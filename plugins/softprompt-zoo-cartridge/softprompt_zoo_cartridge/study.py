@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.logging import tqdm
 
 import softprompt_zoo as zoo
 from softprompt_zoo_cartridge.text import around_document, document_ids, encode, turn
 
+BAR_AFTER = 1.0
+"""Seconds after which a bar is shown. Our choice."""
 SEED_PROMPTS: Mapping[str, tuple[str, ...]] = {
     "structuring": (
         "Write an instruction to put one part of the text above into a table or into JSON. Write only the instruction.",
@@ -206,7 +209,8 @@ def _converse(
     answering: tuple[int, float],
     batch_size: int,
 ) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(draws), batch_size):
+    starts = range(0, len(draws), batch_size)
+    for start in tqdm(starts, desc="writing conversations", unit="batch", leave=False, delay=BAR_AFTER):
         batch = draws[start : start + batch_size]
         chunks = [chunk for _, _, chunk, _ in batch]
         with _own_random_numbers(writer.model, batch[0][3]):
