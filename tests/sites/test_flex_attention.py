@@ -90,6 +90,7 @@ def test_flash_attention_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself, and of how transformers calls it
 def test_compiled():
     """As it is; the compiler needs a C++ compiler and minutes."""
     ids, mask = pad(TEXTS, "left")

@@ -1,5 +1,6 @@
 """The masks of flex attention: functions of four indices, with a table of the blocks that they leave."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,5 @@ def extend(
         return torch.where(is_text, text, prompt)
 
     # Compiled, the table is made without the whole mask in memory; on a CPU that costs minutes the first time.
-    is_compiled = device.type != "cpu"
-    width = tokens + key_length
-    return create_block_mask(mask_mod, rows, None, length, width, device=device, _compile=is_compiled)
+    make: Callable[..., BlockMask] = create_block_mask if device.type == "cpu" else torch.compile(create_block_mask)
+    return make(mask_mod, rows, None, length, tokens + key_length, device=device)
