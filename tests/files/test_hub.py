@@ -4,6 +4,7 @@ import peft
 import pytest
 import torch
 from helpers import loopback_hub
+from helpers.accepted_peft import needs_accepted_peft
 from helpers.loopback_hub import TOKEN
 from helpers.prompted import prompted
 from huggingface_hub import ModelCard, constants
@@ -181,6 +182,7 @@ def test_a_prompt_replaces_one_and_a_card_that_was_changed_stays(hub, tmp_path):
 
 
 def test_adapters_travel_with_a_prompt(hub):
+    needs_accepted_peft()
     model = tiny_model("llama")
     model.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False), "lora")
     model = zoo.get_method("prefix")(model, num_virtual_tokens=3).eval()

@@ -92,13 +92,12 @@ def test_flash_attention_is_refused():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself, and of how transformers calls it
 def test_compiled():
-    """As it is; the compiler needs a C++ compiler and minutes."""
+    """As it is; this needs a C++ compiler and minutes. torch 2.13 fails on a CPU where attaching is compiled, too."""
     ids, mask = pad(TEXTS, "left")
-    expected, found = (
-        Subject.prompted("gemma3", "prefix_tuning", OPTIONS, implementation=implementation).logits(ids, mask)
-        for implementation in ("sdpa", FLEX)
-    )
-    assert_equal(found[mask.bool()], expected[mask.bool()], "logits")
+    with uncompiled_flex():
+        subject = Subject.prompted("gemma3", "prefix_tuning", OPTIONS, implementation=FLEX)
+    expected = Subject.prompted("gemma3", "prefix_tuning", OPTIONS).logits(ids, mask)
+    assert_equal(subject.logits(ids, mask)[mask.bool()], expected[mask.bool()], "logits")
 
 
 def test_a_weight_is_refused(uncompiled):
