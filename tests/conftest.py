@@ -7,16 +7,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of the hub is imported: no
 import gc
 import importlib.util
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import memory
 from helpers import checked_shapes, products
 from helpers.fresh_processes import FreshProcesses
 from transformers.utils import logging
-from xdist.scheduler import LoadFileScheduling
 
 gc.disable()  # what is imported while tests are collected stays
+memory.gc = types.SimpleNamespace(collect=lambda: 0)  # each training ends with a look for garbage, longer than itself
 checked_shapes.install()
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
@@ -34,8 +36,10 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """Run a file in one process: what its tests share is made, and what they import is imported, once."""
+    from xdist.scheduler import LoadFileScheduling  # some environments of `noxfile.py` go without
+
     return LoadFileScheduling(config, log)
 
 
@@ -45,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         lists = getattr(item.cls, "in_turns", {})
         places = [values.index(item.callspec.params[name]) for name, values in lists.items()]
-        if lists and not products.is_in_turn(dir(item.cls).index(item.originalname), *places):
+        if lists and not products.is_in_turn(item.cls.turns, dir(item.cls).index(item.originalname), *places):
             item.add_marker(pytest.mark.slow)
 
 

@@ -45,6 +45,7 @@ def test_ruff_is_content():
     succeed(sys.executable, "-m", "ruff", "check", ".")
 
 
+@pytest.mark.slow
 def test_mypy_is_content():
     succeed(sys.executable, "-m", "mypy")
 

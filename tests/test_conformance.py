@@ -14,6 +14,7 @@ from softprompt_zoo.testing import TINY_MODELS, ConformanceSuite
 
 @pytest.mark.parametrize("architecture", TINY_MODELS)
 class TestEveryMethod(ConformanceSuite):
+    turns = 3
     in_turns = MappingProxyType({"_method": zoo.list_methods(), "architecture": [*TINY_MODELS]})
 
     @pytest.fixture(autouse=True, params=in_turns["_method"])

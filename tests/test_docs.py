@@ -312,6 +312,7 @@ def text_of(page):
     return html.unescape(re.sub(r"<[^>]+>", "", page.read_text("utf-8")))
 
 
+@pytest.mark.slow
 def test_the_site_builds(tmp_path, monkeypatch):
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]

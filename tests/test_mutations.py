@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import branch_method, masked_method, scored_method
-from helpers.products import in_turns
+from helpers.products import each_once
 from helpers.text_methods import registered
 
 from softprompt_zoo.model import resolve as resolve_module
@@ -328,7 +328,7 @@ def run_check(name, method, architecture, tmp_path):
 
 @pytest.mark.parametrize(
     ("mutate", "check", "method", "architecture"),
-    [pytest.param(m, p, *on, marks=marks) for m, p, *lists in CASES for on, marks in in_turns(*lists)],
+    [pytest.param(m, p, *on, marks=marks) for m, p, *lists in CASES for on, marks in each_once(*lists)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_mutation_is_noticed(mutate, check, method, architecture, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
-"""What users do with a model beside training it, on a model of each kind; the matrix has the others."""
+"""What users do with a model beside training it, on models of each kind in turns; the matrix has the others."""
 
 import pytest
+from helpers.products import suite_in_turns
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import operation_suite, tiny_model
@@ -10,8 +11,8 @@ from softprompt_zoo.testing.subject import Subject
 ARCHITECTURES = ["llama", "t5", "bert", "bloom"]
 QUICK = [name for name in OPERATIONS if name != "compiled"]  # test_moved_models.py compiles in every test run
 
-TestPromptTuning = operation_suite("prompt_tuning", architectures=ARCHITECTURES, operations=QUICK)
-TestPrefixTuning = operation_suite("prefix_tuning", architectures=ARCHITECTURES, operations=QUICK)
+TestPromptTuning = suite_in_turns(operation_suite("prompt_tuning", architectures=ARCHITECTURES, operations=QUICK))
+TestPrefixTuning = suite_in_turns(operation_suite("prefix_tuning", architectures=ARCHITECTURES, operations=QUICK))
 TestPromptTuningCompiled = pytest.mark.slow(
     operation_suite("prompt_tuning", architectures=ARCHITECTURES, operations=["compiled"])
 )

@@ -8,6 +8,7 @@ import types
 
 import pytest
 import torch
+from helpers.products import in_turns
 from transformers import BertConfig, BertForSequenceClassification, DebertaV2Config, DebertaV2ForSequenceClassification
 
 import softprompt_zoo as zoo
@@ -174,8 +175,7 @@ def test_a_replaced_forward_wraps_the_prompted_one(replace, is_first):
     check(*MODELS["bert_classifier"], replace, is_first)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "bert_classifier"])
-@pytest.mark.parametrize("replace", [hooked_everywhere, compiled])
+@in_turns(replace=[hooked_everywhere, compiled], name=[name for name in MODELS if name != "bert_classifier"])
 def test_models_of_every_kind_keep_what_was_put_around_their_forward(name, replace):
     check(*MODELS[name], replace, is_first=True, by_name=name in ("bert", "deberta"))
 

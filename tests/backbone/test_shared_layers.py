@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.products import in_turns
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import softprompt_zoo as zoo
@@ -75,8 +76,7 @@ def is_refused_and_nothing_changed(model, base, act, message="already, and a mod
     assert torch.equal(logits(model), base)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("call", CALLS)
+@in_turns(call=CALLS, architecture=ARCHITECTURES)
 def test_the_model_inside_a_prompted_one_is_refused(architecture, call, tmp_path):
     model = tiny_model(architecture)
     base = logits(model)

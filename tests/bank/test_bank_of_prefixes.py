@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.accepted_peft import needs_accepted_peft
 from helpers.bank_models import METHODS, TEXT, assert_equal, prompted
+from helpers.products import in_turns
 from peft import LoraConfig
 
 import softprompt_zoo as zoo
@@ -15,8 +16,7 @@ from softprompt_zoo.testing.models import CLASSIFICATION
 ARCHITECTURES = ["llama", "gpt2", "gemma3", "qwen3", "opt", "mistral"]
 
 
-@pytest.mark.parametrize("has_prompts", [True, False], ids=["with prompts of its own", "bare"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_turns(architecture=ARCHITECTURES, has_prompts=[True, False])
 def test_a_prefix_does_what_its_prompt_did(architecture, has_prompts, tmp_path):
     model = prompted(architecture, METHODS)
     base = prompted(architecture, ["words"]) if has_prompts else tiny_model(architecture)

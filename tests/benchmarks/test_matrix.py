@@ -27,7 +27,7 @@ def matrix(benchmark):
 
 
 PARTS = [
-    ("promise", 31),
+    ("promise", len(MORE_MODELS)),
     *(pytest.param(*part, marks=pytest.mark.slow) for part in (("promise", 10), ("operation", 29))),
 ]
 """Of how many cells one is taken: every promise of every method on some model, and more in the slow tests."""

@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from helpers.adapted_models import TEXT, WAYS, adapted, change_config, inside, lora, prompted, run, train
+from helpers.products import in_turns
 from transformers import Trainer, TrainingArguments
 
 import softprompt_zoo as zoo
@@ -28,8 +29,7 @@ def test_both_train_and_the_base_keeps_its_bits(way, method):
 
 
 @WAYS
-@pytest.mark.parametrize("architecture", ["llama", "bert", "t5"])
-@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+@in_turns(method=["prompt_tuning", "prefix_tuning"], architecture=["llama", "bert", "t5"])
 def test_each_is_switched_off_alone(way, architecture, method):
     model = prompted(method, architecture, way)
     only_lora = run(lora(architecture, way).eval())

@@ -4,6 +4,7 @@ import peft
 import pytest
 import torch
 from helpers.classifiers import classifier, disturb, labels, logits, texts
+from helpers.products import in_turns
 from transformers import ModernBertForSequenceClassification
 
 import softprompt_zoo as zoo
@@ -47,8 +48,7 @@ def check_import(architecture, kind, folder):
     return model, wrapped
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("architecture", ENCODERS)
+@in_turns(architecture=ENCODERS, kind=KINDS)
 @pytest.mark.filterwarnings("error:PEFT's SEQ_CLS head")
 def test_the_head_reads_a_virtual_token_as_in_peft(architecture, kind, tmp_path):
     model, wrapped = check_import(architecture, kind, tmp_path / "theirs")

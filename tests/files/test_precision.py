@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from helpers.accepted_peft import needs_accepted_peft
+from helpers.products import in_turns
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -172,8 +173,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("kind", FILES)
+@in_turns(kind=FILES, wrong=WRONG)
 def test_numbers_that_no_prompt_may_have_are_refused_by_name(kind, wrong, folders, tmp_path):
 
     file, tensor = FILES[kind]

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from helpers.products import in_turns
 from transformers import PreTrainedModel
 
 import softprompt_zoo as zoo
@@ -110,8 +111,7 @@ def test_every_keyword_of_transformers_and_peft_is_known():
         assert names - {"is_main_process", "state_dict"} <= known
 
 
-@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "p_tuning_v2"])
-@pytest.mark.parametrize("architecture", ["llama", "bert", "t5"])
+@in_turns(architecture=["llama", "bert", "t5"], method=["prompt_tuning", "prefix_tuning", "p_tuning_v2"])
 def test_a_head_that_is_not_there_is_not_trained_without_a_word(architecture, method):
     model = tiny_model(architecture)
     with pytest.raises(zoo.UnsupportedError, match="train_head is True, and this model has no task head"):

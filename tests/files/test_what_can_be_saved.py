@@ -4,6 +4,7 @@ import types
 
 import pytest
 import torch
+from helpers.products import in_turns
 from safetensors.torch import load_file
 
 import softprompt_zoo as zoo
@@ -111,8 +112,7 @@ def is_refused_at_attaching(register, fault, architecture):
     assert list(model.prompts) == ["default"]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bert"])
-@pytest.mark.parametrize("fault", UNSAVABLE)
+@in_turns(fault=UNSAVABLE, architecture=["llama", "bert"])
 def test_what_cannot_be_saved_is_refused_at_attaching(register, fault, architecture):
     is_refused_at_attaching(register, fault, architecture)
 

@@ -9,15 +9,39 @@ import itertools
 import pytest
 
 
-def is_in_turn(*places):
-    """Return whether a combination of three values is in the default run, from the place of each in its list.
+def is_in_turn(turns, *places):
+    """Return whether a combination of values is in the default run, from the place of each in its list.
 
-    Every third one is: for each pair of values of two lists, every third value of the other.
+    One in as many as there are turns is. If no list is shorter, these have every value of each of two lists, and every
+    pair of values of each two of three.
     """
-    return sum(places) % 3 == 0
+    return sum(places) % turns == 0
 
 
-def in_turns(*lists):
+def in_turns(ids=None, **lists):
+    """Parametrize a test by a product; as many turns as the shortest list has values, the rest is slow."""
+    turns = min(map(len, lists.values()))
+    return pytest.mark.parametrize(
+        tuple(lists),
+        [
+            pytest.param(*values, marks=[pytest.mark.slow] * (not is_in_turn(turns, *places)))
+            for places, values in zip(
+                itertools.product(*(range(len(values)) for values in lists.values())),
+                itertools.product(*lists.values()),
+                strict=True,
+            )
+        ],
+        ids=ids,
+    )
+
+
+def suite_in_turns(suite, turns=2):
+    """Let a suite run each of its checks on some of its models, the next check on the next of them."""
+    suite.turns, suite.in_turns = turns, {"architecture": suite.architectures}
+    return suite
+
+
+def each_once(*lists):
     """Return the combinations of lists: in the default run each value at least once, the shortest list again and again.
 
     Returns:

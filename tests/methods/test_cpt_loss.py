@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.contexts import CAUSAL, IDS, TYPES, balls, batch, prompted, with_peft
+from helpers.products import in_turns
 from torch.nn import functional
 
 import softprompt_zoo as zoo
@@ -39,8 +40,7 @@ def test_the_loss_by_hand(around):
     assert model(**data).loss.item() == pytest.approx(total / count, rel=1e-5)
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
-@pytest.mark.parametrize("decay", [None, 0.5, 1.0])
+@in_turns(decay=[None, 0.5, 1.0], architecture=CAUSAL)
 def test_loss_and_gradients_are_pefts(architecture, decay):
     kind = {} if decay is None else {"opt_weighted_loss_type": "decay", "opt_loss_decay_factor": decay}
     wrapped, encoder = with_peft(architecture, opt_projection_epsilon=0.2, **kind)

@@ -15,6 +15,7 @@ from helpers.multitask import (
     tokens_of,
     training,
 )
+from helpers.products import in_turns
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningConfig
 
 import softprompt_zoo as zoo
@@ -72,8 +73,7 @@ def test_parameter_count_of_t5_base(num_tasks, rank, expected):
 # ---- start values
 
 
-@pytest.mark.parametrize("rank", [1, 2])
-@pytest.mark.parametrize("architecture", ["llama", "t5", "bert"])
+@in_turns(architecture=["llama", "t5", "bert"], rank=[1, 2])
 def test_every_task_starts_as_the_shared_prompt(architecture, rank):
     subject = prompted(architecture, disturbed=False, rank=rank)
     expected = plain(architecture, learned(subject).shared).logits(TEXT)
@@ -138,11 +138,16 @@ def test_a_batch_of_mixed_tasks_gives_what_plain_prompts_give(architecture):
         assert_equal(batch[row], expected, f"row {row}, task {task}")
 
 
-@pytest.mark.parametrize("architecture", ["llama", "t5"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"num_beams": 3}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_return_sequences": 2}],
+@in_turns(
     ids=str,
+    options=[
+        {},
+        {"num_beams": 3},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"num_return_sequences": 2},
+    ],
+    architecture=["llama", "t5"],
 )
 def test_generate_with_mixed_tasks(architecture, options):
     subject = prompted(architecture)

@@ -14,6 +14,7 @@ import weakref
 import peft
 import pytest
 import torch
+from helpers.products import in_turns
 
 import softprompt_zoo as zoo
 from softprompt_zoo.model import resolve
@@ -118,8 +119,7 @@ def check_the_next_text_sees(change, architecture):
     assert_equal(after, expected, f"the next text after {change.__name__}")
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gptj"])
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@in_turns(change=CHANGES, architecture=["llama", "gpt2", "gptj"])
 def test_the_next_text_sees_every_change(change, architecture):
     check_the_next_text_sees(change, architecture)
 

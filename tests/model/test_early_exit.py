@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from helpers.products import in_turns
 
 from softprompt_zoo.model import generation, resolve
 from softprompt_zoo.sites import shared_pass
@@ -38,8 +39,7 @@ def check_early_exit(architecture, method, **options):
     assert torch.equal(written(subject, **options), expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_turns(architecture=ARCHITECTURES, method=METHODS)
 def test_the_text_is_that_of_all_layers(architecture, method):
     needs_early_exit(architecture)
     check_early_exit(architecture, method)

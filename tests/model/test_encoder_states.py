@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.products import in_turns
 from transformers.modeling_outputs import BaseModelOutput
 
 import softprompt_zoo as zoo
@@ -155,8 +156,9 @@ def check_generate(architecture, mask_is_given=True, **options):
         assert outputs.last_hidden_state.shape[1] - ids.shape[1] in (0, 4, 6), "what the user gave has changed"
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prompts": ["longer", "default"], "num_beams": 2}])
-@pytest.mark.parametrize("architecture", ["t5", "bart"])
+@in_turns(
+    architecture=["t5", "bart"], options=[{}, {"num_beams": 3}, {"prompts": ["longer", "default"], "num_beams": 2}]
+)
 def test_generate_from_states(architecture, options):
     check_generate(architecture, **options)
 

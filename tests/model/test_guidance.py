@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.accepted_peft import needs_accepted_peft
 from helpers.guided_text import NEW_TOKENS, SCALE, TEXT, base_of, check_scores, guided, made_of_words
+from helpers.products import in_turns
 from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 import softprompt_zoo as zoo
@@ -23,8 +24,7 @@ def check_real_words(architecture, method, rows=1, **options):
     assert_equal(scores, words_scores, "scores")
 
 
-@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma3", "bloom"])
+@in_turns(architecture=["gpt2", "llama", "gemma3", "bloom"], method=["prompt_tuning", "prefix_tuning"])
 def test_a_prompt_of_real_words_is_guided_as_they_are(architecture, method):
     check_real_words(architecture, method)
 

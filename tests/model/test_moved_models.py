@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from helpers.products import in_turns
 from helpers.prompted import prompted
 
 import softprompt_zoo as zoo
@@ -17,8 +18,7 @@ TEXT = random_text(9, 1)
 METHODS = ["prompt_tuning", "prefix_tuning"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ["llama", "bert", "t5"])
+@in_turns(architecture=["llama", "bert", "t5"], method=METHODS)
 def test_copies_and_pickles(method, architecture):
     subject = prompted(architecture, method)
     expected = subject.logits(TEXT)
@@ -64,8 +64,7 @@ def test_attention_implementation_can_be_changed_also_by_its_name_in_the_config(
     assert_equal(subject.logits(TEXT), expected, "logits after the refusal")
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", TINY_MODELS)
+@in_turns(architecture=TINY_MODELS, method=METHODS)
 def test_attaching_on_the_meta_device(method, architecture):
     model = tiny_model(architecture).to("meta")
     expected = prompted(architecture, method).model.prompts["default"].num_parameters

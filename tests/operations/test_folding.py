@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from helpers.products import in_turns
 
 import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
@@ -38,8 +39,10 @@ def three(architecture):
     )
 
 
-@pytest.mark.parametrize("combination", [["words", "keys", "net"], ["keys", "words"], ["words"], ["net", "keys"]])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma3", "bloom"])
+@in_turns(
+    architecture=["llama", "gpt2", "qwen3", "gemma3", "bloom"],
+    combination=[["words", "keys", "net"], ["keys", "words"], ["words"], ["net", "keys"]],
+)
 def test_folded_is_combined(architecture, combination):
     subject = three(architecture)
     assert zoo.fold(subject.model, combination) is subject.model

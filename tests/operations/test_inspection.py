@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from helpers.products import in_turns
 from helpers.several_prompts import ARCHITECTURES, batch, prompted
 
 import softprompt_zoo as zoo
@@ -70,9 +71,11 @@ def base_attentions(architecture, text):
     ]
 
 
-@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mistral", "albert", "bart", "bloom", "deberta_v2"])
+@in_turns(
+    architecture=[*ARCHITECTURES, "mistral", "albert", "bart", "bloom", "deberta_v2"],
+    side=["left", "right"],
+    method=["prompt_tuning", "prefix_tuning"],
+)
 def test_mass_and_the_texts_weights_add_to_one(architecture, method, side):
     model = prompted(architecture, method)
     text = batch(model, side)
@@ -149,8 +152,7 @@ def test_batches_count_by_their_tokens():
     torch.testing.assert_close(together.tokens["decoder"], apart.tokens["decoder"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_turns(architecture=ARCHITECTURES, implementation=["sdpa", "eager"])
 def test_the_model_is_left_as_it_was(architecture, implementation):
     model = prompted(architecture, "prompt_tuning")
     model.set_attn_implementation(implementation)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers.products import in_turns
 from helpers.uneven_layers import gemma4
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -68,8 +69,7 @@ def behind(base, cache, count, texts):
     return torch.cat(found, dim=1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_turns(architecture=ARCHITECTURES, kind=KINDS)
 def test_transformers_own_cache_goes_on_behind_it(architecture, kind, tmp_path):
     check_behind(prompted(architecture, KINDS[kind]), architecture, tmp_path)
 

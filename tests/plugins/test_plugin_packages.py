@@ -6,6 +6,7 @@ import re
 import shutil
 import tomllib
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from helpers.installed_plugins import PIP, install, run
@@ -34,6 +35,15 @@ def site(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert (site / "softprompt_zoo_cartridge" / "py.typed").exists()
     return site
+
+
+@pytest.fixture(scope="module")
+def on_the_path(tmp_path_factory):
+    """All packages, without an installation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOFTPROMPT_ZOO_PLUGINS", ",".join(METHODS.values()))
+        install(tmp_path_factory.mktemp("installed"), patch)
+        yield
 
 
 def test_both_packages_are_here():
@@ -136,6 +146,7 @@ def test_saved_prompts_say_what_to_install_once_a_package_is_gone(site, tmp_path
         assert f"run: pip install {name}=={PROJECTS[name]['version']}" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(PROJECTS) - set(METHODS)))
 def test_a_package_for_an_engine_passes_its_tests_without_the_engine(name):
     """Those that start one are slow tests; `nox -s engines` runs them."""
@@ -157,11 +168,12 @@ def test_a_package_passes_its_own_tests(package, site):
     "architecture", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("t5", "bert"))]
 )
 class TestPromises(ConformanceSuite):
-    """Without an installation, on one model; slow tests take one of each kind, and all in the packages' own tests."""
+    """Without an installation, each promise on one model of every second method; slow tests take them all, and more."""
+
+    turns = 2
+    in_turns = MappingProxyType({"_method": [*METHODS.values()]})
 
     @pytest.fixture(autouse=True, params=METHODS.values())
-    def _method(self, request, tmp_path_factory, monkeypatch):
-        monkeypatch.setenv("SOFTPROMPT_ZOO_PLUGINS", request.param)
-        install(tmp_path_factory.mktemp("installed"), monkeypatch)
+    def _method(self, request, on_the_path):
         self.method = request.param
         self.options, self.longer = zoo.get_method(self.method).example_options

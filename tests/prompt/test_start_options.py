@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.products import in_turns
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import softprompt_zoo as zoo
@@ -37,8 +38,7 @@ def test_a_text_alone_is_started_from(method):
     torch.testing.assert_close(found, read_behind([5, 6, 7]), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("init", ["sampled", "text", "random"])
-@pytest.mark.parametrize("method", methods_with("init_text"))
+@in_turns(method=methods_with("init_text"), init=["sampled", "text", "random"])
 def test_a_name_is_no_folder_that_is_called_so(method, init, tmp_path, monkeypatch):
     options = {"init_text": "w5", "tokenizer": tiny_tokenizer()} if init == "text" else {"init": init}
     expected = logits(method, **options)
@@ -94,8 +94,7 @@ def test_a_folder_that_is_called_like_a_start_is_none(method, tmp_path, monkeypa
         assert torch.equal(found, expected[name]), name
 
 
-@pytest.mark.parametrize("is_merged", [False, True])
-@pytest.mark.parametrize("method", methods_with("init"))
+@in_turns(method=methods_with("init"), is_merged=[False, True])
 def test_a_prompt_of_a_model_of_other_sizes_is_no_start(method, is_merged):
     start = zoo.get_method(method)(tiny_model("llama"), num_virtual_tokens=3)
     init = (zoo.merge(start) if is_merged else start).prompts["default"]

@@ -199,7 +199,7 @@ def test_order_marks_say_which_wrapper_is_outside(installed, registry):
     assert built(registry.lookup("mixture")).unique().tolist() == [3]
 
 
-@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+@pytest.mark.parametrize("method", ["prompt_tuning", pytest.param("prefix_tuning", marks=pytest.mark.slow)])
 def test_an_idle_wrapper_leaves_forwards_whole_for_torch_compile(method):
     zoo.register(types.SimpleNamespace(build_virtual_tokens=around, inject=around), "idle")
     try:

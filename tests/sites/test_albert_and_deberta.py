@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from helpers.classifiers import classifier, disturb, logits, texts
+from helpers.products import in_turns
 from torch import nn
 from transformers import AlbertConfig, AlbertModel, AutoModel, BertConfig, DebertaConfig, DebertaModel, DebertaV2Config
 
@@ -217,8 +218,7 @@ def test_debertas_start_values_are_each_layers():
     assert "_softprompt_carried" not in dir(type(base))
 
 
-@pytest.mark.parametrize("kind", ["both", "convolution"])
-@pytest.mark.parametrize("side", ["left", "right"])
+@in_turns(side=["left", "right"], kind=["both", "convolution"])
 def test_deberta_does_not_see_padding(kind, side):
     model = attach(deberta(kind))
     pads = torch.zeros(3, 2, dtype=torch.long)
@@ -228,9 +228,11 @@ def test_deberta_does_not_see_padding(kind, side):
     assert_equal(states(model, torch.cat(order, 1), attention_mask=mask)[:, keep], states(model), "padded")
 
 
-@pytest.mark.parametrize("architecture", ["albert", "deberta_v2"])
-@pytest.mark.parametrize("make", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-@pytest.mark.parametrize("bare", [False, True])
+@in_turns(
+    bare=[False, True],
+    make=[copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    architecture=["albert", "deberta_v2"],
+)
 def test_copies_and_detaching(architecture, make, bare):
     base = (deberta() if architecture == "deberta_v2" else albert()) if bare else classifier("sequence", architecture)
     inner = type(base.base_model)

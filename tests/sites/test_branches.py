@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from helpers.branch_method import PLUGIN, READING, added, attach
+from helpers.products import in_turns
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -68,9 +69,7 @@ def note(hidden, module, args, kwargs):
     hidden[id(module)] = args[0] if args else kwargs["hidden_states"]
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_turns(architecture=ARCHITECTURES, method=METHODS, implementation=["sdpa", "eager"])
 def test_a_branch_is_added_in_the_rows_that_have_it(architecture, method, implementation):
     subject = Subject(architecture, attach(architecture, method, implementation))
     with torch.no_grad():
@@ -84,8 +83,9 @@ def test_a_branch_is_added_in_the_rows_that_have_it(architecture, method, implem
         assert (expected.logits(TEXTS[0]) - bare.logits(TEXTS[0])).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "bert", "modernbert", "deberta_v2", "mpnet", "t5"])
+@in_turns(
+    architecture=["llama", "gpt2", "gemma3", "bert", "modernbert", "deberta_v2", "mpnet", "t5"], side=["left", "right"]
+)
 def test_a_row_is_as_alone(architecture, side):
     subject = Subject(architecture, attach(architecture, "reading_test"))
     subject.model.prompts.add("prefix", "prefix_tuning", num_virtual_tokens=3, init="random")
@@ -139,8 +139,7 @@ def test_a_weight_multiplies_it_and_branches_of_a_row_are_summed():
     assert_equal(subject.logits(TEXTS[0], prompts=[["default", "same"]]), expected, "half and a quarter")
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "t5"])
+@in_turns(architecture=["llama", "gpt2", "t5"], method=METHODS)
 def test_generation_step_by_step_and_with_beams(architecture, method):
     subject = Subject(architecture, attach(architecture, method))
     expected = by_hand(architecture, subject.model)
@@ -151,9 +150,7 @@ def test_generation_step_by_step_and_with_beams(architecture, method):
         assert_equal(logits, expected_logits, f"{options}")
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("with_prefix", [False, True])
-@pytest.mark.parametrize("architecture", ["llama", "bert", "t5", "deberta_v2"])
+@in_turns(architecture=["llama", "bert", "t5", "deberta_v2"], with_prefix=[False, True], use_reentrant=[False, True])
 def test_checkpointing_gives_the_same_gradients(architecture, with_prefix, use_reentrant):
     subject = Subject(architecture, attach(architecture, "reading_test"))
     rows = ["default", None, "default"]

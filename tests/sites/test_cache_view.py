@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.products import in_turns
 from helpers.prompted import prompted
 from transformers import BloomConfig, BloomForCausalLM, BloomForSequenceClassification, DynamicCache
 
@@ -58,9 +59,7 @@ def test_attentions_are_those_of_the_row_alone(architecture):
             assert layer[row, :, -length:, :-length].abs().max() == 0
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
+@in_turns(method=["prefix_tuning", "prompt_tuning"], architecture=ARCHITECTURES, side=["left", "right"])
 def test_padded_rows_behind_real_words(architecture, method, side):
     """Every row of a padded batch is what the base model gives for the words and the row."""
     texts = [TEXT, random_text(4, 2)]

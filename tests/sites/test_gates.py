@@ -5,6 +5,7 @@ import types
 import pytest
 import torch
 from helpers.gated_method import PLUGIN, attach, open_gates
+from helpers.products import in_turns
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -116,8 +117,7 @@ def test_two_gated_prompts_and_a_prefix_by_hand():
         assert_equal(batch[row], by_hand(model, ids, parts[row], prefixes[row])[0], f"row {row}")
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", CAUSAL)
+@in_turns(architecture=CAUSAL, implementation=["sdpa", "eager"])
 def test_a_closed_gate_is_the_base_model_bit_for_bit(architecture, implementation):
     base = Subject(architecture, tiny_model(architecture, implementation=implementation))
     ids, mask = pad([TEXT, random_text(4, 5)], "right")

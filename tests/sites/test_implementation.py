@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.products import in_turns
 from transformers import AutoConfig
 
 import softprompt_zoo as zoo
@@ -23,8 +24,7 @@ def check_written_name(architecture, name):
     assert torch.allclose(subject.logits(TEXT), Subject(architecture, tiny_model(architecture)).logits(TEXT), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["eager", "sdpa"])
-@pytest.mark.parametrize("architecture", ["llama", "bert", "t5", "whisper"])
+@in_turns(architecture=["llama", "bert", "t5", "whisper"], name=["eager", "sdpa"])
 def test_a_name_that_is_written_is_followed(architecture, name):
     check_written_name(architecture, name)
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.products import in_turns
 from torch import nn
 from torch.nn import functional
 
@@ -96,8 +97,7 @@ class Pair:
         return model.generate(**inputs, **({} if rows is None else {"prompts": rows}))[:, -NEW:]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_turns(architecture=ARCHITECTURES, side=["left", "right"])
 @torch.no_grad()
 def test_each_row_of_a_mixed_batch_gives_what_the_base_model_gives_behind_its_tokens(architecture, side):
     pair = Pair(architecture)
@@ -116,8 +116,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("architecture", WRITERS)
+@in_turns(architecture=WRITERS, way=WAYS)
 @torch.no_grad()
 def test_each_row_of_a_mixed_batch_is_written_as_the_base_model_writes_it(architecture, way):
     """The base model writes behind the embeddings of each row alone, with its own cache."""

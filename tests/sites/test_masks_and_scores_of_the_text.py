@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.masked_method import PLUGIN, Parameters, build_virtual_tokens
+from helpers.products import in_turns
 from helpers.text_methods import registered
 
 import softprompt_zoo as zoo
@@ -83,9 +84,7 @@ def attach(architecture, method, implementation="sdpa"):
     return Subject(architecture, model)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@in_turns(architecture=ARCHITECTURES, method=METHODS, side=["left", "right"])
 def test_each_row_of_a_mixed_batch_is_as_alone(architecture, method, side):
     subject = attach(architecture, method)
     rows = ["default", ["plain", "default"], "plain", ["default", "plain"]]
@@ -96,9 +95,12 @@ def test_each_row_of_a_mixed_batch_is_as_alone(architecture, method, side):
         assert_equal(found, subject.logits(text, torch.ones_like(text), prompts=[names])[0], f"row {row} with {names}")
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ["llama", "t5"])
+@in_turns(
+    ids=str,
+    architecture=["llama", "t5"],
+    method=METHODS,
+    options=[{}, {"num_beams": 3}, {"cache_implementation": "static"}],
+)
 def test_what_is_generated_is_as_alone(architecture, method, options):
     subject = attach(architecture, method)
     ids, mask = pad(TEXTS, "left")

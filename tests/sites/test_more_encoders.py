@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from helpers.classifiers import BERT, CONFIGS, TASKS, classifier, disturb, logits, texts
+from helpers.products import in_turns
 from transformers import MPNetConfig, WhisperConfig, WhisperForConditionalGeneration
 
 import softprompt_zoo as zoo
@@ -95,9 +96,7 @@ HEADS = ["bert", "roberta", "electra", "distilbert", "modernbert", "albert", "de
 CONFIGS.setdefault("mpnet", lambda: MPNetConfig(**BERT))
 
 
-@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-@pytest.mark.parametrize("architecture", HEADS)
-@pytest.mark.parametrize("task", TASKS)
+@in_turns(task=TASKS, architecture=HEADS, method=["prompt_tuning", "prefix_tuning"])
 def test_heads_read_the_text_alone(task, architecture, method):
     """Padding on the right changes nothing, the output is as long as the input, and detached is the base model."""
     model = classifier(task, architecture)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.products import in_turns
 from helpers.prompted import prompted
 
 import softprompt_zoo as zoo
@@ -29,8 +30,7 @@ def added(mask):
     return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", CAUSAL)
+@in_turns(architecture=CAUSAL, method=METHODS)
 def test_a_packed_row_gives_what_its_texts_give(architecture, method):
     subject = prompted(architecture, method)
     alone = torch.cat([subject.logits(text) for text in TEXTS], dim=1)
@@ -104,9 +104,7 @@ def test_positions_over_padding_are_no_restart(filler):
         assert_equal(logits, subject.logits(TEXTS[row])[0], f"row {row}")
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", CAUSAL)
+@in_turns(architecture=CAUSAL, method=METHODS, implementation=["eager", "sdpa"])
 def test_a_mask_of_four_dimensions_keeps_texts_apart(architecture, method, implementation):
     """Booleans or added to the scores, with a cache or without; the texts fit into the window that it replaces."""
     subject = prompted(architecture, method, implementation)
@@ -122,8 +120,7 @@ def test_a_mask_of_four_dimensions_keeps_texts_apart(architecture, method, imple
             assert_equal(found, alone, f"{given.dtype}, cache {use_cache}")
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
+@in_turns(architecture=["gpt2", "llama", "gpt_neox"], method=METHODS)
 def test_a_mask_of_four_dimensions_against_real_tokens(architecture, method):
     """Without positions: the base model, given the mask with the prompt's columns in front."""
     subject, base = prompted(architecture, method), Subject(architecture, tiny_model(architecture))

@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 import transformers
+from helpers.products import in_turns
 
 import softprompt_zoo as zoo
 from softprompt_zoo.sites import decoding_state
@@ -90,8 +91,7 @@ def check_forward(name, length):
     assert_equal(model(text[:, :5]).logits, base(torch.cat([WORDS, text[:, :5]], dim=1)).logits[:, 4:], "a short one")
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("name", MODELS)
+@in_turns(name=MODELS, length=LENGTHS)
 def test_words_give_what_they_are_at_every_length(name, length):
     check_forward(name, length)
 
@@ -137,8 +137,7 @@ def check_generate(name, **arguments):
     assert_equal(torch.cat(written.logits), torch.cat(expected.logits), "the logits of all steps")
 
 
-@pytest.mark.parametrize("arguments", [{}, {"use_cache": False}, {"num_beams": 2}])
-@pytest.mark.parametrize("name", MODELS)
+@in_turns(name=MODELS, arguments=[{}, {"use_cache": False}, {"num_beams": 2}])
 def test_generate_writes_what_it_writes_behind_words(name, arguments):
     check_generate(name, **arguments)
 
@@ -163,8 +162,7 @@ def test_generate_with_a_static_cache(name):
     check_generate(name, cache_implementation="static")
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", MODELS)
+@in_turns(name=MODELS, side=["left", "right"])
 def test_rows_of_several_lengths_take_the_rotation_of_the_longest(name, side):
     model, base = made_of_words(name), base_model(name)
     model.prompts.add("longer", "prompt_tuning", num_virtual_tokens=6)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.masked_method import PLUGIN, TOKENS, add_kept, attach, set_mask
+from helpers.products import in_turns
 
 import softprompt_zoo as zoo
 from softprompt_zoo.sites.reach import attention_interface
@@ -65,8 +66,7 @@ def test_a_row_is_as_with_a_prompt_that_lacks_what_it_does_not_see(architecture,
         assert_equal(run(model, TEXT, "default")[row], expected, "one mask for all rows")
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bert", "t5"])
+@in_turns(architecture=["llama", "gemma3", "bert", "t5"], implementation=["sdpa", "eager"])
 def test_rows_with_several_prompts_are_as_alone(architecture, implementation):
     subject = Subject(architecture, attach(architecture, implementation))
     model = subject.model

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.products import in_turns
 from helpers.scored_method import PLUGIN, attach
 
 import softprompt_zoo as zoo
@@ -72,8 +73,7 @@ def test_a_weight_is_the_same_for_all_scores():
     assert_equal(run(model, "default"), actual, "a weight of two")
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "bert", "t5"])
+@in_turns(architecture=["llama", "gpt2", "gemma3", "bert", "t5"], implementation=["sdpa", "eager"])
 def test_rows_with_several_prompts_are_as_alone(architecture, implementation):
     subject = Subject(architecture, attach(architecture, implementation))
     subject.model.prompts.add("plain", "prefix_tuning", num_virtual_tokens=2, init="random")
@@ -101,8 +101,7 @@ def test_a_later_prompt_at_the_input_sees_a_prompt_by_its_scores():
         assert_equal(model(input_ids=TEXT, prompts=[["default", "later"]]).logits, expected, "the later prompt")
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", ["llama", "bert", "t5", "deberta_v2"])
+@in_turns(architecture=["llama", "bert", "t5", "deberta_v2"], implementation=["sdpa", "eager"])
 def test_scores_have_the_gradient_of_small_steps(architecture, implementation):
     subject = Subject(architecture, attach(architecture, implementation).double())
     parameters = {n: p for n, p in subject.model.prompts["default"].learned.named_parameters() if n.endswith("scores")}
@@ -120,8 +119,7 @@ def test_scores_have_the_gradient_of_small_steps(architecture, implementation):
         torch.testing.assert_close((parameter.grad * step).sum(), (ahead - behind) / 2, rtol=1e-2, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("architecture", ["llama", "bert", "t5", "gemma3"])
+@in_turns(architecture=["llama", "bert", "t5", "gemma3"], use_reentrant=[False, True])
 def test_checkpointing_gives_scores_the_same_gradient(architecture, use_reentrant):
     subject = Subject(architecture, attach(architecture).train())
     without_dropout(subject)

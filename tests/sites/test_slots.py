@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.products import in_turns
 from texts_with_slots import METHODS, TEXTS, TOKENS, base_logits, base_of, seen, spoken, subject_and_words, with_slots
 
 from softprompt_zoo.testing import TINY_MODELS, tiny_model
@@ -9,9 +10,7 @@ from softprompt_zoo.testing.comparison import assert_equal
 from softprompt_zoo.testing.subject import Subject, random_text
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("architecture", TINY_MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@in_turns(method=METHODS, architecture=TINY_MODELS, side=["left", "right"])
 def test_slots_made_of_words_give_what_the_words_give(method, architecture, side):
     subject, words = subject_and_words(architecture, method)
     base = base_of(architecture)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.products import in_turns
 from texts_with_slots import (
     CAUSAL,
     METHODS,
@@ -18,8 +19,7 @@ from texts_with_slots import (
 from softprompt_zoo.testing.comparison import assert_equal
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("architecture", WRITERS)
+@in_turns(architecture=WRITERS, method=METHODS)
 def test_generation_is_that_of_the_words(architecture, method):
     """Cached, uncached, with a static cache, and by repeated forward; padded on the left."""
     subject, words = subject_and_words(architecture, method)
@@ -41,16 +41,15 @@ def test_generation_is_that_of_the_words(architecture, method):
         assert_equal(logits[:, -1], expected_logits[:, step], f"token {step} by a forward over the whole text")
 
 
-@pytest.mark.parametrize("architecture", WRITERS)
-@pytest.mark.parametrize(
-    "options",
-    [
+@in_turns(
+    ids=str,
+    options=[
         {"num_beams": 3},
         {"num_beams": 3, "use_cache": False},
         {"do_sample": True, "num_return_sequences": 2},
         {"do_sample": True, "num_beams": 2, "num_return_sequences": 2},
     ],
-    ids=str,
+    architecture=WRITERS,
 )
 def test_beams_and_samples_are_those_of_the_words(architecture, options):
     subject, words = subject_and_words(architecture)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.products import suite_in_turns
 from helpers.text_methods import TEXT_METHODS, Maps, Reads, mean, registered
 from transformers import DynamicCache, StaticCache
 
@@ -25,9 +26,11 @@ def _methods():
 
 with registered(**{name: plugin() for name, plugin in TEXT_METHODS.items()}):
     PROMISES = (1, 2, 3, 4, 6, 7, 10, 11)
-    TestReads = conformance_suite("reads", architectures=("llama", "bert", "t5"), promises=PROMISES)
-    TestReadsInto = conformance_suite("reads_into", architectures=("gpt2", "gemma3"), promises=(1, 2, 3, 4, 10))
-    TestMaps = conformance_suite("maps", architectures=("gpt2", "t5"), promises=PROMISES)
+    TestReads = suite_in_turns(conformance_suite("reads", architectures=("bert", "llama", "t5"), promises=PROMISES))
+    TestReadsInto = suite_in_turns(
+        conformance_suite("reads_into", architectures=("gpt2", "gemma3"), promises=(1, 2, 3, 4, 10))
+    )
+    TestMaps = suite_in_turns(conformance_suite("maps", architectures=("gpt2", "t5"), promises=PROMISES))
 
 
 def attached(method, architecture="llama"):

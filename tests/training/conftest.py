@@ -4,6 +4,7 @@ import pytest
 from helpers.tiny_runs import save_tiny, tiny_settings, train, write_rows
 from transformers import TrainerCallback
 
+from softprompt_zoo.training import run
 from softprompt_zoo.training import trainer as trainers
 
 
@@ -22,6 +23,12 @@ def whole(place):
     """A run that nothing interrupted, and what it printed."""
     output = place / "whole"
     return output, train(tiny_settings(place, output))
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """A picture takes longer than the training of a tiny model; that of `whole` is drawn."""
+    monkeypatch.setattr(run, "draw_losses", lambda path, *_: path.write_bytes(b""))
 
 
 class At(TrainerCallback):

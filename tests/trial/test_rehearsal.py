@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.products import in_turns
 from helpers.swept_models import build
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -32,8 +33,7 @@ def test_a_trial_leaves_the_model_and_the_random_numbers_alone():
     assert dict(model.state_dict()).keys() == state.keys()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("architecture", TINY_MODELS)
+@in_turns(architecture=TINY_MODELS, dtype=[torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_is_no_reason_to_refuse(architecture, dtype):
     zoo.get_method("prompt_tuning")(tiny_model(architecture).to(dtype), num_virtual_tokens=2)
 
