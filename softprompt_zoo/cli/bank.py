@@ -22,7 +22,7 @@ Bank = Annotated[str, typer.Argument(help="Folder, or an fsspec address such as 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace prompts that have the same name.")]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="Number format to store: float32, bfloat16 or float16; the prompt's if not given."),
+    typer.Option(help="Number format for storage: float32, bfloat16 or float16; the prompt's own if not given."),
 ]
 
 
@@ -30,17 +30,17 @@ def add(
     model: Model,
     bank: Bank,
     prompt_folder: PromptFolder,
-    name: Annotated[str | None, typer.Option(help="Its name in the bank; that of the folder if not given.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the bank; the folder's name if not given.")] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="Prompt in the folder; may be repeated. The active ones if not given."),
+        typer.Option(help="Prompt in the folder to add; may be repeated. The active ones if not given."),
     ] = None,
     task: Annotated[int | None, typer.Option(help="The task to store, if the prompt has several.")] = None,
     overwrite: Overwrite = False,
     dtype: Dtype = None,
     revision: Revision = None,
 ) -> None:
-    """Put a saved prompt into a bank as a prefix, which engines serve by name; the bank is made if it is missing."""
+    """Add a saved prompt to a bank as a prefix that engines serve by name; the bank is created if missing."""
     from softprompt_zoo.bank.bank import PromptBank
     from softprompt_zoo.bank.names import check_name
     from softprompt_zoo.model.engine_prefix import engine_prefix
@@ -96,10 +96,10 @@ def import_prompts(
     overwrite: Overwrite = False,
     dtype: Dtype = None,
     as_prefix: Annotated[
-        bool, typer.Option("--as-prefix", help="Store each as a prefix, which engines serve, as bank add does.")
+        bool, typer.Option("--as-prefix", help="Store each as a prefix that engines can serve, as bank add does.")
     ] = False,
 ) -> None:
-    """Put all saved prompts that can be read into a bank; the bank is made if it is missing."""
+    """Add all readable saved prompts in a folder to a bank; the bank is created if missing."""
     from softprompt_zoo.bank.bank import PromptBank
     from softprompt_zoo.bank.importing import LeftOutWarning
 
@@ -118,7 +118,7 @@ def import_prompts(
 
 
 def list_prompts(
-    bank: Bank, prefix: Annotated[str, typer.Option(help="Only names that start with this.")] = ""
+    bank: Bank, prefix: Annotated[str, typer.Option(help="List only names that start with this.")] = ""
 ) -> None:
     """Print the names of a bank's prompts, one per line."""
     from softprompt_zoo.bank.bank import PromptBank
@@ -128,7 +128,7 @@ def list_prompts(
 
 
 def verify(bank: Bank) -> None:
-    """Read every entry of a bank and name those that are damaged; exit code 1 if there are any."""
+    """Read every entry of a bank and list the damaged ones; exit code 1 if there are any."""
     from softprompt_zoo.bank.bank import PromptBank
 
     opened = PromptBank(bank)
@@ -140,8 +140,10 @@ def verify(bank: Bank) -> None:
         raise typer.Exit(1)
 
 
-def delete(bank: Bank, names: Annotated[list[str], typer.Argument(help="Prompts.", metavar="NAME...")]) -> None:
-    """Delete prompts from a bank, all or none."""
+def delete(
+    bank: Bank, names: Annotated[list[str], typer.Argument(help="Names of the prompts.", metavar="NAME...")]
+) -> None:
+    """Delete prompts from a bank, all or none of them."""
     from softprompt_zoo.bank.bank import PromptBank
 
     PromptBank(bank).delete(*names)

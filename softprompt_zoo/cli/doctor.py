@@ -13,14 +13,16 @@ from softprompt_zoo.errors import check_packages
 
 def doctor(
     subject: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_RUN", help="Folder, hub name or smollm2; or the folder of a run.")
+        str, typer.Argument(metavar="MODEL_OR_RUN", help="Folder, name on the Hub or smollm2; or the folder of a run.")
     ],
-    max_length: Annotated[int, typer.Option(help="Longest row in tokens, for the memory of a model.")] = 512,
+    max_length: Annotated[
+        int, typer.Option(help="Maximum length of a row in tokens, for a model's memory estimate.")
+    ] = 512,
     template: Annotated[
-        str | None, typer.Option(help="What texts look like where the prompt of a run is used, if not as in training.")
+        str | None, typer.Option(help="Template that the prompt of a run is used with, if not the one from training.")
     ] = None,
 ) -> None:
-    """Say what fits a model, and what would be refused; of a run's folder, what looks wrong."""
+    """Check what fits a model and what would be refused; or, for a run, what looks wrong."""
     check_positive_integer("max_length", max_length)
     check_packages("doctor needs", "psutil", remedy='pip install "softprompt-zoo[train]"')
     quiet()

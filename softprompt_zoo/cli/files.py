@@ -13,7 +13,7 @@ from softprompt_zoo.config.checks import check_choice
 if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
 
-Output = Annotated[Path, typer.Argument(help="Folder to write; made if missing.", metavar="OUTPUT")]
+Output = Annotated[Path, typer.Argument(help="Folder to write; created if missing.", metavar="OUTPUT")]
 READERS = {
     "peft": "peft.PeftModel.from_pretrained loads",
     "vocabulary": "transformers, vLLM and others load as a model; soft_tokens.json says what to put in front of a text",
@@ -29,13 +29,14 @@ def export_prompt(
     output: Output,
     to: Annotated[str, typer.Option(help="Format: peft, vocabulary, embeddings or kv.")] = "peft",
     name: Annotated[
-        list[str] | None, typer.Option(help="Prompt to write; may be repeated. The active ones if not given.")
+        list[str] | None, typer.Option(help="Prompt to export; may be repeated. The active ones if not given.")
     ] = None,
-    task: Annotated[int | None, typer.Option(help="The task to write, if the prompt has several.")] = None,
+    task: Annotated[int | None, typer.Option(help="The task to export, if the prompt has several.")] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="For vocabulary: folder or hub name; the model's own if not given.")
+        str | None,
+        typer.Option(help="Tokenizer for vocabulary: folder or name on the Hub; the model's own if not given."),
     ] = None,
-    fold: Annotated[bool, typer.Option("--fold", help="Make one prefix of the prompts first.")] = False,
+    fold: Annotated[bool, typer.Option("--fold", help="Fold the prompts into one prefix first.")] = False,
     revision: Revision = None,
 ) -> None:
     """Write prompts for another library or engine."""
@@ -80,7 +81,7 @@ def _tokenizer(name: str | None, base: "Base") -> Any:
 def import_prompt(
     model: Model,
     peft_folder: Annotated[
-        Path, typer.Argument(help="A PEFT prompt adapter: a folder, or its name on the hub.", metavar="PEFT_FOLDER")
+        Path, typer.Argument(help="A PEFT prompt adapter: a folder, or its name on the Hub.", metavar="PEFT_FOLDER")
     ],
     output: Output,
     revision: Revision = None,

@@ -27,19 +27,19 @@ def inspect(
     prompt_folder: PromptFolder,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts on which attention to the prompt is measured."),
+        typer.Argument(metavar="[TEXT]...", help="Texts to measure the attention to the prompt on."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The prompt; all active ones if not given.")] = None,
     neighbours: Annotated[int, typer.Option(min=1, help="Nearest words for each virtual token.")] = 5,
-    nearest_by: Annotated[str, typer.Option(help="How nearness is measured: cosine or distance.")] = "cosine",
+    nearest_by: Annotated[str, typer.Option(help="How to rank the nearest words: cosine or distance.")] = "cosine",
     task: Annotated[int | None, typer.Option(help="The task to look at, if the prompt has several.")] = None,
     template: Template = None,
     png: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Page to write, with tables and pictures.")] = None,
+    html: Annotated[Path | None, typer.Option(help="HTML page to write, with tables and pictures.")] = None,
     dtype: Dtype = "float32",
     revision: Revision = None,
 ) -> None:
-    """Look inside a prompt: nearest words, norms, similar tokens, and the attention that texts give it."""
+    """Look inside a prompt: nearest words, norms, similar tokens, and the attention that texts pay to it."""
     prompt_folder = found(prompt_folder, revision)
     trained = trained_with(prompt_folder)
     form = chosen_template(template, trained)

@@ -11,7 +11,7 @@ def new_plugin(
     name: Annotated[str, typer.Argument(help="Name of the method, such as my_method.", metavar="NAME")],
     output: Annotated[Path | None, typer.Option(help="Folder to write; softprompt-zoo-NAME here if not given.")] = None,
 ) -> None:
-    """Write a package for a method of your own; its tests pass at once."""
+    """Create a package for your own method, with tests that pass right away."""
     from softprompt_zoo.testing.new_package import distribution, method_name, write_package
 
     canonical = method_name(name)

@@ -9,16 +9,16 @@ import typer
 def push(
     folder: Annotated[
         Path,
-        typer.Argument(help="What train or save_pretrained wrote, or a PEFT prompt adapter.", metavar="PROMPT_FOLDER"),
+        typer.Argument(help="Output of train or save_pretrained, or a PEFT prompt adapter.", metavar="PROMPT_FOLDER"),
     ],
     repository: Annotated[
-        str, typer.Argument(help="Name on the hub, such as user/repo; made if missing.", metavar="REPOSITORY")
+        str, typer.Argument(help="Name on the Hub, such as user/repo; created if missing.", metavar="REPOSITORY")
     ],
-    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch; made if missing.")] = None,
-    message: Annotated[str | None, typer.Option(help="First line of the commit.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; created if missing.")] = None,
+    message: Annotated[str | None, typer.Option(help="First line of the commit message.")] = None,
 ) -> None:
-    """Put a saved prompt and its card on the Hugging Face Hub; no model is needed, and none is pushed."""
+    """Push a saved prompt and its model card to the Hugging Face Hub; needs no model, and pushes none."""
     if not folder.is_dir():
         raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is not a folder; expected what train or save_pretrained wrote")
     from softprompt_zoo.files.hub.upload import Push

@@ -45,11 +45,11 @@ def serve(
     bank: Annotated[str, typer.Option(help="Folder, or an fsspec address such as s3://bucket/bank.", metavar="BANK")],
     options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- ENGINE_OPTION...]", help="Options of the engine, for example --port 8001."),
+        typer.Argument(metavar="[-- ENGINE_OPTION...]", help="Options for the engine, for example --port 8001."),
     ] = None,
     engine: Annotated[str, typer.Option(help="The engine to start.")] = "vllm",
 ) -> None:
-    """Start an engine in which every request names its prompt from a bank."""
+    """Start an engine that serves a bank, whose requests each name a prompt."""
     start = find_engine(engine)
     from softprompt_zoo.bank.bank import PromptBank
     from softprompt_zoo.embedded import resolve_model

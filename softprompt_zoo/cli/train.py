@@ -15,57 +15,62 @@ ALLOWED_WITH_RESUME = ("resume", "output", "debug")
 
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Folder, hub name, or smollm2.")] = "smollm2",
+    model: Annotated[str, typer.Argument(help="Folder, name on the Hub, or smollm2.")] = "smollm2",
     method: Annotated[str, typer.Argument(help="Name or alias of the method.")] = DEFAULT,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="JSONL, CSV or Parquet file, folder of save_to_disk, or name on the hub; the demo's if not given."
+            help="JSONL, CSV or Parquet file, save_to_disk folder, or name on the Hub; the demo data if not given."
         ),
     ] = None,
     validation: Annotated[
         Path | None, typer.Option(help="The same; a tenth of --data, at most 100 rows, if not given.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Part of --data that is trained on, where it has several.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of --data to train on, if it has several.")] = None,
     validation_split: Annotated[
-        str | None, typer.Option(help="Part to validate on, of --validation, or of --data if that is not given.")
+        str | None, typer.Option(help="Split to validate on, of --validation, or of --data if that is not given.")
     ] = None,
-    subset: Annotated[str | None, typer.Option(help="Data set of a hub name that has several.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub that has several.")] = None,
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="Read --data while training, rather than into memory.")
+        bool, typer.Option("--streaming", help="Read --data during training instead of loading it into memory.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for the results; softprompt-METHOD if not given.")] = None,
     objective: Annotated[
         str | None,
         typer.Option(
-            help="What is learned: writing, label-words, classification, chat or token-classification; what suits "
+            help="What to learn: writing, label-words, classification, chat or token-classification; chosen by "
             "the data and the model if not given."
         ),
     ] = None,
     label_word: Annotated[
         list[str] | None,
-        typer.Option(help="Word of a label, label=word, for --objective label-words; repeat for more."),
+        typer.Option(
+            help="Word that stands for a label, as label=word, with --objective label-words; may be repeated."
+        ),
     ] = None,
-    input_field: Annotated[str | None, typer.Option(help="Field of the input.")] = None,
-    target_field: Annotated[str | None, typer.Option(help="Field of the target.")] = None,
+    input_field: Annotated[str | None, typer.Option(help="Name of the input field.")] = None,
+    target_field: Annotated[str | None, typer.Option(help="Name of the target field.")] = None,
     template: Annotated[str, typer.Option(help=r"Text in front of the target; \n is a new line.")] = r"{input}\n",
     option: Annotated[
-        list[str] | None, typer.Option(help="Option of the method, name=value with a JSON value; repeat for more.")
+        list[str] | None, typer.Option(help="Option of the method, as name=value with a JSON value; may be repeated.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate; the recipe's if not given.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimizer steps; the recipe's if not given, at most 60 for the demo.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step; the recipe's if not given.")] = None,
-    max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are left out.")] = 512,
+    max_length: Annotated[int, typer.Option(help="Maximum length of a row in tokens; longer rows are left out.")] = 512,
     seed: Annotated[
-        int, typer.Option(help="Seed of the start values, of the order of the rows, and of the rows set aside.")
+        int,
+        typer.Option(
+            help="Seed for the initial values, the order of the rows, and the choice of rows that are set aside."
+        ),
     ] = 0,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Number format of the frozen model: float32, bfloat16 or float16; if not given, bfloat16 where the "
-            "machine computes in it, else float32."
+            help="Number format of the frozen model: float32, bfloat16 or float16; if not given, bfloat16 if the "
+            "machine supports it, else float32."
         ),
     ] = None,
     evaluate_every: Annotated[
@@ -74,44 +79,45 @@ def train(
     save_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints; a quarter of --steps if not given.")
     ] = None,
-    metric_rows: Annotated[int, typer.Option(help="Validation rows to write answers for.")] = 10,
+    metric_rows: Annotated[int, typer.Option(help="Number of validation rows to generate answers for.")] = 10,
     handwritten: Annotated[
-        str | None, typer.Option(help="Hand-written prompt to compare with; the demo has one of its own.")
+        str | None, typer.Option(help="Hand-written prompt to compare with; the demo brings its own.")
     ] = None,
-    warmup_steps: Annotated[
-        int | None, typer.Option(help="Steps of linear warm-up; the recipe's if not given.")
-    ] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Linear warm-up steps; the recipe's if not given.")] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="Learning-rate schedule, as transformers names it; the recipe's if not given.")
+        str | None, typer.Option(help="Learning-rate schedule, by its name in transformers; the recipe's if not given.")
     ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay; the recipe's if not given.")] = None,
     early_stopping: Annotated[
         int | None,
-        typer.Option(help="Stop after so many validations without a lower loss, and keep the best prompt."),
+        typer.Option(help="Stop after this many validations without a lower loss, and keep the best prompt."),
     ] = None,
     gradient_accumulation_steps: Annotated[
-        int, typer.Option(help="Read the rows of a step in so many parts, to save memory; it divides --batch-size.")
+        int,
+        typer.Option(help="Split the rows of each step into this many parts to save memory; must divide --batch-size."),
     ] = 1,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Compute layers twice, to save memory.")
+        bool, typer.Option("--gradient-checkpointing", help="Recompute layers in the backward pass to save memory.")
     ] = False,
     report_to: Annotated[
-        str | None, typer.Option(help="Report losses to tensorboard, or what else transformers knows.")
+        str | None, typer.Option(help="Report losses to tensorboard, or to any other integration of transformers.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML or YAML file with these names; what is given beside it wins.")
+        Path | None, typer.Option(help="TOML or YAML file with these options; options on the command line override it.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the run would take and see, and write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show what the run would need and what the model would see; write nothing."),
     ] = False,
     find_rate: Annotated[
-        bool, typer.Option("--find-rate", help="Try learning rates, one step each, suggest one, and train nothing.")
+        bool,
+        typer.Option("--find-rate", help="Try learning rates with one step each and suggest one, without training."),
     ] = False,
-    png: Annotated[Path | None, typer.Option(help="Picture of the rates that --find-rate tries.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Picture to write of the rates that --find-rate tries.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in --output.")] = False,
 ) -> None:
-    """Train a prompt on texts, labels, tagged words or chats; without arguments, the demo."""
+    """Train a prompt on texts, labels, tagged words or chats; without arguments, run the demo."""
     if resume:
         _check_alone(context)
         from softprompt_zoo.training.run import resume as resume_run

@@ -19,22 +19,20 @@ if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
     from softprompt_zoo.training.objectives.objective import Objective
 
-Model = Annotated[str, typer.Argument(help="Folder, hub name, or smollm2.", metavar="MODEL")]
+Model = Annotated[str, typer.Argument(help="Folder, name on the Hub, or smollm2.", metavar="MODEL")]
 PromptFolder = Annotated[
     Path,
     typer.Argument(
-        help="What train or save_pretrained wrote, or a PEFT prompt adapter: a folder, or its name on the hub.",
+        help="Output of train or save_pretrained, or a PEFT prompt adapter: a folder, or its name on the Hub.",
         metavar="PROMPT_FOLDER",
     ),
 ]
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit, of a prompt that is named by its repository on the hub.")
-]
-Template = Annotated[str | None, typer.Option(help="As in train; the one it was trained with if not given.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, for a prompt on the Hub.")]
+Template = Annotated[str | None, typer.Option(help="As in train; the one from training if not given.")]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Number format: float32, bfloat16 or float16; if not given, bfloat16 where the machine supports it."
+        help="Number format: float32, bfloat16 or float16; if not given, bfloat16 if the machine supports it."
     ),
 ]
 
@@ -43,20 +41,20 @@ def evaluate(
     model: Model,
     prompt_folder: PromptFolder,
     data: Annotated[Path | None, typer.Option(help="As in train; the demo's test rows if not given.")] = None,
-    split: Annotated[str | None, typer.Option(help="Part of --data, where it has several.")] = None,
-    subset: Annotated[str | None, typer.Option(help="Data set of a hub name that has several.")] = None,
-    input_field: Annotated[str | None, typer.Option(help="Field of the input.")] = None,
-    target_field: Annotated[str | None, typer.Option(help="Field of the target.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of --data, if it has several.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub that has several.")] = None,
+    input_field: Annotated[str | None, typer.Option(help="Name of the input field.")] = None,
+    target_field: Annotated[str | None, typer.Option(help="Name of the target field.")] = None,
     template: Template = None,
     handwritten: Annotated[
         str | None, typer.Option(help="Hand-written prompt to compare with; the one from training if not given.")
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are left out.")] = 512,
-    metric_rows: Annotated[int, typer.Option(help="Rows to write answers for.")] = 10,
+    max_length: Annotated[int, typer.Option(help="Maximum length of a row in tokens; longer rows are left out.")] = 512,
+    metric_rows: Annotated[int, typer.Option(help="Number of rows to generate answers for.")] = 10,
     dtype: Dtype = None,
     revision: Revision = None,
 ) -> None:
-    """Measure a prompt against the bare model and a hand-written prompt."""
+    """Compare a prompt with the bare model and a hand-written prompt."""
     from softprompt_zoo.examples import demo_data
     from softprompt_zoo.examples.reading import Reading
     from softprompt_zoo.examples.sources import Source
@@ -91,21 +89,22 @@ def generate(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PROMPT_FOLDER [TEXT]...", help="The prompt, then texts; lines of stdin if there are none."
+            metavar="PROMPT_FOLDER [TEXT]...",
+            help="The prompt, then texts; without texts, lines are read from standard input.",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 100,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 100,
     template: Template = None,
     no_prompt: Annotated[
         bool, typer.Option("--no-prompt", help="Use the bare model; all arguments are texts.")
     ] = False,
     task: Annotated[
-        str | None, typer.Option(help="Task of all texts, for a prompt that was trained on several.")
+        str | None, typer.Option(help="Task of the texts, for a prompt that was trained on several.")
     ] = None,
     dtype: Dtype = None,
     revision: Revision = None,
 ) -> None:
-    """Write an answer to every text, one per line."""
+    """Generate an answer to every text, one per line."""
     given = list(arguments or [])
     folder = None if no_prompt else found(_prompt_folder(given), revision)
     form = _template_for(folder, template)
@@ -186,7 +185,7 @@ def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[
     """Load a model, with a saved prompt if there is a folder.
 
     Args:
-        model: Folder, hub name, or smollm2.
+        model: Folder, name on the Hub, or smollm2.
         folder: The prompt; `None` for the bare model.
         dtype: Number format; `None` for the one that is fastest here.
 
@@ -203,7 +202,7 @@ def load_for(
     """Load a model for what a saved prompt was trained to do.
 
     Args:
-        model: Folder, hub name, or smollm2.
+        model: Folder, name on the Hub, or smollm2.
         folder: The prompt; `None` for the bare model.
         template: How an input becomes a text.
         dtype: Number format; `None` for the one that is fastest here.
