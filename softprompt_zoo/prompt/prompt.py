@@ -121,7 +121,10 @@ class Prompt(nn.Module):
     def call(self, hook: str, **arguments: Any) -> Any:
         """Call a hook of its method; as `LoadedMethod.call`, with its own config and parameters."""
         loaded = self._loaded or self.loaded
-        return loaded.call(hook, self.wrappers, config=self.config, parameters=self.learned, **arguments)
+        arguments |= {"config": self.config, "parameters": self.learned}
+        if not loaded.wrappers.plugins:
+            return loaded.call_own(hook, arguments)
+        return loaded.call(hook, self.wrappers, **arguments)
 
     def has(self, hook: str) -> bool:
         """Return whether its method, or a wrapper around it, has an optional hook."""
