@@ -1,4 +1,4 @@
-"""PEFT's adapters both ways: 20 random prompts for each method and model that PEFT runs, 5 of them in every run."""
+"""PEFT's adapters both ways: 20 random prompts for each method and model that PEFT runs, 2 of them in every run."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ PEFT_RUNS = {
 }
 CASES = [(method, architecture) for method, names in PEFT_RUNS.items() for architecture in names]
 everywhere = pytest.mark.parametrize(("method", "architecture"), CASES)
-of_random_prompts = pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 20), marks=pytest.mark.slow)])
+of_random_prompts = pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 20), marks=pytest.mark.slow)])
 
 
 def prompted(architecture, method):

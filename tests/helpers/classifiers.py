@@ -1,6 +1,8 @@
 """Tiny models with task heads, built from configs."""
 
+import pytest
 import torch
+from helpers.products import is_in_turn
 from transformers import (
     AlbertConfig,
     AutoModelForMultipleChoice,
@@ -57,13 +59,23 @@ TASKS = {
     "choice": AutoModelForMultipleChoice,
 }
 ENCODERS = ["bert", "roberta", "electra", "distilbert", "modernbert", "albert", "deberta_v2"]
-CASES = (
+PAIRS = (
     [("sequence", name) for name in CONFIGS]
     + [("token", name) for name in [*ENCODERS, "llama", "gpt2", "t5"]]
     + [("question", name) for name in [*ENCODERS, "llama", "gpt2", "bart", "t5"]]
     + [("choice", name) for name in ENCODERS]
 )
 """Task and architecture, where transformers has the class."""
+
+
+def in_turn(task, architecture):
+    """Mark a pair that has no turn in the default run: of an architecture's tasks, every second one has."""
+    tasks = [of for of, name in PAIRS if name == architecture]
+    turn = is_in_turn(min(2, len(tasks)), tasks.index(task), [*CONFIGS].index(architecture))
+    return pytest.param(task, architecture, marks=[] if turn else [pytest.mark.slow])
+
+
+CASES = [in_turn(*pair) for pair in PAIRS]
 
 
 def classifier(task, architecture, seed=0, implementation="sdpa"):

@@ -1,5 +1,6 @@
 """What a trial gives, and what it leaves behind."""
 
+import copy
 import dataclasses
 
 import peft
@@ -25,8 +26,14 @@ def trials(bench):
 
 
 @pytest.fixture(scope="module")
-def results(bench, trials):
-    return {name: run_trial(trials[name], bench) for name in NAMES}
+def ran(bench, trials):
+    """What each trial gave, and the model as it left it."""
+    return {name: (run_trial(trials[name], bench), copy.deepcopy(bench.model)) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def results(ran):
+    return {name: result for name, (result, _) in ran.items()}
 
 
 def outputs(model):
@@ -35,10 +42,9 @@ def outputs(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_model_is_left_bitwise_as_it_was(bench, place, trials, results, name):
-    run_trial(trials[name], bench)
+def test_the_model_is_left_bitwise_as_it_was(ran, place, name):
     fresh = AutoModelForCausalLM.from_pretrained(place / "model")
-    model = bench.model
+    _, model = ran[name]
     assert type(model) is type(fresh)
     assert vars(model).keys() <= vars(fresh).keys()
     assert model.state_dict().keys() == fresh.state_dict().keys()
