@@ -9,6 +9,8 @@ WIDTH = 360
 """Of a chart in its own units, about a phone's width in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 34
 """Margins for the axes."""
+LABEL = 14
+"""Height of a label."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,10 @@ def scatter(marks: Sequence[Mark], levels: Sequence[Mark], title: str, x_title: 
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP}" y2="{height - BOTTOM}"/>')
         parts.append(f'<text class="tick middle" x="{x}" y="{height - BOTTOM + 14}">{_power(exponent)}</text>')
     parts.append(f'<text class="tick middle" x="{(LEFT + WIDTH) / 2}" y="{height - 4}">{escape(x_title)}</text>')
-    for mark in levels:
+    for mark, label in zip(levels, _apart([up(mark.value) - 4 for mark in levels]), strict=True):
         y = up(mark.value)
         parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick end" x="{WIDTH - RIGHT}" y="{y - 4}">{escape(mark.name)}</text>')
+        parts.append(f'<text class="tick end" x="{WIDTH - RIGHT}" y="{label}">{escape(mark.name)}</text>')
     places: list[tuple[float, float]] = []
     for mark in marks:
         x, y = _free(across(math.log10(mark.x)), up(mark.value), places)
@@ -94,6 +96,14 @@ def scatter(marks: Sequence[Mark], levels: Sequence[Mark], title: str, x_title: 
         parts.append(f'<circle class="{mark.kind}" cx="{x}" cy="{y}" r="9"><title>{escape(mark.name)}</title></circle>')
         parts.append(f'<text class="number" x="{x}" y="{y + 3.5}">{mark.number}</text>')
     return _svg(height, title, parts)
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Move labels down that would be written over each other."""
+    found, last = list(heights), -math.inf
+    for place in sorted(range(len(heights)), key=heights.__getitem__):
+        found[place] = last = round(max(heights[place], last + LABEL), 1)
+    return found
 
 
 def curves(

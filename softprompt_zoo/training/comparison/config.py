@@ -148,4 +148,4 @@ def _order() -> list[str]:
 
 
 def _written_rate(rate: Rate) -> float | str:
-    return f"{rate.value}x" if rate.is_multiple else rate.value
+    return str(rate.value).removesuffix(".0") + "x" if rate.is_multiple else rate.value

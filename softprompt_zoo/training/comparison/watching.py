@@ -25,7 +25,7 @@ class Watching:
     def __init__(self, trials: Sequence[Trial], bench: Bench, store: Store, console: Console) -> None:
         self._trials, self._bench, self._console = trials, bench, console
         self._results = store.results(trials)
-        self._began = 0.0
+        self._started, self._spent = time.monotonic(), 0.0
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -58,7 +58,6 @@ class Watching:
             trial: The trial.
             count: As many of its candidate begin together.
         """
-        self._began = time.monotonic()
         name = f"{trial.label}, seed {trial.seed}" if count == 1 else f"{trial.candidate}, {count} together"
         self._show(name)
         return [_Steps(lambda step: self._show(f"{name}, step {step}/{trial.steps}"))]
@@ -66,6 +65,7 @@ class Watching:
     def end(self, trial: Trial, result: TrialResult) -> None:
         """Show what a trial gave."""
         self._results[trial.key] = result
+        self._spent += result.seconds
         if self._live is None:
             count = f"{len(self._results)} of {len(self._trials)}: {trial.label}, seed {trial.seed}"
             line = f"{count}: loss {result.loss:.3f}, {result.seconds:.0f} s{self._left}"
@@ -74,18 +74,15 @@ class Watching:
 
     @property
     def _left(self) -> str:
-        """Estimate the time left from the trials that are there, those of the same candidate first."""
-        by_candidate: dict[str, list[float]] = {}
-        for trial in self._trials:
-            if trial.key in self._results:
-                by_candidate.setdefault(trial.candidate, []).append(self._results[trial.key].seconds)
-        means = {name: statistics.fmean(seconds) for name, seconds in by_candidate.items()}
-        if not means:
-            return ""
-        other = statistics.fmean(means.values())
-        waiting = [trial for trial in self._trials if trial.key not in self._results]
-        left = sum(means.get(trial.candidate, other) for trial in waiting)
-        return f", about {shown_time(left)} left" if waiting else ""
+        """Tell the time left, as soon as it can be estimated."""
+        there = [(trial, self._results[trial.key].seconds) for trial in self._trials if trial.key in self._results]
+        left = estimate(there, [trial for trial in self._trials if trial.key not in self._results])
+        return f", about {shown_time(left * self._pace)} left" if left else ""
+
+    @property
+    def _pace(self) -> float:
+        """What a second of a trial takes by the clock: less than one where several are run at a time."""
+        return (time.monotonic() - self._started) / self._spent if self._spent else 1.0
 
     def _show(self, what: str) -> None:
         if self._live is None:
@@ -93,6 +90,25 @@ class Watching:
         self._bar.update(self._task, description=what, completed=len(self._results), left=self._left.lstrip(", "))
         table = make_table(summarize(self._trials, self._results), self._bench.objective.metrics, self._console.width)
         self._live.update(Group(table, self._bar))
+
+
+def estimate(there: Sequence[tuple[Trial, float]], waiting: Sequence[Trial]) -> float | None:
+    """Estimate how long trials take: as those of the same candidate, else as others that are trained, or are not.
+
+    Args:
+        there: The trials that are there, and how many seconds each took.
+        waiting: The trials that are not.
+
+    Returns:
+        Seconds; `None` if nothing like one of them is there.
+    """
+    known: dict[str | bool, list[float]] = {}
+    for trial, seconds in there:
+        for kind in (trial.candidate, trial.steps > 0):
+            known.setdefault(kind, []).append(seconds)
+    if any(trial.candidate not in known and (trial.steps > 0) not in known for trial in waiting):
+        return None
+    return sum(statistics.fmean(known.get(trial.candidate) or known[trial.steps > 0]) for trial in waiting)
 
 
 class _Steps(TrainerCallback):
