@@ -1,6 +1,7 @@
-"""Any two methods on one model keep the promises: neighbors in the list in every run, all pairs as slow tests."""
+"""Any two methods on one model keep the promises: neighbors in the list in turns, all pairs as slow tests."""
 
 import itertools
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ def hold(suite, pair):
 
 
 class TestNeighbors(combination_suite(*NEIGHBORS[0], architectures=["llama"])):
+    turns = 2
+    in_turns = MappingProxyType({"_pair": NEIGHBORS})
+
     @pytest.fixture(autouse=True, params=NEIGHBORS, ids="-".join)
     def _pair(self, request):
         hold(self, request.param)
