@@ -68,9 +68,9 @@ def _check_keywords(kind: type, function: Any) -> None:
     """Refuse a function through which prompts could not be handed on."""
     if not _takes_keywords(function):
         raise UnsupportedError(
-            f"model.forward of this {kind.__name__} was replaced by {_describe(function)}, which takes no further "
-            "keywords, so prompts could not be handed on; let it take **kwargs, and hand them on to the model "
-            "inside, or delete model.forward"
+            f"model.forward of this {kind.__name__} was replaced by {_describe(function)}, which does not accept "
+            "further keywords, so prompts could not be passed on; let it accept **kwargs and pass them on to the "
+            "model inside, or delete model.forward"
         )
 
 

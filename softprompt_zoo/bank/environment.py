@@ -218,7 +218,7 @@ def _check_pages(handle: Any, path: str, has_locks: bool) -> None:
     """
     size, needed = os.path.getsize(path), (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
     if 0 < size < needed:
-        raise CheckpointError(f"{path} has {size} bytes of {needed}: it was cut off; restore it from a copy")
+        raise CheckpointError(f"{path} has {size} bytes of {needed}: it is truncated; restore it from a copy")
     found = _damage(handle, path) if has_locks and size else ""
     if found:
         raise CheckpointError(f"{path} is damaged: {found}; restore it from a copy")

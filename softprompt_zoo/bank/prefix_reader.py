@@ -186,7 +186,7 @@ class PrefixReader:
         problem = self._problem(header)
         if problem is not None:
             raise UnsupportedError(
-                f"{where} {problem}, and is no plain prefix; add the prompt again with overwrite=True to "
+                f"{where} {problem}, and is not a plain prefix; add the prompt again with overwrite=True to "
                 f"zoo.PromptBank({self.address!r}, model, as_prefix=True)"
             )
         [(site, (dtype, shape))] = header.tensors.items()

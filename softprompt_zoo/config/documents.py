@@ -69,7 +69,7 @@ def _read_toml(path: Path, text: str) -> Document:
     try:
         content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not TOML: {error}; texts stand in quotation marks there") from error
+        raise ValueError(f"{path} is not TOML: {error}; strings need quotation marks") from error
     return Document(path, content, lambda keys: _toml_line(text, keys))
 
 

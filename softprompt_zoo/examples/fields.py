@@ -44,7 +44,7 @@ def text(row: Row, what: str, value: object) -> str:
     if not isinstance(value, str):
         raise DataError(f"{row.place}: {what} is {short(value)}; it must be text; put it in double quotes")
     if not value.strip():
-        raise DataError(f"{row.place}: {what} is blank; it must hold text; fill it in or drop the row")
+        raise DataError(f"{row.place}: {what} is blank; it must contain text; fill it in or remove the row")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

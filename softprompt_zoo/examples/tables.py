@@ -33,7 +33,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
     except (ValueError, OSError) as error:  # pyarrow's, and the hub's of a file that is not there any more
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: is no Parquet file, or a damaged one ({_line(error)}); write it again") from error
+        raise DataError(f"{path}: is not a Parquet file, or is damaged ({_line(error)}); write it again") from error
 
 
 def is_saved(path: Path) -> bool:

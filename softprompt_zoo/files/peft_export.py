@@ -245,7 +245,7 @@ def _check_is_prefix(placement: Placement, backbone: Backbone) -> None:
         raise UnsupportedError(f"the prompt has {placement.tokens.beyond_prefix} of PEFT's; keep it in our format")
     if not backbone.takes_cache:
         raise UnsupportedError(
-            f"PEFT hands a prefix to the model as past_key_values, which this model ({backbone.model_type}) does not "
+            f"PEFT passes a prefix to the model as past_key_values, which this model ({backbone.model_type}) does not "
             "take: it would fail or be ignored; keep the prompt in our own format"
         )
 

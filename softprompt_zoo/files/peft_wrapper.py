@@ -112,7 +112,7 @@ def _refuse_shared_pass(prompts: Any, kwargs: Mapping[str, Any]) -> None:
     call = prompts.resolve(Request.read(kwargs, prompts.keys()), None)
     if prompts.backbone.kind.is_causal and any(call.input_tokens(part) for part in call.selection.combinations):
         raise UnsupportedError(
-            "adapter_names gives each row an adapter of its own, and a prompt at the input embeddings passes through "
-            "this model once for all rows; use a method on keys and values, or call the model "
+            "adapter_names gives each row its own adapter, but a prompt at the input embeddings passes through this "
+            "model once for all rows; use a method on keys and values, or call the model "
             "once for each adapter, after set_adapter"
         )

@@ -217,7 +217,7 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Back
     try:
         config = Config.from_options(options)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"PEFT's CPT adapter does not hold together: {error}") from error
+        raise CheckpointError(f"PEFT's CPT adapter is inconsistent: {error}") from error
     tensor = example_tokens.embeddings_of(tensors, (config.num_virtual_tokens, backbone.hidden_size))
     example_tokens.check_predicts_words(backbone)
     problem = example_tokens.problem_of_tokens(config.token_ids, config.token_types, backbone.vocab_size)

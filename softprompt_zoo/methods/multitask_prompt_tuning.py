@@ -190,7 +190,7 @@ def training_loss(config: Config, parameters: Parameters, step: TrainingStep) ->
     if parameters.teacher is None:
         raise UnsupportedError(
             "this prompt was trained with a teacher, which is not saved; attach a new one with init=<this prompt>, "
-            "source_task='each', and teacher=… to go on with it, or without one to go on without"
+            "source_task='each', and teacher=… to continue with one, or without one to continue without"
         )
     teacher = step.run(InputTokens(parameters.teacher))
     distance = logit_divergence(step, teacher, config.temperature) + hidden_distance(step, teacher)
@@ -212,8 +212,8 @@ def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> Pe
     """Write the shared prompt and the factors as they are."""
     if not backbone.kind.is_causal and not backbone.kind.has_two_texts:
         raise UnsupportedError(
-            f"PEFT hands no task_ids to this method's prompts on an encoder ({backbone.model_type}), and so cannot run "
-            "them; export one task as a plain prompt: zoo.export(model, folder, task=…)"
+            f"PEFT passes no task_ids to this method's prompts on an encoder ({backbone.model_type}), and so "
+            "cannot run them; export one task as a plain prompt: zoo.export(model, folder, task=…)"
         )
     fields = {
         "peft_type": PEFT_TYPES[0],

@@ -72,7 +72,6 @@ def check_model(maker: PrefixMaker) -> None:
 def _check_prompt(maker: PrefixMaker, name: str, prompt: Prompt) -> None:
     if prompt.head is not None:
         raise UnsupportedError(
-            f"prompt {name!r} has a trained task head of its own, which a prefix cannot carry; keep the prompt in our "
-            "format"
+            f"prompt {name!r} has its own trained task head, which a prefix cannot hold; keep the prompt in our format"
         )
     check_numbers(prompt.merged_tokens(maker.backbone).tensors(), f"prompt {name!r}")

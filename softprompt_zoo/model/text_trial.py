@@ -69,6 +69,6 @@ def _check_rows(prompt: Prompt, backbone: Backbone) -> None:
         if difference > allowed * max(1.0, float(expected.abs().max())):
             raise PluginError(
                 f"{prompt.loaded.describe('build_virtual_tokens')} makes other {name} of a row in a batch, next to a "
-                f"longer row, than of the row alone (they differ by {difference:.2g}); a row's tokens may depend on "
-                "its own text alone, which text.mask tells from padding"
+                f"longer row, than of the row alone (they differ by {difference:.2g}); a row's tokens may depend only "
+                "on its own text, which text.mask tells apart from padding"
             )

@@ -129,8 +129,8 @@ def _check_as_long(one: Given, first: Given, how: str) -> None:
     own, firsts = one.prompt.num_virtual_tokens, first.prompt.num_virtual_tokens
     if own != firsts:
         raise UnsupportedError(
-            f"{one.what} has {own} virtual tokens, {first.what} has {firsts}; how={how!r} needs as many in each: cut "
-            "the longer one with zoo.truncate, or use how='concatenate'"
+            f"{one.what} has {own} virtual tokens, {first.what} has {firsts}; how={how!r} needs equally many in each: "
+            "cut the longer one with zoo.truncate, or use how='concatenate'"
         )
 
 

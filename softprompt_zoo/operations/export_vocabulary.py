@@ -120,7 +120,7 @@ def _check_heads(prompts: Prompts, names: Iterable[str]) -> None:
     for name in names:
         if prompts[name].head is not None:
             raise UnsupportedError(
-                f"prompt {name!r} has a trained task head of its own, which tokens cannot carry; keep the prompt in "
+                f"prompt {name!r} has its own trained task head, which tokens cannot hold; keep the prompt in "
                 "our format"
             )
 

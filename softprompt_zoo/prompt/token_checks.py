@@ -110,7 +110,7 @@ def _check_fields(placement: Placement, source: str) -> None:
     others = [field.name for field in dataclasses.fields(placement) if field.name not in known]
     if others:
         raise PluginError(
-            f"{source} returned a {type(placement).__name__} with {', '.join(map(repr, others))}, which nobody reads; "
+            f"{source} returned a {type(placement).__name__} with {', '.join(map(repr, others))}, which is never used; "
             "a softprompt_zoo.Placement says all that can be done with tokens, and map_text changes the text"
         )
 

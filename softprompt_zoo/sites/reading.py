@@ -113,8 +113,8 @@ def _check_compiled(call: Call, cache: Any, past: Past) -> None:
     if cache is None or not call.readers or (isinstance(past, int) and past == 0):
         return
     raise UnsupportedError(
-        f"prompt {next(iter(call.readers))!r} is made of each row's text, and this forward is compiled and has a "
-        "cache, of which it cannot be told what its text was; do not compile it, or pass no cache"
+        f"prompt {next(iter(call.readers))!r} is made of each row's text, but this forward is compiled and has a "
+        "cache, for which it cannot be known what its text was; do not compile it, or pass no cache"
     )
 
 

@@ -108,7 +108,7 @@ def _names(parts: Any, what: str) -> tuple[str, ...]:
     if not isinstance(parts, list | tuple) or not all([isinstance(part, str) for part in parts]):
         raise TypeError(f"{what} is {parts!r}; expected a prompt's name, a list of names, or None")
     if len(set(parts)) < len(parts):
-        raise ValueError(f"{what} is {parts!r}; each prompt may stand in it once")
+        raise ValueError(f"{what} is {parts!r}; each prompt may occur in it only once")
     return tuple(parts)
 
 

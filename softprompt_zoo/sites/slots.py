@@ -194,13 +194,13 @@ def _check_weight(part: Part, placement: Placement) -> None:
     """Refuse a prompt whose tokens cannot be read like text."""
     if placement.is_pooled:
         raise UnsupportedError(
-            f"prompt {part.name!r} has pools_prompt=True, and its tokens stand in soft slots inside the text; "
+            f"prompt {part.name!r} has pools_prompt=True, and its tokens are in soft slots inside the text; "
             "leave soft_slots out, which puts it in front"
         )
     if placement.tokens.at_input is not None and placement.weight != 1.0:
         raise UnsupportedError(
-            f"prompt {part.name!r} has the weight {placement.weight}, and its tokens stand in soft slots, where "
-            "they are read like text; give it the weight 1"
+            f"prompt {part.name!r} has the weight {placement.weight}, and its tokens are in soft slots, where they "
+            "are read like text; set its weight to 1"
         )
 
 

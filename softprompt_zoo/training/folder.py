@@ -42,8 +42,8 @@ def open_new(folder: Path, *, overwrite: bool) -> None:
         )
     if not overwrite:
         raise OutputError(
-            f"--output {folder} holds a training run already; go on with it with --resume, "
-            "start anew with --overwrite, or give a new folder"
+            f"--output {folder} holds a training run already; continue it with --resume, start over with --overwrite, "
+            "or choose a new folder"
         )
 
 

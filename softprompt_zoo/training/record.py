@@ -53,7 +53,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     problem = _problem(record)
     if problem is not None:
         raise OutputError(
-            f"{folder / RECORD_FILE} is damaged: {problem}; restore it, or train anew with --overwrite or in a new "
+            f"{folder / RECORD_FILE} is damaged: {problem}; restore it, or train again with --overwrite or in a new "
             "folder"
         )
     return record

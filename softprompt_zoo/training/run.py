@@ -91,7 +91,7 @@ def resume(folder: Path, console: Console) -> None:
 
 def _go_on(folder: Path, record: dict[str, Any], console: Console) -> None:
     if record["status"] == FINISHED:
-        raise OutputError(f"the run in {folder} is finished; train anew with --overwrite or in a new folder")
+        raise OutputError(f"the run in {folder} is finished; train again with --overwrite or in a new folder")
     settings = dataclasses.replace(Settings(**record["settings"]), output=os.path.abspath(folder))
     method = get_method(settings.method).configure(**settings.options)
     data = read_data(settings)

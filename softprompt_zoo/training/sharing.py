@@ -44,7 +44,8 @@ def _check_prompt(folder: Path) -> None:
     fields = peft_folder.read_config(folder)
     if not peft_folder.is_prompt(fields):
         raise CheckpointError(
-            f"{folder} holds a PEFT adapter of type {fields.get('peft_type')!r}, which is no prompt; push it with PEFT"
+            f"{folder} holds a PEFT adapter of type {fields.get('peft_type')!r}, which is not a prompt; push it with "
+            "PEFT"
         )
 
 

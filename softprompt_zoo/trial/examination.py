@@ -129,8 +129,8 @@ def _check_is_free(model: nn.Module) -> None:
         if binding is not None or mark_of(module) is not None:
             part = ".".join(filter(None, (type(model).__name__, name)))
             raise UnsupportedError(
-                f"{part} has the prompts of {_owner(binding)} already, and a module takes those of one model; use that "
-                "model, call zoo.detach on it first, or give this one layers of its own"
+                f"{part} has the prompts of {_owner(binding)} already, and a module can only hold those of one model; "
+                "use that model, call zoo.detach on it first, or give this model its own layers"
             )
 
 

@@ -66,7 +66,7 @@ CALLS = {
 }
 
 
-def is_refused_and_nothing_changed(model, base, act, message="already, and a module takes those of one model"):
+def is_refused_and_nothing_changed(model, base, act, message="already, and a module can only hold those of one model"):
     """Whether a prompted model, and the base that it becomes, are bit for bit what they were."""
     expected = logits(model)
     with pytest.raises(zoo.UnsupportedError, match=message):

@@ -88,7 +88,7 @@ init = "random"
         (
             "run.toml",
             "method = prefix\n",
-            "is not TOML: Invalid value (at line 1, column 10); texts stand in quotation",
+            "is not TOML: Invalid value (at line 1, column 10); strings need quotation",
         ),
         ("run.yaml", "a: [\n", "is not YAML: while parsing"),
         ("run.yaml", "- steps\n", "holds ['steps'] (list); expected keys with values"),

@@ -124,7 +124,7 @@ def test_wrong_prompts_arguments():
     for wrong in ({"prompts": [None, "default"]}, {"prompts": []}, {"task_ids": [0, 0]}):
         with pytest.raises(ValueError, match=r"has [02] entries for a batch of 1 rows"):
             subject.model.generate(bos_token_id=1, max_new_tokens=2, **wrong)  # it begins one row itself
-    with pytest.raises(ValueError, match="each prompt may stand in it once"):
+    with pytest.raises(ValueError, match="each prompt may occur in it only once"):
         subject.logits(TEXT, prompts=[["default", "default"]])
     with pytest.raises(TypeError, match="expected a prompt's name, a list of names, or None"):
         subject.logits(TEXT, prompts=[3])

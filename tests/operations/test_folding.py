@@ -192,7 +192,7 @@ def test_refusals_change_nothing():
     refused(subject.model, ValueError, "task is 0, and the prompts have no tasks; leave it out", task=0)
     refused(subject.model, TypeError, "names is 5; expected a prompt's name, a list of names", names=5)
     refused(subject.model, zoo.UnknownPromptError, "no prompt 'other', named in names", ["words", "other"])
-    refused(subject.model, ValueError, "each prompt may stand in it once", ["words", "words"])
+    refused(subject.model, ValueError, "each prompt may occur in it only once", ["words", "words"])
     subject.model.prompts.activate()
     refused(subject.model, ValueError, "nothing to fold: no prompt is active")
     with pytest.raises(zoo.UnsupportedError, match="LlamaForCausalLM has no prompts to fold"):

@@ -246,7 +246,7 @@ def test_what_cannot_be_shown_is_refused():
     text = batch(model)
     for arguments, error, message in [
         ({"name": "z"}, zoo.UnknownPromptError, "no prompt 'z'"),
-        ({"name": ["a", "a"]}, ValueError, "each prompt may stand in it once"),
+        ({"name": ["a", "a"]}, ValueError, "each prompt may occur in it only once"),
         ({"name": 5}, TypeError, "name is 5; expected a prompt's name, a list of names"),
         ({"neighbours": 0}, ValueError, "neighbours is 0"),
         ({"nearest_by": "luck"}, ValueError, "nearest_by is 'luck'"),

@@ -34,9 +34,7 @@ def attach(architecture, place):
 
 
 def test_a_field_that_nobody_reads_is_refused():
-    text = (
-        r"^method 'placed' \(zoo.register\), hook 'inject', returned a WithOffset with 'text_offset', which nobody re"
-    )
+    text = r"^method 'placed' \(zoo.register\), hook 'inject', returned a WithOffset with 'text_offset', which is never"
     with pytest.raises(zoo.PluginError, match=text):
         attach("llama", WithOffset)
     assert attach("llama", Renamed).prompts.active == ("default",)

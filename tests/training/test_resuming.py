@@ -91,7 +91,7 @@ def test_without_any_whole_checkpoint_the_run_begins_again(whole, place, tmp_pat
 
 
 def test_what_cannot_be_resumed(whole, place, tmp_path, at_step):
-    with pytest.raises(zoo.OutputError, match="is finished; train anew with --overwrite"):
+    with pytest.raises(zoo.OutputError, match="is finished; train again with --overwrite"):
         resume(whole[0])
     with pytest.raises(zoo.OutputError, match="holds no training run to resume"):
         resume(tmp_path)

@@ -88,7 +88,7 @@ def test_the_recorded_command_keeps_texts_that_look_like_json():
 
 
 def test_output_folders(whole, place, tmp_path):
-    with pytest.raises(zoo.OutputError, match="holds a training run already; go on with it with --resume"):
+    with pytest.raises(zoo.OutputError, match="holds a training run already; continue it with --resume"):
         train(tiny_settings(place, whole[0]))
     foreign = tmp_path / "foreign"
     foreign.mkdir()

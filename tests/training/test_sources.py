@@ -64,7 +64,7 @@ def test_what_cannot_be_read_is_told_apart(tables, tmp_path, monkeypatch):
     assert "--subset is 'a'" in refused(tables / "one", subset="a")
     assert "--split is 'a'" in refused(tables / "rows[1].parquet", split="a")
     (tmp_path / "bad.parquet").write_text("no table")
-    assert "bad.parquet: is no Parquet file, or a damaged one" in refused(tmp_path / "bad.parquet")
+    assert "bad.parquet: is not a Parquet file, or is damaged" in refused(tmp_path / "bad.parquet")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "state.json").write_text("{")
     assert "is damaged" in refused(tmp_path / "bad")

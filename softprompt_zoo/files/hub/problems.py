@@ -35,25 +35,17 @@ def reading(name: str, revision: str | None, token: str | bool | None, files: li
     """
     try:
         yield
-    except GatedRepoError as error:  # one of those that are not found, to huggingface_hub
-        raise HubError(
-            f"{name!r} is gated on the Hugging Face Hub: ask for access at {constants.ENDPOINT}/{name}, then {LOG_IN}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise HubError(
-            f"{name!r} is no folder here, and you can see no repository of that name on the Hugging Face Hub "
-            f"({constants.ENDPOINT}); check the name; for a private one, {LOG_IN}"
-        ) from error
     except RevisionNotFoundError as error:
         raise HubError(
             f"{name!r} on the Hugging Face Hub has no revision {revision!r}; expected {_revisions(name, token)}"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        if isinstance(error.__cause__, HfHubHTTPError):  # the cache was only searched because of this answer
-            raise HubError(_no_fetch(name, error.__cause__)) from error
-        raise HubError(_unreachable(name, revision, files, error)) from error
+        # Where the hub refused, the cache was only searched because of its answer.
+        refused = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else None
+        why = _unreachable(name, revision, files, error) if refused is None else _unanswered(name, refused)
+        raise HubError(why) from error
     except HfHubHTTPError as error:
-        raise HubError(_no_fetch(name, error)) from error
+        raise HubError(_unanswered(name, error)) from error
     except (HTTP_ERROR, OSError) as error:
         raise HubError(f"{name!r} cannot be fetched from {constants.ENDPOINT}: {first_line(error)}") from error
 
@@ -86,17 +78,29 @@ def writing(name: str) -> Iterator[None]:
         raise HubError(f"{name!r} cannot be pushed to {constants.ENDPOINT}: {first_line(error)}") from error
 
 
-def _no_fetch(name: str, error: HfHubHTTPError) -> str:
+def _unanswered(name: str, error: HfHubHTTPError) -> str:
+    """Return what the hub answered in place of a repository, and what to do."""
+    if isinstance(error, GatedRepoError):  # one of those that are not found, to huggingface_hub
+        return (
+            f"{name!r} is gated on the Hugging Face Hub: ask for access at {constants.ENDPOINT}/{name}, then {LOG_IN}"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"{name!r} is no folder here, and you can see no repository of that name on the Hugging Face Hub "
+            f"({constants.ENDPOINT}); check the name; for a private one, {LOG_IN}"
+        )
+    return f"{name!r} cannot be fetched: {constants.ENDPOINT} answered {first_line(error)}; {_advice(name, error)}"
+
+
+def _advice(name: str, error: HfHubHTTPError) -> str:
     status = _status(error)
     if status in (401, 403):
-        advice = f"it may be gated or private: ask for access at {constants.ENDPOINT}/{name}, then {LOG_IN}"
-    elif status == 429:
-        advice = f"these are too many requests: wait a few minutes and try again; logged in, more are allowed: {LOG_IN}"
-    elif status >= 500:
-        advice = "the hub itself has a problem: try again later; https://status.huggingface.co shows its state"
-    else:
-        advice = "check the name, and HF_ENDPOINT"
-    return f"{name!r} cannot be fetched: {constants.ENDPOINT} answered {first_line(error)}; {advice}"
+        return f"it may be gated or private: ask for access at {constants.ENDPOINT}/{name}, then {LOG_IN}"
+    if status == 429:
+        return f"these are too many requests: wait a few minutes and try again; logged in, more are allowed: {LOG_IN}"
+    if status >= 500:
+        return "the hub itself has a problem: try again later; https://status.huggingface.co shows its state"
+    return "check the name, and HF_ENDPOINT"
 
 
 def _status(error: HfHubHTTPError) -> int:

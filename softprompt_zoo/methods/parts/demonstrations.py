@@ -156,7 +156,9 @@ def _tokenize_pieces(
 ) -> list[tuple[list[int], int]]:
     """Tokenize an example piece by piece; return the ids and the kind of each piece."""
     if template is None:
-        raise ValueError("the template is not known, for the prompt was made of token ids; tokenize the text yourself")
+        raise ValueError(
+            "the template is not known, because the prompt was made from token ids; tokenize the text yourself"
+        )
     pieces = _pieces(split_template(template), text, target)
     found = [(tokenizer(piece, add_special_tokens=False)["input_ids"], kind) for piece, kind in pieces if piece]
     if target is not None:

@@ -37,6 +37,6 @@ class RealPositions(OnOurAttention):
         given = kwargs.get("output_attentions")
         if stack.module.config.output_attentions if given is None else given:
             raise UnsupportedError(
-                f"{type(stack.module).__name__} shows attention weights in a form of its own, from which virtual "
-                "positions cannot be cut; call it with output_attentions=False"
+                f"{type(stack.module).__name__} shows attention weights in its own form, from which virtual positions "
+                "cannot be removed; call it with output_attentions=False"
             )

@@ -27,8 +27,8 @@ def learnable(data: Data) -> list[str]:
     if len(counts) < 2:
         [label] = counts
         raise DataError(
-            f"{next(iter(data.train)).place}: all {len(data.train)} rows have the label {label!r}; classes are "
-            "told apart, so at least two are needed; add rows of another"
+            f"{next(iter(data.train)).place}: all {len(data.train)} rows have the label {label!r}; a classifier needs "
+            "at least two; add rows with another label"
         )
     check_known(data.validation, sorted(counts))
     measured = {str(example.target) for example in data.validation}

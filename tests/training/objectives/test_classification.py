@@ -122,7 +122,7 @@ def rows_of(*labels):
 BAD = [
     ("aabbc", None, r"train.jsonl:5: the label 'c' occurs once; a class needs at least two rows"),
     (["good", "good", "goood", "bad", "bad"], None, r"train.jsonl:3: the label 'goood' occurs once \(did you mean 'go"),
-    ("aaaa", None, r"train.jsonl:1: all 3 rows have the label 'a'; classes are told apart, so at least two"),
+    ("aaaa", None, r"train.jsonl:1: all 3 rows have the label 'a'; a classifier needs at least two"),
     ("aabb", "abc", r"validation.jsonl:3: the label 'c' is not one of the classes that are learned: 'a', 'b'"),
     ("aabb", "aaa", r"validation.jsonl: no validation row has the label 'b', which 2 training rows have"),
 ]
