@@ -78,7 +78,7 @@ def compare(
     if running.search is not None:
         from softprompt_zoo.training.comparison.search.search import search
 
-        plan = search(plan, bench, store, running.search, console, overwrite=overwrite)
+        plan = search(plan, bench, store, running, console, overwrite=overwrite)
     else:
         with locked(store.folder):
             store.open(bench.shared, overwrite=overwrite)

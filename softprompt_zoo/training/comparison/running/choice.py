@@ -44,7 +44,7 @@ class Running:
     def __post_init__(self) -> None:
         check_running(self.on, self.together, self.search, self.workers)
         if self.search is not None:
-            self._check_search(self.search)
+            check_packages("--search needs", "optuna", remedy='pip install "softprompt-zoo[search]"')
         if self.on == HERE:
             self._check_here()
         elif self.together > 1:
@@ -58,14 +58,18 @@ class Running:
         if self.workers is not None:
             raise ValueError(f"--workers {self.workers} are those of a cluster; give --on ray, or leave them out")
 
-    def _check_search(self, count: int) -> None:
-        if self.on != HERE or self.together > 1:
-            other = f"--on {self.on}" if self.on != HERE else f"--together {self.together}"
-            raise ValueError(
-                f"--search chooses one trial after the other; leave out {other}, and start the same command several "
-                "times for several processes"
-            )
-        check_packages("--search needs", "optuna", remedy='pip install "softprompt-zoo[search]"')
+    @property
+    def is_plain(self) -> bool:
+        """Whether trials are run here, one after the other."""
+        return self.on == HERE and self.together == 1
+
+    def at_once(self, studies: int) -> int:
+        """Return how many trials of each study of a search keep it busy.
+
+        Args:
+            studies: How many there are.
+        """
+        return self.together if self.on == HERE else -(-(self.workers or 1) // studies)
 
     def runner(self, tell: "Callable[[str], object]") -> "Runner":
         """Make what runs them.

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from softprompt_zoo.errors import StoppedError
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.trial import Trial
-from softprompt_zoo.training.comparison.watching import Watching
 
 if TYPE_CHECKING:
-    from softprompt_zoo.training.comparison.running.runner import Keep
+    from softprompt_zoo.training.comparison.running.runner import Keep, Watching
 
 ADDRESS = "RAY_ADDRESS"
 """Ray's own variable that names a cluster."""
@@ -42,7 +41,7 @@ class OnRay:
         self.workers = workers
         self.tell = tell
 
-    def __call__(self, trials: Sequence[Trial], bench: Bench, watching: Watching, keep: "Keep") -> None:
+    def __call__(self, trials: Sequence[Trial], bench: Bench, watching: "Watching", keep: "Keep") -> None:
         """Run trials; what a worker fails at is said when all others are there."""
         if not trials:
             return

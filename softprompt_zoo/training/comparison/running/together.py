@@ -12,10 +12,9 @@ from softprompt_zoo.training.comparison.running.runner import one_by_one
 from softprompt_zoo.training.comparison.running.shared_batches import train_group
 from softprompt_zoo.training.comparison.store import TOGETHER_FOLDER
 from softprompt_zoo.training.comparison.trial import Trial
-from softprompt_zoo.training.comparison.watching import Watching
 
 if TYPE_CHECKING:
-    from softprompt_zoo.training.comparison.running.runner import Keep
+    from softprompt_zoo.training.comparison.running.runner import Keep, Watching
 
 
 class Together:
@@ -31,7 +30,7 @@ class Together:
         self.count = count
         self.tell = tell
 
-    def __call__(self, trials: Sequence[Trial], bench: Bench, watching: Watching, keep: "Keep") -> None:
+    def __call__(self, trials: Sequence[Trial], bench: Bench, watching: "Watching", keep: "Keep") -> None:
         """Run trials; those of a group are kept when all of it are there."""
         refused = set[str]()
         for group in groups(trials, self.count):

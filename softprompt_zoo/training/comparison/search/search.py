@@ -1,5 +1,6 @@
 """A search, beside other processes on the same studies; then the best of each candidate with every seed."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -11,28 +12,34 @@ from softprompt_zoo.errors import OutputError, StoppedError
 from softprompt_zoo.training.comparison.bench import Bench
 from softprompt_zoo.training.comparison.plan import Plan
 from softprompt_zoo.training.comparison.run_trial import run_trial
+from softprompt_zoo.training.comparison.running.choice import Running
 from softprompt_zoo.training.comparison.running.run_all import run_all
+from softprompt_zoo.training.comparison.running.runner import Runner
 from softprompt_zoo.training.comparison.search.pruning import Pruning
+from softprompt_zoo.training.comparison.search.rounds import Rounds
 from softprompt_zoo.training.comparison.search.sharing import Sharing
 from softprompt_zoo.training.comparison.search.space import spaces_of
 from softprompt_zoo.training.comparison.search.study import Study
 from softprompt_zoo.training.comparison.search.workers import Workers
 from softprompt_zoo.training.comparison.store import SEARCH_FOLDER, Store
 from softprompt_zoo.training.comparison.trial import Trial
+from softprompt_zoo.training.folder import locked
 from softprompt_zoo.training.report import printer
 
 PAUSE = 0.5
 """Seconds between two looks at what other processes do."""
 
 
-def search(plan: Plan, bench: Bench, store: Store, count: int, console: Console, *, overwrite: bool = False) -> Plan:
+def search(
+    plan: Plan, bench: Bench, store: Store, running: Running, console: Console, *, overwrite: bool = False
+) -> Plan:
     """Search the best rate and options of each candidate, and run them with every seed.
 
     Args:
         plan: What fits the model, with all rates and options that may be chosen.
         bench: The model, loaded, and the rows.
         store: Where results are kept, and the studies.
-        count: Trials of each candidate.
+        running: How many trials each candidate has, and how they are run.
         console: Where progress goes.
         overwrite: Whether an earlier comparison there may be removed.
 
@@ -51,16 +58,33 @@ def search(plan: Plan, bench: Bench, store: Store, count: int, console: Console,
         )
     store.open(bench.shared, overwrite=overwrite)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with workers.join() as worker:
-        studies = [Study(folder, space, count, workers, worker) for space in spaces_of(plan.trials)]
-        searcher = _Searcher(bench, store, printer(console))
+    alone = contextlib.nullcontext() if running.is_plain else locked(store.folder)
+    with alone, workers.join() as worker:
+        studies = [Study(folder, space, running.search or 0, workers, worker) for space in spaces_of(plan.trials)]
         try:
-            _finish(studies, searcher.run)
+            runner = _search(studies, bench, store, running, workers, printer(console))
         except KeyboardInterrupt as error:
             raise StoppedError("stopped; to go on, run the same command again") from error
         trials = _chosen(plan, studies, bench.choices.seeds)
-        run_all(trials, bench, store, console, Sharing(workers, store))
+        run_all(trials, bench, store, console, runner)
     return dataclasses.replace(plan, trials=trials)
+
+
+def _search(
+    studies: Sequence[Study],
+    bench: Bench,
+    store: Store,
+    running: Running,
+    workers: Workers,
+    tell: Callable[[str], object],
+) -> Runner:
+    """Run all trials of the studies; return what runs the best of each."""
+    if running.is_plain:
+        _finish(studies, _Searcher(bench, store, tell).run)
+        return Sharing(workers, store)
+    runner = running.runner(tell)
+    Rounds(bench, store, tell, runner, running.at_once).finish(studies)
+    return runner
 
 
 def _finish(studies: Sequence[Study], run: Callable[[Study], None]) -> None:

@@ -9,10 +9,9 @@ from softprompt_zoo.training.comparison.run_trial import run_trial
 from softprompt_zoo.training.comparison.search.workers import Workers
 from softprompt_zoo.training.comparison.store import Store
 from softprompt_zoo.training.comparison.trial import Trial
-from softprompt_zoo.training.comparison.watching import Watching
 
 if TYPE_CHECKING:
-    from softprompt_zoo.training.comparison.running.runner import Keep
+    from softprompt_zoo.training.comparison.running.runner import Keep, Watching
 
 PAUSE = 0.5
 """Seconds between two looks at what other processes do."""
@@ -24,7 +23,7 @@ class Sharing:
     def __init__(self, workers: Workers, store: Store) -> None:
         self.workers, self.store = workers, store
 
-    def __call__(self, trials: Sequence[Trial], bench: Bench, watching: Watching, keep: "Keep") -> None:
+    def __call__(self, trials: Sequence[Trial], bench: Bench, watching: "Watching", keep: "Keep") -> None:
         """Run trials; the results of other processes are waited for."""
         waiting = list(trials)
         while waiting:
@@ -33,7 +32,7 @@ class Sharing:
                 time.sleep(PAUSE)
             waiting = left
 
-    def _is_done(self, trial: Trial, bench: Bench, watching: Watching, keep: "Keep") -> bool:
+    def _is_done(self, trial: Trial, bench: Bench, watching: "Watching", keep: "Keep") -> bool:
         """Run a trial or take its result; return whether it is there then."""
         result = self.store.load(trial)
         with self.workers.claim(trial.key) as is_mine:

@@ -74,17 +74,37 @@ def test_another_search_is_refused(place, searched):
     assert results_in(place / "searched") == before
 
 
-REFUSED = {
-    "--search chooses one trial after the other; leave out --on ray": {"search": 2, "on": "ray"},
-    "--search chooses one trial after the other; leave out --together 2": {"search": 2, "together": 2},
-    "search is 0": {"search": 0},
-}
+def test_a_search_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="search is 0"):
+        Running(search=0)
 
 
-@pytest.mark.parametrize("message", REFUSED)
-def test_what_makes_no_sense_is_refused(message):
-    with pytest.raises(ValueError, match=message):
-        Running(**REFUSED[message])
+def check_rounds(place, name, running, size):
+    """Search in rounds; hold it against plain runs of the trials that it chose."""
+    printed, results = compare_in(place, name, running, **CHANGES)
+    tried = [trial for trial in trials_in(place / name) if trial["seed"] == 0]
+    assert len(tried) == 4
+    assert [printed.count(f"{count} of 4: loss") for count in range(1, 5)] == [1] * 4
+    for trial in trials_in(place / name):
+        options = {"rates": (Rate(trial["learning_rate"]),), "lengths": (trial["options"]["num_virtual_tokens"],)}
+        compare_in(place, f"plain {name}", **{**CHANGES, **options, "seeds": (trial["seed"],)})
+    assert_same_results(results, results_in(place / f"plain {name}"), within=size)
+    printed, again = compare_in(place, name, running, **CHANGES)
+    assert again == results
+    assert "of 4: loss" not in printed
+    return results
+
+
+def test_trials_that_are_chosen_together_share_batches(place):
+    results = check_rounds(place, "rounds", Running(search=4, together=2), 1e-4)
+    assert {result["together"] for name, result in results.items() if "-0-" in name} == {2}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's and Tune's own
+def test_two_workers_search(place):
+    pytest.importorskip("ray")
+    check_rounds(place, "ray", Running(search=4, on="ray", workers=2), 0)
 
 
 def test_trials_that_are_yet_to_be_chosen_are_not_listed(place):
