@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from softprompt_zoo.backbone.lookup import has_parts, part_of
+from softprompt_zoo.backbone.lookup import has_parts
 from softprompt_zoo.backbone.quantized import keep_unpacked
 
 
@@ -40,7 +40,7 @@ def switched_off(model: nn.Module, flag: str) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    modules = [module for module in model.modules() if part_of(module, flag, False)]
+    modules = [module for module in model.modules() if module.__dict__.get(flag)]
     for module in modules:
         setattr(module, flag, False)
     try:
@@ -72,12 +72,13 @@ def eval_mode(modules: Sequence[PreTrainedModel], attention: str | None = None) 
 @contextlib.contextmanager
 def _mode_kept(modules: Sequence[PreTrainedModel]) -> Iterator[None]:
     """Restore afterwards which parts of modules were training."""
-    training = {child: child.training for module in modules for child in module.modules()}
+    training = [(child, child.training) for module in modules for child in module.modules()]
     try:
         yield
     finally:
-        for child, mode in training.items():
-            child.training = mode
+        for child, mode in training:
+            if child.training != mode:
+                child.training = mode
 
 
 def _run_on(configs: Sequence[Any], attention: str | None) -> None:
