@@ -7,6 +7,7 @@ import typer
 
 from softprompt_zoo.cli.command import check_file, console, quiet
 from softprompt_zoo.cli.configured import is_given, told, unescape
+from softprompt_zoo.cli.panels import DATA, MEMORY, OBJECTIVE, RUN, TRAINING
 from softprompt_zoo.methods import DEFAULT
 from softprompt_zoo.training.settings import Settings
 
@@ -20,102 +21,176 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="JSONL, CSV or Parquet file, save_to_disk folder, or name on the Hub; the demo data if not given."
+            help="JSONL, CSV or Parquet file, save_to_disk folder, or name on the Hub; the demo data if not given.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     validation: Annotated[
-        Path | None, typer.Option(help="The same; a tenth of --data, at most 100 rows, if not given.")
+        Path | None,
+        typer.Option(help="The same; a tenth of --data, at most 100 rows, if not given.", rich_help_panel=DATA),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of --data to train on, if it has several.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of --data to train on, if it has several.", rich_help_panel=DATA)
+    ] = None,
     validation_split: Annotated[
-        str | None, typer.Option(help="Split to validate on, of --validation, or of --data if that is not given.")
+        str | None,
+        typer.Option(
+            help="Split to validate on, of --validation, or of --data if that is not given.", rich_help_panel=DATA
+        ),
     ] = None,
-    subset: Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub that has several.")] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="Configuration of a data set on the Hub that has several.", rich_help_panel=DATA)
+    ] = None,
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="Read --data during training instead of loading it into memory.")
+        bool,
+        typer.Option(
+            "--streaming", help="Read --data during training instead of loading it into memory.", rich_help_panel=DATA
+        ),
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder for the results; softprompt-METHOD if not given.")] = None,
     objective: Annotated[
         str | None,
         typer.Option(
             help="What to learn: writing, label-words, classification, chat or token-classification; chosen by "
-            "the data and the model if not given."
+            "the data and the model if not given.",
+            rich_help_panel=OBJECTIVE,
         ),
     ] = None,
     label_word: Annotated[
         list[str] | None,
         typer.Option(
-            help="Word that stands for a label, as label=word, with --objective label-words; may be repeated."
+            help="Word that stands for a label, as label=word, with --objective label-words; may be repeated.",
+            rich_help_panel=OBJECTIVE,
         ),
     ] = None,
-    input_field: Annotated[str | None, typer.Option(help="Name of the input field.")] = None,
-    target_field: Annotated[str | None, typer.Option(help="Name of the target field.")] = None,
-    template: Annotated[str, typer.Option(help=r"Text in front of the target; \n is a new line.")] = r"{input}\n",
+    input_field: Annotated[str | None, typer.Option(help="Name of the input field.", rich_help_panel=DATA)] = None,
+    target_field: Annotated[str | None, typer.Option(help="Name of the target field.", rich_help_panel=DATA)] = None,
+    template: Annotated[
+        str, typer.Option(help=r"Text in front of the target; \n is a new line.", rich_help_panel=DATA)
+    ] = r"{input}\n",
     option: Annotated[
-        list[str] | None, typer.Option(help="Option of the method, as name=value with a JSON value; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Option of the method, as name=value with a JSON value; may be repeated.", rich_help_panel=TRAINING
+        ),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate; the recipe's if not given.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate; the recipe's if not given.", rich_help_panel=TRAINING)
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps; the recipe's if not given, at most 60 for the demo.")
+        int | None,
+        typer.Option(
+            help="Optimizer steps; the recipe's if not given, at most 60 for the demo.", rich_help_panel=TRAINING
+        ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step; the recipe's if not given.")] = None,
-    max_length: Annotated[int, typer.Option(help="Maximum length of a row in tokens; longer rows are left out.")] = 512,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows per step; the recipe's if not given.", rich_help_panel=TRAINING)
+    ] = None,
+    max_length: Annotated[
+        int, typer.Option(help="Maximum length of a row in tokens; longer rows are left out.", rich_help_panel=DATA)
+    ] = 512,
     seed: Annotated[
         int,
         typer.Option(
-            help="Seed for the initial values, the order of the rows, and the choice of rows that are set aside."
+            help="Seed for the initial values, the order of the rows, and the choice of rows that are set aside.",
+            rich_help_panel=TRAINING,
         ),
     ] = 0,
     dtype: Annotated[
         str | None,
         typer.Option(
             help="Number format of the frozen model: float32, bfloat16 or float16; if not given, bfloat16 if the "
-            "machine supports it, else float32."
+            "machine supports it, else float32.",
+            rich_help_panel=MEMORY,
         ),
     ] = None,
     evaluate_every: Annotated[
-        int | None, typer.Option(help="Steps between validations; a quarter of --steps if not given.")
+        int | None,
+        typer.Option(help="Steps between validations; a quarter of --steps if not given.", rich_help_panel=RUN),
     ] = None,
     save_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints; a quarter of --steps if not given.")
+        int | None,
+        typer.Option(help="Steps between checkpoints; a quarter of --steps if not given.", rich_help_panel=RUN),
     ] = None,
-    metric_rows: Annotated[int, typer.Option(help="Number of validation rows to generate answers for.")] = 10,
+    metric_rows: Annotated[
+        int, typer.Option(help="Number of validation rows to generate answers for.", rich_help_panel=OBJECTIVE)
+    ] = 10,
     handwritten: Annotated[
-        str | None, typer.Option(help="Hand-written prompt to compare with; the demo brings its own.")
+        str | None,
+        typer.Option(help="Hand-written prompt to compare with; the demo brings its own.", rich_help_panel=OBJECTIVE),
     ] = None,
-    warmup_steps: Annotated[int | None, typer.Option(help="Linear warm-up steps; the recipe's if not given.")] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Linear warm-up steps; the recipe's if not given.", rich_help_panel=TRAINING)
+    ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="Learning-rate schedule, by its name in transformers; the recipe's if not given.")
+        str | None,
+        typer.Option(
+            help="Learning-rate schedule, by its name in transformers; the recipe's if not given.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay; the recipe's if not given.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Weight decay; the recipe's if not given.", rich_help_panel=TRAINING)
+    ] = None,
     early_stopping: Annotated[
         int | None,
-        typer.Option(help="Stop after this many validations without a lower loss, and keep the best prompt."),
+        typer.Option(
+            help="Stop after this many validations without a lower loss, and keep the best prompt.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     gradient_accumulation_steps: Annotated[
         int,
-        typer.Option(help="Split the rows of each step into this many parts to save memory; must divide --batch-size."),
+        typer.Option(
+            help="Split the rows of each step into this many parts to save memory; must divide --batch-size.",
+            rich_help_panel=MEMORY,
+        ),
     ] = 1,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Recompute layers in the backward pass to save memory.")
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Recompute layers in the backward pass to save memory.",
+            rich_help_panel=MEMORY,
+        ),
     ] = False,
     report_to: Annotated[
-        str | None, typer.Option(help="Report losses to tensorboard, or to any other integration of transformers.")
+        str | None,
+        typer.Option(
+            help="Report losses to tensorboard, or to any other integration of transformers.", rich_help_panel=RUN
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results; softprompt-METHOD if not given.", rich_help_panel=RUN)
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML or YAML file with these options; options on the command line override it.")
+        Path | None,
+        typer.Option(
+            help="TOML or YAML file with these options; options on the command line override it.", rich_help_panel=RUN
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output.", rich_help_panel=RUN)] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show what the run would need and what the model would see; write nothing."),
+        typer.Option(
+            "--dry-run",
+            help="Show what the run would need and what the model would see; write nothing.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
     find_rate: Annotated[
         bool,
-        typer.Option("--find-rate", help="Try learning rates with one step each and suggest one, without training."),
+        typer.Option(
+            "--find-rate",
+            help="Try learning rates with one step each and suggest one, without training.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
-    png: Annotated[Path | None, typer.Option(help="Picture to write of the rates that --find-rate tries.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in --output.")] = False,
+    png: Annotated[
+        Path | None, typer.Option(help="Picture to write of the rates that --find-rate tries.", rich_help_panel=RUN)
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove an earlier run in --output.", rich_help_panel=RUN)
+    ] = False,
 ) -> None:
     """Train a prompt on texts, labels, tagged words or chats; without arguments, run the demo."""
     if resume:

@@ -1,0 +1,8 @@
+"""Headings of the help of commands with many options."""
+
+DATA = "Data"
+OBJECTIVE = "What is learned and measured"
+CANDIDATES = "What is compared"
+TRAINING = "Training"
+MEMORY = "Memory"
+RUN = "The run"
