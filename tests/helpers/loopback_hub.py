@@ -8,11 +8,13 @@ import re
 import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import yaml
-from huggingface_hub import constants, hf_api
-from huggingface_hub.utils import close_session
+from huggingface_hub import constants, hf_api, repocard
+from huggingface_hub.utils import close_session, get_session
 
+PUBLIC = "https://huggingface.co"
 TOKEN = "hf_loopback"
 LARGE = (".safetensors", ".bin", ".png")
 """What the hub keeps as large files."""
@@ -263,6 +265,9 @@ def serve(monkeypatch, cache):
     }.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
+    # huggingface_hub 1 checks cards at the public hub, whatever its endpoint is.
+    session = SimpleNamespace(post=lambda url, **how: get_session().post(url.replace(PUBLIC, endpoint), **how))
+    monkeypatch.setattr(repocard, "get_session", lambda: session)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     close_session()
     try:
