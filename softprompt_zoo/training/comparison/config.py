@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from softprompt_zoo.config.config_file import config_text
 from softprompt_zoo.training.comparison.choices import BASELINES, QUICK, SHOTS, Choices, Rate, read_list, read_rate
 from softprompt_zoo.training.comparison.running.choice import HERE, Running, check_running
 from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, Settings
 
-T = TypeVar("T")
 HEAD = "This comparison: softprompt-zoo compare --config FILE goes on with it, and with --output NEW_FOLDER repeats it."
 NONE = "none"
 """What stands for no baselines."""
@@ -18,10 +17,17 @@ SHARED = (
     *("objective", "label_words", "handwritten", "max_length", "dtype", "metric_rows", "output", "template"),
 )
 """The fields that are those of a training run."""
-BUDGET = ("steps", "validation_rows")
-"""The fields that --quick changes where nothing is given, besides the seeds."""
-COUNTED = ("batch_size", "rows", "parameters", "shots")
-"""The other fields that are those of `Choices`, as they are."""
+COUNTS = ("steps", "validation_rows", "batch_size", "rows", "parameters", "shots")
+"""The fields that are numbers of `Choices`."""
+LISTS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "methods": ("methods", str, "names"),
+    "baselines": ("baselines", str, "names"),
+    "seeds": ("seeds", int, "integers"),
+    "rates": ("learning_rates", read_rate, "numbers, or multiples such as 2x"),
+    "lengths": ("lengths", int, "integers"),
+    "starts": ("starts", str, "names"),
+}
+"""The lists of `Choices`: the field here, what reads a part of it, and what parts are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,18 +86,12 @@ class ComparisonConfig:
         Raises:
             ValueError: If a value is not allowed.
         """
-        budget = QUICK if self.quick else Choices()
-        asked = {name: vars(self)[name] for name in BUDGET if vars(self)[name] is not None}
-        return Choices(
-            methods=self._list("methods", str, "names"),
-            baselines=() if self.baselines == NONE else self._list("baselines", str, "names") or (),
-            seeds=self._list("seeds", int, "integers") or budget.seeds,
-            rates=self._list("learning_rates", read_rate, "numbers, or multiples such as 2x") or (),
-            lengths=self._list("lengths", int, "integers") or (),
-            starts=self._list("starts", str, "names") or (),
-            **{**{name: vars(budget)[name] for name in BUDGET}, **asked},
-            **{name: vars(self)[name] for name in COUNTED},
-        )
+        counts = {name: vars(self)[name] for name in COUNTS}
+        lists = {name: self._list(*how) for name, how in LISTS.items()}
+        if self.baselines == NONE:
+            lists["baselines"] = ()
+        given = {name: value for name, value in {**counts, **lists}.items() if value is not None}
+        return dataclasses.replace(QUICK if self.quick else Choices(), **given)
 
     def running(self) -> Running:
         """Return how trials are run.
@@ -101,7 +101,7 @@ class ComparisonConfig:
         """
         return Running(together=self.together, search=self.search, on=self.on, workers=self.workers)
 
-    def _list(self, name: str, read: Callable[[str], T], what: str) -> tuple[T, ...] | None:
+    def _list(self, name: str, read: Callable[[str], Any], what: str) -> tuple[Any, ...] | None:
         value = vars(self)[name]
         if value is None:
             return None
@@ -131,7 +131,7 @@ def written_config(settings: Settings, choices: Choices, running: Running) -> st
     """
     values = {
         **{name: vars(settings)[name] for name in SHARED},
-        **{name: vars(choices)[name] for name in (*BUDGET, *COUNTED)},
+        **{name: vars(choices)[name] for name in COUNTS},
         "methods": choices.methods,
         "baselines": choices.baselines or NONE,
         "seeds": choices.seeds,
