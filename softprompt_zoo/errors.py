@@ -29,7 +29,7 @@ class ZooError(Exception):
 
 
 class UnsupportedError(ZooError, ValueError):
-    """The request cannot be kept for this model, prompt or file; raised before anything is changed."""
+    """The request is not possible with this model, prompt or file; raised before anything is changed."""
 
 
 class UnknownMethodError(ZooError, LookupError):

@@ -38,11 +38,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def build_virtual_tokens(
     config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone", text: "Text"
 ) -> "VirtualTokens":
-    """Make the virtual tokens from the trained parameters; called once per forward and prompt.
+    """Build the virtual tokens from the trained parameters; called once per forward and prompt.
 
-    A method that asks for `text` makes other tokens for each row. It is called once for a text, when the text is
-    begun: what it made stays with the text's cache, also through beams and further turns. A row's tokens must depend on
-    the row's own text alone, not on its neighbors or on padding; attaching tries that.
+    A method that asks for `text` builds different tokens for each row. It is called once per text, when the text
+    starts: the result stays with the text's cache, including through beam search and further turns. A row's tokens must
+    depend only on the row's own text, not on other rows or on padding; attaching checks this.
 
     Args:
         config: What the user chose. Not changed.
@@ -52,18 +52,18 @@ def build_virtual_tokens(
 
     Returns:
         `InputTokens` with embeddings `(tokens, hidden)`, or `(tasks, tokens, hidden)` if the config has
-        `num_tasks`, from which the host takes each row's by its `task_ids`; or `LayerTokens` with keys and values
-        `(kv_heads, tokens, head_dim)` per layer of one or more of `backbone.layers`' sites. Values are
-        `(kv_heads, tokens, value_dim)` where a layer has another width for them. With gates, `(heads,)` or `(1,)` per
-        layer, a layer may have `None` in all three. With scores, `(kv_heads, tokens)` per layer, these are added to the
-        attention scores of the tokens: the logarithm of a factor on the share of each. In the dtype and on the device
-        of the parameters (the host casts); gradients must flow to them. Of a method that asks for `text`, every tensor
-        has an axis of rows in front: `(rows, tokens, hidden)`, `(rows, kv_heads, tokens, head_dim)`.
+        `num_tasks`, from which the host selects those of each row by its `task_ids`; or `LayerTokens` with keys
+        and values `(kv_heads, tokens, head_dim)` per layer of one or more of `backbone.layers`' sites. Values are
+        `(kv_heads, tokens, value_dim)` if their width differs from that of the keys. With gates, `(heads,)` or `(1,)`
+        per layer, a layer may have `None` in all three. With scores, `(kv_heads, tokens)` per layer, these are added
+        to the attention scores of the tokens: the logarithm of a factor on the share of each. In the dtype and on the
+        device of the parameters (the host casts); gradients must flow to them. If a method asks for `text`, every
+        tensor has a leading axis of rows: `(rows, tokens, hidden)`, `(rows, kv_heads, tokens, head_dim)`.
 
     Raises:
-        ShapeError: By the host, if a shape is another one, or there are more or fewer rows than in the text.
-        PluginError: By the host, if nothing is returned; at attaching, if a start value is infinite or not a number, or
-            a row's tokens depend on other rows or on padding.
+        ShapeError: By the host, if a shape is wrong, or there are more or fewer rows than in the text.
+        PluginError: By the host, if nothing is returned; when attaching, if an initial value is infinite or not a
+            number, or a row's tokens depend on other rows or on padding.
     """
     raise NotImplementedError  # a spec is never called
 
@@ -74,32 +74,32 @@ def inject(
 ) -> "Placement":
     """Return where the virtual tokens go; never touch the model. By default `Placement(tokens)`.
 
-    A method that asks for `text` is called once for a text, as `build_virtual_tokens` is.
+    A method that asks for `text` is called once per text, like `build_virtual_tokens`.
 
     Args:
         config: What the user chose. Not changed.
         parameters: The method's `Parameters`, or the plain tokens of a merged prompt.
         tokens: What `build_virtual_tokens` returned, or the merged tokens.
         backbone: Sizes of the frozen model.
-        text: What the rows say; `None` where merged tokens are placed.
+        text: What the rows say; `None` when merged tokens are placed.
 
     Returns:
         A `Placement` of `tokens`, or of others of the same shapes; gradients must keep flowing.
 
     Raises:
-        PluginError: By the host, if anything but a `Placement` is returned, or one with an impossible number.
-        ShapeError: By the host, if it is of other tokens and a shape is another one.
+        PluginError: By the host, if anything but a `Placement` is returned, or one with an invalid number.
+        ShapeError: By the host, if it has other tokens of a different shape.
     """
     raise NotImplementedError  # a spec is never called
 
 
 @hookspec(firstresult=True)
 def merge(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone") -> "VirtualTokens":
-    """Return the trained tokens without the scaffold that trained them; by default as they are built in eval mode.
+    """Return the trained tokens without the scaffold for training them; by default as they are built in eval mode.
 
-    A method whose prompts are more than constant tokens has no such form: by default `merge` refuses where
-    `build_virtual_tokens` or `inject` asks for `text`, or there is `map_text`. Such prompts are saved, loaded, combined
-    and named by rows as any other; merging, folding, banks and exports refuse them in the words of the error.
+    A method whose prompts are more than constant tokens has no such form: by default, `merge` refuses if
+    `build_virtual_tokens` or `inject` asks for `text`, or if there is `map_text`. Such prompts can be saved, loaded,
+    combined and used per row like any other; merging, folding, banks and exports refuse them with this error's message.
 
     Args:
         config: What the user chose. Not changed.
@@ -107,12 +107,12 @@ def merge(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone")
         backbone: Sizes of the frozen model.
 
     Returns:
-        The tokens that `build_virtual_tokens` gives in eval mode: same kind, same shapes. The host
+        The tokens that `build_virtual_tokens` returns in eval mode: same kind, same shapes. The host
         calls it without gradients and keeps a copy.
 
     Raises:
         UnsupportedError: If the prompt has no merged form; says what would be lost.
-        ShapeError: By the host, if a shape is another one.
+        ShapeError: By the host, if a shape is wrong.
         PluginError: By the host, if nothing is returned.
     """
     raise NotImplementedError  # a spec is never called
@@ -122,10 +122,10 @@ def merge(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone")
 def map_text(
     config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone", text: "Text"
 ) -> "Float[Tensor, 'rows length hidden']":
-    """Return other embeddings for the rows' text; optional.
+    """Return new embeddings for the rows' text; optional.
 
-    Called in every forward, before positions are added and prompts stand in front. While a text is gone on with, it
-    gets the new tokens alone, whose `text.mask` is false: whether generated tokens are changed is the method's choice.
+    Called in every forward, before positions are added and prompts are put in front. When a text is continued, it
+    gets only the new tokens, whose `text.mask` is false: the method decides whether generated tokens are changed.
 
     Args:
         config: What the user chose. Not changed.
@@ -134,13 +134,13 @@ def map_text(
         text: What the rows say. Not changed.
 
     Returns:
-        The embeddings of all positions, of the shape of `text.embeddings`, in any dtype (the host casts). Those of
-        several prompts of a row are changed one after the other, in the order of the prompts.
+        The embeddings of all positions, of the shape of `text.embeddings`, in any dtype (the host casts). If
+        a row has several prompts, they change them one after the other, in the order of the prompts.
 
     Raises:
-        ShapeError: By the host, if the shape is another one.
+        ShapeError: By the host, if the shape is wrong.
         PluginError: By the host, if nothing is returned.
-        UnsupportedError: By the host, at attaching, if the model has no place for other embeddings.
+        UnsupportedError: By the host, when attaching, if the model has no place for other embeddings.
     """
     raise NotImplementedError  # a spec is never called
 
@@ -156,10 +156,11 @@ def attend(
     hidden: "Float[Tensor, 'rows length hidden']",
     output: "Float[Tensor, 'rows length heads value_dim']",
 ) -> "Float[Tensor, 'rows length heads value_dim'] | None":
-    """Return what is added to the output of a layer's attention, in front of its output projection; optional.
+    """Return what to add to the output of a layer's attention, before its output projection; optional.
 
-    Called in every forward for every layer, with all rows; those that lack the prompt get nothing added. It takes up no
-    positions. What several prompts of a row add is summed, each made of the same `output`, times the prompt's weight.
+    Called in every forward for every layer, with all rows; nothing is added to those that lack the prompt. It takes up
+    no positions. If a row has several prompts, each is computed from the same `output`, multiplied by the prompt's
+    weight, and all are added.
 
     Args:
         config: What the user chose. Not changed.
@@ -168,15 +169,15 @@ def attend(
         site: `"encoder"`, `"decoder"` or `"cross"`.
         layer: The layer's index within the site, from 0.
         query: The queries as attention sees them, after rotary embedding, contiguous. Not changed.
-        hidden: What the attention module reads, as wide as the layer's `LayerShape.hidden_size`. Not changed.
-        output: What attention gives for text and virtual tokens, gated ones as well. Not changed.
+        hidden: The input of the attention module, as wide as the layer's `LayerShape.hidden_size`. Not changed.
+        output: The output of attention over text and virtual tokens, including gated ones. Not changed.
 
     Returns:
         A tensor like `output`: of its shape, dtype and device; `None` for nothing in this layer.
 
     Raises:
-        ShapeError: By the host, if its shape or dtype is another one.
-        UnsupportedError: By the host, at attaching, if the output of the model's attention is not reached.
+        ShapeError: By the host, if its shape or dtype is wrong.
+        UnsupportedError: By the host, when attaching, if the output of the model's attention cannot be reached.
     """
 
 
@@ -186,7 +187,7 @@ def training_loss(
 ) -> "Float[Tensor, ''] | None":
     """Replace the model's own loss; optional.
 
-    Called in a forward in training mode that was given labels, if one of the parameters requires gradients.
+    Called in a forward in training mode with labels, if one of the parameters requires gradients.
 
     Args:
         config: What the user chose. Not changed.
@@ -205,7 +206,7 @@ def training_loss(
 
 @hookspec
 def after_step(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone") -> None:
-    """Correct the parameters in place after an optimizer's step, a projection say; optional.
+    """Correct the parameters in place after an optimizer's step, for example by a projection; optional.
 
     Called without gradients, after the step of any torch optimizer that holds one of them.
 
@@ -223,11 +224,11 @@ def parameter_groups(config: "MethodConfig", parameters: "nn.Module", learning_r
     Args:
         config: What the user chose. Not changed.
         parameters: The method's `Parameters`.
-        learning_rate: The rate the user chose, which the recipe's is the default of.
+        learning_rate: The rate the user chose; the default is the recipe's.
 
     Returns:
-        Groups as torch optimizers take them, each with `"params"` and, where it differs, `"lr"`. Parameters in
-        none of them are one more group.
+        Groups as torch optimizers take them, each with `"params"` and, if it differs, `"lr"`. Parameters in
+        none of them form an additional group.
 
     Raises:
         PluginError: By the host, if anything else is returned.
@@ -239,8 +240,8 @@ def parameter_groups(config: "MethodConfig", parameters: "nn.Module", learning_r
 def write_peft(config: "MethodConfig", parameters: "nn.Module", backbone: "Backbone") -> "PeftFiles | None":
     """Express the trained parameters as a PEFT adapter of the method's own type; optional.
 
-    Without it, or where it returns `None`, the host writes the merged tokens: PROMPT_TUNING of those at the
-    input embeddings, PREFIX_TUNING of keys and values. Not called of a merged prompt.
+    Without it, or if it returns `None`, the host writes the merged tokens: PROMPT_TUNING for those at the
+    input embeddings, PREFIX_TUNING for keys and values. Not called for a merged prompt.
 
     Args:
         config: What the user chose. Not changed.
@@ -259,7 +260,7 @@ def write_peft(config: "MethodConfig", parameters: "nn.Module", backbone: "Backb
 def read_peft(fields: "dict[str, Any]", tensors: "dict[str, Tensor]", backbone: "Backbone") -> "PeftPrompt | None":
     """Read a PEFT adapter of one of the method's `PEFT_TYPES`; optional.
 
-    Without it, or where it returns `None`, the host reads the plain tokens, and the prompt is a merged one.
+    Without it, or if it returns `None`, the host reads the plain tokens, and the prompt is a merged one.
 
     Args:
         fields: PEFT's config. Not changed.
@@ -267,12 +268,12 @@ def read_peft(fields: "dict[str, Any]", tensors: "dict[str, Tensor]", backbone: 
         backbone: Sizes of the model the prompt goes to.
 
     Returns:
-        The method's options, and what its `Parameters` hold, or plain tokens.
+        The method's options, and the content of its `Parameters`, or plain tokens.
 
     Raises:
-        CheckpointError: If the files do not fit together.
+        CheckpointError: If the files are inconsistent.
         BackboneMismatchError: If they were made for another model.
-        UnsupportedError: If PEFT itself cannot run it right.
+        UnsupportedError: If PEFT itself cannot run it correctly.
     """
 
 
@@ -280,10 +281,10 @@ def read_peft(fields: "dict[str, Any]", tensors: "dict[str, Tensor]", backbone: 
 def upgrade(
     options: "dict[str, Any]", state: "dict[str, Tensor]", version: str
 ) -> "tuple[dict[str, Any], dict[str, Tensor]]":
-    """Read what another version of the plugin saved: options and tensors under the names that they have now; optional.
+    """Convert what another version of the plugin saved: options and tensors under their current names; optional.
 
-    Called when a saved prompt is loaded and the version in the file is not the one that is installed, older or newer.
-    Not called of a merged prompt, which has no parameters.
+    Called when a saved prompt is loaded and the version in the file, older or newer, is not the installed one.
+    Not called for a merged prompt, which has no parameters.
 
     Args:
         options: As they were saved. May be changed.
@@ -295,6 +296,6 @@ def upgrade(
 
     Raises:
         PluginError: By the host, if anything else is returned.
-        CheckpointError: By the host, if they do not fit this version; so, too, whatever the hook raises itself.
+        CheckpointError: By the host, if they do not fit this version, or if the hook itself raises an error.
     """
     raise NotImplementedError  # a spec is never called

@@ -34,15 +34,15 @@ class PromptBank:
     object for each prompt. Every entry has a checksum.
 
     Args:
-        address: A folder, or an address such as `s3://bucket/bank`. With `model`, a bank is made where there is none.
+        address: A folder, or an address such as `s3://bucket/bank`. With `model`, the bank is created if there is none.
         model: The model the prompts are for, with or without prompts of its own; not changed. `None` opens an
             existing bank to list, verify and delete.
-        dtype: What `add` stores virtual tokens in, `torch.float16` say; `None` for the dtype they have. Heads stay as
-            they are.
-        as_prefix: Whether `add` stores each prompt as the keys and values of a plain prefix with the same outputs, as
-            `zoo.fold` makes it: what engines serve. For causal models.
-        cache_bytes: Bound on the prompts that are kept ready on the model's device, in bytes.
-        max_bytes: Bound on the size of the folder's file, in bytes; `None` for the disk.
+        dtype: The dtype in which `add` stores virtual tokens, for example `torch.float16`; `None` for their own. Heads
+            keep theirs.
+        as_prefix: Whether `add` stores each prompt as the keys and values of a plain prefix with the same outputs, like
+            `zoo.fold`, which engines can serve. For causal models.
+        cache_bytes: Maximum size of the prompts that are cached on the model's device, in bytes.
+        max_bytes: Maximum size of the folder's file, in bytes; `None` for the size of the disk.
         storage_options: Options of the address's file system, for fsspec.
 
     Raises:

@@ -117,13 +117,13 @@ def prompts_of(model: Any, action: str) -> Prompts:
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
-    """Take all prompts off a model.
+    """Remove all prompts from a model.
 
     Args:
         model: A model with prompts. Changed in place.
 
     Returns:
-        The same model as it came: class, outputs, `requires_grad`, `state_dict` keys, attention implementation.
+        The same model as before: class, outputs, `requires_grad`, `state_dict` keys, attention implementation.
 
     Raises:
         UnsupportedError: If it has no prompts.

@@ -43,15 +43,15 @@ def blend(
         model: The model the prompts are for; needed where all are folders.
 
     Returns:
-        A trainable prompt in no model: put it on one with `model.prompts.add(name, prompt)`, or start another from
-        it with `init=prompt`. Computed in float64, in the dtype and on the device of the first prompt.
+        A trainable prompt that is not on any model: add it to one with `model.prompts.add(name, prompt)`, or start
+        another from it with `init=prompt`. Computed in float64, in the dtype and on the device of the first prompt.
 
     Raises:
         TypeError: If a prompt or a weight is of a wrong type.
         ValueError: If there are too few prompts, weights that do not fit `how`, or `initial` without need.
         BackboneMismatchError: If a prompt was made for a model of other sizes.
         CheckpointError: If a folder holds no prompt.
-        UnsupportedError: If the prompts do not fit each other: other places, lengths, dropout or visibility, several
+        UnsupportedError: If the prompts are incompatible: different places, lengths, dropout or visibility, several
             tasks, trained heads, a mix of gated and others.
 
     Source:

@@ -18,10 +18,10 @@ def fold(
 ) -> PreTrainedModel:
     """Make one plain prefix of a combination of prompts, with the same outputs, and activate it.
 
-    On a causal model any prompts that share the text's softmax fold: those at the input embeddings become the keys
-    and values that the model computes for them after whatever is in front of them. On other models prompts of keys and
-    values fold if they have equally many tokens at every site. The folded prompt is merged: it has the outputs of eval
-    mode, and no dropout. As all keys and values, it does not predict the first label of a loss.
+    On a causal model, any prompts that share the text's softmax can be folded: those at the input embeddings become the
+    keys and values that the model computes for them after whatever is in front of them. On other models, prompts made
+    of keys and values can be folded if they have equally many tokens at every site. The folded prompt is merged: it has
+    the outputs of eval mode, and no dropout. Like all keys and values, it does not predict the first label of a loss.
 
     Args:
         model: A model with prompts. It gets one more; the others stay.
@@ -33,11 +33,11 @@ def fold(
         The same model.
 
     Raises:
-        PromptExistsError: If the name is taken.
-        UnknownPromptError: If a prompt is not there.
+        PromptExistsError: If the name is already taken.
+        UnknownPromptError: If a prompt does not exist.
         TypeError: If `names` is neither a name nor a list of names.
         ValueError: If there is nothing to fold, a prompt does not have that task, or none has tasks.
-        UnsupportedError: If the prompts cannot be one prefix; says why. Nothing is changed.
+        UnsupportedError: If the prompts cannot become one prefix; says why. Nothing is changed.
     """
     prompts = prompts_of(model, "fold")
     combination = combination_of(prompts, names, task)

@@ -41,32 +41,33 @@ def load(
 
     Args:
         base: The model, or a `PeftModel`; it may have prompts already. Frozen and changed in place. PEFT adapters that
-            were saved with them are put on it; one of the same name that it has gets the saved numbers. Its other
-            adapters and its prompts train on as before.
+            were saved with them are added to it; if it already has one of that name, the saved weights are loaded into
+            it. Its other adapters and its prompts stay trainable as before.
         directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter: a folder, or the name of a
-            repository on the Hugging Face Hub, of which only the prompt is fetched. A folder of that name wins.
-        name: What the prompt is called on this model, where the directory holds one; by default its saved name, which
+            repository on the Hugging Face Hub, of which only the prompt is downloaded. A local folder of that name
+            takes precedence.
+        name: Name of the prompt on this model, if the directory holds only one; by default its saved name, which
             is `"default"` for PEFT's adapters.
-        trainable: Whether to train on: the adapters that are loaded, and the prompts that were trained when they were
-            saved, or all where none was or the files do not say. Otherwise all are frozen.
-        pools_prompt: For PEFT's prompt at the input embeddings of an encoder's classifier: whether the head reads the
-            first virtual token, as it does in PEFT, and not the text's first one.
+        trainable: Whether to train further: the adapters that are loaded, and the prompts that were trainable when they
+            were saved, or all if none was or the files do not say. Otherwise all are frozen.
+        pools_prompt: For a PEFT prompt at the input embeddings of an encoder's classifier: whether the head reads the
+            first virtual token, as it does in PEFT, instead of the text's first token.
         revision: Branch, tag or commit of a repository; its main branch by default.
-        token: What you are known by on the hub; by default what `hf auth login` has kept.
+        token: Your access token for the Hub; by default the one stored by `hf auth login`.
 
     Returns:
         The same model.
 
     Raises:
         CheckpointError: If the directory is missing, truncated, corrupt or foreign. Nothing is changed.
-        HubError: If it is no folder, and the hub cannot be reached, has no such repository or revision, keeps it from
-            you, or there is no prompt in it. Nothing is changed.
-        BackboneMismatchError: If it was made for a model of other sizes. Nothing is changed.
+        HubError: If it is not a folder, and the Hub cannot be reached, has no such repository or revision, denies
+            access, or the repository holds no prompt. Nothing is changed.
+        BackboneMismatchError: If it was made for a model with different sizes. Nothing is changed.
         UnknownMethodError: If it needs a plugin that is not installed. Nothing is changed.
         UnsupportedError: If it cannot work on this model. Nothing is changed.
-        PromptExistsError: If the model has a prompt of that name. Nothing is changed.
-        ValueError: If `name` is not allowed, or the directory holds several prompts; or a folder gets a revision.
-            Nothing is changed.
+        PromptExistsError: If the model already has a prompt of that name. Nothing is changed.
+        ValueError: If `name` is not allowed, or the directory holds several prompts; or if a revision is passed for a
+            folder. Nothing is changed.
     """
     path = find_directory(directory, revision, token)
     attached = is_attached(base)
@@ -144,7 +145,7 @@ def _check_names(prompts: Prompts, names: Iterable[str], path: Path) -> None:
 
 @torch.no_grad()
 def merge(model: PreTrainedModel) -> PreTrainedModel:
-    """Drop what only training needs: every prompt becomes its plain tokens, with the same outputs.
+    """Drop what is only needed for training: every prompt becomes its plain tokens, with the same outputs.
 
     Args:
         model: A model with prompts. Changed in place.
@@ -176,20 +177,20 @@ def export(
 ) -> None:
     """Write prompts for another library or engine.
 
-    - `"peft"`: an adapter that `PeftModel.from_pretrained` loads. It holds the prompt alone, so a model on which a LoRA
-      or the like acts is refused.
+    - `"peft"`: an adapter that `PeftModel.from_pretrained` loads. It holds only the prompt, so a model with an active
+      LoRA or the like is refused.
     - `"vocabulary"`: an ordinary checkpoint and tokenizer in which every virtual token is a special token that is
       never generated, for any engine. Causal models, prompts at the input embeddings.
     - `"embeddings"`: the bare embeddings, as safetensors and numpy files. Prompts at the input embeddings.
     - `"kv"`: the keys and values of one prefix, as safetensors, for engines that keep a cache of them; several prompts
       become one, as in `zoo.fold`. Causal models.
 
-    No format holds the places of a prompt that was trained in slots inside the text: PEFT puts it in front.
+    No format stores the positions of a prompt that was trained in slots inside the text: PEFT puts it in front.
 
     Args:
         model: A model with prompts. Not changed.
-        directory: Where to; made if missing. For all but `"peft"` it must be missing or empty, and appears whole or
-            not at all.
+        directory: The folder to write; created if missing. For all but `"peft"` it must be missing or empty, and
+            appears whole or not at all.
         to: One of the above.
         name: The prompt, or several for all but `"peft"`; by default the active ones.
         task: The task to write, as a plain prompt, of prompts with several; `"peft"` can hold all of them.

@@ -31,13 +31,13 @@ def truncate(
 ) -> Prompt:
     """Make a shorter prompt of the most useful tokens of one. The original is not changed.
 
-    The kept tokens stay in their order. In front of a causal model text then starts at `num_virtual_tokens`, earlier
-    than it did, and an input-level token no longer sees those that were removed: what a token does may change, so
-    measure the shorter prompt, or train it on.
+    The tokens that are kept stay in their order. In front of a causal model, the text then starts earlier, at
+    `num_virtual_tokens`, and an input-level token no longer sees those that were removed. This may change what a token
+    does, so measure the shorter prompt, or train it further.
 
     Args:
         prompt: A prompt, `model.prompts[name]`, or the folder of a saved one.
-        num_virtual_tokens: How many tokens stay, at least 1.
+        num_virtual_tokens: How many tokens to keep, at least 1.
         by: `"attention"`: those to which the text of `inputs` attends most, a mean over all layers and sites. `"norm"`:
             those whose embedding, or whose values over all layers, have the largest L2 norm. By default attention if
             there are `inputs`.
@@ -45,8 +45,8 @@ def truncate(
         model: The model the prompt is for; `"attention"` needs it, and the prompt must be one of its prompts.
 
     Returns:
-        A trainable prompt in no model, of the same weight, with a copy of the trained task head, if there is one:
-        `model.prompts.add(name, prompt)`.
+        A trainable prompt that is not on any model, with the same weight and a copy of the trained task head, if there
+        is one: add it with `model.prompts.add(name, prompt)`.
 
     Raises:
         TypeError: If the prompt is neither a prompt nor a folder.

@@ -30,23 +30,23 @@ def encode(
     """Turn a template with soft slots into the inputs of a prompted model.
 
     In the template, `{soft:10}` stands for the next ten virtual tokens, counted from 0 over the template;
-    `{soft[0:3]}` for tokens 0, 1 and 2 and `{soft[4]}` for token 4, whatever was counted, so that one token may stand
-    in several places; `{name}` for the field of that name; and `{{` and `}}` for braces. Everything else is words,
-    which stay words. The text between two slots, its fields filled in, is tokenized in one piece as it is written.
+    `{soft[0:3]}` for tokens 0, 1 and 2 and `{soft[4]}` for token 4, regardless of the count, so that one token may
+    occur in several places; `{name}` for the field of that name; and `{{` and `}}` for braces. Everything else is
+    ordinary text. The text between two slots, with its fields filled in, is tokenized in one piece, exactly as written.
 
     Args:
         tokenizer: A transformers tokenizer.
-        template: A text; or a chat, a list of `{"role": …, "content": …}`, which the tokenizer's chat template puts
-            together. A chat that does not end with the assistant ends with the prompt for its answer.
-        max_length: Longest row, in tokens. Longer rows lose the ends of their fields, the longest field first, and
-            never a slot or a word of the template. `None` for any length.
+        template: A text; or a chat, a list of `{"role": …, "content": …}`, which is formatted with the tokenizer's
+            chat template. A chat that does not end with the assistant gets the generation prompt at its end.
+        max_length: Maximum length of a row, in tokens. In longer rows the fields are truncated at the end, the longest
+            field first, but never a slot or a word of the template. `None` for any length.
         padding: `"longest"` pads to the longest row, `"max_length"` to `max_length`, on `tokenizer.padding_side`.
         **fields: A text for each field of the template, or an iterable of texts, one for each row.
 
     Returns:
         Tensors `(rows, length)`: `input_ids`, `attention_mask`, `soft_slots` (which virtual token is there, -1 for
         text) and, if the tokenizer gives them, `token_type_ids`. Slots hold an id that is neither padding nor an end.
-        The tokenizer's special tokens stand at the ends of a text.
+        The tokenizer's special tokens are at the ends of a text.
 
     Raises:
         TypeError: If an argument is of a wrong type.
