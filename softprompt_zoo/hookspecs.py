@@ -159,8 +159,7 @@ def attend(
     """Return what to add to the output of a layer's attention, before its output projection; optional.
 
     Called in every forward for every layer, with all rows; nothing is added to those that lack the prompt. It takes up
-    no positions. If a row has several prompts, each is computed from the same `output`, multiplied by the prompt's
-    weight, and all are added.
+    no positions. Several prompts of a row each get the same `output`; their results are weighted by prompt and added.
 
     Args:
         config: What the user chose. Not changed.
