@@ -29,8 +29,9 @@ def watch(prompt: Prompt, backbone: Backbone) -> None:
         prompt: A prompt; nothing happens if its method has neither hook.
         backbone: Sizes of its model.
     """
-    has_hook = prompt.has("after_step") or prompt.has("parameter_groups")
-    if prompt in _WATCHED or prompt.is_merged or not has_hook:
+    if prompt in _WATCHED or prompt.is_merged:
+        return
+    if not (prompt.has("after_step") or prompt.has("parameter_groups")):
         return
     _WATCHED[prompt] = backbone
     if not _HANDLES:
