@@ -153,7 +153,7 @@ def test_an_engine_reads_whole_prefixes_while_their_writers_are_killed(kills, mo
 
 
 @pytest.mark.parametrize("kind", ["folder", "file://{}"])
-@pytest.mark.parametrize(("readers", "seconds"), [(4, 1.5), pytest.param(8, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("readers", "seconds"), [(2, 0.8), pytest.param(8, 20, marks=pytest.mark.slow)])
 def test_readers_never_see_half_an_entry(kind, readers, seconds, model, tmp_path, start):
     address = str(tmp_path / "bank") if kind == "folder" else kind.format(tmp_path / "bank")
     bank = zoo.PromptBank(address, model)

@@ -40,6 +40,7 @@ def results(folder, name):
     return [json.loads(path.read_text("utf-8"))["result"] for path in sorted(folder.glob(f"{name}-????????????.json"))]
 
 
+@pytest.mark.slow
 def test_a_command_that_was_stopped_goes_on_where_it_was(claims, tmp_path, monkeypatch):
     """What is installed runs; what is not is named."""
     problems = call(claims)

@@ -27,23 +27,23 @@ def matrix(benchmark):
 
 
 PARTS = [
-    ("promise", len(MORE_MODELS)),
+    ("promise", 2 * len(MORE_MODELS)),
     *(pytest.param(*part, marks=pytest.mark.slow) for part in (("promise", 10), ("operation", 29))),
 ]
-"""Of how many cells one is taken: every promise of every method on some model, and more in the slow tests."""
+"""Of how many cells one is taken: two on each model, and more in the slow tests."""
 
 
 @pytest.mark.parametrize("architecture", MORE_MODELS)
 @pytest.mark.parametrize(("group", "every"), PARTS)
 def test_a_part_of_our_cells(matrix, architecture, group, every):
     """A fixed one, of every operation on other models; the command runs them all, and those that compile, which take
-    seconds."""
-    start = list(MORE_MODELS).index(architecture)
+    seconds. Two promises may both be refused."""
+    start = list(MORE_MODELS).index(architecture) * every // len(MORE_MODELS)
     titles = [title for title in matrix.operations(group) if not title.startswith("compiled")]
     found = [(method, title) for method in BUILTINS for title in titles][start % every :: every]
     cells = {cell: matrix.run_cell("softprompt_zoo", architecture, *cell) for cell in found}
     assert not {cell: result for cell, result in cells.items() if result[0] in ("wrong", "error")}
-    assert group == "operation" or any(status == "right" for status, _ in cells.values())
+    assert len(cells) < 5 or group == "operation" or any(status == "right" for status, _ in cells.values())
 
 
 def test_every_check_of_both_suites_is_a_row(matrix):

@@ -85,7 +85,9 @@ def counted(module, monkeypatch):
 # What is kept
 
 
-@pytest.mark.parametrize("name", ["methods", "e2e", pytest.param("ablations", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["methods", *(pytest.param(name, marks=pytest.mark.slow) for name in ("e2e", "ablations"))]
+)
 def test_a_command_that_was_stopped_goes_on_where_it_was(name, request, tmp_path, monkeypatch, capsys):
     """With all methods that are installed: each of their experiments runs, the others are named."""
     module = request.getfixturevalue(name)
