@@ -25,7 +25,7 @@ def table(name: str) -> str:
     for parameter in command.params:
         is_argument = parameter.param_type_name == "argument"
         shown = (parameter.metavar or parameter.name.upper()) if is_argument else ", ".join(parameter.opts)
-        has_default = parameter.default is not None and parameter.default is not False
+        has_default = parameter.default is not None and parameter.default is not False and parameter.default != ""
         default = repr(parameter.default) if has_default else ""
         default = f"`{default.strip(chr(39)).replace(chr(92) * 2, chr(92))}`" if default else ""
         meaning = (parameter.help or "").replace("|", "\\|").replace("\\n", "`\\n`")
