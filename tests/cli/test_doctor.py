@@ -112,7 +112,7 @@ FALLING = [3 - step / 10 for step in range(20)]
         (record(FALLING), "against the base model", None),
         (record(FALLING, trained=2.5), "against the base model", "2.500 with the prompt, not better than 2.000"),
         (record(FALLING, trained=float("nan")), "against the base model", "not better than"),
-        ({**record(FALLING), "status": "running"}, "status", "softprompt-zoo train --resume goes on with it"),
+        ({**record(FALLING), "status": "running"}, "status", "softprompt-zoo train --resume continues it"),
     ],
 )
 def test_losses(found, about, part):

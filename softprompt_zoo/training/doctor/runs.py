@@ -40,7 +40,7 @@ def look_at_losses(record: Mapping[str, Any]) -> Iterator[Finding]:
     """
     settings, history = record["settings"], record.get("history", [])
     if record["status"] != FINISHED:
-        yield Finding("status", "not finished; softprompt-zoo train --resume goes on with it", is_problem=True)
+        yield Finding("status", "not finished; softprompt-zoo train --resume continues it", is_problem=True)
     losses = [entry["loss"] for entry in history if "loss" in entry]
     if losses:
         yield _training(losses, settings)
