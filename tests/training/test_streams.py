@@ -51,7 +51,7 @@ def test_a_stream_holds_no_more_than_its_buffer(place, tmp_path):
         seen += 1
         assert len(row) == 7
         if seen % 1000 == 1:
-            held.append(sum(isinstance(thing, Example) for thing in gc.get_objects()))
+            held.append(sum(type(thing) is Example for thing in gc.get_objects()))
     assert seen == count
     assert max(held) <= 50 + 2 * 64
 
