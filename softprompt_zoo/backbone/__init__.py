@@ -1,1 +1,1 @@
-"""What is known of a frozen model, found by looking at it and by trying it; above `tokens`."""
+"""Facts about a frozen model, found by inspecting it and by running it; above `tokens`."""

@@ -1,4 +1,4 @@
-"""A model run as it is in use, on an attention function of choice, and left as it was."""
+"""Runs a model in eval mode, on a chosen attention function, and restores it afterwards."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ def attention_configs(model: PreTrainedModel) -> list[Any]:
 
 @contextlib.contextmanager
 def attention_kept(configs: Sequence[Any]) -> Iterator[None]:
-    """Let configs choose the attention functions afterwards that they choose now."""
+    """Restore the attention functions that configs choose on exit."""
     before = [config._attn_implementation_internal for config in configs]
     try:
         yield
@@ -31,7 +31,7 @@ def attention_kept(configs: Sequence[Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def switched_off(model: nn.Module, flag: str) -> Iterator[None]:
-    """Switch a flag off on the modules that have it on, and on again afterwards.
+    """Switch a flag off on the modules that have it on, and back on afterwards.
 
     Args:
         model: The model or stack.
@@ -52,11 +52,11 @@ def switched_off(model: nn.Module, flag: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def eval_mode(modules: Sequence[PreTrainedModel], attention: str | None = None) -> Iterator[None]:
-    """Put models or stacks into eval mode; restore it, and the attention functions that they choose, afterwards.
+    """Put models or stacks into eval mode; restore their mode and attention functions afterwards.
 
     Args:
         modules: The models.
-        attention: The name of the attention function that they are to run on; by default the one that they chose.
+        attention: The name of the attention function to run them on; by default their own.
 
     Yields:
         Nothing.
@@ -71,7 +71,7 @@ def eval_mode(modules: Sequence[PreTrainedModel], attention: str | None = None) 
 
 @contextlib.contextmanager
 def _mode_kept(modules: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """Restore afterwards which parts of modules were training."""
+    """Restore on exit which parts of modules were in training mode."""
     training = [(child, child.training) for module in modules for child in module.modules()]
     try:
         yield
@@ -82,7 +82,7 @@ def _mode_kept(modules: Sequence[PreTrainedModel]) -> Iterator[None]:
 
 
 def _run_on(configs: Sequence[Any], attention: str | None) -> None:
-    """Let configs choose another attention function, if one is named."""
+    """Switch configs to another attention function, if one is named."""
     if attention is not None:
         for config in configs:
             config._attn_implementation_internal = attention

@@ -1,20 +1,20 @@
-"""The families of models, and what follows from each for prompts."""
+"""The families of models, and what each means for prompts."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What models have in common whose text takes the same way through them."""
+    """Properties shared by models through which text flows in the same way."""
 
     site: str
-    """The self-attention that all of a user's own text passes, or all of the answer where there are two texts."""
+    """The self-attention that all of the user's text passes, or, if there are two texts, all of the answer."""
     is_causal: bool = False
-    """Whether virtual tokens at the input see nothing after them, and so have keys and values of their own."""
+    """Whether virtual tokens at the input see nothing after them, so that their keys and values are independent."""
     has_two_texts: bool = False
-    """Whether a decoder reads a text of its own, next to the encoder's, where virtual tokens at the input stand."""
+    """Whether a decoder reads a second text besides the encoder's, which has the virtual tokens at the input."""
     has_head_over_input: bool = False
-    """Whether a task head reads states at positions among which virtual tokens at the input stand."""
+    """Whether a task head reads states at positions that include virtual tokens at the input."""
 
 
 FAMILIES = {
@@ -22,4 +22,4 @@ FAMILIES = {
     "encoder": Family("encoder", has_head_over_input=True),
     "encoder_decoder": Family("decoder", has_two_texts=True),
 }
-"""By the name that `Backbone.family` has for it."""
+"""By its name in `Backbone.family`."""

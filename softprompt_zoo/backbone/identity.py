@@ -1,4 +1,4 @@
-"""Which model something was made for: its sizes, its type, and a sample of its embedding table."""
+"""Identifies the model that something was made for: its sizes, its type, and a sample of its embedding table."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +15,7 @@ from softprompt_zoo.shapes import Float
 SAMPLED_ROWS = 8
 SAMPLED_COLUMNS = 8
 TOLERANCE = 2**-7
-"""How far a sampled row may be off, as a part of its length. Rounding to bfloat16, of Gemma's scale too, takes less
+"""How far a sampled row may be off, relative to its norm. Rounding to bfloat16, including Gemma's scale, uses less
 than half of it."""
 
 _NO_SAMPLE: dict[str, list[Any]] = {"ids": [], "columns": [], "values": []}
@@ -23,7 +23,7 @@ _NO_SAMPLE: dict[str, list[Any]] = {"ids": [], "columns": [], "values": []}
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A model that may be the one that was described."""
+    """A model that may be the described one."""
 
     sizes: Mapping[str, Any]
     """As `Backbone.sizes` returns them."""
@@ -32,27 +32,27 @@ class Candidate:
     vocab_size: int
     """Rows of the embedding table."""
     rows: Callable[[list[int]], Float[Tensor, "ids hidden"]]
-    """Token ids to their embeddings `(ids, hidden)`, as the model's embedding module scales them."""
+    """Maps token ids to their embeddings `(ids, hidden)`, scaled as by the model's embedding module."""
 
     @classmethod
     def of(cls, backbone: Backbone) -> "Candidate":
-        """Take what is compared from a backbone."""
+        """Take the values to compare from a backbone."""
         return cls(
             backbone.sizes(), backbone.model_type, backbone.vocab_size, lambda ids: backbone.embed(torch.tensor(ids))
         )
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:
-    """Describe a model, so that it is known again.
+    """Describe a model so that it can be recognized.
 
     Args:
         backbone: Sizes of the model and its embedding table.
 
     Returns:
-        JSON values; without values of the table where it is on the `meta` device.
+        JSON values; without values of the table if it is on the `meta` device.
     """
     content = {"backbone": backbone.sizes(), "model_type": backbone.model_type}
-    # From the first half of the vocabulary: a resized one still has these.
+    # From the first half of the vocabulary: a resized table still has these.
     ids = sorted({backbone.vocab_size * index // (2 * SAMPLED_ROWS) for index in range(1, SAMPLED_ROWS + 1)})
     columns = sorted({backbone.hidden_size * index // SAMPLED_COLUMNS for index in range(SAMPLED_COLUMNS)})
     values = _sample(Candidate.of(backbone), ids, columns)
@@ -62,12 +62,12 @@ def describe(backbone: Backbone) -> dict[str, Any]:
 
 
 def _rounded(values: Float[Tensor, "rows columns"]) -> list[list[float]]:
-    """Return numbers for JSON, to six digits."""
+    """Return numbers for JSON, rounded to six digits."""
     return [[float(f"{value:.6g}") for value in row] for row in values.tolist()]
 
 
 def is_description(content: object) -> bool:
-    """Return whether a value is what `describe` may have returned, of any model."""
+    """Return whether a value could have been returned by `describe`, for any model."""
     if not isinstance(content, dict) or not isinstance(content.get("backbone"), dict):
         return False
     if not isinstance(content.get("model_type", ""), str):
@@ -76,7 +76,7 @@ def is_description(content: object) -> bool:
 
 
 def _is_sample(sample: object, width: int) -> bool:
-    """Return whether a value may be the sample of a table of that width."""
+    """Return whether a value could be the sample of a table of that width."""
     if not (isinstance(sample, dict) and _has_lists(sample)):
         return False
     ids, columns, values = sample["ids"], sample["columns"], sample["values"]
@@ -96,7 +96,7 @@ def _are_columns(columns: list[Any], width: int) -> bool:
 
 
 def _is_table(rows: list[Any], height: int, width: int) -> bool:
-    """Return whether rows of JSON are lists of so many numbers."""
+    """Return whether JSON rows form a table of numbers of that height and width."""
     return len(rows) == height and all(_is_row(row, width) for row in rows)
 
 
@@ -105,7 +105,7 @@ def _is_row(row: Any, width: int) -> bool:
 
 
 def check(content: Mapping[str, Any], backbone: Backbone, what: str) -> None:
-    """Refuse another model than the one that was described; what a description lacks is not compared.
+    """Refuse a model other than the described one; values missing from the description are not compared.
 
     Args:
         content: What `describe` returned.
@@ -119,7 +119,7 @@ def check(content: Mapping[str, Any], backbone: Backbone, what: str) -> None:
 
 
 def compare(content: Mapping[str, Any], model: Candidate, what: str) -> None:
-    """Refuse another model, as `check` does, of which there is no backbone."""
+    """Refuse another model like `check`, without a backbone."""
     check_sizes(content["backbone"], model.sizes, what)
     model_type = content.get("model_type", model.model_type)
     if model_type != model.model_type:
@@ -131,7 +131,7 @@ def compare(content: Mapping[str, Any], model: Candidate, what: str) -> None:
 
 
 def _compare_weights(content: Mapping[str, Any], model: Candidate, what: str) -> None:
-    """Refuse other values of the embedding table where it was sampled, as far as both have them."""
+    """Refuse different values of the embedding table where it was sampled, as far as both have them."""
     for token, expected, own in _sampled_rows(content.get("embeddings", _NO_SAMPLE), model):
         if (own - expected).norm() > TOLERANCE * expected.norm():
             raise BackboneMismatchError(
@@ -143,7 +143,7 @@ def _compare_weights(content: Mapping[str, Any], model: Candidate, what: str) ->
 def _sampled_rows(
     sample: Mapping[str, Any], model: Candidate
 ) -> Iterator[tuple[int, Float[Tensor, " columns"], Float[Tensor, " columns"]]]:
-    """List the sampled tokens that a model has: each with its values in the sample, and with the model's own."""
+    """Yield the sampled tokens that a model has, each with its values in the sample and in the model."""
     known = {token: row for token, row in zip(sample["ids"], sample["values"], strict=True) if token < model.vocab_size}
     values = _sample(model, list(known), sample["columns"]) if known else None
     if values is not None:
@@ -153,7 +153,7 @@ def _sampled_rows(
 
 @torch.no_grad()
 def _sample(model: Candidate, ids: list[int], columns: list[int]) -> Float[Tensor, "ids columns"] | None:
-    """Return `(ids, columns)` of the embeddings, on the CPU; `None` where they have no values."""
+    """Return `(ids, columns)` of the embeddings, on the CPU; `None` if they have no values."""
     found = model.rows(ids)[:, columns]
     return None if found.is_meta else found.float().cpu()
 

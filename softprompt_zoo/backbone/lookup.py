@@ -1,4 +1,4 @@
-"""What one architecture has and another has not: the only place where configs and modules are asked by name."""
+"""Lookups for parts that only some architectures have: the only place that asks configs and modules by name."""
 
 from typing import Any
 
@@ -18,19 +18,19 @@ def config_value(config: Any, name: str, default: Any = None) -> Any:
 
 
 def part_of(module: Any, name: str, default: Any = None) -> Any:
-    """Return what a module, or anything else that is of one kind among several, holds under a name.
+    """Return the part of a module, or of another object of one of several kinds, that has a given name.
 
     Args:
         module: The module.
         name: An attribute, a child, or a parameter of it.
-        default: What it means that there is none.
+        default: The value if there is no such part.
 
     Returns:
-        What it is; else the default.
+        The part; else the default.
     """
     return getattr(module, name, default)
 
 
 def has_parts(module: Any, *names: str) -> bool:
-    """Return whether a module has something under all of these names."""
+    """Return whether a module has parts with all of these names."""
     return all(hasattr(module, name) for name in names)

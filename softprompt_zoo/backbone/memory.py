@@ -1,4 +1,4 @@
-"""Where tensors lie in memory: which of them are one, and which are a part of a model."""
+"""Where tensors are in memory: which share it, and which are a part of a model."""
 
 from collections.abc import Iterable, Mapping
 
@@ -23,7 +23,7 @@ def find_part(modules: Iterable[nn.Module], tensors: Mapping[str, Tensor]) -> st
 
 
 def address(tensor: Shaped[Tensor, "..."]) -> int:
-    """Return where a tensor's first number is; 0 if it has none, or they are nowhere, as on the meta device."""
+    """Return the address of a tensor's first number; 0 if it has none or, as on the meta device, no memory."""
     return tensor.data_ptr() if tensor.layout is torch.strided and tensor.numel() else 0
 
 
@@ -32,6 +32,6 @@ def _storage(tensor: Shaped[Tensor, "..."]) -> int:
 
 
 def num_bytes(tensor: Shaped[Tensor, "..."]) -> int:
-    """Return the bytes from a tensor's first number to its last, gaps included."""
+    """Return the number of bytes from a tensor's first number to its last, including gaps."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()

@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps elsewhere and brings in for one forward: `device_map`, `cpu_offload`."""
+"""Weights that accelerate keeps elsewhere and loads for each forward: `device_map`, `cpu_offload`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,15 +10,15 @@ from softprompt_zoo.errors import UnsupportedError
 
 
 def is_offloaded(part: nn.Module, hooked: Iterable[nn.Module]) -> bool:
-    """Return whether a module's weights are elsewhere, and come with the forward of one of the modules `hooked`.
+    """Return whether a module's weights are elsewhere and are loaded by the forward of one of the modules `hooked`.
 
-    A model that is on the `meta` device as a whole has no such forward.
+    A model that is entirely on the `meta` device has no such forward.
     """
     return any(parameter.is_meta for parameter in part.parameters()) and any(is_replaced(module) for module in hooked)
 
 
 def check_embeddings(model: Any) -> None:
-    """Refuse a model whose embedding table is offloaded: prompts read it outside the forward that brings it in.
+    """Refuse a model whose embedding table is offloaded: prompts read it outside the forward that loads it.
 
     Args:
         model: The model. Not changed.

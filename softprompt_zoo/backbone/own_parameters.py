@@ -1,4 +1,4 @@
-"""The parameters of the frozen model, as files name them."""
+"""The parameters of the frozen model, by their names in files."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from softprompt_zoo.shapes import Shaped
 
 
 class OwnParameters:
-    """Finds a parameter by its qualified name in the user's model, with and without PEFT's adapters around it.
+    """Finds a parameter by its qualified name in the user's model, with or without PEFT's adapters around it.
 
     Args:
         places: Modules by their names in the model.
@@ -19,7 +19,7 @@ class OwnParameters:
         self._places = dict(places)
 
     def __call__(self, name: str) -> Shaped[Tensor, "..."] | None:
-        """Return the parameter, not a copy; `None` if there is none of that name."""
+        """Return the parameter itself, not a copy; `None` if there is none with that name."""
         for place, module in self._places.items():
             prefix = f"{place}." if place else ""
             found = _parameter(module, name.removeprefix(prefix)) if name.startswith(prefix) else None

@@ -1,4 +1,4 @@
-"""The modules that PEFT puts into a model, such as a LoRA around a linear layer, and what they amount to."""
+"""The modules that PEFT injects into a model, such as a LoRA around a linear layer, and their plain equivalents."""
 
 import copy
 import sys
@@ -16,20 +16,20 @@ from softprompt_zoo.backbone.lookup import config_value, has_parts, part_of
 from softprompt_zoo.errors import UnsupportedError
 
 AROUND = ("base_layer", "original_module", "token_adapter")
-"""What PEFT puts into the names of the parameters of a module that it wraps."""
+"""Components that PEFT inserts into parameter names of a module that it wraps."""
 
 
 def model_inside(model: Any) -> Any:
-    """Return the transformers model inside a `PeftModel`; any other model as it is.
+    """Return the transformers model inside a `PeftModel`; any other model unchanged.
 
     Args:
-        model: What the user handed over.
+        model: The model that the user passed.
 
     Returns:
         The model that prompts go into.
 
     Raises:
-        UnsupportedError: If it is a `PeftModel` with a prompt of PEFT's own.
+        UnsupportedError: If it is a `PeftModel` with one of PEFT's own prompts.
     """
     peft = sys.modules.get("peft")
     if peft is None or not isinstance(model, (peft.PeftModel, peft.PeftMixedModel)):
@@ -37,40 +37,40 @@ def model_inside(model: Any) -> Any:
     for name, config in model.peft_config.items():
         if config_value(config, "is_prompt_learning", False):
             raise UnsupportedError(
-                f"the PeftModel's adapter {name!r} is a prompt of PEFT's own ({config.peft_type.value}), which wraps "
-                "the model's forward; save it and load the directory with zoo.load onto the model without it"
+                f"the PeftModel's adapter {name!r} is one of PEFT's own prompts ({config.peft_type.value}), which "
+                "wraps the model's forward; save it and load the directory with zoo.load onto the model without it"
             )
     return model.get_base_model()
 
 
 def check_peft_version(what: str) -> None:
-    """Refuse to put an adapter on a model where transformers takes none from the PEFT that is installed.
+    """Refuse to put an adapter on a model if transformers does not accept the installed PEFT.
 
     Args:
         what: The adapter, for the message.
 
     Raises:
-        UnsupportedError: If transformers asks for a later PEFT.
+        UnsupportedError: If transformers requires a later PEFT.
     """
     needed = integration.MIN_PEFT_VERSION
     try:
         utils.check_peft_version(min_version=needed)
     except ValueError as error:
         raise UnsupportedError(
-            f"{what} cannot be put on a model: transformers {transformers.__version__} takes adapters of PEFT {needed} "
-            f"and later, and PEFT {metadata.version('peft')} is installed; install versions that go together, "
+            f"{what} cannot be put on a model: for adapters, transformers {transformers.__version__} requires PEFT "
+            f"{needed} or later, and PEFT {metadata.version('peft')} is installed; install compatible versions, "
             'pip install "softprompt-zoo[peft]"'
         ) from error
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Find the modules that PEFT put into a model.
+    """Find the modules that PEFT injected into a model.
 
     Args:
-        model: Any model; what is in its prompts is skipped.
+        model: Any model; its prompts are skipped.
 
     Yields:
-        Each with its name.
+        Each module with its name.
     """
     kinds = _kinds()
     if not kinds:
@@ -86,12 +86,12 @@ def adapter_names(model: Any) -> list[str]:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Return whether adapters are in a model's layers; merged ones that were not unloaded are."""
+    """Return whether adapters are in a model's layers, including merged ones that were not unloaded."""
     return any(True for _ in adapter_layers(model))
 
 
 def acting_adapters(model: nn.Module) -> list[str]:
-    """List the adapters that act next to a model's weights: neither switched off nor merged."""
+    """List a model's active adapters: neither disabled nor merged."""
     found: dict[str, None] = {}
     for _, layer in adapter_layers(model):
         if not layer.disable_adapters:
@@ -100,7 +100,7 @@ def acting_adapters(model: nn.Module) -> list[str]:
 
 
 def adapter_parameters(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters that belong to one adapter, or to any, by their name in the model."""
+    """Yield the parameters that belong to one adapter, or to any, with their names in the model."""
     for prefix, layer in adapter_layers(model):
         for name, parameter in layer.named_parameters():
             owner = _owner(layer, name)
@@ -115,20 +115,20 @@ def _owner(layer: Any, name: str) -> str | None:
 
 
 def original_name(name: str) -> str:
-    """Return the name that a parameter of the model has where no adapter is put around its module."""
+    """Return the name that a parameter of the model has without an adapter around its module."""
     return ".".join(part for part in name.split(".") if part not in AROUND)
 
 
 @torch.no_grad()
 def plain_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Copy a module without the modules that PEFT put into it, with the values that they give it now.
+    """Copy a module without the modules that PEFT injected, with the values that they currently produce.
 
     Args:
         module: The module. Not changed.
-        dtype: Of the copy.
+        dtype: The dtype of the copy.
 
     Returns:
-        The copy. An adapter that is switched off is not in it.
+        The copy. Disabled adapters are left out.
 
     Raises:
         UnsupportedError: If PEFT cannot merge an adapter in it.
@@ -145,7 +145,7 @@ def plain_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _kinds() -> tuple[type, ...]:
-    """Return the base classes of PEFT's modules; none where nobody has imported PEFT."""
+    """Return the base classes of PEFT's modules; none if PEFT has not been imported."""
     tuners, other = sys.modules.get("peft.tuners.tuners_utils"), sys.modules.get("peft.utils.other")
     if tuners is None or other is None:
         return ()
@@ -153,7 +153,7 @@ def _kinds() -> tuple[type, ...]:
 
 
 def _without(module: nn.Module, kinds: tuple[type, ...]) -> nn.Module:
-    """Unwrap a copy; it is changed."""
+    """Unwrap a copy in place."""
     if isinstance(module, kinds):
         return _without(_inside(module), kinds)
     for name, child in module.named_children():
@@ -162,7 +162,7 @@ def _without(module: nn.Module, kinds: tuple[type, ...]) -> nn.Module:
 
 
 def _inside(layer: Any) -> nn.Module:
-    """Return what one of PEFT's modules amounts to now, as its forward chooses."""
+    """Return the current plain equivalent of one of PEFT's modules, as its forward chooses."""
     if has_parts(layer, "original_module"):
         return _inside_of_whole(layer)
     if layer.disable_adapters == layer.merged:
@@ -172,7 +172,7 @@ def _inside(layer: Any) -> nn.Module:
 
 
 def _inside_of_whole(layer: Any) -> nn.Module:
-    """Return what a module that is trained as a whole amounts to now: itself, or the one that was there before."""
+    """Return the current equivalent of a fully trained module: itself, or the original one."""
     is_off = layer.disable_adapters or not layer.active_adapters
     found: nn.Module
     found = layer.original_module if is_off else layer.unload_and_optionally_merge_module(True, False, None)

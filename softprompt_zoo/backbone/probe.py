@@ -1,4 +1,4 @@
-"""The function that stands in for attention while a stack is looked at, and notes who calls it, with which sizes."""
+"""The function that replaces attention while a stack is inspected, and records who calls it, with which sizes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -42,26 +42,26 @@ class Probe:
     """The keys of every layer, of self-attention and of cross-attention."""
 
     widths: dict[int, int] = dataclasses.field(default_factory=dict)
-    """By the id of a module the width of the hidden states that it was called with."""
+    """Module id to the width of the hidden states that the module was called with."""
 
     def note_width(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the width of what a module reads. A forward pre-hook."""
+        """Record the width of a module's input. A forward pre-hook."""
         hidden = args[0] if args else kwargs.get("hidden_states")
         if isinstance(hidden, Tensor) and hidden.ndim == 3:
             self.widths[id(module)] = hidden.shape[2]
 
     def source(self, key: Float[Tensor, "rows kv_heads length head_dim"], is_cross: bool) -> int | None:
-        """Note a layer's keys; return the earlier layer that made them, `None` if it made them itself."""
+        """Record a layer's keys; return the earlier layer that computed them, `None` if it computed them itself."""
         seen = self.keys[is_cross]
         seen.append(key)
         return next((layer for layer, earlier in enumerate(seen[:-1]) if earlier is key), None)
 
 
 class Idle(TorchFunctionMode):
-    """Lets linear layers return zeros: who calls attention, with which sizes, can be seen without reading weights."""
+    """Makes linear layers return zeros, to see who calls attention, with which sizes, without reading weights."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function of torch, or make zeros where it is a linear layer's."""
+        """Run a torch function, or return zeros if it is that of a linear layer."""
         return (_idle_linear if func is functional.linear else func)(*args, **(kwargs or {}))
 
 
@@ -74,7 +74,7 @@ def _idle_linear(
 
 
 class _Seen(NamedTuple):
-    """What the mask of a layer hides."""
+    """The positions that a layer's mask hides."""
 
     window: int | None
     is_causal: bool | None
@@ -92,7 +92,7 @@ def _probe_attention(
     attention_mask: Shaped[Tensor, "..."] | None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "rows length heads value_dim"], None]:
-    """Record the call if the keyword arrived, and return a result of the right shape."""
+    """Record the call if it has the keyword, and return a result of the right shape."""
     probe = kwargs.get(STATE_KEYWORD)
     if isinstance(probe, Probe):
         window, is_causal = _hides(module, attention_mask, kwargs)
@@ -106,16 +106,16 @@ def _probe_attention(
 
 
 def _hides(module: nn.Module, mask: Shaped[Tensor, "..."] | None, kwargs: dict[str, Any]) -> _Seen:
-    """Return what a layer hides, by its mask or else by what it is told."""
+    """Return what a layer hides, according to its mask, or else to its arguments and attributes."""
     told = _told(module, kwargs)
     seen: _Seen | None = getattr(mask, _SEEN, None)
-    if seen is not None:  # what a layer is told need not be what its mask does
+    if seen is not None:  # the arguments need not agree with the mask
         return _Seen(seen.window, told.is_causal if seen.is_causal is None else seen.is_causal)
     return told if told.is_causal is not None else _Seen(told.window, _is_causal(mask))
 
 
 def _told(module: nn.Module, kwargs: dict[str, Any]) -> _Seen:
-    """Return what a layer is told to hide, by the call or else by its own attributes."""
+    """Return what a layer is asked to hide, by the call's arguments or else by its own attributes."""
     window = kwargs["sliding_window"] if "sliding_window" in kwargs else part_of(module, "sliding_window")
     is_causal = kwargs.get("is_causal")
     return _Seen(window, part_of(module, "is_causal") if is_causal is None else is_causal)
@@ -130,10 +130,10 @@ def _probe_mask(
     device: Any = "cpu",
     **kwargs: Any,
 ) -> Bool[Tensor, "rows 1 length key_length"]:
-    """Make a mask without padding that says what it hides; no value is looked at, for there may be none."""
+    """Build a mask without padding that records what it hides; no values are read, as there may be none."""
     mask = torch.ones(batch_size, 1, q_length, kv_length, dtype=torch.bool, device=device)
     is_causal = None if q_length == 1 else _hides_later(mask_function)
-    # A bidirectional window sees tokens at a distance of its size, a causal one sees so many tokens.
+    # The size of a bidirectional window is the greatest distance seen, that of a causal one the number of tokens.
     window = local_size + 1 if local_size is not None and is_causal is False else local_size
     mask = mask if is_causal is False else mask.tril()
     setattr(mask, _SEEN, _Seen(window, is_causal))
@@ -141,16 +141,16 @@ def _probe_mask(
 
 
 def _hides_later(mask_function: Callable[..., Any]) -> bool | None:
-    """Return whether a mask hides the second token from the first; `None` if that cannot be told."""
+    """Return whether a mask hides the second token from the first; `None` if unknown."""
     nothing, one = torch.tensor(0), torch.tensor(1)
     try:
         return not bool(mask_function(nothing, nothing, nothing, one))
-    except Exception:  # it looks at its tokens, which may be elsewhere
+    except Exception:  # it reads its tokens, which may be on another device
         return None
 
 
 def _is_causal(mask: Shaped[Tensor, "..."] | None) -> bool:
-    """Return whether a mask that the model made itself hides later tokens; where that cannot be seen, it does."""
+    """Return whether a mask that the model built itself hides later tokens; if unknown, assume it does."""
     if mask is None or mask.ndim != 4 or mask.shape[-1] < 2:
         return True
     if mask.shape[2] == 1:

@@ -1,10 +1,10 @@
-"""A quantized base that is trained on: what transformers' `Trainer` asks of it, and what bitsandbytes does to it.
+"""Training on a quantized base: what transformers' `Trainer` requires, and what bitsandbytes does to the weights.
 
-`Trainer` takes a quantized model if it is PEFT's, or if its quantizer says that the model is trained as it is. So a
-prompted model shows its quantizer with that answer; whether gradients get through is still its `is_trainable`.
+`Trainer` accepts a quantized model if it is PEFT's, or if its quantizer supports training the model itself. A prompted
+model therefore exposes its quantizer with that answer; `is_trainable` still says whether gradients flow through it.
 
-On a CPU bitsandbytes packs the 4 bits of a layer anew in its first forward in eval mode without gradients. Packed, it
-rounds its scales and is left out of gradients, without an error. A layer in training mode computes the same unpacked.
+On a CPU, bitsandbytes repacks a 4-bit layer in its first forward in eval mode without gradients. A packed layer has
+rounded scales and silently passes no gradients. A layer in training mode computes the same unpacked.
 """
 
 import functools
@@ -16,7 +16,7 @@ from softprompt_zoo.backbone.lookup import part_of
 
 
 def trainable_view(quantizer: Any) -> Any:
-    """Return a quantizer that says of its model that it is trained as it is.
+    """Return a quantizer that reports its model as trainable itself.
 
     Args:
         quantizer: transformers' quantizer. Not changed.
@@ -31,7 +31,7 @@ def trainable_view(quantizer: Any) -> Any:
 
 
 def keep_unpacked(model: nn.Module) -> None:
-    """Put the layers that would be packed into training mode; what is packed already is unpacked.
+    """Put the layers that would be packed into training mode, and unpack those already packed.
 
     Args:
         model: Any module. Changed in place.
@@ -41,7 +41,7 @@ def keep_unpacked(model: nn.Module) -> None:
         if state is not None:
             module.training = True
             if part_of(state, "packing_format_for_cpu", False):
-                module.state_dict()  # which bitsandbytes unpacks for
+                module.state_dict()  # makes bitsandbytes unpack
 
 
 @functools.cache

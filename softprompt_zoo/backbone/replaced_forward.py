@@ -1,7 +1,7 @@
-"""A forward that is on a module itself, in front of its class's: accelerate's hooks, torch.compile, patched methods.
+"""A forward set on a module itself, overriding its class's: accelerate's hooks, torch.compile, patched methods.
 
-What was put there calls, in the end, a method that is bound to the module. That one is replaced by the prompted one,
-inside what was put around it, which goes on wrapping it: hooks move tensors, compiled code is compiled anew.
+Such a forward ultimately calls a method bound to the module. That method is replaced by the prompted one, inside its
+wrappers, which keep working: hooks move tensors, compiled code is recompiled.
 """
 
 import contextlib
@@ -17,31 +17,31 @@ from torch import nn
 from softprompt_zoo.errors import UnsupportedError
 
 Wrap = Callable[[Any], Any]
-"""From a function that takes the module as `self` to the prompted one."""
+"""Maps a function that takes the module as `self` to the prompted one."""
 
 _PROMPTED: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 class _Place(NamedTuple):
-    """Where a callable keeps another one."""
+    """A place where one callable holds another."""
 
     value: Any
     write: Callable[[Any], object]
 
 
 def note_prompted(function: Any) -> Any:
-    """Note that a function is a prompted forward, whose `__wrapped__` is the one without prompts; return it."""
+    """Mark a function as a prompted forward, whose `__wrapped__` is the one without prompts; return it."""
     _PROMPTED.add(function)
     return function
 
 
 def is_replaced(module: nn.Module) -> bool:
-    """Return whether a module has a forward of its own."""
+    """Return whether a module has a forward set on itself."""
     return "forward" in module.__dict__
 
 
 def check_forward(module: nn.Module) -> None:
-    """Refuse a forward of a module's own inside which prompts cannot be brought in.
+    """Refuse a forward set on a module that prompts cannot be inserted into.
 
     Args:
         module: The module. Not changed.
@@ -56,7 +56,7 @@ def check_forward(module: nn.Module) -> None:
     if not places:
         raise UnsupportedError(
             f"model.forward of this {kind.__name__} was replaced by {_describe(module.__dict__['forward'])}, which "
-            "keeps no method of this very model (a deep copy may keep the original's), so prompts would be ignored; "
+            "holds no method of this very model (a deep copy may hold the original's), so prompts would be ignored; "
             "delete model.forward, attach the prompt, and then replace it again"
         )
     if _takes_keywords(kind.forward):
@@ -65,21 +65,21 @@ def check_forward(module: nn.Module) -> None:
 
 
 def _check_keywords(kind: type, function: Any) -> None:
-    """Refuse a function through which prompts could not be handed on."""
+    """Refuse a function that cannot pass prompts on."""
     if not _takes_keywords(function):
         raise UnsupportedError(
             f"model.forward of this {kind.__name__} was replaced by {_describe(function)}, which does not accept "
-            "further keywords, so prompts could not be passed on; let it accept **kwargs and pass them on to the "
+            "additional keywords, so prompts could not be passed on; let it accept **kwargs and pass them on to the "
             "model inside, or delete model.forward"
         )
 
 
 def rebind(module: nn.Module, wrap: Wrap) -> None:
-    """Let a forward of the module's own end in the prompted one; a module without one is left alone.
+    """Make a forward set on the module end in the prompted one; a module without one is left alone.
 
     Args:
         module: The module, of a class that has the prompted forward. Changed in place.
-        wrap: Makes the prompted function of the one that was there.
+        wrap: Makes the prompted function from the existing one.
 
     Raises:
         UnsupportedError: As `check_forward`. Nothing is changed.
@@ -92,21 +92,21 @@ def rebind(module: nn.Module, wrap: Wrap) -> None:
 
 
 def restore(module: nn.Module) -> None:
-    """Undo `rebind`, and take the prompted forward out of what was put around it later."""
+    """Undo `rebind`, and take the prompted forward out of any later wrappers."""
     if is_replaced(module):
         places = [place for place in _innermost(module) if is_prompted(place.value)]
         _write(module, places, _without_prompts)
 
 
 def bound_to_view(module: nn.Module, view: Any) -> dict[str, Any]:
-    """Return what a module's own attributes have to be in a view of it, so that its forward runs on the view.
+    """Return the attributes that a view of a module needs for its forward to run on the view.
 
     Args:
         module: The module. Not changed.
         view: Its view.
 
     Returns:
-        The attributes that are bound to the module, bound to the view.
+        The attributes bound to the module, rebound to the view.
     """
     if not is_replaced(module):
         return {}
@@ -115,10 +115,10 @@ def bound_to_view(module: nn.Module, view: Any) -> dict[str, Any]:
 
 
 def check_view(module: nn.Module) -> None:
-    """Refuse a module of which no view can be called, as its own forward would run on the module.
+    """Refuse a module whose views cannot be called, because its forward would run on the module itself.
 
     Raises:
-        UnsupportedError: If its forward was replaced by what is not a method of it, nor one of accelerate's hooks.
+        UnsupportedError: If its forward was replaced by something other than a method of it or an accelerate hook.
     """
     if is_replaced(module) and "forward" not in bound_to_view(module, object()):
         raise UnsupportedError(
@@ -152,12 +152,12 @@ def _without_prompts(value: Any) -> Any:
 def _write(module: nn.Module, places: list[_Place], change: Callable[[Any], Any]) -> None:
     values = [place.value for place in places]
     kept = [place for place in _entries(module.__dict__) if any(place.value == value for value in values)]
-    for place in [*places, *kept]:  # accelerate keeps the forward that it hooks on the module
+    for place in [*places, *kept]:  # accelerate stores the forward that it hooks on the module
         place.write(change(place.value))
 
 
 def _innermost(module: nn.Module) -> list[_Place]:
-    """Find where the module's own forward keeps the methods in which it ends: bound to the module, or prompted."""
+    """Find where the module's own forward holds the methods it ends in: bound to the module, or prompted."""
     own = module.__dict__
     return _reached(module, _Place(own["forward"], functools.partial(own.__setitem__, "forward")), {})
 
@@ -167,13 +167,13 @@ def _reached(module: nn.Module, place: _Place, seen: dict[int, list[_Place]]) ->
     if is_prompted(value):
         return [place] if _ends_in(module, value) or isinstance(value, FunctionType) else []
     if id(value) not in seen:
-        seen[id(value)] = []  # callables may keep each other
+        seen[id(value)] = []  # callables may hold each other
         seen[id(value)] = [found for kept in _kept(module, value) for found in _reached(module, kept, seen)]
     return seen[id(value)] or ([place] if _ends_in(module, value) else [])
 
 
 def _ends_in(module: nn.Module, value: Any) -> bool:
-    """Return whether a callable is a method that is bound to the module."""
+    """Return whether a callable is a method bound to the module."""
     return isinstance(value, MethodType) and value.__self__ is module
 
 
@@ -210,7 +210,7 @@ def _of_partial(value: Any) -> Iterator[_Place]:
 
 def _of_function(module: nn.Module, function: FunctionType) -> Iterator[_Place]:
     if _is_of_class(type(module), function):
-        return  # it keeps nothing of the module
+        return  # it holds nothing of the module
     for cell in function.__closure__ or ():
         yield from _of_cell(cell)
     yield from _entries(function.__dict__)
@@ -218,7 +218,7 @@ def _of_function(module: nn.Module, function: FunctionType) -> Iterator[_Place]:
 
 
 def _is_of_class(kind: type, function: FunctionType) -> bool:
-    """Return whether a function is a method of a class, or of one above it."""
+    """Return whether a function is a method of a class or of one of its base classes."""
     return any(vars(owner).get(function.__name__) is function for owner in kind.__mro__)
 
 
@@ -235,7 +235,7 @@ def _entries(kept: Any) -> Iterator[_Place]:
 
 
 def _plain_forward(kind: Any) -> Any:
-    """Return the forward of a class, or of the class that it was before it got prompts."""
+    """Return the forward of a class, or, if it is prompted, that of the class without prompts."""
     function = kind.forward
     return function.__wrapped__ if is_prompted(function) else function
 
@@ -253,7 +253,7 @@ def _rebound(value: Any, module: nn.Module, view: Any) -> Any:
 
 
 def _rebound_partial(value: Any, module: nn.Module, view: Any) -> Any:
-    """Return a partial of the module or of a method of it, bound to the view; any other as it is."""
+    """Return a partial of the module or one of its methods, rebound to the view; any other unchanged."""
     function = _rebound(value.func, module, view)
     args = [view if each is module else each for each in value.args]
     if function is value.func and all(own is each for own, each in zip(args, value.args, strict=True)):

@@ -1,4 +1,4 @@
-"""Which forward of a prompted model is running when one of its stacks is entered."""
+"""Finds which forward of a prompted model is running when one of its stacks is entered."""
 
 import functools
 import inspect
@@ -15,9 +15,9 @@ from softprompt_zoo.errors import UnsupportedError
 
 
 def check_entry(prompts: Any) -> None:
-    """Refuse to run a stack for a model whose own forward was called past the prompted one.
+    """Refuse to run a stack for a model whose own forward was called directly, bypassing the prompted one.
 
-    A stack may be called by itself. But a method taken off the model before the prompt was attached would call it
+    A stack may be called by itself. But a method taken from the model before the prompt was attached would call it
     without the trained head, the first label and the methods' own losses.
 
     Args:
@@ -36,14 +36,14 @@ def check_entry(prompts: Any) -> None:
         kind = owner if code in plain else kind
     if kind is not None:
         raise UnsupportedError(
-            f"the forward of {kind.__name__} was called past its prompts, so its trained head, first label and own "
-            "loss would be left out; call the model, or take model.forward (for torch.compile, say) after the prompt "
-            "is attached"
+            f"the forward of {kind.__name__} was called without its prompts, so its trained head, first label and own "
+            "loss would be left out; call the model, or take model.forward (for torch.compile, say) after attaching "
+            "the prompt"
         )
 
 
 def _running(prompts: Any) -> Iterator[tuple[CodeType, Any]]:
-    """Find the methods of the prompts' model that are running, the innermost first, and the model's class."""
+    """Yield the running methods of the prompts' model, innermost first, each with the model's class."""
     frame: Any = sys._getframe(2)
     while frame is not None:
         owner = frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
@@ -61,5 +61,5 @@ def _codes(kind: Any) -> tuple[set[CodeType], set[CodeType]]:
 
 
 def _forwards(kind: Any) -> list[Any]:
-    """List the forwards that a class and those above it define."""
+    """List the forwards that a class and its base classes define."""
     return [vars(owner)["forward"] for owner in kind.__mro__ if "forward" in vars(owner)]

@@ -1,4 +1,4 @@
-"""Whether a prompt was made for a model of the same sizes."""
+"""Checks whether a prompt was made for a model of the same sizes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from softprompt_zoo.errors import BackboneMismatchError
 
 
 def check_sizes(sizes: Mapping[str, Any] | None, own: Mapping[str, Any], what: str) -> None:
-    """Refuse prompts that were made for a model of other sizes.
+    """Refuse prompts that were made for a model of different sizes.
 
     Args:
-        sizes: Sizes of the model they were made for, as `Backbone.sizes` returns them; `None` if they are not known.
-        own: Sizes of the model they shall be used with.
+        sizes: Sizes of the model they were made for, as returned by `Backbone.sizes`; `None` if unknown.
+        own: Sizes of the model they are to be used with.
         what: What they are, for the message.
 
     Raises:

@@ -1,20 +1,20 @@
-"""Subclasses that stand in for the class of a user's object: they answer to its name, and pickles keep them."""
+"""Subclasses that stand in for the class of a user's object: they have its name and survive pickling."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 def stand_in(base: Any, make: Callable[[Any], Any], *mixins: Any, **members: Any) -> Any:
-    """Make a subclass that answers to the name of its base.
+    """Make a subclass that has the name of its base.
 
     Args:
         base: The user's class.
-        make: The function of a module that makes this class of the base, and keeps it.
-        *mixins: Classes in front of the base.
+        make: The module-level function that makes this class from the base, and caches it.
+        *mixins: Classes before the base.
         **members: Attributes of the class.
 
     Returns:
-        The class; its objects are pickled with all that they hold.
+        The class; its objects are pickled with all their attributes.
     """
 
     def reduce(self: Any, protocol: Any) -> Any:
@@ -26,6 +26,6 @@ def stand_in(base: Any, make: Callable[[Any], Any], *mixins: Any, **members: Any
 
 
 def rebuild(make: Callable[[Any], Any], base: Any) -> Any:
-    """Make an empty object of a class that stands in for another, as copies and pickles fill it."""
+    """Make an empty object of a class that stands in for another, for copy and pickle to fill."""
     cls = make(base)
     return cls.__new__(cls)

@@ -1,4 +1,4 @@
-"""What is particular about some stacks: their cache, their positions, embeddings they scale themselves."""
+"""Peculiarities of some stacks: their cache, their positions, embeddings that they scale themselves."""
 
 import inspect
 import math
@@ -13,30 +13,30 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.shapes import Float
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
-"""What a forward calls its cache of keys and values: from transformers 5.24 on, and before."""
+"""Names of a forward's argument for its cache of keys and values: from transformers 5.24 on, and before."""
 
 
 def cache_argument(forward: Callable[..., Any]) -> str:
-    """Return the name of the argument in which a forward takes its cache; `""` if it takes none."""
+    """Return the name of a forward's argument for its cache; `""` if it takes none."""
     parameters = inspect.signature(forward).parameters
     found = next((parameters[name] for name in CACHE_ARGUMENTS if name in parameters), None)
-    # XLM's and Flaubert's `cache` is a dictionary of their own.
+    # In XLM and Flaubert, `cache` is a dictionary in a private format.
     return "" if found is None or "dict[" in str(found.annotation) else found.name
 
 
 def without_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a forward but for its cache."""
+    """Return the arguments of a forward except its cache."""
     return {name: value for name, value in arguments.items() if name not in CACHE_ARGUMENTS}
 
 
 def zero_features(module: Any) -> Float[Tensor, "1 channels frames"] | None:
-    """Return features of silence for an encoder that reads sound in place of tokens; `None` for any other.
+    """Return features of silence for an encoder that reads audio instead of tokens; `None` for any other.
 
     Args:
         module: The stack's module.
 
     Returns:
-        Zeros `(1, channels, frames)`, as many frames as the encoder takes.
+        Zeros `(1, channels, frames)`, with as many frames as the encoder takes.
     """
     if "input_features" not in inspect.signature(type(module).forward).parameters:
         return None
@@ -46,13 +46,13 @@ def zero_features(module: Any) -> Float[Tensor, "1 channels frames"] | None:
 
 
 def _silence(layers: list[nn.Conv1d], positions: int) -> Float[Tensor, "1 channels frames"]:
-    """Return zeros that convolutions shorten to so many positions."""
+    """Return zeros that convolutions shorten to that many positions."""
     frames = positions * math.prod(layer.stride[0] for layer in layers)
     return layers[0].weight.new_zeros(1, layers[0].in_channels, frames)
 
 
 def max_positions(model: Any) -> int | None:
-    """Return the longest sequence the model's config allows, `None` if it names no bound."""
+    """Return the longest sequence that the model's config allows; `None` if it sets no bound."""
     config = model.config.get_text_config()
     names = ("max_position_embeddings", "max_target_positions")
     bound = next((config_value(config, name) for name in names if has_parts(config, name)), None)
@@ -60,13 +60,13 @@ def max_positions(model: Any) -> int | None:
 
 
 def rotation_limit(config: Any) -> int | None:
-    """Return the length of text beyond which a model rotates all positions in another way: dynamic NTK and longrope.
+    """Return the text length beyond which a model rotates all positions differently: dynamic NTK and longrope.
 
     Args:
         config: The stack's config, with transformers' `rope_parameters`, one set or one for each type of layer.
 
     Returns:
-        The shortest such length; `None` if the rotation of a position is the same in every text.
+        The shortest such length; `None` if a position's rotation does not depend on the text's length.
     """
     limits = [
         rope.get("original_max_position_embeddings") or config.max_position_embeddings
@@ -77,7 +77,7 @@ def rotation_limit(config: Any) -> int | None:
 
 
 def _rotations(config: Any) -> list[Mapping[str, Any]]:
-    """List what a config says of rotary positions: one set, or one for each type of layer."""
+    """List a config's parameters for rotary positions: one set, or one for each type of layer."""
     given = config_value(config, "rope_parameters")
     return (
         [rope for rope in (given, *given.values()) if isinstance(rope, Mapping)] if isinstance(given, Mapping) else []
@@ -89,7 +89,7 @@ def _depends_on_length(rope_type: Any) -> bool:
 
 
 def embedding_scales(module: Any, embedding: nn.Module, inputs: dict[str, Any]) -> tuple[float, float]:
-    """Return which of ids and embeddings a stack that has a scale of its own scales.
+    """Return whether a stack with an embedding scale applies it to ids, embeddings, or both.
 
     Args:
         module: The stack's module, in eval mode.
@@ -97,10 +97,10 @@ def embedding_scales(module: Any, embedding: nn.Module, inputs: dict[str, Any]) 
         inputs: Arguments of a forward, with ids.
 
     Returns:
-        The factor it puts on the table's rows of ids only, and the one on embeddings it is given.
+        The factor on the table's rows for ids only, and the factor on given embeddings.
 
     Raises:
-        UnsupportedError: If that cannot be told.
+        UnsupportedError: If this cannot be determined.
     """
     scale = float(part_of(module, "embed_scale", 1.0))
     if scale == 1.0 or has_parts(embedding, "embed_scale"):
@@ -108,45 +108,45 @@ def embedding_scales(module: Any, embedding: nn.Module, inputs: dict[str, Any]) 
     expected = module(**inputs).last_hidden_state
     if expected.is_meta:
         raise UnsupportedError(
-            f"it scales its embeddings by {scale:g}, which shows only once the weights are loaded; load them first"
+            f"it scales its embeddings by {scale:g}, and how only shows once its weights are loaded; load them first"
         )
     rows = embedding(inputs["input_ids"])
     for ids_scale in (1.0, scale):
         given = module(**{**inputs, "input_ids": None, "inputs_embeds": rows * ids_scale}).last_hidden_state
         if torch.allclose(given, expected, rtol=0, atol=1e-3 * float(expected.abs().max())):
             return ids_scale, scale / ids_scale
-    raise UnsupportedError(f"it makes something else of embeddings than of ids, also with its factor of {scale:g}")
+    raise UnsupportedError(f"it treats embeddings differently from ids, even with its factor of {scale:g}")
 
 
 class Sinusoids:
-    """Sinusoids that a module keeps in a buffer, as a table of positions: its first row is that of the first token."""
+    """Sinusoids in a module's buffer, as a table of positions whose first row is that of the first token."""
 
     padding_idx = None
 
     def __init__(self, module: Any) -> None:
         self._module = module
         self.offset: int = module.padding_idx + 1
-        """Rows before that of the first token."""
+        """Number of rows before that of the first token."""
 
     @property
     def weight(self) -> Float[Tensor, "positions hidden"]:
-        """Its rows, where the module is now."""
+        """The table's rows, on the module's current device."""
         weights: Tensor = self._module.weights
         return weights
 
     @property
     def num_embeddings(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self.weight.shape[0]
 
 
 def find_position_table(module: Any, embedding: nn.Module, bound: int | None) -> nn.Embedding | Sinusoids | None:
-    """Find a stack's table of positions, learned or not, by its size.
+    """Find a stack's position table, learned or not, by its size.
 
     Args:
         module: The stack's module.
         embedding: Its embedding table.
-        bound: The longest sequence its config allows; a table has a few rows more at most.
+        bound: The longest sequence its config allows; a table has at most a few rows more.
 
     Returns:
         The table, or `None` if there is none.
@@ -154,7 +154,7 @@ def find_position_table(module: Any, embedding: nn.Module, bound: int | None) ->
     if bound is None:
         return None
     rows: Any = embedding.weight
-    widths = {rows.shape[1], config_value(module.config, "hidden_size")}  # a table of angles has another one
+    widths = {rows.shape[1], config_value(module.config, "hidden_size")}  # a table of angles has a different width
     counts = range(bound, bound + 9)
     for table in _tables(module, embedding):
         shape = table.weight.shape
@@ -164,7 +164,7 @@ def find_position_table(module: Any, embedding: nn.Module, bound: int | None) ->
 
 
 def _tables(module: Any, embedding: nn.Module) -> Iterator[nn.Embedding | Sinusoids]:
-    """Find the tables in a stack, but for that of its tokens."""
+    """Yield the tables in a stack, except that of its tokens."""
     for child in module.modules():
         is_table = isinstance(child, nn.Embedding) and child is not embedding
         table = child if is_table else _sinusoids(child)

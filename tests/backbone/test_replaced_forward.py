@@ -183,7 +183,7 @@ def test_models_of_every_kind_keep_what_was_put_around_their_forward(name, repla
 def test_the_check_notices_a_forward_that_is_not_bound_anew(monkeypatch):
     monkeypatch.setattr("softprompt_zoo.model.prompted_model.rebind", lambda module, wrap: None)
     for name in ("bert_classifier", "llama", "t5"):
-        with pytest.raises(zoo.UnsupportedError, match="called past its prompts"):
+        with pytest.raises(zoo.UnsupportedError, match="called without its prompts"):
             check(*MODELS[name], hooked, is_first=True)
     monkeypatch.setattr("softprompt_zoo.sites.hooks.check_entry", lambda host: None)
     for name in ("bert_classifier", "llama", "t5"):
@@ -227,11 +227,11 @@ def test_a_copy_of_a_hooked_model_has_prompts_of_its_own():
 
 def test_a_forward_that_runs_another_model_is_refused():
     model = copy.deepcopy(compiled(bert_classifier()))
-    with pytest.raises(zoo.UnsupportedError, match=r"keeps no method of this very model.*delete model\.forward"):
+    with pytest.raises(zoo.UnsupportedError, match=r"holds no method of this very model.*delete model\.forward"):
         attach(model, "p_tuning_v2")
     assert not is_attached(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    with pytest.raises(zoo.UnsupportedError, match="keeps no method of this very model"):
+    with pytest.raises(zoo.UnsupportedError, match="holds no method of this very model"):
         copy.deepcopy(compiled(attach(bert_classifier(), "p_tuning_v2")))
 
 
@@ -255,7 +255,7 @@ def test_a_method_that_was_taken_off_before_attaching_is_told(name):
     taken = model.forward
     attach(model, MODELS[name][1])
     inputs = {"decoder_input_ids": TEXT} if model.config.is_encoder_decoder else {}
-    with pytest.raises(zoo.UnsupportedError, match="called past its prompts"):
+    with pytest.raises(zoo.UnsupportedError, match="called without its prompts"):
         taken(input_ids=TEXT, **inputs)
     with model.prompts.disabled():
         taken(input_ids=TEXT, **inputs)
