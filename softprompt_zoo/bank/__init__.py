@@ -1,1 +1,1 @@
-"""Very many prompts in one store, restored by name; above `model`."""
+"""A store for very many prompts, restored by name; above `model`."""

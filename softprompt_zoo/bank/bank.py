@@ -47,10 +47,10 @@ class PromptBank:
 
     Raises:
         MissingPackageError: If the packages of the extra `bank` are not installed.
-        BankError: If the place cannot be used, or holds something else.
-        BackboneMismatchError: If the bank is for another model: of other sizes, another type, or with other weights.
-        UnsupportedError: If `as_prefix` is set, and engines could not serve prefixes for this model.
-        CheckpointError: If it is damaged.
+        BankError: If the address cannot be used, or holds something else.
+        BackboneMismatchError: If the bank is for a different model: different sizes, type or weights.
+        UnsupportedError: If `as_prefix` is set but engines could not serve prefixes for this model.
+        CheckpointError: If the bank is damaged.
 
     Example:
         >>> bank = zoo.PromptBank("bank", model)
@@ -76,7 +76,7 @@ class PromptBank:
         self.address = check_address(address)
         """The folder or the address, as given."""
         self.dtype = dtype
-        """What `add` stores virtual tokens in; `None` for the dtype they have."""
+        """The dtype in which `add` stores virtual tokens; `None` keeps their own."""
         self.as_prefix = as_prefix
         """Whether `add` stores prompts as prefixes for engines."""
         self._form = StoredForm(self.address, model, dtype, as_prefix)
@@ -86,7 +86,7 @@ class PromptBank:
 
     @property
     def backbone(self) -> Backbone | None:
-        """Sizes of the model; `None` if it was opened without one."""
+        """Sizes of the model; `None` if the bank was opened without one."""
         return self._bank.backbone
 
     @backbone.setter
@@ -98,38 +98,38 @@ class PromptBank:
         return self._bank.store
 
     def check(self, backbone: Backbone) -> None:
-        """Refuse another model than the bank's.
+        """Refuse a model that is not the bank's.
 
         Args:
             backbone: Sizes of a model and its embedding table.
 
         Raises:
-            BackboneMismatchError: If it has other sizes, another type, or other weights.
+            BackboneMismatchError: If its sizes, type or weights differ.
         """
         self._bank.check(backbone)
 
     # Writing
 
     def add(self, name: str, prompt: Prompt, *, overwrite: bool = False) -> None:
-        """Store a prompt; it is safe when this returns.
+        """Store a prompt durably.
 
         Args:
             name: Its name: letters, digits, `_` and `-`.
-            prompt: A prompt of a model of the bank's sizes: `model.prompts[…]`. Not changed.
-            overwrite: Whether it may replace one of that name; readers see the old one or the new one.
+            prompt: A prompt for a model with the bank's sizes: `model.prompts[…]`. Not changed.
+            overwrite: Whether to replace an existing prompt of that name; readers see either the old or the new one.
 
         Raises:
             PromptExistsError: If the name is taken.
-            BackboneMismatchError: If the prompt is for a model of other sizes.
-            UnsupportedError: If it has no values yet, NaN, or some that `dtype` cannot hold; or if `as_prefix`
-                is set and it cannot be a prefix.
+            BackboneMismatchError: If the prompt is for a model with different sizes.
+            UnsupportedError: If it has no values yet, NaN, or values that `dtype` cannot hold; or if it cannot be a
+                prefix although `as_prefix` is set.
             ValueError: If the name is not allowed.
-            BankError: If there is no room, or no permission to write.
+            BankError: If the disk is full, or write permission is missing.
         """
         self.add_many({name: prompt}, overwrite=overwrite)
 
     def add_many(self, prompts: Mapping[str, Prompt], *, overwrite: bool = False) -> None:
-        """Store prompts in one transaction: all or none. At an address, what was written is put back after an error.
+        """Store prompts in one transaction, all or none. At an address, writes are rolled back after an error.
 
         Args:
             prompts: Prompts by name.
@@ -139,7 +139,7 @@ class PromptBank:
             ZooError: As `add` does.
         """
         if not callable(getattr(prompts, "items", None)):
-            raise TypeError(f"prompts is {type(prompts).__name__}; expected prompts by name")
+            raise TypeError(f"prompts is {type(prompts).__name__}; expected a mapping of names to prompts")
         for name in prompts:
             check_name(name)
         self._write(lambda: ((name, self._form.of(name, prompt)) for name, prompt in prompts.items()), overwrite)
@@ -148,19 +148,19 @@ class PromptBank:
         """Store every saved prompt in a folder, in one transaction.
 
         Args:
-            folder: A folder that holds folders, each of which `zoo.load` reads: what `save_pretrained`, `export` or
-                PEFT wrote. Other things in it are skipped. A prompt gets the name of its folder; of a folder with
-                several, `<folder>-<prompt>`. Or one such folder itself, whose prompts keep their names. PEFT's LoRA and
-                the like are skipped, too; a warning names those that were saved alongside a prompt. So are folders
-                that cannot be read, such as damaged ones and those of another model, and those whose prompts cannot be
-                prefixes where `as_prefix` is set; a warning lists them.
+            folder: A folder of folders that `zoo.load` can read, as written by `save_pretrained`, `export` or PEFT;
+                anything else in it is skipped. A prompt is named after its folder, or `<folder>-<prompt>` if the folder
+                holds several. Or a single such folder, whose prompts keep their names. Weight adapters such as PEFT's
+                LoRA are skipped too; a warning names those that were saved alongside a prompt. Folders that cannot be
+                read, such as damaged ones or those for another model, are skipped with a warning that lists them, as
+                are those whose prompts cannot be prefixes if `as_prefix` is set.
             overwrite: As in `add`.
 
         Returns:
             The names.
 
         Raises:
-            CheckpointError: If there is none that can be read; nothing is stored.
+            CheckpointError: If none can be read; nothing is stored.
             ValueError: If a name is not allowed, or two prompts would get the same one.
             ZooError: As `add` does.
         """
@@ -178,8 +178,8 @@ class PromptBank:
             *names: Their names.
 
         Raises:
-            UnknownPromptError: If one is not there.
-            BankError: If there is no permission to write.
+            UnknownPromptError: If one does not exist.
+            BankError: If write permission is missing.
         """
         for name in names:
             if not is_name(name):
@@ -202,10 +202,10 @@ class PromptBank:
             name: Its name.
 
         Returns:
-            The prompt, merged, on the model's device and in the dtype it was stored in; the caller's own.
+            A merged prompt on the model's device, in the dtype it was stored in; the caller owns it.
 
         Raises:
-            UnknownPromptError: If it is not there.
+            UnknownPromptError: If it does not exist.
             CheckpointError: If the entry is damaged.
         """
         backbone = self._bank.model_for("read")
@@ -229,26 +229,26 @@ class PromptBank:
         """Iterate over the names, sorted.
 
         Args:
-            prefix: Only those that start with this.
+            prefix: Only names that start with this.
 
         Returns:
-            The names, read as they are asked for.
+            The names, read lazily.
         """
         if not isinstance(prefix, str):
-            raise TypeError(f"prefix is {prefix!r} ({type(prefix).__name__}); expected how the names begin, as text")
+            raise TypeError(f"prefix is {prefix!r} ({type(prefix).__name__}); expected a string that names begin with")
         return self._store.names(prefix) if is_name(prefix or "-") else iter(())
 
     def verify(self) -> dict[str, str]:
-        """Read every entry.
+        """Read and check every entry.
 
         Returns:
-            What is wrong with each damaged entry, by name; empty if the bank is whole. Without a
-            model, checksums alone are checked.
+            What is wrong with each damaged entry, by name; empty if the bank is intact. Without a
+            model, only checksums are checked.
         """
         return find_damage(self._bank)
 
     def prepare(self, names: Iterable[str]) -> list[Any]:
-        """Get prompts ready on the model's device; a forward that names them soon finds them there.
+        """Preload prompts onto the model's device, so that a forward soon afterwards finds them there.
 
         Args:
             names: Their names.
@@ -257,19 +257,19 @@ class PromptBank:
             Their `Placement`s, in this order.
 
         Raises:
-            UnknownPromptError: If one is not there.
+            UnknownPromptError: If one does not exist.
             CheckpointError: If an entry is damaged.
         """
         return prepare(self._bank, self.lend, names)
 
     def lend(self, names: Iterable[str], device: torch.device, dtype: torch.dtype) -> dict[str, Ready]:
-        """Get prompts ready for a model; see `softprompt_zoo.model.lending.Lender`."""
+        """Prepare prompts for a model; see `softprompt_zoo.model.lending.Lender`."""
         return lend(self._bank, self._cache, names, device, dtype)
 
-    # Life
+    # Lifetime
 
     def close(self) -> None:
-        """Close the bank's file and drop the prompts that are ready; open the bank again to use it."""
+        """Close the bank's file and drop the cached prompts; open the bank again to use it."""
         self._cache.clear()
         self._store.close()
 

@@ -1,7 +1,7 @@
-"""What a write has changed at an address, to be put back when it fails.
+"""The changes of a write at an address, rolled back if it fails.
 
-An error does not say whether a request has arrived: an object may be the old one, the new one, gone, or cut off. So it
-is looked at before anything is put back, and what cannot be put back is named.
+An error does not reveal whether the request arrived: the object may be the old one, the new one, gone, or truncated.
+So each object is examined before it is restored, and those that cannot be restored are reported.
 """
 
 import collections
@@ -13,29 +13,29 @@ from typing import Any
 from softprompt_zoo.bank.records import STAMP_SIZE, unseal
 
 PAUSES = (0.1, 0.5, 2.0)
-"""Seconds between one failure and the next try, for a store that is back soon."""
+"""Seconds between a failure and the next attempt, for a store that recovers soon."""
 NOTHING = "nothing was changed"
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """An object that was, or may have been, replaced, made or deleted."""
+    """An object that was, or may have been, replaced, created or deleted."""
 
     what: str
     """The prompt, for messages."""
     path: str
     before: bytes | None
-    """What was there; `None` if nothing was."""
+    """The previous content; `None` if there was none."""
     after: bytes | None
-    """The new record's stamp; `None` where it was deleted."""
+    """The new record's stamp; `None` if it was deleted."""
 
     def is_ours(self, now: bytes) -> bool:
-        """Return whether an object is what was put there, or put back, or the beginning of it."""
+        """Return whether an object is what this write put there or restored, or the beginning of it."""
         is_new = self.after is not None and (now[:STAMP_SIZE] == self.after or self.after.startswith(now))
         return is_new or (self.before is not None and self.before.startswith(now))
 
     def is_settled(self, now: bytes | None) -> bool:
-        """Return whether nothing is left to put back: it is as it was, or another writer was here since."""
+        """Return whether nothing is left to restore: it is unchanged, or another writer has replaced it since."""
         return now == self.before or (now is not None and not self.is_ours(now))
 
 
@@ -61,25 +61,25 @@ class Changes:
         self._is_reachable = True
 
     def note(self, what: str, path: str, before: bytes | None, record: bytes | None) -> None:
-        """Note a change, before it is made.
+        """Record a change before it is made.
 
         Args:
             what: The prompt, for messages.
             path: Its object.
-            before: What is there; `None` if nothing is.
-            record: What will be there; `None` if it is deleted.
+            before: The current content; `None` if there is none.
+            record: The new content; `None` to delete it.
         """
         self._changes.append(Change(what, path, before, None if record is None else record[:STAMP_SIZE]))
 
     def forget_last(self) -> None:
-        """Take back the last note: the store said that it changed nothing."""
+        """Discard the last record: the store reported that nothing changed."""
         self._changes.pop()
 
     def undo(self) -> str:
-        """Put everything back, in several tries.
+        """Restore everything, in several attempts.
 
         Returns:
-            For the end of a message: that nothing was changed, or the state of every entry that is not as it was.
+            The end of a message: that nothing was changed, or the state of every entry that was not restored.
         """
         waiting = collections.deque(reversed(self._changes))
         failures = 0  # in a row
@@ -104,17 +104,17 @@ class Changes:
         else:
             self._put(change.path, change.before)
         if self._fetch(change.path) != change.before:
-            raise OSError(f"{change.path} is not what was put back")
+            raise OSError(f"{change.path} does not hold what was restored")
 
     def _state(self, change: Change) -> str:
-        """Describe an entry that could not be put back; with nothing if it is as it was."""
+        """Describe an entry that could not be restored; return an empty string if it is unchanged."""
         unknown = _UNKNOWN[change.before is None, change.after is None]
         if not self._is_reachable:
             return unknown
         try:
             now = self._fetch(change.path)
         except Exception:
-            self._is_reachable = False  # the others are not asked either, each of which may take a minute
+            self._is_reachable = False  # do not try the others either: each may take a minute
             return unknown
         return _state_of(change, now)
 
@@ -129,11 +129,11 @@ def _state_of(change: Change, now: bytes | None) -> str:
 
 
 _UNKNOWN = {
-    (False, False): "not known, for it cannot be read (the old one, the new one, damaged or gone)",
-    (True, False): "not known, for it cannot be read (not there, the new one, or damaged)",
-    (False, True): "not known, for it cannot be read (there, or gone)",
+    (False, False): "unknown, since it cannot be read (the old one, the new one, damaged or gone)",
+    (True, False): "unknown, since it cannot be read (missing, the new one, or damaged)",
+    (False, True): "unknown, since it cannot be read (still there, or gone)",
 }
-"""By whether there was none before, and whether it was deleted."""
+"""By whether the entry is new, and whether it was deleted."""
 
 
 def _describe(states: Iterable[tuple[str, str]]) -> str:
@@ -141,11 +141,11 @@ def _describe(states: Iterable[tuple[str, str]]) -> str:
     if not names:
         return NOTHING
     listed = "; ".join(f"{', '.join(sorted(these))}: {state}" for state, these in names.items())
-    return f"not everything could be put back: {listed}; all else is as it was"
+    return f"not everything could be restored: {listed}; everything else is unchanged"
 
 
 def _by_state(states: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Group the names of entries that are not as they were by their states."""
+    """Group the names of changed entries by their states."""
     names: dict[str, list[str]] = {}
     for state, what in states:
         if state:

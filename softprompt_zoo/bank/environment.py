@@ -1,6 +1,6 @@
-"""LMDB's handle of a bank's file: who may have a transaction open when, and what becomes of it in a fork.
+"""LMDB's handle on a bank's file: who may have a transaction open when, and what a fork does to it.
 
-LMDB's rules: one handle of a file in a process, one writer over all processes, and no transaction of the process open
+LMDB's rules: one handle per file in a process, one writer across all processes, and no open transaction in the process
 while the map is resized or the process forks. Readers wait for nothing else.
 """
 
@@ -20,13 +20,13 @@ from softprompt_zoo.errors import BankError, CheckpointError
 
 DATA_FILE = "data.mdb"
 FIRST_SIZE = 2**30
-"""Bytes of address space beyond its content that a bank's file gets; doubled whenever it is full."""
+"""Bytes of address space reserved for a bank's file beyond its content; doubled whenever it is full."""
 MAX_READERS = 1024
-"""Readers at the same moment, over all processes."""
+"""Simultaneous readers across all processes."""
 
 
 class Environment:
-    """LMDB's handle of one file. A process may have one only, so the banks on one folder share it; see `shared`."""
+    """LMDB's handle on one file. A process may have only one, so all banks on a folder share it; see `shared`."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -37,16 +37,16 @@ class Environment:
         self.renew_locks()
 
     def renew_locks(self) -> None:
-        """Make the locks anew: those that a fork has copied may be held by threads that the child does not have."""
+        """Replace the locks: those copied by a fork may be held by threads that do not exist in the child."""
         self.writing = threading.RLock()
-        """Held from before a write's transaction to its end, while the map is moved, and during a fork."""
+        """Held from before a write transaction until its end, while the map is resized, and during a fork."""
         self._changed = threading.Condition()
         self._transactions: collections.Counter[int] = collections.Counter()
         self._is_stopped = False
 
     @property
     def handle(self) -> Any:
-        """LMDB's object; opened when it is first asked for."""
+        """LMDB's object; opened on first use."""
         if self._handle is None:
             with _OPENING:
                 if self._handle is None:
@@ -62,7 +62,7 @@ class Environment:
             raise CheckpointError(f"{path} is damaged, or not a bank ({error}); restore it from a copy") from error
         except (lmdb.Error, OSError) as error:
             raise BankError(
-                f"cannot open the bank in {self.folder}: {error}; check the permissions and the room on the disk"
+                f"cannot open the bank in {self.folder}: {error}; check the permissions and the free disk space"
             ) from error
         try:
             _check_pages(handle, path, has_locks)
@@ -70,7 +70,7 @@ class Environment:
             handle.close()
             raise
         if not self.is_readonly:
-            handle.reader_check()  # frees the places of readers that were killed
+            handle.reader_check()  # frees the slots of readers that were killed
         self._file = _identity(path)
         return handle
 
@@ -80,7 +80,7 @@ class Environment:
         return wanted if self.max_bytes is None else min(wanted, max(self.max_bytes, size))
 
     def _open_as_permitted(self, map_size: int) -> tuple[Any, bool]:
-        """Open LMDB to write if that is permitted, else to read; and say whether it has a table of its readers."""
+        """Open LMDB for writing if permitted, else for reading, and return whether it has a reader table."""
         options: dict[str, Any] = {"map_size": map_size, "max_readers": MAX_READERS, "readahead": False}
         self.is_readonly = False
         try:
@@ -89,23 +89,23 @@ class Environment:
             self.is_readonly = True
         try:
             return lmdb.open(self.folder, readonly=True, **options), True
-        except lmdb.ReadonlyError:  # the table cannot be written either
+        except lmdb.ReadonlyError:  # the reader table cannot be written either
             return lmdb.open(self.folder, readonly=True, lock=False, **options), False
 
     def is_there(self) -> bool:
-        """Return whether the open file is still the one in the folder, and not removed or replaced."""
+        """Return whether the open file is still the one in the folder, neither removed nor replaced."""
         return self._file == _identity(os.path.join(self.folder, DATA_FILE))
 
     def close_if_replaced(self) -> None:
-        """Let go of a file that is not in the folder any more, so that the one there is opened."""
+        """Close a file that is no longer in the folder, so that its replacement is opened."""
         if self._handle is not None and not self.is_there():
             self.close()
 
     def grow(self) -> None:
-        """Double the file's address space, when no transaction of the process is open.
+        """Double the file's address space once no transaction of the process is open.
 
         Raises:
-            BankError: If it has the size that the user allows.
+            BankError: If it has already reached the size that the user allows.
         """
         size = self.handle.info()["map_size"]
         if self.max_bytes is not None and size >= self.max_bytes:
@@ -121,22 +121,22 @@ class Environment:
 
     @contextlib.contextmanager
     def begin(self, write: bool) -> Iterator[Any]:
-        """Open a transaction; it is committed at the end, or nothing of it is kept if the block raises.
+        """Open a transaction, committed at the end, or discarded if the block raises.
 
-        Readers wait for no writer: not for one in this process, nor for one that waits for another process.
+        Readers never wait for a writer, neither for one in this process nor for one that waits for another process.
 
         Args:
-            write: Whether it writes. While a thread writes it may read, too, and then sees what was there before.
+            write: Whether it writes. A thread may also read while it writes, and then sees the state before the write.
 
         Raises:
-            BankError: If the thread that would write has a transaction open already.
+            BankError: If it would write while the thread already has a transaction open.
         """
         with self.writing if write else contextlib.nullcontext():
             while True:
                 with self._counted(write):
                     try:
                         transaction = self.handle.begin(write=write, buffers=True)
-                    except lmdb.MapResizedError:  # another process has written beyond our map
+                    except lmdb.MapResizedError:  # another process has grown the file beyond our map
                         if self._transactions[threading.get_ident()] > 1:
                             raise
                     else:
@@ -151,10 +151,10 @@ class Environment:
         with changed:
             if write and transactions[thread]:
                 raise BankError(
-                    f"the bank in {self.folder} was asked to write in the middle of a write of the same thread; make "
-                    "the prompts first, then write them"
+                    f"the bank in {self.folder} was asked to write while the same thread is already writing to it; "
+                    "make the prompts first, then write them"
                 )
-            # A thread with a transaction open goes on: who stops the others waits for it.
+            # A thread with an open transaction continues: whoever stops the others waits for it.
             changed.wait_for(lambda: transactions[thread] or not self._is_stopped)
             transactions[thread] += 1
         try:
@@ -167,7 +167,7 @@ class Environment:
                     changed.notify_all()
 
     def stop(self) -> None:
-        """Wait until no other thread has a transaction open, and let none begin. The caller holds `writing`."""
+        """Wait until no other thread has an open transaction, and let none begin. The caller holds `writing`."""
         thread = threading.get_ident()
         with self._changed:
             self._is_stopped = True
@@ -178,7 +178,7 @@ class Environment:
                 raise
 
     def go(self) -> None:
-        """Let transactions begin again."""
+        """Allow transactions to begin again."""
         with self._changed:
             self._is_stopped = False
             self._changed.notify_all()
@@ -193,7 +193,7 @@ class Environment:
                 self.go()
 
     def close(self) -> None:
-        """Let go of the handle, when no transaction of the process is open."""
+        """Close the handle once no transaction of the process is open."""
         with self._alone():
             if self._handle is not None:
                 self._handle.close()
@@ -209,16 +209,16 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _check_pages(handle: Any, path: str, has_locks: bool) -> None:
-    """Refuse a file whose damage LMDB would not notice, but end the process.
+    """Refuse a file with damage that LMDB would not detect but that would crash the process.
 
     Args:
-        handle: LMDB's.
+        handle: LMDB's handle.
         path: The file.
-        has_locks: Whether a transaction keeps what it reads.
+        has_locks: Whether a transaction protects the pages it reads from being reused.
     """
     size, needed = os.path.getsize(path), (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]
     if 0 < size < needed:
-        raise CheckpointError(f"{path} has {size} bytes of {needed}: it is truncated; restore it from a copy")
+        raise CheckpointError(f"{path} is truncated: it has {size} of {needed} bytes; restore it from a copy")
     found = _damage(handle, path) if has_locks and size else ""
     if found:
         raise CheckpointError(f"{path} is damaged: {found}; restore it from a copy")
@@ -238,10 +238,10 @@ _HELD: list[Environment] = []
 
 
 def shared(folder: str) -> Environment:
-    """Return the process's handle of a folder's file, which is opened at its first use.
+    """Return the process's handle on a folder's file, opened on first use.
 
     Args:
-        folder: The folder, without symbolic links.
+        folder: The folder, with symbolic links resolved.
     """
     with _OPENING:
         found = _ENVIRONMENTS.get(folder)
@@ -252,9 +252,9 @@ def shared(folder: str) -> Environment:
 
 def _before_fork() -> None:
     _HELD[:] = list(_ENVIRONMENTS.values())
-    for environment in _HELD:  # first no writer, which may read another bank while it makes its prompts
+    for environment in _HELD:  # first stop writers, which may read another bank while they make their prompts
         environment.writing.acquire()
-    for environment in _HELD:  # then no transaction at all is open in another thread while the process forks
+    for environment in _HELD:  # then let no other thread have a transaction open while the process forks
         environment.stop()
     _OPENING.acquire()
 

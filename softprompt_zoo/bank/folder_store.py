@@ -1,7 +1,6 @@
-"""Records in a folder, by LMDB: a memory-mapped file that many processes read while one writes.
+"""Records in a folder, stored with LMDB: a memory-mapped file that many processes read while one writes.
 
-A transaction is whole on the disk when it is acknowledged; a reader sees one state of the bank from the beginning of
-its transaction to the end.
+A transaction is durable once it is acknowledged; a reader sees a single state of the bank throughout its transaction.
 """
 
 import contextlib
@@ -20,15 +19,15 @@ from softprompt_zoo.bank.stores import Records, closed
 from softprompt_zoo.errors import BankError, CheckpointError, PromptExistsError, UnknownPromptError
 
 HEADER_KEY = b"#header"
-"""No prompt is named so, and it sorts in front of all that are."""
+"""Not a valid prompt name; sorts before all that are."""
 PAGE_OF_NAMES = 1024
-"""Names read in one transaction, so that a slow loop over them keeps no old state of the file alive."""
+"""Names read per transaction, so that a slow loop over them does not keep an old state of the file alive."""
 
 Result = TypeVar("Result")
 
 
 class FolderStore:
-    """Records in a folder of this machine."""
+    """Records in a local folder."""
 
     def __init__(self, folder: str, max_bytes: int | None, is_new_allowed: bool) -> None:
         self.address = folder
@@ -39,7 +38,7 @@ class FolderStore:
                 self._made = self._prepare(path, is_new_allowed)
         except (OSError, ValueError) as error:
             raise BankError(
-                f"cannot open or make a bank in {folder}: {error}; check the path and its permissions"
+                f"cannot open or create a bank in {folder}: {error}; check the path and its permissions"
             ) from error
         environment = shared(path)
         environment.close_if_replaced()
@@ -48,10 +47,10 @@ class FolderStore:
         self._environment: Environment | None = environment
 
     def _prepare(self, path: str, is_new_allowed: bool) -> bool:
-        """Make the folder of a new bank; say whether it was made."""
+        """Create the folder of a new bank, and return whether it was created."""
         if not is_new_allowed:
             raise BankError(
-                f"there is no bank in {self.address}; make one with zoo.PromptBank({self.address!r}, model)"
+                f"there is no bank in {self.address}; create one with zoo.PromptBank({self.address!r}, model)"
             )
         is_there = os.path.exists(path)
         if is_there:
@@ -60,11 +59,11 @@ class FolderStore:
         return not is_there
 
     def _check_is_free(self, path: str) -> None:
-        """Refuse a file, or a folder with anything but the lock file of a bank that was killed while it was made."""
+        """Refuse a file, or a folder with anything but the lock file of a bank whose creation was interrupted."""
         is_folder = os.path.isdir(path)
         if not is_folder or {*os.listdir(path)} - {LOCK_FILE}:
             what = "a folder with other files" if is_folder else "a file"
-            raise BankError(f"{self.address} is {what}, and no bank; name a new folder")
+            raise BankError(f"{self.address} is {what}, not a bank; choose a new folder")
 
     @property
     def _file(self) -> Environment:
@@ -85,15 +84,15 @@ class FolderStore:
         return found
 
     def _read_header(self) -> bytes | None:
-        """Return the header; `None` if nothing is there at all."""
+        """Return the header; `None` if the database is empty."""
         with self._reading() as transaction:
             found = transaction.get(HEADER_KEY)
             if found is None and transaction.stat()["entries"]:
-                raise BankError(f"{self.address} is a database of another program, and no bank; name a new folder")
+                raise BankError(f"{self.address} is a database of another program, not a bank; choose a new folder")
             return None if found is None else bytes(found)
 
     def _take_back(self) -> None:
-        """Remove the folder of a bank that could not be made."""
+        """Remove the folder of a bank that could not be created."""
         if self._made:
             self._file.close()
             with contextlib.suppress(OSError):
@@ -143,9 +142,9 @@ class FolderStore:
         self._commit(remove)
 
     def _commit(self, action: Callable[[Any], Any]) -> None:
-        """Act in a transaction; start over with more room while it does not fit the file's address space."""
+        """Act in a transaction, starting over with more address space until it fits."""
         file = self._file
-        with file.writing:  # no other thread makes room between two tries
+        with file.writing:  # no other thread grows the file between attempts
             while True:
                 try:
                     with self._writing() as transaction:
@@ -171,7 +170,7 @@ class FolderStore:
             start = page[-1] + b"\0"
 
     def _checked(self, page: list[bytes], start: bytes) -> list[str]:
-        """Refuse names that are not sorted, or none: a search would not find them."""
+        """Refuse names that are invalid or not sorted: a search would not find them."""
         names = [key.decode(errors="replace") for key in page]
         for before, key, name in zip([start, *page], page, names, strict=False):
             if not is_name(name) or key < before:
@@ -183,7 +182,7 @@ class FolderStore:
             return int(transaction.stat()["entries"]) - 1  # the header
 
     def close(self) -> None:
-        """Let go of the file; other banks on it stay open."""
+        """Release the file; other banks on it stay open."""
         self._environment = None
 
     @contextlib.contextmanager
@@ -199,7 +198,7 @@ class FolderStore:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Any]:
         try:
-            self._file.handle  # noqa: B018  only an open file says whether it can be written
+            self._file.handle  # noqa: B018  only an open file shows whether it can be written
             if self._file.is_readonly:
                 raise BankError(f"the bank in {self.address} cannot be written: no permission; nothing was changed")
             with self._file.begin(write=True) as transaction:
@@ -207,7 +206,7 @@ class FolderStore:
         except lmdb.MapFullError:
             raise
         except lmdb.Error as error:
-            # LMDB says "Input/output error" of a full disk, too.
+            # LMDB also reports a full disk as "Input/output error".
             free = os.statvfs(self._file.folder)
             raise BankError(
                 f"the bank in {self.address} could not be written ({error}); the disk has "
@@ -216,7 +215,7 @@ class FolderStore:
 
 
 def _is_there(path: str) -> bool:
-    """Return whether a file is there; one of which that cannot be found out raises `OSError`."""
+    """Return whether a file exists; raise `OSError` if that cannot be determined."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -225,7 +224,7 @@ def _is_there(path: str) -> bool:
 
 
 def _page_of_names(cursor: Any, start: bytes, first: bytes) -> list[bytes]:
-    """Read so many names from a place on, as long as they have a beginning."""
+    """Read a page of names from `start` on, as long as they begin with `first`."""
     page: list[bytes] = []
     if cursor.set_range(start):
         for key in itertools.islice(cursor.iternext(values=False), PAGE_OF_NAMES):

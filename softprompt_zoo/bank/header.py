@@ -1,4 +1,4 @@
-"""A bank's header: the format it is in, and the model it is for."""
+"""A bank's header: its format, and the model it is for."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ def write_header(backbone: Backbone) -> bytes:
     """Write the header of a new bank.
 
     Args:
-        backbone: Sizes of its model, and the embedding table.
+        backbone: Sizes of its model, and its embedding table.
 
     Returns:
         The bytes, with their checksum.
@@ -36,10 +36,10 @@ def read_header(data: bytes, address: str) -> dict[str, Any]:
         address: The bank, for messages.
 
     Returns:
-        What `identity.describe` said of its model.
+        What `identity.describe` returned for its model.
 
     Raises:
-        CheckpointError: If it is damaged, or of a later format.
+        CheckpointError: If it is damaged, or in a later format.
     """
     text = records.unseal("", data)
     try:
@@ -49,7 +49,8 @@ def read_header(data: bytes, address: str) -> dict[str, Any]:
         content, version = None, FORMAT_VERSION
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"the bank {address} has format {version!r}, this version reads {FORMAT_VERSION}; upgrade softprompt-zoo"
+            f"the bank {address} has format {version!r}, but this version reads {FORMAT_VERSION}; "
+            "upgrade softprompt-zoo"
         )
     if not identity.is_description(content):
         raise CheckpointError(f"the header of the bank {address} is damaged; restore the bank from a copy")

@@ -1,4 +1,4 @@
-"""Folders of saved prompts, read for a bank."""
+"""Reading folders of saved prompts into a bank."""
 
 import contextlib
 import itertools
@@ -14,23 +14,23 @@ from softprompt_zoo.files.save_and_read import is_saved, read_prompts, saved_nam
 from softprompt_zoo.prompt.prompt import Prompt
 
 Names = Mapping[tuple[Path, str], str]
-"""What a prompt is called in the bank, by its folder and its own name there."""
+"""A prompt's name in the bank, by its folder and its name there."""
 Problems = dict[Path, ZooError]
 """Why a folder could not be read."""
 
 
 def names_in_bank(path: Path, problems: Problems) -> Names:
-    """Find the saved prompts in a folder; none of them is read.
+    """Find the saved prompts in a folder without reading them.
 
     Args:
         path: A folder of folders, or one that holds prompts itself.
-        problems: Gets the folders in it whose index is damaged.
+        problems: Receives the folders whose index is damaged.
 
     Returns:
-        What each is called in the bank.
+        The name of each in the bank.
 
     Raises:
-        CheckpointError: If there is none, or the index of the only one is damaged.
+        CheckpointError: If there is none, or the index of the only folder is damaged.
         ValueError: If a name is not allowed, or two prompts would get the same one.
     """
     folders = _saved_in(path)
@@ -42,7 +42,7 @@ def names_in_bank(path: Path, problems: Problems) -> Names:
     names = _name(found, is_one)
     if not names and not problems:
         raise CheckpointError(
-            f"{path} holds no saved prompt; expected folders that save_pretrained, export or PEFT wrote"
+            f"{path} holds no saved prompt; expected folders written by save_pretrained, export or PEFT"
         )
     return names
 
@@ -56,14 +56,14 @@ def read_folders(
         path: What `names_in_bank` was given.
         names: What it returned.
         backbone: Sizes of the bank's model.
-        form: From a name in the bank and a prompt to the prompt as it is stored.
-        problems: Gets the folders in `path` that cannot be read, which are skipped.
+        form: Maps a name in the bank and a prompt to the prompt as it is stored.
+        problems: Receives the folders in `path` that cannot be read; they are skipped.
 
     Yields:
         Name in the bank, and prompt.
 
     Raises:
-        CheckpointError: If `path` is the only folder and damaged, or none in it can be read.
+        CheckpointError: If `path` is the only folder and is damaged, or none in it can be read.
     """
     from transformers.utils.logging import tqdm
 
@@ -83,14 +83,14 @@ def read_folders(
 
 
 class LeftOutWarning(UserWarning):
-    """Folders could not be read, and are not in the bank."""
+    """Some folders could not be read and are not in the bank."""
 
 
 def warn_of_problems(path: Path, problems: Problems) -> None:
-    """Name the folders that were skipped, and why."""
+    """Warn of the folders that were skipped, with the reasons."""
     if problems:
         warnings.warn(
-            f"{len(problems)} folders in {path} cannot be read, the others are stored; {_list(problems)}",
+            f"{len(problems)} folders in {path} could not be read, the others were stored; {_list(problems)}",
             LeftOutWarning,
             stacklevel=3,
         )
@@ -102,7 +102,7 @@ def _list(problems: Problems) -> str:
 
 @contextlib.contextmanager
 def _noted(folder: Path, problems: Problems | None) -> Iterator[None]:
-    """Note a folder that cannot be read, and go on; without a place for notes raise the error."""
+    """Record a folder that cannot be read and continue; without `problems`, raise the error."""
     try:
         yield
     except ZooError as error:
@@ -112,7 +112,7 @@ def _noted(folder: Path, problems: Problems | None) -> Iterator[None]:
 
 
 def _name(found: Mapping[Path, Sequence[str]], is_one: bool) -> dict[tuple[Path, str], str]:
-    """Choose what each prompt of some folders is called, by folder and own name; refuse one name for two of them."""
+    """Choose a name for each prompt, by its folder and its name there; refuse the same name for two of them."""
     names = {
         (folder, name): name if is_one else _of_folder(folder, own, name)
         for folder, own in found.items()
@@ -136,7 +136,7 @@ def _check_differ(names: Names) -> None:
 
 
 def _of_folder(folder: Path, own: Sequence[str], name: str) -> str:
-    """Return what a prompt of a folder among others is called, by the folder, which may hold several."""
+    """Return the name of a prompt in one of several folders, after its folder, which may hold several."""
     return folder.name if len(own) == 1 else f"{folder.name}-{name}"
 
 

@@ -1,4 +1,4 @@
-"""Files of a bank at `file://`: each is whole, and on the disk, before it has its name."""
+"""Files of a bank at `file://`: each is complete and on disk before it gets its name."""
 
 import contextlib
 import os
@@ -7,21 +7,21 @@ import time
 import uuid
 
 UNFINISHED_FOR = 600.0
-"""Seconds after which a file without a name is a killed writer's; writing one takes less than one of them."""
+"""Seconds after which a file without a name belongs to a killed writer; writing one takes less than a second."""
 
 
 def put_file(path: str, data: bytes, mode: str, folder: str) -> None:
-    """Write a file.
+    """Write a file atomically.
 
     Args:
         path: Its name.
         data: Its content.
         mode: `"create"` or `"overwrite"`.
-        folder: Where it is written first, on the same disk; made if missing.
+        folder: Where it is written first, on the same disk; created if missing.
 
     Raises:
-        FileExistsError: If there is one of that name and `mode` is `"create"`; it stays as it is.
-        OSError: If it cannot be written; what was there stays.
+        FileExistsError: If it already exists and `mode` is `"create"`; it is left unchanged.
+        OSError: If it cannot be written; an existing file is left unchanged.
     """
     os.makedirs(folder, exist_ok=True)
     temporary = posixpath.join(folder, uuid.uuid4().hex)
@@ -41,10 +41,10 @@ def put_file(path: str, data: bytes, mode: str, folder: str) -> None:
 
 
 def remove_unfinished(folder: str) -> None:
-    """Remove the files that killed writers have left.
+    """Remove the files that killed writers left behind.
 
     Args:
-        folder: Where `put_file` writes first. What cannot be removed stays.
+        folder: Where `put_file` writes first. Files that cannot be removed stay.
     """
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
@@ -54,7 +54,7 @@ def remove_unfinished(folder: str) -> None:
 
 
 def _sync_folder(path: str) -> None:
-    """See that a file's name is on the disk, too; systems that open no folders do so by themselves."""
+    """Flush a file's name to disk too; systems that cannot open folders do so by themselves."""
     with contextlib.suppress(OSError):
         folder = os.open(posixpath.dirname(path), os.O_RDONLY)
         try:
@@ -64,7 +64,7 @@ def _sync_folder(path: str) -> None:
 
 
 def _move_new(source: str, target: str) -> None:
-    """Give a file another name that no file has; of several that do it at once one can."""
+    """Rename a file to a name that no file has; if several try at once, one succeeds."""
     try:
         os.link(source, target)
     except FileExistsError:

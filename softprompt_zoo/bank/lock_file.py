@@ -1,6 +1,6 @@
-"""LMDB's table of readers, a file that is mapped into memory.
+"""LMDB's reader table, a memory-mapped file.
 
-Writing to a mapped file for which the disk has no room ends the process. So it gets its room before LMDB maps it.
+Writing to a mapped file when the disk is full crashes the process, so its space is allocated before LMDB maps it.
 """
 
 import errno
@@ -8,21 +8,21 @@ import os
 
 LOCK_FILE = "lock.mdb"
 _NOT_POSSIBLE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-"""What file systems say that give no room ahead."""
+"""Errors of file systems that cannot allocate space in advance."""
 
 
 def allocate_lock_file(folder: str, max_readers: int) -> None:
-    """Give the table of readers its room on the disk.
+    """Allocate disk space for the reader table.
 
-    Not to be called while the process has the bank open: closing the file would give up LMDB's locks on it.
+    Must not be called while the process has the bank open: closing the file would release LMDB's locks on it.
 
     Args:
         folder: Where it is, or will be.
-        max_readers: Places that it has when it is made; one that is there keeps its size, for others may have it
+        max_readers: Slots of a new table; an existing one keeps its size, since other processes may have it
             mapped.
 
     Raises:
-        OSError: If there is no room. Without permission to write it nothing is done; LMDB finds that out.
+        OSError: If the disk is full. Without write permission nothing is done; LMDB detects that itself.
     """
     file = _open(os.path.join(folder, LOCK_FILE))
     if file is None:
@@ -37,7 +37,7 @@ def allocate_lock_file(folder: str, max_readers: int) -> None:
 
 
 def _open(path: str) -> int | None:
-    """Open the file, made if missing; `None` if that is not permitted."""
+    """Open the file, creating it if missing; `None` if that is not permitted."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
     except OSError as error:
@@ -48,6 +48,6 @@ def _open(path: str) -> int | None:
 
 def _allocate(file: int, max_readers: int) -> None:
     found = os.fstat(file)
-    size = found.st_size or 64 * max_readers + 128  # as LMDB makes it; of another size it makes it anew
+    size = found.st_size or 64 * max_readers + 128  # as LMDB creates it; it recreates one of another size
     if found.st_blocks * 512 < size and hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)

@@ -1,9 +1,9 @@
-"""Names of a bank's prompts: keys that every store can hold."""
+"""Names of prompts in a bank: keys that every store can hold."""
 
 import re
 
 LONGEST_NAME = 200
-"""Characters; stores bound the length of their keys."""
+"""In characters; stores limit the length of their keys."""
 _PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -13,10 +13,10 @@ def is_name(name: object) -> bool:
 
 
 def check_name(name: object, source: str = "") -> None:
-    """Refuse what is not a name.
+    """Refuse an invalid name.
 
     Args:
-        name: What was given.
+        name: The name as given.
         source: Where it comes from, for the message.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Records at an fsspec address, an object for each prompt, for banks that machines share.
+"""Records at an fsspec address, one object per prompt, for banks shared between machines.
 
-Objects are put whole. There is no transaction over several of them: where a write fails, those that it had written
-are put back.
+Each object is written as a whole. There are no transactions across objects: if a write fails, those already written
+are rolled back.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from softprompt_zoo.errors import BankError, PromptExistsError, UnknownPromptErr
 HEADER_FILE = "softprompt_bank"
 FOLDER = "prompts"
 UNFINISHED = "unfinished"
-"""Where local files are written before they get their names."""
+"""Folder in which local files are written before they get their names."""
 ENDING = ".prompt"
 FETCHED_AT_ONCE = 256
-"""Objects in memory at the same time when many are read."""
+"""Maximum number of objects in memory at once when many are read."""
 
 Result = TypeVar("Result")
 
@@ -36,10 +36,10 @@ class ObjectStore:
         self.address = address
         scheme, _, place = address.partition("://")
         if not scheme or not place.strip("/"):
-            raise BankError(f"the address {address!r} names no place; expected one such as s3://bucket/bank")
+            raise BankError(f"the address {address!r} names no location; expected one such as s3://bucket/bank")
         try:
             self._opened, root = fsspec.core.url_to_fs(address, **storage_options)
-        except Exception as error:  # each file system has errors of its own
+        except Exception as error:  # every file system has its own errors
             raise BankError(
                 f"cannot open the bank at {address}: {_in_words(error)}; check the address and storage_options"
             ) from error
@@ -62,7 +62,7 @@ class ObjectStore:
         if found is not None or header is None:
             return found
         self._refuse_other_files()
-        with self._undoing() as changes, contextlib.suppress(FileExistsError):  # another machine may have been faster
+        with self._undoing() as changes, contextlib.suppress(FileExistsError):  # another machine may have been first
             self._make_folders()
             self._change(changes, "", path, None, header)
         return self._fetch([path], None)[0]
@@ -72,12 +72,12 @@ class ObjectStore:
         names = {path.rstrip("/").rpartition("/")[2] for path in paths if path.strip("/") != self._root.strip("/")}
         others = sorted(name for name in names - {FOLDER, UNFINISHED} if not name.startswith(HEADER_FILE))
         if others:
-            raise BankError(f"{self.address} holds other files ({others[0]!r}), and no bank; name a new place")
+            raise BankError(f"{self.address} holds other files ({others[0]!r}), not a bank; choose a new location")
 
     def read(
         self, names: Iterable[str], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Result]
     ) -> dict[str, Result | None]:
-        """See `Store.read`; objects that were replaced meanwhile are the old or the new ones, each whole."""
+        """See `Store.read`; an object replaced meanwhile is either the old or the new one, complete."""
         asked = list(dict.fromkeys(names))
         found: dict[str, Result | None] = dict.fromkeys(self._unchanged(asked, known))
         for name, data in self._whole([name for name in asked if name not in found]):
@@ -85,12 +85,12 @@ class ObjectStore:
         return found
 
     def _unchanged(self, names: list[str], known: Mapping[str, bytes]) -> list[str]:
-        """Return which of the names still have the stamp that is known of them."""
+        """Return the names whose stamp is still the known one."""
         seen = [name for name in names if name in known]
         return [name for name, stamp in self._contents(seen, STAMP_SIZE) if stamp == known[name]]
 
     def _whole(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
-        """Fetch the objects that are there, so many at once."""
+        """Fetch the objects that exist, `FETCHED_AT_ONCE` at a time."""
         for first in range(0, len(names), FETCHED_AT_ONCE):
             for name, data in self._contents(names[first : first + FETCHED_AT_ONCE], None):
                 if data is not None:
@@ -104,7 +104,7 @@ class ObjectStore:
         return self._fetch([self._path(name)], size)[0]
 
     def write(self, records: Records, overwrite: bool) -> None:
-        """See `Store.write`; of two writers that overwrite one name the last one wins."""
+        """See `Store.write`; if two writers overwrite the same name, the last one wins."""
         with self._undoing() as changes:
             for name, record in records():
                 path = self._path(name)
@@ -129,7 +129,7 @@ class ObjectStore:
     def _change(
         self, changes: Changes, what: str, path: str, old: bytes | None, new: bytes | None, mode: str = "create"
     ) -> None:
-        """Put or delete an object; a `FileExistsError` has changed nothing."""
+        """Write or delete an object; a `FileExistsError` means that nothing was changed."""
         changes.note(what, path, old, new)
         with self._reaching("written"):
             if new is None:
@@ -144,8 +144,8 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def _undoing(self) -> Iterator[Changes]:
-        """Put back what was changed if the block raises, and say what is there then."""
-        remove = self._files.rm_file  # or the bank is closed
+        """Roll back the changes if the block raises, and add the resulting state to the error."""
+        remove = self._files.rm_file  # raises if the bank is closed
         changes = Changes(
             lambda path: self._fetch([path], None)[0], lambda path, data: self._put(path, data, "overwrite"), remove
         )
@@ -160,13 +160,13 @@ class ObjectStore:
             raise
 
     def names(self, prefix: str) -> Iterator[str]:
-        """See `Store.names`; objects that others have put there are skipped."""
+        """See `Store.names`; foreign objects are skipped."""
         paths = self._listed(lambda files: files.find(posixpath.join(self._root, FOLDER)))
         names = filter(None, map(self._name_at, paths))
         yield from sorted(name for name in names if name.startswith(prefix))
 
     def _listed(self, look: Callable[[Any], list[str]]) -> list[str]:
-        """List paths, as they are now; none where there is no such folder."""
+        """List paths, bypassing fsspec's cache; none if there is no such folder."""
         with self._reaching("read"):
             try:
                 self._files.invalidate_cache()
@@ -175,7 +175,7 @@ class ObjectStore:
                 return []
 
     def _name_at(self, path: str) -> str | None:
-        """Return the name of the prompt at a path; `None` if it is none of ours."""
+        """Return the name of the prompt at a path; `None` if it is not one of ours."""
         name = path.rpartition("/")[2].removesuffix(ENDING)
         return name if is_name(name) and path.strip("/") == self._path(name).strip("/") else None
 
@@ -183,7 +183,7 @@ class ObjectStore:
         return sum(1 for _ in self.names(""))
 
     def close(self) -> None:
-        """Let go of the file system, which fsspec keeps."""
+        """Release the file system, which fsspec keeps."""
         self._opened = None
 
     def _path(self, name: str) -> str:
@@ -200,7 +200,7 @@ class ObjectStore:
             self._files.pipe_file(path, data, mode=mode)
 
     def _fetch(self, paths: list[str], end: int | None) -> list[bytes | None]:
-        """Fetch objects, all at once where the file system can; `None` for those that are not there."""
+        """Fetch objects, concurrently if the file system can; `None` for those that do not exist."""
         if not paths:
             return []
         start = None if end is None else 0
@@ -211,7 +211,7 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def _reaching(self, action: str) -> Iterator[None]:
-        """Translate what a file system raises: each has errors of its own."""
+        """Translate the errors of a file system: each has its own."""
         try:
             yield
         except (ZooError, FileExistsError):
@@ -219,7 +219,7 @@ class ObjectStore:
         except Exception as error:
             raise BankError(
                 f"the bank at {self.address} could not be {action}: {_in_words(error)}; check the address, the "
-                "permissions and the room there, then try again"
+                "permissions and the free space there, then try again"
             ) from error
 
 
@@ -228,7 +228,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _raise_failures(fetched: Iterable[Any]) -> None:
-    """Raise what kept an object from being fetched, unless it was not there."""
+    """Raise the error that kept an object from being fetched, unless it does not exist."""
     for data in fetched:
         if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
             raise data

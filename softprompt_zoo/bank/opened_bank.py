@@ -1,4 +1,4 @@
-"""A bank as it is opened: its store, and the model that it is for."""
+"""An open bank: its store, and the model it is for."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -15,12 +15,12 @@ from softprompt_zoo.trial.examination import inspect_backbone
 
 
 class OpenedBank:
-    """A bank's store and model; a copy opens a store of its own at its first use.
+    """A bank's store and model; a copy opens its own store on first use.
 
     Args:
         address: The bank, as text.
-        backbone: Sizes of the model and its embedding table; `None` to use no model.
-        max_bytes: Bound on a folder's size.
+        backbone: Sizes of the model and its embedding table; `None` to use none.
+        max_bytes: Maximum size of a folder's file, in bytes.
         storage_options: Options of the address's file system.
 
     Raises:
@@ -42,12 +42,12 @@ class OpenedBank:
             self.check(backbone)
 
     def _open(self, backbone: Backbone | None) -> tuple[Store, dict[str, Any]]:
-        """Open the store; with a backbone one is made where there is none."""
+        """Open the store; with a backbone, it is created if missing."""
         return open_bank(self.address, backbone, **self._options)
 
     @functools.cached_property
     def _opened(self) -> tuple[Store, dict[str, Any]]:
-        """The store and the header; of a copy opened at its first use, and then never made."""
+        """The store and the header; a copy opens an existing one on first use, but never creates one."""
         opened = self._open(None)
         if self.backbone is not None:
             identity.check(opened[1], self.backbone, f"the bank {self.address}")
@@ -55,39 +55,39 @@ class OpenedBank:
 
     @property
     def store(self) -> Store:
-        """Where the records are."""
+        """The store of the records."""
         return self._opened[0]
 
     def check(self, backbone: Backbone) -> None:
-        """Refuse another model than the bank's; arguments and errors as in `PromptBank.check`."""
+        """Refuse a model that is not the bank's; arguments and errors as in `PromptBank.check`."""
         identity.check(self._opened[1], backbone, f"the bank {self.address}")
 
     def read(self, names: Iterable[Any], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Any]) -> Any:
-        """Read records as `Store.read` does; what cannot be a name is not there."""
+        """Read records as `Store.read` does; an invalid name counts as missing."""
         return self.store.read([name for name in names if is_name(name)], known, decode)
 
     def model_for(self, action: str) -> Backbone:
-        """Return sizes of the model.
+        """Return the sizes of the model.
 
         Args:
-            action: What it takes the model to do with prompts, for the message.
+            action: What the model is needed for, as a verb, for the message.
 
         Raises:
             BankError: If the bank was opened without one.
         """
         if self.backbone is None:
             raise BankError(
-                f"the bank {self.address} was opened without a model, which it takes to {action} prompts; open it with "
-                f"zoo.PromptBank({self.address!r}, model)"
+                f"the bank {self.address} was opened without a model, which is needed to {action} prompts; open it "
+                f"with zoo.PromptBank({self.address!r}, model)"
             )
         return self.backbone
 
     def unknown(self, name: object) -> UnknownPromptError:
-        """Return the error for a prompt that is not there."""
+        """Return the error for a prompt that does not exist."""
         return unknown(self.address, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without the model: a copy gets that of the prompts that it comes with.
+        # Without the model: a copy gets it from the prompts that it belongs to.
         return {"address": self.address, "backbone": None, "_options": self._options}
 
 

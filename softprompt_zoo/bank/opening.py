@@ -1,4 +1,4 @@
-"""Which store the address of a bank means."""
+"""Which store the address of a bank refers to."""
 
 import os
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from softprompt_zoo.errors import BankError, check_packages
 
 
 def check_address(address: str | os.PathLike[str]) -> str:
-    """Return an address as text.
+    """Return an address as a string.
 
     Args:
         address: A folder, or an fsspec address such as `s3://bucket/bank`.
 
     Raises:
-        TypeError: If it is not text or a path.
+        TypeError: If it is neither a string nor a path.
         BankError: If it is empty.
     """
     text = os.fspath(address) if isinstance(address, str | os.PathLike) else address
@@ -32,7 +32,7 @@ def check_address(address: str | os.PathLike[str]) -> str:
 
 
 def check_installed() -> None:
-    """Refuse to open a bank where packages of the extra `bank` are missing.
+    """Refuse to open a bank if packages of the extra `bank` are missing.
 
     Raises:
         MissingPackageError: If one is.
@@ -50,13 +50,13 @@ def open_bank(
 
     Args:
         address: A folder, or an fsspec address such as `s3://bucket/bank`.
-        backbone: Sizes of the model that a new bank is for; `None` to make none where there is none. Of a bank that is
-            there it is not compared.
+        backbone: Sizes of the model that a new bank is for; `None` not to create one. Not compared with an existing
+            bank.
         max_bytes: Bound on a folder's size.
         storage_options: Options of the address's file system.
 
     Returns:
-        Its store, and what it says of the model it is for.
+        Its store, and its description of the model it is for.
 
     Raises:
         ZooError: As `PromptBank` does.
@@ -66,7 +66,7 @@ def open_bank(
     store = open_store(address, max_bytes, storage_options, is_new_allowed=header is not None)
     found = store.open_header(header)
     if found is None:
-        raise BankError(f"there is no bank in {address}; make one with zoo.PromptBank({address!r}, model)")
+        raise BankError(f"there is no bank in {address}; create one with zoo.PromptBank({address!r}, model)")
     return store, read_header(found, address)
 
 
@@ -76,29 +76,31 @@ def open_store(
     storage_options: Mapping[str, Any] | None,
     is_new_allowed: bool,
 ) -> Store:
-    """Find the store that an address means.
+    """Find the store that an address refers to.
 
     Args:
         text: A folder, or an fsspec address such as `s3://bucket/bank`.
         max_bytes: Bound on a folder's size.
         storage_options: Options of the address's file system.
-        is_new_allowed: Whether the folder may be made.
+        is_new_allowed: Whether the folder may be created.
 
     Returns:
-        The store; nothing of a bank was read yet.
+        The store; nothing has been read from it yet.
 
     Raises:
-        ValueError: If an option is of the other kind of store.
-        BankError: If the place cannot be used.
+        ValueError: If an option belongs to the other kind of store.
+        BankError: If the address cannot be used.
     """
     if "://" in text:
         if max_bytes is not None:
-            raise ValueError(f"max_bytes is {max_bytes}; it bounds a folder, and {text} is an address: leave it out")
+            raise ValueError(f"max_bytes is {max_bytes}; it is for folders, and {text} is an address; leave it out")
         from softprompt_zoo.bank.object_store import ObjectStore
 
         return ObjectStore(text, storage_options or {})
     if storage_options is not None:
-        raise ValueError(f"storage_options were given for the folder {text}; they are for addresses such as s3://…")
+        raise ValueError(
+            f"storage_options were given for the folder {text}; they apply only to addresses such as s3://…"
+        )
     from softprompt_zoo.bank.folder_store import FolderStore
 
     return FolderStore(text, max_bytes, is_new_allowed)

@@ -1,7 +1,7 @@
-"""The pages of an LMDB file, as far as they tell of damage.
+"""Finding damage in the pages of an LMDB file.
 
-LMDB trusts its pages: of some that were swapped or overwritten it ends the process at the next write. Each page says
-which one it is, so a walk from the root finds most of that. Layout: `mdb.c` of LMDB 0.9, `MDB_meta`, `MDB_page` and
+LMDB trusts its pages: if some were swapped or overwritten, it aborts the process at the next write. Each page holds
+its own number, so a walk from the root finds most such damage. Layout: `mdb.c` of LMDB 0.9, `MDB_meta`, `MDB_page` and
 `MDB_node`.
 """
 
@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Sequence
 
 MAX_PAGES = 512
-"""Pages that are looked at: some milliseconds. A larger bank is looked at in part."""
+"""Maximum number of pages examined, in a few milliseconds. Larger banks are examined in part."""
 _META = struct.Struct("<QHHI II QQ IHHQQQQQ IHHQQQQQ QQ")
 _PAGE = struct.Struct("<QHHHH")
 _NODE = struct.Struct("<HHHH")
@@ -22,14 +22,14 @@ _NO_PAGE = 2**64 - 1
 
 
 def find_damage(path: str, transaction: int) -> str:
-    """Look at the pages of a state of the file, while a transaction keeps it.
+    """Examine the pages of one state of the file while a transaction protects it.
 
     Args:
         path: The file.
         transaction: Number of the state.
 
     Returns:
-        What is wrong with a page; empty if nothing was found, or a writer has gone on meanwhile.
+        What is wrong with a page; empty if nothing was found, or if a writer has moved on meanwhile.
     """
     file = os.open(path, os.O_RDONLY)
     try:
@@ -48,7 +48,7 @@ def find_damage(path: str, transaction: int) -> str:
 
 
 def _page_size(file: int) -> int:
-    """Read the size of a page, which the first one states."""
+    """Read the page size from the first page."""
     start = os.pread(file, _META.size, 0)
     size = _META.unpack(start)[8] if len(start) == _META.size else 0
     return int(size) if size in {2**power for power in range(9, 17)} else 4096
@@ -64,7 +64,7 @@ def _problem_of_meta(meta: bytes, number: int) -> str | None:
 
 
 def _roots(fields: Sequence[int]) -> list[int]:
-    """Return the pages with which the trees of a state begin."""
+    """Return the root pages of a state's trees."""
     return [root for root in (fields[15], fields[23]) if root != _NO_PAGE]
 
 
@@ -74,7 +74,7 @@ def _damage(file: int, size: int, roots: list[int], last: int) -> Iterator[str]:
     while waiting and len(seen) < MAX_PAGES:
         number, kinds = waiting.popleft()
         if number > last or number < 2 or number in seen:
-            yield f"page {number} is referred to and cannot be there"
+            yield f"page {number} is referred to but cannot exist"
             return
         seen.add(number)
         page = os.pread(file, size, number * size)
@@ -93,7 +93,7 @@ def _damage(file: int, size: int, roots: list[int], last: int) -> Iterator[str]:
 
 
 def _problem(page: bytes, size: int, number: int, kinds: int) -> str | None:
-    """Return what is wrong with the head of a page."""
+    """Return what is wrong with the header of a page."""
     if len(page) < size:
         return "is missing"
     own, _, flags, lower, upper = _PAGE.unpack_from(page)
@@ -105,7 +105,7 @@ def _problem(page: bytes, size: int, number: int, kinds: int) -> str | None:
 
 
 def _children(page: bytes, flags: int, lower: int) -> Iterator[tuple[int, int]]:
-    """Find the pages that a page refers to, and what kinds they may be."""
+    """Find the pages that a page refers to, and the kinds that they may be."""
     for place in range(_PAGE.size, lower, 2):
         start = int.from_bytes(page[place : place + 2], "little")
         low, high, third, key_size = _NODE.unpack_from(page, start)

@@ -28,9 +28,9 @@ class PrefixEntry:
 
     name: str
     stamp: str
-    """Checksum of name and content, as a hexadecimal number: another one says that the prefix was replaced."""
+    """Checksum of name and content, as a hexadecimal number: if it changes, the prefix was replaced."""
     num_tokens: int
-    """Positions that it takes up in front of the text."""
+    """Positions that it takes up before the text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Prefix:
     entry: PrefixEntry
     layers: tuple[tuple[Tensor, Tensor], ...]
     """Key and value `(kv_heads, tokens, head_dim)` of each layer on the CPU, in the dtype they are stored in, as
-    attention sees them: normalized, and rotated at positions from 0 on, so that the text begins at the one behind them.
+    attention sees them: normalized, and rotated at positions from 0 on; the text begins at the position after them.
     """
 
     @property
@@ -52,8 +52,8 @@ class Prefix:
 class PrefixReader:
     """A bank of plain prefixes for one causal model, read without the model.
 
-    For engines that have attention of their own. It reads what a `PromptBank` with `as_prefix` stored, and prompts that
-    were keys and values at every layer already.
+    For engines that implement attention themselves. It reads prompts stored by a `PromptBank` with `as_prefix`, and
+    those that already were keys and values at every layer.
 
     Args:
         address: A folder, or an address such as `s3://bucket/bank`.
@@ -86,7 +86,7 @@ class PrefixReader:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What the bank says of its model: `model_type`, sizes as `backbone`, a sample of its `embeddings`."""
+        """The bank's description of its model: `model_type`, sizes as `backbone`, a sample of its `embeddings`."""
         return self._identity
 
     def check_embeddings(
@@ -98,18 +98,18 @@ class PrefixReader:
         hidden_size: int,
         layers: Sequence[Sequence[int]],
     ) -> None:
-        """Refuse another model than the bank's.
+        """Refuse a model that is not the bank's.
 
         Args:
-            rows: Token ids to what the model's embedding module gives for them, scaled where the model scales it:
-                `(ids, hidden)`, on any device and of any dtype.
+            rows: Maps token ids to the output of the model's embedding module, scaled if the model scales it:
+                `(ids, hidden)`, on any device and in any dtype.
             model_type: transformers' name of the architecture.
             vocab_size: Rows of the embedding table.
             hidden_size: Their width.
-            layers: For each layer the number of key-value heads and the width of a head.
+            layers: For each layer, the number of key-value heads and the width of a head.
 
         Raises:
-            BackboneMismatchError: If it has other sizes, another type, or other weights.
+            BackboneMismatchError: If its sizes, type or weights differ.
         """
         sites = {site: [list(sizes) for sizes in layers] for site in self._shapes}
         sizes = {"family": CAUSAL, "hidden_size": hidden_size, "layers": sites}
@@ -124,10 +124,10 @@ class PrefixReader:
             name: Its name.
 
         Returns:
-            What the bank says about it; `None` if it is not there.
+            What the bank says about it; `None` if it does not exist.
 
         Raises:
-            UnsupportedError: If the entry is not a plain prefix; says what to do.
+            UnsupportedError: If the entry is not a plain prefix; the message says what to do.
             CheckpointError: If it is damaged.
             BankError: If the bank cannot be reached.
         """
@@ -141,12 +141,12 @@ class PrefixReader:
             name: Its name.
 
         Returns:
-            Its keys and values, the caller's own.
+            Its keys and values; the caller owns them.
 
         Raises:
-            UnknownPromptError: If it is not there.
-            UnsupportedError: If the entry is not a plain prefix, or has tokens of its own in a layer that reads another
-                one's cache; says what to do.
+            UnknownPromptError: If it does not exist.
+            UnsupportedError: If the entry is not a plain prefix, or has separate tokens in a layer that reads another
+                layer's cache; the message says what to do.
             CheckpointError: If it is damaged, or holds NaN or infinity.
             BankError: If the bank cannot be reached.
         """
@@ -159,19 +159,19 @@ class PrefixReader:
         """Iterate over the names of all entries, sorted.
 
         Args:
-            prefix: Only those that start with this.
+            prefix: Only names that start with this.
 
         Returns:
-            The names, read as they are asked for.
+            The names, read lazily.
         """
         return self._store.names(prefix) if is_name(prefix or "-") else iter(())
 
     def close(self) -> None:
-        """Close the bank's file; make a new reader to read again."""
+        """Close the bank's file; create a new reader to read again."""
         self._store.close()
 
     def _first_bytes(self, name: str) -> bytes | None:
-        """Read a record to the end of its header; a record that is cut off as far as it goes."""
+        """Read a record to the end of its header, or all of a truncated record."""
         data, size = b"", records.FIRST_BYTES
         while len(data) < size:
             found = self._store.peek(name, size)
@@ -181,12 +181,12 @@ class PrefixReader:
         return data
 
     def _entry(self, name: str, stamp: bytes, header: records.Header) -> PrefixEntry:
-        """Say what a header says of a plain prefix, or refuse it."""
+        """Return the entry that a plain prefix's header describes; refuse any other header."""
         where = f"entry {name!r} of {self.address}"
         problem = self._problem(header)
         if problem is not None:
             raise UnsupportedError(
-                f"{where} {problem}, and is not a plain prefix; add the prompt again with overwrite=True to "
+                f"{where} {problem}, so it is no plain prefix; add the prompt again with overwrite=True to "
                 f"zoo.PromptBank({self.address!r}, model, as_prefix=True)"
             )
         [(site, (dtype, shape))] = header.tensors.items()
@@ -202,13 +202,13 @@ class PrefixReader:
         """Return why an entry is not a plain prefix; `None` if it is."""
         if self._family != CAUSAL:
             return f"is for a model of the family {self._family!r}"
-        if header.distribution != OWN_DISTRIBUTION:  # only its hook knows where its tokens go
-            return f"is of the method {header.method!r} of the package {header.distribution!r}"
+        if header.distribution != OWN_DISTRIBUTION:  # only the method's hook knows where its tokens go
+            return f"was made by the method {header.method!r} of the package {header.distribution!r}"
         others = [key for key in header.tensors if key not in self._shapes]
         if others or len(header.tensors) != 1:
             return f"holds {', '.join(map(repr, others or header.tensors)) or 'nothing'}"
         if header.config.get("always_visible") is True:
-            return "is to stay in sight of sliding windows (always_visible=True)"
+            return "must stay visible to sliding windows (always_visible=True)"
         return None
 
     def _prefix(self, name: str, data: memoryview) -> Prefix:
@@ -223,14 +223,14 @@ class PrefixReader:
         differing = tokens.differing_layer(self._shapes[site])
         if differing is not None:
             raise UnsupportedError(
-                f"entry {name!r} of {self.address} has other keys and values in layer {differing[0]} than in layer "
-                f"{differing[1]}, whose cache that layer reads, so an engine cannot serve it; delete it"
+                f"entry {name!r} of {self.address} has different keys and values in layer {differing[0]} than in layer "
+                f"{differing[1]}, whose cache that layer reads, so engines cannot serve it; delete it"
             )
         return Prefix(entry, tuple(zip(tokens.keys, tokens.values, strict=True)))  # type: ignore[arg-type]
 
 
 def _shapes(described: Mapping[str, Any], site: str) -> list[LayerShape]:
-    """Return the shapes of a site's layers, as a bank's header has them."""
+    """Return the shapes of a site's layers from a bank's header."""
     layers = described["backbone"]["layers"][site]
     if not all(map(_are_sizes, layers)):
         raise ValueError(f"sizes {layers}")

@@ -1,4 +1,4 @@
-"""Prompts of a bank, ready on a device."""
+"""Prompts of a bank, prepared on a device."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,17 +15,17 @@ Lend = Callable[[Iterable[str], torch.device, torch.dtype], dict[str, Ready]]
 def lend(
     bank: OpenedBank, cache: ReadyCache, names: Iterable[str], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Ready]:
-    """Get prompts ready for a model.
+    """Prepare prompts for a model.
 
     Args:
         bank: The bank.
-        cache: Prompts that are ready; gets those that were read.
+        cache: Prompts that are already prepared; receives those that are read.
         names: The prompts.
-        device: Where to.
-        dtype: Of their virtual tokens.
+        device: The device to put them on.
+        dtype: The dtype of their virtual tokens.
 
     Returns:
-        By name those that the bank has, as they are now; unchanged ones are the same objects.
+        Those that the bank has, by name, in their current state; unchanged ones are the same objects.
 
     Raises:
         CheckpointError: If an entry is damaged.
@@ -45,7 +45,7 @@ def lend(
 
 
 def prepare(bank: OpenedBank, lend: Lend, names: Iterable[str]) -> list[Any]:
-    """Get prompts ready on the model's device; arguments and errors as of `PromptBank.prepare`."""
+    """Prepare prompts on the model's device; arguments and errors as in `PromptBank.prepare`."""
     names = _listed(names)
     backbone = bank.model_for("prepare")
     probe = backbone.embed(torch.zeros(1, dtype=torch.long, device=backbone.device))

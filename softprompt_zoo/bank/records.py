@@ -1,9 +1,9 @@
 """The bytes of one stored prompt.
 
-    checksum (8) | length of the header (4) | header (JSON) | padding | tensors, each from a multiple of 16 bytes on
+    checksum (8) | length of the header (4) | header (JSON) | padding | tensors, each aligned to 16 bytes
 
-The checksum covers the prompt's name and all that follows it, so it finds a damaged record and one under another's
-name; it is also the record's *stamp*, by which a reader sees that a prompt was replaced.
+The checksum covers the prompt's name and everything after it, so it detects a damaged record and one stored under the
+wrong name; it is also the record's *stamp*, by which a reader notices that a prompt was replaced.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ FORMAT_VERSION = 1
 STAMP_SIZE = 8
 ALIGNMENT = 16
 KEPT_HEADERS = 1024
-"""Headers that stay decoded: prompts that were trained alike have the same one."""
+"""Number of decoded headers kept: prompts that were trained alike share one."""
 INSTEAD = "add the prompt again with overwrite=True, or delete it"
 FIRST_BYTES = 2048
-"""Of a record; nearly all have their whole header in them."""
+"""Number of bytes at the start of a record that contain the whole header in nearly all cases."""
 _LENGTH = struct.Struct("<I")
 _START = STAMP_SIZE + _LENGTH.size
 """Where the header begins."""
@@ -38,7 +38,7 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a record says of its tensors."""
+    """A record's description of its tensors."""
 
     method: str
     """Canonical name of the prompt's method."""
@@ -47,9 +47,9 @@ class Header:
     version: str
     """Version of that package."""
     config: dict[str, Any]
-    """The method's config. Not to be changed: records share it."""
+    """The method's config. Must not be changed: records share it."""
     tensors: dict[str, tuple[str, tuple[int, ...]]]
-    """By name the dtype, without `torch.`, and the shape; in the order of the bytes."""
+    """The dtype, without `torch.`, and the shape, by name; in the order of the bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +60,15 @@ class Record:
     """Its checksum."""
     header: Header
     header_text: bytes
-    """The header's bytes, equal wherever the header is."""
+    """The header's bytes, equal for equal headers."""
     tensors: dict[str, Tensor]
-    """On the CPU; they share one piece of memory that is the record's alone."""
+    """On the CPU; they share one block of memory that belongs to the record alone."""
 
 
 def encode(
     name: str, tensors: Mapping[str, Tensor], method: str, distribution: str, version: str, config: dict[str, Any]
 ) -> bytes:
-    """Write a prompt as bytes.
+    """Encode a prompt as bytes.
 
     Args:
         name: The prompt's name.
@@ -93,29 +93,31 @@ def encode(
 
 
 def decode(name: str, data: memoryview, where: str) -> Record:
-    """Read a record and check that it is whole.
+    """Read a record and check that it is intact.
 
     Args:
         name: The prompt's name.
-        data: The bytes; the tensors do not keep them.
+        data: The bytes; the tensors do not reference them.
         where: The bank, for messages.
 
     Returns:
         The record.
 
     Raises:
-        CheckpointError: If it is damaged, or of a later format.
+        CheckpointError: If it is damaged, or in a later format.
     """
     _check_stamp(name, data, where)
     end = header_end(data)
     text = bytes(data[_START:end])
     header, offsets = _checked_header(name, text, where)
     if offsets and offsets[-1][1] > data.nbytes:
-        raise CheckpointError(f"entry {name!r} of {where} has {data.nbytes} bytes of {offsets[-1][1]}; {INSTEAD}")
-    # One copy of the tensors' bytes, from an aligned place on; the tensors are views of it.
+        raise CheckpointError(
+            f"entry {name!r} of {where} is truncated: {data.nbytes} of {offsets[-1][1]} bytes; {INSTEAD}"
+        )
+    # One copy of the tensors' bytes, from an aligned offset on; the tensors are views of it.
     start = end + -end % ALIGNMENT
     if data.nbytes <= start:
-        raise CheckpointError(f"entry {name!r} of {where} has {data.nbytes} bytes and no number; {INSTEAD}")
+        raise CheckpointError(f"entry {name!r} of {where} has {data.nbytes} bytes, none of them tensor data; {INSTEAD}")
     buffer = torch.frombuffer(bytearray(data[start:]), dtype=torch.uint8)
     places = [(first - start, last - start) for first, last in offsets]
     return Record(bytes(data[:STAMP_SIZE]), header, text, _views(buffer, header, places))
@@ -123,11 +125,11 @@ def decode(name: str, data: memoryview, where: str) -> Record:
 
 def _check_stamp(name: str, data: memoryview, where: str) -> None:
     if data.nbytes < _START or _stamp(name, data[STAMP_SIZE:]) != data[:STAMP_SIZE]:
-        raise CheckpointError(f"entry {name!r} of {where} is damaged: its bytes do not have its checksum; {INSTEAD}")
+        raise CheckpointError(f"entry {name!r} of {where} is damaged: its checksum does not match; {INSTEAD}")
 
 
 def _views(buffer: Tensor, header: Header, places: list[tuple[int, int]]) -> dict[str, Tensor]:
-    """View the tensors of a header in a buffer of bytes, each from one place to another."""
+    """Return the header's tensors as views of a buffer of bytes, each from one offset to another."""
     return {
         key: buffer[first:last].view(_DTYPES[dtype]).view(shape)
         for (key, (dtype, shape)), (first, last) in zip(header.tensors.items(), places, strict=True)
@@ -138,24 +140,24 @@ def header_end(data: bytes | memoryview) -> int:
     """Return where the header of a record ends.
 
     Args:
-        data: Its first bytes, `FIRST_BYTES` of them or all.
+        data: Its first `FIRST_BYTES` bytes, or all.
     """
     return _START + int(_LENGTH.unpack_from(data, STAMP_SIZE)[0]) if len(data) >= _START else _START
 
 
 def decode_header(name: str, data: bytes, where: str) -> tuple[bytes, Header]:
-    """Read the stamp and the header of a record, whose tensors are not looked at.
+    """Read the stamp and the header of a record, but not its tensors.
 
     Args:
         name: The prompt's name.
-        data: The bytes to the header's end at least.
+        data: The bytes, at least to the end of the header.
         where: The bank, for messages.
 
     Returns:
-        The stamp, which `decode` compares with the whole record, and the header.
+        The stamp, not yet compared with the record, as `decode` does; and the header.
 
     Raises:
-        CheckpointError: If the header is damaged, or of a later format.
+        CheckpointError: If the header is damaged, or in a later format.
     """
     text = data[_START : header_end(data)]
     return data[:STAMP_SIZE], _checked_header(name, text, where)[0]
@@ -169,19 +171,19 @@ def _checked_header(name: str, text: bytes, where: str) -> tuple[Header, list[tu
 
 
 def seal(name: str, body: bytes) -> bytes:
-    """Put a checksum in front of other bytes that a store keeps."""
+    """Prepend a checksum to other bytes that a store keeps."""
     return _stamp(name, body) + body
 
 
 def unseal(name: str, data: bytes) -> bytes | None:
-    """Take the checksum off again; `None` if it is not that of the bytes."""
+    """Remove the checksum again; return `None` if it does not match."""
     body = data[STAMP_SIZE:]
     return body if _stamp(name, body) == data[:STAMP_SIZE] else None
 
 
 @functools.lru_cache(maxsize=KEPT_HEADERS)
 def _header(text: bytes) -> tuple[Header, list[tuple[int, int]]]:
-    """Decode a header, and find where in the record each tensor begins and ends."""
+    """Decode a header, and find where each tensor begins and ends in the record."""
     try:
         content = json.loads(text)
         version = content.pop("format")
@@ -195,12 +197,12 @@ def _header(text: bytes) -> tuple[Header, list[tuple[int, int]]]:
             raise
         is_right = False
     if not is_right:
-        raise _FormatError(f"has a header that says nothing of a prompt; {INSTEAD}")
+        raise _FormatError(f"has a header that does not describe a prompt; {INSTEAD}")
     return header, _offsets(header, _START + len(text))
 
 
 def _offsets(header: Header, end: int) -> list[tuple[int, int]]:
-    """Find where each tensor begins and ends, after a header that ends at a place."""
+    """Find where each tensor begins and ends, given the end of the header."""
     offsets = []
     for dtype, shape in header.tensors.values():
         start = end + -end % ALIGNMENT
@@ -219,11 +221,11 @@ def _has_right_types(header: Header) -> bool:
 
 
 class _FormatError(ValueError):
-    """A record of a later version, or with a header of something else."""
+    """A record in a later format, or with a header that does not describe a prompt."""
 
 
 def _stamp(name: str, body: bytes | bytearray | memoryview) -> bytes:
-    from xxhash import xxh3_64  # of the extra, which a bank asks for when it is opened
+    from xxhash import xxh3_64  # from the extra, which is checked when a bank is opened
 
     checksum = xxh3_64(name.encode() + b"\0")
     checksum.update(body)

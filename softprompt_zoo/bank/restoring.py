@@ -1,4 +1,4 @@
-"""From a prompt to its record and back."""
+"""Converting a prompt to its record and back."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -22,25 +22,25 @@ from softprompt_zoo.tokens.kinds import PlainTokens, check_virtual_tokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 HEAD = "head."
-"""What the names of a trained head's tensors begin with."""
+"""Prefix of the names of a trained head's tensors."""
 
 
 def encode_prompt(name: str, prompt: Prompt, backbone: Backbone, dtype: torch.dtype | None) -> bytes:
-    """Turn a prompt into a record of its plain tokens and its trained head.
+    """Encode a prompt as a record of its plain tokens and its trained head.
 
     Args:
         name: Its name.
         prompt: The prompt. Not changed.
         backbone: Sizes of the bank's model.
-        dtype: What virtual tokens are stored in; `None` for the dtype they have.
+        dtype: The dtype in which to store virtual tokens; `None` keeps their own.
 
     Returns:
         The record.
 
     Raises:
         TypeError: If it is not a prompt.
-        BackboneMismatchError: If it is for a model of other sizes.
-        UnsupportedError: If it has no values, or some that `dtype` cannot hold, or wrappers of its own.
+        BackboneMismatchError: If it is for a model with different sizes.
+        UnsupportedError: If it has no values, values that `dtype` cannot hold, or its own wrappers.
     """
     if not isinstance(prompt, Prompt):
         raise TypeError(f"prompt {name!r} is {type(prompt).__name__}; expected a prompt, such as model.prompts[…]")
@@ -56,22 +56,22 @@ def encode_prompt(name: str, prompt: Prompt, backbone: Backbone, dtype: torch.dt
 
 
 def _refuse_wrappers(name: str, prompt: Prompt) -> None:
-    """Refuse what would have no effect on a prompt that comes out of a bank."""
+    """Refuse wrappers, which would have no effect on a prompt from a bank."""
     if prompt.wrappers:
         raise UnsupportedError(
-            f"prompt {name!r} has wrappers around its hooks ({', '.join(prompt.wrappers)}), and a bank keeps virtual "
-            "tokens alone, with none; save it with model.save_pretrained, which keeps them"
+            f"prompt {name!r} has wrappers around its hooks ({', '.join(prompt.wrappers)}), but a bank keeps only "
+            "virtual tokens, without wrappers; save it with model.save_pretrained, which keeps them"
         )
 
 
 class RecordReader:
-    """Makes prompts of records, many that were trained alike at little cost each.
+    """Makes prompts from records, at little cost each if many were trained alike.
 
     Args:
         bank: The bank, for messages.
         backbone: Sizes of the model.
-        device: Where to.
-        dtype: Of the virtual tokens; `None` for what they are stored in.
+        device: The device to put them on.
+        dtype: The dtype of the virtual tokens; `None` for the one they are stored in.
     """
 
     def __init__(self, bank: str, backbone: Backbone, device: torch.device, dtype: torch.dtype | None) -> None:
@@ -82,11 +82,11 @@ class RecordReader:
         self._templates: dict[bytes, Prompt] = {}
 
     def prompt(self, name: str, data: memoryview) -> Prompt:
-        """Make a prompt of a record.
+        """Make a prompt from a record.
 
         Args:
             name: Its name.
-            data: The record; the prompt does not keep it.
+            data: The record; the prompt does not reference it.
 
         Returns:
             The prompt, merged, in eval mode and without gradients.
@@ -101,12 +101,12 @@ class RecordReader:
         prompt = Prompt(template.loaded, template.config, PlainTokens(tokens), head).requires_grad_(False)
         with self._fitting(name):
             self._check(prompt.merged_tokens(self._backbone), template)
-        return prompt.eval()  # as what is merged is used
+        return prompt.eval()  # as merged prompts are used
 
-    @torch.inference_mode(False)  # else the tensors could not be used in training later
+    @torch.inference_mode(False)  # otherwise the tensors could not be used in training later
     @torch.no_grad()
     def ready(self, name: str, data: memoryview) -> Ready:
-        """Make a record ready for a model's rows; arguments and errors as in `prompt`."""
+        """Prepare a record for a model's rows; arguments and errors as in `prompt`."""
         record = decode(name, data, self._bank)
         template = self._template(name, record)
         tokens, head = self._parts(name, record)
@@ -132,11 +132,11 @@ class RecordReader:
             check_range(tokens, self._dtype, where)
         tokens = {key: tensor.to(self._device, self._dtype) for key, tensor in tokens.items()}
         head = fitting_head(state, self._backbone, where)
-        # No dropout while the model trains.
+        # In eval mode: no dropout while the model trains.
         return tokens, None if head is None else head.requires_grad_(False).eval().to(self._device)
 
     def _template(self, name: str, record: Record) -> Prompt:
-        """Make a prompt without tokens, which records with the same header share."""
+        """Make a prompt without tokens, shared by records with the same header."""
         if record.header_text not in self._templates:
             where = f"entry {name!r} of {self._bank}"
             header = record.header
@@ -156,7 +156,7 @@ def _tokens(record: Record) -> dict[str, Tensor]:
 
 
 class _Stored(PlainTokens):
-    """Plain tokens that are not trained, without torch's parameters, which take longer to make than to read."""
+    """Untrained plain tokens, not as torch parameters, which take longer to create than the tokens to read."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         nn.Module.__init__(self)
@@ -185,6 +185,6 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split an entry's tensors into those of the tokens and those of the trained head."""
+    """Split an entry's tensors into those of its tokens and those of its trained head."""
     head = {key.removeprefix(HEAD): tensor for key, tensor in tensors.items() if key.startswith(HEAD)}
     return {key: tensor for key, tensor in tensors.items() if not key.startswith(HEAD)}, head

@@ -1,4 +1,4 @@
-"""What a bank makes of a prompt before it stores it."""
+"""Converting a prompt to the form in which a bank stores it."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class StoredForm:
-    """The form in which a bank stores prompts: in which numbers, and whether as prefixes for engines.
+    """The form in which a bank stores prompts: their dtype, and whether they become prefixes for engines.
 
     Args:
         address: The bank, for messages.
-        model: The model that it is for: itself, its sizes, or `None`.
-        dtype: What virtual tokens are stored in; `None` for the dtype they have.
-        as_prefix: Whether each prompt is made a plain prefix, which takes the model itself.
+        model: The model it is for: the model itself, its sizes, or `None`.
+        dtype: The dtype in which virtual tokens are stored; `None` keeps their own.
+        as_prefix: Whether each prompt is converted to a plain prefix, which requires the model itself.
 
     Raises:
-        ValueError: If a bank stores no such numbers.
-        UnsupportedError: If the model is not causal, and prefixes are asked for.
+        ValueError: If a bank cannot store this dtype.
+        UnsupportedError: If `as_prefix` is set and the model is not causal.
     """
 
     def __init__(self, address: str, model: Any, dtype: torch.dtype | None, as_prefix: bool) -> None:
@@ -43,7 +43,7 @@ class StoredForm:
 
     @property
     def backbone(self) -> Backbone | None:
-        """Sizes of the model, where it was examined."""
+        """Sizes of the model; `None` if it was not examined."""
         return None if self._maker is None else self._maker.backbone
 
     def of(self, name: str, prompt: Prompt) -> Prompt:
@@ -54,30 +54,30 @@ class StoredForm:
             prompt: The prompt. Not changed.
 
         Returns:
-            It, or the prefix that has its outputs.
+            The prompt itself, or a prefix with the same outputs.
 
         Raises:
-            BankError: If it takes the model, which the bank was opened without.
-            BackboneMismatchError: If the prompt is for a model of other sizes.
-            UnsupportedError: If it cannot be a prefix; says why.
+            BankError: If this requires the model, but the bank was opened without it.
+            BackboneMismatchError: If the prompt is for a model with different sizes.
+            UnsupportedError: If it cannot be a prefix; the message says why.
         """
-        if not self._as_prefix or not isinstance(prompt, Prompt):  # which is refused where all are encoded
+        if not self._as_prefix or not isinstance(prompt, Prompt):  # refused when it is encoded
             return prompt
         if self._maker is None:
             raise BankError(
-                f"the bank {self._address} was opened without the model itself, which it takes to make prefixes of "
-                f"prompts; open it with zoo.PromptBank({self._address!r}, model, as_prefix=True)"
+                f"the bank {self._address} was opened without the model itself, which is needed to turn prompts into "
+                f"prefixes; open it with zoo.PromptBank({self._address!r}, model, as_prefix=True)"
             )
         if prompt.config.tasks is not None:
             raise UnsupportedError(
-                f"prompt {name!r} has {prompt.config.tasks} tasks and a prefix holds one; make one with "
-                "zoo.fold(model, …, task=…), and add that"
+                f"prompt {name!r} has {prompt.config.tasks} tasks, but a prefix holds only one; make one with "
+                "zoo.fold(model, …, task=…) and add that"
             )
         with fitting(f"prompt {name!r} does not fit the bank's model"):
             return engine_prefix(self._maker, {name: prompt})
 
     def encode(self, name: str, prompt: Prompt, backbone: Backbone) -> bytes:
-        """Turn a prompt that has the form into a record; arguments and errors as of `encode_prompt`."""
+        """Encode a prompt in this form as a record; arguments and errors as in `encode_prompt`."""
         return encode_prompt(name, prompt, backbone, self._dtype)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a bank keeps its records: what every store offers."""
+"""The interface of every store in which a bank keeps its records."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
@@ -6,13 +6,13 @@ from typing import Protocol, TypeVar
 from softprompt_zoo.errors import BankError, UnknownPromptError
 
 Records = Callable[[], Iterable[tuple[str, bytes]]]
-"""Makes the records to write, by name; called again where a store has to start over."""
+"""Makes the records to write, as pairs of name and bytes; called again if a store has to start over."""
 
 Result = TypeVar("Result")
 
 
 class Store(Protocol):
-    """Records by name. What was written is there for every later reader when the write returns."""
+    """Records by name. Once a write returns, every later reader sees what it wrote."""
 
     address: str
     """As the user gave it."""
@@ -21,24 +21,24 @@ class Store(Protocol):
         """Return the bank's header; write `header` if there is no bank yet.
 
         Args:
-            header: What a new bank gets; `None` to make no bank.
+            header: The header of a new bank; `None` not to create one.
 
         Returns:
-            The header that is there now; `None` if there is no bank.
+            The current header; `None` if there is no bank.
         """
 
     def read(
         self, names: Iterable[str], known: Mapping[str, bytes], decode: Callable[[str, memoryview], Result]
     ) -> dict[str, Result | None]:
-        """Read records, all in the same state of the bank where the store has one.
+        """Read records, all from the same state of the bank if the store supports it.
 
         Args:
             names: The prompts.
-            known: By name the stamp of a record that needs not be read again.
-            decode: From name and bytes, which are gone when it returns, to the result.
+            known: Stamps of records that need not be read again, by name.
+            decode: Makes the result from name and bytes; the bytes are valid only until it returns.
 
         Returns:
-            By name what `decode` made of it, `None` if its stamp is the known one; others are not there.
+            The results of `decode` by name, `None` if the stamp is the known one; missing records are left out.
         """
 
     def peek(self, name: str, size: int) -> bytes | None:
@@ -46,7 +46,7 @@ class Store(Protocol):
 
         Args:
             name: The prompt.
-            size: How many; a shorter record is read whole.
+            size: Number of bytes; a shorter record is read whole.
 
         Returns:
             The bytes; `None` if there is no such record.
@@ -64,14 +64,14 @@ class Store(Protocol):
     def __len__(self) -> int: ...
 
     def close(self) -> None:
-        """Let go of files and memory; what is asked of it later raises `closed`."""
+        """Release files and memory; any later use raises `closed`."""
 
 
 def closed(address: str) -> BankError:
-    """Return what a store raises once it is closed."""
+    """Return the error that a closed store raises."""
     return BankError(f"the bank {address} is closed; open it again with zoo.PromptBank")
 
 
 def unknown(address: str, name: object) -> UnknownPromptError:
-    """Return what asking a bank for a prompt raises that is not there."""
+    """Return the error for a prompt that a bank does not have."""
     return UnknownPromptError(f"the bank {address} has no prompt {name!r}")

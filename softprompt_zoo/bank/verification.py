@@ -12,15 +12,15 @@ from softprompt_zoo.bank.restoring import RecordReader
 from softprompt_zoo.errors import ZooError
 
 BAR_AFTER = 1.0
-"""Seconds after which a bar is shown. Our choice."""
+"""Seconds after which a progress bar is shown. Our choice."""
 VERIFIED_AT_ONCE = 64
 
 
 def find_damage(bank: OpenedBank) -> dict[str, str]:
-    """Read every entry.
+    """Read and check every entry.
 
     Args:
-        bank: The bank; without a model, checksums alone are checked.
+        bank: The bank; without a model, only checksums are checked.
 
     Returns:
         What is wrong with each damaged entry, by name.
@@ -47,13 +47,13 @@ def find_damage(bank: OpenedBank) -> dict[str, str]:
 
 
 def _still_listed(bank: OpenedBank, lost: list[str]) -> dict[str, str]:
-    """Say of entries that were not found that they are listed; those that are not were deleted meanwhile."""
-    what = f"is listed in the bank {bank.address} and not found: its index is damaged; restore it from a copy"
+    """Report entries that are listed but were not found; those no longer listed were deleted meanwhile."""
+    what = f"is listed in the bank {bank.address} but not found: the index is damaged; restore it from a copy"
     return {name: f"{name!r} {what}" for name in sorted(set(bank.store.names("")).intersection(lost))}
 
 
 def _reader(bank: OpenedBank) -> Callable[[str, memoryview], Any]:
-    """Return what reads an entry whole, for the bank's model if it is known."""
+    """Return a function that reads a whole entry, for the bank's model if it is known."""
     if bank.backbone is None:
         return lambda name, data: records.decode(name, data, bank.address)
     return RecordReader(bank.address, bank.backbone, torch.device("cpu"), None).ready

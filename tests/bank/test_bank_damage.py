@@ -166,7 +166,7 @@ def test_arguments_of_wrong_types_are_told(bank, model):
         with pytest.raises(TypeError, match=r"names is .*; expected a list of names"):
             bank.prepare(names)
     for prompts in (None, ["words"], prompt):
-        with pytest.raises(TypeError, match=r"prompts is .*; expected prompts by name"):
+        with pytest.raises(TypeError, match=r"prompts is .*; expected a mapping of names to prompts"):
             bank.add_many(prompts)
     assert list(bank) == ["prefix", "words"]
 

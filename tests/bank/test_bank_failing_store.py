@@ -145,7 +145,7 @@ def test_the_check_of_failed_writes_can_fail(put_back, bank, model, monkeypatch)
 def test_a_store_that_stays_down_leaves_what_the_message_says(bank, model):
     with (
         failing("put", 3, ClientError("down"), last=99, also=("get", "delete")),
-        pytest.raises(zoo.BankError, match=r"not everything could be put back: 'a', 'b', 'c': not known, for it "),
+        pytest.raises(zoo.BankError, match=r"not everything could be restored: 'a', 'b', 'c': unknown, since it "),
     ):
         WRITES["overwrite"](bank, model)
     assert methods_of(bank) == {"a": PREFIX, "b": PREFIX, "c": WORDS}
@@ -154,16 +154,17 @@ def test_a_store_that_stays_down_leaves_what_the_message_says(bank, model):
 def test_a_store_that_can_only_be_read_leaves_what_the_message_says(bank, model):
     with failing("put", 2, "half", last=99), pytest.raises(zoo.BankError) as raised:
         WRITES["overwrite"](bank, model)
-    assert "'a', 'b': damaged (add again with overwrite=True, or delete); all else is as it was" in str(raised.value)
+    state = "'a', 'b': damaged (add again with overwrite=True, or delete)"
+    assert f"{state}; everything else is unchanged" in str(raised.value)
     assert list(bank.verify()) == ["a", "b"]
     bank.add_many(dict.fromkeys("ab", model.prompts["words"]), overwrite=True)
     with failing("put", 2, OSError("full"), last=99), pytest.raises(zoo.BankError) as raised:
         WRITES["overwrite"](bank, model)
-    assert "'a': the new one; all else is as it was" in str(raised.value)
+    assert "'a': the new one; everything else is unchanged" in str(raised.value)
     assert methods_of(bank) == {"a": PREFIX, "b": WORDS, "c": WORDS}
     with (
         failing("delete", 2, OSError("full"), last=99, also=("put",)),
-        pytest.raises(zoo.BankError, match=r"'c': gone \(add again\); all else is as it was"),
+        pytest.raises(zoo.BankError, match=r"'c': gone \(add again\); everything else is unchanged"),
     ):
         bank.delete("c", "a", "b")
     assert list(bank) == ["a", "b"]

@@ -61,7 +61,7 @@ def test_a_full_disk_is_told_when_a_bank_is_made(model, tmp_path, monkeypatch):
     full = lambda *given: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))  # noqa: E731
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
-        with pytest.raises(zoo.BankError, match=r"cannot open the bank .*No space left.*room on the disk"):
+        with pytest.raises(zoo.BankError, match=r"cannot open the bank .*No space left.*free disk space"):
             zoo.PromptBank(tmp_path / "bank", model)
         (tmp_path / "there").mkdir()
         with pytest.raises(zoo.BankError, match="No space left"):
@@ -100,7 +100,7 @@ def test_a_folder_without_permission_is_told(bank, tmp_path):
     with without_privileges():
         for name in ("shut", "bank"):
             for given in (None, prompted()):
-                with pytest.raises(zoo.BankError, match=r"cannot open or make a bank .*Permission denied"):
+                with pytest.raises(zoo.BankError, match=r"cannot open or create a bank .*Permission denied"):
                     zoo.PromptBank(tmp_path / name, given)
     (tmp_path / "bank").chmod(0o755)
 

@@ -62,7 +62,7 @@ def weighed():
 
 
 REFUSED = {
-    "tasks": (with_tasks, r"'a' has 2 tasks and a prefix holds one; make one with zoo\.fold"),
+    "tasks": (with_tasks, r"'a' has 2 tasks, but a prefix holds only one; make one with zoo\.fold"),
     "NaN": (with_nan, "'a' holds NaN or infinity in 'embeddings'"),
     "a weight": (weighed, "weight 2.0"),
 }

@@ -33,7 +33,7 @@ def test_a_place_with_other_things_is_refused(tmp_path):
     with pytest.raises(zoo.BankError, match=r"holds other files \('notes'\)"):
         zoo.PromptBank(f"file://{tmp_path}", model)
     for address in ("://", "file://", "file:///", "://bank", "memory://"):
-        with pytest.raises(zoo.BankError, match="names no place; expected one such as s3://bucket/bank"):
+        with pytest.raises(zoo.BankError, match="names no location; expected one such as s3://bucket/bank"):
             zoo.PromptBank(address, model)
     with pytest.raises(ValueError, match="max_bytes"):
         zoo.PromptBank("memory://bank", model, max_bytes=100)
@@ -112,7 +112,7 @@ def test_a_read_only_folder_can_be_read_and_not_written():
             assert list(bank) == ["words"]
             model.prompts.bank = bank
             model(input_ids=TEXT, prompts="words")
-            with pytest.raises(zoo.BankError, match="cannot open or make a bank"):
+            with pytest.raises(zoo.BankError, match="cannot open or create a bank"):
                 zoo.PromptBank(path / "inside", model)
         path.chmod(0o755)
 

@@ -171,7 +171,7 @@ def test_what_a_writer_may_do_meanwhile(model, tmp_path):
     seen = []
     bank.add_many(Slow(["a", "b"], model.prompts["x"], lambda: seen.append(list(bank))))
     assert seen == [["x"], ["x"]]
-    with pytest.raises(zoo.BankError, match=r"in the middle of a write of the same thread; make the prompts first"):
+    with pytest.raises(zoo.BankError, match=r"while the same thread is already writing to it; make the prompts first"):
         bank.add_many(Slow(["c"], model.prompts["x"], lambda: bank.add("d", model.prompts["x"])))
     assert list(bank) == ["a", "b", "x"]
 

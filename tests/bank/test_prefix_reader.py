@@ -70,7 +70,7 @@ def test_what_is_not_there_is_said_so(filled):
 def test_an_entry_that_is_no_plain_prefix_is_refused(filled):
     reader = zoo.PrefixReader(filled[0].address)
     for ask in (reader.find, reader.read):
-        with pytest.raises(zoo.UnsupportedError, match=r"'words' of .* holds 'embeddings', and is not a plain prefix"):
+        with pytest.raises(zoo.UnsupportedError, match=r"'words' of .* holds 'embeddings', so it is no plain prefix"):
             ask("words")
 
 

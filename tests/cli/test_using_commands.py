@@ -201,7 +201,7 @@ def test_a_bank_of_prompts(place, tmp_path):
     result = invoke("bank", "import", place / "model", tmp_path / "second", tmp_path / "saved")
     assert result.exit_code == 1
     assert "stored 1 prompts" in result.output
-    assert "cannot be read, the others are stored" in result.output
+    assert "could not be read, the others were stored" in result.output
     assert invoke("bank", "list", bank).output.split() == ["alice", "bob"]
     assert invoke("bank", "list", bank, "--prefix", "b").output.split() == ["bob"]
     assert "2 entries, 0 damaged" in invoke("bank", "verify", bank).output
