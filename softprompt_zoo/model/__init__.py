@@ -1,1 +1,1 @@
-"""Prompts in a model: its class, its forward, generation, losses; above `files` and `trial`."""
+"""Prompts on a model: its class, forward, generation and losses; above `files` and `trial`."""

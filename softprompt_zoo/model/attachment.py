@@ -1,4 +1,4 @@
-"""Attaching prompts to a model and taking them off: the model stays the user's own, of its own class."""
+"""Attach prompts to a model and detach them: the model stays the user's own, and of its own class."""
 
 import weakref
 from collections.abc import Mapping
@@ -33,16 +33,16 @@ def is_attached(model: object) -> bool:
 def attach(
     model: PreTrainedModel, backbone: Backbone, stacks: Mapping[str, Stack], ready: Mapping[str, Prompt]
 ) -> None:
-    """Freeze a model and put prompts into it; the first step that changes it, and it cannot fail halfway.
+    """Freeze a model and add prompts to it; the first step that changes the model, and one that cannot fail halfway.
 
     Args:
-        model: The user's model, or a `PeftModel` around it. Changed in place; PEFT's adapters train on.
+        model: The user's model, or a `PeftModel` around it. Changed in place; PEFT's adapters stay trainable.
         backbone: From `inspect_backbone`.
         stacks: From `inspect_backbone`.
         ready: Prompts by name; none is activated.
 
     Raises:
-        UnsupportedError: If the model has a forward of its own that prompts cannot enter. Nothing is changed.
+        UnsupportedError: If the model has a custom forward that prompts cannot enter. Nothing is changed.
     """
     check_forward(model_inside(model))
     if model_inside(model) is not model:
@@ -74,7 +74,7 @@ def attach(
 def attach_or_add(
     model: PreTrainedModel, backbone: Backbone, stacks: Mapping[str, Stack], ready: Mapping[str, Prompt]
 ) -> None:
-    """Add prompts to those of a model, or attach them if it has none; arguments and errors as of `attach`."""
+    """Add prompts to those of a model, or attach them if it has none; arguments and errors as for `attach`."""
     if not is_attached(model):
         attach(model, backbone, stacks, ready)
         return
@@ -100,7 +100,7 @@ def prompts_of(model: Any, action: str) -> Prompts:
 
     Args:
         model: Any model.
-        action: What is to be done with them, for the message.
+        action: What should be done with them, for the message.
 
     Returns:
         The prompts.
@@ -151,18 +151,18 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _unfreeze(model: PreTrainedModel, required_grad: Mapping[str, bool]) -> None:
-    """Let parameters require gradients as they did."""
+    """Restore which parameters require gradients."""
     for name, parameter in _named_parameters(model):
-        if name in required_grad:  # else it came later, with an adapter
+        if name in required_grad:  # otherwise it came later, with an adapter
             parameter.requires_grad_(required_grad[name])
 
 
 def _own_configs(model: PreTrainedModel) -> list[Any]:
-    """Return the configs of a model that no model with prompts shares: those still need our attention function."""
+    """Return the configs that a model shares with no prompted model: those still need our attention function."""
     shared = {id(config) for other in _ATTACHED for config in attention_configs(other)}
     return [config for config in attention_configs(model) if id(config) not in shared]
 
 
 def _named_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    """List parameters by names that stay when an adapter is put on; the parameters themselves may be replaced."""
+    """List parameters by names that an adapter does not change; the parameters themselves may be replaced."""
     return [(original_name(name), p) for name, p in model.named_parameters(remove_duplicate=False)]

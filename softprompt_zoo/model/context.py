@@ -1,6 +1,6 @@
-"""Within what a forward runs: in which `generate`, and whether its model is used without its prompts there.
+"""The context of a forward: the `generate` that runs it, and whether the model's prompts are disabled.
 
-Both hold in one thread or task, and in no other.
+Both apply to one thread or task only.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ class Generation:
     request: Request
     """What it was called with."""
     decoding: DecodingState | None = None
-    """What the prompts were built into; the first forward makes it, and all others go on with it."""
+    """The prompts as they were built; the first forward creates it, and all others continue with it."""
     text_length: int | None = None
-    """Tokens of the text that it goes on with; `None` where no prompt wants to know."""
+    """Tokens of the text that it continues; `None` if no prompt needs to know."""
 
 
 CURRENT: contextvars.ContextVar[Generation | None] = contextvars.ContextVar("softprompt_generation", default=None)
 
 
 def running(prompts: object) -> Generation | None:
-    """Return the `generate` that runs a model here.
+    """Return the `generate` that is running a model in this context.
 
     Args:
         prompts: The model's prompts.
 
     Returns:
-        What is known of it; `None` outside of one, or while compiling, where a context variable cannot be read.
+        What is known about it; `None` outside of one, or while compiling, when a context variable cannot be read.
     """
     generation = None if torch.compiler.is_compiling() else CURRENT.get()
     return generation if generation is not None and generation.prompts is prompts else None
@@ -51,17 +51,17 @@ class _Entered:
 
     prompts: object
     is_open: bool = True
-    """Whether it was not left yet, by whomever."""
+    """Whether nobody has left it yet."""
 
 
 DISABLED: contextvars.ContextVar[tuple[_Entered, ...]] = contextvars.ContextVar("softprompt_disabled", default=())
 
 
 class _Here:
-    """The prompts that are disabled where this is read, for a compiled forward: it cannot read a context variable.
+    """The prompts that are disabled in this context, for a compiled forward, which cannot read a context variable.
 
-    Its guards look attributes up anew at every call, and so compile anew when the answer changes. The answer is another
-    one in each task, as a `threading.local` has another `__dict__` in each thread.
+    Its guards look attributes up again at every call, and so recompile when the answer changes. The answer differs
+    between tasks, just as a `threading.local` has a different `__dict__` in each thread.
     """
 
     __slots__ = ()
@@ -94,17 +94,17 @@ def disable(prompts: object) -> Iterator[None]:
     try:
         yield
     finally:
-        # One entry less, rather than the state before: contexts need not be left in the order they were entered.
+        # Remove one entry rather than restore the state before: contexts may be left in any order.
         left = tuple(each for each in DISABLED.get() if each is not entered)
         try:
             DISABLED.reset(token)
-        except ValueError:  # this is not where it was entered, and there nothing can be set from here
+        except ValueError:  # it was entered in another context, where nothing can be set from here
             entered.is_open = False
         DISABLED.set(left)
 
 
 def is_disabled(prompts: object) -> bool:
-    """Return whether the prompts of a model are disabled where this is called."""
+    """Return whether the prompts of a model are disabled in this context."""
     if torch.compiler.is_compiling():
         return prompts in _HERE.prompts
     return bool(DISABLED.get()) and prompts in _disabled()

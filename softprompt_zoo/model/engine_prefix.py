@@ -1,4 +1,4 @@
-"""A prefix that engines can hold in their caches, of prompts of any kind."""
+"""Turn prompts of any kind into a prefix that inference engines can hold in their caches."""
 
 from collections.abc import Mapping
 
@@ -10,19 +10,19 @@ from softprompt_zoo.prompt.prompt import Prompt
 
 
 def engine_prefix(maker: PrefixMaker, prompts: Mapping[str, Prompt], task: int | None = None) -> Prompt:
-    """Make one plain prefix of prompts, whose keys and values an engine can put in front of a text as they are.
+    """Combine prompts into one plain prefix, whose keys and values an engine can put in front of a text as they are.
 
     Args:
         maker: Makes prefixes for the model.
-        prompts: By name and in order. Not changed.
-        task: The task of those that have tasks.
+        prompts: By name, in order. Not changed.
+        task: The task to use for those that have tasks.
 
     Returns:
-        The prefix, in no model; it has keys and values alone.
+        The prefix, which is not on any model; it has only keys and values.
 
     Raises:
         ValueError: If a prompt does not have that task.
-        UnsupportedError: If an engine could not do what the prompts do; says why.
+        UnsupportedError: If an engine could not reproduce what the prompts do; says why.
     """
     check_model(maker)
     for name, prompt in prompts.items():
@@ -32,7 +32,7 @@ def engine_prefix(maker: PrefixMaker, prompts: Mapping[str, Prompt], task: int |
     names = ", ".join(map(repr, prompts))
     if placement.always_visible:
         raise UnsupportedError(
-            f"prompt {names} has always_visible=True, and what is in the cache of an engine slides out of the model's "
+            f"prompt {names} has always_visible=True, but what an engine holds in its cache slides out of the model's "
             "windows; train it with always_visible=False, or keep it in our format"
         )
     [(site, shapes)] = maker.backbone.layers.items()
@@ -40,8 +40,8 @@ def engine_prefix(maker: PrefixMaker, prompts: Mapping[str, Prompt], task: int |
     differing = None if own is None else own.differing_layer(shapes)
     if differing is not None:
         raise UnsupportedError(
-            f"layer {differing[0]} of this model reads the keys and values of layer {differing[1]}, and prompt {names} "
-            "has others there; keep the prompt in our format"
+            f"layer {differing[0]} of this model reads the keys and values of layer {differing[1]}, but prompt {names} "
+            "has different ones there; keep the prompt in our format"
         )
     return folded.requires_grad_(False)
 
@@ -57,14 +57,14 @@ def check_model(maker: PrefixMaker) -> None:
     """
     if not maker.backbone.kind.is_causal:
         raise UnsupportedError(
-            f"{type(maker.model).__name__} is not a causal model, and engines keep keys and values in front of the "
-            "text of causal models alone; keep the prompt in our format"
+            f"{type(maker.model).__name__} is not a causal model, and engines keep keys and values only in front of "
+            "the text of causal models; keep the prompt in our format"
         )
     acting = acting_adapters(maker.model)
     if acting:
         raise UnsupportedError(
-            f"the adapter {acting[0]!r} acts in the model's layers, so keys and values that it computes are for the "
-            "model with the adapter alone; merge it into the weights first (merge_and_unload), or switch it off "
+            f"the adapter {acting[0]!r} acts in the model's layers, so the keys and values that it computes fit only "
+            "the model with the adapter; merge it into the weights first (merge_and_unload), or switch it off "
             "meanwhile (disable_adapter, disable_adapters)"
         )
 

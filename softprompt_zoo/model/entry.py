@@ -1,4 +1,4 @@
-"""How a forward gets from a model to its stacks; found when the model gets its prompts."""
+"""How a forward gets from a model to its stacks; determined when prompts are attached."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,25 +11,25 @@ from softprompt_zoo.sites.stack import Stack
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What a model's own forward has to know."""
+    """What a model's own forward needs to know."""
 
     is_stack: bool = False
-    """Whether the model is a stack itself: then hooks bring the prompts in, and it has no arguments for them."""
+    """Whether the model is a stack itself: then hooks insert the prompts, and it has no arguments for them."""
     apart: tuple[str, ...] = ()
-    """Names of the stacks inside that the model does not hand keywords to."""
+    """Names of the inner stacks that the model does not pass keywords to."""
     hidden_states: HiddenStates = dataclasses.field(default_factory=HiddenStates)
-    """Shows them to prompts that want what attention reads."""
+    """Shows hidden states to prompts that read the input of attention."""
 
     @classmethod
     def of(cls, model: nn.Module, stacks: Mapping[str, Stack]) -> "Entry":
-        """Find the way into a model.
+        """Determine how a forward reaches the stacks of a model.
 
         Args:
             model: The model.
             stacks: Its stacks.
 
         Returns:
-            What its forward has to know.
+            What its forward needs to know.
         """
         inside = [name for name, stack in stacks.items() if stack.module is not model]
         apart = tuple(name for name in inside if stacks[name].reach.keeps_keywords)

@@ -1,4 +1,4 @@
-"""The first label of a text after an input-level prompt, which the prompt's last token predicts."""
+"""The loss of a text's first token, which the last token of an input-level prompt predicts."""
 
 import dataclasses
 from typing import Any
@@ -13,13 +13,13 @@ from softprompt_zoo.sites.positions import given_cache, is_beginning, past_lengt
 
 
 def wants_first_label(model: Any, call: Call, kwargs: dict[str, Any]) -> bool:
-    """Return whether the head is to predict the first text token from an input-level prompt's last token."""
+    """Return whether the head should predict the first text token from an input-level prompt's last token."""
     is_language_model = model.prompts.backbone.kind.is_causal and model.get_output_embeddings() is not None
     return is_language_model and _labels_all(kwargs) and any(call.ends_in_input_tokens())
 
 
 def _labels_all(kwargs: dict[str, Any]) -> bool:
-    """Return whether there are labels for a text from its first token on, and logits of all of it."""
+    """Return whether there are labels for a text from its first token on, and logits for all of it."""
     labels, to_keep = kwargs.get("labels"), kwargs.get("logits_to_keep", 0)
     if not isinstance(labels, Tensor) or labels.ndim != 2 or kwargs.get("shift_labels") is not None:
         return False
@@ -28,11 +28,11 @@ def _labels_all(kwargs: dict[str, Any]) -> bool:
 
 
 def with_first_label(call: Call, kwargs: dict[str, Any]) -> tuple[Call, dict[str, Any]]:
-    """Shift the labels by one place, into which the stack's hook puts the prompt's last hidden state.
+    """Shift the labels by one position, where the stack's hook puts the prompt's last hidden state.
 
-    `Trainer` divides by the labels of all batches whose gradients it adds up, and knows nothing of first ones. So each
-    batch weighs by its other labels, as in `share_of_step`: accumulated batches equal one large batch where they have
-    the same share of first labels (one batch, rows of one length, no first labels), and come close elsewhere.
+    `Trainer` divides by the number of labels in all accumulated batches, without counting first ones. So each
+    batch is weighted by its other labels, as in `share_of_step`: accumulated batches equal one large batch if they have
+    the same share of first labels (one batch, rows of one length, no first labels), and come close otherwise.
     """
     labels = kwargs["labels"]
     mask = kwargs.get("attention_mask")
@@ -54,6 +54,6 @@ def with_first_label(call: Call, kwargs: dict[str, Any]) -> tuple[Call, dict[str
 
 
 def _sees_itself(mask: Shaped[Tensor, "rows _ length key_length"]) -> Bool[Tensor, "rows length"]:
-    """Distinguish tokens from padding, `(rows, length)`, by a 4-D mask of booleans or of what is added to scores."""
+    """Distinguish tokens from padding, `(rows, length)`, by a 4-D mask that is boolean or added to the scores."""
     seen = mask if mask.dtype == torch.bool else mask == 0
     return seen[:, 0, :, : seen.shape[2]].diagonal(dim1=1, dim2=2)

@@ -1,4 +1,4 @@
-"""One forward of a prompted model: prompts are built once for all stacks, and the user sees the text alone."""
+"""One forward of a prompted model: prompts are built once for all stacks, and the user sees only the text."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from softprompt_zoo.sites.request import NOTHING, Request
 from softprompt_zoo.sites.text_outputs import cut_states
 
 IGNORED = -100
-"""Label of a token that a model is not to predict, in transformers."""
+"""Label of a token that a model should not predict, in transformers."""
 
 
 def prompted_forward(model: Any, function: Any, request: Request, kwargs: dict[str, Any]) -> Any:
@@ -32,14 +32,14 @@ def prompted_forward(model: Any, function: Any, request: Request, kwargs: dict[s
     Args:
         model: The prompted model.
         function: Its forward without prompts, which takes it as `self`.
-        request: What the call asks of its prompts.
+        request: What the call asks for.
         kwargs: The arguments of `function`.
 
     Returns:
-        What `function` returns, of the length of the text.
+        What `function` returns, with the length of the text.
 
     Raises:
-        UnknownPromptError: If a prompt is not there.
+        UnknownPromptError: If a prompt does not exist.
         ValueError: If a row, a task or a slot is out of range.
         UnsupportedError: If the forward would ignore the prompts.
     """
@@ -68,7 +68,7 @@ def _checked(model: Any, request: Request, kwargs: dict[str, Any]) -> Request:
 
 
 def _with_text_mask(model: Any, call: Call, kwargs: dict[str, Any]) -> Call:
-    """Take what a language model is to write for no part of the text that it reads."""
+    """Exclude the tokens that a language model should write from the text that prompts read."""
     labels, backbone = kwargs.get("labels"), model.prompts.backbone
     if call.text_mask is not None or labels is None or not (backbone.kind.is_causal and backbone.has_lm_head):
         return call
@@ -84,7 +84,7 @@ def _learn(
     task_ids: Int[Tensor, " rows"] | None,
     kwargs: dict[str, Any],
 ) -> Any:
-    """Run the forward and let methods replace its loss; not compiled, for they may run the model once more."""
+    """Run the forward and let methods replace its loss; not compiled, since they may run the model again."""
     output = _run(model, function, call, {**kwargs, "return_dict": True, "output_hidden_states": True})
     run = functools.partial(_run, model, function)
     output = losses.replace_loss(model, learners, call, {**kwargs, "task_ids": task_ids}, output, run)
@@ -92,7 +92,7 @@ def _learn(
 
 
 def _run(model: Any, function: Any, call: Call, kwargs: dict[str, Any]) -> Any:
-    """Run the model's own forward, and show the user outputs of the length of the input."""
+    """Run the model's own forward, and return outputs with the length of the input."""
     if call.is_empty:
         return _base_forward(model, function, call, kwargs)
     wants_tuple = not returns_dict(model.config, kwargs)
@@ -116,14 +116,14 @@ def _base_forward(model: Any, function: Any, call: Call, kwargs: dict[str, Any])
     output = function(seen, **kwargs, **{STATE_KEYWORD: call})
     if not call.trace.was_seen:
         raise UnsupportedError(
-            f"{type(model).__name__}.forward does not hand its keywords on, so what the call says of prompts would be "
-            "ignored; use the model inside"
+            f"{type(model).__name__}.forward does not pass its keywords on, so what the call says about prompts "
+            "would be ignored; use the model inside"
         )
     return output
 
 
 def _check_decoder(model: Any, slots: Slots, kwargs: dict[str, Any]) -> None:
-    """Refuse slots in a text that the decoder reads once more, shifted: it would see the ids that hold the places."""
+    """Refuse slots in a text that the decoder reads again, shifted: it would see the placeholder ids."""
     backbone = model.prompts.backbone
     names = ("decoder_input_ids", "decoder_inputs_embeds", "labels")[: 3 if backbone.has_lm_head else 2]
     is_given = any([kwargs.get(name) is not None for name in names])
@@ -131,7 +131,7 @@ def _check_decoder(model: Any, slots: Slots, kwargs: dict[str, Any]) -> None:
         return
     if torch.compiler.is_compiling() or bool((slots.index >= 0).any()):
         raise UnsupportedError(
-            "soft_slots has virtual tokens in a text that the decoder of "
-            f"{type(model).__name__} reads, too, where none can stand; give it a text of its own, "
+            "soft_slots puts virtual tokens into a text that the decoder of "
+            f"{type(model).__name__} also reads, which cannot have any; give the decoder a separate text, "
             f"{' or '.join(names)}, or leave soft_slots out, which puts the prompt in front of the encoder's text"
         )

@@ -1,4 +1,4 @@
-"""`generate` on a prompted model: a prompt per row, beams, guidance, drafts of the model's own first layers."""
+"""`generate` on a prompted model: a prompt per row, beams, guidance, drafts by the model's own first layers."""
 
 import copy
 import dataclasses
@@ -27,14 +27,14 @@ from softprompt_zoo.sites.request import NOTHING, Request
 from softprompt_zoo.sites.slots import check_second_text
 from softprompt_zoo.sites.text_outputs import cut_states
 
-if TYPE_CHECKING:  # what it is mixed in front of
+if TYPE_CHECKING:  # the class in front of which it is mixed in
     from transformers import PreTrainedModel as OwnClass
 else:
     OwnClass = object
 
 
 class PromptedGeneration(OwnClass):
-    """What generating does differently on a prompted model; mixed in front of its class."""
+    """How a prompted model generates; mixed in front of the model's own class."""
 
     prompts: Prompts
 
@@ -48,7 +48,7 @@ class PromptedGeneration(OwnClass):
         text_mask: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate as the model's own class does, with a prompt for each row; nothing is returned of virtual tokens."""
+        """Generate as the model's own class does, with a prompt for each row; the output has no virtual tokens."""
         asked = {"prompts": prompts, "task_ids": task_ids, "soft_slots": soft_slots, "text_mask": text_mask}
         text = self._text(args, kwargs)
         request = self._read(asked, text, kwargs.get("encoder_outputs") is not None)
@@ -63,37 +63,37 @@ class PromptedGeneration(OwnClass):
         return self._shown(output, generation)
 
     def _text(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the text that is to be continued, or encoded; `None` if there is none."""
+        """Return the text to continue or to encode; `None` if there is none."""
         names = ("inputs", "input_ids", "inputs_embeds", self.main_input_name)
         return args[0] if args else next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
 
     def _text_length(self, text: Any) -> int | None:
-        """Return how long the text is that a prompt may be made of, or may change; `None` if none does."""
+        """Return the length of the text, if a prompt may depend on it or change it; `None` if none does."""
         wants_to_know = any(prompt.beyond_tokens for prompt in self.prompts.values())
         if not self.prompts.backbone.kind.is_causal or not wants_to_know:
             return None
         return int(text.shape[1]) if isinstance(text, Tensor) else 1
 
     def _shown(self, output: Any, generation: Generation) -> Any:
-        """Return what the caller is to see of an output, which has no virtual positions."""
+        """Return an output without virtual positions, as the caller should see it."""
         layout = None if generation.decoding is None else generation.decoding.layout
         if layout is not None and self.prompts.backbone.kind.has_two_texts and isinstance(output, dict):
             return cut_states(output, layout)
         return output
 
     def _read(self, asked: dict[str, Any], text: Any, has_states: bool) -> Request:
-        """Read what a `generate` asks of the prompts, and check it against its text, as far as there is one."""
+        """Read what a `generate` asks for, and check it against its text, if there is one."""
         request = Request.read(asked, self.prompts.keys())
         check_request(self.prompts, request)
         if isinstance(text, Tensor):
             request = request.for_text(*text.shape[:2])
         elif request.soft_slots is not None and not has_states:
             request = request.for_text(0, 0)
-        outer = running(self.prompts)  # of a draft of the model's own first layers, for one
+        outer = running(self.prompts)  # for example, of a draft by the model's own first layers
         return request if outer is None else request.filled(outer.request)
 
     def _with_whole_states(self, generation: Generation, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Put virtual positions back into encoder states that the user gives: beams and steps copy them."""
+        """Put virtual positions back into encoder states given by the user: beams and steps copy them."""
         call = self.prompts.resolve(generation.request, None)
         outputs, mask = kwargs["encoder_outputs"], kwargs.get("attention_mask")
         call = call.for_batch(outputs[0].shape[0], may_repeat=True)
@@ -104,12 +104,12 @@ class PromptedGeneration(OwnClass):
         return {**kwargs, "encoder_outputs": outputs} | ({} if mask is None else {"attention_mask": mask})
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Prepare a step as the model's own class does, and hand on what `generate` was asked for."""
+        """Prepare a step as the model's own class does, and pass on what `generate` was asked for."""
         cache = given_cache(kwargs)
         own: Any = super(PromptedGeneration, self._counting_prompts(cache))
         inputs: dict[str, Any] = own.prepare_inputs_for_generation(*args, **kwargs)
         if cache is not None and given_cache(inputs) is None and kwargs.get("next_sequence_length"):
-            # The model has dropped its cache, so it needs the whole text, which not every transformers gives it.
+            # The model has dropped its cache, so it needs the whole text, which some versions of transformers withhold.
             kwargs = {**without_cache(kwargs), "next_sequence_length": None}
             inputs = own.prepare_inputs_for_generation(*args, **kwargs)
         generation = running(self.prompts)
@@ -119,7 +119,7 @@ class PromptedGeneration(OwnClass):
         return inputs
 
     def _keep_mask(self, inputs: dict[str, Any], mask: Any) -> None:
-        """Put the 2-D mask back: the 4-D one that static caches get lacks a prompt in the cache, and counts no text."""
+        """Restore the 2-D mask: the 4-D one for static caches lacks cached prompts and cannot count the text."""
         is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
         backbone = self.prompts.backbone
         is_counted = backbone.kind.is_causal and "position_ids" not in inputs
@@ -129,7 +129,7 @@ class PromptedGeneration(OwnClass):
     def _counting_prompts(self, cache: Any) -> Any:
         """Return the model as its rule for dropping the cache must see it: virtual tokens take up positions, too.
 
-        Such a model rotates long texts in another way, and so computes them anew when they become long.
+        Such a model rotates long texts differently, and so recomputes a text when it becomes long.
         """
         generation = running(self.prompts)
         state = None if generation is None else generation.decoding or state_of(cache)
@@ -145,7 +145,7 @@ class PromptedGeneration(OwnClass):
         return LogitsProcessorList([self._guided_without_prompts(processor) for processor in processors])
 
     def _guided_without_prompts(self, processor: Any) -> Any:
-        """Return a processor whose unconditional branch runs this model without its prompts; others as they are."""
+        """Return a processor whose unconditional branch runs this model without its prompts; others stay unchanged."""
         is_guidance = isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor)
         if not is_guidance or model_inside(processor.model) is not self:
             return processor
@@ -166,17 +166,17 @@ class PromptedGeneration(OwnClass):
         return generator
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse what keeps the texts of all requests in one row."""
+        """Refuse continuous batching, which keeps the texts of all requests in one row."""
         raise UnsupportedError(
             "continuous batching (generate_batch, cache_implementation='paged') keeps the texts of all requests in one "
-            "row and one cache, where a prompt cannot be told which of them it belongs to; call generate, which takes "
+            "row and one cache, where a prompt cannot tell which of them it belongs to; call generate, which takes "
             "a prompt for every row, or write the prompt as a checkpoint with special tokens, "
             'zoo.export(model, folder, to="vocabulary", tokenizer=tokenizer), and batch the model loaded from there'
         )
 
 
 def _with_text_mask(generation: Generation, mask: Any, inputs: dict[str, Any]) -> Request:
-    """Return what was asked for, with what the text is where it begins: a draft of what comes after it may stand there.
+    """Return the request, with a mask of the text at its first step, which may also hold a draft of what follows.
 
     Args:
         generation: The `generate` that runs.
@@ -184,7 +184,7 @@ def _with_text_mask(generation: Generation, mask: Any, inputs: dict[str, Any]) -
         inputs: The arguments of the step.
 
     Raises:
-        UnsupportedError: If the text is read in pieces.
+        UnsupportedError: If the text is read in chunks.
     """
     request, length = generation.request, generation.text_length
     if length is None or generation.decoding is not None or request.text_mask is not None:
@@ -192,7 +192,7 @@ def _with_text_mask(generation: Generation, mask: Any, inputs: dict[str, Any]) -
     rows, columns = _text_of(inputs).shape[:2]
     if columns < length and given_cache(inputs) is not None and not has_text(given_cache(inputs)):
         raise UnsupportedError(
-            f"the text of {length} tokens is read in pieces of {columns}, and a prompt of this model is made of all of "
+            f"the text of {length} tokens is read in chunks of {columns}, but a prompt of this model depends on all of "
             "it; leave prefill_chunk_size out, or remove that prompt"
         )
     if not isinstance(mask, Tensor) or mask.ndim != 2:
@@ -202,22 +202,22 @@ def _with_text_mask(generation: Generation, mask: Any, inputs: dict[str, Any]) -
 
 
 def _text_of(inputs: Mapping[str, Any]) -> Shaped[Tensor, "rows length ..."]:
-    """Return what a step reads: the decoder's, where there are two texts."""
+    """Return the text that a step reads: the decoder's, if there are two."""
     names = ("decoder_input_ids", "input_ids", "inputs_embeds")
     text: Tensor = next(inputs[name] for name in names if inputs.get(name) is not None)
     return text
 
 
 def _hand_on(request: Request, inputs: dict[str, Any]) -> None:
-    """Put a request, repeated for beams, among a step's arguments: a compiled forward cannot see the context."""
+    """Add a request, repeated for beams, to the arguments of a step: a compiled forward cannot see the context."""
     if request is not NOTHING:
         inputs[STATE_KEYWORD] = request.repeated(_text_of(inputs).shape[0])
 
 
 def _get_candidates(get_candidates: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Draft candidates; the model has all its layers afterwards, also if the draft fails.
+    """Draft candidates; the model has all its layers afterwards, even if the draft fails.
 
-    transformers writes the number of layers to the config for a draft that exits early.
+    For a draft that exits early, transformers changes the number of layers in the config.
     """
     config = model.base_model.config
     depth = config_value(config, "num_hidden_layers")

@@ -1,7 +1,7 @@
 """Trained task heads in one forward: every row of a call goes through the head of its prompt.
 
-The model's own forward runs on a view of the model in which the prompt's copies stand for the head's modules. The
-view lives for one call; nothing is written on modules, which two threads or two calls would share.
+The model's own forward runs on a view of the model in which the prompt's copies replace the head's modules. The
+view lives for one call; modules, which two threads or two calls would share, are not changed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from softprompt_zoo.sites.reach.views import view
 
 
 def check_resizable(model: Any, heads: Mapping[str, nn.ModuleDict | None]) -> None:
-    """Refuse to resize the vocabulary under prompts that predict words with a head of their own.
+    """Refuse to resize the vocabulary if prompts predict words with their own trained head.
 
     Args:
         model: The prompted model.
-        heads: The head of each prompt by the prompt's name.
+        heads: The head of each prompt, by the prompt's name.
 
     Raises:
         UnsupportedError: If one has rows for words.
@@ -31,13 +31,13 @@ def check_resizable(model: Any, heads: Mapping[str, nn.ModuleDict | None]) -> No
         for name in head or ():
             if output in [*model.get_submodule(name).modules()]:
                 raise UnsupportedError(
-                    f"prompt {prompt!r} has a trained task head {name!r} for the vocabulary as it is, which would not "
+                    f"prompt {prompt!r} has a trained task head {name!r} for the current vocabulary, which would not "
                     "be resized; remove the prompt first, or train it again on the resized model"
                 )
 
 
 def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Int[Tensor, " rows"] | None) -> Any:
-    """Return what the model's forward shall take as `self`.
+    """Return what the model's forward should take as `self`.
 
     Args:
         model: The prompted model. Not changed.
@@ -60,7 +60,7 @@ def with_heads(model: Any, heads: Sequence[nn.ModuleDict | None], rows: Int[Tens
 
 
 def _modules_named(name: str, heads: Sequence[nn.ModuleDict | None], own: nn.Module) -> list[nn.Module]:
-    """Return for each head its module of that name; the model's own where it has none."""
+    """Return each head's module of that name; the model's own if it has none."""
     found = []
     for head in heads:
         found.append(head[name] if head is not None and name in head else own)
@@ -68,7 +68,7 @@ def _modules_named(name: str, heads: Sequence[nn.ModuleDict | None], own: nn.Mod
 
 
 class _HeadPerRow:
-    """Stands for one module of the head: calls every distinct copy once, and each row takes its own."""
+    """Replaces one module of the head: calls every distinct copy once, and each row takes the output of its own."""
 
     def __init__(self, own: nn.Module, parts: list[nn.Module], rows: Int[Tensor, " rows"] | None) -> None:
         self._own = own
@@ -83,11 +83,11 @@ class _HeadPerRow:
         return self._of_rows(outputs)
 
     def _of_rows(self, outputs: list[Any]) -> Any:
-        """Take each row's output of its own head."""
+        """Select each row's output from its own head."""
         if self._rows is None or not all(isinstance(output, Tensor) for output in outputs):
             raise UnsupportedError(
-                f"{type(self._own).__name__} returns no single tensor, of which rows could take their own head's; give "
-                "all rows of the batch the same prompt"
+                f"{type(self._own).__name__} does not return a single tensor from which rows could take their head's "
+                "output; give all rows of the batch the same prompt"
             )
         count = outputs[0].shape[0]
         rows = self._rows.to(outputs[0].device)
@@ -100,7 +100,7 @@ class _HeadPerRow:
 
 
 def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a head that may be of a higher precision than the model."""
+    """Call a head that may have a higher precision than the model."""
     dtype = dtype_of(module)
     given = _dtype_given(args, dtype)
     if given == dtype:
@@ -110,7 +110,7 @@ def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 
 def _dtype_given(args: tuple[Any, ...], default: torch.dtype) -> torch.dtype:
-    """Return the precision of the states among the arguments."""
+    """Return the dtype of the states among the arguments."""
     for value in args:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value.dtype

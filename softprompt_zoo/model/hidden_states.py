@@ -1,4 +1,4 @@
-"""Hidden states for those prompts of a model that add something beside its attention."""
+"""Hidden states for the prompts of a model that add something to the output of its attention."""
 
 import weakref
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from softprompt_zoo.prompt.prompt import Prompt
 
 
 class HiddenStates:
-    """Lets a model's attention show what it reads, while one of the model's prompts wants it."""
+    """Makes a model's attention show its input, as long as one of the model's prompts needs it."""
 
     def __init__(self, model: Any = None) -> None:
         self._model = None if model is None else weakref.ref(model)
@@ -16,17 +16,17 @@ class HiddenStates:
 
     @property
     def model(self) -> Any:
-        """The model, while it lives; `None` without one."""
+        """The model, as long as it exists; otherwise `None`."""
         return None if self._model is None else self._model()
 
     def follow(self, prompts: Iterable[Prompt]) -> None:
-        """Put hooks on the attention modules of the model, or take them off.
+        """Add hooks to the attention modules of the model, or remove them.
 
         Args:
             prompts: Those of the model.
         """
         model = self.model
-        if hasattr(model, "_softprompt_stacks"):  # it has none while its first prompts are put in
+        if hasattr(model, "_softprompt_stacks"):  # it has none while its first prompts are attached
             beyond = [prompt.beyond_tokens for prompt in prompts]
             is_wanted = any(own is not None and own.reads_hidden for own in beyond)
             if is_wanted or self._are_shown:
@@ -38,5 +38,5 @@ class HiddenStates:
         self._are_shown = is_wanted
 
     def __reduce__(self) -> Any:
-        """Copy nothing of it: it is of one model, and a copy of that makes its own."""
+        """Copy nothing: it belongs to one model, and a copy of that model creates a new one."""
         return HiddenStates, ()

@@ -1,4 +1,4 @@
-"""What a language model's head makes of hidden states."""
+"""The predictions of a language model's head."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from softprompt_zoo.shapes import Float
 
 
 def predict(model: Any, states: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
-    """Apply the head, with the scaling that some models put after it.
+    """Apply the head, with the scaling that some models apply after it.
 
     Args:
         model: A causal language model.

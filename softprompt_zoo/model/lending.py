@@ -1,4 +1,4 @@
-"""Prompts of a bank that a model's rows see: ready on its device, bounded in memory, and noticed when replaced."""
+"""Prompts that a model borrows from a bank: ready on its device, bounded in memory, and updated when replaced."""
 
 import collections
 import contextlib
@@ -20,7 +20,7 @@ class Ready:
     """A stored prompt on a model's device, in its dtype."""
 
     stamp: bytes
-    """Of the record it was made from."""
+    """Stamp of the record it was made from."""
     placement: Placement
     head: nn.ModuleDict | None
     """Its trained task head."""
@@ -36,22 +36,22 @@ class Lender(Protocol):
     """Sizes of the model; a copy from a pickle has none until a model takes it."""
 
     def check(self, backbone: Backbone) -> None:
-        """Refuse another model than the bank's."""
+        """Refuse a model that the bank was not made for."""
 
     def __contains__(self, name: object) -> bool:
         """Return whether it has a prompt."""
 
     def lend(self, names: Iterable[str], device: torch.device, dtype: torch.dtype) -> dict[str, Ready]:
-        """Return those of the prompts that the bank has, as they are now; unchanged ones are the same objects."""
+        """Return those of the prompts that the bank has, as they are now; unchanged prompts are the same objects."""
 
 
 class ReadyCache:
-    """The prompts that were used last, bounded by what they take on the device."""
+    """The most recently used prompts, bounded by their size on the device."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.size = 0
-        """Bytes of what is kept."""
+        """Bytes that are held."""
         self._entries: collections.OrderedDict[Any, Ready] = collections.OrderedDict()
         self._lock = threading.Lock()
 
@@ -64,7 +64,7 @@ class ReadyCache:
             return found
 
     def put(self, key: Any, ready: Ready) -> None:
-        """Keep a prompt, and let go of those whose last use is the longest ago."""
+        """Add a prompt, and drop the least recently used ones."""
         with self._lock:
             self._drop(key)
             self._entries[key] = ready
@@ -73,7 +73,7 @@ class ReadyCache:
                 self._drop(next(iter(self._entries)))
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Drop all prompts."""
         with self._lock:
             self._entries.clear()
             self.size = 0
@@ -87,7 +87,7 @@ class ReadyCache:
 
 
 class Lending:
-    """A bank whose names may stand in `prompts`, and what a model borrowed from it last."""
+    """A bank whose names `prompts` accepts, and what a model last borrowed from it."""
 
     def __init__(self, lender: Lender, backbone: Backbone) -> None:
         if not callable(getattr(lender, "lend", None)):
@@ -95,7 +95,7 @@ class Lending:
         lender.check(backbone)
         self.lender = lender
         self._last: Mapping[str, Ready] = {}
-        """What the last forward borrowed that was no decoding step; replaced, never changed."""
+        """What was borrowed by the last forward that was not a decoding step; replaced, never changed."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": {}}
@@ -106,7 +106,7 @@ class Lending:
         return self.lender.address
 
     def advise(self, name: object, instead: str = "") -> str:
-        """Return what a message adds where the bank has a prompt that the model lacks: what to do.
+        """Return what to do if the bank has a prompt that the model lacks, to be added to a message.
 
         Args:
             name: The prompt.
@@ -132,11 +132,11 @@ class Lending:
         """Get prompts from the bank.
 
         Args:
-            wanted: Names that a call has and the model has not.
+            wanted: Names in a call that the model does not have.
             backbone: Sizes of the model.
-            held: The prompts of a text, which get what is lent; `None` if nothing is kept for it.
-            is_decoding: Whether text is in the cache already. Decoding goes on with the prompts that it began with,
-                for another one may replace them in the bank.
+            held: The prompts of a text, to which borrowed ones are added; `None` if nothing is kept for it.
+            is_decoding: Whether there is already text in the cache. Decoding continues with the prompts it started
+                with, since they may have been replaced in the bank.
 
         Returns:
             Those that the bank has, by name.
@@ -155,7 +155,7 @@ def _borrow(bank: Lender, wanted: Sequence[str], backbone: Backbone, held: Mappi
     lent = {name: held[name] for name in wanted if name in held}
     missing = [name for name in wanted if name not in lent]
     if missing:
-        # Where the model is and in what dtype it computes now: it may have been moved since it got its prompts.
+        # The model's current device and dtype: it may have been moved since it got its prompts.
         probe = backbone.embed(torch.zeros(1, dtype=torch.long, device=backbone.device))
         lent |= bank.lend(missing, probe.device, probe.dtype)
     return lent

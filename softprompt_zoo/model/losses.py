@@ -1,4 +1,4 @@
-"""Losses of methods that replace the model's own, and the frozen model run once more for them."""
+"""Methods' losses that replace the model's own, and the additional runs of the frozen model for them."""
 
 import dataclasses
 import warnings
@@ -28,10 +28,10 @@ Run = Callable[[Call, dict[str, Any]], Any]
 
 
 def learners(prompts: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
-    """Find the prompts of a call that are trained by a loss of their methods' own.
+    """Find the prompts of a call that their method trains with its own loss.
 
-    Without labels there is none to replace. A loss that somebody then takes of the logits is another one than the
-    method's, which a warning says where gradients are wanted: Trainer's label smoothing keeps the labels to itself.
+    Without labels there is no loss to replace. A loss that the caller then computes from the logits is not the
+    method's; if gradients are enabled, a warning says so: Trainer withholds the labels when it smooths them.
 
     Args:
         prompts: The model's prompts.
@@ -46,9 +46,9 @@ def learners(prompts: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
         return found
     if found and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         warnings.warn(
-            f"prompt {found[0]!r} ({prompts[found[0]].method}) has a training loss of its own, which this forward "
-            "leaves out, for it was given no labels; give it the labels and take output.loss. Trainer withholds them "
-            "where it smooths labels or has a compute_loss_func",
+            f"prompt {found[0]!r} ({prompts[found[0]].method}) has its own training loss, which this forward "
+            "leaves out because it was given no labels; pass the labels and use output.loss. Trainer withholds them "
+            "if it smooths labels or has a compute_loss_func",
             stacklevel=2,
         )
     return []
@@ -56,7 +56,7 @@ def learners(prompts: Prompts, call: Call, kwargs: dict[str, Any]) -> list[str]:
 
 def _with_own_loss(prompts: Prompts, call: Call) -> list[str]:
     found: list[str] = []
-    for part in call.placements:  # a comprehension here could not be compiled
+    for part in call.placements:  # a comprehension could not be compiled here
         is_own = part.name in prompts  # a bank's are not trained
         if is_own and part.name not in found and _has_loss(prompts[part.name]):
             found.append(part.name)
@@ -66,7 +66,7 @@ def _with_own_loss(prompts: Prompts, call: Call) -> list[str]:
 def _has_loss(prompt: Prompt) -> bool:
     if prompt.is_merged or not prompt.config.replaces_loss or not prompt.has("training_loss"):
         return False
-    # A frozen one must not change the loss of what is trained next to it.
+    # A frozen one must not change the loss of what is trained alongside it.
     return any([parameter.requires_grad for parameter in prompt.learned.parameters()])
 
 
@@ -87,7 +87,7 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
 
     Raises:
         PluginError: If a method's loss is not a scalar.
-        UnsupportedError: If a row does not have such a prompt.
+        UnsupportedError: If a row lacks such a prompt.
     """
     task_ids = inputs.pop("task_ids", None)
     for name in names:
@@ -111,7 +111,7 @@ def replace_loss(model: Any, names: list[str], call: Call, inputs: dict[str, Any
 
 
 def _loss_of(prompt: Prompt, backbone: Backbone, step: TrainingStep) -> Float[Tensor, ""] | None:
-    """Return the loss of a prompt's method; `None` where it is an option's, which is off."""
+    """Return the loss of a prompt's method; `None` if it belongs to an option that is off."""
     loss = prompt.call("training_loss", backbone=backbone, step=step)
     source = prompt.loaded.describe("training_loss")
     if loss is not None and not (isinstance(loss, Tensor) and not loss.ndim):
@@ -133,7 +133,7 @@ def _check_rows(model: Any, call: Call, name: str) -> None:
     if call.slots is None and not all(any(part.name == name for part in c) for c in combinations):
         method = model.prompts[name].method
         raise UnsupportedError(
-            f"prompt {name!r} has a training loss of its own ({method}), and not every row of the batch has the "
+            f"prompt {name!r} has its own training loss ({method}), and not every row of the batch has the "
             "prompt; train it in batches where all rows do"
         )
 
@@ -154,16 +154,16 @@ def _first_logits(model: Any, call: Call, name: str) -> Float[Tensor, " vocab"] 
 
 
 def _with_own_head(model: Any, name: str) -> Any:
-    """Return the model with what the prompt has trained to predict words, if it has."""
+    """Return the model with the prompt's own trained head, if it has one."""
     return with_heads(model, [model.prompts[name].head], None)
 
 
 def _only_prefix(call: Call, name: str) -> Prefix:
-    """Return what all rows have in front of their text, the prompt's input-level tokens among it."""
+    """Return what all rows have in front of their text, including the prompt's input-level tokens."""
     prefix = call.trace.prefix
     if prefix is None or len(prefix.states) != 1 or not any(part.name == name for part in prefix.states[0]):
         raise UnsupportedError(
-            f"the loss of prompt {name!r} needs what the model predicts at its virtual tokens: they must stand at the "
+            f"the loss of prompt {name!r} needs what the model predicts at its virtual tokens: they must be at the "
             "input embeddings in front of a causal model's text, the same in every row"
         )
     return prefix
@@ -176,7 +176,7 @@ def _run_again(
     _check_rows(model, call, name)
     if call.slots is not None:
         raise UnsupportedError(f"the loss of prompt {name!r} runs the model with other tokens, which slots cannot hold")
-    if tokens is None:  # a teacher without the prompt, which has the model's own task head, too
+    if tokens is None:  # a teacher without the prompt, which also uses the model's own task head
         own = model.prompts[name].head
         heads = [None if head is own else head for head in call.heads]
         again = _with_placements(call, _replaced(call, name, None), heads)
@@ -187,7 +187,7 @@ def _run_again(
 
 
 def _with_placements(call: Call, placements: dict[Part, Placement], heads: Sequence[nn.ModuleDict | None]) -> Call:
-    """Return a call of the same rows, which see what is placed of their prompts."""
+    """Return a call for the same rows, with those of their prompts that are placed."""
     combinations = [tuple([part for part in parts if part in placements]) for parts in call.selection.combinations]
     selection = Selection(tuple(combinations), call.selection.rows)
     names = selection.names
@@ -205,7 +205,7 @@ def _with_placements(call: Call, placements: dict[Part, Placement], heads: Seque
 
 
 def _replaced(call: Call, name: str, tokens: VirtualTokens | None) -> dict[Part, Placement]:
-    """Return what is placed, with other tokens of one prompt, or without it."""
+    """Return what is placed, with one prompt's tokens replaced or left out."""
     placements: dict[Part, Placement] = {}
     for part in call.selection.parts:
         if part.name != name:

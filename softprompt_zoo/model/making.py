@@ -1,4 +1,4 @@
-"""A new prompt: made, started, and held against its contract before any model has it."""
+"""Create a new prompt, initialize it, and check its contract before any model has it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,23 +28,23 @@ def make_prompt(
     backbone: Backbone,
     wrappers: Mapping[str, Mapping[str, Any]] = NO_WRAPPERS,
 ) -> Prompt:
-    """Make a prompt and check that its hooks keep their contract on this backbone. Nothing is attached.
+    """Create a prompt and check that its hooks keep their contract on this backbone. Nothing is attached.
 
     Args:
         method: Its method.
         options: What the user chose.
         backbone: Sizes of the model.
-        wrappers: By name the wrappers that the user chose, with the options of each.
+        wrappers: The wrappers that the user chose, by name, with the options of each.
 
     Returns:
-        The prompt, with its start values.
+        The prompt, with its initial values.
 
     Raises:
-        TypeError: If an option is unknown or of a wrong type.
+        TypeError: If an option is unknown or has the wrong type.
         ValueError: If an option has a value that is not allowed, or the prompt is too long for the model.
         PluginError: If a hook breaks its contract.
         UnknownMethodError: If there is no such wrapper.
-        UnsupportedError: If the method cannot work on this model.
+        UnsupportedError: If the method does not work on this model.
     """
     config = method.read_options(options)
     chosen = method.wrappers.choose(wrappers)
@@ -55,8 +55,8 @@ def make_prompt(
     head = copy_head(backbone.inside.task_head) if config.train_head else None
     if options.get("train_head") and head is None:
         raise UnsupportedError(
-            f"train_head is True, and this model has no task head ({backbone.model_type}): what predicts words, or "
-            "nothing, is not one. Leave train_head out, or choose a model with a head, such as "
+            f"train_head is True, but this model has no task head ({backbone.model_type}): a head that predicts words "
+            "is not one. Leave train_head out, or choose a model with a task head, such as "
             "AutoModelForSequenceClassification"
         )
     if backbone.device.type != "meta":
@@ -70,7 +70,7 @@ def make_prompt(
 
 
 def _check_can_be_written(options: Mapping[str, Options]) -> None:
-    """Refuse options that cannot be saved before the training, not after it."""
+    """Refuse options that cannot be saved, before training rather than after it."""
     for owner, one in options.items():
         try:
             one.to_dict()
@@ -79,14 +79,14 @@ def _check_can_be_written(options: Mapping[str, Options]) -> None:
 
 
 def _check_answers(prompt: Prompt, backbone: Backbone) -> None:
-    """Hold what the hooks return against their contract, and the numbers against the model's."""
+    """Check what the hooks return against their contract, and the numbers against the model's range."""
     check_place_of_text(prompt, backbone)
     with torch.enable_grad():
         tokens = prompt.place(backbone).tokens
     check_reached(prompt, tokens, backbone)
     try:
         merged = prompt.merged_tokens(backbone)
-    except UnsupportedError:  # it has no merged form, which its method says
+    except UnsupportedError:  # its method says that it has no merged form
         merged = tokens
     check_text_hooks(prompt, backbone)
     if backbone.device.type != "meta":

@@ -1,4 +1,4 @@
-"""What happens after an optimizer's step, whoever's training loop it is: a method's correction, a missing rate told."""
+"""What happens after an optimizer's step, in any training loop: a method's correction, a warning of missing rates."""
 
 import warnings
 import weakref
@@ -15,15 +15,15 @@ from softprompt_zoo.prompt.prompt import Prompt
 
 _WATCHED: "weakref.WeakKeyDictionary[Prompt, Backbone]" = weakref.WeakKeyDictionary()
 _COMPARED: "weakref.WeakSet[Prompt]" = weakref.WeakSet()
-"""Prompts whose rates were looked at, in their first step."""
+"""Prompts whose rates have been checked, in their first step."""
 _HANDLES: list[Any] = []
 
 
 def watch(prompt: Prompt, backbone: Backbone) -> None:
-    """Look at every step of an optimizer that holds one of the prompt's parameters.
+    """Watch every step of an optimizer that holds one of the prompt's parameters.
 
-    After each, its method's `after_step` is called. After the first, a warning tells if the method asks for several
-    learning rates and the optimizer has one group for them.
+    After each step, its method's `after_step` is called. After the first, a warning is given if the method asks for
+    several learning rates and the optimizer has one group for them.
 
     Args:
         prompt: A prompt; nothing happens if its method has neither hook.
@@ -39,14 +39,14 @@ def watch(prompt: Prompt, backbone: Backbone) -> None:
 
 
 def trained_groups(prompt: Prompt, learning_rate: float) -> list[dict[str, Any]]:
-    """Split what is trained of a prompt into an optimizer's groups: those its method asks for, and the rest.
+    """Split the trained parameters of a prompt into an optimizer's groups: those its method asks for, and the rest.
 
     Args:
         prompt: The prompt.
-        learning_rate: The rate of groups that ask for no other.
+        learning_rate: The rate of groups that do not set one.
 
     Returns:
-        Those groups in which something is trained.
+        The groups in which something is trained.
     """
     split = own_groups(prompt, learning_rate)
     every = (*split, {"params": _others(prompt, split)})
@@ -76,12 +76,12 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 
 def _is_stepped(prompt: Prompt, groups: dict[int, int]) -> bool:
-    """Return whether an optimizer, whose group each parameter is in, trains a prompt that still has its scaffold."""
+    """Return whether an optimizer with these groups trains a prompt that still has its scaffold."""
     return not prompt.is_merged and any(id(parameter) in groups for parameter in prompt.learned.parameters())
 
 
 def _rates(prompt: Prompt, groups: dict[int, int]) -> dict[int, set[float]]:
-    """Return the rates that a method asks for, by the optimizer's group in which their parameters are."""
+    """Return the rates that a method asks for, by the optimizer's group that holds their parameters."""
     rates: dict[int, set[float]] = {}
     for group in own_groups(prompt, 1.0):
         for parameter in group["params"]:
@@ -97,7 +97,7 @@ def _compare_rates(prompt: Prompt, groups: dict[int, int]) -> None:
     if mixed is not None:
         shown = ", ".join(f"{rate:.4g}" for rate in mixed)
         warnings.warn(
-            f"a prompt of the method {prompt.method!r} asks for learning rates of {shown} times the chosen one, and "
+            f"a prompt of the method {prompt.method!r} asks for learning rates of {shown} times the chosen one, but "
             "this optimizer trains it at one; use softprompt_zoo.training.PromptTrainer, or give the optimizer "
             "model.prompts.parameter_groups(learning_rate)",
             stacklevel=2,
@@ -105,5 +105,5 @@ def _compare_rates(prompt: Prompt, groups: dict[int, int]) -> None:
 
 
 def _groups(optimizer: torch.optim.Optimizer) -> dict[int, int]:
-    """Return the number of the group that each parameter is in, by the parameter's id."""
+    """Return the index of each parameter's group, by the parameter's id."""
     return {id(parameter): i for i, group in enumerate(optimizer.param_groups) for parameter in group["params"]}

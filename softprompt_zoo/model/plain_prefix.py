@@ -1,4 +1,4 @@
-"""Prompts as one plain prefix: the keys and values that the text sees, exactly."""
+"""Prompts as one plain prefix: exactly the keys and values that the text sees."""
 
 import copy
 import dataclasses
@@ -28,7 +28,7 @@ from softprompt_zoo.trial.words import ready
 
 @dataclasses.dataclass(frozen=True)
 class PrefixMaker:
-    """Makes plain prefixes for a model, which may have prompts and is not changed."""
+    """Builds plain prefixes for a model, which may have prompts and is not changed."""
 
     model: Any
     """The model, without a `PeftModel` around it."""
@@ -45,7 +45,7 @@ class PrefixMaker:
             model: A transformers model, or a `PeftModel`, with prompts or without.
 
         Returns:
-            What makes prefixes for it.
+            A maker of prefixes for it.
 
         Raises:
             UnsupportedError: If no prompt can be attached to it.
@@ -57,18 +57,18 @@ class PrefixMaker:
 
     @torch.no_grad()
     def fold(self, prompts: Mapping[str, Prompt], task: int | None = None) -> Prompt:
-        """Make one plain prefix of prompts.
+        """Combine prompts into one plain prefix.
 
         Args:
-            prompts: Prompts of a model of these sizes, by name and in order. Not changed.
-            task: The task of those that have tasks.
+            prompts: Prompts of a model of these sizes, by name, in order. Not changed.
+            task: The task to use for those that have tasks.
 
         Returns:
-            The prefix, in no model, with the last trained task head; trained if one of them is.
+            The prefix, not on any model, with the last trained task head; trainable if one of them is.
 
         Raises:
             ValueError: If a prompt does not have that task.
-            UnsupportedError: If they cannot be one prefix; says why.
+            UnsupportedError: If they cannot become one prefix; says why.
         """
         placements = {name: _plain_placement(self.backbone, name, prompt, task) for name, prompt in prompts.items()}
         is_visible = _always_visible(self.backbone, placements)
@@ -83,13 +83,13 @@ class PrefixMaker:
 
 
 def _plain_placement(backbone: Backbone, name: str, prompt: Prompt, task: int | None) -> Placement:
-    """Place a prompt's plain tokens, those of one task; refuse tokens that do not share the text's softmax."""
+    """Place the plain tokens of a prompt and one task; refuse tokens that do not share the text's softmax."""
     prompt.refuse_weight(f"prompt {name!r}", "a plain prefix")
     tokens = prompt.merged_tokens(backbone)
     if tokens.num_tasks is not None:
         if task is None:
             raise UnsupportedError(
-                f"prompt {name!r} has {tokens.num_tasks} tasks and a prefix holds one; choose it with task=…"
+                f"prompt {name!r} has {tokens.num_tasks} tasks, but a prefix holds one; choose it with task=…"
             )
         tokens = one_task(tokens, task, name)
     if tokens.beyond_prefix is not None:
@@ -104,15 +104,15 @@ def _plain_placement(backbone: Backbone, name: str, prompt: Prompt, task: int | 
 
 
 def _always_visible(backbone: Backbone, placements: dict[str, Placement]) -> bool:
-    """Return whether the fold stays in sight of windows; refuse if only a part of it would."""
+    """Return whether the fold is always visible under sliding windows; refuse if only a part of it is."""
     if not any(shape.window for shapes in backbone.layers.values() for shape in shapes):
         return False
     kinds = {placement.always_visible for placement in placements.values()}
     if len(kinds) > 1:
         visible = next(name for name, placement in placements.items() if placement.always_visible)
         raise UnsupportedError(
-            f"prompt {visible!r} has always_visible=True and others of the combination slide out of the model's "
-            "windows; one prefix does one or the other; fold them apart"
+            f"prompt {visible!r} has always_visible=True, but others in the combination slide out of the model's "
+            "windows; a prefix can only do one or the other; fold them separately"
         )
     return kinds.pop()
 
@@ -125,8 +125,8 @@ def _causal(backbone: Backbone, stacks: Mapping[str, Stack], placements: dict[st
         for name, placement in placements.items():
             if placement.tokens.at_input is not None:
                 raise UnsupportedError(
-                    f"prompt {name!r} is at the input of a model that rotates all positions in another way where a "
-                    f"text is longer than {stack.rotation_limit} tokens, so no keys and values of it hold for every "
+                    f"prompt {name!r} is at the input of a model that rotates all positions differently if a "
+                    f"text is longer than {stack.rotation_limit} tokens, so none of its keys and values hold for every "
                     "text; leave it as it is, or fold prompts of keys and values only"
                 )
     parts = {Part(name): placement for name, placement in placements.items()}
@@ -145,7 +145,7 @@ def _per_site(backbone: Backbone, placements: dict[str, Placement]) -> LayerToke
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{count} at {site!r}" for site, count in counts.items())
         raise UnsupportedError(
-            f"the prompts have {found}; a prefix has as many tokens at every site; fold prompts of the same sites"
+            f"the prompts have {found}; a prefix has equally many tokens at every site; fold prompts of the same sites"
         )
     return LayerTokens({site: _site(segment) for site, segment in segments.items() if segment is not None})
 

@@ -1,4 +1,4 @@
-"""The class that a model gets with its prompts: its own class, and what it does differently with prompts."""
+"""The class of a model with prompts: its own class, and what it does differently with prompts."""
 
 import functools
 import inspect
@@ -38,7 +38,7 @@ class PromptedModel(PromptedGeneration):
     prompts: Prompts
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make what the model's own class makes; without arguments, an empty object to fill, as copies need it."""
+        """Create what the model's own class creates; without arguments, an empty object, as copies need it."""
         return cls._softprompt_base(*args, **kwargs) if args or kwargs else super().__new__(cls)
 
     @classmethod
@@ -60,7 +60,7 @@ class PromptedModel(PromptedGeneration):
         names: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save the prompts alone; arguments as of transformers', and `names` of the prompts to save."""
+        """Save only the prompts; arguments as in transformers, plus `names` of the prompts to save."""
         from softprompt_zoo.files.hub.upload import push_folder
         from softprompt_zoo.files.save_and_read import save
         from softprompt_zoo.files.save_arguments import check_arguments, take_push
@@ -81,20 +81,20 @@ class PromptedModel(PromptedGeneration):
         max_shard_size: Any = None,
         **how: Any,
     ) -> Any:
-        """Push the prompts alone, and their card.
+        """Push only the prompts and their model card.
 
         Args:
-            repo_id: Name of the repository; made if it is missing.
+            repo_id: Name of the repository; created if it does not exist.
             names: The prompts to push; all by default.
-            max_shard_size: Taken and not used: prompts are one file.
-            **how: As of transformers: `commit_message`, `commit_description`, `private`, `token`, `revision`,
+            max_shard_size: Accepted but ignored: prompts are one file.
+            **how: As in transformers: `commit_message`, `commit_description`, `private`, `token`, `revision`,
                 `create_pr`, `tags`.
 
         Returns:
-            What huggingface_hub says of the commit.
+            What huggingface_hub returns about the commit.
 
         Raises:
-            HubError: If the hub cannot be reached or refuses it, or the repository holds a model.
+            HubError: If the hub cannot be reached or refuses the push, or the repository holds a model.
         """
         from softprompt_zoo.files.hub.upload import Push, push_saved
 
@@ -108,7 +108,7 @@ class PromptedModel(PromptedGeneration):
         print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}")
 
     def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:
-        """Choose the attention function that ours goes through; the model is as before if it cannot."""
+        """Choose the attention function that ours calls; if that fails, the model is unchanged."""
         configs = attention_configs(self)
         before = [config._attn_implementation_internal for config in configs]
         restore_attention(configs)
@@ -123,7 +123,7 @@ class PromptedModel(PromptedGeneration):
 
     @property
     def hf_quantizer(self) -> Any:
-        """What quantized the model; `Trainer` asks it whether the model is trained as it is, which prompts are."""
+        """The model's quantizer; `Trainer` asks it whether the model can be trained as it is, and prompts can."""
         if "hf_quantizer" not in self.__dict__:
             raise AttributeError("hf_quantizer")
         return trainable_view(self.__dict__["hf_quantizer"])
@@ -137,14 +137,14 @@ class PromptedModel(PromptedGeneration):
         del self.__dict__["hf_quantizer"]
 
     def train(self, mode: bool = True) -> Any:
-        """Set the mode, and keep quantized weights in a form that gradients go through."""
+        """Set the mode, and keep quantized weights in a form that lets gradients through."""
         super().train(mode)
         if part_of(self, "is_quantized", False) and any(prompt.is_trained for prompt in self.prompts.values()):
             keep_unpacked(self)
         return self
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Put on a PEFT adapter that leaves the prompts alone."""
+        """Add a PEFT adapter that leaves the prompts alone."""
         from softprompt_zoo.files.weight_adapters import out_of_reach
 
         with out_of_reach(self):
@@ -163,7 +163,7 @@ class PromptedModel(PromptedGeneration):
         return moved
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """Resize the table of embeddings, and note its size."""
+        """Resize the embedding table, and record its size."""
         check_resizable(self, {name: prompt.head for name, prompt in self.prompts.items()})
         table = super().resize_token_embeddings(*args, **kwargs)
         self.prompts.backbone = follow(self.prompts.backbone, self._softprompt_stacks)
@@ -171,7 +171,7 @@ class PromptedModel(PromptedGeneration):
 
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
-        """What a checkpoint leaves out on purpose: all but prompts and adapters. `Trainer` reads it when it resumes."""
+        """Keys that a checkpoint omits on purpose: all but prompts and adapters. `Trainer` reads it when it resumes."""
         adapted = {name for name, _ in adapter_parameters(self)}
         keys = self.state_dict()
         return [key for key in keys if not key.startswith("prompts.") and key not in adapted]
@@ -199,7 +199,7 @@ class PromptedModel(PromptedGeneration):
 
 @functools.cache
 def prompted_class(base: Any) -> Any:
-    """Make the subclass that a prompted model gets; it answers to the name of its base."""
+    """Create the subclass for a prompted model; it has the name of its base."""
     members = {"forward": _prompted_function(base, base.forward), "_softprompt_base": base}
     if hasattr(base, "prepare_inputs_for_generation"):  # generate reads from its signature what the model takes
 
@@ -212,7 +212,7 @@ def prompted_class(base: Any) -> Any:
 
 
 def rebind_forward(model: Any) -> None:
-    """Let a forward that is on a prompted model itself end in the prompted one.
+    """Make a custom forward that is set on a prompted model itself end in the prompted one.
 
     Args:
         model: The model. Changed in place.
@@ -230,7 +230,7 @@ def rebind_forward(model: Any) -> None:
 
 
 def _prompted_function(base: Any, function: Any) -> Any:
-    """Make the prompted forward of a class, or of a function that took its place on a model."""
+    """Create the prompted forward of a class, or of a function that replaced its forward on a model."""
     signature = inspect.signature(base.forward)
     parameters = [*signature.parameters.values()]
     takes_keywords = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
@@ -242,7 +242,7 @@ def _prompted_function(base: Any, function: Any) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if args:
             kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-        if not hasattr(self, "_softprompt_stacks"):  # somebody kept this method, and the prompts were taken off
+        if not hasattr(self, "_softprompt_stacks"):  # the caller kept this method, and the prompts were detached
             return function(self, **kwargs)
         if self.prompts.entry.is_stack:
             return _run_stack(self, function, kwargs)
@@ -250,7 +250,7 @@ def _prompted_function(base: Any, function: Any) -> Any:
         if takes_keywords:
             return prompted_forward(self, function, request, kwargs)
         if request is not NOTHING:
-            raise UnsupportedError(f"{base.__name__}.forward takes no further keywords; use model.prompts.activate")
+            raise UnsupportedError(f"{base.__name__}.forward takes no additional keywords; use model.prompts.activate")
         return function(with_heads(self, active_heads(self.prompts), None), **kwargs)
 
     forward.__signature__ = signature.replace(parameters=parameters[:position] + new + parameters[position:])  # type: ignore[attr-defined]
@@ -258,18 +258,18 @@ def _prompted_function(base: Any, function: Any) -> Any:
 
 
 def _run_stack(model: Any, function: Any, kwargs: dict[str, Any]) -> Any:
-    """Run the forward of a model that is a stack itself, into which hooks bring the prompts."""
+    """Run the forward of a model that is a stack itself, where hooks insert the prompts."""
     if STATE_KEYWORD not in kwargs:
-        return model(**kwargs)  # `forward` was called by its name, past the hooks
+        return model(**kwargs)  # `forward` was called directly, bypassing the hooks
     [stack] = [stack for stack in model._softprompt_stacks.values() if stack.module is model]
     return stack.reach.run(model, function, kwargs)
 
 
 def _take_request(prompts: Prompts, kwargs: dict[str, Any]) -> Request:
-    """Take what a call asks of the prompts out of its arguments; `generate` has read it already."""
+    """Take what a call asks for out of its arguments, if `generate` has not done so."""
     request: Request | None = kwargs.pop(STATE_KEYWORD, None)
     given = {}
-    for name in NEW_ARGUMENTS:  # a comprehension here could not be compiled
+    for name in NEW_ARGUMENTS:  # a comprehension could not be compiled here
         value = kwargs.pop(name, None)
         if value is not None:
             given[name] = value

@@ -1,4 +1,4 @@
-"""The prompts of one model: a mapping from name to prompt, of which some are active."""
+"""The prompts of one model: a mapping from name to prompt, some of them active."""
 
 import contextlib
 import warnings
@@ -28,7 +28,7 @@ from softprompt_zoo.sites.selection import Part, Selection
 
 
 class Prompts(PromptsSeen):
-    """The prompts of a model, by name, in the order they were added; `model.prompts`."""
+    """The prompts of a model, by name, in the order in which they were added; `model.prompts`."""
 
     def __init__(self, backbone: Backbone, architecture: str = "", base_name: str | None = None) -> None:
         super().__init__()
@@ -40,22 +40,22 @@ class Prompts(PromptsSeen):
         """Name or path the model was loaded from, if known."""
         self.entry = Entry()
         self.era = object()
-        """Another one after a change that texts which were begun are to follow."""
+        """Replaced by a change that texts in progress should follow."""
         self.lending: Lending | None = None
         """The bank, and what was borrowed from it."""
-        self.is_watched = True  # by what looks at optimizers; a copy is not yet
+        self.is_watched = True  # a copy is not watched yet
         self.choose(())
 
     def choose(self, names: Sequence[str]) -> None:
-        """Let rows see prompts that are there and leave room for text together, as `activate` checks."""
+        """Set the prompts that rows see; they exist and together leave room for text, as `activate` checks."""
         self.chosen = Selection((tuple([Part(name) for name in names]),), None)
         """The active prompts, in every row."""
 
     @property
     def bank(self) -> Lender | None:
-        """A `PromptBank` whose names may stand in `prompts`, next to the model's own, which win; `None` for none.
+        """A `PromptBank` whose names `prompts` accepts, too; the model's own take precedence. `None` for no bank.
 
-        It is no part of the model: nothing of it is trained, saved or counted.
+        It is not part of the model: nothing in it is trained, saved or counted.
         """
         return None if self.lending is None else self.lending.lender
 
@@ -64,17 +64,17 @@ class Prompts(PromptsSeen):
         self.lending = None if bank is None else Lending(bank, self.backbone)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Torch would take it for the prompt of that name, if there is one.
+        # If there is a prompt of that name, torch would set that.
         if name == "bank" or name in self.__dict__.get("_modules", ()):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
     def forget(self) -> None:
-        """Let texts that were begun build their prompts anew when they go on, from what prompts and model are then.
+        """Make texts in progress rebuild their prompts when they continue, from the prompts and model at that time.
 
-        A new text needs no `forget`: whatever has changed, it sees. While a text is decoded, with a cache or within
-        one `generate`, its prompts stay as they were built when it began, just as its own keys and values do.
+        A new text needs no `forget`: it sees all changes. While a text is decoded, with a cache or within
+        one `generate`, its prompts stay as they were built when it started, just like its own keys and values.
         """
         self.era = object()
 
@@ -128,20 +128,20 @@ class Prompts(PromptsSeen):
 
         Args:
             name: Its name: letters, digits, `_` and `-`.
-            method: A method's name, what `get_method` returns, or a ready prompt, of which a copy is added: what
-                `blend` or `truncate` returns, or a prompt of another model of the same sizes.
-            wrappers: Installed wrappers with options that are to run around its hooks, by name, and their options;
-                by default those of `method`.
+            method: A method's name, what `get_method` returns, or a ready prompt, which is copied: the result of
+                `blend` or `truncate`, or a prompt of another model of the same sizes.
+            wrappers: Installed wrappers that should run around its hooks, by name, with their options; by default
+                those of `method`.
             **options: Options of the method; a ready prompt takes none.
 
         Returns:
             The prompt.
 
         Raises:
-            PromptExistsError: If the name is taken.
+            PromptExistsError: If the name is already taken.
             ValueError: If the name or an option is not allowed.
             TypeError: If there are options with a ready prompt.
-            BackboneMismatchError: If a ready prompt was made for a model of other sizes.
+            BackboneMismatchError: If a ready prompt was made for a model of different sizes.
         """
         self.check_name(name)
         if isinstance(method, Prompt):
@@ -164,25 +164,25 @@ class Prompts(PromptsSeen):
             )
 
     def insert(self, name: str, prompt: Prompt) -> None:
-        """Put a ready prompt under a free name."""
+        """Insert a ready prompt under a free name."""
         self.check_name(name)
         if prompt.is_merged:
             prompt.widen()
         prompt.train(self.training)
         prompt.set_model_prompts(self)
         watch(prompt, self.backbone)  # a compiled forward cannot
-        # Straight into the dictionary: `add_module` refuses names such as "train" that are attributes here.
+        # Directly into the dictionary: `add_module` refuses names such as "train" that are attributes here.
         self._modules[name] = prompt
         self.entry.hidden_states.follow(self.values())
 
     def remove(self, name: str) -> None:
-        """Remove a prompt. If it was the only active one, the first that is left is activated, as in PEFT.
+        """Remove a prompt. If it was the only active one, the first remaining one is activated, as in PEFT.
 
         Args:
             name: Its name.
 
         Raises:
-            UnknownPromptError: If there is none of that name.
+            UnknownPromptError: If there is no prompt of that name.
         """
         self._check_there(name, f"model.prompts.bank.delete({name!r}) deletes it there")
         del self._modules[name]
@@ -199,15 +199,15 @@ class Prompts(PromptsSeen):
         self.era = object()
 
     def rename(self, name: str, new_name: str) -> None:
-        """Give a prompt another name; its place, its numbers, and whether it is active stay.
+        """Rename a prompt; its place, its weights, and whether it is active stay the same.
 
         Args:
             name: Its name.
             new_name: A free name.
 
         Raises:
-            UnknownPromptError: If there is none of that name.
-            PromptExistsError: If the new name is taken.
+            UnknownPromptError: If there is no prompt of that name.
+            PromptExistsError: If the new name is already taken.
             ValueError: If the new name is not allowed.
         """
         self._check_there(name)
@@ -218,16 +218,16 @@ class Prompts(PromptsSeen):
         self.era = object()
 
     def activate(self, *names: str) -> None:
-        """Choose what rows see when a call names no prompts; their tokens stand in this order.
+        """Choose the prompts that rows see when a call names none; their tokens come in this order.
 
         Args:
             *names: Names of prompts, each once; none to activate nothing.
 
         Raises:
-            TypeError: If one is no string.
-            UnknownPromptError: If one is not there.
+            TypeError: If one is not a string.
+            UnknownPromptError: If one does not exist.
             ValueError: If one is given twice.
-            UnsupportedError: If they leave no room for text together. What was active stays so.
+            UnsupportedError: If together they leave no room for text. The active prompts stay the same.
         """
         for name in names:
             if not isinstance(name, str):
@@ -238,17 +238,17 @@ class Prompts(PromptsSeen):
         self.choose(combination)
 
     def set_weight(self, name: str, weight: float) -> None:
-        """Weigh a prompt against the text and against other prompts; it is saved with the prompt.
+        """Weight a prompt against the text and other prompts; the weight is saved with the prompt.
 
         Args:
             name: Its name.
-            weight: Factor on the share of attention that its tokens get, before all shares are brought to a sum of
+            weight: Factor on the share of attention that its tokens get, before all shares are normalized to a sum of
                 one: 1 as trained, 0 unseen (the positions stay). A gate is multiplied by it.
 
         Raises:
-            UnknownPromptError: If there is none of that name.
+            UnknownPromptError: If there is no prompt of that name.
             ValueError: If the weight is not from 0 to 65504.
-            UnsupportedError: If the model leaves no place for weights. The weight is as before.
+            UnsupportedError: If the model has no place for weights. The weight is unchanged.
         """
         prompt = self[name]
         check_weight(f"the weight of prompt {name!r}", weight)
@@ -262,10 +262,10 @@ class Prompts(PromptsSeen):
         self.era = object()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Split what is trained into an optimizer's groups, with the rates that each method asks for.
+        """Split the trained parameters into an optimizer's groups, with the rates that each method asks for.
 
         Args:
-            learning_rate: The rate of groups that ask for no other.
+            learning_rate: The rate of groups that do not set one.
 
         Returns:
             Groups for any torch optimizer: `torch.optim.AdamW(model.prompts.parameter_groups(1e-2))`.
@@ -277,7 +277,7 @@ class Prompts(PromptsSeen):
         return disable(self)
 
     def watch(self) -> None:
-        """Look at the steps of optimizers that train the prompts, for what their methods do after each."""
+        """Watch the steps of optimizers that train the prompts, for what their methods do after each."""
         for prompt in self.values():
             watch(prompt, self.backbone)
         self.is_watched = True

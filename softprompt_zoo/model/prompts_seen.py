@@ -1,4 +1,4 @@
-"""A model's prompts as files, the hub and people see them."""
+"""A model's prompts as files, the hub and users see them."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from softprompt_zoo.sites.selection import Selection
 
 
 class PromptsSeen(nn.Module):
-    """What is read off `model.prompts`; mixed into it."""
+    """The read-only views of `model.prompts`; mixed into it."""
 
     backbone: Backbone
     architecture: str
@@ -28,15 +28,15 @@ class PromptsSeen(nn.Module):
         return tuple([part.name for part in self.chosen.combinations[0]])
 
     def saved(self) -> PromptSet:
-        """Return these prompts as files know them."""
+        """Return these prompts in the form that files are written from."""
         return PromptSet(self.backbone, self.architecture, self.base_name, self.active, dict(self.items()))
 
     def push_to_hub(self, repo_id: str, **how: Any) -> Any:
-        """Push the prompts, as their model's `push_to_hub` does, whose arguments these are."""
+        """Push the prompts; the same as the model's `push_to_hub`, with the same arguments."""
         model = self.entry.hidden_states.model
         if model is None:
             raise UnsupportedError(
-                f"these prompts are on no model, so {repo_id!r} would not say which one they are for"
+                f"these prompts are not on a model, so {repo_id!r} would not say which model they are for"
             )
         return model.push_to_hub(repo_id, **how)
 

@@ -1,4 +1,4 @@
-"""The prompts of one forward: built by their methods, or those that the text was begun with."""
+"""The prompts of one forward: built by their methods, or those that the text started with."""
 
 import dataclasses
 import functools
@@ -27,11 +27,11 @@ from softprompt_zoo.tokens.placement import Placement
 BARE = Selection(((),), None)
 """No prompts in any row."""
 NOTHING_YET = Placement(NoTokens())
-"""Stands for a prompt until it has read the text."""
+"""Placeholder for a prompt until it has read the text."""
 
 
 class _Gathered(NamedTuple):
-    """What the prompts of a call do; by their names, but for what is placed."""
+    """What the prompts of a call do; all but the placements by their names."""
 
     placements: dict[Part, Placement]
     heads: dict[str, nn.ModuleDict]
@@ -41,22 +41,22 @@ class _Gathered(NamedTuple):
 
 
 class PromptsOfModel(Protocol):
-    """What is needed of a model's prompts."""
+    """What this module needs from a model's prompts."""
 
     backbone: Backbone
     training: bool
     lending: Lending | None
     """Its bank, if it has one."""
     chosen: Selection
-    """What rows see when a call names none."""
+    """The prompts that rows see when a call names none."""
     is_watched: bool
-    """Whether optimizers that train them are looked at."""
+    """Whether optimizers that train them are watched."""
     _modules: dict[str, nn.Module | None]
     era: object
-    """Another one after a change that texts which were begun are to follow."""
+    """Replaced by a change that texts in progress should follow."""
 
     def watch(self) -> None:
-        """Look at optimizers that train them."""
+        """Watch optimizers that train them."""
 
     def keys(self) -> list[str]:
         """Return the names."""
@@ -65,7 +65,7 @@ class PromptsOfModel(Protocol):
         """Return a prompt."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over what the prompts hold."""
+        """Iterate over the prompts' parameters."""
 
 
 def resolve(prompts: PromptsOfModel, request: Request, cache: Any) -> Call:
@@ -74,15 +74,15 @@ def resolve(prompts: PromptsOfModel, request: Request, cache: Any) -> Call:
     Args:
         prompts: The model's prompts.
         request: What the forward was called with.
-        cache: The cache that it was given, if any; a text in it goes on with the prompts it began with.
+        cache: The cache that it was given, if any; a text in it continues with the prompts it started with.
 
     Returns:
-        The call; its selection is empty where no prompt is to be seen.
+        The call; its selection is empty if no row sees a prompt.
 
     Raises:
         UnknownPromptError: If a prompt is neither the model's nor its bank's.
         ValueError: If a task or a slot is out of range.
-        UnsupportedError: If `generate` runs the model on a text of its own, where slots are given.
+        UnsupportedError: If `generate` runs the model on a second text of its own while slots are given.
     """
     is_compiling = torch.compiler.is_compiling()
     generation, decoding = (None, None) if is_compiling else _text_of(prompts, cache)
@@ -127,7 +127,7 @@ def _build(prompts: PromptsOfModel, request: Request, decoding: DecodingState | 
 def _gather(
     prompts: PromptsOfModel, selection: Selection, lent: Mapping[str, Ready], decoding: DecodingState | None
 ) -> _Gathered:
-    """Place the prompts of a selection, and note what else they do."""
+    """Place the prompts of a selection, and collect what else they do."""
     found = _Gathered({}, {}, {}, {}, {})
     for combination in selection.combinations:
         for part in combination:
@@ -147,14 +147,14 @@ def _gather(
 
 
 def _filled(request: Request, generation: context.Generation, backbone: Backbone) -> Request:
-    """Take from the `generate` that runs what a forward leaves out."""
+    """Fill in what a forward leaves out from the `generate` that is running."""
     if request.soft_slots is None and generation.request.soft_slots is not None:
         check_second_text(backbone)
     return request.filled(generation.request)
 
 
 def _with_slots(call: Call, index: Int[Tensor, "rows length"], in_generate: bool, cache: Any) -> Call:
-    """Let the input-level prompts stand in the text and not in front of it."""
+    """Put the input-level prompts into the text rather than in front of it."""
     is_checked = in_generate and has_text(cache)
     selection, slots = take_slots(call.selection, call.placements, index, in_generate, is_checked)
     return dataclasses.replace(call, selection=selection, slots=slots)
@@ -166,14 +166,14 @@ def _with_rows_on_device(call: Call, rows: Int[Tensor, " rows"], prompts: Prompt
 
 
 def heads_of(selection: Selection, heads: Mapping[str, nn.ModuleDict]) -> list[nn.ModuleDict | None]:
-    """Find the head of each combination: that of its last prompt that has one.
+    """Find the head of each combination: that of its last prompt with a head.
 
     Args:
         selection: The combinations.
-        heads: Prompt name to its trained task head, of those that have one.
+        heads: Trained task heads by prompt name, of the prompts that have one.
 
     Returns:
-        One for each combination, `None` for the model's own; empty if all use it.
+        A head for each combination, `None` for the model's own; empty if all use that.
     """
     found: list[nn.ModuleDict | None] = []
     for combination in selection.combinations:
@@ -199,7 +199,7 @@ def check_request(prompts: PromptsOfModel, request: Request) -> None:
         request: What a `generate` was called with.
 
     Raises:
-        UnknownPromptError: If one is nowhere.
+        UnknownPromptError: If neither has one.
     """
     if request.selection is not None:
         lent = {} if prompts.lending is None else _borrow(prompts, prompts.lending, request, DecodingState(None), None)
@@ -221,7 +221,7 @@ def _borrow(
 
 
 def _text_of(prompts: PromptsOfModel, cache: Any) -> tuple[context.Generation | None, DecodingState]:
-    """Return the `generate` that runs, if any, and what its text goes on with; a compiled forward builds all anew."""
+    """Return the running `generate`, if any, and the state its text continues with; compiled forwards rebuild all."""
     if not prompts.is_watched:
         prompts.watch()
     generation = None if context.CURRENT.get() is None else context.running(prompts)
@@ -237,7 +237,7 @@ def _text_of(prompts: PromptsOfModel, cache: Any) -> tuple[context.Generation | 
 def _place_beyond(
     prompts: PromptsOfModel, name: str, prompt: Prompt, decoding: DecodingState | None, found: _Gathered
 ) -> Placement:
-    """Note what a prompt does with the rows' text and beside attention; return what is placed by now."""
+    """Record what a prompt does to the rows' text and attention output; return what can already be placed."""
     beyond = prompt.beyond_tokens
     if beyond is not None and beyond.attends:
         found.branches[name] = PromptBranch(prompt, prompts.backbone)

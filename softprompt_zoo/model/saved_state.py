@@ -1,4 +1,4 @@
-"""Whether what a method trains can be saved: asked when a prompt is made, for after the training it is too late."""
+"""Whether a method's parameters can be saved: checked when a prompt is created, as after training it is too late."""
 
 import itertools
 from collections.abc import Mapping
@@ -20,32 +20,32 @@ def check_can_be_saved(learned: nn.Module, backbone: "Backbone", source: str) ->
 
     Args:
         learned: A method's `Parameters`.
-        backbone: What is known of the model.
-        source: What made them, for the message.
+        backbone: What is known about the model.
+        source: Where they come from, for the message.
 
     Raises:
-        PluginError: If their state is more than dense tensors, or one of them is part of another, or of the model.
+        PluginError: If their state has more than dense tensors, or one of them is part of another or of the model.
     """
     state = learned.state_dict(keep_vars=True)
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
             kind = getattr(tensor, "layout", type(tensor).__name__)
-            raise PluginError(f"{source} keeps {name!r}, of {kind}, in its state_dict; expected dense tensors alone")
+            raise PluginError(f"{source} keeps {name!r}, of {kind}, in its state_dict; expected only dense tensors")
     held = backbone.inside.find_part(state)
     if held is not None:
         raise PluginError(
-            f"{source} holds {held!r}, which is a part of the model and would be saved with every prompt; keep a copy "
-            "of what is trained, and take from the backbone what is not"
+            f"{source} holds {held!r}, which is part of the model and would be saved with every prompt; keep a copy "
+            "of what is trained, and take the rest from the backbone"
         )
     _check_apart(state, source)
 
 
 def _check_apart(state: Mapping[str, Shaped[Tensor, "..."]], source: str) -> None:
-    """Refuse tensors that share memory, of which a file would hold the numbers twice."""
+    """Refuse tensors that share memory: a file would store their numbers twice."""
     spans = sorted((address(t), address(t) + num_bytes(t), name) for name, t in state.items() if address(t))
     for (_, end, first), (start, _, second) in itertools.pairwise(spans):
         if start < end:
             raise PluginError(
-                f"{source} has {first!r} and {second!r} in one memory, and a file holds every number once; keep such a "
-                "tensor under one name"
+                f"{source} has {first!r} and {second!r} in the same memory, but a file stores every number once; keep "
+                "such a tensor under one name"
             )

@@ -1,6 +1,6 @@
-"""Training in which nothing is trained is told at its first forward, and ends at its first step.
+"""Training in which nothing is trained: a warning at the first forward, an error at the first step.
 
-torch says so only where the loss has no gradient; under gradient checkpointing it has one, of the embedded text.
+torch raises an error only if the loss has no gradient; with gradient checkpointing it has that of the embedded text.
 """
 
 import warnings
@@ -22,12 +22,12 @@ _HANDLES: list[Any] = []
 
 
 def note_training(model: Any, call: Call, is_given: bool, has_labels: bool) -> None:
-    """Look at a forward of training: a warning, if nothing in it is trained; the next step of an optimizer is refused.
+    """Warn if nothing is trained in a forward of a training, and refuse the next step of an optimizer.
 
     Args:
         model: The prompted model, in training mode, with gradients enabled.
         call: The prompts of this forward.
-        is_given: Whether the call itself names its prompts, which may be none, or a bank's.
+        is_given: Whether the call itself names its prompts, which may be none or those of a bank.
         has_labels: Whether it computes a loss.
     """
     prompts: Prompts = model.prompts
@@ -39,12 +39,12 @@ def note_training(model: Any, call: Call, is_given: bool, has_labels: bool) -> N
 
 
 def _names_used(prompts: Prompts, call: Call) -> list[str]:
-    """Return which of a model's own prompts a call uses, each once."""
+    """Return which of a model's own prompts a call uses, without duplicates."""
     return [name for name in dict.fromkeys([part.name for part in call.placements]) if name in prompts]
 
 
 def _note_untrained(model: Any, used: list[str], has_labels: bool) -> None:
-    """Refuse the next step, and tell it now to whoever computes a loss, once; unless something else is trained."""
+    """Refuse the next step, and warn once if there is a loss; unless something else is trained."""
     prompts: Prompts = model.prompts
     if is_disabled(prompts) or trains_beside_prompts(model):
         return
@@ -57,13 +57,13 @@ def _note_untrained(model: Any, used: list[str], has_labels: bool) -> None:
 
 
 def trains_beside_prompts(model: Any) -> bool:
-    """Return whether a model has something to train next to its prompts: an adapter, or layers of its own."""
+    """Return whether a model trains anything besides its prompts: an adapter, or its own layers."""
     own = {id(parameter) for parameter in model.prompts.parameters()}
     return any(parameter.requires_grad and id(parameter) not in own for parameter in model.parameters())
 
 
 def nothing_trained(prompts: Prompts, used: list[str]) -> str:
-    """Return why a training trains nothing, and what to do.
+    """Return why nothing is trained, and what to do.
 
     Args:
         prompts: A model's prompts.
@@ -76,7 +76,7 @@ def nothing_trained(prompts: Prompts, used: list[str]) -> str:
     state = f"{', '.join(map(repr, used))} frozen" if used else "none active"
     if trained:
         return (
-            f"nothing is trained: of the model's prompts {state}; {trained[0]!r} can be trained and is not used, so "
+            f"nothing is trained: of the model's prompts {state}; {trained[0]!r} can be trained but is not used, so "
             f"activate it with model.prompts.activate({trained[0]!r})"
         )
     if not used and len(prompts):

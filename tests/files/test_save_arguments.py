@@ -114,7 +114,7 @@ def test_every_keyword_of_transformers_and_peft_is_known():
 @in_turns(architecture=["llama", "bert", "t5"], method=["prompt_tuning", "prefix_tuning", "p_tuning_v2"])
 def test_a_head_that_is_not_there_is_not_trained_without_a_word(architecture, method):
     model = tiny_model(architecture)
-    with pytest.raises(zoo.UnsupportedError, match="train_head is True, and this model has no task head"):
+    with pytest.raises(zoo.UnsupportedError, match="train_head is True, but this model has no task head"):
         zoo.get_method(method)(model, train_head=True)
     assert not hasattr(model, "prompts")
     zoo.get_method(method)(model)  # p_tuning_v2 trains one where there is one

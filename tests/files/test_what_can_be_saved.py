@@ -91,8 +91,8 @@ UNSAVABLE = {
     "overlapping": ({"Parameters": Overlapping}, zoo.PluginError, "has 'table' and 'end' in one memory"),
     "no tensor": ({"Parameters": KeepsSettings}, zoo.PluginError, "keeps '_extra_state', of dict, in its state_dict"),
     "sparse": ({"Parameters": KeepsSparse}, zoo.PluginError, "keeps 'graph', of torch.sparse_coo"),
-    "the model": ({"Parameters": HoldsTheModel}, zoo.PluginError, "holds 'inner.* which is a part of the model"),
-    "its table": ({"Parameters": HoldsTheTable}, zoo.PluginError, "holds 'table', which is a part of the model"),
+    "the model": ({"Parameters": HoldsTheModel}, zoo.PluginError, "holds 'inner.* which is part of the model"),
+    "its table": ({"Parameters": HoldsTheTable}, zoo.PluginError, "holds 'table', which is part of the model"),
 }
 
 

@@ -91,9 +91,7 @@ def test_training_in_slots_is_refused_and_reading_in_them_is_not():
     slots = torch.cat([torch.tensor([[-1]]), torch.arange(len(IDS))[None], torch.tensor([[-1, -1, -1]])], dim=1)
     ids = torch.cat([words[:, :1], torch.zeros(1, len(IDS), dtype=torch.long), words[:, 1:]], dim=1)
     before = {name: parameter.detach().clone() for name, parameter in model.prompts.named_parameters()}
-    with pytest.raises(
-        zoo.UnsupportedError, match="must stand at the input embeddings in front of a causal model's te"
-    ):
+    with pytest.raises(zoo.UnsupportedError, match="must be at the input embeddings in front of a causal model's te"):
         model(input_ids=ids, labels=ids, soft_slots=slots)
     assert all(torch.equal(before[name], parameter) for name, parameter in model.prompts.named_parameters())
     with torch.no_grad():

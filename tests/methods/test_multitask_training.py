@@ -53,7 +53,7 @@ def test_the_prompt_trainer_uses_them(tmp_path, recwarn):
 
 def test_another_trainer_says_that_it_does_not(tmp_path):
     with pytest.warns(
-        UserWarning, match=r"asks for learning rates of 1, 1\.333 times the chosen one, and this opti"
+        UserWarning, match=r"asks for learning rates of 1, 1\.333 times the chosen one, but this opti"
     ) as told:
         assert one_step(Trainer, tmp_path) == pytest.approx([0.03, 0.03, 0.03], rel=1e-3)
     assert len([warning for warning in told if "learning rates" in str(warning.message)]) == 1

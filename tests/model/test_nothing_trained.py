@@ -79,7 +79,7 @@ def test_a_loop_of_ones_own_is_told(frozen, labels):
 def test_a_trained_prompt_that_is_not_active_is_told(frozen, tmp_path):
     model = frozen()
     model.prompts.add("second", "prompt_tuning")
-    message = "'second' can be trained and is not used"
+    message = "'second' can be trained but is not used"
     is_told(lambda: train(model, tmp_path / "run", gradient_checkpointing=True), message)
     model.prompts.activate("second")
     train(model, tmp_path / "run", gradient_checkpointing=True)

@@ -47,7 +47,7 @@ def test_prompts_are_a_line_each(model):
     assert repr(copy.deepcopy(model).prompts) == repr(model.prompts)
     alone = pickle.loads(pickle.dumps(model.prompts))
     assert repr(alone) == repr(model.prompts)
-    with pytest.raises(zoo.UnsupportedError, match="are on no model"):
+    with pytest.raises(zoo.UnsupportedError, match="are not on a model"):
         alone.push_to_hub("me/prompt")
 
 

@@ -174,7 +174,7 @@ def test_a_methods_own_loss_without_labels_is_warned_of(tmp_path):
     method = zoo.get_method("cpt")
     options = {"token_ids": (5, 11, 12, 6, 21, 7), "token_types": (1, 2, 2, 3, 4, 0)}
     model = method(tiny_model("llama"), **options)
-    with pytest.warns(UserWarning, match=r"'default' \(cpt\) has a training loss of its own.*labels.*smooths"):
+    with pytest.warns(UserWarning, match=r"'default' \(cpt\) has its own training loss.*labels.*smooths"):
         trainer(model, tmp_path, "llama", 1, label_smoothing_factor=0.1, save_strategy="no").train()
     text = random_text(5, 1)
     with warnings.catch_warnings():

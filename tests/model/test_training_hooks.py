@@ -182,7 +182,7 @@ def test_the_model_runs_again_with_other_tokens(learner, architecture):
 def test_every_row_must_have_the_prompt(learner):
     subject = trained("llama")
     rows = torch.cat([TEXT, TEXT])
-    with pytest.raises(zoo.UnsupportedError, match=r"prompt 'default' has a training loss of its own \(learner\)"):
+    with pytest.raises(zoo.UnsupportedError, match=r"prompt 'default' has its own training loss \(learner\)"):
         subject.model(input_ids=rows, labels=rows, prompts=["default", None])
 
 

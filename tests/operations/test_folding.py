@@ -107,7 +107,9 @@ def test_always_visible_is_kept_or_refused():
     assert subject.model.prompts["folded"].config.always_visible
     assert_equal(subject.logits(TEXT), expected, "in sight of the window")
     subject.model.prompts.add("words", "prompt", num_virtual_tokens=2)
-    refused(subject.model, zoo.UnsupportedError, "'a' has always_visible=True and others", ["a", "words"], name="mixed")
+    refused(
+        subject.model, zoo.UnsupportedError, "'a' has always_visible=True, but others", ["a", "words"], name="mixed"
+    )
     plain = prompted("llama", a=("prefix", options), words=("prompt", {"num_virtual_tokens": 2}))
     expected = plain.logits(TEXT)
     zoo.fold(plain.model)  # there are no windows to be in sight of

@@ -337,5 +337,5 @@ def test_a_model_that_keeps_its_keywords_is_refused_not_ignored():
 
     model = Keeping(BertConfig(**SIZES, vocab_size=101))
     zoo.get_method("prefix_tuning")(model, num_virtual_tokens=3)
-    with pytest.raises(zoo.UnsupportedError, match="does not hand its keywords on"):
+    with pytest.raises(zoo.UnsupportedError, match="does not pass its keywords on"):
         model(IDS, prompts=["default", None, None])

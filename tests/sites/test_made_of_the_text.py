@@ -238,7 +238,7 @@ def test_only_a_model_that_rounds_so_may_be_given_other_tokens_in_a_batch():
     zoo.register(Rounds, "rounds")
     try:
         zoo.get_method("rounds")(tiny_model("llama").to(torch.bfloat16))
-        with pytest.raises(zoo.PluginError, match="makes other embeddings of a row in a batch"):
+        with pytest.raises(zoo.PluginError, match="builds other embeddings for a row in a batch"):
             zoo.get_method("rounds")(tiny_model("llama"))
     finally:
         zoo.unregister("rounds")

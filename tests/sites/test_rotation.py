@@ -212,7 +212,7 @@ def check_with_and_without_cache(name, method):
 def test_folding_what_has_no_one_rotation_is_refused():
     model = made_of_words("phi3")
     before = list(model.state_dict())
-    with pytest.raises(zoo.UnsupportedError, match=r"rotates all positions in another way .* longer than 16 tokens"):
+    with pytest.raises(zoo.UnsupportedError, match=r"rotates all positions differently .* longer than 16 tokens"):
         zoo.fold(model)
     assert list(model.state_dict()) == before
     assert model.prompts.active == ("default",)

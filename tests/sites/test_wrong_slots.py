@@ -115,7 +115,7 @@ def test_a_decoder_that_reads_the_text_once_more_has_no_slots(architecture):
     model = zoo.get_method("prompt_tuning")(tiny_model(architecture, task=CLASSIFICATION), num_virtual_tokens=TOKENS)
     slots = torch.tensor([[0, 1, -1, 3, -1, -1]])
     ids = torch.tensor([[PLACEHOLDER, PLACEHOLDER, 9, PLACEHOLDER, 11, model.config.eos_token_id]])
-    with pytest.raises(zoo.UnsupportedError, match=r"virtual tokens in a text that the decoder of .* reads, too"):
+    with pytest.raises(zoo.UnsupportedError, match=r"virtual tokens into a text that the decoder of .* also reads"):
         model(input_ids=ids, soft_slots=slots)
     with torch.no_grad():
         plain = model(input_ids=ids, prompts=[None]).logits
