@@ -1,4 +1,4 @@
-"""What all trials of a comparison share: the model, loaded once; the rows; how a candidate is measured."""
+"""What all trials of a comparison share: the model, loaded once; the rows; how candidates are measured."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from softprompt_zoo.training.comparison.fitted import Fitted
 
 FIRST_TOKENS = 5
-"""Times that the first token is written; the median counts. Our choice."""
+"""How often the first token is generated to time it; the median counts. Our choice."""
 
 
 class Bench:
-    """The model and the rows of a comparison; made before the weights are loaded, so that bad input fails early."""
+    """The model and the rows of a comparison; created before the weights are loaded, so that bad input fails early."""
 
     def __init__(self, settings: Settings, choices: Choices, tell: Callable[[str], None]) -> None:
         self.settings, self.choices, self._tell = settings, choices, tell
@@ -38,29 +38,29 @@ class Bench:
         self.base = Base(settings.model, progress=tell)
         objective, data = choose(settings, data, self.base)
         self.tasks = tasks_of(data)
-        """The tasks of the rows; none where they name none."""
+        """The tasks that the rows name; empty if they name none."""
         self.objective: Objective[Any, Any] = UntoldTasks(objective, self.tasks) if self.tasks else objective
-        """What is learned, by what is one for all tasks."""
+        """What is learned by prompts that have no per-task parts."""
         self.objective_of_tasks: Objective[Any, Any] = Tasks(objective, self.tasks) if self.tasks else objective
-        """The same, for prompts that have a part for each task."""
+        """The same for prompts that have a part for each task."""
         self.training = training_rows(self.objective, data.train, choices.rows, settings.max_length)
-        """What trials are trained on."""
+        """The rows that trials are trained on."""
         self.examples = fitting(
             self.objective, data.validation[: choices.validation_rows], settings.max_length, "validation"
         )
         self.rows = self.objective.rows(self.examples)
         self.answered = min(settings.metric_rows, len(self.rows))
-        """Validation rows that answers are written for."""
+        """Number of validation rows for which answers are generated."""
         self.dtype = settings.dtype or fast_dtype()
         self.sources = data.sources
         self.model: Any = None
-        """The model, after `load`; every trial leaves it bitwise as it was."""
+        """The model, set by `load`; every trial leaves it bitwise unchanged."""
 
     @property
     def shared(self) -> Mapping[str, Any]:
-        """All that every trial depends on, as JSON values."""
+        """Everything that all trials depend on, as JSON values."""
         packages = ("torch", "transformers")
-        streamed = {"streaming": True} if self.settings.streaming else {}  # another order of the rows
+        streamed = {"streaming": True} if self.settings.streaming else {}  # changes the order of the rows
         return {
             **streamed,
             "model": self.settings.model,
@@ -78,14 +78,14 @@ class Bench:
         }
 
     def load(self) -> None:
-        """Load the model, and measure what candidates are held against."""
+        """Load the model and measure its loss on unrelated text, the reference for forgetting."""
         self._tell(f"loading {self.settings.model} in {self.dtype}")
         self.model = self.objective.load(self.dtype)
         check_tokens([*self.training.rows, *self.rows], self.model)
         self.unrelated = Unrelated.of(self.model, self.base)
 
     def objective_for(self, fitted: "Fitted") -> Objective[Any, Any]:
-        """Return the objective as a candidate reads it, with the text that it puts in front."""
+        """Return a candidate's objective, including any text that it puts in front of the rows."""
         objective: Objective[Any, Any] = fitted.put_in_front(fitted.objective or self.objective)
         return objective
 
@@ -93,7 +93,7 @@ class Bench:
         """Measure a candidate on the validation rows.
 
         Returns:
-            Loss, metrics and answers; and the loss of each row.
+            Loss, metrics and answers, and the loss of each row.
         """
         objective = self.objective_for(fitted)
         rows = objective.rows(self.examples)
@@ -101,26 +101,26 @@ class Bench:
         return measured, row_losses(fitted.model, rows, objective.collate)
 
     def first_token_seconds(self, fitted: "Fitted") -> float | None:
-        """Time how long a candidate takes to the first token of an answer to the row of median length."""
+        """Time how long a candidate takes to generate the first token of an answer to the row of median length."""
         if not fitted.model.can_generate():
             return None
         rows = sorted(self.objective_for(fitted).rows(self.examples), key=len)
         texts = [self._parts(rows[len(rows) // 2])[0]]
         times = []
-        for _ in range(FIRST_TOKENS + 1):  # the first one finds caches empty
+        for _ in range(FIRST_TOKENS + 1):  # the first run starts with cold caches
             began = time.perf_counter()
             generate(fitted.model_for_texts, self.base.tokenizer, texts, 1)
             times.append(time.perf_counter() - began)
         return median(times[1:])
 
     def pairs(self, places: Sequence[int]) -> list[tuple[str, str]]:
-        """Return training examples as text and answer, each as the model reads it.
+        """Return training examples as pairs of text and answer, each as the model reads it.
 
         Args:
-            places: Which ones.
+            places: Indices of the training rows.
 
         Raises:
-            UnsupportedError: If answers are no text to this model.
+            UnsupportedError: If the model does not read answers as text.
         """
         decode = self.base.tokenizer.decode
         parts = [self._parts(self.training.rows[place]) for place in places]
@@ -128,18 +128,18 @@ class Bench:
         return list(zip(texts, answers, strict=True))
 
     def _parts(self, row: Any) -> tuple[list[int], list[int]]:
-        """Return the ids of a row's text, and those of its answer."""
+        """Return the token ids of a row's text and of its answer."""
         batch = self.objective.collate([row])
         ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
         if not isinstance(labels, list):
-            raise UnsupportedError("this model names a class and reads no answers, so examples cannot be shown to it")
+            raise UnsupportedError("this model predicts a class and reads no answers, so it cannot be shown examples")
         answer = [label for label in labels if label != IGNORED]
         text = ids if self.base.is_encoder_decoder else ids[: len(ids) - len(answer)]
         return text, answer
 
 
 def _check_stream(settings: Settings, choices: Choices) -> None:
-    """Refuse a part of rows that are read while training."""
+    """Reject a limit on rows that are streamed."""
     if settings.streaming and choices.rows is not None:
         raise ValueError(
             f"--rows is {choices.rows}, but --streaming reads all rows while training; leave one of the two out"

@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn for a page that is read on a phone and on a desk, by day and by night: colors are the page's."""
+"""SVG charts for a page that is read on phones and desktops, in light and dark mode; the page sets the colors."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 360
-"""Of a chart in its own units, about a phone's width in pixels."""
+"""Width of a chart in its own units, about a phone's width in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 34
 """Margins for the axes."""
 LABEL = 14
@@ -18,10 +18,10 @@ class Mark:
     """A line of the table in a chart."""
 
     number: int
-    """What it is called in the chart, and in the table."""
+    """Its number in the chart and in the table."""
     name: str
     kind: str
-    """Class of its color in the page: `method`, `baseline` or `best`."""
+    """CSS class that sets its color: `method`, `baseline` or `best`."""
     value: float
     half_width: float | None
     x: float = 0.0
@@ -29,7 +29,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Scale:
-    """From numbers to places."""
+    """Maps numbers to coordinates."""
 
     low: float
     high: float
@@ -37,17 +37,17 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """Return the place of a number."""
+        """Return the coordinate of a number."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
         return round(self.start + share * (self.end - self.start), 1)
 
 
 def intervals(marks: Sequence[Mark], title: str) -> str:
-    """Draw each line's mean as a point, and its interval as a bar.
+    """Draw each line's mean as a point and its interval as a bar.
 
     Args:
-        marks: The lines, in the order from top to bottom.
-        title: What is drawn, for those who cannot see it.
+        marks: The lines, from top to bottom.
+        title: Description of the chart for screen readers.
     """
     row, left = 26, 150
     height = TOP + row * len(marks) + BOTTOM
@@ -66,13 +66,13 @@ def intervals(marks: Sequence[Mark], title: str) -> str:
 
 
 def scatter(marks: Sequence[Mark], levels: Sequence[Mark], title: str, x_title: str) -> str:
-    """Draw quality against a size on a logarithmic axis; what has no size is a level across the chart.
+    """Draw quality against a size on a logarithmic axis; lines without a size are levels across the chart.
 
     Args:
         marks: Lines with a size, `x`, above 0.
-        levels: Lines without.
-        title: What is drawn, for those who cannot see it.
-        x_title: What the axis shows.
+        levels: Lines without a size.
+        title: Description of the chart for screen readers.
+        x_title: Label of the x axis.
     """
     height = 270
     low, high = _span([mark.value for mark in (*marks, *levels)], [])
@@ -99,7 +99,7 @@ def scatter(marks: Sequence[Mark], levels: Sequence[Mark], title: str, x_title: 
 
 
 def _apart(heights: Sequence[float]) -> list[float]:
-    """Move labels down that would be written over each other."""
+    """Move overlapping labels down."""
     found, last = list(heights), -math.inf
     for place in sorted(range(len(heights)), key=heights.__getitem__):
         found[place] = last = round(max(heights[place], last + LABEL), 1)
@@ -109,13 +109,13 @@ def _apart(heights: Sequence[float]) -> list[float]:
 def curves(
     training: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]], high: float, title: str
 ) -> str:
-    """Draw the training of one line, small: the loss of batches, and that of validation rows.
+    """Draw a small chart of the training of one line: the losses of batches and of validation rows.
 
     Args:
-        training: Step and loss.
-        validation: Step and loss.
-        high: The largest loss that is shown, the same for all that stand side by side.
-        title: What is drawn, for those who cannot see it.
+        training: Step and loss of each batch.
+        validation: Step and loss of each validation.
+        high: The largest loss shown, the same for all charts that stand side by side.
+        title: Description of the chart for screen readers.
     """
     width, height, left, bottom = 170, 110, 30, 18
     last = max(step for step, _ in (*training, *validation))
@@ -137,11 +137,11 @@ def curves(
 
 
 def differences(values: Sequence[float], title: str) -> str:
-    """Draw the difference of every row, from the best for us to the worst.
+    """Draw the difference of every row, from the most to the least favorable.
 
     Args:
-        values: Positive where ours is better.
-        title: What is drawn, for those who cannot see it.
+        values: Positive where the best method is better.
+        title: Description of the chart for screen readers.
     """
     height = 170
     ordered = sorted(values, reverse=True)
@@ -166,7 +166,7 @@ def _svg(height: float, title: str, parts: Sequence[str], width: float = WIDTH) 
 
 
 def _span(values: Sequence[float], ends: Sequence[float]) -> tuple[float, float]:
-    """Return what an axis shows: all values, and ends of intervals as far as twice the values' own span."""
+    """Return the range of an axis: all values, and ends of intervals up to twice the span of the values."""
     low, high = min(values), max(values)
     room = (high - low) or abs(high) or 1.0
     ends = [min(max(end, low - room / 2), high + room / 2) for end in ends] or [low - room * 0.08, high + room * 0.08]
@@ -199,14 +199,14 @@ def _y_axis(scale: Scale, left: float, right: float) -> list[str]:
 
 
 def _free(x: float, y: float, taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Move a mark to the right until it covers no other one."""
+    """Move a mark to the right until it covers no other."""
     while any(math.hypot(x - other_x, y - other_y) < 16 for other_x, other_y in taken):
         x += 4
     return round(x, 1), y
 
 
 def _power(exponent: int) -> str:
-    """Show a power of ten as people say it."""
+    """Show a power of ten in the usual short form."""
     names = {0: "1", 1: "10", 2: "100", 3: "1k", 4: "10k", 5: "100k", 6: "1M", 7: "10M", 8: "100M", 9: "1B", 10: "10B"}
     return names.get(exponent, f"1e{exponent}")
 

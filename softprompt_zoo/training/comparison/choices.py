@@ -1,4 +1,4 @@
-"""What the user chose to compare, with everything that can be checked before a file is opened."""
+"""What the user chose to compare, and all checks that need no file."""
 
 import dataclasses
 import difflib
@@ -10,14 +10,14 @@ from softprompt_zoo.training.settings import LARGEST_RATE, check_count
 
 T = TypeVar("T")
 BASELINES = ("untrained", "handwritten", "few-shot", "lora", "adapter-tuning", "full-fine-tuning")
-"""What methods are compared with, in the order of the table."""
+"""Baselines that methods are compared with, in the order of the table."""
 SHOTS = 8
-"""Examples of a few-shot prompt at most; so many as in benchmarks/methods.py. Our choice."""
+"""Maximum number of examples in a few-shot prompt, the same as in benchmarks/methods.py. Our choice."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """A learning rate: a number, or a multiple of each candidate's own."""
+    """A learning rate: a number, or a multiple of each candidate's default."""
 
     value: float
     is_multiple: bool = False
@@ -26,10 +26,10 @@ class Rate:
         """Return the rate for a candidate.
 
         Args:
-            own: The candidate's own rate; `None` if it has none.
+            own: The candidate's default rate; `None` if it has none.
 
         Returns:
-            The rate; `None` if it would be a multiple of nothing.
+            The rate; `None` if it is a multiple of a rate that the candidate does not have.
         """
         if not self.is_multiple:
             return self.value
@@ -41,32 +41,32 @@ OWN_RATE = Rate(1.0, is_multiple=True)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What is compared, and with which budget."""
+    """What is compared, and with what budget."""
 
     methods: tuple[str, ...] | None = None
-    """Methods; `None` for all that fit the model."""
+    """Names of methods; `None` for all that fit the model."""
     baselines: tuple[str, ...] = BASELINES
-    """What they are compared with."""
+    """Names of the baselines they are compared with."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each trial is run once with each."""
+    """Each trial is run once with each seed."""
     rates: tuple[Rate, ...] = (OWN_RATE,)
-    """Learning rates of what is trained."""
+    """Learning rates of trained candidates."""
     lengths: tuple[int, ...] = ()
-    """Numbers of virtual tokens; empty for each method's own."""
+    """Numbers of virtual tokens; empty for each method's default."""
     starts: tuple[str, ...] = ()
-    """Start values, as a method's option `init` takes them; empty for each method's own."""
+    """Start values, as a method's option `init` takes them; empty for each method's default."""
     parameters: int | None = None
-    """Numbers that each candidate trains, nearly; `None` for as many as each has."""
+    """Approximate number of parameters that each candidate trains; `None` for its default size."""
     steps: int = 200
-    """Optimizer steps of each training."""
+    """Optimizer steps per training."""
     batch_size: int = 8
     """Rows per step."""
     rows: int | None = None
-    """Training rows at most; `None` for all."""
+    """Maximum number of training rows; `None` for all."""
     validation_rows: int | None = None
-    """Validation rows at most; `None` for all."""
+    """Maximum number of validation rows; `None` for all."""
     shots: int = SHOTS
-    """Examples of a few-shot prompt at most."""
+    """Maximum number of examples in a few-shot prompt."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "shots", "rows", "validation_rows", "parameters"):
@@ -76,12 +76,12 @@ class Choices:
         self._check_values()
         if self.parameters is not None and self.lengths:
             raise ValueError(
-                f"parameters is {self.parameters} and lengths {self.lengths}; lengths are chosen by parameters, leave "
-                "one out"
+                f"parameters is {self.parameters} and lengths is {self.lengths}; parameters determines the lengths, "
+                "so leave one of the two out"
             )
 
     def _check_values(self) -> None:
-        """Refuse lists with a value that is not allowed."""
+        """Reject lists with a value that is not allowed."""
         if not self.seeds:
             raise ValueError("seeds is empty; give at least one, such as --seeds 0")
         for seed in self.seeds:
@@ -98,10 +98,10 @@ def read_list(flag: str, text: str, read: Callable[[str], T], what: str) -> tupl
     """Read a list as users write it: `0,1,2`.
 
     Args:
-        flag: The flag it is given with, for messages.
+        flag: The flag it was given with, for messages.
         text: As the user typed it.
-        read: From one part to a value.
-        what: What parts are, for messages.
+        read: Converts one part to a value.
+        what: What the parts are, for messages.
 
     Returns:
         The values.
@@ -119,7 +119,7 @@ def read_list(flag: str, text: str, read: Callable[[str], T], what: str) -> tupl
 
 
 def read_rate(text: str) -> Rate:
-    """Read a learning rate: `0.03`, or `2x` for twice each candidate's own."""
+    """Read a learning rate: `0.03`, or `2x` for twice each candidate's default."""
     found = re.fullmatch(r"([0-9.eE+-]+)(x?)", text)
     if found is None:
         raise ValueError(text)
@@ -131,17 +131,17 @@ def _refuse() -> Any:
 
 
 def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:  # NumPy takes no more
+    if not 0 <= seed < 2**32:  # NumPy's limit
         raise ValueError(f"seeds has {seed}; expected integers from 0 to {2**32 - 1}")
 
 
 def _check_rate(rate: Rate) -> None:
     if not 0 < rate.value <= LARGEST_RATE:
-        raise ValueError(f"learning_rates has {rate.value}; expected numbers above 0, of at most {LARGEST_RATE:g}")
+        raise ValueError(f"learning_rates has {rate.value}; expected numbers above 0 and at most {LARGEST_RATE:g}")
 
 
 def _check_list(name: str, values: Sequence[Any] | None) -> None:
-    """Refuse a value that is listed twice, which would count one trial as two."""
+    """Reject a value that is listed twice: one trial would count as two."""
     for index, value in enumerate(values or ()):
         if value in (values or ())[:index]:
             raise ValueError(f"{name} has {value!r} twice; give each once")
@@ -151,8 +151,8 @@ def _check_baseline(name: str) -> None:
     if name not in BASELINES:
         near = difflib.get_close_matches(name, BASELINES, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"baselines has {name!r}; {hint}there are {', '.join(BASELINES)}")
+        raise ValueError(f"baselines has {name!r}; {hint}expected some of {', '.join(BASELINES)}")
 
 
 QUICK = Choices(steps=30, validation_rows=60)
-"""A first look: what two cores do with a model of 135 million parameters in three quarters of an hour. Our choice."""
+"""A first look: about 45 minutes on two cores for a model of 135 million parameters. Our choice."""

@@ -1,4 +1,4 @@
-"""A comparison from beginning to end, or from the last trial on that is there."""
+"""A comparison from beginning to end, or resumed after the last finished trial."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ from softprompt_zoo.training.report import printer
 from softprompt_zoo.training.settings import Settings
 
 NEEDED_ROOM = 50_000_000
-"""Bytes that the results of a comparison may need, report included. Our choice."""
+"""Bytes that the results of a comparison may take, including the report. Our choice."""
 
 
 def compare(
@@ -36,24 +36,24 @@ def compare(
     command: str = "",
     running: Running = ONE_BY_ONE,
 ) -> Comparison | None:
-    """Compare methods and baselines, and say what came of it.
+    """Compare methods and baselines, and report the result.
 
     Args:
         settings: Model, data, rows and output folder.
         choices: What is compared.
         console: Where progress and results go.
         overwrite: Whether an earlier comparison in the same folder may be removed.
-        dry_run: Whether to say what would be run and how long it would take, and keep nothing.
-        command: What repeats the comparison, for the report.
+        dry_run: Whether to only print what would be run and how long it would take; nothing is kept.
+        command: The command that repeats the comparison, for the report.
         running: How trials are run.
 
     Returns:
-        What came of it, which a notebook shows as a table; `None` of a dry run.
+        The result, which a notebook shows as a table; `None` for a dry run.
 
     Raises:
-        ZooError: If something the user gave cannot be used; nothing was written then.
+        ZooError: If something the user gave cannot be used; nothing has been written then.
         StoppedError: If the user stopped it.
-        ValueError: If a search, which chooses its trials as it goes, is to list them first.
+        ValueError: If a dry run is combined with a search, which chooses its trials as it goes.
     """
     if dry_run and running.search is not None:
         raise ValueError("--dry-run lists the trials, and --search chooses them as it goes; leave one of the two out")
@@ -71,7 +71,7 @@ def compare(
     plan = make_plan(bench, is_done, lambda name: tell(f"trying {name}"))
     _tell_refused(plan, console)
     if not plan.trials:
-        raise OutputError("nothing that was chosen fits the model; the lines above say why")
+        raise OutputError("no chosen candidate fits the model; the lines above say why")
     if dry_run:
         print_plan(plan, bench, is_done, console)
         return None
@@ -92,13 +92,13 @@ def _nothing_is_done(trial: Trial) -> bool:
 
 
 def _check_room(folder: Path) -> None:
-    """Refuse a disk on which there is no room for the results, before hours are spent on them."""
+    """Reject a disk without room for the results before hours are spent on them."""
     there = next(filter(Path.exists, (folder, *folder.absolute().parents)))
     free = shutil.disk_usage(there).free
     if free < NEEDED_ROOM:
         raise OutputError(
             f"--output {folder}: its disk has {free:,} bytes left, and a comparison needs {NEEDED_ROOM:,}; "
-            "make room, or give a folder elsewhere"
+            "free some space, or give a folder elsewhere"
         )
 
 

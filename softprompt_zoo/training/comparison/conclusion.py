@@ -1,4 +1,4 @@
-"""What a comparison says in words: which method, how surely, whether it is worth it against LoRA."""
+"""The conclusion in words: which method is best, how certain that is, and whether it is worth it against LoRA."""
 
 import dataclasses
 import statistics
@@ -12,9 +12,9 @@ from softprompt_zoo.training.comparison.summary import Line
 from softprompt_zoo.training.comparison.table import shown_interval
 
 LEVEL = 0.05
-"""Of a p value below which a difference counts as significant."""
+"""The p value below which a difference counts as significant."""
 RIVAL = "lora"
-"""What the best method is held against first."""
+"""What the best method is compared with first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,33 +25,33 @@ class Contrast:
     difference: Difference
     """Positive where the best method is better."""
     p_value: float
-    """Corrected for all contrasts of the comparison, after Holm."""
+    """Corrected for all contrasts of the comparison, by Holm's procedure."""
 
     @property
     def is_significant(self) -> bool:
-        """Whether it counts."""
+        """Whether the difference is significant."""
         return self.p_value < LEVEL
 
 
 @dataclasses.dataclass(frozen=True)
 class Conclusion:
-    """The answer, and what it rests on."""
+    """The conclusion and its evidence."""
 
     best: Line | None
     """The method with the best mean; `None` if no method was run."""
     contrasts: Sequence[Contrast]
-    """The best method against every other line."""
+    """Contrasts of the best method with every other line."""
     sentences: Sequence[str]
-    """The answer in words."""
+    """The conclusion in words."""
 
 
 def is_method(line: Line) -> bool:
-    """Return whether a line is a soft-prompt method's, and no baseline's."""
+    """Return whether a line belongs to a soft-prompt method rather than a baseline."""
     return line.trial.candidate not in BASELINE_CLASSES
 
 
 def conclude(lines: Sequence[Line], measure: Measure) -> Conclusion:
-    """Say what came of a comparison.
+    """Draw the conclusion of a comparison.
 
     Args:
         lines: The lines of the table.
@@ -82,22 +82,20 @@ def _contrasts(best: Line, others: Sequence[Line], measure: Measure) -> list[Con
 def _winner(best: Line, measure: Measure) -> str:
     seeds = f"{len(best.seeds)} seeds" if len(best.seeds) > 1 else "one seed, which gives no interval"
     return (
-        f"{best.name} has the best {measure.title} of the methods: {shown_interval(measure.over_seeds(best))} on "
+        f"{best.name} has the best {measure.title} of all methods: {shown_interval(measure.over_seeds(best))} on "
         f"{measure.count} validation rows, over {seeds}."
     )
 
 
 def _against(best: Line, contrast: Contrast, measure: Measure) -> str:
-    """Say whether the best method is worth it against the rival."""
+    """Return whether the best method is worth it against the rival, in words."""
     sizes = _sizes(best, contrast.other)
     told = f"{_told(contrast, measure)}, and {sizes}"
     if not contrast.is_significant:
-        return f"Against {contrast.other.name} no difference could be shown ({told}): worth it where size counts."
+        return f"There is no significant difference from {contrast.other.name} ({told}): worth it if size matters."
     if contrast.difference.value > 0:
         return f"It is worth it against {contrast.other.name}: it is better ({told})."
-    return (
-        f"{contrast.other.name} is better ({told}): the prompt is worth it only where size or a prompt per row counts."
-    )
+    return f"{contrast.other.name} is better ({told}): the prompt is worth it only if size or a prompt per row matters."
 
 
 def _told(contrast: Contrast, measure: Measure) -> str:
@@ -113,15 +111,15 @@ def _sizes(best: Line, other: Line) -> str:
     files = [line.mean(lambda result: result.file_bytes) or 0.0 for line in (best, other)]
     trained = [line.mean(lambda result: result.parameters) or 0.0 for line in (best, other)]
     return (
-        f"it trains {trained[0]:,.0f} parameters instead of {trained[1]:,.0f} and keeps {shown_bytes(files[0])} "
+        f"it trains {trained[0]:,.0f} parameters instead of {trained[1]:,.0f} and stores {shown_bytes(files[0])} "
         f"instead of {shown_bytes(files[1])}"
     )
 
 
 def _against_cheaper(contrasts: Sequence[Contrast], measure: Measure) -> list[str]:
-    """Say whether training was worth anything: against what is not trained."""
+    """Return whether training was worth it against each untrained candidate, in words."""
     return [
-        f"Training it {'is worth it' if _is_better(one) else 'could not be shown to be worth it'} against "
+        f"Training it {'is worth it' if _is_better(one) else 'is not shown to be worth it'} against "
         f"{one.other.name} ({_told(one, measure)})."
         for one in contrasts
         if not one.other.is_trained
@@ -135,8 +133,8 @@ def _is_better(contrast: Contrast) -> bool:
 def _not_told_apart(contrasts: Sequence[Contrast]) -> list[str]:
     names = [one.other.name for one in contrasts if not one.is_significant]
     if not names:
-        return ["All differences from the others are significant."]
-    return [f"Not significant are the differences from {', '.join(names)}: any of these may be as good."]
+        return ["All differences from the other candidates are significant."]
+    return [f"The differences from {', '.join(names)} are not significant: any of these may be just as good."]
 
 
 def _forgetting(best: Line, lines: Sequence[Line]) -> list[str]:
@@ -147,15 +145,15 @@ def _forgetting(best: Line, lines: Sequence[Line]) -> list[str]:
     least, name = min((value, name) for value, name in others if value is not None)
     middle = statistics.median(value for value, _ in others if value is not None)
     return [
-        f"On unrelated text it changes the loss per token by {own:+.3f} nats; the median of what was trained is "
-        f"{middle:+.3f}, the least {least:+.3f} ({name}). A prompt is taken off by leaving it out."
+        f"On unrelated text it changes the loss per token by {own:+.3f} nats; the median over trained candidates is "
+        f"{middle:+.3f}, the minimum {least:+.3f} ({name}). Leaving a prompt out undoes its effect completely."
     ]
 
 
 def _caveat(best: Line, count: int) -> str:
     return (
-        "The best was chosen by the rows it is reported on, which flatters it a little; p values are of paired "
-        f"differences, by the larger of the standard errors over rows and over seeds, corrected for {count} contrasts "
-        f"(Holm). All were trained for {best.trial.steps} steps of {best.trial.batch_size} rows at their own rates: "
-        "longer training or other rates may change the order."
+        "The best method was chosen on the same rows it is reported on, which flatters it slightly; p values are for "
+        "paired differences, use the larger of the standard errors over rows and over seeds, and are corrected for "
+        f"{count} contrasts (Holm). All were trained for {best.trial.steps} steps of {best.trial.batch_size} rows at "
+        "their own learning rates: longer training or other rates may change the order."
     )

@@ -1,4 +1,4 @@
-"""What `compare` can be told: by flags, by a configuration file, which has the same names, and back into one."""
+"""The settings of `compare`, from flags or a configuration file with the same names, and written back to one."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,16 +9,16 @@ from softprompt_zoo.training.comparison.choices import BASELINES, QUICK, SHOTS, 
 from softprompt_zoo.training.comparison.running.choice import HERE, Running, check_running
 from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, Settings
 
-HEAD = "This comparison: softprompt-zoo compare --config FILE goes on with it, and with --output NEW_FOLDER repeats it."
+HEAD = "This comparison: softprompt-zoo compare --config FILE continues it; with --output NEW_FOLDER it is repeated."
 NONE = "none"
-"""What stands for no baselines."""
+"""The value that means no baselines."""
 SHARED = (
     *("model", "data", "validation", "split", "validation_split", "subset", "streaming", "input_field", "target_field"),
     *("objective", "label_words", "handwritten", "max_length", "dtype", "metric_rows", "output", "template"),
 )
-"""The fields that are those of a training run."""
+"""The fields shared with a training run."""
 COUNTS = ("steps", "validation_rows", "batch_size", "rows", "parameters", "shots")
-"""The fields that are numbers of `Choices`."""
+"""The fields that are numbers in `Choices`."""
 LISTS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "methods": ("methods", str, "names"),
     "baselines": ("baselines", str, "names"),
@@ -27,12 +27,12 @@ LISTS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "lengths": ("lengths", int, "integers"),
     "starts": ("starts", str, "names"),
 }
-"""The lists of `Choices`: the field here, what reads a part of it, and what parts are."""
+"""The lists in `Choices`: the field here, the function that reads a part, and what the parts are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparisonConfig:
-    """A field for each flag of `compare`; lists are lists, or text with commas as flags have it."""
+    """A field for each flag of `compare`; lists are lists, or text with commas as in flags."""
 
     model: str = "smollm2"
     data: str | None = None
@@ -70,7 +70,7 @@ class ComparisonConfig:
     workers: int | None = None
 
     def settings(self) -> Settings:
-        """Return what it shares with a training run.
+        """Return the settings shared with a training run.
 
         Raises:
             ValueError: If a value is not allowed.
@@ -81,7 +81,7 @@ class ComparisonConfig:
         return Settings(**own)
 
     def choices(self) -> Choices:
-        """Return what is compared, with which budget.
+        """Return what is compared, and with what budget.
 
         Raises:
             ValueError: If a value is not allowed.
@@ -97,7 +97,7 @@ class ComparisonConfig:
         """Return how trials are run.
 
         Raises:
-            ValueError: If a value is not allowed, or two do not go together.
+            ValueError: If a value is not allowed, or two exclude each other.
         """
         return Running(together=self.together, search=self.search, on=self.on, workers=self.workers)
 
@@ -110,10 +110,10 @@ class ComparisonConfig:
 
 
 def try_field(**field: Any) -> None:
-    """Refuse a value that is not allowed, whatever the others are.
+    """Reject a value that is not allowed, whatever the other fields are.
 
     Raises:
-        ValueError: If it is not; says what is.
+        ValueError: If it is not allowed; the message says what is.
     """
     config = ComparisonConfig(**field)
     config.settings()
@@ -125,7 +125,7 @@ def written_config(settings: Settings, choices: Choices, running: Running) -> st
     """Write a comparison as a configuration file.
 
     Args:
-        settings: What it shares with a training run.
+        settings: The settings shared with a training run.
         choices: What is compared.
         running: How trials are run.
     """

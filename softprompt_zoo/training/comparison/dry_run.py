@@ -13,19 +13,19 @@ from softprompt_zoo.training.comparison.run_trial import run_trial
 from softprompt_zoo.training.comparison.trial import Trial
 
 TIMED_STEPS = 2
-"""Steps that are taken to time one. Our choice."""
+"""Number of steps taken to time one. Our choice."""
 
 
 def print_plan(plan: Plan, bench: Bench, is_done: Callable[[Trial], bool], console: Console) -> None:
-    """Print the trials of a comparison, and the time that those would take that are not there yet.
+    """Print the trials of a comparison, and how long the remaining ones would take.
 
     Args:
         plan: What would be run.
         bench: The model, loaded, and the rows.
-        is_done: Whether a trial has a result already.
+        is_done: Whether a trial already has a result.
         console: Where to print.
     """
-    table = Table("what", "seeds", "steps", "rows a step", "learning rate", "there")
+    table = Table("what", "seeds", "steps", "rows per step", "learning rate", "done")
     for variant in variants_of(plan.trials):
         own = [trial for trial in plan.trials if trial.variant == variant]
         seeds = ", ".join(str(trial.seed) for trial in own)
@@ -38,7 +38,7 @@ def print_plan(plan: Plan, bench: Bench, is_done: Callable[[Trial], bool], conso
 
 
 def _time(waiting: list[Trial], bench: Bench) -> str:
-    """Estimate the time of trials by one of them, with few steps."""
+    """Estimate the time of trials from a few steps of one of them."""
     trained = [trial for trial in waiting if trial.steps]
     if not trained:
         return "nothing to train"
@@ -46,4 +46,4 @@ def _time(waiting: list[Trial], bench: Bench) -> str:
     step = result.step_seconds or 0.0
     around = max(0.0, result.seconds - TIMED_STEPS * step)
     total = sum(around + trial.steps * step for trial in waiting)
-    return f"about {shown_time(total)}, by {TIMED_STEPS} steps of {trained[-1].candidate}"
+    return f"about {shown_time(total)}, estimated from {TIMED_STEPS} steps of {trained[-1].candidate}"

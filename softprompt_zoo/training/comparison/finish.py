@@ -1,4 +1,4 @@
-"""The end of a comparison: its table, its answer in words, its files."""
+"""The end of a comparison: its table, its conclusion in words, its files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +20,14 @@ TABLE_FILE, RESULTS_FILE, PAGE_FILE = "table.csv", "results.json", "report.html"
 
 
 def finish(folder: Path, bench: Bench, plan: Plan, lines: Sequence[Line], command: str, console: Console) -> Comparison:
-    """Write and print what came of a comparison, and return it.
+    """Write and print the result of a comparison, and return it.
 
     Args:
         folder: The folder of the comparison.
         bench: The rows and their objective.
-        plan: What was run, and what was not.
+        plan: What was run and what was not.
         lines: The lines of the table.
-        command: What repeats the comparison.
+        command: The command that repeats the comparison.
         console: Where to print.
     """
     measure = measure_of(bench, lines)

@@ -27,31 +27,31 @@ class Fitted:
 
     model: "PreTrainedModel"
     objective: "Objective[Any, Any] | None" = None
-    """What it reads rows by; `None` for as everything does."""
+    """The objective that it reads rows with; `None` for that of the comparison."""
     one_task: Any = None
-    """The model for texts without a task, where its prompt has tasks; else `None`."""
+    """The model for texts without a task if its prompt has tasks, else `None`."""
     put_in_front: Callable[[Any], Any] = as_it_is
-    """Returns an objective with the text that is put in front of every text."""
+    """Returns an objective with the candidate's text in front of every row."""
     prompt_tokens: int = 0
-    """Tokens in front of the text."""
+    """Number of tokens in front of the text."""
     trainer: "type[Trainer] | None" = None
-    """What trains it; `None` if nothing is trained."""
+    """The class that trains it; `None` if nothing is trained."""
     save: Callable[[Path], None] = keep_nothing
-    """Writes what has to be kept into a folder."""
+    """Writes what has to be kept to a folder."""
 
     def file_bytes(self) -> int:
-        """Write what has to be kept once, and return its size."""
+        """Return the size of what has to be kept, by writing it to a temporary folder."""
         with tempfile.TemporaryDirectory() as name:
             self.save(Path(name))
             return sum(path.stat().st_size for path in Path(name).rglob("*") if path.is_file())
 
     @property
     def model_for_texts(self) -> Any:
-        """The model, for texts that name no task."""
+        """The model for texts that name no task."""
         return self.model if self.one_task is None else self.one_task
 
     @property
     def parameters(self) -> int:
-        """Count the numbers that are trained."""
+        """Number of trained parameters."""
         trained = (p.numel() for p in self.model.parameters() if p.requires_grad) if self.trainer else ()
         return sum(trained)

@@ -1,4 +1,4 @@
-"""What lines are compared by: the objective's main metric where it is one of single rows, else the loss."""
+"""What lines are compared by: the objective's main metric if it can be computed row by row, else the loss."""
 
 import statistics
 from collections.abc import Sequence
@@ -19,24 +19,24 @@ class Measure:
 
     def __init__(self, bench: Bench) -> None:
         self.count = len(bench.examples)
-        """Validation rows."""
+        """Number of validation rows."""
         self.answers = [bench.objective.shown(example)[1] for example in bench.examples]
-        """The right ones."""
+        """The right answers."""
 
     def values(self, line: Line) -> list[list[float]]:
-        """Return for each seed the number of each row."""
+        """Return the value of each row for each seed."""
         return [list(result.row_losses) for result in line.results]
 
     def rows(self, line: Line) -> list[list[float]]:
-        """Return for each seed how good each row is: more is better."""
+        """Return how good each row is for each seed: more is better."""
         return [[self.sign * value for value in values] for values in self.values(line)]
 
     def over_seeds(self, line: Line) -> Interval:
-        """Return the mean over rows, and its interval over seeds."""
+        """Return the mean over rows and its interval over seeds."""
         return interval([statistics.fmean(values) for values in self.values(line)])
 
     def goodness(self, line: Line) -> float:
-        """Return a number that is larger where a line is better."""
+        """Return a number that is larger for better lines."""
         return self.sign * self.over_seeds(line).mean
 
 
@@ -50,7 +50,7 @@ class Right(Measure):
         self.title = bench.objective.metrics[0].title
 
     def values(self, line: Line) -> list[list[float]]:
-        """Return for each seed 1 for each row that was answered rightly, else 0."""
+        """Return, for each seed, 1 for each row that was answered correctly, else 0."""
         return [
             [float(answer == right) for answer, right in zip(result.answers, self.answers, strict=True)]
             for result in line.results
@@ -58,7 +58,7 @@ class Right(Measure):
 
 
 def measure_of(bench: Bench, lines: Sequence[Line]) -> Measure:
-    """Find out by trying what lines can be compared by, row by row.
+    """Find out by trying which measure can compare lines row by row.
 
     Args:
         bench: The rows and their objective.

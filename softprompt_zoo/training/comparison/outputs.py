@@ -1,4 +1,4 @@
-"""The files of a comparison besides its trials: CSV and JSON."""
+"""The files of a comparison other than its trials: CSV and JSON."""
 
 import csv
 import dataclasses
@@ -23,11 +23,11 @@ NUMBERS = (
     "seconds",
     "together",
 )
-"""Fields of a result that are one number."""
+"""Fields of a result that are single numbers."""
 
 
 def write_table(path: Path, lines: Sequence[Line]) -> None:
-    """Write the table as CSV: a row for each line, its numbers unrounded.
+    """Write the table as CSV: a row for each line, with unrounded numbers.
 
     Args:
         path: The file, written whole or not at all.
@@ -43,13 +43,13 @@ def write_table(path: Path, lines: Sequence[Line]) -> None:
 
 
 def write_results(path: Path, shared: Mapping[str, Any], lines: Sequence[Line], more: Mapping[str, Any]) -> None:
-    """Write everything that is known as JSON.
+    """Write all results as JSON.
 
     Args:
         path: The file, written whole or not at all.
         shared: What all trials depend on.
         lines: The lines of the table.
-        more: What else there is to say: what was left out, the conclusion.
+        more: Further entries: what was left out, the conclusion.
     """
     written = [{**_row(line), "results": [dataclasses.asdict(result) for result in line.results]} for line in lines]
     write_json(path, {"shared": shared, "lines": written, **more})

@@ -1,4 +1,4 @@
-"""The report of a comparison: one page that needs no network."""
+"""The HTML report of a comparison: one page that needs no network."""
 
 import importlib.resources
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from softprompt_zoo.training.comparison.summary import Line
 from softprompt_zoo.training.comparison.table import caption, columns
 
 SHOWN_EXAMPLES = 8
-"""Rows whose answers stand side by side. Our choice."""
+"""Number of rows whose answers are shown side by side. Our choice."""
 LONG_ANSWER = 24
-"""Characters from which on answers get a wide cell."""
+"""Answers longer than this many characters get a wide cell."""
 
 
 def write_page(
@@ -36,9 +36,9 @@ def write_page(
         bench: The rows and their objective.
         lines: The lines of the table.
         measure: What they are compared by.
-        conclusion: The answer.
-        command: What repeats the comparison.
-        left_out: By candidate, why it was not run.
+        conclusion: The conclusion.
+        command: The command that repeats the comparison.
+        left_out: The reason why each candidate left out was not run.
     """
     from jinja2 import Environment
     from markupsafe import Markup
@@ -115,7 +115,7 @@ def _points(history: Sequence[Mapping[str, float]], key: str) -> list[tuple[floa
 
 
 def _shown(conclusion: Conclusion) -> list[Contrast]:
-    """Return the best method against the best trained baseline, and against what is not trained."""
+    """Return the contrasts of the best method with the best trained and the best untrained baseline."""
     baselines = [one for one in conclusion.contrasts if not is_method(one.other)]
     closest = sorted(baselines, key=lambda one: one.difference.value)
     trained = [one for one in closest if one.other.is_trained]
@@ -132,8 +132,8 @@ def _contrast(contrast: Contrast, conclusion: Conclusion, measure: Measure) -> d
     return {
         "title": names,
         "note": f"Loss of each row, {contrast.other.name} minus {conclusion.best.name}, mean over seeds: {better} of "
-        f"{len(values)} rows are better with {conclusion.best.name}. In {measure.title} the difference is {verdict}.",
-        "svg": _markup(charts.differences(values, f"difference of {names} row by row")),
+        f"{len(values)} rows are better with {conclusion.best.name}. The difference in {measure.title} is {verdict}.",
+        "svg": _markup(charts.differences(values, f"difference between {names}, row by row")),
     }
 
 
@@ -148,7 +148,7 @@ def _means(by_seed: Any) -> list[float]:
 
 
 def _examples(bench: Bench, lines: Sequence[Line], measure: Measure) -> list[dict[str, Any]]:
-    """Return the rows on which answers differ most."""
+    """Return the rows whose answers differ most."""
     count = min(len(line.results[0].answers) for line in lines)
     answers = [[line.results[0].answers[place] for line in lines] for place in range(count)]
     order = sorted(range(count), key=lambda place: -len({*answers[place]}) - _balance(answers[place]))
@@ -191,7 +191,7 @@ def _facts(bench: Bench, lines: Sequence[Line]) -> list[tuple[str, Any]]:
         ("number format", shared["dtype"]),
         ("objective", shared["objective"]),
         ("template", shared["template"]),
-        ("budget of each", budget),
+        ("budget per candidate", budget),
         ("seeds", ", ".join(map(str, seeds))),
         ("data", "; ".join(f"{name}: {source['path']}" for name, source in bench.sources.items())),
         ("measured on", bench.objective.measured_on(len(bench.rows), bench.answered)),

@@ -1,4 +1,4 @@
-"""Which trials a comparison has: what fits the model, with every rate, length, start and seed."""
+"""The trials of a comparison: what fits the model, with every rate, length, start and seed."""
 
 import dataclasses
 import itertools
@@ -16,25 +16,25 @@ from softprompt_zoo.training.comparison.trial import Trial
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is run, and what is not."""
+    """What is run and what is not."""
 
     trials: list[Trial]
-    """In the order in which they are run: all candidates with the first seed, then with the next."""
+    """In the order they are run: all candidates with the first seed, then with the next."""
     refused: dict[str, str]
-    """By candidate, why it is not run."""
+    """The reason why each refused candidate is not run."""
 
 
 def names_of(choices: Choices) -> list[str]:
-    """Return the names of what was chosen, baselines first; every method that is installed if none was."""
+    """Return the names of the chosen candidates, baselines first; all installed methods if none was chosen."""
     methods = list(registry.candidates()) if choices.methods is None else choices.methods
     return [*choices.baselines, *methods]
 
 
 def check_names(choices: Choices) -> None:
-    """Refuse methods that there are none of; nothing is loaded that needs the model.
+    """Reject unknown methods before the model is loaded.
 
     Raises:
-        UnknownMethodError: If there is no method of a name; says which is nearest.
+        UnknownMethodError: If no method has a given name; the message names the closest one.
     """
     for name in choices.methods or ():
         find_candidate(name)
@@ -45,11 +45,11 @@ def make_plan(bench: Bench, is_done: Callable[[Trial], bool], tell: Callable[[st
 
     Args:
         bench: The model, loaded, and the rows.
-        is_done: Whether a trial has a result already; it is not tried again.
-        tell: Told the name of what is tried.
+        is_done: Whether a trial already has a result; it is not tried again.
+        tell: Called with the name of each candidate before it is tried.
 
     Returns:
-        The trials, and why others are none.
+        The trials, and why candidates were refused.
     """
     plan, found = Plan([], {}), list[list[Trial]]()
     for name in names_of(bench.choices):
@@ -74,7 +74,7 @@ def make_plan(bench: Bench, is_done: Callable[[Trial], bool], tell: Callable[[st
 
 
 def _lines(candidate: Candidate, choices: Choices, bench: Bench) -> Iterable[Trial]:
-    """Return a trial for each line of the table that a candidate has, without its seeds."""
+    """Return a trial without a seed for each of a candidate's lines of the table."""
     for options in candidate.variants(choices, bench):
         for rate in choices.rates if candidate.is_trained else (None,):
             yield _line(candidate, options, rate, choices, bench)
@@ -86,7 +86,7 @@ def _line(candidate: Candidate, options: Options, rate: Rate | None, choices: Ch
         return line
     learning_rate = rate.of(None if candidate.recipe is None else candidate.recipe.learning_rate)
     if learning_rate is None:
-        raise UnsupportedError(f"{candidate.name} comes without a recipe; give --learning-rates, such as 0.01")
+        raise UnsupportedError(f"{candidate.name} has no recipe; give --learning-rates, such as 0.01")
     return dataclasses.replace(line, steps=choices.steps, batch_size=choices.batch_size, learning_rate=learning_rate)
 
 
@@ -104,5 +104,5 @@ def _one_line(error: Exception) -> str:
 
 
 def variants_of(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the lines of the table, each as its trial without a seed."""
+    """Return the lines of the table, each as a trial without a seed."""
     return list({trial.variant.key: trial.variant for trial in trials}.values())

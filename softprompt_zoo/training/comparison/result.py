@@ -1,4 +1,4 @@
-"""What a comparison gives back: its lines and its answer, for people and notebooks."""
+"""The result of a comparison: its lines and its conclusion, for people and notebooks."""
 
 import dataclasses
 import html
@@ -13,19 +13,19 @@ from softprompt_zoo.training.comparison.table import caption, columns, make_tabl
 from softprompt_zoo.training.objectives.objective import Metric
 
 WIDTH = 120
-"""Characters of the table in a REPL. Our choice."""
+"""Width of the table in a REPL, in characters. Our choice."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
-    """What came of a comparison."""
+    """The result of a comparison."""
 
     lines: Sequence[Line]
     """The lines of its table, with the results of every seed."""
     conclusion: Conclusion
-    """The answer."""
+    """The conclusion."""
     metrics: Sequence[Metric]
-    """What its candidates were measured by."""
+    """The metrics of its objective."""
 
     def __repr__(self) -> str:
         console = Console(width=WIDTH, color_system=None, force_jupyter=False)

@@ -18,7 +18,7 @@ def row_losses(model: Any, rows: Sequence[R], collate: Callable[[Sequence[R]], d
     Args:
         model: The model; put into eval mode.
         rows: The rows.
-        collate: What makes batches of them.
+        collate: Makes batches of them.
 
     Returns:
         The losses in nats, in the order of the rows.
@@ -37,7 +37,8 @@ def row_losses(model: Any, rows: Sequence[R], collate: Callable[[Sequence[R]], d
 def _of_batch(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Return the mean loss of each row, `(rows,)`.
 
-    Whether a model predicts the label at a place or that of the next one is found by trying: its own loss tells.
+    Whether a model predicts the label at the same position or at the next one is found by trying: the alternative
+    that reproduces the model's own loss is used.
     """
     output = model(**batch)
     logits, labels = output.logits.float(), batch["labels"]
@@ -48,7 +49,7 @@ def _of_batch(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of each row, and its labels' number."""
+    """Return the mean loss and the number of labels of each row."""
     losses = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
     counts = (labels != IGNORED).sum(dim=1)
     return losses.sum(dim=1) / counts.clamp(min=1), counts

@@ -1,4 +1,4 @@
-"""One trial: a candidate put on the model, trained, measured and taken off again."""
+"""One trial: a candidate is applied to the model, trained, measured and removed again."""
 
 import dataclasses
 import tempfile
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 CURVE_POINTS = 4
-"""Times that a training is validated on the way."""
+"""Number of validations during a training."""
 CURVE_ROWS = 20
-"""Validation rows that the curves are measured on, at most. Our choice."""
+"""Maximum number of validation rows that the curves are measured on. Our choice."""
 
 
 def run_trial(trial: Trial, bench: Bench, callbacks: Sequence[TrainerCallback] = ()) -> TrialResult:
-    """Run a trial from beginning to end.
+    """Run a trial from start to finish.
 
     Args:
         trial: What to run.
-        bench: The model, loaded, and the rows; bitwise the same afterwards.
-        callbacks: What watches the training.
+        bench: The loaded model and the rows; bitwise unchanged afterwards.
+        callbacks: Trainer callbacks for the training.
 
     Returns:
-        What came of it; equal trials give the same but for times and memory.
+        The result; equal trials give equal results except for times and memory.
 
     Raises:
         UnsupportedError: If the candidate does not fit the model.
-        RuntimeError: If it left the model changed.
+        RuntimeError: If the trial left the model changed.
     """
     candidate = find_candidate(trial.candidate)
     before, began = checksum(bench.model), time.perf_counter()
@@ -66,11 +66,11 @@ def run_trial(trial: Trial, bench: Bench, callbacks: Sequence[TrainerCallback] =
 
 
 def try_out(trial: Trial, bench: Bench) -> None:
-    """Put a candidate on the model and run the longest rows once, so that what cannot work is refused before the rest.
+    """Apply a candidate and run the longest rows once, so that one that cannot work is refused before any trial runs.
 
     Args:
         trial: The candidate.
-        bench: The model, loaded, and the rows.
+        bench: The loaded model and the rows.
 
     Raises:
         UnsupportedError: If it does not fit the model.
@@ -85,7 +85,7 @@ def try_out(trial: Trial, bench: Bench) -> None:
 
 
 def checksum(model: Any) -> int:
-    """Return a number that tells two states of a model apart: every byte of its weights, and their names."""
+    """Return a checksum of every byte of a model's weights and of their names."""
     found = 0
     for name, tensor in model.state_dict(keep_vars=True).items():
         found = zlib.crc32(_bytes_of(tensor), zlib.crc32(name.encode(), found))
@@ -93,7 +93,7 @@ def checksum(model: Any) -> int:
 
 
 def check_unchanged(model: Any, before: int, trial: Trial) -> None:
-    """Refuse to go on with a model that a trial has changed.
+    """Check that a trial has left the model unchanged.
 
     Args:
         model: The model.
@@ -101,7 +101,7 @@ def check_unchanged(model: Any, before: int, trial: Trial) -> None:
         trial: The trial.
 
     Raises:
-        RuntimeError: If its checksum is another one.
+        RuntimeError: If its checksum differs.
     """
     if checksum(model) != before:
         raise RuntimeError(f"{trial.label} left the model changed; later trials would not be comparable")
@@ -112,7 +112,7 @@ def _bytes_of(tensor: Tensor) -> Any:
 
 
 def measured(fitted: Fitted, bench: Bench) -> TrialResult:
-    """Measure a candidate that is trained; what is known of its training alone is left empty."""
+    """Measure a trained candidate; the fields about its training are left empty."""
     found, losses = bench.measure(fitted)
     return TrialResult(
         loss=found.loss,
@@ -134,7 +134,7 @@ def measured(fitted: Fitted, bench: Bench) -> TrialResult:
 def _train(
     candidate: Candidate, fitted: Fitted, trial: Trial, bench: Bench, callbacks: Sequence[TrainerCallback]
 ) -> tuple[list[float], list[Mapping[str, float]]]:
-    """Take all steps of a trial; return the seconds of each, and what was logged."""
+    """Take all steps of a trial; return the seconds per step and the log."""
     if fitted.trainer is None:
         return [], []
     clock = StepClock()
@@ -165,10 +165,10 @@ def arguments_of(candidate: Candidate, trial: Trial, folder: str, **more: Any) -
     """Return Trainer's arguments for a trial.
 
     Args:
-        candidate: What is trained.
+        candidate: The candidate to train.
         trial: Its budget, rate and seed.
         folder: Where Trainer may write.
-        **more: Further ones, or others than a plain run has.
+        **more: Further arguments, which override those of a plain run.
     """
     chosen: dict[str, Any] = {
         "learning_rate": trial.learning_rate,
@@ -186,12 +186,12 @@ def arguments_of(candidate: Candidate, trial: Trial, folder: str, **more: Any) -
 
 
 def curve_interval(trial: Trial) -> int:
-    """Return how many steps are between two validations of a training."""
+    """Return the number of steps between two validations of a training."""
     return max(1, trial.steps // CURVE_POINTS)
 
 
 class _Curve(TrainerCallback):
-    """Validates on the way, as the table does."""
+    """Validates during training, with the loss of the table."""
 
     def __init__(self, rows: Sequence[Any], collate: Callable[..., Any], every: int) -> None:
         self._rows, self._collate, self._every = rows[:CURVE_ROWS], collate, every

@@ -16,17 +16,17 @@ NORMAL = statistics.NormalDist()
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean over seeds, and how far off it may be."""
+    """A mean over seeds and its uncertainty."""
 
     mean: float
     half_width: float | None
-    """Half the 95 % t interval over seeds; `None` of one seed, which says nothing of others."""
+    """Half the width of the 95 % t interval over seeds; `None` for one seed, which says nothing about others."""
     count: int
-    """Seeds."""
+    """Number of seeds."""
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Return the mean of a number over seeds, and its 95 % t interval.
+    """Return the mean of a number over seeds and its 95 % t interval.
 
     Args:
         values: One per seed.
@@ -46,11 +46,11 @@ class Difference:
     value: float
     """Mean of the differences, ours minus theirs."""
     error: float
-    """Standard error: over rows, each a mean over seeds, or over seeds, whichever is larger."""
+    """Standard error over rows (each a mean over seeds) or over seeds, whichever is larger."""
 
     @property
     def p_value(self) -> float:
-        """How likely so large a difference is where there is none, by the normal distribution, two-sided."""
+        """Two-sided p value under the normal distribution: the probability of so large a difference by chance."""
         if self.error == 0:
             return 1.0 if self.value == 0 else 0.0
         return 2 * (1 - NORMAL.cdf(abs(self.value) / self.error))
@@ -60,8 +60,8 @@ def difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]
     """Compare two candidates on the same rows.
 
     Args:
-        ours: For each seed a number for each row.
-        theirs: The same; their seeds need not be as many.
+        ours: A number for each row, for each seed.
+        theirs: The same for the other candidate; it may have a different number of seeds.
     """
     our_rows, their_rows = _over_seeds(ours), _over_seeds(theirs)
     rows = [our - their for our, their in zip(our_rows, their_rows, strict=True)]
@@ -69,13 +69,13 @@ def difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p values for how many there are.
+    """Correct p values for multiple testing.
 
     Args:
-        p_values: Of each test.
+        p_values: One per test.
 
     Returns:
-        The corrected ones, in the same order.
+        The corrected p values, in the same order.
 
     Source:
         Holm, "A simple sequentially rejective multiple test procedure", 1979.
@@ -96,6 +96,6 @@ def _error(values: Sequence[float]) -> float:
 
 
 def _error_over_seeds(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:
-    """Return the standard error over seeds of the difference of two means that are independent of each other."""
+    """Return the standard error over seeds of the difference between two independent means."""
     sides = [_error([statistics.fmean(rows) for rows in side]) for side in (ours, theirs)]
     return math.hypot(*sides)

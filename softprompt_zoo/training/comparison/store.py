@@ -17,12 +17,12 @@ TRIALS_FOLDER = "trials"
 SEARCH_FOLDER = "search"
 """Where a search keeps its studies."""
 TOGETHER_FOLDER = "together"
-"""Where trials that are trained together have their checkpoints."""
+"""Where trials that are trained together keep their checkpoints."""
 MADE_BY = "softprompt-zoo compare"
 CONFIG_FILE = "config.yaml"
 """The comparison as a configuration file."""
 OUTPUTS = ("report.html", "table.csv", "results.json", CONFIG_FILE, ".training.lock")
-"""Files besides the trials that a comparison writes."""
+"""Files that a comparison writes in addition to the trials."""
 
 
 class Store:
@@ -33,16 +33,16 @@ class Store:
 
         Args:
             folder: The folder of the comparison.
-            config: What is left there for `--config` to repeat it; empty for nothing.
+            config: Content of the configuration file written there, for `--config`; empty to write none.
         """
         self.folder, self._config = folder, config
 
     def open(self, shared: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Begin a comparison, or go on with the one that is there.
+        """Begin a comparison, or continue the one in the folder.
 
         Args:
             shared: What all its trials depend on.
-            overwrite: Whether another comparison there may be removed.
+            overwrite: Whether another comparison in the folder may be removed.
 
         Raises:
             OutputError: If the folder holds anything else.
@@ -56,11 +56,11 @@ class Store:
             write_atomically(self.folder / CONFIG_FILE, self._config.encode())
 
     def check(self, shared: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Refuse a folder that `open` would refuse; arguments and errors as there. Nothing is changed."""
+        """Raise the errors of `open`, with the same arguments, and change nothing."""
         if not self.folder.exists():
             return
         if not self.folder.is_dir():
-            raise OutputError(f"--output {self.folder} is a file; expected a folder that is new or a comparison's")
+            raise OutputError(f"--output {self.folder} is a file; expected a new folder or the folder of a comparison")
         if not self._names_besides_lock():
             return
         before = self._shared()
@@ -73,11 +73,11 @@ class Store:
         if difference is not None and not overwrite:
             raise OutputError(
                 f"--output {self.folder} holds another comparison, {difference}; give a new folder, or --overwrite to "
-                "remove that one"
+                "remove the other comparison"
             )
 
     def clear(self) -> None:
-        """Remove the comparison, and nothing else that lies in its folder; its mark goes last."""
+        """Remove the comparison and nothing else in its folder; the mark file is removed last."""
         for folder in (TRIALS_FOLDER, SEARCH_FOLDER, TOGETHER_FOLDER):
             shutil.rmtree(self.folder / folder, ignore_errors=True)
         for name in OUTPUTS[:-1]:
@@ -93,7 +93,7 @@ class Store:
         return self.load(trial) is not None
 
     def load(self, trial: Trial) -> TrialResult | None:
-        """Return the result of a trial, or nothing if it is not there, or is damaged: it is then run again."""
+        """Return the result of a trial; `None` if it is missing or damaged, so that the trial is run again."""
         try:
             return TrialResult(**read_json(self.path(trial))["result"])
         except (CheckpointError, LookupError, TypeError):
@@ -103,14 +103,14 @@ class Store:
         """Keep the result of a trial, whole or not at all.
 
         Raises:
-            OSError: If there is no room for it.
+            OSError: If the disk is full.
         """
         path = self.path(trial)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"trial": dataclasses.asdict(trial), "result": dataclasses.asdict(result)})
 
     def results(self, trials: Iterable[Trial]) -> dict[str, TrialResult]:
-        """Return by key the results of those trials that are there."""
+        """Return the results that exist, by trial key."""
         found = ((trial.key, self.load(trial)) for trial in trials)
         return {key: result for key, result in found if result is not None}
 
@@ -119,7 +119,7 @@ class Store:
         return names - {OUTPUTS[-1]} - {path.name for path in temporaries_of(self.folder / MARK_FILE)}
 
     def _shared(self) -> Mapping[str, Any] | None:
-        """Return what the trials here depend on; `None` if this is no comparison's folder."""
+        """Return what the trials in the folder depend on; `None` if it is not a comparison's."""
         try:
             record = read_json(self.folder / MARK_FILE)
         except CheckpointError:
@@ -129,7 +129,7 @@ class Store:
 
 
 def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Say in which setting two comparisons differ."""
+    """Describe the first setting in which two comparisons differ."""
     now = json.loads(json.dumps(now))
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):

@@ -1,4 +1,4 @@
-"""The lines of the table: what the seeds of one candidate gave, together."""
+"""The lines of the table: the results of one candidate, summarized over seeds."""
 
 import dataclasses
 import statistics
@@ -17,15 +17,15 @@ class Line:
     trial: Trial
     """Without its seed."""
     seeds: tuple[int, ...]
-    """Those whose results are there."""
+    """Seeds that have a result."""
     results: tuple[TrialResult, ...]
     """One per seed."""
     is_alone: bool
-    """Whether its candidate has no other line, so that its name tells it."""
+    """Whether its candidate has no other line, so that the candidate's name identifies it."""
 
     @property
     def name(self) -> str:
-        """What tells it from other lines."""
+        """The name that distinguishes it from other lines."""
         if self.is_alone:
             return self.trial.candidate
         rate = f", rate {self.trial.learning_rate:g}" if self.trial.learning_rate is not None else ""
@@ -33,12 +33,12 @@ class Line:
 
     @property
     def is_trained(self) -> bool:
-        """Whether it has parameters."""
+        """Whether it is trained."""
         return self.trial.steps > 0
 
     @property
     def together(self) -> int:
-        """Trials that shared their batches at most; 1 if each was trained alone."""
+        """Largest number of trials that shared their batches; 1 if each was trained alone."""
         return max(result.together for result in self.results)
 
     @property
@@ -51,17 +51,17 @@ class Line:
         return interval([result.metrics[name] for result in self.results])
 
     def mean(self, number: Callable[[TrialResult], float | None]) -> float | None:
-        """Return the mean of a number over seeds; `None` where it has no meaning."""
+        """Return the mean of a number over seeds; `None` if it does not apply."""
         values = [value for value in map(number, self.results) if value is not None]
         return statistics.fmean(values) if values else None
 
 
 def summarize(trials: Sequence[Trial], results: Mapping[str, TrialResult]) -> list[Line]:
-    """Put the results of seeds together.
+    """Summarize results over seeds.
 
     Args:
-        trials: Those of the comparison.
-        results: By key, those that are there.
+        trials: The trials of the comparison.
+        results: The results that exist, by trial key.
 
     Returns:
         A line for each candidate with its options that has results, in the order of the trials.

@@ -10,21 +10,19 @@ from softprompt_zoo.training.comparison.statistics import Interval
 from softprompt_zoo.training.comparison.summary import Line
 from softprompt_zoo.training.objectives.objective import Metric
 
-CAPTION = (
-    "mean ± half of the 95 % t interval over seeds; of one seed the number alone; - where there is none to measure"
-)
+CAPTION = "mean ± half the width of the 95 % t interval over seeds; just the number for one seed; - if not applicable"
 SHARED = "*"
-"""Behind a number that is not of one trial alone."""
+"""Marks a number that belongs to several trials together."""
 PADDING = 4
-"""Characters of a cell besides its text, and of the table's edges."""
+"""Characters that a cell takes in addition to its text; also those of the table's edges."""
 Cell = Callable[[Line], str]
 
 
 def columns(metrics: Sequence[Metric]) -> Mapping[str, Cell]:
-    """Return the columns of the table: what makes a cell of a line, by title.
+    """Return the columns of the table: by title, the function that turns a line into a cell.
 
     Args:
-        metrics: The objective's.
+        metrics: Metrics of the objective.
     """
     return {
         **{metric.title: _metric_cell(metric) for metric in metrics},
@@ -39,12 +37,12 @@ def columns(metrics: Sequence[Metric]) -> Mapping[str, Cell]:
 
 
 def make_table(lines: Sequence[Line], metrics: Sequence[Metric], width: int) -> Table:
-    """Make the table of what is there.
+    """Make the table of the results so far.
 
     Args:
         lines: Its lines.
-        metrics: The objective's.
-        width: Of the terminal; columns that have no room are left to the files.
+        metrics: Metrics of the objective.
+        width: Width of the terminal; columns that do not fit are only in the files.
     """
     cells = {title: [cell(line) for line in lines] for title, cell in columns(metrics).items()}
     longest = max((len(line.name) for line in lines), default=0)
@@ -61,7 +59,7 @@ def make_table(lines: Sequence[Line], metrics: Sequence[Metric], width: int) -> 
 
 
 def caption(lines: Sequence[Line]) -> str:
-    """Return what the table's numbers are.
+    """Return the caption, which explains the table's numbers.
 
     Args:
         lines: Its lines.
@@ -69,11 +67,11 @@ def caption(lines: Sequence[Line]) -> str:
     together = max((line.together for line in lines), default=1)
     if together == 1:
         return CAPTION
-    return f"{CAPTION}; {SHARED} of a batch that up to {together} trials shared: all of them together, not each"
+    return f"{CAPTION}; {SHARED} for a batch shared by up to {together} trials: all of them together, not each"
 
 
 def _with_left_out(text: str, left_out: Sequence[str]) -> str:
-    return f"{text}; no room here for {', '.join(left_out)}" if left_out else text
+    return f"{text}; not shown for lack of space: {', '.join(left_out)}" if left_out else text
 
 
 def _mark(line: Line, cell: str) -> str:
@@ -81,7 +79,7 @@ def _mark(line: Line, cell: str) -> str:
 
 
 def _that_fit(cells: Mapping[str, Sequence[str]], width: int) -> list[str]:
-    """Return the titles of the columns that fit into a width, at least one."""
+    """Return the titles of the columns that fit within a width, at least one."""
     found: list[str] = []
     for title, column in cells.items():
         width -= max(map(len, [title, *column])) + PADDING
@@ -92,12 +90,12 @@ def _that_fit(cells: Mapping[str, Sequence[str]], width: int) -> list[str]:
 
 
 def shown_interval(found: Interval) -> str:
-    """Show a mean and its interval; of one seed the mean alone."""
+    """Format a mean and its interval; just the mean for one seed."""
     return f"{found.mean:.3f}" if found.half_width is None else f"{found.mean:.3f} ± {found.half_width:.3f}"
 
 
 def shown(value: float | None, form: str) -> str:
-    """Show a number; a dash where it has no meaning."""
+    """Format a number; a dash if it does not apply."""
     return "-" if value is None else form.format(value)
 
 
@@ -106,7 +104,7 @@ def _size(value: float | None) -> str:
 
 
 def shown_milliseconds(value: float | None) -> str:
-    """Show a short time."""
+    """Format a short time."""
     return "-" if value is None else f"{1000 * value:.0f} ms"
 
 

@@ -1,4 +1,4 @@
-"""The rows that trials are trained on: held in memory, or read while training."""
+"""The rows that trials are trained on: held in memory, or streamed."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ class TrainingRows:
     """Rows in memory."""
 
     def __init__(self, objective: Objective[Any, Any], examples: Sequence[Any], max_length: int) -> None:
-        """Tokenize what fits.
+        """Tokenize the examples that fit.
 
         Args:
-            objective: What tokenizes.
+            objective: The objective that tokenizes them.
             examples: The examples.
             max_length: Longest row in tokens.
 
@@ -25,27 +25,27 @@ class TrainingRows:
         """
         self.objective, self.max_length = objective, max_length
         self.examples = fitting(objective, examples, max_length, "training")
-        """Examples, that prompts show some of."""
+        """The examples, some of which few-shot prompts show."""
         self.rows = objective.rows(self.examples)
-        """The same tokenized, that a model is tried on."""
+        """The same, tokenized; candidates are tried on them."""
         self.count = len(self.rows)
-        """How many there are to train on."""
+        """Number of rows to train on."""
 
     def ordered(self, seed: int) -> Any:
-        """Return what Trainer takes its batches from."""
+        """Return the data set that Trainer takes its batches from."""
         return self.rows
 
     def in_memory(self) -> Sequence[Any]:
         """Return all rows.
 
         Raises:
-            UnsupportedError: If they are read while training.
+            UnsupportedError: If they are streamed.
         """
         return self.rows
 
 
 class StreamedTrainingRows(TrainingRows):
-    """Rows that are read while training; the first ones are shown and tried."""
+    """Streamed rows; the first ones serve as examples and for trying candidates."""
 
     def __init__(self, objective: Objective[Any, Any], stream: Stream, max_length: int) -> None:
         super().__init__(objective, [*itertools.islice(stream, SAMPLE)], max_length)
@@ -53,21 +53,24 @@ class StreamedTrainingRows(TrainingRows):
         self.count = len(stream)
 
     def ordered(self, seed: int) -> Any:
-        """Return a stream of rows, mixed by the seed."""
+        """Return a stream of rows, shuffled with the seed."""
         return StreamedRows(self.objective, self.stream, self.max_length, seed)
 
     def in_memory(self) -> Sequence[Any]:
-        """Refuse to."""
-        raise UnsupportedError("its rows are read while training, and a shared batch needs all of them; leave out one")
+        """Raise `UnsupportedError`."""
+        raise UnsupportedError(
+            "its rows are read while training, and a shared batch needs all of them in memory; leave out --streaming "
+            "or --together"
+        )
 
 
 def training_rows(objective: Objective[Any, Any], train: Any, most: int | None, max_length: int) -> TrainingRows:
-    """Take training rows as they come.
+    """Return the training rows, in memory or streamed.
 
     Args:
-        objective: What tokenizes.
+        objective: The objective that tokenizes them.
         train: A list of examples, or a `Stream`.
-        most: As many of them at most; `None` for all.
+        most: Maximum number of rows; `None` for all.
         max_length: Longest row in tokens.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Forgetting: what a candidate costs on text that has nothing to do with its data."""
+"""Forgetting: what a candidate costs on text that is unrelated to its data."""
 
 import importlib.resources
 from typing import TYPE_CHECKING, Any
@@ -15,32 +15,32 @@ TEMPLATE = "{input}"
 
 
 class Unrelated:
-    """A text of a few paragraphs, each to be continued from its first sentence on."""
+    """A text of a few paragraphs, each to be continued after its first sentence."""
 
     def __init__(self, model: Any, base: "Base") -> None:
         self._writing = Writing(base, TEMPLATE)
         self._examples = [_split(paragraph) for paragraph in paragraphs()]
         self.loss = target_loss(model, self._writing.rows(self._examples), self._writing.collate)
-        """Of the model as it is, per token, in nats."""
+        """Loss per token of the unchanged model, in nats."""
 
     @classmethod
     def of(cls, model: Any, base: "Base") -> "Unrelated | None":
-        """Measure a model as it is; `None` if it writes no text."""
+        """Measure the unchanged model; return `None` if it does not generate text."""
         return cls(model, base) if model.can_generate() else None
 
     def forgetting(self, fitted: "Fitted") -> float:
-        """Return the loss with a candidate on, minus that of the model as it is."""
+        """Return the loss per token with a candidate minus that of the unchanged model, in nats."""
         writing = fitted.put_in_front(self._writing)
         return target_loss(fitted.model_for_texts, writing.rows(self._examples), writing.collate) - self.loss
 
 
 def paragraphs() -> list[str]:
-    """Return the paragraphs of the text that comes with this package."""
+    """Return the paragraphs of the text that ships with this package."""
     text = (importlib.resources.files("softprompt_zoo") / "data" / "unrelated" / "text.txt").read_text("utf-8")
     return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
 
 
 def _split(paragraph: str) -> Example:
-    """Split a paragraph behind its first sentence."""
+    """Split a paragraph after its first sentence."""
     first, rest = paragraph.split(". ", 1)
     return Example(f"{first}.", f" {rest}", (rest,))

@@ -1,4 +1,4 @@
-"""What a comparison shows while it runs: the table so far, a bar, the time left."""
+"""The display of a running comparison: the table so far, a progress bar, the time left."""
 
 import statistics
 import time
@@ -20,7 +20,7 @@ from softprompt_zoo.training.comparison.trial import Trial, TrialResult
 
 
 class Watching:
-    """A live table with a bar; a line of text for each trial where the output is not a terminal."""
+    """A live table with a progress bar; a line of text for each trial if the output is not a terminal."""
 
     def __init__(self, trials: Sequence[Trial], bench: Bench, store: Store, console: Console) -> None:
         self._trials, self._bench, self._console = trials, bench, console
@@ -39,7 +39,7 @@ class Watching:
 
     def __enter__(self) -> Self:
         if self._results:
-            self._console.print(f"{len(self._results)} of {len(self._trials)} trials are there from before")
+            self._console.print(f"{len(self._results)} of {len(self._trials)} trials are already done")
         if self._live is not None:
             self._live.start()
         return self
@@ -48,22 +48,22 @@ class Watching:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.update("", refresh=True)  # the table of the end is printed once, below
+            self._live.update("", refresh=True)  # the final table is printed once, below
             self._live.stop()
 
     def begin(self, trial: Trial, count: int = 1) -> list[TrainerCallback]:
-        """Show which trial begins, the first of a group perhaps; return what follows its training.
+        """Show the trial that begins, which may be the first of a group; return the callbacks for its training.
 
         Args:
             trial: The trial.
-            count: As many of its candidate begin together.
+            count: Number of trials of its candidate that begin together.
         """
         name = f"{trial.label}, seed {trial.seed}" if count == 1 else f"{trial.candidate}, {count} together"
         self._show(name)
         return [_Steps(lambda step: self._show(f"{name}, step {step}/{trial.steps}"))]
 
     def end(self, trial: Trial, result: TrialResult) -> None:
-        """Show what a trial gave."""
+        """Show the result of a trial."""
         self._results[trial.key] = result
         self._spent += result.seconds
         if self._live is None:
@@ -74,14 +74,14 @@ class Watching:
 
     @property
     def _left(self) -> str:
-        """Tell the time left, as soon as it can be estimated."""
+        """The time left, once it can be estimated."""
         there = [(trial, self._results[trial.key].seconds) for trial in self._trials if trial.key in self._results]
         left = estimate(there, [trial for trial in self._trials if trial.key not in self._results])
         return f", about {shown_time(left * self._pace)} left" if left else ""
 
     @property
     def _pace(self) -> float:
-        """What a second of a trial takes by the clock: less than one where several are run at a time."""
+        """Wall-clock seconds per second of a trial: less than one if several run at a time."""
         return (time.monotonic() - self._started) / self._spent if self._spent else 1.0
 
     def _show(self, what: str) -> None:
@@ -93,14 +93,14 @@ class Watching:
 
 
 def estimate(there: Sequence[tuple[Trial, float]], waiting: Sequence[Trial]) -> float | None:
-    """Estimate how long trials take: as those of the same candidate, else as others that are trained, or are not.
+    """Estimate how long trials take, from those of the same candidate, else from others that also are (not) trained.
 
     Args:
-        there: The trials that are there, and how many seconds each took.
-        waiting: The trials that are not.
+        there: The finished trials, with the seconds each took.
+        waiting: The trials that remain.
 
     Returns:
-        Seconds; `None` if nothing like one of them is there.
+        Seconds; `None` if nothing comparable to one of them has finished.
     """
     known: dict[str | bool, list[float]] = {}
     for trial, seconds in there:
@@ -112,11 +112,11 @@ def estimate(there: Sequence[tuple[Trial, float]], waiting: Sequence[Trial]) -> 
 
 
 class _Steps(TrainerCallback):
-    """Tells after each step how many there were."""
+    """Reports the number of steps after each step."""
 
     def __init__(self, tell: Any) -> None:
         self._tell = tell
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell."""
+        """Report it."""
         self._tell(state.global_step)

@@ -1,1 +1,1 @@
-"""Several trainings of one method in one batch, on one frozen model: each gives what it gives alone."""
+"""Several trainings of one method in shared batches on one frozen model, each with the result it has alone."""

@@ -1,4 +1,4 @@
-"""Which trainings can share their batches: what is refused, before a step is taken, is to be trained alone."""
+"""Which trainings can share batches; the others are refused before the first step and have to be trained alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,38 +13,38 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 OWN = ("learning_rate", "seed", "output_dir")
-"""Arguments in which trainings that share their batches may differ."""
+"""Arguments in which trainings that share batches may differ."""
 ALONE: dict[str, Any] = {"gradient_accumulation_steps": 1, "load_best_model_at_end": False, "world_size": 1}
-"""Arguments that they have to have."""
+"""Arguments with a required value."""
 TOLERANCES = {torch.float32: 1e-4}
-"""Of a loss alone and together, relative, by the model's number format."""
+"""Largest relative difference between a loss alone and together, by the model's number format."""
 HALF_PRECISION = 0.05
-"""The same where sums are rounded to eight or eleven bits; it is there to find other losses, not to measure."""
+"""The same for sums rounded to 8 or 11 bits; it only has to detect losses of another kind."""
 
 
 def check_alike(arguments: "Mapping[str, TrainingArguments]", prompts: Sequence[str]) -> None:
-    """Refuse trainings that differ in more than what each has of its own.
+    """Reject trainings that differ in more than the arguments that may differ.
 
     Args:
-        arguments: Those of each training by its prompt's name.
-        prompts: The names of the model's prompts.
+        arguments: Arguments of each training, by the name of its prompt.
+        prompts: Names of the model's prompts.
 
     Raises:
-        ValueError: If they are those of other prompts, or a setting differs that has to be the same.
-        UnsupportedError: If a setting has a value that trainings together cannot have.
+        ValueError: If they belong to other prompts, or a setting differs that has to be the same.
+        UnsupportedError: If a setting has a value that shared batches do not support.
     """
     if list(arguments) != list(prompts):
         raise ValueError(
-            f"arguments are those of {', '.join(arguments) or 'nothing'}, and the model has the prompts "
+            f"arguments has {', '.join(arguments) or 'nothing'}, but the model has the prompts "
             f"{', '.join(prompts)}; give one for each, in this order"
         )
     (first, shared), *others = arguments.items()
     if shared.max_steps < 1:
-        raise ValueError(f"max_steps of {first} is {shared.max_steps}; say how many steps all take")
+        raise ValueError(f"max_steps of {first} is {shared.max_steps}; set the number of steps that all take")
     for field, needed in ALONE.items():
         found = getattr(shared, field)
         if found != needed:
-            raise UnsupportedError(f"{field} is {found}; together it can only be {needed}; train alone")
+            raise UnsupportedError(f"{field} is {found}; shared batches need {needed}; train alone")
     for name, own in others:
         _check_same(first, shared.to_dict(), name, own.to_dict())
 
@@ -60,14 +60,14 @@ def _check_same(first: str, shared: Mapping[str, Any], name: str, own: Mapping[s
 
 @torch.no_grad()
 def check_step(model: Any, batch: Mapping[str, Tensor]) -> None:
-    """Refuse prompts whose losses in a shared batch are not those that they have alone.
+    """Reject prompts whose losses in a shared batch differ from those that they have alone.
 
     Args:
-        model: The model with all the prompts. Not changed, but for its mode.
+        model: The model with all prompts. Not changed except for its mode.
         batch: The batch of a step, with `labels` and `prompts`.
 
     Raises:
-        UnsupportedError: If a prompt's training draws random numbers, or its loss depends on other rows.
+        UnsupportedError: If a training step draws random numbers, or a loss depends on rows of other prompts.
     """
     model.train()
     before = _random_state(model)
@@ -76,8 +76,8 @@ def check_step(model: Any, batch: Mapping[str, Tensor]) -> None:
     together = _losses(model, batch)
     if not torch.equal(before, _random_state(model)):
         raise UnsupportedError(
-            "a training step draws random numbers, of a dropout say, and would draw others together than alone; set "
-            "it to 0, or train alone"
+            "a training step draws random numbers, for example for dropout, and would draw different ones together "
+            "than alone; set dropout to 0, or train alone"
         )
     for index, loss in zip(batch["prompts"].unique_consecutive().tolist(), together, strict=True):
         _check_loss(model, names[index], _rows(batch, index), float(loss))
@@ -85,12 +85,12 @@ def check_step(model: Any, batch: Mapping[str, Tensor]) -> None:
 
 
 def _losses(model: Any, batch: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the losses in the shared batch, if there is such a thing."""
+    """Return the losses in the shared batch, if they can be computed."""
     try:
         return losses_apart(model, batch)[1]
     except UnsupportedError as error:
         if any(prompt.has("training_loss") for prompt in model.prompts.values()):
-            raise UnsupportedError("it has a training loss of its own, which is made of batches of its own") from error
+            raise UnsupportedError("it has its own training loss, which is computed from its own batches") from error
         raise
 
 
@@ -106,13 +106,13 @@ def _check_loss(model: Any, name: str, rows: dict[str, Tensor], together: float)
 
 
 def _rows(batch: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    """Take the rows of one prompt, without saying whose they are."""
+    """Return the rows of one prompt, without `prompts`."""
     own = batch["prompts"] == index
     return {key: value[own] for key, value in batch.items() if key != "prompts"}
 
 
 def _random_state(model: Any) -> Tensor:
-    """Return the states of the generators that a step may draw from."""
+    """Return the states of the random generators that a step may use."""
     device = model.device
     states = [torch.get_rng_state()]
     if device.type != "cpu":

@@ -1,19 +1,19 @@
-"""The history of one training, taken out of the log of all that were trained together."""
+"""The history of one training, extracted from the log of all trainings that shared batches."""
 
 from collections.abc import Iterable, Mapping
 
 
 def history_of(log: Iterable[Mapping[str, float]], name: str, rows: int, batch_size: int) -> list[dict[str, float]]:
-    """Return what Trainer would have logged of a training alone.
+    """Return what Trainer would have logged for a training alone.
 
     Args:
-        log: `trainer.state.log_history` of all.
-        name: The training.
-        rows: Rows of the data.
-        batch_size: Its rows in each step.
+        log: `trainer.state.log_history` of all trainings.
+        name: Name of the training.
+        rows: Number of rows of the data.
+        batch_size: Its rows per step.
 
     Returns:
-        Its entries of steps and validations.
+        Its entries for steps and validations.
     """
     ending, steps_per_epoch = f"/{name}", -(-rows // batch_size)
     history = []

@@ -1,4 +1,4 @@
-"""The loss of each training in a batch that they share: what the model computes of its rows alone."""
+"""The loss of each training in a shared batch: what the model computes from the training's rows alone."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,22 +12,22 @@ from softprompt_zoo.shapes import Float
 from softprompt_zoo.training.objectives.rows import IGNORED
 
 TOLERANCE = 0.01
-"""Of the comparison of two ways to compute one loss, relative; half precision has a resolution of 0.004."""
+"""Largest relative difference between two ways to compute one loss; half precision has a resolution of 0.004."""
 
 
 def losses_apart(model: Any, inputs: Mapping[str, Any]) -> tuple[Float[Tensor, ""], list[Float[Tensor, ""]]]:
-    """Run the model once, and take the loss of each prompt's rows.
+    """Run the model once, and return the loss of each prompt's rows.
 
     Args:
         model: The prompted model.
-        inputs: A batch with `labels` and `prompts`, the index of each row's prompt; rows of one prompt stand together.
+        inputs: A batch with `labels` and `prompts`, the index of each row's prompt; rows of one prompt are adjacent.
 
     Returns:
         The sum of the losses, whose gradients are those of each loss alone; and the losses of the prompts in the
-        batch, in the order in which they come, without gradients.
+        batch, in the order of their rows, without gradients.
 
     Raises:
-        UnsupportedError: If the model's loss is none that can be taken of some of the rows.
+        UnsupportedError: If the model's loss cannot be computed for some of the rows alone.
     """
     counts = inputs["prompts"].unique_consecutive(return_counts=True)[1].tolist()
     apart = _Apart(model.loss_function, counts)
@@ -46,9 +46,10 @@ def losses_apart(model: Any, inputs: Mapping[str, Any]) -> tuple[Float[Tensor, "
 
 
 class _Apart:
-    """Stands for a model's loss function: calls it for the rows of each training.
+    """Replaces a model's loss function: calls it separately for the rows of each training.
 
-    What a loss needs for its gradients, logits in float32 several times over, is freed before the next is taken.
+    The tensors that a loss keeps for its gradients, several float32 copies of the logits, are freed before the next
+    loss is computed.
     """
 
     def __init__(self, own: Callable[..., Any], counts: list[int]) -> None:
@@ -72,7 +73,7 @@ class _Apart:
         return self.total
 
     def _loss(self, given: Mapping[Any, Any], wanted: list[Any], place: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the loss of one training, and its gradients by what is wanted."""
+        """Return the loss of one training and its gradients with respect to the wanted arguments."""
         parts = {name: self._part(value, place) for name, value in given.items()}
         for name in wanted:
             parts[name] = parts[name].detach().requires_grad_()
@@ -82,7 +83,7 @@ class _Apart:
         return loss.detach(), torch.autograd.grad(loss, leaves) if leaves else ()
 
     def _part(self, value: Any, place: int) -> Any:
-        """Take the rows of one training out of what has an entry for each row."""
+        """Return one training's rows of a value that has an entry for each row, else the value itself."""
         return value.split(self.counts)[place] if self._has_rows(value) else value
 
     def _has_rows(self, value: Any) -> bool:
@@ -90,23 +91,23 @@ class _Apart:
 
 
 class _Given(torch.autograd.Function):
-    """A number whose gradients are known."""
+    """A scalar whose gradients are known."""
 
     @staticmethod
     def forward(ctx: Any, total: Tensor, *tensors: Tensor) -> Tensor:
-        """Return the number, and keep the gradients; then come the tensors that they are for."""
+        """Return the scalar, and keep the gradients; `tensors` are the gradients, then the tensors they belong to."""
         ctx.save_for_backward(*tensors[: len(tensors) // 2])
         return total.clone()
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients, times that of the number."""
+        """Return the gradients, multiplied by that of the scalar."""
         known = ctx.saved_tensors
         return None, *(None for _ in known), *(outer[0].to(one.dtype) * one for one in known)
 
 
 def _of_logits(output: Any, labels: Tensor, counts: list[int]) -> tuple[Float[Tensor, ""], list[Float[Tensor, ""]]]:
-    """Take the cross-entropy of each training's labels, if that is what the model's own loss is of all of them."""
+    """Return the cross-entropy of each training's labels, if the model's own loss is that of all labels."""
     logits = output.logits.split(counts)
     losses = [
         functional.cross_entropy(some.flatten(0, -2), own.flatten(), ignore_index=IGNORED)
@@ -118,7 +119,7 @@ def _of_logits(output: Any, labels: Tensor, counts: list[int]) -> tuple[Float[Te
     expected = float(output.loss.detach())
     if abs(mean - expected) > TOLERANCE * max(1.0, abs(expected)):
         raise UnsupportedError(
-            f"the model's loss ({expected:.4f}) is not the mean cross-entropy of its labels ({mean:.4f}), so that of "
-            "some rows is not known"
+            f"the model's loss ({expected:.4f}) is not the mean cross-entropy of its labels ({mean:.4f}), so the loss "
+            "of some of the rows is not known"
         )
     return torch.stack(losses).sum(), known

@@ -1,4 +1,4 @@
-"""The rows of trainings that share their batches, each in the order that it has alone."""
+"""The rows of trainings that share batches, in the order that each training has alone."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -9,18 +9,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 Place = tuple[int, int]
-"""Index of a training, and of a row in the data."""
+"""Index of a training, and index of a row in the data."""
 
 
 def first_batches(loader: DataLoader[Any], steps: int) -> list[list[int]]:
     """Return the rows of a training's first batches.
 
     Args:
-        loader: That of its own Trainer.
-        steps: How many batches.
+        loader: The data loader of the training's own Trainer.
+        steps: Number of batches.
 
     Returns:
-        The indices of the rows of each.
+        The row indices of each batch.
     """
     return list(itertools.islice(_epochs(loader), steps))
 
@@ -32,13 +32,13 @@ def _epochs(loader: Any) -> Iterator[list[int]]:
 
 
 class SharedBatches(Dataset[list[Place]]):
-    """One item for each step: the rows of all trainings, one training after the other."""
+    """One item per step: the rows of all trainings, one training after the other."""
 
     def __init__(self, orders: Sequence[Sequence[Sequence[int]]]) -> None:
-        """Put the orders of several trainings together.
+        """Combine the row orders of several trainings.
 
         Args:
-            orders: The rows of each step of each training, all of as many steps.
+            orders: The rows of each step of each training, all with the same number of steps.
         """
         self.orders = orders
 
@@ -50,14 +50,14 @@ class SharedBatches(Dataset[list[Place]]):
 
 
 class SharedCollator:
-    """Pads the rows of one step to the longest, and says whose each is."""
+    """Pads the rows of one step to the longest, and adds the training of each row."""
 
     def __init__(self, rows: Sequence[Any], collate: Callable[[Sequence[Any]], dict[str, Tensor]]) -> None:
         self.rows = rows
         self.collate = collate
 
     def __call__(self, items: Sequence[Sequence[Place]]) -> dict[str, Tensor]:
-        """Make the batch of a single item of `SharedBatches`, with `prompts`, the index of each row's training."""
+        """Return the batch of a single item of `SharedBatches`, with `prompts`, the index of each row's training."""
         [places] = items
         batch = self.collate([self.rows[row] for _, row in places])
         return {**batch, "prompts": torch.tensor([index for index, _ in places])}

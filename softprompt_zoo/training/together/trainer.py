@@ -1,7 +1,7 @@
-"""Transformers' Trainer over batches that several trainings share; each prompt is trained as if it were alone.
+"""A Trainer for batches that several trainings share; each prompt is trained as if it were alone.
 
-One optimizer with groups of its own for every prompt is as good as one for each: AdamW and its like look at one
-parameter at a time. What looks at several of them, the clipping of gradients, is done here prompt by prompt.
+One optimizer with separate groups for every prompt is equivalent to one optimizer per prompt: AdamW and similar
+optimizers update each parameter independently. Gradient clipping, which does not, is done here prompt by prompt.
 """
 
 import math
@@ -19,26 +19,26 @@ from softprompt_zoo.training.together.losses import losses_apart
 from softprompt_zoo.training.trainer import PromptTrainer
 
 PER_PROMPT = ("loss", "grad_norm", "learning_rate")
-"""What is logged of every prompt in every step, under `loss/NAME` and so on."""
+"""What is logged for every prompt in every step, as `loss/NAME` and so on."""
 
 
 class SharedTrainer(PromptTrainer):
-    """Trains all prompts of a model, whose rows share the batches.
+    """Trains all prompts of a model in shared batches.
 
     A prompt whose loss or gradient is not finite has diverged: it stays as it was before that step and takes no part
-    in further ones. The others never see its numbers.
+    in further steps. The other prompts are not affected.
     """
 
     def __init__(
         self, rates: Mapping[str, float], clip_to: float, validate: Callable[[Any], float] | None, **arguments: Any
     ) -> None:
-        """Set the training up.
+        """Set up the training.
 
         Args:
             rates: Learning rate of every prompt, in the order of `model.prompts`.
-            clip_to: Largest norm of a prompt's gradient; 0 for any.
+            clip_to: Largest norm of a prompt's gradient; 0 for no limit.
             validate: Measures the validation loss with the active prompt; `None` for no validation.
-            **arguments: Trainer's. Its `max_grad_norm` has to be 0, and its data set one item for each step.
+            **arguments: Arguments of Trainer. `max_grad_norm` has to be 0, and the data set needs one item per step.
         """
         super().__init__(**arguments)
         self.rates = dict(rates)
@@ -49,14 +49,14 @@ class SharedTrainer(PromptTrainer):
         self._last: dict[str, dict[str, float]] = {}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return one batch for each step, in the order of the steps."""
+        """Return a loader with one batch per step, in order."""
         steps: Any = self.train_dataset
         loader: DataLoader[Any] = self.accelerator.prepare(DataLoader(steps, 1, collate_fn=self.data_collator))
         return loader
 
     @property
     def diverged(self) -> set[str]:
-        """The prompts that take no part any more; a resumed training finds them in what it has logged."""
+        """The prompts that no longer take part; a resumed training finds them in its log."""
         if self._diverged is None:
             self._diverged = {name for name in self.rates if _has_diverged(self.state.log_history, name)}
         return self._diverged
@@ -67,7 +67,7 @@ class SharedTrainer(PromptTrainer):
         going = [name for name in self.rates if name not in self.diverged]
         self._learn(model, inputs, going)
         if not all(self._is_finite(name) for name in going):
-            model.zero_grad()  # a number that is not finite may have got into the gradients of others
+            model.zero_grad()  # non-finite numbers may have reached the gradients of other prompts
             for name in going:
                 self._learn(model, inputs, [name])
         for name in going:
@@ -92,13 +92,13 @@ class SharedTrainer(PromptTrainer):
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with the numbers of every prompt beside those of a step."""
+        """Log a step, with the numbers of every prompt added."""
         if "loss" in logs:
             logs |= {f"{key}/{name}": value for name, last in self._last.items() for key, value in last.items()}
         super().log(logs, *args, **kwargs)
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Split what is trained by prompt, rate and whether it decays."""
+        """Split the trained parameters by prompt, learning rate and weight decay."""
         decaying, groups = self._decaying(), []
         for name, rate in self.rates.items():
             for group in trained_groups(self._prompts[name], rate):
@@ -106,7 +106,7 @@ class SharedTrainer(PromptTrainer):
         return groups
 
     def _learn(self, model: nn.Module, inputs: Mapping[str, Tensor], names: Sequence[str]) -> None:
-        """Add the clipped gradients of some prompts, of their rows of the batch."""
+        """Compute the clipped gradients of some prompts from their rows of the batch."""
         if not names:
             return
         order = list(self.rates)
@@ -123,7 +123,7 @@ class SharedTrainer(PromptTrainer):
         return math.isfinite(self._last[name]["loss"]) and math.isfinite(self._last[name]["grad_norm"])
 
     def _rate(self, name: str) -> float:
-        """Return the rate of a prompt in this step."""
+        """Return the learning rate of a prompt in this step."""
         return next(float(group["lr"]) for group in self.optimizer.param_groups if group["prompt"] == name)
 
     def _validation_loss(self, name: str, validate: Callable[[Any], float]) -> float:
@@ -134,12 +134,12 @@ class SharedTrainer(PromptTrainer):
 
 
 def _has_diverged(history: Iterable[Mapping[str, float]], name: str) -> bool:
-    """Return whether a prompt has diverged in a step that was logged."""
+    """Return whether a prompt has diverged in a logged step."""
     keys = (f"loss/{name}", f"grad_norm/{name}")
     return any(not math.isfinite(entry[key]) for entry in history for key in keys if key in entry)
 
 
 def _mean(losses: Iterable[float]) -> float:
-    """Return the mean of those losses that are finite."""
+    """Return the mean of the finite losses."""
     finite = [loss for loss in losses if math.isfinite(loss)]
     return statistics.fmean(finite) if finite else math.nan

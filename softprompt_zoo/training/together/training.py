@@ -1,4 +1,4 @@
-"""Trainings of prompts on one model, in one process, whose rows share the batches."""
+"""Trainings of prompts on one model, in one process, with shared batches."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -31,27 +31,29 @@ def train_together(
     callbacks: Sequence[TrainerCallback] = (),
     checkpoint: "Path | None" = None,
 ) -> dict[str, list[dict[str, float]]]:
-    """Train all prompts of a model at once; each becomes what `PromptTrainer` makes of it alone.
+    """Train all prompts of a model at once; each ends as if `PromptTrainer` had trained it alone.
 
-    In every step one batch holds the rows of all of them. Each has its own rate, its own order of rows, its own state
-    of the optimizer, schedule and clipping. One that diverges does not touch the others; its numbers are NaN then.
+    The batch of every step holds the rows of all prompts. Each prompt has its own learning rate, order of rows,
+    optimizer state, schedule and gradient clipping. One that diverges does not affect the others; its parameters are
+    NaN afterwards.
 
     Args:
-        model: A model whose prompts are to be trained, each of them started with its own seed.
-        arguments: Those of each prompt's own training, by its name. They may differ in `learning_rate`, `seed` and
-            `output_dir`, and say a number of steps, `max_steps`.
-        rows: The data that all train on.
-        collate: Makes a batch with `labels` of some of the rows.
-        validate: Measures the validation loss of the active prompt, each time that the arguments say.
-        callbacks: What watches the training.
-        checkpoint: One of an earlier training of the same prompts, to go on from; they lie in the first `output_dir`.
+        model: A model with the prompts to train, each initialized with its own seed.
+        arguments: Arguments of each prompt's training, by its name. They may differ in `learning_rate`, `seed` and
+            `output_dir`, and must set `max_steps`.
+        rows: The data that all prompts train on.
+        collate: Turns rows into a batch with `labels`.
+        validate: Measures the validation loss of the active prompt, whenever the arguments ask for an evaluation.
+        callbacks: Trainer callbacks.
+        checkpoint: Checkpoint of an earlier training of the same prompts to resume from; checkpoints are in the first
+            `output_dir`.
 
     Returns:
-        What Trainer would have logged of each training alone, steps and validations.
+        What Trainer would have logged for each training alone: steps and validations.
 
     Raises:
-        ValueError: If the arguments differ in more, or are not those of the model's prompts.
-        UnsupportedError: If together the prompts would not become what they become alone; nothing is trained then.
+        ValueError: If the arguments differ in other fields, or do not belong to the model's prompts.
+        UnsupportedError: If the prompts would not be the same as when trained alone; nothing is trained then.
     """
     prompts = prompts_of(model, "train")
     check_alike(arguments, prompts.keys())
@@ -82,7 +84,7 @@ def train_together(
 def _order(
     model: "PreTrainedModel", arguments: "TrainingArguments", rows: Sequence[Any], collate: Callable[..., Any]
 ) -> list[list[int]]:
-    """Return the rows of every step, as a Trainer of its own takes them."""
+    """Return the rows of every step in the order that the prompt's own Trainer would take them."""
     data: Any = list(rows)
     own = PromptTrainer(
         model=model, args=copy.copy(arguments), train_dataset=data, eval_dataset=data, data_collator=collate
@@ -92,7 +94,7 @@ def _order(
 
 @torch.no_grad()
 def _spoil(prompt: torch.nn.Module) -> None:
-    """Make of a prompt what an optimizer makes of it when gradients are no numbers."""
+    """Fill a prompt with NaN, as an optimizer would if its gradients were NaN."""
     for parameter in prompt.parameters():
         if parameter.requires_grad:
             parameter.fill_(torch.nan)

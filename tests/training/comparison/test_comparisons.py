@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_named_and_the_others_go_on(compare, tmp_path):
     [
         (("--methods", "prefx"), "did you mean 'prefix_tuning'"),
         (("--methods", "prefix,"), "--methods is 'prefix,', with ''; expected names, separated by commas"),
-        (("--baselines", "lorra"), "did you mean 'lora'? there are untrained"),
+        (("--baselines", "lorra"), "did you mean 'lora'? expected some of untrained"),
         (("--seeds", "0,x"), "--seeds is '0,x', with 'x'; expected integers, separated by commas"),
         (("--seeds", "1,1"), "seeds has 1 twice; give each once"),
         (("--seeds", "-1"), "seeds has -1; expected integers from 0 to 4294967295"),
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_named_and_the_others_go_on(compare, tmp_path):
         (("--lengths", "0"), "lengths is 0; expected an integer of at least 1"),
         (
             ("--lengths", "3", "--parameters", "10"),
-            "parameters is 10 and lengths (3,); lengths are chosen by",
+            "parameters is 10 and lengths is (3,); parameters determines the",
         ),
         (("--validation-rows", "0"), "validation_rows is 0; expected an integer of at least 1"),
     ],

@@ -27,7 +27,7 @@ def test_a_comparison_is_repeated_by_the_file_it_leaves(compare, tmp_path):
     kept = losses(first)
     assert losses(again) == {("untrained", 1): kept["untrained", 0], ("prompt_tuning", 1): kept["prompt_tuning", 1]}
     result = invoke("compare", "--config", first / "config.yaml")
-    assert "3 of 3 trials are there" in result.output
+    assert "3 of 3 trials are already done" in result.output
 
 
 def test_what_is_written_is_read_as_it_was(tmp_path):
@@ -65,7 +65,7 @@ def test_lists_are_lists_or_as_flags_have_them(tmp_path):
         ("methods: prompt\ntogether: 0\n", "run.yaml:2: together is 0; expected an integer of at least 1"),
         ("on: rays\n", "run.yaml:1: on is 'rays'; expected one of 'here', 'ray'"),
         ("baselines: lorra\n", "run.yaml:1: baselines has 'lorra'; did you mean 'lora'?"),
-        ("workers: 2\n", "--workers 2 are those of a cluster; give --on ray"),
+        ("workers: 2\n", "--workers 2 applies to a cluster; give --on ray"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, text, message):

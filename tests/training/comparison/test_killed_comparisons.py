@@ -34,7 +34,7 @@ def test_sigkill_loses_one_trial_at_most(place, compare, tmp_path):
     assert 3 <= len(kept) < 7
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert f"{len(kept)} of 7 trials are there from before" in result.stdout
+    assert f"{len(kept)} of 7 trials are already done" in result.stdout
     assert kept == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept}
     assert len(whole(trials)) == 7
     assert (output / "report.html").is_file()

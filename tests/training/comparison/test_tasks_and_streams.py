@@ -43,7 +43,7 @@ def test_prompts_with_tasks_are_told_them_and_all_are_measured_task_by_task(benc
     plan = make_plan(bench, lambda trial: False)
     assert [trial.candidate for trial in plan.trials] == ["untrained", "lora", *METHODS[:2]]
     for name in ("few-shot (shots=2)", "cpt"):
-        assert "the rows are of 2 tasks, and it shows the same examples in front of every row" in plan.refused[name]
+        assert "the rows belong to 2 tasks, and it shows the same examples in front of every row" in plan.refused[name]
     results = {trial.candidate: run_trial(trial, bench) for trial in plan.trials}
     plain = Writing(bench.base, "{input}\n")
     alone = [

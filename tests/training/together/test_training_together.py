@@ -175,8 +175,8 @@ REFUSED = {
         "prompt",
         [({}, {}), ({}, {"max_steps": 5})],
     ),
-    "gradient_accumulation_steps is 2; together": ("prompt", [({}, {"gradient_accumulation_steps": 2})]),
-    "max_steps of run0 is -1; say how many": ("prompt", [({}, {"max_steps": -1, "num_train_epochs": 1})]),
+    "gradient_accumulation_steps is 2; shared batches need": ("prompt", [({}, {"gradient_accumulation_steps": 2})]),
+    "max_steps of run0 is -1; set the number of": ("prompt", [({}, {"max_steps": -1, "num_train_epochs": 1})]),
 }
 
 
@@ -189,5 +189,5 @@ def test_what_would_be_another_training_is_refused(data, message):
 
 def test_arguments_of_other_prompts_are_refused(data):
     model = zoo.get_method("prompt")(data.model(), num_virtual_tokens=2)
-    with pytest.raises(ValueError, match="arguments are those of nothing, and the model has the prompts default"):
+    with pytest.raises(ValueError, match="arguments has nothing, but the model has the prompts default"):
         train_together(model, {}, data.rows, data.evaluator.objective.collate)

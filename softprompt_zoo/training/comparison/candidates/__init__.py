@@ -1,1 +1,1 @@
-"""What a comparison tries: soft-prompt methods, and baselines beside them, each a `Candidate`."""
+"""What a comparison tries: soft-prompt methods and baselines, each a `Candidate`."""

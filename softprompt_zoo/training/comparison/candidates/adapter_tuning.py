@@ -1,7 +1,7 @@
-"""Adapter tuning: small bottleneck networks behind the blocks of a frozen model.
+"""Adapter tuning: small bottleneck networks after the blocks of a frozen model.
 
 Source: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", 2019 (arXiv 1902.00751), section 2.1:
-`h + up(gelu(down(h)))`, near the identity at the start. Differs: one adapter behind each block rather than two inside
+`h + up(gelu(down(h)))`, near the identity at the start. Differs: one adapter after each block rather than two inside
 it, since any model's blocks can be found by trying; the up projection starts at zero.
 """
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BOTTLENECK = 64
-"""Width of the bottleneck; the middle one of those that the paper tries, 8, 64 and 256."""
+"""Width of the bottleneck: the middle of the sizes that the paper tries, 8, 64 and 256."""
 PLACE = "bottleneck_adapters"
-"""Where the model has the adapters while it is trained."""
+"""Name of the model's submodule that holds the adapters during training."""
 
 
 class AdapterTuning:
-    """A bottleneck adapter behind each block; a `Candidate`."""
+    """A bottleneck adapter after each block; a `Candidate`."""
 
     name = "adapter-tuning"
     recipe: Recipe | None = Recipe(
@@ -52,7 +52,7 @@ class AdapterTuning:
 
     @contextlib.contextmanager
     def put_on(self, bench: Bench, trial: Trial) -> Iterator[Fitted]:
-        """Put adapters behind the blocks, and take them off again."""
+        """Add adapters after the blocks, and remove them again."""
         from transformers import Trainer
 
         model = bench.model
@@ -78,7 +78,7 @@ class AdapterTuning:
 
 
 class Adapter(nn.Module):
-    """A bottleneck with a connection around it."""
+    """A bottleneck with a residual connection."""
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
@@ -93,18 +93,18 @@ class Adapter(nn.Module):
         return hidden + adapted.to(hidden.dtype)
 
     def follow(self, block: nn.Module, arguments: Any, output: Any) -> Any:
-        """Adapt what a block returns; a hook of torch. Further parts of a tuple, a cache say, stay as they are."""
+        """Adapt the output of a block; a torch hook. Other parts of a tuple, such as a cache, are left alone."""
         return self(output) if isinstance(output, Tensor) else (self(output[0]), *output[1:])
 
 
 def find_blocks(model: "PreTrainedModel") -> Mapping[nn.Module, int]:
-    """Find the blocks of a model: what its lists of layers hold around its attention modules.
+    """Find the blocks of a model: the entries of its layer lists that contain its attention modules.
 
     Args:
         model: The model. Not changed.
 
     Returns:
-        Block to the width of its hidden states, in the order of the layers.
+        The width of the hidden states by block, in the order of the layers.
 
     Raises:
         UnsupportedError: If there are none.
@@ -115,12 +115,12 @@ def find_blocks(model: "PreTrainedModel") -> Mapping[nn.Module, int]:
     blocks = {_block_around(name, modules): None for name in sorted(names, key=_numbers)}
     found = [block for block in blocks if block is not None]
     if not found:
-        raise UnsupportedError(f"{type(model).__name__} has no list of blocks to put adapters behind")
+        raise UnsupportedError(f"{type(model).__name__} has no list of blocks to put adapters after")
     return dict.fromkeys(found, backbone.hidden_size)
 
 
 def _block_around(name: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """Return the outermost entry of a list of modules that a module lies in."""
+    """Return the outermost entry of a module list that contains a module."""
     parts = name.split(".")
     paths = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
     for outer, inner in itertools.pairwise(paths):
@@ -130,5 +130,5 @@ def _block_around(name: str, modules: Mapping[str, nn.Module]) -> nn.Module | No
 
 
 def _numbers(name: str) -> list[tuple[bool, int, str]]:
-    """Sort names so that layer 10 comes after layer 9."""
+    """Return a sort key that puts layer 10 after layer 9."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]

@@ -1,4 +1,4 @@
-"""The candidates by name: each baseline, and every method of the registry."""
+"""The candidates by name: every baseline, and every method of the registry."""
 
 from softprompt_zoo.training.comparison.candidates.adapter_tuning import AdapterTuning
 from softprompt_zoo.training.comparison.candidates.candidate import Candidate
@@ -17,10 +17,10 @@ def find_candidate(name: str) -> Candidate:
     """Return a candidate.
 
     Args:
-        name: A baseline's, or name or alias of a method.
+        name: Name of a baseline, or name or alias of a method.
 
     Raises:
-        UnknownMethodError: If there is none of that name.
+        UnknownMethodError: If there is no candidate of that name.
     """
     baseline = BASELINE_CLASSES.get(name)
     return SoftPrompt(name) if baseline is None else baseline()

@@ -1,4 +1,4 @@
-"""What every candidate of a comparison offers."""
+"""The interface of all candidates of a comparison."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,21 +17,21 @@ Options = Mapping[str, Any]
 
 
 class Candidate(Protocol):
-    """Something to compare: how it is put on a model, and how it is trained."""
+    """Something to compare: how it is applied to a model, and how it is trained."""
 
     name: str
     recipe: Recipe | None
-    """How it is trained where the user says nothing; `None` if it is not trained, or its method has none."""
+    """How it is trained by default; `None` if it is not trained, or its method has no recipe."""
     is_trained: bool
     varies: bool
-    """Whether a seed changes anything about it."""
+    """Whether its results depend on the seed."""
 
     def variants(self, choices: "Choices", bench: "Bench") -> Sequence[Options]:
-        """Return the options of each line of the table that it has.
+        """Return the options of each of its lines in the table.
 
         Raises:
-            UnsupportedError: If it cannot be tried; says why.
+            UnsupportedError: If it cannot be tried; the message says why.
         """
 
     def put_on(self, bench: "Bench", trial: "Trial") -> AbstractContextManager[Fitted]:
-        """Put it on the model of the bench within the block, which leaves the model bitwise as it was."""
+        """Apply it to the model of the bench within the block; afterwards the model is bitwise unchanged."""

@@ -15,12 +15,12 @@ from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.trial import Trial
 
 BETWEEN = "\n\n"
-"""Between two examples, and between the last one and the row. It is tokenized by itself, as methods that learn from
-examples do: within a text, many tokenizers split a blank line into two line ends."""
+"""Separates two examples, and the last example from the row. It is tokenized separately, as in methods that learn from
+examples: within a text, many tokenizers split a blank line into two newlines."""
 
 
 class FewShot:
-    """As many training examples in front of every row as were asked for and fit; a `Candidate`."""
+    """Training examples in front of every row, as many as requested if they fit; a `Candidate`."""
 
     name = "few-shot"
     recipe: Recipe | None = None
@@ -33,34 +33,34 @@ class FewShot:
 
     @contextlib.contextmanager
     def put_on(self, bench: Bench, trial: Trial) -> Iterator[Fitted]:
-        """Put examples in front, drawn with the seed."""
+        """Put examples in front, sampled with the seed."""
         pieces = _pieces(drawn(bench, trial.options["shots"], trial.seed))
         yield written(bench, pieces, lambda objective: objective.with_examples(pieces))
 
 
 def _pieces(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Return what is in front of a row, in pieces that are tokenized one by one."""
+    """Return the text in front of a row, in pieces that are tokenized separately."""
     return [piece for text, answer in pairs for piece in (text + answer, BETWEEN)]
 
 
 def drawn(bench: Bench, count: int, seed: int) -> list[tuple[str, str]]:
-    """Draw training examples, as many of each answer as of any other where answers recur.
+    """Sample training examples, balanced over answers if answers recur.
 
     Args:
-        bench: Whose rows.
-        count: How many, at most: as many as fit in front of the longest row.
-        seed: Of the draw.
+        bench: The model and the rows.
+        count: Maximum number of examples; fewer if they do not all fit in front of the longest row.
+        seed: Seed of the sample.
 
     Returns:
-        Text and answer of each, in a mixed order.
+        Text and answer of each example, in random order.
 
     Raises:
-        UnsupportedError: If none fits, or answers are no text to this model.
+        UnsupportedError: If none fits, or the model does not read answers as text.
     """
     if bench.tasks:
         raise UnsupportedError(
-            f"the rows are of {len(bench.tasks)} tasks, and it shows the same examples in front of every row, most of "
-            "which would be of another task; compare it on the rows of one task"
+            f"the rows belong to {len(bench.tasks)} tasks, and it shows the same examples in front of every row, most "
+            "of which would belong to another task; compare it on the rows of one task"
         )
     pairs = bench.pairs(_balanced(bench, seed)[:count])
     while pairs and not _fit(bench, pairs):
@@ -71,7 +71,7 @@ def drawn(bench: Bench, count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def _balanced(bench: Bench, seed: int) -> list[int]:
-    """Return the places of training rows in a mixed order, one of each answer in turn."""
+    """Return the indices of training rows in random order, cycling through the answers."""
     order = random.Random(seed).sample(range(len(bench.training.examples)), len(bench.training.examples))
     groups: dict[str, list[int]] = {}
     for place in order:
@@ -81,7 +81,7 @@ def _balanced(bench: Bench, seed: int) -> list[int]:
 
 
 def _fit(bench: Bench, pairs: Sequence[tuple[str, str]]) -> bool:
-    """Return whether the longest row has room behind examples."""
+    """Return whether the longest row fits after the examples."""
     bound = max_positions(bench.model)
     if bound is None:
         return True

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight is trained, where the model is small."""
+"""Full fine-tuning: every weight is trained, if the model is small."""
 
 import contextlib
 import copy
@@ -16,11 +16,11 @@ from softprompt_zoo.training.comparison.choices import Choices
 from softprompt_zoo.training.comparison.trial import Trial
 
 MOST_PARAMETERS = 500_000_000
-"""Of a model that is small; training takes 16 bytes for each, 8 GB. Our choice."""
+"""Size limit of a small model; training takes 16 bytes per parameter, 8 GB in total. Our choice."""
 
 
 class FullFineTuning:
-    """All weights, of a copy of the model in float32; a `Candidate`."""
+    """All weights of a float32 copy of the model; a `Candidate`."""
 
     name = "full-fine-tuning"
     recipe: Recipe | None = Recipe(
@@ -37,7 +37,7 @@ class FullFineTuning:
         if count > MOST_PARAMETERS:
             raise UnsupportedError(
                 f"the model has {count:,} parameters, and full fine-tuning is tried up to {MOST_PARAMETERS:,}, "
-                "16 bytes of memory each"
+                "which take 16 bytes of memory each"
             )
         if choices.parameters is not None:
             raise UnsupportedError(f"it trains all {count:,} parameters, not {choices.parameters:,}")
@@ -45,7 +45,7 @@ class FullFineTuning:
 
     @contextlib.contextmanager
     def put_on(self, bench: Bench, trial: Trial) -> Iterator[Fitted]:
-        """Copy the model; small updates would be lost in bfloat16."""
+        """Copy the model to float32: small updates would be lost in bfloat16."""
         from transformers import Trainer
 
         model = copy.deepcopy(bench.model).to(torch.float32)  # type: ignore[arg-type]

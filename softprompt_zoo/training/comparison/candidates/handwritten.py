@@ -1,4 +1,4 @@
-"""A prompt that somebody wrote."""
+"""A prompt written by hand."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,9 @@ class Handwritten:
     varies = False
 
     def variants(self, choices: Choices, bench: Bench) -> Sequence[Options]:
-        """Return its only variant; refuse it where the user wrote nothing."""
+        """Return its only variant; raise an error if the user gave no text."""
         if bench.settings.handwritten is None:
-            raise UnsupportedError("no prompt was written for these data; give one with --handwritten")
+            raise UnsupportedError("no prompt was written for this data; give one with --handwritten")
         return [{"text": bench.settings.handwritten}]
 
     @contextlib.contextmanager

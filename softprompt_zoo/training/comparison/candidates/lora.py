@@ -1,4 +1,4 @@
-"""LoRA, by PEFT.
+"""LoRA, through PEFT.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021 (arXiv 2106.09685).
 """
@@ -29,7 +29,7 @@ class Lora:
     recipe: Recipe | None = Recipe(
         learning_rate=1e-3,
         steps=200,
-        source="between the paper's 2e-4 for GPT-2 and what short runs at small ranks take; our choice",
+        source="between the paper's 2e-4 for GPT-2 and what short runs at small ranks need; our choice",
     )
     is_trained = True
     varies = True
@@ -43,7 +43,7 @@ class Lora:
 
     @contextlib.contextmanager
     def put_on(self, bench: Bench, trial: Trial) -> Iterator[Fitted]:
-        """Wrap the linear layers, and take the wrapping off again."""
+        """Wrap the linear layers, and unwrap them again."""
         import peft
         from transformers import Trainer
 
@@ -51,7 +51,7 @@ class Lora:
         # alpha of twice the rank, on all linear layers: Dettmers et al., "QLoRA", 2023, section 4.
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
         with frozen(bench.model), head_to_train(bench) as head:
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PEFT asks under an old name
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PEFT uses a deprecated name
                 wrapped: Any = peft.get_peft_model(bench.model, config)
             head.requires_grad_(True)
             try:

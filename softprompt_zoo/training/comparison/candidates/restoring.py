@@ -1,4 +1,4 @@
-"""What is trained besides prompts leaves the model as it was."""
+"""Candidates other than prompts leave the model as it was."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def frozen(model: "PreTrainedModel") -> Iterator[None]:
-    """Let no parameter of a model require gradients within the block, and those that did afterwards.
+    """Freeze all parameters of a model within the block, and restore `requires_grad` afterwards.
 
     Args:
         model: The model.
@@ -34,13 +34,13 @@ def frozen(model: "PreTrainedModel") -> Iterator[None]:
 
 @contextlib.contextmanager
 def head_to_train(bench: "Bench") -> Iterator[nn.ModuleDict]:
-    """Let what is trained besides prompts train the task head along within the block, as prompts do.
+    """Give candidates other than prompts the task head to train along within the block, as prompts do.
 
     Args:
-        bench: The model and its objective. The head's values are afterwards what they were.
+        bench: The model and its objective. The head's values are restored afterwards.
 
     Yields:
-        The head's modules; none where the objective asks for no head.
+        The head's modules; empty if the objective needs no head.
     """
     asks = bench.objective.options.get("train_head", False)
     head = nn.ModuleDict(inspect_backbone(bench.model)[0].inside.task_head if asks else {})
@@ -53,7 +53,7 @@ def head_to_train(bench: "Bench") -> Iterator[nn.ModuleDict]:
 
 @contextlib.contextmanager
 def unmarked(model: "PreTrainedModel") -> Iterator[None]:
-    """Take off what others note on a model within the block: PEFT its config, accelerate that it prepared it."""
+    """Remove attributes that other libraries add to a model within the block, such as PEFT's config."""
     attributes = {*vars(model)}
     try:
         yield
@@ -63,6 +63,6 @@ def unmarked(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def save_head(head: nn.ModuleDict, folder: Path) -> None:
-    """Write a task head that was trained along, if there is one."""
+    """Save the task head that was trained along, if there is one."""
     if head:
         write_tensors(folder / "head.safetensors", head.state_dict(), {})

@@ -1,4 +1,4 @@
-"""Sizes chosen so that candidates train equally many numbers."""
+"""Sizes chosen so that candidates train equally many parameters."""
 
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.training.comparison.bench import Bench
@@ -7,24 +7,24 @@ from softprompt_zoo.training.comparison.candidates.restoring import unmarked
 from softprompt_zoo.training.comparison.trial import Trial
 
 FARTHEST = 0.5
-"""Share of the wanted number by which a candidate may be off; more is no equal budget. Our choice."""
+"""Largest relative deviation from the wanted number; beyond it budgets are not equal. Our choice."""
 
 
 def sized(candidate: Candidate, options: Options, size: str, wanted: int, bench: Bench) -> Options:
-    """Choose a candidate's size so that it trains about as many numbers as wanted.
+    """Choose a candidate's size so that it trains about as many parameters as wanted.
 
     Args:
         candidate: The candidate.
-        options: Its options besides the size.
-        size: Name of the option that says how large it is; numbers grow evenly with it.
-        wanted: Numbers to train.
-        bench: The model, loaded.
+        options: Its options other than the size.
+        size: Name of the option for the size; the number of parameters grows linearly with it.
+        wanted: Number of parameters to train.
+        bench: The loaded model.
 
     Returns:
-        The options, with the size.
+        The options including the size.
 
     Raises:
-        UnsupportedError: If no size comes near.
+        UnsupportedError: If no size comes close.
     """
 
     def count(value: int) -> int:
@@ -38,5 +38,5 @@ def sized(candidate: Candidate, options: Options, size: str, wanted: int, bench:
     value = max(1, 1 + round((wanted - one) / each))
     found = one + (value - 1) * each
     if abs(found - wanted) > FARTHEST * wanted:
-        raise UnsupportedError(f"with {size} {value} it trains {found:,} parameters, the nearest to {wanted:,}")
+        raise UnsupportedError(f"the closest to {wanted:,} parameters is {size} {value}, with {found:,}")
     return {**options, size: value}

@@ -21,9 +21,9 @@ from softprompt_zoo.training.objectives.objective import Objective
 from softprompt_zoo.training.objectives.tasks import OfTask, has_tasks
 
 LENGTH = "num_virtual_tokens"
-"""The option that says how long a prompt is."""
+"""The option for the length of a prompt."""
 CONTEXT_TEMPLATE = f"{{input}}{{target}}{BETWEEN}"
-"""How methods that learn from examples have them written; what is around input and target is in these already."""
+"""Template for methods that learn from examples; text and answer already include the template of the data."""
 
 
 class SoftPrompt:
@@ -39,7 +39,7 @@ class SoftPrompt:
         self._fields = {field.name: field for field in dataclasses.fields(self.method.config_class)}
 
     def variants(self, choices: Choices, bench: Bench) -> Sequence[Options]:
-        """Return each length with each start that was asked for; what the method has no option for is left to it."""
+        """Return each requested length with each requested start; those without an option of the method are ignored."""
         starts = self._values("init", choices.starts)
         if choices.parameters is not None:
             return [sized(self, start, LENGTH, choices.parameters, bench) for start in starts]
@@ -48,7 +48,7 @@ class SoftPrompt:
 
     @contextlib.contextmanager
     def put_on(self, bench: Bench, trial: Trial) -> Iterator[Fitted]:
-        """Attach a new prompt, and take it off again."""
+        """Attach a new prompt, and detach it again."""
         self.attach(bench, trial)
         try:
             yield self.fitted(bench)
@@ -60,8 +60,8 @@ class SoftPrompt:
 
         Args:
             bench: The model and the rows.
-            trial: What the prompt is made for.
-            name: Its name; that of a single prompt if not given.
+            trial: The trial that the prompt is for.
+            name: Name of the prompt; by default the name of a model's only prompt.
 
         Raises:
             UnsupportedError: If it does not fit the model.
@@ -71,11 +71,11 @@ class SoftPrompt:
         method(bench.model, name=name, **with_tokenizer(method, bench.base.tokenizer))
 
     def objective(self, bench: Bench) -> Objective[Any, Any]:
-        """Return what its prompts read rows by: with the tasks, if they have a part for each."""
+        """Return the objective of its prompts, with tasks if they have a part for each task."""
         return bench.objective_of_tasks if has_tasks(self.method) else bench.objective
 
     def fitted(self, bench: Bench) -> Fitted:
-        """Return the model of the bench with what it has been given by `attach`."""
+        """Return the model of the bench with the prompt that `attach` has put on it."""
         from softprompt_zoo.training.trainer import PromptTrainer
 
         model, objective = bench.model, self.objective(bench)
@@ -92,7 +92,7 @@ class SoftPrompt:
 
     @property
     def _has_length(self) -> bool:
-        """Whether the number of virtual tokens is chosen, and not counted."""
+        """Whether the number of virtual tokens can be chosen rather than being derived."""
         field = self._fields[LENGTH]
         return field.default != 0
 
@@ -100,7 +100,7 @@ class SoftPrompt:
         return [{option: value} for value in values] if values and option in self._fields else [{}]
 
     def _of_the_data(self, bench: Bench, trial: Trial) -> dict[str, Any]:
-        """Return the options that say what the data are: examples, for a method that learns from a few."""
+        """Return the options that come from the data: examples, for a method that learns from a few."""
         if "examples" not in self._fields:
             return {}
         examples = tuple(drawn(bench, trial.shared["shots"], trial.seed))

@@ -1,4 +1,4 @@
-"""The model as it is."""
+"""The unchanged model."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from softprompt_zoo.training.comparison.trial import Trial
 
 
 class Untrained:
-    """The model without anything; a `Candidate`."""
+    """The model without a prompt or adapter; a `Candidate`."""
 
     name = "untrained"
     recipe: Recipe | None = None

@@ -1,4 +1,4 @@
-"""What candidates of written text have in common."""
+"""What candidates with a written text have in common."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ def written(bench: Bench, pieces: Sequence[str], put_in_front: Callable[[Any], A
 
     Args:
         bench: The model and the rows.
-        pieces: The parts of the text.
-        put_in_front: Returns an objective with the text in front.
+        pieces: Parts of the text, which are tokenized separately.
+        put_in_front: Returns an objective with the text in front of every row.
     """
 
     def save(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which way to run trials the user chose, checked before anything heavy is imported."""
+"""How the user wants trials to be run, checked before anything heavy is imported."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 HERE = "here"
 PLACES = (HERE, "ray")
-"""Where trials are run."""
+"""Where trials can be run."""
 
 
 def check_running(on: str, together: int, search: int | None, workers: int | None) -> None:
-    """Refuse a value that is not allowed, whatever the others are; arguments as the fields of `Running`.
+    """Reject a value that is not allowed, whatever the others are; the arguments are the fields of `Running`.
 
     Raises:
-        ValueError: If it is not; says what is.
+        ValueError: If a value is not allowed; the message says what is.
     """
     check_choice("on", on, PLACES)
     for name, value in (("together", together), ("search", search), ("workers", workers)):
@@ -32,14 +32,14 @@ class Running:
     """A way to run trials."""
 
     together: int = 1
-    """Trials of a method that share their batches."""
+    """Number of trials of a method that share their batches."""
     on: str = HERE
-    """Where: in this process, or on a cluster."""
+    """Where they are run: in this process, or on a cluster."""
     workers: int | None = None
-    """Workers of the cluster at most; `None` for all there are."""
+    """Maximum number of workers of the cluster; `None` for all."""
 
     search: int | None = None
-    """Trials of each candidate whose rate and options a search chooses; `None` to run all that were asked for."""
+    """Number of trials per candidate for which a search chooses rate and options; `None` for no search."""
 
     def __post_init__(self) -> None:
         check_running(self.on, self.together, self.search, self.workers)
@@ -56,26 +56,26 @@ class Running:
 
     def _check_here(self) -> None:
         if self.workers is not None:
-            raise ValueError(f"--workers {self.workers} are those of a cluster; give --on ray, or leave them out")
+            raise ValueError(f"--workers {self.workers} applies to a cluster; give --on ray, or leave --workers out")
 
     @property
     def is_plain(self) -> bool:
-        """Whether trials are run here, one after the other."""
+        """Whether trials are run in this process, one after the other."""
         return self.on == HERE and self.together == 1
 
     def at_once(self, studies: int) -> int:
-        """Return how many trials of each study of a search keep it busy.
+        """Return how many trials of each study keep the runner busy.
 
         Args:
-            studies: How many there are.
+            studies: Number of studies.
         """
         return self.together if self.on == HERE else -(-(self.workers or 1) // studies)
 
     def runner(self, tell: "Callable[[str], object]") -> "Runner":
-        """Make what runs them.
+        """Return the runner.
 
         Args:
-            tell: Told what is run in another way than was asked for.
+            tell: Called with a message if trials are run differently than requested.
         """
         if self.on != HERE:
             from softprompt_zoo.training.comparison.running.on_ray import OnRay

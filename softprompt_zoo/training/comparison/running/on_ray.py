@@ -17,32 +17,32 @@ if TYPE_CHECKING:
     from softprompt_zoo.training.comparison.running.runner import Keep, Watching
 
 ADDRESS = "RAY_ADDRESS"
-"""Ray's own variable that names a cluster."""
+"""Ray's environment variable that names a cluster."""
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
-"""Tune's variables: results are kept by us, and shown by us."""
+"""Environment variables for Tune: results are stored and shown by this package."""
 OBJECT_STORE = 80_000_000
-"""Bytes of shared memory of a local Ray, little more than it asks for: trials exchange a few kilobytes."""
+"""Bytes of shared memory for a local Ray, little more than its minimum: trials exchange only a few kilobytes."""
 
 
 class OnRay:
     """Runs trials on the cluster that RAY_ADDRESS names, or on this machine; a `Runner`."""
 
     def __init__(self, workers: int | None, tell: Callable[[str], object]) -> None:
-        """Choose how many.
+        """Set the number of workers.
 
         Args:
-            workers: Workers at most; `None` for as many as there are processors, or accelerators if there are any.
-            tell: Told where trials are run.
+            workers: Maximum number of workers; `None` for one per accelerator, or per processor if there are none.
+            tell: Called with a message that says where trials are run.
         """
         self.workers = workers
         self.tell = tell
 
     def __call__(self, trials: Sequence[Trial], bench: Bench, watching: "Watching", keep: "Keep") -> None:
-        """Run trials; what a worker fails at is said when all others are there."""
+        """Run trials; failures are reported after all other trials have finished."""
         if not trials:
             return
         with _quiet(), _connected(self.workers) as resources:
@@ -51,12 +51,12 @@ class OnRay:
         if failed:
             raise StoppedError(
                 f"{len(failed)} of {len(trials)} trials failed on Ray; the first: {failed[0]}. The others are kept; to "
-                "run these once more, run the same command again"
+                "retry the failed ones, run the same command again"
             )
 
 
 def _run(trials: Sequence[Trial], bench: Bench, keep: "Keep", workers: int | None, gpus: int) -> list[str]:
-    """Hand the trials to Tune; return what went wrong."""
+    """Hand the trials to Tune; return the error messages."""
     from ray import tune
 
     from softprompt_zoo.training.comparison.running.ray_worker import Keeper, Worker
@@ -81,14 +81,14 @@ def _run(trials: Sequence[Trial], bench: Bench, keep: "Keep", workers: int | Non
         )
         grid = tuner.fit()
     failed = [_last_line(error) for error in grid.errors]
-    if keeper.waiting and not failed:  # Tune ends in good order on Ctrl-C, and says nothing of it
+    if keeper.waiting and not failed:  # Tune ends cleanly on Ctrl-C, without reporting it
         raise KeyboardInterrupt
     return failed
 
 
 @contextlib.contextmanager
 def _connected(workers: int | None) -> Iterator[Mapping[str, float]]:
-    """Connect to the cluster, or start Ray here for the time being; give what there is to run on."""
+    """Connect to the cluster, or start Ray locally within the block; yield the available resources."""
     import ray
 
     was_there = ray.is_initialized()
@@ -121,6 +121,6 @@ def _shown(resources: Mapping[str, float]) -> str:
 
 
 def _last_line(error: BaseException) -> str:
-    """Return what the worker said last; Ray's errors are whole tracebacks."""
+    """Return the last line of a worker's error; Ray's errors are whole tracebacks."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

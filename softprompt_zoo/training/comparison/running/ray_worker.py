@@ -1,4 +1,4 @@
-"""What Tune is given: workers, which load the model once and run trials, and what keeps each result."""
+"""What Tune is given: workers, which load the model once and run trials, and a callback that keeps each result."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Worker(tune.Trainable):
-    """Runs trials, one in each step."""
+    """Runs trials, one per step."""
 
     def setup(self, config: dict[str, Any], settings: Settings, choices: Choices) -> None:
         """Load the model."""
@@ -38,7 +38,7 @@ class Worker(tune.Trainable):
         """Run the trial.
 
         Raises:
-            RuntimeError: If model, data or versions are others here than where the comparison was begun.
+            RuntimeError: If model, data or versions differ from those where the comparison was started.
         """
         shared = json.loads(json.dumps(dict(self.bench.shared)))
         for name, value in self.trial.shared.items():
@@ -49,7 +49,7 @@ class Worker(tune.Trainable):
 
 
 def _say_nothing(text: str) -> None:
-    """Say nothing: a worker has no terminal."""
+    """Print nothing: a worker has no terminal."""
 
 
 class Keeper(tune.Callback):
@@ -57,13 +57,13 @@ class Keeper(tune.Callback):
 
     def __init__(self, trials: Sequence[Trial], keep: "Keep") -> None:
         self.waiting = {trial.key: trial for trial in trials}
-        """Trials that are not there yet, by their keys."""
+        """Trials without a result, by key."""
         self.keep = keep
 
     def on_trial_result(self, *args: Any, result: Mapping[str, Any], **info: Any) -> None:
-        """Take what a worker has found."""
+        """Keep the result of a worker."""
         if "found" in result:
             self.keep(self.waiting.pop(result["key"]), TrialResult(**json.loads(result["found"])))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes its callbacks into a file, which nobody reads here
+        return {}  # Tune pickles its callbacks to a file that is never read here

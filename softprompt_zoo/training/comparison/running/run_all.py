@@ -1,4 +1,4 @@
-"""Running what is not there yet, whichever way, while the user watches."""
+"""Running the trials without a result, by any runner, while the user watches."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from softprompt_zoo.training.comparison.watching import Watching
 
 
 def run_all(trials: Sequence[Trial], bench: Bench, store: Store, console: Console, runner: Runner) -> None:
-    """Run what is not there yet, and keep each result at once.
+    """Run the trials without a result, and keep each result immediately.
 
     Args:
         trials: All trials.
-        bench: The model, loaded, and the rows.
+        bench: The loaded model and the rows.
         store: Where results are kept.
         console: Where progress goes.
         runner: How trials are run.
@@ -35,4 +35,4 @@ def run_all(trials: Sequence[Trial], bench: Bench, store: Store, console: Consol
         try:
             runner(waiting, bench, watching, keep)
         except KeyboardInterrupt as error:
-            raise StoppedError("stopped; to go on, run the same command again") from error
+            raise StoppedError("stopped; to continue, run the same command again") from error

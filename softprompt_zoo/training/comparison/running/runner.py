@@ -1,4 +1,4 @@
-"""What every way to run trials offers."""
+"""The interface of all ways to run trials."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 class Watching(Protocol):
-    """What is told of trials."""
+    """The interface that runners report the start of trials to."""
 
     def begin(self, trial: "Trial", count: int = 1) -> "list[TrainerCallback]":
-        """Hear which trial begins, the first of a group of `count` perhaps; return what follows its training."""
+        """Note a trial that begins, possibly the first of a group of `count`; return the callbacks for its training."""
 
 
 class Runner(Protocol):
-    """A way to run trials; equal trials give equal results in each, but for times and memory."""
+    """A way to run trials; equal trials give equal results in all of them, except for times and memory."""
 
     def __call__(self, trials: "Sequence[Trial]", bench: "Bench", watching: Watching, keep: "Keep") -> None:
         """Run trials.
 
         Args:
-            trials: What to run.
-            bench: The model, loaded, and the rows.
-            watching: Told what begins.
-            keep: Given every trial once with its result, in any order, as soon as it is there.
+            trials: The trials to run.
+            bench: The loaded model and the rows.
+            watching: Notified when trials begin.
+            keep: Called once per trial with its result, in any order, as soon as it is available.
         """
 
 

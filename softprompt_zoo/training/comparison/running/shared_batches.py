@@ -1,4 +1,4 @@
-"""A group of trials trained in one batch, and each then measured as if it had been alone."""
+"""A group of trials trained in shared batches; each is then measured as if it had been trained alone."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ from softprompt_zoo.training.step_clock import StepClock
 from softprompt_zoo.training.together.training import train_together
 
 ALONE = "default"
-"""Name of the prompt that is measured, as it is where a trial is run by itself."""
+"""Name of the prompt while it is measured, the same as in a trial that is run alone."""
 
 
 def train_group(
@@ -43,12 +43,12 @@ def train_group(
     """Run trials of one method with the same budget.
 
     Args:
-        trials: What to run.
-        bench: The model, loaded, and the rows; bitwise the same afterwards.
-        callbacks: What watches the training.
+        trials: The trials to run.
+        bench: The loaded model and the rows; bitwise unchanged afterwards.
+        callbacks: Trainer callbacks for the training.
 
     Returns:
-        Each trial with what it gives alone; a step's time and the memory are those of all of them together.
+        Each trial with the result that it has alone; step time and memory are those of all trials together.
 
     Raises:
         UnsupportedError: If they cannot share their batches.
@@ -79,7 +79,7 @@ def train_group(
 
 
 def folder_of(trials: Sequence[Trial], bench: Bench) -> Path:
-    """Return where the checkpoints of a group of trials lie, which goes on from them if it was stopped."""
+    """Return the folder with the checkpoints of a group of trials, from which a stopped group continues."""
     keys = "".join(trial.key for trial in trials)
     return Path(bench.settings.output) / TOGETHER_FOLDER / hashlib.sha256(keys.encode()).hexdigest()[:12]
 
@@ -87,7 +87,7 @@ def folder_of(trials: Sequence[Trial], bench: Bench) -> Path:
 def _train(
     names: dict[str, Trial], candidate: SoftPrompt, bench: Bench, callbacks: Sequence[TrainerCallback]
 ) -> dict[str, list[dict[str, float]]]:
-    """Take all steps; return what was logged of each."""
+    """Take all steps; return the log of each trial."""
     every = curve_interval(next(iter(names.values())))
 
     collate = candidate.objective(bench).collate
@@ -117,12 +117,12 @@ def _train(
 
 
 def _is_alone(entry: dict[str, float], every: int) -> bool:
-    """Return whether an entry is there alone, too, where nothing is validated besides at the end of an interval."""
+    """Return whether a trial run alone has the entry, too; it is validated only at the end of an interval."""
     return "eval_loss" not in entry or entry["step"] % every == 0
 
 
 def _measure_each(names: dict[str, Trial], candidate: SoftPrompt, bench: Bench) -> dict[str, TrialResult]:
-    """Measure the prompts one by one, each as the model's only one."""
+    """Measure the prompts one by one, each as the model's only prompt."""
     prompts: Any = bench.model.prompts
     trained: dict[str, Prompt] = dict(prompts.items())
     prompts.activate()

@@ -1,4 +1,4 @@
-"""Trials of one method in one batch, on the model that is loaded once."""
+"""Trials of one method in shared batches, on a model that is loaded once."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 class Together:
-    """Runs so many trials of a method at a time; a `Runner`. What cannot share a batch is run one by one."""
+    """Runs several trials of a method at a time; a `Runner`. Trials that cannot share batches are run one by one."""
 
     def __init__(self, count: int, tell: Callable[[str], object]) -> None:
-        """Choose how many.
+        """Set the size of the groups.
 
         Args:
-            count: Trials that share their batches at most.
-            tell: Told what is run one by one, and why.
+            count: Maximum number of trials that share their batches.
+            tell: Called with a message that says what is run one by one, and why.
         """
         self.count = count
         self.tell = tell
 
     def __call__(self, trials: Sequence[Trial], bench: Bench, watching: "Watching", keep: "Keep") -> None:
-        """Run trials; those of a group are kept when all of it are there."""
+        """Run trials; the results of a group are kept once the whole group has finished."""
         refused = set[str]()
         for group in groups(trials, self.count):
             candidate = group[0].candidate
@@ -50,14 +50,14 @@ class Together:
 
 
 def groups(trials: Sequence[Trial], count: int) -> list[list[Trial]]:
-    """Put trials together that can share batches: of one method, with the same budget.
+    """Group trials that can share batches: those of one method with the same budget.
 
     Args:
         trials: Trials in any order.
-        count: As many in a group at most.
+        count: Maximum number of trials in a group.
 
     Returns:
-        The groups, in the order of their first trials; a baseline is one by itself.
+        The groups, in the order of their first trials; each trial of a baseline is a group by itself.
     """
     alike: dict[tuple[str, int, int], list[Trial]] = {}
     for trial in trials:

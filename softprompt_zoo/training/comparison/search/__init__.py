@@ -1,1 +1,1 @@
-"""A search for the rate, length and start of each candidate, by Optuna, in one process or several."""
+"""A search with Optuna for the rate, length and start of each candidate, in one or several processes."""

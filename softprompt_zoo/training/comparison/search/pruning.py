@@ -1,4 +1,4 @@
-"""Tells a study how a training goes, and gives the training up if the study says so."""
+"""Reports the progress of a training to its study, and stops the training if the study prunes it."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class Pruning(TrainerCallback):
         """Report what was validated since the last step.
 
         Raises:
-            TrialPruned: If the trial is to be given up.
+            TrialPruned: If the study prunes the trial.
         """
         for entry in state.log_history[self._reported :]:
             if "eval_loss" in entry:

@@ -1,4 +1,4 @@
-"""A search in rounds: each takes trials of every study at once, to be run in one batch or on a cluster."""
+"""A search in rounds: each takes several trials of every study, to be run in shared batches or on a cluster."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,34 +19,34 @@ class Asked:
 
     study: Study
     asked: optuna.Trial
-    """What the study is told of."""
+    """The trial as the study knows it."""
     trial: Trial
-    """What is run."""
+    """The trial to run."""
 
 
 class Rounds:
-    """Runs the trials of studies round by round. No training is given up: a study hears of it when all are there."""
+    """Runs trials in rounds. None is pruned: studies get the results only after a whole round has finished."""
 
     def __init__(
         self, bench: Bench, store: Store, tell: Callable[[str], object], runner: Runner, at_once: Callable[[int], int]
     ) -> None:
-        """Choose how trials are run.
+        """Set how trials are run.
 
         Args:
-            bench: The model, loaded, and the rows.
+            bench: The loaded model and the rows.
             store: Where results are kept.
-            tell: Told what each trial gave.
+            tell: Called with a line about the result of each trial.
             runner: Runs the trials of a round.
-            at_once: From the number of studies to how many trials of each make a round.
+            at_once: Returns the number of trials per study in a round, given the number of studies.
         """
         self._bench, self._store, self._tell = bench, store, tell
         self._runner, self._at_once = runner, at_once
 
     def finish(self, studies: Sequence[Study]) -> None:
-        """Run trials until every study has as many as were asked for.
+        """Run trials until every study has the requested number.
 
         Args:
-            studies: The studies, which no other process takes trials from.
+            studies: The studies; no other process takes trials from them.
         """
         for study in studies:
             study.take_up()
@@ -54,7 +54,7 @@ class Rounds:
             self._run(asked)
 
     def begin(self, trial: Trial, count: int = 1) -> list[TrainerCallback]:
-        """Follow no training."""
+        """Return no callbacks: trainings of a search are not shown."""
         return []
 
     def _ask(self, studies: Sequence[Study]) -> list[Asked]:
@@ -68,7 +68,7 @@ class Rounds:
         return found
 
     def _run(self, asked: Sequence[Asked]) -> None:
-        """Run the trials that are not there; what does not come to its end is given back to its study."""
+        """Run the trials without a result; those that do not finish are given back to their studies."""
         trials = {one.trial.key: one.trial for one in asked}
         waiting = [trial for trial in trials.values() if not self._store.has(trial)]
         try:

@@ -1,4 +1,4 @@
-"""A search, beside other processes on the same studies; then the best of each candidate with every seed."""
+"""A search, possibly with other processes on the same studies; then the best of each candidate with every seed."""
 
 import contextlib
 import dataclasses
@@ -27,27 +27,27 @@ from softprompt_zoo.training.folder import locked
 from softprompt_zoo.training.report import printer
 
 PAUSE = 0.5
-"""Seconds between two looks at what other processes do."""
+"""Seconds between two checks of what other processes do."""
 
 
 def search(
     plan: Plan, bench: Bench, store: Store, running: Running, console: Console, *, overwrite: bool = False
 ) -> Plan:
-    """Search the best rate and options of each candidate, and run them with every seed.
+    """Search for the best rate and options of each candidate, and run them with every seed.
 
     Args:
         plan: What fits the model, with all rates and options that may be chosen.
-        bench: The model, loaded, and the rows.
-        store: Where results are kept, and the studies.
+        bench: The loaded model and the rows.
+        store: Where results and studies are kept.
         running: How many trials each candidate has, and how they are run.
         console: Where progress goes.
-        overwrite: Whether an earlier comparison there may be removed.
+        overwrite: Whether an earlier comparison in the folder may be removed.
 
     Returns:
-        What was run with every seed.
+        The plan of the trials that were run with every seed.
 
     Raises:
-        OutputError: If the folder holds another search, or one that goes on while it is to be removed.
+        OutputError: If the folder holds another search, or one to be removed is still running.
         StoppedError: If the user stopped it.
     """
     folder = store.folder / SEARCH_FOLDER
@@ -64,7 +64,7 @@ def search(
         try:
             runner = _search(studies, bench, store, running, workers, printer(console))
         except KeyboardInterrupt as error:
-            raise StoppedError("stopped; to go on, run the same command again") from error
+            raise StoppedError("stopped; to continue, run the same command again") from error
         trials = _chosen(plan, studies, bench.choices.seeds)
         run_all(trials, bench, store, console, runner)
     return dataclasses.replace(plan, trials=trials)
@@ -78,7 +78,7 @@ def _search(
     workers: Workers,
     tell: Callable[[str], object],
 ) -> Runner:
-    """Run all trials of the studies; return what runs the best of each."""
+    """Run all trials of the studies; return the runner for the best of each."""
     if running.is_plain:
         _finish(studies, _Searcher(bench, store, tell).run)
         return Sharing(workers, store)
@@ -88,7 +88,7 @@ def _search(
 
 
 def _finish(studies: Sequence[Study], run: Callable[[Study], None]) -> None:
-    """Run what there is to run, then wait for what other processes run; if one of them ends early, take it up."""
+    """Run all open trials, then wait for those of other processes; take over if one of those processes ends early."""
     for study in studies:
         study.take_up()
         run(study)
@@ -101,7 +101,7 @@ def _finish(studies: Sequence[Study], run: Callable[[Study], None]) -> None:
 
 
 def _chosen(plan: Plan, studies: Sequence[Study], seeds: Sequence[int]) -> list[Trial]:
-    """Return what needs no training, and the best of each candidate, by seeds."""
+    """Return the untrained candidates and the best of each trained one, by seed."""
     best = {
         study.space.line.candidate: study.space.suggest(optuna.trial.FixedTrial(study.best.params)) for study in studies
     }
@@ -116,7 +116,7 @@ class _Searcher:
         self._bench, self._store, self._tell = bench, store, tell
 
     def run(self, study: Study) -> None:
-        """Run trials until there are as many as were asked for."""
+        """Run trials until the study has the requested number."""
         while (asked := study.ask()) is not None:
             trial = study.space.suggest(asked)
             place = f"{study.place_of(asked)} of {study.count}"
@@ -125,7 +125,7 @@ class _Searcher:
                 loss = self._loss(trial, asked)
             except optuna.TrialPruned:
                 study.prune(asked)
-                self._tell(f"{name}: given up")
+                self._tell(f"{name}: stopped early")
                 continue
             except BaseException:
                 study.give_back(asked)
@@ -134,7 +134,7 @@ class _Searcher:
             self._tell(f"{name}: loss {loss:.4f}")
 
     def _loss(self, trial: Trial, asked: optuna.Trial) -> float:
-        """Run a trial that is not there yet, and keep its result."""
+        """Return the loss of a trial; run it and keep its result if there is none yet."""
         result = self._store.load(trial)
         if result is None:
             result = run_trial(trial, self._bench, [Pruning(asked)])

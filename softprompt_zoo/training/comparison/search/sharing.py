@@ -1,4 +1,4 @@
-"""Trials that several processes share: each runs those that no other has begun."""
+"""Trials that several processes share: each runs those that no other process has started."""
 
 import time
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from softprompt_zoo.training.comparison.running.runner import Keep, Watching
 
 PAUSE = 0.5
-"""Seconds between two looks at what other processes do."""
+"""Seconds between two checks of what other processes do."""
 
 
 class Sharing:
-    """Runs trials beside other processes that have the same ones; a `Runner`."""
+    """Runs trials that other processes run at the same time; a `Runner`."""
 
     def __init__(self, workers: Workers, store: Store) -> None:
         self.workers, self.store = workers, store
 
     def __call__(self, trials: Sequence[Trial], bench: Bench, watching: "Watching", keep: "Keep") -> None:
-        """Run trials; the results of other processes are waited for."""
+        """Run trials, and wait for the results of other processes."""
         waiting = list(trials)
         while waiting:
             left = [trial for trial in waiting if not self._is_done(trial, bench, watching, keep)]
@@ -33,7 +33,7 @@ class Sharing:
             waiting = left
 
     def _is_done(self, trial: Trial, bench: Bench, watching: "Watching", keep: "Keep") -> bool:
-        """Run a trial or take its result; return whether it is there then."""
+        """Run a trial or take its result; return whether it has a result now."""
         result = self.store.load(trial)
         with self.workers.claim(trial.key) as is_mine:
             if result is None and not is_mine:

@@ -1,4 +1,4 @@
-"""What a search may choose from: the options that fit the model, and a range of rates."""
+"""The search space: the options that fit the model, and a range of learning rates."""
 
 import dataclasses
 import json
@@ -8,17 +8,17 @@ from typing import Any, Protocol
 from softprompt_zoo.training.comparison.trial import Trial
 
 WIDTH = 10.0
-"""A single rate is searched from a tenth of it to ten times it. Our choice."""
+"""A single rate is searched from a tenth to ten times its value. Our choice."""
 
 
 class Suggestions(Protocol):
-    """What is asked for values: a trial of Optuna."""
+    """What suggests values: a trial of Optuna."""
 
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
-        """Choose one."""
+        """Return one of the choices."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
-        """Choose a number."""
+        """Return a number from the range."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +26,20 @@ class Space:
     """The space of one candidate."""
 
     line: Trial
-    """A trial of the candidate; its options and its rate are chosen anew."""
+    """A trial of the candidate; its options and learning rate are replaced."""
     options: tuple[str, ...]
-    """The options that may be chosen, each set as JSON."""
+    """The sets of options to choose from, each as JSON."""
     rates: tuple[float, float]
-    """The smallest and the largest rate."""
+    """The smallest and the largest learning rate."""
 
     def suggest(self, trial: Suggestions) -> Trial:
-        """Choose options and a rate, of three digits so that people can repeat it."""
+        """Return a trial with suggested options and rate; the rate has three digits so that people can repeat it."""
         chosen = trial.suggest_categorical("options", self.options)
         rate = trial.suggest_float("learning_rate", *self.rates, log=True)
         return dataclasses.replace(self.line, options=json.loads(chosen), learning_rate=float(f"{rate:.3g}"))
 
     def described(self) -> dict[str, Any]:
-        """Return all that the search depends on besides what all trials share, as JSON values."""
+        """Return everything the search depends on apart from what all trials share, as JSON values."""
         line = self.line
         return {
             "options": [json.loads(one) for one in self.options],
@@ -51,11 +51,11 @@ class Space:
 
 
 def spaces_of(trials: Sequence[Trial]) -> list[Space]:
-    """Return the space of each candidate that is trained.
+    """Return the search space of each trained candidate.
 
     Args:
-        trials: All trials of a plan, with each of the rates and options that were asked for; those of the first seed
-            are searched.
+        trials: All trials of a plan, with each of the requested rates and options; those of the first seed are
+            searched.
 
     Returns:
         The spaces, in the order of the candidates.

@@ -1,4 +1,4 @@
-"""The study of one candidate: which trial comes next, which are over, and which belonged to a process that is gone."""
+"""The study of one candidate: the next trial, the finished ones, and those of processes that have ended."""
 
 import datetime
 import json
@@ -16,30 +16,30 @@ from softprompt_zoo.training.comparison.search.workers import Workers
 
 JOURNAL_FILE = "journal.log"
 STARTUP_TRIALS = 4
-"""Trials that are never pruned, because there is little to hold them against. Our choice."""
+"""Trials that are never pruned, because there is little to compare them with. Our choice."""
 APART = 100_003
-"""What the seeds of two processes differ by: more than a study has trials. Our choice."""
+"""Difference between the seeds of two processes: more than a study has trials. Our choice."""
 WORKER, SPACE = "worker", "space"
-"""Names of what a trial and a study note."""
+"""Names of the attributes that trials and studies store."""
 GRACE = datetime.timedelta(minutes=1)
-"""A trial that began longer ago and has no worker noted was begun by a process that was killed at once."""
+"""After this time, a running trial without a stored worker is taken to be of a process that was killed at once."""
 
 
 class Study:
-    """Trials of one candidate, which several processes take from."""
+    """Trials of one candidate, from which several processes may take."""
 
     def __init__(self, folder: Path, space: Space, count: int, workers: Workers, worker: int) -> None:
-        """Open a study, or begin it.
+        """Open a study, or create it.
 
         Args:
-            folder: Where the journal of all studies lies.
-            space: What may be chosen.
-            count: As many trials at most.
+            folder: The folder with the journal of all studies.
+            space: The search space.
+            count: Number of trials.
             workers: The processes.
-            worker: The number of this one.
+            worker: The number of this process.
 
         Raises:
-            OutputError: If the study there is one of another search.
+            OutputError: If the existing study belongs to another search.
         """
         self.space, self.count, self._workers, self._worker = space, count, workers, worker
         path = str(folder / JOURNAL_FILE)
@@ -50,13 +50,13 @@ class Study:
             direction="minimize",
             load_if_exists=True,
         )
-        # Another process, or one that goes on, is not to draw the same beginning once more.
+        # Another process, or a resumed one, must not draw the same first trials again.
         drawn = len(self._trials) + worker * APART
         self._study.sampler = optuna.samplers.TPESampler(seed=(space.line.seed + drawn) % 2**32)
         self._check(folder)
 
     def _check(self, folder: Path) -> None:
-        """Refuse another search's study, and note what this one is."""
+        """Refuse the study of another search, and store what this one depends on."""
         now = json.loads(json.dumps(self.space.described()))
         before = self._study.user_attrs.get(SPACE, now)
         for name, value in now.items():
@@ -64,12 +64,12 @@ class Study:
                 raise OutputError(
                     f"--output {folder.parent} holds another search of {self.space.line.candidate}, whose "
                     f"{name.replace('_', ' ')} were {before.get(name)!r} and are now {value!r}; give a new folder, or "
-                    "--overwrite to remove that one"
+                    "--overwrite to remove the other search"
                 )
         self._study.set_user_attr(SPACE, now)
 
     def ask(self) -> optuna.Trial | None:
-        """Return the next trial; `None` if there are as many as were asked for."""
+        """Return the next trial; `None` if the study has the requested number."""
         trial = self._study.ask()
         trial.set_user_attr(WORKER, self._worker)
         if self.place_of(trial) <= self.count:
@@ -78,26 +78,26 @@ class Study:
         return None
 
     def place_of(self, trial: optuna.Trial) -> int:
-        """Return the place of a trial among those that were not given back, from 1."""
+        """Return the position of a trial among those that were not given back, from 1."""
         before = [one for one in self._trials if one.number < trial.number and one.state != TrialState.FAIL]
         return len(before) + 1
 
     def tell(self, trial: optuna.Trial, loss: float) -> None:
-        """Note what a trial gave; a loss that is not a number is as bad as can be."""
+        """Record the loss of a trial; NaN counts as infinite."""
         self._study.tell(trial, loss if loss == loss else float("inf"))
 
     def prune(self, trial: optuna.Trial) -> None:
-        """Note that a trial was given up."""
+        """Record that a trial was pruned."""
         self._study.tell(trial, state=TrialState.PRUNED)
 
     def give_back(self, trial: optuna.Trial | FrozenTrial) -> None:
-        """Let a trial that was not run to its end be run again."""
+        """Queue a trial that did not finish to be run again."""
         self._study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:
             self._study.enqueue_trial(trial.params)
 
     def take_up(self) -> bool:
-        """Give back the trials of processes that are gone; return whether there were any."""
+        """Give back the trials of processes that have ended; return whether there were any."""
         gone = [trial for trial in self._running if self._is_gone(trial)]
         for trial in gone:
             self.give_back(trial)
@@ -105,12 +105,12 @@ class Study:
 
     @property
     def is_over(self) -> bool:
-        """Whether no process runs a trial of it any more."""
+        """Whether no process is running one of its trials."""
         return not self._running
 
     @property
     def best(self) -> FrozenTrial:
-        """The trial of the lowest loss, the first of several."""
+        """The trial with the lowest loss, the first one if there are several."""
         done = [trial for trial in self._trials if trial.state == TrialState.COMPLETE]
         return min(done, key=lambda trial: (trial.value, trial.number))
 
@@ -123,7 +123,7 @@ class Study:
         return [trial for trial in self._trials if trial.state == TrialState.RUNNING]
 
     def _is_gone(self, trial: FrozenTrial) -> bool:
-        """Return whether the process that began a trial is gone; this one runs none while it asks."""
+        """Return whether the process that started a trial has ended; this process runs none when it asks."""
         worker: Any = trial.user_attrs.get(WORKER)
         if worker is None:
             return trial.datetime_start is not None and datetime.datetime.now() - trial.datetime_start > GRACE

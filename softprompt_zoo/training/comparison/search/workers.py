@@ -1,4 +1,4 @@
-"""The processes of a search: each holds a lock of its own, by which the others see whether it is still there."""
+"""The processes of a search: each holds a lock, which shows the others that it is still running."""
 
 import contextlib
 import itertools
@@ -9,14 +9,14 @@ from filelock import FileLock, Timeout
 
 
 class Workers:
-    """The processes that search into one folder."""
+    """The processes that search in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @contextlib.contextmanager
     def join(self) -> Iterator[int]:
-        """Be one of them within the block; give its number, the smallest that is free."""
+        """Register this process within the block; yield its number, the smallest free one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for number in itertools.count():
             lock = FileLock(self._path(number))
@@ -25,12 +25,12 @@ class Workers:
             except Timeout:
                 continue
             with lock:
-                lock.release()  # of the two acquisitions
+                lock.release()  # it was acquired twice
                 yield number
             return
 
     def is_there(self, number: int) -> bool:
-        """Return whether another process with a number is still there."""
+        """Return whether another process with this number is still running."""
         if not self._path(number).exists():
             return False
         try:
@@ -40,12 +40,12 @@ class Workers:
             return True
 
     def any_there(self) -> bool:
-        """Return whether any process searches into the folder."""
+        """Return whether any process is searching in the folder."""
         return any(self.is_there(number) for number in range(len(list(self.folder.glob("worker-*.lock")))))
 
     @contextlib.contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Be the only process that does something within the block; give whether it is."""
+        """Claim something for this process within the block; yield whether no other process has claimed it."""
         try:
             with FileLock(self.folder / f"{name}.lock", timeout=0):
                 yield True

@@ -23,7 +23,7 @@ def test_two_workers_give_what_the_plain_run_gives(tmp_path):
 
 REFUSED = {
     "on is 'cluster'; expected one of 'here', 'ray'": {"on": "cluster"},
-    "--workers 2 are those of a cluster; give --on ray": {"workers": 2},
+    "--workers 2 applies to a cluster; give --on ray": {"workers": 2},
     "workers is 0": {"workers": 0, "on": "ray"},
     "--together 2 shares batches in one process; leave it out": {"together": 2, "on": "ray"},
     "together is 0": {"together": 0},

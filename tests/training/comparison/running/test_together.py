@@ -32,7 +32,7 @@ def test_time_and_memory_are_those_of_the_batch_and_marked_so(place):
         assert first[name] == second[name]
         assert first[name] is not None
     assert first["together"] == 2
-    assert "* of a batch that up to 2 trials shared" in " ".join(printed.split())
+    assert "* for a batch shared by up to 2 trials" in " ".join(printed.split())
 
 
 def test_a_group_that_was_stopped_goes_on_from_its_checkpoint(place, monkeypatch):
@@ -59,7 +59,7 @@ def test_what_cannot_share_a_batch_is_run_one_by_one_which_is_said_once(place):
     printed, results = compare_in(
         place, "refused", Running(together=2), methods=("cpt",), seeds=(0, 1, 2, 3), steps=1, shots=1
     )
-    assert printed.count("cpt is trained one by one: it has a training loss of its own, which is made") == 1
+    assert printed.count("cpt is trained one by one: it has its own training loss, which is computed") == 1
     assert len(results) == 4
 
 
