@@ -1,1 +1,1 @@
-"""Virtual tokens as values, and the shapes of layers; knows no model."""
+"""Virtual tokens as values, and the shapes of layers; independent of any model."""

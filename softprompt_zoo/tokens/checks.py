@@ -10,13 +10,13 @@ def check_shape(tensor: object, expected: tuple[int, ...], what: str, source: st
     """Check one tensor that a hook returned.
 
     Args:
-        tensor: What was returned.
+        tensor: The returned value.
         expected: The shape it should have.
-        what: What it is called, for the message.
+        what: Its name, for the message.
         source: Plugin and hook, for the message.
 
     Raises:
-        ShapeError: If it is not a tensor of that shape, or not one of floating-point numbers.
+        ShapeError: If it is not a floating-point tensor of that shape.
     """
     shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
     if shape != expected:
@@ -35,7 +35,7 @@ def check_gate(gate: object, shape: LayerShape, what: str, source: str) -> None:
         source: Plugin and hook, for the message.
 
     Raises:
-        ShapeError: If it is of another shape or kind of numbers.
+        ShapeError: If it has another shape or a wrong dtype.
     """
     if not isinstance(gate, Tensor) or tuple(gate.shape) != (1,):
         check_shape(gate, (shape.heads,), what, source)

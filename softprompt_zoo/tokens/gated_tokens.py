@@ -1,4 +1,4 @@
-"""Virtual tokens at keys and values that have a softmax of their own."""
+"""Virtual tokens at keys and values that have their own softmax."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
 
 @dataclasses.dataclass(frozen=True)
 class GatedTokens(LayerTokens):
-    """Virtual tokens with gates at some sites, where they have a softmax of their own and no positions.
+    """Virtual tokens with gates at some sites, where they have their own softmax and no positions.
 
-    Their result, times the gate, is added to the text's. Sites without gates are as those of `LayerTokens`.
+    Their result, times the gate, is added to the text's. Sites without gates are like those of `LayerTokens`.
     """
 
     share_softmax: ClassVar[bool] = False
@@ -27,19 +27,19 @@ class GatedTokens(LayerTokens):
 
     @property
     def where(self) -> str:
-        """Where they are, in words."""
+        """A description of where they are."""
         names = [name + (" (gated)" if site.is_gated else "") for name, site in sorted(self.sites.items())]
         return f"keys and values of {', '.join(names)}"
 
     @property
     def gates(self) -> Mapping[str, tuple[Shaped[Tensor, "..."] | None, ...]]:
-        """Site name to the gates of its layers, which `check` may still have to refuse."""
+        """Site name to the gates of its layers, possibly not yet validated by `check`."""
         return {name: site.gates for name, site in self.sites.items() if site.gates is not None}
 
     @property
     def beyond_prefix(self) -> str:
-        """The gates."""
-        return "gated tokens, which have a softmax of their own and so are not a prefix"
+        """A description of the gates."""
+        return "gated tokens, which have their own softmax and so are not a prefix"
 
     def at(self, site: str) -> SiteTokens | None:
         """Return the keys and values at a site that has no gates."""
@@ -53,8 +53,8 @@ class GatedTokens(LayerTokens):
         """Name the tensors for storage.
 
         Returns:
-            Those of `<site>_<layer>`, `(tokens, features)`, and `<site>_<layer>_gate` of each layer that has tokens;
-            of a site without gates one, as `LayerTokens` has it.
+            `<site>_<layer>`, `(tokens, features)`, and `<site>_<layer>_gate` for each layer that has tokens; for a
+            site without gates, one tensor as in `LayerTokens`.
         """
         tensors = {}
         for name, site in self.sites.items():
@@ -91,7 +91,7 @@ class GatedTokens(LayerTokens):
 
     @classmethod
     def narrow(cls, tokens: VirtualTokens) -> Self | None:
-        """Return keys and values of which some have gates as gated tokens."""
+        """Return keys and values as gated tokens if some have gates; else `None`."""
         if isinstance(tokens, LayerTokens) and any([site.is_gated for site in tokens.sites.values()]):
             return cls(tokens.sites)
         return None

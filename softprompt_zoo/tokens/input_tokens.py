@@ -19,18 +19,18 @@ class InputTokens(VirtualTokens):
     """Virtual tokens at the input embeddings."""
 
     embeddings: Float[Tensor, "... tokens hidden"]
-    """In the scale of the embedding module's output; of a method with tasks
-    `(tasks, tokens, hidden)`, which the host takes for `TaskTokens`."""
+    """In the scale of the embedding module's output; for a method with tasks,
+    `(tasks, tokens, hidden)`, which the host converts to `TaskTokens`."""
     stored_name: ClassVar[str] = f"^{NAME}$"
 
     @property
     def count(self) -> int:
-        """Virtual tokens."""
+        """Number of virtual tokens."""
         return self.embeddings.shape[-2]
 
     @property
     def where(self) -> str:
-        """Where they are, in words."""
+        """A description of where they are."""
         return "input embeddings"
 
     @property
@@ -45,11 +45,11 @@ class InputTokens(VirtualTokens):
 
     @property
     def at_input(self) -> Shaped[Tensor, "..."]:
-        """The embeddings, which `check` may still have to refuse."""
+        """The embeddings, possibly not yet validated by `check`."""
         return self.embeddings
 
     def columns(self, site: str) -> int:
-        """Count them: in a causal stack every one gets a key and a value in each layer."""
+        """Count the tokens: in a causal stack, each gets a key and a value in every layer."""
         return self.count
 
     def map(
@@ -58,7 +58,7 @@ class InputTokens(VirtualTokens):
         *others: Self,
         gates: Callable[..., Float[Tensor, " #heads"]] | None = None,
     ) -> "InputTokens":
-        """Apply a function to the embeddings of these and of other tokens."""
+        """Apply a function to the embeddings of these and other tokens."""
         return type(self)(function(self.embeddings, *[other.embeddings for other in others]))
 
     def features(self, with_keys: bool = True) -> Float[Tensor, "tokens features"]:

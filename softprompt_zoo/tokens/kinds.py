@@ -1,4 +1,4 @@
-"""All kinds of virtual tokens, and what holds some of any kind; a new one is a file of its own and a line here."""
+"""All kinds of virtual tokens, and a module that holds any kind; a new kind is a new file and a line here."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from softprompt_zoo.tokens.task_tokens import TaskTokens
 from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
 
 KINDS: tuple[type[VirtualTokens], ...] = (TaskTokens, InputTokens, ScoredTokens, GatedTokens, LayerTokens)
-"""All of them; one that is narrower than another comes before it."""
+"""All of them; a narrower kind comes before a wider one."""
 
 
 def check_virtual_tokens(tokens: object, sizes: Sizes, count: int, num_tasks: int | None, source: str) -> None:
@@ -23,13 +23,13 @@ def check_virtual_tokens(tokens: object, sizes: Sizes, count: int, num_tasks: in
 
     Args:
         tokens: What the hook returned.
-        sizes: Of the model.
+        sizes: Sizes of the model.
         count: Virtual tokens that the prompt is to have.
         num_tasks: Its tasks; `None` if it has none.
         source: Plugin and hook, for the message.
 
     Raises:
-        ShapeError: If they are not virtual tokens, or of a wrong shape or kind of numbers.
+        ShapeError: If they are not virtual tokens, or have a wrong shape or dtype.
     """
     if not isinstance(tokens, VirtualTokens):
         raise ShapeError(
@@ -39,7 +39,7 @@ def check_virtual_tokens(tokens: object, sizes: Sizes, count: int, num_tasks: in
 
 
 def narrowed(tokens: VirtualTokens) -> VirtualTokens:
-    """Return tokens as the narrowest kind that they are: a plugin may give any as `InputTokens` or `LayerTokens`."""
+    """Return tokens as the narrowest matching kind: a plugin may return any as `InputTokens` or `LayerTokens`."""
     for kind in KINDS:
         found = kind.narrow(tokens)
         if found is not None:
@@ -52,13 +52,13 @@ def from_tensors(tensors: Mapping[str, Tensor], sizes: Sizes) -> VirtualTokens:
 
     Args:
         tensors: Named tensors.
-        sizes: Of the model the tokens are for.
+        sizes: Sizes of the model that the tokens are for.
 
     Returns:
         The virtual tokens; gradients flow to `tensors`.
 
     Raises:
-        ShapeError: If the shapes are not the model's.
+        ShapeError: If the shapes do not match the model.
     """
     for kind in KINDS:
         is_named = any(re.search(kind.stored_name, name) for name in tensors)
@@ -69,16 +69,16 @@ def from_tensors(tensors: Mapping[str, Tensor], sizes: Sizes) -> VirtualTokens:
 
 
 def stored_shapes(names: Iterable[str], sizes: Sizes, count: int, num_tasks: int | None) -> Shapes:
-    """Return the shapes that the tensors of these names have.
+    """Return the shapes of the tensors with the given names.
 
     Args:
         names: Names of tensors; those that no kind has are left out.
-        sizes: Of the model.
+        sizes: Sizes of the model.
         count: Virtual tokens of the prompt.
         num_tasks: Its tasks; `None` if it has none.
 
     Returns:
-        Name to shape; of gates with a number per head.
+        Name to shape; gates with one number per head.
     """
     shapes: Shapes = {}
     for kind in KINDS:
@@ -87,7 +87,7 @@ def stored_shapes(names: Iterable[str], sizes: Sizes, count: int, num_tasks: int
 
 
 class PlainTokens(nn.Module):
-    """Plain virtual tokens, as a merged or imported prompt holds them."""
+    """Plain virtual tokens, as held by a merged or imported prompt."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class PlainTokens(nn.Module):
 
     @classmethod
     def copied(cls, tensors: Mapping[str, Tensor], device: torch.device) -> "PlainTokens":
-        """Make parameters of a copy of tensors, which may be views of a file that other programs overwrite and cut."""
+        """Make parameters from copies of tensors, which may be views of a file that other programs overwrite or cut."""
         return cls({name: tensor.detach().to(device, copy=True).contiguous() for name, tensor in tensors.items()})
 
     def tokens(self, sizes: Sizes) -> VirtualTokens:

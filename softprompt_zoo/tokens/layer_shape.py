@@ -16,19 +16,19 @@ class LayerShape:
     window: int | None = None
     """Width of its sliding window in positions, if it has one."""
     value_dim: int = 0
-    """Width of one head's values, where it is another than that of its keys; 0 where it is the same."""
+    """Width of one head's values if it differs from that of its keys; 0 if it is the same."""
 
     shared_with: int | None = None
-    """The layer whose keys and values of the text it reads, where it makes none of its own; counted within its site."""
+    """Index within the site of the layer whose text keys and values it reuses; `None` if it computes its own."""
     hidden_size: int = dataclasses.field(default=0, compare=False)
-    """Width of the hidden states that its attention reads; 0 where they are not reached."""
+    """Width of the hidden states that its attention reads; 0 if they cannot be reached."""
 
     key_size: tuple[int, int] = dataclasses.field(init=False, repr=False, compare=False)
     """Key-value heads, and the width of a key."""
     value_size: tuple[int, int] = dataclasses.field(init=False, repr=False, compare=False)
     """Key-value heads, and the width of a value."""
     features: int = dataclasses.field(init=False, repr=False, compare=False)
-    """Numbers of one virtual token, its key and its value."""
+    """Number of values in one virtual token: its key and its value."""
 
     def __post_init__(self) -> None:
         width = self.value_dim or self.head_dim

@@ -1,4 +1,4 @@
-"""Virtual tokens at the keys and values of every layer of some sites, and these as a row of numbers for each token."""
+"""Virtual tokens at the keys and values of every layer of some sites, and their layout as one row per token."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -19,18 +19,18 @@ class LayerTokens(VirtualTokens):
     """Virtual tokens at the keys and values of every layer of some sites."""
 
     sites: Mapping[str, SiteTokens]
-    """Site name to its keys and values; if some have gates, the host takes them for `GatedTokens`, if some have scores,
-    for `ScoredTokens`."""
+    """Site name to its keys and values; if some have gates, the host converts them to `GatedTokens`; if some have
+    scores, to `ScoredTokens`."""
     share_softmax: ClassVar[bool] = True
 
     @property
     def count(self) -> int:
-        """Virtual tokens."""
+        """Number of virtual tokens."""
         return next(site.count for site in self.sites.values())
 
     @property
     def where(self) -> str:
-        """Where they are, in words."""
+        """A description of where they are."""
         return f"keys and values of {', '.join(sorted(self.sites))}"
 
     @property
@@ -60,7 +60,7 @@ class LayerTokens(VirtualTokens):
         *others: Self,
         gates: Callable[..., Float[Tensor, " #heads"]] | None = None,
     ) -> "LayerTokens":
-        """Apply a function to the tensors of these and of other tokens."""
+        """Apply a function to the tensors of these and other tokens."""
         mapped = {}
         for name, site in self.sites.items():
             mapped[name] = site.map(function, *[other.sites[name] for other in others], gates=gates)
@@ -107,7 +107,7 @@ class LayerTokens(VirtualTokens):
         self._check_one_of_two(source)
 
     def _check_one_of_two(self, source: str) -> None:
-        """Refuse gates and scores in one prompt."""
+        """Refuse a prompt with both gates and scores."""
         found = {kind: name for name, site in self.sites.items() for kind in site.beyond_keys_values}
         if len(found) > 1:
             raise ShapeError(
@@ -117,14 +117,14 @@ class LayerTokens(VirtualTokens):
 
 
 def check_sites(names: Iterable[str], sizes: Sizes) -> None:
-    """Refuse stored tensors of a site that a model does not have.
+    """Refuse stored tensors for a site that a model does not have.
 
     Args:
         names: Names of tensors, which begin with that of their site.
-        sizes: Of the model.
+        sizes: Sizes of the model.
 
     Raises:
-        ShapeError: If it lacks the site of one.
+        ShapeError: If the model lacks the site of one.
     """
     lacking = next((name for name in names if name.split("_")[0] not in sizes.layers), None)
     if lacking is not None:
@@ -133,17 +133,17 @@ def check_sites(names: Iterable[str], sizes: Sizes) -> None:
 
 
 def flatten_layers(tokens: SiteTokens) -> Float[Tensor, "tokens features"]:
-    """Lay keys and values out as one row of features per token.
+    """Flatten keys and values to one row of features per token.
 
     Args:
         tokens: Keys and values of one site.
 
     Returns:
-        For each layer its key then its value, heads first within each. With equal
-        layers this is the layout of PEFT's `prompt_embeddings`. Gradients flow.
+        For each layer, its key and then its value, heads first within each. If all layers
+        are equal, this is the layout of PEFT's `prompt_embeddings`. Gradients flow.
 
     Raises:
-        UnsupportedError: If the tokens have scores, for which this layout has no place.
+        UnsupportedError: If the tokens have scores, which this layout cannot hold.
     """
     if tokens.scores is not None:
         raise UnsupportedError(
@@ -158,14 +158,14 @@ def unflatten_layers(flat: Shaped[Tensor, "..."], layers: Sequence[LayerShape]) 
     """Undo `flatten_layers`.
 
     Args:
-        flat: As it lays them out.
+        flat: Features in the layout of `flatten_layers`.
         layers: The shape of each layer of the site.
 
     Returns:
         Keys and values as views of `flat`; gradients flow.
 
     Raises:
-        ShapeError: If the features are not what the layers need.
+        ShapeError: If the features do not match the layers.
     """
     expected, shapes = 0, []
     for layer in layers:
@@ -173,7 +173,7 @@ def unflatten_layers(flat: Shaped[Tensor, "..."], layers: Sequence[LayerShape]) 
         shapes += [layer.key_size, layer.value_size]
     if flat.ndim != 2 or flat.shape[1] != expected:
         raise ShapeError(f"keys and values have shape {tuple(flat.shape)}; expected (tokens, {expected})")
-    if len(set(shapes)) == 1:  # the same views, in a few operations instead of three for each of them
+    if len(set(shapes)) == 1:  # the same views, in a few operations instead of three per layer
         keys, values = flat.unflatten(1, (len(layers), 2, *shapes[0])).permute(2, 1, 3, 0, 4)
         return SiteTokens(keys.unbind(), values.unbind())
     parts = flat.split([heads * width for heads, width in shapes], dim=1)

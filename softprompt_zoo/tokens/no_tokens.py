@@ -1,4 +1,4 @@
-"""No virtual tokens: of a method that changes the text's embeddings, or what attention gives, and adds nothing."""
+"""No virtual tokens, for a method that only changes the text's embeddings or the output of attention."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
@@ -14,7 +14,7 @@ from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
 
 @dataclasses.dataclass(frozen=True)
 class NoTokens(VirtualTokens):
-    """No virtual tokens; what the host takes for those of a method without `build_virtual_tokens`."""
+    """No virtual tokens; used by the host for a method without `build_virtual_tokens`."""
 
     share_softmax: ClassVar[bool] = True
 
@@ -25,17 +25,17 @@ class NoTokens(VirtualTokens):
 
     @property
     def where(self) -> str:
-        """Where they are, in words."""
+        """A description of where they are."""
         return "no virtual tokens"
 
     @property
     def outline(self) -> object:
-        """Nothing that others could have in common with it."""
+        """A value that no other tokens share."""
         return None
 
     @property
     def form(self) -> Hashable:
-        """The kind alone."""
+        """Only the kind."""
         return type(self)
 
     def map(
@@ -48,27 +48,27 @@ class NoTokens(VirtualTokens):
         return self
 
     def features(self, with_keys: bool = True) -> Float[Tensor, "tokens features"]:
-        """Return no row."""
+        """Return no rows."""
         return torch.empty(0, 0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Name no tensor."""
+        """Name no tensors."""
         return {}
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], sizes: Sizes) -> Self | None:
-        """Return `None`: nothing is stored of this kind, for such a prompt has no merged form."""
+        """Return `None`: nothing of this kind is stored, as such a prompt has no merged form."""
         return None
 
     @classmethod
     def stored_shapes(cls, sizes: Sizes, count: int, num_tasks: int | None) -> Shapes:
-        """Return no shape."""
+        """Return no shapes."""
         return {}
 
     def check(self, sizes: Sizes, count: int, num_tasks: int | None, source: str) -> None:
         """Refuse a prompt that is to have tokens."""
         if count:
             raise ShapeError(
-                f"{source} makes no virtual tokens, and num_virtual_tokens is {count}; a method without any has "
+                f"{source} makes no virtual tokens, but num_virtual_tokens is {count}; a method without any needs "
                 "`num_virtual_tokens: int = 0` in its Config"
             )

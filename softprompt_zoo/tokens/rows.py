@@ -1,4 +1,4 @@
-"""Virtual tokens that are others for each row of a batch, as a hook returns them."""
+"""Virtual tokens that differ for each row of a batch, as a hook returns them."""
 
 from torch import Tensor
 
@@ -8,18 +8,18 @@ from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 def split_rows(tokens: object, rows: int, source: str) -> list[VirtualTokens]:
-    """Take apart tokens whose tensors all have an axis of rows in front.
+    """Split tokens whose tensors all have a leading axis of rows.
 
     Args:
         tokens: What a hook returned.
-        rows: Rows of the text that they were made of.
+        rows: Rows of the text that they were made from.
         source: Plugin and hook, for the message.
 
     Returns:
         The tokens of each row.
 
     Raises:
-        ShapeError: If they are not virtual tokens, or a tensor has another number of rows.
+        ShapeError: If they are not virtual tokens, or a tensor has a different number of rows.
     """
     if not isinstance(tokens, VirtualTokens):
         raise ShapeError(
@@ -31,7 +31,7 @@ def split_rows(tokens: object, rows: int, source: str) -> list[VirtualTokens]:
             found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ShapeError(
                 f"{source} returned a tensor of shape {found} for a text of {rows} rows; it asks for the text, so "
-                f"every tensor has an axis of rows in front: expected ({rows}, ...)"
+                f"every tensor needs an axis of rows in front: expected ({rows}, ...)"
             )
         return tensor
 

@@ -1,4 +1,4 @@
-"""Virtual tokens at keys and values that have scores: more or less attention for each of them, head by head."""
+"""Virtual tokens at keys and values with scores, which give each of them more or less attention, head by head."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,40 +14,40 @@ from softprompt_zoo.tokens.layer_tokens import LayerTokens, check_sites, flatten
 from softprompt_zoo.tokens.virtual_tokens import Shapes, Sizes, VirtualTokens
 
 _ENDING = "_scores"
-"""What the name of a site's scores ends with where they are stored."""
+"""Suffix of the name under which a site's scores are stored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredTokens(LayerTokens):
-    """Virtual tokens with scores at some sites, which are added to the attention to the tokens.
+    """Virtual tokens with scores at some sites, which are added to the attention scores of the tokens.
 
-    They share the softmax of the text. Sites without scores are as those of `LayerTokens`.
+    They share the softmax of the text. Sites without scores are like those of `LayerTokens`.
     """
 
     stored_name: ClassVar[str] = f"{_ENDING}$"
 
     @property
     def where(self) -> str:
-        """Where they are, in words."""
+        """A description of where they are."""
         names = [name + (" (scored)" if name in self.scores else "") for name in sorted(self.sites)]
         return f"keys and values of {', '.join(names)}"
 
     @property
     def scores(self) -> Mapping[str, tuple[Float[Tensor, "kv_heads tokens"], ...]]:
-        """Site name to the scores of its layers, which `check` may still have to refuse."""
+        """Site name to the scores of its layers, possibly not yet validated by `check`."""
         return {name: site.scores for name, site in self.sites.items() if site.scores is not None}
 
     @property
     def beyond_prefix(self) -> str:
-        """The scores."""
-        return "scores, which are no part of its keys and values and so would be lost in a prefix"
+        """A description of the scores."""
+        return "scores, which are not part of its keys and values and so would be lost in a prefix"
 
     def tensors(self) -> dict[str, Tensor]:
         """Name the tensors for storage.
 
         Returns:
-            For each site that of `LayerTokens`, and `<site>_scores`, `(tokens, heads)`, the key-value heads of all
-            layers one after the other, of each that has scores.
+            For each site, the tensor of `LayerTokens` and, if it has scores, `<site>_scores`, `(tokens, heads)`, with
+            the key-value heads of all layers one after the other.
         """
         tensors = {}
         for name, site in self.sites.items():
@@ -79,7 +79,7 @@ class ScoredTokens(LayerTokens):
 
     @classmethod
     def narrow(cls, tokens: VirtualTokens) -> Self | None:
-        """Return keys and values of which some have scores as scored tokens."""
+        """Return keys and values as scored tokens if some have scores; else `None`."""
         if isinstance(tokens, LayerTokens) and any([site.scores is not None for site in tokens.sites.values()]):
             return cls(tokens.sites)
         return None

@@ -1,4 +1,4 @@
-"""Keys and values at one site, of which the kinds of tokens at keys and values are made."""
+"""Keys and values at one site, the building block of all kinds of tokens at keys and values."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -17,38 +17,38 @@ Layers = tuple[Float[Tensor, "..."] | None, ...]
 
 @dataclasses.dataclass(frozen=True)
 class SiteTokens:
-    """Keys and values of the virtual tokens at one site, a tensor per layer."""
+    """Keys and values of the virtual tokens at one site, one tensor per layer."""
 
     keys: tuple[Float[Tensor, "kv_heads tokens head_dim"] | None, ...]
-    """Per layer, as attention sees them (after rotary embedding); `None` for a layer without tokens, which only gated
-    ones may have."""
+    """Per layer, as attention sees them (after rotary embedding); `None` for a layer without tokens, which is only
+    possible with gates."""
     values: tuple[Float[Tensor, "kv_heads tokens value_dim"] | None, ...]
-    """Per layer, or `None` as in `keys`; most models' values are as wide as their keys."""
+    """Per layer, or `None` as in `keys`; in most models, values are as wide as keys."""
     gates: tuple[Float[Tensor, " #heads"] | None, ...] | None = None
-    """Per layer, one number or one per head: the tokens get a softmax of their own, whose result, times the gate, is
-    added to the text's, and they take up no positions. `None`: they share the softmax of the text."""
+    """Per layer, one number or one per head: the tokens get their own softmax, whose result, times the gate, is added
+    to the text's, and they take up no positions. `None`: they share the softmax of the text."""
     scores: tuple[Float[Tensor, "kv_heads tokens"], ...] | None = None
-    """Per layer, what is added to the attention scores of each token before the softmax: the logarithm of a factor on
-    its share. Query heads that share keys and values share it. `None` for nothing; gated tokens have none."""
+    """Per layer, numbers added to the attention scores of each token before the softmax: the logarithm of a factor on
+    its share. Query heads that share keys and values share them. `None` if there are none; gated tokens have none."""
 
     @property
     def is_gated(self) -> bool:
-        """Whether they have a softmax of their own."""
+        """Whether they have their own softmax."""
         return self.gates is not None
 
     @property
     def beyond_keys_values(self) -> list[str]:
-        """Names of what there is besides keys and values: gates or scores."""
+        """Names of the parts besides keys and values: gates or scores."""
         return [name for name, own in (("gates", self.gates), ("scores", self.scores)) if own is not None]
 
     @property
     def count(self) -> int:
-        """Virtual tokens."""
+        """Number of virtual tokens."""
         return next(key.shape[1] for key in self.keys if key is not None)
 
     @property
     def device(self) -> torch.device:
-        """Where they are; layers may be elsewhere than the first."""
+        """The device of the first layer that has tokens; other layers may be on other devices."""
         return next(key.device for key in self.keys if key is not None)
 
     @property
@@ -73,13 +73,13 @@ class SiteTokens:
         return None if key is None or value is None or gate is None else (key, value, gate)
 
     def differing_layer(self, shapes: Sequence[LayerShape]) -> tuple[int, int] | None:
-        """Find a layer that has other tokens than the layer whose keys and values of the text it reads.
+        """Find a layer whose tokens differ from those of the layer whose text keys and values it reuses.
 
         Args:
             shapes: The shape of each layer.
 
         Returns:
-            Both; `None` if there is no such layer.
+            The layer and its source; `None` if there is no such layer.
         """
         for layer, shape in enumerate(shapes):
             source = shape.shared_with
@@ -90,7 +90,7 @@ class SiteTokens:
         return None
 
     def weighted(self, weight: float) -> "SiteTokens":
-        """Return the same with every gate multiplied."""
+        """Return these tokens with every gate multiplied by a weight."""
         if self.gates is None or weight == 1.0:
             return self
         gates = tuple([None if gate is None else gate * weight for gate in self.gates])
@@ -102,7 +102,7 @@ class SiteTokens:
         *others: "SiteTokens",
         gates: Callable[..., Float[Tensor, " #heads"]] | None = None,
     ) -> "SiteTokens":
-        """Apply a function to the tensors of each layer; as `VirtualTokens.map`."""
+        """Apply a function to the tensors of each layer, like `VirtualTokens.map`."""
         every = (self, *others)
         keys, values = _map(function, [own.keys for own in every]), _map(function, [own.values for own in every])
         if self.scores is not None:
@@ -112,7 +112,7 @@ class SiteTokens:
         return SiteTokens(keys, values, _map(gates, [own.gates for own in every if own.gates is not None]))
 
     def check(self, site: str, shapes: Sequence[LayerShape], count: int, source: str) -> None:
-        """Check what a hook returned; as `VirtualTokens.check`."""
+        """Check what a hook returned, like `VirtualTokens.check`."""
         parts: dict[str, Any] = {"keys": self.keys, "values": self.values}
         parts |= {kind: getattr(self, kind) for kind in self.beyond_keys_values}
         for kind, layers in parts.items():
@@ -154,7 +154,7 @@ def _map_scores(
     numbers: Callable[..., Float[Tensor, "..."]] | None,
     every: Sequence[SiteTokens],
 ) -> tuple[Float[Tensor, "... kv_heads tokens"], ...]:
-    """Apply a function of numbers without a direction to scores; without one, that of vectors, of the width 1."""
+    """Apply the function for plain numbers to scores; if there is none, the one for vectors, of width 1."""
     columns = zip(*[own.scores for own in every if own.scores is not None], strict=True)
     if numbers is not None:
         return tuple([numbers(*own) for own in columns])

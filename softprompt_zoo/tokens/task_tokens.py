@@ -1,4 +1,4 @@
-"""Virtual tokens at the input embeddings, others for each task."""
+"""Virtual tokens at the input embeddings that differ for each task."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from softprompt_zoo.tokens.virtual_tokens import Sizes, VirtualTokens
 
 @dataclasses.dataclass(frozen=True)
 class TaskTokens(InputTokens):
-    """Virtual tokens at the input embeddings, others for each task; `embeddings` is `(tasks, tokens, hidden)`."""
+    """Virtual tokens at the input embeddings that differ for each task: `embeddings` is `(tasks, tokens, hidden)`."""
 
     @property
     def num_tasks(self) -> int:
-        """Tasks."""
+        """Number of tasks."""
         return self.embeddings.shape[0]
 
     def task(self, index: int) -> InputTokens:
@@ -30,5 +30,5 @@ class TaskTokens(InputTokens):
 
     @classmethod
     def narrow(cls, tokens: VirtualTokens) -> Self | None:
-        """Return embeddings of three axes as tokens with tasks."""
+        """Return embeddings with three axes as tokens with tasks; else `None`."""
         return cls(tokens.embeddings) if isinstance(tokens, InputTokens) and tokens.embeddings.ndim == 3 else None

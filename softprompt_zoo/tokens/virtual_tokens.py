@@ -1,4 +1,4 @@
-"""What all kinds of virtual tokens can be asked.
+"""The interface of all kinds of virtual tokens.
 
 Axes: `tokens` virtual tokens of one prompt, `hidden` the embedding width, `kv_heads` key-value heads,
 `head_dim` the width of one head. A *site* is a stack's self-attention (`"encoder"`, `"decoder"`) or the
@@ -20,7 +20,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Sizes(Protocol):
-    """What virtual tokens must know of a model."""
+    """The sizes of a model that virtual tokens depend on."""
 
     @property
     def hidden_size(self) -> int:
@@ -32,57 +32,57 @@ class Sizes(Protocol):
 
 
 class VirtualTokens(abc.ABC):
-    """The virtual tokens of one prompt: what `build_virtual_tokens` returns and what `inject` places."""
+    """The virtual tokens of one prompt, as returned by `build_virtual_tokens` and placed by `inject`."""
 
     stored_name: ClassVar[str] = ""
-    """Regular expression that the name of some tensor of this kind has: what `read` is asked for."""
+    """Regular expression that matches the name of some tensor of this kind; decides whether `read` is called."""
 
     share_softmax: ClassVar[bool] = False
-    """Whether all of this kind are keys and values that share the softmax of the text, and nothing else."""
+    """Whether tokens of this kind are always just keys and values that share the softmax of the text."""
 
     @property
     @abc.abstractmethod
     def count(self) -> int:
-        """Virtual tokens."""
+        """Number of virtual tokens."""
 
     @property
     @abc.abstractmethod
     def where(self) -> str:
-        """Where they are, in words."""
+        """A description of where they are."""
 
     @property
     @abc.abstractmethod
     def outline(self) -> object:
-        """What tokens that are computed with each other have in common: sizes and layers, but not their number."""
+        """The properties that tokens must share to be combined numerically: sizes and layers, but not their number."""
 
     @property
     @abc.abstractmethod
     def form(self) -> Hashable:
-        """Kind, sizes and dtypes: tokens of one form pass the same checks."""
+        """Kind, sizes and dtypes: tokens of the same form pass the same checks."""
 
     @property
     def num_tasks(self) -> int | None:
-        """Tasks that each have tokens of their own; `None` where there are no tasks."""
+        """Number of tasks that have their own tokens; `None` if there are no tasks."""
         return None
 
     @property
     def at_input(self) -> Float[Tensor, "... tokens hidden"] | None:
-        """Embeddings that stand among the text's; `None` for none."""
+        """Embeddings to put among the text's; `None` if there are none."""
         return None
 
     @property
     def gates(self) -> Mapping[str, tuple[Float[Tensor, " #heads"] | None, ...]]:
-        """Site name to a gate for each layer that has tokens, where they have a softmax of their own."""
+        """Site name to a gate for each layer that has tokens, for sites where they have their own softmax."""
         return {}
 
     @property
     def scores(self) -> Mapping[str, tuple[Float[Tensor, "kv_heads tokens"], ...]]:
-        """Site name to what is added to the attention scores of the tokens in each layer, where there is something."""
+        """Site name to the numbers added to the attention scores of the tokens in each layer, if there are any."""
         return {}
 
     @property
     def beyond_prefix(self) -> str | None:
-        """What a prefix, keys and values in front of the text alone, cannot hold of them, in words; `None` if all."""
+        """A description of what would be lost in a plain prefix of keys and values; `None` if nothing."""
         return None
 
     def at(self, site: str) -> SiteTokens | None:
@@ -90,7 +90,7 @@ class VirtualTokens(abc.ABC):
         return None
 
     def gated_at(self, site: str) -> SiteTokens | None:
-        """Return the keys and values that have a softmax of their own at a site."""
+        """Return the keys and values that have their own softmax at a site."""
         return None
 
     def length(self, site: str) -> int:
@@ -103,7 +103,7 @@ class VirtualTokens(abc.ABC):
         return self.length(site)
 
     def task(self, index: int) -> "VirtualTokens":
-        """Return the tokens of one task; without tasks all of them."""
+        """Return the tokens of one task; all of them if there are no tasks."""
         return self
 
     @abc.abstractmethod
@@ -113,27 +113,27 @@ class VirtualTokens(abc.ABC):
         *others: Self,
         gates: Callable[..., Float[Tensor, " #heads"]] | None = None,
     ) -> "VirtualTokens":
-        """Apply a function to the tensors of these tokens and of others with the same outline.
+        """Apply a function to the tensors of these tokens and others with the same outline.
 
         Args:
-            function: Takes a tensor of each of them, and returns one like them.
+            function: Takes a tensor from each of them and returns one like them.
             *others: Further tokens.
-            gates: The same of gates; `None` to keep these tokens' own. Of scores, too, which have no direction; `None`
-                to apply `function` to them, as vectors of the width 1.
+            gates: The same for gates; `None` to keep these tokens' own. Also used for scores, which have no direction;
+                with `None`, `function` is applied to them as vectors of width 1.
 
         Returns:
-            The tokens that it makes.
+            The resulting tokens.
         """
 
     @abc.abstractmethod
     def features(self, with_keys: bool = True) -> Float[Tensor, "tokens features"]:
-        """Return all numbers of each token.
+        """Return all values of each token.
 
         Args:
-            with_keys: Whether keys count, or of keys and values the values alone.
+            with_keys: Whether to include keys, or, of keys and values, only the values.
 
         Returns:
-            Those of one token in a row, in float32 on the CPU.
+            One row per token, in float32 on the CPU.
         """
 
     @abc.abstractmethod
@@ -147,27 +147,27 @@ class VirtualTokens(abc.ABC):
 
         Args:
             tensors: Named tensors.
-            sizes: Of the model the tokens are for.
+            sizes: Sizes of the model that the tokens are for.
 
         Returns:
-            The tokens, through which gradients flow to `tensors`; `None` if those are of another kind.
+            The tokens, through which gradients flow to `tensors`; `None` if these are of another kind.
 
         Raises:
-            ShapeError: If the shapes are not the model's.
+            ShapeError: If the shapes do not match the model.
         """
 
     @classmethod
     @abc.abstractmethod
     def stored_shapes(cls, sizes: Sizes, count: int, num_tasks: int | None) -> Shapes:
-        """Return the shapes of all tensors that `tensors` may give.
+        """Return the shapes of all tensors that `tensors` may return.
 
         Args:
-            sizes: Of the model.
-            count: Virtual tokens.
-            num_tasks: Tasks; `None` if there are none.
+            sizes: Sizes of the model.
+            count: Number of virtual tokens.
+            num_tasks: Number of tasks; `None` if there are none.
 
         Returns:
-            Name to shape; of gates with a number per head.
+            Name to shape; gates with one number per head.
         """
 
     @abc.abstractmethod
@@ -175,16 +175,16 @@ class VirtualTokens(abc.ABC):
         """Check what a hook returned against a model's sizes.
 
         Args:
-            sizes: Of the model.
+            sizes: Sizes of the model.
             count: Virtual tokens that the prompt is to have.
             num_tasks: Its tasks; `None` if it has none.
             source: Plugin and hook, for the message.
 
         Raises:
-            ShapeError: If a shape or a kind of numbers is another one.
+            ShapeError: If a shape or dtype is wrong.
         """
 
     @classmethod
     def narrow(cls, tokens: "VirtualTokens") -> Self | None:
-        """Return tokens as this kind, if a hook gave them as a wider one; else `None`."""
+        """Return tokens as this kind if a hook returned them as a wider one; else `None`."""
         return None

@@ -166,7 +166,7 @@ def test_scores_are_saved_and_merged_and_blended(tmp_path):
 def test_what_cannot_hold_scores_refuses_them(tmp_path):
     model = attach()
     model.prompts.activate("default")
-    lost = "has scores, which are no part of its keys and values and so would be lost in a prefix"
+    lost = "has scores, which are not part of its keys and values and so would be lost in a prefix"
     for action in (
         lambda: zoo.fold(model),
         lambda: zoo.export(model, tmp_path / "peft"),
