@@ -1,1 +1,1 @@
-"""A model is tried before it is changed: its stacks, the ways in, and whether prompts are right on it."""
+"""Tests a model before it is changed: its stacks, the ways to reach them, and whether prompts work on it."""

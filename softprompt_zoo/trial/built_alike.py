@@ -1,4 +1,4 @@
-"""How a stack is built: what was found of one holds for all that are built alike, and need not be tried again."""
+"""How a stack is built: findings about one hold for all that are built alike, which need not be tested again."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 REMEMBERED = 256
-"""Stacks at most of which is remembered what was found."""
+"""Maximum number of stacks whose findings are remembered."""
 _PLAIN = (bool, int, float, str)
 
 
@@ -17,8 +17,8 @@ def built(module: Any) -> Hashable | None:
         module: Its module.
 
     Returns:
-        What is the same of another that is built alike, whatever its weights; `None` if somebody has changed what its
-        modules do.
+        A description that equals that of any stack built alike, whatever its weights; `None` if the behavior of its
+        modules was changed.
     """
     parts = list(module.named_modules())
     if any(_is_changed(part) for _, part in parts):
@@ -28,14 +28,14 @@ def built(module: Any) -> Hashable | None:
 
 
 def remember(memory: dict[Any, Any], key: Hashable, found: Any) -> None:
-    """Note what was found of a stack; a memory that is full begins anew."""
+    """Remember the findings about a stack; a full memory is cleared first."""
     if len(memory) >= REMEMBERED:
         memory.clear()
     memory[key] = found
 
 
 def _of_part(part: nn.Module) -> tuple[Any, ...]:
-    """Return what a module is, and the forms of its own tensors."""
+    """Return a module's class, and the shapes, dtypes and devices of its own tensors."""
     kind: Any = type(part)
     plain = tuple([item for item in part.__dict__.items() if type(item[1]) in _PLAIN and item[0] != "training"])
     own = [(name, tensor) for name, tensor in part._parameters.items() if tensor is not None]

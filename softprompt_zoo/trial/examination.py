@@ -1,4 +1,4 @@
-"""Examining a model before a prompt is attached: its sizes, its stacks, and whether prompts can reach them."""
+"""Examines a model before a prompt is attached: its sizes, its stacks, and whether prompts can reach them."""
 
 import dataclasses
 import functools
@@ -34,15 +34,15 @@ from softprompt_zoo.trial.rehearsal import Findings, rehearse, sees_later_tokens
 from softprompt_zoo.trial.stacks import find_stacks
 from softprompt_zoo.trial.words import embed, keys_values
 
-SEES_LATER = ", for text sees what comes after it, as in prefix language models such as PaliGemma, and a prompt cannot"
-"""Why keys and values are wrong, where a model's tokens see later ones."""
+SEES_LATER = ", as text sees what comes after it, as in prefix language models such as PaliGemma, and a prompt cannot"
+"""Why keys and values are wrong in a model whose tokens see later ones."""
 
 
 Found = TypeVar("Found")
 
 
 def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Stack]]:
-    """Find what prompts need to know of a model. Nothing is changed.
+    """Collect what prompts need to know about a model. Nothing is changed.
 
     Args:
         model: A transformers model without prompts.
@@ -90,12 +90,12 @@ def inspect_backbone(model: PreTrainedModel) -> tuple[Backbone, Mapping[str, Sta
 
 
 def _by_site(found: Iterable[Mapping[str, Found]]) -> dict[str, Found]:
-    """Put what was found of each stack's sites together."""
+    """Merge the findings about the sites of all stacks."""
     return dict(itertools.chain.from_iterable(sites.items() for sites in found))
 
 
 def _module_names(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> dict[str, tuple[str, ...]]:
-    """Return by site the names of its attention modules."""
+    """Return the names of the attention modules of each site."""
     names = {id(module): name for name, module in model.named_modules()}
     sites = _by_site([stack.attentions for stack in stacks.values()])
     return {site: tuple(names[id(module)] for module in modules) for site, modules in sites.items()}
@@ -123,19 +123,19 @@ def _inside(model: PreTrainedModel, stacks: Mapping[str, Stack], refusals: Refus
 
 
 def _check_is_free(model: nn.Module) -> None:
-    """Refuse modules that prompts are on already: examining them would take those prompts' hooks off."""
+    """Refuse modules that already have prompts: examining them would remove those prompts' hooks."""
     for name, module in model.named_modules():
         binding: Binding | None = module.__dict__.get(BINDING_ATTRIBUTE)
         if binding is not None or mark_of(module) is not None:
             part = ".".join(filter(None, (type(model).__name__, name)))
             raise UnsupportedError(
-                f"{part} has the prompts of {_owner(binding)} already, and a module can only hold those of one model; "
+                f"{part} already has the prompts of {_owner(binding)}, and a module can only hold those of one model; "
                 "use that model, call zoo.detach on it first, or give this model its own layers"
             )
 
 
 def _owner(binding: Binding | None) -> str:
-    """Return what model a module's prompts are of, for a message."""
+    """Name the model that a module's prompts belong to, for a message."""
     return getattr(binding and binding.prompts, "architecture", None) or "another model"
 
 
@@ -148,7 +148,7 @@ def _parts(model: PreTrainedModel, stacks: Mapping[str, Stack]) -> list[nn.Modul
 def _places(
     model: PreTrainedModel, stacks: Mapping[str, Stack], heads: Mapping[str, nn.Module]
 ) -> dict[str, nn.Module]:
-    """Return the parts of a model that prompts know of, by all names that they have in it."""
+    """Return the parts of a model that prompts refer to, by all names that they have in it."""
     parts = [part for stack in stacks.values() for part in (stack.module, stack.embedding)]
     known = {id(part) for part in (*parts, *heads.values())}
     return {name: module for name, module in model.named_modules(remove_duplicate=False) if id(module) in known}
@@ -162,7 +162,7 @@ def _no_method(model: PreTrainedModel, problem: str) -> UnsupportedError:
 
 
 def _reached(model: PreTrainedModel) -> tuple[str, dict[str, Stack], Findings]:
-    """Find the stacks, and try whether prompts are right on them; where keys and values are not, do without."""
+    """Find the stacks, and test whether prompts work on them; if keys and values do not, do without them."""
     family, stacks = find_stacks(model)
     _check_ways(model, stacks)
     findings = rehearse(family, stacks)
@@ -176,18 +176,18 @@ def _reached(model: PreTrainedModel) -> tuple[str, dict[str, Stack], Findings]:
 
 
 def _with_padding(stacks: Mapping[str, Stack], is_sensitive: bool) -> dict[str, Stack]:
-    """Note on the stacks whether padding changes their states."""
+    """Record on the stacks whether padding changes their states."""
     return {name: dataclasses.replace(stack, is_padding_sensitive=is_sensitive) for name, stack in stacks.items()}
 
 
 def _why_wrong(family: str, stacks: Mapping[str, Stack]) -> str:
-    """Return why keys and values are wrong, where that shows."""
+    """Return why keys and values are wrong, if it is evident."""
     first = next(iter(stacks.values()))
     return SEES_LATER if FAMILIES[family].is_causal and sees_later_tokens(first) else ""
 
 
 def _check_ways(model: PreTrainedModel, stacks: Mapping[str, Stack], reason: str = "") -> None:
-    """Refuse a model if a stack of it lets no prompts in, or is on an attention function to which none can be added."""
+    """Refuse a model if one of its stacks takes no prompts, or uses an attention function that takes none."""
     for stack in stacks.values():
         if not stack.reach.lets_in and not _keeps_nothing(stack, is_alone=len(stacks) == 1):
             raise _no_method(model, f"{stack.reach.problem}{reason}")
@@ -196,5 +196,5 @@ def _check_ways(model: PreTrainedModel, stacks: Mapping[str, Stack], reason: str
 
 
 def _keeps_nothing(stack: Stack, is_alone: bool) -> bool:
-    """Return whether a stack is an encoder that takes a cache and keeps none: its tokens see later ones."""
+    """Return whether a stack is an encoder that takes a cache but keeps none: its tokens see later ones."""
     return is_alone and not stack.is_causal and sees_later_tokens(stack)

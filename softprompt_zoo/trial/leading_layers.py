@@ -1,4 +1,4 @@
-"""The leading layers of a stack, some of every kind: they show what it does with a prompt, in a part of the time."""
+"""The leading layers of a stack, with every kind of layer among them: a faster test of what it does with a prompt."""
 
 import dataclasses
 import functools
@@ -14,21 +14,21 @@ from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.trial.twin import twins
 
 LEAST = 2
-"""Layers at least: what the first attends to shows in what the second reads."""
+"""Minimum number of layers: what the first attends to shows in what the second reads."""
 SMALL_PARAMETER = 4096
-"""Numbers of a parameter of which all are looked at; of a larger one, its first row."""
+"""Size up to which all numbers of a parameter are inspected; of a larger one, only the first row."""
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
 def leading(stack: Stack) -> Stack | None:
-    """Make a stack of the leading layers, in modules of its own around the same tensors.
+    """Make a stack of the leading layers, in new modules around the same tensors.
 
     Args:
         stack: The stack. Not changed.
 
     Returns:
-        A stack with so many of its first layers that there is one of each kind; `None` where that is all of them, or
-        where its layers do not stand in one list.
+        A stack with just enough of the first layers to include each kind; `None` if that is all of them, or if its
+        layers are not in one list.
     """
     found = _list_of_layers(stack)
     if found is None:
@@ -39,7 +39,7 @@ def leading(stack: Stack) -> Stack | None:
 
 
 def _leading(stack: Stack, path: str, count: int) -> Stack:
-    """Make a stack of so many of the layers at the path."""
+    """Make a stack of the first `count` layers at the path."""
     shorter = _cut(stack.module, path.split("."), count)
     attentions = {site: modules[:count] for site, modules in stack.attentions.items()}
     made = twins(shorter, itertools.chain.from_iterable(attentions.values()))
@@ -52,7 +52,7 @@ def _leading(stack: Stack, path: str, count: int) -> Stack:
 
 
 def _list_of_layers(stack: Stack) -> tuple[str, nn.ModuleList] | None:
-    """Find the list of modules that have one attention of each site each, in order."""
+    """Find the list of modules that each contain one attention of every site, in order."""
     sites = [*stack.attentions.values()]
     for path, layers in stack.module.named_modules():
         if isinstance(layers, nn.ModuleList) and sites and all(_are_apart(layers, modules) for modules in sites):
@@ -61,7 +61,7 @@ def _list_of_layers(stack: Stack) -> tuple[str, nn.ModuleList] | None:
 
 
 def _are_apart(layers: nn.ModuleList, attentions: Sequence[nn.Module]) -> bool:
-    """Return whether each of the layers has the attention module of its own place, and no other one."""
+    """Return whether each layer contains the attention module with its index, and no other."""
     ids = [id(module) for module in attentions]
     if len(layers) != len(ids):
         return False
@@ -70,7 +70,7 @@ def _are_apart(layers: nn.ModuleList, attentions: Sequence[nn.Module]) -> bool:
 
 
 def _cut(module: Any, path: Sequence[str], count: int) -> Any:
-    """Return a view of a module in which the list at the path has so many entries."""
+    """Return a view of a module in which the list at the path has only `count` entries."""
     children = dict(module._modules)
     if not path:
         return view(module, _modules=dict([*children.items()][:count]))
@@ -78,7 +78,7 @@ def _cut(module: Any, path: Sequence[str], count: int) -> Any:
 
 
 def _first_of_each_kind(stack: Stack, path: str, count: int) -> int:
-    """Return how many of the first layers have one of each kind among them, and `LEAST` at least."""
+    """Return how many of the first layers are needed to include each kind, at least `LEAST`."""
     described = _described(stack, path, count)
     kinds, last = list[dict[Any, Any]](), 0
     for layer, kind in enumerate(_without_numbers(described)):
@@ -89,13 +89,13 @@ def _first_of_each_kind(stack: Stack, path: str, count: int) -> int:
 
 
 def _without_numbers(described: Sequence[Mapping[Any, Any]]) -> list[dict[Any, Any]]:
-    """Leave out what is the number of each layer."""
+    """Leave out whatever is just the number of each layer."""
     numbers = {key for key in described[0] if _counts([each.get(key) for each in described])}
     return [{key: value for key, value in each.items() if key not in numbers} for each in described]
 
 
 def _described(stack: Stack, path: str, count: int) -> list[dict[Any, Any]]:
-    """Return for each layer what it is made of, and what lists in the config, or next to the layers, have for it."""
+    """Describe each layer: its parts, and its entries in lists of the config or next to the layers."""
     lists = _lists_of_modules(stack, path, count)
     told = _lists([*stack.module.config.to_dict().values(), *stack.shapes.values()], count)
     described: list[dict[Any, Any]] = []
@@ -107,18 +107,18 @@ def _described(stack: Stack, path: str, count: int) -> list[dict[Any, Any]]:
 
 
 def _lists_of_modules(stack: Stack, path: str, length: int) -> list[nn.ModuleList]:
-    """Return the lists of a length in a stack, that at the path among them, and none inside its layers."""
+    """Return the lists of a given length in a stack, including that at the path, but none inside its layers."""
     outside = [module for name, module in stack.module.named_modules() if not name.startswith(f"{path}.")]
     return [module for module in outside if isinstance(module, nn.ModuleList) and len(module) == length]
 
 
 def _lists(values: Sequence[Any], length: int) -> list[Sequence[Any]]:
-    """Return those of the values that are lists of a length."""
+    """Return the values that are lists of a given length."""
     return [value for value in values if isinstance(value, list | tuple) and len(value) == length]
 
 
 def _describe(layer: nn.Module) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """List what a layer is made of: its modules, their tensors, and what else is written on them."""
+    """List the parts of a layer: its modules, their tensors, and their other attributes."""
     for name, module in layer.named_modules():
         yield (name,), type(module)
         for key, value in itertools.chain(_parameters(module), _written_on(module)):
@@ -126,7 +126,7 @@ def _describe(layer: nn.Module) -> Iterator[tuple[tuple[Any, ...], Any]]:
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """List the forms of a module's own parameters, and whether they are zero."""
+    """List the shapes and dtypes of a module's own parameters, and whether they are zero."""
     for key, parameter in module._parameters.items():
         yield key, None if parameter is None else (*_form(parameter), _is_zero(parameter))
 
@@ -143,13 +143,13 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _is_zero(parameter: Tensor) -> bool:
-    """Return whether a parameter is nothing, as the gate of a part that has no effect is."""
+    """Return whether a parameter is zero, like the gate of a part that has no effect."""
     is_small = parameter.numel() <= SMALL_PARAMETER
     return not bool((parameter if is_small else parameter[(0,) * (parameter.ndim - 1)]).any())
 
 
 def _counts(values: Sequence[Any]) -> bool:
-    """Return whether an attribute is the number of the layer that it is on."""
+    """Return whether an attribute is the number of its layer."""
     return all(type(value) is int and value == values[0] + place for place, value in enumerate(values))
 
 
@@ -166,5 +166,5 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _parts(value: Any) -> Any:
-    """Return what is compared of a value: a partial is equal to itself alone."""
+    """Return the part of a value to compare: a partial only equals itself."""
     return (value.func, value.args, value.keywords) if isinstance(value, functools.partial) else value

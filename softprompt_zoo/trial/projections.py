@@ -1,4 +1,4 @@
-"""Hidden states turned into keys and values by the frozen projections of single attention layers."""
+"""Turns hidden states into keys and values by the frozen projections of single attention layers."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,16 @@ from softprompt_zoo.trial.twin import twins
 from softprompt_zoo.trial.words import is_ready, ready
 
 RUN_LENGTH = 3
-"""Tokens of the run that shows how a layer is called; different from the one that replaces them."""
+"""Tokens in the run that shows how a layer is called; different from the single token that replaces them."""
 
 MASKS = ("attention_mask", "mask")
-"""What attention modules call the mask; a token that is alone needs none."""
+"""Names of the mask argument in attention modules; a single token needs no mask."""
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Projector:
-    """Calls attention layers alone, each token as a row of one position, the first one."""
+    """Calls attention layers on their own, with each token as a row of one position, the first."""
 
     def __init__(self, stacks: Mapping[str, Stack]) -> None:
         self._stacks = stacks
@@ -41,22 +41,22 @@ class Projector:
 
         Args:
             site: The site of a self-attention.
-            states: Per layer `(tokens, hidden)`, `None` for a layer without tokens.
+            states: Per layer, `(tokens, hidden)`, or `None` for a layer without tokens.
 
         Returns:
             Keys and values per layer as attention sees them at the first position, where a rotary embedding
             changes nothing; `None` where `states` is. Gradients flow to the states.
 
         Raises:
-            UnsupportedError: If the layers take states of another width than the embeddings have.
-            UnsupportedError: If the model's attention is called in a way of its own.
+            UnsupportedError: If the width of the layers' states differs from that of the embeddings.
+            UnsupportedError: If the model calls its attention in a nonstandard way.
         """
         stack = self._stacks[site]
         stack.reach.refuse_single_layers(stack)
         keys: list[Tensor | None] = []
         values: list[Tensor | None] = []
         calls = self._recorded(stack, site)
-        # Attached, the model is ready already; what `ready` changes could neither be compiled nor shared by threads.
+        # An attached model is ready already; what `ready` changes could be neither compiled nor shared by threads.
         with contextlib.nullcontext() if is_ready(stack) else ready(self._stacks):
             for layer, hidden in enumerate(states):
                 if hidden is None:
@@ -82,7 +82,7 @@ class Projector:
         return self._calls[key]
 
     def _recorded_elsewhere(self, site: str) -> list[_Call] | None:
-        """Return calls that were recorded on another device or in another dtype; `None` if there are none."""
+        """Return calls recorded on another device or in another dtype; `None` if there are none."""
         for (known, device, _), calls in self._calls.items():
             if known == site and device.type != "meta":
                 return calls
@@ -90,14 +90,14 @@ class Projector:
 
 
 def _moved(calls: list[_Call], like: Tensor) -> list[_Call]:
-    """Bring calls to where the model was moved or cast since: while compiling none can be recorded."""
+    """Move calls to the model's current device and dtype: none can be recorded while compiling."""
     return [(_move(args, like), _move(kwargs, like)) for args, kwargs in calls]
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
-    """Run a stack once and note how its attention layers are called, cut to one position."""
+    """Run a stack once and record how its attention layers are called, cut to one position."""
     calls: list[_Call] = []
 
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -114,14 +114,14 @@ def _record(stack: Stack, site: str, weight: Tensor) -> list[_Call]:
     if not stack.is_audio_encoder:
         inputs |= {"attention_mask": torch.ones_like(ids), "use_cache": False}
     alone: Any = made[id(stack.module)]
-    # The probe needs no mask, whose making looks at values that the meta device has not.
+    # The probe needs no mask; building one reads values, which the meta device does not have.
     with eval_mode([alone], PROBE):
         alone(**inputs)
     return calls
 
 
 def _cut(value: Any) -> Any:
-    """Cut what has one entry per position to the first one."""
+    """Cut a value with one entry per position to the first one."""
     if isinstance(value, tuple):
         return tuple(_cut(part) for part in value)
     if not isinstance(value, Tensor):
@@ -132,7 +132,7 @@ def _cut(value: Any) -> Any:
 
 
 def _move(value: Any, like: Tensor) -> Any:
-    """Bring recorded arguments to a device, and floating ones to a dtype."""
+    """Move recorded arguments to a device, and cast floating-point ones to a dtype."""
     if isinstance(value, tuple):
         return tuple([_move(part, like) for part in value])
     if isinstance(value, dict):
@@ -156,6 +156,6 @@ def _call(module: Any, call: _Call, hidden: Tensor, recorded: KeyValueRecording)
     if is_named:
         module(*args, **{**kwargs, "hidden_states": rows})
         return
-    # What follows the states positionally: a mask would be 4-D.
+    # The positional arguments after the states: a mask would be 4-D.
     rest = [None if isinstance(value, Tensor) and value.ndim == 4 else value for value in args[1:]]
     module(rows, *rest, **kwargs)

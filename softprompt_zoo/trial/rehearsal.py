@@ -1,7 +1,8 @@
-"""Before a prompt is attached: do virtual tokens made of real words act as these words do in the base model?
+"""Tests, before a prompt is attached, whether virtual tokens made of real words act as these words in the base model.
 
-Whether a model's attention takes a prompt can be seen, but not whether that is all the model does with its text: it may
-count positions elsewhere, or read its ids a second time. So each stack is tried on a few words, as it will be called.
+It is easy to see whether a model's attention takes a prompt, but not whether that is all the model does with its text:
+it may count positions elsewhere, or read its ids a second time. So each stack is run on a few words, as it will be
+called.
 """
 
 import contextlib
@@ -25,21 +26,21 @@ from softprompt_zoo.trial.words import ready
 
 WORD_COUNT, TEXT_LENGTH, PADDING_LENGTH = 2, 3, 2
 TELLING = 3.0
-"""Times that the words must change more than is rounding, for a trial of the leading layers to count."""
+"""Factor by which the words' effect must exceed rounding for a test of only the leading layers to count."""
 KEYS_VALUES_WRONG = "keys and values of real words do not act as these words do"
 INPUTS_WRONG = "the embeddings of real words do not act as these words do"
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What would be wrong; `None` where all is right."""
+    """What would go wrong; `None` for what works."""
 
     keys_values: str | None = None
     """With keys and values."""
     inputs: str | None = None
     """With virtual tokens at the input embeddings."""
     padding: str | None = None
-    """With prompts of several lengths in one batch, where they are real positions."""
+    """With prompts of different lengths in one batch, if they are real positions."""
 
 
 _FOUND: dict[Any, Findings] = {}
@@ -47,14 +48,14 @@ _FOUND: dict[Any, Findings] = {}
 
 @torch.no_grad()
 def rehearse(family: str, stacks: Mapping[str, Stack]) -> Findings:
-    """Try a model's stacks on a few words, or remember what was found of one built alike. The model is left as it was.
+    """Test a model's stacks on a few words, or recall the findings about one built alike. The model is not changed.
 
     Args:
         family: The backbone's family.
-        stacks: Its stacks; of those on the `meta` device nothing can be found out.
+        stacks: Its stacks; nothing can be found out about those on the `meta` device.
 
     Returns:
-        What would be wrong.
+        What would go wrong.
     """
     key = (family, *(built(stack.module) for stack in stacks.values()))
     if None in key:
@@ -66,7 +67,7 @@ def rehearse(family: str, stacks: Mapping[str, Stack]) -> Findings:
 
 @torch.no_grad()
 def sees_later_tokens(stack: Stack) -> bool:
-    """Return whether a stack's tokens see those after them: whether another last token changes the first state."""
+    """Return whether a stack's tokens see later ones: whether a different last token changes the first state."""
     weight: Any = stack.embedding.weight
     if weight.is_meta:
         return False
@@ -81,18 +82,18 @@ def sees_later_tokens(stack: Stack) -> bool:
 
 
 def _passes(family: str, stacks: Mapping[str, Stack]) -> bool:
-    """Return whether all is right with the leading layers alone, and the words matter there; else all are tried."""
+    """Return whether the leading layers alone work, and the words matter there; otherwise all layers are tested."""
     try:
         shorter = {name: leading(stack) or stack for name, stack in stacks.items()}
         if all(shorter[name] is stack for name, stack in stacks.items()):
             return False
         return _try(family, shorter) == Findings() and _is_telling(family, shorter)
-    except Exception:  # what is wrong is told of the whole model
+    except Exception:  # problems are reported for the whole model
         return False
 
 
 def _is_telling(family: str, stacks: Mapping[str, Stack]) -> bool:
-    """Return whether words change the states of the text after them by much more than rounding does."""
+    """Return whether words change the states of the following text by much more than rounding."""
     first, last = next(iter(stacks.values())), list(stacks.values())[-1]
     ids = _words_and_text(first)
     with ready(stacks):
@@ -107,13 +108,13 @@ def _is_telling(family: str, stacks: Mapping[str, Stack]) -> bool:
 
 
 def _encoded(encoder: Stack, ids: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a decoder's arguments with embeddings in place of encoded words and text, and of the text alone."""
+    """Return a decoder's arguments with embeddings in place of encoded words and text, and of encoded text alone."""
     states = encoder.embed(ids)
     return {"encoder_hidden_states": states}, {"encoder_hidden_states": states[:, WORD_COUNT:]}
 
 
 def _words_and_text(stack: Stack) -> Tensor:
-    """Return the ids that are tried, `(1, length)`; special tokens stand at the ends of the table."""
+    """Return the ids to test with, `(1, length)`; special tokens are at the ends of the table."""
     weight: Any = stack.embedding.weight
     count: int = weight.shape[0]
     return (count // 2 + torch.arange(WORD_COUNT + TEXT_LENGTH, device=weight.device))[None] % count
@@ -152,7 +153,7 @@ def _try_causal(trial: StackTrial, ids: Tensor) -> Findings:
 
 
 def _try_padded(trial: StackTrial, plain: LayerTokens, text: Tensor, expected: Tensor) -> str | None:
-    """Try keys and values in front of a text with padding on either side; without, if the model itself minds it."""
+    """Test keys and values in front of a text padded on either side; unpadded if padding affects the model itself."""
     length = text.shape[1]
     empty = text[:, :1].expand(-1, PADDING_LENGTH)
     ids = torch.cat([torch.cat([empty, text], dim=1), torch.cat([text, empty], dim=1)])
@@ -177,7 +178,7 @@ def _try_padded(trial: StackTrial, plain: LayerTokens, text: Tensor, expected: T
 
 
 def _try_embeddings(trial: StackTrial, words: Tensor, plain: SiteTokens) -> str | None:
-    """Try the words' embeddings, next to ones that are no word's: a model may look for the word."""
+    """Test the words' embeddings, next to ones of no word: a model may look up the word."""
     embedded = trial.stack.embed(words[0])
     prompts = FixedPrompts(words=InputTokens(embedded), none=InputTokens(embedded * 1.0625))
     segment: Any = causal_prefix(trial.stack, prompts.call).segments[0]
@@ -189,7 +190,7 @@ def _try_embeddings(trial: StackTrial, words: Tensor, plain: SiteTokens) -> str 
 
 
 def _try_long_text(trial: StackTrial, ids: Tensor) -> str | None:
-    """Try the words' embeddings in front of a text that goes beyond the length from which rotation is another one."""
+    """Test the words' embeddings in front of a text beyond the length from which the rotation changes."""
     limit = trial.stack.rotation_limit
     if limit is None or not trial.stack.takes_position_ids:
         return None
@@ -200,12 +201,12 @@ def _try_long_text(trial: StackTrial, ids: Tensor) -> str | None:
     expected = trial.run(ids, {"position_ids": positions, "attention_mask": mask})[:, WORD_COUNT:]
     inputs = {"position_ids": positions[:, WORD_COUNT:] - WORD_COUNT, "attention_mask": mask[:, WORD_COUNT:]}
     given = trial.run(text, inputs, InputTokens(trial.stack.embed(words[0])))
-    trial.run(text, {})  # the rotation is a buffer: let it be that of a short text again
+    trial.run(text, {})  # the rotation is a buffer: reset it to that of a short text
     return None if trial.agree(given, expected) else f"{INPUTS_WRONG} in texts of more than {limit} tokens"
 
 
 def _try_encoder(trial: StackTrial, ids: Tensor) -> tuple[str | None, str | None]:
-    """Try embeddings as real positions; say what is wrong with them, and with padding."""
+    """Test embeddings as real positions; return what is wrong with them, and with padding."""
     words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
         everything = trial.run(ids, {})
@@ -222,7 +223,7 @@ def _try_encoder(trial: StackTrial, ids: Tensor) -> tuple[str | None, str | None
 
 
 def _try_decoder(encoder: Stack, trial: StackTrial, ids: Tensor) -> str | None:
-    """Try keys and values of a decoder and of its cross-attention, next to embeddings that stand for encoded text."""
+    """Test keys and values of a decoder and its cross-attention, next to embeddings in place of encoded text."""
     words, text = ids[:, :WORD_COUNT], ids[:, WORD_COUNT:]
     try:
         with_words, without = _encoded(encoder, ids)

@@ -1,4 +1,4 @@
-"""One stack on which real words and virtual tokens made of them are run, and what counts as the same."""
+"""Runs one stack on real words and on virtual tokens made of them, and defines when the results agree."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,14 +19,14 @@ from softprompt_zoo.tokens.site_tokens import SiteTokens
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Largest difference that is rounding, as a part of the states; coarse dtypes get `COARSE_TOLERANCE`."""
+"""Largest difference due to rounding, relative to the states; coarse dtypes get `COARSE_TOLERANCE`."""
 COARSE_TOLERANCE = 0.05
 EFFECT_TOLERANCE = 0.02
-"""Largest difference that may be rounding, as a part of what the words change."""
+"""Largest difference due to rounding, relative to the words' effect."""
 
 
 class FixedPrompts:
-    """The prompts of the trial; what the hooks need."""
+    """The prompts of a trial, as needed by the hooks."""
 
     def __init__(self, **prompts: VirtualTokens) -> None:
         placements = {Part(name): Placement(tokens) for name, tokens in prompts.items()}
@@ -38,12 +38,12 @@ class FixedPrompts:
         return self.call.selection.names
 
     def resolve(self, request: Request, cache: Any) -> Call:
-        """Return the same for every forward."""
+        """Return the same call for every forward."""
         return self.call
 
 
 class StackTrial:
-    """One stack that is tried."""
+    """One stack under test."""
 
     def __init__(self, family: str, stack: Stack) -> None:
         self.family = family
@@ -65,7 +65,7 @@ class StackTrial:
         return states
 
     def record(self, words: Tensor, inputs: Mapping[str, Any]) -> LayerTokens:
-        """Return the words' keys and values at every site; at the cross-attention, those of as many encoded ones."""
+        """Return the words' keys and values at every site; in cross-attention, those of as many encoded positions."""
         _, recorded = record_keys_values(self.stack, {"input_ids": words, "use_cache": False, **inputs})
         found = {}
         for site, modules in self.stack.attentions.items():
@@ -77,11 +77,11 @@ class StackTrial:
         return LayerTokens(found)
 
     def agree(self, given: Tensor, expected: Tensor, alone: Tensor | None = None) -> bool:
-        """Compare states token by token; `alone` are those without the words, whose effect is then the measure."""
+        """Compare states token by token; with `alone`, the states without the words, relative to the words' effect."""
         given, expected = given.double(), expected.double()
         allowed = self.close * expected.norm(dim=-1)
         if alone is not None:
             allowed = allowed + EFFECT_TOLERANCE * (expected - alone.double()).norm(dim=-1)
         is_right = (given - expected).norm(dim=-1) <= allowed
-        # Rounding may send a token to another expert: in low precision one that is right speaks for the others.
+        # Rounding may route a token to another expert: in low precision, one correct token is evidence enough.
         return bool(is_right.all() if self.close < COARSE_TOLERANCE else is_right.any())

@@ -1,7 +1,7 @@
-"""The stacks of a model, found by one tiny forward, and the way by which each is reached.
+"""The stacks of a model, found by one tiny forward, and the way to reach each.
 
-No table of model types: the probe replaces attention by a function that records who called it, with
-which sizes, and whether the per-call keyword arrived there.
+There is no table of model types: the probe replaces attention by a function that records its callers, their
+sizes, and whether the per-call keyword arrived.
 """
 
 import contextlib
@@ -42,28 +42,28 @@ from softprompt_zoo.trial.built_alike import built, remember
 
 SUPPORTED_LAYER_TYPES = {"attention", "full_attention", "sliding_attention"}
 _FOUND: dict[Any, Any] = {}
-"""The way to a stack, its scales, and its calls with the modules' names, of stacks that are reached without weights."""
+"""The reach, scales, and calls with module names of stacks that were reached without their weights."""
 
 
 def find_stacks(
     model: PreTrainedModel, reaches: Sequence[Reach] = REACHES, problem: str | None = None
 ) -> tuple[str, dict[str, Stack]]:
-    """Find the stacks of a model, their attention modules and sizes. The model is left as it was.
+    """Find the stacks of a model, their attention modules and sizes. The model is not changed.
 
     Args:
         model: Any transformers model; may be on the `meta` device.
-        reaches: The ways to reach them that are tried, in order.
-        problem: Why none of these works, where that is known.
+        reaches: The ways to reach them, in the order to try.
+        problem: Why none of these works, if known.
 
     Returns:
-        The family, and the stacks by name; where no way is found, with `RealPositions`, which says why.
+        The family, and the stacks by name; if no way is found, with `RealPositions`, which says why.
 
     Raises:
-        UnsupportedError: If the model has no token embeddings, or layers whose state no prompt can enter.
+        UnsupportedError: If the model has no token embeddings, or has layers whose state no prompt can enter.
     """
     _refuse_uncarried_layers(model)
     modules = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
-    # One stack of an encoder-decoder by itself shares the whole model's config.
+    # A single stack of an encoder-decoder shares the whole model's config.
     if model.config.is_encoder_decoder and modules["encoder"] is not modules["decoder"]:
         encoder = _find_stack("encoder", modules["encoder"], model, None, reaches, problem)
         decoder = _find_stack("decoder", modules["decoder"], model, encoder, reaches, problem)
@@ -86,7 +86,7 @@ def _single_stack(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _refuse_uncarried_layers(model: PreTrainedModel) -> None:
-    """Refuse layers that carry a state other than keys and values: they would be silently wrong."""
+    """Refuse layers with a state other than keys and values, which would be silently wrong."""
     config = model.config.get_text_config()
     types = {*(config_value(config, "layer_types") or ()), *(config_value(config, "layers_block_type") or ())}
     strange = sorted(types - SUPPORTED_LAYER_TYPES)
@@ -139,7 +139,7 @@ def _find_stack(
 def _tried(
     reaches: Sequence[Reach], look: Look, name: str, encoder: Stack | None, features: Tensor | None
 ) -> tuple[Look, Reach | None, Sequence[AttentionCall]]:
-    """Look for a way without the stack's weights, and then with them, for what is wrong is told of those."""
+    """Look for a way without the stack's weights, and then with them, so that problems are reported for them."""
     construction = built(look.module)
     key = name, look.is_alone, _table_sizes(look, encoder), construction, tuple(reaches)
     if key in _FOUND:
@@ -156,7 +156,7 @@ def _tried(
 
 
 def _table_sizes(look: Look, encoder: Stack | None) -> tuple[Any, ...]:
-    """Return the sizes of the tables of embeddings, which need not be in the stack's module."""
+    """Return the sizes of the embedding tables, which need not be in the stack's module."""
     tables: list[Any] = [look.embedding] if encoder is None else [look.embedding, encoder.embedding]
     return tuple([table.weight.shape for table in tables])
 
@@ -164,7 +164,7 @@ def _table_sizes(look: Look, encoder: Stack | None) -> tuple[Any, ...]:
 def _remembered(
     look: Look, scales: tuple[float, float], reach: Reach, calls: Sequence[tuple[Any, ...]]
 ) -> tuple[Look, Reach, Sequence[AttentionCall]]:
-    """Return what was found of a stack that is built alike, of this one's own modules."""
+    """Apply the findings about a stack that is built alike to this one's modules."""
     modules = dict(look.module.named_modules())
     return (
         dataclasses.replace(look, scales=scales),
@@ -178,7 +178,7 @@ def _is_causal(calls: Sequence[AttentionCall], model: PreTrainedModel) -> bool:
 
 
 def _by_site(name: str, calls: Sequence[AttentionCall]) -> dict[str, list[AttentionCall]]:
-    """Sort the calls of a stack by their sites; the self-attention's is called as the stack is."""
+    """Sort the calls of a stack by site; the self-attention's site has the stack's name."""
     sites: dict[str, list[AttentionCall]] = {}
     for call in calls:
         sites.setdefault("cross" if call.is_cross else name, []).append(call)
@@ -186,7 +186,7 @@ def _by_site(name: str, calls: Sequence[AttentionCall]) -> dict[str, list[Attent
 
 
 def _first(reaches: Sequence[Reach], look: Look) -> tuple[Reach | None, Sequence[AttentionCall]]:
-    """Return the first way that reaches every layer, and what it reaches."""
+    """Return the first way that reaches every layer, and the calls that it reaches."""
     for reach in reaches:
         calls = reach.find(look)
         if _problem(look, calls) is None:
@@ -195,7 +195,7 @@ def _first(reaches: Sequence[Reach], look: Look) -> tuple[Reach | None, Sequence
 
 
 def _problem(look: Look, calls: Sequence[AttentionCall]) -> str | None:
-    """Return why keys and values cannot be placed in a stack that makes these calls; `None` if they can."""
+    """Return why keys and values cannot be placed in a stack with these calls; `None` if they can."""
     found = len([call for call in calls if not call.is_cross])
     if not found:
         return "its attention is not reached through transformers' attention interface"
@@ -206,7 +206,7 @@ def _problem(look: Look, calls: Sequence[AttentionCall]) -> str | None:
 
 
 def _layer_counts(config: Any) -> list[int]:
-    """Return how many layers a config says a stack has; of an encoder-decoder's, both counts."""
+    """Return the number of layers in a stack according to its config; for an encoder-decoder, both numbers."""
     counts = [config_value(config, "decoder_layers"), config_value(config, "num_hidden_layers")]
     return [count for count in counts if count is not None]
 
@@ -216,12 +216,12 @@ def _real_positions(look: Look, encoder: Stack | None, is_causal: bool, problem:
     reason = problem or look.error or _problem(look, look.calls) or ""
     if look.error or (is_causal and look.is_alone):
         return RealPositions(reason, lets_in=False)
-    # Of two stacks the encoder alone gets them, which is never cached.
+    # Of two stacks, only the encoder gets them, and it is never cached.
     return RealPositions(reason, encoder is not None or _takes_embeddings(look))
 
 
 def _takes_embeddings(look: Look) -> bool:
-    """Return whether a stack takes embeddings and a mask over them, and by itself keeps nothing of an earlier text."""
+    """Return whether a stack takes embeddings and their mask and, if alone, keeps nothing of an earlier text."""
     parameters = set(inspect.signature(type(look.module).forward).parameters)
     keeps = {"cache_params", "use_cache"} & parameters or look.cache_argument
     return {"inputs_embeds", "attention_mask"} <= parameters and not (look.is_alone and keeps)
@@ -247,12 +247,12 @@ def _run(
     features: Tensor | None,
     mode: contextlib.AbstractContextManager[Any],
 ) -> Look:
-    """Run a stack once on a few tokens, or on silence; note its attention calls and how it scales embeddings."""
+    """Run a stack once on a few tokens, or on silence; record its attention calls and how it scales embeddings."""
     module, embedding, probe = look.module, look.embedding, Probe()
     look = dataclasses.replace(look, is_idle=isinstance(mode, Idle), calls=(), error=None)
     weight: Any = embedding.weight
     ids = torch.arange(PROBE_LENGTH, device=weight.device)[None] % weight.shape[0]
-    # With a mask, no model looks for padding in the ids, which have no values on the meta device.
+    # Given a mask, no model looks for padding in the ids, which have no values on the meta device.
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), STATE_KEYWORD: probe}
     try:
         with eval_mode([module], PROBE), _noting_widths(module, probe), torch.no_grad():
@@ -270,7 +270,7 @@ def _run(
             with mode:
                 shown = module(**inputs).last_hidden_state.shape[1]
             if shown != PROBE_LENGTH:
-                raise UnsupportedError(f"it makes {shown} states of {PROBE_LENGTH} tokens")
+                raise UnsupportedError(f"it returns {shown} states for {PROBE_LENGTH} tokens")
             scales = embedding_scales(module, embedding, {**inputs, STATE_KEYWORD: None})
     except Exception as error:
         problem = f"a trial run of its {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}"
@@ -280,7 +280,7 @@ def _run(
 
 @contextlib.contextmanager
 def _noting_widths(module: nn.Module, probe: Probe) -> Iterator[None]:
-    """Let a probe see the hidden states that go into each module of a stack."""
+    """Let a probe see the hidden states that each module of a stack reads."""
     parts = [part for part in module.modules() if not type(part).__module__.startswith("torch.")]  # none is attention
     handles = [part.register_forward_pre_hook(probe.note_width, with_kwargs=True) for part in parts]
     try:

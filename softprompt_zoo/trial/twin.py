@@ -1,6 +1,6 @@
-"""Modules once more: modules and configs of their own around the same tensors.
+"""Twins of modules: new modules and configs around the same tensors.
 
-What is set on them, such as another attention function, eval mode or a hook, no other thread sees.
+Changes to them, such as another attention function, eval mode or a hook, are invisible to other threads.
 """
 
 import copy
@@ -25,10 +25,10 @@ def twin(model: Any) -> Any:
         model: The model. Not changed.
 
     Returns:
-        A model that shares its tensors and attributes, but no module, and no config that a module has.
+        A model that shares the original's tensors and attributes, but none of its modules or their configs.
 
     Raises:
-        UnsupportedError: As `twins`.
+        UnsupportedError: Like `twins`.
     """
     sites = [found for stack in model._softprompt_stacks.values() for found in stack.attentions.values()]
     attentions = itertools.chain.from_iterable(sites)
@@ -43,17 +43,17 @@ def twin(model: Any) -> Any:
 
 
 def twins(root: nn.Module, attentions: Iterable[nn.Module]) -> dict[int, Any]:
-    """Make twins of a module and of all below it, in eval mode.
+    """Make twins of a module and all its submodules, in eval mode.
 
     Args:
         root: The module. Not changed.
-        attentions: Those below it whose twins are to be called.
+        attentions: The submodules whose twins are to be called.
 
     Returns:
-        From the id of each of the modules to its twin.
+        The id of each module to its twin.
 
     Raises:
-        UnsupportedError: If a forward on a module itself would call them, and not their twins.
+        UnsupportedError: If a forward set on a module itself would call them instead of their twins.
     """
     called = {id(module) for module in attentions}
     modules = list(root.modules())
@@ -67,7 +67,7 @@ def twins(root: nn.Module, attentions: Iterable[nn.Module]) -> dict[int, Any]:
 
 
 def _let_go_of_parts(module: nn.Module, made: Mapping[int, Any], configs: dict[int, Any]) -> None:
-    """Give a twin the twins of the modules below it, and copies of what is written to."""
+    """Give a twin the twins of its submodules, and copies of mutable attributes."""
     own = made[id(module)].__dict__
     own |= {name: copy.copy(own[name]) for name in own if _is_copied(name, own[name])}
     own["_modules"] = {name: made.get(id(child), child) for name, child in module._modules.items()}
@@ -76,12 +76,12 @@ def _let_go_of_parts(module: nn.Module, made: Mapping[int, Any], configs: dict[i
 
 
 def _is_copied(name: str, value: Any) -> bool:
-    """Return whether an attribute of a module is a dictionary that its twin may write to: hooks and buffers."""
+    """Return whether a module's attribute is a dictionary that its twin may write to: hooks and buffers."""
     return isinstance(value, dict) and ("hooks" in name or name == "_buffers")
 
 
 def _let_go_of_forward(module: nn.Module, own: dict[str, Any], called: set[int]) -> None:
-    """Take a compiled forward, which runs on the original, off a twin; refuse others that would call attention."""
+    """Remove a compiled forward, which runs on the original, from a twin; refuse others that would call attention."""
     if own.get("forward") is None or own["forward"] is not module.__dict__["forward"]:
         return  # the class's, or bound to the twin
     if hasattr(own["forward"], "_torchdynamo_orig_callable"):
@@ -89,8 +89,8 @@ def _let_go_of_forward(module: nn.Module, own: dict[str, Any], called: set[int])
     elif any(id(child) in called for child in module.modules()):
         name = getattr(own["forward"], "__qualname__", type(own["forward"]).__qualname__)
         raise UnsupportedError(
-            f"the forward of {type(module).__name__} was replaced by {name}, which keeps that very module, so its "
-            "attention cannot be looked at while others run it; delete that module's forward, and replace it again "
+            f"the forward of {type(module).__name__} was replaced by {name}, which holds that very module, so its "
+            "attention cannot be inspected while others run it; delete that module's forward, and replace it again "
             "afterwards"
         )
 

@@ -1,4 +1,4 @@
-"""What the frozen model computes for real words: the start values of prefixes."""
+"""What the frozen model computes for real words: the initial values of prefixes."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -30,18 +30,18 @@ def embed(stacks: Mapping[str, Stack], ids: Tensor) -> Tensor:
         `(..., hidden)`, the output of the embedding module (Gemma scales it), without gradient.
     """
     stack = next(iter(stacks.values()))
-    weight: Any = stack.embedding.weight  # where the model is now: it may have been moved
+    weight: Any = stack.embedding.weight  # the model may have been moved
     return stack.embed(ids.to(weight.device))
 
 
 @torch.no_grad()
 def keys_values(stacks: Mapping[str, Stack], ids: Tensor) -> LayerTokens:
-    """Let the model read a text alone and take the keys and values of every site.
+    """Run the model on a text alone and return the keys and values of every site.
 
     Args:
-        stacks: The model's stacks. Left as they were.
-        ids: `(tokens,)` token ids; they stand at positions `0 … tokens - 1`. An encoder-decoder reads them
-            on both sides; where the encoder reads sound, it hears silence, from the beginning.
+        stacks: The model's stacks. Not changed.
+        ids: `(tokens,)` token ids, at positions `0 … tokens - 1`. An encoder-decoder reads them on both sides; an
+            audio encoder reads silence instead, from the beginning.
 
     Returns:
         Keys and values per site and layer, without gradient.
@@ -66,21 +66,21 @@ def _site_tokens(recorded: KeyValueRecording, site: str, stack: Stack, count: in
     places = [AttentionLayer(site, layer) for layer in range(len(stack.attentions[site]))]
     keys, values = ([seen[place][0] for place in places] for seen in (recorded.keys, recorded.values))
     length = keys[0].shape[1]
-    if length != count:  # an encoder hears as much silence as it always does
+    if length != count:  # an audio encoder reads silence of its fixed length
         wanted = torch.arange(count, device=keys[0].device) % length
         keys, values = ([part[:, wanted] for part in parts] for parts in (keys, values))
     return SiteTokens(tuple(keys), tuple(values))
 
 
 def is_ready(stack: Stack) -> bool:
-    """Return whether a stack's attention modules know their sites and call our function, as they do while attached."""
+    """Return whether a stack's attention modules know their sites and call our function, as when attached."""
     is_prompted = stack.module.config._attn_implementation.startswith(PREFIX)
     return is_prompted and mark_of(stack.attentions[stack.name][0]) is not None
 
 
 @contextlib.contextmanager
 def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
-    """Make a model record, attached or not; restore it afterwards."""
+    """Prepare a model for recording, attached or not; restore it afterwards."""
     new = _without_marks(stacks)
     with eval_mode([stack.module for stack in stacks.values()]):
         try:
@@ -96,5 +96,5 @@ def ready(stacks: Mapping[str, Stack]) -> Iterator[None]:
 
 
 def _without_marks(stacks: Mapping[str, Stack]) -> list[Stack]:
-    """List the stacks that are not made ready for prompts already."""
+    """List the stacks that are not ready for prompts yet."""
     return [stack for stack in stacks.values() if not all(map(mark_of, stack.attentions.get(stack.name, ())))]

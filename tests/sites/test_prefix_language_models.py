@@ -28,7 +28,7 @@ def paligemma():
 
 def says_why(method):
     model = paligemma()
-    with pytest.raises(zoo.UnsupportedError, match="do not act as these words do, for text sees what comes after it"):
+    with pytest.raises(zoo.UnsupportedError, match="do not act as these words do, as text sees what comes after it"):
         zoo.get_method(method)(model)
     assert not hasattr(model, "prompts")
 
