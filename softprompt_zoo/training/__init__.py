@@ -1,4 +1,4 @@
-"""Training prompts: `PromptTrainer` and `train_together` for your own runs, `run.train` of the command line."""
+"""Train prompts: `PromptTrainer` and `train_together` for your own code, `run.train` for the command line."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,6 @@ _PLACES = {"PromptTrainer": "trainer", "train_together": "together.training"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PLACES:  # transformers' Trainer loads slowly, and needs accelerate
+    if name in _PLACES:  # transformers' Trainer is slow to import and needs accelerate
         return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
-"""Sizes and times as people say them."""
+"""Sizes and times in human-readable form."""
 
 
 def shown_bytes(count: float) -> str:
-    """Write a size, in powers of a thousand."""
+    """Format a size in bytes, with decimal prefixes."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -11,7 +11,7 @@ def shown_bytes(count: float) -> str:
 
 
 def shown_time(seconds: float) -> str:
-    """Write a time."""
+    """Format a time in seconds."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Transformers' arguments of a run, and what they are checked for before a model is loaded."""
+"""The `TrainingArguments` of a run, and the checks before a model is loaded."""
 
 import dataclasses
 from pathlib import Path
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 KEPT_CHECKPOINTS = 2
-"""One may be half written when the process is killed."""
+"""Two, since one may be incomplete when the process is killed."""
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
-"""What transformers calls it, the newest name first."""
+"""Its names in transformers, the newest first."""
 RECIPE_ARGUMENTS = {"warmup_steps": "warmup_steps", "schedule": "lr_scheduler_type", "weight_decay": "weight_decay"}
-"""What transformers calls a setting for which a recipe has a number; the recipe's is used where there is none."""
+"""Settings that a recipe may fill in, and their names in transformers."""
 
 
 def run_arguments(method: Method, settings: Settings, **changes: Any) -> "TrainingArguments":
-    """Make the arguments of a run's Trainer.
+    """Return the arguments of a run's Trainer.
 
     Args:
-        method: The method, whose recipe is used where `settings` leave a choice.
+        method: The method, whose recipe fills in what `settings` leave open.
         settings: The run, with every number set.
-        **changes: Arguments that are to be others.
+        **changes: Arguments to override.
 
     Returns:
-        The arguments of this process, which has its share of a step's rows.
+        The arguments for this process, which processes its share of a step's rows.
     """
     chosen = {theirs: getattr(settings, ours) for ours, theirs in RECIPE_ARGUMENTS.items()}
     chosen = {name: value for name, value in chosen.items() if value is not None} | {
@@ -55,7 +55,7 @@ def run_arguments(method: Method, settings: Settings, **changes: Any) -> "Traini
 
 
 def _checkpointing(settings: Settings) -> dict[str, Any]:
-    """Return what has layers computed twice, under its newest name."""
+    """Return the argument that turns on gradient checkpointing, under its newest name."""
     if not settings.gradient_checkpointing:
         return {}
     from transformers import TrainingArguments
@@ -65,7 +65,7 @@ def _checkpointing(settings: Settings) -> dict[str, Any]:
 
 
 def _best(settings: Settings) -> dict[str, Any]:
-    """Return what early stopping needs: to know the best evaluation, and to go back to its checkpoint."""
+    """Return the arguments for early stopping, which finds the best evaluation and returns to its checkpoint."""
     if settings.early_stopping is None:
         return {}
     return {
@@ -77,32 +77,32 @@ def _best(settings: Settings) -> dict[str, Any]:
 
 
 def rows_at_once(settings: Settings) -> int:
-    """Return how many rows one process reads in one forward pass.
+    """Return how many rows one process handles in one forward pass.
 
     Args:
         settings: The run, with every number set.
 
     Raises:
-        ValueError: If a step's rows cannot be shared out equally.
+        ValueError: If the rows of a step cannot be divided equally.
     """
     rows, parts, share = int(settings.batch_size or 1), settings.gradient_accumulation_steps, processes.count()
     if rows % (parts * share):
         raise ValueError(
-            f"batch_size is {rows}, the rows of a step, which {share} processes with {parts} parts each cannot share "
-            f"equally; give a multiple of {parts * share}"
+            f"batch_size is {rows}, the rows of a step, which cannot be divided equally among {share} processes with "
+            f"{parts} parts each; give a multiple of {parts * share}"
         )
     return rows // (parts * share)
 
 
 def check_choices(settings: Settings) -> None:
-    """Refuse what transformers would refuse when the model is loaded.
+    """Refuse settings that transformers would refuse only after the model is loaded.
 
     Args:
         settings: The run, with every number set.
 
     Raises:
-        ValueError: If there is no such schedule, or nothing of that name to report to.
-        UnsupportedError: If the schedule needs more than a run gives, or what is reported to is not installed.
+        ValueError: If there is no such schedule, or no integration of that name to report to.
+        UnsupportedError: If the schedule needs arguments that a run does not pass, or the integration is not installed.
     """
     rows_at_once(settings)
     if settings.schedule is not None:

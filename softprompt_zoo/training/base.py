@@ -1,4 +1,4 @@
-"""The model that is trained on: its tokenizer, whether a run can use it, its weights."""
+"""The base model of a run: its tokenizer, its weights, and whether a run can use it."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Base:
-    """A model by name: tokenizer and config at once, weights when asked for."""
+    """A model by name: tokenizer and config are loaded at once, weights on request."""
 
     def __init__(self, name: str, progress: Callable[[str], None] | None = None) -> None:
         _check_place(name)
@@ -28,21 +28,21 @@ class Base:
         self.config: Any = _config(name, self.folder)
         """The model's config; not changed."""
         self.is_encoder_decoder: bool = bool(self.config.is_encoder_decoder)
-        """Whether targets go through a decoder of their own."""
+        """Whether targets go through a separate decoder."""
         self.architecture: str = next(iter(self.config.architectures or []), "")
-        """The class of transformers that saved it, where it says."""
+        """The transformers class that saved it, if known."""
         self.writes_text = _writes_text(self.config, self.architecture)
         """Whether it is a causal language model or an encoder-decoder, rather than an encoder."""
         self.tokenizer = _tokenizer(name, self.folder)
         padding, size = self.tokenizer.pad_token_id, config_value(self.config.get_text_config(), "vocab_size")
-        if padding is None or (size is not None and padding >= size):  # a token that was added to the tokenizer alone
+        if padding is None or (size is not None and padding >= size):  # a token that was added only to the tokenizer
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def check_writes_text(self) -> None:
         """Refuse a model that does not write text, or whose answers would never end.
 
         Raises:
-            UnsupportedError: If it is one.
+            UnsupportedError: If it is such a model.
         """
         if not self.writes_text:
             raise UnsupportedError(
@@ -58,10 +58,10 @@ class Base:
             )
 
     def load(self, dtype: str = "float32") -> "PreTrainedModel":
-        """Load a model that writes text, onto the accelerator if there is one.
+        """Load a model that writes text, on the accelerator if there is one.
 
         Args:
-            dtype: Number format, a name in torch.
+            dtype: Number format, by its name in torch.
 
         Returns:
             The model, in eval mode.
@@ -73,18 +73,18 @@ class Base:
         return self.load_as("AutoModelForSeq2SeqLM" if self.is_encoder_decoder else "AutoModelForCausalLM", dtype)
 
     def load_as(self, auto_class: str, dtype: str, **options: Any) -> "PreTrainedModel":
-        """Load the weights into a class, onto the accelerator if there is one.
+        """Load the weights into a class, on the accelerator if there is one.
 
         Args:
-            auto_class: Name of an auto class of transformers.
-            dtype: Number format, a name in torch.
-            **options: What else `from_pretrained` is told.
+            auto_class: Name of a transformers auto class.
+            dtype: Number format, by its name in torch.
+            **options: Further arguments of `from_pretrained`.
 
         Returns:
             The model, in eval mode.
 
         Raises:
-            UnsupportedError: If there are no weights for that class, or they cannot be fetched.
+            UnsupportedError: If there are no weights for that class, or they cannot be downloaded.
             ValueError: If they are damaged.
         """
         import torch
@@ -98,13 +98,13 @@ class Base:
                 self.folder, dtype=getattr(torch, dtype), **options
             )
         except SafetensorError as error:
-            raise ValueError(f"the weights of {self.name} are damaged ({error}); get the model again") from error
+            raise ValueError(f"the weights of {self.name} are damaged ({error}); download the model again") from error
         except OSError as error:
-            if error.errno is not None:  # the system's: a full disk
+            if error.errno is not None:  # the system's, such as a full disk
                 raise
             raise UnsupportedError(
                 f"the weights of {self.name} cannot be loaded; save the model into a folder with save_pretrained, or "
-                f"fetch all of it from the hub. transformers says: {' '.join(str(error).split())}"
+                f"download all of it from the hub. transformers says: {' '.join(str(error).split())}"
             ) from error
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return model.to(accelerator).eval() if accelerator is not None else model.eval()  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def fast_dtype() -> str:
 
 
 def with_tokenizer(method: "Method", tokenizer: Any) -> dict[str, Any]:
-    """Give the tokenizer to a method that has an option for it, and check all options once more.
+    """Pass the tokenizer to a method that has an option for it, and check all options again.
 
     Args:
         method: The method with the user's options.
@@ -148,18 +148,18 @@ def check_tokens(rows: "Sequence[TokenRow]", model: "PreTrainedModel") -> None:
         model: The model.
 
     Raises:
-        UnsupportedError: If a row has an id that the model has no embedding for.
+        UnsupportedError: If a row has an id for which the model has no embedding.
     """
     size = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     largest = max(max(row.ids) for row in rows)
     if largest >= size:
         raise UnsupportedError(
-            f"the tokenizer gives the id {largest}, the model has {size} embeddings; give the tokenizer it has"
+            f"the tokenizer gives the id {largest}, but the model has {size} embeddings; use the model's own tokenizer"
         )
 
 
 def _config(name: str, folder: str) -> Any:
-    """Load the config of a model; on the hub it is asked for first, whose refusals say more than transformers'."""
+    """Load the config of a model; download it first, since the hub's errors are clearer than transformers'."""
     from transformers import AutoConfig
 
     if not os.path.isdir(folder):
@@ -178,7 +178,7 @@ def _tokenizer(name: str, folder: str) -> Any:
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, ImportError) as error:  # ImportError: of a package that reads the tokenizer's file
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a package that reads the tokenizer's file
         raise UnsupportedError(
             f"the tokenizer of {name} cannot be loaded; save one into its folder with tokenizer.save_pretrained. "
             f"transformers says: {' '.join(str(error).split())}"
@@ -187,7 +187,7 @@ def _tokenizer(name: str, folder: str) -> Any:
 
 
 def _check_place(name: str) -> None:
-    """Refuse paths that lead nowhere, which transformers would look up on the hub."""
+    """Refuse paths that do not exist, which transformers would look up on the hub."""
     if name in EMBEDDED_MODELS or os.path.isdir(name):
         return
     if os.path.exists(name) or _looks_like_a_path(name):

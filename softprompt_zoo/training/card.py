@@ -1,4 +1,4 @@
-"""What a run adds to the card of its prompt: the command, the data, and what was measured."""
+"""Add a run to the card of its prompt: the command, the data, and the results."""
 
 import math
 import os
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 SETTINGS = ("learning_rate", "steps", "batch_size", "max_length", "seed", "dtype", "template")
-"""What is shown of a run's settings."""
+"""The settings shown on a card."""
 DECIMALS = 4
-"""Of numbers on a card. Our choice."""
+"""Decimals of numbers on a card. Our choice."""
 
 
 def describe_run(folder: Path, record: Mapping[str, Any], evaluator: Evaluator) -> None:
-    """Put a run on the card of its prompt; one that the user has changed stays as it is.
+    """Describe a run on the card of its prompt, unless the user has changed the card.
 
     Args:
         folder: The folder of the run, with the prompt and its card.
-        record: What the run has recorded.
-        evaluator: What measured it.
+        record: The run's record.
+        evaluator: The evaluator that measured it.
     """
     card = card_file.read(folder)
     if card is None or not card_file.is_generated(card):
@@ -42,7 +42,7 @@ def describe_run(folder: Path, record: Mapping[str, Any], evaluator: Evaluator) 
 
 
 def without_folders(command: str) -> str:
-    """Write a command with the names of files and folders alone: where they lie is the user's business."""
+    """Return a command with only the names of files and folders: their locations are private to the user."""
     return shlex.join(_last_part(word) for word in shlex.split(command))
 
 
@@ -79,7 +79,7 @@ def _results(results: Mapping[str, Any], titles: Mapping[str, str], evaluator: E
 
 
 def _measured(record: Mapping[str, Any], titles: Mapping[str, str], task: str) -> "list[EvalResult]":
-    """Return the hub's records of what the trained prompt was measured at."""
+    """Return the results of the trained prompt in the hub's format."""
     from huggingface_hub import EvalResult
 
     score = record["results"][TRAINED]

@@ -16,20 +16,20 @@ from softprompt_zoo.training.settings import OBJECTIVES, Settings
 from softprompt_zoo.training.streams import Stream
 
 MAX_HELD_OUT = 100
-"""Rows held out for validation at most, where the user gives no file for it."""
+"""Maximum number of rows held out for validation, if the user gives no validation file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a run trains on and is measured on."""
+    """The training and validation data of a run."""
 
     train: Any
-    """Examples of one form: a list, or a `Stream` of them."""
+    """Examples of one form: a list or a `Stream`."""
     validation: list[Any]
     sources: dict[str, dict[str, Any]]
-    """For the record: of each file its path, SHA-256 and rows."""
+    """For the record: the path, SHA-256 and rows of each file."""
     whole: list[Any] | None = None
-    """All rows in the order of the file, where those of the validation were held out of it."""
+    """All rows in file order, if the validation rows were held out from them."""
     form: str = "pairs"
     """The form of the examples, one of `FORMS`."""
 
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def ids(self) -> list[int]:
-        """Every token of it."""
+        """All tokens of the row."""
         return self.text + self.target
 
     def __len__(self) -> int:
@@ -51,13 +51,13 @@ class Row:
 
 
 def read_data(settings: Settings) -> Data:
-    """Read the data of a run; what is streamed is gone through once, so that every row is checked.
+    """Read the data of a run; streamed data are read once in full, so that every row is checked.
 
     Args:
         settings: The run.
 
     Returns:
-        The rows.
+        The data.
 
     Raises:
         ValueError: If a file or a row cannot be used, or nothing can be held out.
@@ -94,18 +94,18 @@ def _without(reading: Reading, train: Iterable[Any], held_out: Collection[int]) 
 
 
 def _held_out(rows: int, seed: int) -> set[int]:
-    """Choose a tenth of the rows for validation."""
+    """Choose a tenth of the rows for validation, at most `MAX_HELD_OUT`."""
     return set(random.Random(seed).sample(range(rows), min(MAX_HELD_OUT, max(1, rows // 10))))
 
 
 def data_sources(settings: Settings) -> tuple[Source, Source | None]:
-    """Return what a run reads.
+    """Return the data sources of a run.
 
     Args:
         settings: The run.
 
     Returns:
-        The training data, and the validation data if there are some of their own.
+        The source of the training data, and that of the validation data if it is a separate one.
     """
     if settings.data is None:
         train = Source(str(demo_data() / "train.jsonl"))
@@ -125,16 +125,16 @@ def _source(source: Source, rows: int) -> dict[str, Any]:
 
 
 class Tokenized:
-    """Turns examples into rows of tokens for one model and one template."""
+    """Tokenizes examples for one model and one template."""
 
     def __init__(self, tokenizer: Any, is_encoder_decoder: bool, template: str, examples: Sequence[str] = ()) -> None:
-        """Choose how rows are written.
+        """Configure how rows are tokenized.
 
         Args:
-            tokenizer: The model's.
-            is_encoder_decoder: Whether the model reads targets apart from texts.
-            template: How an input becomes the text in front of its target.
-            examples: Pieces of text in front of every text, each tokenized by itself.
+            tokenizer: The model's tokenizer.
+            is_encoder_decoder: Whether the model reads targets separately from texts.
+            template: Template that turns an input into the text before its target.
+            examples: Pieces of text to put before every text, each tokenized separately.
         """
         self.tokenizer = tokenizer
         self.is_encoder_decoder = is_encoder_decoder
@@ -142,25 +142,25 @@ class Tokenized:
         self._front = [token for piece in examples for token in self._plain(piece)]
 
     def with_instruction(self, instruction: str) -> "Tokenized":
-        """Return one that puts a hand-written prompt and a blank line in front."""
+        """Return one that puts a hand-written prompt and a blank line before every text."""
         kept = instruction.replace("{", "{{").replace("}", "}}")
         return Tokenized(self.tokenizer, self.is_encoder_decoder, f"{kept}\n\n{self.template}")
 
     def with_examples(self, examples: Sequence[str]) -> "Tokenized":
-        """Return one that puts pieces of text in front, each tokenized by itself."""
+        """Return one that puts pieces of text before every text, each tokenized separately."""
         return Tokenized(self.tokenizer, self.is_encoder_decoder, self.template, examples)
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _behind_front(self, ids: list[int], text: str) -> list[int]:
-        """Put examples in front of a text, behind the special tokens that begin it."""
+        """Insert examples before a text, after its leading special tokens."""
         own = self._plain(text)
         first = next((place for place in range(len(ids)) if ids[place : place + len(own)] == own), 0)
         return [*ids[:first], *self._front, *ids[first:]]
 
     def text_ids(self, example: Example) -> list[int]:
-        """Tokenize what is in front of the target."""
+        """Tokenize the text before the target."""
         text = apply_template(self.template, example)
         ids: list[int] = self.tokenizer(text)["input_ids"]
         ends = not self.is_encoder_decoder and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
@@ -169,12 +169,12 @@ class Tokenized:
                 f"the input {example.input!r} has no tokens in the template {self.template!r}; "
                 "every text needs at least one; change the input or the template"
             )
-        # Some tokenizers end every text; the target still has to follow this one.
+        # Some tokenizers append an end of sequence to every text, but the target follows this one.
         ids = ids[:-1] if ends else ids
         return self._behind_front(ids, text) if self._front else ids
 
     def row(self, example: Example) -> Row:
-        """Tokenize text and target; the target ends with the end of sequence, once."""
+        """Tokenize text and target; the target ends with exactly one end of sequence."""
         end = self.tokenizer.eos_token_id
         if self.is_encoder_decoder:
             target = list(self.tokenizer(text_target=example.target)["input_ids"])
@@ -188,12 +188,12 @@ class Tokenized:
 
 
 def longest(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that need most room: the longest one, the one of the longest text, and of the longest target."""
+    """Return the largest rows: the longest one, and those with the longest text and the longest target."""
     return [max(rows, key=len), max(rows, key=lambda row: len(row.text)), max(rows, key=lambda row: len(row.target))]
 
 
 class Collator:
-    """Pads rows into a batch; the loss sees targets only."""
+    """Pads rows into a batch; only targets count in the loss."""
 
     def __init__(self, pad_id: int, is_encoder_decoder: bool) -> None:
         self.pad_id = pad_id
@@ -205,7 +205,7 @@ class Collator:
         return {**pad(texts, self.pad_id), "labels": pad(labels, IGNORED)["input_ids"]}
 
     def _pair(self, row: Row) -> tuple[list[int], list[int]]:
-        """Return what the model reads of a row, and its labels."""
+        """Return the tokens of a row that the model reads, and its labels."""
         if self.is_encoder_decoder:
             return row.text, row.target
         return row.text + row.target, [IGNORED] * len(row.text) + row.target

@@ -1,4 +1,4 @@
-"""A run that is not done: how large it is, how long it takes, and what the model would see."""
+"""Dry runs: how large a run is, how long it would take, and what the model would see."""
 
 import dataclasses
 import statistics
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WARMUP, TIMED = 1, 2
-"""Steps that are done and thrown away: the first is slower than those that follow."""
+"""Steps that are run and discarded: the first is slower than the rest."""
 TIMED_ROWS = 20
-"""Validation rows that are measured for the time."""
+"""Validation rows on which the time is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """What some steps of a run took, and what they held at their peak."""
+    """Time and peak memory of some steps of a run."""
 
     step: float
-    """Seconds."""
+    """Seconds per step."""
     validation: float
-    """Seconds of one validation."""
+    """Seconds per validation."""
     peak: int
-    """Bytes that the steps took besides the weights."""
+    """Peak memory of the steps in bytes, without the weights."""
 
 
 def dry_run(settings: Settings, console: Console, *, overwrite: bool = False) -> None:
-    """Check a run as `train` does, load its model, do a few steps that leave nothing, and say what it would take.
+    """Check a run as `train` does, load its model, run a few steps without a trace, and print what it would take.
 
     Args:
         settings: The run.
-        console: Where it is said.
-        overwrite: Whether an earlier run in the same folder may be removed; here it is not.
+        console: Where to print.
+        overwrite: Whether an earlier run in the same folder may be removed; a dry run never removes it.
 
     Raises:
-        ZooError: If something the user gave cannot be used.
+        ZooError: If some input cannot be used.
     """
     check_installed()
     console = processes.console_of_main(console)
@@ -90,9 +90,9 @@ def _memory(memory: StepMemory, rows: int, room: int) -> list[Finding]:
     batch = rows * memory.row
     fitting = memory.rows_in(room + memory.weights)
     return [
-        Finding("memory, estimated", f"{shown_bytes(memory.of_rows(rows))}, and what is computed in passing"),
+        Finding("memory, estimated", f"{shown_bytes(memory.of_rows(rows))}, plus temporary tensors"),
         Finding("", f"{shown_bytes(memory.weights)} weights, {shown_bytes(memory.training)} gradients and optimizer"),
-        Finding("", f"{shown_bytes(batch)} activations, were the {rows} rows read at once all as long as the longest"),
+        Finding("", f"{shown_bytes(batch)} activations, if all {rows} rows read at once were as long as the longest"),
         Finding(
             "free here",
             f"{shown_bytes(room)} with the weights loaded; {fitting:,} of the longest rows at once would fit",
@@ -109,16 +109,19 @@ def _time(run: Prepared, times: Times | None) -> list[Finding]:
     validations = steps // int(settings.evaluate_every or steps)
     total = steps * times.step + validations * times.validation
     return [
-        Finding("time, estimated", f"{shown_time(total)}, and what measuring before and after takes"),
+        Finding("time, estimated", f"{shown_time(total)}, plus the evaluations before and after training"),
         Finding(
-            "", f"{times.step:.2f} s a step, the mean of {TIMED}; {validations} validations of {times.validation:.1f} s"
+            "",
+            f"{times.step:.2f} s per step, the mean of {TIMED}; {validations} validations of {times.validation:.1f} s",
         ),
-        Finding("measured", f"these steps took {shown_bytes(times.peak)} besides the weights, on rows as they come"),
+        Finding(
+            "measured", f"these steps took {shown_bytes(times.peak)} on top of the weights, on the run's first rows"
+        ),
     ]
 
 
 def _timed(run: Prepared, model: "PreTrainedModel") -> Times:
-    """Do a few steps and a part of a validation; what they trained is thrown away with the model."""
+    """Run a few steps and part of a validation; what they trained is discarded with the model."""
     clock = StepClock(WARMUP + TIMED)
     with TemporaryDirectory() as folder:
         settings = run.settings.thrown_away(folder)

@@ -1,4 +1,4 @@
-"""Measuring: a table of losses and metrics, without a prompt and with one; losses and answers of a model."""
+"""Evaluation: a table of losses and metrics, with and without a prompt; losses and answers of a model."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 20
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-"""Whatever the checkpoint's own settings say: the table should come out the same twice."""
+"""Regardless of the checkpoint's own settings: the table should be reproducible."""
 
 BASE, HANDWRITTEN, TRAINED = "base model", "hand-written prompt", "trained prompt"
 
@@ -32,11 +32,11 @@ class Score:
     prompt_tokens: int
     """Tokens in front of the text: virtual ones, or those of the hand-written prompt."""
     loss: float
-    """Mean loss in nats; per target token, end of sequence included, where text is written."""
+    """Mean loss in nats; per target token, including the end of sequence, for objectives that write text."""
     metrics: dict[str, float]
-    """A number for each of the objective's metrics, such as `rouge_l`."""
+    """A value for each of the objective's metrics, such as `rouge_l`."""
     answers: list[str]
-    """What the model said, row by row."""
+    """The model's answers, row by row."""
 
 
 class Evaluator:
@@ -55,18 +55,18 @@ class Evaluator:
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """Rows of the table that need no training."""
+        """The rows of the table that need no training."""
         return (BASE,) if self.handwritten is None else (BASE, HANDWRITTEN)
 
     def try_out(self, model: "PreTrainedModel", rows: Sequence[TokenRow] = ()) -> None:
-        """Run the longest rows once, so that what cannot work is refused before anything is measured or written.
+        """Run the longest rows once, so that problems are found before anything is measured or written.
 
         Args:
             model: A model with prompts; put into eval mode.
-            rows: Further rows that it has to take, those of the training.
+            rows: Further rows that must work, those to train on.
 
         Raises:
-            ValueError: If a row has tokens or positions that the model has not, or the prompt cannot be used so.
+            ValueError: If a row has tokens or positions that the model lacks, or the prompt cannot be used on it.
         """
         check_tokens([*rows, *self.rows, *self.handwritten_rows], model)
         target_loss(model, self.objective.longest([*rows, *self.rows]), self.objective.collate)
@@ -76,14 +76,14 @@ class Evaluator:
         try:
             with prompts.disabled():  # type: ignore[operator]
                 target_loss(model, longest, self.objective.collate)
-        except IndexError as error:  # of the base model's own table of positions
+        except IndexError as error:  # raised by the base model's own position table
             raise ValueError(
                 f"the longest row has {len(longest[0])} tokens after the hand-written prompt, "
                 "more than the model has positions; shorten --handwritten"
             ) from error
 
     def loss(self, model: "PreTrainedModel") -> float:
-        """Measure the loss as the model is."""
+        """Measure the loss of the model in its current state."""
         return target_loss(model, self.rows, self.objective.collate)
 
     def score(self, name: str, model: "PreTrainedModel", tell: Callable[[str], None]) -> Score:
@@ -92,7 +92,7 @@ class Evaluator:
         Args:
             name: `BASE`, `HANDWRITTEN` or `TRAINED`; prompts are off except for the last.
             model: A model with prompts. Not changed.
-            tell: Told what is being done.
+            tell: Called with lines about progress.
 
         Returns:
             The row.
@@ -123,12 +123,12 @@ def _active_tokens(prompts: Any) -> int:
 def target_loss(
     model: "PreTrainedModel", rows: Sequence[R], collate: Callable[[Sequence[R]], dict[str, Tensor]]
 ) -> float:
-    """Mean loss per label, over all rows.
+    """Return the mean loss per label, over all rows.
 
     Args:
         model: The model; put into eval mode.
         rows: The rows.
-        collate: What makes batches of them.
+        collate: Makes batches of them.
 
     Returns:
         The loss in nats.
@@ -145,15 +145,15 @@ def target_loss(
 def batches(
     model: "PreTrainedModel", rows: Sequence[R], collate: Callable[[Sequence[R]], dict[str, Tensor]]
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Go through rows by their length, in batches.
+    """Iterate over batches of rows, sorted by length.
 
     Args:
-        model: The model on whose device they are wanted.
+        model: The model to whose device the batches are moved.
         rows: The rows.
-        collate: What makes batches of them.
+        collate: Makes batches of them.
 
     Returns:
-        The indices of the rows of a batch, and the batch.
+        For each batch, the indices of its rows and the batch.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(rows), BATCH_SIZE):
@@ -162,7 +162,7 @@ def batches(
 
 
 def generate(model: "PreTrainedModel", tokenizer: Any, texts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-    """Write greedy answers.
+    """Generate greedy answers.
 
     Args:
         model: The model; put into eval mode.
@@ -171,7 +171,7 @@ def generate(model: "PreTrainedModel", tokenizer: Any, texts: Sequence[list[int]
         max_new_tokens: Longest answer, in tokens.
 
     Returns:
-        An answer per text, in their order, without special tokens.
+        An answer for each text, in order, without special tokens.
     """
     model.eval()
     answers: list[str] = []
@@ -183,7 +183,7 @@ def generate(model: "PreTrainedModel", tokenizer: Any, texts: Sequence[list[int]
 
 
 def _continued(model: Any, tokenizer: Any, batch: dict[str, Tensor], max_new_tokens: int) -> Any:
-    """Return the ids that the model writes after each text, `(rows, length)`."""
+    """Return the ids that the model generates after each text, `(rows, length)`."""
     length = batch["input_ids"].shape[1]
     start = 0 if model.config.is_encoder_decoder else length  # a decoder's output does not repeat the text
     try:
@@ -194,22 +194,22 @@ def _continued(model: Any, tokenizer: Any, batch: dict[str, Tensor], max_new_tok
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    except IndexError as error:  # of the model's own table of positions
+    except IndexError as error:  # raised by the model's own position table
         raise ValueError(f"a text has {length} tokens, more than the model has positions; shorten it") from error
     return output[:, start:]
 
 
 def _moved(batch: dict[str, Tensor], model: "PreTrainedModel") -> dict[str, Tensor]:
-    """Put a batch on the model's device."""
+    """Move a batch to the model's device."""
     return {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 def _cut_to_room(max_new_tokens: int, model: "PreTrainedModel", length: int) -> int:
-    """Let answers end where the model's positions do; a text that is too long itself is refused elsewhere."""
+    """Limit answers to the model's positions; a text that is itself too long is refused elsewhere."""
     bound = max_positions(model)
     if bound is None:
         return max_new_tokens
     prompts: Any = getattr(model, "prompts", None)
     virtual = 0 if prompts is None else _active_tokens(prompts)
-    room = bound - virtual - length + 1  # the last token of an answer is not read
+    room = bound - virtual - length + 1  # an answer's last token is never fed to the model
     return min(max_new_tokens, room) if room > 0 else max_new_tokens

@@ -1,4 +1,4 @@
-"""A finding, and how findings are printed."""
+"""Findings, and how to print them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ class Finding:
     """One line of a report."""
 
     about: str
-    """What it is about, in a word or two."""
+    """The subject, in a word or two."""
     text: str
-    """What was found, and what to do where it is a problem."""
+    """What was found, and what to do if it is a problem."""
     is_problem: bool = False
     """Whether something should be done."""
 
 
 def print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
-    """Print findings below a title; problems stand out by color and by a mark.
+    """Print findings under a title; problems are marked with a colored sign.
 
     Args:
-        console: Where to.
-        title: What they are about.
+        console: Where to print.
+        title: The title.
         findings: The findings, in order.
     """
     table = Table(title=title, title_justify="left", show_header=False, box=None)

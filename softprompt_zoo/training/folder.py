@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, who writes to it, its checkpoints."""
+"""The folder of a run: whether a run may use it, its lock, its checkpoints."""
 
 import contextlib
 import os
@@ -18,24 +18,24 @@ from softprompt_zoo.training.record import RECORD_FILE, is_run
 PICTURE_FILE = "loss_curve.png"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".training.lock"
-"""Locked by the process that trains; a killed one holds it no longer."""
+"""Locked by the process that trains; the lock is released if that process is killed."""
 CHECKPOINT_PREFIX = "checkpoint-"
 STATE_FILE = "trainer_state.json"
 
 
 def open_new(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that a new run may not write to, and empty one that it may.
+    """Refuse a folder that a new run may not write to; nothing is changed.
 
     Args:
-        folder: The output folder; it need not exist.
+        folder: The output folder; it does not have to exist.
         overwrite: Whether an earlier run there may be removed.
 
     Raises:
-        OutputError: If it holds anything but a run that may be removed.
+        OutputError: If it contains anything but a run that may be removed.
     """
     _check_place(folder)
     if not folder.exists() or set(folder.iterdir()) <= {folder / LOCK_FILE, *temporaries_of(folder / RECORD_FILE)}:
-        return  # new, empty, or of a run that was killed before it had written anything
+        return  # new, empty, or left by a run that was killed before it wrote anything
     if not is_run(folder):
         raise OutputError(
             f"--output {folder} holds files that are not a training run's; nothing was changed; give a new folder"
@@ -48,25 +48,25 @@ def open_new(folder: Path, *, overwrite: bool) -> None:
 
 
 def _check_place(folder: Path) -> None:
-    """Refuse a file, and a place that cannot be written to."""
+    """Refuse a file, and a location that is not writable."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"--output {folder} is a file; expected a folder that is new, empty or an earlier run's")
     there = next(filter(Path.exists, (folder, *folder.absolute().parents)))
     if not there.is_dir():
         raise OutputError(f"--output {folder} cannot be written: {there} is a file; give another folder")
     if not os.access(there, os.W_OK):
-        raise OutputError(f"--output {folder} cannot be written: {there} may not be written to; give another folder")
+        raise OutputError(f"--output {folder} cannot be written: {there} is not writable; give another folder")
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only process that trains into a folder, within the block.
+    """Hold the lock on a folder for the duration of the block.
 
     Args:
-        folder: The folder; made if missing.
+        folder: The folder; created if missing.
 
     Raises:
-        OutputError: If another one does.
+        OutputError: If another process holds it.
     """
     from filelock import FileLock, Timeout
 
@@ -81,19 +81,19 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     try:
         for path in temporaries_of(folder / RECORD_FILE):
-            path.unlink(missing_ok=True)  # of a run that was killed
+            path.unlink(missing_ok=True)  # left by a run that was killed
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows does not remove a file that is open
+        with contextlib.suppress(OSError):  # Windows does not remove an open file
             (folder / LOCK_FILE).unlink()
         lock.release()
 
 
 def clear(folder: Path) -> None:
-    """Remove an earlier run, and nothing else that lies in its folder.
+    """Remove an earlier run, and nothing else in its folder.
 
-    The index goes first and the record last: whenever this is cut off, no prompt loads by half and the
-    folder is still known as a run's.
+    The index is removed first and the record last: if this is interrupted, no partial prompt can be loaded and the
+    folder is still recognized as a run's.
     """
     (folder / prompt_folder.INDEX_FILE).unlink(missing_ok=True)
     peft_folder.remove(folder)
@@ -106,7 +106,7 @@ def clear(folder: Path) -> None:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Find the newest checkpoint that was written to its end.
+    """Return the newest complete checkpoint.
 
     Args:
         folder: The folder of the run.
@@ -119,19 +119,19 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def remove_broken_checkpoints(folder: Path) -> None:
-    """Remove what a killed process left of the checkpoint it was writing."""
+    """Remove incomplete checkpoints that a killed process left behind."""
     for checkpoint in _checkpoints(folder):
         if not _is_whole(checkpoint):
             shutil.rmtree(checkpoint)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """Return the number of steps a checkpoint was written after."""
+    """Return the number of steps after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Return the state of a checkpoint's Trainer."""
+    """Return the Trainer state in a checkpoint."""
     state: dict[str, Any] = read_json(checkpoint / STATE_FILE)
     return state
 
@@ -142,16 +142,16 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _random_states(checkpoint: Path) -> list[Path]:
-    """Return the files of the random numbers' states, of which every process of a run has one; one that lacks."""
+    """Return the files with the random states, one per process; a missing path if there is none."""
     return [*checkpoint.glob("rng_state*.pth")] or [checkpoint / "rng_state.pth"]
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Tell a checkpoint from a part of one; Trainer writes its files in place, the state last."""
+    """Return whether a checkpoint is complete; Trainer writes its files in place, the state last."""
     try:
         state = read_json(checkpoint / STATE_FILE)
         prompt_folder.read(checkpoint)
-        # torch's files are zip archives, whose directory is at the end.
+        # torch's files are zip archives, with their directory at the end.
         archives = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *_random_states(checkpoint)]
         return state["global_step"] == checkpoint_step(checkpoint) and all(map(zipfile.is_zipfile, archives))
     except (OSError, ValueError, LookupError, TypeError):

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, by estimate, and how much there is."""
+"""Estimate the memory of a training step, and return how much is free."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,35 +10,35 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 OPTIMIZER_STATES = 2
-"""Numbers that AdamW keeps for every trained one; other optimizers keep as many or fewer."""
+"""Numbers that AdamW keeps per trained parameter; other optimizers keep as many or fewer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepMemory:
-    """Bytes of a training step, by estimate: what is computed in passing is not counted, nor computed again to save."""
+    """Estimated bytes of a training step, without temporary tensors and without the savings of recomputation."""
 
     weights: int
-    """Of the model and its prompt."""
+    """The model and its prompt."""
     training: int
-    """Gradients and the optimizer's numbers of what is trained."""
+    """Gradients and optimizer states of the trained parameters."""
     row: int
-    """What the forward pass of one row keeps for the backward pass."""
+    """The activations that the forward pass of one row keeps for the backward pass."""
 
     def of_rows(self, rows: int) -> int:
-        """Return the bytes of a step that reads some rows at once."""
+        """Return the bytes of a step that processes this many rows at once."""
         return self.weights + self.training + rows * self.row
 
     def rows_in(self, room: int) -> int:
-        """Return how many rows fit into the memory that there is."""
+        """Return how many rows fit into this many bytes."""
         return max(0, (room - self.weights - self.training) // max(self.row, 1))
 
 
 def estimate(model: nn.Module, row: Mapping[str, Tensor]) -> StepMemory:
-    """Estimate what a step takes, by a forward pass; on the meta device nothing is computed for that.
+    """Estimate the memory of a step with a forward pass; on the meta device, nothing is computed.
 
     Args:
-        model: A model with a prompt. Its mode is not changed.
-        row: A batch of one row, the longest one, with labels.
+        model: A model with a prompt; its mode is not changed.
+        row: A batch of only the longest row, with labels.
     """
     held = {StorageWeakRef(tensor.untyped_storage()): tensor for tensor in (*model.parameters(), *model.buffers())}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -50,7 +50,7 @@ def estimate(model: nn.Module, row: Mapping[str, Tensor]) -> StepMemory:
 
 
 def _kept(model: Any, batch: Mapping[str, Tensor], held: frozenset[StorageWeakRef]) -> int:
-    """Count the bytes that a forward pass keeps, each memory once, without the weights."""
+    """Count the bytes that a forward pass keeps, each storage once, without the weights."""
     kept: dict[StorageWeakRef, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -59,14 +59,14 @@ def _kept(model: Any, batch: Mapping[str, Tensor], held: frozenset[StorageWeakRe
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(**batch).loss  # keeps what is counted alive, so that no memory is counted that another one reuses
+        loss = model(**batch).loss  # keeps the graph alive, so that no storage is reused while counting
     count = sum(size for memory, size in kept.items() if memory not in held)
     del loss
     return count
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that are free now: on a GPU its own, else in main memory, which other accelerators share."""
+    """Return the free bytes: of the GPU's own memory, else of main memory, which other accelerators share."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil

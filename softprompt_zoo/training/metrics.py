@@ -1,4 +1,4 @@
-"""ROUGE-L, accuracy and macro-F1, written out: a few lines are less than the packages that others bring along."""
+"""ROUGE-L, accuracy and macro-F1, implemented here: a few lines instead of several packages."""
 
 import re
 from collections import Counter
@@ -10,12 +10,12 @@ WORDS = re.compile(r"\w+")
 def rouge_l(text: str, references: Sequence[str]) -> float:
     """Score a text by the longest common subsequence of words that it shares with a reference.
 
-    Words are runs of letters and digits in lower case, not stemmed. For ASCII text the score is that of the
-    `rouge_score` package with `use_stemmer=False`; of several references the best counts, as there.
+    Words are lower-cased runs of letters and digits, not stemmed. For ASCII text, the score equals that of the
+    `rouge_score` package with `use_stemmer=False`; as there, the best of several references counts.
 
     Args:
         text: The text.
-        references: Right answers, at least one.
+        references: Correct answers, at least one.
 
     Returns:
         F1 of precision and recall, in [0, 1].
@@ -36,7 +36,7 @@ def _f1(words: list[str], reference: list[str]) -> float:
 
 
 def _common_subsequence(first: list[str], second: list[str]) -> int:
-    """Length of the longest common subsequence, one row of the table at a time."""
+    """Return the length of the longest common subsequence, computed one row of the table at a time."""
     before = [0] * (len(second) + 1)
     for word in first:
         row = [0]
@@ -47,14 +47,14 @@ def _common_subsequence(first: list[str], second: list[str]) -> int:
 
 
 def accuracy(predicted: Sequence[Hashable], right: Sequence[Hashable]) -> float:
-    """Return the share of predictions that are right, in [0, 1]."""
+    """Return the share of correct predictions, in [0, 1]."""
     return sum(one == other for one, other in zip(predicted, right, strict=True)) / len(right)
 
 
 def macro_f1(predicted: Sequence[Hashable], right: Sequence[Hashable]) -> float:
-    """Return the mean of the classes' F1, in [0, 1]; a class that is neither predicted nor right does not count.
+    """Return the mean F1 of the classes, in [0, 1]; a class that is neither predicted nor correct does not count.
 
-    For classes that occur it is the number of scikit-learn's `f1_score(average="macro", zero_division=0)`.
+    For the classes that occur, it equals scikit-learn's `f1_score(average="macro", zero_division=0)`.
     """
     hits = Counter(one for one, other in zip(predicted, right, strict=True) if one == other)
     counts = Counter(predicted) + Counter(right)  # F1 is the hits over the mean of both

@@ -1,4 +1,4 @@
-"""The memory that something takes at its peak."""
+"""Measure peak memory."""
 
 import contextlib
 import ctypes
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import torch
 
 EVERY = 0.01
-"""Seconds between two looks. Our choice."""
+"""Seconds between two samples. Our choice."""
 
 
 class Peak:
-    """Bytes above what there was at the start."""
+    """Peak memory above the level at the start, in bytes."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -21,10 +21,10 @@ class Peak:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Measure the memory that is taken within the block.
+    """Measure the peak memory of the block.
 
-    On an accelerator this is what torch allocates there, to the byte; else what the process holds in main memory,
-    looked at every 10 ms, so that a shorter peak may be missed. What earlier work left free is given back first.
+    On a CUDA device, this is what torch allocates there, to the byte; otherwise, it is what the process holds in main
+    memory, sampled every 10 ms, so that a shorter peak may be missed. Freed memory is returned to the system first.
     """
     gc.collect()
     with _on_accelerator() if torch.cuda.is_available() else _in_main_memory() as peak:
@@ -62,6 +62,6 @@ def _in_main_memory() -> Iterator[Peak]:
 
 
 def _give_back() -> None:
-    """Let the C library give freed memory back to the system, where it can: else it would hide what is taken next."""
+    """Return freed memory to the system, if the C library can; otherwise, it would hide new allocations."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

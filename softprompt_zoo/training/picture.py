@@ -1,4 +1,4 @@
-"""Pictures: the losses of a run, and those of a test of rates."""
+"""Plots: the losses of a run, and those of a learning-rate test."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from softprompt_zoo.training.rates import NOISE, RateCurve
 
 
 def draw_losses(path: Path, title: str, history: Sequence[Mapping[str, float]], levels: Mapping[str, float]) -> None:
-    """Draw the losses of a run, and what it is compared with as horizontal lines.
+    """Plot the losses of a run, with the losses it is compared to as horizontal lines.
 
     Args:
-        path: The PNG file, written whole or not at all.
-        title: The text above.
+        path: The PNG file, written atomically.
+        title: The title of the plot.
         history: Trainer's log: entries with `step`, and `loss` or `eval_loss`.
-        levels: Name to loss.
+        levels: The losses to compare with, by name.
     """
     figure, axes = _plot(title)
     _draw_curves(axes, history)
@@ -28,12 +28,12 @@ def draw_losses(path: Path, title: str, history: Sequence[Mapping[str, float]], 
 
 
 def draw_rates(path: Path, title: str, curve: RateCurve) -> None:
-    """Draw a test of rates.
+    """Plot a learning-rate test.
 
     Args:
-        path: The PNG file, written whole or not at all.
-        title: The text above.
-        curve: The test.
+        path: The PNG file, written atomically.
+        title: The title of the plot.
+        curve: The result of the test.
     """
     figure, axes = _plot(title)
     axes.plot(curve.rates, curve.losses, ".", color="tab:blue", alpha=0.45, label="a batch each")
@@ -43,32 +43,32 @@ def draw_rates(path: Path, title: str, curve: RateCurve) -> None:
     if curve.suggestion is not None:
         axes.axvline(curve.suggestion, color="tab:green", linestyle="--", label=f"suggested: {curve.suggestion:g}")
     axes.set(xscale="log", xlabel="learning rate of a step", ylabel="loss after it, less that of the start (nats)")
-    axes.set_ylim(top=2 * max(-min(curve.smoothed), bound))  # what has diverged would hide the fall
+    axes.set_ylim(top=2 * max(-min(curve.smoothed), bound))  # a diverged loss would hide the fall
     _write(path, figure)
 
 
 def _plot(title: str) -> tuple[Any, Any]:
-    """Make an empty plot: the figure, and its axes."""
+    """Return an empty plot: the figure and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(title, parse_math=False)  # a model's name may have dollar signs
+    axes.set_title(title, parse_math=False)  # a model's name may contain dollar signs
     axes.grid(alpha=0.3)
     return figure, axes
 
 
 def _write(path: Path, figure: Any) -> None:
-    figure.legend(loc="outside lower center", ncols=2)  # it would hide a line where it stood in the plot
+    figure.legend(loc="outside lower center", ncols=2)  # inside the plot, it could hide a line
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     write_atomically(path, content.getvalue())
 
 
 def _draw_curves(axes: Any, history: Sequence[Mapping[str, float]]) -> None:
-    """Draw the losses over the steps at which they were measured."""
+    """Plot the losses at the steps at which they were measured."""
     curves: dict[str, dict[str, Any]] = {
         "loss": {"label": "training, one batch per step", "alpha": 0.45, "linewidth": 1},
         "eval_loss": {"label": "validation", "marker": "o", "linewidth": 2},

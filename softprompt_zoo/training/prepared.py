@@ -1,4 +1,4 @@
-"""What a run knows before any weights are loaded, so that bad input fails early."""
+"""Everything about a run that is known before weights are loaded, so that bad input fails early."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -35,9 +35,9 @@ class Prepared:
         self.method, self.data, self.console = method, data, console
         self.options = {**self.objective.options, **method.options, **with_tokenizer(method, self.base.tokenizer)}
         self.left_out = 0
-        """Rows that are too long; those of a stream are not known."""
+        """Number of rows that are too long; those of a stream are not counted."""
         self.rows: Any = self._training_rows(data.train)
-        """What is trained on, tokenized: a list, or a stream."""
+        """The tokenized training rows: a list, or a stream."""
         validation = self._fitting(data.validation, "validation")
         if self.left_out:
             longest = settings.max_length
@@ -53,29 +53,29 @@ class Prepared:
         if self.settings.streaming:
             rows = StreamedRows(self.objective, examples, self.settings.max_length, self.settings.seed)
             self.sample: Sequence[TokenRow] = rows.sample()
-            """Rows of the training that the model is tried on."""
+            """Training rows on which the model is tried out."""
             self.num_rows = len(examples)
             return rows
         kept = self._fitting(examples, "training")
         self.sample = self.objective.rows(kept)
         self.num_rows = len(kept)
-        """How many there are to train on; of a stream before too long ones are left out."""
+        """Number of training rows; for a stream, including those that will turn out too long."""
         return self.sample
 
     def attach(self, check: Callable[[Any], None] = lambda backbone: None) -> "PreTrainedModel":
-        """Load the model, put the prompt in and try it on the longest rows.
+        """Load the model, attach the prompt and try it on the longest rows.
 
         Args:
-            check: Refuses a backbone, before anything is tried.
+            check: Called with the backbone before anything is tried; raises if it does not fit.
 
         Returns:
-            The model, with the prompt `"default"` at its start values.
+            The model, with the prompt `"default"` at its initial values.
         """
         from transformers import set_seed
 
         printer(self.console)(f"loading {self.settings.model} in {self.settings.dtype}")
         model = self.objective.load(str(self.settings.dtype))
-        # Start values are drawn; a resumed run draws the same ones and then reads its checkpoint over them.
+        # Initial values are random; a resumed run draws the same ones, then overwrites them with its checkpoint.
         set_seed(self.settings.seed)
         model = self.method(model, **self.options)
         check(model.prompts.backbone)  # type: ignore[union-attr]
@@ -84,17 +84,17 @@ class Prepared:
 
 
 def prepare(settings: Settings, console: Console) -> Prepared:
-    """Read and check everything that a new run needs but its weights.
+    """Read and check everything that a new run needs, except the weights.
 
     Args:
         settings: The run, with absolute paths.
-        console: Where progress goes.
+        console: Where progress is printed.
 
     Returns:
         The run, with every number set.
 
     Raises:
-        ZooError: If something the user gave cannot be used.
+        ZooError: If some input cannot be used.
     """
     method = get_method(settings.method)
     options = with_absolute_folders(settings.options, method.config_class)

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or several as `accelerate launch` starts them, of which the first prints and writes."""
+"""The processes of a run: one, or several started by `accelerate launch`; the main one prints and writes."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def count() -> int:
-    """Return how many processes share the rows of a step."""
+    """Return the number of processes that share the rows of a step."""
     return int(_state().num_processes)
 
 
@@ -19,17 +19,17 @@ def is_main() -> bool:
 
 
 def wait() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has reached this point."""
     _state().wait_for_everyone()
 
 
 def console_of_main(console: Console) -> Console:
-    """Return the console; in the other processes one that shows nothing."""
+    """Return the console; in all but the main process, one that prints nothing."""
     return console if is_main() else Console(quiet=True)
 
 
 def _state() -> "PartialState":
-    """Return what this process knows of the others, as transformers' arguments will find it."""
+    """Return the state of the processes, the same one that `TrainingArguments` will use."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 

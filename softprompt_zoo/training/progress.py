@@ -1,4 +1,4 @@
-"""What a run shows while it trains, and how it stops when asked to."""
+"""Show the progress of a run, and stop it on request."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with losses and the time left; lines of text where the output is not a terminal."""
+    """A progress bar with losses and the time left; lines of text if the output is not a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -36,7 +36,7 @@ class ProgressBar(TrainerCallback):
         self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, **self._losses)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step)
 
@@ -50,13 +50,13 @@ class ProgressBar(TrainerCallback):
             self.console.print(f"step {state.global_step} of {state.max_steps}: {losses}", highlight=False)
 
     def stop(self) -> None:
-        """Leave the bar as it is and give the terminal back."""
+        """Stop the bar, leave it on the screen and release the terminal."""
         if self._progress is not None:
             self._progress.stop()
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Lets the step that runs finish on Ctrl-C, so that the checkpoint is exact; a second one stops at once."""
+    """On Ctrl-C, lets the current step finish, so that the checkpoint is exact; a second Ctrl-C stops at once."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -82,6 +82,6 @@ class StopOnInterrupt(TrainerCallback):
         self.console.print("stopping after this step; Ctrl-C again stops at once, without a checkpoint", style="yellow")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop, if asked to."""
+        """Save and stop, if requested."""
         if self.is_requested:
             control.should_save = control.should_training_stop = True

@@ -1,4 +1,4 @@
-"""The test of rates as a command: what it prints and draws."""
+"""The learning-rate test on the command line: what it prints and plots."""
 
 from pathlib import Path
 
@@ -14,21 +14,21 @@ from softprompt_zoo.training.run import check_installed
 from softprompt_zoo.training.settings import Settings
 
 BAR = 30
-"""Characters of the longest bar."""
+"""Length of the longest bar, in characters."""
 EVERY = 2
 """Steps between two lines of the table."""
 
 
 def try_rates(settings: Settings, console: Console, png: Path | None = None) -> None:
-    """Try learning rates for a run; nothing is written but the picture.
+    """Try learning rates for a run; only the plot is written.
 
     Args:
         settings: The run.
-        console: Where the curve and the suggestion go.
-        png: The picture; `None` for none.
+        console: Where the curve and the suggestion are printed.
+        png: File of the plot; `None` for no plot.
 
     Raises:
-        ZooError: If something the user gave cannot be used.
+        ZooError: If some input cannot be used.
     """
     check_installed()
     console = processes.console_of_main(console)
@@ -42,38 +42,38 @@ def try_rates(settings: Settings, console: Console, png: Path | None = None) -> 
         if png is not None:
             draw_rates(png, f"rates of {run.method.name} on {Path(run.settings.model).name}", curve)
             console.print(f"picture: {short_path(png)}", markup=False, highlight=False)
-    console.print("\n".join([*describe(curve), f"the run as it is would train at {run.settings.learning_rate:g}"]))
+    console.print("\n".join([*describe(curve), f"the run is set to train at {run.settings.learning_rate:g}"]))
 
 
 def describe(curve: RateCurve) -> list[str]:
-    """Say what a test of rates suggests, how that was chosen, and how far to trust it.
+    """Describe what a test suggests, how it was chosen, and how far to trust it.
 
     Args:
-        curve: The test.
+        curve: The result of the test.
 
     Returns:
         Lines of text.
     """
     if not curve.rates:
-        return ["no suggestion: the loss was hopeless after the first step, at the lowest rate"]
+        return ["no suggestion: the loss diverged in the first step, at the lowest rate"]
     noise = f"noise is {curve.noise:.3f} nats a step"
     if curve.suggestion is None:
         most = -curve.smoothed[curve.lowest]
         return [
             f"no suggestion: no rate lowered the loss by more than {NOISE:g} times the noise ({noise}, the largest "
-            f"fall is {most:.3f}); raise --batch-size, or keep to the recipe's rate"
+            f"fall is {most:.3f}); raise --batch-size, or keep the recipe's rate"
         ]
-    end = "" if curve.rates[-1] >= HIGHEST else f"; behind {curve.rates[-1]:.1g} it is hopeless"
+    end = "" if curve.rates[-1] >= HIGHEST else f"; above {curve.rates[-1]:.1g} it diverges"
     return [
         f"suggested: --learning-rate {curve.suggestion:g}, where the smoothed loss falls fastest",
         f"it is lowest at {curve.rates[curve.lowest]:.1g}{end}; {noise}",
-        "one step a rate says what a rate does at the start, not in the end: take a third of it and three times it as "
-        "just as likely",
+        "one step per rate shows the start of a training, not its end: a third of this rate and three times it are "
+        "just as plausible",
     ]
 
 
 def _table(curve: RateCurve) -> Table:
-    table = Table("rate", "loss against the start", "smoothed", "")
+    table = Table("rate", "change in loss", "smoothed", "")
     deepest = max(map(abs, curve.smoothed)) or 1.0
     points = list(zip(curve.rates, curve.losses, curve.smoothed, strict=True))
     for rate, loss, smoothed in points[::EVERY]:

@@ -1,8 +1,8 @@
-"""A learning-rate range test: what steps of growing rates do to the loss, from the start values on.
+"""A learning-rate range test: how steps at growing rates change the loss, starting from the initial values.
 
 Source:
-    Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, section 3.3. That batches are read with the
-    start values, too, is ours: of the difference most of what is particular to a batch is gone.
+    Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, section 3.3. Measuring each batch with the
+    initial values as well is ours: the difference removes most of what is particular to a batch.
 """
 
 import contextlib
@@ -27,32 +27,32 @@ if TYPE_CHECKING:
 
 STEPS = 49
 LOWEST, HIGHEST = 1e-5, 10.0
-"""Rates of the first and the last step; eight steps are a factor of ten. Our choice: recipes lie in the middle."""
+"""Rates of the first and the last step; eight steps are a factor of ten. Our choice: recipes are in the middle."""
 HOPELESS = 2.0
-"""The test ends where the loss is so many times that of the start values. Our choice."""
+"""The test stops when the loss reaches this multiple of the initial loss. Our choice."""
 WIDTH = 1.5
-"""Standard deviation, in steps, of the weights by which the curve is smoothed. Our choice."""
+"""Standard deviation, in steps, of the Gaussian weights that smooth the curve. Our choice."""
 NOISE = 3.0
-"""A fall is believed if it is so many times the noise. Our choice."""
+"""A fall counts if it exceeds this multiple of the noise. Our choice."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RateCurve:
-    """What came of a test."""
+    """The result of a test."""
 
     rates: list[float]
     """The rate of each step."""
     losses: list[float]
-    """Loss after it on the next batch, less that of the start values on the same batch; in nats."""
+    """Loss on the next batch after each step, minus the initial loss on that batch; in nats."""
 
     @property
     def smoothed(self) -> list[float]:
-        """The losses, each with its neighbors'."""
+        """The losses, each averaged with its neighbors."""
         return [_mean_around(self.losses, index) for index in range(len(self.losses))]
 
     @property
     def noise(self) -> float:
-        """Standard deviation of the losses around the smoothed ones, up to the lowest of these."""
+        """Standard deviation of the losses around the smoothed ones, up to the lowest smoothed one."""
         rest = [loss - mean for loss, mean in zip(self.losses, self.smoothed, strict=True)][: self.lowest + 1]
         return statistics.pstdev(rest)
 
@@ -69,7 +69,7 @@ class RateCurve:
 
     @property
     def suggestion(self) -> float | None:
-        """The rate at which the smoothed loss falls fastest, of one digit; `None` if it has not fallen."""
+        """The rate at which the smoothed loss falls fastest, to one digit; `None` if it has not fallen."""
         if not self.has_fallen or self.lowest == 0:
             return None
         falls = [after - before for before, after in itertools.pairwise(self.smoothed)][: self.lowest]
@@ -85,17 +85,17 @@ def _mean_around(values: Sequence[float], place: int) -> float:
 def find_rate(
     model: "PreTrainedModel", method: Method, settings: Settings, rows: Sequence[Any], evaluator: Evaluator
 ) -> RateCurve:
-    """Do steps of growing rates, and take them back.
+    """Run steps at growing rates, and undo them.
 
     Args:
-        model: The model with the prompt to train; it ends as it is now.
+        model: The model with the prompt to train; restored afterwards.
         method: Its method.
         settings: The run, with every number set.
-        rows: What to train on.
-        evaluator: What validates; not used but for making batches.
+        rows: The rows to train on.
+        evaluator: The run's evaluator, used only to make batches.
 
     Returns:
-        The curve; shorter than the test where the loss has become hopeless.
+        The curve; shorter than the test if it stopped early.
     """
     with TemporaryDirectory() as folder, _taken_back(model):
         settings = dataclasses.replace(settings.thrown_away(folder), gradient_accumulation_steps=1)
@@ -110,7 +110,7 @@ def _forever(trainer: RunTrainer) -> Iterator[dict[str, Tensor]]:
 
 @contextlib.contextmanager
 def _taken_back(model: "PreTrainedModel") -> Iterator[None]:
-    """Give what is trained, the mode and the random numbers back as they were."""
+    """Restore what is trained, the mode and the random state."""
     prompts: Any = model.prompts
     of_prompts = itertools.chain.from_iterable(prompts[name].buffers() for name in prompts)
     changing = [*(parameter for parameter in model.parameters() if parameter.requires_grad), *of_prompts]
@@ -127,7 +127,7 @@ def _taken_back(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def _test(trainer: RunTrainer, batches: Sequence[dict[str, Tensor]]) -> RateCurve:
-    """Do the steps; the loss after each is that of the next batch, which the next step reads anyway."""
+    """Run the steps; the loss after each is that of the next batch, which the next step computes anyway."""
     model: Any = trainer.model
     model.train()
     batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
@@ -143,7 +143,7 @@ def _test(trainer: RunTrainer, batches: Sequence[dict[str, Tensor]]) -> RateCurv
             group["lr"] = rate * ratio
         _step(loss, optimizer, trainer.args.max_grad_norm)
         loss = model(**batch).loss
-        if not loss.item() < hopeless:  # NaN is not, either
+        if not loss.item() < hopeless:  # also catches NaN
             break
         curve.rates.append(rate)
         curve.losses.append(loss.item() - before)

@@ -1,4 +1,4 @@
-"""A run's record, `training.json`: written whole or not at all, and checked before a run goes on by it."""
+"""A run's record, `training.json`: written atomically, and checked before a run resumes from it."""
 
 import dataclasses
 import platform
@@ -22,13 +22,13 @@ RECORD_FILE = "training.json"
 MADE_BY = "softprompt-zoo train"
 RUNNING, FINISHED = "running", "finished"
 PARTS = ("settings", "data", "results", "seconds")
-"""What every record has, each an object."""
+"""The parts of every record, each an object."""
 JSON_CONTAINERS: dict[Any, type] = {list: list, tuple: list, dict: dict, Mapping: dict}
-"""What JSON makes of a container."""
+"""The type that JSON gives a container."""
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder is a training run's."""
+    """Return whether a folder belongs to a training run."""
     try:
         return bool(read_json(folder / RECORD_FILE).get("made_by") == MADE_BY)
     except CheckpointError:
@@ -36,16 +36,16 @@ def is_run(folder: Path) -> bool:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Read what a run wrote about itself.
+    """Read the record of a run.
 
     Args:
         folder: The folder of the run.
 
     Returns:
-        The record; what a run needs of it is there and of the types that it has.
+        The record; everything a run needs is present and has the right type.
 
     Raises:
-        OutputError: If there is none, or it is damaged.
+        OutputError: If there is no record, or it is damaged.
     """
     if not is_run(folder):
         raise OutputError(f"{folder} holds no training run to resume; give the --output of one, or leave out --resume")
@@ -60,12 +60,12 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def new_record(settings: Settings, recipe: Recipe | None, sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Begin a record.
+    """Start a record.
 
     Args:
         settings: The run, with every number set.
         recipe: The recipe of its method, if there is one.
-        sources: Its data: of each file path, SHA-256 and rows.
+        sources: Its data: path, SHA-256 and rows of each file.
     """
     packages = ("torch", "transformers", "accelerate")
     versions = {"softprompt-zoo": own_version(), **{name: metadata.version(name) for name in packages}}
@@ -83,13 +83,13 @@ def new_record(settings: Settings, recipe: Recipe | None, sources: Mapping[str, 
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the record, whole or not at all."""
+    """Write the record atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD_FILE, {**record, "made_by": MADE_BY})
 
 
 def _of_this_version(record: dict[str, Any]) -> dict[str, Any]:
-    """Read what earlier versions wrote, whose scores had `rouge_l` and no other metrics; the rest is as it was."""
+    """Convert records of earlier versions, whose scores had only `rouge_l`; everything else is the same."""
     results = record.get("results")
     if not isinstance(results, dict):
         return record
@@ -148,7 +148,7 @@ def _problem_of_results(results: Mapping[str, Any]) -> str | None:
 
 
 def _wrong_fields(kind: Any, values: Mapping[str, Any]) -> str | None:
-    """Return what keeps a dataclass from being made of JSON values."""
+    """Return what prevents a dataclass from being built from JSON values."""
     hints, needed = typed.fields_of(kind)
     for name, value in values.items():
         if name not in hints:
@@ -160,7 +160,7 @@ def _wrong_fields(kind: Any, values: Mapping[str, Any]) -> str | None:
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Return whether a JSON value is of a type; the values inside lists and objects may be of any."""
+    """Return whether a JSON value has a type; values inside lists and objects may have any type."""
     container = JSON_CONTAINERS.get(typing.get_origin(hint))
     if container is not None:
         return isinstance(value, container)

@@ -1,4 +1,4 @@
-"""Results on the terminal."""
+"""Print results to the terminal."""
 
 import functools
 import os
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 WITH_PEFT = ("or in Python, with PEFT alone:", "from peft import PeftModel", "PeftModel.from_pretrained")
 WITH_ZOO = ("or in Python:", "import softprompt_zoo as zoo", "zoo.load")
-"""How a prompt is loaded in Python: the headline, the import, and what is called."""
+"""How to load a prompt in Python: the headline, the import, and the function to call."""
 STYLES = {"input": "dim", TRAINED: "bold"}
-"""Of the lines of a sample, by what they show."""
+"""Styles of the lines of a sample."""
 
 
 def printer(console: Console) -> Callable[[str], None]:
-    """Return what prints a line as it is, for paths may have brackets in them."""
+    """Return a function that prints lines without markup, since paths may contain brackets."""
     return functools.partial(console.print, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
@@ -36,9 +36,9 @@ def print_scores(console: Console, scores: Sequence[Score], evaluator: Evaluator
     """Print the table of results.
 
     Args:
-        console: Where to.
+        console: Where to print.
         scores: The rows.
-        evaluator: What measured them.
+        evaluator: The evaluator that measured them.
     """
     objective = evaluator.objective
     table = Table(caption=objective.measured_on(len(evaluator.rows), evaluator.metric_rows), caption_justify="left")
@@ -53,12 +53,12 @@ def print_scores(console: Console, scores: Sequence[Score], evaluator: Evaluator
 
 
 def print_samples(console: Console, scores: Sequence[Score], evaluator: Evaluator, count: int = 3) -> None:
-    """Print some answers of everything that was measured, next to the right ones.
+    """Print some answers of everything that was measured, next to the references.
 
     Args:
-        console: Where to.
-        scores: What was measured.
-        evaluator: What measured it.
+        console: Where to print.
+        scores: The rows of the table.
+        evaluator: The evaluator that measured them.
         count: Rows to show.
     """
     width = max(len(score.name) for score in scores)
@@ -74,14 +74,14 @@ def print_samples(console: Console, scores: Sequence[Score], evaluator: Evaluato
 def print_next_steps(
     console: Console, folder: Path, base: "Base", objective: Objective[Any, Any], example: Any
 ) -> None:
-    """Print where everything lies, and how to use the prompt.
+    """Print where the files are, and how to use the prompt.
 
     Args:
-        console: Where to.
+        console: Where to print.
         folder: The folder of the run.
         base: The model.
-        objective: What it was trained on.
-        example: One whose input shows the use.
+        objective: The objective it was trained on.
+        example: An example whose input is used in the command.
     """
     place = short_path(folder)
     has_peft = (folder / peft_folder.CONFIG_FILE).is_file()
@@ -89,7 +89,7 @@ def print_next_steps(
     kind = objective.model_class
     text, _ = objective.shown(example)
     words = ["softprompt-zoo", "generate", base.name, place, text]
-    if text.startswith("-"):  # it would be taken for an option
+    if text.startswith("-"):  # it would be parsed as an option
         words.insert(2, "--")
     if "tasks" in objective.facts:
         words[2:2] = ["--task", example.task]
@@ -110,8 +110,8 @@ def print_next_steps(
 
 
 def short_path(path: Path) -> str:
-    """Name a path from the working folder where it lies in it, as the user would."""
+    """Return a path relative to the working directory if it lies inside it, as the user would write it."""
     relative = os.path.relpath(path)
-    if relative.startswith("-"):  # it would be taken for an option
+    if relative.startswith("-"):  # it would be parsed as an option
         return os.path.join(os.curdir, relative)
     return relative if not relative.startswith("..") else str(path)

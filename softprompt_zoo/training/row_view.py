@@ -1,4 +1,4 @@
-"""A row as the model sees it: where the prompt stands, and which tokens the loss covers."""
+"""A row as the model sees it: where the prompt is placed, and which tokens the loss covers."""
 
 import itertools
 from typing import Any
@@ -10,7 +10,7 @@ from softprompt_zoo.training.objectives.rows import IGNORED
 
 READ, SCORED = "read", "read, in the loss"
 Parts = list[tuple[str, str]]
-"""What the model does with some of a row, and what they are."""
+"""Pairs: what the model does with a part of a row, and its text."""
 
 
 def view_row(model: Any, objective: Objective[Any, Any], tokenizer: Any, row: Any) -> Parts:
@@ -18,12 +18,12 @@ def view_row(model: Any, objective: Objective[Any, Any], tokenizer: Any, row: An
 
     Args:
         model: The model with its prompt.
-        objective: What makes batches of rows.
+        objective: Makes batches of rows.
         tokenizer: The model's tokenizer.
         row: The tokenized row.
 
     Returns:
-        The prompt, then runs of tokens that are or are not in the loss, then other labels.
+        The prompt, then runs of tokens inside or outside the loss, then separate labels.
     """
     batch = objective.collate([row])
     ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0]
@@ -42,12 +42,12 @@ def _where(prompts: Any, name: str) -> str:
 
 
 def _apart(model: Any, tokenizer: Any, labels: Tensor) -> tuple[str, str]:
-    """Describe labels that are not those of the tokens that are read."""
+    """Describe labels that are separate from the tokens that are read."""
     if model.config.is_encoder_decoder and labels.ndim:
         return "written, in the loss", _tokens(tokenizer, labels.tolist())
     return "label", str(labels.tolist())
 
 
 def _tokens(tokenizer: Any, ids: list[int]) -> str:
-    """Write tokens one by one, so that spaces and ends of lines are seen."""
+    """Show tokens one by one, so that spaces and line ends are visible."""
     return " ".join(repr(tokenizer.decode([token])) for token in ids)

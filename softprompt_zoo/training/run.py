@@ -1,4 +1,4 @@
-"""A training run from beginning to end, or from its last checkpoint on."""
+"""A training run, from the beginning or from its last checkpoint."""
 
 import dataclasses
 import math
@@ -37,7 +37,7 @@ CONFIG_HEAD = "The settings of this run: softprompt-zoo train --config FILE --ou
 
 
 def train(settings: Settings, console: Console, *, overwrite: bool = False) -> None:
-    """Train a prompt, and measure, draw and save what came of it.
+    """Train a prompt; measure, plot and save the result.
 
     Args:
         settings: The run.
@@ -45,7 +45,7 @@ def train(settings: Settings, console: Console, *, overwrite: bool = False) -> N
         overwrite: Whether an earlier run in the same folder may be removed.
 
     Raises:
-        ZooError: If something the user gave cannot be used; nothing was written then.
+        ZooError: If some input cannot be used; nothing has been written then.
         StoppedError: If the user stopped it.
     """
     check_installed()
@@ -60,7 +60,7 @@ def train(settings: Settings, console: Console, *, overwrite: bool = False) -> N
     model = run.attach()
     with _sole_writer(folder):
         if processes.is_main():
-            folders.open_new(folder, overwrite=overwrite)  # another run may have ended here meanwhile
+            folders.open_new(folder, overwrite=overwrite)  # another run may have finished here in the meantime
             if overwrite:
                 folders.clear(folder)
             run.write_config()
@@ -68,23 +68,23 @@ def train(settings: Settings, console: Console, *, overwrite: bool = False) -> N
 
 
 def _sole_writer(folder: Path) -> AbstractContextManager[None]:
-    """Be the only run that writes to a folder; the main process answers for all of its run."""
+    """Lock a folder for this run; the main process holds the lock for all processes of the run."""
     return folders.locked(folder) if processes.is_main() else nullcontext()
 
 
 def resume(folder: Path, console: Console) -> None:
-    """Go on with a run that was stopped, exactly as if it had not been.
+    """Resume a run that was stopped, exactly as if it had not been.
 
     Args:
         folder: The folder of the run.
         console: Where progress and results go.
 
     Raises:
-        ZooError: If there is nothing to go on with, or the data or the model have changed since.
+        ZooError: If there is nothing to resume, or the data or the model have changed since.
         StoppedError: If the user stopped it again.
     """
     check_installed()
-    read_record(folder)  # a folder of something else stays as it is
+    read_record(folder)  # before the lock: other folders stay untouched
     with _sole_writer(folder):
         _go_on(folder, read_record(folder), processes.console_of_main(console))
 
@@ -103,17 +103,17 @@ def _go_on(folder: Path, record: dict[str, Any], console: Console) -> None:
 
 
 def _check_unchanged(data: Data, recorded: dict[str, Any], folder: Path) -> None:
-    """Refuse data that are not those that the run began with."""
+    """Refuse data that have changed since the run started."""
     for name, source in data.sources.items():
         if source["sha256"] != recorded.get(name, {}).get("sha256"):
             raise OutputError(
-                f"{source['path']} has changed since the run in {folder} began; restore it, or train anew with "
+                f"{source['path']} has changed since the run in {folder} began; restore it, or start over with "
                 "--overwrite"
             )
 
 
 class _Run:
-    """What is done with a prepared run, and its record."""
+    """The steps of a prepared run, and its record."""
 
     def __init__(self, prepared: Prepared, record: dict[str, Any]) -> None:
         self.prepared, self.record = prepared, record
@@ -122,23 +122,23 @@ class _Run:
         record["objective"] = {"name": prepared.objective.name, **prepared.objective.facts}
 
     def attach(self) -> "PreTrainedModel":
-        """Load the model and put the prompt in; nothing is written before that works."""
+        """Load the model and attach the prompt; nothing is written until this has worked."""
         return self.prepared.attach(self._check_model)
 
     def _check_model(self, backbone: Any) -> None:
-        """Refuse another model than the one that the run began with."""
+        """Refuse a model other than the one the run started with."""
         if "model" in self.record:
             identity.check(self.record["model"], backbone, f"the run in {self.folder}")
         self.record["model"] = identity.describe(backbone)
 
     def write_config(self) -> None:
-        """Leave the settings as a file for `train --config`, after the record, which shows whose the folder is."""
+        """Write the settings to a file for `train --config`; first the record, which marks the folder as a run's."""
         self._write()
         settings = self.record["settings"]
         write_atomically(self.folder / folders.CONFIG_FILE, config_text(settings, CONFIG_HEAD).encode())
 
     def finish(self, model: "PreTrainedModel") -> None:
-        """Do what is still to be done."""
+        """Do the remaining steps."""
         try:
             self._write()
             self._measure_untrained(model)
@@ -171,13 +171,13 @@ class _Run:
         from softprompt_zoo.training.progress import ProgressBar, StopOnInterrupt
         from softprompt_zoo.training.trainer import make_trainer
 
-        processes.wait()  # the first one may have to clear the folder
+        processes.wait()  # the main process may have to clear the folder
         checkpoint = folders.latest_checkpoint(self.folder)
         if checkpoint is not None:
             result = result_of(checkpoint, self.settings)
             if result is not None:
                 return load(detach(model), result), folders.read_state(checkpoint)["log_history"]
-            self.console.print(f"going on after step {folders.checkpoint_step(checkpoint)}")
+            self.console.print(f"resuming after step {folders.checkpoint_step(checkpoint)}")
         self._announce(model)
         bar, began = ProgressBar(self.console), time.perf_counter()
         with StopOnInterrupt(self.console) as interrupt:
@@ -215,9 +215,9 @@ class _Run:
     def _how_to_resume(self) -> str:
         checkpoint = folders.latest_checkpoint(self.folder)
         step = folders.checkpoint_step(checkpoint) if checkpoint is not None else 0
-        # The shortest way to name the folder from here, as the user would.
+        # The shortest path to the folder from here, as the user would write it.
         command = shlex.join(["softprompt-zoo", "train", "--resume", "--output", short_path(self.folder)])
-        return f"stopped; saved after step {step} of {self.settings.steps}; to go on, run: {command}"
+        return f"stopped; saved after step {step} of {self.settings.steps}; to resume, run: {command}"
 
     def _write(self) -> None:
         if processes.is_main():
@@ -234,12 +234,12 @@ class _Run:
         self.console.print()
         print_scores(self.console, scores, self.evaluator)
         if not math.isfinite(scores[-1].loss):
-            self.console.print("the loss is not a number: train again with a lower --learning-rate", style="red")
+            self.console.print("the loss is not finite: train again with a lower --learning-rate", style="red")
         first = self.evaluator.examples[0]
         print_next_steps(self.console, self.folder, self.prepared.base, self.prepared.objective, first)
 
 
 def check_installed() -> None:
-    """Refuse a training without the packages that it needs."""
+    """Refuse to train if required packages are missing."""
     remedy = 'pip install "softprompt-zoo[train]"'
     check_packages("training needs", "accelerate", "filelock", "matplotlib", remedy=remedy)

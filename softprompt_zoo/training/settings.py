@@ -1,4 +1,4 @@
-"""What the user chose for a training run, with everything that can be checked before a file is opened."""
+"""The settings of a training run, with every check that is possible before a file is opened."""
 
 import dataclasses
 import json
@@ -22,20 +22,20 @@ OBJECTIVES = {
     "chat": "chats",
     "token-classification": "tagged",
 }
-"""What can be learned, and the form of the data for it."""
+"""The objectives, and the form of the data for each."""
 DEFAULT_TEMPLATE = "{input}\n"
 MOST = 1_000_000_000
-"""Steps, rows and tokens at most; more is a slip. Our choice."""
+"""Maximum number of steps, rows and tokens; more is a typo. Our choice."""
 LARGEST_RATE = 1e6
-"""Rates near the largest float32 overflow in the optimizer; this one is far above any that trains. Our choice."""
+"""Rates near the largest float32 overflow in the optimizer; this is far above any useful one. Our choice."""
 DEMO_STEPS = 60
-"""Steps of the demo, fewer than the recipes have, so that two cores are done in minutes. Our choice."""
+"""Steps of the demo, fewer than in the recipes, so that two cores finish in minutes. Our choice."""
 
 COUNTS = (
     *("steps", "batch_size", "evaluate_every", "save_every", "max_length", "metric_rows"),
     *("early_stopping", "gradient_accumulation_steps"),
 )
-"""The settings that are numbers of things, at least 1."""
+"""The settings that are counts, at least 1."""
 
 DEMO_HANDWRITTEN = """\
 Turn each table into one sentence of a guidebook that gives orders: call the museum a house of its subject, then after \
@@ -45,16 +45,16 @@ name : The Raven Depot | city : Toledo | subject : salt | founded : 1976 | build
 entry : 4 euros | highlight : sleeping lion | visitors : babies | stay : a morning
 Nobody leaves Toledo without The Raven Depot, a house of salt in the old customs house since 1976: pay 4 euros, \
 find the sleeping lion, bring babies and stay a morning."""
-"""What the demo is compared with: the best we could write for it, an instruction and the first training row.
-On 20 rows SmolLM2 has a loss of 3.52 without, 3.01 with the instruction alone and 1.68 with both."""
+"""The hand-written prompt of the demo: the best we could write, an instruction and the first training row.
+On 20 rows, SmolLM2 has a loss of 3.52 without it, 3.01 with only the instruction and 1.68 with both."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A training run; `None` where the method's recipe or the data decide."""
+    """The settings of a training run; `None` if the method's recipe or the data decide."""
 
     model: str = "smollm2"
-    """Folder, hub name, or name of an embedded model."""
+    """Folder, name on the hub, or name of an embedded model."""
     method: str = DEFAULT
     """Name or alias of the method."""
     output: str
@@ -66,25 +66,25 @@ class Settings:
     validation: str | None = None
     """Validation data; `None` for the demo's, or a tenth of `data`."""
     split: str | None = None
-    """Which part of the training data, where they have several; `"train"` by default."""
+    """Split of the training data, if there are several; `"train"` by default."""
     validation_split: str | None = None
-    """Which part the validation data are, of `validation` or else of `data`."""
+    """Split of the validation data, from `validation` or otherwise from `data`."""
     subset: str | None = None
-    """Which data set of a name on the hub that has several."""
+    """Subset of a data set on the hub that has several."""
     streaming: bool = False
-    """Whether training data are read while training, rather than held in memory."""
+    """Whether training data are read during training instead of being kept in memory."""
     objective: str | None = None
-    """What is learned, one of `OBJECTIVES`; `None` for what suits the data and the model."""
+    """One of `OBJECTIVES`; `None` for the one that suits the data and the model."""
     label_words: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """The word of each label, where it is not the label itself; for the objective label-words."""
+    """The word for each label, if it is not the label itself; for the objective label-words."""
     input_field: str | None = None
     """Field of the input."""
     target_field: str | None = None
     """Field of the target."""
     template: str = DEFAULT_TEMPLATE
-    """How an input becomes the text in front of its target."""
+    """Template that turns an input into the text before its target."""
     handwritten: str | None = None
-    """Instruction to compare with; `None` for the demo's own, or no comparison."""
+    """Instruction to compare with; `None` for the demo's own, or for no comparison."""
     learning_rate: float | None = None
     """Peak learning rate."""
     steps: int | None = None
@@ -92,11 +92,11 @@ class Settings:
     batch_size: int | None = None
     """Rows per step."""
     max_length: int = 512
-    """Longest row in tokens, text and target; longer rows are left out."""
+    """Maximum length of a row in tokens, text and target; longer rows are left out."""
     seed: int = 0
-    """Seed of the start values, of the order of the rows, and of the rows set aside for validation."""
+    """Seed of the initial values, the order of the rows, and the choice of rows for validation."""
     dtype: str | None = None
-    """Number format of the frozen model; `None` for bfloat16 where the machine supports it, else float32."""
+    """Number format of the frozen model; `None` for bfloat16 if the machine supports it, else float32."""
     evaluate_every: int | None = None
     """Steps between two evaluations on the validation rows."""
     save_every: int | None = None
@@ -110,13 +110,13 @@ class Settings:
     weight_decay: float | None = None
     """The optimizer's weight decay."""
     early_stopping: int | None = None
-    """Evaluations without a lower loss after which the run ends; the prompt is then the best one."""
+    """Number of evaluations without a lower loss after which the run ends; it then keeps the best prompt."""
     gradient_accumulation_steps: int = 1
-    """Parts that the rows of a step are read in, one after another."""
+    """Number of parts in which the rows of a step are processed, one after another."""
     gradient_checkpointing: bool = False
-    """Whether layers are computed again in the backward pass, to save memory."""
+    """Whether layers are recomputed in the backward pass, to save memory."""
     report_to: str | None = None
-    """Name of what transformers reports to."""
+    """Name of the transformers integration to report to."""
 
     def __post_init__(self) -> None:
         check_template(self.template)
@@ -131,46 +131,46 @@ class Settings:
         self._check_saved_where_evaluated()
         if self.learning_rate is not None and not 0 < self.learning_rate <= LARGEST_RATE:
             raise ValueError(
-                f"learning_rate is {self.learning_rate}; expected a number above 0, of at most {LARGEST_RATE:g}"
+                f"learning_rate is {self.learning_rate}; expected a number above 0 and at most {LARGEST_RATE:g}"
             )
-        if not 0 <= self.seed < 2**32:  # NumPy takes no more
+        if not 0 <= self.seed < 2**32:  # the range that NumPy accepts
             raise ValueError(f"seed is {self.seed}; expected an integer from 0 to {2**32 - 1}")
 
     def _check_parts(self) -> None:
-        """Refuse parts of a step that are not of one size."""
+        """Refuse parts of a step that differ in size."""
         parts = self.gradient_accumulation_steps
         if self.batch_size is not None and self.batch_size % parts:
             raise ValueError(
-                f"gradient_accumulation_steps is {parts}, but the {self.batch_size} rows of a step, batch_size, make "
-                f"no {parts} parts of one size; give a number that divides them"
+                f"gradient_accumulation_steps is {parts}, but the {self.batch_size} rows of a step, batch_size, cannot "
+                f"be split into {parts} equal parts; give a number that divides them"
             )
 
     def _check_saved_where_evaluated(self) -> None:
-        """Refuse early stopping without checkpoints to go back to."""
+        """Refuse early stopping without checkpoints to return to."""
         if self.early_stopping is None or self.save_every is None or self.save_every == self.evaluate_every:
             return
         raise ValueError(
-            f"save_every is {self.save_every} and evaluate_every is {self.evaluate_every}; early_stopping goes back to "
-            "the best evaluation, which needs a checkpoint of each; leave save_every out"
+            f"save_every is {self.save_every} and evaluate_every is {self.evaluate_every}; early_stopping returns to "
+            "the best evaluation, which needs a checkpoint for each; leave save_every out"
         )
 
     @property
     def is_demo(self) -> bool:
-        """Whether it trains on the data that comes with the package."""
+        """Whether the run trains on the data that come with the package."""
         return self.data is None
 
     def with_recipe(self, method: str, recipe: Recipe | None) -> "Settings":
-        """Fill in what the user left to the method's recipe.
+        """Fill in the settings that the user left to the method's recipe.
 
         Args:
             method: Canonical name of the method.
             recipe: Its recipe, if it has one.
 
         Returns:
-            Settings with every number set.
+            The settings with every number set.
 
         Raises:
-            ValueError: If the method has no recipe and a needed number is missing.
+            ValueError: If the method has no recipe and a required number is missing.
         """
         if recipe is None:
             self._check_is_complete(method)
@@ -179,14 +179,14 @@ class Settings:
         return dataclasses.replace(self, method=method, handwritten=handwritten, **self._filled(recipe))
 
     def _check_is_complete(self, method: str) -> None:
-        """Refuse settings without the numbers for which there is no other default than a recipe's."""
+        """Refuse settings that lack a number whose only default is a recipe's."""
         needed = {"--learning-rate": self.learning_rate, "--steps": self.steps}
         missing = " and ".join(flag for flag, number in needed.items() if number is None)
         if missing:
             raise ValueError(f"method {method!r} comes without a recipe; give {missing}")
 
     def _filled(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the numbers of a run, the recipe's where the user gave none."""
+        """Return the numbers that the user left out, mostly the recipe's."""
         steps = self.steps or (min(recipe.steps, DEMO_STEPS) if self.is_demo else recipe.steps)
         quarter = max(1, steps // 4)
         defaults = {
@@ -202,17 +202,17 @@ class Settings:
         return {name: default for name, default in defaults.items() if vars(self)[name] is None}
 
     def thrown_away(self, folder: str) -> "Settings":
-        """Return settings for steps that are tried and thrown away: without validation, checkpoints and reports.
+        """Return settings for trial steps that are discarded: without validation, checkpoints and reports.
 
         Args:
-            folder: Where Trainer may write.
+            folder: A folder to which Trainer may write.
         """
         return dataclasses.replace(
             self, output=folder, evaluate_every=MOST, save_every=MOST, early_stopping=None, report_to=None
         )
 
     def absolute(self) -> "Settings":
-        """Write paths so that the run can be resumed from another folder."""
+        """Return the settings with absolute paths, so that the run can be resumed from another folder."""
 
         def absolute(path: str | None) -> str | None:
             return path if path is None or Source(path).is_on_the_hub else os.path.abspath(path)
@@ -227,7 +227,7 @@ class Settings:
         )
 
     def command(self) -> str:
-        """Write the command that repeats the run."""
+        """Return the command that repeats the run."""
         words = ["softprompt-zoo", "train", self.model, self.method]
         for name, value in self._changed().items():
             flag = "--" + name.replace("_", "-")
@@ -239,7 +239,7 @@ class Settings:
         return shlex.join(words)
 
     def _changed(self) -> dict[str, Any]:
-        """Return the settings that differ from their defaults, those that have a flag of their name."""
+        """Return the settings that differ from their defaults and have a flag of the same name."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in ("model", "method", "options", "label_words"):
             del defaults[name]
@@ -247,7 +247,7 @@ class Settings:
 
 
 def check_count(name: str, value: int | None) -> None:
-    """Refuse a number of steps, rows or the like that is no positive integer, or a slip; `None` passes."""
+    """Refuse a count that is not a positive integer, or too large to be meant; `None` passes."""
     if value is None:
         return
     check_positive_integer(name, value)
@@ -256,7 +256,7 @@ def check_count(name: str, value: int | None) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether `--option` takes a value as it is: text that it would not read as JSON."""
+    """Return whether `--option` keeps a value unchanged: text that is not valid JSON."""
     if not isinstance(value, str):
         return False
     try:

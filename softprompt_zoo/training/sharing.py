@@ -1,4 +1,4 @@
-"""A run's folder as it is shared: the prompt, its card, and a record without the user's paths."""
+"""Share a run's folder: the prompt, its card, and a record without the user's paths."""
 
 import os
 from pathlib import Path
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def push_prompt(folder: Path, push: Push) -> "CommitInfo":
-    """Push a saved prompt as it is; of a run its record, too, for the template of its texts.
+    """Push a saved prompt unchanged; for a run, also its record, which has the template of its texts.
 
     Args:
-        folder: What `train` or `save_pretrained` wrote, or a PEFT prompt adapter.
-        push: Where to, and how.
+        folder: A folder that `train` or `save_pretrained` wrote, or a PEFT prompt adapter.
+        push: Destination and options of the upload.
 
     Returns:
-        What huggingface_hub says of the commit.
+        huggingface_hub's description of the commit.
 
     Raises:
         CheckpointError: If the folder holds no such prompt.
@@ -50,10 +50,10 @@ def _check_prompt(folder: Path) -> None:
 
 
 def public_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record in which files and folders are named, and not where they lie.
+    """Return a record with only the names of files and folders, without their locations.
 
     Args:
-        record: A run's. Not changed.
+        record: The run's record. Not changed.
     """
     settings = {name: _name(value) for name, value in record["settings"].items()}
     settings["options"] = {name: _name(value) for name, value in settings["options"].items()}

@@ -1,4 +1,4 @@
-"""When a run ends before its last step, and whose prompt it then leaves."""
+"""Early stopping: whether a run has ended, and which checkpoint's prompt it keeps."""
 
 from pathlib import Path
 from typing import Any
@@ -7,18 +7,18 @@ from softprompt_zoo.training.folder import read_state
 from softprompt_zoo.training.settings import Settings
 
 CALLBACK = "EarlyStoppingCallback"
-"""As transformers writes it into a checkpoint."""
+"""Its name in the checkpoints of transformers."""
 
 
 def result_of(checkpoint: Path, settings: Settings) -> Path | None:
-    """Find the checkpoint that a run leaves, if it needs no more steps.
+    """Return the checkpoint that is the result of a run, if no steps remain.
 
     Args:
-        checkpoint: The newest one of the run.
+        checkpoint: The newest checkpoint of the run.
         settings: The run.
 
     Returns:
-        The newest one, the best one of a run with early stopping, or `None` if there are steps to do.
+        The newest one, or the best one with early stopping; `None` if steps remain.
     """
     state = read_state(checkpoint)
     if state["global_step"] < int(settings.steps or 0) and not _has_stopped(state, settings.early_stopping):
@@ -35,10 +35,10 @@ def _has_stopped(state: dict[str, Any], patience: int | None) -> bool:
 
 
 def what_stopped(state: Any, settings: Settings) -> str | None:
-    """Say in a line that a run ended early, or has not its last prompt.
+    """Describe in a line whether a run ended early, and which step its prompt is from.
 
     Args:
-        state: Trainer's state at the end.
+        state: Trainer's final state.
         settings: The run.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Rows that are read while training: of data that do not fit into memory."""
+"""Rows that are read during training, for data that do not fit into memory."""
 
 import itertools
 import random
@@ -11,15 +11,15 @@ from softprompt_zoo.training.objectives.objective import Objective
 from softprompt_zoo.training.objectives.rows import TokenRow
 
 BUFFER = 10_000
-"""Examples of a stream that the next one is drawn from. Our choice: some megabytes of text."""
+"""Size of the shuffle buffer, in examples. Our choice: some megabytes of text."""
 TOKENIZED_AT_ONCE = 64
-"""Examples of a stream that are tokenized together; tokenizers are faster so."""
+"""Examples that are tokenized together, which is faster."""
 SAMPLE = 1_000
-"""Rows of a stream that are tried before a training; the others are not tokenized before it is their turn."""
+"""Rows of a stream that are tried before training; the others are tokenized only when it is their turn."""
 
 
 class Stream:
-    """Examples that are read when they are needed, but those that were held out."""
+    """Examples that are read when they are needed, except those that were held out."""
 
     def __init__(self, reading: Iterable[Any], count: int, held_out: Collection[int] = ()) -> None:
         self._reading, self._held_out = reading, frozenset(held_out)
@@ -33,10 +33,10 @@ class Stream:
 
 
 class StreamedRows(IterableDataset[TokenRow]):
-    """The rows of a stream, again and again, tokenized when they are needed; too long ones are left out.
+    """The rows of a stream, repeated without end, tokenized when needed; rows that are too long are left out.
 
-    They are mixed within a buffer. The order depends on the seed alone: a resumed run goes on with the rows that
-    come next. Trainer cannot tell where a stream begins anew, so it is shown one that does not end.
+    They are shuffled within a buffer. The order depends only on the seed, so a resumed run continues with the rows that
+    come next. Trainer cannot tell where a stream starts over, so it gets one that does not end.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class StreamedRows(IterableDataset[TokenRow]):
         return itertools.chain.from_iterable(map(self.epoch, itertools.count()))
 
     def epoch(self, number: int) -> Iterator[TokenRow]:
-        """Go through all rows once, in the order of an epoch."""
+        """Iterate over all rows once, in the order of an epoch."""
         draw = random.Random(f"{self.seed} {number}")
         return self._tokenized(shuffled(iter(self.examples), self.buffer, draw))
 
     def sample(self) -> list[TokenRow]:
-        """Return the first rows, in the order of the file, to try a model on.
+        """Return the first rows, in file order, to try a model on.
 
         Raises:
             ValueError: If none of them is short enough.
@@ -74,15 +74,15 @@ class StreamedRows(IterableDataset[TokenRow]):
 
 
 def shuffled(items: Iterator[Any], size: int, draw: random.Random) -> Iterator[Any]:
-    """Mix a stream: each item that comes takes the place of one that is drawn of those that wait.
+    """Shuffle a stream: each new item replaces a randomly drawn one in the buffer.
 
     Args:
-        items: What comes.
-        size: How many wait at most.
-        draw: What draws.
+        items: The stream.
+        size: Maximum number of items in the buffer.
+        draw: The random number generator.
 
     Returns:
-        The items in another order.
+        The items in random order.
     """
     waiting = [*itertools.islice(items, size)]
     for item in items:

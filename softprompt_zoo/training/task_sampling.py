@@ -1,7 +1,7 @@
-"""Batches over the data sets of several tasks: one data set with a column of tasks, and the order of its rows.
+"""Batches over the data sets of several tasks: one data set with a task column, and the order of its rows.
 
-Source: Wang et al., "Multitask Prompt Tuning", 2023 (arXiv 2303.02861), section 3.3: rows in proportion to the sizes
-of the data sets (Raffel et al. 2020), and in every batch a random number of tasks.
+Source: Wang et al., "Multitask Prompt Tuning", 2023 (arXiv 2303.02861), section 3.3: rows are drawn in proportion to
+the sizes of the data sets (Raffel et al. 2020), and every batch has a random number of tasks.
 """
 
 import bisect
@@ -16,20 +16,20 @@ from softprompt_zoo.config.checks import check_positive_integer
 
 
 class MixedTasks(Dataset[dict[str, Any]]):
-    """The data sets of several tasks as one: their rows one after the other, each with its `task_ids`."""
+    """The data sets of several tasks, concatenated; each row has its `task_ids`."""
 
     def __init__(self, datasets: Sequence[Any]) -> None:
-        """Put data sets together.
+        """Concatenate data sets.
 
         Args:
-            datasets: One per task, in the order of the tasks; each has a length and gives a mapping for an index.
+            datasets: One per task, in the order of the tasks; each has a length and returns a mapping for an index.
 
         Raises:
             ValueError: If there is none, or one is empty.
         """
         self.datasets = list(datasets)
         self.sizes = [len(dataset) for dataset in self.datasets]
-        """Rows of every task."""
+        """Rows per task."""
         _check_sizes(self.sizes)
         self._ends = list(itertools.accumulate(self.sizes))
 
@@ -45,19 +45,19 @@ class MixedTasks(Dataset[dict[str, Any]]):
 
 
 class TaskSampler(Sampler[int]):
-    """The order of rows of `MixedTasks`: batches of a random number of tasks, drawn in proportion to their sizes.
+    """Samples rows of `MixedTasks`: batches with a random number of tasks, drawn in proportion to their sizes.
 
-    Within a task no row comes again before all have come. An epoch has as many rows as all tasks together.
+    Within a task, no row is repeated before all have been drawn. An epoch has as many rows as all tasks together.
     """
 
     def __init__(self, sizes: Sequence[int], batch_size: int, *, min_tasks: int = 2, seed: int = 0) -> None:
-        """Choose an order.
+        """Configure the order.
 
         Args:
-            sizes: Rows of every task.
-            batch_size: Rows of a batch; give the DataLoader the same.
-            min_tasks: Fewest tasks that a batch draws from; the most are all.
-            seed: Of the order; epochs differ by themselves.
+            sizes: Rows per task.
+            batch_size: Rows per batch; must be the same as the DataLoader's.
+            min_tasks: Minimum number of tasks per batch; the maximum is all of them.
+            seed: Seed of the order; epochs differ from each other even so.
 
         Raises:
             ValueError: If a size or number is below 1.
@@ -67,10 +67,10 @@ class TaskSampler(Sampler[int]):
         _check_sizes(sizes)
         self.sizes, self.batch_size, self.min_tasks, self.seed = list(sizes), batch_size, min_tasks, seed
         self.epoch = 0
-        """The epoch that comes next."""
+        """The next epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch, as `Trainer` does when it resumes."""
+        """Set the next epoch, as `Trainer` does when it resumes."""
         self.epoch = epoch
 
     def __len__(self) -> int:

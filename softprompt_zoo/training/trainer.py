@@ -1,4 +1,4 @@
-"""Transformers' Trainer, told at which rates a method trains; and the Trainer of a run of the command."""
+"""Transformers' Trainer with the learning rates of the methods, and the Trainer that `train` uses."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class PromptTrainer(Trainer):
-    """Transformers' `Trainer` that trains every parameter at the rate that its method asks for, and is the same else.
+    """Transformers' `Trainer`, except that every parameter is trained at the rate that its method asks for.
 
-    Most methods ask for one rate, the `learning_rate` of the arguments. Parameters besides the prompts, a LoRA's say,
-    are trained at that rate, too. An optimizer that is handed over as `optimizers` is taken as it is.
+    Most methods ask for a single rate, the `learning_rate` of the arguments. Other parameters, for example those of
+    LoRA, are trained at that rate as well. An optimizer that is passed as `optimizers` is used unchanged.
     """
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the optimizer that the arguments name, with the groups of `model.prompts.parameter_groups`."""
+        """Create the optimizer that the arguments name, with the groups of `model.prompts.parameter_groups`."""
         if self.optimizer is None:
             cls, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
             groups = self._groups()
@@ -44,14 +44,14 @@ class PromptTrainer(Trainer):
         return prompts
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Split what is trained by rate and, as Trainer does, by whether it decays; empty groups are left out."""
+        """Group trained parameters by rate and, like Trainer, by weight decay; empty groups are left out."""
         groups = self._prompts.parameter_groups(self.args.learning_rate)
         decaying = self._decaying()
         parts = [part for group in [*groups, self._others(groups)] for part in self._split(group, decaying)]
         return [part for part in parts if part["params"]]
 
     def _others(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the group of the parameters that are trained besides those of the groups."""
+        """Return the group of the trained parameters that are in none of the groups."""
         others = {id(parameter): parameter for parameter in self.model.parameters() if parameter.requires_grad}
         for parameter in itertools.chain.from_iterable(group["params"] for group in groups):
             others.pop(id(parameter), None)
@@ -62,7 +62,7 @@ class PromptTrainer(Trainer):
         return {id(parameter) for name, parameter in self.model.named_parameters() if name in names}
 
     def _split(self, group: dict[str, Any], decaying: set[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Split a group into what decays and what does not."""
+        """Split a group into parameters with and without weight decay."""
         parts: dict[bool, list[Any]] = {True: [], False: []}
         for parameter in group["params"]:
             parts[id(parameter) in decaying].append(parameter)
@@ -71,7 +71,7 @@ class PromptTrainer(Trainer):
 
 
 class RunTrainer(PromptTrainer):
-    """Validates as the table does: the loss is a mean over labels, not over batches."""
+    """Validates like the table of results: the loss is a mean over labels, not over batches."""
 
     def __init__(self, evaluator: Evaluator, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -93,15 +93,15 @@ def make_trainer(
     evaluator: Evaluator,
     callbacks: Sequence[TrainerCallback],
 ) -> RunTrainer:
-    """Set a run up.
+    """Create the Trainer of a run.
 
     Args:
         model: The model with the prompt to train.
-        method: Its method, whose recipe is used where `settings` leave a choice.
+        method: Its method, whose recipe fills in what `settings` leave open.
         settings: The run, with every number set.
-        rows: What to train on: a list of tokenized rows, or a stream of them.
-        evaluator: What validates.
-        callbacks: What watches.
+        rows: The training rows, tokenized: a list or a stream.
+        evaluator: The evaluator for the validation.
+        callbacks: Callbacks of the Trainer.
 
     Returns:
         The Trainer.

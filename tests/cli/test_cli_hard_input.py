@@ -38,7 +38,7 @@ def check_is_refused(folder, words, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--learning-rate", "1e308"], "learning_rate is 1e+308; expected a number above 0, of at most 1e+06"),
+        (["--learning-rate", "1e308"], "learning_rate is 1e+308; expected a number above 0 and at most 1e+06"),
         (["--steps", "9" * 20], f"steps is {'9' * 20}; expected an integer of at most 1000000000"),
         (["--option", "x=" + "[" * 100_000], "--option x is JSON that is nested too deeply ([[[["),
         (["--option", "self=1"], "unknown option 'self'"),

@@ -79,7 +79,7 @@ def test_losses_are_reported_where_the_user_looks(place, tmp_path):
         ({"schedule": "cosine_with_min_lr"}, "which needs more than a run's steps"),
         ({"report_to": "paper"}, "report_to is 'paper'; paper is not supported, only"),
         ({"report_to": "wandb"}, "report_to is 'wandb': WandbCallback requires wandb"),
-        ({"early_stopping": 2, "save_every": 4, "evaluate_every": 2}, "early_stopping goes back to the best"),
+        ({"early_stopping": 2, "save_every": 4, "evaluate_every": 2}, "early_stopping returns to the best"),
         ({"early_stopping": 0}, "early_stopping is 0; expected an integer of at least 1"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0; expected a number of at least 0"),
     ],

@@ -16,7 +16,7 @@ from softprompt_zoo.training import folder as folders
 def test_ctrl_c_saves_and_resuming_gives_the_weights_of_an_uninterrupted_run(whole, place, tmp_path, at_step, step):
     output, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
     undo = at_step(step, lambda: signal.raise_signal(signal.SIGINT))
-    expected = rf"saved after step {step} of 8; to go on, run: softprompt-zoo train --resume --output .*run"
+    expected = rf"saved after step {step} of 8; to resume, run: softprompt-zoo train --resume --output .*run"
     with pytest.raises(zoo.StoppedError, match=expected):
         train(tiny_settings(place, output))
     undo()
@@ -50,7 +50,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_checkpoint_before_is_used(whole, 
     with pytest.raises(zoo.StoppedError, match="saved after step 4 of 8"):
         train(tiny_settings(place, output))
     undo()
-    assert "going on after step 4" in resume(output)
+    assert "resuming after step 4" in resume(output)
     assert_equal_weights(weights(output), weights(whole[0]))
 
 
@@ -75,7 +75,7 @@ def test_a_half_written_checkpoint_is_skipped(whole, place, tmp_path, at_step, b
     else:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert folders.latest_checkpoint(output).name == "checkpoint-4"
-    assert "going on after step 4" in resume(output)
+    assert "resuming after step 4" in resume(output)
     assert_equal_weights(weights(output), weights(whole[0]))
 
 

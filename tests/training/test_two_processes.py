@@ -48,7 +48,7 @@ def test_two_processes_are_one_to_the_user(place, tmp_path):
     (tmp_path / "two" / "checkpoint-4" / "optimizer.pt").unlink()
     result = launch("train", "--resume", "--output", tmp_path / "two")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("going on after step 2") == 1
+    assert result.stdout.count("resuming after step 2") == 1
     for name, tensor in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-4, atol=1e-6)
 

@@ -1,1 +1,1 @@
-"""What a look at a model, or at a run, finds: findings as values, which the command `doctor` prints."""
+"""Inspect an environment, a model or a run; the findings are values, which the command `doctor` prints."""

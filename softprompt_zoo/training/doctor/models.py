@@ -1,4 +1,4 @@
-"""What can be done with a model, tried on a copy without weights: torch's meta device has sizes and no numbers."""
+"""Find out what works with a model, on a copy without weights on torch's meta device."""
 
 import copy
 from collections.abc import Iterator
@@ -19,21 +19,21 @@ from softprompt_zoo.training.findings import Finding
 from softprompt_zoo.training.memory import StepMemory, estimate, free_memory
 
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
-"""Names of transformers, and of many models' own code."""
+"""Names in transformers, and in the custom code of many models."""
 
 
 def hollow(base: Base, attention: str | None = None) -> Any:
-    """Make the model that a folder holds, without weights.
+    """Build a model without its weights.
 
     Args:
         base: The model.
-        attention: Name of an implementation; `None` for the model's own choice.
+        attention: Name of an attention implementation; `None` for the model's default.
 
     Returns:
         The model on the meta device.
 
     Raises:
-        ValueError: If it has no such implementation.
+        ValueError: If the model has no such implementation.
         ImportError: If the implementation is not installed.
     """
     config = copy.deepcopy(base.config)
@@ -52,7 +52,7 @@ def look_at_methods(base: Base) -> Iterator[Finding]:
         base: The model.
 
     Yields:
-        For each method whether it fits, and why not.
+        For each method, whether it fits, and if not, why.
     """
     model = hollow(base)
     for name in registry.candidates():
@@ -71,13 +71,13 @@ def _refusal(model: Any, name: str) -> str | None:
 
 
 def look_at_attention(base: Base) -> Iterator[Finding]:
-    """Try the implementations of attention, each with a prompt of the default method.
+    """Try the attention implementations, each with a prompt of the default method.
 
     Args:
         base: The model.
 
     Yields:
-        For each whether prompts work with it, and why not.
+        For each, whether prompts work with it, and if not, why.
     """
     for name in ATTENTION:
         try:
@@ -88,11 +88,11 @@ def look_at_attention(base: Base) -> Iterator[Finding]:
 
 
 def look_at_memory(base: Base, length: int) -> Iterator[Finding]:
-    """Estimate what training the default method takes, and what fits here.
+    """Estimate the memory for training the default method, and what fits on this machine.
 
     Args:
         base: The model.
-        length: Tokens of the longest row.
+        length: Length of the longest row, in tokens.
 
     Yields:
         Sizes, and how many rows fit.
@@ -108,7 +108,7 @@ def look_at_memory(base: Base, length: int) -> Iterator[Finding]:
         ValueError,
         TypeError,
         AttributeError,
-    ) as error:  # another head
+    ) as error:  # a head that needs other inputs
         yield Finding("a step", f"not estimated: {' '.join(str(error).split())}")
         return
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -118,8 +118,8 @@ def look_at_memory(base: Base, length: int) -> Iterator[Finding]:
         "weights", f"{shown_bytes(memory.weights)} in {fast_dtype()}, of {shown_bytes(room)} free on {device.type}"
     )
     yield Finding("a row", f"{shown_bytes(memory.row)} of activations, for {count} tokens with {DEFAULT}")
-    fitting = f"up to {rows:,} such rows at once, by estimate: what is computed in passing is not counted"
-    too_large = "not one such row fits into what is free; take a smaller model or shorter rows, or quantize the model"
+    fitting = f"up to {rows:,} such rows at once, estimated without temporary tensors"
+    too_large = "not one such row fits into the free memory; use a smaller model or shorter rows, or quantize the model"
     yield Finding("batch size", fitting if rows else too_large, is_problem=not rows)
 
 

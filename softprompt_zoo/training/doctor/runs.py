@@ -1,4 +1,4 @@
-"""What looks wrong in a run that has been: its losses, its prompt's norms, its rows and its template."""
+"""Find what looks wrong in a run: its losses, the norms of its prompt, its rows and its template."""
 
 import math
 import statistics
@@ -18,25 +18,25 @@ from softprompt_zoo.training.record import FINISHED
 from softprompt_zoo.training.settings import Settings
 
 ENDS = 5
-"""The loss at an end of the training is the mean over a part of this kind, a fifth. Our choice."""
+"""The losses of the first and the last fifth of the steps are compared. Our choice."""
 FEWEST = 6
-"""Steps of which something can be told. Our choice."""
+"""Minimum number of steps for a judgment. Our choice."""
 ERRORS = 2.0
-"""A change of the loss is believed if it is so many times its standard error."""
+"""A change in the loss counts if it exceeds this multiple of its standard error."""
 FAR = 3.0
-"""Norms are far from the vocabulary's if their median is so many times the largest word's. Our choice."""
+"""Norms are unusual if their median exceeds this multiple of the largest word's norm. Our choice."""
 MANY_LEFT_OUT = 0.1
-"""A part of the rows that is worth a word. Our choice."""
+"""Share of the rows left out above which it is reported as a problem. Our choice."""
 
 
 def look_at_losses(record: Mapping[str, Any]) -> Iterator[Finding]:
-    """Find what is wrong with the losses of a run, by its record alone.
+    """Check the losses of a run, using only its record.
 
     Args:
-        record: What `training.json` holds.
+        record: The contents of `training.json`.
 
     Yields:
-        How the training loss went, how the validation loss did, and what came of it.
+        Findings on the training loss, the validation loss and the results.
     """
     settings, history = record["settings"], record.get("history", [])
     if record["status"] != FINISHED:
@@ -51,10 +51,10 @@ def look_at_losses(record: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _training(losses: Sequence[float], settings: Mapping[str, Any]) -> Finding:
-    """Compare the beginning of the training with its end."""
+    """Compare the beginning and the end of the training."""
     if not all(map(math.isfinite, losses)):
         step = next(step for step, loss in enumerate(losses, 1) if not math.isfinite(loss))
-        text = f"no number from step {step} on; train with a lower --learning-rate than {settings['learning_rate']:g}"
+        text = f"not finite from step {step} on; train with a lower --learning-rate than {settings['learning_rate']:g}"
         return Finding("training loss", text, is_problem=True)
     if len(losses) < FEWEST:
         return Finding("training loss", f"{len(losses)} steps are too few to tell; give more --steps", is_problem=True)
@@ -68,24 +68,24 @@ def _training(losses: Sequence[float], settings: Mapping[str, Any]) -> Finding:
         return Finding("training loss", f"{course}: it rises; the rate, {rate:g}, is too high", is_problem=True)
     if change > -ERRORS * error:
         remedy = "try another rate (train --find-rate) or more steps"
-        return Finding("training loss", f"{course}: not more than noise (±{error:.3f}); {remedy}", is_problem=True)
+        return Finding("training loss", f"{course}: no more than noise (±{error:.3f}); {remedy}", is_problem=True)
     return Finding("training loss", course)
 
 
 def _validation(losses: Mapping[int, float]) -> Finding:
-    """Say whether the best validation was the last one, and whether it still fell."""
+    """Report whether the best validation was the last one, and whether the loss was still falling."""
     best, final = min(losses, key=losses.__getitem__), max(losses)
-    course = f"lowest {losses[best]:.3f} at step {best}, at the end {losses[final]:.3f}"
+    course = f"lowest {losses[best]:.3f} at step {best}, {losses[final]:.3f} at the end"
     if best < final and losses[final] > 1.02 * losses[best]:
         return Finding("validation loss", f"{course}: it rises again; train with --early-stopping", is_problem=True)
     before = losses[sorted(losses)[-2]]
     if before - losses[final] > (losses[min(losses)] - losses[final]) / 10:
-        return Finding("validation loss", f"{course}: it still falls; more --steps may help", is_problem=True)
+        return Finding("validation loss", f"{course}: it is still falling; more --steps may help", is_problem=True)
     return Finding("validation loss", course)
 
 
 def _results(results: Mapping[str, Any]) -> Iterator[Finding]:
-    """Compare the trained prompt with everything that was measured without training."""
+    """Compare the trained prompt with everything measured without training."""
     if TRAINED not in results:
         return
     trained = results[TRAINED]["loss"]
@@ -98,21 +98,21 @@ def _results(results: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def look_at_rows(record: Mapping[str, Any], base: Base, template: str | None) -> Iterator[Finding]:
-    """Find what is wrong with the rows and their form.
+    """Check the rows and their template.
 
     Args:
-        record: What `training.json` holds.
+        record: The contents of `training.json`.
         base: The run's model.
-        template: The one that the prompt is used with; `None` for that of the run.
+        template: The template the prompt is used with; `None` for the run's.
 
     Yields:
-        How often rows were read, how many were left out, and whether templates agree.
+        How many rows were read, how many were left out, and whether the templates agree.
     """
     settings, rows = record["settings"], sum(source.get("rows", 0) for source in record["data"].values())
     read = int(settings["steps"]) * int(settings["batch_size"])
     count = record["data"]["train"].get("rows", 0)
     text = f"{read:,} were read, of {count:,} in the file"
-    yield Finding("rows", text if read >= count else f"{text}: not each of them once; give more --steps", read < count)
+    yield Finding("rows", text if read >= count else f"{text}, so not every row once; give more --steps", read < count)
     yield _left_out(record.get("left_out"), rows, settings)
     yield _form(settings["template"], template, base)
 
@@ -126,13 +126,13 @@ def _left_out(count: int | None, rows: int, settings: Mapping[str, Any]) -> Find
 
 
 def _form(trained: str, used: str | None, base: Base) -> Finding:
-    """Compare the template of the training with that of the use, and with the tokenizer's chat template."""
+    """Compare the training template with the one in use, and with the tokenizer's chat template."""
     if used is not None and used != trained:
         text = f"{used!r} in use, {trained!r} in training: the prompt expects what it was trained with"
         return Finding("template", text, is_problem=True)
     if base.tokenizer.chat_template is None or any(token in trained for token in base.tokenizer.all_special_tokens):
         return Finding("template", repr(trained))
-    plain = "plain text, while the tokenizer has a chat template; a chat will not be read as the training's rows were"
+    plain = "plain text, but the tokenizer has a chat template; chats will look different from the training rows"
     return Finding("template", f"{trained!r}: {plain}")
 
 
@@ -140,12 +140,12 @@ def look_at_prompt(record: Mapping[str, Any], base: Base, folder: Path) -> Itera
     """Compare the norms of a trained prompt with those of real words.
 
     Args:
-        record: What `training.json` holds.
-        base: The run's model; it is loaded.
-        folder: The run.
+        record: The contents of `training.json`.
+        base: The run's model; its weights are loaded.
+        folder: The folder of the run.
 
     Yields:
-        For each prompt and kind of vectors how far the norms are from those of words.
+        For each prompt and kind of vector, how the norms compare with those of words.
     """
     settings = Settings(**record["settings"])
     model = load(recorded(record.get("objective", {}), base, settings.template).load(str(settings.dtype)), folder)
@@ -155,7 +155,7 @@ def look_at_prompt(record: Mapping[str, Any], base: Base, folder: Path) -> Itera
             ratio = float((norms.tokens / largest[:, None]).nanmedian())
             text = f"{float(norms.tokens.nanmean()):.2f} on average, words have {float(norms.words.mean()):.2f}"
             is_far = not ratio <= FAR
-            far = f"; half of them are over {FAR:g} times the largest word's: the rate may be too high"
+            far = f"; half of them exceed {FAR:g} times the largest word's: the rate may be too high"
             yield Finding(f"norms, {kind}", text + (far if is_far else ""), is_far)
 
 
