@@ -58,6 +58,6 @@ app.add_typer(_bank, name="bank")
 
 def main() -> None:
     """Run the command line."""
-    if os.environ.get("COLUMNS", "").strip() == "0":  # as some terminals say that they do not know: nothing would fit
+    if os.environ.get("COLUMNS", "").strip() == "0":  # some terminals report an unknown width as 0
         del os.environ["COLUMNS"]
     app()

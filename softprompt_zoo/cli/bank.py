@@ -1,4 +1,4 @@
-"""`bank add`, `bank import`, `bank list`, `bank verify`, `bank delete`: stores of very many prompts."""
+"""`bank add`, `bank import`, `bank list`, `bank verify` and `bank delete`: stores of very many prompts."""
 
 import warnings
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ def add(
     folder = found(prompt_folder, revision)
     network: Any = load(base.load(), folder)
     prompts = {part: network.prompts[part] for part in combination_of(network.prompts, prompt or None, task)}
-    prefix = engine_prefix(PrefixMaker.of(network), prompts, task)  # what cannot be one is said before a bank is made
+    prefix = engine_prefix(PrefixMaker.of(network), prompts, task)  # fail before the bank is created
     stored = PromptBank(bank, network, dtype=stored_dtype)
     stored.add(chosen, prefix, overwrite=overwrite)
     made = f"a prefix of {prefix.num_virtual_tokens} tokens{_sources(prompts, network.prompts.backbone)}"
@@ -62,14 +62,14 @@ def add(
 
 
 def _sources(prompts: "Mapping[str, Prompt]", backbone: "Backbone") -> str:
-    """Say what a prefix was folded from, where that was something else."""
+    """Return a description of what a prefix was folded from; empty if it was a single prefix."""
     is_input = any(prompt.merged_tokens(backbone).at(backbone.kind.site) is None for prompt in prompts.values())
     parts = ", ".join(f"{name!r} ({prompt.method})" for name, prompt in prompts.items())
     return f", folded from {parts}" if is_input or len(prompts) > 1 else ""
 
 
 def _prepared(model: str, dtype: str | None) -> "tuple[Base, torch.dtype | None]":
-    """Check what can be checked before the model is read."""
+    """Check everything that can be checked before the model is loaded."""
     import torch
 
     from softprompt_zoo.bank.opening import check_installed
@@ -104,8 +104,8 @@ def import_prompts(
     from softprompt_zoo.bank.importing import LeftOutWarning
 
     base, stored_dtype = _prepared(model, dtype)
-    if not folder.is_dir():  # said before a bank is made
-        raise ValueError(f"FOLDER {str(folder)!r} is not a folder; expected saved prompts, or one of them")
+    if not folder.is_dir():  # fail before the bank is created
+        raise ValueError(f"FOLDER {str(folder)!r} is not a folder; expected a folder of saved prompts, or one prompt")
     stored = PromptBank(bank, base.load(), dtype=stored_dtype, as_prefix=as_prefix)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

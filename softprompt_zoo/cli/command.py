@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-"""What the system says of a disk or a quota without room."""
+"""Error numbers for a full disk or an exhausted quota."""
 USER_ERROR, INTERRUPTED = 2, 130
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn what the user got wrong into one red line and exit code 2.
+    """Turn user errors into one red line and exit code 2.
 
     Args:
         function: The command. Not changed.
 
     Returns:
-        The command with an option `--debug` more.
+        The command with an additional option `--debug`.
     """
 
     @functools.wraps(function)
     def wrapper(*args: Any, debug: bool = False, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except BrokenPipeError:  # the reader has enough, as `head` has; typer ends quietly
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe; typer ends quietly
             raise
         except (ZooError, ValueError, TypeError, OSError) as error:
             if debug:
@@ -56,19 +56,19 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in FULL:
         place = f" ({error.filename})" if error.filename else ""
-        return f"the disk is full{place}; make room, and run the command again; a training goes on with --resume"
+        return f"the disk is full{place}; free some space, and run the command again; resume a training with --resume"
     return str(error) or type(error).__name__
 
 
 def console() -> "Console":
-    """Return what commands print to."""
+    """Return the console that commands print to."""
     from rich.console import Console
 
-    return Console(emoji=False)  # a text with :smile: in it is shown as it is
+    return Console(emoji=False)  # print a text with :smile: in it verbatim
 
 
 def quiet() -> None:
-    """Keep what transformers tells its developers away from the user's terminal."""
+    """Silence warnings and progress bars of transformers, which are not meant for users of the command line."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -76,24 +76,24 @@ def quiet() -> None:
 
 
 def check_file(option: str, path: "Path | None") -> None:
-    """Refuse a file that could not be written, before anything is computed.
+    """Reject a file that cannot be written, before anything is computed.
 
     Args:
-        option: The flag that names it, for the message.
+        option: The flag that names the file, for the message.
         path: The file; `None` if there is none.
 
     Raises:
-        ValueError: If its folder does not exist, or it is one.
+        ValueError: If its folder does not exist, or it is a folder.
     """
     if path is not None and not path.parent.is_dir():
-        raise ValueError(f"{option} is {str(path)!r}, whose folder does not exist; make it first")
+        raise ValueError(f"{option} is {str(path)!r}, whose folder does not exist; create it first")
     if path is not None and path.is_dir():
-        raise ValueError(f"{option} is {str(path)!r}, a folder; name the file to write")
+        raise ValueError(f"{option} is {str(path)!r}, a folder; give the name of a file to write")
 
 
 def _print_error(text: str) -> None:
     from rich.console import Console
 
-    # Messages of other libraries may have many lines; the first says what is wrong.
+    # Messages of other libraries may have many lines; the first one says what is wrong.
     line = printable(next((line for line in text.splitlines() if line.strip()), text))
     Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -189,7 +189,7 @@ def compare(
     values = told(context, config, ComparisonConfig, try_field)
     asked = ComparisonConfig(**{**values, "template": unescape(values["template"])})
     choices, settings, running = asked.choices(), asked.settings(), asked.running()
-    # Importing torch takes seconds; what is wrong above has been said by now.
+    # Importing torch takes seconds; all errors above are raised before that.
     from softprompt_zoo.training.comparison.compare import compare as run
 
     quiet()

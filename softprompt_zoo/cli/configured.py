@@ -1,4 +1,4 @@
-"""What a command was told: by a configuration file, and by flags, which win."""
+"""The settings of a command, from a configuration file and from flags, which take precedence."""
 
 import dataclasses
 import json
@@ -10,19 +10,19 @@ import typer
 
 
 def told(context: typer.Context, config: Path | None, kind: Any, try_field: Callable[..., Any]) -> dict[str, Any]:
-    """Put together what a configuration file and the command line say.
+    """Merge the settings from a configuration file and the command line.
 
     Args:
-        context: The call of a command whose parameters are named as the fields are.
-        config: The file, if there is one; what was given beside it wins, of `--option` one by one.
+        context: The call of a command whose parameters have the same names as the fields.
+        config: The file, if there is one; the command line takes precedence, for `--option` option by option.
         kind: The dataclass of the fields.
-        try_field: Refuses one field of a file at a time, as `read_config` takes it.
+        try_field: Checks one field of the file at a time, as for `read_config`.
 
     Returns:
-        By name of the field.
+        Field name to value.
 
     Raises:
-        ValueError: If the file, or a flag that is given one by one, cannot be used.
+        ValueError: If the file or a repeatable flag cannot be used.
     """
     names = {field.name for field in dataclasses.fields(kind)}
     values = {name: _plain(value) for name, value in context.params.items() if name in names}
@@ -35,13 +35,13 @@ def told(context: typer.Context, config: Path | None, kind: Any, try_field: Call
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Return whether the user typed a parameter."""
+    """Return whether a parameter was given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def _written(config: Path | None, kind: Any, try_field: Callable[..., Any]) -> dict[str, Any]:
-    """Return what a configuration file says; nothing if there is none."""
+    """Return the settings in a configuration file; empty if there is none."""
     if config is None:
         return {}
     from softprompt_zoo.config.config_file import read_config
@@ -60,7 +60,7 @@ def parse_option(text: str) -> tuple[str, Any]:
         text: As the user typed it.
 
     Returns:
-        Name and value; what is not JSON is text.
+        Name and value; a value that is not JSON is text.
 
     Raises:
         ValueError: If there is no `=` or no name, or the value is nested too deeply.
@@ -74,7 +74,7 @@ def parse_option(text: str) -> tuple[str, Any]:
     except ValueError:
         return name, value
     except RecursionError as error:
-        raise ValueError(f"--option {name} is JSON that is nested too deeply ({value[:20]}…); give a value") from error
+        raise ValueError(f"--option {name} is JSON that is nested too deeply ({value[:20]}…); simplify it") from error
 
 
 def parse_label_word(text: str) -> tuple[str, str]:
@@ -89,14 +89,14 @@ def parse_label_word(text: str) -> tuple[str, str]:
     Raises:
         ValueError: If there is no `=`, no label or no word.
     """
-    label, _, word = text.rpartition("=")  # a label may have one, too
+    label, _, word = text.rpartition("=")  # a label may contain = as well
     if not label.strip() or not word.strip():
         raise ValueError(f"--label-word is {text!r}; expected label=word, such as positive=good")
     return label, word
 
 
 def unescape(template: str) -> str:
-    r"""Let a template have `\n` and `\t`, which shells do not type easily."""
+    r"""Replace `\n` and `\t` in a template, which are hard to type in a shell."""
     return template.replace("\\n", "\n").replace("\\t", "\t")
 
 
@@ -104,4 +104,4 @@ BY_NAME: dict[str, tuple[str, Callable[[str], tuple[str, Any]]]] = {
     "options": ("option", parse_option),
     "label_words": ("label_word", parse_label_word),
 }
-"""Settings that flags give one by one: the flag, and what reads its text."""
+"""Settings that are given by repeatable flags: the flag, and the function that parses its text."""

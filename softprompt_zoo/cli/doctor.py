@@ -44,7 +44,7 @@ def _look_at_model(name: str, length: int) -> None:
     base, out = Base(name, progress=lambda line: typer.echo(line, err=True)), console()
     print_findings(out, f"memory for rows of {length} tokens", [*look_at_memory(base, length)])
     print_findings(out, "methods, tried on the model's sizes with example options", [*look_at_methods(base)])
-    print_findings(out, "implementations of attention, tried with a prompt", [*look_at_attention(base)])
+    print_findings(out, "attention implementations, tried with a prompt", [*look_at_attention(base)])
     print_findings(out, "tokenizer", [*look_at_tokenizer(base)])
     print_findings(out, "installed", look_at_environment())
 

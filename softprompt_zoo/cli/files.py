@@ -1,4 +1,4 @@
-"""`export` and `import`: prompts in other libraries' files."""
+"""`export` and `import`: prompts in the file formats of other libraries."""
 
 import itertools
 from pathlib import Path
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 Output = Annotated[Path, typer.Argument(help="Folder to write; created if missing.", metavar="OUTPUT")]
 READERS = {
     "peft": "peft.PeftModel.from_pretrained loads",
-    "vocabulary": "transformers, vLLM and others load as a model; soft_tokens.json says what to put in front of a text",
+    "vocabulary": "transformers, vLLM and others load as a model; soft_tokens.json lists the tokens to put in front",
     "embeddings": "has a README.md for vLLM and llama.cpp",
-    "kv": "has a README.md for transformers' cache, and goes into a bank for vLLM",
+    "kv": "has a README.md for the cache of transformers; for vLLM, add it to a bank",
 }
-"""Format to what reads it."""
+"""What reads each format."""
 
 
 def export_prompt(
@@ -98,6 +98,6 @@ def import_prompt(
 
 
 def _check(output: Path) -> None:
-    """Refuse to mix two prompts' files in a folder, before a model is loaded."""
+    """Make sure, before a model is loaded, that the files of two prompts are not mixed in a folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"OUTPUT {str(output)!r} exists and is not an empty folder; give a new one")

@@ -1,4 +1,4 @@
-"""Running every plugin's hooks on a tiny model, to find those that break their contract."""
+"""Running the hooks of every plugin on a tiny model, to find those that break their contract."""
 
 import dataclasses
 import itertools
@@ -23,13 +23,13 @@ NOT_RUN = "loads; hooks not run: "
 
 
 def check_hooks(reports: Sequence[PluginReport]) -> tuple[list[PluginReport], dict[str, str]]:
-    """Run the hooks of all plugins that loaded: of methods without wrappers, of wrappers around methods of ours.
+    """Run the hooks of all plugins that loaded: methods without wrappers, wrappers around built-in methods.
 
     Args:
-        reports: What is known already.
+        reports: The reports so far.
 
     Returns:
-        The reports, with problems that were found, and by name why its hooks could not be run.
+        The reports with the problems found, and, by plugin name, why hooks could not be run.
     """
     quiet()
     checked: list[PluginReport] = []
@@ -52,7 +52,7 @@ def _check(report: PluginReport) -> tuple[str | None, str]:
         return _check_wrapper(report)
     except UnsupportedError as error:
         return None, f"{NOT_RUN}{error}"
-    except Exception as error:  # whatever a stranger's hook raises is what the user wants to read
+    except Exception as error:  # the user wants to read whatever the plugin's hook raises
         name = "" if type(error).__module__.startswith("softprompt_zoo") else f"{type(error).__name__}: "
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         return f"{name}{error}{notes}", ""
@@ -79,7 +79,7 @@ def _aliases_that_find_nothing(method: LoadedMethod) -> Iterator[str]:
 
 
 def _without_gradient(subject: Subject) -> Iterator[str]:
-    """Yield what is wrong if a training step leaves out parameters of the prompt."""
+    """Yield a problem if a training step leaves parameters of the prompt without a gradient."""
     subject.model.train()
     subject.loss(random_text(LENGTHS[0], 0)).backward()
     learned = subject.model.prompts["default"].learned
@@ -89,13 +89,13 @@ def _without_gradient(subject: Subject) -> Iterator[str]:
     if missed:
         names = ", ".join(map(repr, missed))
         yield (
-            f"a training step gives its Parameters {names} no gradient: nothing reads them, or only detached; leave "
-            "them out, or give them requires_grad=False"
+            f"a training step gives its Parameters {names} no gradient: they are not used, or only detached; remove "
+            "them, or set requires_grad=False"
         )
 
 
 def _merged_otherwise(subject: Subject) -> Iterator[str]:
-    """Yield what is wrong if the merged prompt has other outputs; one that cannot be merged has no such form."""
+    """Yield a problem if merging the prompt changes the outputs; prompts that cannot be merged are skipped."""
     subject.model.eval()
     text = random_text(LENGTHS[0], 1)
     trained = subject.logits(text)
@@ -106,7 +106,7 @@ def _merged_otherwise(subject: Subject) -> Iterator[str]:
     difference = float((subject.logits(text) - trained).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(trained.abs().max())):
         yield (
-            f"its hook 'merge' returns other tokens than 'build_virtual_tokens' in eval mode: logits differ by "
+            f"its hook 'merge' returns different tokens from 'build_virtual_tokens' in eval mode: logits differ by "
             f"{difference:.2g}"
         )
 

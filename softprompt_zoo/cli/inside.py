@@ -73,7 +73,7 @@ def _batch(base: "Base", network: Any, template: str, text: str) -> dict[str, An
 
     ids = Tokenized(base.tokenizer, base.is_encoder_decoder, template).text_ids(Example(text, None))
     batch = {"input_ids": torch.tensor([ids])}
-    if base.is_encoder_decoder:  # its decoder has written nothing yet
+    if base.is_encoder_decoder:  # the decoder has generated nothing yet
         start = network.generation_config.decoder_start_token_id
         batch["decoder_input_ids"] = torch.tensor([[network.config.decoder_start_token_id if start is None else start]])
     return batch

@@ -34,7 +34,7 @@ def _print_methods(rows: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    # Names are there to be copied, so a narrow terminal cuts none.
+    # Names are meant to be copied, so a narrow terminal must not truncate them.
     names = (Column("method", no_wrap=True), Column("aliases", overflow="fold"))
     table = Table(*names, "summary", Column("distribution", overflow="fold", min_width=12))
     for row in rows:

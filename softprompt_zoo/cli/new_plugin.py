@@ -1,4 +1,4 @@
-"""`new-plugin`: a package for a method of your own."""
+"""`new-plugin`: a package for your own method."""
 
 import shlex
 from pathlib import Path
@@ -27,6 +27,6 @@ def new_plugin(
         "  pytest",
         f"  softprompt-zoo show {canonical}",
         "",
-        f"then write your equation into {module}",
+        f"then put your equation into {module}",
     ]
     typer.echo("\n".join(lines))

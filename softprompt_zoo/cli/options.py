@@ -1,4 +1,4 @@
-"""A method's options as its source documents them."""
+"""The options of a method, as documented in its source."""
 
 import ast
 import dataclasses
@@ -13,20 +13,20 @@ class Option:
     """One option of a method."""
 
     name: str
-    """As the user gives it."""
+    """The name that users give."""
     type: str
-    """As the source writes it."""
+    """The annotation in the source."""
     default: str
-    """As Python shows it."""
+    """The `repr` of the default."""
     description: list[str]
-    """Lines of its docstring."""
+    """The lines of its docstring."""
 
 
 def describe_options(config: type) -> list[Option]:
     """Read the options of a method.
 
     Args:
-        config: Its config, a dataclass.
+        config: The method's config class, a dataclass.
 
     Returns:
         The options, in the order of the fields.
@@ -51,7 +51,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _field_docstrings(cls: type) -> dict[str, list[str]]:
-    """Python drops the strings below fields, so they are read from the source."""
+    """Return the strings below fields, which Python discards, by parsing the source."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError, SyntaxError):

@@ -1,4 +1,4 @@
-"""Headings of the help of commands with many options."""
+"""Headings in the help of commands with many options."""
 
 DATA = "Data"
 OBJECTIVE = "What is learned and measured"

@@ -1,4 +1,4 @@
-"""`push`: a saved prompt, put on the Hugging Face Hub."""
+"""`push`: upload a saved prompt to the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Annotated

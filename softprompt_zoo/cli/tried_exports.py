@@ -1,4 +1,4 @@
-"""What a method's prompts can be merged and exported to, tried on a tiny model: to know before the training."""
+"""What a method's prompts can be merged and exported to, tried on a tiny model, so that it is known before training."""
 
 import functools
 import json
@@ -17,13 +17,13 @@ from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 
 def describe_exports(method: LoadedMethod) -> list[str]:
-    """Try what a method with its example options can be made of.
+    """Try the formats to which the prompts of a method with its example options can be converted.
 
     Args:
         method: The method.
 
     Returns:
-        A line on what was tried, and one for each answer.
+        A line about what was tried, and one for each answer.
     """
     quiet()
     with quietly():
@@ -40,7 +40,7 @@ def describe_exports(method: LoadedMethod) -> list[str]:
 
 
 def _answers(model: Any) -> Iterator[tuple[str, str]]:
-    """Yield each form, and whether prompts can have it; the model has a merged prompt in the end."""
+    """Yield each format and whether prompts can be converted to it; merges the model's prompt in the end."""
     task = None if model.prompts["default"].config.tasks is None else 0
     yield "PEFT", _answer(functools.partial(_peft_type, model))
     for form, more in {"vocabulary": {"tokenizer": tiny_tokenizer()}, "embeddings": {}, "kv": {}}.items():

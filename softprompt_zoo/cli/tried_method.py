@@ -1,4 +1,4 @@
-"""A method on a tiny model, of the first family on which it works: to see what it keeps and what it can do."""
+"""A method on a tiny model, of the first family on which it works, to find out what it can do."""
 
 import contextlib
 import warnings
@@ -16,22 +16,22 @@ from softprompt_zoo.testing.subject import Subject
 from softprompt_zoo.trial.examination import inspect_backbone
 
 FAMILIES = ("gpt2", "bert", "t5")
-"""A tiny model of each, in the order in which they are tried."""
+"""Families of tiny models, in the order in which they are tried."""
 
 
 def tried(method: LoadedMethod, wrappers: Mapping[str, Mapping[str, Any]]) -> Subject:
-    """Put a method with its example options on a tiny model.
+    """Attach a prompt of a method with its example options to a tiny model.
 
     Args:
-        method: The method, within the wrappers that shall run around it.
-        wrappers: Those that are chosen, with their options.
+        method: The method, including the wrappers to run around it.
+        wrappers: The chosen wrappers and their options.
 
     Returns:
-        The model, with the prompt `"default"` off its start values.
+        The model, with a prompt `"default"` that is moved away from its start values.
 
     Raises:
-        UnsupportedError: If it works on no family; says why not on the first.
-        Exception: What its hooks raise.
+        UnsupportedError: If it works on no family; the message says why not on the first one.
+        Exception: Whatever its hooks raise.
     """
     refusals = []
     for family in FAMILIES:
@@ -52,7 +52,7 @@ def tried(method: LoadedMethod, wrappers: Mapping[str, Mapping[str, Any]]) -> Su
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Draw the same numbers each time, and leave out warnings of what is found and told otherwise."""
+    """Fix the random seed, and suppress warnings about what is reported otherwise."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         torch.manual_seed(0)
         yield

@@ -116,19 +116,19 @@ def generate(
 
 
 def _lines(objective: "Objective[Any, Any]", network: Any, texts: list[str | None], most: int) -> Iterator[str]:
-    """Answer every text in one line; a blank one with a blank one."""
+    """Yield the answer to every text as one line; a blank line for a blank text."""
     answers = iter(objective.answer(network, [text for text in texts if text is not None], most))
     for text in texts:
         yield "" if text is None else " ".join(next(answers).splitlines())
 
 
 def _task_of(folder: Path | None, given: str | None) -> int | None:
-    """Return the number of a task, of those that a prompt was trained on; `None` if it has none."""
+    """Return the index of a task among those that a prompt was trained on; `None` if it has no tasks."""
     tasks: list[str] = [] if folder is None else run_of(folder).get("objective", {}).get("tasks", [])
     if not tasks and given is not None:
         raise ValueError(f"--task is {given!r}, but no prompt is used that was trained on several; leave it out")
     if tasks and given is None:
-        raise ValueError(f"the prompt was trained on tasks, and --task is missing; give one of {', '.join(tasks)}")
+        raise ValueError(f"the prompt was trained on tasks, but --task is missing; give one of {', '.join(tasks)}")
     if given is None:
         return None
     check_choice("--task", given, tasks)
@@ -142,36 +142,36 @@ def _for_task(network: Any, task: int | None) -> Any:
 
 
 def _template_for(folder: Path | None, given: str | None) -> str:
-    """Return the template that a prompt was trained with, unless the user gives one; checks the folder first."""
+    """Return the template that a prompt was trained with, unless the user gives one; check the folder first."""
     return chosen_template(given, {} if folder is None else trained_with(folder))
 
 
 def _prompt_folder(arguments: list[str]) -> Path:
     if not arguments:
-        raise ValueError("no PROMPT_FOLDER given; name one, or use the bare model with --no-prompt")
+        raise ValueError("no PROMPT_FOLDER given; give one, or use the bare model with --no-prompt")
     return Path(arguments[0])
 
 
 def _texts(given: list[str]) -> list[str | None]:
-    """Return the texts to answer, those of stdin where none is given; a blank line there is `None`."""
+    """Return the texts to answer, by default the lines of stdin; a blank line is `None`."""
     texts: list[str | None] = [*given]
     texts = texts or _lines_of_stdin()
     if all(text is None for text in texts):
-        raise ValueError("no TEXT given; write it after the folder, or pipe lines into the command")
+        raise ValueError("no TEXT given; give it after the folder, or pipe lines into the command")
     return texts
 
 
 def _lines_of_stdin() -> list[str | None]:
-    """Read lines; a blank one stays one, so that line 7 of the answers is that of line 7 of the texts."""
+    """Read lines; blank lines are kept, so that line 7 of the output answers line 7 of the input."""
     return [line.rstrip("\n") if line.strip() else None for line in sys.stdin]
 
 
 def found(prompt_folder: Path, revision: str | None) -> Path:
-    """Return the folder of a prompt; one that is named by its repository on the hub, and not here, is fetched.
+    """Return the folder of a prompt; download it if it is the name of a repository on the Hub rather than a folder.
 
     Args:
-        prompt_folder: As the user gave it.
-        revision: Of the repository.
+        prompt_folder: Folder or name, as the user gave it.
+        revision: Revision of the repository.
     """
     is_wanted = revision is not None or (not prompt_folder.exists() and is_hub_name(str(prompt_folder)))
     if not is_wanted:
@@ -187,10 +187,10 @@ def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[
     Args:
         model: Folder, name on the Hub, or smollm2.
         folder: The prompt; `None` for the bare model.
-        dtype: Number format; `None` for the one that is fastest here.
+        dtype: Number format; `None` for the fastest one on this machine.
 
     Returns:
-        The tokenizer's side, and the model, of the class that the prompt was trained with.
+        The base with the tokenizer, and the model, of the class that the prompt was trained with.
     """
     objective, network = load_for(model, folder, DEFAULT_TEMPLATE, dtype)
     return objective.base, network
@@ -199,16 +199,16 @@ def load_prompted(model: str, folder: Path | None, dtype: str | None) -> "tuple[
 def load_for(
     model: str, folder: Path | None, template: str, dtype: str | None
 ) -> "tuple[Objective[Any, Any], PreTrainedModel]":
-    """Load a model for what a saved prompt was trained to do.
+    """Load a model for the objective that a saved prompt was trained on.
 
     Args:
         model: Folder, name on the Hub, or smollm2.
         folder: The prompt; `None` for the bare model.
-        template: How an input becomes a text.
-        dtype: Number format; `None` for the one that is fastest here.
+        template: Template that turns an input into a text.
+        dtype: Number format; `None` for the fastest one on this machine.
 
     Returns:
-        The objective of the training, or writing text where the folder does not say; and the model.
+        The objective of the training, or writing text if the folder does not say; and the model.
     """
     from softprompt_zoo.operations.load_and_export import load
     from softprompt_zoo.training.base import Base, fast_dtype
@@ -223,7 +223,7 @@ def load_for(
 
 
 def trained_with(folder: Path) -> dict[str, Any]:
-    """Settings of the run that made a prompt, if it lies in the folder of one, as a run's checkpoints do."""
+    """Return the settings of the run that trained a prompt; empty if its folder is not that of a run or checkpoint."""
     if not folder.is_dir():
         raise ValueError(f"PROMPT_FOLDER {str(folder)!r} is not a folder; expected what train or save_pretrained wrote")
     settings: dict[str, Any] = run_of(folder).get("settings", {})
@@ -231,7 +231,7 @@ def trained_with(folder: Path) -> dict[str, Any]:
 
 
 def run_of(folder: Path) -> dict[str, Any]:
-    """Return the record of the run that made a prompt, if it lies in the folder of one; else nothing."""
+    """Return the record of the run that trained a prompt; empty if its folder is not that of a run or checkpoint."""
     from softprompt_zoo.training.record import is_run, read_record
 
     run = folder.absolute().parent if folder.name.startswith("checkpoint-") else folder
@@ -239,13 +239,13 @@ def run_of(folder: Path) -> dict[str, Any]:
 
 
 def form_of_run(folder: Path) -> str:
-    """Return the form of the data that a prompt was trained on; pairs where nothing is known."""
+    """Return the form of the data that a prompt was trained on; pairs if unknown."""
     name = run_of(folder).get("objective", {}).get("name")
     return OBJECTIVES.get(name, "pairs")
 
 
 def chosen_template(given: str | None, trained: dict[str, Any]) -> str:
-    """Return the template that was given, or that of the training."""
+    """Return the given template, or else that of the training."""
     from softprompt_zoo.examples import check_template
 
     template = unescape(given) if given is not None else str(trained.get("template", DEFAULT_TEMPLATE))

@@ -116,7 +116,7 @@ def test_inspect_refuses_in_one_line(place, tmp_path):
     model, run = place / "model", place / "run"
     assert "is not a folder" in refusal("inspect", model, place / "nowhere")
     assert "whose folder does not exist" in refusal("inspect", model, run, "--png", tmp_path / "no" / "a.png")
-    assert "a folder; name the file to write" in refusal("inspect", model, run, "--html", tmp_path)
+    assert "a folder; give the name of a file" in refusal("inspect", model, run, "--html", tmp_path)
     assert "no prompt 'other'" in refusal("inspect", model, run, "--name", "other")
     assert "nearest_by is 'luck'" in refusal("inspect", model, run, "--nearest-by", "luck")
     assert "the prompts have no tasks" in refusal("inspect", model, run, "--task", 0)

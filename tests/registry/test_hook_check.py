@@ -58,7 +58,10 @@ class NeedsAScale(zoo.Options):
 FAULTS = {
     "detached": (method(build_virtual_tokens=builds_detached), "returned tokens that no gradient goes through"),
     "unread": (method(Parameters=WithOffset, training_loss=training_loss), "gives its Parameters 'offset' no gradient"),
-    "more": (method(merge=merges_more), "its hook 'merge' returns other tokens than 'build_virtual_tokens' in eval"),
+    "more": (
+        method(merge=merges_more),
+        "its hook 'merge' returns different tokens from 'build_virtual_tokens' in eval",
+    ),
     "alias": (method(ALIASES=("other",)), "its alias 'other' finds nothing: ALIASES is read from the source text"),
 }
 
