@@ -32,16 +32,16 @@ class ChatRow:
 
     ids: list[int]
     labels: list[int]
-    """The ids of what the assistant says; `IGNORED` elsewhere."""
+    """The ids of the assistant's tokens; `IGNORED` elsewhere."""
     start: int
-    """Where its last turn begins."""
+    """Index of the first token of the assistant's last turn."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def answer(self) -> list[int]:
-        """The assistant's last turn."""
+        """The ids of the assistant's last turn."""
         return [label for label in self.labels[self.start :] if label != IGNORED]
 
 
@@ -59,21 +59,21 @@ class Chatting:
         base.check_writes_text()
         if template != DEFAULT_TEMPLATE:
             raise DataError(
-                f"--template is {template!r}, but messages are written with the model's chat template; leave it out"
+                f"--template is {template!r}, but messages are rendered with the model's chat template; leave it out"
             )
         if base.is_encoder_decoder:
-            raise UnsupportedError(f"{base.name} is an encoder-decoder; chats are learned by decoders; choose one")
+            raise UnsupportedError(f"{base.name} is an encoder-decoder; chats need a decoder; choose one")
         self.base, self.tokenizer, self.template = base, base.tokenizer, template
         self._text = ChatText(base, instruction)
 
     @staticmethod
     def learn(data: Data, settings: Settings) -> tuple[Data, dict[str, Any]]:
-        """Take the data as they are."""
+        """Return the data unchanged."""
         return data, {}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Nothing; the data are what they are."""
+        """Nothing is learned from the data."""
         return {}
 
     def load(self, dtype: str) -> "PreTrainedModel":
@@ -90,7 +90,7 @@ class Chatting:
         ids = list(encoded["input_ids"])
         labels, start = [IGNORED] * len(ids), 0
         for first, end in spans:
-            # A token that reaches into a turn is a part of it.
+            # A token that overlaps a turn belongs to it.
             own = [place for place, (a, b) in enumerate(encoded["offset_mapping"]) if a < end and b > first]
             for place in own:
                 labels[place] = ids[place]
@@ -102,7 +102,7 @@ class Chatting:
         return [max(rows, key=len)]
 
     def collate(self, rows: Sequence[ChatRow]) -> dict[str, Tensor]:
-        """Make a batch; what the assistant says alone has labels."""
+        """Make a batch; only the assistant's tokens have labels."""
         batch = pad([row.ids for row in rows], self.tokenizer.pad_token_id)
         length = batch["input_ids"].shape[1]
         labels = [row.labels + [IGNORED] * (length - len(row)) for row in rows]
@@ -111,7 +111,7 @@ class Chatting:
     def measure(
         self, model: "PreTrainedModel", examples: Sequence[Chat], rows: Sequence[ChatRow], count: int
     ) -> Measured:
-        """Measure the loss of all turns, and ROUGE-L of greedy answers in place of the last turns of the first rows."""
+        """Measure the loss of all turns, and ROUGE-L of greedy answers for the last turns of the first rows."""
         loss = target_loss(model, rows, self.collate)
         most = max(len(row.answer) for row in rows) + LENGTH_MARGIN
         answers = generate(model, self.tokenizer, [row.ids[: row.start] for row in rows[:count]], most)
@@ -120,15 +120,15 @@ class Chatting:
         return Measured(loss, {"rouge_l": sum(scores) / len(scores)}, answers)
 
     def measured_on(self, rows: int, count: int) -> str:
-        """Say on what the numbers of a table are measured."""
+        """Describe how the numbers of a table were measured."""
         return f"loss per token of the assistant in {rows} chats, ROUGE-L F1 of {count} greedy last answers"
 
     def with_instruction(self, instruction: str) -> "Chatting":
-        """Return one that puts a hand-written prompt into the system's message."""
+        """Return a copy that puts a hand-written prompt into the system message."""
         return Chatting(self.base, self.template, instruction)
 
     def with_examples(self, pieces: Sequence[str]) -> "Chatting":
-        """Return one that puts examples into the system's message."""
+        """Return a copy that puts examples into the system message."""
         return self.with_instruction("".join(pieces).strip())
 
     def instruction_tokens(self, instruction: str) -> int:
@@ -136,14 +136,14 @@ class Chatting:
         return len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])
 
     def answer(self, model: "PreTrainedModel", texts: Sequence[str], most: int) -> list[str]:
-        """Answer every text, as a user's message of its own."""
+        """Answer every text, each as a user's message in a new chat."""
         questions = [self._text.question(Chat(({"role": "user", "content": text},))) for text in texts]
         ids = [list(self.tokenizer(question, add_special_tokens=False)["input_ids"]) for question in questions]
         check_tokens([ChatRow(text, [], 0) for text in ids], model)
         return generate(model, self.tokenizer, ids, most)
 
     def shown(self, example: Chat) -> tuple[str, str]:
-        """Return what is said before the last answer, and that answer."""
+        """Return the message before the last answer, and that answer."""
         turn = example.turns[-1]
         return _said(example.messages[turn - 1]), _said(example.messages[turn])
 

@@ -1,4 +1,4 @@
-"""Chats as a model reads them: its own chat template, and where in the text the assistant speaks."""
+"""Chats as text: written with the model's chat template, with the spans in which the assistant speaks."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -11,64 +11,64 @@ if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
 
 Span = tuple[int, int]
-"""First character, and the one after the last."""
+"""Start and end in characters, the end exclusive."""
 
 
 class ChatText:
-    """Writes chats with the tokenizer's chat template."""
+    """Renders chats with the tokenizer's chat template."""
 
     def __init__(self, base: "Base", instruction: str | None = None) -> None:
         if not base.tokenizer.chat_template or not base.tokenizer.is_fast:
             raise UnsupportedError(
-                f"the tokenizer of {base.name} has no chat template, or none of the tokenizers library, so messages "
-                "cannot be written as it reads them; choose a model that was trained on chats, or give input and target"
+                f"the tokenizer of {base.name} has no chat template, or is not a fast one, so messages cannot be "
+                "rendered as the model expects; choose a model that was trained on chats, or give input and target"
             )
         self.tokenizer, self._instruction = base.tokenizer, instruction
 
     def question(self, chat: Chat) -> str:
-        """Write a chat up to where the assistant is to speak."""
+        """Render a chat up to the point where the assistant answers."""
         return self._render(chat, len(chat.messages), asks=True)
 
     def spans(self, chat: Chat) -> tuple[str, list[Span]]:
-        """Write a chat.
+        """Render a chat.
 
         Args:
             chat: The chat.
 
         Returns:
-            The text, and where the assistant speaks in it: what it says and the mark that ends it, but neither the
-            mark that begins it, nor white space behind it.
+            The text, and the spans in which the assistant speaks: what it says and the end-of-turn token, but neither
+            the opening of the turn nor white space after it.
 
         Raises:
-            DataError: If the template cannot write it, or writes earlier messages otherwise once later ones follow.
+            DataError: If the template cannot render it, or renders earlier messages differently when later ones follow.
         """
         whole = self._render(chat, len(chat.messages))
         return whole, [self._span(chat, turn, whole) for turn in chat.turns]
 
     def _span(self, chat: Chat, turn: int, whole: str) -> Span:
-        """Return where a turn is: behind the text that asks for it, up to the end of the text with it."""
+        """Return the span of a turn: from the end of the generation prompt to the end of the turn."""
         if turn == 0:
             raise DataError(
-                f"{chat.place}: message 1 is of the role {ASSISTANT!r}, so nothing asks for it; put a user's message "
-                "in front, or drop it"
+                f"{chat.place}: message 1 is of the role {ASSISTANT!r}, so it answers nothing; put a user's message "
+                "before it, or drop it"
             )
         before, after = self._render(chat, turn, asks=True), self._render(chat, turn + 1)
         said = _said_in(after[len(before) :], whole[len(before) :])
         if not (whole.startswith(before) and after.startswith(before) and self._is_all(chat.messages[turn], said)):
             raise DataError(
-                f"{chat.place}: the model's chat template writes message {turn + 1}, or one before it, otherwise once "
-                "later ones follow, so its tokens cannot be told apart; leave out of the messages what the template "
-                "drops, such as thoughts, or choose another model"
+                f"{chat.place}: the model's chat template renders message {turn + 1}, or one before it, differently "
+                "when later ones follow, so its tokens cannot be identified; remove from the messages what the "
+                "template drops, such as thoughts, or choose another model"
             )
         return len(before), len(before) + len(self._spoken(said))
 
     def _is_all(self, message: Mapping[str, Any], said: str) -> bool:
-        """Return whether a turn has all that is in its message, and more than the mark that ends it."""
+        """Return whether a turn has the whole content of its message, and more than special tokens."""
         marks = self.tokenizer.all_special_tokens
         return message.get("content", "").strip() in said and bool(functools.reduce(_without, marks, said).strip())
 
     def _spoken(self, turn: str) -> str:
-        """Cut off the white space behind the mark that ends a turn, which nobody writes."""
+        """Cut off the white space after the end-of-turn token, which the model never generates."""
         bare = turn.rstrip()
         return bare if bare.endswith(tuple(self.tokenizer.all_special_tokens)) else turn
 
@@ -78,16 +78,16 @@ class ChatText:
             text: str = self.tokenizer.apply_chat_template(
                 messages, tools=list(chat.tools) or None, add_generation_prompt=asks, tokenize=False
             )
-        except Exception as error:  # whatever a template of the model's own raises
+        except Exception as error:  # a model's template may raise anything
             raise DataError(
-                f"{chat.place or 'a chat'}: the model's chat template does not take it: "
+                f"{chat.place or 'a chat'}: the model's chat template does not accept it: "
                 f"{' '.join(str(error).split())}; change the messages, or choose another model"
             ) from error
         return text
 
 
 def _said_in(alone: str, followed: str) -> str:
-    """Return how a turn is written where others follow; some templates put an empty thought before the last one."""
+    """Return a turn as rendered when others follow; some templates put an empty thought before the last one."""
     return next(alone[start:] for start in range(len(alone) + 1) if followed.startswith(alone[start:]))
 
 
@@ -96,8 +96,8 @@ def _without(text: str, mark: str) -> str:
 
 
 def _instructed(messages: Sequence[Mapping[str, Any]], instruction: str | None) -> list[dict[str, Any]]:
-    """Put an instruction into the system's message, of which there may be one."""
-    given = [{"content": "", **message} for message in messages]  # a call of tools may say nothing besides
+    """Put an instruction into the system message, which is created if there is none."""
+    given = [{"content": "", **message} for message in messages]  # a message with tool calls may have no content
     if instruction is None:
         return given
     has_system = bool(given) and given[0]["role"] == "system"

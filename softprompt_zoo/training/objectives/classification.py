@@ -1,4 +1,4 @@
-"""Classification with a task head: the loss of each text's class, accuracy and macro-F1."""
+"""Classification with a task head: the loss of the class of each text, accuracy and macro-F1."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ METRICS = (Metric("accuracy", "accuracy"), Metric("macro_f1", "macro-F1"))
 
 @dataclasses.dataclass(frozen=True)
 class ClassRow:
-    """A tokenized text with its class."""
+    """A tokenized text and its class."""
 
     ids: list[int]
     label: int
@@ -41,7 +41,7 @@ class ClassRow:
 
 
 class Classification:
-    """Texts with labels, for a model with a task head that is trained along; an `Objective`."""
+    """Texts with labels, for a model with a task head, which is trained as well; an `Objective`."""
 
     name = "classification"
     options: Mapping[str, Any] = MappingProxyType({"train_head": True})
@@ -52,7 +52,7 @@ class Classification:
     def __init__(self, base: "Base", template: str, classes: Sequence[str]) -> None:
         check_padding(base)
         self.base, self.tokenizer = base, base.tokenizer
-        self.template = "{input}" if template == DEFAULT_TEMPLATE else template  # no answer follows on a new line
+        self.template = "{input}" if template == DEFAULT_TEMPLATE else template  # no answer follows, so no line break
         self.classes = ordered_classes(base, self.model_class, classes)
         self.model_arguments: tuple[str, ...] = (f"num_labels={len(self.classes)}",)
 
@@ -68,7 +68,7 @@ class Classification:
         return {"classes": self.classes}
 
     def load(self, dtype: str) -> "PreTrainedModel":
-        """Load the model with a head for the classes, its own one if it has one, in eval mode."""
+        """Load the model with a head for the classes, its own if it has one, in eval mode."""
         return with_new_head(self.base, self.model_class, self.classes, dtype)
 
     def rows(self, examples: Sequence[Example]) -> list[ClassRow]:
@@ -105,7 +105,7 @@ class Classification:
 
     @torch.no_grad()
     def _predict(self, model: "PreTrainedModel", rows: Sequence[ClassRow]) -> tuple[float, list[int]]:
-        """Return the mean loss of the rows, and the likeliest class of each."""
+        """Return the mean loss of the rows and the most likely class of each."""
         model.eval()
         total, predicted = 0.0, [0] * len(rows)
         for chosen, batch in batches(model, rows, self.collate):
@@ -116,28 +116,28 @@ class Classification:
         return total / len(rows), predicted
 
     def measured_on(self, rows: int, count: int) -> str:
-        """Say on what the numbers of a table are measured."""
+        """Describe how the numbers of a table were measured."""
         return f"loss per row, accuracy and macro-F1 of {len(self.classes)} classes on {rows} rows"
 
     def with_instruction(self, instruction: str) -> "Classification":
-        """Return one that puts a hand-written prompt and a blank line in front of every text."""
+        """Return a copy that puts a hand-written prompt and a blank line before every text."""
         kept = instruction.replace("{", "{{").replace("}", "}}")
         return Classification(self.base, f"{kept}\n\n{self.template}", self.classes)
 
     def with_examples(self, pieces: Sequence[str]) -> "Classification":
-        """Refuse to: its models read no answers."""
-        raise UnsupportedError("this model names a class and reads no answers, so examples cannot be shown to it")
+        """Raise an error: its models read no answers."""
+        raise UnsupportedError("this model predicts a class and reads no answers, so it cannot be given examples")
 
     def instruction_tokens(self, instruction: str) -> int:
         """Count the tokens of a hand-written prompt."""
         return len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])
 
     def answer(self, model: "PreTrainedModel", texts: Sequence[str], most: int) -> list[str]:
-        """Name the class of every text."""
+        """Return the predicted class of every text."""
         rows = [ClassRow(self._ids(Example(text, None)), 0) for text in texts]
         check_tokens(rows, model)
         return [self.classes[index] for index in self._predict(model, rows)[1]]
 
     def shown(self, example: Example) -> tuple[str, str]:
-        """Return the input, and its label."""
+        """Return the input and its label."""
         return example.input, str(example.target)

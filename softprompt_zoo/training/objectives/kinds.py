@@ -1,4 +1,4 @@
-"""The kinds of objective, and which one suits data and a model."""
+"""The kinds of objectives, and which one suits given data and a model."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,23 +20,23 @@ KINDS: dict[str, Any] = {
     kind.name: kind for kind in (Writing, LabelWords, Classification, Chatting, TokenClassification)
 }
 OF_FORMS = {"chats": Chatting.name, "tagged": TokenClassification.name}
-"""What is learned of each form of data but pairs, of which several things can be."""
+"""The objective for each form of data, except pairs, for which there are several."""
 
 
 def choose(settings: Settings, data: Data, base: "Base") -> tuple[Objective[Any, Any], Data]:
-    """Make the objective of a run: the one that the user named, or that suits the data and the model.
+    """Create the objective of a run: the one the user named, or the one that suits the data and the model.
 
     Args:
         settings: The run.
-        data: Its rows.
-        base: Its model, whose weights are not needed.
+        data: Its data.
+        base: Its model; weights are not needed.
 
     Returns:
-        The objective, and the data with rows held out as it needs them.
+        The objective, and the data with rows held out as the objective needs them.
 
     Raises:
-        DataError: If the data are not such as it learns from.
-        UnsupportedError: If the model cannot be trained so.
+        DataError: If the objective cannot learn from the data.
+        UnsupportedError: If the model does not support the objective.
     """
     kind = KINDS[settings.objective or suitable(data, base)]
     data, facts = kind.learn(data, settings)
@@ -44,17 +44,17 @@ def choose(settings: Settings, data: Data, base: "Base") -> tuple[Objective[Any,
 
 
 def suitable(data: Data, base: "Base") -> str:
-    """Return the objective for data: of pairs a model that writes text learns to write targets, an encoder classes.
+    """Return the objective for data: for pairs, models that write text learn to write targets, encoders classes.
 
     Args:
-        data: The rows.
+        data: The data.
         base: The model.
 
     Returns:
         The name of the objective.
 
     Raises:
-        UnsupportedError: If the targets are texts, none like another, and the model writes none.
+        UnsupportedError: If the targets are all different, so texts, and the model does not write text.
     """
     if data.form in OF_FORMS:
         return OF_FORMS[data.form]
@@ -66,18 +66,18 @@ def suitable(data: Data, base: "Base") -> str:
 
 
 def recorded(record: dict[str, Any], base: "Base", template: str) -> Objective[Any, Any]:
-    """Make the objective of a run that has been, or one that writes text where nothing is known.
+    """Recreate the objective of an earlier run; one that writes text if nothing is recorded.
 
     Args:
-        record: What the run wrote of it: `name`, and its facts.
+        record: What the run recorded: `name`, and the facts.
         base: The model.
-        template: How an input becomes a text.
+        template: Template that turns an input into a text.
 
     Returns:
         The objective.
 
     Raises:
-        DataError: If there is no such objective, or something of it is missing.
+        DataError: If there is no such objective, or its facts are incomplete.
     """
     facts = dict(record)
     name, tasks = facts.pop("name", Writing.name), facts.pop("tasks", None)
@@ -85,7 +85,7 @@ def recorded(record: dict[str, Any], base: "Base", template: str) -> Objective[A
         made: Objective[Any, Any] = KINDS[name](base, template, **facts)
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"the training wrote down the objective {record!r}, which this version cannot make; known are "
+            f"the run recorded the objective {record!r}, which this version cannot create; known ones: "
             f"{', '.join(KINDS)}"
         ) from error
     return made if tasks is None else Tasks(made, tasks)

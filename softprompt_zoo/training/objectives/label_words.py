@@ -1,4 +1,4 @@
-"""Classification by a language model: each class has a word, and the likeliest one is the answer."""
+"""Classification with a language model: each class has a word, and the most likely word is the answer."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,10 @@ if TYPE_CHECKING:
 
 
 class LabelWords:
-    """Texts with labels, each label told by a word that the model writes; an `Objective`.
+    """Texts with labels, each represented by a word that the model writes; an `Objective`.
 
     Source: Schick and Schütze, "Exploiting Cloze Questions for Few Shot Text Classification", 2021 (arXiv 2001.07676),
-    section 3, where the words are called a verbalizer; here they are written behind the text, and may have several
-    tokens.
+    section 3, which calls the words a verbalizer; here they are written after the text, and may have several tokens.
     """
 
     name = "label-words"
@@ -46,7 +45,7 @@ class LabelWords:
         self.base, self.options, self.model_class = base, self._writing.options, self._writing.model_class
         targets = [row.target for row in self._writing.rows([Example("-", word) for word in words.values()])]
         self._targets = targets if _is_ambiguous(targets) else [target[:-1] for target in targets]
-        """What is scored of each word: its tokens, and the end where one word is the beginning of another."""
+        """The scored tokens of each word, with the end of sequence only if one word is a prefix of another."""
 
     @staticmethod
     def learn(data: Data, settings: Settings) -> tuple[Data, dict[str, Any]]:
@@ -56,7 +55,7 @@ class LabelWords:
         unknown = sorted(set(settings.label_words) - set(classes))
         if unknown:
             raise DataError(
-                f"--label-word gives a word for {unknown[0]!r}, which no row has as its label; labels there: "
+                f"--label-word gives a word for {unknown[0]!r}, which is not the label of any row; existing labels: "
                 f"{', '.join(map(repr, classes))}"
             )
         words = {label: settings.label_words.get(label, label) for label in classes}
@@ -83,17 +82,17 @@ class LabelWords:
         return dataclasses.replace(example, target=self.words[str(example.target)])
 
     def longest(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows that need most room."""
+        """Return the largest rows."""
         return self._writing.longest(rows)
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Make a batch; the words alone have labels."""
+        """Make a batch; only the words have labels."""
         return self._writing.collate(rows)
 
     def measure(
         self, model: "PreTrainedModel", examples: Sequence[Example], rows: Sequence[Row], count: int
     ) -> Measured:
-        """Measure the loss of the right words, and the accuracy and macro-F1 of the likeliest ones, on all rows."""
+        """Measure the loss of the correct words, and the accuracy and macro-F1 of the most likely ones, on all rows."""
         answers = self._predict(model, [row.text for row in rows])
         right = [str(example.target) for example in examples]
         metrics = {"accuracy": accuracy(answers, right), "macro_f1": macro_f1(answers, right)}
@@ -101,7 +100,7 @@ class LabelWords:
 
     @torch.no_grad()
     def _predict(self, model: "PreTrainedModel", texts: Sequence[list[int]]) -> list[str]:
-        """Return the class of each text whose word has the largest probability."""
+        """Return, for each text, the class whose word is most probable."""
         model.eval()
         rows = [Row(text, target) for text in texts for target in self._targets]
         scores = torch.zeros(len(rows))
@@ -113,27 +112,27 @@ class LabelWords:
         return [self.classes[index] for index in best]
 
     def _shifted(self, words: Tensor) -> dict[str, Tensor]:
-        """Return the labels for a model that makes its decoder's input of them."""
+        """Return the labels for a model that derives its decoder's input from them."""
         return {"labels": words} if self.base.is_encoder_decoder else {}
 
     def _log_probabilities(self, logits: Tensor, words: Tensor) -> Tensor:
         """Return the log-probability `(rows,)` of each row's labels."""
-        if not self.base.is_encoder_decoder:  # a decoder's logits are of the next token
+        if not self.base.is_encoder_decoder:  # a decoder's logits are for the next token
             logits, words = logits[:, :-1], words[:, 1:]
         is_scored = words != IGNORED
         logs = logits.float().log_softmax(-1)
         return (logs.gather(-1, words.clamp(min=0)[..., None])[..., 0] * is_scored).sum(-1)
 
     def measured_on(self, rows: int, count: int) -> str:
-        """Say on what the numbers of a table are measured."""
+        """Describe how the numbers of a table were measured."""
         return f"loss per target token, accuracy and macro-F1 of {len(self.classes)} label words on {rows} rows"
 
     def with_instruction(self, instruction: str) -> "LabelWords":
-        """Return one that puts a hand-written prompt and a blank line in front of every text."""
+        """Return a copy that puts a hand-written prompt and a blank line before every text."""
         return LabelWords(self.base, self._writing.with_instruction(instruction).template, self.words)
 
     def with_examples(self, pieces: Sequence[str]) -> "LabelWords":
-        """Return one that puts pieces of text in front of every text, each tokenized by itself."""
+        """Return a copy that puts pieces of text before every text, each tokenized separately."""
         return LabelWords(self.base, self._writing.template, self.words, pieces)
 
     def instruction_tokens(self, instruction: str) -> int:
@@ -141,17 +140,17 @@ class LabelWords:
         return self._writing.instruction_tokens(instruction)
 
     def answer(self, model: "PreTrainedModel", texts: Sequence[str], most: int) -> list[str]:
-        """Name the class of every text."""
+        """Return the predicted class of every text."""
         rows = self._writing.rows([Example(text, next(iter(self.words.values()))) for text in texts])
         check_tokens(rows, model)
         return self._predict(model, [row.text for row in rows])
 
     def shown(self, example: Example) -> tuple[str, str]:
-        """Return the input, and its label."""
+        """Return the input and its label."""
         return example.input, str(example.target)
 
 
 def _is_ambiguous(targets: Sequence[list[int]]) -> bool:
-    """Return whether a word is the beginning of another one, its end token left out."""
+    """Return whether a word is a prefix of another one, without their end tokens."""
     words = [target[:-1] for target in targets]
     return any(other[: len(word)] == word for i, word in enumerate(words) for j, other in enumerate(words) if i != j)

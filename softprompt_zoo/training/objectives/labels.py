@@ -1,4 +1,4 @@
-"""Labels of classes: which ones there are, and whether they can be learned and measured."""
+"""Class labels: which ones exist, and whether they can be learned and measured."""
 
 import difflib
 import random
@@ -11,16 +11,16 @@ from softprompt_zoo.training.data import MAX_HELD_OUT, Data
 
 
 def learnable(data: Data) -> list[str]:
-    """Return the labels of a classification in order of the alphabet.
+    """Return the labels of a classification in alphabetical order.
 
     Args:
-        data: The rows, whose targets are labels.
+        data: The data, whose targets are labels.
 
     Returns:
         The labels.
 
     Raises:
-        DataError: If one occurs once, there is only one, or a label of one part is not in the other.
+        DataError: If a label occurs once, there is only one, or the training and validation rows have different labels.
     """
     counts = Counter(str(example.target) for example in data.train)
     _check_repeated(data, counts)
@@ -35,13 +35,13 @@ def learnable(data: Data) -> list[str]:
     if missing := sorted(set(counts) - measured):
         raise DataError(
             f"{_file(data.validation)}: no validation row has the label {missing[0]!r}, which {counts[missing[0]]} "
-            f"training rows have, so it could not be measured; labels there: {_listed(measured)}; add a row of it"
+            f"training rows have, so it cannot be measured; their labels: {_listed(measured)}; add a row with it"
         )
     return sorted(counts)
 
 
 def _check_repeated(data: Data, counts: Counter[str]) -> None:
-    """Refuse a label that one row alone has: most often it is a slip, and nothing is learned from it."""
+    """Refuse a label that only one row has: it is usually a typo, and nothing can be learned from it."""
     everywhere = counts + Counter(str(example.target) for example in data.validation if data.whole is not None)
     if 1 not in everywhere.values():
         return
@@ -52,12 +52,12 @@ def _check_repeated(data: Data, counts: Counter[str]) -> None:
             meant = f" (did you mean {near[0]!r}?)" if near else ""
             raise DataError(
                 f"{example.place}: the label {label!r} occurs once{meant}; a class needs at least two rows; correct "
-                "the label, add rows of it, or drop the row"
+                "the label, add rows with it, or drop the row"
             )
 
 
 def check_known(examples: Sequence[Example], labels: Sequence[str]) -> None:
-    """Refuse rows of a class that is not one of those that are known.
+    """Refuse rows whose class is not among the known ones.
 
     Args:
         examples: The rows.
@@ -70,20 +70,20 @@ def check_known(examples: Sequence[Example], labels: Sequence[str]) -> None:
         if example.target not in labels:
             near = difflib.get_close_matches(str(example.target), labels, n=1)
             raise DataError(
-                f"{example.place}: the label {example.target!r} is not one of the classes that are learned: "
+                f"{example.place}: the label {example.target!r} is not one of the classes to learn: "
                 f"{_listed(labels)}; {f'did you mean {near[0]!r}?' if near else 'correct it or drop the row'}"
             )
 
 
 def hold_out(data: Data, seed: int) -> Data:
-    """Hold out a tenth of every class, where the user gives no file for validation.
+    """Hold out a tenth of every class, if the user gives no validation file.
 
     Args:
-        data: The rows.
-        seed: Of the draw.
+        data: The data.
+        seed: Seed of the random choice.
 
     Returns:
-        The same rows; each class with two or more has one at least on either side.
+        The same rows; each class with at least two rows has one or more in each part.
     """
     if data.whole is None:
         return data
@@ -102,7 +102,7 @@ def hold_out(data: Data, seed: int) -> Data:
 
 
 def _file(examples: Sequence[Example]) -> str:
-    """Return where rows were read, without a line."""
+    """Return the file that rows were read from, without the line."""
     return examples[0].place.rpartition(":")[0]
 
 

@@ -1,4 +1,4 @@
-"""The seam between data, model and measuring: what every kind of objective offers."""
+"""The interface between data, model and evaluation, which every objective implements."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,90 +14,90 @@ if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
 
 E = TypeVar("E")
-"""An example, as it was read from a file."""
+"""An example, as read from a file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A number that says how good answers are."""
+    """A measure of the quality of answers."""
 
     name: str
     """Its key in `Measured.metrics`."""
     title: str
-    """As a table shows it."""
+    """Its title in tables."""
     more_is_better: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a model was measured at on some rows."""
+    """The result of measuring a model on some rows."""
 
     loss: float
-    """Mean loss in nats, over what `Objective.loss_of` names."""
+    """Mean loss in nats, per item that `Objective.loss_of` names."""
     metrics: dict[str, float]
-    """A number for each of the objective's metrics."""
+    """A value for each of the objective's metrics."""
     answers: list[str]
-    """What the model said, row by row; of the first rows only where answers are written."""
+    """The model's answers, row by row; only for the first rows if answers are generated."""
 
 
 class Objective(Protocol[E, R]):
-    """What rows are and how a model is scored on them."""
+    """Defines the rows and how a model is scored on them."""
 
     name: str
-    """What `--objective` takes."""
+    """The name for `--objective`."""
     base: "Base"
-    """The model, whose weights `load` reads."""
+    """The base model, whose weights `load` reads."""
     options: Mapping[str, Any]
-    """Options that a method is attached with, unless the user chose others."""
+    """Options with which a method is attached, unless the user chose others."""
     model_class: str
-    """Name of the class in transformers that loads its models."""
+    """Name of the transformers class that loads its models."""
     model_arguments: tuple[str, ...]
-    """What that class is told besides the model, in Python."""
+    """Further arguments of that class besides the model, as Python code."""
     metrics: tuple[Metric, ...]
-    """What it is measured by; the first is the main one."""
+    """The metrics; the first is the main one."""
     loss_of: str
-    """What the loss is a mean over, such as "target token"."""
+    """The item over which the loss is averaged, such as "target token"."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What it learned from the data, such as its classes, in values of JSON; it is made of these again."""
+        """What it learned from the data, such as its classes, as JSON values from which it can be recreated."""
 
     def load(self, dtype: str) -> "PreTrainedModel":
-        """Load the model that it needs, in eval mode."""
+        """Load the required model, in eval mode."""
 
     def rows(self, examples: Sequence[E]) -> list[R]:
         """Tokenize examples."""
 
     def longest(self, rows: Sequence[R]) -> list[R]:
-        """Return the rows that need most room."""
+        """Return the largest rows."""
 
     def collate(self, rows: Sequence[R]) -> dict[str, Tensor]:
-        """Make a batch, with `labels`; its loss is the mean over those that are not `IGNORED`."""
+        """Make a batch with `labels`; its loss is the mean over labels that are not `IGNORED`."""
 
     def measure(self, model: "PreTrainedModel", examples: Sequence[E], rows: Sequence[R], count: int) -> Measured:
-        """Measure a model as it is.
+        """Measure a model in its current state.
 
         Args:
             model: The model; put into eval mode.
             examples: The examples.
-            rows: The same ones tokenized.
-            count: Examples to write answers for, where writing is slow; at least 1.
+            rows: The same examples, tokenized.
+            count: Number of examples to generate answers for, if answers are generated; at least 1.
 
         Returns:
-            What came of it.
+            The loss, the metrics and the answers.
         """
 
     def measured_on(self, rows: int, count: int) -> str:
-        """Say on what the numbers of a table are measured: `rows` rows, and answers to `count` of them."""
+        """Describe how the numbers of a table were measured: on `rows` rows, and answers to `count` of them."""
 
     def with_instruction(self, instruction: str) -> "Objective[E, R]":
-        """Return one that puts a hand-written prompt in front of every text."""
+        """Return a copy that puts a hand-written prompt before every text."""
 
     def with_examples(self, pieces: Sequence[str]) -> "Objective[E, R]":
-        """Return one that puts examples in front of every text.
+        """Return a copy that puts examples before every text.
 
         Args:
-            pieces: Texts with their answers, and what is between them, each to be tokenized by itself.
+            pieces: Texts with their answers, and the separators between them, each to be tokenized separately.
 
         Raises:
             UnsupportedError: If its models read no answers.
@@ -107,35 +107,35 @@ class Objective(Protocol[E, R]):
         """Count the tokens of a hand-written prompt."""
 
     def answer(self, model: "PreTrainedModel", texts: Sequence[str], most: int) -> list[str]:
-        """Say what a model makes of texts, as `generate` prints it.
+        """Return the answers of a model to texts, as `generate` prints them.
 
         Args:
             model: The model; put into eval mode.
-            texts: What the user wrote.
-            most: Longest answer in tokens, where answers are written.
+            texts: The texts of the user.
+            most: Maximum length of an answer in tokens, if answers are generated.
 
         Returns:
-            An answer per text.
+            An answer for each text.
         """
 
     def shown(self, example: E) -> tuple[str, str]:
-        """Return an example as a table shows it: the input, and the right answer."""
+        """Return an example as a table shows it: the input and the reference."""
 
 
 def fitting(objective: Objective[E, Any], examples: Sequence[E], max_length: int, what: str) -> list[E]:
-    """Leave out examples that are too long; cutting them would train on half a target.
+    """Leave out examples that are too long; truncating them would train on partial targets.
 
     Args:
-        objective: What tokenizes them.
+        objective: The objective that tokenizes them.
         examples: The examples.
-        max_length: Longest row in tokens.
-        what: What they are, for the message.
+        max_length: Maximum length of a row, in tokens.
+        what: Kind of the rows, for the message.
 
     Returns:
         Those that fit.
 
     Raises:
-        ValueError: If none does.
+        ValueError: If none fits.
     """
     lengths = [len(row) for row in objective.rows(examples)]
     kept = [example for example, length in zip(examples, lengths, strict=True) if length <= max_length]

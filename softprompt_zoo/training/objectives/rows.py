@@ -1,4 +1,4 @@
-"""What every tokenized row offers, and how rows of token ids are padded."""
+"""The protocol of tokenized rows, and padding."""
 
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
@@ -15,10 +15,10 @@ class TokenRow(Protocol):
 
     @property
     def ids(self) -> list[int]:
-        """Every token of the row that the model has to know."""
+        """All tokens of the row, which the model needs to have."""
 
     def __len__(self) -> int:
-        """Return how many tokens the row takes, to compare with `--max-length`."""
+        """Return the number of tokens of the row, to compare with `--max-length`."""
 
 
 R = TypeVar("R", bound=TokenRow)
@@ -30,8 +30,8 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> di
 
     Args:
         rows: The ids of each row.
-        pad_id: What to fill up with.
-        left: Whether to fill up in front, as generation needs it.
+        pad_id: Id of the padding token.
+        left: Whether to pad on the left, as generation needs.
 
     Returns:
         `input_ids` and `attention_mask`, each `(rows, length)`.

@@ -1,4 +1,4 @@
-"""Rows of several tasks: any other objective, for a prompt that has a part for each task."""
+"""Several tasks: any other objective, for a prompt that has a part for each task."""
 
 import dataclasses
 import difflib
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OPTION = "num_tasks"
-"""The option of methods whose prompts have tasks."""
+"""The option of methods whose prompts have a part for each task."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskRow:
-    """A tokenized row, of whatever kind, and its task."""
+    """A tokenized row of any kind, and its task."""
 
     row: Any
     task: int
 
     @property
     def ids(self) -> list[int]:
-        """Every token of the row."""
+        """All tokens of the row."""
         ids: list[int] = self.row.ids
         return ids
 
@@ -41,7 +41,7 @@ class TaskRow:
 
 
 class OfTask:
-    """A model all of whose rows are of one task, and that is the same else."""
+    """A model that treats all rows as one task; otherwise unchanged."""
 
     def __init__(self, model: Any, task: int) -> None:
         self._model, self._task = model, task
@@ -54,12 +54,12 @@ class OfTask:
         return self._model(**inputs, task_ids=[self._task])
 
     def generate(self, **inputs: Any) -> Any:
-        """Write with the model."""
+        """Generate with the model."""
         return self._model.generate(**inputs, task_ids=[self._task])
 
 
 class Tasks:
-    """Rows that say which task they belong to; an `Objective`."""
+    """Rows that name the task they belong to; an `Objective`."""
 
     def __init__(self, inner: Objective[Any, Any], tasks: Sequence[str]) -> None:
         self.inner, self.tasks = inner, list(tasks)
@@ -69,11 +69,11 @@ class Tasks:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The names of the tasks, in the order of the prompt's, besides what the other objective learned."""
+        """The names of the tasks, in the order of the prompt, and what the inner objective learned."""
         return {**self.inner.facts, "tasks": self.tasks}
 
     def load(self, dtype: str) -> "PreTrainedModel":
-        """Load the model that it needs, in eval mode."""
+        """Load the required model, in eval mode."""
         return self.inner.load(dtype)
 
     def rows(self, examples: Sequence[Any]) -> list[TaskRow]:
@@ -82,25 +82,25 @@ class Tasks:
         return [TaskRow(row, task) for row, task in zip(self.inner.rows(examples), tasks, strict=True)]
 
     def longest(self, rows: Sequence[TaskRow]) -> list[TaskRow]:
-        """Return the rows that need most room."""
+        """Return the largest rows."""
         known = {id(row.row): row for row in rows}
         return [known[id(row)] for row in self.inner.longest([row.row for row in rows])]
 
     def collate(self, rows: Sequence[TaskRow]) -> dict[str, Tensor]:
-        """Make a batch, with `task_ids`, `(rows)`."""
+        """Make a batch, with `task_ids` `(rows,)`."""
         return {
             **self.inner.collate([row.row for row in rows]),
             "task_ids": torch.tensor([row.task for row in rows]),
         }
 
     def of_task(self, model: Any, task: int) -> Any:
-        """Return a model all of whose rows are of one task."""
+        """Return the model for rows of a single task."""
         return OfTask(model, task)
 
     def measure(
         self, model: "PreTrainedModel", examples: Sequence[Any], rows: Sequence[TaskRow], count: int
     ) -> Measured:
-        """Measure the loss on all rows, and metrics as means over the tasks."""
+        """Measure the loss on all rows, and the metrics as means over tasks."""
         places: dict[int, list[int]] = {}
         for place, row in enumerate(rows):
             places.setdefault(row.task, []).append(place)
@@ -118,16 +118,16 @@ class Tasks:
         return Measured(target_loss(model, rows, self.collate), means, [answers[place] for place in told])
 
     def measured_on(self, rows: int, count: int) -> str:
-        """Say on what the numbers of a table are measured."""
+        """Describe how the numbers of a table were measured."""
         answers = max(count, min(rows, len(self.tasks)))
         return f"{self.inner.measured_on(rows, answers)}; all but the loss are means over {len(self.tasks)} tasks"
 
     def with_instruction(self, instruction: str) -> "Tasks":
-        """Return one that puts a hand-written prompt in front of every text."""
+        """Return a copy that puts a hand-written prompt before every text."""
         return type(self)(self.inner.with_instruction(instruction), self.tasks)
 
     def with_examples(self, pieces: Sequence[str]) -> "Tasks":
-        """Return one that puts examples in front of every text."""
+        """Return a copy that puts examples before every text."""
         return type(self)(self.inner.with_examples(pieces), self.tasks)
 
     def instruction_tokens(self, instruction: str) -> int:
@@ -135,7 +135,7 @@ class Tasks:
         return self.inner.instruction_tokens(instruction)
 
     def answer(self, model: "PreTrainedModel", texts: Sequence[str], most: int) -> list[str]:
-        """Answer texts, with an `OfTask`."""
+        """Answer texts with an `OfTask` model."""
         return self.inner.answer(model, texts, most)
 
     def shown(self, example: Any) -> tuple[str, str]:
@@ -144,18 +144,18 @@ class Tasks:
 
 
 class UntoldTasks(Tasks):
-    """The same for a model that is not told the tasks: it is one for all of them, and measured task by task."""
+    """The same for a model that does not get the tasks: it is shared by all, but measured task by task."""
 
     def __init__(self, inner: Objective[Any, Any], tasks: Sequence[str]) -> None:
         super().__init__(inner, tasks)
         self.options = inner.options
 
     def collate(self, rows: Sequence[TaskRow]) -> dict[str, Tensor]:
-        """Make a batch, without the tasks."""
+        """Make a batch without the tasks."""
         return self.inner.collate([row.row for row in rows])
 
     def of_task(self, model: Any, task: int) -> Any:
-        """Return the model."""
+        """Return the model unchanged."""
         return model
 
 
@@ -165,13 +165,13 @@ def has_tasks(method: Method) -> bool:
 
 
 def tasks_of(data: Data) -> list[str]:
-    """Return the tasks that rows name, in the order of the prompt's; none if no training row names one.
+    """Return the tasks that rows name, in the order of the prompt; none if no training row names one.
 
     Args:
-        data: The rows.
+        data: The data.
 
     Raises:
-        DataError: If some rows name one and others do not, or a validation row one that no training row has.
+        DataError: If only some rows name a task, or a validation row names one that no training row has.
     """
     tasks = sorted({example.task for example in data.train if example.task is not None})
     for example in itertools.chain(data.train, data.validation) if tasks else ():
@@ -180,19 +180,19 @@ def tasks_of(data: Data) -> list[str]:
 
 
 def with_tasks(objective: Objective[Any, Any], data: Data, method: Method) -> Objective[Any, Any]:
-    """Take the tasks of rows along, where they have some and the method's prompts do.
+    """Return an objective for the tasks of the rows, if both the rows and the method's prompts have tasks.
 
     Args:
-        objective: What is learned in every task.
-        data: The rows.
+        objective: The objective of every task.
+        data: The data.
         method: The method, with the user's options.
 
     Returns:
         An objective for the tasks, or the same one.
 
     Raises:
-        DataError: If a row has no task, a validation row one that no training row has, or the user's number of tasks
-            is another.
+        DataError: If a row has no task, a validation row has one that no training row has, or the user's number of
+            tasks differs.
     """
     tasks = tasks_of(data) if has_tasks(method) else []
     if not tasks:
@@ -207,14 +207,14 @@ def with_tasks(objective: Objective[Any, Any], data: Data, method: Method) -> Ob
 
 
 def task_index(example: Any, tasks: Sequence[str]) -> int:
-    """Return which task a row belongs to.
+    """Return the index of the task that a row belongs to.
 
     Args:
         example: The row.
-        tasks: Names of the tasks, in the order of the prompt's.
+        tasks: Names of the tasks, in the order of the prompt.
 
     Raises:
-        DataError: If it has none, or one that is not among them.
+        DataError: If the row has no task, or one that is not in `tasks`.
     """
     if example.task is None:
         raise DataError(
@@ -224,7 +224,7 @@ def task_index(example: Any, tasks: Sequence[str]) -> int:
     if example.task not in tasks:
         near = difflib.get_close_matches(example.task, tasks, n=1)
         raise DataError(
-            f"{example.place}: the task {example.task!r} is not one of those that are learned: {listed(tasks)}; "
-            f"{f'did you mean {near[0]!r}?' if near else 'correct it, drop the row, or add training rows of it'}"
+            f"{example.place}: the task {example.task!r} is not one of the tasks to learn: {listed(tasks)}; "
+            f"{f'did you mean {near[0]!r}?' if near else 'correct it, drop the row, or add training rows with it'}"
         )
     return tasks.index(example.task)

@@ -1,4 +1,4 @@
-"""Classes of words: the loss of each word's tag, and accuracy and macro-F1 over the words."""
+"""Token classification: the loss of the tag of each word, and accuracy and macro-F1 over words."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TaggedRow:
-    """Tokenized words with their tags."""
+    """Tokenized words and their tags."""
 
     ids: list[int]
     labels: list[int]
@@ -46,7 +46,7 @@ class TaggedRow:
 
 
 class TokenClassification:
-    """Words with tags, for a model with a task head that is trained along; an `Objective`."""
+    """Words with tags, for a model with a task head, which is trained as well; an `Objective`."""
 
     name = "token-classification"
     options: Mapping[str, Any] = MappingProxyType({"train_head": True})
@@ -57,11 +57,11 @@ class TokenClassification:
     def __init__(self, base: "Base", template: str, classes: Sequence[str], instruction: str = "") -> None:
         check_padding(base)
         if template != DEFAULT_TEMPLATE:
-            raise DataError(f"--template is {template!r}, but words are read as they are; leave it out")
+            raise DataError(f"--template is {template!r}, but words are read without a template; leave it out")
         if not base.tokenizer.is_fast:
             raise UnsupportedError(
-                f"the tokenizer of {base.name} does not say which token is of which word; give one of the tokenizers "
-                "library"
+                f"the tokenizer of {base.name} is not a fast one, so it does not say which word a token belongs to; "
+                "use a fast tokenizer"
             )
         self.base, self.tokenizer, self.template = base, base.tokenizer, template
         self.classes = ordered_classes(base, self.model_class, classes)
@@ -72,7 +72,7 @@ class TokenClassification:
     def learn(data: Data, settings: Settings) -> tuple[Data, dict[str, Any]]:
         """Find the classes of words."""
         train = _words(data.train)
-        validation = _words(data.validation) if data.whole is None else train  # what was drawn may lack a rare one
+        validation = _words(data.validation) if data.whole is None else train  # a random draw may lack a rare class
         words = dataclasses.replace(data, train=train, validation=validation, whole=None)
         labels.check_known(_words(data.validation), sorted({str(word.target) for word in train}))
         return data, {"classes": labels.learnable(words)}
@@ -83,7 +83,7 @@ class TokenClassification:
         return {"classes": self.classes}
 
     def load(self, dtype: str) -> "PreTrainedModel":
-        """Load the model with a head for the classes, its own one if it has one, in eval mode."""
+        """Load the model with a head for the classes, its own if it has one, in eval mode."""
         return with_new_head(self.base, self.model_class, self.classes, dtype)
 
     def rows(self, examples: Sequence[Tagged]) -> list[TaggedRow]:
@@ -106,7 +106,7 @@ class TokenClassification:
         return [max(rows, key=len)]
 
     def collate(self, rows: Sequence[TaggedRow]) -> dict[str, Tensor]:
-        """Make a batch, with labels `(rows, length)` at the first token of every word."""
+        """Make a batch, with labels `(rows, length)` on the first token of every word."""
         batch = pad([row.ids for row in rows], self.tokenizer.pad_token_id)
         length = batch["input_ids"].shape[1]
         return {**batch, "labels": torch.tensor([row.labels + [IGNORED] * (length - len(row)) for row in rows])}
@@ -123,7 +123,7 @@ class TokenClassification:
 
     @torch.no_grad()
     def _predict(self, model: "PreTrainedModel", rows: Sequence[TaggedRow]) -> tuple[float, list[list[int]]]:
-        """Return the mean loss of the words, and the likeliest class of each word of each row."""
+        """Return the mean loss of the words and the most likely class of each word of each row."""
         model.eval()
         total, predicted = 0.0, [[0]] * len(rows)
         for chosen, batch in batches(model, rows, self.collate):
@@ -139,17 +139,17 @@ class TokenClassification:
         return " ".join(self.classes[tag] for tag in tags)
 
     def measured_on(self, rows: int, count: int) -> str:
-        """Say on what the numbers of a table are measured."""
+        """Describe how the numbers of a table were measured."""
         return f"loss per word, accuracy and macro-F1 of {len(self.classes)} classes over the words of {rows} rows"
 
     def with_instruction(self, instruction: str) -> "TokenClassification":
-        """Return one that puts the words of a hand-written prompt in front of every row."""
+        """Return a copy that puts the words of a hand-written prompt before every row."""
         return TokenClassification(self.base, self.template, self.classes, instruction)
 
     def with_examples(self, pieces: Sequence[str]) -> "TokenClassification":
-        """Refuse to: its models read no answers."""
+        """Raise an error: its models read no answers."""
         raise UnsupportedError(
-            "this model names the classes of words and reads no answers, so examples cannot be shown to it"
+            "this model predicts the classes of words and reads no answers, so it cannot be given examples"
         )
 
     def instruction_tokens(self, instruction: str) -> int:
@@ -157,18 +157,18 @@ class TokenClassification:
         return len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])
 
     def answer(self, model: "PreTrainedModel", texts: Sequence[str], most: int) -> list[str]:
-        """Tag the words of every text, which are what white space is between."""
+        """Tag the words of every text, which is split at white space."""
         rows = [self._row(text.split(), [0] * len(text.split())) for text in texts]
         check_tokens(rows, model)
         return [self._named(tags) for tags in self._predict(model, rows)[1]]
 
     def shown(self, example: Tagged) -> tuple[str, str]:
-        """Return the words, and their tags."""
+        """Return the words and their tags."""
         return " ".join(example.words), " ".join(example.tags)
 
 
 def _words(examples: Sequence[Tagged]) -> list[Example]:
-    """Take rows apart into words with tags, each with the place of its row."""
+    """Split rows into words with tags, each with the place of its row."""
     return [
         Example(word, tag, place=example.place)
         for example in examples

@@ -1,4 +1,4 @@
-"""Writing text: the loss of the target's tokens behind the input's, and ROUGE-L of what the model writes."""
+"""Writing text: the loss of the target tokens after the input, and ROUGE-L of generated answers."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from softprompt_zoo.training.base import Base
 
 LENGTH_MARGIN = 8
-"""Tokens that an answer may be longer than the longest target."""
+"""Number of tokens by which an answer may exceed the longest target."""
 
 
 class Writing:
@@ -41,21 +41,21 @@ class Writing:
 
     @property
     def template(self) -> str:
-        """How an input becomes the text in front of its target."""
+        """Template that turns an input into the text before its target."""
         return self._tokenized.template
 
     @staticmethod
     def learn(data: Data, settings: Settings) -> tuple[Data, dict[str, Any]]:
-        """Take the data as they are."""
+        """Return the data unchanged."""
         return data, {}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Nothing; the data are what they are."""
+        """Nothing is learned from the data."""
         return {}
 
     def load(self, dtype: str) -> "PreTrainedModel":
-        """Load the model that it needs, in eval mode."""
+        """Load the required model, in eval mode."""
         return self.base.load(dtype)
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
@@ -63,11 +63,11 @@ class Writing:
         return self._tokenized.rows(examples)
 
     def longest(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows that need most room."""
+        """Return the largest rows."""
         return longest(rows)
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Make a batch; targets alone have labels."""
+        """Make a batch; only targets have labels."""
         return self._collator(rows)
 
     def measure(
@@ -81,15 +81,15 @@ class Writing:
         return Measured(loss, {"rouge_l": sum(scores) / len(scores)}, answers)
 
     def measured_on(self, rows: int, count: int) -> str:
-        """Say on what the numbers of a table are measured."""
+        """Describe how the numbers of a table were measured."""
         return f"loss per target token on {rows} rows, ROUGE-L F1 of {count} greedy answers"
 
     def with_instruction(self, instruction: str) -> "Writing":
-        """Return one that puts a hand-written prompt and a blank line in front of every text."""
+        """Return a copy that puts a hand-written prompt and a blank line before every text."""
         return Writing(self.base, self._tokenized.with_instruction(instruction).template)
 
     def with_examples(self, pieces: Sequence[str]) -> "Writing":
-        """Return one that puts pieces of text in front of every text, each tokenized by itself."""
+        """Return a copy that puts pieces of text before every text, each tokenized separately."""
         return Writing(self.base, self.template, pieces)
 
     def instruction_tokens(self, instruction: str) -> int:
@@ -97,11 +97,11 @@ class Writing:
         return len(self.tokenizer(instruction, add_special_tokens=False)["input_ids"])
 
     def answer(self, model: "PreTrainedModel", texts: Sequence[str], most: int) -> list[str]:
-        """Write an answer to every text."""
+        """Generate an answer to every text."""
         ids = [self._tokenized.text_ids(Example(text, None)) for text in texts]
         check_tokens([Row(text, []) for text in ids], model)
         return generate(model, self.tokenizer, ids, most)
 
     def shown(self, example: Example) -> tuple[str, str]:
-        """Return the input, and the first right answer."""
+        """Return the input and the first reference."""
         return example.input, example.references[0]

@@ -138,12 +138,12 @@ def test_a_handwritten_prompt_goes_into_the_message_of_the_system(chats):
 
 BAD = [
     ([said("user", "w1")], r"bad.jsonl:2: field 'messages' has no message of the role 'assistant', so there is not"),
-    ([said("assistant", "w1")], r"bad.jsonl:2: message 1 is of the role 'assistant', so nothing asks for it"),
+    ([said("assistant", "w1")], r"bad.jsonl:2: message 1 is of the role 'assistant', so it answers nothing"),
     ([said("user", "w1"), said("assistant", " ")], r"bad.jsonl:2: the content of message 2 is blank"),
     ([said("user", "w1"), {"content": "w1"}], r"bad.jsonl:2: the role of message 2 is null; it must be text"),
     (
         [said("who", "w1"), said("assistant", "w1")],
-        r"bad.jsonl:2: the model's chat template does not take it: no role",
+        r"bad.jsonl:2: the model's chat template does not accept it: no role",
     ),
     ("w1", r"bad.jsonl:2: field 'messages' is \"w1\"; it must be a list"),
 ]
@@ -160,7 +160,7 @@ def test_what_is_no_chat_to_learn_from(chats, tmp_path, messages, message):
 def test_models_and_settings_that_do_not_go_with_chats(chats, tmp_path):
     with pytest.raises(zoo.UnsupportedError, match="plain has no chat template"):
         train(settings(chats, tmp_path / "run", model=str(chats / "plain")))
-    with pytest.raises(zoo.DataError, match="but messages are written with the model's"):
+    with pytest.raises(zoo.DataError, match="but messages are rendered with the model's"):
         train(settings(chats, tmp_path / "run", template="w1 {input}"))
     tokenizer = AutoTokenizer.from_pretrained(chats / "model")
     tokenizer.chat_template = plain(TEMPLATE).replace(
@@ -168,5 +168,5 @@ def test_models_and_settings_that_do_not_go_with_chats(chats, tmp_path):
     )
     base = Base(str(chats / "model"))
     base.tokenizer = tokenizer
-    with pytest.raises(zoo.DataError, match=r"writes message 2, or one before it, otherwise once later ones"):
+    with pytest.raises(zoo.DataError, match=r"renders message 2, or one before it, differently when later ones"):
         Chatting(base, "{input}\n").rows([Chat(tuple(CHATS[0]["messages"]))])

@@ -123,7 +123,7 @@ BAD = [
     ("aabbc", None, r"train.jsonl:5: the label 'c' occurs once; a class needs at least two rows"),
     (["good", "good", "goood", "bad", "bad"], None, r"train.jsonl:3: the label 'goood' occurs once \(did you mean 'go"),
     ("aaaa", None, r"train.jsonl:1: all 3 rows have the label 'a'; a classifier needs at least two"),
-    ("aabb", "abc", r"validation.jsonl:3: the label 'c' is not one of the classes that are learned: 'a', 'b'"),
+    ("aabb", "abc", r"validation.jsonl:3: the label 'c' is not one of the classes to learn: 'a', 'b'"),
     ("aabb", "aaa", r"validation.jsonl: no validation row has the label 'b', which 2 training rows have"),
 ]
 
@@ -141,7 +141,7 @@ def test_labels_that_cannot_be_learned_or_measured(labeled, tmp_path, rows, vali
 
 def test_label_words_that_cannot_be_used(labeled, tmp_path):
     for words, message in (
-        ({"w19": "w1"}, r"--label-word gives a word for 'w19', which no row has as its label; labels there: 'w10', '"),
+        ({"w19": "w1"}, r"gives a word for 'w19', which is not the label of any row; existing labels: 'w10', '"),
         ({"w10": "w11"}, r"'w10' and 'w11' have the same word, 'w11'"),
     ):
         with pytest.raises(zoo.DataError, match=message):
@@ -156,7 +156,7 @@ def test_a_head_of_another_size_is_refused_and_one_of_the_same_is_kept(labeled, 
     two.save_pretrained(tmp_path / "two")
     base.tokenizer.save_pretrained(tmp_path / "two")
     model = tmp_path / "two"
-    with pytest.raises(zoo.DataError, match=r"two is for 2 classes \('w11', 'w10'\), the data have 3 \('w10', 'w11'"):
+    with pytest.raises(zoo.DataError, match=r"is for 2 classes \('w11', 'w10'\), but the data have 3 \('w10', 'w11'"):
         train(settings(labeled, tmp_path / "run", model))
     files = {"data": str(tmp_path / "data.jsonl"), "validation": None}
     write_labeled(tmp_path / "data.jsonl", 20, labels={"w0": "w10", "w1": "w11"})

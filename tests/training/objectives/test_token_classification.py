@@ -109,7 +109,7 @@ def test_tags_that_validation_has_not_or_training_has_not(tagged, tmp_path):
     with pytest.raises(zoo.DataError, match=r"only.jsonl: no validation row has the label 'high'"):
         train(settings(tagged, tmp_path / "run", validation=only))
     other = write(tmp_path / "other.jsonl", [*rows_of(3), {"tokens": ["w1"], "tags": ["middle"]}])
-    with pytest.raises(zoo.DataError, match=r"other.jsonl:4: the label 'middle' is not one of the classes that are le"):
+    with pytest.raises(zoo.DataError, match=r"other.jsonl:4: the label 'middle' is not one of the classes to learn"):
         train(settings(tagged, tmp_path / "run", validation=other))
 
 
@@ -117,6 +117,6 @@ def test_a_head_for_other_tags(tagged, tmp_path):
     objective = TokenClassification(Base(str(tagged / "bert")), "{input}\n", ["a", "b", "c"])
     objective.load("float32").save_pretrained(tmp_path / "three")
     objective.tokenizer.save_pretrained(tmp_path / "three")
-    with pytest.raises(zoo.DataError, match=r"is for 3 classes \('a', 'b', 'c'\), the data have 2 \('high', 'low'\)"):
+    with pytest.raises(zoo.DataError, match=r"for 3 classes \('a', 'b', 'c'\), but the data have 2 \('high', 'low'\)"):
         train(settings(tagged, tmp_path / "run", model=tmp_path / "three"))
     assert not (tmp_path / "run").exists()
