@@ -30,7 +30,7 @@ class Score:
     name: str
     """What was measured."""
     prompt_tokens: int
-    """Tokens in front of the text: virtual ones, or those of the hand-written prompt."""
+    """Tokens before the text: virtual ones, or those of the hand-written prompt."""
     loss: float
     """Mean loss in nats; per target token, including the end of sequence, for objectives that write text."""
     metrics: dict[str, float]
@@ -107,7 +107,7 @@ class Evaluator:
         return Score(name, self._prompt_tokens(name, model), **vars(measured))
 
     def _prompt_tokens(self, name: str, model: "PreTrainedModel") -> int:
-        """Count the tokens in front of the text."""
+        """Count the tokens before the text."""
         if name == TRAINED:
             return _active_tokens(model.prompts)
         if name == HANDWRITTEN:

@@ -76,8 +76,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise OutputError(
-            f"--output {folder} is being written by another training; wait until it ends, stop it, or give another "
-            "folder"
+            f"--output {folder} is in use by another training run; wait until it ends, stop it, or give another folder"
         ) from error
     try:
         for path in temporaries_of(folder / RECORD_FILE):

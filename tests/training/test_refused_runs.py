@@ -43,7 +43,7 @@ def test_what_does_not_work_is_refused_before_anything_is_written(place, tmp_pat
         ({"options": {"num_virtual_tokens": 0}}, "num_virtual_tokens is 0; expected an integer of at least 1"),
         ({"options": {"size": 3}}, "unknown option 'size'"),
         ({"options": {"init": "text"}}, "init='text' needs init_text"),
-        ({"max_length": 2}, r"none of the 20 training rows fits into 2 tokens, the shortest has \d+; raise"),
+        ({"max_length": 2}, r"none of the 20 training rows fits into 2 tokens; the shortest has \d+; raise"),
         ({"input_field": "question"}, "'question'"),
     ],
 )

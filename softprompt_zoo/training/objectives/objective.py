@@ -141,7 +141,7 @@ def fitting(objective: Objective[E, Any], examples: Sequence[E], max_length: int
     kept = [example for example, length in zip(examples, lengths, strict=True) if length <= max_length]
     if not kept:
         raise ValueError(
-            f"none of the {len(lengths)} {what} rows fits into {max_length} tokens, the shortest has "
+            f"none of the {len(lengths)} {what} rows fits into {max_length} tokens; the shortest has "
             f"{min(lengths)}; raise --max-length, or choose a model that takes longer texts"
         )
     return kept
