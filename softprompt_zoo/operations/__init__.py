@@ -1,1 +1,1 @@
-"""What is done with trained prompts: load, export, fold, blend, cut, compare, inspect; above `model`."""
+"""Operations on trained prompts: load, export, fold, blend, truncate, compare, inspect; above `model`."""

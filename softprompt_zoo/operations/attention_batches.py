@@ -15,7 +15,7 @@ Batch = Mapping[str, Any]
 
 
 def read_batches(inputs: Batch | Sequence[Batch]) -> list[Batch]:
-    """Read what a user gave as batches.
+    """Read a user's batches.
 
     Args:
         inputs: A batch, or a list of them.
@@ -25,7 +25,7 @@ def read_batches(inputs: Batch | Sequence[Batch]) -> list[Batch]:
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If a batch chooses prompts of its own.
+        ValueError: If a batch chooses prompts itself.
     """
     batches: list[Any] = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
     for batch in batches or [inputs]:
@@ -37,15 +37,15 @@ def _check(batch: Any) -> None:
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"inputs is not a batch ({type(batch).__name__}); expected what the model's forward takes, "
-            "{'input_ids': …}, or a list of it"
+            "{'input_ids': …}, or a list of such batches"
         )
     chosen = next((name for name in NEW_ARGUMENTS if name in batch), None)
     if chosen is not None:
-        raise ValueError(f"inputs has {chosen}; leave it out: all rows see the prompts that are inspected, in front")
+        raise ValueError(f"inputs has {chosen}; leave it out: all rows see the inspected prompts, in front of the text")
 
 
 def arguments_of(batch: Batch, backbone: Backbone) -> dict[str, Any]:
-    """Return what the model's forward is to take for a batch, without a loss or a cache.
+    """Return the arguments of the model's forward for a batch, without a loss or a cache.
 
     Args:
         batch: As the user gave it. Not changed.
@@ -94,16 +94,16 @@ def text_queries(
     """Return which queries of a site are text.
 
     Args:
-        arguments: Of the forward.
+        arguments: The arguments of the forward.
         site: The site.
         backbone: Sizes of the model.
-        moved: Whether each row's text comes first after virtual positions, then its padding.
+        moved: Whether the virtual positions are followed by each row's text, and then by its padding.
 
     Returns:
         `(rows, length)` booleans; `None` if the text is not among the arguments.
 
     Raises:
-        UnsupportedError: If the mask does not say it of rows.
+        UnsupportedError: If the mask is not one of rows and positions.
     """
     prefix = _prefix(site, backbone)
     mask = _mask(arguments, prefix)
@@ -116,9 +116,9 @@ def text_queries(
 
 
 def _mask(arguments: Mapping[str, Any], prefix: str) -> Shaped[Tensor, "rows ..."] | None:
-    """Return the mask of a text, or one of all of it; `None` if there is no text.
+    """Return the mask of a text, or one that covers all of it; `None` if there is no text.
 
-    One of another form than `(rows, length)` is refused by whoever uses it.
+    A mask with a shape other than `(rows, length)` is refused where it is used.
     """
     all_of_it = _whole_text(arguments, prefix)
     given: Tensor | None = arguments.get(f"{prefix}attention_mask")
@@ -126,7 +126,7 @@ def _mask(arguments: Mapping[str, Any], prefix: str) -> Shaped[Tensor, "rows ...
 
 
 def _whole_text(arguments: Mapping[str, Any], prefix: str) -> Shaped[Tensor, "rows length"] | None:
-    """Return the mask of all of a text; a decoder may read its labels."""
+    """Return a mask that covers all of a text; a decoder may read its labels."""
     for name in (f"{prefix}input_ids", f"{prefix}inputs_embeds"):
         text: Tensor | None = arguments.get(name)
         if text is not None:
@@ -136,5 +136,5 @@ def _whole_text(arguments: Mapping[str, Any], prefix: str) -> Shaped[Tensor, "ro
 
 
 def _prefix(site: str, backbone: Backbone) -> str:
-    """Return what the names of the arguments for the text of a site begin with."""
+    """Return the prefix of the arguments' names for the text of a site."""
     return "decoder_" if backbone.kind.has_two_texts and site != "encoder" else ""

@@ -1,4 +1,4 @@
-"""How much of a text's attention goes to prompts, layer by layer and token by token, measured on a batch."""
+"""How much of a text's attention goes to prompts, by layer and token, measured on a batch."""
 
 import dataclasses
 from collections import Counter
@@ -27,32 +27,32 @@ from softprompt_zoo.trial.twin import twin
 
 @dataclasses.dataclass(frozen=True)
 class AttentionMass:
-    """The part of the text's attention that goes to one prompt: means over heads, rows and the text's tokens."""
+    """The share of the text's attention that goes to one prompt: means over heads, rows and the text's tokens."""
 
     shares: Mapping[str, Float[Tensor, " layers"]]
-    """By site, each in [0, 1]; the rest is the text's, and other prompts'."""
+    """By site, each in [0, 1]; the rest goes to the text and to other prompts."""
     tokens: Mapping[str, Float[Tensor, "layers tokens"]]
-    """By site, which add up to `shares`; empty where a model shows sums only."""
+    """By site; they add up to `shares`. Empty if a model shows only sums."""
 
 
 @torch.no_grad()
 def measure_attention(
     model: PreTrainedModel, names: Sequence[str], inputs: Batch | Sequence[Batch], task: int | None = None
 ) -> dict[str, AttentionMass]:
-    """Measure the attention to prompts that a model sees together. Nothing is set on the model, so others may use it.
+    """Measure the attention to prompts that a model sees together. The model is not changed, so others may use it.
 
     Args:
         model: A prompted model.
         names: Names of its prompts, in order.
-        inputs: What the model's forward takes, with or without padding; or several such batches.
+        inputs: A batch as the model's forward takes it, with or without padding; or several such batches.
         task: The task of all rows, for prompts that have tasks.
 
     Returns:
-        Prompt name to its part of the attention. Gated prompts take none of the text's, and have no sites.
+        The share of attention by prompt name. Gated prompts take none of the text's, and have no sites.
 
     Raises:
         TypeError: If `inputs` is neither a batch nor a list of batches.
-        ValueError: If a batch chooses prompts of its own, or lacks what the model reads.
+        ValueError: If a batch chooses prompts itself, or lacks what the model reads.
         UnsupportedError: If the prompts are disabled, or the model does not show its attention.
     """
     batches = read_batches(inputs)
@@ -75,16 +75,16 @@ def _check_enabled(call: Call, names: Sequence[str]) -> None:
     if not call.selection.names:
         inactive = ", ".join(map(repr, names))
         raise UnsupportedError(
-            f"the prompts are disabled here ({inactive}), so nothing looks at them; leave prompts.disabled()"
+            f"the prompts are disabled here ({inactive}), so nothing attends to them; leave prompts.disabled()"
         )
 
 
 _Measured = dict[str, tuple[int, dict[Part, Tensor]]]
-"""Site name to how many tokens of text were looked at, and by prompt what they gave, `(layers, tokens)` or less."""
+"""By site: how many tokens of text were measured, and the attention they gave by prompt, `(layers, tokens)` or less."""
 
 
 def _columns(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str, Stack]) -> _Measured:
-    """Read the weights of each of the prompts' columns."""
+    """Read the weights of every column of the prompts."""
     backbone: Backbone = model.prompts.backbone
     columns = {site: _order(call, site, backbone.kind) for site in backbone.layers}
     asked = _asked(call, columns, arguments, backbone)
@@ -104,7 +104,7 @@ def _columns(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[
 def _asked(
     call: Call, columns: Mapping[str, Mapping[Part, int]], arguments: Mapping[str, Any], backbone: Backbone
 ) -> dict[str, Columns]:
-    """Return which columns and queries are looked at, by site; none where there is no prompt or no text."""
+    """Return which columns and queries are measured, by site; none if there is no prompt or no text."""
     asked = {}
     for site, counts in columns.items():
         first_query = sum(_input_counts(call).values()) if site == "encoder" else 0
@@ -115,7 +115,7 @@ def _asked(
 
 
 def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str, Stack]) -> _Measured:
-    """Take what the text's weights lack to one, where prompts' columns are not seen."""
+    """Take what the text's weights lack to add up to one, if the prompts' columns are not shown."""
     backbone: Backbone = model.prompts.backbone
     [site] = backbone.layers
     prompt = _only_prompt(call, _order(call, site, backbone.kind), model)
@@ -129,7 +129,7 @@ def _sums(model: Any, call: Call, arguments: dict[str, Any], stacks: Mapping[str
 def _weights(
     model: Any, arguments: dict[str, Any], stacks: Mapping[str, Stack]
 ) -> Sequence[Float[Tensor, "rows heads queries _"]]:
-    """Return the attention weights that the model shows, of each layer."""
+    """Return the attention weights that the model shows for each layer."""
     with eval_mode([stack.module for stack in stacks.values()], "eager"):
         weights: Sequence[Tensor] = model(**arguments, output_attentions=True).attentions
     if not weights or any(layer is None for layer in weights):
@@ -140,16 +140,16 @@ def _weights(
 def _only_prompt(call: Call, counts: Mapping[Part, int], model: Any) -> Part:
     """Return the one prompt whose columns the text sees."""
     if len(counts) != 1:
-        problem = "takes none of the text's attention" if not counts else "cannot be told from one another here"
+        problem = "takes none of the text's attention" if not counts else "cannot be told apart here"
         raise UnsupportedError(
             f"{', '.join(map(repr, call.selection.names))}: {problem} in {type(model).__name__}, which shows the "
-            "weights of the text alone; inspect one ungated prompt by its name"
+            "weights of only the text; inspect one ungated prompt by its name"
         )
     return next(iter(counts))
 
 
 def _order(call: Call, site: str, family: Family) -> dict[Part, int]:
-    """List the prompts that have columns at a site, in order, and how many."""
+    """Return the prompts that have columns at a site, in order, with the number of their columns."""
     if family.is_causal:
         counts = _counted(call, lambda tokens: tokens.columns(site))
     else:
@@ -164,7 +164,7 @@ def _input_counts(call: Call) -> dict[Part, int]:
 
 
 def _counted(call: Call, count: Callable[[VirtualTokens], int]) -> dict[Part, int]:
-    """Count something of each prompt of the only combination; those without it are left out."""
+    """Count something for each prompt of the only combination; those without any are left out."""
     counts = {name: count(call.placements[name].tokens) for name in call.selection.combinations[0]}
     return {name: number for name, number in counts.items() if number}
 

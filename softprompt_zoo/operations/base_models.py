@@ -1,4 +1,4 @@
-"""Base model and saved prompts in one call."""
+"""Load the base model and saved prompts in one call."""
 
 import os
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ CLASSES = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
 }
-"""PEFT's name of a task to transformers' class of models for it."""
+"""PEFT's name of a task, and the class of transformers models for it."""
 
 
 def load_model(
@@ -41,8 +41,8 @@ def load_model(
     """Load the model that saved prompts were trained on, and the prompts onto it.
 
     Args:
-        directory: What `load` takes.
-        base: Name or path of the model; by default the one that the folder names.
+        directory: As in `load`.
+        base: Name or path of the model; by default the one named in the folder.
         trainable: As in `load`.
         pools_prompt: As in `load`.
         prompt_revision: Branch, tag or commit of the prompts' repository on the hub; `revision` is the model's.
@@ -54,8 +54,8 @@ def load_model(
         with them, those are in the model.
 
     Raises:
-        CheckpointError: If the folder is damaged, names no base model, or one that cannot be loaded.
-        UnsupportedError: If the model's class is not transformers', or `load` refuses the prompts.
+        CheckpointError: If the folder is damaged or names no base model, or the model cannot be loaded.
+        UnsupportedError: If the model's class is not part of transformers, or `load` refuses the prompts.
         ValueError: If `trust_remote_code` is given.
         ZooError: As `load` does.
     """
@@ -78,8 +78,8 @@ def _load_base(config: SavedConfig, source: str, path: Path, options: Mapping[st
         raise
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"the model {source!r}, which the prompts in {path} are for, cannot be loaded "
-            f"({(str(error).splitlines() or [''])[0]}); name another place with base=…"
+            f"the model {source!r}, for which the prompts in {path} were trained, cannot be loaded "
+            f"({(str(error).splitlines() or [''])[0]}); name another location with base=…"
         ) from error
     model: PreTrainedModel = loaded.eval()
     return model
@@ -90,34 +90,34 @@ def _is_model(kind: Any) -> bool:
 
 
 def _class(config: SavedConfig, source: str) -> Any:
-    """Find the model's class: transformers' own, of the task or the architecture that the folder names."""
+    """Find the model's class in transformers, from the task or the architecture named in the folder."""
     if config.task_type in CLASSES:
         return getattr(transformers, CLASSES[config.task_type])
     name = config.architecture or _architecture(source)
     kind = getattr(transformers, name, None)
     if not _is_model(kind) and name != "AutoModel":
         raise UnsupportedError(
-            f"the prompts are for a model of the class {name!r}, which transformers has not; load the model, then the "
+            f"the prompts are for a model of the class {name!r}, which transformers lacks; load the model, then the "
             "prompts with zoo.load"
         )
     return kind
 
 
 def _architecture(source: str) -> str:
-    """Return the class that a model's own folder names."""
+    """Return the class named in a model's own folder."""
     found = AutoConfig.from_pretrained(source, trust_remote_code=False).architectures
     return found[0] if found else "AutoModel"
 
 
 def _known(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a model has a parameter for, outside its heads."""
+    """Return the weights for which a model has a parameter outside its heads."""
     heads = find_heads(model, [stack.module for stack in find_stacks(model)[1].values()])
     return {key: weights[key] for key in _parameters(model).keys() & weights if key.partition(".")[0] not in heads}
 
 
 @torch.no_grad()
 def _put_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """Write what PEFT saved of the model into it, but for its heads, which the prompt brings along."""
+    """Load the weights that PEFT saved into a model, except for its heads, which come with the prompt."""
     known = _known(model, weights)
     if not known:
         return
@@ -126,11 +126,11 @@ def _put_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     for key, tensor in known.items():
         if own[key].shape == tensor.shape:  # `load` reports what does not fit
             own[key].copy_(tensor)
-    model.config._name_or_path = ""  # it is not the model of that name any more
+    model.config._name_or_path = ""  # it is no longer the model of that name
 
 
 def _resize_table(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """Give the vocabulary the size that it has in saved weights."""
+    """Resize the vocabulary to its size in saved weights."""
     table: Any = model.get_input_embeddings().weight
     own = _parameters(model)
     rows = next((tensor.shape[0] for key, tensor in weights.items() if own[key] is table), table.shape[0])
@@ -146,5 +146,5 @@ def _check_runs_no_code(options: Mapping[str, Any]) -> None:
     given = options.get("trust_remote_code")
     if given:
         raise ValueError(
-            f"trust_remote_code is {given!r}, and load_model runs no code of files; load the model, then the prompts"
+            f"trust_remote_code is {given!r}, but load_model runs no code from files; load the model, then the prompts"
         )

@@ -1,4 +1,4 @@
-"""Blending prompts: several become one, a plain prompt that can be used and trained on."""
+"""Blend several prompts into one plain prompt, which can be used and trained further."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,20 +36,20 @@ def blend(
         how: `"mean"`: the weighted mean, weights of at least 0 (by default equal). `"sum"`: the weighted sum, any
             weights (by default 1). `"slerp"`: two prompts; each vector (an embedding, a head's key or value) turns on
             the sphere from the first's direction to the second's and its length changes evenly; weights as for the
-            mean. `"task_vectors"`: `initial` plus the weighted sum of what each prompt differs from it, any weights (by
+            mean. `"task_vectors"`: `initial` plus the weighted sum of each prompt's difference from it, any weights (by
             default 1). `"concatenate"`: the tokens one after the other; no weights.
-        initial: The prompt the others were trained from, for `"task_vectors"` alone.
+        initial: The prompt that the others were trained from, only for `"task_vectors"`.
         drop_heads: Drop trained task heads, which cannot be blended: rows then use the model's own.
-        model: The model the prompts are for; needed where all are folders.
+        model: The model that the prompts are for; needed if all are folders.
 
     Returns:
         A trainable prompt that is not on any model: add it to one with `model.prompts.add(name, prompt)`, or start
         another from it with `init=prompt`. Computed in float64, in the dtype and on the device of the first prompt.
 
     Raises:
-        TypeError: If a prompt or a weight is of a wrong type.
-        ValueError: If there are too few prompts, weights that do not fit `how`, or `initial` without need.
-        BackboneMismatchError: If a prompt was made for a model of other sizes.
+        TypeError: If a prompt or a weight has the wrong type.
+        ValueError: If there are too few prompts, weights that do not fit `how`, or an unnecessary `initial`.
+        BackboneMismatchError: If a prompt was made for a model of different sizes.
         CheckpointError: If a folder holds no prompt.
         UnsupportedError: If the prompts are incompatible: different places, lengths, dropout or visibility, several
             tasks, trained heads, a mix of gated and others.
@@ -82,7 +82,7 @@ def _check_arguments(prompts: Any, initial: Any, how: str, way: Blend) -> None:
 
 
 def _named(prompts: Sequence[Any], initial: Any) -> list[tuple[str, Any]]:
-    """Return what messages call each prompt, and the prompt; the initial one last, if there is one."""
+    """Return the prompts with their names for messages; the initial one last, if there is one."""
     named = [(f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts)]
     return named if initial is None else [*named, ("initial", initial)]
 
@@ -91,7 +91,7 @@ def _check_initial(initial: Any, how: str, way: Blend) -> None:
     if (initial is not None) != way.has_initial:
         problem = "is missing" if initial is None else f"was given with how={how!r}"
         raise ValueError(
-            f"initial {problem}; give the prompt the others were trained from, with how='task_vectors' alone"
+            f"initial {problem}; give the prompt that the others were trained from, only with how='task_vectors'"
         )
 
 
@@ -111,7 +111,7 @@ def _check_fit(given: Sequence[Given], how: str, drop_heads: bool) -> None:
 def _check_no_head(one: Given) -> None:
     if one.prompt.head is not None:
         raise UnsupportedError(
-            f"{one.what} has a trained task head, and heads cannot be blended; blend the tokens alone with "
+            f"{one.what} has a trained task head, and heads cannot be blended; blend only the tokens with "
             "drop_heads=True, and train a head for them"
         )
 
@@ -121,7 +121,7 @@ def _check_placed_alike(one: Given, first: Given) -> None:
         firsts = first.placement.options[name]
         if own != firsts:
             raise UnsupportedError(
-                f"{one.what} has {name}={own}, {first.what} has {firsts}; give prompts with the same {name}"
+                f"{one.what} has {name}={own}, but {first.what} has {firsts}; give prompts with the same {name}"
             )
 
 
@@ -129,7 +129,7 @@ def _check_as_long(one: Given, first: Given, how: str) -> None:
     own, firsts = one.prompt.num_virtual_tokens, first.prompt.num_virtual_tokens
     if own != firsts:
         raise UnsupportedError(
-            f"{one.what} has {own} virtual tokens, {first.what} has {firsts}; how={how!r} needs equally many in each: "
+            f"{one.what} has {own} virtual tokens, but {first.what} has {firsts}; how={how!r} needs the same number: "
             "cut the longer one with zoo.truncate, or use how='concatenate'"
         )
 
@@ -141,11 +141,11 @@ def _gate_shapes(one: Given) -> tuple[torch.Size, ...]:
 def _check_gated(given: Sequence[Given], how: str) -> None:
     if BLENDS[how].of_gates is None:
         raise UnsupportedError(
-            f"gated prompts have a softmax each, which one prompt of how={how!r} cannot have; activate both instead"
+            f"gated prompts each have their own softmax, but how={how!r} makes a prompt with one; activate both instead"
         )
     methods = dict.fromkeys(one.prompt.method for one in given)
     if len(methods) > 1:
-        raise UnsupportedError(f"the gated prompts are of the methods {', '.join(methods)}; give prompts of one method")
+        raise UnsupportedError(f"the gated prompts use the methods {', '.join(methods)}; give prompts of one method")
     _check_gate_shapes(given)
 
 
@@ -159,10 +159,10 @@ def _check_gate_shapes(given: Sequence[Given]) -> None:
 
 
 def _wide(function: Function, weights: Sequence[float]) -> Callable[..., Float[Tensor, "..."]]:
-    """Have tensors blended in float64, on the device of the first."""
+    """Blend tensors in float64, on the device of the first."""
 
     def apply(first: Float[Tensor, "..."], *others: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        wide = torch.float64 if first.device.type != "mps" else torch.float32  # which has no float64
+        wide = torch.float64 if first.device.type != "mps" else torch.float32  # MPS has no float64
         blended = function(weights, [tensor.to(first.device, wide) for tensor in (first, *others)])
         return blended.to(torch.promote_types(first.dtype, torch.float32))
 

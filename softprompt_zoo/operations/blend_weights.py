@@ -1,4 +1,4 @@
-"""The weights of prompts that are blended."""
+"""The weights of the prompts in a blend."""
 
 import math
 import numbers
@@ -9,20 +9,20 @@ from softprompt_zoo.operations.blends import Blend
 
 
 def read_weights(weights: Any, count: int, how: str, blend: Blend) -> list[float]:
-    """Read the weights that a user gave.
+    """Read a user's weights.
 
     Args:
         weights: A sequence, tensor or array of real numbers; `None` for equal ones.
-        count: Prompts.
+        count: Number of prompts.
         how: Name of the blend, for messages.
         blend: What it takes.
 
     Returns:
-        A number for each prompt, which add up to one if they are shares; none if the blend has no weights.
+        A number for each prompt, adding up to one if they are shares; empty if the blend has no weights.
 
     Raises:
         TypeError: If one is not a real number.
-        ValueError: If there are more or fewer than prompts, or the blend takes no such ones.
+        ValueError: If their number differs from that of the prompts, or the blend does not accept them.
     """
     if not blend.has_weights:
         if weights is not None:
@@ -42,7 +42,7 @@ def _numbers(weights: Any, count: int) -> list[float]:
 
 
 def _plain(value: Any) -> Any:
-    """Return the numbers of a tensor or an array as Python's."""
+    """Convert the numbers of a tensor or an array to Python's."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -1,4 +1,4 @@
-"""Prompts as bare embeddings, for engines that take embeddings in place of tokens."""
+"""Export prompts as bare embeddings, for engines that accept embeddings instead of tokens."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +21,9 @@ def export_embeddings(
 
     Args:
         model: A model with prompts.
-        directory: Where to; it must be missing or empty.
+        directory: The folder to write; it must be missing or empty.
         names: The prompts; by default the active ones.
-        task: The task to write, of prompts with several.
+        task: The task to write, for prompts with several.
 
     Raises:
         ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.

@@ -1,4 +1,4 @@
-"""Prompts as keys and values, for engines that keep a cache of them."""
+"""Export prompts as keys and values, for engines that keep a cache of them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.token_checks import check_range
 
 FOLDED = "folded"
-"""What a combination is called."""
+"""The name of a combination."""
 
 
 @torch.no_grad()
@@ -26,13 +26,13 @@ def export_keys_values(
 
     Args:
         model: Their model. Not changed.
-        directory: Where to; it must be missing or empty.
-        prompts: By name and in order.
-        task: The task of those that have tasks.
+        directory: The folder to write; it must be missing or empty.
+        prompts: The prompts by name, in order.
+        task: The task to use for those that have tasks.
 
     Raises:
         ValueError: If the directory is not empty, or a prompt does not have that task.
-        UnsupportedError: If they cannot be one prefix in an engine; says why. Nothing is written.
+        UnsupportedError: If they cannot become one prefix in an engine; says why. Nothing is written.
     """
     check_free(directory)
     maker = PrefixMaker.of(model)

@@ -1,4 +1,4 @@
-"""Prompts as new tokens of an ordinary checkpoint, for engines that know nothing of prompts."""
+"""Export prompts as new tokens of an ordinary checkpoint, for engines that know nothing about prompts."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ from softprompt_zoo.operations.vocabulary_tokenizer import extend, index_of, put
 from softprompt_zoo.shapes import Float, Int
 
 TRIAL_TOKENS = 16
-"""Text tokens of the forward that compares the new checkpoint with the prompted model."""
+"""Text tokens in the forward that compares the new checkpoint with the prompted model."""
 
 
 @torch.no_grad()
@@ -38,18 +38,18 @@ def export_vocabulary(
     """Write an ordinary checkpoint and tokenizer in which every virtual token is a special token.
 
     Args:
-        model: A causal model with prompts. Not changed; all of its weights but the tables of its vocabulary are
-            written from where they are.
-        directory: Where to; it must be missing or empty.
+        model: A causal model with prompts. Not changed; all of its weights except the tables of its vocabulary are
+            written without being copied.
+        directory: The folder to write; it must be missing or empty.
         tokenizer: The model's. Not changed.
-        names: The prompts; the first of them is the one that the chat template puts in front by default. If not
-            given, the active ones, which it puts in front together.
-        task: The task to write, of prompts with several.
+        names: The prompts; by default, the chat template puts the first of them in front. If not given, the active
+            ones, which it puts in front together.
+        task: The task to write, for prompts with several.
 
     Raises:
-        TypeError: If the tokenizer is none.
+        TypeError: If the tokenizer is not one.
         ValueError: If the directory is not empty, a prompt does not have that task, or none has tasks.
-        UnsupportedError: If the checkpoint could not do what the prompts do. Nothing is written.
+        UnsupportedError: If the checkpoint could not reproduce what the prompts do. Nothing is written.
     """
     prompts: Prompts = model.prompts  # type: ignore[assignment]
     _check_tokenizer(tokenizer)
@@ -84,7 +84,7 @@ def _check_tokenizer(tokenizer: Any) -> None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(
             f"tokenizer is {type(tokenizer).__name__}; expected the model's tokenizer, "
-            "as AutoTokenizer.from_pretrained gives it"
+            "as AutoTokenizer.from_pretrained returns it"
         )
 
 
@@ -101,7 +101,7 @@ def _tasks(prompts: Prompts, task: int | None) -> dict[str, Any]:
 
 
 def _check_model(model: PreTrainedModel, prompts: Prompts, tokens: Any) -> None:
-    """Refuse what an ordinary checkpoint cannot do, before anything is computed."""
+    """Refuse what an ordinary checkpoint cannot reproduce, before anything is computed."""
     if is_disabled(prompts):
         shown = ", ".join(map(repr, tokens))
         raise UnsupportedError(
@@ -109,8 +109,8 @@ def _check_model(model: PreTrainedModel, prompts: Prompts, tokens: Any) -> None:
         )
     if not prompts.backbone.kind.is_causal:
         raise UnsupportedError(
-            f"{type(model).__name__} is not a causal model: its own encoder would show a state for every soft token, "
-            'where the prompted model shows the text alone; keep the prompt in our format, or use to="embeddings"'
+            f"{type(model).__name__} is not a causal model: its own encoder would return a state for every soft token, "
+            'but the prompted model returns only the text; keep the prompt in our format, or use to="embeddings"'
         )
     _check_heads(prompts, tokens)
     _check_weights(model)
@@ -136,7 +136,7 @@ def _check_weights(model: PreTrainedModel) -> None:
         )
     if has_adapters(model):
         shown = ", ".join(map(repr, adapter_names(model))) or "merged ones"
-        raise UnsupportedError(f"the model has adapters in its layers ({shown}); merge them into its weights first")
+        raise UnsupportedError(f"the model has adapters in its layers ({shown}); merge them into the weights first")
 
 
 def _check_have_values(model: PreTrainedModel) -> None:
@@ -148,30 +148,30 @@ def _check_have_values(model: PreTrainedModel) -> None:
 
 
 def _scale(model: PreTrainedModel, prompts: Prompts, known: int) -> float:
-    """Find what the model multiplies its table's rows by; Gemma does."""
+    """Find the factor by which the model multiplies the rows of its table; Gemma has one."""
     table: Tensor = model.get_input_embeddings().weight  # type: ignore[union-attr,assignment]
     if known > table.shape[0]:
         raise UnsupportedError(
-            f"the tokenizer has {known} tokens and the model's embedding table {table.shape[0]} rows; give the "
+            f"the tokenizer has {known} tokens, but the model's embedding table has {table.shape[0]} rows; give the "
             "tokenizer that belongs to the model"
         )
     ids = torch.linspace(0, known - 1, min(known, 64), device=table.device).long()
     rows, embedded = table[ids].double(), prompts.backbone.embed(ids).double()
     if rows.shape != embedded.shape:
         raise UnsupportedError(
-            f"the model's embedding module gives a width of {embedded.shape[-1]}, and its table has {rows.shape[-1]}"
+            f"the model's embedding module returns a width of {embedded.shape[-1]}, but its table has {rows.shape[-1]}"
         )
     return _factor(rows, embedded, torch.finfo(table.dtype).eps)
 
 
 def _factor(rows: Float[Tensor, "tokens hidden"], embedded: Float[Tensor, "tokens hidden"], eps: float) -> float:
-    """Return what rows of the table were multiplied by, if that is all that was done to them."""
+    """Return the factor by which rows of the table were multiplied, if nothing else was done to them."""
     scale = float((rows * embedded).sum() / (rows * rows).sum().clamp(min=1e-30))
     rest = (embedded - scale * rows).abs().max() / embedded.abs().max().clamp(min=1e-30)
     if scale == 0 or rest > 4 * eps:
         raise UnsupportedError(
             "the model's embedding module does more than multiply the rows of its table (at best by "
-            f'{scale:g}), so no row gives the prompt; use to="embeddings"'
+            f'{scale:g}), so no row results in the prompt; use to="embeddings"'
         )
     return 1.0 if abs(scale - 1) < 1e-9 else scale
 
@@ -196,7 +196,7 @@ def _logits(
 def _compare(
     found: Float[Tensor, "..."], expected: Float[Tensor, "..."], count: int, known: int, names: tuple[str, ...]
 ) -> None:
-    """Refuse a checkpoint that would do something else than the prompted model."""
+    """Refuse a checkpoint that would not do the same as the prompted model."""
     if expected.ndim == 3:
         found, expected = found[:, count:, :known], expected[..., :known]
     allowed = (1e-4 if expected.dtype in (torch.float32, torch.float64) else 0.1) * max(
@@ -207,13 +207,13 @@ def _compare(
     )
     if not difference <= allowed:
         raise UnsupportedError(
-            f"with prompt {', '.join(map(repr, names))} as tokens the model's outputs differ by {difference:.2g}, so "
+            f"with prompt {', '.join(map(repr, names))} as tokens, the model's outputs differ by {difference:.2g}, so "
             "it does more with token ids than look up their embeddings; keep the prompt in our format"
         )
 
 
 def _without_prompts(model: PreTrainedModel) -> PreTrainedModel:
-    """Copy a model without its prompts and without copying a weight: the copy's parameters share their storage."""
+    """Copy a model without its prompts and without copying its weights: the copy shares their storage."""
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
@@ -227,14 +227,14 @@ def _with_rows(
     logits: Float[Tensor, "... vocab"],
     known: int,
 ) -> PreTrainedModel:
-    """Copy a model without its prompts and with new rows in its table, whose tokens it never writes.
+    """Copy a model without its prompts, with new rows in its table whose tokens it never generates.
 
     Args:
         model: The prompted model. Not changed.
-        rows: In the scale of the table.
+        rows: The new rows, in the scale of the table.
         ids: Their ids.
-        logits: What it predicts with its prompts, for a text.
-        known: Words of the vocabulary.
+        logits: Its predictions with its prompts, for a text.
+        known: Size of the vocabulary.
 
     Returns:
         The copy.

@@ -1,4 +1,4 @@
-"""A combination of prompts as one plain prefix: the keys and values that the text sees, exactly."""
+"""Fold a combination of prompts into one plain prefix: exactly the keys and values that the text sees."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from softprompt_zoo.sites.select import check_combination
 def fold(
     model: PreTrainedModel, names: str | Sequence[str] | None = None, *, name: str = "folded", task: int | None = None
 ) -> PreTrainedModel:
-    """Make one plain prefix of a combination of prompts, with the same outputs, and activate it.
+    """Fold a combination of prompts into one plain prefix with the same outputs, and activate it.
 
     On a causal model, any prompts that share the text's softmax can be folded: those at the input embeddings become the
     keys and values that the model computes for them after whatever is in front of them. On other models, prompts made
@@ -27,7 +27,7 @@ def fold(
         model: A model with prompts. It gets one more; the others stay.
         names: The prompts, in order, or one; by default the active ones.
         name: Name of the new prompt.
-        task: The task of those prompts that have tasks.
+        task: The task to use for those prompts that have tasks.
 
     Returns:
         The same model.
@@ -49,10 +49,10 @@ def fold(
 
 
 def combination_of(prompts: Prompts, names: str | Sequence[str] | None, task: int | None) -> tuple[str, ...]:
-    """Return the prompts to fold; arguments and errors as of `fold`."""
+    """Return the prompts to fold; arguments and errors as for `fold`."""
     combination = prompts.active if names is None else check_combination(names, prompts.keys(), "names")
     if not combination:
         known = ", ".join(map(repr, prompts)) or "none"
-        raise ValueError(f"there is nothing to fold: no prompt is active; give the names of some of {known}")
+        raise ValueError(f"there is nothing to fold: no prompt is active; give names out of {known}")
     check_idle_task(task, map(prompts.__getitem__, combination))
     return combination

@@ -1,4 +1,4 @@
-"""Prompts as users hand them over, attached or saved, and the plain tokens that they stand for."""
+"""Prompts as users pass them, attached or saved, and their plain tokens."""
 
 import dataclasses
 import os
@@ -20,20 +20,20 @@ from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 from softprompt_zoo.trial.examination import inspect_backbone
 
 GivenPrompt = Prompt | str | os.PathLike[str]
-"""A prompt, `model.prompts[name]` say, or the folder of a saved one."""
+"""A prompt, such as `model.prompts[name]`, or the folder of a saved one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """One prompt that was handed over."""
+    """One prompt passed by a user."""
 
     what: str
-    """What it is called in messages."""
+    """Its name in messages."""
     prompt: Prompt
     tokens: VirtualTokens
     """Its plain tokens in eval mode, copies without gradient."""
     placement: Placement
-    """Its placement, for the options."""
+    """Its placement, for the options in it."""
 
 
 @torch.no_grad()
@@ -43,17 +43,17 @@ def read_given(
     """Read prompts for one model. Nothing is changed.
 
     Args:
-        prompts: What each is called in messages, and a prompt or the folder of a saved one.
-        model: The model they are for, with prompts or without; by default that of the first prompt that has one.
+        prompts: For each, its name in messages, and a prompt or the folder of a saved one.
+        model: The model that they are for, with or without prompts; by default that of the first prompt with one.
 
     Returns:
-        The prompts, the sizes of the model, and the model's prompts, if it has any.
+        The prompts, the sizes of the model, and the model's prompts, if any.
 
     Raises:
         TypeError: If one is neither a prompt nor a folder.
         ValueError: If no model is given and none of the prompts has one.
         CheckpointError: If a folder holds no prompt.
-        BackboneMismatchError: If one was made for a model of other sizes.
+        BackboneMismatchError: If one was made for a model of different sizes.
         UnsupportedError: If one has several tasks, or a folder holds several prompts.
     """
     for what, prompt in prompts:
@@ -66,7 +66,7 @@ def read_given(
 
 
 def _model_of(prompts: Sequence[tuple[str, Any]], model: Any) -> tuple[Backbone, Any]:
-    """Return the sizes of the model that prompts are for, and its own prompts, if it has any."""
+    """Return the sizes of the model that prompts are for, and its own prompts, if any."""
     if model is not None:
         return _of_model(model)
     for _, prompt in prompts:
@@ -87,16 +87,16 @@ def check_alike(given: Sequence[Given]) -> None:
         given: Some prompts.
 
     Raises:
-        UnsupportedError: If one is at other places than the first: embeddings, sites, or layers.
+        UnsupportedError: If one is at different places than the first: embeddings, sites, or layers.
     """
     first = given[0]
     for other in given[1:]:
         if other.tokens.where != first.tokens.where:
-            places = f"{other.what} is at the {other.tokens.where}, {first.what} at the {first.tokens.where}"
+            places = f"{other.what} is at the {other.tokens.where}, but {first.what} at the {first.tokens.where}"
             raise UnsupportedError(f"{places}; give prompts of one kind")
         if other.tokens.outline != first.tokens.outline:
             raise UnsupportedError(
-                f"{other.what} has tokens at other layers than {first.what}; give prompts of one kind"
+                f"{other.what} has tokens at different layers than {first.what}; give prompts of one kind"
             )
 
 
@@ -121,6 +121,6 @@ def _read(what: str, given: Any, backbone: Backbone) -> Given:
 
 
 def check_idle_task(task: int | None, prompts: Iterable[Prompt]) -> None:
-    """Refuse a task where none of the prompts has tasks."""
+    """Refuse a task if none of the prompts has tasks."""
     if task is not None and all(prompt.config.tasks is None for prompt in prompts):
-        raise ValueError(f"task is {task!r}, and the prompts have no tasks; leave it out")
+        raise ValueError(f"task is {task!r}, but the prompts have no tasks; leave it out")

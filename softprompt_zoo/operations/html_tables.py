@@ -1,4 +1,4 @@
-"""Tables as HTML: on pages that are written, and in notebooks."""
+"""HTML tables, for pages and notebooks."""
 
 import html
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ def html_table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]], 
     """Write a table, with all text escaped.
 
     Args:
-        title: What stands above it; empty for nothing.
-        head: The cells of its head.
-        lines: Its lines, of as many cells each.
-        level: Of the title's heading.
+        title: The heading above it; empty for none.
+        head: The cells of its header row.
+        lines: Its rows, with the same number of cells each.
+        level: Level of the heading.
 
     Returns:
-        HTML, a part of a page.
+        The HTML, as a part of a page.
     """
     rows = [_row("th", head), *(_row("td", line) for line in lines)]
     heading = f"<h{level}>{html.escape(title)}</h{level}>" if title else ""

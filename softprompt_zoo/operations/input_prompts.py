@@ -1,4 +1,4 @@
-"""The embeddings of prompts that are at the input, for the exports that hold these alone."""
+"""The embeddings of input-level prompts, for the exports that can hold only these."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,9 +21,9 @@ def input_tokens(
 
     Args:
         prompts: The model's prompts.
-        names: Which; by default the active ones.
-        task: The task to take, of prompts with several.
-        to: The format that they are for, for messages.
+        names: The prompts to use; by default the active ones.
+        task: The task to use, for prompts with several.
+        to: The export format, for messages.
 
     Returns:
         Embeddings `(tokens, hidden)` by name.
@@ -35,7 +35,7 @@ def input_tokens(
     wanted = prompts.active if names is None else tuple(names)
     if not wanted:
         known = ", ".join(map(repr, prompts)) or "none"
-        raise UnsupportedError(f"no prompt is active; name one with name=…, of {known}")
+        raise UnsupportedError(f"no prompt is active; name one of {known} with name=…")
     found = {name: _embeddings_of(prompts, name, task, to) for name in wanted}
     check_idle_task(task, map(prompts.__getitem__, wanted))
     return found
@@ -47,7 +47,7 @@ def _embeddings_of(prompts: Prompts, name: str, task: int | None, to: str) -> Fl
     if tokens.num_tasks is not None:
         if task is None:
             raise UnsupportedError(
-                f"prompt {name!r} has {tokens.num_tasks} tasks, of which to={to!r} holds one; choose it with task=…"
+                f"prompt {name!r} has {tokens.num_tasks} tasks, but to={to!r} holds one; choose it with task=…"
             )
         tokens = one_task(tokens, task, name)
     if tokens.at_input is None:
@@ -59,14 +59,14 @@ def _embeddings_of(prompts: Prompts, name: str, task: int | None, to: str) -> Fl
 
 
 def check_input_numbers(tokens: Mapping[str, Float[Tensor, "_ hidden"]], dtype: torch.dtype) -> None:
-    """Refuse numbers with which some engines would answer others, too, with NaN.
+    """Refuse numbers with which some engines would answer other requests, too, with NaN.
 
     Args:
         tokens: What `input_tokens` returned.
-        dtype: What they are written in.
+        dtype: The dtype that they are written in.
 
     Raises:
-        UnsupportedError: If one is NaN or infinite, or becomes so in that dtype.
+        UnsupportedError: If a number is NaN or infinite, or becomes so in that dtype.
     """
     for name, own in tokens.items():
         tensors = {"embeddings": own}

@@ -1,4 +1,4 @@
-"""Looking inside prompts: nearest words, norms, similar tokens, and the attention they get."""
+"""Look inside prompts: nearest words, norms, similar tokens, and the attention they get."""
 
 import dataclasses
 import math
@@ -28,9 +28,9 @@ from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 NEAREST_BY = ("cosine", "distance")
 ROWS_AT_ONCE = 16384
-"""Rows of the vocabulary that are compared at once."""
+"""Number of vocabulary rows that are compared at once."""
 SAMPLED_WORDS = 64
-"""Words whose keys and values are looked at."""
+"""Number of words whose keys and values are compared."""
 
 
 @torch.no_grad()
@@ -44,22 +44,22 @@ def inspect(
     nearest_by: str = "cosine",
     task: int | None = None,
 ) -> Inspection:
-    """Look inside a model's prompts. The model is left as it was.
+    """Look inside a model's prompts. The model is not changed.
 
     Args:
         model: A model with prompts.
         name: The prompt, or several, seen together in this order; by default the active ones.
-        tokenizer: The model's tokenizer, for the text of words; without it words are shown by their ids.
-        inputs: A batch as the model's forward takes it, or several, on which the attention to the prompts is measured.
+        tokenizer: The model's tokenizer, for the text of words; without it, words are shown by their ids.
+        inputs: A batch as the model's forward takes it, or several, for measuring the attention to the prompts.
         neighbours: Nearest words for each virtual token, at least 1.
-        nearest_by: `"cosine"` of the angle, or L2 `"distance"`, both in the scale of the embedding module's output.
-        task: The task to look at, of prompts with several.
+        nearest_by: `"cosine"` of the angle, or L2 `"distance"`, both on the scale of the embedding module's output.
+        task: The task to inspect, for prompts with several.
 
     Returns:
-        What was found, prompt by prompt.
+        The findings, by prompt.
 
     Raises:
-        ValueError: If an option is not allowed, no prompt is active, or a prompt with tasks was given none.
+        ValueError: If an option is not allowed, no prompt is active, or the task of a prompt with tasks is missing.
         TypeError: If `inputs` is not a batch, `tokenizer` is not a tokenizer, or `name` is neither a name nor a
             list of names.
         UnknownPromptError: If there is no prompt of that name.
@@ -172,7 +172,7 @@ def _word(tokenizer: Any, index: int) -> str:
 
 
 def _layer_norms(tokens: VirtualTokens, backbone: Backbone) -> dict[str, Norms]:
-    """Compare the norms of keys and values with those of words that the model read, at all layers."""
+    """Compare the norms of keys and values with those of words that the model reads, at all layers."""
     most = min(FREQUENT_VOCABULARY, backbone.vocab_size)
     count = min(SAMPLED_WORDS, most, (backbone.max_positions or SAMPLED_WORDS))
     words = backbone.keys_values(torch.linspace(0, most - 1, count, device=backbone.device).long())

@@ -1,4 +1,4 @@
-"""What `inspect` finds in one prompt, as values."""
+"""The values that `inspect` finds in one prompt."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ class Neighbour:
 
     @property
     def shown(self) -> str:
-        """The word with its spaces and ends of line to be seen; one without text is its id."""
+        """The word with visible spaces and line breaks; its id if it has no text."""
         return self.word if self.word == f"#{self.id}" else repr(self.word)
 
 
@@ -36,29 +36,29 @@ class Norms:
     tokens: Float[Tensor, "layers tokens"]
     """Norms of the virtual tokens; one layer for embeddings. NaN in layers without tokens."""
     words: Float[Tensor, "layers words"]
-    """Norms of words, sorted: of the whole vocabulary, or of some words that the model read."""
+    """Sorted norms of words: of the whole vocabulary, or of some words that the model reads."""
 
     @property
     def percentiles(self) -> Float[Tensor, "layers tokens"]:
-        """Percent of the words with a smaller norm."""
+        """Percentage of the words with a smaller norm."""
         below = torch.searchsorted(self.words, self.tokens.nan_to_num(), right=False)
         return (100 * below / self.words.shape[1]).masked_fill(self.tokens.isnan(), math.nan)
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptInspection:
-    """What is inside one prompt. Tensors are float32 on the CPU, without gradient."""
+    """What was found in one prompt. Tensors are float32 on the CPU, without gradient."""
 
     name: str
     method: str
     num_virtual_tokens: int
     neighbours: tuple[tuple[Neighbour, ...], ...]
-    """For each virtual token its nearest words, the nearest first; empty for keys and values, which have no words."""
+    """For each virtual token its nearest words, nearest first; empty for keys and values, which have no words."""
     norms: Mapping[str, Norms]
     """`"embeddings"`, or `"<site> keys"` and `"<site> values"`."""
     similarity: Float[Tensor, "tokens tokens"]
-    """Cosines between the virtual tokens; of keys and values all of a token's in one vector."""
+    """Cosines between the virtual tokens; a token's keys and values count as one vector."""
     gates: Mapping[str, Float[Tensor, " layers"]]
-    """By site the mean size of the gates of a gated prompt; 0 in layers without tokens."""
+    """Mean absolute size of the gates of a gated prompt, by site; 0 in layers without tokens."""
     attention: AttentionMass | None
-    """The part of the text's attention that goes to it; `None` if no batch was given."""
+    """The share of the text's attention that goes to it; `None` if no batch was given."""

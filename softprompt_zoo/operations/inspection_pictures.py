@@ -1,4 +1,4 @@
-"""What `inspect` found, as a picture."""
+"""A picture of what `inspect` found."""
 
 import io
 import warnings
@@ -11,15 +11,15 @@ from softprompt_zoo.errors import check_packages
 from softprompt_zoo.operations.inspection_findings import PromptInspection
 
 LABELLED = 40
-"""Tokens at most whose nearest word is shown next to a map."""
+"""Maximum number of tokens whose nearest word is shown next to a map."""
 
 
 def draw(prompts: Sequence[PromptInspection], panels_in_a_row: int) -> bytes:
     """Draw prompts, one below the other.
 
     Args:
-        prompts: What was found.
-        panels_in_a_row: How many of a prompt's pictures stand side by side.
+        prompts: The findings.
+        panels_in_a_row: How many of a prompt's panels are side by side.
 
     Returns:
         A PNG.
@@ -42,8 +42,8 @@ def draw(prompts: Sequence[PromptInspection], panels_in_a_row: int) -> bytes:
         _draw_panels(figure, panels, prompt)
     content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # words of scripts that matplotlib's font lacks are drawn as boxes
-        # Without the version of matplotlib in the file, the same findings make the same picture.
+        warnings.filterwarnings("ignore", "Glyph")  # words in scripts that matplotlib's font lacks are drawn as boxes
+        # Without matplotlib's version in the file, the same findings result in the same picture.
         figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
     return content.getvalue()
 
@@ -70,7 +70,7 @@ def _draw_norms(axes: Any, prompt: PromptInspection) -> None:
         axes.set(xlabel="layer", ylabel="L2 norm, mean over tokens", ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(**_title(prompt, "norms"))
-    axes.legend(fontsize="small", loc="lower right")  # where it hides the top of no bar
+    axes.legend(fontsize="small", loc="lower right")  # where it does not hide the top of any bar
     axes.grid(alpha=0.3)
 
 
@@ -94,7 +94,7 @@ def _label_with_words(axes: Any, prompt: PromptInspection) -> None:
 
 
 def _draw_panels(figure: Any, panels: Any, prompt: PromptInspection) -> None:
-    """Draw one prompt, into two panels or into four."""
+    """Draw one prompt, in two or four panels."""
     _draw_norms(panels[0], prompt)
     _draw_similarity(figure, panels[1], prompt)
     if len(panels) > 2:
@@ -103,7 +103,7 @@ def _draw_panels(figure: Any, panels: Any, prompt: PromptInspection) -> None:
 
 
 def _curves(prompt: PromptInspection) -> dict[str, Tensor]:
-    """Return what there is to draw for each layer: shares of attention, and gates."""
+    """Return the curves over layers: shares of attention, and gates."""
     shares = {} if prompt.attention is None else dict(prompt.attention.shares)
     return shares | {f"{site}, gate": gates for site, gates in prompt.gates.items()}
 
@@ -125,7 +125,7 @@ def _draw_shares(axes: Any, prompt: PromptInspection) -> None:
 
 
 def _draw_tokens(figure: Any, axes: Any, prompt: PromptInspection) -> None:
-    """Draw the attention to each token, at the site that gives the most."""
+    """Draw the attention to each token, at the site with the most attention."""
     tokens = {} if prompt.attention is None else prompt.attention.tokens
     if not tokens:
         axes.set_axis_off()

@@ -1,4 +1,4 @@
-"""What `inspect` found, for people: tables in the terminal, a picture, a page."""
+"""What `inspect` found, for users: tables in the terminal, a picture, a page."""
 
 import base64
 import dataclasses
@@ -19,20 +19,20 @@ from softprompt_zoo.operations.inspection_pictures import draw
 from softprompt_zoo.shapes import Float
 
 WIDTH = 120
-"""Columns of the text that `print` shows."""
+"""Width of the text that `print` shows, in columns."""
 Rows = tuple[list[str], list[list[str]]]
-"""Head and lines of a table."""
+"""Header and rows of a table."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Inspection:
-    """What `inspect` found; `print` shows it as tables."""
+    """The findings of `inspect`; `print` shows them as tables."""
 
     prompts: tuple[PromptInspection, ...]
-    """In the order in which rows see them."""
+    """The prompts in the order in which rows see them."""
 
     def __getitem__(self, name: str) -> PromptInspection:
-        """Return what was found of one prompt, by its name."""
+        """Return the findings for one prompt, by its name."""
         for prompt in self.prompts:
             if prompt.name == name:
                 return prompt
@@ -74,7 +74,7 @@ class Inspection:
         """Draw norms, similarities and attention of every prompt.
 
         Args:
-            path: The PNG file, written whole or not at all.
+            path: The PNG file, written completely or not at all.
 
         Raises:
             MissingPackageError: If matplotlib is not installed.
@@ -82,10 +82,10 @@ class Inspection:
         write_atomically(Path(path), draw(self.prompts, panels_in_a_row=4))
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write tables and pictures as one page that needs no network.
+        """Write tables and pictures as one page that needs no network access.
 
         Args:
-            path: The HTML file, written whole or not at all.
+            path: The HTML file, written completely or not at all.
 
         Raises:
             MissingPackageError: If matplotlib is not installed.
@@ -108,13 +108,13 @@ class Inspection:
 
 
 def _tables(prompt: PromptInspection) -> list[tuple[str, Rows]]:
-    """Put what was found of one prompt into tables.
+    """Put the findings for one prompt into tables.
 
     Args:
-        prompt: What was found.
+        prompt: The findings.
 
     Returns:
-        Title, and the table's head and lines of text.
+        For each table, its title, and its header and rows as text.
     """
     title = f"{prompt.name}: {prompt.method}, {prompt.num_virtual_tokens} virtual tokens"
     if not prompt.neighbours:
@@ -126,7 +126,7 @@ def _tables(prompt: PromptInspection) -> list[tuple[str, Rows]]:
 
 
 def _of_shares(shares: Float[Tensor, " layers"]) -> Rows:
-    """A line per layer: how much of the attention goes to the prompt."""
+    """Return a row per layer: how much of the attention goes to the prompt."""
     return ["layer", "to the prompt"], [[str(layer), f"{share:.1%}"] for layer, share in enumerate(shares.tolist())]
 
 
@@ -153,14 +153,14 @@ def _in_words(near: Sequence[Neighbour]) -> str:
 
 
 def _most_like(prompt: PromptInspection, token: int) -> str:
-    """Write which other virtual token is most like one, and their cosine."""
+    """Return which other virtual token is most like one, and their cosine."""
     others = prompt.similarity[token].clone()
     others[token] = -2
     return "-" if len(others) == 1 else f"{int(others.argmax())} ({float(others.max()):.2f})"
 
 
 def _of_layers(prompt: PromptInspection, site: str) -> Rows:
-    """A line per layer: means over the tokens, and the median word."""
+    """Return a row per layer: means over the tokens, and the median word."""
     columns: list[tuple[str, list[str]]] = []
     for kind in ("keys", "values"):
         norms = prompt.norms[f"{site} {kind}"]
@@ -176,5 +176,5 @@ def _of_layers(prompt: PromptInspection, site: str) -> Rows:
 
 
 def _written(numbers: Float[Tensor, " layers"], form: str, unit: str = "") -> list[str]:
-    """Write a column; layers without tokens have no number."""
+    """Format a column; layers without tokens have no number."""
     return ["-" if math.isnan(number) else f"{number:{form}}{unit}" for number in numbers.tolist()]

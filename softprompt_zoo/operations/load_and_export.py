@@ -1,4 +1,4 @@
-"""What users do with a model's prompts as a whole: load, merge, export."""
+"""Operations on all of a model's prompts: load, merge, export."""
 
 import dataclasses
 import os
@@ -82,7 +82,7 @@ def load(
         with weight_adapters.taken_off_on_error(model, adapted):
             weight_adapters.put(model, adapted, path, trainable)
             if not attached:
-                backbone, stacks = inspect_backbone(base)  # some of its layers are others now
+                backbone, stacks = inspect_backbone(base)  # some of its layers have been replaced
     attach_or_add(base, backbone, stacks, prompts)
     if pools_prompt:
         _check_pooling(base, next(iter(prompts)), attached)
@@ -91,21 +91,21 @@ def load(
 
 
 def _set_trainable(prompts: list[Prompt], trainable: bool) -> None:
-    """Freeze prompts, or let those train on that were trained when they were saved; all where none was."""
+    """Freeze prompts, or train those further that were trainable when they were saved; all if none was."""
     trained = [prompt for prompt in prompts if prompt.is_trained] or prompts
     for prompt in prompts:
         prompt.requires_grad_(trainable and prompt in trained)
 
 
 def _check_fit(model_prompts: Prompts, prompts: Mapping[str, Prompt], active: tuple[str, ...], path: Path) -> None:
-    """Refuse prompts that cannot go among those of a model, before the model is changed."""
+    """Refuse prompts that cannot be added to those of a model, before the model is changed."""
     check_shared_room({name: prompts[name] for name in active}, model_prompts.backbone)
     check_ranges(prompts, model_prompts.backbone, f"in {path}")
     _check_names(model_prompts, prompts, path)
 
 
 def _check_pooling(base: PreTrainedModel, name: str, was_attached: bool) -> None:
-    """Try a prompt that was put on, and take it off again if the head does not read it as PEFT does."""
+    """Try an attached prompt, and remove it again if the head does not read it as PEFT does."""
     model: Any = model_inside(base)
     try:
         check_pooling(model, name)
@@ -120,7 +120,7 @@ def _check_pooling(base: PreTrainedModel, name: str, was_attached: bool) -> None
 def _renamed(
     prompts: dict[str, Prompt], active: tuple[str, ...], name: str | None, path: Path
 ) -> tuple[dict[str, Prompt], tuple[str, ...]]:
-    """Return the prompts and the active ones of a folder, its only prompt under the name that the user chose."""
+    """Return the prompts and active names of a folder, with its only prompt under the name that the user chose."""
     if name is None:
         return prompts, active
     if len(prompts) != 1:
@@ -145,7 +145,7 @@ def _check_names(prompts: Prompts, names: Iterable[str], path: Path) -> None:
 
 @torch.no_grad()
 def merge(model: PreTrainedModel) -> PreTrainedModel:
-    """Drop what is only needed for training: every prompt becomes its plain tokens, with the same outputs.
+    """Drop what is only needed for training: every prompt is reduced to its plain tokens, with the same outputs.
 
     Args:
         model: A model with prompts. Changed in place.
@@ -213,7 +213,7 @@ def export(
 
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
-    """What a user wants of an export."""
+    """The options of an export."""
 
     names: tuple[str, ...] | None
     """The prompts; `None` for the active ones."""
@@ -225,7 +225,7 @@ def _write_peft(model: Any, directory: Path, wanted: _Wanted) -> None:
     names = wanted.names
     if names is not None and len(names) != 1:
         raise UnsupportedError(
-            f"a PEFT adapter holds one prompt, name has {len(names)}; name one, or make them one with zoo.fold"
+            f"a PEFT adapter holds one prompt, but name has {len(names)}; name one, or combine them with zoo.fold"
         )
     _refuse_adapters(model)
     _check_place(directory)
@@ -252,24 +252,24 @@ EXPORTS: dict[str, Callable[[Any, Path, _Wanted], None]] = {
     "embeddings": _write_embeddings,
     "kv": _write_keys_values,
 }
-"""Format to what writes it."""
+"""The writer of each format."""
 
 
 def _check_place(directory: Path) -> None:
     if prompt_folder.is_there(directory):
         raise CheckpointError(
-            f"{directory} holds prompts that save_pretrained wrote, which zoo.load would read in place of the export; "
+            f"{directory} holds prompts that save_pretrained wrote, which zoo.load would read instead of the export; "
             "give a new folder"
         )
     peft_folder.check_place(directory)
 
 
 def _refuse_adapters(model: Any) -> None:
-    """Refuse what PEFT would run without the adapters that act next to the prompt."""
+    """Refuse a prompt that PEFT would run without the adapters that are active with it."""
     acting = acting_adapters(model_inside(model))
     if acting:
         raise UnsupportedError(
-            f"the adapter {acting[0]!r} acts in the model's layers, and PEFT's prompt files would leave it out; merge "
+            f"the adapter {acting[0]!r} acts in the model's layers, but PEFT's prompt files would leave it out; merge "
             "it into the weights first (merge_and_unload), switch it off while you export (disable_adapter, "
             "disable_adapters), or keep both with save_pretrained"
         )

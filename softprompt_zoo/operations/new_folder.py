@@ -1,4 +1,4 @@
-"""A folder that is written whole, or not at all."""
+"""A folder that is written completely or not at all."""
 
 import contextlib
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def check_free(directory: Path) -> None:
-    """Refuse a folder with something in it, or one that cannot be replaced.
+    """Refuse a folder that is not empty or cannot be replaced.
 
     Args:
-        directory: Where something shall be written.
+        directory: The folder to write.
 
     Raises:
-        ValueError: If it cannot be.
+        ValueError: If it cannot be written.
     """
     if not directory.exists():
         return
@@ -23,14 +23,14 @@ def check_free(directory: Path) -> None:
         raise ValueError(f"{directory} exists and is not an empty folder; give a new one")
     if directory.is_mount() or directory.samefile(os.curdir):
         raise ValueError(
-            f"{str(directory)!r} is the current folder or a mounted one, which cannot be replaced; give a folder in it"
+            f"{str(directory)!r} is the current folder or a mount point and cannot be replaced; give a folder inside it"
         )
 
 
 @contextlib.contextmanager
 def moved_into_place(directory: Path) -> Iterator[Path]:
-    """Give a folder to write into, which becomes `directory` in one step, or vanishes."""
-    directory = directory.resolve()  # a link stays one
+    """Yield a folder to write to, which becomes `directory` in one step, or is removed."""
+    directory = directory.resolve()  # a link stays a link
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
     try:

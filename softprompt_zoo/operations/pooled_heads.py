@@ -1,4 +1,4 @@
-"""Whether a classifier's head reads one token: found by disturbing the others."""
+"""Whether a classifier's head reads only one token: determined by disturbing the others."""
 
 from typing import Any
 
@@ -9,19 +9,19 @@ from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.trial.twin import twin
 
 TEXT_LENGTH = 4
-"""Tokens of the text that is tried."""
+"""Number of tokens in the text for the trial."""
 
 
 @torch.no_grad()
 def check_pooling(model: Any, name: str) -> None:
-    """Refuse a prompt whose first token shall be read by a head that reads all tokens, a mean say.
+    """Refuse to let a head read a prompt's first token if it reads all tokens, for example their mean.
 
     Args:
-        model: The prompted model. Not changed: a twin of it is tried.
+        model: The prompted model. Not changed: a copy of it is tried.
         name: The prompt.
 
     Raises:
-        UnsupportedError: If the head reads other tokens than the first.
+        UnsupportedError: If the head reads tokens other than the first.
     """
     backbone = model.prompts.backbone
     if backbone.device.type == "meta":
@@ -33,13 +33,13 @@ def check_pooling(model: Any, name: str) -> None:
     stack.register_forward_hook(_disturb)
     if not torch.equal(tried(input_ids=ids, prompts=name).logits, expected):
         raise UnsupportedError(
-            f"pools_prompt is True, and the head of {type(model).__name__} reads more tokens than the first one, in "
-            "PEFT the virtual ones, too; leave it out"
+            f"pools_prompt is True, but the head of {type(model).__name__} reads more tokens than the first one, in "
+            "PEFT also the virtual ones; leave it out"
         )
 
 
 def _disturb(module: Any, args: Any, output: Any) -> Any:
-    """Change what a stack returns for all tokens but the first. A forward hook."""
+    """Change what a stack returns for all tokens except the first. A forward hook."""
     states = output["last_hidden_state"]
     output["last_hidden_state"] = torch.cat([states[:, :1], states[:, 1:] + 1.0], dim=1)
     return output

@@ -1,4 +1,4 @@
-"""How similar prompts are, to pick one to start from."""
+"""Measure how similar prompts are, to choose one to start from."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,19 +22,19 @@ def similarity(a: GivenPrompt, b: GivenPrompt, how: str = "mean", *, model: PreT
 
     Args:
         a: A prompt, `model.prompts[name]`, or the folder of a saved one.
-        b: Another of the same kind; it may have another length.
+        b: Another prompt of the same kind; its length may differ.
         how: `"mean"`: the cosine of the two mean tokens. `"tokens"`: the mean cosine over all pairs of
             tokens.
-        model: The model the prompts are for; needed where both are folders.
+        model: The model that the prompts are for; needed if both are folders.
 
     Returns:
-        A number in [-1, 1]. A token of keys and values is all of its keys and values in one vector; gates do not count.
+        A number in [-1, 1]. A token's keys and values count as one vector; gates do not count.
 
     Raises:
         TypeError: If one is neither a prompt nor a folder.
-        ValueError: If `how` is none of these, or it is not known which model they are for.
+        ValueError: If `how` is none of these, or it is unknown which model they are for.
         UnsupportedError: If the prompts are of different kinds.
-        BackboneMismatchError: If one was made for a model of other sizes.
+        BackboneMismatchError: If one was made for a model of different sizes.
 
     Source:
         Vu et al., "SPoT: Better Frozen Model Adaptation through Soft Prompt Transfer", 2022 (arXiv 2110.07904): cosine
@@ -54,25 +54,25 @@ def most_similar(
     *,
     model: PreTrainedModel | None = None,
 ) -> list[tuple[str, float]]:
-    """Rank prompts by their similarity to one: which trained prompt to start a new task from.
+    """Rank prompts by their similarity to one, to choose a trained prompt from which to start a new task.
 
     Args:
-        prompt: A prompt that was trained on the new task for a little while.
-        candidates: Prompts by name, `model.prompts` say, or folders of saved ones. The prompt itself is left out.
+        prompt: A prompt that was briefly trained on the new task.
+        candidates: Prompts by name, such as `model.prompts`, or folders of saved ones. The prompt itself is left out.
         how: As in `similarity`.
-        model: The model the prompts are for; needed where all are folders.
+        model: The model that the prompts are for; needed if all are folders.
 
     Returns:
-        Name, or folder, and similarity; the most similar first.
+        Names or folders with their similarity, most similar first.
 
     Raises:
         TypeError: If `candidates` is neither a mapping nor a list of folders.
         ValueError: If there are no candidates.
-        UnsupportedError: If one is of another kind than the prompt.
-        BackboneMismatchError: If one was made for a model of other sizes.
+        UnsupportedError: If one is not of the same kind as the prompt.
+        BackboneMismatchError: If one was made for a model of different sizes.
 
     Source:
-        Vu et al. 2022 (arXiv 2110.07904): the retrieval of source prompts by the similarity of task embeddings.
+        Vu et al. 2022 (arXiv 2110.07904): retrieval of source prompts by the similarity of task embeddings.
     """
     check_choice("how", how, SIMILARITIES)
     named = _others(_named(candidates), prompt)
@@ -116,4 +116,4 @@ def _similarity(a: Float[Tensor, "tokens features"], b: Float[Tensor, "other_tok
     if how == "mean":
         a, b = a.mean(dim=0, keepdim=True), b.mean(dim=0, keepdim=True)
     cosine = float((functional.normalize(a, dim=1) @ functional.normalize(b, dim=1).T).mean())
-    return max(-1.0, min(1.0, cosine))  # rounding may lead beyond
+    return max(-1.0, min(1.0, cosine))  # rounding may exceed the bounds

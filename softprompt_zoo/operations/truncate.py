@@ -1,4 +1,4 @@
-"""Shortening prompts to their most useful tokens."""
+"""Shorten prompts to their most useful tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,14 +42,14 @@ def truncate(
             those whose embedding, or whose values over all layers, have the largest L2 norm. By default attention if
             there are `inputs`.
         inputs: A batch as the model's forward takes it, or several, for `"attention"`.
-        model: The model the prompt is for; `"attention"` needs it, and the prompt must be one of its prompts.
+        model: The model that the prompt is for; `"attention"` needs it, and the prompt must be one of its prompts.
 
     Returns:
         A trainable prompt that is not on any model, with the same weight and a copy of the trained task head, if there
         is one: add it with `model.prompts.add(name, prompt)`.
 
     Raises:
-        TypeError: If the prompt is neither a prompt nor a folder.
+        TypeError: If `prompt` is neither a prompt nor a folder.
         ValueError: If there are not that many tokens, or `by` and `inputs` do not go together.
         UnsupportedError: If the prompt has tasks, or the attention to its tokens cannot be seen.
     """
@@ -61,7 +61,7 @@ def truncate(
     _check_length(num_virtual_tokens, given.prompt.num_virtual_tokens)
     norms = given.tokens.features(with_keys=False).norm(dim=1)
     usefulness = norms if by == "norm" else _attention(given.prompt, model, inputs)
-    # A stable sort: of equal ones the first stay.
+    # A stable sort: of equal ones, the first are kept.
     kept = usefulness.argsort(descending=True, stable=True)[:num_virtual_tokens].sort().values
     head = copy_head(dict((given.prompt.head or nn.ModuleDict()).items()))
     tokens = given.tokens.map(lambda tensor: tensor.index_select(-2, kept.to(tensor.device)))
@@ -80,7 +80,7 @@ def _check_inputs(by: str, inputs: object) -> None:
 
 def _check_length(wanted: int, most: int) -> None:
     if wanted > most:
-        raise ValueError(f"num_virtual_tokens is {wanted}; the prompt has {most} tokens")
+        raise ValueError(f"num_virtual_tokens is {wanted}, but the prompt has {most} tokens")
 
 
 def _name_of(prompt: Prompt, prompts: Mapping[str, Prompt]) -> str:
@@ -89,18 +89,18 @@ def _name_of(prompt: Prompt, prompts: Mapping[str, Prompt]) -> str:
             return name
     known = ", ".join(map(repr, prompts)) or "none"
     raise ValueError(
-        f"the prompt is none of the model's prompts ({known}); add it first: model.prompts.add(name, prompt)"
+        f"the prompt is not one of the model's prompts ({known}); add it first: model.prompts.add(name, prompt)"
     )
 
 
 def _attention(prompt: Prompt, model: Any, inputs: Any) -> Float[Tensor, " tokens"]:
     if model is None:
-        raise ValueError("by='attention' needs the model the prompt is on: model=…")
+        raise ValueError("by='attention' needs the model that the prompt is on: model=…")
     name = _name_of(prompt, getattr(model, "prompts", {}))
     found = measure_attention(model, [name], inputs)[name].tokens
     if not found:
         raise UnsupportedError(
             f"the attention to each token of prompt {name!r} cannot be seen in {type(model).__name__} (it is gated, or "
-            "the model shows the weights of the text alone); use by='norm'"
+            "the model shows only the weights of the text); use by='norm'"
         )
     return torch.cat(list(found.values())).mean(dim=0).cpu()

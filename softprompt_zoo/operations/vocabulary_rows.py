@@ -1,4 +1,4 @@
-"""New rows in the tables of a vocabulary: tokens that can be read and are never written."""
+"""New rows in the tables of a vocabulary: tokens that can be read but are never generated."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from softprompt_zoo.backbone.lookup import part_of
 from softprompt_zoo.shapes import Float
 
 TOWARDS_MEAN = 0.02
-"""Share of the mean of all rows in the row of a token that is never written."""
+"""Share of the mean of all rows in the row of a token that is never generated."""
 UNREACHABLE = -1e4
-"""What a bias adds to its logit where the head has one; half precision can hold it."""
+"""What a bias adds to its logit if the head has one; half precision can hold it."""
 
 
 def least_likely(logits: Float[Tensor, "... vocab"]) -> int:
-    """Return the token whose best chance at any of some places is the smallest.
+    """Return the token whose highest probability over all positions is the lowest.
 
     Args:
-        logits: Of those places.
+        logits: The logits at those positions.
 
     Returns:
         Its id.
@@ -30,15 +30,15 @@ def least_likely(logits: Float[Tensor, "... vocab"]) -> int:
 
 
 def output_row(head: Any, unlikely: int, known: int) -> tuple[Float[Tensor, " hidden"], Float[Tensor, ""] | None]:
-    """Make the row of a head whose logit is below the largest one whatever the hidden state is.
+    """Compute a row for a head whose logit is always below the largest one, for any hidden state.
 
-    It is a weighted mean of rows that are there, so its logit is the same weighted mean of their logits. The mean of
+    It is a weighted mean of existing rows, so its logit is the same weighted mean of their logits. The mean of
     all rows in it keeps it strictly below the largest, unless all logits are equal.
 
     Args:
-        head: The linear layer that makes the logits. Not changed.
-        unlikely: The token that has most of the weight.
-        known: Rows that belong to tokens.
+        head: The linear layer that computes the logits. Not changed.
+        unlikely: The token that gets most of the weight.
+        known: Number of rows that belong to tokens.
 
     Returns:
         The row and, if the head has one, its bias, in float64.
@@ -60,13 +60,13 @@ def add_rows(
     rows: Float[Tensor, "tokens hidden"],
     output: tuple[Float[Tensor, " hidden"], Float[Tensor, ""] | None] | None,
 ) -> None:
-    """Put tokens into a model's vocabulary, with tables of their own for reading and for writing.
+    """Add tokens to a model's vocabulary, with new tables for input and output.
 
     Args:
-        model: The model. Changed: it gets new tables, the old ones are left as they are.
+        model: The model. Changed: it gets new tables; the old ones stay unchanged.
         ids: The tokens' ids, in order; the tables grow if they have no such rows.
-        rows: For the embedding table.
-        output: For every one of them, the row and bias of the head; `None` if there is no head over the vocabulary.
+        rows: Their rows for the embedding table.
+        output: The row and bias of the head for each of them; `None` if there is no head over the vocabulary.
     """
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()

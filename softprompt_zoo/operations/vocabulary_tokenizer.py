@@ -1,4 +1,4 @@
-"""A tokenizer that knows virtual tokens as special ones."""
+"""A tokenizer that has virtual tokens as special tokens."""
 
 import copy
 import itertools
@@ -15,17 +15,17 @@ PROBES = ("One, two.", "a b")
 
 
 def extend(tokenizer: Any, counts: Mapping[str, int]) -> tuple[Any, dict[str, list[int]]]:
-    """Copy a tokenizer and give it a special token for every virtual one.
+    """Copy a tokenizer and add a special token for every virtual one.
 
     Args:
         tokenizer: The tokenizer. Not changed.
-        counts: Prompt name to its virtual tokens.
+        counts: Number of virtual tokens by prompt name.
 
     Returns:
         The copy, and each prompt's new ids.
 
     Raises:
-        UnsupportedError: If the ids cannot be those of new rows of the table.
+        UnsupportedError: If the ids cannot be those of new rows in the table.
     """
     names = {name: vocabulary.token_names(name, count) for name, count in counts.items()}
     taken = tokenizer.get_vocab()
@@ -39,7 +39,7 @@ def extend(tokenizer: Any, counts: Mapping[str, int]) -> tuple[Any, dict[str, li
 def _check_are_new(tokens: Iterable[str], taken: Collection[str]) -> None:
     for token in tokens:
         if token in taken:
-            raise UnsupportedError(f"the tokenizer has a token {token!r} already; give the prompt another name")
+            raise UnsupportedError(f"the tokenizer already has a token {token!r}; give the prompt another name")
 
 
 def _add(tokenizer: Any, tokens: list[str]) -> list[int]:
@@ -50,12 +50,12 @@ def _add(tokenizer: Any, tokens: list[str]) -> list[int]:
 
 
 def put_in_chats(tokenizer: Any, strings: dict[str, str], default: str) -> None:
-    """Have chat templates put soft tokens in front.
+    """Make chat templates put soft tokens in front.
 
     Args:
         tokenizer: The tokenizer. Changed.
-        strings: Prompt name to its tokens, as text.
-        default: Those in front where a chat names no prompt.
+        strings: Each prompt's tokens as text, by name.
+        default: Those in front if a chat names no prompt.
     """
     template = tokenizer.chat_template
     if isinstance(template, str):
@@ -68,14 +68,14 @@ def put_in_chats(tokenizer: Any, strings: dict[str, str], default: str) -> None:
 def index_of(
     table: str, scale: float, active: tuple[str, ...], tokenizer: Any, ids: dict[str, list[int]]
 ) -> vocabulary.Index:
-    """Describe what was written, for who reads it.
+    """Describe the export, for those who read it.
 
     Args:
         table: Name of the embedding table in the checkpoint.
-        scale: What the model multiplies its rows by.
-        active: The prompts in front by default.
-        tokenizer: With the new tokens.
-        ids: Prompt name to its ids.
+        scale: The factor by which the model multiplies its rows.
+        active: The prompts that are in front by default.
+        tokenizer: The tokenizer with the new tokens.
+        ids: Each prompt's ids, by name.
 
     Returns:
         The index.
@@ -94,7 +94,7 @@ def index_of(
 
 
 def _check_ids(flat: list[int], used: set[int], known: int) -> None:
-    """Refuse ids of new tokens that another token has, or that are not those of the next rows."""
+    """Refuse ids of new tokens that another token has, or that do not follow the last row."""
     if used & set(flat):
         raise UnsupportedError(
             f"the tokenizer's ids have gaps, so it gives a new token the id {min(used & set(flat))}, which another "
@@ -107,13 +107,13 @@ def _check_ids(flat: list[int], used: set[int], known: int) -> None:
 
 
 def _in_front(tokenizer: Any, soft: list[int]) -> tuple[str | None, bool]:
-    """Find the string that gives the soft tokens in front of a text's own ids, its begin token included."""
+    """Find the string that produces the soft tokens in front of a text's own ids, including its begin token."""
     text = "".join(tokenizer.convert_ids_to_tokens(soft))
     around, bare = _ids_of_probes(tokenizer, ""), _ids_of_probes(tokenizer, "", add_special_tokens=False)
     starts = {tuple(full[: _find(full, own)]) for full, own in zip(around, bare, strict=True)}
     begin = list(starts.pop()) if len(starts) == 1 else []
     begin_text = "".join(tokenizer.convert_ids_to_tokens(begin))
-    # A blank where the tokenizer marks the start of a text and would not after a special token.
+    # With a space if the tokenizer marks the start of a text but would not do so after a special token.
     for blank in ("", " "):
         if _ids_of_probes(tokenizer, text + blank) == [soft + full for full in around]:
             return text + blank, True

@@ -266,7 +266,7 @@ def test_another_adapter_is_not_overwritten(tmp_path):
     for write in (model.save_pretrained, lambda folder: zoo.export(model, folder)):
         with pytest.raises(zoo.CheckpointError, match="lora holds a PEFT adapter of type 'LORA'"):
             write(lora)
-    with pytest.raises(zoo.CheckpointError, match=r"zoo\.load would read in place of the export"):
+    with pytest.raises(zoo.CheckpointError, match=r"zoo\.load would read instead of the export"):
         zoo.export(model, tmp_path / "saved")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     zoo.export(model, tmp_path / "new")

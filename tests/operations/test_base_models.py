@@ -107,7 +107,7 @@ def test_the_check_notices_weights_that_are_left_out(modules, tmp_path, monkeypa
 def test_options_go_to_the_model_and_another_place_can_be_named(tmp_path):
     expected = theirs(tmp_path)
     (tmp_path / "base").rename(tmp_path / "moved")
-    with pytest.raises(zoo.CheckpointError, match=r"the model '.*base'.*cannot be loaded.*another place with base="):
+    with pytest.raises(zoo.CheckpointError, match=r"the model '.*base'.*cannot be loaded.*another location with base="):
         zoo.load_model(tmp_path / "prompt")
     model = zoo.load_model(tmp_path / "prompt", base=tmp_path / "moved", dtype=torch.float64)
     assert model.dtype == torch.float64
@@ -116,7 +116,7 @@ def test_options_go_to_the_model_and_another_place_can_be_named(tmp_path):
 
 def test_no_code_of_files_runs(tmp_path):
     theirs(tmp_path)
-    with pytest.raises(ValueError, match="runs no code of files"):
+    with pytest.raises(ValueError, match="runs no code from files"):
         zoo.load_model(tmp_path / "prompt", trust_remote_code=True)
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     config |= {
@@ -135,7 +135,7 @@ def test_a_class_that_is_no_model_of_transformers_is_refused(name, tmp_path):
     model = zoo.get_method("prompt_tuning")(saved_base(tmp_path / "base", tiny_model("llama")))
     model.prompts.architecture = name
     model.save_pretrained(tmp_path / "prompt")
-    with pytest.raises(zoo.UnsupportedError, match="which transformers has not; load the model, then"):
+    with pytest.raises(zoo.UnsupportedError, match="which transformers lacks; load the model, then"):
         zoo.load_model(tmp_path / "prompt")
 
 

@@ -85,7 +85,7 @@ def test_gated_prompts_are_blended_with_their_gates(llama_adapter):
     for kind in ("keys", "values", "gates"):
         for found, one, other in zip(getattr(blended, kind), *(getattr(part, kind) for part in parts), strict=True):
             torch.testing.assert_close(found, (one + other) / 2)
-    with pytest.raises(zoo.UnsupportedError, match="a softmax each"):
+    with pytest.raises(zoo.UnsupportedError, match="each have their own softmax"):
         zoo.blend(prompts, how="concatenate")
 
 
@@ -107,9 +107,9 @@ def test_gated_prompts_are_blended_with_their_gates(llama_adapter):
         ({"how": "task_vectors"}, ValueError, "initial is missing"),
         ({"names": "a"}, ValueError, "was given 1 prompts; expected at least two"),
         ({"names": "abc", "how": "slerp"}, ValueError, "was given 3 prompts; expected two"),
-        ({"names": "ac"}, zoo.UnsupportedError, r"prompts\[1\] has 3 virtual tokens, prompts\[0\] has 4"),
+        ({"names": "ac"}, zoo.UnsupportedError, r"prompts\[1\] has 3 virtual tokens, but prompts\[0\] has 4"),
         ({"names": "ap"}, zoo.UnsupportedError, r"prompts\[1\] is at the keys and values of decoder"),
-        ({"names": "pd"}, zoo.UnsupportedError, r"prompts\[1\] has dropout=0.5, prompts\[0\] has 0.0"),
+        ({"names": "pd"}, zoo.UnsupportedError, r"prompts\[1\] has dropout=0.5, but prompts\[0\] has 0.0"),
         ({"names": "am"}, zoo.UnsupportedError, r"prompts\[1\] is a prompt with 2 tasks"),
     ],
 )

@@ -46,7 +46,7 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
     refused(model, tmp_path, zoo.UnsupportedError, 'export it with to="peft"', name="keys", to="embeddings")
     refused(model, tmp_path, TypeError, "tokenizer is NoneType; expected the model's tokenizer", tokenizer=None)
     refused(model, tmp_path, zoo.UnknownPromptError, "no prompt 'carol'", name="carol")
-    refused(model, tmp_path, zoo.UnsupportedError, "has 150 tokens and .* 101 rows", tokenizer=tokenizer(words=150))
+    refused(model, tmp_path, zoo.UnsupportedError, "has 150 tokens, but .* 101 rows", tokenizer=tokenizer(words=150))
     taken = tokenizer()
     taken.add_tokens(["<|soft_alice_0|>"])
     refused(model, tmp_path, zoo.UnsupportedError, "has 102 tokens and", tokenizer=taken)
@@ -68,7 +68,7 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
         refused(model, tmp_path, zoo.UnsupportedError, "leave prompts.disabled()", name="alice")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(ValueError, match="is the current folder or a mounted one"):
+    with pytest.raises(ValueError, match="is the current folder or a mount point"):
         zoo.export(model, "", to="embeddings", name="alice")
     assert os.getcwd() == str(tmp_path / "here")
     meta = zoo.get_method("prompt")(tied_llama().to("meta"), num_virtual_tokens=2)

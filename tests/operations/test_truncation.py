@@ -77,12 +77,12 @@ def test_truncation_refuses(llama_adapter):
     text = batch(model)
     for arguments, error, message in [
         ({"num_virtual_tokens": 0}, ValueError, "at least 1"),
-        ({"num_virtual_tokens": 5}, ValueError, "num_virtual_tokens is 5; the prompt has 4 tokens"),
+        ({"num_virtual_tokens": 5}, ValueError, "num_virtual_tokens is 5, but the prompt has 4 tokens"),
         ({"by": "luck"}, ValueError, "by is 'luck'"),
         ({"by": "attention"}, ValueError, "by='attention' needs inputs"),
         ({"by": "norm", "inputs": text}, ValueError, "by='norm' takes no inputs"),
         ({"inputs": text}, ValueError, "model=…"),
-        ({"inputs": text, "model": prompted("llama", "prompt_tuning")}, ValueError, "none of the model's prompts"),
+        ({"inputs": text, "model": prompted("llama", "prompt_tuning")}, ValueError, "not one of the model's prompts"),
     ]:
         with pytest.raises(error, match=message):
             zoo.truncate(a, **{"num_virtual_tokens": 2, **arguments})

@@ -92,7 +92,7 @@ def test_half_precision(tmp_path):
 def test_one_task_of_several(tmp_path):
     model = zoo.get_method("mpt")(tiny_model("llama"), num_virtual_tokens=4, num_tasks=3)
     Subject("llama", model).disturb("default")
-    with pytest.raises(zoo.UnsupportedError, match="has 3 tasks, of which to='vocabulary' holds one; choose it"):
+    with pytest.raises(zoo.UnsupportedError, match="has 3 tasks, but to='vocabulary' holds one; choose it"):
         export(model, tmp_path / "out")
     with pytest.raises(ValueError, match="task is 3; prompt 'default' has 3 tasks, counted from 0"):
         export(model, tmp_path / "out", task=3)
