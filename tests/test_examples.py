@@ -139,7 +139,7 @@ def test_references_column_of_csv_is_left_alone(tmp_path: Path) -> None:
 def test_target_can_be_left_out_on_request(tmp_path: Path, options: dict[str, str]) -> None:
     path = write(tmp_path, lines({"input": "a"}))
     assert read_examples(path, need_target=False, **options) == [Example("a", None, ())]
-    refused(path, ":1: no field", "fields there: 'input'", **options)
+    refused(path, ":1: no field", "fields found: 'input'", **options)
 
 
 def test_target_that_is_there_is_checked_all_the_same(tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_row_that_is_no_object(tmp_path: Path, row: object) -> None:
 
 def test_missing_field_lists_those_there(tmp_path: Path) -> None:
     path = write(tmp_path, lines({"prompt": "a", "answer": "b"}))
-    refused(path, ":1: no field 'input'", "fields there: 'prompt', 'answer'")
+    refused(path, ":1: no field 'input'", "fields found: 'prompt', 'answer'")
     path = write(tmp_path, lines({"input": "a", "target": "b"}, {"text": "a", "label": "b"}))
-    refused(path, ":2: no field 'input'", "fields there: 'text', 'label'")
-    refused(write(tmp_path, "{}\n"), "fields there: none")
+    refused(path, ":2: no field 'input'", "fields found: 'text', 'label'")
+    refused(write(tmp_path, "{}\n"), "fields found: none")
     path = write(tmp_path, "input;target\na;b\n", "data.csv")
     refused(path, ":2: no field 'input'", "'input;target'")
     path = write(tmp_path, lines({str(number): "" for number in range(99)}))

@@ -1,1 +1,1 @@
-"""Options: frozen dataclasses, checks of values, JSON held against declared types; above `errors`."""
+"""Options: frozen dataclasses, checks of values, and JSON checked against declared types; above `errors`."""

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Collection
 
 LARGEST_WEIGHT = 65504.0
-"""The largest factor on a prompt's share of attention: the largest number of float16."""
+"""The largest factor for a prompt's share of attention: the largest float16 number."""
 
 
 def check_positive_integer(name: str, value: object) -> None:
-    """Refuse anything but an integer of at least 1.
+    """Reject anything but an integer of at least 1.
 
     Args:
         name: The option's name, for the message.
@@ -25,7 +25,7 @@ def check_positive_integer(name: str, value: object) -> None:
 
 
 def check_boolean(name: str, value: object) -> None:
-    """Refuse anything but `True` and `False`.
+    """Reject anything but `True` and `False`.
 
     Args:
         name: The option's name, for the message.
@@ -39,7 +39,7 @@ def check_boolean(name: str, value: object) -> None:
 
 
 def check_probability(name: str, value: object) -> None:
-    """Refuse anything but a number in [0, 1).
+    """Reject anything but a number in [0, 1).
 
     Args:
         name: The option's name, for the message.
@@ -53,7 +53,7 @@ def check_probability(name: str, value: object) -> None:
 
 
 def check_not_negative(name: str, value: object) -> None:
-    """Refuse anything but a finite number of at least 0.
+    """Reject anything but a finite number of at least 0.
 
     Args:
         name: The option's name, for the message.
@@ -61,13 +61,13 @@ def check_not_negative(name: str, value: object) -> None:
 
     Raises:
         TypeError: If `value` is not a number.
-        ValueError: If `value` is below 0, infinite or not a number.
+        ValueError: If `value` is below 0, infinite or NaN.
     """
     _check_number(name, value, "of at least 0", lambda number: 0 <= number < math.inf)
 
 
 def check_positive(name: str, value: object) -> None:
-    """Refuse anything but a finite number above 0.
+    """Reject anything but a finite number above 0.
 
     Args:
         name: The option's name, for the message.
@@ -75,21 +75,21 @@ def check_positive(name: str, value: object) -> None:
 
     Raises:
         TypeError: If `value` is not a number.
-        ValueError: If `value` is not above 0, infinite or not a number.
+        ValueError: If `value` is not above 0, infinite or NaN.
     """
     _check_number(name, value, "above 0", lambda number: 0 < number < math.inf)
 
 
 def check_weight(name: str, value: object) -> None:
-    """Refuse anything but a number that every model's dtype can hold as a factor.
+    """Reject anything but a number that can be a factor in every model's dtype.
 
     Args:
-        name: What is weighed, for the message.
+        name: What is weighted, for the message.
         value: What the user or a file gave.
 
     Raises:
         TypeError: If `value` is not a number.
-        ValueError: If `value` is below 0, above 65504, or not a number.
+        ValueError: If `value` is below 0, above 65504, or NaN.
     """
     _check_number(name, value, f"from 0 to {LARGEST_WEIGHT:.0f}", is_weight)
 
@@ -107,7 +107,7 @@ def _check_number(name: str, value: object, allowed: str, is_allowed: Callable[[
 
 
 def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
-    """Refuse a value that is not one of the allowed ones.
+    """Reject a value that is not allowed.
 
     Args:
         name: The option's name, for the message.
@@ -123,16 +123,16 @@ def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
 
 
 def check_reparameterization(kind: object, size: object, allowed: Collection[object]) -> None:
-    """Check the options of a net that makes the prompt while training.
+    """Check the options of a network that computes the prompt during training.
 
     Args:
-        kind: The option `reparameterization`; `None` for no net.
-        size: The option `reparameterization_size`; `None` for the method's own width.
-        allowed: The kinds of net that the method has.
+        kind: The option `reparameterization`; `None` for no network.
+        size: The option `reparameterization_size`; `None` for the method's default width.
+        allowed: The kinds of network that the method supports.
 
     Raises:
         TypeError: If `size` is not an integer.
-        ValueError: If `kind` is not allowed, `size` is below 1, or there is a size and no net.
+        ValueError: If `kind` is not allowed, `size` is below 1, or there is a size but no network.
     """
     check_choice("reparameterization", kind, (None, *allowed))
     if size is None:
@@ -140,6 +140,6 @@ def check_reparameterization(kind: object, size: object, allowed: Collection[obj
     check_positive_integer("reparameterization_size", size)
     if kind is None:
         raise ValueError(
-            f"reparameterization_size is {size}, the width of a net, but reparameterization is None; leave it out, or "
-            f"choose reparameterization={' or '.join(map(repr, allowed))}"
+            f"reparameterization_size is {size}, but it is the width of a network, and reparameterization is None; "
+            f"leave it out, or choose reparameterization={' or '.join(map(repr, allowed))}"
         )

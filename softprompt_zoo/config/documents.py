@@ -1,4 +1,4 @@
-"""TOML and YAML files as values, and on which line each of their keys stands."""
+"""TOML and YAML files as values, with the line of each key."""
 
 import dataclasses
 import re
@@ -11,9 +11,9 @@ import yaml
 
 SUFFIXES = (".toml", ".yaml", ".yml")
 FLOAT = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$")
-"""A number such as 1e-3, which YAML 1.2 and people read as one, and YAML 1.1 as text."""
+"""A number such as 1e-3, which is a number in YAML 1.2 and to people, but text in YAML 1.1."""
 BOOL, TEXT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
-"""YAML's names of kinds."""
+"""YAML's names of types."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Document:
     path: Path
     content: Any
     line_of: Callable[[Sequence[str]], int | None]
-    """From the way to a key, `("option", "init")` say, to its line, counted from 1."""
+    """Returns the line of a key, counted from 1, given the path to it, such as `("option", "init")`."""
 
     def place(self, *keys: str) -> str:
-        """Return file and line of a key; the file alone if the line is not known."""
+        """Return file and line of a key; only the file if the line is unknown."""
         line = self.line_of(keys)
         return str(self.path) if line is None else f"{self.path}:{line}"
 
@@ -35,27 +35,28 @@ def read_document(path: Path) -> Document:
     """Read a TOML or YAML file.
 
     Args:
-        path: The file; its name says which of the two it is.
+        path: The file; its suffix determines the format.
 
     Returns:
-        Its content; that of an empty file is an empty mapping.
+        Its content, an empty mapping for an empty file.
 
     Raises:
-        ValueError: If it cannot be read, or is neither.
+        ValueError: If it cannot be read, or is in neither format.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{str(path)!r} is no configuration file; expected a name that ends in {', '.join(SUFFIXES)}")
+        endings = ", ".join(SUFFIXES)
+        raise ValueError(f"{str(path)!r} is not a configuration file; expected a name that ends in {endings}")
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as such") from error
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); name a TOML or YAML file") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give a TOML or YAML file") from error
     return _read_toml(path, text) if path.suffix == ".toml" else _read_yaml(path, text)
 
 
 def dump_yaml(values: Mapping[str, Any], head: str) -> str:
-    """Write JSON values as YAML that `read_document` reads, in their order.
+    """Return JSON values as YAML for `read_document`, in their order.
 
     Args:
         values: The values.
@@ -74,12 +75,12 @@ def _read_toml(path: Path, text: str) -> Document:
 
 
 def _toml_line(text: str, keys: Sequence[str]) -> int | None:
-    """Return the line behind the longest beginning of the file that is TOML without the key."""
+    """Return the line after the longest beginning of the file that is valid TOML without the key."""
     lines, last = text.splitlines(keepends=True), 0
     for count in range(1, len(lines) + 1):
         try:
             content = tomllib.loads("".join(lines[:count]))
-        except tomllib.TOMLDecodeError:  # amid a value of several lines
+        except tomllib.TOMLDecodeError:  # inside a value of several lines
             continue
         if _holds(content, keys):
             return last + 1
@@ -96,7 +97,7 @@ def _holds(content: Any, keys: Sequence[str]) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes 1e-3 for a number and a key `on` for a name; refuses a key twice, of which one would be lost."""
+    """Reads 1e-3 as a number and a key `on` as text; rejects duplicate keys, one of which would be lost."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         for key, _ in node.value:
@@ -105,7 +106,7 @@ class _Loader(yaml.SafeLoader):
         for index, key in enumerate(keys):
             if key in keys[:index]:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is there twice", node.value[index][0].start_mark
+                    None, None, f"{key!r} is given twice", node.value[index][0].start_mark
                 )
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
@@ -115,7 +116,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+01234567
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines in quotation marks, where YAML's own way is a blank line for each end of one."""
+    """Writes text of several lines in quotation marks, where YAML would write a blank line for each newline."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> Any:

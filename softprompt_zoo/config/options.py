@@ -1,4 +1,4 @@
-"""What a user chooses of a method or a wrapper: a frozen dataclass that is checked, and saved as JSON."""
+"""The options of a method or a wrapper: a frozen dataclass that is validated, and saved as JSON."""
 
 import dataclasses
 import difflib
@@ -11,21 +11,21 @@ from softprompt_zoo.config import typed
 from softprompt_zoo.config.checks import check_choice, check_positive_integer
 
 GIVEN = "given"
-"""Stands in a saved config for start values that were handed over, and are not needed again."""
+"""Written to a saved config in place of given start values, which are not needed again."""
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
-"""Of a prompt's name."""
+"""Pattern of prompt names."""
 PromptName = Annotated[str, typed.Allowed("letters, digits, '_' and '-'", NAME_PATTERN.fullmatch)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a wrapper, whose own `Config` extends it; those of a method are a `MethodConfig`."""
+    """Options of a wrapper, whose `Config` extends this class; those of a method are a `MethodConfig`."""
 
     def settle(self, **values: Any) -> None:
-        """Replace options of a config while it is being made, such as `None` by the default that holds.
+        """Replace options while the config is being created, such as `None` by the actual default.
 
         Args:
-            **values: Field name to value. For `__post_init__` alone: nobody has seen the config yet.
+            **values: Field name to value. Call this only in `__post_init__`, before anyone has seen the config.
         """
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -34,11 +34,11 @@ class Options:
         """Return the fields that are saved, as JSON values.
 
         Returns:
-            Field name to value. Fields marked `saved=False` (a tokenizer, say) are left out, and a value that
-            is not one of a field's `names` (a folder or a prompt to start from) is written as `"given"`.
+            Field name to value. Fields marked `saved=False` (such as a tokenizer) are left out, and a value that
+            is not one of a field's `names` (such as a folder or a prompt to start from) is written as `"given"`.
 
         Raises:
-            TypeError: If a value would not come back as it is.
+            TypeError: If a value would not survive saving and loading.
         """
         fields = [field for field in dataclasses.fields(self) if field.metadata.get("saved", True)]
         return {field.name: _json_value(field, getattr(self, field.name)) for field in fields}
@@ -64,7 +64,7 @@ class Options:
         try:
             config = cls(**values)
         except Exception as error:
-            if not any(name in str(error) for name in values):  # a check that did not think of such a type
+            if not any(name in str(error) for name in values):  # a check that did not expect this type
                 cls._check_types(values, owner)
             raise
         cls._check_types(values, owner)
@@ -83,7 +83,7 @@ class Options:
 
     @classmethod
     def _check_types(cls, values: dict[str, Any], owner: str) -> None:
-        """Refuse values that are not what the fields' annotations say."""
+        """Reject values that do not match the annotations of the fields."""
         kind: Any = cls
         hints, _ = typed.fields_of(kind)
         for name, value in values.items():
@@ -95,14 +95,14 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodConfig(Options):
-    """Options that every method has; a method's own config extends it."""
+    """Options that every method has; a method's config extends this class."""
 
     num_virtual_tokens: int = 20
     """Virtual tokens of the prompt, at least 1; 0 in the config of a method that has none."""
     train_head: bool = False
-    """Whether the model's task head is trained, too, as a copy that belongs to the prompt."""
+    """Whether to train the model's task head as well, as a copy that belongs to the prompt."""
     pools_prompt: bool = False
-    """Whether an encoder's classifier reads the first virtual token where it reads the text's first one, as in PEFT."""
+    """Whether an encoder's classifier reads the first virtual token in place of the text's first one, as in PEFT."""
 
     def __post_init__(self) -> None:
         if self.num_virtual_tokens != 0 or type(self).num_virtual_tokens != 0:
@@ -112,35 +112,35 @@ class MethodConfig(Options):
 
     @classmethod
     def from_options(cls, options: dict[str, Any], owner: str = "") -> Self:
-        """Build the config from keyword options; as `Options.from_options`."""
+        """Build the config from keyword options, like `Options.from_options`."""
         config = super().from_options(options, owner)
-        MethodConfig.__post_init__(config)  # one of a method may have left it out
+        MethodConfig.__post_init__(config)  # a method's own `__post_init__` may not call it
         return config
 
     @property
     def tasks(self) -> int | None:
-        """How many tasks the prompt has; `None` if its method has no tasks."""
+        """Number of tasks of the prompt; `None` if its method has no tasks."""
         return getattr(self, "num_tasks", None)
 
     @property
     def replaces_loss(self) -> bool:
-        """Whether `training_loss` is asked; a method whose loss is an option says `False` where it is off."""
+        """Whether `training_loss` is used; a method with an optional loss returns `False` if it is off."""
         return True
 
     def advice_to_shorten(self, most: int) -> str:
-        """Return what makes the prompt shorter; a method that counts its tokens says what they come from.
+        """Return advice on how to shorten the prompt; a method that derives its length says what from.
 
         Args:
-            most: Virtual tokens that there is room for.
+            most: Number of virtual tokens that fit.
 
         Returns:
-            What to do, for a message.
+            The advice, for a message.
         """
         return f"choose at most {most}"
 
 
 def _json_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
-    """Return what is saved of a field's value."""
+    """Return a field's value as it is saved."""
     names = field.metadata.get("names")
     if names is not None and value not in names:
         return GIVEN
@@ -152,19 +152,19 @@ def _json_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
     if not is_whole:
         raise TypeError(
             f"{field.name} is {value!r} ({type(value).__name__}), which cannot be saved; expected text, a finite "
-            "number, True, False, None, or tuples of these or dictionaries of them by text. An option that need not "
-            'be saved says so in its field: metadata={"saved": False}'
+            "number, True, False, None, or tuples or dictionaries of these, with text as keys. For an option that "
+            'need not be saved, set metadata={"saved": False} in its field'
         )
     return saved
 
 
 def _with_tuples(value: Any) -> Any:
-    """Return a value with tuples for lists, which is how options are held: JSON has no tuples."""
+    """Return a value with lists replaced by tuples, as options are stored: JSON has no tuples."""
     if isinstance(value, list):
         return tuple(map(_with_tuples, value))
     if isinstance(value, tuple):
         parts = tuple(map(_with_tuples, value))
-        return value if all(map(operator.is_, parts, value)) else parts  # it may be a tuple of a class of its own
+        return value if all(map(operator.is_, parts, value)) else parts  # it may be an instance of a subclass
     if isinstance(value, dict):
         found = {key: _with_tuples(part) for key, part in value.items()}
         return value if all(map(operator.is_, found.values(), value.values())) else found

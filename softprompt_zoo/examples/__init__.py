@@ -14,7 +14,7 @@ from softprompt_zoo.examples.rows import read_rows
 _TARGET_OF = {"input": "target", "text": "label"}
 _REFERENCES = "references"
 READ = "input and target, text and label, or the names given as input_field and target_field"
-"""Which fields are read of a pair."""
+"""The fields that are read from a pair."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Example:
     target: str | None
     """The answer to learn; `None` only in files read with `need_target=False`."""
     references: tuple[str, ...] = ()
-    """Every answer that counts as right; the target alone unless the row has others."""
+    """Every answer that counts as right; just the target unless the row lists others."""
     place: str = field(default="", compare=False, repr=False)
     """File and line, for messages."""
     task: str | None = field(default=None, compare=False)
-    """The task that it belongs to, where a file has several."""
+    """The task that the row belongs to, if a file has several."""
 
 
 def demo_data() -> Path:
-    """Find the data set that comes with this package.
+    """Return the data set that ships with this package.
 
     Returns:
         The folder with `train.jsonl`, `validation.jsonl` and `test.jsonl`.
@@ -49,21 +49,21 @@ def read_examples(
     target_field: str | None = None,
     need_target: bool = True,
 ) -> list[Example]:
-    """Read a whole data file, or refuse it.
+    """Read a data file, all of it or nothing.
 
     Args:
         path: A `.jsonl` file with one object per line, or a `.csv` file with a header row.
         input_field: The field with the input; `input` or `text` unless given.
         target_field: The field with the target; `target` or `label` unless given. A JSONL row
-            may have `references`, a list of right answers; the first is then the target unless
-            the row has one of its own.
-        need_target: Refuse rows without a target; if False their target is None.
+            may have `references`, a list of right answers; the first one is the target unless
+            the row has a target.
+        need_target: Whether to reject rows without a target; if False, their target is None.
 
     Returns:
         The rows in the order of the file, at least one.
 
     Raises:
-        DataError: The file is missing or unreadable, or a row in it is not as described; the
+        DataError: The file is missing or unreadable, or a row is not as described; the
             message names the file and the line.
     """
     path = Path(path)
@@ -76,12 +76,12 @@ def read_examples(
 
 
 class Pairs:
-    """A form of data: rows of an input and a target."""
+    """A form of data: rows with an input and a target."""
 
     read = READ
 
     def __init__(self, first: Row, input_field: str | None, target_field: str | None) -> None:
-        """Look which fields hold what.
+        """Find the fields of input and target.
 
         Args:
             first: The first row.
@@ -89,13 +89,13 @@ class Pairs:
             target_field: The field with the target; `target` or `label` unless given.
 
         Raises:
-            DataError: If both are one field.
+            DataError: If both are the same field.
         """
         self._names = _checked_names(first.fields, first.place, input_field, target_field)
         self._demand = _demand(target_field)
 
     def example(self, row: Row) -> Example:
-        """Read a row; a whole number as target is the name of a class."""
+        """Read a row; an integer as target is the name of a class."""
         return _example(row, self._names, self._demand, is_label=True)
 
 
@@ -107,7 +107,7 @@ def _checked_names(
     if names[0] == names[1]:
         raise DataError(
             f"input and target would both be read from field {names[0]!r} of {where}; they must"
-            f" differ; fields there: {listed(first)}"
+            f" differ; fields found: {listed(first)}"
         )
     return names
 
@@ -118,25 +118,25 @@ def _demand(target_field: str | None) -> str:
 
 
 def _field_names(first: Mapping[str, object], input_field: str | None, target_field: str | None) -> tuple[str, str]:
-    """Return the fields of input and target: those that were named, or those that the first row has."""
+    """Return the fields of input and target: the given ones, or those that the first row has."""
     own_input = _first_in(first, *_TARGET_OF)
-    # A file may mix the pairs, such as input with label.
+    # A file may mix the default names, such as input with label.
     own_target = _first_in(first, _TARGET_OF[own_input], *_TARGET_OF.values())
     return input_field or own_input, target_field or own_target
 
 
 def is_pair(fields: Mapping[str, object]) -> bool:
-    """Return whether there are an input and a target under the names that are read by default."""
+    """Return whether there are an input and a target under the default names."""
     return any(name in fields for name in _TARGET_OF) and any(name in fields for name in _TARGET_OF.values())
 
 
 def _first_in(fields: Mapping[str, object], *names: str) -> str:
-    """Return the first name that there is a field of; the first one if there is none."""
+    """Return the first name that is a field; the first name if none is."""
     return next((name for name in names if name in fields), names[0])
 
 
 def check_template(template: str) -> None:
-    """Refuse a template that could not be applied.
+    """Reject a template that cannot be applied.
 
     Args:
         template: See `apply_template`.
@@ -148,14 +148,14 @@ def check_template(template: str) -> None:
 
 
 def apply_template(template: str, example: Example) -> str:
-    r"""Put the input of an example into a template.
+    r"""Insert the input of an example into a template.
 
     Args:
         template: Text with `{input}` in it, such as `"{input}\n"`; double a brace to keep it.
         example: The row whose input to use.
 
     Returns:
-        The template with the input in place; braces in the input stay as they are.
+        The template with the input inserted; braces in the input are kept.
 
     Raises:
         DataError: The template has no `{input}`, another placeholder, or a lone brace.
@@ -164,7 +164,7 @@ def apply_template(template: str, example: Example) -> str:
 
 
 def _split_template(template: str) -> list[str]:
-    """Cut a template at the places for the input."""
+    """Split a template at the placeholders for the input."""
     rule = "the only placeholder is {input}; write {{ and }} for braces"
     try:
         texts, found = placeholders.split(template)

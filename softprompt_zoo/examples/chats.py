@@ -17,13 +17,13 @@ class Chat:
     """One row of data."""
 
     messages: tuple[Mapping[str, Any], ...]
-    """Each with a role, and a content or `tool_calls`."""
+    """Messages, each with a role, and a content or `tool_calls`."""
     tools: tuple[Any, ...] = ()
-    """Descriptions of functions, as chat templates take them."""
+    """Descriptions of functions, as chat templates accept them."""
     place: str = field(default="", compare=False, repr=False)
     """File and line, for messages."""
     task: str | None = field(default=None, compare=False)
-    """The task that it belongs to, where a file has several."""
+    """The task that the row belongs to, if a file has several."""
 
     @property
     def turns(self) -> list[int]:
@@ -37,12 +37,12 @@ class Chats:
     read = "messages, or the name given as input_field, and tools"
 
     def __init__(self, first: Row, input_field: str | None, target_field: str | None) -> None:
-        """Look which field holds the messages.
+        """Find the field with the messages.
 
         Args:
             first: The first row.
             input_field: The field with the messages; `messages` unless given.
-            target_field: Refused; the assistant's messages are the targets.
+            target_field: Not allowed: the assistant's messages are the targets.
 
         Raises:
             DataError: If a target field is given.
@@ -58,7 +58,7 @@ class Chats:
         """Read a row.
 
         Raises:
-            DataError: If it is no chat, or the assistant says nothing in it.
+            DataError: If it is not a chat, or has no message from the assistant.
         """
         given = items(row, self._name, present(row, self._name, self.read))
         messages = tuple(_message(row, f"message {number}", message) for number, message in enumerate(given, 1))
@@ -66,14 +66,14 @@ class Chats:
         if not chat.turns:
             roles = listed(dict.fromkeys(message["role"] for message in messages))
             raise DataError(
-                f"{row.place}: field {self._name!r} has no message of the role {ASSISTANT!r}, so there is nothing to "
-                f"learn; roles there: {roles}; add an answer or drop the row"
+                f"{row.place}: field {self._name!r} has no message with the role {ASSISTANT!r}, so there is nothing "
+                f"to learn; roles found: {roles}; add an answer or drop the row"
             )
         return chat
 
 
 def _message(row: Row, what: str, message: object) -> Mapping[str, Any]:
-    """Check a message; keys without a value, which tables fill in, are left out."""
+    """Check a message; drop keys without a value, which come from tables."""
     if not isinstance(message, Mapping):
         raise DataError(f"{row.place}: {what} is {short(message)}; it must be an object with a role and a content")
     given = {key: value for key, value in message.items() if value is not None}

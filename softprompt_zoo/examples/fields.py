@@ -1,4 +1,4 @@
-"""The fields of a row: text that is there and readable, or a message that says what is wrong."""
+"""Checks of the fields of a row, with messages that say what is wrong."""
 
 import difflib
 
@@ -12,34 +12,34 @@ def present(row: Row, name: str, read: str) -> object:
     Args:
         row: The row.
         name: The field.
-        read: Which fields are read, for the message.
+        read: The fields that are read, for the message.
 
     Returns:
         Its value.
 
     Raises:
-        DataError: If there is none.
+        DataError: If the row has no such field.
     """
     if name not in row.fields:
         near = difflib.get_close_matches(name, row.fields, n=1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"{row.place}: no field {name!r}{meant}; fields there: {listed(row.fields)}; read are {read}")
+        raise DataError(f"{row.place}: no field {name!r}{meant}; fields found: {listed(row.fields)}; expected {read}")
     return row.fields[name]
 
 
 def text(row: Row, what: str, value: object) -> str:
-    """Refuse a value that is not text, or has nothing in it.
+    """Check that a value is text and not blank.
 
     Args:
         row: The row.
-        what: What it is, for the message.
+        what: What the value is, for the message.
         value: The value.
 
     Returns:
         The text.
 
     Raises:
-        DataError: If it is none.
+        DataError: If it is not text, blank, or not valid Unicode.
     """
     if not isinstance(value, str):
         raise DataError(f"{row.place}: {what} is {short(value)}; it must be text; put it in double quotes")
@@ -56,12 +56,12 @@ def text(row: Row, what: str, value: object) -> str:
 
 
 def label(row: Row, what: str, value: object) -> str:
-    """Return the name of a class: a text, or a whole number, of which there often is one for each class."""
+    """Return the name of a class: text, or an integer, since classes are often numbered."""
     return str(value) if type(value) in (int, bool) else text(row, what, value)
 
 
 def items(row: Row, name: str, value: object) -> list[object]:
-    """Refuse a value that is not a list with something in it.
+    """Check that a value is a list with at least one item.
 
     Args:
         row: The row.
@@ -72,7 +72,7 @@ def items(row: Row, name: str, value: object) -> list[object]:
         The list.
 
     Raises:
-        DataError: If it is none.
+        DataError: If it is not a list, or empty.
     """
     if not isinstance(value, list) or not value:
         raise DataError(
@@ -83,6 +83,6 @@ def items(row: Row, name: str, value: object) -> list[object]:
 
 
 def task_of(row: Row) -> str | None:
-    """Return the task that a row says it belongs to; what is no label there is something else."""
+    """Return the task that a row names; `None` if the field has neither text nor an integer."""
     value = row.fields.get("task")
     return str(value) if type(value) in (str, int) and str(value).strip() else None

@@ -1,4 +1,4 @@
-"""The forms that rows come in, told apart by their fields."""
+"""The forms of rows, which are recognized by their fields."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -8,20 +8,20 @@ from softprompt_zoo.examples.row import Row
 
 
 class Form(Protocol):
-    """What reads rows of one form."""
+    """A reader of rows of one form."""
 
     read: str
-    """Which fields are read, for messages."""
+    """The fields that are read, for messages."""
 
     def example(self, row: Row) -> Any:
-        """Check a row, and return what is learned from it."""
+        """Check a row, and return its example."""
 
 
 FORMS: Mapping[str, Any] = {"pairs": Pairs, "chats": chats.Chats, "tagged": tagged.TaggedWords}
 
 
 def form_of(first: Row) -> str:
-    """Return the form of rows by the fields of the first one; pairs where it has both of them, or no form's."""
+    """Return the form of rows from the fields of the first one; pairs if it matches several forms or none."""
     if is_pair(first.fields):
         return "pairs"
     if chats.FIELD in first.fields:

@@ -1,4 +1,4 @@
-"""The examples of a source, of whichever form its rows have."""
+"""The examples of a source, in any form."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,21 +9,21 @@ from softprompt_zoo.examples.sources import Source
 
 
 class Reading:
-    """The examples of a source, read anew each time they are gone through."""
+    """The examples of a source, read again in every iteration."""
 
     def __init__(
         self, source: Source, form: str | None = None, input_field: str | None = None, target_field: str | None = None
     ) -> None:
-        """Look at the first row.
+        """Check the first row.
 
         Args:
             source: Where rows come from.
-            form: The form of the rows; by default what their fields say.
-            input_field: The field with the input, if it has another name than usual.
-            target_field: The field with the target, likewise.
+            form: The form of the rows; by default recognized by their fields.
+            input_field: The field with the input, if it does not have a default name.
+            target_field: The field with the target, if it does not have a default name.
 
         Raises:
-            DataError: If there are no rows, or their fields are not such.
+            DataError: If there are no rows, or their fields do not match the form.
         """
         first = next(source.rows(), None)
         if first is None:

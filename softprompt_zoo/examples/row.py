@@ -1,4 +1,4 @@
-"""One row of data with its place, and how messages show what is in it."""
+"""One row of data with its place, and how messages show its content."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Row:
-    """The fields of one row, and the file and line for messages about them."""
+    """The fields of one row, and its file and line for messages."""
 
     place: str
     fields: Mapping[str, object]
@@ -18,13 +18,13 @@ class Row:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Show names, but not all of very many."""
+    """Format names as a list, cut if there are many."""
     shown = [repr(name) for name in names]
     return ", ".join(shown[:_SHOWN_NAMES] + (["..."] if len(shown) > _SHOWN_NAMES else [])) or "none"
 
 
 def short(value: object) -> str:
-    """Show a value as JSON, cut to a readable length and safe to print anywhere."""
+    """Format a value as JSON, cut to a readable length and safe to print anywhere."""
     return cut(json.dumps(value))
 
 

@@ -13,7 +13,7 @@ from softprompt_zoo.examples.tables import read_parquet
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Read the rows of a file, one at a time; its suffix says how.
+    """Read the rows of a file, one at a time; its suffix determines the format.
 
     Args:
         path: A `.jsonl`, `.csv` or `.parquet` file.
@@ -40,43 +40,43 @@ def read_rows(path: Path) -> Iterator[Row]:
 def _check_is_file(path: Path) -> None:
     if path.is_dir():
         raise DataError(
-            f"{path}: is a folder; name a .jsonl or .csv file in it, a .parquet file, or a folder that"
-            " save_to_disk of a data set wrote"
+            f"{path}: is a folder; name a .jsonl, .csv or .parquet file in it, or a folder that"
+            " Dataset.save_to_disk wrote"
         )
     if not path.exists():
-        raise DataError(f"{path}: no such file; name a .jsonl or .csv file, or a .parquet file")
-    if not path.is_file():  # a pipe that nobody writes to would be read for ever
+        raise DataError(f"{path}: no such file; name a .jsonl, .csv or .parquet file")
+    if not path.is_file():  # reading a pipe without a writer would block forever
         raise DataError(f"{path}: is a pipe or a device; name a .jsonl or .csv file on a disk")
 
 
 def _check_is_readable(path: Path) -> None:
-    """Refuse a file that may not be read, or has nothing in it."""
+    """Check that a file can be read and is not empty."""
     try:
         with path.open("rb") as file:
             is_empty = not file.read(1)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; allow reading it") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
     if is_empty:
         raise DataError(f"{path}: is empty; at least one row is needed; was it written in full?")
 
 
 def _read_lines(path: Path) -> Iterator[str]:
-    """Read the lines of a file in UTF-8; one ends at a line feed, which JSON text and names never hold."""
+    """Read the lines of a UTF-8 file; lines end at a line feed, which JSON strings never contain."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                # spreadsheets put a mark before the first byte
+                # spreadsheets write a byte-order mark
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(
                     f"{path}:{number}: byte 0x{error.object[error.start]:02x} is not UTF-8; only UTF-8 text"
-                    " is read; save the file in that encoding"
+                    " can be read; save the file in that encoding"
                 ) from error
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
     """Read one JSON object per line; blank lines are allowed."""
-    for number, line in enumerate(_read_lines(path), start=1):  # splitlines() would also cut at U+2028
+    for number, line in enumerate(_read_lines(path), start=1):  # splitlines() would also split at U+2028
         if not line.strip():
             continue
         place = f"{path}:{number}"
@@ -101,14 +101,14 @@ def _parse(line: str, place: str, is_last: bool) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Return why a line is not JSON; a decoder's own text would count lines from this one."""
+    """Return why a line is not JSON; the decoder's own message would count this line as line 1."""
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     return f"column {error.colno}: {error.msg.lower().removesuffix(' starting at')}"
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    """Read rows below a header row; blank lines are allowed."""
+    """Read the rows below a header row; blank lines are allowed."""
     lines = _csv_lines(path)
     place, header = next(lines, ("", []))
     _check_header(place, header)
@@ -116,7 +116,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
         if len(cells) != len(header):
             raise DataError(
                 f"{place}: has {len(cells)} columns; the header has {len(header)}:"
-                f" {listed(header)}; put cells that hold a comma in double quotes"
+                f" {listed(header)}; put cells that contain a comma in double quotes"
             )
         yield Row(place, dict(zip(header, cells, strict=True)), may_hold_lists=False)
 
@@ -124,7 +124,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
 def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the cells of each line that is not blank, with its place."""
     reader = csv.reader(_with_old_line_ends(_read_lines(path)), strict=True)
-    number = 1  # the line a row starts on; it may go on over several
+    number = 1  # the line where a row starts; it may span several
     try:
         for cells in reader:
             place, number = f"{path}:{number}", reader.line_num + 1
@@ -133,17 +133,17 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     except csv.Error as error:
         if "field limit" in str(error):
             raise DataError(
-                f"{path}:{number}: has a cell of more than {csv.field_size_limit():,} characters, which Python's reader"
-                " of CSV does not take; shorten it, or write the rows as .jsonl"
+                f"{path}:{number}: has a cell of more than {csv.field_size_limit():,} characters, the limit of Python's"
+                " CSV reader; shorten it, or write the rows as .jsonl"
             ) from error
         raise DataError(
             f"{path}:{number}: is not valid CSV ({error}); a quoted cell must end with a double"
-            " quote and hold others doubled; repair the row that starts there"
+            " quote, and quotes inside it must be doubled; repair the row that starts there"
         ) from error
 
 
 def _with_old_line_ends(lines: Iterable[str]) -> Iterator[str]:
-    """Cut lines at a carriage return alone, too, as a reader of CSV expects them."""
+    """Split lines at lone carriage returns, too, as the CSV reader expects."""
     for line in lines:
         yield from filter(None, re.split(r"(?<=\r)(?!\n)", line))
 

@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder of `save_to_disk`, or a name on the hub."""
+"""Where rows come from: a file, a folder written by `save_to_disk`, or a name on the Hub."""
 
 import hashlib
 import os
@@ -16,28 +16,28 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class Source:
-    """Rows by name, which can be read again and again."""
+    """A named source of rows, which can be read repeatedly."""
 
     name: str
-    """A path, or a name on the hub."""
+    """A path, or a name on the Hub."""
     split: str | None = None
-    """Which part of a data set that has several."""
+    """The split, if a data set has several."""
     subset: str | None = None
-    """Which data set of a name on the hub that has several."""
+    """The subset, if a data set on the Hub has several."""
     streaming: bool = False
-    """Whether a data set on the hub is read over the network, rather than downloaded first."""
+    """Whether a data set on the Hub is read over the network rather than downloaded first."""
 
     @property
     def is_on_the_hub(self) -> bool:
-        """Whether it is looked up there: it is no path that exists, and looks like none."""
+        """Whether the name is looked up on the Hub: it is not an existing path, and does not look like one."""
         return not os.path.exists(self.name) and may_be_a_hub_name(self.name)
 
     def rows(self) -> Iterator[Row]:
         """Read the rows, one at a time.
 
         Raises:
-            DataError: If it or a row of it cannot be read, or has no such split or subset.
-            MissingPackageError: If a package that reads it is not installed.
+            DataError: If the source or a row cannot be read, or there is no such split or subset.
+            MissingPackageError: If a package needed to read it is not installed.
         """
         if self.is_on_the_hub:
             return read_hub(self.name, self.subset, self.split, streaming=self.streaming)
@@ -48,7 +48,7 @@ class Source:
         return read_rows(Path(self.name))
 
     def checksum(self) -> str:
-        """Return the SHA-256 of the files; of what is on the hub, that of its rows."""
+        """Return the SHA-256 of the files, or of the rows for a data set on the Hub."""
         digest = hashlib.sha256()
         if self.is_on_the_hub:
             for row in self.rows():
@@ -64,11 +64,11 @@ class Source:
 
 
 def may_be_a_hub_name(name: str) -> bool:
-    """Return whether a data set on the hub may have a name: `set` or `user/set`, without a file's suffix."""
+    """Return whether a name is possible for a data set on the Hub: `set` or `user/set`, without a file suffix."""
     looks_like_a_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1
     return bool(name) and not looks_like_a_path and not Path(name).suffix
 
 
 def _check_unused(name: str, flag: str, value: str | None) -> None:
     if value is not None:
-        raise DataError(f"{name}: is a file or folder without such parts, and {flag} is {value!r}; leave it out")
+        raise DataError(f"{name}: is a file or folder without splits or subsets, but {flag} is {value!r}; leave it out")

@@ -1,4 +1,4 @@
-"""Rows of what the package `datasets` reads: Parquet files, folders of `save_to_disk`, data sets on the hub."""
+"""Rows read by the package `datasets`: Parquet files, folders written by `save_to_disk`, data sets on the Hub."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from softprompt_zoo.examples.row import Row, listed
 
 REMEDY = 'pip install "softprompt-zoo[data]"'
 MARKS = ("dataset_dict.json", "state.json")
-"""Files that `save_to_disk` leaves in its folder: of several splits, or of one."""
+"""Files that `save_to_disk` writes into its folder, for several splits or for one."""
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
@@ -23,30 +23,30 @@ def read_parquet(path: Path) -> Iterator[Row]:
         The rows, in the order of the file.
 
     Raises:
-        DataError: If it is none, or damaged.
+        DataError: If it is not a Parquet file, or damaged.
         MissingPackageError: If `datasets` is not installed.
     """
     datasets = _datasets()
     try:
         table = datasets.load_dataset("parquet", data_files=_escaped(path), split="train", streaming=True)
         yield from _rows(table, str(path))
-    except (ValueError, OSError) as error:  # pyarrow's, and the hub's of a file that is not there any more
+    except (ValueError, OSError) as error:  # of pyarrow, and of the Hub for a file that no longer exists
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: is not a Parquet file, or is damaged ({_line(error)}); write it again") from error
 
 
 def is_saved(path: Path) -> bool:
-    """Return whether a folder is one that `save_to_disk` wrote."""
+    """Return whether a folder was written by `save_to_disk`."""
     return any((path / name).is_file() for name in MARKS)
 
 
 def read_saved(path: Path, split: str | None) -> Iterator[Row]:
-    """Read a folder that `save_to_disk` wrote; it is not read into memory.
+    """Read a folder written by `save_to_disk`, without loading it into memory.
 
     Args:
         path: The folder.
-        split: Which split, where it has several; `"train"` by default.
+        split: The split, if there are several; `"train"` by default.
 
     Returns:
         The rows.
@@ -64,19 +64,19 @@ def read_saved(path: Path, split: str | None) -> Iterator[Row]:
 
 
 def read_hub(name: str, subset: str | None, split: str | None, *, streaming: bool) -> Iterator[Row]:
-    """Read a data set on the hub, or in the hub's cache.
+    """Read a data set on the Hub, or in its local cache.
 
     Args:
         name: Its name, such as `"user/set"`.
         subset: One of its subsets, which `datasets` calls configurations.
         split: One of its splits, `"train"` by default.
-        streaming: Whether to read over the network while training, rather than to download it first.
+        streaming: Whether to read over the network during training rather than downloading it first.
 
     Returns:
         The rows.
 
     Raises:
-        DataError: If there is none, it cannot be reached, or has no such subset or split.
+        DataError: If it does not exist, cannot be reached, or has no such subset or split.
         MissingPackageError: If `datasets` is not installed.
     """
     datasets = _datasets()
@@ -93,21 +93,21 @@ def read_hub(name: str, subset: str | None, split: str | None, *, streaming: boo
 
 
 def _unreachable(what: str, error: Exception) -> str:
-    """Say why a data set is not there: nobody may ask for it, or nobody has it."""
+    """Return a message that says why a data set is unavailable: offline mode, or a failed download."""
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
             return (
-                f"{what} is neither a file here nor in the cache, and {variable} is set, so the hub is not asked; "
-                "unset it, get the data set where there is a network, or give a file"
+                f"{what} is neither a local file nor in the cache, and {variable} is set, so it cannot be downloaded; "
+                "unset it, download the data set where there is a network, or give a file"
             )
     return (
-        f"{what} is no file here and could not be got from the hub ({_line(error)}); check the name and the network, "
-        "log in with `hf auth login` if it is private or gated, or give a file"
+        f"{what} is not a local file and could not be downloaded from the Hub ({_line(error)}); check the name and "
+        "the network, log in with `hf auth login` if it is private or gated, or give a file"
     )
 
 
 def _datasets() -> Any:
-    check_packages("such data need", "datasets", remedy=REMEDY)
+    check_packages("reading this data needs", "datasets", remedy=REMEDY)
     import datasets
 
     datasets.disable_progress_bars()
@@ -115,19 +115,19 @@ def _datasets() -> Any:
 
 
 def _split_of(found: Any, split: str | None, what: str) -> Any:
-    """Choose a split; what has no splits is one."""
+    """Return a split; a data set without splits counts as one."""
     if not isinstance(found, Mapping):
         if split is not None:
-            raise DataError(f"{what}: has no splits, --split is {split!r}; leave it out")
+            raise DataError(f"{what}: has no splits, but --split is {split!r}; leave it out")
         return found
     wanted = split or "train"
     if wanted not in found:
-        raise DataError(f"{what}: has no split {wanted!r}; splits there: {listed(found)}; give --split")
+        raise DataError(f"{what}: has no split {wanted!r}; splits found: {listed(found)}; give one with --split")
     return found[wanted]
 
 
 def _rows(table: Any, what: str) -> Iterator[Row]:
-    """Go through a table; classes that it counts are told by their names."""
+    """Yield the rows of a table, with numbered classes replaced by their names."""
     names = {column: _names(feature) for column, feature in (table.features or {}).items()}
     for number, values in enumerate(table, start=1):
         fields = {column: names.get(column, _same)(value) for column, value in values.items()}
@@ -135,7 +135,7 @@ def _rows(table: Any, what: str) -> Iterator[Row]:
 
 
 def _names(feature: Any) -> Callable[[Any], Any]:
-    """Return what makes names of a column's numbers; of any other column, what leaves it as it is."""
+    """Return a function that replaces a column's class numbers by names; the identity for other columns."""
     import datasets
 
     match feature:
@@ -153,7 +153,7 @@ def _same(value: Any) -> Any:
 
 
 def _escaped(path: Path) -> str:
-    """Return a path that is not taken for a pattern."""
+    """Return a path with wildcard characters escaped."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))
 
 

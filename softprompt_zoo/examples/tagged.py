@@ -1,4 +1,4 @@
-"""Tagged words: rows of words with a tag for each."""
+"""Tagged words: rows of words with a tag for each word."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from softprompt_zoo.examples.row import Row
 
 WORDS = "tokens"
 TAGS = ("tags", "ner_tags", "pos_tags", "labels")
-"""The field with the tags is the first of these that there is."""
+"""Default names of the field with the tags; the first one that exists is used."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Tagged:
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
-    """One for each word."""
+    """One tag for each word."""
     place: str = field(default="", compare=False, repr=False)
     """File and line, for messages."""
     task: str | None = field(default=None, compare=False)
-    """The task that it belongs to, where a file has several."""
+    """The task that the row belongs to, if a file has several."""
 
 
 class TaggedWords:
@@ -30,7 +30,7 @@ class TaggedWords:
     read = "tokens and tags, or the names given as input_field and target_field"
 
     def __init__(self, first: Row, input_field: str | None, target_field: str | None) -> None:
-        """Look which fields hold what.
+        """Find the fields of words and tags.
 
         Args:
             first: The first row.
@@ -44,7 +44,7 @@ class TaggedWords:
         """Read a row.
 
         Raises:
-            DataError: If a word or a tag is none, or there are not as many of both.
+            DataError: If a word or a tag is invalid, or their numbers differ.
         """
         words, tags = (items(row, name, present(row, name, self.read)) for name in (self._words, self._tags))
         if len(words) != len(tags):

@@ -83,7 +83,7 @@ init = "random"
             "[option]\ninit = 'random'\n\nnum_virtual_tokens = 0\n",
             "run.toml:4: num_virtual_tokens is 0; expected an integer of at least 1",
         ),
-        ("run.yaml", "steps: 3\nsteps: 4\n", "'steps' is there twice"),
+        ("run.yaml", "steps: 3\nsteps: 4\n", "'steps' is given twice"),
         ("run.yaml", "batch-size: 3\nbatch_size: 4\n", "run.yaml:2: 'batch_size' was given above"),
         (
             "run.toml",
@@ -92,7 +92,7 @@ init = "random"
         ),
         ("run.yaml", "a: [\n", "is not YAML: while parsing"),
         ("run.yaml", "- steps\n", "holds ['steps'] (list); expected keys with values"),
-        ("run.json", "{}", "is no configuration file; expected a name that ends in .toml, .yaml, .yml"),
+        ("run.json", "{}", "is not a configuration file; expected a name that ends in .toml, .yaml, .yml"),
         ("run.yaml", None, "cannot be read (No such file or directory)"),
     ],
 )

@@ -59,8 +59,8 @@ def refused(name, **parts):
 
 
 def test_what_cannot_be_read_is_told_apart(tables, tmp_path, monkeypatch):
-    assert "several: has no split 'tests'; splits there: 'train', 'held'" in refused(tables / "several", split="tests")
-    assert "one: has no splits, --split is 'test'" in refused(tables / "one", split="test")
+    assert "several: has no split 'tests'; splits found: 'train', 'held'" in refused(tables / "several", split="tests")
+    assert "one: has no splits, but --split is 'test'" in refused(tables / "one", split="test")
     assert "--subset is 'a'" in refused(tables / "one", subset="a")
     assert "--split is 'a'" in refused(tables / "rows[1].parquet", split="a")
     (tmp_path / "bad.parquet").write_text("no table")
@@ -71,9 +71,9 @@ def test_what_cannot_be_read_is_told_apart(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     said = refused("user/set")
-    assert "'user/set' is neither a file here nor in the cache, and HF_HUB_OFFLINE is set" in said
+    assert "'user/set' is neither a local file nor in the cache, and HF_HUB_OFFLINE is set" in said
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    assert "could not be got from the hub (no route)" in refused("user/set")
+    assert "could not be downloaded from the Hub (no route)" in refused("user/set")
 
 
 def unreachable(*arguments, **options):
@@ -83,7 +83,7 @@ def unreachable(*arguments, **options):
 def test_a_missing_package_is_asked_for_by_name(tables, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        zoo.MissingPackageError, match=r'such data need datasets, .*pip install "softprompt-zoo\[data\]"'
+        zoo.MissingPackageError, match=r'reading this data needs datasets, .*pip install "softprompt-zoo\[data\]"'
     ):
         list(Source(str(tables / "one")).rows())
 

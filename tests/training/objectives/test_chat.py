@@ -137,7 +137,7 @@ def test_a_handwritten_prompt_goes_into_the_message_of_the_system(chats):
 
 
 BAD = [
-    ([said("user", "w1")], r"bad.jsonl:2: field 'messages' has no message of the role 'assistant', so there is not"),
+    ([said("user", "w1")], r"bad.jsonl:2: field 'messages' has no message with the role 'assistant', so there is no"),
     ([said("assistant", "w1")], r"bad.jsonl:2: message 1 is of the role 'assistant', so it answers nothing"),
     ([said("user", "w1"), said("assistant", " ")], r"bad.jsonl:2: the content of message 2 is blank"),
     ([said("user", "w1"), {"content": "w1"}], r"bad.jsonl:2: the role of message 2 is null; it must be text"),
