@@ -1,1 +1,1 @@
-"""One prompt, in no model: what it is made of, and whether it fits one; above `registry` and `sites`."""
+"""A single prompt, apart from any model: its parts, and whether it fits a model; above `registry` and `sites`."""

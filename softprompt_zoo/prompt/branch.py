@@ -1,4 +1,4 @@
-"""What a prompt adds beside attention: the answer of its method's `attend`, checked and weighed."""
+"""What a prompt adds to the output of attention: the result of its method's `attend`, checked and weighted."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -15,11 +15,11 @@ from softprompt_zoo.tokens.layer_shape import LayerShape
 
 HOOK = "attend"
 _LENGTH = 3
-"""Tokens of the trial."""
+"""Number of tokens in the trial."""
 
 
 class AttendingPrompt(Protocol):
-    """What a branch asks its prompt."""
+    """What a branch needs from its prompt."""
 
     weight: float
 
@@ -32,12 +32,12 @@ class AttendingPrompt(Protocol):
         """Whether one of its parameters requires gradients."""
 
     def call(self, hook: str, **arguments: Any) -> Any:
-        """Call a hook of its method, with its own config and parameters."""
+        """Call a hook of its method with its own config and parameters."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptBranch:
-    """A prompt's branch beside the attention of every layer."""
+    """A prompt's branch alongside the attention of every layer."""
 
     prompt: AttendingPrompt
     backbone: Backbone
@@ -54,10 +54,10 @@ class PromptBranch:
         hidden: Float[Tensor, "rows length hidden"] | None,
         output: Float[Tensor, "rows length heads value_dim"],
     ) -> Float[Tensor, "rows length heads value_dim"] | None:
-        """Ask the hook what is added.
+        """Return what the hook adds.
 
         Raises:
-            ShapeError: If it returns another shape or dtype than that of `output`.
+            ShapeError: If it returns a shape or dtype other than that of `output`.
         """
         seen = {"site": place.name, "layer": place.layer, "query": query, "hidden": hidden, "output": output}
         added: Tensor | None = self.prompt.call(HOOK, backbone=self.backbone, **seen)
@@ -72,11 +72,11 @@ class PromptBranch:
         return added if self.prompt.weight == 1.0 else added * self.prompt.weight
 
     def check(self) -> None:
-        """Try the hook on zeros at every layer; not while compiling, where that would become a part of the graph.
+        """Try the hook on zeros at every layer; not while compiling, when that would become part of the graph.
 
         Raises:
-            ShapeError: If it returns another shape or dtype than it should.
-            UnsupportedError: If nothing can be added beside the model's attention.
+            ShapeError: If it returns a wrong shape or dtype.
+            UnsupportedError: If nothing can be added to the output of the model's attention.
         """
         self.backbone.inside.refuse_branches()
         if torch.compiler.is_compiling():
@@ -100,5 +100,5 @@ def _zeros(
 
 
 def _form(value: object) -> str:
-    """Return shape and dtype in words."""
+    """Describe shape and dtype in words."""
     return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

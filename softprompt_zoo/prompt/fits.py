@@ -24,20 +24,20 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
 
     Args:
         prompt: Any prompt. Not changed.
-        options: What was given with it, which is refused.
+        options: Options passed with it, which are refused.
         backbone: Sizes of the model.
 
     Returns:
-        The copy, trainable where the original is.
+        The copy, trainable if the original is.
 
     Raises:
         TypeError: If there are options.
-        BackboneMismatchError: If it was made for a model of other sizes, or its head is not this model's.
-        UnsupportedError: If it leaves no room for text, cannot be placed in this model, or holds numbers that the
-            model's dtype cannot.
+        BackboneMismatchError: If it was made for a model of different sizes, or its head does not fit this model's.
+        UnsupportedError: If it leaves no room for text, cannot be placed in this model, or has numbers that the
+            model's dtype cannot hold.
     """
     if options:
-        raise TypeError(f"option {next(iter(options))!r} was given with a ready prompt, which has its options already")
+        raise TypeError(f"option {next(iter(options))!r} was given with a ready prompt, which already has its options")
     made_for = None if prompt.backbone is None else prompt.backbone.sizes()
     check_sizes(made_for, backbone.sizes(), "the prompt")
     check_room(prompt.config, backbone)
@@ -55,15 +55,15 @@ def fitting_copy(prompt: Prompt, options: Mapping[str, Any], backbone: Backbone)
 
 @contextlib.contextmanager
 def fitting(refusal: str, advice: str = "", kind: type[Exception] = BackboneMismatchError) -> Iterator[None]:
-    """Say of tensors that turn out to be of other shapes what they do not fit.
+    """Raise an error that names the misfit if tensors turn out to have wrong shapes.
 
     Args:
-        refusal: What the message begins with.
-        advice: What it ends with.
-        kind: The error.
+        refusal: The start of the message.
+        advice: The end of the message.
+        kind: The type of the error.
 
     Raises:
-        Exception: Of that kind, with the shapes, if it was a matter of shapes.
+        Exception: Of that type, with the shapes, if shapes do not match.
     """
     try:
         yield
@@ -72,18 +72,18 @@ def fitting(refusal: str, advice: str = "", kind: type[Exception] = BackboneMism
 
 
 def fitting_tokens(prompt: Prompt, backbone: Backbone, what: str) -> VirtualTokens:
-    """Return the plain tokens of a prompt, if they are of a model's sizes.
+    """Return the plain tokens of a prompt, if they fit a model's sizes.
 
     Args:
         prompt: The prompt. Not changed.
         backbone: Sizes of the model.
-        what: What it is called in messages.
+        what: Its name in messages.
 
     Returns:
         Its plain tokens, as copies without gradient.
 
     Raises:
-        ShapeError: If they are of other sizes.
+        ShapeError: If their sizes differ.
     """
     tokens = prompt.merged_tokens(backbone)
     check_virtual_tokens(tokens, backbone, prompt.num_virtual_tokens, prompt.config.tasks, what)
@@ -93,29 +93,29 @@ def fitting_tokens(prompt: Prompt, backbone: Backbone, what: str) -> VirtualToke
 def fitting_head(
     state: Mapping[str, Tensor], backbone: Backbone, where: str, is_whole: bool = True
 ) -> nn.ModuleDict | None:
-    """Make the task head that a prompt has trained, for a model.
+    """Build the task head that a prompt has trained, for a model.
 
     Args:
-        state: What was trained, by the names that it has in the model. Copied.
+        state: The trained tensors, by their names in the model. Copied.
         backbone: The model's own heads. Not changed.
-        where: What has it, for messages.
-        is_whole: Whether everything in the head was trained; the rest has the model's own values.
+        where: The owner of the head, for messages.
+        is_whole: Whether everything in the head was trained; otherwise the rest has the model's own values.
 
     Returns:
         The head, in float32 at least; `None` if nothing was trained.
 
     Raises:
-        BackboneMismatchError: If the model's head is another one.
+        BackboneMismatchError: If the model's head is a different one.
     """
     names = dict.fromkeys(key.partition(".")[0] for key in state)
     head = copy_saved_head(names, backbone.inside.heads, where) if names else None
     if head is None:
         return None
-    advice = "; put it on a model of the class and the number of labels it was trained with"
+    advice = "; add it to a model with the class and the number of labels that it was trained with"
     with fitting(f"{where} has a trained task head that does not fit this model's", advice):
         unexpected = head.load_state_dict(dict(state), strict=is_whole).unexpected_keys
         if unexpected:
-            raise RuntimeError(f"it has {unexpected[0]!r}, which the model's has not")
+            raise RuntimeError(f"it has {unexpected[0]!r}, which the model's lacks")
     return head
 
 
@@ -127,7 +127,7 @@ def check_room(config: MethodConfig, backbone: Backbone) -> None:
         backbone: Sizes of the model.
 
     Raises:
-        UnsupportedError: If it is as long as the model's positions, or longer.
+        UnsupportedError: If it takes all of the model's positions, or more.
     """
     positions = backbone.max_positions
     if positions is not None and config.num_virtual_tokens >= positions:
@@ -139,10 +139,10 @@ def check_room(config: MethodConfig, backbone: Backbone) -> None:
 
 @torch.no_grad()
 def check_shared_room(prompts: Mapping[str, Prompt], backbone: Backbone) -> None:
-    """Refuse prompts that leave no room for text together.
+    """Refuse prompts that together leave no room for text.
 
     Args:
-        prompts: What a row shall see, by name.
+        prompts: The prompts that a row should see, by name.
         backbone: Sizes of the model.
 
     Raises:
@@ -164,19 +164,19 @@ def check_ranges(prompts: Mapping[str, Prompt], backbone: Backbone, where: str) 
     """Refuse prompts whose numbers the model's dtype cannot hold.
 
     Args:
-        prompts: By name.
+        prompts: The prompts by name.
         backbone: Sizes of the model.
-        where: Where they stand, for the message.
+        where: Where they are, for the message.
 
     Raises:
-        UnsupportedError: If it cannot.
+        UnsupportedError: If it cannot hold them.
     """
     for name, prompt in prompts.items():
         check_range(prompt.place(backbone).tokens.tensors(), backbone.dtype, f"prompt {name!r} {where}")
 
 
 def _positions(placed: Sequence[VirtualTokens], backbone: Backbone) -> int:
-    """Count the positions that tokens take; gated ones take none."""
+    """Count the positions that tokens take up; gated ones take up none."""
     at_input = sum([tokens.count for tokens in placed if tokens.at_input is not None])
     at_site = sum([tokens.length(backbone.kind.site) for tokens in placed])
     return max(at_input, at_site) if backbone.kind.has_two_texts else at_input + at_site

@@ -1,4 +1,4 @@
-"""The groups of parameters that a prompt's method asks an optimizer for."""
+"""The parameter groups that a prompt's method defines for an optimizer."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,14 +10,14 @@ from softprompt_zoo.prompt.prompt import Prompt
 
 
 def own_groups(prompt: Prompt, learning_rate: float) -> list[dict[str, Any]]:
-    """Ask the method of a prompt for its groups of parameters.
+    """Return the parameter groups of a prompt's method.
 
     Args:
         prompt: The prompt.
         learning_rate: The rate that the user chose.
 
     Returns:
-        Groups whose `"params"` are lists; none where the method has no such groups.
+        Groups whose `"params"` are lists; empty if the method defines none.
 
     Raises:
         PluginError: If the hook breaks its contract.
@@ -29,7 +29,7 @@ def own_groups(prompt: Prompt, learning_rate: float) -> list[dict[str, Any]]:
 def _listed(group: Any, prompt: Prompt) -> dict[str, Any]:
     """Return a group with its parameters as a list.
 
-    torch takes one tensor for a list, and iterators, which are at an end when they have been read.
+    torch also accepts a single tensor, and iterators, which can only be read once.
     """
     params = group.get("params") if isinstance(group, Mapping) else None
     if not isinstance(params, Iterable):

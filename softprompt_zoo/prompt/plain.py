@@ -1,4 +1,4 @@
-"""Prompts that are made of ready virtual tokens, and ready prompts that are put on a model."""
+"""Prompts made from existing virtual tokens."""
 
 import dataclasses
 from typing import Any
@@ -27,17 +27,17 @@ def plain_prompt(
     source: Prompt | None = None,
     head: nn.ModuleDict | None = None,
 ) -> Prompt:
-    """Make a prompt of plain tokens, which can be trained, saved and put on a model.
+    """Create a prompt from plain tokens, which can be trained, saved and added to a model.
 
     Args:
         tokens: Its tokens, which become parameters.
         backbone: Sizes of the model.
-        like: A placement with the dropout and the visibility it shall have; `None` for neither.
-        source: A prompt it was made of; gated tokens keep its method, others get one whose prompts are plain.
+        like: A placement with the dropout and visibility that it should have; `None` for neither.
+        source: A prompt that it was made from; gated tokens keep its method, others get one whose prompts are plain.
         head: Its trained task head.
 
     Returns:
-        The prompt, in no model.
+        The prompt, which is not on any model.
 
     Raises:
         UnsupportedError: If it leaves no room for text, or no method places it like `like`.
@@ -58,7 +58,7 @@ def plain_prompt(
 
 
 def _known_options(like: Placement, method: LoadedMethod) -> dict[str, Any]:
-    """Return the options that place a prompt like another one, those that the method has."""
+    """Return those of a method's options that place a prompt like another one."""
     wanted = {
         "init": GIVEN,
         "dropout": like.dropout,
@@ -80,7 +80,7 @@ def _check_placed_like(like: Placement, prompt: Prompt, backbone: Backbone) -> N
 
 
 def one_task(tokens: VirtualTokens, task_id: int, name: str) -> VirtualTokens:
-    """Take one task's tokens out of those of a prompt with tasks.
+    """Return one task's tokens from those of a prompt with tasks.
 
     Args:
         tokens: The plain tokens.
@@ -94,6 +94,6 @@ def one_task(tokens: VirtualTokens, task_id: int, name: str) -> VirtualTokens:
         ValueError: If the prompt does not have that task.
     """
     if tokens.num_tasks is None:
-        raise ValueError(f"task is {task_id!r}, and prompt {name!r} has no tasks; leave it out")
+        raise ValueError(f"task is {task_id!r}, but prompt {name!r} has no tasks; leave it out")
     check_task(task_id, tokens.num_tasks, name)
     return tokens.task(task_id)

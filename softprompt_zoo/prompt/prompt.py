@@ -1,4 +1,4 @@
-"""One prompt: a method, what the user chose, and what is trained."""
+"""One prompt: its method, its options and its trained parameters."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 class ModelPrompts(Protocol):
-    """What a prompt knows of the other prompts of its model."""
+    """What a prompt knows about the other prompts of its model."""
 
     backbone: Backbone
     """Sizes of their model."""
@@ -43,7 +43,7 @@ class Prompt(nn.Module):
         self.method = method.name
         """Canonical name of its method."""
         self.config = config
-        """What the user chose."""
+        """The options that the user chose."""
         self.learned = learned
         """The method's `Parameters`, or the plain tokens of a merged prompt."""
         self.head = head
@@ -53,7 +53,7 @@ class Prompt(nn.Module):
         self.weight = 1.0
         """Factor on the share of attention that its tokens get; `model.prompts.set_weight` sets it."""
         self.beyond_tokens = None if self.is_merged else method.beyond_tokens
-        """What it does that constant virtual tokens do not; `None` for nothing."""
+        """What it does beyond constant virtual tokens; `None` for nothing."""
         self._makes_rows = self.beyond_tokens is not None and self.beyond_tokens.makes_rows
         self._constant = frozenset(name for name, one in learned.named_parameters() if not one.requires_grad)
         """Names of the parameters that its method never trains."""
@@ -61,20 +61,20 @@ class Prompt(nn.Module):
         self._absent = method.absent
         self._model_prompts: weakref.ref[ModelPrompts] | None = None
         self._passed: tuple[Backbone | None, dict[Hashable, Any]] = (None, {})
-        """The backbone that the hooks' answers were checked against, and what the checks gave for each form of them."""
+        """The backbone for which the hooks' results were checked, and the outcome of the checks for each form."""
 
     @property
     def is_merged(self) -> bool:
-        """Whether the training scaffold is gone."""
+        """Whether the training scaffold has been removed."""
         return isinstance(self.learned, PlainTokens)
 
     def merge_into(self, tokens: VirtualTokens) -> None:
-        """Hold plain tokens in place of what its method has trained."""
+        """Replace what its method has trained by plain tokens."""
         self.learned = PlainTokens(tokens.tensors()).train(self.training)
         self.beyond_tokens, self._makes_rows, self._constant = None, False, frozenset()
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Let it be trained or not, but for the parameters that its method never trains."""
+        """Make it trainable or not, except for the parameters that its method never trains."""
         super().requires_grad_(requires_grad)
         for name in self._constant:
             self.learned.get_parameter(name).requires_grad_(False)
@@ -82,12 +82,12 @@ class Prompt(nn.Module):
 
     @property
     def num_virtual_tokens(self) -> int:
-        """Virtual tokens."""
+        """Number of virtual tokens."""
         return self.config.num_virtual_tokens
 
     @property
     def num_parameters(self) -> int:
-        """Numbers it holds."""
+        """Number of its parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
@@ -97,7 +97,7 @@ class Prompt(nn.Module):
 
     @property
     def backbone(self) -> Backbone | None:
-        """Sizes of the model it was put on, or made for; `None` if there is none, or it is gone."""
+        """Sizes of the model that it is on or was made for; `None` if there is none, or it no longer exists."""
         return None if self.model_prompts is None else self.model_prompts.backbone
 
     @property
@@ -106,12 +106,12 @@ class Prompt(nn.Module):
         return None if self._model_prompts is None else self._model_prompts()
 
     def set_model_prompts(self, model_prompts: ModelPrompts) -> None:
-        """Remember the prompts of a model, which are not kept alive by it, copied or pickled with it."""
+        """Remember the prompts of a model without keeping them alive, copying or pickling them."""
         self._model_prompts = weakref.ref(model_prompts)
 
     @property
     def loaded(self) -> LoadedMethod:
-        """Its method; looked up again after unpickling, for plugins are not pickled."""
+        """Its method; looked up again after unpickling, since plugins are not pickled."""
         if self._loaded is None and self._absent is not None:
             self._loaded = self._absent.loaded(registry.wrappers)
         elif self._loaded is None:
@@ -119,7 +119,7 @@ class Prompt(nn.Module):
         return self._loaded
 
     def call(self, hook: str, **arguments: Any) -> Any:
-        """Call a hook of its method; as `LoadedMethod.call`, with its own config and parameters."""
+        """Call a hook of its method; like `LoadedMethod.call`, with its own config and parameters."""
         loaded = self._loaded or self.loaded
         arguments |= {"config": self.config, "parameters": self.learned}
         if not loaded.wrappers.plugins:
@@ -131,9 +131,9 @@ class Prompt(nn.Module):
         return self.loaded.has(hook, self.wrappers)
 
     def place(self, backbone: Backbone) -> Placement:
-        """Build the virtual tokens and say where they go; of a prompt that reads the text, those of a sample.
+        """Build the virtual tokens and place them; for a prompt that reads the text, those of a sample.
 
-        Gradients flow to the parameters. A hook that breaks its contract is a `PluginError`.
+        Gradients flow to the parameters. A hook that breaks its contract raises a `PluginError`.
         """
         beyond = self.beyond_tokens
         if beyond is None or not beyond.reads_text:
@@ -148,7 +148,7 @@ class Prompt(nn.Module):
             text: What the rows say; `None` only if it does not read the text.
 
         Returns:
-            A placement for each row, or a single one for all.
+            A placement for each row, or a single one for all rows.
 
         Raises:
             PluginError: If a hook breaks its contract.
@@ -160,13 +160,13 @@ class Prompt(nn.Module):
         return [dataclasses.replace(placement, tokens=narrowed(tokens)) for tokens in rows]
 
     def map_text(self, backbone: Backbone, text: Text) -> Float[Tensor, "rows length hidden"]:
-        """Return other embeddings for the rows' text, in the dtype that they had; as the hook's contract says."""
+        """Return new embeddings for the rows' text, in their original dtype, as the hook's contract requires."""
         mapped: Tensor = self.call("map_text", backbone=backbone, text=text)
         check_shape(mapped, tuple(text.embeddings.shape), "embeddings", self.loaded.describe("map_text"))
         return mapped.to(text.embeddings)
 
     def placed(self, backbone: Backbone, text: Text | None) -> Placement:
-        """Build the virtual tokens, of all rows where each has others; arguments and errors as of `place_rows`."""
+        """Build the virtual tokens, for all rows if they differ; arguments and errors as for `place_rows`."""
         tokens = self._tokens("build_virtual_tokens", backbone, {"text": text})
         placement: Placement = self.call("inject", tokens=tokens, backbone=backbone, text=text)
         check = functools.partial(self._check_placement, placement, tokens, backbone)
@@ -181,7 +181,7 @@ class Prompt(nn.Module):
         return placement
 
     def _once(self, backbone: Backbone, result: Any, check: Callable[[], Any], *facts: Hashable) -> Any:
-        """Run a check, or return what it gave for an answer of the same form on this backbone."""
+        """Run a check, or return its outcome for a result of the same form on this backbone."""
         if torch.compiler.is_compiling():  # it runs while it is traced, and never again
             return check()
         if self._passed[0] is not backbone:
@@ -190,23 +190,23 @@ class Prompt(nn.Module):
         try:
             form = _form(result, facts)
             known = form in passed
-        except Exception:  # it is not what it should be, which the check says
+        except Exception:  # it is not what it should be, as the check reports
             return check()
         if not known:
             passed[form] = check()
         return passed[form]
 
     def widen(self) -> None:
-        """Hold every number in float32 at least: in half precision an optimizer's steps overflow or are rounded off."""
+        """Keep all numbers in float32 at least: in half precision an optimizer's steps overflow or are rounded off."""
         for tensor in (*self.parameters(), *self.buffers()):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
 
     def refuse_weight(self, what: str, place: str) -> None:
-        """Refuse a weight other than 1 where there is no place for it.
+        """Refuse a weight other than 1 if there is no place for it.
 
         Args:
-            what: How the message calls the prompt.
+            what: The prompt's name in the message.
             place: What cannot hold it.
 
         Raises:
@@ -241,7 +241,7 @@ class Prompt(nn.Module):
         return from_tensors(copies, backbone)
 
     def _tokens(self, hook: str, backbone: Backbone, more: Mapping[str, Any]) -> VirtualTokens:
-        """Ask a hook for the tokens, where they are not plain ones that are here already."""
+        """Get the tokens from a hook, unless the prompt already holds plain ones."""
         if isinstance(self.learned, PlainTokens):
             return self.learned.tokens(backbone)
         found: VirtualTokens = self.call(hook, backbone=backbone, **more)
@@ -252,7 +252,7 @@ class Prompt(nn.Module):
         return found if is_narrow else narrowed(found)
 
     def _check_rows(self, tokens: VirtualTokens, backbone: Backbone, hook: str, text: Text) -> None:
-        """Refuse tokens that are not those of each row; one row is looked at for all."""
+        """Refuse tokens that do not have an entry for each row; one row is checked for all."""
         count = text.embeddings.shape[0]
         rows = split_rows(tokens, count, self.loaded.describe(hook))
         check = functools.partial(self._check, rows[0], backbone, hook)
@@ -287,7 +287,7 @@ class Prompt(nn.Module):
 
 
 def _form(result: Any, facts: tuple[Hashable, ...]) -> Hashable:
-    """Return all that the checks of a hook's answer depend on."""
+    """Return everything that the checks of a hook's result depend on."""
     if isinstance(result, Placement):
         mask = None if result.mask is None else (result.mask.shape[1:], result.mask.dtype)
         return result.tokens.form, result.dropout, result.always_visible, result.weight, mask, *facts

@@ -1,4 +1,4 @@
-"""The prompts of a model, as they are saved."""
+"""A model's prompts in the form in which they are saved."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from softprompt_zoo.prompt.prompt import Prompt
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-    """The prompts of a model, as they are written."""
+    """A model's prompts in the form in which they are written."""
 
     backbone: Backbone
     """Sizes of the model."""
     architecture: str
     """Name of its class."""
     base_name: str | None
-    """Name or path it was loaded from, if known."""
+    """Name or path that it was loaded from, if known."""
     active: tuple[str, ...]
     """Names of the prompts that rows see when a call names none, in order."""
     prompts: Mapping[str, Prompt]
-    """By name, in the order they were added."""
+    """The prompts by name, in the order in which they were added."""

@@ -1,4 +1,4 @@
-"""Whether training would reach what a prompt holds: asked of the tokens that are tried before it is attached."""
+"""Whether training would reach a prompt's parameters: checked with trial tokens before it is attached."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,17 +14,17 @@ from softprompt_zoo.shapes import Shaped
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 SHOWN = 3
-"""Names in a message."""
+"""Number of names in a message."""
 OTHER_READERS = ("training_loss", "map_text", "attend")
-"""Hooks that may read parameters of which no token is made."""
+"""Hooks that may read parameters that no token depends on."""
 
 
 def check_reached(prompt: Prompt, tokens: VirtualTokens, backbone: Backbone) -> None:
-    """Refuse tokens that no gradient goes through, and warn of parameters of which no token is made.
+    """Refuse tokens through which no gradient flows, and warn about parameters that no token depends on.
 
     Args:
         prompt: A new prompt, in eval mode.
-        tokens: What it placed while gradients were recorded.
+        tokens: The tokens that it placed while gradients were recorded.
         backbone: Sizes of the model.
 
     Raises:
@@ -36,14 +36,14 @@ def check_reached(prompt: Prompt, tokens: VirtualTokens, backbone: Backbone) -> 
     unread = _unread_in_training(prompt, trained, backbone)
     if len(unread) == len(trained):
         raise PluginError(
-            f"{prompt.loaded.describe('build_virtual_tokens')} returned tokens that no gradient goes through, so that "
+            f"{prompt.loaded.describe('build_virtual_tokens')} returned tokens through which no gradient flows, so "
             "nothing would be trained; compute them from the parameters without detach and torch.no_grad, or give "
-            "parameters that stay as they are requires_grad=False"
+            "parameters that should not change requires_grad=False"
         )
-    if unread and prompt.beyond_tokens is None:  # a text may be read by a part of them alone
+    if unread and prompt.beyond_tokens is None:  # only a part of them may read a text
         warnings.warn(
-            f"{prompt.loaded.describe_parameters()} has {_listed(unread)}, of which no token is made, so that it "
-            "would never be trained; leave it out, or give it requires_grad=False if it is to stay as it is",
+            f"{prompt.loaded.describe_parameters()} has {_listed(unread)}, on which no token depends, so it "
+            "would never be trained; leave it out, or give it requires_grad=False if it should not change",
             stacklevel=4,
         )
 
@@ -55,7 +55,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def unreached(tensors: Iterable[Shaped[Tensor, "..."]], parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """Return the names of the parameters that none of some tensors was computed from, as autograd recorded it."""
+    """Return the names of the parameters from which none of the tensors was computed, as recorded by autograd."""
     every = list(tensors)
     found = {id(tensor) for tensor in every}
     waiting = [tensor.grad_fn for tensor in every]

@@ -1,4 +1,4 @@
-"""A few words for prompts that read the text, where there is no text yet."""
+"""A few words for prompts that read the text, when there is no text yet."""
 
 import functools
 
@@ -14,22 +14,22 @@ MORE_PADDING = 2
 
 
 def sample_text(backbone: Backbone) -> Text:
-    """Make a text of one row.
+    """Create a text of one row.
 
     Args:
-        backbone: Sizes of the model, and what embeds its words.
+        backbone: Sizes of the model, and its embedding of words.
 
     Returns:
-        A few words from the middle of the vocabulary; special tokens stand at its ends.
+        A few words from the middle of the vocabulary; special tokens are at its ends.
     """
     return _text(backbone, torch.ones(1, LENGTH, dtype=torch.bool, device=backbone.device))
 
 
 def sample_batch(backbone: Backbone) -> Text:
-    """Make a text of two rows, the first of which is that of `sample_text` with padding behind, and the second longer.
+    """Create a text of two rows: that of `sample_text`, followed by padding, and a longer one.
 
     Args:
-        backbone: Sizes of the model, and what embeds its words.
+        backbone: Sizes of the model, and its embedding of words.
 
     Returns:
         The text.

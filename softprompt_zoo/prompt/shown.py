@@ -1,16 +1,16 @@
-"""A prompt in one line, for people."""
+"""A one-line description of a prompt for users."""
 
 from softprompt_zoo.prompt.prompt import Prompt
 
 
 def shown(prompt: Prompt) -> str:
-    """Write what a prompt is.
+    """Describe a prompt in one line.
 
     Args:
         prompt: Any prompt, on a model or not.
 
     Returns:
-        Its method, its size, and what is not as usual.
+        Its method, its size, and anything unusual.
     """
     parts = [
         f"{prompt.num_virtual_tokens} virtual token{'' if prompt.num_virtual_tokens == 1 else 's'}",

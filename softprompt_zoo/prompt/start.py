@@ -1,4 +1,4 @@
-"""Where a new prompt starts: its method's start values, or another prompt."""
+"""The initial values of a new prompt: those of its method, or of another prompt."""
 
 from typing import Any
 
@@ -22,29 +22,29 @@ def initialize(
     backbone: Backbone,
     start: Prompt | None,
 ) -> None:
-    """Give a new prompt its start values.
+    """Set the initial values of a new prompt.
 
     Args:
         method: Its method.
         config: What the user chose.
         learned: The method's `Parameters`. Changed in place.
-        head: The prompt's task head, if it has one; it starts from the other prompt's, if that has the same classes.
+        head: The prompt's task head, if any; it starts from the other prompt's, if that has the same classes.
         backbone: Sizes of the model.
-        start: The prompt to start from; `None` for the method's own start values.
+        start: The prompt to start from; `None` for the method's own initial values.
 
     Raises:
-        ValueError: If `start` is a prompt of another length.
-        BackboneMismatchError: If it was made for a model of other sizes.
+        ValueError: If `start` is a prompt of a different length.
+        BackboneMismatchError: If it was made for a model of different sizes.
         UnsupportedError: If the method cannot start from `init`.
     """
-    learned.eval()  # a net is fitted without its dropout; whoever takes the prompt sets its mode
+    learned.eval()  # a net is fitted without its dropout; the caller sets the mode
     if start is None:
         method.initialize(learned, config, backbone)
         return
     if not hasattr(learned, "start_from"):
         raise UnsupportedError(f"method {method.name!r} cannot start from another prompt; choose another init")
     _check_length(start, config)
-    with fitting("init is a prompt that was made for a model of other sizes", "; give one of this model's sizes"):
+    with fitting("init is a prompt for a model of different sizes", "; give one made for this model's sizes"):
         tokens = fitting_tokens(start, backbone, "the init prompt")
     _start_head(head, start.head)
     is_own = start.method == method.name and not start.is_merged
@@ -66,7 +66,7 @@ def _check_length(start: Prompt, config: MethodConfig) -> None:
 def _check_tasks(config: MethodConfig, tokens: VirtualTokens, method: LoadedMethod) -> None:
     if config.tasks is None and tokens.num_tasks is not None:
         raise UnsupportedError(
-            f"init is a prompt with {tokens.num_tasks} tasks, of which {method.name!r} has none; export the "
+            f"init is a prompt with {tokens.num_tasks} tasks, but {method.name!r} has none; export the "
             "one you want, zoo.export(model, folder, task=…), and give that folder"
         )
 

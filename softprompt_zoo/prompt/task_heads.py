@@ -1,4 +1,4 @@
-"""The task head of a model: which modules it is, and copies of them that a prompt trains."""
+"""A model's task head: its modules, and copies of them for a prompt to train."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def find_heads(model: Any, stacks: Sequence[nn.Module]) -> dict[str, nn.Module]:
         stacks: The modules of its stacks.
 
     Returns:
-        The modules by name, of a task head or of what predicts words.
+        The modules of a task head or a language model head, by name.
     """
     heads = dict(model.named_children())
     for module in _backbone(model, stacks):
@@ -28,7 +28,7 @@ def find_heads(model: Any, stacks: Sequence[nn.Module]) -> dict[str, nn.Module]:
 
 
 def _backbone(model: Any, stacks: Sequence[nn.Module]) -> list[nn.Module]:
-    """Return the children of a model that are no heads."""
+    """Return the children of a model that are not heads."""
     if model.base_model is not model:
         return [model.base_model]
     if model.config.is_encoder_decoder:  # T5ForQuestionAnswering has its stacks as children, and no model around them
@@ -37,7 +37,7 @@ def _backbone(model: Any, stacks: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def task_head(model: Any, heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return a model's heads if they are for a task: what predicts words is no task head."""
+    """Return a model's heads if they are for a task; a language model head is not."""
     return {} if model.get_output_embeddings() is not None else dict(heads)
 
 
@@ -48,8 +48,8 @@ def copy_head(modules: Mapping[str, nn.Module]) -> nn.ModuleDict | None:
         modules: The model's own modules, which PEFT may have wrapped. Not changed.
 
     Returns:
-        Trainable copies by name, in float32 at least, with the values that an adapter on them gives now; `None` if
-        there are no modules.
+        Trainable copies by name, in float32 at least, with the current values of an adapter on them merged; `None`
+        if there are no modules.
 
     Raises:
         UnsupportedError: If PEFT cannot merge an adapter on one of them, or one is offloaded.
@@ -71,7 +71,7 @@ def copy_saved_head(names: Iterable[str], modules: Mapping[str, nn.Module], wher
         where: Where the prompt was read, for messages.
 
     Returns:
-        The copies, as `copy_head` makes them.
+        The copies, as from `copy_head`.
 
     Raises:
         BackboneMismatchError: If the model lacks one of them.
@@ -80,13 +80,13 @@ def copy_saved_head(names: Iterable[str], modules: Mapping[str, nn.Module], wher
     for name in names:
         if name not in modules:
             raise BackboneMismatchError(
-                f"{where} has a trained task head {name!r}; this model has {', '.join(modules) or 'none'}; use it "
-                "with a model of the class it was trained with"
+                f"{where} has a trained task head {name!r}, but this model has {', '.join(modules) or 'none'}; use it "
+                "with a model of the class that it was trained with"
             )
         chosen[name] = modules[name]
     return copy_head(chosen)
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
-    """Return the type of a module's numbers; float32 if it has none."""
+    """Return the dtype of a module's numbers; float32 if it has none."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)

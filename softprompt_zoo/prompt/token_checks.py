@@ -15,29 +15,29 @@ from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 def check_finite(tokens: VirtualTokens, source: str) -> None:
-    """Refuse start values that are not numbers, which memory that nothing was written to may hold.
+    """Refuse initial values that are not finite, which uninitialized memory may contain.
 
     Args:
-        tokens: Of the shapes that they should have.
+        tokens: Tokens with correct shapes.
         source: Plugin and hook, for the message.
 
     Raises:
-        PluginError: If one is infinite or not a number.
+        PluginError: If a value is infinite or not a number.
     """
     if not all(tensor.isfinite().all() for tensor in tokens.tensors().values()):
-        raise PluginError(f"{source} returned infinity or NaN; have initialize give every parameter its start value")
+        raise PluginError(f"{source} returned infinity or NaN; set the initial value of every parameter in initialize")
 
 
 def check_range(tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) -> None:
     """Refuse numbers that become infinite in a model's dtype.
 
     Args:
-        tensors: Finite ones, by name.
-        dtype: The model's.
-        what: What they are of, for the message.
+        tensors: Finite tensors by name.
+        dtype: The model's dtype.
+        what: What they belong to, for the message.
 
     Raises:
-        UnsupportedError: If one is too large.
+        UnsupportedError: If a number is too large.
     """
     largest = torch.finfo(dtype).max
     for name, tensor in tensors.items():
@@ -45,28 +45,28 @@ def check_range(tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) ->
         if found > largest:
             raise UnsupportedError(
                 f"{what} has numbers up to {found:.3g} in {name!r}; this model computes in {dtype}, which holds up to "
-                f"{largest:.3g}; load the model in a wider dtype, torch.float32 say"
+                f"{largest:.3g}; load the model in a wider dtype, such as torch.float32"
             )
 
 
 def _largest(tensor: Float[Tensor, "..."], above: float) -> float:
-    """Return the largest number of a tensor; 0 without a look if its dtype holds none above a bound, or it has none."""
+    """Return a tensor's largest number; 0, unchecked, if it is empty or its dtype holds none above a bound."""
     if torch.finfo(tensor.dtype).max <= above or tensor.is_meta or not tensor.numel():
         return 0.0
     return float(tensor.detach().abs().max())
 
 
 def check_placement(placement: object, count: int, source: str) -> None:
-    """Check all that a hook returned but the tokens.
+    """Check everything that a hook returned except the tokens.
 
     Args:
         placement: What the hook returned.
-        count: Virtual tokens that the prompt is to have.
+        count: Number of virtual tokens that the prompt should have.
         source: Plugin and hook, for the message.
 
     Raises:
-        PluginError: If it is no `Placement`, or one with an impossible number or mask.
-        UnsupportedError: If it has a mask where there is no place for one.
+        PluginError: If it is not a `Placement`, or has an invalid number or mask.
+        UnsupportedError: If it has a mask but there is no place for one.
     """
     if not isinstance(placement, Placement):
         raise PluginError(f"{source} returned {type(placement).__name__}; expected a softprompt_zoo.Placement")
@@ -92,7 +92,7 @@ def _check_mask(placement: Placement, count: int, source: str) -> None:
 
 
 def _form(mask: object) -> tuple[str, torch.dtype | None, int | None]:
-    """Return a mask's shape and dtype in words, its dtype, and the second of its two axes."""
+    """Return a mask's shape and dtype in words, its dtype, and the size of the second of its two axes."""
     if not isinstance(mask, Tensor):
         return repr(mask), None, None
     words = f"shape {tuple(mask.shape)} and dtype {mask.dtype}"
@@ -105,18 +105,18 @@ def _check_number(name: str, value: object, allowed: str, accepts: Callable[[flo
 
 
 def _check_fields(placement: Placement, source: str) -> None:
-    """Refuse a placement of a class of its own that says more than is read."""
+    """Refuse a placement of a custom class with fields that are not read."""
     known = {field.name for field in dataclasses.fields(Placement)}
     others = [field.name for field in dataclasses.fields(placement) if field.name not in known]
     if others:
         raise PluginError(
             f"{source} returned a {type(placement).__name__} with {', '.join(map(repr, others))}, which is never used; "
-            "a softprompt_zoo.Placement says all that can be done with tokens, and map_text changes the text"
+            "a softprompt_zoo.Placement covers all that can be done with tokens, and map_text changes the text"
         )
 
 
 def check_pooling(placement: Placement, backbone: Backbone) -> None:
-    """Refuse to let a head read a virtual token where there is none at a position, or no head."""
+    """Refuse to let a head read a virtual token if none has a position, or there is no head."""
     if placement.tokens.at_input is None or not (backbone.kind.has_head_over_input and backbone.inside.task_head):
         raise UnsupportedError(
             "pools_prompt is True, which is for virtual tokens at the input embeddings of an encoder with a task head; "

@@ -1,1 +1,1 @@
-"""Texts and templates with slots, turned into rows of a batch; above `config`."""
+"""Texts and templates with slots, encoded as rows of a batch; above `config`."""

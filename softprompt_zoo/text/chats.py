@@ -1,4 +1,4 @@
-"""A chat with slots: put together by the tokenizer's chat template, and cut at the slots."""
+"""A chat with slots: formatted with the tokenizer's chat template, and split at the slots."""
 
 import itertools
 import re
@@ -11,19 +11,19 @@ from softprompt_zoo.text.templates import Slot
 def chat_pieces(
     tokenizer: Any, messages: list[Mapping[str, Any]], contents: list[list[str | Slot]], values: Mapping[str, str]
 ) -> list[str | Slot]:
-    """Put a chat together with marks for the slots, and cut it at the marks.
+    """Format a chat with markers for the slots, and split it at the markers.
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
         messages: The chat.
         contents: The pieces of each message's content: texts and slots.
-        values: What the fields are filled with.
+        values: The values of the fields.
 
     Returns:
-        Texts and slots in turn.
+        Texts and slots, alternating.
 
     Raises:
-        ValueError: If there is no chat template, or it does not keep every slot once and in its place.
+        ValueError: If there is no chat template, or it does not keep every slot once and in order.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
@@ -52,14 +52,14 @@ def _check_kept(kept: list[int], count: int) -> None:
 
 
 def _unused_character(text: str) -> str:
-    """Find a private character that is not in a text: one that is in a field would be taken for a slot."""
+    """Find a private-use character that is not in a text: if a field had it, it would be taken for a slot."""
     return next(char for char in map(chr, range(0xE000, 0xF8FF)) if char not in text)
 
 
 def _marked(
     messages: list[Mapping[str, Any]], contents: list[list[str | Slot]], mark: str
 ) -> tuple[list[dict[str, Any]], list[Slot]]:
-    """Write a chat with numbered marks in the places of its slots."""
+    """Format a chat with numbered markers in place of its slots."""
     numbers = itertools.count()
 
     def written(content: list[str | Slot]) -> str:

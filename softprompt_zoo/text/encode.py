@@ -1,4 +1,4 @@
-"""Texts with soft slots: a template and its fields become token ids, a mask and the places of virtual tokens."""
+"""Encode texts with soft slots: a template and its fields become token ids, a mask and virtual token positions."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding
 
 TEXT = -1
-"""Stands in `soft_slots` where there is text."""
+"""Value in `soft_slots` for text."""
 
 
 def encode(
@@ -49,8 +49,8 @@ def encode(
         The tokenizer's special tokens are at the ends of a text.
 
     Raises:
-        TypeError: If an argument is of a wrong type.
-        ValueError: If a slot is malformed, a field is missing, unknown or of another number of rows than the others,
+        TypeError: If an argument has the wrong type.
+        ValueError: If a slot is malformed, a field is missing, unknown or has a different number of rows than others,
             or the slots and words of the template are too long for `max_length`.
     """
     if not callable(tokenizer):
@@ -91,7 +91,7 @@ class _Row:
         return len(self.ids)
 
     def add_text(self, ids: list[int]) -> None:
-        """Put tokens at its end."""
+        """Append tokens."""
         self.ids += ids
         self.slots += [TEXT] * len(ids)
 
@@ -107,7 +107,7 @@ class _Encoder:
     placeholder: int
 
     def row(self, values: Mapping[str, str]) -> _Row:
-        """Encode one row, whatever its length."""
+        """Encode one row of any length."""
         pieces = [_fill(parts, values) for parts in self.parsed.parts]
         row = _Row()
         row.add_text(self.ends[0])
@@ -133,7 +133,7 @@ def _rows(names: list[str], fields: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _count_rows(lengths: Mapping[str, int]) -> int:
-    """Return how many rows there are, from the number of texts of each field that has a text for each row."""
+    """Return the number of rows, from the number of texts of each field that has one for each row."""
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise ValueError(
@@ -146,7 +146,7 @@ def _count_rows(lengths: Mapping[str, int]) -> int:
 
 
 def _check_fields(names: list[str], fields: Mapping[str, Any]) -> None:
-    """Refuse fields that the template does not have, and a template that has others."""
+    """Refuse unknown fields, and a template with fields that are missing."""
     _check_known(names, fields)
     for name in names:
         if name not in fields:
@@ -178,14 +178,14 @@ def _text(name: str, row: int, value: object) -> str:
 
 
 def _special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Find the special tokens that the tokenizer puts in front of a text and after it."""
+    """Find the special tokens that the tokenizer adds before and after a text."""
     plain, whole = _ids(tokenizer, "a"), list(tokenizer("a")["input_ids"])
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
             return whole[:start], whole[start + len(plain) :]
     raise ValueError(
         f"the tokenizer makes {whole} of 'a' with special tokens and {plain} without, so it is unknown where "
-        "its special tokens stand; use another tokenizer"
+        "its special tokens are; use another tokenizer"
     )
 
 
@@ -216,7 +216,7 @@ def _fitting_row(encoder: _Encoder, values: Mapping[str, str], max_length: int |
 
 
 def _shorten(encoder: _Encoder, values: Mapping[str, str], max_length: int) -> _Row:
-    """Cut every field to the same number of tokens, the largest with which the row fits."""
+    """Truncate every field to the same number of tokens, the largest with which the row fits."""
     ends = {name: _token_ends(encoder.tokenizer, text) for name, text in values.items()}
 
     def cut(count: int) -> _Row:
@@ -235,14 +235,14 @@ def _shorten(encoder: _Encoder, values: Mapping[str, str], max_length: int) -> _
 
 
 def _first_tokens(text: str, ends: list[int], count: int) -> str:
-    """Cut a text after some of its tokens; `ends` says after which characters that may be."""
+    """Truncate a text to a number of tokens; `ends` lists the characters after which it may be cut."""
     if count >= len(ends):
         return text
     return text[: ends[count - 1]] if count else ""
 
 
 def _check_template_fits(row: _Row, max_length: int) -> None:
-    """Refuse a row that is too long although its fields are empty."""
+    """Refuse a row that is too long even with empty fields."""
     if len(row.ids) > max_length:
         slots = sum(slot != TEXT for slot in row.slots)
         raise ValueError(
@@ -252,7 +252,7 @@ def _check_template_fits(row: _Row, max_length: int) -> None:
 
 
 def _token_ends(tokenizer: Any, text: str) -> list[int]:
-    """Return after which characters a text may be cut."""
+    """Return the positions of characters after which a text may be cut."""
     if not getattr(tokenizer, "is_fast", False):
         return list(range(1, len(text) + 1))
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -260,9 +260,9 @@ def _token_ends(tokenizer: Any, text: str) -> list[int]:
 
 
 def _placeholder(tokenizer: Any) -> int:
-    """Choose the id that is in `input_ids` at a slot.
+    """Choose the id for slots in `input_ids`.
 
-    Not padding and no end: classifiers look for the last token that is no padding, or for the last end.
+    Neither padding nor an end: classifiers look for the last token that is not padding, or for the last end.
     """
     ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in ends:
@@ -288,13 +288,13 @@ def _pad(tokenizer: Any, rows: list[_Row], length: int | None) -> "BatchEncoding
 def _check_padding(tokenizer: Any, shortest: int, length: int) -> None:
     if tokenizer.pad_token_id is None and shortest < length:
         raise ValueError(
-            f"rows of different lengths need padding, here to {length} tokens, and the tokenizer has no pad token; set "
+            f"rows of different lengths need padding, here to {length} tokens, but the tokenizer has no pad token; set "
             "tokenizer.pad_token = tokenizer.eos_token"
         )
 
 
 def _column(rows: list[list[int]], filler: int, length: int, side: str) -> Int[torch.Tensor, "rows length"]:
-    """Pad rows at one side."""
+    """Pad rows on one side."""
     pads = [[filler] * (length - len(row)) for row in rows]
     pairs = zip(pads, rows, strict=True) if side == "left" else zip(rows, pads, strict=True)
     return torch.tensor([first + second for first, second in pairs])

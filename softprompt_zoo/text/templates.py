@@ -1,4 +1,4 @@
-"""Templates with soft slots, cut into words, fields and slots."""
+"""Templates with soft slots, split into words, fields and slots."""
 
 import dataclasses
 import itertools
@@ -10,28 +10,28 @@ from softprompt_zoo import placeholders
 
 SYNTAX = "{soft:10} for the next ten virtual tokens, {soft[0:3]} for tokens 0, 1 and 2, or {soft[4]} for one"
 OPTIONS = ("max_length", "padding")
-"""Keywords of `encode` that are no fields."""
+"""Keywords of `encode` that are not fields."""
 MOST_SLOTS = 2**20
-"""Slots of a template, and virtual tokens it may name; longer than the positions of any model. Our choice."""
+"""Most slots in a template, and virtual tokens it may name; longer than any model's positions. Our choice."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A place that a text of the user's fills."""
+    """A place that is filled with a user's text."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A place of virtual tokens."""
+    """A place for virtual tokens."""
 
     tokens: range
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A template, cut into words, fields and slots."""
+    """A template, split into words, fields and slots."""
 
     parts: list[list[str | Field | Slot]]
     """One list for a text; one for each message of a chat."""
@@ -40,24 +40,24 @@ class Template:
 
     @property
     def all_parts(self) -> list[str | Field | Slot]:
-        """Those of all messages."""
+        """The parts of all messages."""
         return list(itertools.chain.from_iterable(self.parts))
 
     @property
     def num_slots(self) -> int:
-        """Its slots."""
+        """Number of its slots."""
         return sum(len(part.tokens) for part in self.all_parts if isinstance(part, Slot))
 
 
 def check_count(template: Template, max_length: int | None) -> None:
-    """Refuse more slots than a row may have, before there is a list of them.
+    """Refuse more slots than a row may have, before a list of them is built.
 
     Args:
         template: The template.
-        max_length: Longest row, in tokens; `None` for any length.
+        max_length: Maximum length of a row, in tokens; `None` for any length.
 
     Raises:
-        ValueError: If it has.
+        ValueError: If it has too many.
     """
     count = template.num_slots
     if max_length is not None and count > max_length:
@@ -70,7 +70,7 @@ def check_count(template: Template, max_length: int | None) -> None:
 
 
 def parse(template: Any) -> Template:
-    """Cut a template into its parts.
+    """Split a template into its parts.
 
     Args:
         template: A text; or a chat, a list of messages with a role and a content.
@@ -101,7 +101,7 @@ def _check_message(number: int, message: Any) -> None:
 
 
 def _parse_text(template: str, count: int) -> tuple[list[str | Field | Slot], int]:
-    """Cut a text into its parts; `count` virtual tokens were counted before it."""
+    """Split a text into its parts; `count` virtual tokens were counted before it."""
     texts, found = _split(template)
     parts: list[str | Field | Slot] = [texts[0]]
     for placeholder, text in zip(found, texts[1:], strict=True):
@@ -118,7 +118,7 @@ def _split(template: str) -> tuple[list[str], list[str]]:
     try:
         return placeholders.split(template)
     except ValueError as error:
-        raise ValueError(f"template {template!r}: {error}; write {{{{ and }}}} for braces that are words") from None
+        raise ValueError(f"template {template!r}: {error}; write {{{{ and }}}} for literal braces") from None
 
 
 def _field(template: str, placeholder: str) -> Field:
@@ -147,7 +147,7 @@ def _slot(placeholder: str, count: int) -> Slot:
 
 
 def _slot_tokens(placeholder: str, count: int) -> range:
-    """Return the virtual tokens that a slot names; none if it is malformed."""
+    """Return the virtual tokens that a slot names; empty if it is malformed."""
     if counted := re.fullmatch(r"soft:([0-9]{1,18})", placeholder):
         return range(count, count + int(counted[1]))
     if named := re.fullmatch(r"soft\[([0-9]{1,18})(?::([0-9]{1,18}))?\]", placeholder):

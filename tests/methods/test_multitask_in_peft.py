@@ -94,7 +94,7 @@ def test_exports_that_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=text):
             zoo.export(subject.model, tmp_path / "x", task=task)
-    with pytest.raises(ValueError, match="task is 0, and prompt 'default' has no tasks"):
+    with pytest.raises(ValueError, match="task is 0, but prompt 'default' has no tasks"):
         zoo.export(plain("llama", torch.zeros(TOKENS, HIDDEN)).model, tmp_path / "x", task=0)
     with pytest.raises(zoo.UnsupportedError, match="passes no task_ids to this method's prompts on an encoder"):
         zoo.export(prompted("bert").model, tmp_path / "x")

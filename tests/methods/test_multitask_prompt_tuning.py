@@ -389,7 +389,7 @@ def test_a_source_without_tasks_has_none_to_choose(source_task):
 
 def test_other_methods_do_not_start_from_all_tasks_at_once():
     model = tiny_model("llama")
-    with pytest.raises(zoo.UnsupportedError, match="init is a prompt with 3 tasks, of which 'prompt_tuning' has none"):
+    with pytest.raises(zoo.UnsupportedError, match="init is a prompt with 3 tasks, but 'prompt_tuning' has none"):
         zoo.get_method("prompt")(model, num_virtual_tokens=TOKENS, init=prompted().model.prompts["default"])
     assert not hasattr(model, "prompts")
 

@@ -49,7 +49,7 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
     refused(model, tmp_path, zoo.UnsupportedError, "has 150 tokens, but .* 101 rows", tokenizer=tokenizer(words=150))
     taken = tokenizer()
     taken.add_tokens(["<|soft_alice_0|>"])
-    refused(model, tmp_path, zoo.UnsupportedError, "has 102 tokens and", tokenizer=taken)
+    refused(model, tmp_path, zoo.UnsupportedError, "has 102 tokens, but", tokenizer=taken)
     taken = tokenizer(words=90)
     taken.add_tokens(["<|soft_alice_0|>"])
     refused(model, tmp_path, zoo.UnsupportedError, "has a token '<|soft_alice_0|>' already", tokenizer=taken)

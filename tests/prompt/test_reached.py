@@ -57,17 +57,13 @@ DETACHED = {
 
 @pytest.mark.parametrize("make", DETACHED.values(), ids=DETACHED)
 def test_tokens_that_no_gradient_goes_through_are_refused(make):
-    text = (
-        r"^method 'parts' \(zoo.register\), hook 'build_virtual_tokens', returned tokens that no gradient goes through"
-    )
+    text = r"^method 'parts' \(zoo.register\), hook 'build_virtual_tokens', returned tokens through which no gradient"
     with pytest.raises(zoo.PluginError, match=text):
         attach(make)
 
 
 def test_a_parameter_that_no_token_is_made_of_is_named():
-    text = (
-        r"^method 'parts' \(zoo.register\), Parameters, has 'offset', of which no token is made, so that it would nev"
-    )
+    text = r"^method 'parts' \(zoo.register\), Parameters, has 'offset', on which no token depends, so it would nev"
     with pytest.warns(UserWarning, match=text):
         attach(lambda p: p.words)
 

@@ -100,7 +100,7 @@ def test_a_prompt_of_a_model_of_other_sizes_is_no_start(method, is_merged):
     init = (zoo.merge(start) if is_merged else start).prompts["default"]
     sizes = {**ROTARY, "hidden_size": 64}
     model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **sizes))
-    with pytest.raises(zoo.BackboneMismatchError, match="init is a prompt that was made for a model of other sizes: "):
+    with pytest.raises(zoo.BackboneMismatchError, match="init is a prompt for a model of different sizes: "):
         zoo.get_method(method)(model, num_virtual_tokens=3, init=init)
     assert not hasattr(model, "prompts")
 

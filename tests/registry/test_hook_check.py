@@ -56,7 +56,7 @@ class NeedsAScale(zoo.Options):
 
 
 FAULTS = {
-    "detached": (method(build_virtual_tokens=builds_detached), "returned tokens that no gradient goes through"),
+    "detached": (method(build_virtual_tokens=builds_detached), "returned tokens through which no gradient flows"),
     "unread": (method(Parameters=WithOffset, training_loss=training_loss), "gives its Parameters 'offset' no gradient"),
     "more": (
         method(merge=merges_more),

@@ -77,8 +77,12 @@ def of_tokens(make):
     ("make", "error", "reason"),
     [
         (lambda e: zoo.InputTokens(e.long()), zoo.ShapeError, "embeddings of dtype torch.int64; expected floating-poi"),
-        (lambda e: zoo.InputTokens(e / 0), zoo.PluginError, "infinity or NaN; have initialize give every parameter"),
-        (lambda e: zoo.InputTokens(e * math.nan), zoo.PluginError, "infinity or NaN; have initialize give every par"),
+        (lambda e: zoo.InputTokens(e / 0), zoo.PluginError, "infinity or NaN; set the initial value of every par"),
+        (
+            lambda e: zoo.InputTokens(e * math.nan),
+            zoo.PluginError,
+            "infinity or NaN; set the initial value of every par",
+        ),
         (lambda e: zoo.LayerTokens({}), zoo.ShapeError, r"LayerTokens of \{\}; expected .* backbone has 'decoder'"),
         (lambda e: zoo.LayerTokens(None), zoo.ShapeError, "LayerTokens of None; expected .*SiteTokens by site"),
         (lambda e: zoo.LayerTokens({"decoder": ((e,), (e,))}), zoo.ShapeError, "tuple for the site 'decoder'; expect"),

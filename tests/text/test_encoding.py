@@ -340,7 +340,7 @@ def test_malformed_fields(template):
 
 @pytest.mark.parametrize("template", ["{soft:3", "w5 }", "{", "{soft[0:3}"])
 def test_braces_that_do_not_close(template):
-    with pytest.raises(ValueError, match=r"write \{\{ and \}\} for braces that are words"):
+    with pytest.raises(ValueError, match=r"write \{\{ and \}\} for literal braces"):
         encode(template)
 
 
