@@ -1,1 +1,1 @@
-"""Prompts on disk, in our format and in those of others; above `prompt`, without a model that has some."""
+"""Prompts on disk, in our format and in others'; above `prompt`, without a prompted model."""

@@ -1,8 +1,8 @@
-"""What shows that a file is damaged: another checksum than its content has, NaN or infinity, no floating-point numbers.
+"""Signs that a file is damaged: a checksum that does not match, NaN or infinity, dtypes that are not floating-point.
 
-Our files have checksums, as a bank's entries do: a flipped bit is reported, where safetensors and JSON notice none.
+Our files have checksums, as a bank's entries do, so a flipped bit is reported; safetensors and JSON do not notice it.
 
-They find damage, and are not a signature: whoever changes a file on purpose can write another.
+They detect damage but are not signatures: anyone who changes a file on purpose can write a new one.
 """
 
 import importlib.util
@@ -18,39 +18,39 @@ from torch import Tensor
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 
 METADATA_KEY = "softprompt_zoo_checksum"
-"""Where the checksum of a file of tensors is in its header."""
+"""Key of the checksum in the header of a file of tensors."""
 FIELD = "checksum"
-"""Where that of a JSON file is."""
+"""Key of the checksum in a JSON file."""
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""What trained numbers may be stored in."""
+"""Dtypes in which trained numbers may be stored."""
 XXH3_DIGITS = 16
-"""Of the checksums of earlier versions, XXH3 of 64 bits; those of this one, CRC-32, have 8 digits."""
+"""Length of the checksums of earlier versions, 64-bit XXH3; those of this version, CRC-32, have 8 digits."""
 
 _Pieces = Iterable[bytes | memoryview]
-_DAMAGED = "does not have its checksum, so it is damaged; take another copy, or save it again"
+_DAMAGED = "does not match its checksum, so it is damaged; use another copy, or save it again"
 
 
 def of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Compute the checksum of a file of tensors.
 
     Args:
-        tensors: Contiguous ones on the CPU, by name.
-        metadata: The texts of its header; the checksum among them is left out.
+        tensors: Contiguous tensors on the CPU, by name.
+        metadata: The strings in its header; a checksum among them is ignored.
 
     Returns:
-        The checksum over names, dtypes, shapes and bytes of all tensors, and over the texts, as a hexadecimal number.
+        The checksum of the tensors' names, dtypes, shapes and bytes, and of the metadata, as a hexadecimal number.
     """
     return _crc32(_pieces_of_tensors(tensors, metadata))
 
 
 def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
-    """Refuse a file of tensors that has a checksum of other content; arguments as of `of_tensors`, and the file.
+    """Refuse a file of tensors that does not match its checksum; arguments as in `of_tensors`, and the file.
 
     Raises:
-        CheckpointError: If its content is not that of its checksum. Files of others and of earlier versions have none.
+        CheckpointError: If its content does not match. Files of other programs or earlier versions have no checksum.
     """
     if METADATA_KEY in metadata and not _is_of(metadata[METADATA_KEY], _pieces_of_tensors(tensors, metadata)):
-        raise CheckpointError(f"{path} {_DAMAGED}; if you have changed it, leave {METADATA_KEY!r} out of its header")
+        raise CheckpointError(f"{path} {_DAMAGED}; if you changed it yourself, remove {METADATA_KEY!r} from its header")
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,21 +59,21 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unseal(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Take the checksum off the content of a JSON file.
+    """Remove the checksum from the content of a JSON file.
 
     Args:
-        content: What `seal` returned, or what an earlier version wrote.
+        content: The result of `seal`, or what an earlier version wrote.
         path: The file, for the message.
 
     Returns:
         The content without it.
 
     Raises:
-        CheckpointError: If the content is not that of the checksum.
+        CheckpointError: If the content does not match the checksum.
     """
     plain = {name: value for name, value in content.items() if name != FIELD}
     if FIELD in content and not _is_of(content[FIELD], _pieces_of_json(plain)):
-        raise CheckpointError(f"{path} {_DAMAGED}; if you have changed it, leave {FIELD!r} out")
+        raise CheckpointError(f"{path} {_DAMAGED}; if you changed it yourself, remove {FIELD!r}")
     return plain
 
 
@@ -91,7 +91,7 @@ def _pieces_of_json(content: Mapping[str, Any]) -> list[bytes]:
 
 
 def _is_of(claimed: Any, pieces: _Pieces) -> bool:
-    """Return whether a checksum is that of the content; one of earlier versions cannot be checked without xxhash."""
+    """Return whether a checksum matches the content; those of earlier versions cannot be checked without xxhash."""
     if not isinstance(claimed, str) or len(claimed) != XXH3_DIGITS:
         return bool(claimed == _crc32(pieces))
     return importlib.util.find_spec("xxhash") is None or claimed == _xxh3(pieces)
@@ -114,19 +114,19 @@ def _xxh3(pieces: _Pieces) -> str:
 
 
 def check_floating(tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Refuse tensors that no parameter can take as they are.
+    """Refuse tensors that cannot be loaded into parameters as they are.
 
     Args:
-        tensors: What a file holds, by name.
+        tensors: The tensors of a file, by name.
         where: The file, or the prompt in it, for the message.
 
     Raises:
-        CheckpointError: If one holds other than finite floating-point numbers.
+        CheckpointError: If one holds anything but finite floating-point numbers.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATING:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
-            raise CheckpointError(f"{where}: tensor {name!r} is of {tensor.dtype}; expected one of {known}")
+            raise CheckpointError(f"{where}: tensor {name!r} has dtype {tensor.dtype}; expected one of {known}")
     check_finite(tensors, where)
 
 
@@ -134,30 +134,30 @@ def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
     """Refuse NaN and infinity.
 
     Args:
-        tensors: What a file holds, by name.
+        tensors: The tensors of a file, by name.
         where: The file, or the prompt in it, for the message.
 
     Raises:
-        CheckpointError: If one holds such a number.
+        CheckpointError: If one holds NaN or infinity.
     """
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             wrong = int((~tensor.isfinite()).sum())
             raise CheckpointError(
                 f"{where}: tensor {name!r} holds NaN or infinity ({wrong} of {tensor.numel()} numbers); its training "
-                "failed or the file is damaged; take another copy, or train again"
+                "failed or the file is damaged; use another copy, or train again"
             )
 
 
 def check_numbers(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Refuse a prompt without numbers, or with NaN or infinity, before it is written where others are served from.
+    """Refuse a prompt without values, or with NaN or infinity, before it is stored or exported.
 
     Args:
-        tensors: What it holds, by name.
+        tensors: Its tensors, by name.
         what: The prompt, for the message.
 
     Raises:
-        UnsupportedError: If one holds such a number, or is on the `meta` device.
+        UnsupportedError: If one holds NaN or infinity, or is on the `meta` device.
     """
     for name, tensor in tensors.items():
         if tensor.is_meta:
@@ -170,5 +170,5 @@ def is_finite(tensor: Tensor) -> bool:
     """Return whether a tensor holds neither NaN nor infinity; integers never do."""
     if not tensor.is_floating_point() or tensor.dtype not in FLOATING:
         return True
-    # The sum is quick and never finite where a number is not; a large one may overflow.
+    # The sum is quick, and never finite if a number is not; that of large numbers may overflow.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

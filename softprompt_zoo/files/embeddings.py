@@ -1,4 +1,4 @@
-"""Bare embeddings of prompts, for engines that take embeddings in place of tokens."""
+"""Bare embeddings of prompts, for engines that accept embeddings instead of tokens."""
 
 import dataclasses
 import io
@@ -28,9 +28,9 @@ README = """\
 
 {table}
 
-`{tensors}` holds them by name, in the model's dtype ({dtype}); each `.npy` file holds one, in {numpy_dtype}. They are
-what the model's embedding module would give, so they go where embeddings of tokens go: in front of the whole text, in
-front of its begin token too if it has one. Nothing is to be scaled.
+`{tensors}` holds them by name, in the model's dtype ({dtype}); each `.npy` file holds one, in {numpy_dtype}. They
+have the form that the model's embedding module returns, so use them like the embeddings of tokens: before the whole
+text, including its begin token if it has one. Do not scale them.
 
 ## vLLM
 
@@ -44,13 +44,13 @@ text = embed(tokenizer(question, return_tensors="pt").input_ids)[0].detach()
 answers = llm.generate({{"prompt_embeds": torch.cat([prompt, text.to(prompt.dtype)])}})
 ```
 
-These embeddings are finite. What clients send need not be: one request with NaN leaves it in blocks of the cache, and
-later requests of others that get these blocks are answered with NaN until the server is restarted. Check
-`embeds.isfinite().all()` in front of the server, and keep `--enable-prompt-embeds` from clients that you do not trust.
+These embeddings are finite. Those that clients send may not be: a request with NaN leaves it in blocks of the cache,
+and other requests that reuse these blocks are answered with NaN until the server is restarted. Check
+`embeds.isfinite().all()` in front of the server, and do not enable prompt embeddings for clients that you do not trust.
 
 ## llama.cpp
 
-A `llama_batch` takes embeddings (float32) or tokens, so the prompt goes first in a batch of its own.
+A `llama_batch` holds either embeddings (float32) or tokens, so the prompt goes first, in a separate batch.
 
 ```python
 prompt = np.ascontiguousarray(np.load("{name}.npy"), dtype=np.float32)
@@ -66,29 +66,29 @@ assert llama_cpp.llama_decode(context, batch) == 0
 
 ## softprompt_zoo
 
-`zoo.load(base, "this folder")` makes prompts of them again.
+`zoo.load(base, "this folder")` turns them back into prompts.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What a folder holds."""
+    """The index of a folder."""
 
     active: tuple[str, ...]
-    """Names of the prompts that the model saw, in order."""
+    """Names of the active prompts, in order."""
     shapes: dict[PromptName, Shape]
-    """By name `[tokens, hidden]`."""
+    """`[tokens, hidden]` by name."""
     dtypes: dict[str, str]
-    """By name torch's name of the numbers, without `torch.`."""
+    """torch's names of their dtypes by name, without `torch.`."""
 
 
 def write(directory: Path, prompts: Mapping[str, Tensor], active: tuple[str, ...]) -> None:
-    """Write a folder; each file whole or not at all, the index last.
+    """Write a folder, each file atomically, the index last.
 
     Args:
-        directory: Where to; it must exist.
-        prompts: By name the embeddings `(tokens, hidden)`, in the model's dtype.
-        active: Which of them the model saw, in order.
+        directory: The folder to write to; it must exist.
+        prompts: The embeddings `(tokens, hidden)` by name, in the model's dtype.
+        active: Names of the active ones, in order.
     """
     plain = {name: embeddings.detach().cpu().contiguous() for name, embeddings in prompts.items()}
     for name, embeddings in plain.items():
@@ -104,7 +104,7 @@ def write(directory: Path, prompts: Mapping[str, Tensor], active: tuple[str, ...
 
 
 def is_embeddings(directory: Path) -> bool:
-    """Return whether a directory was written here."""
+    """Return whether `write` wrote a directory."""
     return (directory / INDEX_FILE).is_file()
 
 
@@ -115,10 +115,10 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         directory: The folder.
 
     Returns:
-        By name the embeddings `(tokens, hidden)`, and the names of the active ones.
+        The embeddings `(tokens, hidden)` by name, and the names of the active ones.
 
     Raises:
-        CheckpointError: If a file is missing, corrupt, or of a later format.
+        CheckpointError: If a file is missing, corrupt, or in a later format.
     """
     index = _index(directory)
     tensors, _ = read_tensors(directory / TENSOR_FILE)
@@ -130,7 +130,7 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def counts(directory: Path) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the number of virtual tokens of each prompt, and the active ones; errors as of `read`."""
+    """Return the number of virtual tokens of each prompt, and the active ones; errors as in `read`."""
     index = _index(directory)
     return {name: shape[0] for name, shape in index.shapes.items()}, tuple(index.active)
 

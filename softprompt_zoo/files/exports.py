@@ -1,4 +1,4 @@
-"""What `export` writes for other engines, read back; PEFT's files are read by `peft_import`."""
+"""Reading back what `export` writes for other engines; PEFT's files are read by `peft_import`."""
 
 import dataclasses
 import functools
@@ -21,23 +21,23 @@ from softprompt_zoo.tokens.layer_tokens import LayerTokens
 Prompts = tuple[dict[str, Prompt], tuple[str, ...]]
 """Prompts by name, and the names of the active ones."""
 Counts = tuple[dict[str, int], tuple[str, ...]]
-"""Their virtual tokens by name, and the names of the active ones."""
+"""Numbers of virtual tokens by name, and the names of the active prompts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A format that `export` writes; all raise `CheckpointError` of damaged folders."""
+    """A format that `export` writes; its functions raise `CheckpointError` for damaged folders."""
 
     is_there: Callable[[Path], bool]
-    """Whether a folder is in it."""
+    """Returns whether a folder is in this format."""
     counts: Callable[[Path], Counts]
-    """Reads the sizes of a folder's prompts, and no number of them."""
+    """Reads the sizes of a folder's prompts, but no values."""
     read: Callable[[Path, Backbone], Prompts]
-    """Reads the prompts for a model; raises `BackboneMismatchError` of those for another one."""
+    """Reads the prompts for a model; raises `BackboneMismatchError` if they are for another one."""
 
 
 def format_of(directory: Path) -> Format | None:
-    """Return the format that a folder is in; `None` if in none of them."""
+    """Return the format of a folder; `None` if it is in none of them."""
     return next((own for own in FORMATS if own.is_there(directory)), None)
 
 
@@ -63,7 +63,7 @@ def _read_keys_values(directory: Path, backbone: Backbone) -> Prompts:
     [site] = backbone.layers
     dtype = torch.promote_types(backbone.dtype, torch.float32)
     placed = LayerTokens({site: tokens.map(lambda layer: layer.to(dtype))})
-    with fitting(f"{directory} does not hold what its index says", kind=CheckpointError):
+    with fitting(f"{directory} does not match its index", kind=CheckpointError):
         placed.check(backbone, index.num_tokens, None, keys_values.TENSOR_FILE)
     return {index.name: plain_prompt(placed, backbone)}, (index.name,)
 

@@ -1,7 +1,7 @@
-"""The keys and values of a prefix, for engines that keep a cache of them.
+"""The keys and values of a prefix, for engines with a key-value cache.
 
-What they are is written into the header of the tensors' file, which is all that an engine needs, and once more as
-`prefix.json`, for people and for telling such folders from others.
+Their description is written into the header of the tensors' file, which is all that an engine needs, and again as
+`prefix.json`, for people and for recognizing such folders.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ METADATA_KEY = "softprompt_zoo_prefix"
 README = """\
 # A prompt as keys and values
 
-The prompt `{name}` for a model of the type `{model_type}`: the keys and values of {tokens} tokens in front of the text.
+The prompt `{name}` for a model of the type `{model_type}`: the keys and values of {tokens} tokens before the text.
 `{tensors}` holds them in {dtype}, of {layers} layers:
 {shapes}.
-They are what the model's attention sees, normalized and rotated at the positions 0 to {last}, so they go into its cache
-as they are, and the text begins at the position {tokens}. {windows}
+They are in the form that the model's attention sees, normalized and rotated at the positions 0 to {last}, so they go
+into its cache unchanged, and the text begins at the position {tokens}. {windows}
 
-`{index}` and the header of `{tensors}` say which model they are for: its type, its sizes, and a sample of
+`{index}` and the header of `{tensors}` describe the model they are for: its type, its sizes, and a sample of
 its embedding table.
 
 ## transformers
@@ -55,43 +55,43 @@ ids = torch.cat([torch.zeros(1, {tokens}, dtype=torch.long), ids], dim=1)  # the
 answer = model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache)[0, ids.shape[1]:]
 ```
 
-The cache belongs to one text; for the next one fill another.
+The cache belongs to one text; fill a new one for the next.
 
 ## vLLM
 
-`softprompt-zoo bank add MODEL BANK "this folder"` puts the prompt into a bank, from which vLLM serves it by name with
+`softprompt-zoo bank add MODEL BANK "this folder"` adds the prompt to a bank, from which vLLM serves it by name with
 the package softprompt-zoo-vllm.
 
 ## softprompt_zoo
 
-`zoo.load(base, "this folder")` makes a prompt of them again.
+`zoo.load(base, "this folder")` turns them back into a prompt.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What a folder holds."""
+    """The index of a folder."""
 
     name: PromptName
-    """The prompt's."""
+    """The prompt's name."""
     num_tokens: int
-    """Positions in front of the text."""
+    """Positions that the prefix takes up before the text."""
     dtype: str
-    """torch's name of the numbers, without `torch.`."""
+    """torch's name of the dtype, without `torch.`."""
     windows: list[int | None]
-    """Per layer the width of its sliding window in positions, out of which the prefix slides as text does."""
+    """For each layer, the width of its sliding window in positions; the prefix slides out of it as text does."""
     shared_with: list[int | None]
-    """Per layer the one whose keys and values it reads, where it makes none of its own; they are the same here."""
+    """For each layer, the layer whose keys and values it reads if it computes none itself; both are the same here."""
     model: dict[str, Any]
-    """The model it is for, as `identity.describe` describes it."""
+    """The model it is for, from `identity.describe`."""
 
 
 def write(directory: Path, index: Index, tokens: SiteTokens) -> None:
     """Write a folder.
 
     Args:
-        directory: Where to; it must exist.
-        index: What is written.
+        directory: The folder to write to; it must exist.
+        index: Its index.
         tokens: Keys and values, in the dtype that the index names.
     """
     content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
@@ -102,7 +102,7 @@ def write(directory: Path, index: Index, tokens: SiteTokens) -> None:
 
 
 def is_keys_values(directory: Path) -> bool:
-    """Return whether a directory was written here."""
+    """Return whether `write` wrote a directory."""
     return (directory / INDEX_FILE).is_file()
 
 
@@ -113,10 +113,10 @@ def read(directory: Path) -> tuple[Index, SiteTokens]:
         directory: The folder.
 
     Returns:
-        What it says, and the keys and values per layer, `(kv_heads, tokens, head_dim)`.
+        Its index, and the keys and values of each layer, `(kv_heads, tokens, head_dim)`.
 
     Raises:
-        CheckpointError: If a file is missing, corrupt, or of a later format.
+        CheckpointError: If a file is missing, corrupt, or in a later format.
     """
     read_json(directory / INDEX_FILE)
     path = directory / TENSOR_FILE
@@ -133,7 +133,7 @@ def read(directory: Path) -> tuple[Index, SiteTokens]:
 
 
 def counts(directory: Path) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the number of virtual tokens of the prompt by its name, and that name; errors as of `read`."""
+    """Return the prompt's number of virtual tokens by its name, and that name; errors as in `read`."""
     path = directory / TENSOR_FILE
     index = _index(read_metadata(path).get(METADATA_KEY), path)
     return {index.name: index.num_tokens}, (index.name,)
@@ -152,7 +152,7 @@ def _index(text: str | None, path: Path) -> Index:
 
 
 def _named(kind: str, layers: Sequence[Float[Tensor, "kv_heads tokens width"] | None]) -> dict[str, Tensor]:
-    """Name the tensors: one for all layers, or where they differ in size one for each."""
+    """Name the tensors: one for all layers, or one for each if they differ in size."""
     own = [layer for layer in layers if layer is not None]
     if len({layer.shape for layer in own}) == 1:
         return {kind: torch.stack(own)}
@@ -160,7 +160,7 @@ def _named(kind: str, layers: Sequence[Float[Tensor, "kv_heads tokens width"] | 
 
 
 def _layers(tensors: dict[str, Tensor], kind: str, depth: int) -> list[Tensor]:
-    """Undo `_named`; too few where tensors are missing."""
+    """Undo `_named`; returns too few layers if tensors are missing."""
     if kind in tensors:
         return list(tensors[kind])
     return [tensors[f"{kind}.{index}"] for index in range(depth) if f"{kind}.{index}" in tensors]
@@ -171,13 +171,13 @@ STACKED = {
     "key": 'prefix["key"][layer]',
     "value": 'prefix["value"][layer]',
 }
-"""What the page says of tensors that are one for all layers."""
+"""The page's text if all layers are in one tensor."""
 BY_LAYER = {
     "shapes": "`key.0`, `value.0`, … `(kv_heads, tokens, head_dim)` for each layer",
     "key": 'prefix[f"key.{layer}"]',
     "value": 'prefix[f"value.{layer}"]',
 }
-"""What it says of a tensor for each layer."""
+"""The page's text if each layer has a tensor."""
 
 
 def _readme(index: Index, tensors: dict[str, Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""What a model is made of, remembered, so that it can be put back when a change to it fails."""
+"""A snapshot of a model, to restore it if a change fails."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def restored_on_error(model: nn.Module, overwritten: Collection[nn.Parameter] = ()) -> Iterator[None]:
-    """Put a model's modules, settings and numbers back if the block within fails, bit for bit.
+    """Restore a model's modules, settings and values bit for bit if the block fails.
 
     Args:
         model: Any model. Its tensors may be replaced within the block.
-        overwritten: The parameters whose numbers may be written in place; these are copied.
+        overwritten: The parameters whose values may be changed in place; these are copied.
     """
     modules = [(module, type(module), _contents(module)) for module in model.modules()]
     parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
@@ -34,7 +34,7 @@ def _each(put_back: Callable[..., None], remembered: Iterable[tuple[Any, ...]]) 
 
 
 def _contents(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Return a module's attributes, and copies of those that hold others; handles of hooks point to the first."""
+    """Return a module's attributes, each with a copy of a container's content; hook handles refer to the original."""
     attributes = vars(module).items()
     return {name: (value, value.copy() if isinstance(value, dict | list | set) else None) for name, value in attributes}
 

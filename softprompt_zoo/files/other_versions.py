@@ -1,4 +1,4 @@
-"""Prompts of another version of their method, of one that is not installed, or saved within other wrappers."""
+"""Prompts saved with another version of their method, one that is not installed, or within other wrappers."""
 
 import copy
 import warnings
@@ -22,11 +22,11 @@ from softprompt_zoo.tokens.kinds import PlainTokens
 
 
 def method_of(record: prompt_folder.IndexEntry, where: Path) -> LoadedMethod:
-    """Find the method of a saved prompt; a merged one is read without it, but by the version that saved it.
+    """Find the method of a saved prompt; a merged one is read without it, unless that version saved it.
 
     Args:
-        record: What the index says of the prompt.
-        where: The folder that is read.
+        record: The prompt's entry in the index.
+        where: The folder it is read from.
 
     Returns:
         The method.
@@ -40,33 +40,33 @@ def method_of(record: prompt_folder.IndexEntry, where: Path) -> LoadedMethod:
             return method
     except UnknownMethodError as error:
         if record.placement is None:
-            way = "; PEFT's two files in it load without the method once they are copied into a folder of their own"
+            way = "; its two PEFT files load without the method once they are copied into a separate folder"
             raise UnknownMethodError(f"{error}{way if peft_folder.is_there(where) else ''}") from error
     absent = AbsentMethod(record.method, record.distribution, record.version, record.placement)
     return absent.loaded(registry.wrappers)
 
 
 def is_of_another(record: prompt_folder.IndexEntry, method: LoadedMethod) -> bool:
-    """Return whether another version of a method, or another package, saved a prompt."""
+    """Return whether a prompt was saved by another version of the method, or by another package."""
     return (record.distribution, record.version) != (method.distribution, method.version)
 
 
 def upgraded(
     record: prompt_folder.IndexEntry, state: Mapping[str, Tensor], method: LoadedMethod
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Let a method read what another version of it saved.
+    """Let a method convert what another version of it saved.
 
     Args:
-        record: What the index says of the prompt.
+        record: The prompt's entry in the index.
         state: The tensors of its `Parameters`.
-        method: The method as it is installed.
+        method: The installed method.
 
     Returns:
-        The options and the tensors as this version has them; as they are where the method has no hook `upgrade`, or
-        none is needed.
+        The options and tensors of this version; unchanged if the method has no `upgrade` hook, or if no conversion is
+        needed.
 
     Raises:
-        PluginError: If the hook returned something else.
+        PluginError: If the hook returns anything else.
     """
     if record.is_merged or not is_of_another(record, method) or not method.has("upgrade"):
         return record.config, dict(state)
@@ -75,20 +75,20 @@ def upgraded(
         case (Mapping() as options, Mapping() as tensors) if all(isinstance(t, Tensor) for t in tensors.values()):
             return dict(options), dict(tensors)
     raise PluginError(
-        f"{method.describe('upgrade')} returned {found!r:.80}; expected a pair: options, and state by name"
+        f"{method.describe('upgrade')} returned {found!r:.80}; expected a pair: options, and tensors by name"
     )
 
 
 @torch.no_grad()
 def placement_of(prompt: Prompt, backbone: Backbone) -> dict[str, Any] | None:
-    """Return what a merged prompt's method says of where its tokens go, for whoever loads it without the method.
+    """Return where a merged prompt's method places its tokens, for loading it without the method.
 
     Args:
         prompt: A prompt.
         backbone: Sizes of its model.
 
     Returns:
-        Fields of a `Placement`; `None` if the prompt is not merged, or its method places other tokens than these, or
+        Fields of a `Placement`; `None` if the prompt is not merged, or its method places different tokens, or
             not in every row.
     """
     if not isinstance(prompt.learned, PlainTokens):
@@ -102,7 +102,7 @@ def placement_of(prompt: Prompt, backbone: Backbone) -> dict[str, Any] | None:
 
 
 def wrappers_of(prompt: Prompt) -> dict[str, prompt_folder.WrapperEntry]:
-    """Return what is saved of the wrappers around a prompt's hooks."""
+    """Return the entries to save for the wrappers around a prompt's hooks."""
     return {
         name: prompt_folder.WrapperEntry(
             wrapper.distribution,
@@ -114,18 +114,18 @@ def wrappers_of(prompt: Prompt) -> dict[str, prompt_folder.WrapperEntry]:
 
 
 def choose_wrappers(record: prompt_folder.IndexEntry, method: LoadedMethod, where: str) -> dict[str, Options]:
-    """Choose the wrappers that a saved prompt had, and warn of those that are missing or of another version.
+    """Choose the wrappers that a saved prompt had, and warn of those missing or of another version.
 
     Args:
-        record: What the index says of the prompt.
+        record: The prompt's entry in the index.
         method: Its method.
         where: The prompt, for messages.
 
     Returns:
-        By name the wrappers with options, and their options.
+        The options of wrappers that have some, by name.
 
     Raises:
-        CheckpointError: If one does not take the options that it was saved with.
+        CheckpointError: If one does not accept the options it was saved with.
     """
     there = {wrapper.name: wrapper for wrapper in method.wrappers.plugins}
     for name, saved in record.wrappers.items():
@@ -134,7 +134,7 @@ def choose_wrappers(record: prompt_folder.IndexEntry, method: LoadedMethod, wher
             _warn(where, f"the wrapper {name!r} around its hooks, which is not installed: {advice}")
         elif (saved.distribution, saved.version) != (there[name].distribution, there[name].version):
             found = f"{saved.distribution} {saved.version}".strip()
-            _warn(where, f"the wrapper {name!r} of {found}, and runs with that of {there[name].origin}")
+            _warn(where, f"the wrapper {name!r} of {found}, and now runs with that of {there[name].origin}")
     wanted = {n: saved.config for n, saved in record.wrappers.items() if n in there and saved.config is not None}
     try:
         return method.wrappers.choose(wanted)
@@ -143,4 +143,4 @@ def choose_wrappers(record: prompt_folder.IndexEntry, method: LoadedMethod, wher
 
 
 def _warn(where: str, difference: str) -> None:
-    warnings.warn(f"{where} was saved with {difference}; its results may be others", stacklevel=7)
+    warnings.warn(f"{where} was saved with {difference}; its results may differ", stacklevel=7)

@@ -1,7 +1,7 @@
-"""One prompt written as a PEFT adapter; `peft_prefixes` and `peft_modules` have parts of it.
+"""Writing a prompt as a PEFT adapter; `peft_prefixes` and `peft_modules` hold parts of it.
 
-What can be expressed depends on the plain tokens alone: tokens at the input embeddings are PEFT's
-PROMPT_TUNING, keys and values its PREFIX_TUNING, whichever method trained them. Checked against peft 0.21.
+The plain tokens alone determine the type: tokens at the input embeddings are PEFT's PROMPT_TUNING, keys and values
+its PREFIX_TUNING, whichever method trained them. Checked against peft 0.21.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ TASKS = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
 }
-"""Ending of a transformers class to PEFT's name of the task; others are feature extraction to PEFT."""
+"""Maps the ending of a transformers class to PEFT's name of the task; PEFT treats others as feature extraction."""
 
 
 def write(own: PromptSet, directory: Path, name: str | None, task_id: int | None = None) -> None:
@@ -46,14 +46,14 @@ def write(own: PromptSet, directory: Path, name: str | None, task_id: int | None
 
     Args:
         own: The model's prompts.
-        directory: Where to; made if missing.
+        directory: The directory to write to; created if missing.
         name: The prompt; `None` for the active one.
-        task_id: Of a prompt with tasks the one whose tokens are written; `None` for all.
+        task_id: For a prompt with tasks, the one whose tokens are written; `None` for all.
 
     Raises:
         ValueError: If the prompt does not have that task.
-        UnsupportedError: If PEFT cannot hold it; says what would be lost. If it holds NaN or infinity. Nothing is
-            written.
+        UnsupportedError: If PEFT cannot hold it; the message says what would be lost. If it holds NaN or infinity.
+            Nothing is written.
     """
     files, general, origin = _content(own, name, task_id)
     check_numbers(files.tensors, "the adapter for PEFT")
@@ -61,7 +61,7 @@ def write(own: PromptSet, directory: Path, name: str | None, task_id: int | None
 
 
 def write_copy(own: PromptSet, directory: Path, active: tuple[str, ...]) -> str | None:
-    """Write the active prompt for PEFT next to our own files, which hold it already.
+    """Write the active prompt for PEFT next to our own files, which already hold it.
 
     Args:
         own: The model's prompts.
@@ -69,7 +69,7 @@ def write_copy(own: PromptSet, directory: Path, active: tuple[str, ...]) -> str 
         active: Names of the prompts that are active in them.
 
     Returns:
-        Why it could not be written; `None` if it was. Of a fault in a hook there is a warning.
+        Why it could not be written; `None` if it was. If a hook fails, a warning is issued.
     """
     if len(active) != 1:
         return f"a PEFT adapter holds one prompt, and the active ones are: {', '.join(active) or 'none'}"
@@ -77,13 +77,13 @@ def write_copy(own: PromptSet, directory: Path, active: tuple[str, ...]) -> str 
         content = _content(own, active[0], None)
     except UnsupportedError as error:
         return str(error)
-    except Exception as error:  # whatever a method's hooks raise: the training is saved, and must go on
+    except Exception as error:  # hooks may raise anything; the prompt is saved, and training must continue
         return _warn_of_no_copy(directory, error)
     try:
         _write(directory, *content)
     except OSError:
         raise
-    except Exception as error:  # of what the hooks returned
+    except Exception as error:  # caused by what the hooks returned
         return _warn_of_no_copy(directory, error)
     return None
 
@@ -99,7 +99,7 @@ def _warn_of_no_copy(directory: Path, error: Exception) -> str:
 
 
 def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[PeftFiles, dict[str, Any], Origin]:
-    """Return what `_write` takes; arguments and errors as of `write`."""
+    """Return the arguments of `_write`; arguments and errors as in `write`."""
     chosen = _only_active(own) if name is None else name
     prompt = own.prompts[chosen]
     prompt.refuse_weight(f"prompt {chosen!r}", "a PEFT adapter")
@@ -120,14 +120,14 @@ def _content(own: PromptSet, name: str | None, task_id: int | None) -> tuple[Pef
 def _only_active(own: PromptSet) -> str:
     if len(own.active) != 1:
         raise UnsupportedError(
-            f"a PEFT adapter holds one prompt, {len(own.active)} are active ({', '.join(own.active) or 'none'}); "
+            f"a PEFT adapter holds one prompt, but {len(own.active)} are active ({', '.join(own.active) or 'none'}); "
             "name one with name=…, or make them one with zoo.fold"
         )
     return own.active[0]
 
 
 def _with_head(files: PeftFiles, prompt: Prompt, backbone: Backbone, task: str) -> PeftFiles:
-    """Add the prompt's trained head, or a copy of the model's where PEFT looks for one."""
+    """Add the prompt's trained head, or a copy of the model's if PEFT expects one."""
     head = prompt.head
     if head is None and peft_modules.needs_head(files, task):
         head = copy_head(backbone.inside.task_head)
@@ -135,7 +135,7 @@ def _with_head(files: PeftFiles, prompt: Prompt, backbone: Backbone, task: str) 
 
 
 def _expressed(prompt: Prompt, tokens: VirtualTokens, backbone: Backbone, task: str, is_whole: bool) -> PeftFiles:
-    """Return a whole prompt as its method writes it, or plain tokens in PEFT's terms."""
+    """Return a whole prompt as its method writes it, or its plain tokens in PEFT's format."""
     files = prompt.call("write_peft", backbone=backbone) if is_whole else None
     if files is None:
         return express(prompt.call("inject", backbone=backbone, tokens=tokens, text=None), backbone, task)
@@ -151,10 +151,10 @@ def _write(directory: Path, files: PeftFiles, general: dict[str, Any], origin: O
     """Write a directory that `PeftModel.from_pretrained` loads.
 
     Args:
-        directory: Where to; it must exist.
-        files: What they hold.
-        general: The fields of every adapter, which the files' own ones go before.
-        origin: The prompt's method, for whoever loads it without that.
+        directory: The directory to write to; it must exist.
+        files: The adapter.
+        general: Fields common to all adapters; those of `files` override them.
+        origin: The prompt's method, for users who load it without the method.
     """
     metadata = {ORIGIN_KEY: json.dumps(dataclasses.asdict(origin))}
     tensors = {key: tensor.float() for key, tensor in files.tensors.items()}
@@ -162,19 +162,19 @@ def _write(directory: Path, files: PeftFiles, general: dict[str, Any], origin: O
 
 
 def with_sizes(files: PeftFiles, backbone: Backbone) -> PeftFiles:
-    """Add the sizes that PEFT asks of a prompt, and does not find in every model's config.
+    """Add the sizes that PEFT requires of a prompt but does not find in every model's config.
 
     Args:
         files: The adapter. Not changed.
         backbone: Sizes of the model.
 
     Returns:
-        The adapter; one of another kind as it is.
+        The adapter; one that is not a prompt is unchanged.
     """
     if TENSOR_KEY not in files.tensors:
         return files
     layers = next(iter(backbone.layers.values()), ())
-    # At the input embeddings PEFT asks for layers and heads and makes no use of them.
+    # At the input embeddings PEFT requires layers and heads but does not use them.
     sizes = {
         "num_layers": len(layers) or 1,
         "num_attention_heads": _attention_heads(layers),
@@ -189,7 +189,7 @@ def _attention_heads(layers: Sequence[LayerShape]) -> int:
 
 
 def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFiles:
-    """Express plain tokens in PEFT's terms.
+    """Express plain tokens in PEFT's format.
 
     Args:
         placement: The plain tokens, and how they are placed.
@@ -205,8 +205,8 @@ def express(placement: Placement, backbone: Backbone, task_type: str) -> PeftFil
     tokens = placement.tokens
     if tokens.num_tasks is not None:
         raise UnsupportedError(
-            f"PEFT's PROMPT_TUNING holds one task, this merged prompt has {tokens.num_tasks}; export one with task=…, "
-            "or export them all before merging"
+            f"PEFT's PROMPT_TUNING holds one task, but this merged prompt has {tokens.num_tasks}; export one with "
+            "task=…, or export them all before merging"
         )
     if tokens.at_input is not None:
         return _prompt_tuning(tokens.at_input)

@@ -1,4 +1,4 @@
-"""PEFT's names of what a prompt's `adapter_config.json` holds; a page of a method spells those of its own type."""
+"""PEFT's fields in a prompt's `adapter_config.json`; a method's module lists those of its type."""
 
 from typing import Annotated, TypedDict
 
@@ -8,7 +8,7 @@ Count = Annotated[int, typed.integer(1, 2**31 - 1)]
 
 
 class PromptFields(TypedDict, total=False):
-    """What is read of PEFT's config by name here; methods look at what else is theirs."""
+    """The fields that are read here; methods read their own."""
 
     peft_type: Annotated[str, typed.Allowed("a type of PEFT's", bool)]
     task_type: str | None

@@ -1,8 +1,8 @@
-"""A PEFT adapter's folder: two files, of which one never passes for a part of another adapter.
+"""A PEFT adapter's folder: two files, neither of which is ever taken for part of another adapter.
 
-PEFT reads a config and tensors. Both are written in full next to their places before either is moved there. The config
-is in the header of the tensors' file too, at which PEFT does not look: whatever cuts a write off, the folder is the
-old adapter or the new one to us, and to PEFT one of them or none.
+PEFT reads a config and tensors. Both are written to temporary files before either is moved into place. The config
+is also in the header of the tensors' file, which PEFT ignores: however a write is interrupted, we read the folder as
+the old adapter or the new one, and PEFT as one of them or none.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from softprompt_zoo.files.writing import json_bytes, replace_files, tensor_bytes
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
-"""What PEFT before 0.7 wrote."""
+"""Name of the tensors' file before PEFT 0.7."""
 CONFIG_KEY = "softprompt_zoo_config"
-"""In the header of the tensors' file: the config that they were written with."""
+"""Key in the header of the tensors' file: the config that the tensors were written with."""
 ORIGIN_KEY = "softprompt_zoo"
-"""In the header of the tensors' file, which PEFT does not look at: what wrote it."""
+"""Key in the header of the tensors' file, which PEFT ignores: the method that wrote it."""
 PACKAGES = {"ADAPTION_PROMPT": "softprompt-zoo-llama-adapter", "CARTRIDGE": "softprompt-zoo-cartridge"}
-"""What to install for PEFT's own files of a type that no built-in method reads; our exports say so themselves."""
+"""Packages that read PEFT's own files of types that no built-in method reads; our exports name theirs."""
 UNTIED = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
-"""Fields that may be changed by hand: they say nothing of the tensors."""
+"""Fields that may be edited by hand: they do not affect the tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,34 +51,34 @@ class Origin:
 def write(
     directory: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write an adapter; one that was there is replaced as a whole.
+    """Write an adapter, replacing an existing one as a whole.
 
     Args:
-        directory: Where to; it must exist.
+        directory: The directory to write to; it must exist.
         fields: PEFT's config.
-        tensors: By PEFT's names.
-        metadata: What else goes into the header of their file.
+        tensors: Tensors by PEFT's names.
+        metadata: Additional metadata for the header of their file.
     """
     config, path = json_bytes(fields), directory / CONFIG_FILE
     content = tensor_bytes(tensors, {**metadata, CONFIG_KEY: json.dumps(fields)})
     is_same = path.is_file() and path.read_bytes() == config
     files = {directory / TENSOR_FILE: content} | ({} if is_same else {path: config})
-    replace_files(files, removed_first=() if is_same else (path,))  # no config at all rather than another one's
+    replace_files(files, removed_first=() if is_same else (path,))  # better no config than another adapter's
 
 
 def remove(directory: Path) -> None:
-    """Remove an adapter, tensors first: a config alone is not taken for one."""
+    """Remove an adapter, tensors first: a config alone does not count as one."""
     for name in (TENSOR_FILE, CONFIG_FILE):
         (directory / name).unlink(missing_ok=True)
 
 
 def is_there(directory: Path) -> bool:
-    """Return whether a directory holds an adapter, if only in the tensors' file."""
+    """Return whether a directory holds an adapter, even if only in the tensors' file."""
     return (directory / CONFIG_FILE).is_file() or bool(_kept_config(directory))
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Read an adapter's config, and none of its tensors.
+    """Read an adapter's config without its tensors.
 
     Args:
         directory: The directory.
@@ -103,7 +103,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, 
         PEFT's config and tensors, and the metadata in the header of the tensors' file.
 
     Raises:
-        CheckpointError: If a file is missing or corrupt, or they are two adapters' files.
+        CheckpointError: If a file is missing or corrupt, or the files belong to two adapters.
     """
     fields = read_config(directory)
     path = tensor_file(directory)
@@ -116,13 +116,13 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, 
 
 
 def check_place(directory: Path) -> None:
-    """Refuse a directory where an adapter that is not a prompt would be overwritten.
+    """Refuse a directory in which an adapter that is not a prompt would be overwritten.
 
     Args:
-        directory: Where a prompt shall be written.
+        directory: The directory to write a prompt to.
 
     Raises:
-        CheckpointError: If there is one, such as a LoRA.
+        CheckpointError: If it holds one, such as a LoRA.
     """
     if is_there(directory) and not is_prompt(fields := read_config(directory)):
         raise CheckpointError(
@@ -132,12 +132,12 @@ def check_place(directory: Path) -> None:
 
 
 def is_prompt(fields: Mapping[str, Any]) -> bool:
-    """Return whether an adapter's config is that of a prompt; LoRA's and its like are not."""
+    """Return whether an adapter's config is that of a prompt, unlike LoRA's for example."""
     return "num_virtual_tokens" in fields or fields.get("peft_type") in PACKAGES
 
 
 def read_prompt_config(directory: Path) -> dict[str, Any]:
-    """Read the config of an adapter that may be a prompt, and none of its tensors; errors as of `read_prompt`."""
+    """Read the config of an adapter that may be a prompt, without its tensors; errors as in `read_prompt`."""
     fields = read_config(directory)
     _check_fields(fields, directory)
     return fields
@@ -150,7 +150,7 @@ def read_prompt(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor], Ori
         directory: The directory.
 
     Returns:
-        PEFT's config and tensors; and the method it was exported from, `None` for others' files.
+        PEFT's config and tensors, and the method it was exported from; `None` for files that we did not write.
 
     Raises:
         CheckpointError: If a file is missing or corrupt, or names no type.
@@ -169,7 +169,7 @@ def tensor_file(directory: Path) -> Path:
     """Return where an adapter's tensors are.
 
     Args:
-        directory: The adapter's.
+        directory: The adapter's directory.
 
     Returns:
         The file.
@@ -179,7 +179,7 @@ def tensor_file(directory: Path) -> Path:
     """
     found = next((directory / name for name in (TENSOR_FILE, PICKLED_FILE) if (directory / name).exists()), None)
     if found is None:
-        raise CheckpointError(f"{directory} has neither {TENSOR_FILE} nor {PICKLED_FILE}; copy it there")
+        raise CheckpointError(f"{directory} has neither {TENSOR_FILE} nor {PICKLED_FILE}; copy one of them there")
     return found
 
 
@@ -190,7 +190,7 @@ def _kept_config(directory: Path) -> dict[str, Any] | None:
     try:
         metadata = read_metadata(path)
         return parse_json(metadata[CONFIG_KEY], path) if CONFIG_KEY in metadata else None
-    except CheckpointError:  # damaged: no adapter, and no reason not to write one here
+    except CheckpointError:  # damaged: not an adapter, and no reason not to write one here
         return None
 
 
@@ -199,7 +199,7 @@ def _check_together(fields: Mapping[str, Any], kept: Mapping[str, Any], director
     wrong = next((name for name in names if fields.get(name) != kept.get(name)), None)
     if wrong is not None:
         raise CheckpointError(
-            f"{directory / CONFIG_FILE} has {wrong} = {fields.get(wrong)!r:.80}, and {TENSOR_FILE} next to it was "
+            f"{directory / CONFIG_FILE} has {wrong} = {fields.get(wrong)!r:.80}, but {TENSOR_FILE} next to it was "
             f"written with {kept.get(wrong)!r:.80}: they are files of two adapters, or one was changed; copy both "
             "again, or export the prompt again"
         )
@@ -208,6 +208,6 @@ def _check_together(fields: Mapping[str, Any], kept: Mapping[str, Any], director
 def _check_fields(fields: Mapping[str, Any], directory: Path) -> None:
     path = directory / CONFIG_FILE
     if not isinstance(fields.get("peft_type"), str):
-        raise CheckpointError(f"{path} has the peft_type {fields.get('peft_type')!r}; it is not a PEFT adapter")
+        raise CheckpointError(f"{path} has peft_type {fields.get('peft_type')!r}; it is not a PEFT adapter")
     known, _ = typed.fields_of(PromptFields)
     typed.read(PromptFields, {name: value for name, value in fields.items() if name in known}, str(path))

@@ -1,4 +1,4 @@
-"""A PEFT adapter read into a prompt; `peft_prefixes` and `peft_modules` have parts of it. Checked against peft 0.21."""
+"""Reading a PEFT adapter as a prompt, with `peft_prefixes` and `peft_modules`. Checked against peft 0.21."""
 
 import dataclasses
 import warnings
@@ -35,7 +35,7 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
     """Read a PEFT prompt adapter. Nothing is attached.
 
     Args:
-        directory: What PEFT's `save_pretrained` or our export wrote.
+        directory: A folder that PEFT's `save_pretrained` or our export wrote.
         backbone: Sizes of the model.
         pools_prompt: Whether an encoder's classifier reads a virtual token, as in PEFT.
 
@@ -44,7 +44,7 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
 
     Raises:
         CheckpointError: If a file is missing or corrupt, or the adapter is not a prompt.
-        BackboneMismatchError: If it was made for a model of other sizes.
+        BackboneMismatchError: If it was made for a model with different sizes.
         UnknownMethodError: If it needs a method that is not installed.
         UnsupportedError: If it cannot work on this model.
     """
@@ -55,7 +55,7 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
     method = _method_for(fields, origin, directory)
     trained: Mapping[str, Tensor] = {}
     try:
-        if any(key.startswith(HEAD_PREFIX) for key in tensors):  # PEFT saved parts of the model, too
+        if any(key.startswith(HEAD_PREFIX) for key in tensors):  # PEFT also saved parts of the model
             tensors, trained = split_head(tensors, backbone)
         found = _understood(method, fields, tensors, backbone)
     except (CheckpointError, UnsupportedError) as error:
@@ -75,12 +75,12 @@ def read(directory: Path, backbone: Backbone, pools_prompt: bool = False) -> Pro
 
 
 def _switched_on(**options: bool) -> dict[str, bool]:
-    """Return the options that are on: not every method has them."""
+    """Return only the options that are on: not every method has them."""
     return {name: is_on for name, is_on in options.items() if is_on}
 
 
 def _plain(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path) -> PeftPrompt:
-    """Return the plain tokens of an adapter that its method leaves to us."""
+    """Return the plain tokens of an adapter that its method leaves to the host."""
     tokens = read_tokens(fields, tensors, backbone, directory)
     return PeftPrompt({"num_virtual_tokens": fields["num_virtual_tokens"], "init": "given"}, tokens=tokens)
 
@@ -88,21 +88,21 @@ def _plain(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: B
 def _check_pooling(task_type: str | None, directory: Path) -> None:
     if task_type != CLASSES_TASK:
         raise UnsupportedError(
-            f"pools_prompt is True, and {directory} is of PEFT's task {task_type!r}: it is for "
-            f"{CLASSES_TASK} alone, whose heads read one token; leave it out"
+            f"pools_prompt is True, but {directory} has PEFT's task {task_type!r}: it is only for "
+            f"{CLASSES_TASK}, whose heads read one token; leave it out"
         )
 
 
 def _understood(
     method: LoadedMethod, fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone
 ) -> PeftPrompt | None:
-    """Return what the method says of its own files; `None` if it leaves them to the host."""
+    """Return what the method reads from its own files; `None` if it leaves them to the host."""
     found = method.call("read_peft", fields=fields, tensors=tensors, backbone=backbone)
     return None if found is None else _checked(found, method.describe("read_peft"))
 
 
 def _checked(found: object, what: str) -> PeftPrompt:
-    """Return what a hook read, its tokens narrowed, if it is a prompt."""
+    """Check that a hook returned a prompt, and return it with its tokens narrowed."""
     if not isinstance(found, PeftPrompt):
         raise PluginError(f"{what} returned {type(found).__name__}; expected a softprompt_zoo.PeftPrompt, or None")
     if found.state is None and found.tokens is None:
@@ -120,7 +120,7 @@ def _config(method: LoadedMethod, options: dict[str, Any], directory: Path) -> M
 def _parameters(
     method: LoadedMethod, config: MethodConfig, found: PeftPrompt, backbone: Backbone, directory: Path
 ) -> nn.Module:
-    """Return what the method trains, or plain tokens where there is only that."""
+    """Return the method's parameters, or plain tokens if there is nothing else."""
     if found.tokens is not None and found.state is None:
         return PlainTokens.copied(found.tokens.tensors(), backbone.device)
     learned = method.make_parameters(config, backbone)
@@ -130,22 +130,22 @@ def _parameters(
 
 
 def _warn_of_pooling(task_type: str | None, backbone: Backbone, pools_prompt: bool) -> None:
-    """Warn where PEFT's head reads a virtual token."""
+    """Warn if PEFT's head reads a virtual token."""
     if task_type in POOLED_TASKS and backbone.kind.has_head_over_input and not pools_prompt:
-        advice = "; zoo.load(…, pools_prompt=True) does as PEFT" if task_type == CLASSES_TASK else ""
+        advice = "; zoo.load(…, pools_prompt=True) does what PEFT does" if task_type == CLASSES_TASK else ""
         warnings.warn(
-            f"PEFT's {task_type} head pools or labels a virtual token; here the text alone is pooled, so the "
+            f"PEFT's {task_type} head pools or labels a virtual token; here only the text is pooled, so the "
             f"results differ from PEFT's{advice}",
             stacklevel=4,
         )
 
 
 def _warn_of_scale(backbone: Backbone) -> None:
-    """Warn where PEFT does not scale what the model scales."""
+    """Warn if PEFT does not scale embeddings that the model scales."""
     if backbone.inside.scales_ids:
         warnings.warn(
-            "PEFT gives this model embeddings that it does not scale, where it scales those of ids; here the text is "
-            "scaled as ever, so the results differ from PEFT's",
+            "PEFT passes embeddings to this model that it does not scale, although it scales those of token ids; here "
+            "the text is scaled as usual, so the results differ from PEFT's",
             stacklevel=4,
         )
 
@@ -174,21 +174,21 @@ def _method_for(fields: dict[str, Any], origin: peft_folder.Origin | None, direc
 def read_tokens(
     fields: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path
 ) -> VirtualTokens:
-    """Take the plain tokens out of a prompt adapter of any type.
+    """Extract the plain tokens from a prompt adapter of any type.
 
     Args:
         fields: PEFT's config.
         tensors: PEFT's tensors.
-        backbone: Sizes of the model it shall go to.
-        directory: Where they were read, for messages.
+        backbone: Sizes of the model that the prompt is for.
+        directory: The folder they were read from, for messages.
 
     Returns:
         Its plain tokens.
 
     Raises:
         CheckpointError: If they do not hold a prompt.
-        BackboneMismatchError: If it was made for other sizes.
-        UnsupportedError: If PEFT itself cannot run it right.
+        BackboneMismatchError: If it was made for different sizes.
+        UnsupportedError: If PEFT itself cannot run it correctly.
     """
     path = directory / CONFIG_FILE
     count, peft_type = fields.get("num_virtual_tokens"), fields["peft_type"]
@@ -202,18 +202,18 @@ def read_tokens(
     if tensor.shape[1] == backbone.hidden_size and peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
         tokens = InputTokens(tensor[:count])
         if backbone.kind.has_two_texts:
-            rows.append(2 * count)  # PEFT keeps rows for the decoder, too, which it does not look at
+            rows.append(2 * count)  # PEFT also keeps rows for the decoder, which it ignores
     else:
         tokens = read_prefix(tensor, fields, backbone, path)
     if tensor.shape[0] not in rows:
-        raise CheckpointError(f"{path} says {count} virtual tokens, its tensor has {tensor.shape[0]}")
+        raise CheckpointError(f"{path} says {count} virtual tokens, but its tensor has {tensor.shape[0]}")
     return tokens
 
 
 def _only_tensor(tensors: Mapping[str, Tensor], path: Path) -> Tensor:
     tensor = tensors.get(TENSOR_KEY)
     if tensor is None or tensor.ndim != 2:
-        raise CheckpointError(f"{path} has no tensor {TENSOR_KEY!r} of two axes; it is not a prompt")
+        raise CheckpointError(f"{path} has no tensor {TENSOR_KEY!r} with two axes; it is not a prompt")
     for key in tensors:
         if key != TENSOR_KEY:
             raise UnsupportedError(

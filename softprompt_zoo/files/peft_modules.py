@@ -1,4 +1,4 @@
-"""What PEFT saves of the model itself next to a prompt: heads, embedding tables, layers."""
+"""Parts of the model itself that PEFT saves next to a prompt: heads, embedding tables, layers."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ POOLED_TASKS = (CLASSES_TASK, "QUESTION_ANS", "TOKEN_CLS")
 
 
 def needs_head(files: PeftFiles, task_type: str) -> bool:
-    """Return whether PEFT looks for a task head in the adapter, the model's own if none was trained."""
+    """Return whether PEFT expects a task head in the adapter, the model's own if none was trained."""
     return task_type in POOLED_TASKS and TENSOR_KEY in files.tensors
 
 
@@ -47,19 +47,19 @@ def with_head(files: PeftFiles, head: Mapping[str, Tensor], task_type: str) -> P
 
 
 def split_head(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Take what PEFT saved of the model itself out of an adapter.
+    """Separate an adapter's tensors from those of the model itself that PEFT saved.
 
     Args:
         tensors: PEFT's tensors. Not changed.
-        backbone: What is known of the model.
+        backbone: Sizes and parts of the model.
 
     Returns:
-        The other tensors; and those of the heads that the prompt brings along, `<module>.…` as in the model. What the
-        model has with the same numbers is in neither: PEFT adds its tables after the vocabulary was resized.
+        The adapter's tensors; and those of the heads that come with the prompt, `<module>.…` as in the model. Tensors
+        that the model has with the same values are in neither: PEFT adds its tables after the vocabulary was resized.
 
     Raises:
         UnsupportedError: If it has a module that the model lacks.
-        BackboneMismatchError: If it has other weights for the layers or the embedding table than the model.
+        BackboneMismatchError: If its weights for the layers or the embedding table differ from the model's.
     """
     head, rest = {}, {}
     for key, tensor in tensors.items():
@@ -75,17 +75,17 @@ def split_head(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[
 
 
 def _is_of_adapter(key: str, is_prompt: bool) -> bool:
-    """Return whether a tensor is of an adapter itself; those that are no prompts name places inside the model."""
+    """Return whether a tensor belongs to the adapter itself; weight adapters name places inside the model."""
     return not key.startswith(HEAD_PREFIX) or (not is_prompt and key.startswith(f"{HEAD_PREFIX}model."))
 
 
 def _has_all(backbone: Backbone, tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether the model has parameters of these names with the same numbers."""
+    """Return whether the model has parameters of these names with the same values."""
     return all(_is_same(backbone.inside.own_parameter(name), tensor) for name, tensor in tensors.items())
 
 
 def of_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what PEFT saved of the model next to a prompt, by the names in the model."""
+    """Return the tensors of the model that PEFT saved next to a prompt, by their names in the model."""
     if TENSOR_KEY not in tensors:
         return {}
     return {key.removeprefix(HEAD_PREFIX): t for key, t in tensors.items() if key.startswith(HEAD_PREFIX)}
@@ -95,20 +95,20 @@ def _check_same(name: str, tensor: Tensor, backbone: Backbone) -> None:
     own = backbone.inside.own_parameter(name)
     if own is None:
         raise UnsupportedError(
-            f"the adapter carries a trained task head or another module ({HEAD_PREFIX}{name}) that this model has "
-            f"not; it has {', '.join(backbone.inside.heads) or 'no head'}; load it onto a model of the class it was "
+            f"the adapter carries a trained task head or another module ({HEAD_PREFIX}{name}) that this model "
+            f"lacks; it has {', '.join(backbone.inside.heads) or 'no head'}; load it onto a model of the class it was "
             "trained with"
         )
     if own.shape != tensor.shape:
         raise BackboneMismatchError(
-            f"the adapter carries {name!r} {tuple(tensor.shape)} of the model it was trained on, and here it is "
-            f"{tuple(own.shape)}; if that is the embedding table, bring the vocabulary to the same size first, with "
+            f"the adapter carries {name!r} {tuple(tensor.shape)} of the model it was trained on, but here it is "
+            f"{tuple(own.shape)}; if that is the embedding table, first resize the vocabulary with "
             f"model.resize_token_embeddings({tensor.shape[0]})"
         )
     if not _is_same(own, tensor):
         raise BackboneMismatchError(
-            f"the adapter carries {name!r} of the model it was trained on, with other numbers than this model's; PEFT "
-            f"would overwrite them, a prompt here leaves them alone; write them into the model before you load the "
+            f"the adapter carries {name!r} of the model it was trained on, with values that differ from this model's; "
+            f"PEFT would overwrite them, but a prompt here does not; write them into the model before you load the "
             f"prompt (model.get_parameter({name!r}).data.copy_(…) with the file's {HEAD_PREFIX + name!r}), or let "
             "zoo.load_model load the base and the prompt"
         )
@@ -121,21 +121,21 @@ def _is_same(own: Tensor | None, tensor: Tensor) -> bool:
 
 
 def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_prompt: bool) -> None:
-    """Refuse prompts with which PEFT would look at a virtual token under the head, or fail, or not scale the text.
+    """Refuse prompts for which PEFT would read a virtual token in the head, fail, or not scale the text.
 
     Args:
         tokens: The plain tokens.
         backbone: Sizes of the model.
         task_type: PEFT's name of the model's task.
-        pools_prompt: Whether a classifier reads a virtual token here, too.
+        pools_prompt: Whether a classifier reads a virtual token here too.
 
     Raises:
-        UnsupportedError: If it would.
+        UnsupportedError: If PEFT would.
     """
     if backbone.kind.has_two_texts and task_type in POOLED_TASKS:
         raise UnsupportedError(
-            f"PEFT runs no prompt under the {task_type} head of an encoder-decoder: it fails, or gives the decoder "
-            "another text; keep the prompt in our own format"
+            f"PEFT cannot run a prompt under the {task_type} head of an encoder-decoder: it fails, or gives the "
+            "decoder a different text; keep the prompt in our own format"
         )
     if tokens.at_input is not None:
         _check_scale(backbone)
@@ -145,8 +145,9 @@ def check_head(tokens: VirtualTokens, backbone: Backbone, task_type: str, pools_
 def _check_scale(backbone: Backbone) -> None:
     if backbone.inside.scales_ids:
         raise UnsupportedError(
-            f"PEFT would give this model ({backbone.model_type}) embeddings that it does not scale, where it scales "
-            "those of ids, so the exported prompt would give other results; use a method that works on keys and values"
+            f"PEFT would pass embeddings to this model ({backbone.model_type}) that it does not scale, although it "
+            "scales those of token ids, so the exported prompt would give different results; use a method on keys and "
+            "values"
         )
 
 
@@ -155,6 +156,6 @@ def _check_pooling(backbone: Backbone, task_type: str, pools_prompt: bool) -> No
     if backbone.kind.has_head_over_input and task_type in POOLED_TASKS and not is_same:
         raise UnsupportedError(
             f"PEFT would pool or label a virtual token under this {task_type} head, so the exported prompt "
-            "would give other results; use a method that works on keys and values"
+            "would give different results; use a method on keys and values"
             f"{', or train with pools_prompt=True' if task_type == CLASSES_TASK else ''}"
         )

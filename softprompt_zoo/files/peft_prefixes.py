@@ -1,4 +1,4 @@
-"""PEFT's layout of a prefix, one row of keys and values of all layers for each virtual token, both ways."""
+"""Converting to and from PEFT's layout of a prefix: for each virtual token, a row of all layers' keys and values."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +19,11 @@ from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 TENSOR_KEY = "prompt_embeddings"
 SEQ2SEQ = "SEQ_2_SEQ_LM"
 CUTTING = ("gemma2", "gemma3_text", "gemma4")
-"""Parts of the model types for which PEFT cuts a prefix to the size of each layer (`PeftModel.get_prompt`)."""
+"""Substrings of the model types for which PEFT cuts a prefix to each layer's size (`PeftModel.get_prompt`)."""
 
 
 def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int, Any]:
-    """Lay a prefix out as PEFT does.
+    """Convert a prefix to PEFT's layout.
 
     Args:
         tokens: Keys and values.
@@ -49,14 +49,14 @@ def flat_prefix(tokens: VirtualTokens, backbone: Backbone) -> tuple[Tensor, int,
     if not backbone.kind.has_two_texts:
         return flatten_layers(_padded(prefix, shape)), len(shapes), shape
     # PEFT repeats an encoder-decoder's rows and takes each layer's pair from every second one: rows 4l and
-    # 4l + 1 of twice as many layers reach decoder layer l, the rest is never looked at.
+    # 4l + 1 of twice as many layers reach decoder layer l, the rest are never read.
     pairs = flatten_layers(prefix).unflatten(1, (len(shapes), 2, -1))
     spread = torch.stack([pairs, torch.zeros_like(pairs)], dim=2)
     return spread.flatten(1), 2 * len(shapes), shape
 
 
 def _at_site_alone(tokens: VirtualTokens, site: str, backbone: Backbone) -> SiteTokens:
-    """Return the tokens at one site, if there are none at others."""
+    """Return the tokens at a site; refuse tokens at other sites."""
     found = {name: tokens.at(name) for name in backbone.layers if tokens.at(name) is not None}
     own = found.pop(site, None)
     if found or own is None:
@@ -81,8 +81,8 @@ def read_prefix(tensor: Tensor, config: Mapping[str, Any], backbone: Backbone, p
         Keys and values.
 
     Raises:
-        BackboneMismatchError: If it was made for other sizes.
-        UnsupportedError: If this model has no place for it, or PEFT itself cannot run it right.
+        BackboneMismatchError: If it was made for different sizes.
+        UnsupportedError: If this model has no place for it, or PEFT itself cannot run it correctly.
     """
     is_seq2seq, site = backbone.kind.has_two_texts, backbone.kind.site
     if site not in backbone.layers:
@@ -107,7 +107,7 @@ def _check_submodules(config: Mapping[str, Any], path: Path, is_seq2seq: bool) -
 
 
 def _site_tokens(pairs: Float[Tensor, "rows heads tokens size"], shapes: Sequence[LayerShape], step: int) -> SiteTokens:
-    """Take each layer's keys and values out of PEFT's rows, of which a layer's start `step` after the one before."""
+    """Extract each layer's keys and values from PEFT's rows; each layer starts `step` rows after the previous one."""
     keys, values = [], []
     for layer, own in enumerate(shapes):
         row = step * (layer if own.shared_with is None else own.shared_with)
@@ -120,7 +120,7 @@ def _site_tokens(pairs: Float[Tensor, "rows heads tokens size"], shapes: Sequenc
 def _check_rows(
     tensor: Tensor, layers: int, shapes: Sequence[LayerShape], shape: LayerShape, path: Path, is_seq2seq: bool
 ) -> None:
-    """Refuse rows `(tokens, 2 * layers * features)` of other sizes than a site's; `shape` is what all layers have."""
+    """Refuse rows `(tokens, 2 * layers * features)` that do not fit a site; `shape` is that of every layer."""
     width = shape.kv_heads * shape.head_dim
     if tensor.shape[1] != 2 * layers * width or (not is_seq2seq and layers != len(shapes)):
         raise BackboneMismatchError(
@@ -130,7 +130,7 @@ def _check_rows(
 
 
 def _widest(shapes: Sequence[LayerShape], backbone: Backbone) -> LayerShape | None:
-    """Return the size that PEFT's prefix has in every layer; `None` if PEFT has none for these layers."""
+    """Return the size of PEFT's prefix in every layer; `None` if PEFT cannot hold these layers."""
     if any(shape.key_size != shape.value_size for shape in shapes):
         return None
     sizes = {shape.key_size for shape in shapes}
@@ -143,12 +143,12 @@ def _widest(shapes: Sequence[LayerShape], backbone: Backbone) -> LayerShape | No
 
 
 def _is_cut(backbone: Backbone) -> bool:
-    """Return whether PEFT cuts each layer's part out of a prefix of one size."""
+    """Return whether PEFT cuts each layer's part from a prefix of uniform size."""
     return any(part in backbone.model_type for part in CUTTING)
 
 
 def _padded(tokens: SiteTokens, shape: LayerShape) -> SiteTokens:
-    """Fill up keys and values `(heads, tokens, size)` with zeros, which PEFT cuts off again."""
+    """Pad keys and values `(heads, tokens, size)` with zeros, which PEFT cuts off again."""
 
     def fill(pair: Tensor | None) -> Tensor | None:
         if pair is None:
@@ -159,11 +159,11 @@ def _padded(tokens: SiteTokens, shape: LayerShape) -> SiteTokens:
 
 
 def _check_shared(tokens: SiteTokens, shapes: Sequence[LayerShape]) -> None:
-    """Refuse a prefix of its own in a layer that reads another one's keys and values: in PEFT it reads those, too."""
+    """Refuse a separate prefix in a layer that reads another's keys and values: in PEFT it also reads its prefix."""
     found = tokens.differing_layer(shapes)
     if found is not None:
         layer, source = found
         raise UnsupportedError(
-            f"layer {layer} of this model reads the keys and values of layer {source}, in PEFT those of its "
-            "prefix, too, and the prompt has others there; keep the prompt in our own format"
+            f"layer {layer} of this model reads the keys and values of layer {source}, in PEFT also those of its "
+            "prefix, but the prompt has different ones there; keep the prompt in our own format"
         )

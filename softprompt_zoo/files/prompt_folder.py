@@ -1,7 +1,7 @@
-"""Our own directory: the training state in `model.safetensors`, and an index of what it is.
+"""Our own format of a directory: the training state in `model.safetensors`, and an index that describes it.
 
-The index is written into the header of the tensors' file, so that both change in one step, and once more
-as `softprompt_zoo.json`, last, for people and for telling our directories from others'.
+The index is written into the header of the tensors' file, so that both change in one step, and again as
+`softprompt_zoo.json`, last, for people and for recognizing our directories.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ TENSOR_FILE = "model.safetensors"
 KEY_PREFIX = "prompts."
 METADATA_KEY = "softprompt_zoo"
 LEFT_OUT = ("wrappers", "placement")
-"""Fields of an entry that are only written where they say something."""
+"""Fields of an entry that are written only if they are set."""
 
 
 class Sizes(TypedDict):
-    """Sizes of a model, as `Backbone.sizes` gives them."""
+    """Sizes of a model, from `Backbone.sizes`."""
 
     family: str
     hidden_size: int
@@ -38,7 +38,7 @@ class Sizes(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class WrapperEntry:
-    """What the index says of a wrapper that ran around a prompt's hooks."""
+    """The index's entry for a wrapper that ran around a prompt's hooks."""
 
     distribution: str
     """Package that offered it."""
@@ -58,7 +58,7 @@ class Placed(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class IndexEntry:
-    """What the index says of one prompt."""
+    """The index's entry for a prompt."""
 
     method: str
     """Canonical name of its method."""
@@ -73,16 +73,16 @@ class IndexEntry:
     weight: Annotated[float, typed.Allowed(f"a number from 0 to {LARGEST_WEIGHT:.0f}", is_weight)] = 1.0
     """Factor on its share of attention."""
     is_trained: bool = True
-    """Whether gradients reached it; files that do not say may have trained all."""
+    """Whether gradients reached it; in files without this field, all prompts may have been trained."""
     wrappers: dict[str, WrapperEntry] = dataclasses.field(default_factory=dict)
     """The wrappers around its hooks, by name."""
     placement: Annotated[dict[str, Any], Placed] | None = None
-    """Of a merged prompt where its method lets the tokens go, so that it can be read without the method."""
+    """Where the method of a merged prompt places its tokens, so that it can be read without the method."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What a directory holds."""
+    """The index of a directory."""
 
     backbone: Annotated[dict[str, Any], Sizes]
     """Sizes of the model it was made for."""
@@ -91,18 +91,18 @@ class Index:
     prompts: dict[PromptName, IndexEntry]
     """Prompts by name, in the order they were added."""
     adapters: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Folders of the PEFT adapters on the model, by their names; relative to the directory."""
+    """Folders of the PEFT adapters on the model, by name; relative to the directory."""
     base_model: str | None = None
-    """Name or path that the model was loaded from, if it is known."""
+    """Name or path that the model was loaded from, if known."""
     architecture: str = ""
     """Name of the model's class."""
 
 
 def check_place(directory: Path) -> None:
-    """Refuse a directory where the weights of a model would be overwritten.
+    """Refuse a directory in which the weights of a model would be overwritten.
 
     Args:
-        directory: Where prompts shall be written.
+        directory: The directory to write prompts to.
 
     Raises:
         CheckpointError: If `model.safetensors` there is not ours.
@@ -119,16 +119,16 @@ def check_place(directory: Path) -> None:
 def write(
     directory: Path, index: Index, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a directory; other files in it are left alone.
+    """Write a directory, leaving other files in it alone.
 
     Args:
-        directory: Where to; it must exist.
-        index: What is written.
+        directory: The directory to write to; it must exist.
+        index: Its index.
         tensors: The training state, keyed `prompts.<name>.…` as in the model's `state_dict`, and the adapters'.
-        metadata: What else goes into the header of their file.
+        metadata: Additional metadata for the header of their file.
     """
     content = {"format": FORMAT_VERSION, **dataclasses.asdict(index)}
-    for entry in content["prompts"].values():  # what is rare is left out: earlier versions do not know it
+    for entry in content["prompts"].values():  # rare fields are left out: earlier versions do not know them
         for name in [name for name in LEFT_OUT if not entry[name]]:
             del entry[name]
     write_tensors(directory / TENSOR_FILE, tensors, {METADATA_KEY: json.dumps(content), **(metadata or {})})
@@ -147,10 +147,10 @@ def read(directory: Path) -> tuple[Index, dict[str, dict[str, Tensor]]]:
         directory: The directory.
 
     Returns:
-        The index, and for each prompt its tensors by their name within it.
+        The index, and each prompt's tensors by their names within it.
 
     Raises:
-        CheckpointError: If a file is missing, corrupt, of a later format or not what the index says.
+        CheckpointError: If a file is missing, corrupt, in a later format or does not match the index.
     """
     read_json(directory / INDEX_FILE)
     path = directory / TENSOR_FILE
@@ -160,15 +160,17 @@ def read(directory: Path) -> tuple[Index, dict[str, dict[str, Tensor]]]:
     for key, tensor in tensors.items():
         name, _, rest = key.removeprefix(KEY_PREFIX).partition(".")
         if index.adapters and not key.startswith(KEY_PREFIX):
-            continue  # an adapter's training state, for Trainer; it is read from its own folder
+            continue  # an adapter's training state, for Trainer; read separately
         if not key.startswith(KEY_PREFIX) or name not in grouped:
-            raise CheckpointError(f"{path} holds the tensor {key!r} of no prompt in its index ({', '.join(grouped)})")
+            raise CheckpointError(
+                f"{path} holds the tensor {key!r}, which belongs to no prompt in its index ({', '.join(grouped)})"
+            )
         grouped[name][rest] = tensor
     return index, grouped
 
 
 def read_index(directory: Path) -> Index:
-    """Return the index of a directory, of which no tensor is read; errors as of `read`."""
+    """Return the index of a directory without reading its tensors; errors as in `read`."""
     path = directory / TENSOR_FILE
     return _index(read_metadata(path), path)
 

@@ -1,4 +1,4 @@
-"""A saved prompt made anew of its record and its tensors, which are compared before anything of their sizes is made."""
+"""Restoring a saved prompt from its record and tensors, whose sizes are checked before anything is allocated."""
 
 import contextlib
 import dataclasses
@@ -24,28 +24,28 @@ from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.tokens.kinds import PlainTokens, from_tensors, stored_shapes
 
 LEARNED, HEAD = "learned.", "head."
-"""What the names of a prompt's own tensors, and of its trained head's, begin with."""
+"""Prefixes of the names of a prompt's own tensors, and of its trained head's."""
 MERGED = f"{LEARNED}tensors."
-"""What the names of plain tokens begin with."""
+"""Prefix of the names of plain tokens."""
 
 
 def restore(
     name: str, record: prompt_folder.IndexEntry, tensors: Mapping[str, Tensor], backbone: Backbone, directory: Path
 ) -> Prompt:
-    """Make a prompt of what a directory of ours says of it.
+    """Make a prompt from a directory in our format.
 
     Args:
         name: Its name.
-        record: What the index says of it.
-        tensors: What the file holds of it. Copied.
+        record: Its entry in the index.
+        tensors: Its tensors in the file. Copied.
         backbone: Sizes of the model.
-        directory: Where they were read, for messages.
+        directory: The directory they were read from, for messages.
 
     Returns:
-        The prompt, trainable as it was when it was saved.
+        The prompt, trainable as it was when saved.
 
     Raises:
-        CheckpointError: If the tensors are not those of such a prompt on this model, or no numbers.
+        CheckpointError: If the tensors are not those of such a prompt on this model, or not floating-point numbers.
         BackboneMismatchError: If it has a trained head that the model lacks.
         UnknownMethodError: If its method is not installed.
         UnsupportedError: If it leaves no room for text.
@@ -73,14 +73,14 @@ def restore(
 
 
 def _versions(record: prompt_folder.IndexEntry, method: LoadedMethod) -> str:
-    """Return which versions of a method wrote and read a prompt, for a message; nothing if it is the same."""
+    """Describe the versions of a method that wrote and read a prompt, for a message; empty if they are the same."""
     saved = f"{record.distribution} {record.version}".strip()
     return f" (which was saved with {saved} and is read with {method.origin})" if is_of_another(record, method) else ""
 
 
 @contextlib.contextmanager
 def _advising(record: prompt_folder.IndexEntry, method: LoadedMethod) -> Iterator[None]:
-    """Say how to read what another version of a method has saved, where this one cannot."""
+    """Add advice on reading what another version of a method saved if this version cannot."""
     try:
         yield
     except CheckpointError as error:
@@ -97,7 +97,7 @@ def _understood(
     backbone: Backbone,
     where: str,
 ) -> tuple[MethodConfig, dict[str, Tensor], dict[str, Any]]:
-    """Return config and tensors as the method has them now, and the tensors of such a prompt, without numbers."""
+    """Return the config and tensors in the method's current form, and the expected tensors without values."""
     try:
         options, state = upgraded(record, _under(LEARNED, tensors), method)
         others = {key: found for key, found in tensors.items() if not key.startswith(LEARNED)}
@@ -109,7 +109,7 @@ def _understood(
             found,
             _merged(found, config, backbone) if record.is_merged else _trained(method, config, backbone),
         )
-    except Exception as error:  # a plugin may fail in any way at options that it did not write
+    except Exception as error:  # a plugin may fail in any way on options that it did not write
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         raise CheckpointError(f"{where} does not fit its method {record.method!r}: {error}{notes}") from error
 
@@ -124,10 +124,10 @@ def _named(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _merged(tensors: Mapping[str, Tensor], config: MethodConfig, backbone: Backbone) -> dict[str, Any]:
-    """Return the tensors that plain tokens of these names have, without numbers."""
+    """Return the expected tensors of plain tokens of these names, without values."""
     plain = _under(MERGED, tensors)
     if not plain:
-        raise ShapeError(f"there is no tensor {MERGED}… of its tokens")
+        raise ShapeError(f"there is no tensor {MERGED}… for its tokens")
     shapes = stored_shapes(plain, backbone, config.num_virtual_tokens, config.tasks)
     one_gate = {name: (1,) for name in shapes if name.endswith("_gate") and plain[name].shape == (1,)}
     sketch = {name: torch.empty(shape, device="meta") for name, shape in (shapes | one_gate).items()}
@@ -137,23 +137,23 @@ def _merged(tensors: Mapping[str, Tensor], config: MethodConfig, backbone: Backb
 
 
 def _trained(method: LoadedMethod, config: MethodConfig, backbone: Backbone) -> dict[str, Any]:
-    """Return the tensors of a method's parameters, mostly without numbers: options may ask for terabytes."""
+    """Return the tensors of a method's parameters, without values if possible: options may ask for terabytes."""
     try:
         on_meta = dataclasses.replace(backbone, device=torch.device("meta"))
         with torch.device("meta"):
             sketch = method.make_parameters(config, on_meta)
-    except Exception:  # its parameters are made of numbers of the model, or cannot be made at all
+    except Exception:  # its parameters are computed from the model's values, or cannot be created at all
         sketch = method.make_parameters(config, backbone)
     return _named(LEARNED, sketch.state_dict())
 
 
 def _compare(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
-    """Refuse tensors that are missing, too many, of another shape or kind, or no numbers."""
+    """Refuse missing or extra tensors, and those with a wrong shape or dtype, or NaN or infinity."""
     for key in sorted({*tensors, *expected}):
         if key not in tensors:
             raise CheckpointError(f"{where}: tensor {key!r} is missing; expected shape {tuple(expected[key].shape)}")
         if key not in expected:
-            raise CheckpointError(f"{where}: tensor {key!r} {tuple(tensors[key].shape)} is none of such a prompt")
+            raise CheckpointError(f"{where}: tensor {key!r} {tuple(tensors[key].shape)} does not belong to it")
         _compare_tensor(key, tensors[key], expected[key], where)
 
 
@@ -164,4 +164,4 @@ def _compare_tensor(key: str, found: Tensor, expected: Tensor, where: str) -> No
     if expected.is_floating_point():
         check_floating({key: found}, where)
     elif found.dtype != expected.dtype:
-        raise CheckpointError(f"{where}: tensor {key!r} is of {found.dtype}; expected {expected.dtype}")
+        raise CheckpointError(f"{where}: tensor {key!r} has dtype {found.dtype}; expected {expected.dtype}")

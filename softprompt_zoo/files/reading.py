@@ -1,4 +1,4 @@
-"""Tensors and JSON read from files that may be missing, damaged, or no files at all."""
+"""Reading tensors and JSON from files that may be missing, damaged, or not regular files."""
 
 import contextlib
 import os
@@ -15,32 +15,32 @@ from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import damage
 
 MOST_JSON = 64 * 2**20
-"""Bytes of a JSON file; the largest are lists of a model's tensors. Our choice."""
+"""Maximum size of a JSON file in bytes; the largest list a model's tensors. Our choice."""
 
 
 def existing_directory(directory: str | os.PathLike[str]) -> Path:
     """Return the path of a saved prompt's folder.
 
     Args:
-        directory: As the user gave it.
+        directory: The folder, as the user gave it.
 
     Raises:
-        CheckpointError: If it is not a folder, or not a path.
-        TypeError: If it is neither a text nor a path.
+        CheckpointError: If it is not a folder, or not a valid path.
+        TypeError: If it is neither a string nor a path.
     """
     if not isinstance(directory, str | os.PathLike):
         raise TypeError(
-            f"the directory is {directory!r} ({type(directory).__name__}); expected a path, as text or Path"
+            f"the directory is {directory!r} ({type(directory).__name__}); expected a path, as a string or Path"
         )
     path = Path(directory)
     try:
         is_there = stat.S_ISDIR(path.stat().st_mode)
-    except (OSError, ValueError):  # missing, too long, or with a character that no path has
+    except (OSError, ValueError):  # missing, too long, or with a character not allowed in paths
         is_there = False
     if not is_there:
         raise CheckpointError(
-            f"{typed.shortened(str(path))} is not a folder; expected what save_pretrained wrote, or a PEFT prompt "
-            "adapter"
+            f"{typed.shortened(str(path))} is not a folder; expected one written by save_pretrained, or a PEFT "
+            "prompt adapter"
         )
     return path
 
@@ -52,11 +52,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         path: The file.
 
     Returns:
-        Its tensors, on the CPU, and its metadata. They may be views of the file, which other programs overwrite and
-        cut: what is kept must be copied.
+        Its tensors, on the CPU, and its metadata. The tensors may be views of the file, which other programs can
+        overwrite or truncate: copy what you keep.
 
     Raises:
-        CheckpointError: If it is missing, truncated or not a safetensors file, or has the checksum of another content.
+        CheckpointError: If it is missing, truncated, not a safetensors file, or does not match its checksum.
     """
     with _opened(path) as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -65,25 +65,25 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def check_format(content: object, version: int, where: str | Path) -> None:
-    """Refuse an index of another format than this version reads.
+    """Refuse an index in a format that this version does not read.
 
     Args:
         content: The index.
-        version: The format that is read.
+        version: The format that this version reads.
         where: The index, for the message.
 
     Raises:
-        CheckpointError: If its `format` is another.
+        CheckpointError: If its `format` differs.
     """
     found = content.get("format") if isinstance(content, dict) else None
     if found != version or isinstance(found, bool):
         raise CheckpointError(
-            f"{where} has format {found!r}, this version reads {version}; upgrade softprompt-zoo, or take another copy"
+            f"{where} has format {found!r}, this version reads {version}; upgrade softprompt-zoo, or use another copy"
         )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read a safetensors file's metadata, and none of its tensors; errors as of `read_tensors`."""
+    """Read a safetensors file's metadata without its tensors; errors as in `read_tensors`."""
     with _opened(path) as file:
         return file.metadata() or {}
 
@@ -112,12 +112,12 @@ def read_json(path: Path) -> dict[str, Any]:
         The object.
 
     Raises:
-        CheckpointError: If it is missing, or no JSON object.
+        CheckpointError: If it is missing, or not a JSON object.
     """
     try:
         size = check_regular(path)
         if size > MOST_JSON:
-            raise CheckpointError(f"{path} has {size} bytes; no JSON of a prompt is larger than {MOST_JSON}")
+            raise CheckpointError(f"{path} has {size} bytes; a prompt's JSON files have at most {MOST_JSON}")
         text = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
@@ -130,14 +130,14 @@ def parse_json(text: str | bytes, path: Path) -> dict[str, Any]:
     """Parse a JSON object.
 
     Args:
-        text: JSON.
+        text: The JSON.
         path: The file it was read from, for messages.
 
     Returns:
         The object.
 
     Raises:
-        CheckpointError: If it is no JSON object.
+        CheckpointError: If it is not a JSON object.
     """
     value = typed.parse(text, str(path))
     if not isinstance(value, dict):
@@ -146,7 +146,7 @@ def parse_json(text: str | bytes, path: Path) -> dict[str, Any]:
 
 
 def check_regular(path: Path) -> int:
-    """Refuse pipes and devices, of which reading may wait for ever.
+    """Refuse pipes and devices, from which reading may block forever.
 
     Args:
         path: A file.
@@ -160,5 +160,5 @@ def check_regular(path: Path) -> int:
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise CheckpointError(f"{path} is not a regular file; expected one that save_pretrained or export wrote")
+        raise CheckpointError(f"{path} is not a regular file; expected one written by save_pretrained or export")
     return found.st_size

@@ -1,4 +1,4 @@
-"""Prompts in directories: ours always, PEFT's files next to them where PEFT can express the active prompt."""
+"""Prompts in directories: always our files, with PEFT's next to them if PEFT can express the active prompt."""
 
 import os
 import warnings
@@ -32,7 +32,7 @@ from softprompt_zoo.files.writing import make_directory
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.prompt.prompt_set import PromptSet
 
-WITH_ADAPTERS = "it was saved with adapters in the model's layers, next to which PEFT has no place for a prompt"
+WITH_ADAPTERS = "it was saved with adapters in the model's layers, and PEFT cannot hold a prompt next to those"
 
 
 def save(
@@ -42,26 +42,26 @@ def save(
     state_dict: Mapping[str, Tensor] | None = None,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Save prompts, ours always and PEFT's files where PEFT can express the active prompt.
+    """Save prompts: always our files, and PEFT's if PEFT can express the active prompt.
 
     Args:
-        model: The model; PEFT adapters on it are saved as well, each in a folder of its own.
+        model: The model; PEFT adapters on it are saved as well, each in a separate folder.
         own: Its prompts.
-        directory: Where to; made if missing. Other files in it are left alone.
-        state_dict: The model's state, where the caller gathered it from several devices.
-        names: The prompts to save; all by default. Those among them that are active are so when they are loaded; if
-            none is, and one alone is saved, that one.
+        directory: The directory to write to; created if missing. Other files in it are left alone.
+        state_dict: The model's state, if the caller gathered it from several devices.
+        names: The prompts to save; all by default. The active ones among them are active after loading; if none is and
+            only one is saved, that one is.
 
     Raises:
-        CheckpointError: If the place is a file, or a folder with a model's weights or another adapter of PEFT's.
-            Nothing is written.
-        UnsupportedError: If PEFT has put an adapter into the prompts.
+        CheckpointError: If the directory is a file, or holds a model's weights or another PEFT adapter. Nothing is
+            written.
+        UnsupportedError: If PEFT has injected an adapter into the prompts.
     """
     _refuse_adapted(own.prompts)
     path = make_directory(directory)
     prompt_folder.check_place(path)
     replaces = prompt_folder.is_there(path)
-    if not replaces:  # PEFT's adapter in the root of ours is one that save_pretrained put there
+    if not replaces:  # a PEFT adapter in the root of our directory was put there by save_pretrained
         peft_folder.check_place(path)
     chosen = list(own.prompts if names is None else names)
     active = _active(own, chosen)
@@ -74,7 +74,7 @@ def save(
     weight_adapter_files.write_folders(path, found)
     not_for_peft = WITH_ADAPTERS if found else peft_export.write_copy(own, path, active)
     if replaces and not_for_peft is not None:
-        peft_folder.remove(path)  # ours, of a prompt that was here before
+        peft_folder.remove(path)  # our copy of an earlier prompt
     card_file.write(path, page(Described(own, chosen, active, tuple(found), not_for_peft)))
 
 
@@ -82,13 +82,13 @@ def _refuse_adapted(prompts: Mapping[str, Prompt]) -> None:
     name = next((name for name, prompt in prompts.items() if has_adapters(prompt)), None)
     if name is not None:
         raise UnsupportedError(
-            f"PEFT has put an adapter into the prompt {name!r} itself, which cannot be saved; put the adapter on the "
-            "model first and the prompts afterwards, or put it on with model.add_adapter, which leaves prompts alone"
+            f"PEFT has put an adapter into the prompt {name!r} itself, which cannot be saved; add the adapter to the "
+            "model before the prompts, or with model.add_adapter, which leaves prompts alone"
         )
 
 
 def _active(own: PromptSet, chosen: Sequence[str]) -> tuple[str, ...]:
-    """Return which of the chosen prompts are active when they are loaded: one that was chosen among several is."""
+    """Return which of the chosen prompts are active after loading: a single one chosen among several is."""
     active = tuple(name for name in own.active if name in chosen)
     is_alone = len(chosen) == 1 < len(own.prompts)
     return active or (tuple(chosen) if is_alone else ())
@@ -97,7 +97,7 @@ def _active(own: PromptSet, chosen: Sequence[str]) -> tuple[str, ...]:
 def _state(
     model: Any, own: PromptSet, state_dict: Mapping[str, Tensor] | None, chosen: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Return the state of the chosen prompts and of the adapters, by the names that it has in the model's."""
+    """Return the state of the chosen prompts and of the adapters, by the names in the model's state."""
     adapted = dict(adapter_parameters(model))
     tensors = _own_state(own.prompts) | adapted if state_dict is None else _gathered(state_dict, adapted)
     others = tuple(f"{prompt_folder.KEY_PREFIX}{name}." for name in own.prompts if name not in chosen)
@@ -105,7 +105,7 @@ def _state(
 
 
 def _gathered(state_dict: Mapping[str, Tensor], adapted: Collection[str]) -> dict[str, Tensor]:
-    """Return the state of prompts and adapters in a model's state."""
+    """Extract the state of prompts and adapters from a model's state."""
     is_own = {key: key.startswith(prompt_folder.KEY_PREFIX) or key in adapted for key in state_dict}
     return {key: tensor for key, tensor in state_dict.items() if is_own[key]}
 
@@ -116,15 +116,15 @@ def read_prompts(
     """Read saved prompts for a backbone. Nothing is attached.
 
     Args:
-        directory: What `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
+        directory: A folder that `save_pretrained` or `export` wrote, or a PEFT prompt adapter.
         backbone: Sizes of the model.
-        pools_prompt: For a PEFT adapter, as in `peft_import.read`; others say themselves.
+        pools_prompt: For a PEFT adapter, as in `peft_import.read`; other formats record it.
 
     Returns:
-        The prompts by name, trainable as they were when they were saved, and the names of the active ones.
+        The prompts by name, trainable as they were when saved, and the names of the active ones.
 
     Raises:
-        CheckpointError: If the directory is missing, truncated, corrupt or foreign.
+        CheckpointError: If the directory is missing, truncated, corrupt or in an unknown format.
     """
     found, active = _read(directory, backbone, pools_prompt)
     _check_active(active, found, directory)
@@ -137,8 +137,8 @@ def _read(directory: Path, backbone: Backbone, pools_prompt: bool) -> tuple[dict
         return {"default": peft_import.read(directory, backbone, pools_prompt)}, ("default",)
     if pools_prompt:
         raise ValueError(
-            f"pools_prompt is True, which is for PEFT's adapters; {directory} is none, and its prompts are read as "
-            "they were trained; leave it out"
+            f"pools_prompt is True, which is only for PEFT adapters; {directory} is not one, and its prompts are read "
+            "as they were trained; leave it out"
         )
     return _read_own(directory, backbone) if is_own else _read_exported(directory, backbone)
 
@@ -156,7 +156,7 @@ def _check_active(active: tuple[str, ...], names: Iterable[str], path: Path) -> 
     missing = next((name for name in active if name not in names), None)
     if missing is not None:
         raise CheckpointError(
-            f"{path} says that {missing!r} is active, and holds no such prompt; save the prompts again"
+            f"{path} says that {missing!r} is active, but holds no such prompt; save the prompts again"
         )
     if len(set(active)) < len(active):
         raise CheckpointError(
@@ -170,13 +170,13 @@ def is_saved(directory: Path) -> bool:
 
 
 def saved_names(directory: Path) -> list[str]:
-    """List the names of saved prompts, none of which is read.
+    """List the names of saved prompts without reading them.
 
     Args:
-        directory: As `read_prompts` takes it.
+        directory: As in `read_prompts`.
 
     Returns:
-        The names that `read_prompts` gives them; none of a PEFT adapter that is not a prompt.
+        Their names in `read_prompts`; none for a PEFT adapter that is not a prompt.
 
     Raises:
         CheckpointError: If the index is missing or corrupt.
@@ -193,7 +193,7 @@ def read_adapters(directory: Path) -> dict[str, weight_adapter_files.SavedAdapte
     """Read the PEFT adapters that were on the model when prompts were saved.
 
     Args:
-        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+        directory: A folder that `save_pretrained` wrote, or a PEFT prompt adapter.
 
     Returns:
         The adapters by name.
@@ -207,16 +207,16 @@ def read_adapters(directory: Path) -> dict[str, weight_adapter_files.SavedAdapte
 
 
 def warn_of_adapters(directory: Path) -> None:
-    """Warn that the prompts of a directory, which are read alone, were saved alongside PEFT adapters.
+    """Warn that the prompts of a directory were saved alongside PEFT adapters, which are not read.
 
     Args:
-        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+        directory: A folder that `save_pretrained` wrote, or a PEFT prompt adapter.
     """
     names = list(prompt_folder.read_index(directory).adapters) if prompt_folder.is_there(directory) else []
     if names:
         warnings.warn(
-            f"{directory} holds the adapter {', '.join(map(repr, names))} next to its prompt, and the prompt alone is "
-            "read; on a model without that adapter it gives other results. zoo.load puts both on a model",
+            f"{directory} holds the adapter {', '.join(map(repr, names))} next to its prompt, but only the prompt is "
+            "read; on a model without that adapter it gives different results. zoo.load loads both",
             stacklevel=3,
         )
 
@@ -231,7 +231,7 @@ def _read_own(directory: Path, backbone: Backbone) -> tuple[dict[str, Prompt], t
 
 
 def _own_state(prompts: Mapping[str, Prompt]) -> dict[str, Tensor]:
-    """Return the state of prompts under the names that it has in their model's."""
+    """Return the state of prompts, by the names in their model's state."""
     states = {f"{prompt_folder.KEY_PREFIX}{name}.": prompt.state_dict() for name, prompt in prompts.items()}
     return {prefix + key: tensor for prefix, state in states.items() for key, tensor in state.items()}
 

@@ -1,7 +1,7 @@
-"""What `save_pretrained` of a prompted model is called with: which prompts, and transformers' and PEFT's keywords.
+"""Arguments of a prompted model's `save_pretrained`: the prompts, and the keywords of transformers and PEFT.
 
-Trainer, accelerate, sentence-transformers and `push_to_hub` pass keywords that are about files of weights. Those that
-change nothing for prompts are taken; one that asks for other files is refused, not swallowed.
+Trainer, accelerate, sentence-transformers and `push_to_hub` pass keywords about files of weights. Those that do not
+affect prompts are accepted; one that asks for different files is refused rather than ignored.
 """
 
 import os
@@ -22,33 +22,33 @@ WITHOUT_EFFECT = (
     "save_peft_format",
     "token",
 )
-"""Keywords of transformers, PEFT and accelerate that change nothing for prompts, whatever their value."""
+"""Keywords of transformers, PEFT and accelerate that never affect prompts, whatever their value."""
 DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "distributed_checkpoint": (False, None),
     "safe_serialization": (True, None),
     "variant": (None,),
 }
-"""Keywords whose other values ask for what is not written, and the values that do not."""
+"""Maps keywords to their accepted values; other values ask for files that are not written."""
 INSTEAD = {
     "distributed_checkpoint": "prompts are written as one file",
     "safe_serialization": "prompts are written as safetensors only; leave it out",
-    "variant": "prompts have no variants; save them into a folder of their own",
+    "variant": "prompts have no variants; save them into a separate folder",
 }
 
 
 PUSH = ("commit_description", "commit_message", "create_pr", "private", "repo_id", "revision", "tags")
-"""Keywords that only `push_to_hub=True` makes sense of; `token` is taken without it, too."""
+"""Keywords that require `push_to_hub=True`; `token` is accepted without it too."""
 
 
 def take_push(keywords: dict[str, Any], directory: str | os.PathLike[str]) -> Push | None:
-    """Take what is said of the hub out of the keywords of `save_pretrained`.
+    """Remove the keywords about the hub from those of `save_pretrained`.
 
     Args:
-        keywords: All but the directory. Changed: what is taken is gone.
-        directory: Where is saved; the repository is called like it if no `repo_id` says otherwise.
+        keywords: All arguments but the directory. Changed in place.
+        directory: Where the prompts are saved; the repository is named after it unless `repo_id` is given.
 
     Returns:
-        What shall be pushed, and how; `None` for nothing.
+        Where and how to push; `None` not to push.
 
     Raises:
         TypeError: If there are such keywords without `push_to_hub=True`.
@@ -65,11 +65,11 @@ def take_push(keywords: dict[str, Any], directory: str | os.PathLike[str]) -> Pu
 
 
 def check_arguments(names: Any, keywords: Mapping[str, Any], there: Sequence[str]) -> tuple[str, ...]:
-    """Check what `save_pretrained` was called with, before anything is written.
+    """Check the arguments of `save_pretrained` before anything is written.
 
     Args:
         names: The prompts to save, a name or a list of names; `None` for all.
-        keywords: The other keywords, PEFT's `selected_adapters` among them, which is another word for `names`.
+        keywords: The other keywords, including PEFT's `selected_adapters`, a synonym for `names`.
         there: Names of the model's prompts.
 
     Returns:
@@ -77,9 +77,9 @@ def check_arguments(names: Any, keywords: Mapping[str, Any], there: Sequence[str
 
     Raises:
         TypeError: If a keyword is unknown, or names are given twice or are not names.
-        UnknownPromptError: If one is not there.
+        UnknownPromptError: If the model lacks one.
         ValueError: If there are none, or one is named twice.
-        UnsupportedError: If a keyword asks for other files than are written.
+        UnsupportedError: If a keyword asks for files that are not written.
     """
     keywords = dict(keywords)
     what, chosen = _chosen(names, keywords.pop("selected_adapters", None))
@@ -94,7 +94,7 @@ def check_arguments(names: Any, keywords: Mapping[str, Any], there: Sequence[str
 
 
 def _chosen(names: Any, selected: Any) -> tuple[str, Any]:
-    """Return the keyword that names prompts, and what it names."""
+    """Return the keyword that names prompts, and its value."""
     if names is not None and selected is not None:
         raise TypeError(
             f"save_pretrained got names={names!r} and selected_adapters={selected!r}, which mean the same; give one of "

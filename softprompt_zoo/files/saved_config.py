@@ -1,4 +1,4 @@
-"""What a folder says of its prompts, read without a model, without numbers and without the prompts' methods."""
+"""Reading a folder's description of its prompts, without a model, tensors or the prompts' methods."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from softprompt_zoo.files.exports import format_of
 from softprompt_zoo.files.hub.download import find_directory
 
 OF_THE_FILE = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
-"""PEFT's fields that say nothing of how a prompt was trained."""
+"""PEFT's fields that do not describe how a prompt was trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class SavedPrompt:
     """One prompt of a folder."""
 
     method: str | None
-    """Its method's canonical name, or PEFT's name of its type; `None` where the folder holds an export for engines."""
+    """Its method's canonical name, or PEFT's name of its type; `None` if the folder holds an export for engines."""
     num_virtual_tokens: int | None
     """Virtual tokens; `None` if the folder does not say."""
     options: Mapping[str, Any]
@@ -29,18 +29,18 @@ class SavedPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class SavedConfig:
-    """What a folder says of its prompts."""
+    """A folder's description of its prompts."""
 
     base_model: str | None
-    """Name or path of the model that they were trained on; `None` if the folder does not say."""
+    """Name or path of the model they were trained on; `None` if the folder does not say."""
     architecture: str | None
     """transformers' class of that model."""
     task_type: str | None
-    """PEFT's name of the task, in its folders."""
+    """PEFT's name of the task, in PEFT's folders."""
     prompts: Mapping[str, SavedPrompt]
-    """The prompts by the names that `load` gives them."""
+    """The prompts by name, as `load` names them."""
     active: tuple[str, ...]
-    """Names of those that are active after loading."""
+    """Names of the prompts that are active after loading."""
     adapters: tuple[str, ...]
     """Names of the PEFT adapters that were saved with them, such as a LoRA."""
 
@@ -51,12 +51,12 @@ def read_config(
     """Read what a folder says about its prompts. No model is needed, and no tensor of a prompt is read.
 
     Args:
-        directory: What `load` takes.
+        directory: As in `load`.
         revision: As in `load`.
         token: As in `load`.
 
     Returns:
-        What it says.
+        The description.
 
     Raises:
         CheckpointError: If it holds no prompt, or its index or config is damaged.

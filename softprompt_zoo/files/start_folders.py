@@ -1,4 +1,4 @@
-"""Folders of saved prompts among a method's options: what a new prompt starts from."""
+"""Folders of saved prompts among a method's options, from which a new prompt starts."""
 
 import dataclasses
 import os
@@ -14,17 +14,17 @@ from softprompt_zoo.prompt.prompt import Prompt
 
 
 def _names(config: "MethodConfig | type[MethodConfig]") -> dict[str, tuple[Any, ...]]:
-    """Return the names that options know besides prompts and folders of them."""
+    """Return the names that options accept besides prompts and folders of prompts."""
     return {field.name: field.metadata["names"] for field in dataclasses.fields(config) if "names" in field.metadata}
 
 
 def _is_folder(value: Any, names: Sequence[Any]) -> bool:
-    # A name stays one where a folder happens to be called so, which can be given as `./text`.
+    # A name takes precedence over a folder of the same name, which can be given as `./text`.
     return isinstance(value, str) and value not in (*INITS, *names) and os.path.isdir(value)
 
 
 def with_absolute_folders(options: Mapping[str, Any], config_class: type[MethodConfig]) -> dict[str, Any]:
-    """Write the folders of saved prompts among a method's options so that they are found from another folder.
+    """Make the paths of saved prompts among a method's options absolute.
 
     Args:
         options: What the user chose. Not changed.
@@ -51,7 +51,7 @@ def start_prompt(config: MethodConfig, backbone: Backbone) -> Prompt | None:
         backbone: Sizes of the model.
 
     Returns:
-        The prompt that `init` is, or the one in the folder that it is; `None` if it is neither.
+        The prompt given as `init`, or the one in the folder given as `init`; `None` if it is neither.
 
     Raises:
         CheckpointError: If the folder holds no prompt.
@@ -64,9 +64,9 @@ def start_prompt(config: MethodConfig, backbone: Backbone) -> Prompt | None:
 
 
 def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:
-    """Read the saved prompts of options that take several prompts or folders; their metadata say `prompts=True`.
+    """Read the saved prompts of options that take several prompts or folders, marked `prompts=True` in their metadata.
 
-    What a saved config says in place of a prompt is refused: a new one starts from prompts that are there.
+    `"given"`, which a saved config has in place of a prompt, is refused: a new prompt starts from existing ones.
 
     Args:
         config: What the user chose. Not changed.
@@ -86,7 +86,7 @@ def read_folders(config: MethodConfig, backbone: Backbone) -> MethodConfig:
 
 
 def _read_each(values: Any, backbone: Backbone, option: str) -> Any:
-    """Read the folders among several prompts; what else an option may be stays as it is."""
+    """Read the folders among several prompts; other values are returned unchanged."""
     return tuple(_prompt(value, backbone, option) for value in values) if isinstance(values, tuple) else values
 
 
@@ -94,9 +94,7 @@ def _refuse_given(config: MethodConfig) -> None:
     for name in _names(config):
         value = getattr(config, name)
         if isinstance(value, str) and value == GIVEN:
-            raise ValueError(
-                f"{name} is {GIVEN!r}, which only a saved prompt says of itself; give the folder or the prompt"
-            )
+            raise ValueError(f"{name} is {GIVEN!r}, which only saved prompts may have; give the folder or the prompt")
 
 
 def _prompt(value: Any, backbone: Backbone, option: str) -> Prompt:
@@ -104,15 +102,15 @@ def _prompt(value: Any, backbone: Backbone, option: str) -> Prompt:
 
 
 def saved_prompt(directory: Path, backbone: Backbone, option: str) -> Prompt:
-    """Read the one active prompt of a folder; warn if adapters are saved next to it, which are not read.
+    """Read the only active prompt of a folder; warn of adapters saved next to it, which are not read.
 
     Args:
-        directory: What `save_pretrained` wrote, or a PEFT prompt adapter.
+        directory: A folder that `save_pretrained` wrote, or a PEFT prompt adapter.
         backbone: Sizes of the model.
-        option: What the folder was given as, for the message.
+        option: The option for which the folder was given, for the message.
 
     Returns:
-        The prompt; it is in no model.
+        The prompt, not attached to a model.
 
     Raises:
         CheckpointError: If the folder holds no prompt.

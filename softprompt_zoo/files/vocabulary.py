@@ -1,7 +1,7 @@
-"""Checkpoints with a prompt in their vocabulary: what says which tokens are the prompt, both ways.
+"""Writing and reading the index of a checkpoint whose vocabulary contains prompts.
 
-The model's and tokenizer's own files are transformers' business; here is the index next to them, which
-names the tokens, the template that puts them in front of a chat, and the way back.
+transformers writes the files of the model and tokenizer; this module handles the index next to them, which names the
+tokens, the chat template that puts them before a chat, and reading the prompts back.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ MOST_TOKENS = 2**40
 """Larger than any vocabulary, and small enough for an index."""
 SHARDS_FILE = "model.safetensors.index.json"
 _START = "{%- set soft_prompts = "
-# Not "-%}": a template may begin with blanks of its own. The line break goes with the block.
+# Not "-%}": the template may begin with whitespace. The line break belongs to the block.
 _END = "{%- endif %}\n"
 _DEFAULT = "auto"
-"""What vLLM takes for a variable of a chat template that was not given; it drops null as well."""
+"""vLLM's value for a variable of a chat template that was not given; it also drops null."""
 _NOTHING = ("none", "")
-"""What chats say to have no prompt, where a client cannot send null."""
+"""Values that mean no prompt, for clients that cannot send null."""
 
 
 TokenId = Annotated[int, typed.integer(0, MOST_TOKENS)]
@@ -46,13 +46,13 @@ class SoftTokens(TypedDict):
     ids: Annotated[list[TokenId], typed.Allowed("a list of at least one id", bool)]
     """Their ids, in order."""
     tokens: list[str]
-    """What the tokenizer calls them."""
+    """Their names in the tokenizer."""
     in_front: str | None
-    """What to write in front of a plain text for this prompt alone; `None` if no string gives the right ids."""
+    """String to put before a plain text to use only this prompt; `None` if no string gives the right ids."""
 
 
 class Shards(TypedDict, total=False):
-    """What transformers says of a checkpoint in several files."""
+    """transformers' index of a checkpoint in several files."""
 
     metadata: Any
     weight_map: dict[str, str]
@@ -65,32 +65,32 @@ class Index:
     tensor: str
     """Name of the embedding table in the checkpoint."""
     scale: Annotated[float, typed.Allowed("a number above 0", lambda value: value > 0)]
-    """What the model multiplies the table's rows by."""
+    """Factor by which the model multiplies the table's rows."""
     active: tuple[str, ...]
-    """The prompts that the chat template puts in front by default, in order."""
+    """The prompts that the chat template puts first by default, in order."""
     in_front: str | None
-    """What to write in front of a plain text for these; `None` if no string gives the right ids."""
+    """String to put before a plain text to use these; `None` if no string gives the right ids."""
     add_special_tokens: bool
-    """What to tell the tokenizer of such a text: `False` if the special tokens are in `in_front` already."""
+    """The tokenizer's argument for such a text: `False` if `in_front` already contains the special tokens."""
     prompts: dict[PromptName, SoftTokens]
-    """The tokens of each prompt by its name."""
+    """The tokens of each prompt, by name."""
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse names by which no chat could ask for a prompt.
+    """Refuse names with which no chat could select a prompt.
 
     Args:
-        names: Of prompts.
+        names: Names of prompts.
 
     Raises:
-        UnsupportedError: If one means something else.
+        UnsupportedError: If one has another meaning.
     """
     meanings = {_DEFAULT: "the default prompt, in vLLM", **dict.fromkeys(_NOTHING, "no prompt")}
     for name in names:
         if name in meanings:
             raise UnsupportedError(
-                f"a prompt named {name!r} could not be asked for: in a chat this name stands for {meanings[name]}; "
-                "give it another one, say with zoo.load(…, name=…)"
+                f"a prompt named {name!r} could not be selected: in a chat this name means {meanings[name]}; "
+                "give it another name, for example with zoo.load(…, name=…)"
             )
 
 
@@ -100,18 +100,18 @@ def token_names(prompt: str, count: int) -> list[str]:
 
 
 def chat_template(template: str, tokens: Mapping[str, str], default: str) -> str:
-    """Put a prompt in front of a chat template.
+    """Put a prompt before a chat template.
 
     Args:
-        template: The template. One of an earlier export keeps the prompts that it has, under their names.
-        tokens: By the prompt's name, its tokens as one string.
-        default: The string where the caller names no prompt.
+        template: The template. One from an earlier export keeps its prompts, under their names.
+        tokens: The prompts' tokens as one string each, by the prompts' names.
+        default: The string to use if the caller names no prompt.
 
     Returns:
-        The template with a variable `soft_prompt` more: the name of a prompt; `none`, `"none"` or `""` for no prompt.
+        The template with an additional variable `soft_prompt`: a prompt's name; `none`, `"none"` or `""` for no prompt.
 
     Raises:
-        UnsupportedError: If it has a variable of that name already, or a prompt has a name that means something else.
+        UnsupportedError: If it already has a variable of that name, or a prompt's name has another meaning.
     """
     choices = dict(tokens)
     if template.startswith(_START) and _END in template:
@@ -120,12 +120,12 @@ def chat_template(template: str, tokens: Mapping[str, str], default: str) -> str
     check_names(choices)
     if "soft_prompt" in template:
         raise UnsupportedError(
-            "the tokenizer's chat template has a variable 'soft_prompt' of its own, which would choose the prompt; "
+            "the tokenizer's chat template already has a variable 'soft_prompt', which would choose the prompt; "
             "rename it there"
         )
     names = ", ".join(choices)
     return (
-        f"{_START}{json.dumps(choices)} -%}}"  # names and tokens are plain ASCII, so this is a literal of Jinja, too
+        f"{_START}{json.dumps(choices)} -%}}"  # names and tokens are plain ASCII, so this is also a Jinja literal
         f"{{%- if soft_prompt is not defined -%}}{{{{- {json.dumps(default)} -}}}}"
         f"{{%- elif soft_prompt is none or soft_prompt in {json.dumps(_NOTHING)} -%}}"
         "{%- elif soft_prompt in soft_prompts -%}{{- soft_prompts[soft_prompt] -}}"
@@ -145,17 +145,17 @@ def is_vocabulary(directory: Path) -> bool:
 
 
 def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Take the prompts out of a checkpoint.
+    """Read the prompts from a checkpoint.
 
     Args:
         directory: The checkpoint.
 
     Returns:
-        By name the embeddings `(tokens, hidden)` as the model's embedding module gives them, in the dtype of the
-        checkpoint; and the names of the active ones.
+        The embeddings `(tokens, hidden)` by name, as the model's embedding module returns them, in the checkpoint's
+        dtype; and the names of the active ones.
 
     Raises:
-        CheckpointError: If a file is missing, corrupt, or of a later format.
+        CheckpointError: If a file is missing, corrupt, or in a later format.
     """
     index = _index(directory)
     rows = {name: _rows(directory, index.tensor, prompt["ids"]) for name, prompt in index.prompts.items()}
@@ -166,7 +166,7 @@ def read(directory: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def counts(directory: Path) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the number of virtual tokens of each prompt, and the active ones; errors as of `read`."""
+    """Return the number of virtual tokens of each prompt, and the active ones; errors as in `read`."""
     index = _index(directory)
     return {name: len(prompt["ids"]) for name, prompt in index.prompts.items()}, index.active
 
@@ -180,7 +180,7 @@ def _index(directory: Path) -> Index:
 
 
 def table_name(directory: Path, table: Tensor) -> str:
-    """Find an embedding table in a checkpoint; of some models it has another name there than in the model.
+    """Find an embedding table in a checkpoint; for some models, its name there differs from that in the model.
 
     Args:
         directory: The checkpoint.
@@ -190,7 +190,7 @@ def table_name(directory: Path, table: Tensor) -> str:
         Its name.
 
     Raises:
-        CheckpointError: If it is not there.
+        CheckpointError: If it is missing.
     """
     wanted = table.detach().cpu()
     for path in sorted(directory.glob("*.safetensors")):
@@ -216,7 +216,7 @@ def _rows(directory: Path, tensor: str, ids: Sequence[int]) -> Tensor:
 
 
 def _shard(directory: Path, tensor: str) -> Path:
-    """Return the file that a tensor is in, of a model that is saved in several."""
+    """Return the file of a tensor in a checkpoint of several files."""
     shards = directory / SHARDS_FILE
     where = typed.read(Shards, read_json(shards), str(shards)).get("weight_map", {})
     name = where.get(tensor, TENSOR_FILE)

@@ -1,8 +1,8 @@
-"""The config of a PEFT adapter out of a file: known fields with bounded values reach PEFT, and nothing else.
+"""Reading a PEFT adapter's config from a file: only known fields with bounded values reach PEFT.
 
 PEFT imports, opens and runs what a config names: modules, files, regular expressions. A saved folder may come from
-anybody, so every field is looked at here first. Which modules an adapter is for is read from the names of its tensors
-wherever the config says it by a regular expression.
+anyone, so every field is checked here first. If the config selects an adapter's modules by a regular expression, they
+are read from the names of its tensors instead.
 """
 
 import dataclasses
@@ -19,28 +19,28 @@ TYPES = (
     *("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "HRA", "LN_TUNING"),
     *("TRAINABLE_TOKENS", "FOURIERFT", "DELORA", "MISS", "C3A"),
 )
-"""PEFT's types that are put on a model from a file; each is saved and loaded in a test."""
+"""PEFT types that can be loaded onto a model from a file; each is saved and loaded in a test."""
 IGNORED = (
     *("auto_mapping", "base_model_name_or_path", "eva_config", "inference_mode"),
     *("peft_type", "peft_version", "revision", "runtime_config"),
 )
-"""Fields that say nothing of the adapter on a model that is there: a file's values of them are not handed on."""
+"""Fields that do not affect an adapter on an existing model: a file's values of them are not passed on."""
 ALL_LINEAR = "all-linear"
 """PEFT's word for all linear layers; any other text for `target_modules` is a regular expression to it."""
 MAX_ENTRIES = 10_000
-"""Of a list or mapping. PEFT compares each entry with each module of the model. Our choice."""
+"""Maximum length of a list or mapping. PEFT compares each entry with each module of the model. Our choice."""
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,300}")
-"""A module's name. PEFT puts some into regular expressions, to which a dot alone means more than itself."""
+"""A module's name. PEFT puts some into regular expressions, where a dot matches any character."""
 PATTERN = re.compile(r"\^?(\.\*)?(\\?\.|\\d\+|[A-Za-z0-9_-]){1,300}\$?")
-"""A module's name as a regular expression that takes no longer than the name is long."""
+"""A module's name as a regular expression that matches in linear time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What the value of a field may be."""
+    """The allowed values of a field."""
 
     expected: str
-    """In words, for messages."""
+    """Description for messages."""
     accepts: Callable[[Any], bool]
 
 
@@ -90,13 +90,13 @@ def _indices_by_name(value: Any) -> bool:
 
 
 def _ranks(value: Any) -> bool:
-    # AdaLoRA keeps a mask of the ranks that are left.
+    # AdaLoRA keeps a mask of the remaining ranks.
     is_mask = isinstance(value, list) and all(type(entry) is bool for entry in value)
     return is_mask or SIZE.accepts(value)
 
 
 def _start(value: Any) -> bool:
-    # PEFT computes others from data or files that are not here, or moves the base's weights by random numbers.
+    # For others, PEFT needs data or files that are not available, or changes the base's weights randomly.
     known = ("gaussian", "eva", "orthogonal", "mica", "pissa", "olora", "lycoris", "bat", "mini", "xavier_uniform",
              "kaiming_uniform")  # fmt: skip
     return type(value) is bool or (isinstance(value, str) and value in known)
@@ -139,25 +139,25 @@ _BY_KIND: Sequence[tuple[Kind, str]] = (
     (FLAG, "decompose_both rank_dropout_scale coft block_share use_cayley_neumann apply_GS"),
 )
 FIELDS: Mapping[str, Kind] = {name: kind for kind, names in _BY_KIND for name in names.split()}
-"""Field to what it may be; fields of one name mean the same in all types."""
+"""Allowed values by field; fields of the same name mean the same in all types."""
 
 
 def make_config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> Any:
-    """Make PEFT's config of an adapter out of what a file says of it.
+    """Make PEFT's config of an adapter from the fields in a file.
 
     Args:
         fields: Read from the file. Not changed.
-        tensors: The adapter's tensors by their names within the model, from which the modules it is for are found
-            where the file names them by a regular expression.
+        tensors: The adapter's tensors by their names within the model, used to find its modules if the file selects
+            them by a regular expression.
         path: The file, for messages.
 
     Returns:
         PEFT's config.
 
     Raises:
-        CheckpointError: If a field has a value that it cannot have.
+        CheckpointError: If a field has a value that is not allowed.
         MissingPackageError: If PEFT is not installed.
-        UnsupportedError: If the type or a field of the adapter is not known here.
+        UnsupportedError: If the type or a field of the adapter is not supported.
     """
     check_packages(f"the PEFT adapter in {path.parent} needs", "peft")
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
@@ -165,28 +165,28 @@ def make_config(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], path: 
     peft_type = fields.get("peft_type")
     if peft_type not in TYPES or peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise UnsupportedError(
-            f"{path} has the peft_type {_short(peft_type)}; adapters of the types {', '.join(TYPES)} are put on a "
-            f"model from a file; {_BY_HAND}"
+            f"{path} has peft_type {_short(peft_type)}; only adapters of the types {', '.join(TYPES)} are loaded "
+            f"from a file; {_BY_HAND}"
         )
     made: Any = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
     chosen = _checked(fields, _defaults(made), path)
     _name_modules(chosen, tensors, PEFT_TYPE_TO_PREFIX_MAPPING[peft_type])
     if chosen.get("init_lora_weights") == "eva":
-        chosen["init_lora_weights"] = True  # the rest of EVA has been done, and the base's weights are as they were
+        chosen["init_lora_weights"] = True  # the rest of EVA is done, and the base's weights are unchanged
     try:
         return made(**chosen, inference_mode=True)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not an adapter that this PEFT knows ({error})") from error
+        raise CheckpointError(f"{path} is not an adapter that the installed PEFT knows ({error})") from error
 
 
 _BY_HAND = (
-    "if you trust it, put the adapter on the model with PEFT under the same name, and load again: its numbers are read "
-    "then, and its config is not"
+    "if you trust it, add the adapter to the model with PEFT under the same name, and load again: then its tensors are "
+    "read, but not its config"
 )
 
 
 def _checked(fields: Mapping[str, Any], defaults: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the fields that say something and may be handed on."""
+    """Return the fields that are set and may be passed on."""
     chosen = {name: value for name, value in fields.items() if not _says_nothing(name, value, defaults)}
     for name, value in chosen.items():
         _check(name, value, defaults, path)
@@ -194,17 +194,17 @@ def _checked(fields: Mapping[str, Any], defaults: Mapping[str, Any], path: Path)
 
 
 def _check(name: str, value: Any, defaults: Mapping[str, Any], path: Path) -> None:
-    """Refuse a field that is not handed on, or has a value that it may not have."""
+    """Refuse a field that is not passed on, or has a value that is not allowed."""
     if name not in FIELDS.keys() & defaults.keys():
         raise UnsupportedError(
-            f"{path} has {name} = {_short(value)}, which is not handed to PEFT from a file; {_BY_HAND}"
+            f"{path} has {name} = {_short(value)}, which is not passed to PEFT from a file; {_BY_HAND}"
         )
     if not FIELDS[name].accepts(value):
         raise CheckpointError(f"{path} has {name} = {_short(value)}; expected {FIELDS[name].expected}; {_BY_HAND}")
 
 
 def _says_nothing(name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
-    """Return whether a field may be left out: it is its default, or is of another version of PEFT and off."""
+    """Return whether a field may be left out: it has its default, or is unknown to this PEFT and off."""
     if name in IGNORED:
         return True
     if name not in defaults:
@@ -214,13 +214,13 @@ def _says_nothing(name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
 
 
 def _defaults(config: Any) -> dict[str, Any]:
-    """Return what a config class gives its fields; `None` for what it makes."""
+    """Return the default values of a config class; `None` for those made by a factory."""
     fields = dataclasses.fields(config)
     return {field.name: None if field.default is dataclasses.MISSING else field.default for field in fields}
 
 
 def _has_expression(chosen: Mapping[str, Any]) -> bool:
-    """Return whether fields name modules by a regular expression."""
+    """Return whether fields select modules by a regular expression."""
     targets = chosen.get("target_modules")
     choices = [chosen.get(name) for name in ("exclude_modules", "feedforward_modules", "layers_pattern")]
     return any(isinstance(choice, str) for choice in choices) or (
@@ -233,25 +233,25 @@ def _asks_for_nothing(value: Any) -> bool:
 
 
 def _name_modules(chosen: dict[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Name the modules that have tensors, where the fields say it by a regular expression.
+    """List the modules that have tensors if the fields select them by a regular expression.
 
     Args:
         chosen: The fields. Changed in place.
-        tensors: By their names within the model.
-        prefix: What PEFT's names of this type's parameters begin with.
+        tensors: The adapter's tensors by their names within the model.
+        prefix: Prefix of PEFT's names of this type's parameters.
     """
     if not _has_expression(chosen):
         return
     owners = _owners(tensors, prefix)
     chosen["target_modules"] = sorted(owners)
-    if "feedforward_modules" in chosen:  # of IA³, whose factors on inputs are a row and those on outputs a column
+    if "feedforward_modules" in chosen:  # IA³: factors on inputs are a row, those on outputs a column
         chosen["feedforward_modules"] = sorted(name for name, tensor in owners.items() if tensor.shape[0] == 1)
     for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
         chosen.pop(name, None)
 
 
 def _owners(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the modules that have tensors of a type of adapter, each with one of these."""
+    """Return the modules that have tensors of a type of adapter, each with one of them."""
     return {key.rsplit(f".{prefix}", 1)[0]: tensor for key, tensor in tensors.items() if f".{prefix}" in key}
 
 

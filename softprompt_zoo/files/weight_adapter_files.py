@@ -1,7 +1,7 @@
-"""PEFT adapters in a saved directory: next to the prompts in one file, and once more in folders that PEFT loads.
+"""PEFT adapters in a saved directory: in one file with the prompts, and again in folders that PEFT can load.
 
-What `zoo.load` reads is in `model.safetensors`, which is replaced in one step, so prompts and adapters are always of
-one save. The folders are written after it, for PEFT.
+`zoo.load` reads only `model.safetensors`, which is replaced in one step, so prompts and adapters always come from the
+same save. The folders are written after it, for PEFT.
 """
 
 import dataclasses
@@ -19,36 +19,36 @@ from softprompt_zoo.files.damage import check_floating
 from softprompt_zoo.files.reading import parse_json, read_tensors
 
 FOLDER = "adapters"
-"""Subfolder of a saved directory with a folder for each adapter."""
+"""Subfolder of a saved directory that contains a folder for each adapter."""
 METADATA_KEY = "softprompt_zoo_adapters"
-"""In the header of `model.safetensors`: by adapter its config, and where its tensors are in the file."""
+"""Key in the header of `model.safetensors`: each adapter's config, and where its tensors are in the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedAdapter:
-    """One PEFT adapter as it is saved."""
+    """A saved PEFT adapter."""
 
     fields: Mapping[str, Any]
     """PEFT's config."""
     tensors: Mapping[str, Tensor]
-    """As PEFT names them."""
+    """Tensors by PEFT's names."""
     state_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """PEFT's name of a tensor to its name in the model's `state_dict`, of those that are in it as they are."""
+    """Maps PEFT's name of a tensor to its name in the model's `state_dict`, for those that are in it unchanged."""
 
 
 def folders(adapters: Mapping[str, SavedAdapter]) -> dict[str, str]:
-    """Return where PEFT finds each adapter, relative to the saved directory."""
+    """Return each adapter's folder for PEFT, relative to the saved directory."""
     return {name: f"{FOLDER}/{name}" for name in adapters}
 
 
 def pack(adapters: Mapping[str, SavedAdapter]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return what goes into `model.safetensors` for adapters: tensors, and metadata.
+    """Return the tensors and metadata of adapters for `model.safetensors`.
 
     Args:
-        adapters: By name.
+        adapters: Adapters by name.
 
     Returns:
-        Tensors, by their names in the model's state where they are in it; and what the header says of them.
+        Tensors, by their names in the model's state if they are in it; and the header's metadata about them.
     """
     tensors: dict[str, Tensor] = {}
     described = {}
@@ -60,11 +60,11 @@ def pack(adapters: Mapping[str, SavedAdapter]) -> tuple[dict[str, Tensor], dict[
 
 
 def write_folders(directory: Path, adapters: Mapping[str, SavedAdapter]) -> None:
-    """Write adapters, each into a folder of its own that PEFT loads.
+    """Write adapters, each into a separate folder that PEFT can load.
 
     Args:
         directory: A saved directory.
-        adapters: By name.
+        adapters: Adapters by name.
     """
     for name, folder in folders(adapters).items():
         (directory / folder).mkdir(parents=True, exist_ok=True)
@@ -90,14 +90,14 @@ def read(directory: Path, found: Mapping[str, str]) -> dict[str, SavedAdapter]:
         return {}
     path = directory / prompt_folder.TENSOR_FILE
     tensors, metadata = read_tensors(path)
-    if METADATA_KEY not in metadata:  # of an earlier version
+    if METADATA_KEY not in metadata:  # written by an earlier version
         return {name: _read_folder(directory / folder) for name, folder in found.items()}
     described = parse_json(metadata[METADATA_KEY], path)
     return {name: _unpack(name, described.get(name), tensors, path) for name in found}
 
 
 def _check_folder(name: str, folder: str, directory: Path) -> None:
-    """Refuse a folder of another name, and a name that leads out of the directory, on any system."""
+    """Refuse a folder with an unexpected name, and a name that leads out of the directory on any system."""
     if folder != f"{FOLDER}/{name}" or name in ("", ".", "..") or {"/", "\\"} & {*name}:
         raise CheckpointError(
             f"the index of {directory} has the adapter {name!r} in {folder!r}; expected {FOLDER}/<name>"
@@ -111,12 +111,12 @@ def _read_folder(folder: Path) -> SavedAdapter:
 
 
 class Described(TypedDict):
-    """What the header says of an adapter."""
+    """The header's entry for an adapter."""
 
     config: dict[str, Any]
     """PEFT's config."""
     tensors: dict[str, str]
-    """PEFT's names of the tensors to those in the file."""
+    """Maps PEFT's names of the tensors to those in the file."""
 
 
 def _unpack(name: str, described: Any, tensors: Mapping[str, Tensor], path: Path) -> SavedAdapter:

@@ -1,7 +1,7 @@
-"""PEFT's adapters on the base model, such as LoRA: they train, save and switch off alongside the prompts.
+"""PEFT adapters on the base model, such as LoRA, trained, saved and switched off alongside the prompts.
 
-PEFT is imported only by whoever has such an adapter. An adapter is injected into the layers of the user's model; a
-`PeftModel` is a wrapper around that model. Prompts go into the model, and the wrapper stays as it is.
+PEFT is imported only if there is such an adapter. An adapter is injected into the layers of the user's model; a
+`PeftModel` is a wrapper around that model. Prompts go into the model, and the wrapper is left as it is.
 """
 
 import contextlib
@@ -31,17 +31,17 @@ from softprompt_zoo.files.weight_adapter_files import FOLDER, SavedAdapter
 from softprompt_zoo.prompt.task_heads import find_heads, task_head
 
 WRAPPED = "base_model.model."
-"""What PEFT puts in front of the names of the model inside."""
+"""PEFT's prefix for the names of the model inside."""
 
 
 @contextlib.contextmanager
 def out_of_reach(model: nn.Module) -> Iterator[None]:
-    """Hide a prompted model's prompts, so that an adapter that is put on neither enters nor freezes them."""
+    """Hide a prompted model's prompts, so that adding an adapter neither injects it into them nor freezes them."""
     prompts: Any = model._modules.pop("prompts")
     stacks: Any = model._softprompt_stacks
     try:
         yield
-        heads = find_heads(model, [stack.module for stack in stacks.values()])  # they may be other modules now
+        heads = find_heads(model, [stack.module for stack in stacks.values()])  # the adapter may have replaced them
         inside = dataclasses.replace(prompts.backbone.inside, task_head=task_head(model, heads), heads=heads)
         prompts.backbone = dataclasses.replace(prompts.backbone, inside=inside)
     finally:
@@ -53,14 +53,14 @@ def collect(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Sa
 
     Args:
         model: The model inside.
-        state_dict: Its state, where the caller gathered it from several devices.
+        state_dict: Its state, if the caller gathered it from several devices.
 
     Returns:
         The adapters by name, the active one last.
     """
     active = {name for _, layer in adapter_layers(model) for name in layer.active_adapters}
     state = _own_state(model, state_dict)
-    # PEFT activates the one that is put on last.
+    # PEFT activates the one that is added last.
     return {name: _collected(model, state, name) for name in sorted(adapter_names(model), key=active.__contains__)}
 
 
@@ -74,16 +74,16 @@ def _collected(model: Any, state: Mapping[str, Tensor], name: str) -> SavedAdapt
 
 
 def check(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path) -> None:
-    """Refuse saved adapters that do not fit a model. Nothing is changed, and no room is taken.
+    """Refuse saved adapters that do not fit a model. Nothing is changed, and no memory is allocated.
 
     Args:
         model: The model inside; it may have adapters of these names.
         adapters: From `read`.
-        directory: Where they come from, for the message.
+        directory: The folder they come from, for the message.
 
     Raises:
-        UnsupportedError: If PEFT is not installed or transformers takes none of its adapters, or an adapter asks for
-            what is not done for a file.
+        UnsupportedError: If PEFT is not installed or transformers does not accept its adapters, or an adapter requires
+            what is not supported from a file.
         CheckpointError: If PEFT does not know the adapter.
         BackboneMismatchError: If the tensors are not those of such an adapter on this model.
     """
@@ -101,7 +101,7 @@ def check(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path) -> 
 
 
 class _Skeleton:
-    """A copy of a model without numbers, made when it is needed, on which adapters are tried."""
+    """A copy of a model without values, made on first use, on which adapters are tried."""
 
     def __init__(self, model: Any) -> None:
         self.like = model
@@ -112,7 +112,7 @@ class _Skeleton:
             return _original_class(self.like)(self.like.config)
 
     def shapes(self, name: str, adapter: SavedAdapter, folder: Path) -> dict[str, tuple[int, ...]]:
-        """Return the shapes that the tensors of such an adapter have on this model."""
+        """Return the expected shapes of an adapter's tensors on this model."""
         config = _config(adapter, folder)
         check_peft_version(f"the adapter in {folder}")
         try:
@@ -125,13 +125,13 @@ class _Skeleton:
 
 
 def put(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path, trainable: bool) -> None:
-    """Put saved adapters on a model; those that it has already get the saved numbers.
+    """Add saved adapters to a model; existing ones get the saved values.
 
     Args:
         model: The model inside. Changed in place.
-        adapters: Checked ones.
-        directory: Where they come from.
-        trainable: Whether they can be trained on. What was there keeps its `requires_grad`.
+        adapters: Adapters that passed `check`.
+        directory: The folder they come from.
+        trainable: Whether their training can continue. Existing parameters keep their `requires_grad`.
 
     Raises:
         CheckpointError: If PEFT fails. The model is left changed; see `taken_off_on_error`.
@@ -146,7 +146,7 @@ def put(model: Any, adapters: Mapping[str, SavedAdapter], directory: Path, train
 
 @contextlib.contextmanager
 def _same_gradients(model: Any) -> Iterator[None]:
-    """Leave what was trainable trainable, and the rest frozen: PEFT freezes all but the adapter it has put on."""
+    """Preserve every parameter's `requires_grad`: PEFT freezes all but the adapter that it adds."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     yield
     for parameter, required_grad in before:
@@ -171,13 +171,13 @@ def _put_one(model: Any, name: str, adapter: SavedAdapter, folder: Path) -> None
 
 @contextlib.contextmanager
 def taken_off_on_error(model: Any, adapters: Mapping[str, SavedAdapter]) -> Iterator[None]:
-    """Let a model be as it was, bit for bit, if what puts adapters on it, or comes after it, fails.
+    """Restore a model bit for bit if adding adapters, or what follows in the block, fails.
 
     Args:
         model: The model inside.
-        adapters: What is put on it within the block.
+        adapters: The adapters added within the block.
     """
-    # PEFT writes into parameters of the base, too, such as biases.
+    # PEFT also writes into parameters of the base, such as biases.
     named = {original_name(key) for adapter in adapters.values() for key in _inside(adapter.tensors)}
     written = [p for name, p in model.named_parameters(remove_duplicate=False) if original_name(name) in named]
     with restored_on_error(model, [*written, *_parameters_of(model, adapters)]):
@@ -185,7 +185,7 @@ def taken_off_on_error(model: Any, adapters: Mapping[str, SavedAdapter]) -> Iter
 
 
 def _own_state(model: Any, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Return a model's state without its prompts: PEFT goes by parts of names, such as "bias"."""
+    """Return a model's state without its prompts: PEFT matches parts of names, such as "bias"."""
     found = model.state_dict() if state_dict is None else state_dict
     return {key: tensor for key, tensor in found.items() if not key.startswith(prompt_folder.KEY_PREFIX)}
 
@@ -210,7 +210,7 @@ def _config(adapter: SavedAdapter, folder: Path) -> Any:
 
 
 def _without_start(config: Any) -> None:
-    """Let a config make no start values: some are computed from weights, of which a skeleton has none."""
+    """Turn off a config's start values: some are computed from weights, which a skeleton lacks."""
     for name in ("init_lora_weights", "init_weights"):
         if isinstance(getattr(config, name, None), str):
             setattr(config, name, True)

@@ -1,4 +1,4 @@
-"""Tensors, JSON and bytes written so that a crash leaves the old file or the new one."""
+"""Writing tensors, JSON and bytes so that a crash leaves either the old file or the new one."""
 
 import contextlib
 import glob
@@ -18,24 +18,24 @@ from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import damage
 
 ORPHANED_SECONDS = 3600
-"""Age of a temporary file that nobody writes any more: a file is moved to its place as soon as it is written."""
+"""Age at which a temporary file is abandoned: files are moved into place as soon as they are written."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file next to its place and move it there.
+    """Write a temporary file and move it into place.
 
     Args:
-        path: Where it goes; an existing file is replaced.
-        content: All of it.
+        path: The final path; an existing file is replaced.
+        content: The whole content.
     """
     replace_files({path: content})
 
 
 def replace_files(contents: Mapping[Path, bytes], removed_first: Sequence[Path] = ()) -> None:
-    """Write files next to their places, and move them there when all are written: a full disk changes nothing.
+    """Write temporary files, and move them into place once all are written: a full disk changes nothing.
 
     Args:
-        contents: By place, in the order in which they are moved; existing files are replaced.
+        contents: Contents by path, in the order in which they are moved; existing files are replaced.
         removed_first: Files that are removed before the first one is moved.
     """
     temporaries = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for path in contents}
@@ -53,38 +53,38 @@ def replace_files(contents: Mapping[Path, bytes], removed_first: Sequence[Path] 
 
 
 def _write_new(path: Path, content: bytes, place: Path) -> None:
-    """Write a file that is not there, for a place, down to the disk."""
+    """Write a new file for a final place, and flush it to disk."""
     try:
-        # The process' umask acts on the mode, as on that of any new file.
+        # The process's umask applies to the mode, as for any new file.
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        if error.errno and not error.filename:  # a full disk names none
+        if error.errno and not error.filename:  # a full disk: no name is given
             error.filename = str(place)
         raise
 
 
 def temporaries_of(path: Path) -> list[Path]:
-    """Return what killed processes, or writing ones, have next to a file's place."""
+    """Return the temporary files of killed or writing processes next to a path."""
     named = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
     return [found for found in path.parent.glob(f".{glob.escape(path.name)}.*") if named.fullmatch(found.name)]
 
 
 def _remove_orphans(path: Path) -> None:
     for found in temporaries_of(path):
-        with contextlib.suppress(OSError):  # somebody else removes it, or may not be hindered
+        with contextlib.suppress(OSError):  # someone else removed it, or we lack permission
             if found.stat().st_mtime < time.time() - ORPHANED_SECONDS:
                 found.unlink()
 
 
 def make_directory(directory: str | os.PathLike[str]) -> Path:
-    """Make a directory if it is missing.
+    """Create a directory if it is missing.
 
     Args:
-        directory: Where.
+        directory: The directory.
 
     Returns:
         Its path.
@@ -103,21 +103,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write a safetensors file.
 
     Args:
-        path: Where it goes.
-        tensors: Named tensors; copied to the CPU, not changed.
-        metadata: Text stored in its header.
+        path: The file.
+        tensors: Tensors by name; copied to the CPU, not changed.
+        metadata: Strings stored in its header.
     """
     write_atomically(path, tensor_bytes(tensors, metadata))
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the content of a safetensors file; arguments as of `write_tensors`."""
+    """Return the content of a safetensors file; arguments as in `write_tensors`."""
     plain: dict[str, Tensor] = {}
     written = set()
     for name, tensor in tensors.items():
         plain[name] = tensor.detach().cpu().contiguous()
         memory = plain[name].untyped_storage().data_ptr()
-        if memory in written:  # safetensors takes no two tensors of one memory
+        if memory in written:  # safetensors refuses tensors that share memory
             plain[name] = plain[name].clone()
         written.add(memory)
     texts = {"format": "pt", **metadata}

@@ -39,11 +39,11 @@ def test_a_prompt_is_used_by_name(place, hub, tmp_path):
 
 def test_what_is_not_there_is_said_before_a_model_is_read(place, hub):
     for command, *texts in (("generate", "w1"), ("evaluate",), ("inspect",)):
-        assert "you can see no repository of that name" in refusal(command, "no/model", "me/nothing", *texts)
+        assert "you have access to no repository of that name" in refusal(command, "no/model", "me/nothing", *texts)
     assert "has no revision 'v3'; expected one of main, v2" in refusal(
         "generate", place / "model", "me/guide", "w1", "--revision", "v3"
     )
-    assert "is a folder here, which has none" in refusal(
+    assert "is a local folder, which has none" in refusal(
         "generate", place / "model", place / "run", "w1", "--revision", "v2"
     )
 
@@ -52,7 +52,7 @@ def test_a_model_that_cannot_be_fetched_is_named(place, hub, monkeypatch):
     def train(name):
         return refusal("train", name, "prefix", "--data", place / "data.jsonl", "--output", place / "never")
 
-    assert "'no/model' is no folder here, and you can see no repository of that name" in train("no/model")
+    assert "'no/model' is not a local folder, and you have access to no repository of that name" in train("no/model")
     hub.create("me/empty")
     assert "'me/empty' cannot be fetched" in train("me/empty")
     files = {path.name: path.read_bytes() for path in (place / "model").iterdir()}
@@ -60,7 +60,7 @@ def test_a_model_that_cannot_be_fetched_is_named(place, hub, monkeypatch):
     hub.gated.add("me/gated")
     assert "'me/gated' is gated on the Hugging Face Hub: ask for access" in train("me/gated")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "lacks its config.json; HF_HUB_OFFLINE is set: unset it, or fetch it" in train("no/model")
+    assert "lacks its config.json; HF_HUB_OFFLINE is set: unset it, or download it" in train("no/model")
     assert not (place / "never").exists()
 
 

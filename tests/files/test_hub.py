@@ -83,11 +83,11 @@ def test_a_folder_of_that_name_wins(hub, model, tmp_path, monkeypatch):
     saved(model, tmp_path / "me" / "prompt")
     assert same(model, zoo.load(tiny_model("llama"), "me/prompt"))
     assert hub.requests == []
-    refused(r"revision is 'main', and 'me/prompt' is a folder here", "me/prompt", revision="main", error=ValueError)
+    refused(r"revision is 'main', but 'me/prompt' is a local folder", "me/prompt", revision="main", error=ValueError)
 
 
 def test_what_cannot_be_fetched(hub, files, monkeypatch):
-    refused(r"'me/nothing' is no folder here, and you can see no repository .* hf auth login", "me/nothing")
+    refused(r"'me/nothing' is not a local folder, and you have access to no repository .* hf auth login", "me/nothing")
     hub.create("me/model", {"config.json": b"{}", "model.safetensors": b"weights"})
     refused(r"'me/model' on the Hugging Face Hub holds no prompt: it has none of softprompt_zoo\.json", "me/model")
     assert not [path for _, path in hub.requests if path.endswith("model.safetensors")]
@@ -127,7 +127,8 @@ def test_without_a_network_the_cache_is_used_and_what_is_missing_is_said(hub, mo
             assert same(model, zoo.load(tiny_model("llama"), "me/prompt"))
             why = "HF_HUB_OFFLINE is set.*hf download me/other$" if value is True else "9 cannot be reached"
             refused(
-                rf"'me/other' is no folder here, and the cache .* lacks its softprompt_zoo\.json or .*{why}", "me/other"
+                rf"'me/other' is not a local folder, and the cache .* lacks its softprompt_zoo\.json or .*{why}",
+                "me/other",
             )
             why = "while HF_HUB_OFFLINE is set" if value is True else ".*9 cannot be reached .*check the network"
             with pytest.raises(zoo.HubError, match=f"'me/prompt' cannot be pushed.*{why}"):

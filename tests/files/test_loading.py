@@ -90,7 +90,7 @@ def test_names_that_do_not_fit_are_refused_and_change_nothing(tmp_path):
 @pytest.mark.parametrize("directory", [None, 1.5, ["a"], torch.zeros(2)])
 def test_what_is_no_path_is_told(directory):
     model = tiny_model("llama")
-    with pytest.raises(TypeError, match=r"^the directory is .*expected a path, as text or Path$"):
+    with pytest.raises(TypeError, match=r"^the directory is .*expected a path, as a string or Path$"):
         zoo.load(model, directory)
     assert not hasattr(model, "prompts")
 

@@ -173,7 +173,9 @@ def test_a_wrapper_of_another_version_is_warned_of(save_halved, tmp_path, monkey
     monkeypatch.setattr(prompt_folder, "read", with_the_wrapper_of(prompt_folder.read, "noises", "0.9"))
     zoo.register(types.SimpleNamespace(build_virtual_tokens=build_virtual_tokens), "halve")
     try:
-        with pytest.warns(UserWarning, match="the wrapper 'halve' of noises 0.9, and runs with that of zoo.register;"):
+        with pytest.warns(
+            UserWarning, match="the wrapper 'halve' of noises 0.9, and now runs with that of zoo.register;"
+        ):
             logits(tmp_path)
     finally:
         zoo.unregister("halve")

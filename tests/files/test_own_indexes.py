@@ -218,7 +218,7 @@ def test_a_huge_json_is_not_read(folders, tmp_path):
     shutil.copytree(folders / "native", tmp_path / "bad")
     with open(tmp_path / "bad" / "softprompt_zoo.json", "r+b") as file:
         file.truncate(2**40)  # a sparse file of no size on the disk
-    check_refused(tmp_path / "bad", "bytes; no JSON of a prompt is larger", "softprompt_zoo.json")
+    check_refused(tmp_path / "bad", "bytes; a prompt's JSON files have at most", "softprompt_zoo.json")
 
 
 @pytest.mark.parametrize("path", ["x" * 5000, "a/" * 3000, "with\0zero"])

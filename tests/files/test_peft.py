@@ -138,7 +138,7 @@ def test_export_refuses_what_peft_cannot_hold(tmp_path):
         (three_sites, "'encoder', 'cross'"),
         (always, "always_visible"),
         (no_cache, "past_key_values"),
-        (two, "holds one prompt, 2 are active"),
+        (two, "holds one prompt, but 2 are active"),
     ):
         folder = tmp_path / str(id(model))
         with pytest.raises(zoo.UnsupportedError, match=reason):

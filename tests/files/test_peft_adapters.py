@@ -204,7 +204,7 @@ def test_a_prompt_of_pefts_own_is_refused():
 def test_tasks_through_the_wrapper_are_refused_and_work_inside():
     model = zoo.get_method("multitask_prompt_tuning")(lora().eval(), num_tasks=2, num_virtual_tokens=3)
     task = torch.tensor([1])
-    with pytest.raises(zoo.UnsupportedError, match="does not hand task_ids on"):
+    with pytest.raises(zoo.UnsupportedError, match="does not pass task_ids on"):
         model(input_ids=TEXT, task_ids=task)
     assert run(inside(model), task_ids=task).shape[1] == TEXT.shape[1]
 

@@ -121,10 +121,13 @@ def test_files_that_torch_save_does_not_write_are_refused(change, reason, folder
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ([1, 2], "holds list in place of"),
-        ({"prompt_embeddings": 3}, "holds at 'prompt_embeddings' something else"),
-        ({"prompt_embeddings": torch.zeros(1).expand(10**6, 10**6)}, "something else than a dense tensor that it has"),
-        ({f"key{i}": torch.zeros(10**4).expand(9, -1) for i in range(3)}, "that it has the numbers of"),
+        ([1, 2], "holds list instead of"),
+        ({"prompt_embeddings": 3}, "holds at 'prompt_embeddings' something other than"),
+        (
+            {"prompt_embeddings": torch.zeros(1).expand(10**6, 10**6)},
+            "something other than a dense tensor whose numbers it has",
+        ),
+        ({f"key{i}": torch.zeros(10**4).expand(9, -1) for i in range(3)}, "whose numbers it has"),
         ({"prompt_embeddings": torch.eye(3).to_sparse()}, "is pickled and names 'torch._utils _rebuild_sparse_tensor'"),
         ({"prompt_embeddings": torch.nn.Linear(2, 2)}, "names 'torch.nn.modules.linear Linear'"),
         ({"prompt_embeddings": bytearray(9)}, "names '__builtin__ bytearray'"),
@@ -144,7 +147,7 @@ def test_older_forms_are_refused_with_how_to_convert(folder):
 
 def test_a_folder_without_numbers_names_both_files(folder):
     (folder / "adapter_model.safetensors").unlink()
-    refused(folder, "has neither adapter_model.safetensors nor adapter_model.bin; copy it there")
+    refused(folder, "has neither adapter_model.safetensors nor adapter_model.bin; copy one of them there")
 
 
 def test_safetensors_win_where_both_are_there(folder):

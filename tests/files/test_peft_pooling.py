@@ -62,7 +62,7 @@ def test_the_head_reads_a_virtual_token_as_in_peft(architecture, kind, tmp_path)
 
 def test_without_it_the_text_is_pooled_and_a_warning_says_so(tmp_path):
     wrapped = theirs("bert", "prompt_tuning", tmp_path)
-    with pytest.warns(UserWarning, match=r"differ from PEFT's; zoo.load\(…, pools_prompt=True\) does as PEFT"):
+    with pytest.warns(UserWarning, match=r"differ from PEFT's; zoo.load\(…, pools_prompt=True\) does what PEFT does"):
         model = zoo.load(classifier("sequence", "bert"), tmp_path)
     assert not torch.allclose(logits(model, TEXT), run_theirs(wrapped, TEXT), atol=1e-3)
 
@@ -123,10 +123,10 @@ def test_it_is_refused_where_no_head_would_read_a_virtual_token(tmp_path):
         assert not hasattr(model, "prompts")
     config = peft.PromptTuningConfig(num_virtual_tokens=4, task_type="TOKEN_CLS")
     peft.get_peft_model(classifier("token", "bert"), config).save_pretrained(tmp_path / "token")
-    with pytest.raises(zoo.UnsupportedError, match="of PEFT's task 'TOKEN_CLS': it is for SEQ_CLS alone"):
+    with pytest.raises(zoo.UnsupportedError, match="has PEFT's task 'TOKEN_CLS': it is only for SEQ_CLS"):
         zoo.load(classifier("token", "bert"), tmp_path / "token", pools_prompt=True)
     zoo.get_method("prompt_tuning")(classifier("sequence", "bert")).save_pretrained(tmp_path / "ours")
-    with pytest.raises(ValueError, match="pools_prompt is True, which is for PEFT's adapters"):
+    with pytest.raises(ValueError, match="pools_prompt is True, which is only for PEFT adapters"):
         zoo.load(classifier("sequence", "bert"), tmp_path / "ours", pools_prompt=True)
 
 

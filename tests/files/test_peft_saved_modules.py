@@ -156,7 +156,7 @@ def test_other_weights_of_the_model_are_refused_with_what_to_do(tmp_path):
     trained_in_peft(base("llama"), "prefix", ["q_proj"]).save_pretrained(tmp_path / "layers")
     for model, folder, reason in (
         (base("llama"), "theirs", r"'model.embed_tokens.weight' \(102, 32\).*model.resize_token_embeddings\(102\)"),
-        (resized(tmp_path / "base", seed=5), "theirs", "with other numbers than this model's.*get_parameter"),
+        (resized(tmp_path / "base", seed=5), "theirs", "with values that differ from this model's.*get_parameter"),
         (base("llama"), "table", "'model.embed_tokens.weight' of the model it was trained on"),
         (base("llama"), "layers", "'model.layers.0.self_attn.q_proj.weight' of the model it was trained on"),
     ):

@@ -136,7 +136,7 @@ def test_peft_need_not_be_installed(tmp_path, monkeypatch):
 
 def test_active_names_that_are_not_there_are_refused(saved):
     _change_index(saved, lambda index: index.update(active=["gone"]))
-    refused(saved, zoo.CheckpointError, "says that 'gone' is active, and holds no such prompt")
+    refused(saved, zoo.CheckpointError, "says that 'gone' is active, but holds no such prompt")
 
 
 def test_merged_prompts_save_and_load(tmp_path):
@@ -177,7 +177,7 @@ def test_truncated_files(saved, name, keep):
 
 
 def test_missing_files_and_folders(saved, tmp_path):
-    refused(tmp_path / "nowhere", zoo.CheckpointError, "nowhere is not a folder; expected what save_pretrained wrote")
+    refused(tmp_path / "nowhere", zoo.CheckpointError, "nowhere is not a folder; expected one written by save_")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", zoo.CheckpointError, "neither softprompt_zoo.json nor adapter_config.json")
     (saved / "model.safetensors").unlink()
@@ -191,7 +191,11 @@ def test_foreign_and_mislabelled_tensors(saved):
     index, _ = _index(prompted())
     renamed = {key.replace(".default.", ".other."): tensor for key, tensor in tensors.items()}
     prompt_folder.write(saved, index, renamed)
-    refused(saved, zoo.CheckpointError, r"holds the tensor 'prompts.other.+' of no prompt in its index \(default\)")
+    refused(
+        saved,
+        zoo.CheckpointError,
+        r"holds the tensor 'prompts.other.+', which belongs to no prompt in its index \(default\)",
+    )
     prompt_folder.write(saved, index, {})
     refused(saved, zoo.CheckpointError, r"tensor 'learned.+' is missing; expected shape \(4, 64\)")
     prompt_folder.write(saved, index, {key: tensor[:2] for key, tensor in tensors.items()})

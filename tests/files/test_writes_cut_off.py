@@ -224,7 +224,7 @@ def test_more_rows_than_the_config_says_are_refused(tmp_path):
     own.save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(path.read_text().replace('"num_virtual_tokens": 4', '"num_virtual_tokens": 3'))
-    with pytest.raises(zoo.CheckpointError, match="says 3 virtual tokens, its tensor has 4"):
+    with pytest.raises(zoo.CheckpointError, match="says 3 virtual tokens, but its tensor has 4"):
         zoo.load(tiny_model("llama"), tmp_path)
 
 

@@ -414,7 +414,7 @@ def test_other_methods_do_not_start_from_all_tasks_at_once():
             ValueError,
             "but init is 'random'; give a prompt or a saved fold",
         ),
-        ({"teacher": "given"}, ValueError, "teacher is 'given', which only a saved prompt says of itself"),
+        ({"teacher": "given"}, ValueError, "teacher is 'given', which only saved prompts may have"),
         ({"distillation": -0.1}, ValueError, "distillation is -0.1; expected a number of at least 0"),
         ({"temperature": 0}, ValueError, "temperature is 0; expected a number above 0"),
         ({"temperature": float("inf")}, ValueError, "temperature is inf"),

@@ -225,7 +225,7 @@ def test_gated_tokens_are_refused():
 
 def test_two_active_prompts_are_told_of_the_fold(tmp_path):
     subject = three("llama")
-    with pytest.raises(zoo.UnsupportedError, match=r"holds one prompt, 3 are active .*zoo\.fold"):
+    with pytest.raises(zoo.UnsupportedError, match=r"holds one prompt, but 3 are active .*zoo\.fold"):
         zoo.export(subject.model, tmp_path, to="peft")
     with pytest.raises(zoo.UnsupportedError, match=r"holds one prompt, but name has 2; .*zoo\.fold"):
         zoo.export(subject.model, tmp_path, to="peft", name=["words", "net"])

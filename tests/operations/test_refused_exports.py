@@ -20,7 +20,7 @@ def test_a_prompt_that_no_chat_could_name_is_refused(tmp_path, name):
     model = prompted()
     model.prompts.add(name, "prompt_tuning", num_virtual_tokens=2)
     for names in (name, ["alice", name]):
-        refused(model, tmp_path, zoo.UnsupportedError, f"named '{name}' could not be asked for", name=names)
+        refused(model, tmp_path, zoo.UnsupportedError, f"named '{name}' could not be selected", name=names)
 
 
 def test_a_prompt_that_no_chat_could_name_is_refused_in_an_earlier_export(tmp_path):
@@ -29,12 +29,12 @@ def test_a_prompt_that_no_chat_could_name_is_refused_in_an_earlier_export(tmp_pa
     words.chat_template = words.chat_template.replace('"alice": ', '"auto": ')
     served = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
     zoo.get_method("prompt_tuning")(served, "carol", num_virtual_tokens=2)
-    refused(served, tmp_path, zoo.UnsupportedError, "named 'auto' could not be asked for", tokenizer=words)
+    refused(served, tmp_path, zoo.UnsupportedError, "named 'auto' could not be selected", tokenizer=words)
 
 
 def test_a_template_with_a_variable_of_that_name_is_refused(tmp_path):
     own = tokenizer(template="{{ soft_prompt }}" + TEMPLATE)
-    with pytest.raises(zoo.UnsupportedError, match="has a variable 'soft_prompt' of its own"):
+    with pytest.raises(zoo.UnsupportedError, match="already has a variable 'soft_prompt'"):
         export(prompted(), tmp_path / "out", tokenizer=own)
     assert not (tmp_path / "out").exists()
 

@@ -134,6 +134,6 @@ def test_a_net_of_a_width_needs_a_net(method):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_saved_configs_placeholder_is_no_start(device):
     model = tiny_model("llama").to(device)
-    with pytest.raises(ValueError, match="init is 'given', which only a saved prompt says of itself"):
+    with pytest.raises(ValueError, match="init is 'given', which only saved prompts may have"):
         zoo.get_method("prompt")(model, init="given")
     assert not hasattr(model, "prompts")

@@ -1,1 +1,1 @@
-"""The card of saved prompts: `README.md` in the form of the Hugging Face Hub, until its user changes it."""
+"""The card of saved prompts: a Hugging Face Hub `README.md`, maintained until the user changes it."""

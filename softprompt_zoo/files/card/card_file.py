@@ -1,4 +1,4 @@
-"""A card as a file: it ends in a mark with its checksum, by which one that a user has written or changed is told."""
+"""A card as a file: it ends in a mark with its checksum, which tells ours from one that a user wrote or changed."""
 
 import re
 import zlib
@@ -10,22 +10,22 @@ from softprompt_zoo.files.writing import write_atomically
 
 NAME = "README.md"
 PLACE = "path/or/name-of-this-prompt"
-"""Stands for the folder or repository until it is pushed to one."""
+"""Placeholder for the folder or repository until the card is pushed to one."""
 MOST_BYTES = 2**20
-"""Of a file that may be a card of ours. Our choice."""
+"""Maximum size of a card of ours, in bytes. Our choice."""
 USE = "## Use\n"
-"""The heading in front of which the sections of a run go."""
+"""The heading before which the sections of a run are inserted."""
 MARK = "<!-- softprompt-zoo writes this card until you change it: {} -->\n"
 MARKED = re.compile(re.escape(MARK).replace(r"\{\}", "([0-9a-f]{8})"))
 
 
 def marked(content: str) -> str:
-    """Return a card with the mark that it is ours at its end; `content` ends in a line feed."""
+    """Append the mark that the card is ours; `content` ends in a line feed."""
     return content + MARK.format(_checksum(content))
 
 
 def is_generated(text: str) -> bool:
-    """Return whether a card is as we have written it."""
+    """Return whether a card is unchanged since we wrote it."""
     content, mark = _split(text)
     found = MARKED.fullmatch(mark)
     return found is not None and found[1] == _checksum(content)
@@ -38,7 +38,7 @@ def read(directory: Path) -> str | None:
         directory: The folder.
 
     Returns:
-        The text, the user's or ours; `None` if there is none that can be read.
+        The text, the user's or ours; `None` if there is no readable card.
     """
     path = directory / NAME
     try:
@@ -49,10 +49,10 @@ def read(directory: Path) -> str | None:
 
 
 def write(directory: Path, content: str) -> None:
-    """Write a card, unless there is something of the user's in its place.
+    """Write a card, unless the user has one in its place.
 
     Args:
-        directory: Where to; it must exist.
+        directory: The folder to write to; it must exist.
         content: The card, without the mark.
     """
     path = directory / NAME
@@ -64,13 +64,13 @@ def write(directory: Path, content: str) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Remove a card of ours; a user's stays."""
+    """Remove a card of ours; keep a user's."""
     if is_generated(read(directory) or ""):
         (directory / NAME).unlink()
 
 
 def named(text: str, repository: str) -> str:
-    """Return a card that says where it lies; one that the user has changed as it is.
+    """Insert the repository's name into a card; return one that the user has changed as it is.
 
     Args:
         text: The card.
@@ -87,16 +87,16 @@ def field(text: str, name: str) -> Any:
 
 
 def tagged(text: str, tags: Sequence[str]) -> str:
-    """Return a card of ours with more tags; one that the user has changed as it is."""
+    """Add tags to a card of ours; return one that the user has changed as it is."""
     return marked(changed(text, tags=tags)) if tags and is_generated(text) else text
 
 
 def changed(text: str, sections: Sequence[str] = (), tags: Sequence[str] = (), **fields: Any) -> str:
-    """Return the content of a card of ours with more in it.
+    """Return the content of a card of ours with additions.
 
     Args:
         text: The card, as it was read.
-        sections: Sections to put in front of the one on how it is used.
+        sections: Sections to insert before the one on usage.
         tags: Tags to add.
         **fields: Fields of huggingface_hub's `ModelCardData`.
 
@@ -115,7 +115,7 @@ def changed(text: str, sections: Sequence[str] = (), tags: Sequence[str] = (), *
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Split a card into its content and what may be the mark."""
+    """Split a card into its content and what may be its mark."""
     content, newline, last = text.removesuffix("\n").rpartition("\n")
     return content + newline, f"{last}\n"
 

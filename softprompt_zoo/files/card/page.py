@@ -1,4 +1,4 @@
-"""What a card says of saved prompts: what they are for, how they were made, and how they are loaded."""
+"""The content of a card: what the saved prompts are for, how they were made, and how to load them."""
 
 import dataclasses
 import os
@@ -14,28 +14,28 @@ from softprompt_zoo.prompt.prompt_set import PromptSet
 
 LIBRARY = "softprompt-zoo"
 LONGEST_VALUE = 200
-"""Characters of an option's value. Our choice."""
+"""Maximum number of characters of an option's value. Our choice."""
 PIPELINES = {
     "CAUSAL_LM": "text-generation",
     "SEQ_CLS": "text-classification",
     "TOKEN_CLS": "token-classification",
     "QUESTION_ANS": "question-answering",
 }
-"""PEFT's name of a task to the hub's, where a model for it does one thing."""
+"""Maps PEFT's name of a task to the hub's, for tasks that correspond to a single one there."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What was saved."""
+    """The saved prompts to describe."""
 
     own: PromptSet
     """The model's prompts."""
     names: Sequence[str]
-    """Those that were saved."""
+    """Names of those that were saved."""
     active: Sequence[str]
-    """Those that are active when they are loaded."""
+    """Names of those that are active after loading."""
     adapters: Sequence[str]
-    """PEFT's adapters that were saved with them."""
+    """Names of the PEFT adapters that were saved with them."""
     not_for_peft: str | None
     """Why PEFT cannot load the active one; `None` if it can."""
 
@@ -55,10 +55,10 @@ def page(saved: Described) -> str:
 
 
 def hub_name(name: str | None) -> str | None:
-    """Return what a model is called on the hub; `None` for a folder, whose path is nobody else's business.
+    """Return a model's name on the hub; `None` for a folder, whose path is private.
 
     Args:
-        name: What the model was loaded from.
+        name: Name or path that the model was loaded from.
     """
     embedded = {str(cache_folder() / f"{one.name}-{one.version}"): one.hub_id for one in EMBEDDED_MODELS.values()}
     if name in embedded:
@@ -93,7 +93,7 @@ def _head(saved: Described, base: str | None) -> str:
     prompts = "A soft prompt" if len(saved.names) == 1 else f"{len(saved.names)} soft prompts"
     return (
         f"# {prompts} for {base or saved.own.architecture}\n\n"
-        f"{prompts} for {model}, made with softprompt_zoo. The model is frozen, and its weights are not here.\n\n"
+        f"{prompts} for {model}, made with softprompt_zoo. The model is frozen; its weights are not included.\n\n"
         "The author has not chosen a license; to choose one, add `license:` to the top of this file.\n"
     )
 
@@ -117,7 +117,7 @@ def _prompts(saved: Described) -> str:
 
 
 def _options(prompt: Prompt) -> list[str]:
-    """List what the user chose, but for what is as it is by default."""
+    """List the options that differ from their defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(prompt.config)}
     chosen = {name: value for name, value in prompt.config.to_dict().items() if value != defaults.get(name)}
     lines = [f"- {name}: `{value!r:.{LONGEST_VALUE}}`" for name, value in chosen.items()]

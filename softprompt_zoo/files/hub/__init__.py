@@ -1,1 +1,1 @@
-"""Saved prompts on the Hugging Face Hub: fetched by the name of their repository, and put there."""
+"""Saved prompts on the Hugging Face Hub: fetched by the name of their repository, and pushed."""

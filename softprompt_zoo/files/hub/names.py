@@ -1,13 +1,13 @@
-"""What may be the name of a repository on the Hugging Face Hub."""
+"""Names of repositories on the Hugging Face Hub."""
 
 import re
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-"""What repositories are called."""
+"""The form of a repository's name."""
 LONGEST = 96
-"""Characters of such a name, huggingface_hub's `validate_repo_id` says."""
+"""Maximum number of characters in such a name, from huggingface_hub's `validate_repo_id`."""
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether a text may be the name of a repository, and not a path such as `./a`."""
+    """Return whether a string may be the name of a repository rather than a path such as `./a`."""
     return len(name) <= LONGEST and bool(HUB_NAME.fullmatch(name)) and not {".", ".."} & {*name.split("/")}

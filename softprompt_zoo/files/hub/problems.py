@@ -1,4 +1,4 @@
-"""What the Hugging Face Hub refuses, in words that say what to do."""
+"""Refusals of the Hugging Face Hub, as messages that say what to do."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,22 +16,22 @@ from huggingface_hub.errors import (
 from softprompt_zoo.errors import HubError
 
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
-"""What the HTTP client raises where no answer came; which client that is depends on huggingface_hub's version."""
+"""Error of the HTTP client if there is no answer; the client depends on huggingface_hub's version."""
 LOG_IN = "give token=…, or run: hf auth login"
 
 
 @contextlib.contextmanager
 def reading(name: str, revision: str | None, token: str | bool | None, files: list[str]) -> Iterator[None]:
-    """Say in our words why a repository cannot be read.
+    """Translate the errors of reading a repository.
 
     Args:
         name: The repository.
-        revision: The revision that was asked for.
-        token: What the user is known by.
-        files: What is needed of it.
+        revision: The requested revision.
+        token: The user's access token.
+        files: The files needed from it.
 
     Raises:
-        HubError: If it cannot.
+        HubError: If it cannot be read.
     """
     try:
         yield
@@ -40,7 +40,7 @@ def reading(name: str, revision: str | None, token: str | bool | None, files: li
             f"{name!r} on the Hugging Face Hub has no revision {revision!r}; expected {_revisions(name, token)}"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        # Where the hub refused, the cache was only searched because of its answer.
+        # If the hub refused, the cache was searched only because of its answer.
         refused = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else None
         why = _unreachable(name, revision, files, error) if refused is None else _unanswered(name, refused)
         raise HubError(why) from error
@@ -52,13 +52,13 @@ def reading(name: str, revision: str | None, token: str | bool | None, files: li
 
 @contextlib.contextmanager
 def writing(name: str) -> Iterator[None]:
-    """Say in our words why a repository cannot be written.
+    """Translate the errors of writing a repository.
 
     Args:
         name: The repository.
 
     Raises:
-        HubError: If it cannot.
+        HubError: If it cannot be written.
     """
     try:
         yield
@@ -79,15 +79,15 @@ def writing(name: str) -> Iterator[None]:
 
 
 def _unanswered(name: str, error: HfHubHTTPError) -> str:
-    """Return what the hub answered in place of a repository, and what to do."""
-    if isinstance(error, GatedRepoError):  # one of those that are not found, to huggingface_hub
+    """Return the hub's answer in place of a repository, and what to do."""
+    if isinstance(error, GatedRepoError):  # to huggingface_hub, a kind of repository that is not found
         return (
             f"{name!r} is gated on the Hugging Face Hub: ask for access at {constants.ENDPOINT}/{name}, then {LOG_IN}"
         )
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"{name!r} is no folder here, and you can see no repository of that name on the Hugging Face Hub "
-            f"({constants.ENDPOINT}); check the name; for a private one, {LOG_IN}"
+            f"{name!r} is not a local folder, and you have access to no repository of that name on the Hugging Face "
+            f"Hub ({constants.ENDPOINT}); check the name; for a private one, {LOG_IN}"
         )
     return f"{name!r} cannot be fetched: {constants.ENDPOINT} answered {first_line(error)}; {_advice(name, error)}"
 
@@ -97,7 +97,7 @@ def _advice(name: str, error: HfHubHTTPError) -> str:
     if status in (401, 403):
         return f"it may be gated or private: ask for access at {constants.ENDPOINT}/{name}, then {LOG_IN}"
     if status == 429:
-        return f"these are too many requests: wait a few minutes and try again; logged in, more are allowed: {LOG_IN}"
+        return f"too many requests: wait a few minutes and try again; logged in, you can make more: {LOG_IN}"
     if status >= 500:
         return "the hub itself has a problem: try again later; https://status.huggingface.co shows its state"
     return "check the name, and HF_ENDPOINT"
@@ -110,27 +110,29 @@ def _status(error: HfHubHTTPError) -> int:
 
 def _refused(name: str, error: HfHubHTTPError) -> str:
     status = _status(error)
-    advice = f"; you need the right to write there: {LOG_IN}" if status in (401, 403, 404) else ""
+    advice = f"; you need write access: {LOG_IN}" if status in (401, 403, 404) else ""
     return f"{name!r} cannot be pushed to {constants.ENDPOINT}: {first_line(error)}{advice}"
 
 
 def first_line(error: Exception) -> str:
-    """Return what the hub's client says first, without the stop at its end."""
+    """Return the first line of the hub client's message, without its final period."""
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _unreachable(name: str, revision: str | None, files: list[str], error: Exception) -> str:
     wanted = repr(name) if revision is None else f"{name!r} at {revision!r}"
-    missing = f"{wanted} is no folder here, and the cache {constants.HF_HUB_CACHE} lacks its {' or '.join(files[:2])}"
+    missing = (
+        f"{wanted} is not a local folder, and the cache {constants.HF_HUB_CACHE} lacks its {' or '.join(files[:2])}"
+    )
     if constants.is_offline_mode():
-        return f"{missing}; HF_HUB_OFFLINE is set: unset it, or fetch it where there is a network: hf download {name}"
+        return f"{missing}; HF_HUB_OFFLINE is set: unset it, or download it while online: hf download {name}"
     cause = error.__cause__ or error
     why = first_line(cause if isinstance(cause, Exception) else error)
     return f"{missing}; the hub at {constants.ENDPOINT} cannot be reached ({why}): check the network, and HF_ENDPOINT"
 
 
 def _revisions(name: str, token: str | bool | None) -> str:
-    """Return what a repository has, if it says so."""
+    """Describe the revisions of a repository, listing them if possible."""
     with contextlib.suppress(Exception):
         refs = HfApi(token=token).list_repo_refs(name)
         return "one of " + ", ".join(ref.name for ref in (*refs.branches, *refs.tags)) + ", or a commit"

@@ -1,4 +1,4 @@
-"""A folder of saved prompts put on the Hugging Face Hub: one commit, of the prompts' files and of no model's."""
+"""Pushing a folder of saved prompts to the Hugging Face Hub: one commit with the prompts' files, never a model's."""
 
 import dataclasses
 import tempfile
@@ -14,44 +14,44 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
 FILES = (prompt_folder.TENSOR_FILE, prompt_folder.INDEX_FILE, peft_folder.CONFIG_FILE, peft_folder.TENSOR_FILE)
-"""What `save_pretrained` writes next to the card, whatever else lies in the folder."""
+"""What `save_pretrained` writes next to the card; other files in the folder are not pushed."""
 ADAPTERS = "adapters/*/*"
-"""And those of PEFT's adapters."""
+"""The files of PEFT adapters."""
 MODEL_FILES = ("config.json", prompt_folder.TENSOR_FILE)
-"""What tells a model's repository, where there is no index of prompts."""
+"""Files that identify a model's repository if it has no index of prompts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Push:
-    """What to push prompts to, and how; `None` for what huggingface_hub does by itself."""
+    """Where and how to push prompts; `None` for huggingface_hub's defaults."""
 
     repo_id: str
-    """Name of the repository; made if it is missing."""
+    """Name of the repository; created if missing."""
     commit_message: str | None = None
     """First line of the commit."""
     commit_description: str | None = None
-    """What it says below."""
+    """The rest of the commit message."""
     private: bool | None = None
-    """Whether a repository that is made is private."""
+    """Whether a new repository is private."""
     token: str | bool | None = None
-    """What the user is known by."""
+    """The user's access token."""
     revision: str | None = None
-    """Branch; made if it is missing."""
+    """Branch; created if missing."""
     create_pr: bool = False
-    """Whether a pull request is opened in place of a commit."""
+    """Whether to open a pull request instead of committing."""
     tags: Sequence[str] | None = None
     """Tags to add to a card that is ours."""
 
 
 def push_saved(save: Callable[[Path], None], push: Push) -> "CommitInfo":
-    """Save prompts into a folder of their own, and push that.
+    """Save prompts into a temporary folder and push it.
 
     Args:
         save: Writes the prompts into a folder.
-        push: Where to, and how.
+        push: Where and how to push.
 
     Returns:
-        What huggingface_hub says of the commit.
+        huggingface_hub's description of the commit.
 
     Raises:
         HubError: If it cannot be pushed.
@@ -62,21 +62,21 @@ def push_saved(save: Callable[[Path], None], push: Push) -> "CommitInfo":
 
 
 def push_folder(folder: Path, push: Push, more: Mapping[str, bytes] | None = None) -> "CommitInfo":
-    """Push the prompts of a folder, and their card; no other file in it.
+    """Push the prompts of a folder and their card, but no other files in it.
 
-    A card on the hub that its owner has changed stays as it is. What an earlier prompt there had and this one has not
-    is removed in the same commit.
+    A card on the hub that its owner has changed is kept. Files of an earlier prompt that this one lacks are removed in
+    the same commit.
 
     Args:
-        folder: What `save_pretrained` wrote.
-        push: Where to, and how.
-        more: Other files, by their places.
+        folder: A folder that `save_pretrained` wrote.
+        push: Where and how to push.
+        more: Additional files, by their paths.
 
     Returns:
-        What huggingface_hub says of the commit.
+        huggingface_hub's description of the commit.
 
     Raises:
-        HubError: If the hub cannot be reached, or refuses it; or if the repository holds a model.
+        HubError: If the hub cannot be reached or refuses it, or if the repository holds a model.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -103,7 +103,7 @@ def push_folder(folder: Path, push: Push, more: Mapping[str, bytes] | None = Non
 
 
 def _contents(folder: Path, api: "HfApi", name: str, push: Push, there: set[str]) -> dict[str, bytes | Path]:
-    """Return what is pushed, by its place in the repository."""
+    """Return what is pushed, by its path in the repository."""
     contents: dict[str, bytes | Path] = {path: folder / path for path in _files(folder)}
     card = card_file.read(folder)
     if card is not None and (not card_file.is_generated(card) or _may_replace(api, name, push.revision, there)):
@@ -112,14 +112,14 @@ def _contents(folder: Path, api: "HfApi", name: str, push: Push, there: set[str]
 
 
 def _may_replace(api: "HfApi", name: str, revision: str | None, there: set[str]) -> bool:
-    """Return whether a repository has no card, or one of ours."""
+    """Return whether a repository has no card, or an unchanged one of ours."""
     if card_file.NAME not in there:
         return True
     return card_file.is_generated(Path(api.hf_hub_download(name, card_file.NAME, revision=revision)).read_text("utf-8"))
 
 
 def _files(folder: Path) -> list[str]:
-    """List what is pushed of a folder, besides its card."""
+    """List the files of a folder that are pushed, besides its card."""
     paths = [folder / name for name in FILES] + sorted(folder.glob(ADAPTERS))
     return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
 
@@ -129,9 +129,9 @@ def _is_ours(path: str) -> bool:
 
 
 def _check_place(name: str, there: set[str]) -> None:
-    """Refuse to put prompts over a model."""
+    """Refuse to overwrite a model with prompts."""
     found = next((file for file in MODEL_FILES if file in there), None)
     if found is not None and prompt_folder.INDEX_FILE not in there:
         raise HubError(
-            f"{name!r} on the hub holds a model ({found}), whose weights prompts would replace; name a new repository"
+            f"{name!r} on the hub holds a model ({found}), whose weights prompts would replace; choose a new repository"
         )
