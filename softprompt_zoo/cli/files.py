@@ -20,7 +20,7 @@ READERS = {
     "embeddings": "has a README.md for vLLM and llama.cpp",
     "kv": "has a README.md for the cache of transformers; for vLLM, add it to a bank",
 }
-"""What reads each format."""
+"""By format, what can read it; completes "wrote OUTPUT, which ..."."""
 
 
 def export_prompt(

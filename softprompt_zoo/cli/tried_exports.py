@@ -1,4 +1,4 @@
-"""What a method's prompts can be merged and exported to, tried on a tiny model, so that it is known before training."""
+"""Trying on a tiny model what a method's prompts can be merged and exported to, so that it is known before training."""
 
 import functools
 import json

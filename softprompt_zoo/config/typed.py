@@ -29,7 +29,7 @@ class Allowed:
     """A bound, for `typing.Annotated`."""
 
     expected: str
-    """What is allowed, in words."""
+    """Description of what is allowed, for messages."""
     accepts: Callable[[Any], bool]
     """Returns whether a value of the annotated type is allowed."""
 

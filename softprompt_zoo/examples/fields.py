@@ -32,7 +32,7 @@ def text(row: Row, what: str, value: object) -> str:
 
     Args:
         row: The row.
-        what: What the value is, for the message.
+        what: Description of the value, for the message.
         value: The value.
 
     Returns:

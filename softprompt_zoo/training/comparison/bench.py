@@ -1,4 +1,4 @@
-"""What all trials of a comparison share: the model, loaded once; the rows; how candidates are measured."""
+"""The bench that all trials share: the model, loaded once, the rows, and how candidates are measured."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,9 +40,9 @@ class Bench:
         self.tasks = tasks_of(data)
         """The tasks that the rows name; empty if they name none."""
         self.objective: Objective[Any, Any] = UntoldTasks(objective, self.tasks) if self.tasks else objective
-        """What is learned by prompts that have no per-task parts."""
+        """The objective for prompts without a part for each task."""
         self.objective_of_tasks: Objective[Any, Any] = Tasks(objective, self.tasks) if self.tasks else objective
-        """The same for prompts that have a part for each task."""
+        """The objective for prompts with a part for each task."""
         self.training = training_rows(self.objective, data.train, choices.rows, settings.max_length)
         """The rows that trials are trained on."""
         self.examples = fitting(

@@ -1,4 +1,4 @@
-"""What the user chose to compare, and all checks that need no file."""
+"""The choices of the user for a comparison, with all checks that need no file."""
 
 import dataclasses
 import difflib
@@ -41,7 +41,7 @@ OWN_RATE = Rate(1.0, is_multiple=True)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What is compared, and with what budget."""
+    """The candidates of a comparison and their budget."""
 
     methods: tuple[str, ...] | None = None
     """Names of methods; `None` for all that fit the model."""

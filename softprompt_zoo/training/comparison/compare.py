@@ -40,7 +40,7 @@ def compare(
 
     Args:
         settings: Model, data, rows and output folder.
-        choices: What is compared.
+        choices: The candidates and their budget.
         console: Where progress and results go.
         overwrite: Whether an earlier comparison in the same folder may be removed.
         dry_run: Whether to only print what would be run and how long it would take; nothing is kept.

@@ -14,7 +14,7 @@ from softprompt_zoo.training.comparison.table import shown_interval
 LEVEL = 0.05
 """The p value below which a difference counts as significant."""
 RIVAL = "lora"
-"""What the best method is compared with first."""
+"""The baseline that the best method is compared with first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def conclude(lines: Sequence[Line], measure: Measure) -> Conclusion:
 
     Args:
         lines: The lines of the table.
-        measure: What they are compared by.
+        measure: The measure that they are compared by.
     """
     methods = [line for line in lines if is_method(line)]
     if not methods:
@@ -92,7 +92,10 @@ def _against(best: Line, contrast: Contrast, measure: Measure) -> str:
     sizes = _sizes(best, contrast.other)
     told = f"{_told(contrast, measure)}, and {sizes}"
     if not contrast.is_significant:
-        return f"There is no significant difference from {contrast.other.name} ({told}): worth it if size matters."
+        return (
+            f"The difference from {contrast.other.name} is not significant ({told}): the prompt is worth it if size "
+            "matters."
+        )
     if contrast.difference.value > 0:
         return f"It is worth it against {contrast.other.name}: it is better ({told})."
     return f"{contrast.other.name} is better ({told}): the prompt is worth it only if size or a prompt per row matters."

@@ -126,7 +126,7 @@ def written_config(settings: Settings, choices: Choices, running: Running) -> st
 
     Args:
         settings: The settings shared with a training run.
-        choices: What is compared.
+        choices: The candidates and their budget.
         running: How trials are run.
     """
     values = {

@@ -1,4 +1,4 @@
-"""What a comparison would run, and how long it would take."""
+"""The dry run of a comparison: what it would run, and how long it would take."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def print_plan(plan: Plan, bench: Bench, is_done: Callable[[Trial], bool], conso
     """Print the trials of a comparison, and how long the remaining ones would take.
 
     Args:
-        plan: What would be run.
+        plan: The plan of the comparison.
         bench: The model, loaded, and the rows.
         is_done: Whether a trial already has a result.
         console: Where to print.

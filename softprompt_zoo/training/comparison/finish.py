@@ -25,7 +25,7 @@ def finish(folder: Path, bench: Bench, plan: Plan, lines: Sequence[Line], comman
     Args:
         folder: The folder of the comparison.
         bench: The rows and their objective.
-        plan: What was run and what was not.
+        plan: The trials that were run, and the candidates that were not.
         lines: The lines of the table.
         command: The command that repeats the comparison.
         console: Where to print.

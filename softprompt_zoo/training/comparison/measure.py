@@ -1,4 +1,4 @@
-"""What lines are compared by: the objective's main metric if it can be computed row by row, else the loss."""
+"""The measure that lines are compared by: the objective's main metric if it can be computed by row, else the loss."""
 
 import statistics
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ TOLERANCE = 1e-6
 class Measure:
     """The loss of each row; less is better."""
 
-    title = "loss of a row"
+    title = "loss per row"
     sign = -1
     """1 if more is better, else -1."""
 

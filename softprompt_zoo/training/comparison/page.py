@@ -35,7 +35,7 @@ def write_page(
         path: The file, written whole or not at all.
         bench: The rows and their objective.
         lines: The lines of the table.
-        measure: What they are compared by.
+        measure: The measure that they are compared by.
         conclusion: The conclusion.
         command: The command that repeats the comparison.
         left_out: The reason why each candidate left out was not run.

@@ -16,7 +16,7 @@ from softprompt_zoo.training.comparison.trial import Trial
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is run and what is not."""
+    """The trials to run, and the candidates that are not run."""
 
     trials: list[Trial]
     """In the order they are run: all candidates with the first seed, then with the next."""

@@ -35,7 +35,7 @@ def run_trial(trial: Trial, bench: Bench, callbacks: Sequence[TrainerCallback] =
     """Run a trial from start to finish.
 
     Args:
-        trial: What to run.
+        trial: The trial to run.
         bench: The loaded model and the rows; bitwise unchanged afterwards.
         callbacks: Trainer callbacks for the training.
 

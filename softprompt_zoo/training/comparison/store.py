@@ -89,7 +89,7 @@ class Store:
         return self.folder / TRIALS_FOLDER / f"{trial.key}.json"
 
     def has(self, trial: Trial) -> bool:
-        """Return whether the result of a trial is there, and whole."""
+        """Return whether a trial has a result that is complete."""
         return self.load(trial) is not None
 
     def load(self, trial: Trial) -> TrialResult | None:

@@ -19,7 +19,7 @@ from softprompt_zoo.training.together.losses import losses_apart
 from softprompt_zoo.training.trainer import PromptTrainer
 
 PER_PROMPT = ("loss", "grad_norm", "learning_rate")
-"""What is logged for every prompt in every step, as `loss/NAME` and so on."""
+"""The numbers logged for every prompt in every step, as `loss/NAME` and so on."""
 
 
 class SharedTrainer(PromptTrainer):

@@ -1,1 +1,1 @@
-"""What a comparison tries: soft-prompt methods and baselines, each a `Candidate`."""
+"""The candidates of a comparison: soft-prompt methods and baselines, each a `Candidate`."""

@@ -1,4 +1,4 @@
-"""What candidates with a written text have in common."""
+"""The common part of candidates with a written text."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What Tune is given: workers, which load the model once and run trials, and a callback that keeps each result."""
+"""Workers for Tune, which load the model once and run trials, and a callback that keeps each result."""
 
 import dataclasses
 import json

@@ -14,7 +14,7 @@ class Pruning(TrainerCallback):
         self._reported = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Report what was validated since the last step.
+        """Report the validations since the last step.
 
         Raises:
             TrialPruned: If the study prunes the trial.

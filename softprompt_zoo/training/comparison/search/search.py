@@ -36,7 +36,7 @@ def search(
     """Search for the best rate and options of each candidate, and run them with every seed.
 
     Args:
-        plan: What fits the model, with all rates and options that may be chosen.
+        plan: The trials that fit the model, with all rates and options that may be chosen.
         bench: The loaded model and the rows.
         store: Where results and studies are kept.
         running: How many trials each candidate has, and how they are run.

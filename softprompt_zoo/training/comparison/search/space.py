@@ -12,7 +12,7 @@ WIDTH = 10.0
 
 
 class Suggestions(Protocol):
-    """What suggests values: a trial of Optuna."""
+    """A source of suggested values: a trial of Optuna."""
 
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
         """Return one of the choices."""
