@@ -1,6 +1,6 @@
-"""How virtual tokens act on a model in one forward; above `backbone`, and knows no method.
+"""How virtual tokens act on a model in one forward; above `backbone`, and independent of any method.
 
-The model's forward builds a `call.Call`: which prompts each row sees. Two `hooks` on each stack of layers take it from
-there. The stack's kind (`stacks`) says where virtual tokens stand next to the text, and makes a `state.CallState` of
-them. Its `reach` brings that to the attention, where keys and values of prompts meet those of the text.
+The model's forward builds a `call.Call`, which says which prompts each row sees. Two `hooks` on each stack of layers
+take it from there. The stack's kind (`stacks`) decides where virtual tokens go relative to the text, and turns them
+into a `state.CallState`. Its `reach` passes that to the attention, where keys and values of prompts meet the text's.
 """

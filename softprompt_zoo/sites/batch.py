@@ -1,4 +1,4 @@
-"""The virtual tokens of all combinations in one tensor, padded to the longest, and those that each row takes of it."""
+"""Stacks the virtual tokens of all combinations, padded to the longest, and selects those of each row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from softprompt_zoo.sites.state import SiteState
 
 
 def join(first: Segment | None, second: Segment | None) -> Segment | None:
-    """Put one segment after another; `None` is an empty one."""
+    """Concatenate two segments; `None` is an empty one."""
     return second if first is None else first if second is None else first + second
 
 
@@ -53,7 +53,7 @@ def token_counts(call: Call, site: str) -> list[int]:
 
 
 _NOTHING = Segment([], [], [], [], [])
-"""Of a combination without tokens."""
+"""The segment of a combination without tokens."""
 
 
 def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteState | None:
@@ -61,7 +61,7 @@ def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteSta
 
     Args:
         segments: One per combination.
-        is_training: Whether dropout acts.
+        is_training: Whether dropout is applied.
 
     Returns:
         The state of a site, or `None` if no combination has tokens there.
@@ -75,7 +75,7 @@ def site_state(segments: Sequence[Segment | None], is_training: bool) -> SiteSta
 
 
 def stacked(prefix: Prefix, is_training: bool) -> SiteState | None:
-    """Stack the segments of a prefix, once for all steps that it is of; as `site_state`."""
+    """Stack the segments of a prefix, like `site_state`, once for all of its steps."""
     if not prefix.stacked:
         prefix.stacked = (site_state(prefix.segments, is_training),)
     state: SiteState | None = prefix.stacked[0]
@@ -83,7 +83,7 @@ def stacked(prefix: Prefix, is_training: bool) -> SiteState | None:
 
 
 def _padded(segments: Sequence[Segment], device: torch.device, is_training: bool) -> SiteState:
-    """Return the state where rows see several combinations, one without tokens among them or not."""
+    """Return the state for several combinations, possibly including one without tokens."""
     counts = lengths(segments)
     return SiteState(
         keys=_layers([segment.keys for segment in segments], max(counts)),
@@ -100,7 +100,7 @@ def _padded(segments: Sequence[Segment], device: torch.device, is_training: bool
 def _masks(
     segments: Sequence[Segment], longest: int, device: torch.device
 ) -> Bool[Tensor, "combinations rows {longest}"] | None:
-    """Stack which tokens each row of the text sees, true for padding; `None` if every row sees all."""
+    """Stack the masks of tokens that each row of the text sees, true for padding; `None` if every row sees all."""
     if all([segment.mask is None for segment in segments]):
         return None
     rows = max([1 if segment.mask is None else segment.mask.shape[0] for segment in segments])
@@ -114,7 +114,7 @@ def _masks(
 def _scores(
     segments: Sequence[Segment], longest: int
 ) -> tuple[Float[Tensor, "combinations _ {longest} 1"], ...] | None:
-    """Stack what is added to the scores of attention, zeros for segments that add nothing; `None` if none does."""
+    """Stack the numbers added to the attention scores, zeros for segments without any; `None` if none has any."""
     columns = [segment.scores or [] for segment in segments]
     return _layers(columns, longest) if any(columns) else None
 
@@ -129,7 +129,7 @@ def _layers(
 def _column(
     rows: Sequence[list[Any]], usual: float, device: torch.device
 ) -> Shaped[Tensor, "combinations tokens"] | None:
-    """Lay out a number for each token; `None` if all are the usual one."""
+    """Arrange a number for each token; `None` if all equal the usual one."""
     if all([value == usual for row in rows for value in row]):
         return None
     longest = max([len(row) for row in rows])
@@ -137,7 +137,7 @@ def _column(
 
 
 def _alone(segment: Segment, is_training: bool) -> SiteState:
-    """Return the state where all rows share one combination: views, so that no step copies it."""
+    """Return the state for a combination shared by all rows, as views, so that no step copies it."""
     keys, values, device = segment.keys, segment.values, segment.keys[0].device
     return SiteState(
         keys=tuple([layer[None] for layer in keys]),
@@ -160,8 +160,8 @@ def stack_embeddings(
         call: The prompts of this forward.
 
     Returns:
-        Embeddings, which of them are present (`None` for all), and the
-        count per combination; `None` if there are no input-level prompts.
+        Embeddings, which of them are present (`None` for all), and the count
+        per combination; `None` if there are no input-level prompts.
     """
     parts = [call.input_tokens(combination) for combination in call.selection.combinations]
     joined = [torch.cat(part) if part else None for part in parts]
@@ -178,11 +178,11 @@ def stack(
     """Stack tensors that have different numbers of tokens, padded with zeros.
 
     Args:
-        parts: Of equal sizes but for the tokens; `None` for one without tokens, but not all.
-        length: Tokens of the result, those of the longest part at least.
+        parts: Of equal sizes except for the tokens; `None` for one without tokens, but not for all.
+        length: Tokens of the result, at least those of the longest part.
 
     Returns:
-        All in one; a view if there is one part, so that no step copies it.
+        All parts in one tensor; a view if there is only one part, so that no step copies it.
     """
     if len(parts) == 1 and parts[0] is not None:
         return parts[0][None]
@@ -195,7 +195,7 @@ def present(counts: Sequence[int], device: torch.device) -> Bool[Tensor, "parts 
     """Distinguish tokens from padding.
 
     Args:
-        counts: Tokens of each of the stacked parts.
+        counts: Number of tokens in each of the stacked parts.
         device: Where the result is needed.
 
     Returns:
@@ -214,16 +214,16 @@ def _pad(part: Float[Tensor, "... tokens width"], length: int) -> Float[Tensor, 
 def layer_prompt(
     prompt: SiteState, rows: Int[Tensor, " {count}"] | None, layer: int, count: int
 ) -> tuple[Float[Tensor, "{count} kv_heads tokens head_dim"], Float[Tensor, "{count} kv_heads tokens value_dim"]]:
-    """Return the keys and values that a layer's rows see of their prompts.
+    """Return the keys and values of the prompts that each row sees in a layer.
 
     Args:
-        prompt: What the site shows.
+        prompt: The state of the site.
         rows: Index of each row's combination; `None` if all share one.
         layer: The layer.
         count: Rows of the batch.
 
     Returns:
-        Those of each row.
+        Keys and values for each row.
     """
     keys, values = rows_of(prompt.keys[layer], rows, count), rows_of(prompt.values[layer], rows, count)
     if prompt.dropout is None:
@@ -240,6 +240,6 @@ def rows_of(
 
 
 def drop(tensor: Float[Tensor, "*#shape"], probability: Float[Tensor, "*#shape"]) -> Float[Tensor, "*#shape"]:
-    """Zero elements with the given probabilities, and scale the others so that the mean stays."""
+    """Zero elements with the given probabilities, and scale the others to preserve the mean."""
     keep = torch.rand_like(tensor) >= probability.to(tensor.dtype)
     return tensor * keep / (1 - probability.to(tensor.dtype))

@@ -1,7 +1,7 @@
-"""Branches: what prompts add to the output of a layer's attention, in front of its output projection.
+"""Branches: what prompts add to the output of a layer's attention, before its output projection.
 
-A branch acts on the text, takes up no positions, and has no part in the softmax. Those of a row are given the same
-output, of the text and of virtual tokens, and summed, so their order does not matter.
+A branch acts on the text, takes up no positions, and does not take part in the softmax. All branches of a row get the
+same output, of text and virtual tokens, and are summed, so their order does not matter.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from softprompt_zoo.sites.site import AttentionLayer
 
 
 class Branch(Protocol):
-    """What one prompt adds."""
+    """The addition of one prompt."""
 
     @property
     def is_trained(self) -> bool:
-        """Whether gradients are to reach what it is made of."""
+        """Whether gradients must reach its parameters."""
 
     def __call__(
         self,
@@ -29,26 +29,26 @@ class Branch(Protocol):
         hidden: Float[Tensor, "rows length hidden"] | None,
         output: Float[Tensor, "rows length heads value_dim"],
     ) -> Float[Tensor, "rows length heads value_dim"] | None:
-        """Return what is added in every row.
+        """Return what to add in every row.
 
         Args:
             place: The layer.
-            query: As attention sees it, contiguous.
-            hidden: What the attention module reads; `None` if it is not wanted.
-            output: Of text and virtual tokens. Not changed.
+            query: The queries as attention sees them, contiguous.
+            hidden: The input of the attention module; `None` if it is not wanted.
+            output: The output for text and virtual tokens. Not changed.
 
         Returns:
-            That, of the shape and dtype of `output`; `None` for nothing.
+            The addition, with the shape and dtype of `output`; `None` to add nothing.
         """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BranchOfRows:
-    """A branch and the rows that have it."""
+    """A branch and the combinations that have it."""
 
     branch: Branch
     combinations: Bool[Tensor, " combinations"] | None
-    """Whether a combination has it; `None` if all have."""
+    """Whether each combination has it; `None` if all do."""
 
 
 def branches_of(
@@ -57,12 +57,12 @@ def branches_of(
     """Find the rows of each branch.
 
     Args:
-        branches: Those of a call, by the prompt's name.
-        combinations: The names of the prompts of each combination.
+        branches: The branches of a call, by the prompt's name.
+        combinations: The names of the prompts in each combination.
         rows: Index of each row's combination; `None` if all share one.
 
     Returns:
-        Those that rows have.
+        The branches that some rows have.
     """
     found = []
     for name, branch in branches.items():
@@ -81,20 +81,20 @@ def add_branches(
     hidden: Float[Tensor, "rows length hidden"] | None,
     output: Float[Tensor, "rows length heads value_dim"],
 ) -> Float[Tensor, "rows length heads value_dim"]:
-    """Add what branches give to a layer's attention.
+    """Add branches to the output of a layer's attention.
 
     Args:
-        branches: Those of the call.
+        branches: The branches of the call.
         rows: Index of each row's combination; `None` if all share one.
         place: The layer.
-        query: As attention sees it.
-        hidden: What the attention module reads; `None` if no branch wants it.
-        output: Of text and virtual tokens. Not changed.
+        query: The queries as attention sees them.
+        hidden: The input of the attention module; `None` if no branch wants it.
+        output: The output for text and virtual tokens. Not changed.
 
     Returns:
         The sum; in rows without a branch, `output`.
     """
-    # A query that is a view of what made keys, too, has gradients whose layout torch's aot_eager takes wrongly.
+    # If the query is a view of a tensor shared with the keys, torch's aot_eager gets the layout of its gradient wrong.
     own_query, total = query.contiguous(), output
     for own in branches:
         added = own.branch(place, own_query, hidden, output)

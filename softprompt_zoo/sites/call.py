@@ -1,4 +1,4 @@
-"""The values of one forward: what is placed for its rows, and what is known of it by the time it reaches the stacks."""
+"""The values of one forward: the placements for its rows, and what is known by the time it reaches the stacks."""
 
 import contextlib
 import dataclasses
@@ -33,18 +33,18 @@ class Segment:
     weight: list[float]
     """Per token."""
     scores: list[Float[Tensor, "kv_heads tokens 1"]] | None = None
-    """Per layer, what is added to the scores of attention; `None` for nothing."""
+    """Per layer, numbers added to the attention scores; `None` if there are none."""
     mask: Bool[Tensor, "rows tokens"] | None = None
     """Which of the tokens each row of the text sees; `None` if every row sees all."""
 
     @property
     def length(self) -> int:
-        """Virtual tokens."""
+        """Number of virtual tokens."""
         return len(self.dropout)
 
     @classmethod
     def of(cls, placement: Placement, site: str) -> "Segment | None":
-        """Take one placement's tokens at one site; `None` if it has none there, or gated ones."""
+        """Make the segment of one placement at one site; `None` if it has no tokens there, or gated ones."""
         tokens = placement.tokens.at(site)
         if tokens is None:
             return None
@@ -67,13 +67,13 @@ class Segment:
         )
 
     def whole_mask(self) -> Bool[Tensor, "#rows tokens"]:
-        """Return which of the tokens each row sees, where all see all a single row."""
+        """Return which of the tokens each row sees; a single row if all see all."""
         if self.mask is not None:
             return self.mask
         return torch.ones(1, self.length, dtype=torch.bool, device=self.keys[0].device)
 
     def _every_score(self) -> list[Float[Tensor, "kv_heads tokens 1"]]:
-        """Return what is added to the scores of attention, zeros for nothing."""
+        """Return the numbers added to the attention scores, zeros if there are none."""
         return [key.new_zeros(*key.shape[:2], 1) for key in self.keys] if self.scores is None else self.scores
 
 
@@ -97,79 +97,79 @@ def per_token(placement: Placement, count: int) -> tuple[list[float], list[bool]
 
 @dataclasses.dataclass
 class Prefix:
-    """What a causal stack sees in front of the text."""
+    """The keys and values that a causal stack sees in front of the text."""
 
     segments: list[Segment | None]
     """One per combination."""
     states: list[dict[Part, Float[Tensor, "tokens hidden"]]]
     """Per combination, the last hidden states of each of its input-level prompts."""
     tails: list[Float[Tensor, " hidden"] | None]
-    """Per combination, the last hidden state of the token right in front of the text; `None` where keys and
-    values stand there, or tokens of the weight 0."""
+    """Per combination, the last hidden state of the token right before the text; `None` if that place has keys
+    and values, or a token of weight 0."""
     stacked: tuple[Any, ...] = ()
-    """The segments in the form that attention takes, once they were brought into it: a step need not do so again."""
+    """The segments in the form that attention takes, once converted, so that later steps need not do so again."""
 
     @classmethod
     def of(cls, segments: list[Segment | None]) -> "Prefix":
-        """Return keys and values that no input-level prompt is among."""
+        """Return a prefix of keys and values without input-level prompts."""
         return cls(segments, [{} for _ in segments], [None] * len(segments))
 
 
 @dataclasses.dataclass
 class DecodingState:
-    """The prompts of one text, as they were built for it."""
+    """The prompts of one text, as built for it."""
 
     era: object
-    """Of the prompts that made it: another one after a change that texts which were begun are to follow."""
+    """The era of the prompts that made it: a new one starts with a change that texts already started must follow."""
     placements: dict[str, Placement] = dataclasses.field(default_factory=dict)
     """By the prompt's name."""
     prefix: tuple[tuple[Combination, ...], Int[Tensor, ""] | None, Prefix] | None = None
-    """Computed keys and values, with the combinations and the `reach` that they are of."""
+    """Computed keys and values, with their combinations and `reach`."""
     reach: Int[Tensor, ""] | None = None
-    """The last position of the text when its prompts were computed, where their rotation depends on it."""
+    """The last position of the text when its prompts were computed, if their rotation depends on it."""
     ahead: int = 0
-    """How many positions more than tokens of text there were then: the prompt's, less padding."""
+    """By how much positions exceeded text tokens at that time: those of the prompt, minus padding."""
     lent: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """A bank's prompts; they stay as they are until the text is written."""
+    """A bank's prompts; they stay the same until the text is complete."""
     layout: Layout | None = None
-    """Where an encoder's text went, for a `generate` that returns the encoder's states."""
+    """Where an encoder's text was placed, for a `generate` that returns the encoder's states."""
     text_mask: Bool[Tensor, "rows length"] | None = None
-    """Which positions were the text when it was begun, if a prompt wanted to know."""
+    """Which positions were the text when it started, if a prompt needed it."""
     read: dict[str, Sequence[Placement]] = dataclasses.field(default_factory=dict)
-    """By the prompt's name, what was made of the text then: for each of its rows, or for all of them."""
+    """By the prompt's name, the placements made from the text at that time: one for each row, or one for all."""
 
     def renew(self, era: object) -> "DecodingState":
-        """Let go of what was built, if another era has begun."""
+        """Discard what was built if a new era has started."""
         if self.era is not era:
             self.era, self.placements, self.prefix = era, {}, None
         return self
 
     def stay_with(self, cache: Any) -> None:
-        """Stay with the cache of the text, from which the next forward takes this state."""
+        """Attach this state to the text's cache, from which the next forward takes it."""
         with contextlib.suppress(AttributeError):  # a class with slots
             setattr(cache, ATTRIBUTE, self)
 
     def __deepcopy__(self, memo: Any) -> "DecodingState":
-        """Copy a cache's state: the copy goes on from here by itself, with the same tensors, which never change."""
+        """Copy a cache's state: the copy continues independently with the same tensors, which never change."""
         return dataclasses.replace(self, placements=dict(self.placements), lent=dict(self.lent), read=dict(self.read))
 
     def __reduce__(self) -> Any:
-        """Pickle nothing of it: a cache that was stored finds its prompts anew."""
+        """Pickle nothing: a stored cache gets its prompts rebuilt."""
         return DecodingState, (None,)
 
 
 @dataclasses.dataclass
 class Trace:
-    """What comes back from the stacks of one forward."""
+    """Results that the stacks of one forward report back."""
 
     was_seen: bool = False
-    """Whether a stack has got the call."""
+    """Whether a stack received the call."""
     layout: Layout | None = None
-    """Where an encoder's text went, for whoever shows its states to the user."""
+    """Where an encoder's text was placed, for returning its states to the user."""
     prefix: Prefix | None = None
-    """What a causal stack saw in front of the text, for the loss."""
+    """The prefix that a causal stack saw, for the loss."""
     read: Mapping[str, Sequence[Placement]] = dataclasses.field(default_factory=dict)
-    """What was made of the text, by the prompt's name, for the stack after the one that read it."""
+    """By the prompt's name, the placements made from the text, for the stack after the one that read it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,43 +180,43 @@ class Call:
     placements: Mapping[Part, Placement]
     is_training: bool
     trace: Trace
-    """What comes back."""
+    """Receives the results."""
     share_softmax: bool = False
-    """Whether all tokens are keys and values that share the softmax of the text: none at the input, none gated."""
+    """Whether all tokens are keys and values that share the softmax of the text: none are at the input or gated."""
     first_index: Int[Tensor, " rows"] | None = None
-    """Index of each row's first text token, if the loss wants its prediction."""
+    """Index of each row's first text token, if the loss needs its prediction."""
     slots: Slots | None = None
     """Virtual tokens in the middle of the text, if there are any."""
     heads: Sequence[nn.ModuleDict | None] = ()
-    """Per combination the trained task head that its rows use; `None` for the model's own, empty if all use it."""
+    """Per combination, the trained task head of its rows, `None` for the model's own; empty if all use that."""
     decoding: DecodingState | None = None
-    """What the text's prompts were built into when it was begun, for whoever has a cache of it."""
+    """What the text's prompts were turned into when it started, if there is a cache for it."""
     branches: Mapping[str, Branch] = dataclasses.field(default_factory=dict)
-    """By the prompt's name, what is added beside attention."""
+    """By the prompt's name, its addition to the output of attention."""
     readers: Mapping[str, Callable[[Text], Sequence[Placement]]] = dataclasses.field(default_factory=dict)
-    """By the prompt's name, what makes the placements that are still missing, of the rows' text."""
+    """By the prompt's name, a function that makes its missing placements from the rows' text."""
     maps: Mapping[str, Callable[[Text], Float[Tensor, "rows length hidden"]]] = dataclasses.field(default_factory=dict)
-    """By the prompt's name, what changes the embeddings of the rows' text."""
+    """By the prompt's name, a function that changes the embeddings of the rows' text."""
     text_mask: Bool[Tensor, "rows length"] | None = None
-    """Which positions are the text, of those that are no padding; `None` for all."""
+    """Which positions, other than padding, are the text; `None` for all."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row sees anything."""
+        """Whether no row sees any prompt."""
         return self.slots is None and not any(self.selection.combinations)
 
     def for_batch(self, size: int, may_repeat: bool) -> "Call":
-        """Repeat the rows to a batch that beams, choices or several return sequences have widened.
+        """Repeat the rows to match a batch expanded by beams, choices or several return sequences.
 
         Args:
             size: Rows of the batch.
-            may_repeat: Whether the rows were checked against the user's batch already.
+            may_repeat: Whether the rows were already checked against the user's batch.
 
         Returns:
-            This call, or a copy with the rows repeated one after the other.
+            This call, or a copy with each row repeated in place.
 
         Raises:
-            ValueError: If the batch has other rows.
+            ValueError: If the number of rows does not fit.
         """
         rows = self.selection.rows
         if rows is None or rows.shape[0] == size:
@@ -233,7 +233,7 @@ class Call:
             device: Where the result is needed.
 
         Returns:
-            One for each row, or one for all.
+            One value for each row, or one for all.
         """
         spread = torch.tensor(values, device=device)
         rows = self.selection.rows
@@ -241,11 +241,11 @@ class Call:
 
     @property
     def placed(self) -> list[list[Placement]]:
-        """What is placed of the prompts of each combination, in order."""
+        """The placements of each combination's prompts, in order."""
         return [[self.placements[part] for part in combination] for combination in self.selection.combinations]
 
     def branches_of_rows(self) -> list[BranchOfRows]:
-        """Return what is added beside attention, with the rows that have it."""
+        """Return the branches with the combinations that have them."""
         if not self.branches:
             return []
         names = [[part.name for part in combination] for combination in self.selection.combinations]
@@ -257,12 +257,12 @@ class Call:
         return [part for part in parts if part is not None]
 
     def pooled_rows(self, device: torch.device) -> Bool[Tensor, "#rows 1"] | None:
-        """Return whether the head reads the first virtual token of a row; `None` if of no row."""
+        """Return whether the head reads the first virtual token of each row; `None` if it does so for no row."""
         pooled = [_is_first_pooled(placements) for placements in self.placed]
         return self.per_row(pooled, device) if any(pooled) else None
 
     def ends_in_input_tokens(self) -> list[bool]:
-        """Return for each combination whether a seen input-level prompt is its last, which predicts the first label."""
+        """Return for each combination whether it ends in a visible input prompt, which predicts the first label."""
         ends = [self.placements[parts[-1]] if parts else None for parts in self.selection.combinations]
         return [end is not None and end.tokens.at_input is not None and end.weight != 0 for end in ends]
 

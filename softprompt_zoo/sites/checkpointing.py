@@ -1,8 +1,8 @@
-"""Gradients of prompts through layers that reentrant checkpointing recomputes.
+"""Gradients of prompts through layers recomputed by reentrant checkpointing.
 
 A recomputed layer gets its keyword arguments outside the autograd graph. The prompt's keys and values
 therefore enter as leaf copies, and a function on the input embeddings, whose gradient is computed last,
-hands the gradients the leaves collected back to the prompt.
+passes the gradients collected in the leaves back to the prompt.
 """
 
 from typing import Any
@@ -33,16 +33,16 @@ class _Anchor(torch.autograd.Function):
 
 
 def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Let the state's keys and values survive checkpointing; does nothing without it.
+    """Make the state's keys and values survive checkpointing; without checkpointing, do nothing.
 
     Args:
         module: The stack's module, in training mode.
-        stack: What is known of it.
+        stack: The stack.
         state: The state of this call; its tensors are replaced by leaf copies.
         kwargs: The stack's arguments. Not changed.
 
     Returns:
-        The arguments, with input embeddings in place of ids where the anchor is needed.
+        The arguments, with input embeddings in place of ids if the anchor is needed.
 
     Raises:
         UnsupportedError: If layers share an attention module.
@@ -52,7 +52,7 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
     if stack.shares_attention:
         raise UnsupportedError(
             f"{type(module).__name__}'s layers share one attention module, which cannot tell them apart when "
-            "checkpointing computes them again; call model.gradient_checkpointing_disable()"
+            "checkpointing recomputes them; call model.gradient_checkpointing_disable()"
         )
     originals, leaves = _put_leaves(state)
     if not leaves and any([own.branch.is_trained for own in state.branches]):
@@ -63,7 +63,7 @@ def anchor(module: Any, stack: Stack, state: CallState, kwargs: dict[str, Any]) 
 def _anchored(
     stack: Stack, kwargs: dict[str, Any], leaves: list[Float[Tensor, "..."]], originals: list[Float[Tensor, "..."]]
 ) -> dict[str, Any]:
-    """Return the arguments with the anchor on what the stack reads."""
+    """Return the arguments with the anchor on the stack's input."""
     if stack.is_audio_encoder:
         return {**kwargs, "input_features": _Anchor.apply(kwargs["input_features"], leaves, *originals)}
     embeddings = kwargs.get("inputs_embeds")
@@ -73,7 +73,7 @@ def _anchored(
 
 
 def _put_leaves(state: CallState) -> tuple[list[Float[Tensor, "..."]], list[Float[Tensor, "..."]]]:
-    """Put leaf copies into a state that is to get gradients; return its tensors and the leaves, none if it is not."""
+    """Put leaf copies into a state that needs gradients; return its tensors and the leaves, none if it needs none."""
     originals: list[Tensor] = []
     leaves: list[Tensor] = []
 
@@ -91,10 +91,10 @@ def _put_leaves(state: CallState) -> tuple[list[Float[Tensor, "..."]], list[Floa
 
 
 def _of_nothing() -> tuple[list[Float[Tensor, ""]], list[Float[Tensor, ""]]]:
-    """Return a tensor and its leaf that do nothing: what comes in needs a gradient for parameters inside the layers."""
+    """Return a tensor and its leaf that do nothing: parameters inside the layers need an input with a gradient."""
     return [torch.zeros((), requires_grad=True)], [torch.zeros(())]
 
 
 def is_checkpointed(module: nn.Module) -> bool:
-    """Return whether a layer of a module is computed again for its gradient."""
+    """Return whether a layer of a module is recomputed for its gradient."""
     return any([getattr(child, "gradient_checkpointing", False) for child in module.modules()])

@@ -1,8 +1,8 @@
-"""What the prompts in front of a text were built into when the text was begun; decoding goes on with it.
+"""What the prompts before a text were turned into when the text started; decoding continues with it.
 
-Real tokens in front of a text are computed once, with the weights of that moment, and stay in its cache. Prompts do
-the same: what was built of them stays with the text's cache, or with one `generate`, and nothing outlives the text.
-So there is no change, of weights, buffers, hooks or anything else, that the next text could miss.
+Real tokens before a text are computed once, with the current weights, and stay in its cache. Prompts do the same: what
+they were turned into stays with the text's cache, or with one `generate`, and nothing outlives the text. So the next
+text cannot miss a change of weights, buffers, hooks or anything else.
 """
 
 from typing import Any
@@ -21,24 +21,24 @@ from softprompt_zoo.sites.stack import Stack
 
 
 def has_text(cache: Any) -> bool:
-    """Return whether a cache is known to hold text; not of a static one, which counts on the device."""
+    """Return whether a cache is known to hold text; false for a static one, which counts on the device."""
     past = past_length(cache)
     return isinstance(past, int) and past > 0
 
 
 def state_of(cache: Any) -> DecodingState | None:
-    """Return the state of a cache's text; `None` if there is no text in it, or none that was begun with prompts."""
+    """Return the state of a cache's text; `None` if it has no text, or one that was started without prompts."""
     return getattr(cache, ATTRIBUTE, None) if has_text(cache) else None
 
 
 def prefix_of(stack: Stack, call: Call, positions: Int[Tensor, "#rows length"], past: Past) -> Prefix:
-    """Turn a causal call's prompts into keys and values, or go on with those that the text was begun with.
+    """Turn a causal call's prompts into keys and values, or continue with those that the text started with.
 
     Args:
         stack: A causal stack.
         call: The prompts of this forward.
-        positions: Where the text of this forward is after them.
-        past: Tokens of text in the cache.
+        positions: Positions of this forward's text after the prompts.
+        past: Text tokens in the cache.
 
     Returns:
         Keys and values per combination.
@@ -56,7 +56,7 @@ def prefix_of(stack: Stack, call: Call, positions: Int[Tensor, "#rows length"], 
 
 
 def segments_of(stack: Stack, call: Call) -> Prefix:
-    """Return the keys and values of a causal call that has no other tokens, or those that the text was begun with.
+    """Return the keys and values of a causal call without other tokens, or those that the text started with.
 
     Args:
         stack: A causal stack.
@@ -77,14 +77,14 @@ def segments_of(stack: Stack, call: Call) -> Prefix:
 
 
 def _is_kept(call: Call) -> bool:
-    """Return whether what is built now may serve the next forward, and took the model to build."""
+    """Return whether the result may serve the next forward and required running the model."""
     if call.is_training or torch.is_grad_enabled():
         return False
     return any([placement.tokens.at_input is not None for placement in call.placements.values()])
 
 
 def _known(state: DecodingState, combinations: tuple[Combination, ...], reach: Int[Tensor, ""] | None) -> Prefix | None:
-    """Return what was built of these combinations, for a text that went as far."""
+    """Return what these combinations were turned into, for a text of the same reach."""
     if state.prefix is None:
         return None
     of_combinations, of_reach, prefix = state.prefix
@@ -92,7 +92,7 @@ def _known(state: DecodingState, combinations: tuple[Combination, ...], reach: I
 
 
 def _reach(state: DecodingState | None, positions: Int[Tensor, "#rows length"], past: Past) -> Int[Tensor, ""]:
-    """Return how far the text went when its keys were computed: now, if none of it is in a cache."""
+    """Return how far the text reached when its keys were computed: now, if none of it is in a cache."""
     if state is None:
         return positions.max()
     if state.reach is None or not int(past):

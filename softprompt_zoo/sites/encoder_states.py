@@ -1,7 +1,7 @@
-"""An encoder's states that the user gives back: the decoder is to see the virtual positions in them, too.
+"""Encoder states that the user passes back in: the decoder must also see their virtual positions.
 
-What a model shows of its encoder is cut to the text. The whole tensor is remembered as long as the cut one lives, so
-that either can be given back; of a copy only the lengths tell which it is.
+The encoder states that a model returns are cut to the text. The whole tensor is remembered as long as the cut one
+lives, so that either can be passed back in; for a copy, only its length tells which one it is.
 """
 
 import dataclasses
@@ -20,26 +20,26 @@ from softprompt_zoo.sites.layout import Layout
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """What is known of a tensor that an encoder has made."""
+    """What is known of a tensor that an encoder returned."""
 
     layout: Layout
-    """Where the text went in the whole tensor."""
+    """Where the text is in the whole tensor."""
     whole: Shaped[Tensor, "rows ..."] | None
-    """The whole tensor, if this one was cut; `None` if it is whole itself."""
+    """The whole tensor if this one was cut; `None` if this is the whole one."""
 
 
 _ENCODED: Any = WeakTensorKeyDictionary()
 
 
 def remember(tensor: Any, layout: Layout, whole: Any = None) -> None:
-    """Remember a tensor of an encoder, or the tensors in a tuple, as long as they live.
+    """Remember an encoder's tensor, or the tensors in a tuple, as long as they live.
 
     Args:
-        tensor: As the user gets it.
-        layout: Where the text went in the whole one.
+        tensor: The tensor as the user gets it.
+        layout: Where the text is in the whole one.
         whole: The whole one if it was cut, in a tuple of the same form.
     """
-    if torch.compiler.is_compiling():  # what the user gets is another object then
+    if torch.compiler.is_compiling():  # the user then gets a different object
         return
     if isinstance(tensor, Tensor):
         _ENCODED[tensor] = Encoded(layout, whole)
@@ -49,7 +49,7 @@ def remember(tensor: Any, layout: Layout, whole: Any = None) -> None:
 
 
 def recall(tensor: Any) -> Encoded | None:
-    """Return what is known of a tensor; `None` if no encoder here made it, or it was copied since."""
+    """Return what is known of a tensor; `None` if it is not from a prompted encoder, or was copied since."""
     if torch.compiler.is_compiling() or not isinstance(tensor, Tensor):
         return None
     found: Encoded | None = _ENCODED.get(tensor)
@@ -59,18 +59,18 @@ def recall(tensor: Any) -> Encoded | None:
 def whole_states(
     states: Float[Tensor, "rows _ hidden"], mask: Any, call: Call
 ) -> tuple[Float[Tensor, "rows positions hidden"], Layout | None]:
-    """Return the states that a decoder is to see for those it was given.
+    """Return the states that a decoder must see for the given ones.
 
     Args:
-        states: What another forward or the encoder itself has returned.
+        states: States returned by another forward or by the encoder itself.
         mask: The text's attention mask `(rows, text)`; or `None`, or one of another form.
         call: The prompts of this forward.
 
     Returns:
-        States with virtual positions among them; and where the text is in them if they had been cut.
+        States that include virtual positions; and where the text is in them if the given ones were cut.
 
     Raises:
-        UnsupportedError: If it cannot be told that virtual positions are in them, or other prompts' are.
+        UnsupportedError: If it is unclear whether they include virtual positions, or they include other prompts'.
     """
     embedded = stack_embeddings(call)
     if embedded is None:
@@ -84,21 +84,21 @@ def whole_states(
 
 
 def _check_length(states: Float[Tensor, "rows _ hidden"], mask: Any, virtual: int) -> None:
-    """Refuse states of which the text's mask does not tell that so many virtual positions are in them."""
+    """Refuse states whose length does not show, given the text's mask, that they include the virtual positions."""
     seen = "no attention_mask of shape (rows, length)"
     if isinstance(mask, Tensor) and mask.ndim == 2:
         if states.shape[1] == mask.shape[1] + virtual:
             return
         seen = f"an attention_mask of {mask.shape[1]} tokens"
     raise UnsupportedError(
-        f"the encoder's states were given with {states.shape[1]} positions and {seen}, which does not tell whether "
-        f"the {virtual} virtual positions of this call's prompts are among them; give the text's attention_mask, and "
-        "what model.get_encoder() returned, or encoder_last_hidden_state itself, not a copy of it"
+        f"the encoder's states were given with {states.shape[1]} positions and {seen}, so it is unclear whether they "
+        f"include the {virtual} virtual positions of this call's prompts; pass the text's attention_mask, and the "
+        "output of model.get_encoder() or encoder_last_hidden_state itself, not a copy of it"
     )
 
 
 def whole_outputs(outputs: Any, mask: Any, call: Call) -> tuple[Any, Any, Layout | None]:
-    """Return what `generate` is to take for `encoder_outputs` that it was given.
+    """Return what `generate` must use for the `encoder_outputs` passed to it.
 
     Args:
         outputs: A `ModelOutput` or a tuple, the states first. Not changed.
@@ -106,10 +106,10 @@ def whole_outputs(outputs: Any, mask: Any, call: Call) -> tuple[Any, Any, Layout
         call: The prompts of this text.
 
     Returns:
-        The outputs with the whole states, the text's mask, and where the text is in them if they had been cut.
+        The outputs with the whole states, the text's mask, and where the text is in them if they were cut.
 
     Raises:
-        UnsupportedError: If it cannot be told that virtual positions are in them, or other prompts' are.
+        UnsupportedError: If it is unclear whether they include virtual positions, or they include other prompts'.
     """
     embedded = stack_embeddings(call)
     if embedded is None:
@@ -136,13 +136,13 @@ def _whole(part: Any) -> Any:
 
 
 def _check_prompts(layout: Layout, call: Call, counts: list[int], states: Float[Tensor, "rows _ hidden"]) -> None:
-    """Refuse states in which rows have another number of virtual positions than in this call."""
+    """Refuse states whose rows have a different number of virtual positions than in this call."""
     now = call.per_row(counts, states.device)[:, 0].expand(states.shape[0])
     then = torch.full_like(now, layout.virtual)
     if layout.text_index is not None:
         then = layout.text_index.min(dim=1).values
     if then.shape != now.shape or not torch.equal(then, now):
         raise UnsupportedError(
-            f"the encoder's states were made with {then.tolist()} virtual positions in the rows, and this call's "
-            f"prompts have {now.tolist()}; decode with the prompts that encoded, or encode again"
+            f"the encoder's states were computed with {then.tolist()} virtual positions in the rows, but this call's "
+            f"prompts have {now.tolist()}; decode with the prompts used for encoding, or encode again"
         )

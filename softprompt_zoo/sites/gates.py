@@ -1,4 +1,4 @@
-"""Gated virtual tokens: a softmax of their own next to the text's, added with a trained factor.
+"""Gated virtual tokens: their own softmax next to the text's, added with a trained factor.
 
 They act on the text, take up no positions, and every query sees them.
 """
@@ -22,18 +22,18 @@ Values = Float[Tensor, "rows kv_heads key_length value_dim"]
 _Layer = tuple[Float[Tensor, "kv_heads _ head_dim"], Float[Tensor, "kv_heads _ value_dim"], Float[Tensor, " #heads"]]
 """Keys, values and gates of one prompt in one layer."""
 Attention = Callable[..., tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]]
-"""An attention function of transformers, which takes these: its output, and the weights if it has them."""
+"""An attention function of transformers for these; returns its output, and the weights if it has any."""
 
 
 def gated_parts(combinations: list[list[Placement]], site: str) -> list[Gated]:
     """Stack the gated prompts of all combinations.
 
     Args:
-        combinations: Per combination the placements of its prompts, in order.
+        combinations: Per combination, the placements of its prompts, in order.
         site: The site.
 
     Returns:
-        As many as the combination with the most gated prompts has.
+        As many entries as the largest number of gated prompts in a combination.
     """
     found = [_gated_at(site, placements) for placements in combinations]
     return [_stack(list(prompts)) for prompts in itertools.zip_longest(*found)]
@@ -61,7 +61,7 @@ def add_gated(
     """Attend to one gated prompt.
 
     Args:
-        part: The prompt, of every combination.
+        part: The prompt in every combination.
         layer: The layer.
         forward: The base attention function.
         module: The attention module.
@@ -70,7 +70,7 @@ def add_gated(
         kwargs: Arguments of the base function. Not changed.
 
     Returns:
-        What is added to the attention's output; `None` if there is nothing here.
+        The addition to the attention's output; `None` if there is none in this layer.
     """
     own = part.layers[layer]
     if own is None:
@@ -85,7 +85,7 @@ def add_gated(
         seen = for_rows(part.present)[:, None, None, :].expand(-1, 1, query.shape[2], -1)
         mask = torch.zeros(seen.shape, dtype=query.dtype, device=query.device)
         mask = mask.masked_fill(~seen, torch.finfo(query.dtype).min)
-    # No window and no bias: the tokens have no positions. No dropout: the gate starts where every number counts.
+    # No window and no bias: the tokens have no positions. No dropout: the gate starts where every number matters.
     kwargs = {name: value for name, value in kwargs.items() if name not in ("position_bias", "sliding_window")}
     kwargs |= {"is_causal": False, "dropout": 0.0}
     output, _ = forward(module, query, for_rows(keys).to(query), for_rows(values).to(query), mask, **kwargs)
@@ -103,7 +103,7 @@ def _stack(prompts: list[SiteTokens | None]) -> Gated:
 
 
 def _present(lengths: list[int], longest: int, device: torch.device) -> Bool[Tensor, "combinations tokens"] | None:
-    """Distinguish tokens from padding; a combination without tokens sees padding, for a softmax needs something."""
+    """Distinguish tokens from padding; a combination without tokens sees padding, as a softmax needs some key."""
     return present([length or longest for length in lengths], device)  # its gate is zero
 
 

@@ -1,8 +1,8 @@
-"""The two hooks on each stack: prompts in before its forward, virtual positions out after it.
+"""The two hooks on each stack: they insert prompts before its forward, and remove virtual positions after it.
 
-Three things meet here, each decided when the prompts were attached. The model's *prompts* say which of them the rows of
-this call see (`Call`). The stack's *kind* (`sites.stacks`) says where they are next to its text, and makes the state of
-the call (`CallState`). Its *reach* (`sites.reach`) brings this state to the attention.
+Three things meet here, each decided when the prompts were attached. The model's *prompts* determine which of them the
+rows of this call see (`Call`). The stack's *kind* (`sites.stacks`) decides where they go relative to its text, and
+builds the state of the call (`CallState`). Its *reach* (`sites.reach`) passes this state to the attention.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from softprompt_zoo.sites.state import CallState
 
 
 class ModelPrompts(Protocol):
-    """What the hooks need of the model's prompts."""
+    """The interface to the model's prompts that the hooks need."""
 
     def keys(self) -> list[str]:
         """Return their names."""
@@ -37,7 +37,7 @@ class ModelPrompts(Protocol):
 
 @dataclasses.dataclass
 class Binding:
-    """What ties a stack to the prompts; kept on the stack's module."""
+    """The link between a stack and the prompts, stored on the stack's module."""
 
     stack: Stack
     kind: StackKind
@@ -45,19 +45,19 @@ class Binding:
     argument_names: list[str]
     """Names of the forward's positional arguments, in order."""
     reads: str
-    """The argument with its text, where it is not given embeddings."""
+    """The argument with the stack's text if it does not get embeddings."""
     implementation: str
-    """The attention implementation, ours, that its config names."""
+    """Our attention implementation, as named in its config."""
     handles: list[Any] = dataclasses.field(default_factory=list)
 
     def call(self, kwargs: dict[str, Any]) -> tuple[Call, bool]:
-        """Take the prompts of a call out of the stack's arguments.
+        """Remove the prompts of a call from the stack's arguments and return them.
 
         Args:
             kwargs: The arguments. Changed in place.
 
         Returns:
-            The prompts, and whether the model's forward has built them.
+            The prompts, and whether the model's forward built them.
         """
         built: Call | None = kwargs.pop(STATE_KEYWORD, None)
         if built is not None:
@@ -78,10 +78,10 @@ def bind(family: str, stack: Stack, prompts: ModelPrompts) -> None:
         prompts: The model's prompts.
 
     Raises:
-        RuntimeError: If it has some.
+        RuntimeError: If it already has hooks.
     """
     if stack.has_hooks:
-        raise RuntimeError(f"{type(stack.module).__name__} has hooks of prompts already")
+        raise RuntimeError(f"{type(stack.module).__name__} already has prompt hooks")
     names = list(inspect.signature(type(stack.module).forward).parameters)[1:]
     reads = "input_features" if stack.is_audio_encoder else "input_ids"
     binding = Binding(stack, kind_of(family, stack), prompts, names, reads, stack.module.config._attn_implementation)
@@ -93,13 +93,13 @@ def bind(family: str, stack: Stack, prompts: ModelPrompts) -> None:
 
 
 def unbind(stack: Stack) -> None:
-    """Take the hooks off a stack."""
+    """Remove the hooks from a stack."""
     for handle in stack.module.__dict__.pop(BINDING_ATTRIBUTE).handles:
         handle.remove()
 
 
 def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Bring the prompts into one call of a stack. A forward pre-hook."""
+    """Insert the prompts into one call of a stack. A forward pre-hook."""
     if STATE_KEYWORD in kwargs and not isinstance(kwargs[STATE_KEYWORD], Call):
         return None
     binding: Binding = getattr(module, BINDING_ATTRIBUTE)
@@ -126,7 +126,7 @@ def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _prepare(
     binding: Binding, call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows ..."]
 ) -> tuple[dict[str, Any], CallState]:
-    """Let prompts read the text and change it, where some do, and bring them in."""
+    """Let prompts read and change the text, if some do, and insert them."""
     past = past_length(given_cache(kwargs))
     if call.readers or call.maps:
         call, kwargs, text = binding.kind.read(binding.stack, call, kwargs, text, past)
@@ -134,12 +134,12 @@ def _prepare(
 
 
 def _without_prompts(module: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    # The prompted class of a model that is a stack itself knows by the keyword that the hook has run.
+    # The keyword tells the prompted class of a model that is itself a stack that the hook has run.
     return {**kwargs, STATE_KEYWORD: None} if hasattr(type(module), "_softprompt_base") else kwargs
 
 
 def after_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Take virtual positions out of what a stack returns. A forward hook."""
+    """Remove virtual positions from a stack's output. A forward hook."""
     state = kwargs.get(STATE_KEYWORD)
     if not isinstance(state, CallState) or state.call is None:
         return None

@@ -1,7 +1,7 @@
 """Virtual tokens as real positions of a bidirectional stack.
 
-Each row is laid out as virtual tokens, text, padding, whatever the padding side was: positions, relative
-distances and sliding windows are then right without knowing how the model counts them.
+Each row is laid out as virtual tokens, text, padding, whatever the padding side: positions, relative distances
+and sliding windows are then correct without knowing how the model counts them.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from softprompt_zoo.shapes import Bool, Float, Int, Shaped
 from softprompt_zoo.sites.layout import Layout
 
 KINDS = ("token_type_ids", "global_attention_mask")
-"""Arguments with an entry per token in which virtual tokens are of kind 0: the first segment, local attention."""
+"""Arguments with an entry per token in which virtual tokens get 0: the first segment, local attention."""
 KNOWN = {*KINDS, "input_ids", "attention_mask", "position_ids"}
 
 
@@ -28,15 +28,15 @@ def insert(
 
     Args:
         virtual: Embeddings of the virtual tokens.
-        present: False where a shorter prompt is padded; `None` if none is.
+        present: False for the padding of shorter prompts; `None` if there is none.
         kwargs: The stack's arguments. Not changed.
         text: Embeddings of the text.
 
     Returns:
-        The arguments with all positions in them, and where the text went.
+        The arguments for all positions, and where the text was placed.
 
     Raises:
-        UnsupportedError: If the attention mask is not 2-D, or an argument has entries per token that are not known.
+        UnsupportedError: If the attention mask is not 2-D, or an unknown argument has an entry per token.
     """
     mask = kwargs.get("attention_mask")
     _check_mask(mask)
@@ -65,7 +65,7 @@ def _check_mask(mask: Any) -> None:
 
 
 def _check_known(kwargs: dict[str, Any], shape: torch.Size) -> None:
-    """Refuse an argument with an entry per token, of which nothing says what it has for virtual ones."""
+    """Refuse an argument with an entry per token whose value for virtual tokens is unknown."""
     for name, value in kwargs.items():
         is_per_token = isinstance(value, Tensor) and value.shape == shape
         if is_per_token and name not in KNOWN and not name.startswith("encoder_"):
@@ -81,7 +81,7 @@ def _valid(
     text: Float[Tensor, "rows length hidden"],
     tokens: int,
 ) -> Bool[Tensor, "rows positions"]:
-    """Distinguish the tokens of each row, virtual ones first, from padding."""
+    """Distinguish the tokens of each row, with virtual ones first, from padding."""
     rows, length = text.shape[:2]
     if present is None:
         present = torch.ones(rows, tokens, dtype=torch.bool, device=text.device)
@@ -92,7 +92,7 @@ def _valid(
 def _with_padding_last(
     extended: dict[str, Any], valid: Bool[Tensor, "rows positions"], tokens: int
 ) -> tuple[dict[str, Any], Layout]:
-    """Lay out each row as tokens and, after them, padding."""
+    """Lay out each row as tokens followed by padding."""
     order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
     embeddings, mask = extended["inputs_embeds"], extended.get("attention_mask")
     ordered = {
@@ -111,7 +111,7 @@ def _extend_positions(
     present: Bool[Tensor, "rows {tokens}"] | None,
     tokens: int,
 ) -> Int[Tensor, "rows positions"]:
-    """Move explicit text positions after the virtual tokens, which take the first ones."""
+    """Move explicit text positions after the virtual tokens, which take the first positions."""
     start = positions.masked_fill(~mask.bool(), positions.max()) if mask is not None else positions
     first = start.min(dim=1, keepdim=True).values
     counts = tokens if present is None else present.sum(dim=1, keepdim=True)

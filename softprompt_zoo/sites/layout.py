@@ -1,4 +1,4 @@
-"""Where text and virtual tokens are: virtual ones in front of it as real positions, or in its middle."""
+"""Where text and virtual tokens are: virtual ones before the text as real positions, or inside it."""
 
 import dataclasses
 
@@ -9,22 +9,22 @@ from softprompt_zoo.shapes import Float, Int, Shaped
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the text went."""
+    """Where the text was placed."""
 
     virtual: int
-    """Virtual positions in front of the text, of the longest row."""
+    """Number of virtual positions before the text in the longest row."""
     text_index: Int[Tensor, "rows length"] | None
     """Position of each text token; `None` if it is `virtual + i` everywhere."""
 
     def text_only(self, states: Shaped[Tensor, "..."], dim: int = 1) -> Shaped[Tensor, "..."]:
-        """Take the text's positions out of a tensor.
+        """Select the text's positions from a tensor.
 
         Args:
             states: `(rows, …)` with all positions along `dim`.
             dim: The axis of positions.
 
         Returns:
-            The same with the text's positions along `dim`, in the caller's order.
+            The tensor with only the text's positions along `dim`, in the caller's order.
         """
         if self.text_index is None:
             return states.narrow(dim, self.virtual, states.shape[dim] - self.virtual)
@@ -37,11 +37,11 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """Where virtual tokens stand in the text, and which."""
+    """Which virtual tokens are inside the text, and where."""
 
     index: Int[Tensor, "rows length"]
-    """Which virtual token of the row's prompts is there, -1 for text."""
+    """Index of the virtual token of the row's prompts at each place, -1 for text."""
     table: Float[Tensor, "combinations tokens hidden"]
-    """Per combination its virtual tokens at the input embeddings, one prompt after the other, padded to the longest."""
+    """Per combination, its virtual tokens at the input embeddings, prompt after prompt, padded to the longest."""
     in_generate: bool
     """Whether `generate` runs the forward: its text grows after the slots, and beams repeat the rows."""

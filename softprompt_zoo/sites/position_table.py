@@ -1,4 +1,4 @@
-"""Stacks with a table of positions: how much text fits, and how it is moved where the stack counts by itself."""
+"""Stacks with a position table: how much text fits, and how to move it if the stack counts positions itself."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from softprompt_zoo.shapes import Float, Int
 from softprompt_zoo.sites.stack import Stack
 
 Past = int | Int[Tensor, ""]
-"""Tokens in a cache; a static one counts them on the device."""
+"""Number of tokens in a cache; a static one counts them on the device."""
 
 
 def check_budget(stack: Stack, total: int, virtual: int) -> None:
-    """Refuse a text that no longer fits after its prompt.
+    """Refuse a text that does not fit after its prompt.
 
     Args:
         stack: The stack, with its table of learned positions.
-        total: Positions needed, virtual ones included.
-        virtual: Virtual positions among them.
+        total: Positions needed, including virtual ones.
+        virtual: Number of virtual positions among them.
 
     Raises:
         ValueError: If the table is too short.
@@ -48,18 +48,18 @@ def shift_to(
     past: Past,
     positions: Int[Tensor, "#rows length"],
 ) -> Float[Tensor, "rows length hidden"]:
-    """Move text that counts its own positions: add the difference of two rows of the position table.
+    """Move text in a stack that counts positions itself: add the difference of two rows of the position table.
 
-    BART's decoder takes no `position_ids`. A change of the embeddings needs no state on its modules.
+    BART's decoder takes no `position_ids`. Changing the embeddings needs no state on its modules.
 
     Args:
         stack: A stack with a position table and without `position_ids`.
-        embeddings: Of the text. Not changed.
+        embeddings: Embeddings of the text. Not changed.
         past: Tokens in the cache as the stack sees it, from which it will count.
-        positions: Where the text shall stand, from 0.
+        positions: Target positions of the text, from 0.
 
     Returns:
-        Other embeddings.
+        New embeddings.
     """
     table: Any = stack.position_table
     offset = part_of(table, "offset", 0)

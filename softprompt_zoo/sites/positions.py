@@ -1,4 +1,4 @@
-"""Where text is: positions from the attention mask, row by row, moved after the prompt."""
+"""Positions of the text: counted from the attention mask, row by row, and moved after the prompt."""
 
 import inspect
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from softprompt_zoo.sites.stack import Stack
 
 
 def given_cache(arguments: Mapping[str, Any]) -> Cache | None:
-    """Return the cache among the arguments of a forward, under either name; `None` if there is none."""
+    """Return the cache in the arguments of a forward, under either name; `None` if there is none."""
     for name in CACHE_ARGUMENTS:
         cache = arguments.get(name)
         if isinstance(cache, Cache):
@@ -27,18 +27,18 @@ def given_cache(arguments: Mapping[str, Any]) -> Cache | None:
 
 
 def past_length(cache: Any) -> Past:
-    """Return how many text positions a cache holds; a static cache answers with a tensor."""
+    """Return how many text positions a cache holds; a tensor for a static cache."""
     length: int | Tensor = 0 if cache is None else cache.get_seq_length()
     return length
 
 
 def is_beginning(past: Past) -> bool:
-    """Return whether a text is known to begin in this call; of a static cache that is not known."""
+    """Return whether a text is known to start in this call; unknown with a static cache."""
     return isinstance(past, int) and past == 0
 
 
 def plain_mask(kwargs: Mapping[str, Any]) -> Shaped[Tensor, "rows key_length"] | None:
-    """Return the 2-D attention mask among a stack's arguments; `None` without one, or if it is of another form."""
+    """Return the 2-D attention mask in a stack's arguments; `None` if there is none or it has another form."""
     mask = kwargs.get("attention_mask")
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
@@ -46,7 +46,7 @@ def plain_mask(kwargs: Mapping[str, Any]) -> Shaped[Tensor, "rows key_length"] |
 def text_positions(
     kwargs: dict[str, Any], length: int, past: Past, device: torch.device
 ) -> Int[Tensor, "... #rows {length}"]:
-    """Return the position of each text token among the text.
+    """Return the position of each text token within the text.
 
     Args:
         kwargs: The stack's arguments. Not changed.
@@ -55,8 +55,8 @@ def text_positions(
         device: Where the positions are needed.
 
     Returns:
-        The caller's `position_ids`, with an axis in front where the model counts in several ways; else counted over the
-        2-D attention mask, so that padding on either side changes nothing; else counted from `past`.
+        The caller's `position_ids`, with a leading axis if the model counts in several ways; else counted over the 2-D
+        attention mask, so that padding on either side changes nothing; else counted from `past`.
     """
     given: Tensor | None = kwargs.get("position_ids")
     if given is not None:
@@ -70,10 +70,10 @@ def text_positions(
 def own_positions(
     stack: Stack, kwargs: dict[str, Any], length: int, past: Past, device: torch.device
 ) -> Int[Tensor, "... #rows {length}"]:
-    """Return the position that the model itself gives each text token, were it not for padding on the left.
+    """Return the position that the model itself would give each text token without left padding.
 
-    For rows without virtual tokens in front. A hole in the mask takes up a position where it does in the model; padding
-    on the left never does, so that queries are rotated as in the row alone.
+    For rows without virtual tokens. A hole in the mask takes up a position if it does in the model; left padding never
+    does, so that queries are rotated as in the row alone.
 
     Args:
         stack: The stack.
@@ -83,7 +83,7 @@ def own_positions(
         device: Where the positions are needed.
 
     Returns:
-        Those, from 0; the caller's `position_ids` if there are any.
+        Positions from 0; the caller's `position_ids` if there are any.
     """
     if kwargs.get("position_ids") is not None:
         return text_positions(kwargs, length, past, device)
@@ -101,7 +101,7 @@ def own_positions(
 def _counted_over_ids(
     stack: Stack, ids: Int[Tensor, "rows length"] | None, past: Past
 ) -> Int[Tensor, "rows length"] | None:
-    """Count as RoBERTa does, whose padding has a position of its own; `None` where a stack does not count its ids."""
+    """Count like RoBERTa, whose padding has its own position; `None` if a stack does not count its ids."""
     if not stack.position_start or ids is None or not is_beginning(past):
         return None
     seen = ids != stack.position_start - 1
@@ -109,17 +109,17 @@ def _counted_over_ids(
 
 
 def _counts_over_mask(stack: Stack) -> bool:
-    """Return whether a stack counts its positions over the attention mask itself, as OPT does."""
+    """Return whether a stack itself counts its positions over the attention mask, like OPT."""
     forward = part_of(type(stack.position_table), "forward")
     return forward is not None and "attention_mask" in inspect.signature(forward).parameters
 
 
 def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
-    """Refuse a row of several texts that the model would not tell apart.
+    """Refuse a row of several texts that the model would not separate.
 
-    transformers finds the texts in positions that restart, if there is neither a mask nor a cache; else each
-    text silently sees those before it. A prompt that enters through the cache is such a cache. Not checked while
-    compiling, where values are unknown.
+    transformers detects the texts by restarting positions if there is neither a mask nor a cache; otherwise each text
+    silently sees those before it. A prompt that enters through the cache counts as a cache. Not checked while
+    compiling, when values are unknown.
 
     Args:
         stack: A causal stack.
@@ -127,7 +127,7 @@ def check_packing(stack: Stack, kwargs: dict[str, Any], length: int) -> None:
         length: Text tokens of this call.
 
     Raises:
-        UnsupportedError: If positions restart in a call with a 2-D mask or a cache, or where prompts enter through one.
+        UnsupportedError: If positions restart in a call with a 2-D mask or a cache, or if prompts enter through one.
     """
     given = kwargs.get("position_ids")
     if not isinstance(given, Tensor) or given.ndim != 2 or length < 2 or torch.compiler.is_compiling():
@@ -153,21 +153,21 @@ def _check_restarts(stack: Stack, kwargs: dict[str, Any], restarts: Bool[Tensor,
 
 
 def _has_cache(stack: Stack, kwargs: dict[str, Any]) -> bool:
-    """Return whether a forward has a cache, or makes one."""
+    """Return whether a forward has or creates a cache."""
     given = kwargs.get("use_cache")
     makes_one = getattr(stack.module.config, "use_cache", False) if given is None else given
     return bool(stack.reach.uses_cache or makes_one or given_cache(kwargs) is not None)
 
 
 def check_start(stack: Stack, kwargs: dict[str, Any], past: Past) -> None:
-    """Refuse positions that begin elsewhere than the model's own, where virtual tokens begin.
+    """Refuse positions that do not begin at the model's own start, where virtual tokens begin.
 
     `generate` counts RoBERTa's from 0, the model itself from after its padding index. Not checked while compiling,
-    where values are unknown.
+    when values are unknown.
 
     Args:
         stack: A stack that takes `position_ids`.
-        kwargs: Its arguments, `position_ids` among them.
+        kwargs: Its arguments, including `position_ids`.
         past: Text tokens in the cache.
 
     Raises:
@@ -179,13 +179,13 @@ def check_start(stack: Stack, kwargs: dict[str, Any], past: Past) -> None:
     if first < stack.position_start:
         raise UnsupportedError(
             f"position_ids begin at {first}, but {type(stack.module).__name__} itself counts from "
-            f"{stack.position_start}, and so do its prompts; leave position_ids out. generate gives such ones, so call "
-            "the model itself for one token after the other"
+            f"{stack.position_start}, and so do its prompts; leave position_ids out. generate passes such "
+            "positions, so call the model itself for one token at a time instead"
         )
 
 
 def _of_text(kwargs: dict[str, Any], padding: int) -> Int[Tensor, "..."]:
-    """Return the given positions, those of padding replaced."""
+    """Return the given positions with those of padding replaced."""
     given: Tensor = kwargs["position_ids"]
     mask = plain_mask(kwargs)
     if mask is None or mask.shape != given.shape:
@@ -208,22 +208,22 @@ def move_text(
     text: Shaped[Tensor, "rows length ..."],
     past: Past,
 ) -> tuple[dict[str, Any], Int[Tensor, "#rows length"]]:
-    """Let the text start after virtual tokens.
+    """Move the text after virtual tokens.
 
     Args:
         stack: The stack.
         call: The prompts.
-        counts: How many virtual tokens each combination has there.
+        counts: Number of virtual tokens of each combination.
         kwargs: The stack's arguments. Not changed.
-        text: What it reads of them.
-        past: Tokens of text in its cache.
+        text: The text among them.
+        past: Text tokens in its cache.
 
     Returns:
-        The arguments and the text's positions, counted token by token where the model counts in several ways.
+        The arguments and the text's positions, counted token by token if the model counts in several ways.
 
     Raises:
         ValueError: If the text does not fit after them.
-        UnsupportedError: If the positions that were given begin before the model's own.
+        UnsupportedError: If the given positions begin before the model's own.
     """
     length = text.shape[1]
     if stack.position_table is not None and isinstance(past, int):
@@ -256,7 +256,7 @@ def _with_learned_positions(
     seen: Past,
     positions: Int[Tensor, "#rows length"],
 ) -> dict[str, Any]:
-    """Move the text of a stack that counts its positions itself; nothing is to be moved in one without a table."""
+    """Move the text of a stack that counts its positions itself; without a table, there is nothing to move."""
     if stack.position_table is None:
         return kwargs
     embeddings = shift_to(stack, embeddings_of(stack, kwargs, text), seen, positions)

@@ -125,9 +125,9 @@ def test_copies_of_the_texts_states_are_refused(architecture, copied):
 def test_states_of_other_prompts_are_refused():
     subject, (ids, mask) = subject_of("t5"), pad(TEXTS, "right")
     first = subject.run(ids, mask, decoder_input_ids=ANSWER, prompts=["default", "longer"])
-    with pytest.raises(zoo.UnsupportedError, match=r"made with \[4, 6\] virtual .* prompts have \[6, 4\]"):
+    with pytest.raises(zoo.UnsupportedError, match=r"computed with \[4, 6\] virtual .* prompts have \[6, 4\]"):
         again(subject, first.encoder_last_hidden_state, mask, prompts=["longer", "default"])
-    with pytest.raises(zoo.UnsupportedError, match=r"made with \[4, 6\] virtual .* prompts have \[4, 4\]"):
+    with pytest.raises(zoo.UnsupportedError, match=r"computed with \[4, 6\] virtual .* prompts have \[4, 4\]"):
         again(subject, first.encoder_last_hidden_state, mask)
 
 

@@ -103,5 +103,5 @@ def test_compiled():
 def test_a_weight_is_refused(uncompiled):
     subject = Subject.prompted("llama", "prefix_tuning", OPTIONS, implementation=FLEX)
     subject.model.prompts.set_weight("default", 0.5)
-    with pytest.raises(zoo.UnsupportedError, match="flex attention has no place for a prompt's weight"):
+    with pytest.raises(zoo.UnsupportedError, match="flex attention cannot apply a prompt's weight"):
         subject.logits(TEXTS[0])

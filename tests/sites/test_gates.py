@@ -283,7 +283,7 @@ def test_gated_tokens_that_do_not_fit_are_refused_before_anything_is_changed():
 def test_gates_are_refused_where_the_cache_is_the_only_way_in(architecture):
     model = tiny_model(architecture)
     before = list(model.state_dict())
-    with pytest.raises(zoo.UnsupportedError, match="has no place for gated tokens; choose a method without gates"):
+    with pytest.raises(zoo.UnsupportedError, match="does not support gated tokens; choose a method without gates"):
         zoo.get_method("gated_test")(model, num_virtual_tokens=4)
     assert list(model.state_dict()) == before
     assert not hasattr(model, "prompts")

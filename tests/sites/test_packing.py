@@ -91,7 +91,7 @@ def test_texts_that_a_prompt_in_the_cache_would_mix_are_refused(architecture, me
     base = Subject(architecture, tiny_model(architecture))
     alone = torch.cat([base.logits(text) for text in TEXTS], dim=1)
     assert_equal(base.logits(PACKED, position_ids=POSITIONS, use_cache=False), alone, "packed")
-    with pytest.raises(zoo.UnsupportedError, match=r"restart at row 0, token 9,.*give each text a row"):
+    with pytest.raises(zoo.UnsupportedError, match=r"restart at row 0, token 9,.*give each text its own row"):
         prompted(architecture, method).logits(PACKED, position_ids=POSITIONS, use_cache=False)
 
 

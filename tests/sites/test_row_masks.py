@@ -196,7 +196,7 @@ def test_it_is_refused_where_the_cache_is_the_only_way_in():
     model = attach("bloom")
     set_mask(model, MASK)
     with pytest.raises(
-        zoo.UnsupportedError, match="which has no place for a mask of rows; choose a method without mas"
+        zoo.UnsupportedError, match="which does not support a mask of rows; choose a method without a mas"
     ):
         run(model, TEXT, "default")
 

@@ -190,7 +190,7 @@ def test_flex_attention_has_no_place_for_scores():
         model = attach(implementation=FLEX)
     with (
         uncompiled_flex(),
-        pytest.raises(zoo.UnsupportedError, match="flex attention has no place for a prompt's scores; call model"),
+        pytest.raises(zoo.UnsupportedError, match="flex attention cannot apply a prompt's scores; call model"),
     ):
         model(input_ids=TEXT, prompts="default")
 
@@ -198,7 +198,7 @@ def test_flex_attention_has_no_place_for_scores():
 @pytest.mark.parametrize("architecture", ["bloom", "falcon"])
 def test_scores_are_refused_where_the_cache_is_the_only_way_in(architecture):
     model = tiny_model(architecture)
-    with pytest.raises(zoo.UnsupportedError, match="which has no place for scores; choose a method without scores"):
+    with pytest.raises(zoo.UnsupportedError, match="which does not support scores; choose a method without scores"):
         zoo.get_method("scored_test")(model, num_virtual_tokens=3)
     assert not hasattr(model, "prompts")
 

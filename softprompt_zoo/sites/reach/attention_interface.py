@@ -1,8 +1,8 @@
-"""Keys and values of virtual tokens, through transformers' attention interface.
+"""Adds keys and values of virtual tokens through transformers' attention interface.
 
-One function per base implementation prepends a layer's prompt to its keys and values and extends mask
-and position bias. Its state arrives as a forward keyword: module attributes or context variables gave
-wrong gradients under checkpointing and cross-talk between threads.
+One function per base implementation prepends a layer's prompt to its keys and values and extends the mask
+and position bias. Its state arrives as a forward keyword: module attributes or context variables caused
+wrong gradients under checkpointing, and cross-talk between threads.
 """
 
 import functools
@@ -47,7 +47,7 @@ def _prompt_attention(
     attention_mask: Shaped[Tensor, "..."] | BlockMask | None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]:
-    """Attend to the layer's prompt and to the text; without a prompt this is the base function."""
+    """Attend to the layer's prompt and to the text; without a prompt, this is the base function."""
     forward = _base_function(base, module)
     state = kwargs.pop(STATE_KEYWORD, None)
     site = None if state is None else _calling_site(module, state)
@@ -78,7 +78,7 @@ def _with_additions(
     output: Float[Tensor, "rows length heads value_dim"],
     kwargs: dict[str, Any],
 ) -> Float[Tensor, "rows length heads value_dim"]:
-    """Add what gated prompts and branches give next to the text's softmax."""
+    """Add the results of gated prompts and branches to that of the text's softmax."""
     for part in state.gated.get(site.name, ()):
         added = add_gated(part, site.layer, forward, module, query, state.rows, kwargs)
         output = output if added is None else output + added
@@ -86,7 +86,7 @@ def _with_additions(
 
 
 def _calling_site(module: nn.Module, state: CallState | KeyValueRecording) -> AttentionLayer | None:
-    """Return which layer calls: a module that layers share is called by them in turn. `None` if it is not marked."""
+    """Return the calling layer; layers that share a module call it in turn. `None` if the module is not marked."""
     mark: Mark | None = getattr(module, MARK, None)
     if mark is None:
         return None
@@ -110,7 +110,7 @@ def _with_prompt(
     is_causal = _is_causal(base, module, kwargs)
     length = query.shape[2]
     if attention_mask is None and is_causal and 1 < length < key.shape[2]:
-        # Prefill of an empty static cache: the base function would slice here, before it sees our keys.
+        # Prefill of an empty static cache: the base function would slice here, before our keys are added.
         key, value, kwargs = key[:, :, :length], value[:, :, :length], _with_short_bias(kwargs, length)
     rows = None if state.is_in_order else state.rows
     prompt_keys, prompt_values = layer_prompt(prompt, rows, site.layer, query.shape[0])
@@ -124,7 +124,7 @@ def _with_prompt(
     key = torch.cat([prompt_keys.to(key), key], dim=2)
     value = torch.cat([prompt_values.to(value), value], dim=2)
     output, weights = forward(module, query, key, value, mask, **kwargs)
-    # Flex attention returns no weights there but the logarithm of their sum, which has no axis of keys.
+    # Instead of weights, flex attention returns the logarithm of their sum, which has no axis of keys.
     return output, weights if weights is None or weights.ndim < 4 else weights[..., prompt_keys.shape[2] :]
 
 
@@ -134,7 +134,7 @@ def _with_short_bias(kwargs: dict[str, Any], length: int) -> dict[str, Any]:
 
 
 def _is_causal(base: str, module: nn.Module, kwargs: dict[str, Any]) -> bool:
-    """Return whether a missing mask hides later tokens, which in the eager function it does not."""
+    """Return whether a missing mask means that later tokens are hidden, which is not so in the eager function."""
     given = kwargs.get("is_causal")
     return base != "eager" and bool(getattr(module, "is_causal", True) if given is None else given)
 
@@ -146,7 +146,7 @@ def _base_function(base: str, module: nn.Module) -> Attention:
 def _extend_bias(
     bias: Float[Tensor, "#rows heads length key_length"], state: CallState, site: AttentionLayer, tokens: int
 ) -> Float[Tensor, "#rows heads length positions"]:
-    """Give the prompt's columns their bias: relative positions in a decoder, none elsewhere."""
+    """Add the bias of the prompt's columns: relative positions in a decoder, none elsewhere."""
     if state.bias is None or site.name == "cross":
         return functional.pad(bias, (tokens, 0))
     of_prompt = state.bias[site.layer].to(bias)
@@ -160,18 +160,18 @@ def shared_mask(
     """Extend the text's mask over the prompt, once for all layers that share it.
 
     Args:
-        prompt: What the site shows.
-        state: The state of the call, which keeps what was made.
+        prompt: The state of the site.
+        state: The state of the call, which keeps the result.
         query: The queries.
-        attention_mask: The text's mask, of the form that the base implementation takes; or `None`.
-        depends_on: Base implementation, site, window, queries, keys of the text, and whether a missing mask stands for
-            a causal one.
+        attention_mask: The text's mask, in the form that the base implementation takes; or `None`.
+        depends_on: Base implementation, site, window, queries, keys of the text, and whether a missing mask means a
+            causal one.
 
     Returns:
-        The mask, of the same form; `None` if everything is seen.
+        The mask, in the same form; `None` if everything is seen.
 
     Raises:
-        UnsupportedError: If the form has no place for the prompt's weight.
+        UnsupportedError: If this form cannot express the prompt's weight.
     """
     for known, text_mask, extended in state.masks:
         if known == depends_on and text_mask is attention_mask:
@@ -199,14 +199,14 @@ def visible_to(
     """Return which virtual tokens each of the last `length` queries sees.
 
     Args:
-        prompt: What the site shows.
+        prompt: The state of the site.
         state: The state of the call, with the positions of all its queries.
-        window: Width of the sliding window; `None` without one.
-        length: Queries of the layer: a model may compute its last layers for the last tokens alone.
+        window: Width of the sliding window; `None` if there is none.
+        length: Queries of the layer: a model may compute its last layers only for the last tokens.
         rows: Rows of the batch.
 
     Returns:
-        Whether it does; `None` for all.
+        Whether each query sees each token; `None` if all see all.
     """
     visible = None if prompt.present is None else of_rows(prompt.present, state)
     if prompt.mask is not None:
@@ -228,11 +228,11 @@ def extend_mask(
 
     Args:
         mask: The text's mask, boolean or additive; or `None`.
-        visible: From `visible_to`; or what is added to the prompt's scores, in floating point.
+        visible: From `visible_to`; or floating-point numbers added to the prompt's scores.
         query: The queries.
         key_length: Keys of the text.
         tokens: Virtual tokens.
-        is_causal: Whether a missing mask stands for a causal one.
+        is_causal: Whether a missing mask means a causal one.
 
     Returns:
         The mask over `tokens + key_length` columns; `None` if everything is seen.
@@ -262,10 +262,10 @@ def register_base(base: str, masks_of: str) -> None:
 
     Args:
         base: transformers' name of the implementation.
-        masks_of: Name of the implementation whose masks it takes.
+        masks_of: Name of the implementation whose masks it uses.
     """
     AttentionInterface.register(PREFIX + base, functools.partial(_prompt_attention, base))
-    # The base's own mask function: without a prompt the model must stay bit-identical.
+    # The base's own mask function: without a prompt, the model must stay bit-identical.
     AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[masks_of])
 
 

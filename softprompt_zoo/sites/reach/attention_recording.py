@@ -1,7 +1,7 @@
-"""Attention weights with the prompts' columns, which the outputs of a prompted model do not show.
+"""Records attention weights of the prompts' columns, which the outputs of a prompted model do not include.
 
-One more base implementation: the model's eager attention, which adds up the weights of the prompts' columns while a
-recording is on. The recording is in a context variable, for it is of one thread and one call without gradients.
+This is another base implementation: the model's eager attention, which sums the weights of the prompts' columns while
+a recording is active. The recording is a context variable, as it belongs to one thread and one call without gradients.
 """
 
 import contextlib
@@ -28,30 +28,30 @@ RECORDED_PREFIX = PREFIX + RECORDED
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What is read at one site."""
+    """What to read at one site."""
 
     columns: int
-    """The prompts' columns, which stand in front of the text's."""
+    """Number of the prompts' columns, which come before the text's."""
     first_query: int
-    """Queries in front of the text, which are virtual positions."""
+    """Number of queries before the text, which are virtual positions."""
     is_text: Bool[Tensor, "rows length"]
-    """Which of the queries after those are text and not padding."""
+    """Which of the queries after those are text rather than padding."""
 
 
 @dataclasses.dataclass
 class AttentionRecording:
-    """Mean weights of the prompts' columns, layer by layer, while it is on."""
+    """Mean weights of the prompts' columns, layer by layer, while it is active."""
 
     asked: Mapping[str, Columns]
-    """Site name to what is read there; other sites are not."""
+    """Site name to what to read there; other sites are not read."""
     calls: dict[int, tuple[Mark, list[Float[Tensor, " columns"]]]] = dataclasses.field(default_factory=dict)
-    """By the id of an attention module its mark and what its calls gave, in order."""
+    """By the id of an attention module, its mark and the results of its calls, in order."""
 
     def shares(self, extra: Mapping[AttentionLayer, int]) -> dict[str, Float[Tensor, "layers columns"]]:
         """Return the share of each of the prompts' columns.
 
         Args:
-            extra: How many calls of a layer come after the one that is read: those of gated tokens.
+            extra: Number of calls of a layer after the one that is read: those of gated tokens.
 
         Returns:
             By site, a mean over heads and the text's tokens.
@@ -59,7 +59,7 @@ class AttentionRecording:
         found: dict[AttentionLayer, Tensor] = {}
         for mark, calls in self.calls.values():
             end = len(calls)
-            # Layers that share a module call it in turn; passes before do not count.
+            # Layers that share a module call it in turn; earlier passes do not count.
             for place in reversed(mark.sites):
                 end -= 1 + extra.get(place, 0)
                 found[place] = calls[end]
@@ -74,10 +74,10 @@ _RECORDING: contextvars.ContextVar[AttentionRecording | None] = contextvars.Cont
 
 @contextlib.contextmanager
 def recording(asked: Mapping[str, Columns]) -> Iterator[AttentionRecording]:
-    """Record what the models that run on `RECORDED` show.
+    """Record the weights of models that run on `RECORDED`.
 
     Args:
-        asked: Site name to what is read there.
+        asked: Site name to what to read there.
 
     Yields:
         The recording.
@@ -98,7 +98,7 @@ def _recorded_attention(
     attention_mask: Shaped[Tensor, "..."] | None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "rows length heads value_dim"], Float[Tensor, "..."] | None]:
-    """Do what the model's eager function does, and read its weights."""
+    """Call the model's eager function, and read its weights."""
     output, weights = eager_function(module)(module, query, key, value, attention_mask, **kwargs)
     found, mark = _RECORDING.get(), mark_of(module)
     if found is None or mark is None:
@@ -106,7 +106,7 @@ def _recorded_attention(
     site = mark.sites[0].name
     if site in found.asked:
         if weights is None:
-            raise UnsupportedError(f"{type(module).__name__} shows no attention weights; leave inputs out")
+            raise UnsupportedError(f"{type(module).__name__} returns no attention weights; leave inputs out")
         asked = found.asked[site]
         found.calls.setdefault(id(module), (mark, []))[1].append(_read(weights, asked))
     return output, weights
@@ -115,7 +115,7 @@ def _recorded_attention(
 def _read(weights: Float[Tensor, "rows heads _ _"], asked: Columns) -> Float[Tensor, " {asked.columns}"]:
     shown = weights[..., asked.first_query :, : asked.columns].float()
     if shown.shape[0] != asked.is_text.shape[0] or shown.shape[2] != asked.is_text.shape[1]:
-        return shown.new_zeros(asked.columns)  # a pass over virtual tokens alone, or over gated ones: it is not read
+        return shown.new_zeros(asked.columns)  # a pass over only virtual tokens or gated ones, which is not read
     shares = shown.mean(dim=1)[asked.is_text.to(shown.device)].mean(dim=0)
     return shares if shares.shape[0] == asked.columns else shares.new_zeros(asked.columns)
 

@@ -1,4 +1,4 @@
-"""The masks of flex attention: functions of four indices, with a table of the blocks that they leave."""
+"""The masks of flex attention: functions of four indices, with a table of the blocks that they keep."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ def extend(
     key_length: int,
     tokens: int,
 ) -> BlockMask:
-    """Extend a text's block mask by the prompt's columns.
+    """Extend a text's block mask with the prompt's columns.
 
     Args:
         mask: The text's mask. Not changed.
@@ -29,7 +29,7 @@ def extend(
         rows: Rows of the batch.
         length: Queries.
         key_length: Keys of the text.
-        tokens: Virtual tokens, which stand in front of the text's keys.
+        tokens: Virtual tokens, which come before the text's keys.
 
     Returns:
         A mask over `tokens + key_length` keys.
@@ -45,10 +45,10 @@ def extend(
         text = of_text(row, head, query, (key - tokens).clamp(min=0))
         if seen is None:
             return ~is_text | text
-        # Both sides are computed everywhere, so no index may leave its tensor.
+        # Both sides are computed everywhere, so no index may be out of bounds.
         prompt: Any = seen[row, query.clamp(max=length - 1), key.clamp(max=tokens - 1)]
         return torch.where(is_text, text, prompt)
 
-    # Compiled, the table is made without the whole mask in memory; on a CPU that costs minutes the first time.
+    # Compiled, the table is built without the whole mask in memory; on a CPU, the first time takes minutes.
     make: Callable[..., BlockMask] = create_block_mask if device.type == "cpu" else torch.compile(create_block_mask)
     return make(mask_mod, rows, None, length, tokens + key_length, device=device)

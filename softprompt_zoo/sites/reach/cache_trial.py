@@ -1,4 +1,4 @@
-"""A cache that notes which module hands it the keys and values of each layer."""
+"""A cache that records which module passes it the keys and values of each layer."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ from softprompt_zoo.tokens.layer_shape import LayerShape
 
 @torch.no_grad()
 def run_on_view(look: Look) -> dict[int, AttentionCall]:
-    """Run a stack on a few tokens with a cache that takes notes. The stack is left as it was.
+    """Run a stack on a few tokens with a recording cache. The stack is not changed.
 
     Args:
-        look: What is known of the stack.
+        look: What is known about the stack.
 
     Returns:
-        By layer the module that handed over its keys and values; nothing if the run failed.
+        Layer to the call by the module that passed its keys and values; empty if the run failed.
     """
     view = _NotingView()
     weight: Any = look.embedding.weight
@@ -33,7 +33,7 @@ def run_on_view(look: Look) -> dict[int, AttentionCall]:
         with eval_mode([look.module]):
             look.module(input_ids=ids, use_cache=True, **{look.cache_argument: view})
     except Exception:
-        return {}  # without a cache as we know it; the reason that was found before says more
+        return {}  # no cache of a known form; the reason found earlier says more
     finally:
         for handle in handles:
             handle.remove()
@@ -41,7 +41,7 @@ def run_on_view(look: Look) -> dict[int, AttentionCall]:
 
 
 class _NotingView(CacheView):
-    """Notes which module hands over the keys and values of each layer."""
+    """Records which module passes the keys and values of each layer."""
 
     def __init__(self) -> None:
         super().__init__(None, None, None, "decoder")
@@ -73,7 +73,7 @@ _HEADS = ("num_attention_heads", "num_heads", "n_heads")
 
 
 def _window(module: Any) -> int | None:
-    """Return the width of an attention's sliding window, as far as it can be told."""
+    """Return the width of an attention's sliding window, as far as it is known."""
     config = part_of(module, "config")
     if part_of(module, "attention_type") == "local":
         window: int | None = config_value(config, "window_size")

@@ -1,7 +1,7 @@
-"""What a model sees as its cache during one call: the prompt's keys and values in front of the text's.
+"""The cache that a model sees during one call: the prompt's keys and values in front of the text's.
 
-The view keeps only the text. In each row the prompt is right before the text, after padding on the left: ALiBi and
-local windows then see the distances that real tokens would have.
+The view stores only the text. In each row, the prompt is right before the text, after left padding, so that ALiBi and
+local windows see the distances that real tokens would have.
 """
 
 from typing import Any
@@ -17,29 +17,29 @@ from softprompt_zoo.sites.state import CallState, KeyValueRecording, SiteState
 
 
 class CacheView(Cache):
-    """What a model sees as its cache during one call."""
+    """The cache that a model sees during one call."""
 
     def __init__(
         self, inner: Cache | None, state: CallState | None, recording: KeyValueRecording | None, site: str
     ) -> None:
         super().__init__(layers=[])
         self.inner = inner
-        """The cache of the text; `None` if nothing is kept."""
+        """The cache of the text; `None` if nothing is cached."""
         self.order: Int[Tensor, "rows positions"] | None = None
-        """Column of prompt and text that is at each place; `None` if they just follow
-        each other."""
+        """Column of prompt and text at each place; `None` if the text simply follows
+        the prompt."""
         self._state = state
         self._recording = recording
         self._site = site
 
     @property
     def prompt(self) -> SiteState | None:
-        """The prompt; read at each use, for checkpointing replaces its tensors."""
+        """The prompt; read on each use, because checkpointing replaces its tensors."""
         return None if self._state is None else self._state.sites.get(self._site)
 
     @property
     def tokens(self) -> int:
-        """Virtual tokens of the longest row."""
+        """Number of virtual tokens in the longest row."""
         return 0 if self.prompt is None else self.prompt.keys[0].shape[2]
 
     def update(
@@ -50,7 +50,7 @@ class CacheView(Cache):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Float[Tensor, "rows kv_heads key_length head_dim"], Float[Tensor, "rows kv_heads key_length value_dim"]]:
-        """Keep the text's keys and values, and return them after the prompt's."""
+        """Store the text's keys and values, and return them after the prompt's."""
         site = AttentionLayer(self._site, layer_idx)
         if self._recording is not None:
             self._recording.keys[site], self._recording.values[site] = key_states, value_states
@@ -63,7 +63,7 @@ class CacheView(Cache):
         return self._arranged(keys.to(key_states), key_states), self._arranged(values.to(value_states), value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
-        """Return how many positions are taken, the prompt's among them."""
+        """Return how many positions are taken, including the prompt's."""
         return self.tokens + (0 if self.inner is None else self.inner.get_seq_length(layer_idx))
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
@@ -72,7 +72,7 @@ class CacheView(Cache):
         return self.tokens + length, offset
 
     def text_only(self, weights: Float[Tensor, "rows heads _ _"]) -> Float[Tensor, "rows heads _ _"]:
-        """Take the prompt's columns out of attention weights."""
+        """Remove the prompt's columns from attention weights."""
         if self.order is None:
             return weights[..., self.tokens :]
         columns = self.order.argsort(dim=1)[:, None, None, self.tokens :]

@@ -1,8 +1,8 @@
-"""What an attention module reads, for branches that want it: models hand an attention function no hidden states.
+"""The input of an attention module, for branches that need it: models pass no hidden states to attention functions.
 
-A hook in front of each attention module puts them into the state of the call that goes in. It is there only while the
-model has a prompt that wants them. The state is copied, not changed: it is shared by all layers, and recomputed ones
-see it again.
+A pre-hook on each attention module adds them to the state of the call that is passed in. It is there only while the
+model has a prompt that needs them. The state is copied, not changed, as it is shared by all layers, and recomputed
+layers see it again.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ _HANDLE = "_softprompt_hidden"
 
 
 def show_hidden(stack: StackFacts, is_wanted: bool) -> None:
-    """Put the hooks on a stack's attention modules, or take them off.
+    """Add the hooks to a stack's attention modules, or remove them.
 
     Args:
         stack: The stack; its modules are changed.
-        is_wanted: Whether a prompt wants hidden states.
+        is_wanted: Whether a prompt needs hidden states.
     """
     modules: dict[int, Any] = {id(module): module for own in stack.attentions.values() for module in own}
     for module in modules.values():

@@ -1,4 +1,4 @@
-"""The attention functions of transformers that prompts can be added to, and the names of ours."""
+"""The attention functions of transformers to which prompts can be added, and the names of ours."""
 
 import sys
 
@@ -34,7 +34,7 @@ def prompted_implementation(base: str) -> str:
 
 
 def base_implementation(name: str) -> str:
-    """Undo `prompted_implementation`; other names are returned as they are."""
+    """Undo `prompted_implementation`; other names are returned unchanged."""
     return name.removeprefix(PREFIX)
 
 
@@ -44,7 +44,7 @@ def eager_function(module: nn.Module) -> Attention:
     Raises:
         UnsupportedError: If there is none.
     """
-    # Every modeling file has an eager function of its own; FSDP puts a class of its own in front.
+    # Every modeling file has its own eager function; FSDP puts its own class in front.
     for owner in type(module).__mro__:
         function = getattr(sys.modules.get(owner.__module__), "eager_attention_forward", None)
         if function is not None:

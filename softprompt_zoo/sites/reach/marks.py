@@ -1,4 +1,4 @@
-"""What the attention modules of a prompted stack are told of themselves."""
+"""Marks that tell the attention modules of a prompted stack which layers they are."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ MARK = "_softprompt_mark"
 
 
 class Mark(NamedTuple):
-    """Which layers a module is, and what it sees."""
+    """The layers that a module implements, and its window."""
 
     sites: tuple[AttentionLayer, ...]
     """Several if layers share it, in their order."""
     window: int | None
-    """Width of its sliding window; `None` without one."""
+    """Width of its sliding window; `None` if there is none."""
 
 
 def mark_sites(stack: StackFacts) -> None:

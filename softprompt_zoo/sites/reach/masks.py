@@ -1,4 +1,4 @@
-"""What a mask over a prompt's columns is made of: windows, rows, weights and scores."""
+"""The parts of a mask over a prompt's columns: windows, rows, weights and scores."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from softprompt_zoo.sites.state import CallState, SiteState
 
 
 def check_flex(prompt: SiteState) -> None:
-    """Refuse what is added to the scores of flex attention, whose masks say yes or no."""
+    """Refuse additions to the scores of flex attention, whose masks are boolean."""
     if prompt.weight is not None:
         raise UnsupportedError(
-            'flex attention has no place for a prompt\'s weight; call model.set_attn_implementation("sdpa"), or '
+            'flex attention cannot apply a prompt\'s weight; call model.set_attn_implementation("sdpa"), or '
             "give every prompt the weight 1"
         )
     if prompt.scores is not None:
         raise UnsupportedError(
-            'flex attention has no place for a prompt\'s scores; call model.set_attn_implementation("sdpa"), or choose '
+            'flex attention cannot apply a prompt\'s scores; call model.set_attn_implementation("sdpa"), or choose '
             "a method without scores"
         )
 
@@ -32,13 +32,13 @@ def with_scores(
     query: Queries,
     key_length: int,
 ) -> Float[Tensor, "#rows heads #length positions"]:
-    """Add a layer's scores to the prompt's columns of a mask. It is not kept: each layer has its own.
+    """Add a layer's scores to the prompt's columns of a mask. The result is not kept: it differs for each layer.
 
     Args:
         mask: From `shared_mask`.
-        scores: The layer's.
+        scores: The layer's scores.
         state: The state of the call.
-        query: The queries, of which several heads share those of one key-value head.
+        query: The queries; several of their heads share the scores of one key-value head.
         key_length: Keys of the text.
 
     Returns:
@@ -69,21 +69,21 @@ def in_window(
 def both(
     first: Bool[Tensor, "#rows 1 #length tokens"] | None, second: Bool[Tensor, "#rows 1 #length tokens"] | None
 ) -> Bool[Tensor, "#rows 1 #length tokens"] | None:
-    """Return what is true in both; `None` is true everywhere."""
+    """Return the conjunction of two masks; `None` is true everywhere."""
     if first is None or second is None:
         return second if first is None else first
     return first & second
 
 
 def of_rows(values: Shaped[Tensor, "combinations tokens"], state: CallState) -> Shaped[Tensor, "#rows 1 1 tokens"]:
-    """Return a value for each token that the rows see, in the form of a mask."""
+    """Return the value of each token that the rows see, in the shape of a mask."""
     return (values if state.rows is None else values[state.rows])[:, None, None, :]
 
 
 def seen_by_rows(
     mask: Bool[Tensor, "combinations text_rows tokens"], state: CallState, rows: int
 ) -> Bool[Tensor, "{rows} 1 1 tokens"]:
-    """Return which tokens each row sees of its combination; beams repeat the rows of the text, each in its place."""
+    """Return which tokens of its combination each row sees; beams repeat each row of the text in place."""
     given = mask.shape[1]
     if rows % given:
         raise ValueError(
@@ -100,7 +100,7 @@ def weighed(
     state: CallState,
     query: Queries,
 ) -> Float[Tensor, "#rows 1 #length tokens"]:
-    """Turn weights into what is added to the scores: a factor on a share is its logarithm on the score."""
+    """Turn weights into additions to the scores: a factor on a share is its logarithm on the score."""
     least = torch.finfo(query.dtype).min
     wide = torch.promote_types(weight.dtype, query.dtype)
     scores = of_rows(weight, state).to(wide).log().clamp(min=least).to(query.dtype)
@@ -108,5 +108,5 @@ def weighed(
 
 
 def additive(mask: Bool[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
-    """Turn a mask of yes and no into what is added to the scores."""
+    """Turn a boolean mask into additions to the scores."""
     return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

@@ -1,4 +1,4 @@
-"""The attention function that configs choose by name: ours, around the one that the model, or somebody since, chose."""
+"""The attention function that configs choose by name: ours, wrapping the one chosen originally or since."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from softprompt_zoo.sites.stack_facts import StackFacts
 
 
 class OnOurAttention(Reach):
-    """What the ways have in common in which a stack's config names our attention function."""
+    """The base of all ways in which a stack's config names our attention function."""
 
     def choose_attention(self, stack: StackFacts) -> None:
-        """Name our function, around the one that the config names."""
+        """Choose our function, wrapping the one that the config names."""
         configs = attention_configs(stack.module)
         names = [prompted_implementation(base_implementation(config._attn_implementation)) for config in configs]
         for config, name in zip(configs, names, strict=True):
             config._attn_implementation_internal = name
 
     def follow_attention(self, stack: StackFacts, before: str) -> None:
-        """Name ours around what was written to the config since, as Whisper does to find words' times."""
+        """Wrap the function written to the config since, as Whisper does to compute word timestamps."""
         written = stack.module.config._attn_implementation
         if written is not None and written.startswith(PREFIX):
             return
@@ -31,22 +31,22 @@ class OnOurAttention(Reach):
             for config in attention_configs(stack.module):
                 config._attn_implementation_internal = before
             raise UnsupportedError(
-                f"the attention implementation {written!r} was written to the config of a model with prompts, to which "
-                f"they cannot be added; the config has {base_implementation(before)!r} again; choose 'eager', 'sdpa' "
+                f"the attention implementation {written!r} was written to the config of a model with prompts, which "
+                f"it does not support; the config is back to {base_implementation(before)!r}; choose 'eager', 'sdpa' "
                 "or 'flex_attention', with model.set_attn_implementation"
             ) from error
 
     def install(self, stack: StackFacts, model: Any) -> None:
-        """Choose our function, and tell the attention modules which layers they are."""
+        """Choose our function, and mark the attention modules with their layers."""
         self.choose_attention(stack)
         mark_sites(stack)
 
     def remove(self, stack: StackFacts) -> None:
-        """Take the marks off."""
+        """Remove the marks."""
         unmark_sites(stack)
 
 
 def restore_attention(configs: list[Any]) -> None:
-    """Let configs name the functions that they named before ours came around them."""
+    """Restore the functions that configs named before ours wrapped them."""
     for config in configs:
         config._attn_implementation_internal = base_implementation(config._attn_implementation_internal or "") or None

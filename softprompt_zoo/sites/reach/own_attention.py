@@ -1,7 +1,7 @@
-"""Keys and values in attention that is not reached through transformers' attention interface.
+"""Adds keys and values to attention that does not use transformers' attention interface.
 
-Two kinds of encoders compute their scores themselves: DeBERTa's are disentangled, MPNet's have a relative bias that all
-layers share. Each function here does what the module's own forward does, with the layer's prompt in front; virtual
+Two kinds of encoders compute their scores themselves: DeBERTa's are disentangled, MPNet's have a relative bias shared
+by all layers. Each function here does the same as the module's own forward, with the layer's prompt in front; virtual
 tokens have no relative bias.
 """
 
@@ -36,21 +36,21 @@ def disentangled(
     relative_pos: Shaped[Tensor, "..."] | None = None,
     rel_embeddings: Float[Tensor, "... hidden"] | None = None,
 ) -> tuple[Float[Tensor, "rows length hidden"], Float[Tensor, "rows heads length length"] | None]:
-    """Do what `DisentangledSelfAttention.forward` does.
+    """Do the same as `DisentangledSelfAttention.forward`, with a prompt.
 
     Args:
         module: The attention module.
         state: The state of this call.
         layer: Index of the layer.
-        hidden_states: Of the text.
-        attention_mask: Not zero where a token is seen.
-        output_attentions: Whether the weights are wanted.
-        query_states: What the queries are made of; `None` for the hidden states.
+        hidden_states: Hidden states of the text.
+        attention_mask: Nonzero where a token is seen.
+        output_attentions: Whether to return the weights.
+        query_states: Input of the query projection; `None` for the hidden states.
         relative_pos: Relative positions.
         rel_embeddings: Their embeddings.
 
     Returns:
-        Hidden states, and the weights of the text or `None`.
+        Hidden states, and the weights of the text, or `None`.
     """
     heads = module.num_attention_heads
     query = _split(module.query_proj(hidden_states if query_states is None else query_states), heads)
@@ -77,20 +77,20 @@ def biased(
     output_attentions: bool = False,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "rows ..."], ...]:
-    """Do what `MPNetSelfAttention.forward` does.
+    """Do the same as `MPNetSelfAttention.forward`, with a prompt.
 
     Args:
         module: The attention module.
         state: The state of this call.
         layer: Index of the layer.
-        hidden_states: Of the text.
-        attention_mask: To be added to the scores.
-        position_bias: The same.
-        output_attentions: Whether the weights are wanted.
+        hidden_states: Hidden states of the text.
+        attention_mask: Added to the scores.
+        position_bias: Added to the scores.
+        output_attentions: Whether to return the weights.
         **kwargs: Not used, as in the original.
 
     Returns:
-        Hidden states `(rows, length, hidden)`, and the weights `(rows, heads, length, length)` of the text if wanted.
+        Hidden states `(rows, length, hidden)`, and, if requested, the text's weights `(rows, heads, length, length)`.
     """
     projected = [
         _split(project(hidden_states), module.num_attention_heads) for project in (module.q, module.k, module.v)
@@ -102,16 +102,16 @@ def biased(
 
 
 class Kind(NamedTuple):
-    """One kind of attention, by what its modules have."""
+    """One kind of attention, recognized by its parts."""
 
     name: str
-    """What the module is called in its layer's `attention`."""
+    """Name of the module in its layer's `attention`."""
     parts: tuple[str, ...]
-    """What it has."""
+    """Names of its parts."""
     key_projection: str
-    """Its part that makes the keys."""
+    """Name of the part that computes the keys."""
     attend: Callable[..., Any]
-    """What is called in its place, with the module, the state and the layer in front."""
+    """Function called in its place, with the module, the state and the layer as first arguments."""
 
     def is_in(self, attention: Any) -> bool:
         """Return whether a layer's `attention` has a module of this kind."""
@@ -122,7 +122,7 @@ KINDS = (
     Kind("self", ("query_proj", "key_proj", "value_proj", "disentangled_attention_bias"), "key_proj", disentangled),
     Kind("attn", ("q", "k", "v", "o", "num_attention_heads"), "k", biased),
 )
-"""DeBERTa-v2's, and MPNet's."""
+"""Those of DeBERTa-v2 and MPNet."""
 
 
 def _attend(
@@ -180,7 +180,7 @@ def _with_gated(
     query: Float[Tensor, "rows heads length head_dim"],
     scale: float,
 ) -> Float[Tensor, "rows length heads value_dim"]:
-    """Add what gated prompts give."""
+    """Add the results of gated prompts."""
     forward = functools.partial(_plain_attention, scale)
     for part in call.gated.get(SITE, []):
         added = add_gated(part, layer, forward, module, query, call.rows, {})

@@ -1,6 +1,6 @@
-"""What a way to reach the attention of a stack is: everything in which the ways differ is a method of `Reach`.
+"""The interface of the ways to reach the attention of a stack: each difference between them is a method of `Reach`.
 
-What a model's ways have no place for, its `Refusals` say.
+A model's `Refusals` reject what its ways do not support.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from softprompt_zoo.tokens.placement import Placement
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What is known of a stack when a way to reach it is looked for."""
+    """What is known about a stack while looking for a way to reach it."""
 
     module: Any
     embedding: nn.Module
@@ -26,92 +26,92 @@ class Look:
     is_alone: bool
     """Whether it is the model's only stack."""
     calls: Sequence[AttentionCall] = ()
-    """The calls of attention functions that a run of it made, where the per-call keyword arrived; none if it failed."""
+    """The calls of attention functions in a run that received the per-call keyword; none if the run failed."""
     scales: tuple[float, float] = (1.0, 1.0)
     """Its `ids_scale` and `embeddings_scale`."""
     error: str | None = None
     """Why the run failed."""
     is_idle: bool = False
-    """Whether it ran without its weights: what it computed means nothing then."""
+    """Whether it ran without its weights, so that its results are meaningless."""
 
 
 class Reach:
-    """A way to reach the attention of a stack. What needs no word in one of the ways is done as here."""
+    """A way to reach the attention of a stack, with defaults for what most ways do alike."""
 
     problem: str | None = None
     """Why keys and values cannot be placed in the stack; `None` if they can."""
     lets_in: bool = True
     """Whether prompts of any method can enter."""
     uses_cache: bool = False
-    """Whether the model sees a cache where the caller wants none."""
+    """Whether the model sees a cache even if the caller wants none."""
     texts_apart: str = "pass use_cache=False and no attention_mask, or a 4-D attention_mask that keeps the texts apart"
-    """What the caller of a model can do whose row holds several texts."""
+    """Advice, for an error message, when a row holds several texts."""
     keeps_keywords: bool = False
-    """Whether such models hand no keywords to their stacks, so that a call gets there by a view of the model."""
+    """Whether such models pass no keywords to their stacks, so that a call gets there through a view of the model."""
     shows_columns: bool = False
     """Whether the weights of the prompts' columns can be read."""
 
     def find(self, look: Look) -> Sequence[AttentionCall]:
-        """Find the attention modules that are reached in this way. The stack is left as it was.
+        """Find the attention modules that can be reached in this way. The stack is not changed.
 
         Args:
-            look: What is known of the stack.
+            look: What is known about the stack.
 
         Returns:
-            One call of each, in the order of the layers; none if this is no way to reach the stack.
+            One call of each, in the order of the layers; none if this way does not reach the stack.
         """
         raise NotImplementedError
 
     def choose_attention(self, stack: StackFacts) -> None:
-        """Let the stack's configs choose the attention function that this way needs, around the one that they chose.
+        """Make the stack's configs choose the attention function that this way needs, wrapping the current one.
 
         Raises:
-            UnsupportedError: If prompts cannot be added to that one. Nothing is changed.
+            UnsupportedError: If prompts cannot be added to the current one. Nothing is changed.
         """
 
     def follow_attention(self, stack: StackFacts, before: str) -> None:
-        """Go along with an attention function that was written to the config of a stack with prompts.
+        """Adapt to an attention function that was written to the config of a stack with prompts.
 
         Args:
             stack: The stack that is about to run.
-            before: The name that its config had when the prompts came.
+            before: The name in its config when the prompts were attached.
 
         Raises:
-            UnsupportedError: If prompts cannot be added to it; the config has the name `before` again.
+            UnsupportedError: If prompts cannot be added to it; the config is reset to `before`.
         """
 
     def install(self, stack: StackFacts, model: Any) -> None:
-        """Make a stack ready for prompts.
+        """Prepare a stack for prompts.
 
         Args:
             stack: The stack; its modules are changed.
-            model: The model that gets the prompts, whose class `run`s the stack if it is one itself; else `None`.
+            model: The model that gets the prompts, whose class `run`s the stack if it is itself the stack; else `None`.
         """
         raise NotImplementedError
 
     def remove(self, stack: StackFacts) -> None:
-        """Undo `install`, but for the names of attention functions, as models may share their configs."""
+        """Undo `install`, except for the names of attention functions, as models may share configs."""
         raise NotImplementedError
 
     def enter(self, stack: StackFacts, state: CallState | KeyValueRecording, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Give a stack the prompts of one call.
+        """Pass the prompts of one call to a stack.
 
         Args:
             stack: The stack.
-            state: The prompts, or what records keys and values.
+            state: The prompts, or a recording of keys and values.
             kwargs: The stack's arguments. Not changed.
 
         Returns:
-            The arguments with what the attention needs of the state; the state itself is added by the caller.
+            The arguments with what the attention needs from the state; the caller adds the state itself.
         """
         return kwargs
 
     def run(self, module: Any, forward: Any, kwargs: dict[str, Any]) -> Any:
-        """Run a stack's own forward with the state that is among its arguments.
+        """Run a stack's own forward with the state in its arguments.
 
         Args:
             module: The stack's module.
-            forward: Its own forward, which takes it as `self`.
+            forward: Its own forward, which takes the module as `self`.
             kwargs: Its arguments.
 
         Returns:
@@ -120,12 +120,12 @@ class Reach:
         return forward(module, **kwargs)
 
     def leave(self, stack: StackFacts, output: Any, kwargs: Mapping[str, Any]) -> Any:
-        """Take out of a stack's output what `enter` put in.
+        """Remove from a stack's output what `enter` inserted.
 
         Args:
             stack: The stack.
-            output: What it returned. Not changed.
-            kwargs: The arguments that it got.
+            output: The stack's output. Not changed.
+            kwargs: The arguments that the stack got.
 
         Returns:
             An output of the same class.
@@ -133,11 +133,11 @@ class Reach:
         return output
 
     def counted(self, past: Any, tokens: int) -> Any:
-        """Return how many positions a stack that counts them itself believes to be after the text.
+        """Return how many past positions a stack that counts them itself takes into account.
 
         Args:
-            past: Tokens of text in the cache.
-            tokens: Virtual tokens in front of the longest row.
+            past: Text tokens in the cache.
+            tokens: Virtual tokens before the longest row.
         """
         return past
 
@@ -149,45 +149,45 @@ class Reach:
             windows: Whether the model has sliding windows.
 
         Raises:
-            UnsupportedError: If there is no place for a weight, gates, scores, a mask, or what windows are not to hide.
+            UnsupportedError: If its weight, gates, scores, mask or visibility in windows is not supported.
         """
 
     def refuse_branches(self) -> None:
-        """Refuse what is added beside attention.
+        """Refuse additions to the output of attention.
 
         Raises:
-            UnsupportedError: If the output of attention is not reached in this way.
+            UnsupportedError: If this way does not reach the output of attention.
         """
 
     def show_hidden(self, stack: StackFacts, is_wanted: bool) -> None:
-        """Show the branches beside attention what the attention modules read, where they do not see it anyway.
+        """Let branches see the input of the attention modules, if they do not see it already.
 
         Args:
             stack: A stack with prompts; its modules are changed.
-            is_wanted: Whether a prompt wants it.
+            is_wanted: Whether a prompt needs it.
         """
 
     def refuse_attentions(self, stack: StackFacts, kwargs: Mapping[str, Any]) -> None:
-        """Refuse to show attention weights from which real virtual positions could not be cut.
+        """Refuse to return attention weights from which virtual positions cannot be removed.
 
         Args:
             stack: An encoder.
             kwargs: Its arguments.
 
         Raises:
-            UnsupportedError: If they are wanted.
+            UnsupportedError: If they are requested.
         """
 
     def refuse_single_layers(self, stack: StackFacts) -> None:
         """Refuse to call one layer of a stack by itself.
 
         Raises:
-            UnsupportedError: If what it makes of hidden states could not be read.
+            UnsupportedError: If its keys and values could not be read.
         """
         raise UnsupportedError(
-            f"{type(stack.module).__name__} is off transformers' attention interface, so its projections cannot be "
-            "called one layer at a time to make keys and values of hidden states; choose a method that trains keys "
-            "and values themselves, or one at the input embeddings"
+            f"{type(stack.module).__name__} does not use transformers' attention interface, so its projections cannot "
+            "be called one layer at a time to turn hidden states into keys and values; choose a method that trains "
+            "keys and values themselves, or one at the input embeddings"
         )
 
 
@@ -208,7 +208,7 @@ class Refusals:
             placement: Virtual tokens, with the weight that the user gave them.
 
         Raises:
-            UnsupportedError: If it would be.
+            UnsupportedError: If it would be wrong.
         """
         if placement.tokens.at_input is not None:
             self._check_input(placement)
@@ -216,10 +216,10 @@ class Refusals:
             reach.refuse(placement, self.has_windows)
 
     def check_branches(self) -> None:
-        """Refuse what is added beside attention.
+        """Refuse additions to the output of attention.
 
         Raises:
-            UnsupportedError: If a stack's attention is not reached in a way that lets it in.
+            UnsupportedError: If a stack's attention is not reached in a way that allows them.
         """
         for reach in self.reaches:
             reach.refuse_branches()
@@ -233,9 +233,9 @@ class Refusals:
             )
         if placement.dropout and not self.is_causal:
             raise UnsupportedError(
-                f"the placement has dropout={placement.dropout}, which is for keys and values, and at the input "
+                f"the placement has dropout={placement.dropout}, which is for keys and values, but at the input "
                 "embeddings of this model virtual tokens have none of their own; drop parts of the embeddings in "
-                "build_virtual_tokens where parameters.training is set"
+                "build_virtual_tokens if parameters.training is set"
             )
         if self.input_problem is not None:
             raise UnsupportedError(

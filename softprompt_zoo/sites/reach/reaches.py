@@ -1,4 +1,4 @@
-"""The ways to reach a stack, in the order in which they are tried: a new one is a file next to this one, and a line."""
+"""The ways to reach a stack, in the order to try: a new one is a file next to this one, and a line here."""
 
 from softprompt_zoo.sites.reach.reach import Reach
 from softprompt_zoo.sites.reach.replaced_attention import ReplacedAttention

@@ -1,7 +1,7 @@
-"""Attention of their own replaced for one call: for stacks that compute their scores themselves, DeBERTa's and MPNet's.
+"""Replaces attention for one call, in stacks that compute their scores themselves: DeBERTa's and MPNet's.
 
-Such a stack does not hand keywords down. Its own forward runs on a view of the stack, made for one call, in which the
-attention modules are replaced by the functions of `own_attention`. Nothing is written on modules.
+Such a stack does not pass keywords down. Its own forward runs on a view of the stack, made for one call, in which the
+attention modules are replaced by the functions of `own_attention`. Nothing is written to modules.
 """
 
 import functools
@@ -21,11 +21,11 @@ from softprompt_zoo.sites.state import CallState, KeyValueRecording
 from softprompt_zoo.tokens.layer_shape import LayerShape
 
 _BASE = "_softprompt_carried"
-"""Attribute of a class of ours that holds the stack's own."""
+"""Attribute of our class that holds the stack's own class."""
 
 
 class ReplacedAttention(OnOurAttention):
-    """Encoders of which it is known what their attention computes."""
+    """For encoders whose attention computation is known."""
 
     keeps_keywords = True
 
@@ -36,7 +36,7 @@ class ReplacedAttention(OnOurAttention):
         return [_call_of(layer, kind) for layer, kind in zip(layers, kinds, strict=True) if kind] if all(kinds) else ()
 
     def install(self, stack: StackFacts, model: Any) -> None:
-        """Give the stack a class whose forward takes the state, unless the model's prompted class is it already."""
+        """Give the stack a class whose forward takes the state, unless the model's prompted class already does."""
         super().install(stack, model)
         module: Any = stack.module
         if module is not model:
@@ -70,7 +70,7 @@ def carrying_class(base: Any) -> Any:
 
 
 def _carrying_function(function: Any) -> Any:
-    """Make the forward that takes the state, of the class or of a function that took its place on a module."""
+    """Make the forward that takes the state, from that of the class or from a function set on a module."""
 
     @functools.wraps(function)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Through the cache: for causal models that compute attention themselves, but ask their cache for keys and values.
+"""Through the cache: for causal models that compute attention themselves, but get keys and values from their cache.
 
-Such a model gets, for one call, a view of its cache, which shows the prompt's keys and values in front of the text's.
-It takes no state of its own.
+For one call, such a model gets a view of its cache that shows the prompt's keys and values in front of the text's. It
+takes no separate state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from softprompt_zoo.sites.state import CallState, KeyValueRecording
 from softprompt_zoo.tokens.placement import Placement
 
 CHECKPOINTS = "_can_checkpoint_with_cache"
-"""transformers' name for layers that keep their cache when a checkpoint computes them again; a view may be kept."""
+"""transformers' attribute for layers that keep their cache when a checkpoint recomputes them; so a view may be kept."""
 
 
 class ThroughCache(Reach):
@@ -38,10 +38,10 @@ class ThroughCache(Reach):
 
     uses_cache = True
     keeps_keywords = True
-    texts_apart = "prompts enter this model through its cache, so give each text a row"
+    texts_apart = "prompts enter this model through its cache, so give each text its own row"
 
     def find(self, look: Look) -> Sequence[AttentionCall]:
-        """Run the model's only stack with a cache that notes who hands keys and values over."""
+        """Run the model's only stack with a cache that records who passes keys and values."""
         layers = config_value(look.module.config, "num_hidden_layers")
         if look.is_idle or not look.is_alone or not look.cache_argument or layers is None:
             return ()
@@ -49,7 +49,7 @@ class ThroughCache(Reach):
         return [found[layer] for layer in range(layers)] if sorted(found) == list(range(layers)) else ()
 
     def install(self, stack: StackFacts, model: Any) -> None:
-        """Mark the attention modules, and let layers keep the view under checkpointing."""
+        """Mark the attention modules, and make layers keep the view under checkpointing."""
         mark_sites(stack)
         for layer in _checkpointed(stack):
             setattr(layer, CHECKPOINTS, True)
@@ -61,7 +61,7 @@ class ThroughCache(Reach):
             layer.__dict__.pop(CHECKPOINTS, None)
 
     def enter(self, stack: StackFacts, state: CallState | KeyValueRecording, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Give the stack a view as its cache, and a mask over prompt and text where one is needed.
+        """Give the stack a view as its cache, and, if needed, a mask over prompt and text.
 
         Raises:
             UnsupportedError: If the attention mask is not 2-D.
@@ -78,7 +78,7 @@ class ThroughCache(Reach):
         return {**shown, "attention_mask": _mask(view, call, mask, text)}
 
     def leave(self, stack: StackFacts, output: Any, kwargs: Mapping[str, Any]) -> Any:
-        """Take out the view and the prompt's columns."""
+        """Remove the view and the prompt's columns."""
         view = kwargs[stack.cache_argument]
         shown = {**without_cache(output), stack.cache_argument: view.inner}
         if shown.get("attentions") is not None:
@@ -86,30 +86,30 @@ class ThroughCache(Reach):
         return type(output)(**shown)
 
     def counted(self, past: Any, tokens: int) -> Any:
-        """Count the prompt, too: it is in the view."""
+        """Count the prompt as well: it is in the view."""
         return past + tokens
 
     def refuse(self, placement: Placement, windows: bool) -> None:
-        """Refuse weights, gates, scores, and tokens that windows are not to hide."""
+        """Refuse weights, gates, scores, and tokens that windows must not hide."""
         where = "this model's attention is reached through its cache only"
         if placement.weight != 1.0:
             raise UnsupportedError(
-                f"the prompt's weight is {placement.weight}, but {where}, which has no place for weights; give it the "
+                f"the prompt's weight is {placement.weight}, but {where}, which does not support weights; give it the "
                 "weight 1"
             )
         if placement.tokens.gates:
-            raise UnsupportedError(f"{where}, which has no place for gated tokens; choose a method without gates")
+            raise UnsupportedError(f"{where}, which does not support gated tokens; choose a method without gates")
         if placement.tokens.scores:
-            raise UnsupportedError(f"{where}, which has no place for scores; choose a method without scores")
+            raise UnsupportedError(f"{where}, which does not support scores; choose a method without scores")
         if placement.mask is not None:
-            raise UnsupportedError(f"{where}, which has no place for a mask of rows; choose a method without mask")
+            raise UnsupportedError(f"{where}, which does not support a mask of rows; choose a method without a mask")
         if placement.always_visible and windows:
             raise UnsupportedError(
-                f"always_visible is True, but {where} and hides what its windows hide; choose always_visible=False"
+                f"always_visible is True, but {where}, so its windows hide the tokens; choose always_visible=False"
             )
 
     def refuse_branches(self) -> None:
-        """Refuse them: what attention gives is not seen."""
+        """Refuse all: the output of attention is not reached."""
         raise UnsupportedError(
             "this model's attention is reached through its cache only, so nothing can be added to its output; choose a "
             "method without attend"
@@ -122,7 +122,7 @@ def _checkpointed(stack: StackFacts) -> list[GradientCheckpointingLayer]:
 
 def _cache_of_text(module: Any, kwargs: dict[str, Any]) -> Cache | None:
     if module.training and is_checkpointed(module):
-        return None  # as the model does
+        return None  # like the model
     given = given_cache(kwargs)
     wanted = kwargs.get("use_cache")
     wanted = config_value(module.config, "use_cache", False) if wanted is None else wanted
@@ -165,12 +165,12 @@ def _mask(
     present = torch.ones(1, view.tokens, dtype=torch.bool, device=device)
     if prompt.present is not None:
         present = rows_of(prompt.present, call.rows, text.shape[0])
-    # A static cache has free columns after the text; models with ALiBi want a mask over them too.
+    # A static cache has free columns after the text; models with ALiBi need a mask over them too.
     free = view.get_mask_sizes(text.shape[1], 0)[0] - view.tokens - mask.shape[1]
     seen = functional.pad(mask.to(device).bool(), (0, max(0, free))).expand(text.shape[0], -1)
     present = present.expand(text.shape[0], -1)
     valid = torch.cat([present, seen], dim=1)
-    # A stable sort: absent tokens and padding on the left, then the prompt, then the text with what follows it.
+    # A stable sort: absent tokens and left padding, then the prompt, then the text and whatever follows it.
     is_left = seen.long().cumsum(dim=1) == 0
     place = torch.cat([present.long(), torch.where(is_left, 0, 2)], dim=1)
     if prompt.present is not None or torch.compiler.is_compiling() or bool(is_left.any()):

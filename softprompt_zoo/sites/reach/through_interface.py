@@ -1,4 +1,4 @@
-"""Through transformers' attention interface: the model hands a keyword down to an attention function of ours."""
+"""Through transformers' attention interface: the model passes a keyword down to our attention function."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from softprompt_zoo.sites.stack_facts import StackFacts
 
 
 class ThroughInterface(OnOurAttention):
-    """Most models. What our function does is in `attention_interface`."""
+    """Most models. Our function is in `attention_interface`."""
 
     shows_columns = True
 
     def find(self, look: Look) -> Sequence[AttentionCall]:
-        """Take the calls that brought the keyword along."""
+        """Return the calls that received the keyword."""
         return look.calls
 
     def show_hidden(self, stack: StackFacts, is_wanted: bool) -> None:
-        """Put hooks on the attention modules, or take them off."""
+        """Add hooks to the attention modules, or remove them."""
         show_hidden(stack, is_wanted)
 
     def remove(self, stack: StackFacts) -> None:
@@ -28,4 +28,4 @@ class ThroughInterface(OnOurAttention):
         super().remove(stack)
 
     def refuse_single_layers(self, stack: StackFacts) -> None:
-        """Refuse none: our function records what a layer is called with."""
+        """Refuse nothing: our function records a layer's arguments."""

@@ -1,4 +1,4 @@
-"""Objects that are a module but for some attributes, made for one call: how state reaches code that hands none on."""
+"""Views of modules with some attributes replaced, made for one call: they carry state through code that passes none."""
 
 from typing import Any
 
@@ -14,22 +14,22 @@ def view(module: nn.Module, **replaced: Any) -> Any:
 
     Args:
         module: The module. Not changed.
-        **replaced: Attributes, children among them, that the view has instead of the module's.
+        **replaced: Attributes, including children, that the view has instead of the module's.
 
     Returns:
-        An object of the module's class that shares everything else with it.
+        An object of the module's class that shares everything else with the module.
     """
     made = object.__new__(type(module))
-    # An attribute of the instance comes before a child module.
+    # An instance attribute takes precedence over a child module.
     made.__dict__ = {**module.__dict__, **bound_to_view(module, made), **replaced}
     return made
 
 
 def with_call(model: Any, module: nn.Module, call: Call) -> Any:
-    """Let a model that keeps keywords to itself hand the call on to a module inside.
+    """Pass the call to a module inside a model that does not forward keywords.
 
     Args:
-        model: What the model's forward shall take as `self`. Not changed.
+        model: The object that the model's forward is to take as `self`. Not changed.
         module: The module of a stack.
         call: The prompts of this forward.
 
@@ -41,7 +41,7 @@ def with_call(model: Any, module: nn.Module, call: Call) -> Any:
 
 
 def _with_child(module: Any, path: list[str], child: Any) -> Any:
-    """Return a view of a module with another child somewhere below it."""
+    """Return a view of a module with a submodule replaced."""
     name, *rest = path
     if not rest:
         return view(module, **{name: child})
@@ -51,7 +51,7 @@ def _with_child(module: Any, path: list[str], child: Any) -> Any:
 
 
 class _WithCall:
-    """Stands for a stack that is to get the call as an argument."""
+    """Replaces a stack that must get the call as an argument."""
 
     def __init__(self, module: nn.Module, call: Call) -> None:
         self._module = module
