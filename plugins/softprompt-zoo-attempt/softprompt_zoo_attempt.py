@@ -9,15 +9,15 @@
 
 Enters at: the input embeddings.
 Trained: tokens * hidden + 2 * hidden * bottleneck + 3 * hidden.
-Merges to: the virtual tokens it makes.
+Merges to: the virtual tokens it computes.
 
 Source: Asai, Salehi, Peters and Hajishirzi, "ATTEMPT: Parameter-Efficient Multi-task Tuning via Attentional Mixtures of
 Soft Prompts", 2022 (arXiv 2205.11961), section 2.3; reference code AkariAsai/ATTEMPT,
 `attempt/third_party/models/t5/modeling_t5.py`.
-Differs from the source: x is trained, where the paper's is the max-pooled text of each row. So the attention belongs to
-the task and not to the row: one mixture per prompt, the same for every text, which merges without loss. The text of a
-causal model in training holds the answer, which an attention over it would read. The temperature follows the scale of
-the sources. The attention of several tasks is not shared.
+Differs from the source: x is trained, while the paper uses the max-pooled text of each row. So the attention belongs to
+the task and not to the row: there is one mixture per prompt, the same for every text, which can be merged without loss.
+During training, the text of a causal model contains the answer, which attention over it would read. The temperature
+follows the scale of the sources. Tasks do not share their attention.
 PEFT: PROMPT_TUNING of the mixture; sources and attention are not carried over.
 """
 
@@ -34,21 +34,21 @@ import softprompt_zoo as zoo
 RECIPE = zoo.Recipe(
     learning_rate=3e-2,
     steps=60,
-    source="not searched; prompt tuning's own order of size. The paper's 0.3 is for T5-base, with batches of 32 and 20 "
-    "epochs",
+    source="not searched; the order of magnitude of prompt tuning's. The paper's 0.3 is for T5-base, with batches of "
+    "32 and 20 epochs",
 )
 EXAMPLE_OPTIONS = (
     {"num_virtual_tokens": 5, "sources": "sampled", "num_sources": 3, "bottleneck_size": 8},
     {"num_virtual_tokens": 7},
 )
 GIVEN = "given"
-"""Stands in a saved config for sources that were handed over; they are saved with the prompt."""
+"""Replaces the given sources in a saved config; they are saved with the prompt."""
 SAMPLED = "sampled"
 INITS = (SAMPLED, "mean")
 SAMPLED_SOURCES = 4
 EXPECTED = (
     "expected sources=[…], a list of prompts (model.prompts[name]) or saved folders, or a tensor (sources, tokens, "
-    "hidden); or 'sampled' words, to try it out"
+    "hidden); or 'sampled' for random words, to try it out"
 )
 
 
@@ -58,17 +58,17 @@ class Config(zoo.MethodConfig):
 
     sources: Any = dataclasses.field(default=None, metadata={"names": (), "prompts": True}, repr=False, compare=False)
     """The frozen prompts, at the input embeddings, each of `num_virtual_tokens`: a list of prompts or saved folders, or
-    a tensor `(sources, tokens, hidden)`. They are copied, and saved along. To try it out: `"sampled"` words."""
+    a tensor `(sources, tokens, hidden)`. They are copied and saved along. To try it out: `"sampled"` words."""
     num_sources: int | None = None
-    """How many sources; counted where they are given, 4 of `"sampled"` ones by default."""
+    """Number of sources; counted if they are given, 4 by default if they are `"sampled"`."""
     temperature: float | None = None
-    """Divides the scores, a number above 0; `None` for e times the mean norm of the sources' keys, our choice: it means
-    the same where embeddings are large and where they are small. The paper's is e * hidden, for T5."""
+    """Divides the scores, a number above 0; `None` for e times the mean norm of the sources' keys, our choice: it has
+    the same effect whether embeddings are large or small. The paper's is e * hidden, for T5."""
     init: Any = dataclasses.field(default=SAMPLED, metadata={"names": INITS})
-    """The target: `"sampled"` frequent words, as in the paper; `"mean"`: such that equal attention gives the mean of
-    the sources; or another prompt: its saved folder, or `model.prompts[name]`."""
+    """Start of the target: `"sampled"` frequent words, as in the paper; `"mean"`, so that equal attention gives the
+    mean of the sources; or another prompt: its saved folder, or `model.prompts[name]`."""
     bottleneck_size: int = 100
-    """Width between the two layers of the query's net, in features. Source: the reference."""
+    """Width between the two layers of the query net, in features. Source: the reference."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +80,7 @@ class Config(zoo.MethodConfig):
 
 
 class Parameters(nn.Module):
-    """The target and the query's net, which are trained, and the sources, which are not."""
+    """The target and the query net, which are trained, and the sources, which are not."""
 
     sources: Tensor
 
@@ -93,7 +93,7 @@ class Parameters(nn.Module):
         }
         self.target = nn.Parameter(torch.empty(tokens, hidden, **options))
         self.input = nn.Parameter(torch.empty(hidden, **options))
-        # Without the start values of torch: a prompt that is loaded draws no random numbers.
+        # Without torch's initialization: loading a prompt draws no random numbers.
         self.down = nn.utils.skip_init(nn.Linear, hidden, config.bottleneck_size, bias=False, **options)
         self.up = nn.utils.skip_init(nn.Linear, config.bottleneck_size, hidden, bias=False, **options)
         self.norm = nn.LayerNorm(hidden, **options)
@@ -106,7 +106,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
-        """Start from the target that `init` names, and the query from the mean of the sources' keys."""
+        """Start the target as `init` says, and the query from the mean of the sources' keys."""
         self._start_query()
         if config.init == "mean":
             self.target.copy_(self.sources.mean(dim=0) / (self.sources.shape[0] + 2))
@@ -124,10 +124,10 @@ class Parameters(nn.Module):
         self.target.copy_(tokens.embeddings)
 
     def attention(self) -> Tensor:
-        """Return how much of each source is in the mixture, and last of the target.
+        """Return the share of each source in the mixture, followed by that of the target.
 
         Returns:
-            `(sources + 1,)`, of sum one; gradients flow to the target and to the query's net.
+            `(sources + 1,)`, with sum one; gradients flow to the target and to the query net.
         """
         sources = self.sources.amax(dim=1)
         keys = torch.cat([sources, self.target.amax(dim=0)[None]])
@@ -143,7 +143,7 @@ class Parameters(nn.Module):
 
     def _start_query(self) -> None:
         if _is_saved(self._config.sources):
-            raise ValueError(f"sources is {GIVEN!r}, which only a saved prompt says of itself; {EXPECTED}")
+            raise ValueError(f"sources is {GIVEN!r}, which is only valid in a saved prompt; {EXPECTED}")
         self.input.copy_(self.sources.amax(dim=1).mean(dim=0))
         self.down.reset_parameters()
         self.up.reset_parameters()
@@ -152,7 +152,7 @@ class Parameters(nn.Module):
 
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Parameters) -> zoo.VirtualTokens:
-    """Mix target and sources."""
+    """Mix the target and the sources."""
     return zoo.InputTokens(parameters.mixture())
 
 
@@ -161,18 +161,18 @@ def _is_saved(sources: Any) -> bool:
 
 
 def _count(sources: Any, given: int | None) -> int:
-    """Check the sources as far as they can be without the model, and return how many there are."""
+    """Check the sources as far as possible without the model, and return their number."""
     if given is not None:
         zoo.check_positive_integer("num_sources", given)
     if sources is None:
-        raise ValueError(f"attempt mixes frozen prompts and has none; {EXPECTED}")
+        raise ValueError(f"attempt mixes frozen prompts, but none are given; {EXPECTED}")
     if isinstance(sources, str) and sources in (SAMPLED, GIVEN):
         return given or SAMPLED_SOURCES
     if isinstance(sources, Tensor):
         if sources.ndim != 3 or not sources.is_floating_point():
             raise ValueError(f"sources is a {sources.dtype} tensor of shape {tuple(sources.shape)}; {EXPECTED}")
     elif isinstance(sources, str):
-        raise ValueError(f"sources is {sources!r}; {EXPECTED}; one folder is a list, too: [{sources!r}]")
+        raise ValueError(f"sources is {sources!r}; {EXPECTED}; put a single folder into a list, too: [{sources!r}]")
     elif not isinstance(sources, tuple | list):
         raise TypeError(f"sources is {type(sources).__name__}; {EXPECTED}")
     else:
@@ -183,12 +183,12 @@ def _count(sources: Any, given: int | None) -> int:
     if not count:
         raise ValueError(f"sources is empty; {EXPECTED}")
     if given not in (None, count):
-        raise ValueError(f"num_sources is {given}, and {count} sources are given; leave num_sources out")
+        raise ValueError(f"num_sources is {given}, but {count} sources are given; leave num_sources out")
     return count
 
 
 def _read_sources(config: Config, backbone: zoo.Backbone) -> Tensor:
-    """Return the sources `(sources, tokens, hidden)`, their folders already read by the host."""
+    """Return the sources `(sources, tokens, hidden)`; the host has already read their folders."""
     if isinstance(config.sources, str):
         assert config.num_sources is not None
         words = [zoo.sampled_ids(backbone, config.num_virtual_tokens) for _ in range(config.num_sources)]
@@ -205,31 +205,31 @@ def _read_source(index: int, source: Any, config: Config, backbone: zoo.Backbone
     else:
         if source.weight != 1.0:
             raise zoo.UnsupportedError(
-                f"{what} has the weight {source.weight}, which a mixture has no place for; set it to 1 with "
+                f"{what} has the weight {source.weight}, which a mixture cannot apply; set it to 1 with "
                 "model.prompts.set_weight"
             )
         if source.num_virtual_tokens != config.num_virtual_tokens:
             raise zoo.UnsupportedError(
-                f"{what} has {source.num_virtual_tokens} virtual tokens, and num_virtual_tokens is "
-                f"{config.num_virtual_tokens}; give sources of one length, and that as num_virtual_tokens"
+                f"{what} has {source.num_virtual_tokens} virtual tokens, but num_virtual_tokens is "
+                f"{config.num_virtual_tokens}; give sources of the same length, and set num_virtual_tokens to it"
             )
         try:
             tokens = source.merged_tokens(backbone)
         except zoo.ShapeError as error:
-            raise zoo.UnsupportedError(f"{what} was made for a model of other sizes: {error}") from error
+            raise zoo.UnsupportedError(f"{what} was made for a model of different sizes: {error}") from error
         if not isinstance(tokens, zoo.InputTokens):
             raise zoo.UnsupportedError(f"{what} is at keys and values; give prompts at the input embeddings")
         embeddings = tokens.embeddings
         if embeddings.ndim == 3:
             raise zoo.UnsupportedError(
-                f"{what} is a prompt with {embeddings.shape[0]} tasks; export the ones you want, "
+                f"{what} is a prompt with {embeddings.shape[0]} tasks; export the ones you want with "
                 "zoo.export(model, folder, task=…), and give those folders"
             )
     if tuple(embeddings.shape) != shape:
         raise zoo.UnsupportedError(
             f"{what} has shape {tuple(embeddings.shape)}; expected (tokens, hidden) = {shape}: num_virtual_tokens is "
-            f"{shape[0]}, and the model's embeddings have a width of {shape[1]}"
+            f"{shape[0]}, and the model's embeddings have width {shape[1]}"
         )
     if embeddings.device.type != "meta" and not (embeddings.isfinite().all() and embeddings.any()):
-        raise ValueError(f"{what} has numbers that are not finite, or none but zeros; give a trained prompt")
+        raise ValueError(f"{what} contains non-finite numbers or only zeros; give a trained prompt")
     return embeddings

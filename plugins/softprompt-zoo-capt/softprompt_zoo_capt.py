@@ -7,17 +7,17 @@
     virtual_tokens = vectors + m                                      (tokens, hidden), deep=False
 
 Enters at: keys and values of every self-attention layer of the stack that reads the text; with deep=False at the input
-embeddings. Other virtual tokens for every row.
+embeddings. Different virtual tokens for every row.
 Trained: layers * tokens * hidden; with deep=False tokens * hidden.
-Merges to: nothing; the tokens are made anew for each text.
+Merges to: nothing; the tokens are computed anew for each text.
 
 Source: Liu, Liang, Fan, Yang, Cui, Han, Huang, Liu, Wang and Han, "All You Need is One: Capsule Prompt Tuning with a
 Single Vector", 2025 (NeurIPS 2025, arXiv 2510.16670), section 3. No reference code was found.
-Differs from the source: from the second layer on the paper adds the mean of what the layer below gives for the text
-and the capsule; here every layer adds the mean of the embeddings, for the capsule is made before the layers run. The
-layer's norm in front of attention is left out, for keys and values are made behind it. The vectors start from words. Of
-the paper's ways to join vector and mean, this is the sum, its default.
-PEFT: no type of it holds a prompt that depends on the text.
+Differs from the source: from the second layer on, the paper adds the mean of the previous layer's outputs for the text
+and the capsule; here every layer adds the mean of the embeddings, because the capsule is computed before the layers
+run. The layer's norm before attention is left out, because keys and values are computed after it. The vectors start
+from words. Of the paper's ways to combine vector and mean, this is the sum, its default.
+PEFT: none of its types can hold a prompt that depends on the text.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ RECIPE = zoo.Recipe(
 EXAMPLE_OPTIONS = ({"num_virtual_tokens": 1}, {"num_virtual_tokens": 2})
 INITS = ("sampled", "random")
 STANDARD_DEVIATION = 0.02
-"""Of `init="random"`; what Hugging Face gives new modules."""
+"""For `init="random"`; the value that Hugging Face uses for new modules."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,12 @@ class Config(zoo.MethodConfig):
     """Options of CaPT."""
 
     num_virtual_tokens: int = 1
-    """Capsules of each layer, at least 1; the paper's finding is that one is best."""
+    """Capsules per layer, at least 1; the paper finds that one is best."""
     deep: bool = True
-    """Whether every layer has a capsule of its own; `False` for one at the input embeddings, which runs through all
-    layers as a word does."""
+    """Whether every layer has its own capsule; `False` for one at the input embeddings, which passes through all layers
+    like a word."""
     init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
-    """Where the vectors start: `"sampled"` frequent words, the same in every layer; `"random"` normal numbers of
+    """Start of the vectors: `"sampled"` frequent words, the same in every layer; `"random"` normal numbers with
     standard deviation 0.02; or another prompt at the input embeddings: its saved folder, or `model.prompts[name]`."""
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class Parameters(nn.Module):
         self.vectors.copy_(tokens.embeddings)
 
     def forward(self, text: zoo.Text) -> Tensor:
-        """Return vectors and mean added, `(layers, rows, tokens, hidden)`; gradients flow to the vectors."""
+        """Return the sum of vectors and mean, `(layers, rows, tokens, hidden)`; gradients flow to the vectors."""
         mask = text.mask[..., None]
         means = (text.embeddings * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
         return self.vectors[:, None] + means.to(self.vectors)
@@ -100,7 +100,7 @@ class Parameters(nn.Module):
 def build_virtual_tokens(
     config: Config, parameters: Parameters, backbone: zoo.Backbone, text: zoo.Text
 ) -> zoo.VirtualTokens:
-    """Add vectors and mean, and project them to each layer's keys and values."""
+    """Add vectors and mean, and project the sum to each layer's keys and values."""
     capsules = parameters(text)
     if not config.deep:
         return zoo.InputTokens(capsules[0])
@@ -114,11 +114,11 @@ def _num_layers(backbone: zoo.Backbone) -> int:
     if site not in backbone.layers:
         raise zoo.UnsupportedError(
             f"capt needs keys and values, which cannot be reached in this model ({backbone.model_type}); choose "
-            "deep=False, one capsule at the input embeddings"
+            "deep=False for one capsule at the input embeddings"
         )
     return len(backbone.layers[site])
 
 
 def _by_rows(layers: tuple[Tensor | None, ...], rows: int) -> tuple[Tensor, ...]:
-    """Split `(kv_heads, rows * tokens, width)` of each layer into `(rows, kv_heads, tokens, width)`."""
+    """Reshape each layer's `(kv_heads, rows * tokens, width)` to `(rows, kv_heads, tokens, width)`."""
     return tuple(layer.unflatten(1, (rows, -1)).transpose(0, 1) for layer in layers if layer is not None)

@@ -5,18 +5,19 @@
     text[i] = embed(text)[i] + relu(embed(text)[i] A + a) B + b       offset="token", ADePT: for every position
 
 Enters at: the input embeddings, in front of a causal model's text, or of an encoder's; and the text's embeddings.
-Trained: tokens * hidden + rank * (max_length + hidden); of ADePT tokens * hidden + rank * (2 * hidden + 1) + hidden.
-Merges to: nothing; the text's offsets are no virtual tokens.
+Trained: tokens * hidden + rank * (max_length + hidden); for ADePT tokens * hidden + rank * (2 * hidden + 1) + hidden.
+Merges to: nothing; the text's offsets are not virtual tokens.
 
 Source: Shi and Lipani, "DePT: Decomposed Prompt Tuning for Parameter-Efficient Fine-tuning", 2023 (arXiv 2309.05173),
 section 3; reference code ZhengxiangShi/DePT, `peft/tuners/prompt_tuning_lora.py` and `peft/peft_model.py`. ADePT: Tang,
 Hu and Liu, "ADePT: Adaptive Decomposed Prompt Tuning for Parameter-Efficient Fine-tuning", 2025 (arXiv 2501.03291);
 reference code HungerPWAY/ADePT, `peft/tuners/prompt_tuning_lorax.py` and `peft/peft_model.py`.
-Differs from the source: positions are counted in each row's text, where the reference counts columns of a batch padded
-to max_length, padding and a causal model's answer included. Only the text is moved, in training too: what is generated
-is not, as in the reference's generation. The prompt starts at sampled words, or at a text of yours, where the reference
-has one fixed text. A position from max_length on keeps its embedding; the reference cuts texts there.
-PEFT: none of its types holds offsets of the text.
+Differs from the source: positions are counted in each row's text, while the reference counts the columns of a batch
+padded to max_length, including padding and a causal model's answer. Only the text is shifted, in training too, and
+generated tokens are not, as in the reference's generation. The prompt starts from sampled words or a given text, while
+the reference has one fixed text. Positions from max_length on keep their embedding; the reference truncates texts
+there.
+PEFT: none of its types can hold offsets of the text.
 """
 
 import dataclasses
@@ -33,17 +34,17 @@ ALIASES = ("decomposed_prompt_tuning",)
 RECIPE = zoo.Recipe(
     learning_rate=3e-2,
     steps=200,
-    source="prompt tuning's own, searched on films with SmolLM2-135M, where the matrices' 1/60 of it beat 1/6 in 24 "
-    "steps; the paper's are 0.3 and 0.4 for the prompt of T5-base, 5e-3 to 5e-4 for the matrices, batches of 32 and "
+    source="prompt tuning's, searched on films with SmolLM2-135M, where 1/60 of it for the matrices beat 1/6 in 24 "
+    "steps; the paper has 0.3 and 0.4 for the prompt of T5-base, 5e-3 to 5e-4 for the matrices, batches of 32 and "
     "40,000 steps",
 )
 OFFSETS = ("position", "token")
 INITS = ("sampled", "text")
 ALPHA = 8.0
-"""Over sqrt(rank), what scales the offset of a position. Source: the reference, `lora_alpha`."""
+"""Divided by sqrt(rank), the scale of a position's offset. Source: the reference, `lora_alpha`."""
 RANKS = {"position": 45, "token": 19}
-"""With 40 and 60 virtual tokens about as many numbers as 100 virtual tokens have at a width of 768. Source: the
-references' scripts."""
+"""With 40 and 60 virtual tokens, about as many parameters as 100 virtual tokens of width 768. Source: the references'
+scripts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,19 +56,19 @@ class Config(zoo.MethodConfig):
     offset: str = "position"
     """What an offset depends on: the `"position"` in the text, as in DePT, or the `"token"` there, as in ADePT."""
     rank: int | None = None
-    """Width between the two matrices; `None` for the papers' 45 of `"position"` and 19 of `"token"`."""
+    """Width between the two matrices; `None` for the papers' values, 45 for `"position"` and 19 for `"token"`."""
     max_length: int = 256
-    """Positions that have an offset of `"position"`. Source: the reference."""
+    """Number of positions that have an offset with `"position"`. Source: the reference."""
     dropout: float | None = None
     """Probability that a feature between the matrices of `"token"` is zeroed in training; `None` for 0.1, as in
-    ADePT's code. `"position"` has none."""
+    ADePT's code. `"position"` has no dropout."""
     offset_learning_rate_ratio: float = 1 / 60
-    """Learning rate of the matrices over that of the prompt. Source: the reference, 5e-3 over 0.3."""
+    """Learning rate of the matrices relative to that of the prompt. Source: the reference, 5e-3 / 0.3."""
     init: Any = dataclasses.field(default=None, metadata={"names": INITS})
-    """Where the prompt starts: `"sampled"` frequent words, a `"text"`, or another prompt: its saved folder, or
-    `model.prompts[name]`. By default `"text"` if there is an `init_text`, else `"sampled"`."""
+    """Start of the prompt: `"sampled"` frequent words, a `"text"`, or another prompt: its saved folder, or
+    `model.prompts[name]`. By default `"text"` if there is an `init_text`, otherwise `"sampled"`."""
     init_text: str | None = None
-    """The text of `init="text"`, tokenized without special tokens, repeated or cut to the prompt."""
+    """The text for `init="text"`, tokenized without special tokens, repeated or truncated to the prompt's length."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `init="text"`."""
 
@@ -75,7 +76,7 @@ class Config(zoo.MethodConfig):
         super().__post_init__()
         zoo.check_choice("offset", self.offset, OFFSETS)
         if self.dropout is not None and self.offset != "token":
-            raise ValueError(f"dropout is {self.dropout}, which offset={self.offset!r} has no place for; leave it out")
+            raise ValueError(f"dropout is {self.dropout}, which offset={self.offset!r} does not use; leave it out")
         rank = RANKS[self.offset] if self.rank is None else self.rank
         dropout = 0.1 * (self.offset == "token") if self.dropout is None else self.dropout
         zoo.check_positive_integer("rank", rank)
@@ -87,7 +88,7 @@ class Config(zoo.MethodConfig):
 
 
 class PositionOffsets(nn.Module):
-    """DePT's: an offset for each position of the text, of low rank."""
+    """DePT's offsets: a low-rank table with one offset per position of the text."""
 
     def __init__(self, config: Config, hidden: int, options: dict[str, Any]) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class PositionOffsets(nn.Module):
         self.up = nn.Parameter(torch.empty(rank, hidden, **options))
 
     def initialize(self) -> None:
-        """Start from no offset: the first matrix at random, the second at zero."""
+        """Start without offsets: the first matrix random, the second zero."""
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         self.up.zero_()
 
@@ -108,7 +109,7 @@ class PositionOffsets(nn.Module):
 
 
 class TokenOffsets(nn.Module):
-    """ADePT's: a net that all tokens share makes each one's offset of its embedding."""
+    """ADePT's offsets: a net shared by all tokens computes each token's offset from its embedding."""
 
     def __init__(self, config: Config, hidden: int, options: dict[str, Any]) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class TokenOffsets(nn.Module):
         self.dropout = nn.Dropout(0.1 if config.dropout is None else config.dropout)
 
     def initialize(self) -> None:
-        """Start from no offset: all at zero but the first matrix."""
+        """Start without offsets: everything zero except the first matrix."""
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         for parameter in (self.down_bias, self.up, self.up_bias):
             parameter.zero_()
@@ -135,7 +136,7 @@ KINDS: dict[str, Any] = {"position": PositionOffsets, "token": TokenOffsets}
 
 
 class Parameters(nn.Module):
-    """The short prompt, and what makes the offsets."""
+    """The short prompt and the parameters of the offsets."""
 
     def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
         super().__init__()
@@ -148,13 +149,13 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
-        """Start from words, and from a text as it is."""
+        """Start the prompt from words, and without offsets."""
         self.offsets.initialize()
         self.embeddings.copy_(backbone.embed(_start_ids(config, backbone)))
 
     @torch.no_grad()
     def start_from(self, tokens: zoo.VirtualTokens) -> None:
-        """Start the prompt from the plain tokens of another one, and the text as it is."""
+        """Start the prompt from the plain tokens of another one, and without offsets."""
         if not isinstance(tokens, zoo.InputTokens):
             raise zoo.UnsupportedError(
                 "dept cannot start from keys and values; give a prompt at the input embeddings as init"
@@ -165,20 +166,20 @@ class Parameters(nn.Module):
 
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Parameters) -> zoo.VirtualTokens:
-    """Return the short prompt as it is."""
+    """Return the short prompt."""
     return zoo.InputTokens(parameters.embeddings)
 
 
 @zoo.hookimpl
 def map_text(parameters: Parameters, text: zoo.Text) -> Tensor:
-    """Move the embeddings of the text, and of nothing that was generated."""
+    """Shift the embeddings of the text, but not of generated tokens."""
     moved = text.embeddings + parameters.offsets(text)
     return torch.where(text.mask[..., None], moved, text.embeddings)
 
 
 @zoo.hookimpl
 def parameter_groups(config: Config, parameters: Parameters, learning_rate: float) -> list[dict[str, Any]]:
-    """Give the matrices a learning rate of their own."""
+    """Give the matrices their own learning rate."""
     return [
         {"params": [parameters.embeddings], "lr": learning_rate},
         {"params": [*parameters.offsets.parameters()], "lr": learning_rate * config.offset_learning_rate_ratio},
@@ -186,7 +187,7 @@ def parameter_groups(config: Config, parameters: Parameters, learning_rate: floa
 
 
 def _start_ids(config: Config, backbone: zoo.Backbone) -> Tensor:
-    """Return the words that the prompt starts from."""
+    """Return the token ids that the prompt starts from."""
     count = config.num_virtual_tokens
     if config.init != "text":
         return zoo.sampled_ids(backbone, count)
@@ -195,7 +196,7 @@ def _start_ids(config: Config, backbone: zoo.Backbone) -> Tensor:
     ids = config.tokenizer(config.init_text, add_special_tokens=False)["input_ids"]
     if not ids or max(ids) >= backbone.vocab_size:
         raise ValueError(
-            f"init_text is {config.init_text!r}, the ids {ids}; give a text with tokens of this model, whose "
-            f"embeddings are {backbone.vocab_size}"
+            f"init_text is {config.init_text!r}, with the ids {ids}; give a text with tokens of this model, which has "
+            f"{backbone.vocab_size} embeddings"
         )
     return torch.tensor((ids * -(-count // len(ids)))[:count], device=backbone.device)

@@ -1,26 +1,26 @@
 """IDPG: trains a small net that makes the virtual tokens of each row out of the row's own text.
 
-    x = last hidden state of the row's text, frozen model alone       (hidden): its first token, its last, or the mean
+    x = last hidden state of the row's text, frozen model alone       (hidden): first token, last token, or mean
     virtual_tokens = base + up(gelu(down(x)))                         (tokens, hidden)
     virtual_tokens = base * sigmoid(U V^T)                            gate_rank=r, LoPA
     U = row_up(tanh(row_down(x)))                                     (tokens, r)
     V = column_up(tanh(column_down(x)))                               (hidden, r)
     W = sum over i of kron(factors[i], blocks[i])                     each weight, with kronecker_terms=n: PHM layers
 
-Enters at: the input embeddings; other virtual tokens for every row.
+Enters at: the input embeddings; different virtual tokens for every row.
 Trained: tokens * hidden, and the weights of the nets.
-Merges to: nothing; the tokens are made anew for each text.
+Merges to: nothing; the tokens are computed anew for each text.
 
 Source: Wu, Wang, Gu, Hou, Dong, Vydiswaran and Ma, "IDPG: An Instance-Dependent Prompt Generation Method", 2022 (arXiv
 2204.04497), section 3; reference code CSerxy/IDPG, `fairseq/modules/transformer_sentence_encoder.py`. The gate: Jain,
 Chaudhuri, Reps and Jermaine, "Prompt Tuning Strikes Back: Customizing Foundation Models with Low-Rank Prompt
 Adaptation", 2024 (arXiv 2405.15282); reference code jabhinav/Prompt-Tuning-Strikes-Back-with-LOPA, `utils/model.py`.
-Differs from the source: the tokens stand in front of the text, where IDPG's stand behind its [CLS]; the base starts
-from words; dropout is off unless asked for (theirs is 0.1). Prompts of one layer: M-IDPG, which inserts others in
-every layer, is left out. LoPA reads the text with a second, smaller model, here the frozen model itself does, as in
-IDPG. Causal models are taken, too, whose sentence is the state of the last token as in LoPA's code, and
-encoder-decoders.
-PEFT: no type of it holds a prompt that depends on the text.
+Differs from the source: the tokens are placed in front of the text, IDPG's after its [CLS]; the base starts from words;
+dropout is off by default (theirs is 0.1). Only the input layer has prompts: M-IDPG, which inserts different ones in
+every layer, is left out. LoPA reads the text with a second, smaller model; here the frozen model itself reads it, as in
+IDPG. Causal models, whose sentence is the state of the last token as in LoPA's code, and encoder-decoders are supported
+as well.
+PEFT: none of its types can hold a prompt that depends on the text.
 """
 
 import dataclasses
@@ -45,14 +45,14 @@ EXAMPLE_OPTIONS = (
 )
 INITS = ("sampled", "random")
 SENTENCES = {"encoder": "first", "causal": "last", "encoder_decoder": "mean"}
-"""Family of a model to which of its states stand for a text: [CLS] in IDPG, the last token in LoPA's code. The text of
-an encoder-decoder has neither."""
+"""Model family to the state that represents a text: [CLS] in IDPG, the last token in LoPA's code. The text of an
+encoder-decoder has neither."""
 PHM_TERMS = 16
 """Source: IDPG, section 4.2."""
 PHM_DEVIATION, DEVIATION = 0.05, 0.02
-"""Of the start values of PHM layers, and of plain ones. Source: IDPG's code, and LoPA's for plain ones."""
+"""Of the initial values of PHM layers and of plain ones. Source: IDPG's code; for plain ones, LoPA's."""
 START_GATE = 0.5
-"""Where every gate starts, sigmoid(0)."""
+"""Initial value of every gate, sigmoid(0)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,19 +60,19 @@ class Config(zoo.MethodConfig):
     """Options of IDPG."""
 
     num_virtual_tokens: int = 5
-    """Virtual tokens of each row, at least 1. Source: IDPG, section 4.2."""
+    """Virtual tokens per row, at least 1. Source: IDPG, section 4.2."""
     bottleneck_size: int = 256
     """Width between the two layers of a net, in features. Source: IDPG's code."""
     kronecker_terms: int | None = None
-    """Terms of each weight, a sum of Kronecker products (a PHM layer), which divide the widths of both sides; 1 for a
-    plain linear layer. By default 16, IDPG's; with a gate 1, as in LoPA's code."""
+    """Number of terms of each weight, a sum of Kronecker products (a PHM layer); it must divide both widths. 1 for a
+    plain linear layer. By default 16 as in IDPG; with a gate, 1 as in LoPA's code."""
     gate_rank: int | None = None
     """Rank of LoPA's gate, by which the nets multiply the base; `None` for IDPG's sum. LoPA's code has 4."""
     sentence: str | None = None
-    """What stands for a text: the state of its `"first"` or `"last"` token, or the `"mean"` of all; by default the
-    first of an encoder, the last of a causal model, the mean of an encoder-decoder."""
+    """What represents a text: the state of its `"first"` or `"last"` token, or the `"mean"` of all; by default the
+    first for an encoder, the last for a causal model, the mean for an encoder-decoder."""
     init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
-    """Where the base starts: `"sampled"` frequent words; `"random"` numbers uniform in ±0.5, as in IDPG's code; or
+    """Start of the base: `"sampled"` frequent words; `"random"` numbers uniform in ±0.5, as in IDPG's code; or
     another prompt: its saved folder, or `model.prompts[name]`."""
     dropout: float = 0.0
     """Probability that a feature of the sentence, or between the two layers, is zeroed while training."""
@@ -122,10 +122,10 @@ class Parameters(nn.Module):
         self._start(tokens.embeddings)
 
     def forward(self, sentences: Tensor) -> Tensor:
-        """Make the virtual tokens.
+        """Compute the virtual tokens.
 
         Args:
-            sentences: What stands for each text, `(rows, hidden)`.
+            sentences: The state that represents each text, `(rows, hidden)`.
 
         Returns:
             `(rows, tokens, hidden)`; gradients flow to base and nets.
@@ -139,14 +139,14 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def _start(self, base: Tensor) -> None:
-        self.base.copy_(base if self._gate_rank is None else base / START_GATE)  # what enters is as long as words are
+        self.base.copy_(base if self._gate_rank is None else base / START_GATE)  # so that tokens have the norm of words
         for module in self.nets.modules():
             if isinstance(module, _Layer):
                 module.reset_parameters()
 
 
 class _Net(nn.Module):
-    """Two layers with a bottleneck between them."""
+    """Two layers with a bottleneck."""
 
     def __init__(self, features: int, width: int, config: Config, options: dict[str, Any]) -> None:
         super().__init__()
@@ -164,14 +164,14 @@ class _Net(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A linear layer, whose weight `(features, width)` is a sum of Kronecker products if there are several terms."""
+    """A linear layer whose weight `(features, width)` is a sum of Kronecker products if there are several terms."""
 
     def __init__(self, features: int, width: int, has_bias: bool, terms: int, options: dict[str, Any]) -> None:
         super().__init__()
         if features % terms or width % terms:
             raise zoo.UnsupportedError(
-                f"kronecker_terms is {terms}, and a layer of {features} to {width} features cannot be cut into so many "
-                "parts; choose a number that divides both, or 1 for plain linear layers"
+                f"kronecker_terms is {terms}, and a layer of {features} to {width} features cannot be split into that "
+                "many parts; choose a number that divides both, or 1 for plain linear layers"
             )
         self.factors = nn.Parameter(torch.empty(terms, terms, terms, **options)) if terms > 1 else None
         self.blocks = nn.Parameter(torch.empty(terms, features // terms, width // terms, **options))
@@ -200,19 +200,19 @@ class _Layer(nn.Module):
 def build_virtual_tokens(
     config: Config, parameters: Parameters, backbone: zoo.Backbone, text: zoo.Text
 ) -> zoo.VirtualTokens:
-    """Read each row's sentence, and make the row's tokens of it."""
+    """Read each row's sentence, and compute the row's tokens from it."""
     states = text.states().to(parameters.base)
     if states.shape[-1] != backbone.hidden_size:
         raise zoo.UnsupportedError(
-            f"idpg makes tokens of the model's last states, which are {states.shape[-1]} wide, and its embeddings are "
-            f"{backbone.hidden_size} wide; choose a method that reads the embeddings, such as smop"
+            f"idpg computes tokens from the model's last states, which are {states.shape[-1]} wide, but its embeddings "
+            f"are {backbone.hidden_size} wide; choose a method that reads the embeddings, such as smop"
         )
     weights = _weights(text.mask, config.sentence or SENTENCES[backbone.family]).to(states)
     return zoo.InputTokens(parameters(torch.einsum("rl,rlh->rh", weights, states)))
 
 
 def _weights(mask: Tensor, sentence: str) -> Tensor:
-    """Return the share `(rows, length)` of each position in the sentence; nothing of a row without text."""
+    """Return the share `(rows, length)` of each position in the sentence; zeros for a row without text."""
     if sentence == "mean":
         return mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
     place = mask.cumsum(dim=1)

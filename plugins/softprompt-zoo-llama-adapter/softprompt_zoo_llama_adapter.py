@@ -5,16 +5,16 @@
     attention[layer] = softmax(q [text keys]^T / sqrt(head_dim)) [text values]
                      + tanh(gate[layer]) * softmax(q K^T / sqrt(head_dim)) V
 
-Enters at: self-attention of the upper layers of a causal model, as gated tokens: with a softmax of their own, in sight
-of every query, without positions.
+Enters at: self-attention of the upper layers of a causal model, as gated tokens: with their own softmax, visible to
+every query, without positions.
 Trained: layers * (tokens * hidden + heads); with gate="layer" layers * (tokens * hidden + 1).
 Merges to: keys, values and tanh(gate) of each layer.
 
 Source: Zhang et al., "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention", 2023 (arXiv
 2303.16199), section 3; reference code OpenGVLab/LLaMA-Adapter, `alpaca_finetuning_v1/llama/model.py`.
-Differs from the source: the gate goes through tanh everywhere, as in the reference's training code; its inference code
-and the paper's equation have none. Causal models on transformers' attention interface are taken, with grouped heads and
-key norms as they have them. The multi-modal variant is left out.
+Differs from the source: tanh is always applied to the gate, as in the reference's training code; its inference code and
+the paper's equation have no tanh. All causal models on transformers' attention interface are supported, with their
+grouped heads and key norms. The multi-modal variant is left out.
 PEFT: ADAPTION_PROMPT on llama and mistral, with gate="layer"; it stores tanh(gate).
 """
 
@@ -31,7 +31,7 @@ RECIPE = zoo.Recipe(
     learning_rate=3e-3,
     steps=200,
     source="the best of 3e-3, 1e-2, 3e-2 and 1e-1 in 60 steps on films with SmolLM2-135M, 10 tokens, and 200 steps "
-    "beat 60 there (benchmarks/recipes.py); the paper's, section 4.1, are 9e-3, weight decay 0.02, batches of 64 and "
+    "beat 60 there (benchmarks/recipes.py); the paper, section 4.1, has 9e-3, weight decay 0.02, batches of 64 and "
     "5 epochs of 52,000 rows",
 )
 SITE = "decoder"
@@ -47,11 +47,11 @@ class Config(zoo.MethodConfig):
     """Options of LLaMA-Adapter."""
 
     num_virtual_tokens: int = 10
-    """Virtual tokens of each adapted layer, at least 1. Source: the paper, section 4.1."""
+    """Virtual tokens per adapted layer, at least 1. Source: the paper, section 4.1."""
     num_layers_from_top: int | None = None
     """Adapted layers, counted from the top; `None` for the paper's 30, or all if there are fewer."""
     gate: str = "head"
-    """`"head"` for a gate per head, as in the reference; `"layer"` for one per layer, which PEFT can hold."""
+    """`"head"` for one gate per head, as in the reference; `"layer"` for one per layer, which PEFT can hold."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +61,7 @@ class Config(zoo.MethodConfig):
 
 
 class Parameters(nn.Module):
-    """Prompts and gates of the adapted layers, the lowest first."""
+    """Prompts and gates of the adapted layers, lowest layer first."""
 
     def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
         super().__init__()
@@ -69,8 +69,8 @@ class Parameters(nn.Module):
         heads = {backbone.layers[SITE][layer].heads for layer in layers}
         if config.gate == "head" and len(heads) > 1:
             raise zoo.UnsupportedError(
-                f"the adapted layers have {min(heads)} to {max(heads)} heads; gate='head' needs as many in each, "
-                "choose gate='layer'"
+                f"the adapted layers have {min(heads)} to {max(heads)} heads; gate='head' needs the same number in "
+                "each; choose gate='layer'"
             )
         width = max(heads) if config.gate == "head" else 1
         options: dict[str, Any] = {
@@ -84,7 +84,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
-        """Start from standard normal prompts, and from gates of zero: the model is what it was."""
+        """Start from standard normal prompts and gates of zero, so that the model is unchanged."""
         self.prompts.normal_()
         self.gates.zero_()
 
@@ -97,10 +97,10 @@ def build_virtual_tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.
 
 @zoo.hookimpl
 def write_peft(config: Config, parameters: Parameters, backbone: zoo.Backbone) -> zoo.PeftFiles:
-    """Write prompts and gates under the names of their attention modules; the gate without its tanh."""
+    """Write prompts and gates under the names of their attention modules; gates are written as tanh(gate)."""
     if config.gate != "layer":
         raise zoo.UnsupportedError(
-            "PEFT's ADAPTION_PROMPT has one gate per layer and this prompt one per head, which would be lost; "
+            "PEFT's ADAPTION_PROMPT has one gate per layer, but this prompt has one per head, which would be lost; "
             "train with gate='layer'"
         )
     layers = _adapted_layers(config, backbone)
@@ -121,7 +121,7 @@ def write_peft(config: Config, parameters: Parameters, backbone: zoo.Backbone) -
 
 @zoo.hookimpl
 def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: zoo.Backbone) -> zoo.PeftPrompt:
-    """Read prompts and gates; merged tokens if a gate is 1 or more, which no tanh is."""
+    """Read prompts and gates; as merged tokens if a gate is 1 or more, which is no value of tanh."""
     sizes = {}
     for name in ("adapter_len", "adapter_layers"):
         value = fields.get(name)
@@ -150,12 +150,12 @@ def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: zoo.
 def _adapted_layers(config: Config, backbone: zoo.Backbone) -> range:
     if backbone.family != "causal" or SITE not in backbone.layers:
         raise zoo.UnsupportedError(
-            "llama_adapter adds to the self-attention of a causal model, and this one is of the family "
+            "llama_adapter adds to the self-attention of a causal model, but this model is of the family "
             f"{backbone.family!r}; choose prefix_tuning or prompt_tuning"
         )
     if backbone.through_cache:
         raise zoo.UnsupportedError(
-            f"llama_adapter needs gated tokens, with a softmax of their own, and {backbone.model_type}'s attention is "
+            f"llama_adapter needs gated tokens, which have their own softmax, but {backbone.model_type}'s attention is "
             "reached through its cache only, which has no place for them; choose a method without gates: "
             "prefix_tuning, p_tuning_v2, prompt_tuning and p_tuning work there"
         )
@@ -163,7 +163,7 @@ def _adapted_layers(config: Config, backbone: zoo.Backbone) -> range:
     wanted = min(PAPERS_LAYERS, count) if config.num_layers_from_top is None else config.num_layers_from_top
     if wanted > count:
         raise zoo.UnsupportedError(
-            f"num_layers_from_top is {wanted} and the model has {count} layers; choose at most {count}"
+            f"num_layers_from_top is {wanted}, but the model has {count} layers; choose at most {count}"
         )
     return range(count - wanted, count)
 
@@ -179,11 +179,11 @@ def _project(prompts: Tensor, gates: Tensor, backbone: zoo.Backbone) -> zoo.Laye
 
 
 def _check_peft_runs(backbone: zoo.Backbone, layers: range) -> None:
-    """Refuse models on which PEFT computes something else, or nothing."""
+    """Refuse models on which PEFT computes something different, or fails."""
     if backbone.model_type == "gpt2":
         raise zoo.UnsupportedError(
-            "on gpt2 PEFT adds the prompt's attention behind the output projection instead of before it, so the same "
-            "numbers would give other results; keep the prompt in our format"
+            "on gpt2 PEFT adds the prompt's attention after the output projection instead of before it, so the same "
+            "numbers would give different results; keep the prompt in our format"
         )
     if backbone.model_type not in PEFT_MODELS:
         raise zoo.UnsupportedError(
@@ -201,15 +201,15 @@ def _check_peft_runs(backbone: zoo.Backbone, layers: range) -> None:
         peft_groups = backbone.hidden_size // (shape.kv_heads * shape.head_dim)
         if peft_groups * shape.kv_heads != shape.heads:
             raise zoo.UnsupportedError(
-                f"PEFT takes the width of a head to be hidden size / heads = {backbone.hidden_size} / {shape.heads}, "
-                f"and here it is {shape.head_dim}, so PEFT would fail; keep the prompt in our format"
+                f"PEFT assumes that the width of a head is hidden size / heads = {backbone.hidden_size} / "
+                f"{shape.heads}, but here it is {shape.head_dim}, so PEFT would fail; keep the prompt in our format"
             )
 
 
 def _take(
     tensors: dict[str, Tensor], kind: str, shape: tuple[int, ...], backbone: zoo.Backbone, layers: range
 ) -> Tensor:
-    """Stack PEFT's tensors of one kind, a layer behind the other."""
+    """Stack PEFT's tensors of one kind over the layers."""
     found = []
     for layer in layers:
         key = PEFT_KEY.format(module=backbone.module_names[SITE][layer], kind=kind)

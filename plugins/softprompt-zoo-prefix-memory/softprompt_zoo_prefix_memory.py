@@ -10,9 +10,9 @@ Merges to: nothing; what is added depends on the query.
 
 Source: Wang, Chen, Li, Liang, Lee, Kawaguchi and Hu, "PrefixMemory-Tuning: Modernizing Prefix-Tuning by Decoupling the
 Prefix from Attention", 2025 (arXiv 2506.13674), first called Prefix-Tuning+.
-Differs from the source: M starts at 0, the model as it is. The query is as attention sees it, after rotary embedding.
-Encoders, and the cross-attention of encoder-decoders, have a memory, too. Neither the authors' code nor the
-paper's section on it could be read: the equation is as the abstract and others' summaries have it.
+Differs from the source: M starts at 0, so that the model is unchanged. The query is that of attention, after rotary
+embedding. Encoders, and the cross-attention of encoder-decoders, have a memory, too. Neither the authors' code nor the
+paper's section on it was available: the equation follows the abstract and summaries by others.
 PEFT: none.
 """
 
@@ -41,13 +41,13 @@ class Config(zoo.MethodConfig):
     """Options of PrefixMemory-Tuning."""
 
     num_virtual_tokens: int = 0
-    """There are none."""
+    """Always 0: there are none."""
     feature_map: str = "elu"
     """phi: `"elu"`, or `"elu+1"`, which is positive (Katharopoulos et al., 2020)."""
     share_heads: bool = False
-    """Whether query heads that share keys and values share a matrix, too, as they share a prefix."""
+    """Whether query heads that share keys and values also share a matrix, as they share a prefix."""
     sites: tuple[str, ...] | None = None
-    """Sites of an encoder-decoder, any of `"encoder"`, `"decoder"`, `"cross"`; `None` for all the model has."""
+    """Sites of an encoder-decoder, any of `"encoder"`, `"decoder"`, `"cross"`; `None` for all sites of the model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +60,7 @@ class Config(zoo.MethodConfig):
 
 
 class Parameters(nn.Module):
-    """The matrices by site and layer, each `(heads or kv_heads, head_dim, value_dim)`."""
+    """The matrices per site and layer, each `(heads or kv_heads, head_dim, value_dim)`."""
 
     def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
-        """Start from an empty memory: the model is what it was."""
+        """Start from an empty memory, so that the model is unchanged."""
         for memory in self.parameters():
             memory.zero_()
 
@@ -89,7 +89,7 @@ def _sites(config: Config, backbone: zoo.Backbone) -> tuple[str, ...]:
     absent = [site for site in sites if site not in backbone.layers]
     if absent or not sites:
         raise zoo.UnsupportedError(
-            f"prefix_memory adds to attention, and this model's {absent[0] if absent else 'attention'} cannot be "
+            f"prefix_memory adds to attention, but this model's {absent[0] if absent else 'attention'} cannot be "
             f"reached; it has the sites {tuple(backbone.layers)}"
         )
     return sites
@@ -99,7 +99,7 @@ def _sites(config: Config, backbone: zoo.Backbone) -> tuple[str, ...]:
 def attend(
     config: Config, parameters: Parameters, site: str, layer: int, query: Tensor, output: Tensor
 ) -> Tensor | None:
-    """Ask a layer's memory with its queries `(rows, heads, length, head_dim)`."""
+    """Read a layer's memory with its queries `(rows, heads, length, head_dim)`."""
     if site not in parameters.memories:
         return None
     memory: Tensor = parameters.memories[site][layer]  # type: ignore[index]

@@ -8,14 +8,14 @@
 
 Enters at: the input embeddings.
 Trained: tokens * hidden + nets * (2 * hidden * bottleneck + bottleneck + 3 * hidden), one net or one per token.
-Merges to: the virtual tokens it makes.
+Merges to: the virtual tokens it computes.
 
 Source: Razdaibiedina, Mao, Hou, Khabsa, Lewis, Ba and Almahairi, "Residual Prompt Tuning: Improving Prompt Tuning with
 Residual Reparameterization", 2023 (arXiv 2305.03937); reference code arazd/ResidualPrompts,
 `prompt_tuner.py` and `prompt_tuner2.py`.
 Differs from the source: g starts at 0 and not at 1, so that training starts from the words themselves, whatever the
-scale of the model's embeddings; `gain=1.0` is the source's start. Both layers of the transformer start from numbers of
-their own. Nets without the residual are left out, for they are P-tuning's, and so are the LSTMs.
+scale of the model's embeddings; `gain=1.0` is the source's start. The two layers of the transformer start from
+different numbers. Nets without the residual, which are P-tuning's, and LSTMs are left out.
 PEFT: PROMPT_TUNING of the virtual tokens; the net is not carried over.
 """
 
@@ -53,26 +53,25 @@ class Config(zoo.MethodConfig):
     num_virtual_tokens: int = 10
     """Virtual tokens of the prompt, at least 1. Source: the reference's default."""
     init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
-    """P: `"sampled"` frequent words, `"random"` numbers uniform in ±0.5, or another prompt: its saved folder, or
-    `model.prompts[name]`."""
+    """Start of P: `"sampled"` frequent words, `"random"` numbers uniform in ±0.5, or another prompt: its saved folder,
+    or `model.prompts[name]`."""
     net: str = "mlp1"
-    """`"mlp1"`: the equation above; `"mlp2"`: the same layers twice, as in the reference; `"transformer"`: two of its
-    layers, in which the virtual tokens see each other."""
+    """`"mlp1"`: the equation above; `"mlp2"`: the same layers twice, as in the reference; `"transformer"`: two
+    transformer layers, in which the virtual tokens see each other."""
     shared: bool = True
-    """One net for all virtual tokens, or `False`: one for each, as the reference can."""
+    """Whether all virtual tokens share one net; `False` for one net per token, as the reference allows."""
     bottleneck_size: int = 800
     """Width between the layers of the net, in features; in the transformer, of its feed-forward layers. Source: the
     reference."""
     activation: str = "relu"
     """`"relu"`, `"tanh"` or `"sigmoid"`, between the layers of an MLP."""
     layer_norm: bool = True
-    """Whether the output of an MLP is normalized; without, `net(x) = f(x)`."""
+    """Whether the output of an MLP is normalized; if not, `net(x) = f(x)`."""
     dropout: float = 0.0
-    """Probability that a feature of f(x) is zeroed while training; in the transformer as torch has it, and 0.05 in the
-    reference's."""
+    """Probability that a feature of f(x) is zeroed in training; in the transformer, applied where torch applies it. The
+    reference's transformer has 0.05."""
     gain: float = 0.0
-    """Factor at the start on what the net adds, at least 0. With 0 training starts from P. Source of 1: the
-    reference."""
+    """Initial factor on what the net adds, at least 0. With 0, training starts from P. The reference has 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,11 +87,11 @@ class Config(zoo.MethodConfig):
             self._check_transformer()
 
     def _check_transformer(self) -> None:
-        """Refuse options that only an MLP reads."""
+        """Refuse options that only an MLP uses."""
         for field in dataclasses.fields(self):
             if field.name in ("shared", "activation", "layer_norm") and self._is_changed(field):
                 raise ValueError(
-                    f"{field.name} is {getattr(self, field.name)!r}, which only the MLPs have; leave it out with "
+                    f"{field.name} is {getattr(self, field.name)!r}, which only the MLPs use; leave it out with "
                     "net='transformer', or choose net='mlp1'"
                 )
 
@@ -101,7 +100,7 @@ class Config(zoo.MethodConfig):
 
 
 class Parameters(nn.Module):
-    """The trained embeddings P, and the net that is added to them."""
+    """The trained embeddings P, and the net whose output is added to them."""
 
     def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
         super().__init__()
@@ -115,7 +114,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
-        """Start P from words or random numbers, and the net from torch's own start values."""
+        """Start P from words or random numbers, and the net from torch's default initialization."""
         self.net.start()
         if config.init == "random":
             self.embeddings.uniform_(-0.5, 0.5)
@@ -139,7 +138,7 @@ class Parameters(nn.Module):
 
 
 class _MLP(nn.Module):
-    """Two layers and a norm, with an axis of nets in front: one net, or one for each token."""
+    """Two layers and a norm, with a leading axis of nets: a single net, or one per token."""
 
     def __init__(self, config: Config, hidden: int, options: dict[str, Any]) -> None:
         super().__init__()
@@ -154,7 +153,7 @@ class _MLP(nn.Module):
             self.norm_bias = nn.Parameter(torch.empty(nets, 1, hidden, **options))
 
     def start(self) -> None:
-        """Draw the weights as torch's linear layers do, and scale what is added."""
+        """Draw the weights like torch's linear layers, and scale the net's output."""
         for weight, bias in ((self.down, self.down_bias), (self.up, self.up_bias)):
             bound = 1 / math.sqrt(weight.shape[1])
             weight.uniform_(-bound, bound)
@@ -182,21 +181,21 @@ class _MLP(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """Two layers of a transformer, in which every virtual token sees all."""
+    """Two transformer layers, in which every virtual token sees all others."""
 
     def __init__(self, config: Config, hidden: int, options: dict[str, Any]) -> None:
         super().__init__()
         if hidden % HEADS:
             raise zoo.UnsupportedError(
-                f"net='transformer' has {HEADS} heads, and the model's embeddings a width of {hidden}; "
-                "choose net='mlp1'"
+                f"net='transformer' has {HEADS} heads, and the model's embeddings a width of {hidden}, which they do "
+                "not divide; choose net='mlp1'"
             )
         self.gain = config.gain
         sizes = (hidden, HEADS, config.bottleneck_size, config.dropout)
         self.layers = nn.ModuleList(nn.TransformerEncoderLayer(*sizes, **options) for _ in range(2))
 
     def start(self) -> None:
-        """Scale what is added; the rest keeps torch's start values."""
+        """Scale the net's output; everything else keeps torch's default initialization."""
         last: Any = self.layers[-1]
         last.norm2.weight.fill_(self.gain)
 
@@ -210,5 +209,5 @@ class _Transformer(nn.Module):
 
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Parameters) -> zoo.VirtualTokens:
-    """Add to each virtual token what the net makes of it."""
+    """Add the net's output to each virtual token."""
     return zoo.InputTokens(parameters())

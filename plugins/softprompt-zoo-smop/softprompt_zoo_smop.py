@@ -2,21 +2,21 @@
 
     x = mean of the embeddings of the row's text                      (hidden)
     scores = router x                                                 (prompts)
-    scores = scores * (1 + noise * n), n standard normal              while training
+    scores = scores * (1 + noise * n), n standard normal              in training
     p = softmax(scores);  j = argmax p
     virtual_tokens = p[j] * prompts[j]                                (tokens, hidden)
 
-Enters at: the input embeddings; other virtual tokens for every row.
+Enters at: the input embeddings; different virtual tokens for every row.
 Trained: prompts * tokens * hidden + prompts * hidden.
-Merges to: nothing; which prompt a row gets is known with its text.
+Merges to: nothing; which prompt a row gets depends on its text.
 
 Source: Choi, Kim, Park, Mok and Lee, "SMoP: Towards Efficient and Effective Prompt Tuning with Sparse
 Mixture-of-Prompts", 2023 (EMNLP 2023, aclanthology.org/2023.emnlp-main.884), section 2; reference code
 jyjohnchoi/SMoP, `peft_models/tuners/prompt_routing.py`.
-Differs from the source: the prompts start from words, as many times as long as there are prompts, so that with an
-undecided router what enters is as long as words are; the reference's start is `init="random"`. Its loss for an even
-load is left out: the noise of its `perturb_router` is what spreads the rows. Causal models and encoders are taken, too.
-PEFT: no type of it holds a prompt that depends on the text.
+Differs from the source: the prompts start from words, multiplied by the number of prompts, so that with an undecided
+router the virtual tokens have the norm of words; the reference's start is `init="random"`. Its load-balancing loss is
+left out: the noise of its `perturb_router` spreads the rows. Causal models and encoders are supported, too.
+PEFT: none of its types can hold a prompt that depends on the text.
 """
 
 import dataclasses
@@ -43,16 +43,16 @@ class Config(zoo.MethodConfig):
     """Options of SMoP."""
 
     num_virtual_tokens: int = 5
-    """Virtual tokens of each of the prompts, at least 1. Source: the paper, section 3.1."""
+    """Virtual tokens per prompt, at least 1. Source: the paper, section 3.1."""
     num_prompts: int = 4
-    """Prompts that the router chooses from. Source: the paper, section 3.1."""
+    """Number of prompts that the router chooses from. Source: the paper, section 3.1."""
     num_chosen: int = 1
-    """How many of them a row gets, each times its probability, and summed; the reference's `topk`."""
+    """How many of them a row gets, each multiplied by its probability, and summed; the reference's `topk`."""
     noise: float = 1.0
-    """Standard deviation of the noise on the router's scores while training, a share of each score. Source: the
+    """Standard deviation of the noise on the router's scores in training, relative to each score. Source: the
     reference's `GaussianNoise`."""
     init: Any = dataclasses.field(default="sampled", metadata={"names": INITS})
-    """Where the prompts start: `"sampled"` frequent words, others for each; `"random"` standard normal numbers, as in
+    """Start of the prompts: `"sampled"` frequent words, different for each; `"random"` standard normal numbers, as in
     the reference; or another prompt, the same for all: its saved folder, or `model.prompts[name]`."""
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Config(zoo.MethodConfig):
         zoo.check_positive_integer("num_chosen", self.num_chosen)
         if self.num_chosen > self.num_prompts:
             raise ValueError(
-                f"num_chosen is {self.num_chosen}, and there are {self.num_prompts} prompts; choose at most so many"
+                f"num_chosen is {self.num_chosen}, but there are {self.num_prompts} prompts; choose at most that many"
             )
         zoo.check_not_negative("noise", self.noise)
         zoo.check_init(self.init, INITS, None, None, None)
@@ -83,7 +83,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
-        """Start from words or from noise, and from a router of orthogonal rows."""
+        """Start the prompts from words or noise, and the router from orthogonal rows."""
         if config.init == "random":
             self.prompts.normal_()
         else:
@@ -102,13 +102,13 @@ class Parameters(nn.Module):
         nn.init.orthogonal_(self.router)
 
     def probabilities(self, text: zoo.Text) -> Tensor:
-        """Return the router's share of each prompt.
+        """Return the router's probability for each prompt.
 
         Args:
             text: What the rows say.
 
         Returns:
-            `(rows, prompts)`, of sum one in each row; gradients flow to the router.
+            `(rows, prompts)`, with sum one in each row; gradients flow to the router.
         """
         mask = text.mask[..., None]
         means = (text.embeddings * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
@@ -118,16 +118,16 @@ class Parameters(nn.Module):
         return scores.softmax(dim=-1)
 
     def forward(self, text: zoo.Text) -> Tensor:
-        """Return the virtual tokens `(rows, tokens, hidden)`; gradients flow to what a row chose, and to the router."""
+        """Return the virtual tokens `(rows, tokens, hidden)`; gradients flow to chosen prompts and the router."""
         weights, chosen = self.probabilities(text).topk(self._config.num_chosen, dim=-1)
         return torch.einsum("rc,rcth->rth", weights, self.prompts[chosen])
 
     def _share(self) -> float:
-        """By what a prompt is multiplied to enter as long as it is, while the router is undecided."""
+        """Return the factor that makes up for the probabilities of an undecided router."""
         return self._config.num_prompts / self._config.num_chosen
 
 
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Parameters, text: zoo.Text) -> zoo.VirtualTokens:
-    """Give each row the prompt that the router chooses by its text."""
+    """Give each row the prompt that the router chooses for its text."""
     return zoo.InputTokens(parameters(text))

@@ -4,7 +4,7 @@
 
 Enters at: the input embeddings.
 Trained: tokens * (hidden + 1).
-Merges to: the embeddings it makes.
+Merges to: the embeddings it computes.
 
 Source: none; an example to copy.
 """
@@ -25,7 +25,7 @@ class Config(zoo.MethodConfig):
     """Options of the method; `num_virtual_tokens` comes from `MethodConfig`."""
 
     volume: float = 1.0
-    """Factor at the start, above 0."""
+    """Initial factor, above 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,7 +34,7 @@ class Config(zoo.MethodConfig):
 
 
 class Parameters(nn.Module):
-    """What is trained."""
+    """The trained parameters."""
 
     def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
         super().__init__()
@@ -52,5 +52,5 @@ class Parameters(nn.Module):
 
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Parameters) -> zoo.VirtualTokens:
-    """Make the virtual tokens, in every forward; gradients must flow."""
+    """Compute the virtual tokens, in every forward; gradients must flow."""
     return zoo.InputTokens(parameters.volume.exp() * parameters.embeddings)

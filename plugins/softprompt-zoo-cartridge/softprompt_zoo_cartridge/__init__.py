@@ -4,8 +4,8 @@
     attention[layer] = softmax(query [keys; text keys]^T + [scores; 0]) [values; text values]
     loss = - sum_t sum_j p_tj log q_tj / labels                       j over the top_k words of p_t
 
-where q_t is what the model predicts at position t of a conversation behind the cartridge, and p_t what the
-same frozen model predicts there behind the whole document.
+where q_t is the model's prediction at position t of a conversation after the cartridge, and p_t that of the
+same frozen model after the whole document.
 
 Enters at: keys and values of every layer of a causal model.
 Trained: (tokens - frozen tokens) * layers * 2 * kv_heads * head_dim; with scores, tokens * layers * kv_heads more.
@@ -14,9 +14,9 @@ Merges to: itself.
 Source: Eyuboglu, Ehrlich, Arora et al., "Cartridges: Lightweight and general-purpose long context
 representations via self-study", 2025 (arXiv 2506.06266); reference code HazyResearch/cartridges, `cache.py`,
 `train.py`, `initialization/text.py`, `synthesizers/self_study.py`.
-Differs from the source: the teacher sees the whole document in every step, where the reference stores what it
-predicts behind a chunk; what the chat template puts behind the document is kept whole; kept in float32. Scores, and
-`match_attention`, which starts without training, are Zweiger, Fu, Guo and Kim's, 2026 (arXiv 2602.16284).
+Differs from the source: the teacher sees the whole document in every step, while the reference stores its predictions
+after a chunk; the chat template's text after the document is kept whole; kept in float32. Scores, and
+`match_attention`, an initialization without training, are from Zweiger, Fu, Guo and Kim, 2026 (arXiv 2602.16284).
 PEFT: CARTRIDGE; merged, PREFIX_TUNING.
 """
 
@@ -69,29 +69,30 @@ class Config(zoo.MethodConfig):
     """Options of cartridge."""
 
     num_frozen_tokens: int = 1
-    """First tokens that are not trained, fewer than `num_virtual_tokens`: what every query falls back on."""
+    """Number of first tokens that are not trained, less than `num_virtual_tokens`: every query's attention sink."""
     init: Any = dataclasses.field(default=None, metadata={"names": (None, "sampled", "random")})
-    """The model's own keys and values of the first tokens of a `"text"` (the default where there is one) or of
-    `"sampled"` frequent words (the default elsewhere), `"random"` standard normal numbers, or another prompt."""
+    """The model's own keys and values of the first tokens of a `"text"` (the default if there is one) or of
+    `"sampled"` frequent words (otherwise the default), `"random"` standard normal numbers, or another prompt."""
     init_text: str | None = dataclasses.field(default=None, metadata={"saved": False}, repr=False)
-    """The text of `init="text"`, repeated or cut to the cartridge; the document where it is `None`. Not saved."""
+    """The text for `init="text"`, repeated or truncated to the cartridge's length; `None` for the document. Not
+    saved."""
     document: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
-    """What the teacher sees: a text, or token ids. Not saved: see `set_document`."""
+    """The document that the teacher sees: a text, or token ids. Not saved: see `set_document`."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for texts."""
     chat: bool = False
     """Whether texts are put into a system message by the tokenizer's chat template."""
     loss: str | None = None
-    """`"logits"`: the teacher's predictions (the default where there is a document); `"tokens"`: the model's own
-    loss (the default elsewhere)."""
+    """`"logits"`: distillation of the teacher's predictions (the default if there is a document); `"tokens"`: the
+    model's own loss (otherwise the default)."""
     top_k: int = 20
-    """Words of the teacher's prediction that are compared, at least 1; all if the vocabulary has no more. Source:
-    the reference."""
+    """How many of the teacher's most likely words are compared, at least 1; at most all of the vocabulary. Source: the
+    reference."""
     scores: bool = False
-    """Whether each token has a number per key-value head that is added to the attention to it, trained along, zero at
-    the start. PEFT has no place for it."""
+    """Whether each token has a trained number per key-value head that is added to its attention scores, initially zero.
+    PEFT cannot hold it."""
     always_visible: bool = False
-    """Keeps the cartridge in sight when a sliding window has moved past it; PEFT cannot reproduce that."""
+    """Keeps the cartridge visible after a sliding window has moved past it; PEFT cannot reproduce that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,7 +111,7 @@ class Config(zoo.MethodConfig):
         zoo.check_choice("always_visible", self.always_visible, (False, True))
         zoo.check_positive_integer("top_k", self.top_k)
         has_document = self.document is not None
-        # The defaults are settled here, so that a saved prompt says what it was trained with.
+        # Defaults are resolved here, so that a saved prompt records what it was trained with.
         if self.loss is None:
             self.settle(loss="logits" if has_document else "tokens")
         starts_from_document = has_document and self.init_text is None and self.init in (None, "text")
@@ -119,16 +120,16 @@ class Config(zoo.MethodConfig):
 
 
 class Parameters(nn.Module):
-    """The frozen and the trained keys and values `(tokens, features)`, and what the teacher sees."""
+    """The frozen and the trained keys and values `(tokens, features)`, and the teacher's document."""
 
     frozen: Tensor
-    """A buffer: no optimizer and no `requires_grad_` reaches it."""
+    """A buffer, so neither an optimizer nor `requires_grad_` affects it."""
 
     def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
         super().__init__()
         if backbone.family != "causal" or SITE not in backbone.layers:
             raise zoo.UnsupportedError(
-                f"cartridge needs the keys and values of a causal model, this one is of the family "
+                f"cartridge needs the keys and values of a causal model, but this model is of the family "
                 f"{backbone.family!r}; choose a causal model, or another method"
             )
         features = sum(layer.features for layer in backbone.layers[SITE])
@@ -148,7 +149,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
-        """Start from the keys and values the frozen model computes for the first tokens of the text."""
+        """Start from the keys and values that the frozen model computes for the first tokens of the text."""
         count = config.num_virtual_tokens
         if config.init == "random":
             self.frozen.normal_()
@@ -174,12 +175,12 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def take(self, layers: Sequence[Matched]) -> None:
-        """Take what attention matching found, a layer after the other."""
+        """Take the results of attention matching, one per layer."""
         keys, values, scores = zip(*((layer.keys, layer.values, layer.scores) for layer in layers), strict=True)
         self._copy(zoo.SiteTokens(keys, values, scores=scores))
 
     def site_tokens(self, shapes: Sequence[Any]) -> zoo.SiteTokens:
-        """Return keys, values and scores per layer, of which `shapes` says the sizes; gradients flow."""
+        """Return keys, values and scores per layer, with the sizes in `shapes`; gradients flow."""
         tokens = zoo.unflatten_layers(torch.cat([self.frozen, self.trained]), shapes)
         if self.scores is None:
             return tokens
@@ -195,13 +196,13 @@ class Parameters(nn.Module):
 
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.VirtualTokens:
-    """Shape frozen and trained tokens into keys and values per layer."""
+    """Reshape frozen and trained tokens into keys and values per layer."""
     return zoo.LayerTokens({SITE: parameters.site_tokens(backbone.layers[SITE])})
 
 
 @zoo.hookimpl
 def inject(config: Config, tokens: zoo.VirtualTokens) -> zoo.Placement:
-    """Place them at the keys and values of every layer."""
+    """Place the tokens at the keys and values of every layer."""
     return zoo.Placement(tokens, always_visible=config.always_visible)
 
 
@@ -209,12 +210,14 @@ def inject(config: Config, tokens: zoo.VirtualTokens) -> zoo.Placement:
 def training_loss(
     config: Config, parameters: Parameters, backbone: zoo.Backbone, step: zoo.TrainingStep
 ) -> Tensor | None:
-    """Compare the predictions behind the cartridge with those of the same model behind the whole document."""
+    """Compare the predictions after the cartridge with those of the same model after the whole document."""
     if config.loss == "tokens":
         return None
     logits, labels = step.output.get("logits"), step.inputs["labels"]
     if logits is None or logits.ndim != 3:
-        raise zoo.UnsupportedError("loss='logits' compares predicted words; this model has a task head, use 'tokens'")
+        raise zoo.UnsupportedError(
+            "loss='logits' compares predicted words, but this model has a task head; use 'tokens'"
+        )
     document = needed(parameters.document, "trains by self-study (loss='logits')")
     states = document.states(backbone, parameters.trained.device)
     length = len(document.ids) + labels.shape[1]
@@ -232,7 +235,7 @@ def training_loss(
 def write_peft(config: Config, parameters: Parameters, backbone: zoo.Backbone) -> zoo.PeftFiles:
     """Write PEFT's CARTRIDGE, frozen rows first."""
     if parameters.scores is not None:
-        raise zoo.UnsupportedError("PEFT's CARTRIDGE has no place for scores; make the cartridge with scores=False")
+        raise zoo.UnsupportedError("PEFT's CARTRIDGE has no place for scores; create the cartridge with scores=False")
     fields = cartridge_fields(config, backbone.layers[SITE], backbone.takes_cache)
     return zoo.PeftFiles(fields, {KEY: torch.cat([parameters.frozen, parameters.trained])})
 
@@ -241,7 +244,7 @@ def write_peft(config: Config, parameters: Parameters, backbone: zoo.Backbone) -
 def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: zoo.Backbone) -> zoo.PeftPrompt | None:
     """Read PEFT's CARTRIDGE; the frozen rows stay frozen."""
     if set(tensors) != {KEY} or tensors[KEY].ndim != 2:
-        return None  # a trained head beside it, or not a prompt at all: the host says what is wrong
+        return None  # also a trained head, or not a prompt at all: the host reports what is wrong
     if backbone.family != "causal":
         raise zoo.UnsupportedError(f"PEFT's CARTRIDGE is for causal models; this one is {backbone.family!r}")
     flat = tensors[KEY]

@@ -1,4 +1,4 @@
-"""A cartridge's start from the whole document, solved instead of trained."""
+"""Initializing a cartridge from the whole document by solving equations instead of training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,29 +12,29 @@ from softprompt_zoo_cartridge.matching import match_layer
 from softprompt_zoo_cartridge.reading import read
 
 PIECE = 256
-"""Tokens of the document that are read again at a time."""
+"""Number of the document's tokens that are read again at once."""
 
 
 def match_attention(
     model: Any, *, texts: Sequence[Tensor] | None = None, queries: int = 1200, name: str | None = None
 ) -> None:
-    """Give a cartridge keys and values in which the model finds nearly what it finds in the whole document.
+    """Give a cartridge keys and values that the model attends to with nearly the results of the whole document.
 
-    No gradient step is taken: see `softprompt_zoo_cartridge.matching`. The model reads the document, and behind it some
-    texts, whose queries are what the cartridge is made to answer. With the option `scores` each token gets a weight as
-    well. Train on from there, or use it as it is.
+    No gradient step is taken: see `softprompt_zoo_cartridge.matching`. The model reads the document and then some
+    texts; the cartridge is fitted to their queries. With the option `scores`, each token also gets a weight. Continue
+    training from there, or use the cartridge right away.
 
     Args:
         model: A model with a cartridge that has a document. Only the cartridge is changed.
-        texts: Token ids of texts that are read behind the document, such as `row["input_ids"]` of self-study; by
-            default the document itself, a piece at a time.
-        queries: Tokens of these texts whose queries are kept, spread evenly.
+        texts: Token ids of texts that are read after the document, such as `row["input_ids"]` of self-study; by
+            default the document itself, piece by piece.
+        queries: Number of tokens of these texts whose queries are kept, spread evenly.
         name: The prompt's name; by default the active one.
 
     Raises:
-        ValueError: If several prompts are active and none is named, the cartridge is as long as its document, or the
-            texts have no tokens.
-        UnsupportedError: If the prompt is no cartridge, has no document, or the model's attention cannot be read.
+        ValueError: If several prompts are active and no name is given, the cartridge is as long as its document, or
+            the texts have no tokens.
+        UnsupportedError: If the prompt is not a cartridge, has no document, or the model's attention cannot be read.
     """
     prompt = cartridge_of(model, name)
     zoo.check_positive_integer("queries", queries)
@@ -42,7 +42,7 @@ def match_attention(
     document = needed(learned.document, "is to match one").ids.to(learned.trained.device)
     if count >= len(document):
         raise ValueError(
-            f"the cartridge has {count} tokens and its document {len(document)}; there is nothing to leave out"
+            f"the cartridge has {count} tokens and its document {len(document)}; choose a shorter cartridge"
         )
     chosen = document.split(PIECE) if texts is None else [torch.as_tensor(ids, device=document.device) for ids in texts]
     total = sum(map(len, chosen))

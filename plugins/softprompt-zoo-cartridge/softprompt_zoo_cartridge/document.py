@@ -1,4 +1,4 @@
-"""The document that a cartridge's teacher sees, given anew after loading."""
+"""The document that a cartridge's teacher sees; it must be given again after loading."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -11,7 +11,7 @@ from softprompt_zoo_cartridge.text import document_ids
 
 
 class Document:
-    """The token ids `(tokens,)` of a document, and what the model makes of them."""
+    """The token ids `(tokens,)` of a document, and the model's keys and values of them."""
 
     def __init__(self, ids: Tensor) -> None:
         self.ids = ids
@@ -19,16 +19,16 @@ class Document:
 
     @classmethod
     def given(cls, document: Any, config: Any, backbone: zoo.Backbone, tokenizer: Any) -> Self:
-        """Take the document that the user gave.
+        """Tokenize the document that the user gave.
 
         Args:
             document: A text, or token ids.
-            config: What the user chose.
+            config: The user's options.
             backbone: Sizes of the model.
             tokenizer: The model's tokenizer, for a text.
 
         Raises:
-            ValueError: If the document cannot be tokenised.
+            ValueError: If the document cannot be tokenized.
             UnsupportedError: If it leaves no room for text in the model's positions.
         """
         ids = document_ids(document, tokenizer, chat=config.chat, vocab_size=backbone.vocab_size)
@@ -42,7 +42,7 @@ class Document:
 
     @torch.no_grad()
     def states(self, backbone: zoo.Backbone, device: torch.device) -> zoo.LayerTokens:
-        """Return the keys and values of the whole document, read by the model once."""
+        """Return the keys and values of the whole document, which the model reads only once."""
         ids = self.ids.to(device)
         word = backbone.embed(ids[:1])
         place = (word.device, word.dtype)  # the model may have been moved or cast since
@@ -55,18 +55,18 @@ class Document:
 
 
 def needed(document: Document | None, what: str) -> Document:
-    """Return a document that must be there.
+    """Return a document, which must exist.
 
     Args:
-        document: The cartridge's.
-        what: What needs it, for the message.
+        document: The cartridge's document.
+        what: Why it is needed, for the message.
 
     Raises:
-        UnsupportedError: If it is not there.
+        UnsupportedError: If there is none.
     """
     if document is None:
         raise zoo.UnsupportedError(
-            f"this cartridge {what} and has no document, which is not saved; give it with "
+            f"this cartridge {what} but has no document, which is not saved; give it with "
             "softprompt_zoo_cartridge.set_document(model, document, tokenizer=…)"
         )
     return document
@@ -75,7 +75,7 @@ def needed(document: Document | None, what: str) -> Document:
 def set_document(
     model: Any, document: "str | Sequence[int] | Tensor", *, tokenizer: Any = None, name: str | None = None
 ) -> None:
-    """Give a cartridge the document that its teacher sees: after loading, for the document is not saved.
+    """Give a cartridge its teacher's document; needed after loading because the document is not saved.
 
     Args:
         model: A model with a cartridge. Only the cartridge is changed.
@@ -84,23 +84,23 @@ def set_document(
         name: The prompt's name; by default the active one.
 
     Raises:
-        ValueError: If several prompts are active and none is named, or the document cannot be tokenised.
-        UnsupportedError: If the prompt is no cartridge, or merged, or the document too long for the model.
+        ValueError: If several prompts are active and no name is given, or the document cannot be tokenized.
+        UnsupportedError: If the prompt is not a cartridge, or is merged, or the document is too long for the model.
     """
     prompt = cartridge_of(model, name)
     prompt.learned.document = Document.given(document, prompt.config, model.prompts.backbone, tokenizer)
 
 
 def cartridge_of(model: Any, name: str | None) -> Any:
-    """Return a model's prompt, if it is a cartridge that is not merged.
+    """Return a model's prompt, which must be a cartridge that is not merged.
 
     Args:
         model: A prompted model.
         name: The prompt's name; `None` for the active one.
 
     Raises:
-        ValueError: If several prompts are active and none is named.
-        UnsupportedError: If it is another prompt.
+        ValueError: If several prompts are active and no name is given.
+        UnsupportedError: If it is not such a prompt.
     """
     host = model.prompts
     if name is None and len(host.active) != 1:
@@ -108,5 +108,5 @@ def cartridge_of(model: Any, name: str | None) -> Any:
     prompt = host[name or host.active[0]]
     if prompt.is_merged or prompt.method != "cartridge":
         kind = f"a merged {prompt.method}" if prompt.is_merged else f"of the method {prompt.method}"
-        raise zoo.UnsupportedError(f"prompt {name or host.active[0]!r} is {kind}; a document is for a cartridge only")
+        raise zoo.UnsupportedError(f"prompt {name or host.active[0]!r} is {kind}; only a cartridge has a document")
     return prompt

@@ -1,4 +1,4 @@
-"""Self-study's loss: what the cartridge predicts against what the whole document predicts."""
+"""The loss of self-study: predictions with the cartridge against predictions with the whole document."""
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ def distillation_loss(
     Args:
         student: `(rows, length, vocab)`, with gradients.
         teacher: `(rows, length, vocab)`.
-        labels: `(rows, length)`, -100 where nothing is to be predicted. The first has no prediction.
-        top_k: Words compared; their probabilities are not scaled to sum to one, as in the reference.
-        count: Labels of all batches of the optimizer's step, if the trainer counted them.
+        labels: `(rows, length)`, -100 where nothing is predicted. The first has no prediction.
+        top_k: Number of words compared; as in the reference, their probabilities are not normalized to sum to one.
+        count: Number of labels in all batches of the optimizer's step, if the trainer counted them.
 
     Returns:
-        A scalar: the sum over the labels, divided by `count`, or by their number.
+        A scalar: the sum over the labels, divided by `count` or, without it, by their number.
     """
     keep = labels[:, 1:] != -100
     dtype = torch.promote_types(student.dtype, torch.float32)

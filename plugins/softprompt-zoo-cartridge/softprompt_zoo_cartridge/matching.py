@@ -1,8 +1,8 @@
-"""Attention matching: fewer keys and values in which queries find nearly what they find in all; no gradient step.
+"""Attention matching: fewer keys and values with nearly the same attention output as all; no gradient step.
 
     A = softmax(scale * q K^T)                                        (queries, document tokens), of one key-value head
     kept = the tokens whose attention has the largest root mean square over the queries
-    w = argmin |A[:, kept] w - 1|^2, between LEAST and MOST           the share that is lost comes back; scores = log w
+    w = argmin |A[:, kept] w - 1|^2, between LEAST and MOST           restores the lost share; scores = log w
     X = A[:, kept] * w, each row divided by its sum                   (queries, tokens)
     C = argmin |X C - A V|^2                                          (tokens, value_dim), the values
 
@@ -19,21 +19,21 @@ from torch import Tensor
 LEAST, MOST = math.exp(-3), math.exp(3)
 """Bounds of a weight. Source: the reference, `evaluation/configs/algorithms/best.py`."""
 RIDGE = 1e-3
-"""Pull towards the tokens' own values and weights of one, in parts of the mean of the diagonal."""
+"""Pull towards the tokens' own values and weights of one, as a fraction of the mean of the diagonal."""
 STEPS = 50
-"""Projected steps of the weights."""
+"""Number of projected gradient steps for the weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Matched:
-    """What is left of a layer."""
+    """The keys and values that remain in a layer."""
 
     keys: Tensor
-    """`(kv_heads, tokens, head_dim)`, some of the document's."""
+    """`(kv_heads, tokens, head_dim)`, selected from the document's."""
     values: Tensor
     """`(kv_heads, tokens, value_dim)`."""
     scores: Tensor
-    """`(kv_heads, tokens)`: the logarithm of each token's weight; zeros where there are no weights."""
+    """`(kv_heads, tokens)`: the logarithm of each token's weight; zeros if there are no weights."""
 
 
 def match_layer(
@@ -44,10 +44,10 @@ def match_layer(
     Args:
         keys: `(kv_heads, document tokens, head_dim)`.
         values: `(kv_heads, document tokens, value_dim)`.
-        queries: `(heads, queries, head_dim)`; heads that share keys and values stand side by side.
-        count: Tokens that are kept, at most those of the document.
-        frozen: First tokens of the document that are kept as they are.
-        weighed: Whether each token gets a weight, or all have one.
+        queries: `(heads, queries, head_dim)`; heads that share keys and values are adjacent.
+        count: Number of tokens to keep, at most those of the document.
+        frozen: Number of the document's first tokens that are kept unchanged.
+        weighed: Whether each token gets a weight; otherwise all weights are one.
         scale: Factor on the products of queries and keys.
 
     Returns:
@@ -79,8 +79,8 @@ def choose(attention: Tensor, count: int, frozen: int) -> Tensor:
 
     Args:
         attention: `(queries, document tokens)`.
-        count: Tokens wanted.
-        frozen: First tokens that are taken in any case.
+        count: Number of tokens.
+        frozen: Number of first tokens that are always included.
 
     Returns:
         `(count,)` indices, in order.
@@ -91,17 +91,17 @@ def choose(attention: Tensor, count: int, frozen: int) -> Tensor:
 
 
 def solve_weights(seen: Tensor) -> Tensor:
-    """Return the weights with which kept tokens get all the attention that the document gets.
+    """Return the weights with which the kept tokens get all the attention of the document.
 
     Args:
-        seen: `(queries, tokens)`, the attention that the kept ones get in the document.
+        seen: `(queries, tokens)`, the attention that the kept tokens get within the document.
 
     Returns:
-        `(tokens,)`, within the bounds, near one where it makes no difference.
+        `(tokens,)`, within the bounds, near one if it makes no difference.
     """
     products, wanted = _near(seen, seen.new_ones(len(seen), 1), seen.new_ones(seen.shape[1], 1))
     weights = torch.linalg.solve(products, wanted).clamp(LEAST, MOST)
-    step = 1 / products.abs().sum(dim=1).max()  # no larger than one over the largest eigenvalue
+    step = 1 / products.abs().sum(dim=1).max()  # at most one over the largest eigenvalue
     for _ in range(STEPS):
         weights = (weights - step * (products @ weights - wanted)).clamp(LEAST, MOST)
     found: Tensor = weights[:, 0]
@@ -109,16 +109,16 @@ def solve_weights(seen: Tensor) -> Tensor:
 
 
 def solve_values(shares: Tensor, wanted: Tensor, own: Tensor, frozen: int) -> Tensor:
-    """Return the values with which kept tokens give what attention to the whole document gives.
+    """Return the values with which attention to the kept tokens gives the output of the whole document.
 
     Args:
         shares: `(queries, tokens)`, each kept token's share of attention.
-        wanted: `(queries, value_dim)`, what attention to the document gives.
+        wanted: `(queries, value_dim)`, the output of attention to the document.
         own: `(tokens, value_dim)`, the kept tokens' values in the document.
-        frozen: First tokens that keep theirs.
+        frozen: Number of first tokens that keep their own values.
 
     Returns:
-        `(tokens, value_dim)`, near `own` where it makes no difference.
+        `(tokens, value_dim)`, near `own` if it makes no difference.
     """
     rest = wanted - shares[:, :frozen] @ own[:frozen]
     products, sums = _near(shares[:, frozen:], rest, own[frozen:])
@@ -126,7 +126,7 @@ def solve_values(shares: Tensor, wanted: Tensor, own: Tensor, frozen: int) -> Te
 
 
 def _near(matrix: Tensor, wanted: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the normal equations of `matrix @ x = wanted`, with a pull of `x` towards a start."""
+    """Return the normal equations of `matrix @ x = wanted`, with `x` pulled towards `start`."""
     products = matrix.T @ matrix
     pull = RIDGE * products.diagonal().mean()
     products.diagonal().add_(pull)

@@ -1,4 +1,4 @@
-"""PEFT's CARTRIDGE: the fields of its config, and whether they fit."""
+"""PEFT's CARTRIDGE: the fields of its config, and checking them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +8,11 @@ from torch import Tensor
 import softprompt_zoo as zoo
 
 KEY = "prompt_embeddings"
-"""PEFT's name of the one tensor."""
+"""PEFT's name of its only tensor."""
 
 
 def cartridge_fields(config: Any, layers: Sequence[Any], takes_cache: bool) -> dict[str, Any]:
-    """Make the fields of PEFT's config.
+    """Return the fields of PEFT's config.
 
     Args:
         config: The cartridge's options.
@@ -33,7 +33,7 @@ def cartridge_fields(config: Any, layers: Sequence[Any], takes_cache: bool) -> d
         )
     if not takes_cache:
         raise zoo.UnsupportedError(
-            "PEFT hands a cartridge to the model as past_key_values, which this model does not take; keep it in our "
+            "PEFT passes a cartridge to the model as past_key_values, which this model does not accept; keep it in our "
             "own format"
         )
     if config.always_visible and any(layer.window for layer in layers):
@@ -61,21 +61,21 @@ def frozen_rows(fields: Mapping[str, Any], flat: Tensor, layers: Sequence[Any]) 
         layers: Shapes of the model's layers.
 
     Returns:
-        How many.
+        The number of frozen rows.
 
     Raises:
-        CheckpointError: If config and tensor speak of different numbers of tokens.
-        UnsupportedError: If none would be trained.
+        CheckpointError: If config and tensor have different numbers of tokens.
+        UnsupportedError: If no row would be trained.
         BackboneMismatchError: If they were made for another model.
     """
     count = fields.get("num_virtual_tokens")
     frozen = fields.get("num_frozen_tokens", 1)  # PEFT's default
     if count != len(flat):
-        raise zoo.CheckpointError(f"the adapter's config says {count!r} virtual tokens, its tensor has {len(flat)}")
+        raise zoo.CheckpointError(f"the adapter's config says {count!r} virtual tokens, but its tensor has {len(flat)}")
     if isinstance(frozen, bool) or not isinstance(frozen, int) or not 0 <= frozen < count:
         raise zoo.UnsupportedError(
             f"the adapter's config has num_frozen_tokens {frozen!r} of {count} virtual tokens, which leaves none to "
-            "train; write a smaller one into adapter_config.json, it does not change the outputs"
+            "train; write a smaller number into adapter_config.json, which does not change the outputs"
         )
     features = sum(layer.features for layer in layers)
     if flat.shape[1] != features or fields.get("num_layers", len(layers)) != len(layers):

@@ -1,4 +1,4 @@
-"""Self-study: the model asks and answers questions on a document, a chunk at a time."""
+"""Self-study: the model asks and answers questions about a document, one chunk at a time."""
 
 import contextlib
 import random
@@ -13,7 +13,7 @@ import softprompt_zoo as zoo
 from softprompt_zoo_cartridge.text import around_document, document_ids, encode, turn
 
 BAR_AFTER = 1.0
-"""Seconds after which a bar is shown. Our choice."""
+"""Seconds after which a progress bar is shown. Our choice."""
 SEED_PROMPTS: Mapping[str, tuple[str, ...]] = {
     "structuring": (
         "Write an instruction to put one part of the text above into a table or into JSON. Write only the instruction.",
@@ -31,7 +31,7 @@ SEED_PROMPTS: Mapping[str, tuple[str, ...]] = {
     "creative": ("Think of an unusual question or task that starts from the text above. Write only that.",),
     "generic": ("Write a first message to somebody who has read the text above. Write only the message.",),
 }
-"""Kind of question to what the model is told to write; the kinds are the reference's, the words are ours."""
+"""Kind of question to the model's instructions; the kinds are the reference's, the wording is ours."""
 
 
 def self_study(
@@ -49,31 +49,31 @@ def self_study(
     batch_size: int = 8,
     seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Let a model ask itself questions about a document and answer them, to train a cartridge on.
+    """Let a model ask and answer questions about a document, as training data for a cartridge.
 
     A chunk of the document is the system message, and a seed prompt of a random kind asks for a question. The
-    model writes it, then answers it; both times it sees the chunk. The row is what follows the chunk.
+    model writes the question, then answers it, and sees the chunk both times. The row is the text after the chunk.
 
     Args:
-        model: A causal chat model with `generate`, prompted or not: its prompts are switched off meanwhile.
-        tokenizer: Its tokenizer; without a chat template, plain text takes its place.
+        model: A causal chat model with `generate`, prompted or not: its prompts are temporarily disabled.
+        tokenizer: Its tokenizer; without a chat template, plain text is used.
         document: The text, or its token ids; it may be longer than the model's positions.
-        conversations: How many to write. One whose question or answer came out empty is left out.
-        chunk_tokens: Length of a chunk, or its least and largest, between which it is drawn.
-        kinds: Kinds of questions, of `SEED_PROMPTS`.
-        temperature: Of the question; 0 for the likeliest. Answers are the likeliest.
-        max_question_tokens: Longest question.
-        max_answer_tokens: Longest answer.
+        conversations: Number of conversations. Those with an empty question or answer are left out.
+        chunk_tokens: Length of a chunk, or its minimum and maximum, between which it is drawn.
+        kinds: Kinds of questions, from `SEED_PROMPTS`.
+        temperature: Of the question; 0 for greedy decoding. Answers are decoded greedily.
+        max_question_tokens: Maximum length of a question.
+        max_answer_tokens: Maximum length of an answer.
         answers_only: Whether the labels leave out the user's turn; the reference keeps it.
-        batch_size: Conversations that are written at once.
-        seed: Of chunks, kinds and questions; torch's global generator is left as it was.
+        batch_size: Number of conversations written at once.
+        seed: For chunks, kinds and questions; torch's global generator is unaffected.
 
     Yields:
         Rows with `input_ids` and `labels` (lists), and `kind`, `question`, `answer`, `chunk` (texts).
 
     Raises:
-        TypeError: If an option is of a wrong type.
-        ValueError: If an option is not allowed, or a chunk and its question do not fit the model's positions.
+        TypeError: If an option has a wrong type.
+        ValueError: If an option is not allowed, or a chunk and its question do not fit into the model's positions.
     """
     sizes = _sizes(chunk_tokens)
     numbers = {"conversations": conversations, "batch_size": batch_size}
@@ -99,14 +99,14 @@ def self_study(
 
 
 def _sizes(chunk_tokens: Any) -> tuple[int, int]:
-    """Read the least and the largest length of a chunk."""
+    """Return the minimum and maximum length of a chunk."""
     sizes = chunk_tokens if isinstance(chunk_tokens, tuple | list) else (chunk_tokens, chunk_tokens)
     if len(sizes) != 2:
-        raise ValueError(f"chunk_tokens is {chunk_tokens!r}; expected a number, or the least and the largest")
+        raise ValueError(f"chunk_tokens is {chunk_tokens!r}; expected a number, or a minimum and a maximum")
     for size in sizes:
         zoo.check_positive_integer("chunk_tokens", size)
     if sizes[0] > sizes[1]:
-        raise ValueError(f"chunk_tokens is {chunk_tokens!r}; expected the least and the largest, in this order")
+        raise ValueError(f"chunk_tokens is {chunk_tokens!r}; expected a minimum and a maximum, in this order")
     return sizes[0], sizes[1]
 
 
@@ -114,8 +114,8 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> dict[st
     """Pad rows on the right, for a `DataLoader` or a `Trainer`.
 
     Args:
-        rows: Of `self_study`.
-        pad_token_id: What fills `input_ids`; it is masked.
+        rows: From `self_study`.
+        pad_token_id: The id that pads `input_ids`; it is masked.
 
     Returns:
         `input_ids`, `attention_mask` and `labels`, `(rows, length)`.
@@ -133,7 +133,7 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> dict[st
 
 
 class _Writer:
-    """A model that writes, and how its rows are made."""
+    """A model that writes conversations and turns them into rows."""
 
     def __init__(self, model: Any, tokenizer: Any, answers_only: bool) -> None:
         self.model, self.tokenizer, self.answers_only = model, tokenizer, answers_only
@@ -144,7 +144,7 @@ class _Writer:
         self.padding: int = next(token for token in padding if token is not None)
 
     def write(self, texts: list[str], max_new_tokens: int, temperature: float) -> list[list[int]]:
-        """Go on with each text; return the new ids, with the end token if there is one."""
+        """Continue each text; return the new ids, including the end token if there is one."""
         prompts = [encode(self.tokenizer, text) for text in texts]
         longest = max(map(len, prompts))
         bound = getattr(self.model.config, "max_position_embeddings", None)
@@ -171,12 +171,12 @@ class _Writer:
         return [self._until_end(new) for new in output[:, longest:].tolist()]
 
     def text(self, ids: list[int]) -> str:
-        """Read ids back as text."""
+        """Decode ids to text."""
         decoded: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return decoded.strip()
 
     def row(self, question: str, answer: list[int]) -> dict[str, Any]:
-        """Make what the model is trained on: the user's turn and the answer, as they follow the document."""
+        """Return a training row: the user's turn and the answer, as they follow the document."""
         asked = encode(self.tokenizer, turn(self.tokenizer, question))
         labels = [-100] * len(asked) if self.answers_only else asked
         return {"input_ids": asked + answer, "labels": labels + answer}
@@ -189,7 +189,7 @@ class _Writer:
 def _draws(
     tokenizer: Any, ids: list[int], sizes: tuple[int, ...], kinds: Sequence[str], count: int, seed: int
 ) -> list[tuple[str, str, str, int]]:
-    """Draw kind, seed prompt, chunk and torch's seed of each conversation."""
+    """Draw the kind, seed prompt, chunk and torch seed of each conversation."""
     draw = random.Random(seed)
     drawn = []
     for _ in range(count):
@@ -231,7 +231,7 @@ def _converse(
 
 @contextlib.contextmanager
 def _undisturbed(model: Any) -> Iterator[None]:
-    """Switch prompts off and eval mode on; undo both."""
+    """Temporarily disable prompts and switch to eval mode."""
     was_training = model.training
     model.eval()
     try:

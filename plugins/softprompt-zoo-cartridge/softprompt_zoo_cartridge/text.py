@@ -1,4 +1,4 @@
-"""From texts to token ids: a document as a cartridge holds it, and the turns of a chat that follow it."""
+"""From texts to token ids: a cartridge's document, and the turns of a chat that follow it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 MARK = "the-document-stands-here"
-"""Stands for the document while the template is looked at; a word that no template changes."""
+"""Placeholder for the document while the template is examined; a word that no template changes."""
 
 
 def has_template(tokenizer: Any) -> bool:
@@ -16,38 +16,38 @@ def has_template(tokenizer: Any) -> bool:
 
 
 def around_document(tokenizer: Any) -> tuple[str, str]:
-    """Find what the chat template puts before and behind the text of a system message.
+    """Find what the chat template puts before and after the text of a system message.
 
     Args:
         tokenizer: A transformers tokenizer.
 
     Returns:
-        Both texts; without a template nothing and a blank line.
+        Both texts; without a template, an empty text and a blank line.
 
     Raises:
-        ValueError: If the template takes no system message.
+        ValueError: If the template does not support a system message.
     """
     if not has_template(tokenizer):
         return "", "\n\n"
     before, mark, behind = _render(tokenizer, [{"role": "system", "content": MARK}]).partition(MARK)
     if not mark:
-        raise ValueError("the tokenizer's chat template leaves a system message out; use chat=False")
+        raise ValueError("the tokenizer's chat template leaves out a system message; use chat=False")
     return before, behind
 
 
 def turn(tokenizer: Any, question: str) -> str:
-    """Write a user's turn as it follows the document, up to where the answer begins.
+    """Format a user's turn that follows the document, up to where the answer begins.
 
     Args:
         tokenizer: A transformers tokenizer.
         question: What the user says.
 
     Returns:
-        The turn by the chat template, without a system message: the cartridge stands in its place, and a
-        template's own default one would be a second one. Without a template, plain text.
+        The turn in the chat template's format, without a system message: the cartridge takes its place, and the
+        template's default message would be a second one. Without a template, plain text.
 
     Raises:
-        ValueError: If the template takes no system message.
+        ValueError: If the template does not support a system message.
     """
     if not has_template(tokenizer):
         return f"Question: {question}\nAnswer:"
@@ -55,7 +55,7 @@ def turn(tokenizer: Any, question: str) -> str:
     messages = [{"role": "system", "content": MARK}, {"role": "user", "content": question}]
     rendered = _render(tokenizer, messages, add_generation_prompt=True)
     if not rendered.startswith(before + MARK + behind):
-        raise ValueError("the tokenizer's chat template does not put the system message in front; use another template")
+        raise ValueError("the tokenizer's chat template does not put the system message first; use another template")
     return rendered.removeprefix(before + MARK + behind)
 
 
@@ -68,22 +68,22 @@ def document_ids(
     count: int | None = None,
     option: str = "document",
 ) -> Tensor:
-    """Tokenise a document, whole or cut to the length of a cartridge.
+    """Tokenize a document, whole or truncated to the length of a cartridge.
 
     Args:
         document: Its text, or its token ids.
         tokenizer: A transformers tokenizer, for a text.
         chat: Whether it is put into a system message by the chat template.
-        vocab_size: Embeddings of the model.
-        count: Ids wanted: the text is repeated or cut, what the template puts around it is kept whole.
+        vocab_size: Number of the model's embeddings.
+        count: Number of ids: the text is repeated or truncated, the template's text around it is kept whole.
         option: The option's name, for messages.
 
     Returns:
         `(tokens,)` ids on the CPU.
 
     Raises:
-        TypeError: If the document is no text and no ids.
-        ValueError: If it has no tokens, ids the model does not have, no tokenizer, or no room in `count`.
+        TypeError: If the document is neither a text nor ids.
+        ValueError: If it has no tokens, ids that the model does not have, no tokenizer, or no room in `count`.
     """
     before: list[int] = []
     behind: list[int] = []
@@ -91,13 +91,13 @@ def document_ids(
         if tokenizer is None:
             raise ValueError(f"{option} is a text and needs tokenizer=…; pass the model's tokenizer")
         if chat and not has_template(tokenizer):
-            raise ValueError("chat=True needs a tokenizer with a chat template; this one has none, use chat=False")
+            raise ValueError("chat=True needs a tokenizer with a chat template; this one has none; use chat=False")
         ids = encode(tokenizer, document.strip() if chat else document)
         if chat:
             before, behind = (encode(tokenizer, part) for part in around_document(tokenizer))
     else:
         if chat:
-            raise ValueError(f"chat=True writes a system message around a text; {option} is token ids, use chat=False")
+            raise ValueError(f"chat=True writes a system message around a text; {option} is token ids; use chat=False")
         ids = _given_ids(document, option)
     if not ids:
         raise ValueError(f"{option} has no tokens; give a text that has some")
@@ -116,7 +116,7 @@ def document_ids(
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokenise a text without special tokens of the tokenizer's own; a chat template writes them itself."""
+    """Tokenize a text without the tokenizer's special tokens; a chat template writes them itself."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -124,13 +124,13 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 def _given_ids(document: Any, option: str) -> list[int]:
     ids = document.tolist() if isinstance(document, Tensor) else document
     if not isinstance(ids, list | tuple) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        raise TypeError(f"{option} is {type(document).__name__}; expected a text, or token ids of one axis")
+        raise TypeError(f"{option} is {type(document).__name__}; expected a text, or token ids as a flat list")
     return list(ids)
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
     try:
         rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except Exception as error:  # whatever the template raises: jinja2's errors have no common meaning
+    except Exception as error:  # whatever the template raises: jinja2's errors share no useful base class
         raise ValueError(f"the tokenizer's chat template refuses a system message ({error}); use chat=False") from error
     return rendered

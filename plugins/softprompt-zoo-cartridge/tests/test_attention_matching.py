@@ -82,7 +82,7 @@ def test_texts_without_tokens_are_refused():
     ("architecture", "options", "error", "message"),
     [
         ("llama", {"num_virtual_tokens": 24}, ValueError, "the cartridge has 24 tokens and its document 24"),
-        ("llama", {"document": None}, zoo.UnsupportedError, "is to match one and has no document"),
+        ("llama", {"document": None}, zoo.UnsupportedError, "is to match one but has no document"),
         ("mistral", {}, zoo.UnsupportedError, "this model has a sliding window"),
     ],
 )

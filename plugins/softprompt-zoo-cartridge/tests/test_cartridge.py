@@ -397,7 +397,9 @@ def test_set_document_refuses_other_prompts():
 def test_other_families_are_refused_before_anything_changes(architecture):
     base = tiny_model(architecture)
     before = type(base), base.state_dict().keys(), [p.requires_grad for p in base.parameters()]
-    with pytest.raises(zoo.UnsupportedError, match="needs the keys and values of a causal model, this one is of the"):
+    with pytest.raises(
+        zoo.UnsupportedError, match="needs the keys and values of a causal model, but this model is of the"
+    ):
         zoo.get_method("cartridge")(base)
     assert before == (type(base), base.state_dict().keys(), [p.requires_grad for p in base.parameters()])
 
@@ -457,7 +459,7 @@ def test_a_template_without_a_system_message_is_refused():
     tokenizer = tiny_tokenizer()
     for template, reason in (
         ("{{ raise_exception('no system role') }}", "refuses a system message .*no system role"),
-        ("w5", "leaves a system message out"),
+        ("w5", "leaves out a system message"),
     ):
         tokenizer.chat_template = template
         with pytest.raises(ValueError, match=reason):

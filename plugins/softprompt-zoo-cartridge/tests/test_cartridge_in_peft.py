@@ -86,7 +86,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
     fields = json.loads(path.read_text())
     for change, error, reason in (
         ({"num_frozen_tokens": 4}, zoo.UnsupportedError, "num_frozen_tokens 4 of 4 virtual tokens"),
-        ({"num_virtual_tokens": 9}, zoo.CheckpointError, "says 9 virtual tokens, its tensor has 4"),
+        ({"num_virtual_tokens": 9}, zoo.CheckpointError, "says 9 virtual tokens, but its tensor has 4"),
         ({"num_layers": 5}, zoo.BackboneMismatchError, "in 5 layers; this model needs 64 in 2"),
     ):
         path.write_text(json.dumps({**fields, **change}))

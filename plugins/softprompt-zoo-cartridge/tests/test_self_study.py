@@ -162,7 +162,7 @@ def test_trainer_takes_the_rows(tmp_path):
         ({"chunk_tokens": (8, 4)}, r"chunk_tokens is \(8, 4\)"),
         ({"temperature": -1}, "temperature is -1"),
         ({"kinds": ["riddle"]}, "kinds is 'riddle'; expected one of 'structuring'"),
-        ({"chunk_tokens": (4, 5, 6)}, r"chunk_tokens is \(4, 5, 6\); expected a number, or the least and the largest"),
+        ({"chunk_tokens": (4, 5, 6)}, r"chunk_tokens is \(4, 5, 6\); expected a number, or a minimum and a maximum"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"kinds": []}, r"kinds is \[\]; expected a list with some of 'structuring'"),
         ({"kinds": "question"}, "kinds is 'question'; expected a list"),

@@ -1,9 +1,9 @@
 """CT-KV: trains the keys and values of demonstrations, each on the task of predicting itself from the others.
 
-    keys[layer], values[layer] = of the frozen model, reading all examples             (kv_heads, tokens, head_dim)
+    keys[layer], values[layer] = those of the frozen model for all examples            (kv_heads, tokens, head_dim)
     attention[layer] = softmax(query [keys; text keys]^T + m) [values; text values]
-    m[row, token] = -inf in training where the row is the example that the token came from, or with probability
-                    token_dropout; 0 elsewhere                                         (rows, tokens)
+    m[row, token] = -inf in training if the row is the example that the token came from, or with probability
+                    token_dropout; otherwise 0                                         (rows, tokens)
 
 Enters at: keys and values of every layer of a causal model.
 Trained: tokens * layers * 2 * kv_heads * head_dim.
@@ -11,9 +11,9 @@ Merges to: the trained keys and values.
 
 Source: Lu, Teehan, Yang and Ren, "Context Tuning for In-Context Optimization", 2025 (arXiv 2507.04221), CT-KV;
 reference code agentic-learning-ai-lab/context-tuning, `train.py` and `data_utils.py`.
-Differs from the source: which example a row is, is seen from its text: its last tokens are those of the example in
-front of its target. An example whose text ends with another one's hides that one, too. What separates two examples ends
-the first, by the template; the reference begins the second with it, and each row. Kept in float32.
+Differs from the source: a row is recognized as an example by its text, whose last tokens are those of the example
+before its target. An example whose text ends with another one's hides that one, too. The separator of two examples ends
+the first, as the template says; in the reference, it begins the second, and each row. Kept in float32.
 PEFT: PREFIX_TUNING of the trained keys and values; the examples are not carried over.
 """
 
@@ -58,22 +58,23 @@ class Config(zoo.MethodConfig):
     """Options of CT-KV."""
 
     num_virtual_tokens: int = 0
-    """Tokens of the examples: counted, not chosen. 0 until they are; another value than their count is refused."""
+    """Tokens of the examples: counted, not chosen. 0 until then; a value other than their count is refused."""
     examples: Any = ()
     """The demonstrations: pairs `(input, target)`, in the order in which the model reads them."""
     template: str | None = "{input} {target}\n"
-    """How an example is written; what is behind the target separates it from the next. `None` if only token ids are
-    known."""
+    """How an example is written; whatever follows the target separates it from the next example. `None` if only token
+    ids are known."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer. A saved prompt needs none: it has the token ids."""
     leave_one_out: bool = True
-    """Whether a row that is an example does not see, in training, the tokens that came from it."""
+    """Whether, in training, the tokens of an example are hidden from the row that is this example."""
     token_dropout: float = 0.05
-    """Probability that a row does not see a token, in training. Source: the reference."""
+    """Probability that a token is hidden from a row in training. Source: the reference."""
     token_ids: tuple[int, ...] | None = None
-    """The tokens, in place of examples and tokenizer."""
+    """The tokens, instead of examples and tokenizer."""
     token_parts: tuple[int, ...] | None = None
-    """Where each token stands: in example i, from 0, `2 i` up to the target, `2 i + 1` from the target on."""
+    """The part each token belongs to: in example i, counted from 0, `2 i` before the target, `2 i + 1` from the target
+    on."""
 
     def __post_init__(self) -> None:
         zoo.check_choice("leave_one_out", self.leave_one_out, (False, True))
@@ -82,11 +83,11 @@ class Config(zoo.MethodConfig):
         if self.template is not None:
             split_template(self.template)
         if self.token_ids is None and not self.examples:
-            raise ValueError(f"ct_kv starts from demonstrations, and examples is empty; {EXPECTED}")
+            raise ValueError(f"ct_kv starts from demonstrations, but examples is empty; {EXPECTED}")
         if self.token_ids is None and self.tokenizer is not None:
             ids, parts = tokenize_examples(self.tokenizer, self.template, self.examples)
             self.settle(token_ids=ids, token_parts=parts)
-        if self.token_ids is not None:  # else the tokenizer is still to come
+        if self.token_ids is not None:  # otherwise the tokenizer is given later
             self._count()
 
     def _count(self) -> None:
@@ -94,29 +95,29 @@ class Config(zoo.MethodConfig):
         count = len(self.token_ids or ())
         if self.num_virtual_tokens not in (0, count):
             raise ValueError(
-                f"num_virtual_tokens is {self.num_virtual_tokens!r}; the examples have {count} tokens, which are "
-                "counted and not chosen: leave it out, or change the examples"
+                f"num_virtual_tokens is {self.num_virtual_tokens!r}; the examples have {count} tokens, and the number "
+                "is counted from them: leave it out, or change the examples"
             )
         self.settle(num_virtual_tokens=count)
         super().__post_init__()
 
     def advice_to_shorten(self, most: int) -> str:
-        """Return what the tokens were counted from."""
+        """Return how to get fewer tokens."""
         return f"they are the tokens of the examples: give fewer or shorter ones, of at most {most} tokens together"
 
     def encode(self, tokenizer: Any, text: str, target: str | None = None) -> dict[str, list[int]]:
-        """Tokenize a row as the examples were, to train on it or, without a target, to have it answered.
+        """Tokenize a row like the examples, for training or, without a target, for generating the answer.
 
         Args:
             tokenizer: The model's tokenizer.
-            text: What is at `{input}`.
-            target: What is at `{target}`; the row ends in front of it without one.
+            text: The text for `{input}`.
+            target: The text for `{target}`; without one, the row ends before it.
 
         Returns:
-            `input_ids`, `attention_mask` and, with a target, `labels`: its tokens', -100 elsewhere.
+            `input_ids`, `attention_mask` and, with a target, `labels`: the ids of its tokens, -100 elsewhere.
 
         Raises:
-            ValueError: If the template is not known.
+            ValueError: If the template is unknown.
         """
         shown, answer, _ = tokenize_pieces(tokenizer, self.template, text, "" if target is None else target)
         ids = shown if target is None else shown + answer
@@ -131,7 +132,7 @@ class Parameters(nn.Module):
         super().__init__()
         if backbone.family != "causal" or SITE not in backbone.layers:
             raise zoo.UnsupportedError(
-                "ct_kv trains what a causal model keeps of its demonstrations, and this one is of the family "
+                "ct_kv trains the keys and values of demonstrations in a causal model, but this model is of the family "
                 f"{backbone.family!r}; choose a causal model, or another method"
             )
         if config.token_ids is None:
@@ -150,7 +151,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: zoo.Backbone) -> None:
-        """Start from what the frozen model keeps of the examples: plain in-context learning."""
+        """Start from the frozen model's keys and values of the examples, which is plain in-context learning."""
         read = backbone.keys_values(torch.tensor(config.token_ids, device=backbone.device))
         self.states.copy_(zoo.flatten_layers(read.sites[SITE]))
 
@@ -172,7 +173,7 @@ class Parameters(nn.Module):
 
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.VirtualTokens:
-    """Shape the tokens into keys and values per layer."""
+    """Reshape the tokens into keys and values per layer."""
     return zoo.LayerTokens({SITE: zoo.unflatten_layers(parameters.states, backbone.layers[SITE])})
 
 
@@ -180,7 +181,7 @@ def build_virtual_tokens(parameters: Parameters, backbone: zoo.Backbone) -> zoo.
 def inject(
     config: Config, parameters: Parameters, tokens: zoo.VirtualTokens, backbone: zoo.Backbone, text: zoo.Text | None
 ) -> zoo.Placement:
-    """Place them at every layer; in training, hide from each row its own example and some tokens more."""
+    """Place the tokens at every layer; in training, hide from each row its own example and some other tokens."""
     if text is None or not parameters.training:  # merged tokens have no text
         return zoo.Placement(tokens)
     return zoo.Placement(tokens, mask=parameters.visible(config, backbone, text))
@@ -188,5 +189,5 @@ def inject(
 
 @zoo.hookimpl
 def merge(parameters: Parameters, backbone: zoo.Backbone) -> zoo.VirtualTokens:
-    """Return them as they are: out of training, every row sees all."""
+    """Return the tokens unchanged: outside training, every row sees all of them."""
     return zoo.LayerTokens({SITE: zoo.unflatten_layers(parameters.states, backbone.layers[SITE])})

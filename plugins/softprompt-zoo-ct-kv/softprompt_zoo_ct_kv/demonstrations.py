@@ -1,6 +1,6 @@
-"""Demonstrations as token ids, and which of them a row is.
+"""Demonstrations as token ids, and recognizing rows that are demonstrations.
 
-Each token has a part: in example i, counted from 0, `2 i` up to its target, `2 i + 1` from the target on.
+Each token belongs to a part: in example i, counted from 0, `2 i` before its target, `2 i + 1` from the target on.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ def read_pairs(examples: Any) -> tuple[tuple[str, str], ...]:
         The pairs.
 
     Raises:
-        TypeError: If it is no sequence, or one of them is no pair of texts.
+        TypeError: If it is not a sequence, or one of its items is not a pair of texts.
     """
     if isinstance(examples, str) or not isinstance(examples, Sequence):
         raise TypeError(f"examples is {examples!r}; {EXPECTED}")
@@ -38,17 +38,17 @@ def read_pairs(examples: Any) -> tuple[tuple[str, str], ...]:
 
 
 def split_template(template: str) -> tuple[str, str]:
-    """Return what is in front of the target, and behind it.
+    """Return the parts of a template before and after the target.
 
     Args:
         template: How an example is written.
 
     Raises:
-        ValueError: If it has other fields.
+        ValueError: If its fields are wrong.
     """
     before, found, behind = template.partition(TARGET)
     if not found or before.count(INPUT) != 1 or INPUT in behind or TARGET in behind:
-        raise ValueError(f"template is {template!r}; expected one {INPUT} and behind it one {TARGET}")
+        raise ValueError(f"template is {template!r}; expected one {INPUT} followed by one {TARGET}")
     return before, behind
 
 
@@ -58,25 +58,25 @@ def tokenize_pieces(tokenizer: Any, template: str | None, text: str, target: str
     Args:
         tokenizer: A transformers tokenizer.
         template: How an example is written.
-        text: What is at `{input}`.
-        target: What is at `{target}`.
+        text: The text for `{input}`.
+        target: The text for `{target}`.
 
     Returns:
-        The ids up to the target, of the target, and behind it.
+        The ids before the target, of the target, and after it.
 
     Raises:
-        ValueError: If the template is not known.
+        ValueError: If the template is unknown.
     """
     if template is None:
-        raise ValueError("the template is not known, for the prompt was made of token ids; tokenize the row yourself")
+        raise ValueError("the template is unknown because the prompt was given as token ids; tokenize the row yourself")
     before, behind = split_template(template)
-    shown = before.rstrip(" ")  # tokenizers have the space in front of a word in its token
+    shown = before.rstrip(" ")  # tokenizers include the space before a word in its token
     pieces = (shown.replace(INPUT, text), before[len(shown) :] + target, behind)
     return [tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else [] for piece in pieces]
 
 
 def tokenize_examples(tokenizer: Any, template: str | None, examples: Iterable[tuple[str, str]]) -> tuple[Any, Any]:
-    """Tokenize examples one behind the other.
+    """Tokenize examples one after the other.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -94,28 +94,28 @@ def tokenize_examples(tokenizer: Any, template: str | None, examples: Iterable[t
     for index, (text, target) in enumerate(examples):
         shown, answer, behind = tokenize_pieces(tokenizer, template, text, target)
         if not shown or not answer:
-            raise ValueError(f"examples[{index}] is {(text, target)!r}, of which a part has no tokens; give both")
+            raise ValueError(f"examples[{index}] is {(text, target)!r}, and a part of it has no tokens; give both")
         ids += shown + answer + behind
         parts += [2 * index] * len(shown) + [2 * index + 1] * len(answer + behind)
     return tuple(ids), tuple(parts)
 
 
 def check_tokens(ids: Integers | None, parts: Integers | None) -> None:
-    """Refuse token ids that are no examples.
+    """Refuse token ids that do not form examples.
 
     Raises:
-        ValueError: If they are not.
+        ValueError: If they do not.
     """
     if not ids or not parts or len(ids) != len(parts):
         raise ValueError(
             f"there are {len(ids or ())} token_ids and {len(parts or ())} token_parts; give a part for each"
         )
     if sorted(parts) != [*parts] or sorted({*parts}) != [*range(parts[-1] + 1)] or parts[-1] % 2 == 0:
-        raise ValueError(f"token_parts is {parts}; expected 0, 1, 2, … up to an odd number, in order, none left out")
+        raise ValueError(f"token_parts is {parts}; expected 0, 1, 2, … up to an odd number, in order and without gaps")
 
 
 def rows_of_examples(config: Any, backbone: zoo.Backbone, text: zoo.Text) -> Tensor:
-    """Find which rows are examples: those whose text ends with what an example shows in front of its target.
+    """Find which rows are examples: those whose text ends with an example's tokens before its target.
 
     Args:
         config: With `token_ids` and `token_parts`.
@@ -128,14 +128,14 @@ def rows_of_examples(config: Any, backbone: zoo.Backbone, text: zoo.Text) -> Ten
     ids = torch.tensor(config.token_ids, device=text.mask.device)
     parts = torch.tensor(config.token_parts, device=text.mask.device)
     lengths = text.mask.sum(dim=1)
-    # Stable: what is text comes last, in its own order, wherever padding and answers stood.
+    # Stable: text is moved to the end, in its own order, wherever padding and answers were.
     order = text.mask.int().argsort(dim=1, stable=True)
     ends = text.embeddings.gather(1, order[..., None].expand_as(text.embeddings))
     found = []
     for example in range(0, max(config.token_parts), 2):
         shown = backbone.embed(ids[parts == example]).to(ends.dtype)
         same = lengths >= len(shown)
-        # Of a row that is too short, whatever is compared: it is none.
+        # For a row that is too short, the comparison does not matter: `same` is already false.
         tail = ends[:, max(0, ends.shape[1] - len(shown)) :]
         found.append(same & (tail == shown[len(shown) - tail.shape[1] :]).all(dim=-1).all(dim=-1))
     return torch.stack(found, dim=1)

@@ -208,13 +208,15 @@ def test_rows_are_written_as_the_examples():
     assert encode(model, "w11 w12")["input_ids"] == [5, 11, 12, 6]
     by_ids = zoo.get_method("ct_kv")(tiny_model("llama"), token_ids=IDS, token_parts=PARTS, template=None)
     assert by_ids.prompts["default"].num_virtual_tokens == len(IDS)
-    with pytest.raises(ValueError, match="the template is not known"):
+    with pytest.raises(ValueError, match="the template is unknown"):
         encode(by_ids, "w11")
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5"])
 def test_other_families_are_refused(architecture):
-    with pytest.raises(zoo.UnsupportedError, match="ct_kv trains what a causal model keeps of its demonstrations"):
+    with pytest.raises(
+        zoo.UnsupportedError, match="ct_kv trains the keys and values of demonstrations in a causal model"
+    ):
         attach(architecture)
 
 
@@ -224,8 +226,8 @@ def test_other_families_are_refused(architecture):
         ({"examples": ()}, "examples is empty"),
         ({"examples": "w1"}, "examples is 'w1'; expected pairs"),
         ({"examples": [("w1", 2)]}, r"examples\[0\] is \('w1', 2\); expected pairs"),
-        ({"examples": [("w1", "")]}, r"examples\[0\] is \('w1', ''\), of which a part has no tokens"),
-        ({"template": "w5 {target}"}, "template is 'w5 {target}'; expected one {input} and behind it one {target}"),
+        ({"examples": [("w1", "")]}, r"examples\[0\] is \('w1', ''\), and a part of it has no tokens"),
+        ({"template": "w5 {target}"}, "template is 'w5 {target}'; expected one {input} followed by one {target}"),
         ({"tokenizer": None}, "the examples need tokenizer="),
         ({"token_dropout": 1.0}, "token_dropout is 1.0"),
         ({"leave_one_out": "yes"}, "leave_one_out is 'yes'"),

@@ -198,7 +198,7 @@ def test_it_starts_from_another_prompt():
     ("options", "message"),
     [
         ({"offset": "word"}, "offset is 'word'; expected one of 'position', 'token'"),
-        ({"dropout": 0.1}, "dropout is 0.1, which offset='position' has no place for"),
+        ({"dropout": 0.1}, "dropout is 0.1, which offset='position' does not use"),
         ({"offset": "token", "dropout": 1.5}, "dropout is 1.5"),
         ({"rank": 0}, "rank is 0; expected an integer of at least 1"),
         ({"max_length": 0}, "max_length is 0"),

@@ -156,7 +156,7 @@ def test_merged_gates_are_folded():
 @pytest.mark.parametrize(
     ("options", "error", "reason"),
     [
-        ({"num_layers_from_top": 3}, zoo.UnsupportedError, "num_layers_from_top is 3 and the model has 2 layers"),
+        ({"num_layers_from_top": 3}, zoo.UnsupportedError, "num_layers_from_top is 3, but the model has 2 layers"),
         ({"num_layers_from_top": 0}, ValueError, "num_layers_from_top is 0; expected an integer of at least 1"),
         ({"num_layers_from_top": True}, TypeError, "num_layers_from_top is True"),
         ({"gate": "token"}, ValueError, "gate is 'token'; expected one of 'head', 'layer'"),
@@ -315,11 +315,11 @@ SIZES = {
 @pytest.mark.parametrize(
     ("build", "gate", "reason"),
     [
-        (lambda: tiny_model("llama"), "head", "one gate per layer and this prompt one per head.*gate='layer'"),
-        (lambda: tiny_model("gpt2"), "layer", "behind the output projection"),
+        (lambda: tiny_model("llama"), "head", "one gate per layer, but this prompt has one per head.*gate='layer'"),
+        (lambda: tiny_model("gpt2"), "layer", "after the output projection"),
         (lambda: tiny_model("qwen3"), "layer", "runs on llama and mistral, not on qwen3"),
         (biased, "layer", "model.layers.0.self_attn.o_proj.bias a second time"),
-        (wide_heads, "layer", "hidden size / heads = 32 / 4, and here it is 16"),
+        (wide_heads, "layer", "hidden size / heads = 32 / 4, but here it is 16"),
     ],
 )
 def test_what_peft_cannot_hold_is_refused_and_saved_in_our_format(build, gate, reason, tmp_path):
@@ -342,7 +342,7 @@ def test_a_merged_adapter_is_not_written_as_a_prefix(tmp_path):
 
 @pytest.mark.parametrize(
     ("build", "reason"),
-    [(lambda: tiny_model("gpt2"), "behind the output projection"), (biased, "a second time")],
+    [(lambda: tiny_model("gpt2"), "after the output projection"), (biased, "a second time")],
 )
 def test_adapters_of_models_on_which_peft_differs_are_not_read(build, reason, tmp_path):
     in_peft("", 0.6, model=build()).save_pretrained(tmp_path)
@@ -362,7 +362,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
     for changed, replaced, error, reason in (
         ({"adapter_len": None}, {}, zoo.CheckpointError, "adapter_len None; expected an integer of at least 1"),
         ({"adapter_layers": True}, {}, zoo.CheckpointError, "adapter_layers True"),
-        ({"adapter_layers": 3}, {}, zoo.BackboneMismatchError, "num_layers_from_top is 3 and the model has 2 layers"),
+        ({"adapter_layers": 3}, {}, zoo.BackboneMismatchError, "num_layers_from_top is 3, but the model has 2 layers"),
         ({"adapter_len": 5}, {}, zoo.BackboneMismatchError, r"shape \(1, 4, 32\); this model needs \(1, 5, 32\)"),
         ({}, {gate: torch.zeros(4)}, zoo.BackboneMismatchError, r"adaption_gate' has shape \(4,\)"),
         ({}, {gate: None}, zoo.BackboneMismatchError, "no tensor 'base_model.model.model.layers.0.self_attn"),

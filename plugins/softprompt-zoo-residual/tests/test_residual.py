@@ -177,8 +177,8 @@ def test_compiles_into_one_graph(options):
         ({"dropout": 1.0}, ValueError, "dropout is 1.0"),
         ({"gain": -1.0}, ValueError, "gain is -1.0; expected a number of at least 0"),
         ({"init": "text"}, ValueError, "init is 'text'; expected one of 'sampled', 'random'"),
-        ({"net": "transformer", "shared": False}, ValueError, "shared is False, which only the MLPs have"),
-        ({"net": "transformer", "activation": "tanh"}, ValueError, "activation is 'tanh', which only the MLPs have"),
+        ({"net": "transformer", "shared": False}, ValueError, "shared is False, which only the MLPs use"),
+        ({"net": "transformer", "activation": "tanh"}, ValueError, "activation is 'tanh', which only the MLPs use"),
     ],
 )
 def test_bad_options_change_nothing(options, error, reason):

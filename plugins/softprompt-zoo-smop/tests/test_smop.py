@@ -141,7 +141,7 @@ def test_it_starts_from_another_prompt():
     [
         ({"num_prompts": 0}, "num_prompts is 0"),
         ({"num_chosen": 0}, "num_chosen is 0"),
-        ({"num_chosen": 5}, "num_chosen is 5, and there are 4 prompts; choose at most so many"),
+        ({"num_chosen": 5}, "num_chosen is 5, but there are 4 prompts; choose at most that many"),
         ({"noise": -1.0}, "noise is -1.0"),
         ({"init": "words"}, "init is 'words'; expected one of 'sampled', 'random'"),
     ],
