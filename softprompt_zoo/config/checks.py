@@ -140,6 +140,6 @@ def check_reparameterization(kind: object, size: object, allowed: Collection[obj
     check_positive_integer("reparameterization_size", size)
     if kind is None:
         raise ValueError(
-            f"reparameterization_size is {size}, but it is the width of a network, and reparameterization is None; "
-            f"leave it out, or choose reparameterization={' or '.join(map(repr, allowed))}"
+            f"reparameterization_size is {size}, the width of a network, but reparameterization is None; leave it "
+            f"out, or choose reparameterization={' or '.join(map(repr, allowed))}"
         )

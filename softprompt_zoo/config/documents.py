@@ -44,8 +44,9 @@ def read_document(path: Path) -> Document:
         ValueError: If it cannot be read, or is in neither format.
     """
     if path.suffix not in SUFFIXES:
-        endings = ", ".join(SUFFIXES)
-        raise ValueError(f"{str(path)!r} is not a configuration file; expected a name that ends in {endings}")
+        raise ValueError(
+            f"{str(path)!r} is not a configuration file; expected a name that ends in {', '.join(SUFFIXES)}"
+        )
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:

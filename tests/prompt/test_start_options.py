@@ -123,7 +123,7 @@ def test_what_was_settled_is_saved(method, tmp_path):
 @pytest.mark.parametrize("method", methods_with("reparameterization_size"))
 def test_a_net_of_a_width_needs_a_net(method):
     with pytest.raises(
-        ValueError, match="reparameterization_size is 8, the width of a net, but reparameterization is N"
+        ValueError, match="reparameterization_size is 8, the width of a network, but reparameterization is N"
     ):
         zoo.get_method(method).configure(reparameterization=None, reparameterization_size=8)
     zoo.get_method(method).configure(reparameterization="mlp", reparameterization_size=8)
