@@ -1,7 +1,7 @@
-"""Prompts that read the rows' text, or change its embeddings, in the stack that reads it.
+"""Prompts that read the rows' text or change its embeddings, in the stack that reads it.
 
-Which tokens are a row's text is settled when the text is begun. What was made of it then stays with its cache, as do
-the text's own keys and values; tokens that come later are no part of it.
+Which tokens are a row's text is decided when the text starts. What was made from it then stays with its cache, like the
+text's own keys and values; later tokens are not part of it.
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ from softprompt_zoo.tokens.text import Text
 def read_text(
     stack: Stack, call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."], past: Past
 ) -> tuple[Call, dict[str, Any], Shaped[Tensor, "rows length ..."]]:
-    """Place the prompts that are made of the text, and let prompts change its embeddings.
+    """Place the prompts that are made from the text, and let prompts change its embeddings.
 
     Args:
         stack: The stack that reads the text.
         call: The prompts, for its rows.
         kwargs: Its arguments. Not changed.
-        text: What it reads of them.
-        past: Tokens of text in its cache.
+        text: The text among them.
+        past: Text tokens in its cache.
 
     Returns:
-        The call with every prompt in its place, the arguments and the text.
+        The call with every prompt placed, the arguments and the text.
 
     Raises:
-        UnsupportedError: If it cannot be told what the text is.
+        UnsupportedError: If it is unclear what the text is.
         ValueError: If a row has no text.
     """
     state = _begun(call, kwargs, past)
@@ -60,19 +60,19 @@ def read_text(
 
 
 def placed(call: Call, read: Mapping[str, Sequence[Placement]], rows: int, device: torch.device) -> Call:
-    """Put what was made of a text in its place.
+    """Place the results of reading a text.
 
     Args:
         call: The prompts.
-        read: By name, what was made: for each row of the text, or for all of them.
-        rows: Rows of the batch; beams repeat those of the text, each in its place.
-        device: Where the batch is.
+        read: By name, the placements: one for each row of the text, or one for all.
+        rows: Rows of the batch; beams repeat each row of the text in place.
+        device: The device of the batch.
 
     Returns:
-        The call; rows that have other tokens see combinations of their own.
+        The call; rows with different tokens see separate combinations.
 
     Raises:
-        UnsupportedError: If nothing was made of the text for one of the prompts.
+        UnsupportedError: If one of the prompts has not read the text.
     """
     if not call.readers:
         return call
@@ -96,25 +96,25 @@ def placed(call: Call, read: Mapping[str, Sequence[Placement]], rows: int, devic
 
 
 def _begun(call: Call, kwargs: dict[str, Any], past: Past) -> DecodingState:
-    """Return the state of the text, which was begun earlier or is begun here."""
+    """Return the state of the text, which started earlier or starts here."""
     cache = given_cache(kwargs)
     if call.decoding is None:
         _check_compiled(call, cache, past)
         return DecodingState(None)
     if call.decoding.text_mask is None and not isinstance(past, int) and int(past):
-        # A static cache counts on the device, so it was not asked before.
+        # A static cache counts on the device, so it was not checked before.
         found: DecodingState | None = getattr(cache, ATTRIBUTE, None)
         return call.decoding if found is None else found
     return call.decoding
 
 
 def _check_compiled(call: Call, cache: Any, past: Past) -> None:
-    """Refuse a compiled forward that goes on with a text which was begun elsewhere."""
+    """Refuse a compiled forward that continues a text started elsewhere."""
     if cache is None or not call.readers or (isinstance(past, int) and past == 0):
         return
     raise UnsupportedError(
-        f"prompt {next(iter(call.readers))!r} is made of each row's text, but this forward is compiled and has a "
-        "cache, for which it cannot be known what its text was; do not compile it, or pass no cache"
+        f"prompt {next(iter(call.readers))!r} is made from each row's text, but this forward is compiled and has a "
+        "cache, whose text cannot be determined; do not compile it, or pass no cache"
     )
 
 
@@ -148,7 +148,7 @@ def _nothing(text: Shaped[Tensor, "rows length ..."]) -> Bool[Tensor, "rows leng
 def _own_mask(
     call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."]
 ) -> Bool[Tensor, "rows length"]:
-    """Return which positions are the text, where it is begun."""
+    """Return which positions are the text when it starts."""
     length = text.shape[1]
     mask = plain_mask(kwargs)
     own = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
@@ -156,8 +156,8 @@ def _own_mask(
         own = mask[:, -length:].to(text.device).bool()
     elif kwargs.get("attention_mask") is not None and call.text_mask is None and call.readers:
         raise UnsupportedError(
-            f"prompt {next(iter(call.readers))!r} is made of each row's text, and the attention_mask has another form "
-            "than (rows, length), which does not tell what the text is; pass text_mask=, true where it is"
+            f"prompt {next(iter(call.readers))!r} is made from each row's text, but the attention_mask does not have "
+            "the shape (rows, length), so it is unclear what the text is; pass text_mask=, true for text"
         )
     if call.text_mask is None:
         return own
@@ -172,14 +172,14 @@ def _own_mask(
 def _later(
     mask: Bool[Tensor, "begun length"], text: Shaped[Tensor, "rows now ..."], past: Past
 ) -> Bool[Tensor, "rows now"]:
-    """Return which of the tokens of this forward belong to a text that was begun earlier."""
+    """Return which of this forward's tokens belong to a text that started earlier."""
     columns = torch.arange(text.shape[1], device=mask.device) + past
     rows = mask.repeat_interleave(times_repeated(mask.shape[0], text.shape[0]), dim=0)
     return rows[:, columns.clamp(max=mask.shape[1] - 1)] & (columns < mask.shape[1])
 
 
 def _positions(kwargs: dict[str, Any], length: int, past: Past, device: torch.device) -> Int[Tensor, "#rows {length}"]:
-    """Return the place of each token in its row, without padding."""
+    """Return the position of each token in its row, not counting padding."""
     if plain_mask(kwargs) is not None:
         return text_positions({**kwargs, "position_ids": None}, length, past, device)
     given = kwargs.get("position_ids")
@@ -189,7 +189,7 @@ def _positions(kwargs: dict[str, Any], length: int, past: Past, device: torch.de
 
 
 def _check_beginning(name: str, text: Text, past: Past) -> None:
-    """Refuse a text that was begun without a prompt that is made of it, and rows of no text, or of several."""
+    """Refuse a text that started without the prompt, and rows with no text or several texts."""
     if torch.compiler.is_compiling():
         return
     if not _is_beginning(past):
@@ -197,20 +197,20 @@ def _check_beginning(name: str, text: Text, past: Past) -> None:
     empty = (~text.mask.any(dim=1)).nonzero()
     if len(empty):
         raise ValueError(
-            f"row {int(empty[0])} has no text that prompt {name!r} could be made of: every token is padding or has a "
-            "label; label what the prompt is to be made of -100, or pass text_mask=, true where it is"
+            f"row {int(empty[0])} has no text from which to make prompt {name!r}: every token is padding or has a "
+            "label; set the labels of the prompt's text to -100, or pass text_mask=, true for text"
         )
     restarts = _restarts(text)
     if restarts.any():
         row, place = restarts.nonzero()[0].tolist()
         raise UnsupportedError(
-            f"position_ids restart at row {row}, token {place + 1}: the row holds several texts, and prompt {name!r} "
-            "is made of the one text of a row; give each text a row of its own"
+            f"position_ids restart at row {row}, token {place + 1}: the row holds several texts, but prompt {name!r} "
+            "is made from a single text per row; give each text its own row"
         )
 
 
 def _restarts(text: Text) -> Bool[Tensor, "rows places"]:
-    """Return which tokens of the text, from the second on, have no later position than one in front of them."""
+    """Return which tokens of the text, from the second on, do not have a later position than all before them."""
     positions = text.positions.expand(text.mask.shape)
     before = positions.masked_fill(~text.mask, -1).cummax(dim=1).values
     return text.mask[:, 1:] & (positions[:, 1:] <= before[:, :-1])
@@ -218,13 +218,13 @@ def _restarts(text: Text) -> Bool[Tensor, "rows places"]:
 
 def _unseen(name: str) -> UnsupportedError:
     return UnsupportedError(
-        f"prompt {name!r} is made of each row's text when the text is begun, and this one was begun without it; "
-        "begin the text with the prompt, and go on with the cache that this returns"
+        f"prompt {name!r} is made from each row's text when the text starts, but this text started without it; "
+        "start the text with the prompt, and continue with the cache that this returns"
     )
 
 
 def _mapped(call: Call, text: Text) -> Float[Tensor, "rows length hidden"]:
-    """Let the prompts of each combination change the embeddings of its rows."""
+    """Apply the changes by the prompts of each combination to the embeddings of its rows."""
     rows = call.selection.rows
     result = text.embeddings
     for index, parts in enumerate(call.selection.combinations):

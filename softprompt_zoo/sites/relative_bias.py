@@ -1,4 +1,4 @@
-"""The relative position bias that a decoder gives its prompt, as T5's does."""
+"""The relative position bias that a decoder like T5's gives its prompt."""
 
 import inspect
 from typing import Any
@@ -13,22 +13,22 @@ from softprompt_zoo.sites.stack import Stack
 def relative_bias(
     stack: Stack, positions: Int[Tensor, "#rows length"], tokens: int
 ) -> tuple[Float[Tensor, "#rows heads length {tokens}"], ...] | None:
-    """Compute the relative position bias of a decoder prompt, as of real tokens at positions `0 … tokens - 1`.
+    """Compute the relative position bias of a decoder prompt, like that of real tokens at positions `0 … tokens - 1`.
 
     Args:
         stack: A decoder.
-        positions: Positions of the queries, the prompt counted.
+        positions: Positions of the queries, including the prompt.
         tokens: Virtual tokens.
 
     Returns:
-        One per layer, or `None` if the stack has no such bias.
+        One bias per layer, or `None` if the stack has none.
     """
     modules = stack.attentions[stack.name]
     owners = [module if _has_relative_bias(module) else None for module in modules]
     if owners[0] is None:
         return None
     biases: list[Tensor] = []
-    for owner in owners:  # a layer without a table takes the bias of the one before, as T5's all take the first one's
+    for owner in owners:  # a layer without a table uses the bias of the previous one, as T5's all use the first one's
         biases.append(biases[-1] if owner is None else _bias_of(owner, positions, tokens))
     return tuple(biases)
 

@@ -1,4 +1,4 @@
-"""What a call asks of a model's prompts: `prompts=`, `task_ids=`, `soft_slots=` and `text_mask=`, checked once."""
+"""The prompt arguments of a call: `prompts=`, `task_ids=`, `soft_slots=` and `text_mask=`, checked once."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,37 +14,37 @@ from softprompt_zoo.sites.slots import check_slot_kind, check_slots
 from softprompt_zoo.sites.tasks import check_task_ids, spread_task_ids
 
 NEW_ARGUMENTS = ("prompts", "task_ids", "soft_slots", "text_mask")
-"""What the forward and the `generate` of a prompted model take beyond those of its own class."""
+"""The additional arguments of a prompted model's forward and `generate`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """What one forward or one `generate` asks for."""
+    """The request of one forward or one `generate`."""
 
     selection: Selection | None = None
     """Which rows see which combination; `None` for the active prompts in every row."""
     task_ids: Int[Tensor, " #rows"] | None = None
-    """One for each row, or one for all rows."""
+    """One task for each row, or one for all rows."""
     soft_slots: Int[Tensor, "rows length"] | None = None
-    """Which virtual token is at each place of the text, -1 for text."""
+    """Index of the virtual token at each place of the text, -1 for text."""
     text_mask: Shaped[Tensor, "rows length"] | None = None
-    """Which positions are the text that prompts are made of; `None` for what is neither padding nor labeled."""
+    """Which positions are the text that prompts are made from; `None` for all that are neither padding nor labeled."""
 
     @classmethod
     def read(cls, arguments: Mapping[str, Any], names: Sequence[str]) -> "Request":
-        """Read what the user gave.
+        """Read the user's arguments.
 
         Args:
-            arguments: Those of `NEW_ARGUMENTS` that there are; `None` is as good as none.
-            names: The prompts of the model, in the order they were added.
+            arguments: Those of `NEW_ARGUMENTS` that were passed; `None` counts as not passed.
+            names: The prompts of the model, in the order in which they were added.
 
         Returns:
-            The request; `NOTHING` if nothing was given.
+            The request; `NOTHING` if no argument was passed.
 
         Raises:
-            TypeError: If an argument is of another type than it may be.
-            ValueError: If one has other numbers, or another shape.
-            UnknownPromptError: If it has the index of a prompt that is not there.
+            TypeError: If an argument has a wrong type.
+            ValueError: If one has a wrong dtype, shape or value.
+            UnknownPromptError: If one has the index of a prompt that does not exist.
         """
         prompts, task_ids, soft_slots, text_mask = map(arguments.get, NEW_ARGUMENTS)
         if prompts is None and task_ids is None and soft_slots is None and text_mask is None:
@@ -57,13 +57,13 @@ class Request:
 
         Args:
             rows: Rows of the text.
-            length: Tokens of a row; `None` if that is looked at later, where the cache is known.
+            length: Tokens of a row; `None` to check this later, when the cache is known.
 
         Returns:
             The request with the task of every row.
 
         Raises:
-            ValueError: If it has more or fewer rows.
+            ValueError: If the number of rows or tokens differs.
         """
         if self.selection is not None:
             self.selection.check_rows(rows)
@@ -74,16 +74,16 @@ class Request:
         return dataclasses.replace(self, task_ids=spread_task_ids(self.task_ids, rows))
 
     def repeated(self, rows: int) -> "Request":
-        """Repeat the rows to a batch that beams or several return sequences have widened.
+        """Repeat the rows to match a batch expanded by beams or several return sequences.
 
         Args:
             rows: Rows of the batch.
 
         Returns:
-            The request with as many rows, each one repeated in its place.
+            The request with as many rows, each repeated in place.
 
         Raises:
-            ValueError: If the batch is no multiple of the request's rows.
+            ValueError: If the batch is not a multiple of the request's rows.
         """
         return Request(
             None if self.selection is None else self.selection.repeated(rows),
@@ -93,7 +93,7 @@ class Request:
         )
 
     def filled(self, outer: "Request") -> "Request":
-        """Take from the request around this one what this one leaves out."""
+        """Fill in what this request leaves out from the request around it."""
         return Request(
             outer.selection if self.selection is None else self.selection,
             outer.task_ids if self.task_ids is None else self.task_ids,
@@ -107,10 +107,10 @@ NOTHING = Request()
 
 
 def _check_text_mask(mask: Any) -> Shaped[Tensor, "rows length"] | None:
-    """Refuse what is no mask over the text, or return it."""
+    """Return a mask over the text; refuse anything else."""
     if mask is None:
         return None
-    expected = "expected booleans or integers (rows, length), like attention_mask: true where the text is"
+    expected = "expected booleans or integers (rows, length), like attention_mask: true for text"
     if not isinstance(mask, Tensor):
         raise TypeError(f"text_mask is {type(mask).__name__}; {expected}")
     if mask.ndim != 2 or mask.is_floating_point():

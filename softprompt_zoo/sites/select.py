@@ -15,17 +15,17 @@ def select(prompts: Any, names: Sequence[str]) -> Selection:
     """Read the `prompts` argument of `forward` and `generate`.
 
     Args:
-        prompts: A name for every row; or one entry per row: a name, a list of names, `None` for a bare row. An integer
-            tensor indexes `names`, -1 is a bare row.
-        names: The prompts of the model, in the order they were added; what is not among them may be a bank's.
+        prompts: One name for all rows; or one entry per row: a name, a list of names, or `None` for a bare row. An
+            integer tensor indexes `names`, with -1 for a bare row.
+        names: The prompts of the model, in the order in which they were added; other names may be a bank's.
 
     Returns:
-        The distinct combinations and the rows' index into them.
+        The distinct combinations, and each row's index into them.
 
     Raises:
-        UnknownPromptError: If an index is not there.
+        UnknownPromptError: If an index is out of range.
         TypeError: If an entry is none of the above.
-        ValueError: If a row has a prompt twice.
+        ValueError: If a row has the same prompt twice.
     """
     if isinstance(prompts, str):
         return Selection(((Part(prompts),),), None)
@@ -40,7 +40,7 @@ def select(prompts: Any, names: Sequence[str]) -> Selection:
 
 
 def _selected(wanted: list[Combination]) -> Selection:
-    """Take the combination of every row."""
+    """Make a selection from the combination of every row."""
     distinct = tuple(dict.fromkeys(wanted))
     if len(distinct) == 1:
         return Selection(distinct, torch.zeros(len(wanted), dtype=torch.long))
@@ -48,16 +48,16 @@ def _selected(wanted: list[Combination]) -> Selection:
 
 
 def check_known(selection: Selection, names: Sequence[str], lent: Collection[str], bank: str | None) -> None:
-    """Refuse prompts that are nowhere.
+    """Refuse unknown prompts.
 
     Args:
         selection: Which rows see which combination.
         names: The prompts of the model.
         lent: Those of them that its bank has.
-        bank: The bank's address, for the message; `None` without one.
+        bank: The bank's address, for the message; `None` if there is none.
 
     Raises:
-        UnknownPromptError: If one is in neither.
+        UnknownPromptError: If a prompt is in neither.
     """
     known = {*names, *lent}
     for index, combination in enumerate(selection.combinations):
@@ -76,7 +76,7 @@ def _unknown(name: str, names: Sequence[str], what: str, bank: str | None) -> st
 def _select_by_index(prompts: Shaped[Tensor, "..."], names: Sequence[str]) -> Selection:
     _check_indices(prompts)
     if torch.compiler.is_compiling():
-        # Values are unknown while tracing: keep every prompt ready, bare rows last.
+        # Values are unknown while tracing: prepare every prompt, with bare rows last.
         everything = (*((Part(name),) for name in names), ())
         return Selection(everything, torch.where(prompts < 0, len(names), prompts).long())
     return select([_name_of(index, names) for index in prompts.tolist()], names)
@@ -113,7 +113,7 @@ def _names(parts: Any, what: str) -> tuple[str, ...]:
 
 
 def check_combination(parts: Any, names: Sequence[str], what: str) -> tuple[str, ...]:
-    """Check that prompts of a model can stand together.
+    """Check that prompts of a model can be combined.
 
     Args:
         parts: Their names, in order; a string is one name.
@@ -125,8 +125,8 @@ def check_combination(parts: Any, names: Sequence[str], what: str) -> tuple[str,
 
     Raises:
         TypeError: If `parts` is neither a name nor a list of names.
-        UnknownPromptError: If one is not there.
-        ValueError: If one is given twice.
+        UnknownPromptError: If one does not exist.
+        ValueError: If one occurs twice.
     """
     combination = _names(parts, what)
     unknown = next((name for name in combination if name not in names), None)

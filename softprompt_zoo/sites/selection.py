@@ -1,7 +1,7 @@
 """Which prompts each row sees.
 
-A *combination* is the ordered tuple of prompts that one row sees; rows that share one share its tokens, so nothing is
-computed twice. In a combination the tokens stand one prompt after the other.
+A *combination* is the ordered tuple of prompts that one row sees; rows with the same combination share its tokens, so
+nothing is computed twice. Within a combination, the tokens of one prompt follow those of the other.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from softprompt_zoo.shapes import Int
 
 
 class Part(NamedTuple):
-    """What a row sees of one prompt."""
+    """The part of one prompt that a row sees."""
 
     name: str
-    """Of the prompt."""
+    """The prompt's name."""
     task: int | None = None
-    """The task, or the row of the text, whose tokens it sees; `None` if it has the same for all, or they are not told
-    apart yet."""
+    """The task, or the row of the text, whose tokens it sees; `None` if they are the same for all, or not separated
+    yet."""
 
 
 Combination = tuple[Part, ...]
@@ -35,18 +35,18 @@ class Selection:
     rows: Int[Tensor, " rows"] | None
     """Index into `combinations`; `None` if all rows share the only one."""
     is_in_order: bool = False
-    """Whether each row sees the combination of its own number, and so none need be looked up."""
+    """Whether each row sees the combination with its own index, so that no lookup is needed."""
 
     def check_rows(self, rows: int) -> None:
-        """Refuse a batch of another number of rows."""
+        """Refuse a batch with a different number of rows."""
         if self.rows is not None:
             check_rows(self.rows.shape[0], rows)
 
     def repeated(self, rows: int) -> "Selection":
-        """Repeat the rows, each in its place, to a batch that beams or several return sequences have widened.
+        """Repeat each row in place to match a batch expanded by beams or several return sequences.
 
         Raises:
-            ValueError: If the batch is no multiple of the rows.
+            ValueError: If the batch is not a multiple of the rows.
         """
         if self.rows is None:
             return self
@@ -67,24 +67,24 @@ class Selection:
 
 
 def times_repeated(begun: int, rows: int) -> int:
-    """Return how often beams or several return sequences repeat each row of a text, in its place.
+    """Return how often beams or several return sequences repeat each row of a text in place.
 
     Args:
-        begun: Rows that the text was begun with.
+        begun: Rows that the text started with.
         rows: Rows of the batch.
 
     Raises:
-        ValueError: If the batch is no multiple of the text's rows.
+        ValueError: If the batch is not a multiple of the text's rows.
     """
     if not begun or rows % begun:
         raise ValueError(
-            f"the text was begun with {begun} rows, and goes on with {rows}; expected as many, or a multiple of them"
+            f"the text started with {begun} rows but continues with {rows}; expected the same number, or a multiple"
         )
     return rows // begun
 
 
 def check_rows(entries: int, rows: int) -> None:
-    """Refuse a `prompts` argument of another number of rows than the batch."""
+    """Refuse a `prompts` argument whose number of rows differs from the batch."""
     if entries != rows:
         raise ValueError(
             f"prompts has {entries} entries for a batch of {rows} rows; give one entry per row: a prompt's name, "

@@ -1,7 +1,7 @@
-"""Input-level prompts in front of a causal model: one pass over the virtual tokens alone.
+"""Input-level prompts before the text of a causal model: one pass over only the virtual tokens.
 
-Virtual tokens see nothing but what is before them, so their keys and values are the same for every
-row: one row per distinct combination is computed and the batch never pays for the prompt.
+Virtual tokens see only what is before them, so their keys and values are the same for every row: one
+row per distinct combination is computed, and the batch never pays for the prompt.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ class _Pending:
     always_visible: list[bool]
     weight: list[float]
     owners: list[Part]
-    """Of the prompt that each token belongs to."""
+    """The prompt that each token belongs to."""
 
     @property
     def goes_on(self) -> bool:
-        """Whether tokens after it may be in the same run: they see it as the text does, if its last weight is one."""
+        """Whether later tokens may be in the same run: they see it like the text does if its last weight is one."""
         return self.weight[-1] == 1.0
 
     def __add__(self, other: "_Pending") -> "_Pending":
@@ -60,7 +60,7 @@ def causal_prefix(stack: Stack, call: Call, reach: Int[Tensor, ""] | None = None
     Args:
         stack: A causal stack.
         call: The prompts of this forward.
-        reach: The last position of the text after them, where the rotation of all positions depends on it.
+        reach: The last position of the text after them, if the rotation of all positions depends on it.
 
     Returns:
         Keys and values per combination; gradients flow to the prompts.
@@ -76,7 +76,7 @@ def causal_prefix(stack: Stack, call: Call, reach: Int[Tensor, ""] | None = None
 
 
 def _next_pending(prefix: Prefix, queues: list[list[Any]]) -> dict[int, _Pending]:
-    """Put the keys and values that combinations go on with after what they have; return the tokens after these."""
+    """Append the next keys and values of each combination to its prefix; return the tokens that follow."""
     pending: dict[int, _Pending] = {}
     for index, queue in enumerate(queues):
         while queue and isinstance(queue[0], Segment):
@@ -89,7 +89,7 @@ def _next_pending(prefix: Prefix, queues: list[list[Any]]) -> dict[int, _Pending
 def _add_passed(
     prefix: Prefix, index: int, part: _Pending, segment: Segment, states: Float[Tensor, "tokens hidden"]
 ) -> None:
-    """Put what input-level tokens became in the model after what their combination has."""
+    """Append the keys and values computed for input-level tokens to the prefix of their combination."""
     prefix.segments[index] = join(prefix.segments[index], segment)
     prefix.tails[index] = states[-1] if part.weight[-1] else None
     counts = Counter(part.owners)  # in the order of the prompts
@@ -111,16 +111,16 @@ def record_keys_values(
     """
     recorded = KeyValueRecording(prior)
     inputs = stack.reach.enter(stack, recorded, inputs)
-    # Recomputed layers would leave what they record out of the graph.
+    # Recomputed layers would record tensors outside the graph.
     with switched_off(stack.module, "gradient_checkpointing"):
         output = stack.module(**inputs, **{STATE_KEYWORD: recorded})
     return output, recorded
 
 
 def _segments(stack: Stack, call: Call, combination: Combination) -> list[Any]:
-    """Cut a combination into ready entries and runs of input-level tokens; a weighed prompt ends a run.
+    """Split a combination into ready segments and runs of input-level tokens; a weighted prompt ends a run.
 
-    Within a run the tokens see each other as they are; those after it see it by its weight, as the text does.
+    Within a run, the tokens see each other unweighted; those after it see it by its weight, like the text.
     """
     segments: list[Any] = []
     for owner in combination:
@@ -144,10 +144,10 @@ def _run(
     is_training: bool,
     reach: Int[Tensor, ""] | None,
 ) -> list[tuple[Segment, Float[Tensor, "_ hidden"]]]:
-    """Run the stack on tokens, each row after what it has already; return their keys and values, and last states.
+    """Run the stack on tokens, each row after its existing prefix; return keys and values, and last states.
 
     Raises:
-        UnsupportedError: If the tokens would be others in each row of the text.
+        UnsupportedError: If the tokens' states would differ for each row of the text.
     """
     _check_masks(pending, before)
     weight: Any = stack.embedding.weight
@@ -156,7 +156,7 @@ def _run(
     longest = embeddings.shape[1]
     offsets = torch.tensor(lengths(before), device=embeddings.device)[:, None]
     positions = offsets + torch.arange(longest, device=embeddings.device)
-    if reach is not None:  # one token more, which the others do not see, lets the stack take the text's rotation
+    if reach is not None:  # an additional token, unseen by the others, makes the stack use the text's rotation
         embeddings = functional.pad(embeddings, (0, 0, 0, 1))
         positions = torch.cat([positions, reach.to(positions).expand(len(pending), 1)], dim=1)
     total = max(lengths(before)) + longest
@@ -169,19 +169,19 @@ def _run(
 
 
 def _check_masks(pending: list[_Pending], before: list[Segment | None]) -> None:
-    """Refuse tokens that are computed once for all rows behind tokens of which each row sees others."""
+    """Refuse tokens computed once for all rows after tokens of which each row sees different ones."""
     for part, segment in zip(pending, before, strict=True):
         if segment is not None and segment.mask is not None:
             raise UnsupportedError(
-                f"prompt {part.owners[0].name!r} is at the input embeddings, and the prompt in front of it has a mask, "
-                "by which each row sees other tokens of that; put it in front of the one with the mask"
+                f"prompt {part.owners[0].name!r} is at the input embeddings, and the prompt before it has a mask, by "
+                "which each row sees different tokens of that prompt; put it before the one with the mask"
             )
 
 
 def _prior(
     stack: Stack, before: list[Segment | None], positions: Int[Tensor, "rows length"], is_training: bool
 ) -> CallState | None:
-    """Return what the tokens see of the prompts before them, each row its own."""
+    """Return the prompts that the tokens see before them, separately for each row."""
     state = site_state(before, is_training)
     rows = torch.arange(len(before), device=positions.device)
     return None if state is None else CallState({stack.name: state}, rows, positions)
@@ -190,7 +190,7 @@ def _prior(
 def _inputs(
     stack: Stack, embeddings: Float[Tensor, "rows length hidden"], positions: Int[Tensor, "rows length"], before: int
 ) -> dict[str, Any]:
-    """Return the stack's arguments for tokens at these positions, after so many others."""
+    """Return the stack's arguments for tokens at these positions, after `before` others."""
     inputs: dict[str, Any] = {"inputs_embeds": embeddings, "use_cache": False}
     if stack.takes_position_ids:
         inputs["position_ids"] = positions + stack.position_start
@@ -206,7 +206,7 @@ def _passed(
     recorded: KeyValueRecording,
     states: Float[Tensor, "combinations positions hidden"],
 ) -> tuple[Segment, Float[Tensor, "tokens hidden"]]:
-    """Cut one row's own tokens out of what was recorded, which is padded to the longest."""
+    """Extract one row's own tokens from the recording, which is padded to the longest."""
     count = len(part.dropout)
     keys = [recorded.keys[site][row, :, :count] for site in sites]
     values = [recorded.values[site][row, :, :count] for site in sites]
@@ -215,7 +215,7 @@ def _passed(
 
 @contextlib.contextmanager
 def _with_all_layers(stack: Stack) -> Iterator[None]:
-    """Run all layers of a stack of which `generate` runs the first ones, for a draft: others need the tokens, too."""
+    """Run all layers of a stack of which `generate` only runs the first for a draft: the rest need the tokens too."""
     config, depth = stack.module.config, len(stack.attentions[stack.name])
     chosen = config_value(config, "num_hidden_layers")
     if chosen is None or chosen >= depth:

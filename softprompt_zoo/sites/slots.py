@@ -1,4 +1,4 @@
-"""Virtual tokens in the middle of the text: they replace the embeddings at the places the user chose."""
+"""Virtual tokens inside the text: they replace the embeddings at the places that the user chose."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from softprompt_zoo.sites.selection import Combination, Part, Selection
 from softprompt_zoo.sites.stack import Stack
 from softprompt_zoo.tokens.placement import Placement
 
-EXPECTED = "expected integers of shape (rows, length) as zoo.encode makes them: a virtual token's index, -1 for text"
+EXPECTED = "expected integers of shape (rows, length), as made by zoo.encode: a virtual token's index, -1 for text"
 
 
 def fill_slots(
@@ -26,19 +26,19 @@ def fill_slots(
     rows: Int[Tensor, " rows"] | None,
     past: Past,
 ) -> Float[Tensor, "rows length hidden"]:
-    """Put the virtual tokens into their places.
+    """Put the virtual tokens in their places.
 
     Args:
-        slots: Where they stand.
-        embeddings: Of the text. Not changed.
+        slots: The virtual tokens and their places.
+        embeddings: Embeddings of the text. Not changed.
         rows: Index of each row's combination; `None` if all share one.
-        past: Text tokens in the cache, after which this text is.
+        past: Text tokens in the cache, before this text.
 
     Returns:
         Embeddings of the same shape; gradients flow to both.
 
     Raises:
-        ValueError: If the index is not of the text's shape.
+        ValueError: If the index does not have the text's shape.
     """
     count, length = embeddings.shape[:2]
     if not torch.compiler.is_compiling() and not slots.in_generate and isinstance(past, int):
@@ -53,7 +53,7 @@ def fill_slots(
 def _index_of_text(
     index: Int[Tensor, "given_rows given_length"], rows: int, length: int, past: Past
 ) -> Int[Tensor, "{rows} {length}"]:
-    """Return which virtual token is at each place of this call's text, -1 for text and for what was generated."""
+    """Return the index of the virtual token at each place of this call's text, -1 for text and generated tokens."""
     if rows != index.shape[0]:  # beams, or several return sequences
         index = index.repeat_interleave(rows // index.shape[0], dim=0)
     columns = torch.arange(length, device=index.device) + past
@@ -62,7 +62,7 @@ def _index_of_text(
 
 
 def keep_positions(stack: Stack, kwargs: dict[str, Any], length: int) -> dict[str, Any]:
-    """Return where the text is, for an encoder that reads it off its ids, which slots take away.
+    """Add the text's positions for an encoder that derives them from its ids, which slots remove.
 
     Args:
         stack: The stack.
@@ -70,7 +70,7 @@ def keep_positions(stack: Stack, kwargs: dict[str, Any], length: int) -> dict[st
         length: Text tokens.
 
     Returns:
-        The arguments, with `position_ids` where the stack's positions begin after a padding index.
+        The arguments, with `position_ids` if the stack's positions begin after a padding index.
     """
     mask = plain_mask(kwargs)
     counts_ids = stack.position_start and stack.takes_position_ids
@@ -87,20 +87,20 @@ def take_slots(
     in_generate: bool,
     is_checked: bool,
 ) -> tuple[Selection, Slots | None]:
-    """Take the input-level prompts out of the combinations, for they stand in the text and not in front of it.
+    """Remove the input-level prompts from the combinations, as they are inside the text rather than before it.
 
     Args:
         selection: Which rows see which combination.
-        placements: What is placed, by prompt.
-        index: As `zoo.encode` makes it.
+        placements: The placements, by prompt.
+        index: The slots, as made by `zoo.encode`.
         in_generate: Whether `generate` runs the forward.
-        is_checked: Whether the values were looked at in an earlier step.
+        is_checked: Whether the values were checked in an earlier step.
 
     Returns:
         The selection without them, and the slots; `None` if no row has virtual tokens for them.
 
     Raises:
-        ValueError: If the index names a virtual token that the row's prompts do not have.
+        ValueError: If the index has a virtual token that the row's prompts do not have.
         UnsupportedError: If a prompt's tokens cannot be read like text.
     """
     tables, others = zip(*[_split(combination, placements) for combination in selection.combinations], strict=True)
@@ -115,7 +115,7 @@ def take_slots(
 def _split(
     combination: Combination, placements: Mapping[Part, Placement]
 ) -> tuple[Float[Tensor, "tokens hidden"] | None, Combination]:
-    """Return a combination's embeddings, one prompt after the other, and the prompts that have none."""
+    """Return a combination's embeddings, prompt after prompt, and the prompts that have none."""
     embeddings: list[Tensor] = []
     others: list[Part] = []
     for part in combination:
@@ -133,27 +133,27 @@ def _counts(tables: Sequence[Float[Tensor, "_ hidden"] | None]) -> list[int]:
 
 
 def check_slots(index: Int[Tensor, "_ _"], rows: int, length: int, past: int = 0) -> None:
-    """Check slots against the text they stand in.
+    """Check slots against their text.
 
     Args:
-        index: As `zoo.encode` makes it.
+        index: The slots, as made by `zoo.encode`.
         rows: Rows of the text.
-        length: Tokens of a row, those in the cache counted.
-        past: Those in the cache.
+        length: Tokens of a row, including those in the cache.
+        past: Tokens in the cache.
 
     Raises:
-        ValueError: If it is not of the text's shape.
+        ValueError: If the slots do not have the text's shape.
     """
     if index.shape != (rows, length):
         cached = f", {past} of them in the cache" if past else ""
         raise ValueError(
             f"soft_slots has shape {tuple(index.shape)} for {rows} rows of {length} tokens{cached}; give one entry "
-            "for each token of the text from the first on, like attention_mask; -1 for text"
+            "for each token of the text, starting with the first, like attention_mask; -1 for text"
         )
 
 
 def check_second_text(backbone: Backbone) -> None:
-    """Refuse a forward to which `generate` hands no slots: it reads a text of its own, unless it is an encoder's.
+    """Refuse a forward to which `generate` passes no slots: it reads a different text, unless it is an encoder's.
 
     Args:
         backbone: Sizes of the model that `generate` was called on.
@@ -163,23 +163,23 @@ def check_second_text(backbone: Backbone) -> None:
     """
     if backbone.kind.is_causal:
         raise UnsupportedError(
-            "generate runs the model on a second text, as guidance_scale does, in which nothing says where the virtual "
-            "tokens of soft_slots stand; call generate without guidance_scale"
+            "generate runs the model on a second text, as with guidance_scale, in which the places of the virtual "
+            "tokens of soft_slots are unknown; call generate without guidance_scale"
         )
 
 
 def check_slot_kind(index: Any) -> Int[Tensor, "rows length"] | None:
-    """Refuse what cannot be slots.
+    """Refuse invalid slots.
 
     Args:
-        index: As `forward` and `generate` take it; or `None`.
+        index: The argument of `forward` or `generate`; or `None`.
 
     Returns:
         The same.
 
     Raises:
-        TypeError: If it is no tensor.
-        ValueError: If it is of another shape, or holds other numbers than integers.
+        TypeError: If it is not a tensor.
+        ValueError: If it has a wrong shape, or values other than integers.
     """
     if index is None:
         return None
@@ -194,12 +194,12 @@ def _check_weight(part: Part, placement: Placement) -> None:
     """Refuse a prompt whose tokens cannot be read like text."""
     if placement.is_pooled:
         raise UnsupportedError(
-            f"prompt {part.name!r} has pools_prompt=True, and its tokens are in soft slots inside the text; "
-            "leave soft_slots out, which puts it in front"
+            f"prompt {part.name!r} has pools_prompt=True, but its tokens are in soft slots inside the text; "
+            "leave soft_slots out to put it in front"
         )
     if placement.tokens.at_input is not None and placement.weight != 1.0:
         raise UnsupportedError(
-            f"prompt {part.name!r} has the weight {placement.weight}, and its tokens are in soft slots, where they "
+            f"prompt {part.name!r} has the weight {placement.weight}, but its tokens are in soft slots, where they "
             "are read like text; set its weight to 1"
         )
 
@@ -214,7 +214,7 @@ def _combination_of_rows(selection: Selection, rows: int) -> Int[Tensor, " {rows
 
 
 def _check_range(selection: Selection, counts: list[int], index: Int[Tensor, "rows length"]) -> None:
-    """Refuse entries that are no virtual token of their row; combinations have so many at the input."""
+    """Refuse entries that are not a virtual token of their row; `counts` has each combination's number of them."""
     if not index.numel():
         return
     there = torch.tensor(counts)[_combination_of_rows(selection, index.shape[0])]

@@ -1,4 +1,4 @@
-"""One stack of a model's layers: the facts that were found of it, and with them its `reach`, once and for all."""
+"""One stack of a model's layers: the facts found about it, and its `reach`, chosen once and for all."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ class Stack(StackFacts):
 
 
 def follow(backbone: Backbone, stacks: Mapping[str, Stack]) -> Backbone:
-    """Note where the embedding table is after a model was moved, or how large after it was resized.
+    """Update a backbone after its model was moved or its embedding table resized.
 
     Args:
-        backbone: What was known. Not changed.
+        backbone: The previous facts. Not changed.
         stacks: The model's stacks.
 
     Returns:
-        What holds now.
+        The current facts.
     """
     weight: Any = next(iter(stacks.values())).embedding.weight
     return dataclasses.replace(backbone, device=weight.device, dtype=weight.dtype, vocab_size=weight.shape[0])

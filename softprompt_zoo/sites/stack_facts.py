@@ -1,4 +1,4 @@
-"""The facts that were found of one stack of a model's layers, before a prompt is attached."""
+"""The facts found about one stack of a model's layers before a prompt is attached."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from softprompt_zoo.shapes import Float, Int, Shaped
 from softprompt_zoo.tokens.layer_shape import LayerShape
 
 BINDING_ATTRIBUTE = "_softprompt_binding"
-"""Attribute of a stack's module that ties it to prompts."""
+"""Attribute of a stack's module that links it to prompts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StackFacts:
-    """One stack of layers and how it takes positions."""
+    """One stack of layers, and how it handles positions."""
 
     name: str
     """`"encoder"` or `"decoder"`; also the name of its self-attention's site."""
@@ -31,42 +31,42 @@ class StackFacts:
     """Whether no token sees a later one."""
     takes_position_ids: bool
     cache_argument: str
-    """Name of the argument in which it takes a cache of keys and values; empty if it takes none."""
+    """Name of the argument for its cache of keys and values; empty if it takes none."""
     position_table: nn.Embedding | Sinusoids | None
     """Table of positions, learned or sinusoidal, if there is one."""
     is_padding_sensitive: bool = False
-    """Whether padding changes its states, so that rows with prompts of several lengths would be wrong."""
+    """Whether padding changes its states, so that rows with prompts of different lengths would be wrong."""
     ids_scale: float = 1.0
-    """Factor that the stack puts on the table's rows if it is given ids, and not if it is given embeddings: Marian."""
+    """Factor that the stack applies to the table's rows if it gets ids, but not if it gets embeddings, as in Marian."""
     embeddings_scale: float = 1.0
-    """Factor that it puts on embeddings it is given, before it adds positions."""
+    """Factor that it applies to given embeddings before adding positions."""
     rotation_limit: int | None = None
-    """Length of text beyond which all of its positions are rotated in another way; `None` if there is none."""
+    """Length of text beyond which all of its positions are rotated differently; `None` if there is none."""
     is_audio_encoder: bool = False
-    """Whether it reads features in place of tokens; `embedding` is then the table of the stack after it."""
+    """Whether it reads features instead of tokens; `embedding` is then the table of the next stack."""
 
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
-        """Turn token ids into what the stack takes in their place."""
+        """Turn token ids into the embeddings that the stack takes instead."""
         embeddings: Tensor = self.embedding(ids)
         return embeddings if self.ids_scale == 1.0 else embeddings * self.ids_scale
 
     def reading(self, ids: Int[Tensor, "rows length"]) -> dict[str, Any]:
-        """Return the arguments for token ids; where the stack reads sound, for silence."""
+        """Return the arguments for token ids; for silence if the stack reads audio."""
         return {"input_features": zero_features(self.module)} if self.is_audio_encoder else {"input_ids": ids}
 
     def text(self, kwargs: Mapping[str, Any]) -> Shaped[Tensor, "rows ..."] | None:
-        """Return what the stack reads of its arguments: embeddings, ids or sound; `None` if there is nothing."""
+        """Return the stack's input among its arguments: embeddings, ids or audio features; `None` if there is none."""
         names = ("input_features",) if self.is_audio_encoder else ("inputs_embeds", "input_ids")
         return next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
 
     @property
     def has_hooks(self) -> bool:
-        """Whether hooks bring prompts in."""
+        """Whether hooks insert prompts."""
         return BINDING_ATTRIBUTE in self.module.__dict__
 
     @property
     def shares_attention(self) -> bool:
-        """Whether layers share an attention module, as ALBERT's do."""
+        """Whether layers share an attention module, like ALBERT's."""
         return any(len(set(modules)) < len(modules) for modules in self.attentions.values())
 
     @property

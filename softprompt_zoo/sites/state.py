@@ -1,4 +1,4 @@
-"""What one stack's attention has of a forward: the prompts of each site, or what records a pass over virtual tokens."""
+"""The state of a forward in one stack's attention: the prompts of each site, or a recording of virtual tokens."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from softprompt_zoo.sites.site import AttentionLayer
 
 @dataclasses.dataclass
 class Gated:
-    """One gated prompt of every combination at one site; the n-th of a combination is in the n-th of these."""
+    """One gated prompt of every combination at one site; the n-th prompt of a combination is in the n-th of these."""
 
     layers: tuple[
         tuple[
@@ -26,27 +26,27 @@ class Gated:
         | None,
         ...,
     ]
-    """Per layer keys, values and gates, zero where a combination has no tokens; `None` for a layer where none
-    has any."""
+    """Per layer, keys, values and gates, zero if a combination has no tokens; `None` for a layer where none has
+    any."""
     present: Bool[Tensor, "combinations tokens"] | None
-    """False where shorter prompts are padded; `None` if none is."""
+    """False for the padding of shorter prompts; `None` if there is none."""
 
     def map(self, change: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]) -> "Gated":
-        """Return the same with other keys, values and gates."""
+        """Return the same with changed keys, values and gates."""
         layers = [None if own is None else (change(own[0]), change(own[1]), change(own[2])) for own in self.layers]
         return dataclasses.replace(self, layers=tuple(layers))
 
 
 @dataclasses.dataclass
 class SiteState:
-    """What one site shows the attention of its layers, for each distinct combination of prompts."""
+    """The prompts that one site adds to the attention of its layers, for each distinct combination."""
 
     keys: tuple[Float[Tensor, "combinations kv_heads tokens head_dim"], ...]
     """Per layer."""
     values: tuple[Float[Tensor, "combinations kv_heads tokens value_dim"], ...]
     """Per layer."""
     present: Bool[Tensor, "combinations tokens"] | None
-    """False where shorter combinations are padded; `None` if none is."""
+    """False for the padding of shorter combinations; `None` if there is none."""
     always_visible: Bool[Tensor, "combinations tokens"] | None
     """Tokens that no sliding window hides; `None` if there are none."""
     dropout: Float[Tensor, "combinations tokens"] | None
@@ -54,12 +54,12 @@ class SiteState:
     weight: Float[Tensor, "combinations tokens"] | None = None
     """Factors on the shares of attention; `None` if all are 1."""
     scores: tuple[Float[Tensor, "combinations kv_heads tokens 1"], ...] | None = None
-    """Per layer, what is added to the scores of attention; `None` for nothing."""
+    """Per layer, numbers added to the attention scores; `None` if there are none."""
     mask: Bool[Tensor, "combinations rows tokens"] | None = None
-    """Which tokens each row of the text sees, of every combination that it might have; `None` if every row sees all."""
+    """Which tokens of every possible combination each row of the text sees; `None` if every row sees all."""
 
     def map(self, change: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]) -> "SiteState":
-        """Return the same with other keys, values and scores."""
+        """Return the same with changed keys, values and scores."""
         keys, values = (tuple([change(layer) for layer in layers]) for layers in (self.keys, self.values))
         scores = None if self.scores is None else tuple([change(layer) for layer in self.scores])
         return dataclasses.replace(self, keys=keys, values=values, scores=scores)
@@ -75,30 +75,30 @@ class CallState:
     positions: Int[Tensor, "#rows length"] | None
     """Positions of the queries, for sliding windows."""
     bias: tuple[Float[Tensor, "#rows heads length tokens"], ...] | None = None
-    """Per layer the relative position bias of the self-attention's prompt."""
+    """Per layer, the relative position bias of the self-attention's prompt."""
     tails: tuple[Float[Tensor, "rows hidden"], Bool[Tensor, "rows 1"]] | None = None
     """Hidden states that predict the first text token, and which rows have one."""
     cut_states: Layout | None = None
-    """Where the text is in the encoder's states, if those that were given had been cut to it."""
+    """Where the text is in the encoder's states, if the given ones were cut to it."""
     is_tuple_wanted: bool = False
     """Whether the caller asked the stack for a tuple."""
     gated: Mapping[str, list[Gated]] = dataclasses.field(default_factory=dict)
-    """Prompts with a softmax of their own, by site."""
+    """Prompts with their own softmax, by site."""
     branches: Sequence[BranchOfRows] = ()
-    """What prompts add beside attention."""
+    """Additions of prompts to the output of attention."""
     hidden: Float[Tensor, "rows length hidden"] | None = None
-    """What the attention module that runs reads, where a branch wants it."""
+    """Input of the running attention module, if a branch needs it."""
     call: Call | None = None
-    """The forward it is of; `None` in a pass over virtual tokens alone."""
+    """The forward it belongs to; `None` in a pass over only virtual tokens."""
     masks: list[tuple[tuple[Any, ...], Any, Any]] = dataclasses.field(default_factory=list)
-    """What a mask depends on, the text's mask, and the extended one: layers that agree in them share it."""
+    """What a mask depends on, the text's mask, and the extended one, which layers with the same first two share."""
     visits: dict[int, int] = dataclasses.field(default_factory=dict)
-    """How often this call has come to each module that several layers share."""
+    """How often this call has reached each module that several layers share."""
     is_in_order: bool = False
-    """Whether each row sees the combination of its own number, and so none need be looked up."""
+    """Whether each row sees the combination with its own index, so that no lookup is needed."""
 
     def acts_beside(self, site: str) -> bool:
-        """Return whether prompts act on a site's text that take up no positions in front of it."""
+        """Return whether prompts that take up no positions act on a site's text."""
         return bool(self.branches or self.gated[site])
 
 
@@ -108,7 +108,7 @@ class KeyValueRecording:
 
     prior: CallState | None = None
     is_alone: bool = False
-    """Whether keys and values are all that is wanted, and the attention's result is not."""
+    """Whether only keys and values are needed, not the attention's result."""
     keys: dict[AttentionLayer, Float[Tensor, "rows kv_heads length head_dim"]] = dataclasses.field(default_factory=dict)
     values: dict[AttentionLayer, Float[Tensor, "rows kv_heads length value_dim"]] = dataclasses.field(
         default_factory=dict

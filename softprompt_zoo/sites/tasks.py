@@ -1,4 +1,4 @@
-"""Prompts with other tokens for each task or each row: every row sees its own, and none are made twice."""
+"""Prompts whose tokens differ for each task or row: every row sees its own, and none are built twice."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,14 @@ from softprompt_zoo.shapes import Int, Shaped
 from softprompt_zoo.sites.selection import Combination, Part, Selection, times_repeated
 from softprompt_zoo.tokens.placement import Placement
 
-EXPECTED = "expected integers of shape (rows,), the task of every row, or (1,), that of all"
+EXPECTED = "expected integers of shape (rows,), the task of every row, or (1,), the task of all"
 
 
 def check_task(task: Any, count: int, name: str) -> None:
-    """Refuse anything but the number of a task.
+    """Refuse anything but a valid task index.
 
     Args:
-        task: What the user gave.
+        task: The user's value.
         count: Tasks of the prompt.
         name: The prompt's name, for the message.
 
@@ -36,11 +36,11 @@ def check_task_ids(task_ids: Any) -> Int[Tensor, " #rows"] | None:
         task_ids: One integer per row, or one for all rows, as a tensor or a list; or `None`.
 
     Returns:
-        One for each row, or one for all; or `None`.
+        One task for each row, or one for all; or `None`.
 
     Raises:
-        TypeError: If it is neither a tensor nor a list, or the list holds something else than numbers.
-        ValueError: If it has another shape, or other numbers than integers.
+        TypeError: If it is neither a tensor nor a list, or the list has entries other than numbers.
+        ValueError: If it has a wrong shape, or values other than integers.
     """
     if task_ids is None:
         return None
@@ -58,7 +58,7 @@ def _as_tensor(task_ids: Any) -> Shaped[Tensor, "..."]:
     try:
         return torch.tensor(task_ids)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"task_ids is {task_ids!r}; {EXPECTED}, any one where a row's prompts have no tasks") from error
+        raise TypeError(f"task_ids is {task_ids!r}; {EXPECTED}, any if a row's prompts have no tasks") from error
 
 
 def spread_task_ids(task_ids: Int[Tensor, " _"], rows: int) -> Int[Tensor, " {rows}"]:
@@ -69,10 +69,10 @@ def spread_task_ids(task_ids: Int[Tensor, " _"], rows: int) -> Int[Tensor, " {ro
         rows: Rows of the batch.
 
     Returns:
-        One for each row.
+        One task for each row.
 
     Raises:
-        ValueError: If there are more or fewer ids.
+        ValueError: If the number of ids is wrong.
     """
     if task_ids.shape[0] == 1:
         return task_ids.expand(rows)
@@ -87,11 +87,11 @@ def spread_task_ids(task_ids: Int[Tensor, " _"], rows: int) -> Int[Tensor, " {ro
 def split_tasks(
     selection: Selection, placements: Mapping[Part, Placement], task_ids: Int[Tensor, " _"] | None
 ) -> tuple[Selection, dict[Part, Placement]]:
-    """Turn every task that is asked for into a part of its own.
+    """Turn every requested task into a separate part.
 
     Args:
         selection: Which rows see which combination.
-        placements: What is placed, of all tasks.
+        placements: The placements for all tasks.
         task_ids: One integer per row or for all rows, or `None`. Rows whose prompts have no tasks may have any.
 
     Returns:
@@ -119,20 +119,20 @@ def split_rows(
     rows: int,
     device: torch.device,
 ) -> tuple[Selection, dict[Part, Placement]]:
-    """Turn what was made of each row's text into parts of their own.
+    """Turn the placements made from each row's text into separate parts.
 
     Args:
         selection: Which rows see which combination.
-        placements: What is placed.
-        of_rows: What was made of each row of the text, of the prompts of which others were made for each.
-        rows: Rows of the batch; beams repeat those of the text, each in its place.
-        device: Where the batch is.
+        placements: The placements.
+        of_rows: For prompts that differ for each row, the placements made from each row of the text.
+        rows: Rows of the batch; beams repeat each row of the text in place.
+        device: The device of the batch.
 
     Returns:
-        The selection and the placements, every row of the text with its own.
+        The selection and the placements, separate for every row of the text.
 
     Raises:
-        ValueError: If the batch is no multiple of the text's rows.
+        ValueError: If the batch is not a multiple of the text's rows.
     """
     begun = len(next(iter(of_rows.values())))
     ids = torch.arange(begun, device=device).repeat_interleave(times_repeated(begun, rows))
@@ -155,7 +155,7 @@ def _split(
     counts: Mapping[Part, int],
     of_choice: Callable[[Part, int], Placement],
 ) -> tuple[Selection, dict[Part, Placement]]:
-    """Make a combination of each pair of combination and choice that is wanted."""
+    """Make a combination from each requested pair of combination and choice."""
     split: dict[Part, Placement] = {}
     combinations = []
     for index, choice in wanted:
@@ -171,13 +171,13 @@ def _split(
 
 
 def _task_counts(placements: Mapping[Part, Placement]) -> dict[Part, int]:
-    """Count the tasks of those that have any."""
+    """Count the tasks of the placements that have any."""
     counted = [(part, placement.tokens.num_tasks) for part, placement in placements.items()]
     return {part: count for part, count in counted if count is not None}
 
 
 _Limit = tuple[str, int] | None
-"""The prompt of a combination that has the fewest tasks, and how many; `None` if none has any."""
+"""The prompt of a combination with the fewest tasks, and their number; `None` if none has any."""
 
 
 def _limit(combination: Combination, counts: Mapping[Part, int]) -> _Limit:
@@ -189,7 +189,7 @@ def _limit(combination: Combination, counts: Mapping[Part, int]) -> _Limit:
 
 
 def _check_single(limits: list[_Limit]) -> None:
-    """Refuse several tasks where none is chosen."""
+    """Refuse several tasks if none is chosen."""
     several = [limit for limit in limits if limit is not None and limit[1] > 1]
     if several:
         name, count = several[0]
@@ -202,7 +202,7 @@ def _check_single(limits: list[_Limit]) -> None:
 def _wanted(
     limits: list[_Limit], rows: Int[Tensor, " rows"] | None, ids: Int[Tensor, " _"] | None
 ) -> tuple[list[tuple[int, int]], Int[Tensor, " rows"] | None]:
-    """List the pairs of combination and task that are needed, and each row's place in the list."""
+    """List the pairs of combination and task that are needed, and each row's index in the list."""
     if ids is None:
         _check_single(limits)
         return [(index, 0) for index in range(len(limits))], rows
@@ -215,7 +215,7 @@ def _wanted(
 def _asked(
     limits: list[_Limit], rows: Int[Tensor, " rows"], ids: Int[Tensor, " rows"]
 ) -> tuple[list[tuple[int, int]], Int[Tensor, " rows"]]:
-    """List the pairs of combination and task that rows ask for, and each row's place in the list."""
+    """List the pairs of combination and task that rows request, and each row's index in the list."""
     pairs = []
     for row, (index, task) in enumerate(zip(rows.tolist(), ids.tolist(), strict=True)):
         limit = limits[index]
@@ -235,7 +235,7 @@ def _check_task_of_row(task: int, row: int, name: str, count: int) -> None:
 def _every_task(
     limits: list[_Limit], rows: Int[Tensor, " rows"], ids: Int[Tensor, " rows"]
 ) -> tuple[list[tuple[int, int]], Int[Tensor, " rows"]]:
-    """Do the same while tracing, where values are unknown: keep every task ready."""
+    """Do the same while tracing, when values are unknown: prepare every task."""
     wanted: list[tuple[int, int]] = []
     starts = []
     counts = [-1 if limit is None else limit[1] for limit in limits]

@@ -1,4 +1,4 @@
-"""What the user sees of a stack: the positions of the text, and no virtual ones."""
+"""Cuts the outputs of a stack to what the user sees: the text's positions, without virtual ones."""
 
 from typing import Any
 
@@ -11,24 +11,24 @@ from softprompt_zoo.sites.encoder_states import remember
 from softprompt_zoo.sites.layout import Layout
 
 OF_ENCODER = {"last_hidden_state": (1,), "hidden_states": (1,), "attentions": (2, 3), "cross_attentions": (3,)}
-"""What an encoder returns, and the axes of positions in it."""
+"""The outputs of an encoder, and their axes of positions."""
 OF_MODEL = {
     "encoder_last_hidden_state": (1,),
     "encoder_hidden_states": (1,),
     "encoder_attentions": (2, 3),
     "cross_attentions": (3,),
 }
-"""What a model with an encoder in front of its decoder returns of the encoder's positions, and their axes."""
+"""The outputs of an encoder-decoder that have the encoder's positions, and their axes of positions."""
 
 
 def cut_output(module: Any, output: Any, layout: Layout, pooled: Bool[Tensor, "#rows 1"] | None) -> Any:
-    """Cut an encoder's output to the text, and pool it again.
+    """Cut an encoder's output to the text, and redo its pooling.
 
     Args:
         module: The encoder, for its pooler.
         output: Its output.
-        layout: Where the text went.
-        pooled: Whether a head shall find the first virtual token in place of the text's first.
+        layout: Where the text was placed.
+        pooled: Whether a head gets the first virtual token in place of the text's first.
 
     Returns:
         An output of the same class.
@@ -44,11 +44,11 @@ def cut_output(module: Any, output: Any, layout: Layout, pooled: Bool[Tensor, "#
 
 
 def cut_states(output: Any, layout: Layout) -> Any:
-    """Cut what an output shows of an encoder's states and attention to the text.
+    """Cut an encoder's states and attention in an output to the text.
 
     Args:
-        output: Of the encoder itself, or of a model that has it in front of its decoder. Not changed.
-        layout: Where the text went.
+        output: Output of the encoder itself, or of an encoder-decoder. Not changed.
+        layout: Where the text was placed.
 
     Returns:
         An output of the same class.
@@ -71,11 +71,11 @@ def text_only(states: Any, layout: Layout, dims: tuple[int, ...]) -> Any:
 
     Args:
         states: The tensors, with all positions.
-        layout: Where the text went.
+        layout: Where the text was placed.
         dims: The axes of positions.
 
     Returns:
-        The same of the text alone.
+        The same with only the text's positions.
     """
     if isinstance(states, tuple):
         return tuple(text_only(part, layout, dims) for part in states)
@@ -85,5 +85,5 @@ def text_only(states: Any, layout: Layout, dims: tuple[int, ...]) -> Any:
 
 
 def _pool(module: Any, states: Float[Tensor, "rows length hidden"]) -> Any:
-    activation = part_of(module, "pooler_activation")  # ALBERT's pooler is the linear layer alone
+    activation = part_of(module, "pooler_activation")  # ALBERT's pooler is only the linear layer
     return module.pooler(states) if activation is None else activation(module.pooler(states[:, 0]))

@@ -1,4 +1,4 @@
-"""What the frozen model itself makes of a text, without prompts."""
+"""The hidden states that the frozen model itself computes for a text, without prompts."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ def states_of(
     mask: Bool[Tensor, "rows length"],
     positions: Int[Tensor, "#rows length"],
 ) -> Float[Tensor, "rows length hidden"]:
-    """Run a stack on a text alone.
+    """Run a stack on only a text.
 
     Args:
-        stack: The stack, with prompts or without; it is left as it was.
-        embeddings: Of the text.
+        stack: The stack, with or without prompts. Not changed.
+        embeddings: Embeddings of the text.
         mask: Which positions are the text.
-        positions: Of each token in its row, from 0.
+        positions: Position of each token in its row, from 0.
 
     Returns:
         The last hidden states, as in eval mode, without gradient.
@@ -42,7 +42,7 @@ def states_of(
 
 
 class LastStates:
-    """Lets a stack read a text alone when it is first called, and returns what it gave from then on."""
+    """Runs a stack on only a text on the first call, and returns the same result from then on."""
 
     def __init__(
         self,

@@ -95,7 +95,7 @@ def test_a_bank_and_a_copy_keep_it(tmp_path):
         zoo.blend([shorter, model.prompts["text"]], drop_heads=True)
     slots = torch.full(TEXT.shape, -1)
     slots[:, 1] = 0
-    with pytest.raises(zoo.UnsupportedError, match="pools_prompt=True, and its tokens are in soft slots"):
+    with pytest.raises(zoo.UnsupportedError, match="pools_prompt=True, but its tokens are in soft slots"):
         model(input_ids=TEXT, soft_slots=slots)
 
 

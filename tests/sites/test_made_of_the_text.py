@@ -214,7 +214,7 @@ def test_a_row_of_several_texts_has_no_one_text():
     ids = torch.cat(TEXTS[:2], dim=1)
     positions = torch.cat([torch.arange(text.shape[1]) for text in TEXTS[:2]])[None]
     labels = ids.masked_fill(positions < 3, -100)
-    reason = "position_ids restart at row 0, token 9: the row holds several texts, and prompt 'echo'"
+    reason = "position_ids restart at row 0, token 9: the row holds several texts, but prompt 'echo'"
     for more in ({}, {"labels": labels}):
         with pytest.raises(zoo.UnsupportedError, match=reason):
             model(input_ids=ids, position_ids=positions, use_cache=False, prompts=["echo"], **more)

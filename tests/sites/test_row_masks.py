@@ -142,7 +142,7 @@ def test_a_prompt_at_the_input_behind_a_mask_is_refused():
     model = attach()
     set_mask(model, MASK)
     model.prompts.add("later", "prompt_tuning", num_virtual_tokens=2)
-    with pytest.raises(zoo.UnsupportedError, match="'later' is at the input embeddings, and the prompt in front of it"):
+    with pytest.raises(zoo.UnsupportedError, match="'later' is at the input embeddings, and the prompt before it"):
         run(model, TEXT, [["default", "later"]] * 3)
     run(model, TEXT, [["later", "default"]] * 3)
 

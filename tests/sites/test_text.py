@@ -139,7 +139,7 @@ def test_a_cache_of_another_text_is_refused():
     with torch.no_grad():
         with model.prompts.disabled():
             kept = model(input_ids=IDS, use_cache=True).past_key_values
-        with pytest.raises(zoo.UnsupportedError, match="'default' is made of each row's text when the text is begun"):
+        with pytest.raises(zoo.UnsupportedError, match="'default' is made from each row's text when the text starts"):
             model(input_ids=IDS[:, :1], past_key_values=kept)
 
 
@@ -148,18 +148,22 @@ def test_a_text_goes_on_with_as_many_rows(method):
     model = attached(method)
     with torch.no_grad():
         kept = model(input_ids=IDS[:2], use_cache=True).past_key_values
-        with pytest.raises(ValueError, match="the text was begun with 2 rows, and goes on with 3"):
+        with pytest.raises(ValueError, match="the text started with 2 rows but continues with 3"):
             model(input_ids=IDS[:, :1], past_key_values=kept)
 
 
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"labels": IDS}, ValueError, "row 0 has no text that prompt 'default' could be made of"),
+        ({"labels": IDS}, ValueError, "row 0 has no text from which to make prompt 'default'"),
         ({"text_mask": [1]}, TypeError, "text_mask is list"),
         ({"text_mask": MASK.float()}, ValueError, "text_mask has shape .* and dtype torch.float32"),
         ({"text_mask": MASK[:, 1:]}, ValueError, "text_mask has shape \\(3, 6\\) for 3 rows of 7 tokens"),
-        ({"attention_mask": MASK[:, None, None].bool()}, zoo.UnsupportedError, "another form than \\(rows, length\\)"),
+        (
+            {"attention_mask": MASK[:, None, None].bool()},
+            zoo.UnsupportedError,
+            "does not have the shape \\(rows, length\\)",
+        ),
     ],
     ids=["all labeled", "list", "numbers", "length", "form of the mask"],
 )
@@ -197,7 +201,7 @@ class Cuts(Maps):
 @pytest.mark.parametrize(
     ("plugin", "error", "message"),
     [
-        (ReadsPadding, zoo.PluginError, "'build_virtual_tokens', makes other embeddings of a row in a batch"),
+        (ReadsPadding, zoo.PluginError, "'build_virtual_tokens', builds other embeddings for a row in a batch"),
         (ForgetsRows, zoo.ShapeError, "'build_virtual_tokens', returned a tensor of shape .* for a text of 1 rows"),
         (Cuts, zoo.ShapeError, "'map_text', returned embeddings of shape \\(1, 2, 32\\); expected \\(1, 3, 32\\)"),
     ],

@@ -16,7 +16,7 @@ def change(slots, row, column, value):
     return slots
 
 
-SHAPE = "give one entry for each token of the text from the first on, like attention_mask"
+SHAPE = "give one entry for each token of the text, starting with the first, like attention_mask"
 WRONG = {
     "too large": (lambda s: change(s, 1, 2, 5), "row 1 of soft_slots uses virtual token 5, but its prompts have 5 at"),
     "too small": (lambda s: change(s, 2, 1, -100), "row 2 of soft_slots has -100; expected a virtual token's index"),
@@ -94,7 +94,9 @@ def test_guidance_reads_a_second_text_without_slots(architecture):
     subject, _ = subject_and_words(architecture)
     ids, mask, slots = (part[:1] for part in with_slots())
     for options in ({}, {"negative_prompt_ids": TEXTS[1]}):
-        with pytest.raises(zoo.UnsupportedError, match="generate runs the model on a second text, as guidance_scale"):
+        with pytest.raises(
+            zoo.UnsupportedError, match="generate runs the model on a second text, as with guidance_scale"
+        ):
             generate(subject, ids, mask, soft_slots=slots, guidance_scale=2.0, **options)
     generate(subject, ids, mask, guidance_scale=2.0)
     with subject.model.prompts.disabled():

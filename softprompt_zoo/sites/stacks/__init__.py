@@ -1,1 +1,1 @@
-"""What a call means for each kind of stack: causal, an encoder alone or in front of a decoder, a decoder after one."""
+"""How each kind of stack handles a call: causal, an encoder alone or before a decoder, a decoder after one."""

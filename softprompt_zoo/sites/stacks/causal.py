@@ -1,4 +1,4 @@
-"""A causal stack: every combination is in front of the text as keys and values."""
+"""A causal stack: every combination precedes the text as keys and values."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from softprompt_zoo.sites.state import CallState
 
 
 class Causal(StackKind):
-    """No token sees a later one, so virtual tokens are computed apart from the text."""
+    """No token sees a later one, so virtual tokens are computed separately from the text."""
 
     def prepare(
         self,
@@ -29,7 +29,7 @@ class Causal(StackKind):
         text: Shaped[Tensor, "rows length ..."],
         past: Past,
     ) -> tuple[dict[str, Any], CallState]:
-        """Move the text after the combinations, and make keys and values of these."""
+        """Move the text after the combinations, and turn these into keys and values."""
         if call.slots is not None:
             kwargs, text = with_slots(stack, call, kwargs, text, past)
         check_packing(stack, kwargs, text.shape[1])
@@ -51,7 +51,7 @@ class Causal(StackKind):
         return kwargs, state
 
     def finish(self, stack: Stack, output: Any, state: CallState, call: Call) -> Any:
-        """Put the prompt's last hidden state where the head predicts the first text token from it."""
+        """Put the prompt's last hidden state where the head predicts the first text token."""
         if state.tails is None:
             return output
         states, has_tail = state.tails
@@ -63,7 +63,7 @@ class Causal(StackKind):
 
 
 def _state(stack: Stack, call: Call, prefix: Prefix, positions: Int[Tensor, "#rows length"]) -> CallState:
-    """Return the state where there are no tokens but keys and values that share the softmax of the text."""
+    """Return the state if all tokens are keys and values that share the softmax of the text."""
     several = len(call.selection.combinations) > 1
     site = stacked(prefix, call.is_training) if several else site_state(prefix.segments, call.is_training)
     state = CallState({} if site is None else {stack.name: site}, call.selection.rows, positions, call=call)

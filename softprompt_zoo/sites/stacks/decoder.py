@@ -1,4 +1,4 @@
-"""A decoder after an encoder: keys and values of its own, and the encoder's virtual positions in cross-attention."""
+"""A decoder after an encoder: its own keys and values, and the encoder's virtual positions in cross-attention."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from softprompt_zoo.sites.text_outputs import text_only
 
 
 class Decoder(StackKind):
-    """Virtual tokens at the input embeddings are the encoder's, and so is the text that prompts read and change."""
+    """Virtual tokens at the input embeddings belong to the encoder, as does the text that prompts read and change."""
 
     def read(
         self,
@@ -31,7 +31,7 @@ class Decoder(StackKind):
         text: Shaped[Tensor, "rows length ..."],
         past: Past,
     ) -> tuple[Call, dict[str, Any], Shaped[Tensor, "rows length ..."]]:
-        """Take what was made of the text that the encoder has read."""
+        """Take what was made from the text that the encoder read."""
         read = call.trace.read or ({} if call.decoding is None else call.decoding.read)
         return placed(call, read, text.shape[0], text.device), kwargs, text
 
@@ -43,7 +43,7 @@ class Decoder(StackKind):
         text: Shaped[Tensor, "rows length ..."],
         past: Past,
     ) -> tuple[dict[str, Any], CallState]:
-        """Move the text after keys and values, and let it see the encoder's virtual positions."""
+        """Move the text after keys and values, and show it the encoder's virtual positions."""
         segments = {site: segments_at(call, site) for site in ("decoder", "cross")}
         counts = lengths(segments["decoder"])
         state = state_of({site: site_state(own, call.is_training) for site, own in segments.items()}, call)
@@ -55,14 +55,14 @@ class Decoder(StackKind):
         return _show_virtual_positions(call, kwargs), state
 
     def finish(self, stack: Stack, output: Any, state: CallState, call: Call) -> Any:
-        """Cut cross-attention's weights to the text, where the states that were given had been."""
+        """Cut the cross-attention weights to the text if the given states were cut."""
         if state.cut_states is not None and output.get("cross_attentions") is not None:
             output.cross_attentions = text_only(output.cross_attentions, state.cut_states, (3,))
         return output
 
 
 def _with_whole_states(call: Call, kwargs: dict[str, Any], state: CallState) -> dict[str, Any]:
-    """Put virtual positions back into states that the caller gives, rather than an encoder of this call."""
+    """Restore virtual positions in states given by the caller rather than by this call's encoder."""
     states = kwargs.get("encoder_hidden_states")
     if states is None or call.trace.layout is not None:
         return kwargs
@@ -71,7 +71,7 @@ def _with_whole_states(call: Call, kwargs: dict[str, Any], state: CallState) -> 
 
 
 def _show_virtual_positions(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Extend the cross-attention's mask over the virtual positions in the encoder's states."""
+    """Extend the cross-attention mask over the virtual positions in the encoder's states."""
     embedded = stack_embeddings(call)
     states, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
     if embedded is None or states is None:
@@ -87,7 +87,7 @@ def _show_virtual_positions(call: Call, kwargs: dict[str, Any]) -> dict[str, Any
 def _extended(
     mask: Shaped[Tensor, "..."], states: Float[Tensor, "rows positions hidden"], virtual: Int[Tensor, "#rows 1"]
 ) -> Shaped[Tensor, "..."]:
-    """Put as many virtual positions as a row has in front of its text; a mask that has them already stays."""
+    """Add each row's virtual positions before its text; a mask that already has them is unchanged."""
     rows, length = states.shape[:2]
     if mask.ndim != 2 or mask.shape[1] == length:
         return mask

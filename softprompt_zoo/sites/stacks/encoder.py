@@ -1,4 +1,4 @@
-"""Bidirectional stacks: virtual tokens at the input embeddings are real positions, in front of the text."""
+"""Bidirectional stacks: virtual tokens at the input embeddings are real positions before the text."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ from softprompt_zoo.sites.text_outputs import cut_output
 
 
 class Encoder(StackKind):
-    """An encoder by itself: text is after keys and values as after tokens, and its caller sees the text alone."""
+    """An encoder by itself: text comes after keys and values as after tokens, and its caller sees only the text."""
 
     def read(
         self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."], past: Past
     ) -> tuple[Call, dict[str, Any], Shaped[Tensor, "rows length ..."]]:
-        """Let prompts read the text, and change its embeddings, of which positions can no longer be told."""
+        """Let prompts read the text and change its embeddings, from which positions can no longer be derived."""
         if call.maps:
             kwargs = keep_positions(stack, kwargs, text.shape[1])
         return super().read(stack, call, kwargs, text, past)
@@ -39,7 +39,7 @@ class Encoder(StackKind):
         text: Shaped[Tensor, "rows length ..."],
         past: Past,
     ) -> tuple[dict[str, Any], CallState]:
-        """Put embeddings in front of the text, and move it after keys and values."""
+        """Put embeddings before the text, and move it after keys and values."""
         if call.slots is not None:
             kwargs = keep_positions(stack, kwargs, text.shape[1])
         kwargs, text = with_slots(stack, call, kwargs, text, past)
@@ -59,7 +59,7 @@ class Encoder(StackKind):
 
 
 class EncoderInFront(StackKind):
-    """An encoder in front of a decoder: its text stays in its place, as in T5, and the decoder sees all positions."""
+    """An encoder before a decoder: its text keeps its positions, as in T5, and the decoder sees all positions."""
 
     def prepare(
         self,
@@ -69,7 +69,7 @@ class EncoderInFront(StackKind):
         text: Shaped[Tensor, "rows length ..."],
         past: Past,
     ) -> tuple[dict[str, Any], CallState]:
-        """Put embeddings in front of the text, next to keys and values that take up no positions."""
+        """Put embeddings before the text, next to keys and values that take up no positions."""
         kwargs, text = with_slots(stack, call, kwargs, text, past)
         segments = segments_at(call, stack.name)
         kwargs, text = _with_embeddings(stack, call, kwargs, text, 0)
@@ -84,14 +84,14 @@ class EncoderInFront(StackKind):
         return kwargs, state
 
     def finish(self, stack: Stack, output: Any, state: CallState, call: Call) -> Any:
-        """Remember where the text went, for whoever gives the states back."""
+        """Remember where the text was placed, in case the states are passed back in."""
         if call.trace.layout is not None:
             remember(output.last_hidden_state, call.trace.layout)
         return output
 
 
 class SoundEncoder(StackKind):
-    """An encoder that reads sound: it has no padding, counts its positions itself, and takes no tokens."""
+    """An encoder that reads audio: it has no padding, counts its positions itself, and takes no tokens."""
 
     def prepare(
         self,
@@ -101,7 +101,7 @@ class SoundEncoder(StackKind):
         text: Float[Tensor, "rows channels frames"],
         past: Past,
     ) -> tuple[dict[str, Any], CallState]:
-        """Bring keys and values in."""
+        """Insert keys and values."""
         segments = segments_at(call, stack.name)
         return kwargs, state_of({stack.name: site_state(segments, call.is_training)}, call)
 
@@ -109,11 +109,11 @@ class SoundEncoder(StackKind):
 def _with_embeddings(
     stack: Stack, call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows length ..."], keys: int
 ) -> tuple[dict[str, Any], Shaped[Tensor, "rows positions ..."]]:
-    """Put virtual tokens in front of the text as real positions, if there are any; return arguments and text.
+    """Put any virtual tokens before the text as real positions; return arguments and text.
 
     Raises:
         UnsupportedError: If padding or attention weights would be wrong.
-        ValueError: If the text does not fit after them and so many `keys`.
+        ValueError: If the text does not fit after them and `keys` further positions.
     """
     embedded = stack_embeddings(call)
     if embedded is None:
@@ -135,9 +135,9 @@ def _with_embeddings(
 
 
 def _check_padding(stack: Stack) -> None:
-    """Refuse padding between prompt and text where it changes the text's states."""
+    """Refuse padding between prompt and text if it changes the text's states."""
     if stack.is_padding_sensitive:
         raise UnsupportedError(
-            f"padding changes the states of {type(stack.module).__name__}, so rows with prompts of several "
+            f"padding changes the states of {type(stack.module).__name__}, so rows with prompts of different "
             "lengths, or without one, would be wrong in one batch; give each length its own call"
         )

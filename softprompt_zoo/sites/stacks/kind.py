@@ -1,4 +1,4 @@
-"""What the hooks ask of each kind of stack."""
+"""The interface between the hooks and each kind of stack."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from softprompt_zoo.sites.state import CallState
 
 
 class StackKind:
-    """A kind of stack: where virtual tokens stand next to its text, and what of them its caller sees."""
+    """A kind of stack: where virtual tokens go relative to its text, and what its caller sees of them."""
 
     def read(
         self, stack: Stack, call: Call, kwargs: dict[str, Any], text: Shaped[Tensor, "rows ..."], past: Past
     ) -> tuple[Call, dict[str, Any], Shaped[Tensor, "rows ..."]]:
-        """Let prompts read the text, and change its embeddings; as `reading.read_text`."""
+        """Let prompts read the text and change its embeddings, like `reading.read_text`."""
         return read_text(stack, call, kwargs, text, past)
 
     def prepare(
@@ -29,31 +29,31 @@ class StackKind:
         text: Shaped[Tensor, "rows ..."],
         past: Past,
     ) -> tuple[dict[str, Any], CallState]:
-        """Bring the prompts of a call in.
+        """Insert the prompts of a call.
 
         Args:
             stack: The stack.
             call: The prompts, for the rows of the text.
             kwargs: The stack's arguments. Not changed.
-            text: What it reads of them, ids `(rows, length)` or embeddings `(rows, length, hidden)`.
-            past: Tokens of text in its cache.
+            text: The text among them, ids `(rows, length)` or embeddings `(rows, length, hidden)`.
+            past: Text tokens in its cache.
 
         Returns:
-            The arguments with the text in its place, and the state for the attention.
+            The arguments with the text in its final place, and the state for the attention.
 
         Raises:
-            UnsupportedError: If the prompts cannot be brought in with these arguments.
+            UnsupportedError: If the prompts cannot be inserted with these arguments.
         """
         raise NotImplementedError
 
     def finish(self, stack: Stack, output: Any, state: CallState, call: Call) -> Any:
-        """Show what the caller is to see of a stack's output.
+        """Return the part of a stack's output that the caller sees.
 
         Args:
             stack: The stack.
             output: Its `ModelOutput`.
             state: From `prepare`.
-            call: As there.
+            call: The same as there.
 
         Returns:
             An output of the same class.

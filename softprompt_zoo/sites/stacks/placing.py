@@ -1,4 +1,4 @@
-"""What the kinds of stacks have in common: the state of a call, slots in the text, and text that is moved."""
+"""Functions shared by the kinds of stacks: the state of a call, slots in the text, and moving the text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,12 +18,12 @@ from softprompt_zoo.sites.state import CallState, SiteState
 def state_of(
     states: Mapping[str, SiteState | None], call: Call, positions: Int[Tensor, "#rows length"] | None = None
 ) -> CallState:
-    """Make the state of a stack's attention.
+    """Build the state of a stack's attention.
 
     Args:
-        states: Site name to what it shows, of each site that the stack has.
+        states: Site name to its state, for each site of the stack.
         call: The prompts.
-        positions: Of the queries, for sliding windows.
+        positions: Positions of the queries, for sliding windows.
 
     Returns:
         The state.
@@ -50,7 +50,7 @@ def with_slots(
     text: Shaped[Tensor, "rows length ..."],
     past: Past,
 ) -> tuple[dict[str, Any], Shaped[Tensor, "rows length ..."]]:
-    """Put virtual tokens into the slots of a text, if there are any; return the arguments and the text."""
+    """Put virtual tokens into the slots of a text, if it has any; return the arguments and the text."""
     if call.slots is None:
         return kwargs, text
     text = fill_slots(call.slots, embeddings_of(stack, kwargs, text), call.selection.rows, past)
