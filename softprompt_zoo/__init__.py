@@ -93,7 +93,7 @@ _LAZY = {
     "truncate": "operations.truncate",
     "unflatten_layers": "tokens.layer_tokens",
 }
-"""Public name to the module it is imported from on first use: torch and transformers load slowly."""
+"""Maps public names to the modules they are imported from on first use: torch and transformers load slowly."""
 
 _ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type)]
 
@@ -122,8 +122,8 @@ def register(plugin: Any, name: str | None = None) -> Any:
         `plugin`, so that this can be used as a decorator.
 
     Raises:
-        TypeError: If the name is not a string; nothing is registered then, nor below.
-        ValueError: If the name has other characters than letters, digits, `_` and `-`.
+        TypeError: If the name is not a string. After any of these errors, nothing is registered.
+        ValueError: If the name has characters other than letters, digits, `_` and `-`.
         PluginError: If the name is taken or the plugin breaks the contract.
     """
     from softprompt_zoo.registry.registry import registry
@@ -132,7 +132,7 @@ def register(plugin: Any, name: str | None = None) -> Any:
 
 
 def unregister(name: str) -> None:
-    """Take back a `register`; prompts that use the method keep working.
+    """Undo `register`; prompts that use the method keep working.
 
     Args:
         name: The name it was registered under.

@@ -1,4 +1,4 @@
-"""Every error the package raises on purpose, besides `ValueError` and `TypeError` for a bad option."""
+"""All errors that the package raises deliberately, besides `ValueError` and `TypeError` for invalid options."""
 
 import importlib.util
 import re
@@ -6,23 +6,23 @@ import re
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
 )
-"""Control characters but tab and line feed, what changes the direction of text, and halves of characters."""
+"""Control characters except tab and line feed, characters that change text direction, and lone surrogates."""
 
 
 def printable(text: str) -> str:
-    """Write a text so that a terminal shows it and does nothing else.
+    """Escape a text so that a terminal only displays it.
 
     Args:
-        text: Any text, a file's say.
+        text: Any text, for example from a file.
 
     Returns:
-        The text with control characters as Python escapes them.
+        The text, with control characters as Python escapes.
     """
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class ZooError(Exception):
-    """Base of all errors of the package; catch it to catch them all. Its text is printable, whatever a file says."""
+    """Base of all errors of the package; catch it to catch them all. Its text is always printable."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(printable(part) if isinstance(part, str) else part for part in args))
@@ -33,15 +33,15 @@ class UnsupportedError(ZooError, ValueError):
 
 
 class UnknownMethodError(ZooError, LookupError):
-    """No installed plugin offers the soft-prompt method asked for."""
+    """No installed plugin offers the requested soft-prompt method."""
 
 
 class UnknownPromptError(ZooError, LookupError):
-    """The model holds no prompt of that name."""
+    """The model has no prompt of that name."""
 
 
 class PromptExistsError(ZooError, ValueError):
-    """The model already holds a prompt of that name."""
+    """The model already has a prompt of that name."""
 
 
 class PluginError(ZooError, RuntimeError):
@@ -53,7 +53,7 @@ class ShapeError(PluginError):
 
 
 class CheckpointError(ZooError, ValueError):
-    """A saved prompt is missing, truncated, corrupt, or not what its index says."""
+    """A saved prompt is missing, truncated, corrupt, or does not match its index."""
 
 
 class BackboneMismatchError(CheckpointError):
@@ -61,11 +61,11 @@ class BackboneMismatchError(CheckpointError):
 
 
 class HubError(CheckpointError):
-    """A prompt cannot be fetched from the Hugging Face Hub, or pushed to it."""
+    """A prompt cannot be fetched from or pushed to the Hugging Face Hub."""
 
 
 class BankError(ZooError, RuntimeError):
-    """A bank of prompts cannot be opened or written: no bank, no permission, no room, or something else is there."""
+    """A bank of prompts cannot be opened or written: no bank, no permission, a full disk, or something else there."""
 
 
 class DataError(ZooError, ValueError):
@@ -77,7 +77,7 @@ class MissingModelError(ZooError, RuntimeError):
 
 
 class BrokenModelError(ZooError, RuntimeError):
-    """The weights of an embedded model are damaged, or do not convert as they should."""
+    """The weights of an embedded model are damaged or do not convert correctly."""
 
 
 class ModelCacheError(ZooError, OSError):
@@ -89,7 +89,7 @@ class OutputError(CheckpointError):
 
 
 class MissingPackageError(UnsupportedError, ImportError):
-    """A package that this needs, and most of the library does not, is not installed."""
+    """A package that this feature needs, but most of the library does not, is not installed."""
 
 
 class StoppedError(ZooError):
@@ -97,12 +97,12 @@ class StoppedError(ZooError):
 
 
 def check_packages(use: str, *names: str, remedy: str | None = None) -> None:
-    """Refuse what needs packages that are not installed; none is imported.
+    """Check that packages are installed, without importing them.
 
     Args:
         use: Beginning of the message, up to the packages: "training needs".
-        *names: The packages, as they are imported.
-        remedy: The command that installs them; by default it names those that are missing.
+        *names: The packages' import names.
+        remedy: The command that installs them; by default it names the missing ones.
 
     Raises:
         MissingPackageError: If one is not installed.

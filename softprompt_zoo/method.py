@@ -1,4 +1,4 @@
-"""Methods as the user meets them: chosen by name, configured, called on a model."""
+"""Methods as users see them: chosen by name, configured, and called on a model."""
 
 import dataclasses
 import html
@@ -27,9 +27,9 @@ class Method:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Options that differ from the defaults."""
     prompt_name: str | None = None
-    """Name its prompts get, if chosen."""
+    """Name for its prompts, if chosen."""
     wrappers: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    """The wrappers with options that run around its hooks, by name, and the options of each."""
+    """The wrappers with options that run around its hooks, by name, with their options."""
 
     @property
     def _loaded(self) -> LoadedMethod:
@@ -37,22 +37,22 @@ class Method:
 
     @property
     def summary(self) -> str:
-        """One line on what it trains."""
+        """A one-line description of what it trains."""
         return self._loaded.summary
 
     @property
     def config_class(self) -> type[MethodConfig]:
-        """The dataclass of its options."""
+        """The dataclass of its options, `Config`."""
         return self._loaded.config_class
 
     @property
     def recipe(self) -> Recipe | None:
-        """A way to train it that was seen to work."""
+        """Training settings that are known to work."""
         return self._loaded.recipe
 
     @property
     def example_options(self) -> tuple[Mapping[str, Any], ...]:
-        """Options that a tiny model can be prompted with, and those that make a longer prompt of it."""
+        """Options for a prompt on a tiny model, and those for a longer one."""
         return self._loaded.example_options
 
     def __repr__(self) -> str:
@@ -69,8 +69,8 @@ class Method:
         """Choose options for later.
 
         Args:
-            name: Name of the prompts it will make.
-            wrappers: Installed wrappers with options that are to run around its hooks, by name, and their options.
+            name: Name for its prompts.
+            wrappers: Installed wrappers with options to run around its hooks, by name, with their options.
             **options: Options of the method.
 
         Returns:
@@ -79,7 +79,7 @@ class Method:
         Raises:
             TypeError: If an option is unknown or of a wrong type.
             ValueError: If an option has a value that is not allowed.
-            UnknownMethodError: If no wrapper of a name is installed.
+            UnknownMethodError: If a wrapper is not installed.
         """
         merged = {**self.options, **options}
         chosen = self.wrappers if wrappers is None else wrappers
@@ -95,22 +95,22 @@ class Method:
         wrappers: Mapping[str, Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> "PreTrainedModel":
-        """Attach a new prompt to a model and activate it, alone.
+        """Attach a new prompt to a model and activate only it.
 
         Args:
             model: A transformers model. It is frozen and changed in place.
             name: Name of the prompt, `"default"` by default.
-            wrappers: Installed wrappers with options that are to run around its hooks, by name, and their options:
-                `wrappers={"noise": {"scale": 0.1}}`. Wrappers without options run around those of every prompt.
+            wrappers: Installed wrappers with options to run around its hooks, by name, with their options:
+                `wrappers={"noise": {"scale": 0.1}}`. Wrappers without options run around every prompt's hooks.
             **options: Options of the method.
 
         Returns:
             The same model.
 
         Raises:
-            UnsupportedError: If this cannot work on the model. Nothing is changed.
+            UnsupportedError: If the method cannot work on the model. Nothing is changed.
             PromptExistsError: If the model has a prompt of that name. Nothing is changed.
-            UnknownMethodError: If no wrapper of a name is installed. Nothing is changed.
+            UnknownMethodError: If a wrapper is not installed. Nothing is changed.
             ValueError: If an option has a value that is not allowed. Nothing is changed.
         """
         return attach_all(
@@ -123,8 +123,8 @@ class Method:
         """Turn the recipe into arguments for transformers' `Trainer`.
 
         Args:
-            output_dir: Where the Trainer writes.
-            recipe: Another recipe than the method's own.
+            output_dir: The Trainer's output directory.
+            recipe: A recipe to use instead of the method's own.
             **overrides: Any argument of `TrainingArguments`. With `num_train_epochs`, the recipe's steps are left out.
 
         Returns:
@@ -134,7 +134,7 @@ class Method:
 
 
 def training_arguments(recipe: Recipe | None, output_dir: str, **overrides: Any) -> "TrainingArguments":
-    """Turn a recipe into arguments for transformers' `Trainer`; arguments as of `Method.training_arguments`."""
+    """Turn a recipe into arguments for transformers' `Trainer`; arguments as in `Method.training_arguments`."""
     from transformers import TrainingArguments
 
     chosen: dict[str, Any] = {}
@@ -149,13 +149,13 @@ def training_arguments(recipe: Recipe | None, output_dir: str, **overrides: Any)
             "optim": recipe.optimizer,
         }
     if "num_train_epochs" in overrides:
-        chosen.pop("max_steps", None)  # it would win, whatever the epochs
+        chosen.pop("max_steps", None)  # it would override the epochs
     return TrainingArguments(output_dir=output_dir, **{"report_to": "none", **chosen, **overrides})
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Methods:
-    """Several methods, attached together; their tokens are in this order."""
+    """Several methods that are attached together, with their tokens in this order."""
 
     methods: Mapping[str, Method]
 
@@ -163,7 +163,7 @@ class Methods:
         return f"combine({', '.join(map(repr, self.methods.values()))})"
 
     def __call__(self, model: "PreTrainedModel") -> "PreTrainedModel":
-        """Attach a new prompt of every method and activate them all.
+        """Attach a new prompt for each method and activate them all.
 
         Args:
             model: A transformers model. It is frozen and changed in place.
@@ -172,7 +172,7 @@ class Methods:
             The same model.
 
         Raises:
-            UnsupportedError: If this cannot work on the model. Nothing is changed.
+            UnsupportedError: If a method cannot work on the model. Nothing is changed.
         """
         return attach_all(model, self.methods)
 
@@ -194,18 +194,18 @@ def get_method(name: str) -> Method:
 
 
 def combine(*methods: "str | Method") -> Methods:
-    """Put several methods on one model.
+    """Combine several methods, to attach to one model.
 
     Args:
-        *methods: Names or configured methods, at least one. A prompt is named as `configure(name=…)` says, or after
+        *methods: Names or configured methods, at least one. A prompt is named by `configure(name=…)`, or after
             its method.
 
     Returns:
-        What attaches them all: call it on a model.
+        The combined methods; call them on a model to attach them all.
 
     Raises:
         ValueError: If there are none.
-        PromptExistsError: If two prompts would have one name.
+        PromptExistsError: If two prompts would have the same name.
     """
     if not methods:
         raise ValueError("combine was given no methods; name at least one of zoo.list_methods()")
@@ -213,7 +213,7 @@ def combine(*methods: "str | Method") -> Methods:
 
 
 def _by_prompt_name(methods: Iterable["str | Method"]) -> dict[str, Method]:
-    """Return methods by the names that their prompts get; refuse one name for two."""
+    """Return methods by their prompts' names; refuse the same name for two."""
     named: dict[str, Method] = {}
     for method in methods:
         chosen = method if isinstance(method, Method) else get_method(method)
@@ -227,7 +227,7 @@ def _by_prompt_name(methods: Iterable["str | Method"]) -> dict[str, Method]:
 
 
 def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreTrainedModel":
-    """Attach a prompt of each method, all or none, and activate exactly these."""
+    """Attach a prompt for each method, all or none, and activate exactly these."""
     from softprompt_zoo.backbone.peft_layers import model_inside
     from softprompt_zoo.model.attachment import attach_or_add, is_attached
     from softprompt_zoo.model.making import make_prompt

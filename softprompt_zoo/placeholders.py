@@ -4,16 +4,16 @@ import string
 
 
 def split(template: str) -> tuple[list[str], list[str]]:
-    """Cut a template at its placeholders.
+    """Split a template at its placeholders.
 
     Args:
         template: The template.
 
     Returns:
-        The texts around the placeholders, and what stands between the braces of each; there is one text more.
+        The texts around the placeholders, one more than there are placeholders, and the content of each one's braces.
 
     Raises:
-        ValueError: If a brace stands alone.
+        ValueError: If a brace is unmatched.
     """
     texts, placeholders = [""], []
     for text, field, form, conversion in string.Formatter().parse(template):
@@ -25,5 +25,5 @@ def split(template: str) -> tuple[list[str], list[str]]:
 
 
 def _written(field: str, form: str | None, conversion: str | None) -> str:
-    """Put together again what the formatter has taken apart."""
+    """Reassemble what the formatter has split."""
     return f"{field}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"

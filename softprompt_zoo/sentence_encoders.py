@@ -1,7 +1,7 @@
-"""A prompted encoder inside sentence-transformers: what `SentenceTransformer` has saved can be loaded again.
+"""A prompted encoder inside sentence-transformers: loading what `SentenceTransformer` saved.
 
-`PromptedTransformer` takes the place of sentence-transformers' own `Transformer`: that one reads a folder with
-`AutoModel`, which takes no prompts. sentence-transformers writes the name of a module's class to the folder.
+`PromptedTransformer` replaces sentence-transformers' own `Transformer`, which reads a folder with `AutoModel`, and so
+without prompts. sentence-transformers writes the name of a module's class to the folder.
 """
 
 import functools
@@ -24,13 +24,13 @@ def _prompted_transformer() -> Any:
         model = Transformer._load_model(self, _base(path), *args, **kwargs)
         return load(model, path) if prompt_folder.is_there(Path(path)) else model
 
-    doc = "sentence-transformers' `Transformer`, which also loads a base and the prompts that were saved from it."
+    doc = "sentence-transformers' `Transformer`, extended to load a base model and the prompts saved from it."
     members = {"__module__": __name__, "__doc__": doc, "_load_config": load_config, "_load_model": load_model}
     return type("PromptedTransformer", (Transformer,), members)
 
 
 def _base(folder: str) -> str:
-    """Return the name or path of the model that a folder's prompts were trained on; of another folder, itself."""
+    """Return the name or path of the model that a folder's prompts were trained on; for other folders, the folder."""
     if not prompt_folder.is_there(Path(folder)):
         return folder
     base = prompt_folder.read_index(Path(folder)).base_model
@@ -43,6 +43,6 @@ def _base(folder: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "PromptedTransformer":  # made when it is asked for: sentence-transformers need not be installed
+    if name == "PromptedTransformer":  # made on first use: sentence-transformers need not be installed
         return _prompted_transformer()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

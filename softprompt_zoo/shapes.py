@@ -1,8 +1,8 @@
-"""Types that say a tensor's shape and kind of number, as in `Float[Tensor, "rows length hidden"]`.
+"""Types that state a tensor's shape and dtype, as in `Float[Tensor, "rows length hidden"]`.
 
-They are jaxtyping's where it is installed, as with the extra `test`: the tests check every call of a function that has
-them. Elsewhere they are plain tensors, and cost nothing. An axis has one name in the whole package, those of
-`docs/reference/sizes-and-names.md`. `...` stands for any axes, and a `#` in front of a name also allows a size of one.
+They are jaxtyping's if it is installed, as with the extra `test`: the tests check every call of a function annotated
+with them. Otherwise they are plain tensors and cost nothing. Each axis has one name in the whole package, listed in
+`docs/reference/sizes-and-names.md`. `...` stands for any axes, and a `#` before a name also allows a size of one.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ else:
     except ImportError:
 
         class _Unchecked:
-            """Stands in for jaxtyping's types: the tensor's own type, whatever its shape."""
+            """Replaces jaxtyping's types by the tensor's own type, whatever its shape."""
 
             def __class_getitem__(cls, item: Any) -> Any:
                 return item[0]

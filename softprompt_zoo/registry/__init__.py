@@ -1,1 +1,1 @@
-"""Which methods there are, and the calls of their hooks; above `methods`, none of which it names."""
+"""Finding methods and calling their hooks; above `methods`, none of which it names."""

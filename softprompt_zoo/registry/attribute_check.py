@@ -1,4 +1,4 @@
-"""What a plugin's attributes must be: each check says what is wrong with one, or nothing."""
+"""Checks of a plugin's attributes: each returns what is wrong with one, or nothing."""
 
 import dataclasses
 import inspect
@@ -9,11 +9,11 @@ from softprompt_zoo.config.options import MethodConfig
 from softprompt_zoo.config.recipe import Recipe
 
 RESERVED_OPTIONS = ("method", "model", "name", "self", "wrappers")
-"""Arguments of the calls that take a method's options next to them: what a user gave would never reach the config."""
+"""Other arguments of the calls that take a method's options: an option of such a name would never reach the config."""
 
 
 def declared(plugin: Any) -> dict[str, Any]:
-    """Return what a plugin declares, by attribute, with the defaults of what it leaves out."""
+    """Return a plugin's attributes by name, with defaults for those it leaves out."""
     return {name: getattr(plugin, name, default) for name, (default, _) in CHECKS.items()}
 
 
@@ -38,7 +38,7 @@ def _options(names: Sequence[str]) -> str | None:
             reserved = ", ".join(map(repr, RESERVED_OPTIONS))
             return f"its Config has an option {name!r}; {reserved} are arguments of the calls that take options"
         if name in own:
-            advice = "num_tasks for a number of tasks" if name == "tasks" else "call it otherwise"
+            advice = "use num_tasks for a number of tasks" if name == "tasks" else "rename it"
             return f"its Config has an option {name!r}, which hides MethodConfig.{name}; {advice}"
     return None
 
@@ -76,4 +76,4 @@ CHECKS: dict[str, tuple[Any, Callable[[str, Any], str | None]]] = {
     "HOLDS_PLAIN": (None, _kind),
     "EXAMPLE_OPTIONS": (None, _examples),
 }
-"""Attribute to its default and its check."""
+"""Each attribute's default and check."""

@@ -1,4 +1,4 @@
-"""What a method does beyond constant virtual tokens; found in its hooks when it is loaded."""
+"""What a method does beyond constant virtual tokens, determined from its hooks when it is loaded."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -9,7 +9,7 @@ class BeyondTokens:
     """What a method's prompts do that constant tokens do not."""
 
     makes_rows: bool
-    """Whether `build_virtual_tokens` makes other tokens for each row."""
+    """Whether `build_virtual_tokens` makes different tokens for each row."""
     reads_text: bool
     """Whether it, or `inject`, asks for the rows' text."""
     maps_text: bool
@@ -17,14 +17,14 @@ class BeyondTokens:
     attends: bool
     """Whether there is `attend`."""
     reads_hidden: bool
-    """Whether that asks for the hidden states that attention reads."""
+    """Whether `attend` asks for the hidden states that attention reads."""
 
     @classmethod
     def of(cls, hooks: Mapping[str, Collection[str]]) -> "BeyondTokens | None":
-        """Find out what a method does.
+        """Determine what a method does.
 
         Args:
-            hooks: The names of its hooks, and of the arguments that each of them asks for.
+            hooks: The names of its hooks, each with the names of the arguments it asks for.
 
         Returns:
             What it does; `None` if its prompts are constant tokens.
@@ -37,9 +37,9 @@ class BeyondTokens:
 
     @property
     def description(self) -> str:
-        """What it does, for a message: why there is no merged form."""
+        """What it does, for the message on why there is no merged form."""
         if self.makes_rows:
-            return "makes other tokens for the text of each row"
+            return "makes different tokens for the text of each row"
         if self.reads_text:
-            return "places its tokens by the text of each row"
-        return "changes the text's embeddings" if self.maps_text else "adds to what attention gives"
+            return "places its tokens depending on the text of each row"
+        return "changes the text's embeddings" if self.maps_text else "adds to the output of attention"

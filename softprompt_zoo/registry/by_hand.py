@@ -1,4 +1,4 @@
-"""What is registered by hand, in a notebook for instance, described as an installed package describes itself."""
+"""Describing a plugin registered by hand, for instance in a notebook, as if it were installed as a package."""
 
 import inspect
 import re
@@ -8,7 +8,7 @@ from softprompt_zoo.registry.plugin_check import is_wrapper
 
 
 def by_hand(plugin: object, name: object) -> Candidate:
-    """Describe a plugin; arguments and errors as of `Registry.register`."""
+    """Describe a plugin; arguments and errors as in `Registry.register`."""
     if name is None:
         name = getattr(plugin, "NAME", getattr(plugin, "__name__", type(plugin).__name__).rpartition(".")[2])
     if not isinstance(name, str):

@@ -1,4 +1,4 @@
-"""What a plugin declares, read from the source text of its module: none of its code runs."""
+"""Reading what a plugin declares from the source text of its module, without running its code."""
 
 import ast
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Declarations:
-    """What is written in a module, or in the class in it that is the plugin."""
+    """The declarations in a module, or in the class in it that is the plugin."""
 
     summary: str = ""
     """First line of the docstring."""
@@ -30,7 +30,7 @@ def read_declarations(entry: metadata.EntryPoint) -> Declarations:
         entry: The entry point.
 
     Returns:
-        What could be read. A stranger's file may be anything, and what is wrong with it is told when it is loaded.
+        Whatever could be read. Third-party files may contain anything; problems are reported when they are loaded.
     """
     with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
         path = _source_path(entry.module)
@@ -44,7 +44,7 @@ def read_declarations(entry: metadata.EntryPoint) -> Declarations:
 
 
 def _assigned(nodes: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
-    """Yield names and what they are assigned."""
+    """Yield names and the values assigned to them."""
     for node in nodes:
         match node:
             case ast.Assign(targets=targets, value=value):
@@ -54,7 +54,7 @@ def _assigned(nodes: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _literal(value: ast.expr | None) -> tuple[str, ...]:
-    """Return a literal tuple or list as texts; nothing if it is not one."""
+    """Return the strings of a literal tuple or list; an empty tuple for anything else."""
     with contextlib.suppress(ValueError):
         found = () if value is None else ast.literal_eval(value)
         return tuple(map(str, found)) if isinstance(found, tuple | list) else ()

@@ -1,4 +1,4 @@
-"""The hooks of a method that has none of its own: the host's, called last, as pluggy orders it."""
+"""Default hooks for methods that do not implement them; pluggy calls them last."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,16 @@ Hook = Callable[..., Any]
 
 @hookimpl(trylast=True)
 def _no_tokens() -> "VirtualTokens":
-    """Make no virtual tokens."""
-    from softprompt_zoo.tokens.no_tokens import NoTokens  # torch is slow to load, and listing methods does without
+    """Build no virtual tokens."""
+    from softprompt_zoo.tokens.no_tokens import NoTokens  # torch loads slowly; listing methods does not need it
 
     return NoTokens()
 
 
 @hookimpl(trylast=True)
 def _as_they_are(tokens: "VirtualTokens") -> "Placement":
-    """Place the tokens as they are, without dropout, where their kind goes."""
-    from softprompt_zoo.tokens.placement import Placement  # torch is slow to load, and listing methods does without
+    """Place the tokens unchanged, without dropout, where their kind goes."""
+    from softprompt_zoo.tokens.placement import Placement  # torch loads slowly; listing methods does not need it
 
     return Placement(tokens)
 
@@ -37,7 +37,7 @@ def default_hooks(build: Hook, merged_form: str | None) -> dict[str, Hook]:
     """Make the default hooks of a method.
 
     Args:
-        build: Its `build_virtual_tokens`, without the wrappers around it: they run around these hooks, too.
+        build: Its `build_virtual_tokens` without the wrappers around it, which also run around these hooks.
         merged_form: Why its prompts have no merged form; `None` if they are constant tokens.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which plugins are installed, from metadata and source text alone: no plugin code runs here."""
+"""Finding installed plugins from metadata and source text alone: no plugin code runs here."""
 
 import dataclasses
 import os
@@ -20,9 +20,9 @@ ENVIRONMENT_VARIABLE = "SOFTPROMPT_ZOO_PLUGINS"
 """Comma-separated names of the entry points or distributions that may load; empty for built-ins only."""
 
 PROJECT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
-"""A project's name: https://packaging.python.org/en/latest/specifications/name-normalization/ and no longer."""
+"""A project's name: https://packaging.python.org/en/latest/specifications/name-normalization/ with a maximum length."""
 VERSION = re.compile(r"(?=.{1,100}\Z)(?:[0-9]{1,9}!)?[0-9][A-Za-z0-9]*(?:[._+-][A-Za-z0-9]+)*")
-"""A version: https://packaging.python.org/en/latest/specifications/version-specifiers/ and a little more."""
+"""A version: https://packaging.python.org/en/latest/specifications/version-specifiers/, slightly relaxed."""
 OWN_DISTRIBUTION = "softprompt-zoo"
 
 
@@ -33,7 +33,7 @@ def normalize(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A plugin that is offered, loaded or not; equal to another of the same name from the same package."""
+    """An offered plugin, loaded or not; equal to another of the same name from the same package."""
 
     name: str
     """Canonical name, as published."""
@@ -48,9 +48,9 @@ class Candidate:
     aliases: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Other names, from the module's literal `ALIASES`."""
     summary: str = dataclasses.field(default="", compare=False)
-    """First line of the module's docstring, or else the distribution's summary."""
+    """First line of the module's docstring, or the distribution's summary if there is none."""
     peft_types: tuple[str, ...] = dataclasses.field(default=(), compare=False)
-    """Types of PEFT's that it loads, from the module's literal `PEFT_TYPES`."""
+    """PEFT types that it loads, from the module's literal `PEFT_TYPES`."""
 
     @property
     def origin(self) -> str:
@@ -72,7 +72,7 @@ def find_plugins() -> list[Candidate]:
     built_in = [metadata.EntryPoint(name, f"softprompt_zoo.methods.{name}", GROUP) for name in BUILTINS]
     version = own_version()
     found = [_candidate(entry, OWN_DISTRIBUTION, version, "") for entry in built_in]
-    entries = metadata.entry_points()  # all at once: every package's are read each time
+    entries = metadata.entry_points()  # only once: each call reads those of every package
     return found + _installed(entries.select(group=GROUP)) + _installed(entries.select(group=WRAPPER_GROUP))
 
 
@@ -91,7 +91,7 @@ def own_version() -> str:
 
 
 def _allowed_names() -> set[str] | None:
-    """Return the names of the plugins that the environment allows; `None` for all."""
+    """Return the names of the plugins that the environment variable allows; `None` for all."""
     allowed = os.environ.get(ENVIRONMENT_VARIABLE)
     return None if allowed is None else {normalize(name.strip()) for name in allowed.split(",")} - {""}
 
@@ -107,7 +107,7 @@ def _installed(entries: Iterable[metadata.EntryPoint]) -> list[Candidate]:
 
 
 def _publisher(entry: metadata.EntryPoint) -> tuple[str, str, str]:
-    """Return name, version and summary of the distribution that publishes an entry point, as far as they are known."""
+    """Return the name, version and summary of the distribution that publishes an entry point, as far as known."""
     if entry.dist is None:
         return "unknown", "", ""
     return entry.dist.name or "unknown", entry.dist.version or "", entry.dist.metadata["Summary"] or ""
@@ -128,11 +128,11 @@ def _candidate(entry: metadata.EntryPoint, distribution: str, version: str, fall
 
 
 def install_advice(distribution: str, version: str) -> str:
-    """Return how to get a method's package; a command line is made of nothing but a project's name and version.
+    """Return how to get a method's package; only a valid project name and version go into a command line.
 
     Args:
-        distribution: Package that a file names.
-        version: Version that it names; empty if the method was registered by hand.
+        distribution: Package named by a file.
+        version: Its version in the file; empty if the method was registered by hand.
 
     Returns:
         What to do, for a message.
@@ -141,4 +141,4 @@ def install_advice(distribution: str, version: str) -> str:
         return "it was registered by hand: zoo.register its plugin first"
     if PROJECT.fullmatch(distribution) and VERSION.fullmatch(version):
         return f"run: pip install {distribution}=={version}"
-    return "the file names no package that could be installed; ask whoever made it"
+    return "the file names no package that could be installed; ask its author"

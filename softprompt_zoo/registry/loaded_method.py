@@ -1,4 +1,4 @@
-"""A method whose plugin has been loaded and checked, and the calls of its hooks."""
+"""A method whose plugin has been loaded and checked, and calling its hooks."""
 
 import copy
 import functools
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 NONE_CHOSEN: Mapping[str, Options] = {}
 FIVE_AND_SEVEN = {"num_virtual_tokens": 5}, {"num_virtual_tokens": 7}
-"""The `EXAMPLE_OPTIONS` of a method that has virtual tokens, and none of these."""
+"""Default `EXAMPLE_OPTIONS` of a method with virtual tokens."""
 
 
 class LoadedMethod:
-    """A method whose plugin has been loaded and checked; its attributes are what the plugin declares."""
+    """A method whose plugin has been loaded and checked, with the attributes that the plugin declares."""
 
     def __init__(self, candidate: Candidate, plugin: Any, wrappers: Wrappers, absent: Any = None) -> None:
         self.name = candidate.name
@@ -50,11 +50,11 @@ class LoadedMethod:
         self.origin = candidate.origin
         self.wrappers = wrappers
         self.absent = absent
-        """What it was made of, if it only stands for a method that is not installed; that can be pickled."""
+        """Its picklable description, if it is a stand-in for a method that is not installed."""
         own = own_hooks(plugin)
         self.beyond_tokens = BeyondTokens.of(own)
         defaults = default_hooks(manager(plugin).hook.build_virtual_tokens, self._why_not_merged())
-        # Called after the method's own hook, thus only if that returned nothing: the wrappers see no `None`.
+        # Called after the method's own hook, so only if that returned nothing: wrappers never see `None`.
         last = {hook: hookspecs.hookimpl(refusal(hook, self.describe(hook)), trylast=True) for hook in HOOKS}
         last |= {hook: default for hook, default in defaults.items() if hook not in own}
         hooks = manager(plugin, types.SimpleNamespace(**last))
@@ -65,15 +65,15 @@ class LoadedMethod:
 
         Args:
             hook: One of `HOOKS` or `OPTIONAL_HOOKS`.
-            chosen: The wrappers that the user chose, by name, with their options; others with options do not run.
+            chosen: The wrappers that the user chose, by name, with their options; others that have options do not run.
             **arguments: All arguments of the hook's spec.
 
         Returns:
-            What the hook returned; `None` where the method lacks an optional one.
+            The hook's result; `None` if the method lacks an optional hook.
 
         Raises:
-            PluginError: If it, or a wrapper around it, returned nothing and is not optional.
-            Exception: What the hook itself raises, with a note that names plugin and hook.
+            PluginError: If a hook that is not optional, or a wrapper around it, returned nothing.
+            Exception: Whatever the hook itself raises, with a note that names plugin and hook.
         """
         if not self.wrappers.plugins:
             return self.call_own(hook, arguments)
@@ -81,7 +81,7 @@ class LoadedMethod:
         return call_within(around, functools.partial(self.call_own, hook, arguments), arguments, chosen)
 
     def call_own(self, hook: str, arguments: Mapping[str, Any]) -> Any:
-        """Call one of the method's hooks without the wrappers around it; as `call`."""
+        """Call one of the method's hooks without the wrappers around it; otherwise as `call`."""
         try:
             return self._callers[hook](**arguments)
         except Exception as error:
@@ -89,11 +89,11 @@ class LoadedMethod:
             raise
 
     def read_options(self, options: Mapping[str, Any]) -> MethodConfig:
-        """Make the method's config of options; arguments and errors as of `MethodConfig.from_options`."""
+        """Make the method's config from options; arguments and errors as in `MethodConfig.from_options`."""
         return self.config_class.from_options(dict(options), f"method {self.name!r}")
 
     def make_parameters(self, config: MethodConfig, backbone: "Backbone") -> "nn.Module":
-        """Make what the method trains; it has no start values yet.
+        """Make the method's parameters, without start values.
 
         Args:
             config: What the user chose.
@@ -103,9 +103,9 @@ class LoadedMethod:
             The method's `Parameters`.
 
         Raises:
-            PluginError: If they are no module, or have no `initialize`.
+            PluginError: If they are not a module, or have no `initialize`.
         """
-        from torch import nn  # slow to load, and listing methods does without
+        from torch import nn  # loads slowly; listing methods does not need it
 
         source = self.describe_parameters()
         try:
@@ -116,11 +116,11 @@ class LoadedMethod:
         if not isinstance(made, nn.Module):
             raise PluginError(f"{source} returned {type(made).__name__}; expected a torch.nn.Module")
         if not callable(getattr(made, "initialize", None)):
-            raise PluginError(f"{source} has no initialize(config, backbone); it is what gives the start values")
+            raise PluginError(f"{source} has no initialize(config, backbone), which gives the start values")
         return made
 
     def initialize(self, parameters: Any, config: MethodConfig, backbone: "Backbone") -> None:
-        """Give the method's `Parameters` its own start values.
+        """Set the method's own start values in its `Parameters`.
 
         Args:
             parameters: From `make_parameters`. Changed in place.
@@ -134,7 +134,7 @@ class LoadedMethod:
             raise
 
     def has(self, hook: str, chosen: Mapping[str, Options] = NONE_CHOSEN) -> bool:
-        """Return whether the method, or a wrapper around it, has an optional hook; arguments as of `call`."""
+        """Return whether the method, or a wrapper around it, has an optional hook; arguments as in `call`."""
         return bool(self._callers[hook].get_hookimpls() or self.wrappers.around(hook, chosen))
 
     def within(self, wrappers: Wrappers) -> "LoadedMethod":

@@ -1,4 +1,4 @@
-"""Who gets a name that several plugins offer."""
+"""Resolving names that several plugins offer."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,29 +8,29 @@ from softprompt_zoo.registry.discovery import OWN_DISTRIBUTION, Candidate, norma
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """What the names of all plugins find."""
+    """How the names of all plugins are resolved."""
 
     owners: Mapping[str, Candidate] = dataclasses.field(default_factory=dict)
-    """Normalized name or alias to what it finds."""
+    """Normalized name or alias to the method it refers to."""
     clashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Normalized name or alias that finds nothing to the reason."""
+    """Normalized name or alias that refers to no method, to the reason."""
     problems: Mapping[Candidate, str] = dataclasses.field(default_factory=dict)
-    """Candidate to the name that it cannot have, in a sentence."""
+    """Candidate to a sentence about the name that it cannot have."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class _Claim:
-    """That a candidate calls itself by a name."""
+    """A candidate's claim to a name."""
 
     rank: int
-    """0 for the package's own, 1 for a stranger's name, 2 for a stranger's alias; the lowest gets the name."""
+    """0 for built-in names and aliases, 1 for third-party names, 2 for their aliases; the lowest gets the name."""
     name: str
     """As the candidate spells it."""
     candidate: Candidate = dataclasses.field(compare=False)
 
 
 def assign_names(methods: list[Candidate]) -> Names:
-    """Give each name to one method: built-in names and aliases first, then strangers' names, then their aliases."""
+    """Give each name to one method: built-in names and aliases first, then third-party names, then their aliases."""
     owners: dict[str, Candidate] = {}
     clashes: dict[str, str] = {}
     problems: dict[Candidate, str] = {}
@@ -47,7 +47,7 @@ def assign_names(methods: list[Candidate]) -> Names:
 
 
 def _claims(methods: list[Candidate]) -> dict[str, list[_Claim]]:
-    """List who claims each normalized name, the strongest first; each candidate once."""
+    """List the claims to each normalized name, strongest first, each candidate once."""
     found: dict[str, dict[Candidate, _Claim]] = {}
     for candidate in methods:
         is_own = candidate.distribution == OWN_DISTRIBUTION
@@ -59,12 +59,12 @@ def _claims(methods: list[Candidate]) -> dict[str, list[_Claim]]:
 
 def _describe(claims: list[_Claim], is_clash: bool) -> str:
     offers = " and ".join(claim.candidate.describe() for claim in claims)
-    advice = "uninstall one, or use other names of theirs" if is_clash else "the first keeps it; rename the other"
+    advice = "uninstall one, or use their other names" if is_clash else "the first keeps it; rename the other"
     return f"{len(claims)} plugins offer the name {min(claims).name!r}: {offers}; {advice}"
 
 
 def _without_lost_aliases(owners: Mapping[str, Candidate]) -> dict[str, Candidate]:
-    """Leave out whoever did not get its own name, and of the others the aliases that they did not get."""
+    """Drop candidates that did not get their own name, and the aliases that the others did not get."""
     usable = {key: candidate for key, candidate in owners.items() if owners.get(normalize(candidate.name)) == candidate}
 
     def kept(candidate: Candidate) -> Candidate:

@@ -1,4 +1,4 @@
-"""What a plugin must be to be loaded: the check of its hooks and attributes, and the managers that call them."""
+"""Checks of a plugin's hooks and attributes before it is loaded, and the managers that call its hooks."""
 
 import difflib
 import inspect
@@ -16,13 +16,13 @@ from softprompt_zoo.registry.attribute_check import problems_of_attributes
 from softprompt_zoo.registry.discovery import WRAPPER_GROUP, Candidate
 
 HOOKS = ("build_virtual_tokens", "inject", "merge")
-"""Those that give a value to every prompt; a method need not have those of `default_hooks`."""
+"""Hooks that return a value for every prompt; a method need not implement those in `default_hooks`."""
 ACTING_HOOKS = ("build_virtual_tokens", "map_text", "attend")
-"""Those of which a method has one at least: without, it would do nothing."""
+"""Hooks of which a method has at least one: otherwise it would do nothing."""
 EXPECTED = {"inject": "a softprompt_zoo.Placement"}
-"""What those that give a value return, where it is something else than virtual tokens."""
+"""Return values of the hooks that return anything but virtual tokens."""
 CONFIG_ARGUMENT = "wrapper_config"
-"""What a wrapper's hook may ask for besides the hook's own arguments: the wrapper's `Config`, as the user chose it."""
+"""Additional argument that a wrapper's hook may ask for: the wrapper's `Config`, as the user chose it."""
 OPTIONAL_HOOKS = (
     "map_text",
     "attend",
@@ -36,13 +36,13 @@ OPTIONAL_HOOKS = (
 
 
 def nearest(wanted: str, choices: Mapping[str, str]) -> str:
-    """Suggest what the user may have meant: a sentence, or nothing."""
+    """Suggest what the user may have meant: a sentence, or an empty string."""
     near = difflib.get_close_matches(wanted, choices, n=1)
     return f"did you mean {choices[near[0]]!r}? " if near else ""
 
 
 def manager(*plugins: object, specs: types.ModuleType | None = hookspecs) -> pluggy.PluginManager:
-    """Make a hook manager with these plugins in it, the later ones around the earlier."""
+    """Make a hook manager with these plugins, later ones around earlier ones."""
     made = pluggy.PluginManager(hookspecs.PROJECT)
     if specs:
         made.add_hookspecs(specs)
@@ -52,7 +52,7 @@ def manager(*plugins: object, specs: types.ModuleType | None = hookspecs) -> plu
 
 
 def refusal(hook: str, description: str) -> Callable[[], None]:
-    """Make the hook that is reached only if a method's own one returned nothing."""
+    """Make a hook that is reached only if the method's own hook returned nothing."""
     expected = EXPECTED.get(hook, "softprompt_zoo.InputTokens or LayerTokens")
 
     def refuse() -> None:
@@ -62,10 +62,10 @@ def refusal(hook: str, description: str) -> Callable[[], None]:
 
 
 def add_origin_note(error: BaseException, source: str) -> None:
-    """Name the plugin whose code raised an error that does not name it itself; a traceback shows it below the error.
+    """Name the plugin whose code raised an error, in a note that tracebacks show below the error.
 
     Args:
-        error: What was raised. A note is added to it.
+        error: The error. A note is added to it.
         source: Plugin and hook.
     """
     if source not in str(error):
@@ -90,7 +90,7 @@ def load_checked(candidate: Candidate) -> object:
 
 
 def _warn_of_unmarked(plugin: object, candidate: Candidate) -> None:
-    """Warn of functions that look like optional hooks; they may be something else, so the plugin loads."""
+    """Warn of functions that look like optional hooks; they may not be meant as hooks, so the plugin still loads."""
     for problem in unmarked(plugin, optional_hooks(candidate.group)):
         warnings.warn(f"{candidate.kind} {candidate.name!r} ({candidate.origin}): {problem}", stacklevel=5)
 
@@ -100,7 +100,7 @@ def _takes_self(plugin: type) -> bool:
 
 
 def marked(plugin: object) -> list[tuple[str, pluggy.HookImpl]]:
-    """Return what a plugin marks as hooks, under known names or not."""
+    """Return the functions that a plugin marks as hooks, whether their names are known or not."""
     callers = manager(plugin, specs=None).get_hookcallers(plugin) or ()
     return [(caller.name, hook) for caller in callers for hook in caller.get_hookimpls()]
 
@@ -112,7 +112,7 @@ def is_wrapper(plugin: object) -> bool:
 
 
 def own_hooks(plugin: object) -> dict[str, tuple[str, ...]]:
-    """Return the names of a plugin's hooks that are not wrappers, and what each of them asks for."""
+    """Return the names of a plugin's hooks that are not wrappers, and the arguments that each asks for."""
     return {name: hook.argnames for name, hook in marked(plugin) if not (hook.wrapper or hook.hookwrapper)}
 
 
@@ -124,7 +124,7 @@ def problems_of(plugin: Any, group: str) -> Iterator[str]:
     if group != WRAPPER_GROUP:
         yield from _problems_of_method(plugin)
     elif not is_wrapper(plugin):
-        yield "it is not a wrapper; mark its hooks, all of them, hookimpl(wrapper=True)"
+        yield "it is not a wrapper; mark all of its hooks hookimpl(wrapper=True)"
 
 
 def _problems_of_hook(name: str, hook: pluggy.HookImpl, further: tuple[str, ...]) -> Iterator[str]:
@@ -149,31 +149,31 @@ def _problems_of_method(plugin: Any) -> Iterator[str]:
         first, *others = ACTING_HOOKS
         lack = "its hook {!r} is marked as a wrapper" if first in dict(marked(plugin)) else "it has no hook {!r}"
         yield (
-            f"{lack.format(first)}; a method has one of its own, or {' or '.join(others)}, marked "
+            f"{lack.format(first)}; a method must implement it, or {' or '.join(others)}, marked "
             "softprompt_zoo.hookimpl"
         )
     yield from problems_of_attributes(plugin)
 
 
 def optional_hooks(group: str) -> tuple[str, ...]:
-    """Return the hooks that a plugin of a group may do without; a wrapper needs none in particular."""
+    """Return the hooks that a plugin of a group may omit; a wrapper needs none in particular."""
     return (*HOOKS, *OPTIONAL_HOOKS) if group == WRAPPER_GROUP else OPTIONAL_HOOKS
 
 
 def unmarked(plugin: Any, names: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each function that is named like a hook and is none.
+    """Yield a line for each function that is named like a hook but is not one.
 
     Args:
         plugin: A method or a wrapper.
-        names: The hooks that are looked for.
+        names: The hooks to look for.
     """
     hooks = dict(marked(plugin))
     for name in names:
         if name not in hooks and callable(getattr(plugin, name, None)):
-            yield f"its {name!r} is not marked softprompt_zoo.hookimpl, so nobody would call it; mark it or rename it"
+            yield f"its {name!r} is not marked softprompt_zoo.hookimpl, so it is never called; mark it or rename it"
 
 
 def config_of(plugin: Any) -> type[Options] | None:
-    """Return the class of a wrapper's options; `None` if it has none, for then it acts on every prompt."""
+    """Return the class of a wrapper's options; `None` if it has none and so acts on every prompt."""
     found = getattr(plugin, "Config", None)
     return found if isinstance(found, type) and issubclass(found, Options) else None

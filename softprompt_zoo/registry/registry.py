@@ -1,7 +1,7 @@
 """Looking methods up by name, loading their plugins one by one, and calling their hooks.
 
-A plugin that fails is remembered with its reason and never takes the others down: every method has a hook
-manager of its own, with its plugin and the wrappers in it, that is only made once the plugin has been checked.
+A plugin that fails is remembered with the reason and never affects the others: every method has a separate hook
+manager, with its plugin and the wrappers, which is made only once the plugin has been checked.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ class PluginReport:
     origin: str
     """Distribution and version."""
     problem: str | None
-    """What is wrong with it, in one line; `None` if nothing is known against it."""
+    """What is wrong with it, in one line; `None` if no problem is known."""
 
 
 class Registry:
-    """All methods of this process; `registry` below is the one instance that users meet."""
+    """All methods of this process; `registry` below is the instance that users see."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # never held while a plugin is imported: that may look methods up in a thread
+        self._lock = threading.RLock()  # never held while a plugin is imported: it may look methods up in a thread
         self._seen: tuple[object, ...] | None = None
         self._installed: list[Candidate] = []
         self._by_hand: dict[str, Candidate] = {}
@@ -50,12 +50,12 @@ class Registry:
         self.wrappers = Wrappers({})
 
     def candidates(self) -> dict[str, Candidate]:
-        """Return the usable names and what offers them, from metadata only; no plugin is imported."""
+        """Return the usable names and the plugins that offer them, from metadata only; no plugin is imported."""
         ordered = sorted(self._resolve().owners.values(), key=lambda candidate: candidate.name)
         return {candidate.name: candidate for candidate in ordered}
 
     def knows(self, name: str) -> bool:
-        """Return whether a name or alias finds a method, or several."""
+        """Return whether a name or alias refers to a method, or several."""
         names = self._resolve()
         return normalize(name) in names.owners or normalize(name) in names.clashes
 
@@ -70,8 +70,8 @@ class Registry:
 
         Raises:
             TypeError: If `name` is not a string.
-            UnknownMethodError: If nothing offers it; names the nearest and the installed ones.
-            PluginError: If its plugin fails to load or to keep the contract.
+            UnknownMethodError: If nothing offers it; the message names the nearest and the installed ones.
+            PluginError: If its plugin fails to load or breaks the contract.
         """
         if not isinstance(name, str):
             raise TypeError(f"method name is {name!r} ({type(name).__name__}); expected a string")
@@ -90,13 +90,13 @@ class Registry:
             name: Canonical name.
             distribution: Package that offered it.
             version: Version of that package; empty if it was registered by hand.
-            where: What is read, for the message.
+            where: The file or folder that is read, for the message.
 
         Returns:
             The loaded method.
 
         Raises:
-            UnknownMethodError: If it is not installed; says what to install, if the file names a package at all.
+            UnknownMethodError: If it is not installed; the message says what to install if the file names any.
         """
         try:
             return self.lookup(name)
@@ -107,7 +107,7 @@ class Registry:
             ) from error
 
     def holder_of(self, tokens: object) -> LoadedMethod:
-        """Find the method whose prompts can be plain tokens: the package's own ones first.
+        """Find a method whose prompts can be plain tokens of this kind, built-in ones first.
 
         Args:
             tokens: The virtual tokens.
@@ -116,7 +116,7 @@ class Registry:
             The method.
 
         Raises:
-            UnsupportedError: If none that loads says so of tokens of their class.
+            UnsupportedError: If no method that loads declares their class.
         """
         for method in self._loadable(self._own_first()):
             if method.plain_kind is not None and isinstance(tokens, method.plain_kind):
@@ -126,7 +126,7 @@ class Registry:
         )
 
     def _owner(self, name: str) -> Candidate:
-        """Return the method that a name or alias is of."""
+        """Return the method that a name or alias refers to."""
         key, names = normalize(name), self._resolve()
         if key in names.clashes:
             raise PluginError(names.clashes[key])
@@ -139,28 +139,28 @@ class Registry:
         return names.owners[key]
 
     def reader_of(self, peft_type: str) -> LoadedMethod | None:
-        """Find the method that loads a type of PEFT's: the package's own ones first, for a stranger's takes none over.
+        """Find the method that loads a PEFT type, built-in ones first, so that third-party ones cannot take one over.
 
         Args:
-            peft_type: PEFT's name of it.
+            peft_type: PEFT's name of the type.
 
         Returns:
-            The method; `None` if none does. Only methods that declare the type are imported, and the others where none
-            does: a plugin may make its `PEFT_TYPES` by code.
+            The method; `None` if there is none. Only methods that declare the type are imported; others only if none
+            does, since a plugin may compute its `PEFT_TYPES`.
         """
         possible = [one for one in self._own_first() if peft_type in one.peft_types or not one.peft_types]
         declared_first = sorted(possible, key=lambda candidate: not candidate.peft_types)
         return next((m for m in self._loadable(declared_first) if peft_type in m.peft_types), None)
 
     def peft_types(self) -> list[str]:
-        """List the types of PEFT's that some method loads, in the order of their names."""
+        """List the PEFT types that some method loads, sorted by name."""
         return sorted({name for method in self._loadable(self._own_first()) for name in method.peft_types})
 
     def _own_first(self) -> list[Candidate]:
         return sorted(self.candidates().values(), key=lambda c: c.distribution != discovery.OWN_DISTRIBUTION)
 
     def _loadable(self, candidates: list[Candidate]) -> Iterator[LoadedMethod]:
-        """Yield those of some methods that load."""
+        """Yield the methods that load."""
         for candidate in candidates:
             with contextlib.suppress(PluginError):
                 yield self.lookup(candidate.name)
@@ -176,8 +176,8 @@ class Registry:
             `plugin`, so that it can be used as a decorator.
 
         Raises:
-            TypeError: If the name is not a string; nothing is registered then, nor below.
-            ValueError: If the name has other characters than letters, digits, `_` and `-`.
+            TypeError: If the name is not a string. After any of these errors, nothing is registered.
+            ValueError: If the name has characters other than letters, digits, `_` and `-`.
             PluginError: If the name is taken or the plugin breaks the contract.
         """
         candidate = by_hand(plugin, name)
@@ -195,7 +195,7 @@ class Registry:
         return plugin
 
     def _check_free(self, name: str) -> None:
-        """Refuse a name or alias that finds another plugin, or several."""
+        """Refuse a name or alias that already refers to another plugin, or several."""
         key, names = normalize(name), self._resolve()
         owner = self._by_hand.get(key) or names.owners.get(key)
         if owner is not None:
@@ -205,7 +205,7 @@ class Registry:
             raise PluginError(f"the name {name!r} is taken by several plugins; choose another")
 
     def unregister(self, name: str) -> None:
-        """Take back a `register`; prompts that use the method keep working.
+        """Undo `register`; prompts that use the method keep working.
 
         Args:
             name: The name it was registered under.
@@ -248,11 +248,11 @@ class Registry:
         return [candidate for group in groups for candidate in offered if candidate.group == group]
 
     def _resolve(self) -> Names:
-        """Work out the names anew if plugins may have come, gone or been switched on or off."""
+        """Resolve the names again if plugins may have been installed, removed, or switched on or off."""
         with self._lock:
             now = discovery.fingerprint()
             if self._seen != now:
-                if self._seen is not None:  # what a plugin lacked may have been installed: try it again
+                if self._seen is not None:  # a plugin's missing dependency may have been installed: try again
                     self._outcomes = {c: o for c, o in self._outcomes.items() if not isinstance(o, PluginError)}
                 self._installed = list(dict.fromkeys(discovery.find_plugins()))
                 self._names = assign_names(self._offered(GROUP))
@@ -278,7 +278,7 @@ class Registry:
             try:
                 found[candidate] = self._load(candidate)
             except PluginError as error:
-                if is_news:  # nobody looks a wrapper up by name
+                if is_news:  # wrappers are not looked up by name, so nothing else would report it
                     warnings.warn(str(error), stacklevel=4)
         with self._lock:
             if found != self.wrappers.plugins:
@@ -288,4 +288,4 @@ class Registry:
 
 
 registry = Registry()
-"""The process's registry."""
+"""The registry of this process."""

@@ -1,4 +1,4 @@
-"""A wrapper's hook around a method's: called as pluggy calls it, but one that fails is named, and it alone."""
+"""A wrapper's hook around a method's, called as by pluggy, except that exactly the hook that fails is named."""
 
 import dataclasses
 import functools
@@ -25,28 +25,28 @@ class WrappingHook:
     asks_for: tuple[str, ...]
     """Names of its arguments."""
     is_chosen: bool
-    """Whether it runs around the hooks of those prompts alone whose user chose the wrapper, for it has options."""
+    """Whether it has options, so that it runs only for prompts whose user chose the wrapper."""
     returns_a_value: bool
-    """Whether `None` is no answer."""
+    """Whether it must return a value other than `None`."""
 
     def acts(self, chosen: Mapping[str, Options]) -> bool:
-        """Return whether it runs, with these wrappers chosen."""
+        """Return whether it runs if these wrappers are chosen."""
         return not self.is_chosen or self.wrapper in chosen
 
     def around(self, within: Callable[[], Any], arguments: Mapping[str, Any], chosen: Mapping[str, Options]) -> Any:
-        """Run it around what is within.
+        """Run it around an inner call.
 
         Args:
-            within: Calls the method's hook, and the wrappers inside of this one.
+            within: Calls the method's hook and the wrappers inside this one.
             arguments: All arguments of the hook's spec.
             chosen: The wrappers that the user chose, by name, with their options.
 
         Returns:
-            What it returned.
+            Its result.
 
         Raises:
-            PluginError: If it returned nothing, or yielded not exactly once.
-            Exception: What it raises itself, with a note that names it; what is raised within, without.
+            PluginError: If it returned nothing, or did not yield exactly once.
+            Exception: Whatever it raises itself, with a note that names it; errors from within get no note.
         """
         given = {**arguments, CONFIG_ARGUMENT: chosen.get(self.wrapper)}
         generator = self.function(*[given[name] for name in self.asks_for])
@@ -66,7 +66,7 @@ class WrappingHook:
         return self._end(generator.send, result)
 
     def _end(self, resume: Callable[[Any], Any], outcome: Any) -> Any:
-        """Let the generator go on with what was returned or raised within, and return its result."""
+        """Resume the generator with what was returned or raised within, and return its result."""
         try:
             resume(outcome)
         except StopIteration as stop:
@@ -78,7 +78,7 @@ class WrappingHook:
         else:
             raise PluginError(f"{self.source} yielded twice; expected one yield, which runs the method's hook")
         if returned is None and self.returns_a_value:
-            raise PluginError(f"{self.source} returned nothing; expected what yield gives it, or another value like it")
+            raise PluginError(f"{self.source} returned nothing; expected the result of yield, or another value like it")
         return returned
 
 
@@ -95,7 +95,7 @@ def call(
 
 
 def in_new_style(function: Callable[..., Any]) -> Callable[..., Generator[None, Any, Any]]:
-    """Make a generator function of pluggy's older kind, which is sent a `pluggy.Result`, one of the newer kind."""
+    """Convert a generator function in pluggy's old style, which receives a `pluggy.Result`, to the new style."""
 
     @functools.wraps(function)
     def around(*arguments: Any) -> Generator[None, Any, Any]:

@@ -1,4 +1,4 @@
-"""The wrappers of this process: which hooks they run around, which have options, and what a prompt says of them."""
+"""The wrappers of this process: which hooks they run around, which have options, and which a prompt chose."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,10 +36,10 @@ class Wrappers:
         )
 
     def around(self, hook: str, chosen: Mapping[str, Options]) -> tuple[WrappingHook, ...]:
-        """Return the wrappers that run around a hook of a prompt, the outermost last.
+        """Return the wrappers that run around a prompt's hook, outermost last.
 
         Args:
-            hook: Its name.
+            hook: The hook's name.
             chosen: The wrappers that the user chose for the prompt, by name, with their options.
         """
         every = self._hooks[hook]
@@ -49,10 +49,10 @@ class Wrappers:
         """Read the options of wrappers.
 
         Args:
-            wanted: By name or alias of a wrapper the options that the user gives it.
+            wanted: The options that the user gave each wrapper, by the wrapper's name or alias.
 
         Returns:
-            By canonical name what they amount to.
+            The parsed options, by canonical name.
 
         Raises:
             TypeError: If an option is unknown or of a wrong type, or the wrapper has no options.
@@ -60,7 +60,7 @@ class Wrappers:
             UnknownMethodError: If there is no such wrapper.
         """
         if not isinstance(wanted, Mapping):
-            raise TypeError(f"wrappers is {wanted!r} ({type(wanted).__name__}); expected options by name of a wrapper")
+            raise TypeError(f"wrappers is {wanted!r} ({type(wanted).__name__}); expected wrapper names with options")
         return dict(self._chosen(name, options) for name, options in wanted.items())
 
     def _chosen(self, wanted: str, options: Mapping[str, Any]) -> tuple[str, Options]:
@@ -76,6 +76,6 @@ class Wrappers:
         return name, kind.from_options(dict(options), f"wrapper {name!r}")
 
     def acting(self, chosen: Mapping[str, Options]) -> dict[str, Candidate]:
-        """Return the wrappers that run around some hook of a prompt, by name; `chosen` as in `around`."""
+        """Return the wrappers that run around any hook of a prompt, by name; `chosen` as in `around`."""
         names = {one.wrapper for hook in self._hooks.values() for one in hook if one.acts(chosen)}
         return {candidate.name: candidate for candidate in self.plugins if candidate.name in names}

@@ -66,11 +66,11 @@ BROKEN = {
         plugin(injct=inject),
         r"there is no hook 'injct'; did you mean 'inject'\? hooks are build_virtual_tokens, inject, merge, map_text",
     ),
-    "missing": (plugin(build_virtual_tokens=None), r"it has no hook 'build_virtual_tokens'; a method has one of its o"),
+    "missing": (plugin(build_virtual_tokens=None), r"it has no hook 'build_virtual_tokens'; a method must implement"),
     "unmarked": (plugin(merge=lambda parameters: None), r"its 'merge' is not marked softprompt_zoo.hookimpl, so"),
     "own wrapper": (
         plugin(build_virtual_tokens=around),
-        r"its hook 'build_virtual_tokens' is marked as a wrapper; a method has one of its own, or map_text or attend",
+        r"its hook 'build_virtual_tokens' is marked as a wrapper; a method must implement it, or map_text or attend",
     ),
     "no generator": (
         plugin(build_virtual_tokens=around_nothing),
@@ -86,7 +86,7 @@ BROKEN = {
     ),
     "hidden": (
         plugin(Config=HidesTasks),
-        r"its Config has an option 'tasks', which hides MethodConfig.tasks; num_tasks for",
+        r"its Config has an option 'tasks', which hides MethodConfig.tasks; use num_tasks for",
     ),
     "hidden method": (
         plugin(Config=HidesToDict),

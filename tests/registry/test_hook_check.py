@@ -92,7 +92,7 @@ def test_faults_of_methods_are_found(global_registry):
 
 def test_an_optional_hook_without_its_mark_is_warned_of_and_a_problem(global_registry):
     global_registry.offer("unmarked", method(after_step=lambda parameters: None))
-    text = r"method 'unmarked' \(strangers 1.5\): its 'after_step' is not marked softprompt_zoo.hookimpl, so nobody wo"
+    text = r"method 'unmarked' \(strangers 1.5\): its 'after_step' is not marked softprompt_zoo.hookimpl, so it is nev"
     with pytest.warns(UserWarning, match=text):
         installed_methods.lookup("unmarked")
     assert check()[0]["unmarked"].startswith("its 'after_step' is not marked")

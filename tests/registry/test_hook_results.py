@@ -241,7 +241,7 @@ class IsNoModule:
     [
         (IsNoModule, "returned IsNoModule; expected a torch.nn.Module"),
         (lambda config, backbone: None, "returned NoneType; expected a torch.nn.Module"),
-        (HasNoStart, r"has no initialize\(config, backbone\); it is what gives the start values"),
+        (HasNoStart, r"has no initialize\(config, backbone\), which gives the start values"),
     ],
 )
 def test_parameters_that_are_no_module_or_have_no_start_are_refused(installed, registry, made, reason):

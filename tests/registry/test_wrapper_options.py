@@ -61,7 +61,7 @@ def test_a_wrapper_with_options_acts_on_the_prompts_that_chose_it(scale):
         ({"scale": {"fact": 2}}, TypeError, "unknown option 'fact' for wrapper 'scale'; did you mean 'factor'?"),
         ({"scale": {"factor": "two"}}, TypeError, "factor is 'two'"),
         ({"scale": {"factor": -1}}, ValueError, "factor is -1; expected a number above 0"),
-        (("scale",), TypeError, r"wrappers is \('scale',\) \(tuple\); expected options by name"),
+        (("scale",), TypeError, r"wrappers is \('scale',\) \(tuple\); expected wrapper names with options"),
         ({"scale": 2}, TypeError, "the options of wrapper 'scale' are 2; expected a dictionary"),
     ],
 )

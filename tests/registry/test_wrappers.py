@@ -50,7 +50,7 @@ def asks_the_weather(weather):
         (ImportError("gone"), "ImportError: gone"),
         (types.SimpleNamespace(inject=asks_the_weather), "its hook 'inject' asks for 'weather'; it may ask for"),
         (types.SimpleNamespace(injct=around), "there is no hook 'injct'; did you mean 'inject'"),
-        (plugin(), r"it is not a wrapper; mark its hooks, all of them, hookimpl\(wrapper=True\)"),
+        (plugin(), r"it is not a wrapper; mark all of its hooks hookimpl\(wrapper=True\)"),
         (types.SimpleNamespace(), "it is not a wrapper"),
         (types.SimpleNamespace(merge=around_nothing), "not a generator function"),
     ],
@@ -75,7 +75,7 @@ def test_a_wrapper_that_returns_nothing_is_named(installed, registry):
 
     installed.offer("hole", types.SimpleNamespace(build_virtual_tokens=build_virtual_tokens), group=WRAPPER_GROUP)
     installed.offer("mixture", plugin())
-    text = r"^wrapper 'hole' \(strangers 1\.5\), hook 'build_virtual_tokens', returned nothing; expected what yield"
+    text = r"^wrapper 'hole' \(strangers 1\.5\), hook 'build_virtual_tokens', returned nothing; expected the result of"
     with pytest.raises(zoo.PluginError, match=text):
         built(registry.lookup("mixture"))
 
