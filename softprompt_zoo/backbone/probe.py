@@ -1,4 +1,4 @@
-"""The function that replaces attention while a stack is inspected, and records who calls it, with which sizes."""
+"""The function that replaces attention while a stack is inspected, recording its callers and their sizes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class Probe:
 
 
 class Idle(TorchFunctionMode):
-    """Makes linear layers return zeros, to see who calls attention, with which sizes, without reading weights."""
+    """Makes linear layers return zeros, to find the callers of attention and their sizes without reading weights."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a torch function, or return zeros if it is that of a linear layer."""

@@ -47,7 +47,7 @@ def check_forward(module: nn.Module) -> None:
         module: The module. Not changed.
 
     Raises:
-        UnsupportedError: If it does not end in a method of this module, or takes no keywords where its class does.
+        UnsupportedError: If it does not end in a method of this module, or takes no keywords although its class does.
     """
     if not is_replaced(module):
         return

@@ -1,7 +1,7 @@
 """Which prompts each row sees.
 
 A *combination* is the ordered tuple of prompts that one row sees; rows with the same combination share its tokens, so
-nothing is computed twice. Within a combination, the tokens of one prompt follow those of the other.
+nothing is computed twice. Within a combination, the tokens of each prompt follow those of the previous one.
 """
 
 import dataclasses

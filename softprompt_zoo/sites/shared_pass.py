@@ -169,7 +169,7 @@ def _run(
 
 
 def _check_masks(pending: list[_Pending], before: list[Segment | None]) -> None:
-    """Refuse tokens computed once for all rows after tokens of which each row sees different ones."""
+    """Refuse tokens computed once for all rows if each row sees different ones of the tokens before them."""
     for part, segment in zip(pending, before, strict=True):
         if segment is not None and segment.mask is not None:
             raise UnsupportedError(

@@ -22,5 +22,5 @@ class Text:
     positions: Int[Tensor, "#rows length"]
     """Position of each token in its row, from 0; padding is not counted."""
     states: Callable[[], Float[Tensor, "rows length hidden"]]
-    """Runs the frozen model on the text alone, without prompts, and returns its last hidden states, without gradient;
+    """Runs the frozen model on just the text, without prompts, and returns its last hidden states, without gradient;
     computed once, on the first call."""

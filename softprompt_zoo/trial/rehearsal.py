@@ -108,7 +108,7 @@ def _is_telling(family: str, stacks: Mapping[str, Stack]) -> bool:
 
 
 def _encoded(encoder: Stack, ids: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a decoder's arguments with embeddings in place of encoded words and text, and of encoded text alone."""
+    """Return a decoder's arguments with embeddings in place of encoded words and text, and of the text only."""
     states = encoder.embed(ids)
     return {"encoder_hidden_states": states}, {"encoder_hidden_states": states[:, WORD_COUNT:]}
 
