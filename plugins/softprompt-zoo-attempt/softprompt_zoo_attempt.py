@@ -143,7 +143,7 @@ class Parameters(nn.Module):
 
     def _start_query(self) -> None:
         if _is_saved(self._config.sources):
-            raise ValueError(f"sources is {GIVEN!r}, which is only valid in a saved prompt; {EXPECTED}")
+            raise ValueError(f"sources is {GIVEN!r}, which only saved prompts may have; {EXPECTED}")
         self.input.copy_(self.sources.amax(dim=1).mean(dim=0))
         self.down.reset_parameters()
         self.up.reset_parameters()

@@ -303,7 +303,7 @@ def test_a_model_without_weights_takes_it():
         ),
         ({"sources": sources() / torch.tensor([1, 0])[:, None, None]}, ValueError, r"sources\[1\].*non-finite"),
         ({"sources": ["no/such/folder"]}, zoo.CheckpointError, "no/such/folder"),
-        ({"sources": "given", "num_sources": 2}, ValueError, "sources is 'given', which only a saved prompt"),
+        ({"sources": "given", "num_sources": 2}, ValueError, "sources is 'given', which only saved prompts may have"),
         ({"num_sources": 3}, ValueError, "num_sources is 3, but 2 sources are given"),
         ({"num_sources": 0}, ValueError, "num_sources is 0"),
         ({"temperature": 0}, ValueError, "temperature is 0; expected a number above 0"),

@@ -1,7 +1,7 @@
-"""Soft prompts in vLLM: every request names its user's prompt out of a bank.
+"""Soft prompts in vLLM: every request names its user's prompt in a bank.
 
-`register` tells vLLM of the connector; `connector` is what vLLM calls. In the scheduler's process `scheduling` decides
-what a request gets, with `requests` making room in front of its text; in the workers `loading` puts keys and values
-into the paged cache, with `tables` keeping some ready. `catalog` looks prompts up, `settings` reads the deployment's
-configuration and refuses what cannot work, `checkpoint` compares the bank with the model that is served.
+`register` registers the connector with vLLM, which calls `connector`. In the scheduler's process, `scheduling` decides
+what a request gets, and `requests` makes room in front of its text; in the workers, `loading` writes keys and values
+into the paged cache, and `tables` caches some. `catalog` looks up prompts, `settings` reads the deployment's
+configuration and refuses what cannot work, `checkpoint` compares the bank with the served model.
 """

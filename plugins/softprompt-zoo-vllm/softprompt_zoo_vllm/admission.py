@@ -1,8 +1,8 @@
-"""A server's requests that cannot have the prompt they name are refused before they enter the engine.
+"""Refusing a server's requests whose prompt cannot be used, before they enter the engine.
 
 vLLM has no hook that sees a request with its tokens and its configuration together, so `install` adds one to
-`AsyncLLM`, through which every request passes that a server takes. In Python, `vllm.LLM` has none: there a batch is one
-call, which one bad request would end; it ends alone, in the engine.
+`AsyncLLM`, through which all of a server's requests pass. `vllm.LLM` in Python has no such check: there, a batch is a
+single call, which one bad request would abort; instead, the request fails alone, in the engine.
 """
 
 import contextvars
@@ -18,25 +18,25 @@ from softprompt_zoo_vllm.requests import length_problem, problem_of, prompt_of
 from softprompt_zoo_vllm.settings import KEY
 
 PARAMETER = f"kv_transfer_params.{KEY}"
-"""What an error says is wrong."""
+"""The parameter that errors name as wrong."""
 _BEAM = re.compile(r"-beam-\d+$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Admission:
-    """That a request came through `Front`, which looks prompts up without keeping others waiting."""
+    """Marks a request that came through `Front`, which looks up prompts without delaying other requests."""
 
     entry: zoo.PrefixEntry | None = None
     """Its prompt, if it named one."""
 
 
 admission: contextvars.ContextVar[Admission | None] = contextvars.ContextVar("admission", default=None)
-"""Of the HTTP request that is being answered; no client can forge it."""
+"""Belongs to the current HTTP request; no client can forge it."""
 
 
 @functools.cache
 def install() -> None:
-    """Have vLLM check the requests that servers take; it may be called again."""
+    """Make vLLM check the requests of servers; may be called repeatedly."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
     start = AsyncLLM.__init__
@@ -50,7 +50,7 @@ def install() -> None:
 
 
 def _check_inputs(processor: Any, config: Any) -> None:
-    """Have a server's `InputProcessor` check what it makes, for rendered prompts and for those it renders itself."""
+    """Make a server's `InputProcessor` check its results, for rendered prompts and for those it renders itself."""
     process, process_later = processor.process_inputs, processor.process_inputs_async
 
     def process_and_check(*args: Any, **options: Any) -> Any:
@@ -67,13 +67,13 @@ def _check_inputs(processor: Any, config: Any) -> None:
 
 
 def _may_concern_us(made: Any) -> bool:
-    """Return whether a request, vLLM's `EngineCoreRequest`, names a prompt, or is one of those that lose its name."""
+    """Return whether a request, vLLM's `EngineCoreRequest`, names a prompt, or may have lost the name."""
     extra = made.pooling_params.extra_kwargs if made.sampling_params is None else made.sampling_params.extra_args
     return bool(extra and extra.get("kv_transfer_params")) or _BEAM.search(made.request_id) is not None
 
 
 def _check(made: Any, config: Any) -> None:
-    """Refuse a request that cannot have its prompt."""
+    """Refuse a request whose prompt cannot be used."""
     if not _may_concern_us(made):
         return
     from vllm.exceptions import VLLMValidationError
@@ -86,15 +86,15 @@ def _check(made: Any, config: Any) -> None:
 
 
 def check(request: Any, gate: Gate | None, model_config: Any) -> None:
-    """Refuse a request that cannot have its prompt.
+    """Refuse a request whose prompt cannot be used.
 
     Args:
         request: vLLM's `Request`.
-        gate: To the server's bank, if it has one.
+        gate: The gate to the server's bank, if it has one.
         model_config: vLLM's `ModelConfig`.
 
     Raises:
-        PromptRefusedError: Says why.
+        PromptRefusedError: With the reason.
     """
     came = admission.get()
     name = prompt_of(request)
@@ -102,7 +102,7 @@ def check(request: Any, gate: Gate | None, model_config: Any) -> None:
         if came is None and gate is not None and _BEAM.search(request.request_id):
             raise PromptRefusedError(
                 "use_beam_search drops a request's soft prompt, and this server cannot tell whether there was one; "
-                "leave it out, or have the server started with VLLM_PLUGINS=soft_prompt"
+                "leave it out, or ask the operator to start the server with VLLM_PLUGINS=soft_prompt"
             )
         return
     if gate is None:
@@ -116,7 +116,7 @@ def check(request: Any, gate: Gate | None, model_config: Any) -> None:
 
 
 def no_bank(name: Any) -> PromptRefusedError:
-    """Return why a server without a bank refuses a request that names a prompt."""
+    """Return the error for a request that names a prompt on a server without a bank."""
     return PromptRefusedError(
         f"the request names the soft prompt {name!r}, but this server has no bank of prompts; ask its operator "
         "to start it with softprompt-zoo serve"
@@ -124,18 +124,19 @@ def no_bank(name: Any) -> PromptRefusedError:
 
 
 def _entry(name: Any, came: Admission | None, gate: Gate) -> zoo.PrefixEntry:
-    """Return what the bank says of a prompt that a request may have."""
+    """Return the bank's entry of a prompt that a request may use."""
     if came is not None and came.entry is not None and came.entry.name == name:
         return came.entry
     if gate.is_guarded:
         raise PromptRefusedError(
-            f"whether the request may use the soft prompt {name!r} depends on its HTTP headers, and it came without; "
-            "have the server started with VLLM_PLUGINS=soft_prompt, or take authorize out of its configuration"
+            f"whether the request may use the soft prompt {name!r} depends on its HTTP headers, but it came without; "
+            "ask the operator to start the server with VLLM_PLUGINS=soft_prompt, or to remove authorize from its "
+            "configuration"
         )
     return gate.catalog.find(name)
 
 
 def _stream_problem(request: Any) -> str | None:
     if request.resumable:
-        return "a soft prompt cannot be had with text that is sent in pieces; send the text as a whole"
+        return "a soft prompt cannot be combined with text that is sent in pieces; send the text as a whole"
     return None

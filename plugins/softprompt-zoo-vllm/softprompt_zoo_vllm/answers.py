@@ -1,4 +1,4 @@
-"""Bodies of HTTP requests and answers, as ASGI hands them over."""
+"""Bodies of HTTP requests and responses in ASGI's form."""
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -12,17 +12,17 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 HEADER = b"x-soft-prompt"
-"""Header of an answer that had a prompt."""
+"""Header of a response that used a prompt."""
 ERROR_EVENT = b'data: {"error":'
 NOTHING = b"data: [DONE]"
 ENGINE_FAILED = 500
 """Status of a request that failed in the engine."""
 KINDS = {400: "BadRequestError", 403: "ForbiddenError", 503: "ServiceUnavailableError"}
-"""Types of errors, as vLLM and OpenAI name them."""
+"""Error types, with vLLM's and OpenAI's names."""
 
 
 async def read_body(receive: Receive) -> bytes:
-    """Read a request's whole body; what a client leaves unsent is missing."""
+    """Read a request's whole body; parts that the client does not send are missing."""
     parts = []
     while True:
         message = await receive()
@@ -32,7 +32,7 @@ async def read_body(receive: Receive) -> bytes:
 
 
 def receive_again(data: bytes, receive: Receive) -> Receive:
-    """Return what hands over a body that was read, and then what comes behind it: that the client has gone."""
+    """Return a `receive` that replays a body already read, and then passes on later messages such as a disconnect."""
     waiting = [{"type": "http.request", "body": data, "more_body": False}]
 
     async def again() -> Message:
@@ -42,12 +42,12 @@ def receive_again(data: bytes, receive: Receive) -> Receive:
 
 
 def error_body(error: Exception, status: int) -> tuple[int, dict[str, Any]]:
-    """Return status and JSON of an error, as vLLM's own look."""
+    """Return status and JSON of an error in vLLM's form."""
     return status, {"error": {"message": str(error), "type": KINDS[status], "param": PARAMETER, "code": status}}
 
 
 async def send_json(send: Send, status: int, content: Any) -> None:
-    """Send a whole answer."""
+    """Send a complete JSON response."""
     data = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -55,17 +55,17 @@ async def send_json(send: Send, status: int, content: Any) -> None:
 
 
 class Told:
-    """Sends an answer with a header that says which prompt it had.
+    """Sends a response with a header that names the prompt that was used.
 
-    A stream that begins with an error gets its status. vLLM does not say why a request failed in the engine; where the
-    prompt is what is wrong, 400 and the reason take the place of its 500. Where it is sound, it may have been replaced
-    between its look-up and its reading, and be by now what it was before; nothing is sent of such a failure unless it
-    is told to.
+    A stream that begins with an error gets the error's status. vLLM does not say why a request failed in the engine; if
+    the prompt is at fault, 400 and the reason replace its 500. If the prompt is valid, it may have been replaced
+    between its lookup and its reading, and may since have its earlier content again; such a failure is only sent by
+    `send_failure`.
 
     Args:
-        send: Sends.
-        entry: The prompt, as it was looked up.
-        look_again: Reads the prompt whole.
+        send: ASGI's `send`.
+        entry: The prompt as it was looked up.
+        look_again: Reads the whole prompt.
     """
 
     def __init__(
@@ -76,15 +76,15 @@ class Told:
         self._look_again = look_again
         self._held: list[Message] = []
         self.now: zoo.PrefixEntry | None = None
-        """The prompt as it is now, if the request failed although it is sound, and nothing was sent."""
+        """The prompt as it is now, if the request failed although it is valid, and nothing was sent."""
 
     @property
     def was_replaced(self) -> bool:
-        """Whether another prompt has taken the place of the one that a request failed with."""
+        """Whether the prompt with which a request failed has been replaced."""
         return self.now is not None and self.now.stamp != self._entry.stamp
 
     async def __call__(self, message: Message) -> None:
-        """Send the next message, or hold it until it is known whether the answer is an error."""
+        """Send the next message, or hold it until it is known whether the response is an error."""
         if message["type"] == "http.response.start":
             self._held = [message]
         elif not self._held:
@@ -102,7 +102,7 @@ class Told:
             await self._fail(status)
 
     async def _fail(self, status: int) -> None:
-        """Send an error, with the reason if the prompt is to blame, or hold it if the prompt may have been replaced."""
+        """Send an error, with the reason if the prompt is at fault, or hold it if the prompt may have been replaced."""
         if status != ENGINE_FAILED:
             await self.send_failure()
             return
@@ -112,7 +112,7 @@ class Told:
             await send_json(self._send, *error_body(error, 400))
 
     async def send_failure(self) -> None:
-        """Send the server's own words of a request that failed."""
+        """Send the server's own response for a failed request."""
         start, first, *_ = self._held
         status = _status(start, first)
         if start["status"] != status:
@@ -121,7 +121,7 @@ class Told:
             await self._release([])
 
     async def _release(self, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send what was held, with more headers."""
+        """Send the held messages, with additional headers."""
         (start, *bodies), self._held = self._held, []
         await self._send({**start, "headers": [*start.get("headers", []), *headers]})
         for body in bodies:
@@ -129,7 +129,7 @@ class Told:
 
 
 def _status(start: Message, body: Message) -> int:
-    """Return an answer's status, that of the error with which a stream begins included."""
+    """Return a response's status, or that of the error with which a stream begins."""
     status: int = start["status"]
     error = _event(body).get("error") if status < 400 else None
     code = error.get("code") if isinstance(error, dict) else None
@@ -137,9 +137,9 @@ def _status(start: Message, body: Message) -> int:
 
 
 def _event(body: Message) -> dict[str, Any]:
-    """Return the first event of a stream that begins with an error, or is over at once; nothing of any other answer."""
+    """Return the first event of a stream that begins with an error or ends at once; `{}` for any other response."""
     data = bytes(body.get("body", b""))
-    if data.startswith(NOTHING):  # vLLM 0.31 says no more of a request that failed in the engine
+    if data.startswith(NOTHING):  # vLLM 0.31 sends nothing else for a request that failed in the engine
         return {"error": {"message": "Internal server error", "type": "InternalServerError", "code": 500}}
     if not data.startswith(ERROR_EVENT):
         return {}

@@ -1,4 +1,4 @@
-"""Who may name which prompt: a deployment's own function, asked for every request."""
+"""Who may use which prompt: a function of the deployment, called for every request."""
 
 import importlib
 import inspect
@@ -7,22 +7,22 @@ from typing import Protocol
 
 
 class Authorizer(Protocol):
-    """What `authorize` of the configuration names."""
+    """The function that `authorize` in the configuration names."""
 
     def __call__(self, name: str, headers: Mapping[str, str]) -> bool | Awaitable[bool]:
-        """Say whether a request may have a prompt.
+        """Return whether a request may use a prompt.
 
         Args:
-            name: What the request names; a prompt of this name need not be there.
+            name: The name in the request; a prompt of this name need not exist.
             headers: The request's HTTP headers, names in lower case.
 
         Returns:
-            Whether it may. What it raises is a refusal too, and stands in the log.
+            Whether it may. An exception is a refusal, too, and is logged.
         """
 
 
 def load_authorizer(path: str) -> Authorizer:
-    """Import a deployment's function.
+    """Import the deployment's function.
 
     Args:
         path: `module:function`.
@@ -31,7 +31,7 @@ def load_authorizer(path: str) -> Authorizer:
         The function.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such function.
     """
     module, _, attribute = path.partition(":")
     try:
@@ -44,15 +44,15 @@ def load_authorizer(path: str) -> Authorizer:
 
 
 async def is_allowed(authorize: Authorizer, name: str, headers: Mapping[str, str]) -> bool:
-    """Ask, and wait for the answer.
+    """Call the deployment's function, and await its result if necessary.
 
     Args:
-        authorize: Whom to ask.
-        name: The prompt.
-        headers: The request's.
+        authorize: The function.
+        name: The prompt's name.
+        headers: The request's HTTP headers.
 
     Returns:
-        Whether the answer is `True`; anything else, a number or text too, is a no.
+        Whether the result is `True`; anything else, including numbers and texts, is a refusal.
     """
     answer = authorize(name, headers)
     if inspect.isawaitable(answer):

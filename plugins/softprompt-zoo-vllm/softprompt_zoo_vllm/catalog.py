@@ -1,4 +1,4 @@
-"""Looking prompts up in the bank, with reasons that a client can read."""
+"""Looking up prompts in the bank, with errors meant for clients."""
 
 import difflib
 import itertools
@@ -10,7 +10,7 @@ NAMES_TO_SUGGEST_FROM = 1000
 
 
 class PromptRefusedError(ValueError):
-    """A request cannot have the prompt it names; the text is one line for the client."""
+    """A request cannot use the prompt it names; the message is one line for the client."""
 
 
 class Catalog:
@@ -18,7 +18,7 @@ class Catalog:
 
     Args:
         reader: The bank.
-        suggests: Whether an error may tell the name of another prompt.
+        suggests: Whether an error may mention the name of another prompt.
     """
 
     def __init__(self, reader: zoo.PrefixReader, *, suggests: bool = True) -> None:
@@ -26,16 +26,16 @@ class Catalog:
         self._suggests = suggests
 
     def find(self, name: Any) -> zoo.PrefixEntry:
-        """Look up a prompt as it is now; its keys and values are not read.
+        """Look up the current state of a prompt, without reading its keys and values.
 
         Args:
-            name: What the request says.
+            name: The name in the request.
 
         Returns:
-            What the bank says of it.
+            The bank's entry.
 
         Raises:
-            PromptRefusedError: If there is no such prompt, or it cannot be served; says why.
+            PromptRefusedError: If there is no such prompt, or it cannot be served; with the reason.
         """
         if not isinstance(name, str):
             raise PromptRefusedError(f"soft_prompt is {name!r}; expected the name of a prompt, as text")
@@ -48,7 +48,7 @@ class Catalog:
         return entry
 
     def read(self, name: str) -> zoo.Prefix:
-        """Read a prompt whole.
+        """Read a whole prompt.
 
         Args:
             name: Its name.
@@ -57,7 +57,7 @@ class Catalog:
             Its keys and values.
 
         Raises:
-            PromptRefusedError: If it is gone, damaged or not finite.
+            PromptRefusedError: If it no longer exists, is damaged or has non-finite values.
         """
         try:
             return self._reader.read(name)
@@ -65,7 +65,7 @@ class Catalog:
             raise self._refusal(name, error) from error
 
     def _refusal(self, name: str, error: zoo.ZooError) -> PromptRefusedError:
-        """Return an error for the client, who need not know where the bank is."""
+        """Return an error for the client that does not reveal where the bank is."""
         reason = str(error).replace(str(self._reader.address), "the bank")
         return PromptRefusedError(f"the soft prompt {name!r} cannot be served: {reason}")
 

@@ -1,4 +1,4 @@
-"""Whether a bank is for the model that is served: its sizes, and a sample of its embedding table."""
+"""Checking that a bank belongs to the served model, by its sizes and a sample of its embedding table."""
 
 import logging
 from collections.abc import Iterator
@@ -18,8 +18,9 @@ logger = logging.getLogger(f"vllm.{__name__}")
 def check_checkpoint(model_config: Any, reader: zoo.PrefixReader) -> None:
     """Refuse to serve a model with the bank of another one.
 
-    The bank knows some rows of its model's embedding table. Names of tensors differ by architecture, so every table of
-    the checkpoint that may be the one is compared. Weights that are not in safetensors are not, and the log says so.
+    The bank has some rows of its model's embedding table. Tensor names differ by architecture, so every table in the
+    checkpoint that may be the right one is compared. Weights in other formats than safetensors are not compared, which
+    is logged.
 
     Args:
         model_config: vLLM's `ModelConfig`.
@@ -43,9 +44,9 @@ def check_checkpoint(model_config: Any, reader: zoo.PrefixReader) -> None:
 
 
 def _problem(model_config: Any, reader: zoo.PrefixReader, sampled: Tensor) -> zoo.BackboneMismatchError | None:
-    """Return what tells a model with these rows of a table `(ids, hidden)` from the bank's."""
+    """Return how a model with these rows of a table `(ids, hidden)` differs from the bank's; `None` if it does not."""
     text = model_config.hf_text_config
-    [layers] = reader.identity["backbone"]["layers"].values()  # each layer is checked where its cache is
+    [layers] = reader.identity["backbone"]["layers"].values()  # each layer is checked together with its cache
     types = [model_config.hf_config.model_type, text.model_type]
     own = reader.identity.get("model_type")
     try:
@@ -62,7 +63,7 @@ def _problem(model_config: Any, reader: zoo.PrefixReader, sampled: Tensor) -> zo
 
 
 def _tables(model_config: Any, reader: zoo.PrefixReader) -> Iterator[Tensor]:
-    """Yield the rows `(ids, hidden)` that the bank sampled, of each table in the checkpoint that may be the one."""
+    """Yield the rows `(ids, hidden)` that the bank sampled, for each table that may be the right one."""
     sample = reader.identity.get("embeddings")
     if sample is None:
         return
@@ -78,14 +79,14 @@ def _tables(model_config: Any, reader: zoo.PrefixReader) -> Iterator[Tensor]:
 
 
 def _scaled(rows: Tensor, sample: dict[str, Any]) -> Tensor:
-    """Scale rows as the model's embedding module may (Gemma), by the number that brings them closest to the sample."""
+    """Scale rows, as the model's embedding module may (Gemma), by the factor that best matches the sample."""
     expected, found = torch.tensor(sample["values"]), rows[:, sample["columns"]]
     scale = (expected * found).sum() / found.square().sum().clamp_min(torch.finfo(found.dtype).tiny)
     return rows * scale
 
 
 def _folder(model_config: Any) -> Path:
-    """Return the folder of the checkpoint, which vLLM has on this machine by now or is about to fetch."""
+    """Return the folder of the checkpoint, which vLLM has already downloaded or is about to."""
     folder = Path(model_config.model)
     if folder.is_dir():
         return folder

@@ -1,7 +1,7 @@
-"""What vLLM calls: its KV connector, one in the scheduler's process and one in each worker.
+"""The KV connector that vLLM calls, one in the scheduler's process and one in each worker.
 
-A request is placeholders and its text. The scheduler's side says that the placeholders are computed elsewhere, and the
-workers' side writes the prompt's keys and values into their blocks before the text is computed.
+A request consists of placeholders and its text. The scheduler's side reports that the placeholders are computed
+elsewhere, and the workers' side writes the prompt's keys and values into their blocks before the text is computed.
 """
 
 import dataclasses
@@ -28,16 +28,16 @@ from softprompt_zoo_vllm.steps import Step
 
 @dataclasses.dataclass
 class Metadata(KVConnectorMetadata):
-    """What vLLM carries from the scheduler to the workers."""
+    """What vLLM passes from the scheduler to the workers."""
 
     step: Step
 
 
 class SoftPromptConnector(KVConnectorBase_V1, SupportsHMA):
-    """Soft prompts out of a bank, in the paged cache.
+    """Soft prompts from a bank in the paged cache.
 
     Args:
-        vllm_config: vLLM's configuration; `Settings` says what `kv_connector_extra_config` may hold.
+        vllm_config: vLLM's configuration; see `Settings` for `kv_connector_extra_config`.
         role: Whether this is the scheduler's side or a worker's.
         kv_cache_config: Groups of the cache, and their blocks.
 
@@ -66,11 +66,11 @@ class SoftPromptConnector(KVConnectorBase_V1, SupportsHMA):
         self._planner.add(request)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """Say how many tokens are loaded; see `Planner.matched_tokens`."""
+        """Return how many tokens are loaded; see `Planner.matched_tokens`."""
         return self._planner.matched_tokens(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """Take note of a request's blocks."""
+        """Record a request's blocks."""
         self._planner.allocated(request, blocks, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
@@ -78,17 +78,17 @@ class SoftPromptConnector(KVConnectorBase_V1, SupportsHMA):
         return Metadata(self._planner.take_step())
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        """Say in a request's answer which prompt it had; its blocks may go."""
+        """Return which prompt a request used, for its response; its blocks may be freed."""
         return False, self._planner.finish(request)
 
     def request_finished_all_groups(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
-        """Do as `request_finished`, where the cache has several groups."""
+        """Like `request_finished`, for a cache with several groups."""
         return False, self._planner.finish(request)
 
     # A worker's side
 
     def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
-        """Find the layers whose keys and values a prompt has."""
+        """Find the layers for which prompts have keys and values."""
         self._loader.place(find_layers(self._vllm_config, self._kv_cache_config, kv_caches, self._reader.identity))
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
@@ -98,12 +98,12 @@ class SoftPromptConnector(KVConnectorBase_V1, SupportsHMA):
         self._loader.run(metadata.step)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        """Tell of the loads that are over."""
+        """Return the loads that are finished."""
         done, failed = self._loader.take_results()
         return KVConnectorTransferResults(finished_recving=done, failed_recving=failed)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Do nothing: no forward begins before its requests' loads are over."""
+        """Do nothing: no forward begins before its requests' loads are finished."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Tensor, attn_metadata: Any, **kwargs: Any) -> None:
         """Do nothing: nothing is saved."""
@@ -112,5 +112,5 @@ class SoftPromptConnector(KVConnectorBase_V1, SupportsHMA):
         """Do nothing: nothing is saved."""
 
     def shutdown(self) -> None:
-        """Let go of the bank."""
+        """Close the bank."""
         self._reader.close()

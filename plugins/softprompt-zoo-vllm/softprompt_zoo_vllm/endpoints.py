@@ -1,7 +1,7 @@
-"""What the server's app gets: the front, and routes that list prompts.
+"""Additions to the server's app: the front, and routes that list prompts.
 
-vLLM loads this where `VLLM_PLUGINS` names `soft_prompt`. The front stands inside vLLM's own check of keys, so nothing
-is told to those who have none.
+vLLM loads this if `VLLM_PLUGINS` names `soft_prompt`. The front runs inside vLLM's own check of API keys, so requests
+without a key learn nothing.
 """
 
 from argparse import Namespace
@@ -29,7 +29,7 @@ class Endpoints:
         self._served: Any = None
 
     def attach_router(self, app: FastAPI) -> None:
-        """Put the front before the app's routes, and add those that list prompts; none of them writes."""
+        """Put the front before the app's routes, and add routes that list prompts; none of them writes."""
         app.add_middleware(Front, gate=lambda: self._gate, models=self._models)
         app.add_api_route("/v1/soft_prompts", self.list_prompts, methods=["GET"])
         app.add_api_route("/v1/soft_prompts/{name}", self.show_prompt, methods=["GET"])
@@ -46,13 +46,13 @@ class Endpoints:
         after: str = "",
         limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 1000,
     ) -> dict[str, Any]:
-        """Return names of prompts that the request may have, sorted; the next page is `after` the last of this one."""
+        """Return sorted names of prompts that the request may use; for the next page, set `after` to the last one."""
         names = await self._open().names(prefix, after, limit + 1, headers_of(request.scope))
         entries = [{"id": name, "object": "soft_prompt"} for name in names[:limit]]
         return {"object": "list", "data": entries, "has_more": len(names) > limit}
 
     async def show_prompt(self, request: Request, name: str) -> dict[str, Any]:
-        """Return what the bank says of a prompt."""
+        """Return the bank's entry of a prompt."""
         try:
             entry = await self._open().find(name, headers_of(request.scope))
         except PromptForbiddenError as error:
@@ -62,7 +62,7 @@ class Endpoints:
         return {"id": entry.name, "object": "soft_prompt", "num_tokens": entry.num_tokens, "stamp": entry.stamp}
 
     def _models(self) -> Collection[str]:
-        """Return the names of the models and LoRA adapters that are served now."""
+        """Return the names of the models and LoRA adapters that are currently served."""
         return {*(model.name for model in self._served.base_model_paths), *self._served.lora_requests}
 
     def _open(self) -> Gate:

@@ -1,4 +1,4 @@
-"""Where a bank is read: at once for a folder of this machine, in threads for one that has to be waited for."""
+"""How a bank is read: immediately if it is a local folder, in threads if reading has to wait for a store."""
 
 import concurrent.futures
 from collections.abc import Callable
@@ -15,10 +15,10 @@ class Executor(Protocol):
 
 
 class AtOnce:
-    """Runs a call while it is submitted."""
+    """Runs a call immediately when it is submitted."""
 
     def submit(self, call: Callable[..., Any], /, *arguments: Any) -> concurrent.futures.Future[Any]:
-        """Run a call; the future is done."""
+        """Run a call; the returned future is done."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         try:
             future.set_result(call(*arguments))
@@ -28,9 +28,9 @@ class AtOnce:
 
 
 def executor_for(is_local: bool) -> Executor:
-    """Return what runs a bank's reads.
+    """Return the executor for reading a bank.
 
     Args:
-        is_local: Whether it is a folder of this machine.
+        is_local: Whether it is a local folder.
     """
     return AtOnce() if is_local else concurrent.futures.ThreadPoolExecutor(THREADS, thread_name_prefix="soft-prompts")

@@ -1,4 +1,4 @@
-"""The server's front: requests' prompts are looked up, authorized, and said in the answers."""
+"""The server's front: it looks up and authorizes the prompts of requests, and names them in the responses."""
 
 import json
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
@@ -13,21 +13,21 @@ from softprompt_zoo_vllm.naming import Named, read_name
 Scope = MutableMapping[str, Any]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 TRIES = 20
-"""How often a request is answered whose prompt is replaced between look-up and reading."""
+"""Number of attempts for a request whose prompt is replaced between lookup and reading."""
 TRIES_UNCHANGED = 5
-"""How often in a row if the prompt is sound and the same as before; it may have been another in between."""
+"""Number of consecutive attempts if the prompt is valid and unchanged; it may have been different in between."""
 
 
 class Front:
     """ASGI middleware of a server with a bank.
 
-    `"model": "BASE:alice"` is the model BASE with alice's prompt, for clients that can say no more. An answer with a
-    prompt has the header `X-Soft-Prompt`, streams too.
+    `"model": "BASE:alice"` is the model BASE with alice's prompt, for clients that cannot send anything else. A
+    response with a prompt, including a stream, has the header `X-Soft-Prompt`.
 
     Args:
-        app: What answers.
-        gate: To the server's bank, once the server is up.
-        models: Names of the models that are served.
+        app: The app that answers.
+        gate: Returns the gate to the server's bank, once the server is up.
+        models: Returns the names of the served models.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Front:
         await self._answer(_with_length(scope, len(data)), data, receive, send, came)
 
     def _named(self, scope: Scope, data: bytes) -> Named | None:
-        """Find the prompt that a request names; what is no JSON is the server's to refuse."""
+        """Find the prompt that a request names; invalid JSON is left for the server to refuse."""
         try:
             body = json.loads(data)
         except ValueError:
@@ -71,7 +71,7 @@ class Front:
         return Admission(await gate.find(named.name, headers_of(scope)))
 
     async def _answer(self, scope: Scope, data: bytes, receive: Receive, send: Send, came: Admission) -> None:
-        """Have a request answered, again if its prompt was replaced before it was read, and say which prompt it had."""
+        """Answer a request, again if its prompt was replaced before it was read, and name the prompt used."""
         gate, entry = self._gate(), came.entry
         if gate is None or entry is None:
             await self._pass_on(scope, receive_again(data, receive), send, came)
@@ -90,7 +90,7 @@ class Front:
             await told.send_failure()
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, came: Admission) -> None:
-        """Have the server answer a request that was admitted."""
+        """Let the server answer an admitted request."""
         token = admission.set(came)
         try:
             await self._app(scope, receive, send)
@@ -104,11 +104,11 @@ def headers_of(scope: Scope) -> dict[str, str]:
 
 
 def _is_form(scope: Scope) -> bool:
-    """Return whether a request carries a form, such as a sound file, in which no prompt can be named."""
+    """Return whether a request contains a form, such as an audio file, which cannot name a prompt."""
     return headers_of(scope).get("content-type", "").startswith("multipart/")
 
 
 def _with_length(scope: Scope, length: int) -> Scope:
-    """Return a scope whose headers say how long the body is."""
+    """Return a scope whose headers have the body's length."""
     headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
     return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}

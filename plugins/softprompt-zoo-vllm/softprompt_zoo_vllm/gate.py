@@ -1,4 +1,4 @@
-"""The prompts of a server, as the process sees them that takes requests in."""
+"""The prompts of a server, as seen by the process that receives requests."""
 
 import asyncio
 import itertools
@@ -18,17 +18,17 @@ _gates: dict[str, "Gate"] = {}
 
 
 class PromptForbiddenError(PromptRefusedError):
-    """A request may not have the prompt it names."""
+    """A request may not use the prompt it names."""
 
 
 class Gate:
-    """Finds prompts, and says who may have them.
+    """Finds prompts, and decides who may use them.
 
     Args:
-        settings: The deployment's.
+        settings: The deployment's settings.
 
     Raises:
-        ValueError: If `authorize` names no function.
+        ValueError: If `authorize` does not name a function.
         ZooError: If the bank cannot be opened.
     """
 
@@ -41,48 +41,48 @@ class Gate:
 
     @property
     def is_guarded(self) -> bool:
-        """Whether a request's headers decide which prompts it may have."""
+        """Whether a request's headers decide which prompts it may use."""
         return self._authorize is not None
 
     async def find(self, name: Any, headers: Mapping[str, str]) -> zoo.PrefixEntry:
         """Look up a prompt for a request.
 
         Args:
-            name: What the request says.
+            name: The name in the request.
             headers: Its HTTP headers, names in lower case.
 
         Returns:
-            What the bank says of the prompt.
+            The bank's entry.
 
         Raises:
-            PromptForbiddenError: If the request may not have it, whether or not it is there.
-            PromptRefusedError: If there is no such prompt, or it cannot be served; says why.
+            PromptForbiddenError: If the request may not use it, whether or not it exists.
+            PromptRefusedError: If there is no such prompt, or it cannot be served; with the reason.
         """
         if isinstance(name, str) and not await self._is_allowed(name, headers):
             raise PromptForbiddenError(f"this request may not use the soft prompt {name!r}")
         return await asyncio.wrap_future(self._executor.submit(self.catalog.find, name))
 
     async def look_again(self, name: str) -> zoo.PrefixEntry:
-        """Read a prompt with which a request has failed, and return what the bank says of it now.
+        """Read a prompt with which a request has failed, and return its current entry.
 
         Args:
             name: Its name.
 
         Returns:
-            What the bank says of it.
+            The bank's entry.
 
         Raises:
-            PromptRefusedError: If it is gone, damaged or not finite.
+            PromptRefusedError: If it no longer exists, is damaged or has non-finite values.
         """
         return (await asyncio.to_thread(self.catalog.read, name)).entry
 
     async def names(self, prefix: str, after: str, limit: int, headers: Mapping[str, str]) -> list[str]:
-        """List prompts that a request may have.
+        """List prompts that a request may use.
 
         Args:
-            prefix: Only names that begin so.
-            after: Only names behind this one.
-            limit: At most so many.
+            prefix: Only names that begin with it.
+            after: Only names that sort after it.
+            limit: Maximum number of names.
             headers: The request's HTTP headers, names in lower case.
 
         Returns:
@@ -112,7 +112,7 @@ class Gate:
 
 
 def gate_of(transfer: Any) -> Gate | None:
-    """Return the gate to a deployment's bank, the same one each time in a process.
+    """Return the gate to a deployment's bank, the same one for the whole process.
 
     Args:
         transfer: vLLM's `KVTransferConfig`, or `None`.
@@ -134,7 +134,7 @@ def gate_of(transfer: Any) -> Gate | None:
 
 
 def _extra(connector: str | None, extra: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Find the part of the configuration that is ours, also where several connectors stand side by side."""
+    """Find our part of the configuration, also if there are several connectors."""
     if connector == CONNECTOR:
         return extra
     parts = [

@@ -11,20 +11,20 @@ from softprompt_zoo_vllm.loading import Layer
 
 
 def find_layers(config: Any, cache: Any, names: Iterable[str], identity: Mapping[str, Any]) -> list[Layer]:
-    """Find the layers that have a cache of their own on this worker.
+    """Find the layers that have their own cache on this worker.
 
     Args:
         config: vLLM's `VllmConfig`.
         cache: vLLM's `KVCacheConfig`.
         names: Names of the layers.
-        identity: What the bank says of its model.
+        identity: The bank's description of its model.
 
     Returns:
         The layers.
 
     Raises:
         ValueError: If a layer's backend has no way to write keys and values.
-        zoo.BackboneMismatchError: If the bank is for layers of other sizes.
+        zoo.BackboneMismatchError: If the bank is for layers of different sizes.
     """
     groups = {name: index for index, group in enumerate(cache.kv_cache_groups) for name in group.layer_names}
     modules = config.compilation_config.static_forward_context
@@ -45,14 +45,14 @@ def find_layers(config: Any, cache: Any, names: Iterable[str], identity: Mapping
 
 
 def check_writer(name: str, module: Any) -> None:
-    """Refuse a layer whose keys and values nothing but its own forward writes.
+    """Refuse a layer whose keys and values can only be written by its own forward.
 
     Args:
-        name: The layer's.
-        module: It.
+        name: The layer's name.
+        module: The layer.
 
     Raises:
-        ValueError: If it is one.
+        ValueError: If it is such a layer.
     """
     implementation = getattr(module, "impl", None)
     if not hasattr(implementation, "do_kv_cache_update") or not hasattr(module, "num_kv_heads"):
@@ -66,7 +66,7 @@ def _check_sizes(name: str, index: int, sizes: list[list[int]], own: tuple[int, 
     expected = tuple(sizes[index][:2]) if index < len(sizes) else None
     if expected != own:
         raise zoo.BackboneMismatchError(
-            f"layer {name} has {own[0]} key-value heads of width {own[1]}, and the bank is for a model with "
+            f"layer {name} has {own[0]} key-value heads of width {own[1]}, but the bank is for a model with "
             f"{'no such layer' if expected is None else '{} of width {}'.format(*expected)}; serve the model that the "
-            "bank was made with"
+            "bank was created with"
         )

@@ -1,4 +1,4 @@
-"""A worker's side: keys and values of prompts go into the blocks of the paged cache."""
+"""The worker's side: writing the keys and values of prompts into the blocks of the paged cache."""
 
 import concurrent.futures
 import dataclasses
@@ -23,32 +23,32 @@ class Layer:
     """A layer's place in the cache."""
 
     index: int
-    """Of the layer in the model."""
+    """Index of the layer in the model."""
     group: int
-    """Of the cache, in which layers share block ids."""
+    """Group of the cache, whose layers share block ids."""
     module: Any
     """vLLM's `Attention`."""
     heads: slice
-    """Those of the model's key-value heads that this worker has."""
+    """The model's key-value heads that are on this worker."""
 
     def write(self, key: Tensor, value: Tensor, slots: Tensor) -> None:
         """Write keys and values `(tokens, kv_heads, head_dim)` at slots `(tokens,)`.
 
-        The backend's own writer does it: its layout, packing and number format are its business.
+        The backend's own writer is used, which handles layout, packing and number format.
         """
         self.module.impl.do_kv_cache_update(self.module, key, value, self.module.kv_cache, slots)
 
 
 class Loader:
-    """Loads the prompts that a step asks for, each into the blocks of the request that asked.
+    """Loads the prompts of a step, each into the blocks of the request that named it.
 
-    A load is told of only when it is written or has failed, in a later step if the bank keeps it waiting; until then
-    vLLM leaves the blocks with the request, also where it was aborted.
+    A load is reported only when it has been written or has failed, possibly in a later step if the bank is slow; until
+    then, vLLM leaves the blocks with the request, even if it was aborted.
 
     Args:
-        settings: The deployment's.
+        settings: The deployment's settings.
         catalog: The bank.
-        block_sizes: By group of the cache the tokens of a block.
+        block_sizes: Tokens per block, for each group of the cache.
         dtype: The model's dtype.
     """
 
@@ -64,11 +64,11 @@ class Loader:
         self._failed: set[str] = set()
 
     def place(self, layers: Iterable[Layer]) -> None:
-        """Say where keys and values go."""
+        """Set the layers that keys and values are written to."""
         self._layers = sorted(layers, key=lambda layer: layer.index)
 
     def run(self, step: Step) -> None:
-        """Begin a step's loads, and write all that were read."""
+        """Start a step's loads, and write all that have been read."""
         self._done.update(step.refused)
         self._failed.update(step.refused)
         self._waiting += [(load, self._executor.submit(self._table, load)) for load in step.loads]
@@ -78,13 +78,13 @@ class Loader:
         self._done.update(load.request_id for load, _ in ready)
 
     def take_results(self) -> tuple[set[str], set[str]]:
-        """Return the requests whose loads are over since the last call, and those of them that failed."""
+        """Return the requests whose loads have finished since the last call, and those that failed."""
         done, failed = self._done, self._failed
         self._done, self._failed = set(), set()
         return done, failed
 
     def _result(self, load: Load, coming: concurrent.futures.Future[Table]) -> Table | None:
-        """Return what was read; a load that failed ends its request with an error."""
+        """Return the table that was read; a failed load ends its request with an error."""
         try:
             return coming.result()
         except Exception as error:
@@ -102,7 +102,7 @@ class Loader:
         table = Table(tuple(self._own(*prefix.layers[layer.index], layer) for layer in self._layers))
         self._tables.put(load.name, prefix.stamp, table)
         if prefix.stamp != load.stamp:
-            raise PromptRefusedError(f"the soft prompt {load.name!r} was replaced a moment ago; send the request again")
+            raise PromptRefusedError(f"the soft prompt {load.name!r} was just replaced; send the request again")
         return table
 
     def _own(self, key: Tensor, value: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
@@ -110,16 +110,16 @@ class Loader:
         return self._ready(key[layer.heads], layer), self._ready(value[layer.heads], layer)
 
     def _ready(self, heads: Tensor, layer: Layer) -> Tensor:
-        """Return keys or values `(kv_heads, tokens, head_dim)` as the cache takes them, tokens first."""
+        """Return keys or values `(kv_heads, tokens, head_dim)` in the cache's form, tokens first."""
         ready = heads.transpose(0, 1).to(layer.module.kv_cache.device, self._dtype).contiguous()
-        # What was read is finite. A block keeps what is not, for requests that get it later.
+        # What was read is finite. Non-finite values would stay in a block for later requests.
         if heads.dtype != self._dtype and not bool(ready.isfinite().all()):
             raise PromptRefusedError(f"the prompt has values that {self._dtype} cannot hold")
         return ready
 
     @torch.no_grad()
     def _write(self, loads: list[tuple[Load, Table]]) -> None:
-        """Write prompts, all of them at once in each layer."""
+        """Write prompts, all at once in each layer."""
         if not loads or not self._layers:
             return
         places = [self._slots([load for load, _ in loads], group) for group in range(len(self._block_sizes))]
@@ -132,11 +132,11 @@ class Loader:
             layer.write(key, value, slots)
 
     def _slots(self, loads: Sequence[Load], group: int) -> tuple[slice | Tensor, Tensor]:
-        """Return where a group keeps loads' tokens, one load after the other.
+        """Return where a group stores the tokens of loads, one load after the other.
 
         Returns:
-            Which tokens it keeps, all of them or a mask `(tokens,)`, for a window may have moved past some; and their
-            slots.
+            Which tokens it stores, all of them or a mask `(tokens,)`, because a window may have moved past some; and
+            their slots.
         """
         size, slots = self._block_sizes[group], []
         for load in loads:

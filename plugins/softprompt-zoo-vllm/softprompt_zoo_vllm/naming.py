@@ -1,4 +1,4 @@
-"""Which prompt the body of an HTTP request names, and whether its route can serve it."""
+"""Finding the prompt that an HTTP request's body names, and checking that its route can serve it."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -16,14 +16,14 @@ SERVED = (
     "/cohere/v2/chat",
     "/inference/v1/generate",
 )
-"""Routes on which vLLM hands `kv_transfer_params` on; all others would lose the prompt."""
+"""Routes on which vLLM passes on `kv_transfer_params`; all others would lose the prompt."""
 COUNTING = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
-"""Routes that only look at text, for which a prompt in the model's name makes no difference."""
+"""Routes that only process text, for which a prompt in the model's name makes no difference."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A request's body as the server understands it, and the prompt that it names."""
+    """A request's body in the form that the server understands, and the prompt that it names."""
 
     body: Mapping[str, Any]
     name: Any
@@ -36,10 +36,10 @@ def read_name(path: str, body: Any, models: Collection[str]) -> Named | None:
     Args:
         path: The route.
         body: The request's JSON. Not changed.
-        models: Names of the models that are served.
+        models: Names of the served models.
 
     Returns:
-        The prompt, and the body with the prompt's name in the parameters alone; `None` if there is nothing to do.
+        The prompt, and the body with the prompt's name only in the parameters; `None` if there is nothing to do.
 
     Raises:
         PromptRefusedError: If the request would be answered without its prompt, or names two.
@@ -62,7 +62,7 @@ def read_name(path: str, body: Any, models: Collection[str]) -> Named | None:
 
 
 def _split(model: Any, models: Collection[str]) -> tuple[Any, str | None]:
-    """Split `MODEL:NAME`; a served model may have a colon in its own name."""
+    """Split `MODEL:NAME`; a served model may have a colon in its name."""
     if not isinstance(model, str) or model in models:
         return model, None
     bases = [base for base in models if model.startswith(f"{base}:")]
@@ -73,7 +73,7 @@ def _split(model: Any, models: Collection[str]) -> tuple[Any, str | None]:
 
 
 def _parameters(body: Mapping[str, Any]) -> list[Any]:
-    """Return what stands at each place that vLLM reads."""
+    """Return the value at each place that vLLM reads."""
     places = [body, (body.get("sampling_params") or {})]
     places.append(places[1].get("extra_args") or {} if isinstance(places[1], dict) else {})
     found = [place.get(PARAMETERS) for place in places if isinstance(place, dict)]

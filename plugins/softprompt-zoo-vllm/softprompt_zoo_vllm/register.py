@@ -1,11 +1,11 @@
 """The entry point that vLLM calls in each of its processes."""
 
 CONNECTOR = "SoftPrompt"
-"""What `kv_connector` says."""
+"""The value of `kv_connector`."""
 
 
 def register() -> None:
-    """Tell vLLM where the connector is; it may be called again."""
+    """Register the connector with vLLM; may be called repeatedly."""
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
     from softprompt_zoo_vllm import admission

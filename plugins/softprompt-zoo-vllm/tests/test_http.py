@@ -108,8 +108,8 @@ REFUSED = {
     "the request names two soft prompts": {"model": "tiny:prefix-5", "kv_transfer_params": {"soft_prompt": "prefix-1"}},
     "of 130 tokens and a text of 130 leave no room": {"model": "tiny:prefix-130", "prompt": [5] * 130},
     "prompt_logprobs": {"model": "tiny:prefix-5", "prompt_logprobs": 1},
-    "cannot be had with prompt_logprobs (or echo": {"model": "tiny:prefix-5", "echo": True, "logprobs": 1},
-    "cannot be had with prompt_embeds": {"model": "tiny:prefix-5", "prompt_embeds": EMBEDS},
+    "cannot be combined with prompt_logprobs (or echo": {"model": "tiny:prefix-5", "echo": True, "logprobs": 1},
+    "cannot be combined with prompt_embeds": {"model": "tiny:prefix-5", "prompt_embeds": EMBEDS},
     "use_beam_search would answer without": {"model": "tiny:prefix-5", "use_beam_search": True, "n": 2},
 }
 
@@ -124,7 +124,7 @@ def test_a_request_that_would_lose_its_prompt_is_400(client, reason, streamed):
 
 
 PARTS = {
-    "cannot be had with prompt_embeds": {"type": "prompt_embeds", "data": EMBEDS},
+    "cannot be combined with prompt_embeds": {"type": "prompt_embeds", "data": EMBEDS},
     "tiny is not a multimodal model": {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
 }
 
