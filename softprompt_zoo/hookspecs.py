@@ -48,7 +48,7 @@ def build_virtual_tokens(
         config: What the user chose. Not changed.
         parameters: The method's `Parameters`; its `training` flag says whether the model trains.
         backbone: Sizes of the frozen model, and its embedding table. Not changed.
-        text: What the rows say.
+        text: The rows' text.
 
     Returns:
         `InputTokens` with embeddings `(tokens, hidden)`, or `(tasks, tokens, hidden)` if the config has
@@ -81,7 +81,7 @@ def inject(
         parameters: The method's `Parameters`, or the plain tokens of a merged prompt.
         tokens: What `build_virtual_tokens` returned, or the merged tokens.
         backbone: Sizes of the frozen model.
-        text: What the rows say; `None` when merged tokens are placed.
+        text: The rows' text; `None` when merged tokens are placed.
 
     Returns:
         A `Placement` of `tokens`, or of others of the same shapes; gradients must keep flowing.
@@ -131,7 +131,7 @@ def map_text(
         config: What the user chose. Not changed.
         parameters: The method's `Parameters`.
         backbone: Sizes of the frozen model.
-        text: What the rows say. Not changed.
+        text: The rows' text. Not changed.
 
     Returns:
         The embeddings of all positions, of the shape of `text.embeddings`, in any dtype (the host casts). If

@@ -204,7 +204,7 @@ def combine(*methods: "str | Method") -> Methods:
         The combined methods; call them on a model to attach them all.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If no methods are given.
         PromptExistsError: If two prompts would have the same name.
     """
     if not methods:

@@ -35,7 +35,7 @@ class PromptBank:
 
     Args:
         address: A folder, or an address such as `s3://bucket/bank`. With `model`, the bank is created if there is none.
-        model: The model the prompts are for, with or without prompts of its own; not changed. `None` opens an
+        model: The model the prompts are for, prompted or not; not changed. `None` opens an
             existing bank to list, verify and delete.
         dtype: The dtype in which `add` stores virtual tokens, for example `torch.float16`; `None` for their own. Heads
             keep theirs.

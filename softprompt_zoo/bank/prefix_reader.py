@@ -24,7 +24,7 @@ _FLOATING = [str(dtype).removeprefix("torch.") for dtype in FLOATING]
 
 @dataclasses.dataclass(frozen=True)
 class PrefixEntry:
-    """What a bank says about a prefix."""
+    """A bank's description of a prefix."""
 
     name: str
     stamp: str

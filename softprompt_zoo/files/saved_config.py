@@ -24,7 +24,7 @@ class SavedPrompt:
     num_virtual_tokens: int | None
     """Virtual tokens; `None` if the folder does not say."""
     options: Mapping[str, Any]
-    """What the user chose, by the method's names of its options, or PEFT's."""
+    """Options that the user chose, by the method's names or PEFT's."""
 
 
 @dataclasses.dataclass(frozen=True)
