@@ -1,6 +1,6 @@
-"""The conformance kit: what a method must keep and be used for, as suites that any plugin can run on itself.
+"""The conformance kit: what a method must guarantee and support, as suites that any plugin can run on itself.
 
-The suites need pytest, the models do not: each is imported when it is asked for.
+The suites need pytest, but the models do not: each is imported on first use.
 """
 
 import importlib

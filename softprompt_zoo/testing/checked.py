@@ -1,4 +1,4 @@
-"""A method held to the promises in one line, in a test or at a prompt, with a summary that can be read."""
+"""Check a method against the promises in one line, in a test or interactively, with a readable summary."""
 
 import collections
 import contextlib
@@ -22,9 +22,9 @@ from softprompt_zoo.testing.models import TINY_MODELS
 
 PASSED, FAILED, REFUSED = "passed", "failed", "skipped"
 OPTIONS = ("-q", "--capture=no", "--import-mode=importlib", "--disable-plugin-autoload", "-p", "no:cacheprovider")
-"""pytest's: nothing of the user's own session, no files left."""
+"""pytest's options: nothing from the user's own session, no files left."""
 SUITES: dict[str, Any] = {}
-"""What the file of a run, which is called like its folder, finds there."""
+"""The suites by name of the folder, which the file of a run is named after."""
 FILE = "from pathlib import Path\nfrom softprompt_zoo.testing.checked import SUITES\n\nTestMethod = SUITES[{!r}]\n"
 
 
@@ -33,18 +33,18 @@ class Check:
     """One check of a method on one model."""
 
     name: str
-    """The promise, and what of it."""
+    """The promise, and which part of it."""
     model: str
-    """Architecture of the tiny model, and what else the check varies."""
+    """Architecture of the tiny model, and anything else that the check varies."""
     outcome: str
-    """`"passed"`, `"failed"`, or `"skipped"` where the method or the model is not defined so."""
+    """`"passed"`, `"failed"`, or `"skipped"` if it does not apply to the method or the model."""
     reason: str = ""
     """Why it failed or was skipped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What came of `check_method`."""
+    """The result of `check_method`."""
 
     method: str
     """Its name."""
@@ -53,7 +53,7 @@ class Checked:
 
     @property
     def failed(self) -> tuple[Check, ...]:
-        """Those that failed."""
+        """The checks that failed."""
         return tuple(check for check in self.checks if check.outcome == FAILED)
 
     @property
@@ -82,9 +82,9 @@ def check_method(
     stochastic: bool = False,
     raises: bool = True,
 ) -> Checked:
-    """Hold a method to the promises, in one line: in a test of pytest's, at a prompt, or in a notebook.
+    """Check a method against the promises, in one line: in a pytest test, interactively, or in a notebook.
 
-    It runs what `conformance_suite` makes, in a pytest of its own; a method that was only registered is found, too.
+    It runs the result of `conformance_suite` in a separate pytest; methods that were only registered are found, too.
 
     Args:
         method: Name of a registered method.
@@ -93,13 +93,13 @@ def check_method(
         promises: As in `conformance_suite`.
         longer: As in `conformance_suite`.
         stochastic: As in `conformance_suite`.
-        raises: Whether a promise that is not kept is an error.
+        raises: Whether a broken promise is an error.
 
     Returns:
-        What came of it; printed, a summary.
+        The result; it prints as a summary.
 
     Raises:
-        AssertionError: If a promise is not kept, with the summary.
+        AssertionError: If a promise is broken, with the summary.
         UnknownMethodError: If there is no such method.
     """
     name = get_method(method).name
@@ -111,14 +111,14 @@ def check_method(
 
 
 class _Recorder:
-    """A plugin of pytest's that keeps what came of each check, and shows how far it is."""
+    """A pytest plugin that records the result of each check, and shows the progress."""
 
     def __init__(self) -> None:
         self.checks: list[Check] = []
         self._bar: Any = None
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        is_hidden = False if issubclass(tqdm, tqdm_notebook) else None  # elsewhere it asks whether there is a terminal
+        is_hidden = False if issubclass(tqdm, tqdm_notebook) else None  # otherwise it asks whether there is a terminal
         self._bar = tqdm(total=len(session.items), desc="checks", leave=False, disable=is_hidden)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -133,10 +133,10 @@ class _Recorder:
 
 
 def _run(suite: type) -> list[Check]:
-    """Run a suite in a pytest of its own."""
+    """Run a suite in a separate pytest."""
     recorder, told = _Recorder(), io.StringIO()
     with tempfile.TemporaryDirectory(prefix="check_") as folder:
-        file = Path(folder) / f"test_{Path(folder).name}.py"  # pytest keeps modules by their names
+        file = Path(folder) / f"test_{Path(folder).name}.py"  # pytest caches modules by name
         file.write_text(FILE.format(folder), "utf-8")
         (Path(folder) / "pytest.ini").write_text("[pytest]\n", "utf-8")
         SUITES[folder] = suite
@@ -147,7 +147,7 @@ def _run(suite: type) -> list[Check]:
             del SUITES[folder]
             sys.modules.pop(file.stem, None)
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        raise PluginError(f"pytest ended with {code!r} and checked nothing; it said: {told.getvalue().strip()}")
+        raise PluginError(f"pytest ended with {code!r} and checked nothing; its output: {told.getvalue().strip()}")
     return recorder.checks
 
 
@@ -168,7 +168,7 @@ def _check(report: pytest.TestReport) -> Check:
 
 
 def _reason(report: pytest.TestReport) -> str:
-    """Return why a check was skipped or failed, in as few lines as say it."""
+    """Return why a check was skipped or failed, in as few lines as possible."""
     if report.outcome == REFUSED and isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
@@ -176,7 +176,7 @@ def _reason(report: pytest.TestReport) -> str:
 
 
 def _line(name: str, checks: list[Check]) -> str:
-    """Return a line of the summary: a check, and what came of it on all models."""
+    """Return a line of the summary: a check, and its results on all models."""
     mark = "✗" if FAILED in (outcomes := {check.outcome for check in checks}) else "✓" if PASSED in outcomes else " "
     return f"  {mark} {name}: {_counted(checks)}"
 

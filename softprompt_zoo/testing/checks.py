@@ -1,4 +1,4 @@
-"""What the promises are checked with: texts, generation, gradients, and what base models themselves get wrong."""
+"""Helpers for checking the promises: texts, generation, gradients, and known faults of base models."""
 
 from typing import Any
 
@@ -16,23 +16,23 @@ TEXTS = [random_text(length, seed) for seed, length in enumerate(LENGTHS)]
 
 COUNT_PADDING = ("albert", "bart", "bert", "distilbert", "electra", "led", "marian", "mbart", "mpnet", "pegasus")
 BASE_DEPENDS_ON_PADDING = {(architecture, "left") for architecture in COUNT_PADDING}
-"""Base models that count positions over left padding; what they give then is theirs."""
+"""Base models that count positions over left padding; the results are their own fault."""
 
 BASE_LACKS_STATIC_CACHE = {"gpt_neo", "led"}
-"""Base models that give something else with a static cache; gpt_neo's windows count its free columns."""
+"""Base models whose results differ with a static cache; gpt_neo's windows count its free columns."""
 
 BASE_GRADIENTS_ARE_NAN = {"led"}
-"""Base models whose own gradients are not numbers next to padding, in double precision."""
+"""Base models whose own gradients are NaN next to padding, in double precision."""
 
 
 def needs_generation(subject: Subject) -> None:
-    """Skip where the model does not generate."""
+    """Skip if the model does not generate."""
     if not subject.can_generate:
         pytest.skip("an encoder does not generate")
 
 
 def needs_assisted_decoding(base: Subject) -> None:
-    """Skip where the base model itself fails with a guessing assistant: with windows in transformers 5.15."""
+    """Skip if the base model itself fails with assisted decoding: with windows in transformers 5.15."""
     try:
         greedy(base, TEXTS[0], assistant_model=tiny_model(base.architecture, seed=3))
     except RuntimeError as error:
@@ -40,7 +40,7 @@ def needs_assisted_decoding(base: Subject) -> None:
 
 
 def without_dropout(subject: Subject) -> None:
-    """Turn the base model's dropout off, so that training mode gives the same twice."""
+    """Turn the base model's dropout off, so that results in training mode are reproducible."""
     for module in subject.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -50,7 +50,7 @@ def without_dropout(subject: Subject) -> None:
 
 
 def turn_checkpointing_on(model: Any, use_reentrant: bool) -> None:
-    """Turn gradient checkpointing on, under the name that the installed transformers has for it."""
+    """Turn gradient checkpointing on, under its name in the installed transformers."""
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     getattr(model, next(name for name in names if hasattr(model, name)))({"use_reentrant": use_reentrant})
 
@@ -63,7 +63,7 @@ def greedy(subject: Subject, ids: Tensor, mask: Tensor | None = None, **options:
 
 
 def by_repeated_forward(subject: Subject, ids: Tensor, mask: Tensor, text: Tensor) -> list[Tensor]:
-    """Return the logits of each new token of `text`, each from one forward over all that is before it."""
+    """Return the logits of each new token of `text`, each from one forward over everything before it."""
     logits = []
     for step in range(NEW_TOKENS):
         before = text[:, : step - NEW_TOKENS]
@@ -96,7 +96,7 @@ def check_step_by_step(subject: Subject) -> None:
 
 
 def check_gradients_of_prompt_alone(subject: Subject) -> None:
-    """Fail unless every parameter of the prompts has a gradient, but those that stay as they are, and no other one."""
+    """Fail unless all parameters of the prompts, except those that never change, have gradients, and no others do."""
     for name, parameter in subject.model.named_parameters():
         has_gradient = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
         assert has_gradient == (subject.is_prompt_parameter(name) and parameter.requires_grad), name
@@ -104,11 +104,11 @@ def check_gradients_of_prompt_alone(subject: Subject) -> None:
 
 
 def check_same_kind(model: Any, base: Any) -> None:
-    """Fail unless a model has the class, the names of parameters, their `requires_grad` and the attention of another.
+    """Fail unless a model has the class, parameter names, their `requires_grad` and the attention of another model.
 
     Args:
         model: The model.
-        base: The other one.
+        base: The other model.
     """
     assert type(model) is type(base)
     assert model.state_dict().keys() == base.state_dict().keys()
@@ -131,7 +131,7 @@ def check_row_gradients(subject: Subject, rows: list[Any]) -> None:
         return
     ids, mask = pad(TEXTS, "right")
     weights = torch.arange(1, len(rows) + 1)
-    subject.model.double()  # sums over many rows of large gradients would differ by their rounding
+    subject.model.double()  # sums of large gradients over many rows would differ by rounding
 
     def total(logits: Tensor, keep: Tensor, weight: Tensor) -> Tensor:
         keep = torch.ones_like(logits[..., 0]) if subject.is_encoder_decoder else keep
@@ -150,7 +150,7 @@ def check_row_gradients(subject: Subject, rows: list[Any]) -> None:
 
 
 def shapes(output: Any) -> dict[str, Any]:
-    """Return the shapes of what a model returned, by name."""
+    """Return the shapes in a model's output, by name."""
     return {
         name: [tuple(part.shape) for part in value] if isinstance(value, tuple) else tuple(value.shape)
         for name, value in output.items()

@@ -1,18 +1,18 @@
-"""When two tensors are equal."""
+"""The criterion for two tensors to be equal."""
 
 from torch import Tensor
 
 TOLERANCE = 1e-5
-"""Of `max(1, largest value)`, in float32."""
+"""Allowed difference as a fraction of `max(1, largest value)`, in float32."""
 
 
 def assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
     """Fail unless two tensors agree within the suite's tolerance.
 
     Args:
-        actual: What was computed.
-        expected: What it must be; of the same shape.
-        what: What is compared, for the message.
+        actual: The computed tensor.
+        expected: The expected tensor, of the same shape.
+        what: The name of the comparison, for the message.
 
     Raises:
         AssertionError: If they differ.

@@ -42,10 +42,10 @@ from softprompt_zoo.testing.suite import Suite, suite_of
 
 
 class ConformanceSuite(Suite):
-    """The promises; `conformance_suite` makes a class of them for one method."""
+    """The promises; `conformance_suite` makes a class from them for one method."""
 
     def test_promise_01_only_the_prompt_is_trained(self, subject: Subject) -> None:
-        """Gradients reach every parameter of the prompt and nothing else; the backbone keeps its bits."""
+        """Gradients reach every parameter of the prompt and nothing else; the backbone does not change by a bit."""
         subject.model.train()  # with the method's own loss, if it has one
         without_dropout(subject)
         backbone = subject.state(of_prompt=False)
@@ -58,7 +58,7 @@ class ConformanceSuite(Suite):
         assert any(not torch.equal(value, before[key]) for key, value in subject.state(of_prompt=True).items())
 
     def test_promise_02_disabled_gives_the_base_model(self, subject: Subject, base: Subject) -> None:
-        """Bit for bit, compared with a frozen model: torch may add in another order where a weight wants a gradient."""
+        """Bit for bit, compared with a frozen model: torch may sum in another order if a weight requires gradients."""
         ids, mask = pad(TEXTS, "right")
         base.model.requires_grad_(False)
         expected = base.logits(ids, mask)
@@ -79,7 +79,7 @@ class ConformanceSuite(Suite):
     def test_promise_03_rows_do_not_depend_on_padding_or_other_rows(
         self, subject: Subject, base: Subject, side: str
     ) -> None:
-        """A row in a padded batch gives what the row alone gives, wherever the base model does."""
+        """A row in a padded batch has the same results as the row alone, wherever the base model does."""
         alone = [subject.text_logits([text], "right")[0] for text in TEXTS]
         base_alone = [base.text_logits([text], "right")[0] for text in TEXTS]
         for extra in (0, 3):
@@ -92,7 +92,7 @@ class ConformanceSuite(Suite):
                     assert (subject.architecture, side) in BASE_DEPENDS_ON_PADDING
 
     def test_promise_04_generation_gives_what_a_forward_gives(self, subject: Subject) -> None:
-        """Each new token has the logits of one forward over all in front of it."""
+        """Each new token has the logits of one forward over everything before it."""
         needs_generation(subject)
         ids, mask = pad(TEXTS, subject.padding_side)
         text, logits = greedy(subject, ids, mask)
@@ -111,7 +111,7 @@ class ConformanceSuite(Suite):
         text, logits = greedy(subject, ids, mask)
         options = {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
         other_text, other_logits = greedy(subject, ids, mask, **options)
-        assert torch.equal(text, other_text), "another text"
+        assert torch.equal(text, other_text), "a different text"
         assert_equal(other_logits, logits, "logits")
 
     def test_promise_04_step_by_step(self, subject: Subject) -> None:
@@ -123,14 +123,14 @@ class ConformanceSuite(Suite):
         """Beam search, and sampling with a fixed seed, give the same with and without a cache."""
         needs_generation(subject)
         ids, mask = pad(TEXTS, subject.padding_side)
-        # T5Gemma takes a pad that it has drawn for padding, and hides it without a cache only.
+        # T5Gemma mistakes a pad token that it has drawn for padding, and only hides it without a cache.
         without_pads = {"max_new_tokens": NEW_TOKENS, "suppress_tokens": [0]}
         for options in ({"num_beams": 3, "do_sample": False}, {"do_sample": True, "num_return_sequences": 2}):
             results = []
             for use_cache in (True, False):
                 torch.manual_seed(0)
                 results.append(subject.generate(ids, mask, use_cache=use_cache, **without_pads, **options))
-            assert torch.equal(*results), f"another text with {options}"
+            assert torch.equal(*results), f"a different text with {options}"
 
     def test_promise_04_assisted_decoding(self, subject: Subject, base: Subject) -> None:
         """An assistant without a prompt changes the speed, not the text."""
@@ -138,23 +138,23 @@ class ConformanceSuite(Suite):
         needs_assisted_decoding(base)
         text, logits = greedy(subject, TEXTS[0])
         assisted_text, assisted_logits = greedy(subject, TEXTS[0], assistant_model=base.model)
-        assert torch.equal(text, assisted_text), "another text"
+        assert torch.equal(text, assisted_text), "a different text"
         assert_equal(assisted_logits, logits, "assisted logits")
 
     def test_promise_04_second_turn(self, subject: Subject) -> None:
-        """A chat goes on from the cache of its first turn."""
+        """A chat continues from the cache of its first turn."""
         if not subject.is_causal:
-            pytest.skip("a second turn is a decoder-only model's")
+            pytest.skip("only decoder-only models have a second turn")
         first = subject.generate(TEXTS[0], max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True)
         second = torch.cat([first.sequences, TEXTS[1]], dim=1)
         begun = (torch.arange(second.shape[1]) < TEXTS[0].shape[1]).long()[None]
         text, logits = greedy(subject, second, **subject.text_mask(begun))
         continued_text, continued_logits = greedy(subject, second, **{subject.cache_argument: given_cache(first)})
-        assert torch.equal(text, continued_text), "another text"
+        assert torch.equal(text, continued_text), "a different text"
         assert_equal(continued_logits, logits, "logits of the second turn")
 
     def test_promise_05_real_tokens(self, subject: Subject, base: Subject) -> None:
-        """A prompt made of real tokens gives what those tokens give; gated tokens are skipped, see `real_tokens`."""
+        """A prompt made of real tokens has the results of those tokens; gated tokens are skipped, see `real_tokens`."""
         tokens = make_of_real_tokens(subject, base, TEXTS[0])
         assert_equal(subject.logits(TEXTS[0]), expected_logits(base, tokens, TEXTS[0]), "logits")
         if subject.is_causal:
@@ -163,7 +163,7 @@ class ConformanceSuite(Suite):
 
     @pytest.mark.parametrize("use_reentrant", [False, True])
     def test_promise_06_checkpointing_changes_memory_only(self, subject: Subject, use_reentrant: bool) -> None:
-        """Loss and gradients are those of plain training; two forwards may share one backward."""
+        """Loss and gradients are the same as in plain training; two forwards may share one backward."""
         if not subject.model.supports_gradient_checkpointing:
             pytest.skip("the base model has no checkpointing")
 
@@ -181,7 +181,7 @@ class ConformanceSuite(Suite):
         loss, gradients = losses_and_gradients()
         assert_equal(loss, plain_loss, "loss")
         assert gradients.keys() == plain.keys()
-        for name, gradient in gradients.items():  # per unit of the loss, whose rounding they have
+        for name, gradient in gradients.items():  # relative to the loss, whose rounding they share
             assert_equal(gradient / plain_loss, plain[name] / plain_loss, f"gradient of {name}")
 
     def test_promise_07_a_loaded_prompt_gives_the_same(self, subject: Subject, base: Subject, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ class ConformanceSuite(Suite):
         assert torch.equal(loaded.logits(TEXTS[0]), expected), "other logits"
 
     def test_promise_07_training_goes_on(self, subject: Subject, base: Subject, tmp_path: Path) -> None:
-        """A loaded prompt trains on as if it had never stopped."""
+        """A loaded prompt continues training as if it had never stopped."""
         optimizer = subject.train(2)
         subject.save(tmp_path)
         loaded = type(subject)(subject.architecture, base.model)
@@ -209,15 +209,15 @@ class ConformanceSuite(Suite):
             assert torch.equal(found[key], value), key
 
     def test_promise_08_peft_gives_our_outputs(self, subject: Subject, tmp_path: Path) -> None:
-        """An exported prompt gives the same in PEFT; what PEFT cannot hold is refused."""
+        """An exported prompt has the same results in PEFT; what PEFT cannot hold is refused."""
         peft_oracle.check_export(subject, TEXTS[0], tmp_path)
 
     def test_promise_08_we_give_pefts_outputs(self, subject: Subject, tmp_path: Path) -> None:
-        """A prompt trained in PEFT gives the same here."""
+        """A prompt trained in PEFT has the same results here."""
         peft_oracle.check_import(subject, TEXTS[0], tmp_path)
 
     def test_promise_09_merged_equals_trained(self, subject: Subject) -> None:
-        """Without the scaffold the outputs stay. To have been used changes neither parameters nor config."""
+        """Outputs stay the same without the scaffold. Use changes neither parameters nor config."""
         ids, mask = pad(TEXTS, "right")
         config, before = subject.model.prompts["default"].config.to_dict(), subject.state(of_prompt=True)
         expected = subject.logits(ids, mask)
@@ -230,7 +230,7 @@ class ConformanceSuite(Suite):
         assert_equal(subject.logits(ids, mask), expected, "merged logits")
 
     def test_promise_10_a_prompt_per_row(self, subject: Subject, base: Subject) -> None:
-        """A batch with another prompt in every row gives what each row alone gives, gradients included."""
+        """A batch with a different prompt in every row has the results of each row alone, including gradients."""
         subject.add_longer(self.method, {**self.options, **self.longer})
         rows: list[Any] = ["default", None, "longer"]
         batch = subject.text_logits(TEXTS, "right", prompts=rows)
@@ -244,7 +244,7 @@ class ConformanceSuite(Suite):
         check_row_gradients(subject, rows)
 
     def test_promise_10_generation_per_row(self, subject: Subject) -> None:
-        """Also in `generate`, with beams."""
+        """The same in `generate`, with beams."""
         needs_generation(subject)
         subject.add_longer(self.method, {**self.options, **self.longer})
         rows: list[Any] = ["longer", None, "default"]
@@ -277,19 +277,19 @@ def conformance_suite(
     promises: Iterable[int] = tuple(range(1, 12)),
     stochastic: bool = False,
 ) -> type[ConformanceSuite]:
-    """Make a pytest class that holds a method to all promises.
+    """Make a pytest class that checks a method against all promises.
 
     Args:
         method: Name of a registered method.
-        options: Its options, 5 virtual tokens among them if they do not say; by default its page's `EXAMPLE_OPTIONS`.
+        options: Its options, with 5 virtual tokens if not given; by default its page's `EXAMPLE_OPTIONS`.
         architectures: Keys of `TINY_MODELS` or of `models.MORE_MODELS`.
-        longer: Options that make a longer prompt; by default the page's too, or two virtual tokens more.
-        promises: Numbers of the promises it is held to; all by default.
-        stochastic: Whether it draws random numbers in training, or a wrapper around it does: promise 6 is then held
+        longer: Options for a longer prompt; by default also the page's, or two more virtual tokens.
+        promises: Numbers of the promises to check; all by default.
+        stochastic: Whether it, or a wrapper around it, draws random numbers in training: promise 6 is then checked
             from one seed.
 
     Returns:
-        A class to bind to a name that starts with `Test`.
+        A class to assign to a name that starts with `Test`.
     """
     kept = tuple(f"promise_{number:02}_" for number in promises)
     suite = suite_of(ConformanceSuite, method, options, architectures, longer, kept)

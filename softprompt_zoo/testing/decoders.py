@@ -1,4 +1,4 @@
-"""More tiny decoders, for the large table; `models.py` has those of every test run."""
+"""Additional tiny decoders, for the large table; `models.py` has those for every test run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ OPT: dict[str, Any] = {**IDS, "hidden_size": 32, "ffn_dim": 48, "num_hidden_laye
 
 
 def _from(name: str, /, **sizes: Any) -> Callable[[], PreTrainedModel]:
-    """Return what builds a model of transformers' class `<name>ForCausalLM` from `<name>Config`."""
+    """Return a function that builds a model of the transformers class `<name>ForCausalLM` from `<name>Config`."""
 
     def build() -> PreTrainedModel:
         made = getattr(transformers, f"{name}Config")(**sizes)
@@ -29,17 +29,17 @@ def _from(name: str, /, **sizes: Any) -> Callable[[], PreTrainedModel]:
 DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
     # Learned positions, counted from 2.
     "opt": _from("OPT", **OPT, max_position_embeddings=64, word_embed_proj_dim=32),
-    # Embeddings narrower than the layers, norms after them, as in opt-350m.
+    # Embeddings narrower than the layers, followed by norms, as in opt-350m.
     "opt_narrow": _from("OPT", **OPT, max_position_embeddings=64, word_embed_proj_dim=16, do_layer_norm_before=False),
-    # Rotary embeddings on half of the head.
+    # Rotary embeddings on half of each head.
     "phi": _from("Phi", **GROUPED, partial_rotary_factor=0.5),
     "phi3": _from("Phi3", **GROUPED, sliding_window=WINDOW),
-    # A window in the upper layer only.
+    # A window only in the upper layer.
     "qwen2": _from("Qwen2", **GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen3_moe": _from(
         "Qwen3Moe", **GROUPED, **EXPERTS, head_dim=16, num_experts=4, moe_intermediate_size=16, norm_topk_prob=True
     ),
-    # Capped attention scores, which sdpa does not know.
+    # Capped attention scores, which sdpa does not support.
     "gemma2": _from(
         "Gemma2", **GROUPED, **ALTERNATING, head_dim=8, query_pre_attn_scalar=8, attn_logit_softcapping=2.0
     ),
@@ -51,12 +51,12 @@ DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
     # No positions at all in the layers with full attention.
     "cohere2": _from("Cohere2", **GROUPED, **ALTERNATING),
     "smollm3": _from("SmolLM3", **GROUPED, no_rope_layers=[1, 0]),
-    # The rest is not reached through transformers' attention interface.
+    # The rest do not use transformers' attention interface.
     "nemotron": _from("Nemotron", **GROUPED, partial_rotary_factor=0.5),
     "stablelm": _from("StableLm", **GROUPED, partial_rotary_factor=0.5),
     "gptj": _from("GPTJ", **IDS, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
     "codegen": _from("CodeGen", **IDS, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
-    # A window in the upper layer, which the model keeps in a table of its own.
+    # A window in the upper layer, which the model keeps in its own table.
     "gpt_neo": _from(
         "GPTNeo",
         **IDS,
@@ -74,4 +74,4 @@ DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "falcon_alibi": _from("Falcon", **FALCON, multi_query=True, new_decoder_architecture=False, alibi=True),
     "mpt": _from("Mpt", **IDS, d_model=32, n_layers=2, n_heads=4, expansion_ratio=2, max_seq_len=64, use_cache=True),
 }
-"""Architecture to what builds its tiny model."""
+"""Builders of the tiny models, by architecture."""

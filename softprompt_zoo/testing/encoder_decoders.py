@@ -1,4 +1,4 @@
-"""More tiny encoder-decoders, for the large table; `models.py` has those of every test run."""
+"""Additional tiny encoder-decoders, for the large table; `models.py` has those for every test run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -94,4 +94,4 @@ ENCODER_DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "led": _led,
     "whisper": _whisper,
 }
-"""Architecture to what builds its tiny model."""
+"""Builders of the tiny models, by architecture."""

@@ -1,4 +1,4 @@
-"""More tiny encoders, for the large table; `models.py` has those of every test run."""
+"""Additional tiny encoders, for the large table; `models.py` has those for every test run."""
 
 from collections.abc import Callable
 
@@ -60,4 +60,4 @@ ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "mpnet": _mpnet,
     "eurobert": _eurobert,
 }
-"""Architecture to what builds its tiny model."""
+"""Builders of the tiny models, by architecture."""

@@ -14,7 +14,7 @@ FLEX = "flex_attention"
 
 @contextlib.contextmanager
 def uncompiled_flex() -> Iterator[None]:
-    """Flex attention as plain operations; the masks and the function are the same ones."""
+    """Run flex attention as plain operations, with the same masks and function."""
 
     def attend(query: Any, key: Any, value: Any, training: bool = False, **kwargs: Any) -> Any:
         return flex_attention.flex_attention(query, key, value, **kwargs)

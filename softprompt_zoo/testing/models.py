@@ -1,4 +1,4 @@
-"""Tiny models of every family, built from configs: no download, random weights, the same ones each time."""
+"""Tiny models of every family, built from configs: no download, and the same random weights each time."""
 
 import warnings
 from collections.abc import Callable
@@ -107,14 +107,14 @@ TINY_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "t5": _t5,
     "bart": _bart,
 }
-"""Architecture to what builds its tiny model; these are in every test run."""
+"""Builders of the tiny models in every test run, by architecture."""
 
 MORE_MODELS: dict[str, Callable[[], PreTrainedModel]] = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
-"""Further ones, for the large table."""
+"""Additional models, for the large table."""
 
 
 CLASSIFICATION = "sequence classification"
-"""A task that `tiny_model` has classes for."""
+"""A task for which `tiny_model` has classes."""
 _CLASSES: dict[str, Any] = {CLASSIFICATION: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING}
 
 
@@ -134,9 +134,9 @@ def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa", t
 
     Args:
         architecture: A key of `TINY_MODELS` or `MORE_MODELS`.
-        seed: Seed of its weights; torch's global generator is left as it was.
-        implementation: Attention implementation; `"eager"` where the model has no other.
-        task: `CLASSIFICATION` for the architecture's classifier of texts, of three classes.
+        seed: Seed of its weights; torch's global generator is not changed.
+        implementation: Attention implementation; `"eager"` if the model has no other.
+        task: `CLASSIFICATION` for the architecture's text classifier, with three classes.
 
     Returns:
         The model. Its weights are large enough that every change of the input changes the output.
@@ -146,11 +146,11 @@ def tiny_model(architecture: str, seed: int = 0, implementation: str = "sdpa", t
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed also takes a stack trace per kind of device
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also records a stack trace per device type
         model = _made(architecture, task)
     if model.can_generate():
         model.generation_config.eos_token_id = None
     chosen = implementation if model._supports_sdpa else "eager"
     model.set_attn_implementation(chosen)
-    model.config._attn_implementation_internal = chosen  # Falcon refuses to be set, but reads it at each call
+    model.config._attn_implementation_internal = chosen  # Falcon refuses to set it, but reads it at each call
     return model.eval()

@@ -1,4 +1,4 @@
-"""A package for a new method, made of `plugins/softprompt-zoo-template`, of which the data folder has a copy."""
+"""A package for a new method, made from a copy of `plugins/softprompt-zoo-template` in the data folder."""
 
 import importlib.util
 import keyword
@@ -11,25 +11,25 @@ from softprompt_zoo.registry.registry import registry
 
 TEMPLATE = Path(__file__).parents[1] / "data" / "plugin"
 SUFFIX = ".template"
-"""Of the copies: they are no code of this package."""
+"""Suffix of the copies: they are not code of this package."""
 NAME = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 LONGEST = 60
-"""Characters of a name, which goes into those of a package and a module. Our choice."""
+"""Most characters in a name, which becomes part of a package and a module name. Our choice."""
 KEPT_SECTION = re.compile(r"^## Install and test\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-"""What of the template's README is true of a copy."""
+"""The section of the template's README that applies to a copy."""
 
 
 def method_name(name: str) -> str:
     """Check the name of a new method.
 
     Args:
-        name: As the user gave it; case, and `-` for `_`, do not matter.
+        name: The user's name for it; case does not matter, and `-` is the same as `_`.
 
     Returns:
         The canonical name.
 
     Raises:
-        ValueError: If no package can be called so, or a method or a module is.
+        ValueError: If no package can have this name, or a method or a module already has it.
     """
     canonical = name.strip().lower().replace("-", "_")
     if not NAME.fullmatch(canonical) or len(canonical) > LONGEST:
@@ -38,7 +38,7 @@ def method_name(name: str) -> str:
             "characters, such as my_method"
         )
     if keyword.iskeyword(canonical):
-        raise ValueError(f"NAME is {name!r}, a word of Python's own; choose another, such as {canonical}_prompt")
+        raise ValueError(f"NAME is {name!r}, a Python keyword; choose another, such as {canonical}_prompt")
     _check_free_name(name, canonical)
     return canonical
 
@@ -47,14 +47,14 @@ def _check_free_name(name: str, canonical: str) -> None:
     for found in registry.candidates().values():
         taken = next((one for one in (found.name, *found.aliases) if normalize(one) == normalize(canonical)), None)
         if taken is not None:
-            raise ValueError(f"NAME is {name!r}, and {found.describe()} answers to {taken!r}; choose another")
+            raise ValueError(f"NAME is {name!r}, but {found.describe()} already has the name {taken!r}; choose another")
     module = _module(canonical)
     if importlib.util.find_spec(module) is not None:
-        raise ValueError(f"NAME is {name!r}, and a module {module} is installed; choose another, or uninstall it")
+        raise ValueError(f"NAME is {name!r}, but a module {module} is installed; choose another name, or uninstall it")
 
 
 def distribution(name: str) -> str:
-    """Return what the package of a method is called."""
+    """Return the name of a method's package."""
     return f"softprompt-zoo-{name.replace('_', '-')}"
 
 
@@ -63,17 +63,17 @@ def _module(name: str) -> str:
 
 
 def write_package(name: str, directory: Path) -> list[str]:
-    """Write the package, whole or not at all.
+    """Write the package, completely or not at all.
 
     Args:
         name: From `method_name`.
-        directory: Where to; missing or empty.
+        directory: The folder to write; missing or empty.
 
     Returns:
-        The paths of its files in it.
+        The paths of its files, relative to the folder.
 
     Raises:
-        ValueError: If something is there.
+        ValueError: If the folder is not empty.
     """
     check_free(directory)
     files = dict(_file(path, name) for path in sorted(TEMPLATE.rglob(f"*{SUFFIX}")))
@@ -85,7 +85,7 @@ def write_package(name: str, directory: Path) -> list[str]:
 
 
 def _file(path: Path, name: str) -> tuple[str, str]:
-    """Return where a file of the template goes, and its text."""
+    """Return the path and text of a file from the template."""
     place = path.relative_to(TEMPLATE).as_posix().removesuffix(SUFFIX).replace(_module("template"), _module(name))
     text = path.read_text("utf-8")
     return place, _readme(text, name) if place == "README.md" else _renamed(text, name)
@@ -107,7 +107,7 @@ def _renamed(text: str, name: str) -> str:
 
 
 def _readme(text: str, name: str) -> str:
-    """Keep what is said of installing and testing; the rest is about copying."""
+    """Keep the section on installing and testing; the rest is about copying."""
     kept = KEPT_SECTION.search(text)
     section = kept[0].rstrip() if kept else ""
     return f"# {distribution(name)}\n\nA soft-prompt method for softprompt_zoo: `{name}`.\n\n{section}\n"

@@ -1,4 +1,4 @@
-"""What the operations are checked with, and how a check finds out what the base model itself cannot do."""
+"""Helpers for checking the operations, which also find out what the base model itself cannot do."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,21 +15,21 @@ from softprompt_zoo.testing.subject import Subject
 
 THREADS = 4
 NAMES = ("default", "longer", None) * THREADS
-"""The prompts of calls in threads."""
+"""The prompts for calls in threads."""
 SMALLEST_SCALE = 2**-8
-"""Of a number of 8 bits, as bfloat16's are."""
+"""Rounding of a number with 8 bits, as in bfloat16."""
 NO_EFFECT = "the prompt has no effect"
 ROUNDING = 1e-4
-"""Largest difference between gradients of two implementations, as a part of the gradient."""
+"""Largest difference between gradients of two implementations, relative to the gradient."""
 SMALLEST_PART = 0.1
-"""A gradient that is smaller than this part of the largest is measured against that part: what is left where larger
-terms cancel, as of a router at its start, is little more than their rounding."""
+"""A gradient smaller than this fraction of the largest is compared with that fraction: if larger terms cancel, as
+in an untrained router, little more than their rounding is left."""
 
 Found = TypeVar("Found")
 
 
 def needs(run: Callable[[], Found]) -> Found:
-    """Return what a run of the base model returns; skip where it fails."""
+    """Return the result of running the base model; skip if that fails."""
     try:
         return run()
     except Exception as error:
@@ -37,18 +37,18 @@ def needs(run: Callable[[], Found]) -> Found:
 
 
 def needs_same(run: Callable[[], Tensor], expected: Tensor) -> None:
-    """Skip where a run of the base model fails, or gives something else than it should."""
+    """Skip if running the base model fails, or its result differs from the expected one."""
     found = needs(run)
     if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-3):
-        pytest.skip("the base model gives something else")
+        pytest.skip("the base model's result is different")
 
 
 def check_threads(run: Callable[[int], Tensor], different: int) -> None:
     """Compare calls in threads with the same calls one after the other.
 
     Args:
-        run: Makes the call of a number, with the prompt of that number in `NAMES`.
-        different: How many of the first calls must give something of their own.
+        run: Makes the call with a number, using the prompt with that number in `NAMES`.
+        different: How many of the first calls must have results that differ from each other.
     """
     calls = range(len(NAMES))
     single = [run(call) for call in calls]
@@ -60,17 +60,17 @@ def check_threads(run: Callable[[int], Tensor], different: int) -> None:
 
 
 def embedded(subject: Subject, ids: Tensor) -> Tensor:
-    """Look the embeddings of texts up, `(rows, length, width)`."""
+    """Look up the embeddings of texts, `(rows, length, width)`."""
     with torch.no_grad():
         embeddings: Tensor = subject.model.get_input_embeddings()(ids)
     return embeddings
 
 
 def drawn(subject: Subject, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a text with a fixed seed, by `generate` and by hand from forwards over what it drew.
+    """Sample a text with a fixed seed, by `generate`, and by hand from forwards over the sampled text.
 
     Returns:
-        The new tokens of both, `(rows, NEW_TOKENS)`, and the logits that `generate` drew from.
+        The new tokens of both, `(rows, NEW_TOKENS)`, and the logits from which `generate` sampled.
     """
     torch.manual_seed(3)
     text, logits = greedy(subject, ids, mask, do_sample=True, top_k=0, top_p=1.0, suppress_tokens=[0])
@@ -90,7 +90,7 @@ def returned(output: Any) -> dict[str, Tensor]:
 
 
 def runs(subject: Subject, ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """Return the logits of texts, and the first ones that `generate` makes.
+    """Return the logits of texts, and the first logits from `generate`.
 
     Args:
         subject: The model.
@@ -98,8 +98,8 @@ def runs(subject: Subject, ids: Tensor, mask: Tensor) -> list[Tensor]:
         mask: Their attention mask.
 
     Returns:
-        One or two tensors. Of three rows' last tokens rounding may move two, so what a causal model writes is held to
-        its own forward: the second is the difference between both.
+        One or two tensors. Rounding may change two of three rows' last tokens, so what a causal model generates is
+        compared with its own forward: the second tensor is the difference between both.
     """
     found = subject.logits(ids, mask, **subject.positions(mask))
     kept = found[subject.with_logits(mask)]
@@ -119,12 +119,12 @@ def masks_of_four_dimensions(subject: Subject, mask: Tensor) -> tuple[Tensor, Te
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """Return the median difference between numbers: rounding may send some tokens to other experts."""
+    """Return the median difference between numbers: rounding may send some tokens to different experts."""
     return float((one.float() - other.float()).abs().median())
 
 
 def check_shapes(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Fail unless two models returned parts of the same names and shapes."""
+    """Fail unless two models returned parts with the same names and shapes."""
     own, others = ({name: part.shape for name, part in parts.items()} for parts in (found, expected))
     assert own == others, f"shapes {own}, expected {others}"
 
@@ -132,12 +132,12 @@ def check_shapes(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def check_parts(
     row: int, prompted: tuple[dict[str, Tensor], dict[str, Tensor]], base: tuple[dict[str, Tensor], dict[str, Tensor]]
 ) -> None:
-    """Compare what a row of a padded batch returned with what it returns alone, where the base model's are alike.
+    """Compare a row's output in a padded batch with its output alone, where those of the base model match.
 
     Args:
-        row: Which row.
-        prompted: What `returned` gives of the batch and of the row alone.
-        base: The same of the base model.
+        row: Index of the row.
+        prompted: The results of `returned` for the batch and for the row alone.
+        base: The same for the base model.
     """
     (batch, alone), (base_batch, base_alone) = prompted, base
     for name, part in alone.items():
@@ -147,7 +147,7 @@ def check_parts(
 
 
 def check_rounding(found: list[Tensor], exact: list[Tensor], base: list[Tensor], allowed: list[float]) -> None:
-    """Hold results in a smaller dtype, which is the base model's, to their distances from the exact ones."""
+    """Compare errors of results in a smaller dtype, which is the base model's, with the allowed errors."""
     for result, wanted, own, most in zip(found, exact, base, allowed, strict=True):
         assert result.dtype == own.dtype
         assert distance(result, wanted) <= most, "further from float32 than the base model"
@@ -157,29 +157,29 @@ def check_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> No
     """Compare the gradients of two implementations of attention."""
     largest = max(gradient.norm() for gradient in expected.values())
     for name, gradient in expected.items():
-        # They add in another order, and an eager softmax is in float32 whatever the model is in.
+        # They sum in a different order, and an eager softmax is always in float32.
         difference = (found[name] - gradient).norm() / torch.maximum(gradient.norm(), SMALLEST_PART * largest)
         assert difference <= ROUNDING, f"gradient of {name}: differs by {difference:.1e}"
 
 
 def compiled(subject: Subject, whole: bool) -> Any:
-    """Compile a model, into one whole graph or into several; what is compiled is torch's own operations."""
+    """Compile a model into one whole graph or several, using torch's own operations."""
     torch._dynamo.reset()
     return torch.compile(subject.model, backend="aot_eager" if whole else "eager", fullgraph=whole)
 
 
 def first_task(subject: Subject, ids: Tensor) -> dict[str, Tensor]:
-    """Return the `task_ids` of texts that share a row, if the prompt has tasks: the first for all."""
+    """Return the `task_ids` of texts that share a row, if the prompt has tasks: the first task for all."""
     return {name: torch.zeros_like(value) for name, value in subject.tasks(ids).items()}
 
 
 def pooled_by(base: Subject, heads: dict[str, Any], output: Any, inputs: dict[str, Any]) -> Tensor:
-    """Let the base classifier pool and classify what a prompted one's last layer returned.
+    """Pool and classify the last hidden states of a prompted classifier with the base classifier.
 
     Args:
         base: The classifier without a prompt; it keeps the head.
-        heads: The prompt's trained task head, as `Subject.trained_head` has it.
-        output: The prompted one's output for one unpadded text, with hidden states.
+        heads: The prompt's trained task head, from `Subject.trained_head`.
+        output: The prompted classifier's output for one unpadded text, with hidden states.
         inputs: The arguments of its forward.
 
     Returns:

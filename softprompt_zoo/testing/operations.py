@@ -1,10 +1,10 @@
-"""What users do with a model besides what the promises name, as a second pytest suite.
+"""The common uses of a model beyond the promises, as a second pytest suite.
 
     from softprompt_zoo.testing import operation_suite
     TestOperationsOfMyMethod = operation_suite("my_method")
 
-The oracle is the base model, arithmetic, or the same rows one after the other. Where the base model itself cannot do an
-operation, the check is skipped and says so.
+The oracle is the base model, arithmetic, or the same rows one after the other. If the base model itself does not
+support an operation, the check is skipped with that reason.
 """
 
 import functools
@@ -46,14 +46,14 @@ from softprompt_zoo.testing.suite import Suite, suite_of
 
 ROWS: list[Any] = ["longer", None, "default"]
 SHORT_TEXTS = [text[:, :length] for text, length in zip(TEXTS, (6, 4, 5), strict=True)]
-"""Within the tiny models' window, which a mask of four dimensions replaces."""
+"""Within the tiny models' window, which a four-dimensional mask replaces."""
 
 
 class OperationSuite(Suite):
-    """The operations; `operation_suite` makes a class of them for one method."""
+    """The operations; `operation_suite` makes a class from them for one method."""
 
     def test_operation_threads_with_prompts_of_their_own(self, subject: Subject) -> None:
-        """Forwards at once, each with another prompt or none, give what each gives alone."""
+        """Concurrent forwards, each with a different prompt or none, have the results of each alone."""
         subject.add_longer(self.method, {**self.options, **self.longer})
 
         def run(call: int) -> Tensor:
@@ -62,7 +62,7 @@ class OperationSuite(Suite):
         check_threads(run, 6)
 
     def test_operation_threads_that_generate(self, subject: Subject) -> None:
-        """The same of `generate`."""
+        """The same for `generate`."""
         needs_generation(subject)
         subject.add_longer(self.method, {**self.options, **self.longer})
         check_threads(lambda call: greedy(subject, TEXTS[1], prompts=[NAMES[call]])[1], 3)
@@ -85,7 +85,7 @@ class OperationSuite(Suite):
         check_threads(gradients, 2)
 
     def test_operation_generation_from_input_embeddings(self, subject: Subject, base: Subject) -> None:
-        """The embeddings of a text give what the text gives."""
+        """The embeddings of a text have the same results as the text."""
         needs_generation(subject)
         if subject.reads_sound:
             pytest.skip("the encoder reads sound")
@@ -98,7 +98,7 @@ class OperationSuite(Suite):
             assert_equal(found, expected, f"logits from embeddings, use_cache={use_cache}")
 
     def test_operation_prompt_lookup(self, subject: Subject, base: Subject) -> None:
-        """Guesses from the text change the speed and nothing else."""
+        """Guesses from the text only change the speed."""
         needs_generation(subject)
         text = torch.cat([TEXTS[1]] * 2, dim=1)
         options: dict[str, Any] = {"max_new_tokens": 2 * NEW_TOKENS, "prompt_lookup_num_tokens": 3}
@@ -108,17 +108,17 @@ class OperationSuite(Suite):
         assert not torch.allclose(found, bare, atol=1e-2), NO_EFFECT
 
     def test_operation_sampling_with_a_fixed_seed(self, subject: Subject, base: Subject) -> None:
-        """The text drawn is the one drawn, with the same seed, from the logits of forwards."""
+        """The sampled text is the one sampled, with the same seed, from the logits of forwards."""
         needs_generation(subject)
         ids, mask = pad(TEXTS, subject.padding_side)
         bare, by_hand, bare_logits = drawn(base, ids, mask)
         needs_same(lambda: bare, by_hand)
         text, by_hand, logits = drawn(subject, ids, mask)
-        assert torch.equal(text, by_hand), "another text than from forwards"
+        assert torch.equal(text, by_hand), "not the text from forwards"
         assert not torch.allclose(logits[:, 0], bare_logits[:, 0], atol=1e-2), NO_EFFECT
 
     def test_operation_caches_and_rows(self, subject: Subject, base: Subject) -> None:
-        """No cache and a static one, with another prompt in every row."""
+        """No cache and a static one, with a different prompt in every row."""
         needs_generation(subject)
         subject.add_longer(self.method, {**self.options, **self.longer})
         ids, mask = pad(TEXTS, subject.padding_side)
@@ -132,7 +132,7 @@ class OperationSuite(Suite):
                 assert (ROWS[row] is None) == torch.allclose(alone, bare, atol=1e-4), NO_EFFECT
 
     def test_operation_returned_states_and_attentions(self, architecture: str) -> None:
-        """Of a padded batch, they have the base model's shapes and are those of each row alone."""
+        """For a padded batch, they have the base model's shapes and equal those of each row alone."""
         subject = self.prompted(architecture, implementation="eager")
         base = Subject(architecture, tiny_model(architecture, implementation="eager"))
         wanted: dict[str, Any] = {"output_hidden_states": True, "output_attentions": subject.shows_attentions}
@@ -144,7 +144,7 @@ class OperationSuite(Suite):
             check_parts(row, (found, alone), (bare, base_alone))
 
     def test_operation_bfloat16(self, subject: Subject, base: Subject) -> None:
-        """Prompt and model in bfloat16 are as near to float32 as the base model is; generation equals a forward."""
+        """Prompt and model in bfloat16 are as close to float32 as the base model; generation equals a forward."""
         ids, mask = pad(TEXTS, subject.padding_side)
         exact, exact_base = runs(subject, ids, mask), runs(base, ids, mask)
         base.model.to(torch.bfloat16)
@@ -154,7 +154,7 @@ class OperationSuite(Suite):
         def is_seen() -> bool:
             return distance(exact[0], exact_base[0]) > 2 * allowed[0]
 
-        if not is_seen():  # a gate near zero: what it adds would drown in the rounding
+        if not is_seen():  # a gate near zero: its effect would be lost in rounding
             subject.disturb("default", 1.0)
             exact = runs(subject, ids, mask)
         assert is_seen(), NO_EFFECT
@@ -166,9 +166,9 @@ class OperationSuite(Suite):
 
     @pytest.mark.parametrize("implementation", ["eager", FLEX])
     def test_operation_attention_implementations(self, subject: Subject, base: Subject, implementation: str) -> None:
-        """Each gives what sdpa gives; gradients are those of sdpa, too, where torch has them."""
+        """Each has the results of sdpa, and also its gradients where torch supports them."""
         if subject.model.config._attn_implementation.endswith("eager"):
-            pytest.skip("the model has one implementation only")
+            pytest.skip("the model has only one implementation")
         expected, bare = (s.text_logits(TEXTS, "right") for s in (subject, base))
         with uncompiled_flex() if implementation == FLEX else nullcontext():
             base = Subject(
@@ -186,7 +186,7 @@ class OperationSuite(Suite):
 
     @pytest.mark.parametrize("whole", [False, True])
     def test_operation_compiled(self, subject: Subject, base: Subject, whole: bool) -> None:
-        """Logits and gradients are those of the model as it is; into one whole graph where the base model has one."""
+        """Logits and gradients equal those of the uncompiled model; as one whole graph if the base model has one."""
         inputs = subject.inputs(TEXTS[0])
         expected = subject.model(**inputs).logits
         bare = base.logits(TEXTS[0])
@@ -204,7 +204,7 @@ class OperationSuite(Suite):
             assert_equal(gradient, gradients[name], f"compiled gradient of {name}")
 
     def test_operation_packed_rows(self, subject: Subject, base: Subject) -> None:
-        """Texts in one row, whose positions restart, give what each gives alone."""
+        """Texts in one row, whose positions restart, have the results of each alone."""
         if not subject.is_causal:
             pytest.skip("only decoders read several texts in a row")
         positions = torch.cat([torch.arange(text.shape[1]) for text in TEXTS])[None]
@@ -221,7 +221,7 @@ class OperationSuite(Suite):
             assert_equal(subject.logits(ids, **packed, **first_task(subject, ids)), alone, "packed")
 
     def test_operation_masks_of_four_dimensions(self, subject: Subject, base: Subject) -> None:
-        """Under booleans, or numbers that are added to the scores, each row gives what it gives alone."""
+        """With booleans, or numbers that are added to the scores, each row has the same results as alone."""
         ids, mask = pad(SHORT_TEXTS, subject.padding_side)
         masks = masks_of_four_dimensions(subject, mask)
 
@@ -237,7 +237,7 @@ class OperationSuite(Suite):
                 assert_equal(under(subject, given), expected, f"{given.dtype}")
 
     def test_operation_sequence_classification(self, architecture: str) -> None:
-        """A classifier pools the text alone, and each row of a batch has its own prompt."""
+        """A classifier pools only the text, and each row of a batch has its own prompt."""
         base = Subject(architecture, needs(lambda: tiny_model(architecture, task=CLASSIFICATION)))
         subject = self.prompted(architecture, task=CLASSIFICATION)
         texts = [torch.cat([text, torch.tensor([[2]])], dim=1) for text in TEXTS]  # BART pools the end of a text
@@ -258,7 +258,7 @@ class OperationSuite(Suite):
 
 
 OPERATIONS = tuple(name.removeprefix("test_operation_") for name in vars(OperationSuite) if name.startswith("test_"))
-"""Names of all operations; `"compiled"` takes seconds, the others less than one."""
+"""Names of all operations; `"compiled"` takes seconds, the others less than one second."""
 
 
 def operation_suite(
@@ -268,17 +268,17 @@ def operation_suite(
     longer: Mapping[str, Any] | None = None,
     operations: Iterable[str] = OPERATIONS,
 ) -> type[OperationSuite]:
-    """Make a pytest class that tries all operations on a method.
+    """Make a pytest class that checks all operations with a method.
 
     Args:
         method: Name of a registered method.
-        options: As in `conformance_suite`, like the two that follow.
+        options: As in `conformance_suite`, like the next two.
         architectures: Keys of `TINY_MODELS` or of `models.MORE_MODELS`.
-        longer: Options that make a longer prompt.
-        operations: Names of the operations, or their beginnings; all of `OPERATIONS` by default.
+        longer: Options for a longer prompt.
+        operations: Names of the operations, or prefixes of them; all of `OPERATIONS` by default.
 
     Returns:
-        A class to bind to a name that starts with `Test`.
+        A class to assign to a name that starts with `Test`.
     """
     kept = tuple(f"operation_{name}" for name in operations)
     return suite_of(OperationSuite, method, options, architectures, longer, kept)

@@ -1,4 +1,4 @@
-"""The promises for two prompts at once: the same suite, with another method's prompt after the first."""
+"""The promises for two prompts at once: the same suite, with a second method's prompt after the first."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -13,12 +13,12 @@ SECOND = "second"
 """Name of the prompt after the first one."""
 FAMILIES = ("llama", "bert", "t5")
 PROMISES = (1, 2, 3, 4, 6, 7, 9, 10, 11)
-"""Without the fifth, for keys of a later prefix are not moved after the first prompt; and without the eighth, for a
-PEFT adapter holds one prompt: `zoo.fold` makes one of several."""
+"""Without the fifth, since the keys of a later prefix are not moved after the first prompt; and without the eighth,
+since a PEFT adapter holds one prompt: `zoo.fold` combines several into one."""
 
 
 class PairSubject(Subject):
-    """A tiny model with two active prompts; wherever the suite names one, the second comes after it."""
+    """A tiny model with two active prompts; wherever the suite names one, the second follows it."""
 
     second: ClassVar[str]
     second_options: ClassVar[Mapping[str, Any]]
@@ -45,7 +45,7 @@ class PairSubject(Subject):
         return {**arguments, "prompts": [name and [name, SECOND] for name in names]}
 
     def _names(self, indices: Tensor) -> list[str | None]:
-        """Return the name of each row's prompt; `None` of a row without one, which has -1."""
+        """Return the name of each row's prompt; `None` for a row without one, which has -1."""
         names = [name for name in self.model.prompts if name != SECOND]
         return [None if index < 0 else names[index] for index in indices.tolist()]
 
@@ -58,23 +58,23 @@ def combination_suite(
     architectures: Iterable[str] = FAMILIES,
     longer: Mapping[str, Any] | None = None,
 ) -> type[ConformanceSuite]:
-    """Make a pytest class that holds two methods on one model to the promises.
+    """Make a pytest class that checks two methods on one model against the promises.
 
     Args:
-        first: Name of a registered method, whose prompt is in front.
-        second: Name of the one after it; it may be the same.
+        first: Name of a registered method, whose prompt comes first.
+        second: Name of the second method; it may be the same.
         options: Options of the first, as in `conformance_suite`.
-        second_options: Options of the second, 7 virtual tokens among them if they do not say; by default those of its
-            page's longer prompt.
+        second_options: Options of the second, with 7 virtual tokens if not given; by default those of its page's longer
+            prompt.
         architectures: Keys of `TINY_MODELS` or of `models.MORE_MODELS`.
-        longer: Options that make a longer prompt of the first, as in `conformance_suite`.
+        longer: Options for a longer prompt of the first, as in `conformance_suite`.
 
     Returns:
-        A class to bind to a name that starts with `Test`.
+        A class to assign to a name that starts with `Test`.
     """
     other = get_method(second)
     usual, longer_still = other.example_options
-    # Of another length than the first.
+    # With a length that differs from the first.
     chosen = {**usual, **longer_still} if second_options is None else {"num_virtual_tokens": 7, **second_options}
     members = {"second": other.name, "second_options": chosen}
     suite = conformance_suite(first, options, architectures, longer, PROMISES)

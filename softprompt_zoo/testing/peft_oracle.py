@@ -25,16 +25,16 @@ CANNOT_RUN = {
     "distilbert": "asks for token_dim or num_attention_heads, which it does not find in this config",
     "t5gemma": "asks for token_dim or num_attention_heads, which it does not find in this config",
     "longt5": "needs the sizes of layers that prompts cannot enter",
-    "opt_narrow": "makes virtual tokens as wide as the layers, not as the embedding table",
+    "opt_narrow": "makes virtual tokens as wide as the layers, not the embedding table",
     "mpt": "asks for num_attention_heads, which it does not find in this config",
-    "whisper": "gives the encoder no features of sound",
-    "modernbert": "extends the mask for past_key_values, which this model does not take",
+    "whisper": "passes no sound features to the encoder",
+    "modernbert": "extends the mask for past_key_values, which this model does not accept",
 }
-"""Architectures on which PEFT's own prompts fail, and how; of ours it gets the sizes that it does not find."""
+"""Architectures on which PEFT's own prompts fail, and how; with ours it gets the sizes that it does not find."""
 SIZES = ("num_layers", "num_attention_heads", "token_dim")
-"""Fields in which an export tells PEFT what it may not find in the model's config."""
+"""Fields in which an export passes PEFT what it may not find in the model's config."""
 CANNOT_RUN_EXPORTS = {"whisper": CANNOT_RUN["whisper"]}
-"""Those on which our exports fail, too."""
+"""Architectures on which our exports fail, too."""
 
 
 def check_export(subject: Subject, text: Tensor, directory: Path) -> None:
@@ -68,7 +68,7 @@ def check_import(subject: Subject, text: Tensor, directory: Path) -> None:
     """Compare the outputs of a PEFT prompt with those of its import.
 
     Args:
-        subject: A prompted model; tells which kind of tokens the method has.
+        subject: A prompted model; it determines which kind of tokens the method has.
         text: Token ids `(1, length)`.
         directory: An empty folder.
     """
@@ -79,7 +79,7 @@ def check_import(subject: Subject, text: Tensor, directory: Path) -> None:
     kinds = {"PROMPT_TUNING": peft.PromptTuningConfig, "PREFIX_TUNING": peft.PrefixTuningConfig}
     kind = next((kinds[name] for name in prompt.loaded.peft_types if name in kinds), None)
     if kind is None:
-        pytest.skip("the method loads none of PEFT's plain prompt types; types of its own have tests of their own")
+        pytest.skip("the method loads none of PEFT's plain prompt types; its own types have separate tests")
     _skip_where_peft_differs(prompts.backbone, is_input)
     options = _peft_options(subject, prompt.num_virtual_tokens, is_input)
     base = Subject(subject.architecture, tiny_model(subject.architecture))
@@ -96,9 +96,9 @@ def check_import(subject: Subject, text: Tensor, directory: Path) -> None:
 
 def _skip_where_peft_differs(backbone: Backbone, is_input: bool) -> None:
     if is_input and backbone.inside.scales_ids:
-        pytest.skip("PEFT gives this model embeddings that it does not scale, where it scales those of ids")
+        pytest.skip("PEFT passes this model embeddings, which it does not scale, although it scales those of ids")
     if not is_input and not backbone.takes_cache:
-        pytest.skip("PEFT hands a prefix to the model as past_key_values, which this model does not take")
+        pytest.skip("PEFT passes a prefix to the model as past_key_values, which this model does not accept")
 
 
 def _peft_options(subject: Subject, num_virtual_tokens: int, is_input: bool) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _peft_options(subject: Subject, num_virtual_tokens: int, is_input: bool) -> 
         options["num_layers"] = len(backbone.layers.get("decoder", ())) or 2
     if not is_input:
         shape = backbone.layers[backbone.kind.site][0]
-        if subject.is_encoder_decoder or shape.kv_heads == 1:  # it does not see Falcon's single head
+        if subject.is_encoder_decoder or shape.kv_heads == 1:  # it does not recognize Falcon's single head
             options |= {"token_dim": shape.kv_heads * shape.head_dim, "num_attention_heads": shape.kv_heads}
     return options
 
@@ -122,28 +122,28 @@ def _peft_task(subject: Subject) -> str:
 
 @contextlib.contextmanager
 def _peft_may_fail(architecture: str, known: Mapping[str, str]) -> Iterator[None]:
-    """Skip where PEFT is known to fail; elsewhere its failure is the test's."""
+    """Skip if PEFT is known to fail; otherwise its failure fails the test."""
     try:
         yield
     except Exception as error:
         if architecture not in known:
             raise
-        pytest.skip(f"PEFT cannot run on {architecture}, it {known[architecture]}: {error}")
+        pytest.skip(f"PEFT cannot run on {architecture}: it {known[architecture]}: {error}")
 
 
 def _dropped_sizes(config: Any, directory: Path) -> list[str]:
-    """List the sizes of an export that PEFT's own config clears when it reads them, as its CPT's does."""
+    """List the sizes in an export that PEFT's own config clears when it reads them, as in CPT."""
     fields = read_json(directory / CONFIG_FILE)
     return [name for name in SIZES if fields.get(name) is not None and getattr(config, name) is None]
 
 
 def _labels(subject: Subject) -> dict[str, Tensor]:
-    """Give an encoder-decoder its decoder's text as labels: some prompts of PEFT's ignore `decoder_input_ids`."""
+    """Return an encoder-decoder's decoder text as labels: some of PEFT's prompts ignore `decoder_input_ids`."""
     return {"labels": random_text(DECODER_LENGTH, 78)} if subject.is_encoder_decoder else {}
 
 
 def _logits(wrapped: Subject, base: Subject, text: Tensor, **more: Any) -> Tensor:
-    """Run a PEFT model and cut its virtual positions, which it leaves in."""
+    """Run a PEFT model and cut off the virtual positions, which it leaves in the output."""
     mask = torch.ones_like(text)
     with torch.no_grad():
         output: Any = wrapped.model(**base.inputs(text, mask, **more))

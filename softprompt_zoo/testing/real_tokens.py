@@ -1,4 +1,4 @@
-"""Prompts made of real tokens, and what the base model gives for those tokens (promise 5)."""
+"""Prompts made of real tokens, and the base model's results for those tokens (promise 5)."""
 
 import dataclasses
 
@@ -22,12 +22,12 @@ NO_REAL_TOKENS = "real tokens share the text's softmax, gated ones have their ow
 
 @dataclasses.dataclass(frozen=True)
 class RealTokens:
-    """What a prompt is made of."""
+    """The tokens that a prompt is made of."""
 
     ids: Tensor
     """`(1, tokens)`."""
     are_embeddings: bool
-    """Whether the prompt holds their embeddings; else it holds their keys and values."""
+    """Whether the prompt holds their embeddings; otherwise it holds their keys and values."""
 
 
 def make_of_real_tokens(subject: Subject, base: Subject, text: Tensor) -> RealTokens:
@@ -36,7 +36,7 @@ def make_of_real_tokens(subject: Subject, base: Subject, text: Tensor) -> RealTo
     Args:
         subject: Its prompt's values are replaced.
         base: The model without a prompt.
-        text: The text it will be tried on; an encoder-decoder's keys and values depend on it.
+        text: The text that it will be tried on; an encoder-decoder's keys and values depend on it.
 
     Returns:
         The real tokens.
@@ -57,7 +57,7 @@ def make_of_real_tokens(subject: Subject, base: Subject, text: Tensor) -> RealTo
     elif subject.is_encoder_decoder and tokens.at("decoder") is not None:
         plain = LayerTokens({"decoder": _decoder_states(subject, base, ids, text)})
     else:
-        pytest.skip("real tokens in a bidirectional text see the text, which fixed keys and values cannot")
+        pytest.skip("real tokens in a bidirectional text see the text, but fixed keys and values cannot")
     prompt.learned = PlainTokens(plain.tensors())
     return RealTokens(ids, tokens.at_input is not None)
 
@@ -76,7 +76,7 @@ def expected_logits(base: Subject, tokens: RealTokens, text: Tensor) -> Tensor:
 def expected_loss(base: Subject, tokens: RealTokens, text: Tensor) -> Tensor:
     """Return a causal base model's loss of the text after the real tokens.
 
-    Keys and values have no logit that predicts the first token of the text, so it does not count there.
+    Keys and values have no logit that predicts the first token of the text, so for them it does not count.
     """
     labels = torch.cat([torch.full_like(tokens.ids, -100), text], dim=1)
     if not tokens.are_embeddings:
@@ -86,7 +86,7 @@ def expected_loss(base: Subject, tokens: RealTokens, text: Tensor) -> Tensor:
 
 
 def _decoder_states(subject: Subject, base: Subject, ids: Tensor, text: Tensor) -> SiteTokens:
-    """Let the decoder read the tokens next to the encoded text, and take their keys and values."""
+    """Run the decoder on the tokens with the encoded text, and return their keys and values."""
     with torch.no_grad():
         states = base.model.get_encoder()(**base.reading(text)).last_hidden_state
     stacks = subject.model._softprompt_stacks

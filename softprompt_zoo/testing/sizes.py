@@ -1,4 +1,4 @@
-"""Sizes that the tiny models share."""
+"""Sizes shared by the tiny models."""
 
 VOCABULARY = 101
 WINDOW = 6

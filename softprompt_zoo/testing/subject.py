@@ -1,4 +1,4 @@
-"""A prompted tiny model and the texts it is tried on."""
+"""A prompted tiny model and the texts that it is tried on."""
 
 import contextlib
 import dataclasses
@@ -59,7 +59,7 @@ class Subject:
     def prompted(
         cls, architecture: str, method: str, options: Mapping[str, Any], implementation: str = "sdpa", task: str = ""
     ) -> Self:
-        """Attach a method to a tiny model and move its parameters off their start values."""
+        """Attach a method to a tiny model and move its parameters away from their initial values."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(100)
             model = tiny_model(architecture, implementation=implementation, task=task)
@@ -70,7 +70,7 @@ class Subject:
 
     @classmethod
     def attached(cls, model: Any, method: str, options: Mapping[str, Any]) -> Any:
-        """Attach to a model what the subject is about, and return it."""
+        """Attach the subject's prompts to a model, and return it."""
         return get_method(method)(model, **options)
 
     def disturb(self, name: str, scale: float = 0.1) -> None:
@@ -86,17 +86,17 @@ class Subject:
 
     @property
     def counts_padding(self) -> bool:
-        """Whether it takes padding for text unless `position_ids` say otherwise, as base models do."""
+        """Whether it counts padding as text without `position_ids`, as base models do."""
         return not self.is_prompted
 
     @property
     def cache_argument(self) -> str:
-        """Name of the argument in which it takes a cache; empty if it takes none."""
+        """Name of its argument for a cache; empty if there is none."""
         return cache_argument(type(self.model).forward)
 
     @property
     def shows_attentions(self) -> bool:
-        """Whether it returns attention weights; off the attention interface they may have a form of their own."""
+        """Whether it returns attention weights; outside the attention interface they may have a different form."""
         return bool(self.model.prompts.backbone.layers)
 
     def add_longer(self, method: str, options: Mapping[str, Any]) -> None:
@@ -107,7 +107,7 @@ class Subject:
             self.disturb("longer")
 
     def is_prompt_parameter(self, name: str) -> bool:
-        """Return whether a name in the model's `state_dict` is a prompt's."""
+        """Return whether a name in the model's `state_dict` belongs to a prompt."""
         return name.startswith("prompts.")
 
     def state(self, of_prompt: bool) -> dict[str, Tensor]:
@@ -120,12 +120,12 @@ class Subject:
         return {name: part.state_dict() for name, part in (self.model.prompts["default"].head or {}).items()}
 
     def disabled(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which the prompts are off."""
+        """Return a context in which the prompts are disabled."""
         context: contextlib.AbstractContextManager[Any] = self.model.prompts.disabled()
         return context
 
     def detach(self) -> None:
-        """Take the prompts off the model."""
+        """Detach the prompts from the model."""
         self.model = detach(self.model)
 
     def save(self, folder: Path) -> None:
@@ -133,7 +133,7 @@ class Subject:
         self.model.save_pretrained(folder)
 
     def load(self, folder: Path, trainable: bool = False) -> None:
-        """Put saved prompts on the model."""
+        """Load saved prompts onto the model."""
         self.model = load(self.model, folder, trainable=trainable)
 
     def merge(self) -> None:
@@ -148,7 +148,7 @@ class Subject:
 
     @property
     def padding_side(self) -> str:
-        """Where `generate` wants padding: before a text that is gone on with, after one that is encoded."""
+        """The side where `generate` expects padding: before a text to continue, after a text to encode."""
         return "left" if self.is_causal else "right"
 
     @property
@@ -158,7 +158,7 @@ class Subject:
 
     @property
     def reads_sound(self) -> bool:
-        """Whether its encoder reads features of sound."""
+        """Whether its encoder reads sound features."""
         return bool(self.model.main_input_name == "input_features")
 
     def reading(self, ids: Tensor) -> dict[str, Tensor]:
@@ -166,7 +166,7 @@ class Subject:
         return {"input_features": self.sound(ids)} if self.reads_sound else {"input_ids": ids}
 
     def sound(self, ids: Tensor) -> Tensor:
-        """Make features of sound from texts: a frame for each token of a row, again and again, without its padding."""
+        """Make sound features from texts: a frame for each token of a row except padding, repeated."""
         config = self.model.config
         table = torch.randn(VOCABULARY, config.num_mel_bins, generator=torch.Generator().manual_seed(5))
         frames = torch.arange(2 * config.max_source_positions)
@@ -188,7 +188,7 @@ class Subject:
         return arguments
 
     def tasks(self, ids: Tensor) -> dict[str, Tensor]:
-        """Build the `task_ids` of texts, if a prompt has tasks: by the first token, so that a text keeps its own."""
+        """Build the `task_ids` of texts, if a prompt has tasks: by the first token, so that a text keeps its task."""
         prompts = self.model.prompts.values() if self.is_prompted else ()
         counts = [prompt.config.tasks for prompt in prompts if prompt.config.tasks]
         if not counts:
@@ -197,7 +197,7 @@ class Subject:
         return {"task_ids": first % min(counts)}
 
     def text_mask(self, mask: Tensor) -> dict[str, Tensor]:
-        """Say what the text is, labels or not, if a prompt does more than stand in front of it."""
+        """Return which tokens are text, with or without labels, if a prompt is more than tokens in front of it."""
         goes_beyond = self.is_prompted and any(prompt.beyond_tokens for prompt in self.model.prompts.values())
         return {"text_mask": mask} if goes_beyond else {}
 
@@ -206,7 +206,7 @@ class Subject:
         return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if self.is_causal else {}
 
     def with_logits(self, mask: Tensor) -> Tensor:
-        """Return which positions have logits that count, `(rows, length)`: a text's, or all of a decoder's."""
+        """Return which positions have relevant logits, `(rows, length)`: those of the text, or all of a decoder's."""
         if self.is_encoder_decoder:
             return torch.ones(mask.shape[0], DECODER_LENGTH, dtype=torch.bool)
         return mask.bool()
@@ -233,12 +233,12 @@ class Subject:
 
         Args:
             texts: Token ids `(1, length)` each.
-            side: Where the padding goes.
+            side: The side of the padding.
             extra: More padding than needed.
-            **more: Further arguments of the forward.
+            **more: Additional arguments of the forward.
 
         Returns:
-            Per row `(length, vocab)`; of an encoder-decoder the decoder's `(DECODER_LENGTH, vocab)`.
+            Per row `(length, vocab)`; for an encoder-decoder, the decoder's `(DECODER_LENGTH, vocab)`.
         """
         ids, mask = pad(texts, side, extra)
         positions = self.positions(mask) if self.counts_padding else {}
@@ -266,11 +266,11 @@ class Subject:
     def train(
         self, steps: int, optimizer: torch.optim.Optimizer | None = None, start: int = 0
     ) -> torch.optim.Optimizer:
-        """Take optimizer steps over all parameters of the model, with a text of its own for each step.
+        """Take optimizer steps over all parameters of the model, with a new text for each step.
 
         Args:
-            steps: How many.
-            optimizer: The one to go on with; a new one by default.
+            steps: Number of steps.
+            optimizer: The optimizer to continue with; a new one by default.
             start: Number of the first step.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What the suites have in common: a method, its options, and a tiny model with and without its prompt."""
+"""The base of all suites: a method, its options, and a tiny model with and without its prompt."""
 
 import contextlib
 import functools
@@ -15,26 +15,26 @@ from softprompt_zoo.testing.subject import Subject
 
 
 class Suite:
-    """Checks of one method; `suite_of` chooses it."""
+    """Checks of one method, chosen by `suite_of`."""
 
     pytestmark = pytest.mark.filterwarnings("ignore:a prompt of the method .* asks for learning rates:UserWarning")
-    """One rate for all is enough to see what is trained."""
+    """One rate for all parameters is enough to see what is trained."""
 
     method: str
     options: Mapping[str, Any]
     longer: Mapping[str, Any]
     subject_type: type[Subject] = Subject
-    """What puts the method on a model; another library's prompts have one of their own."""
+    """Attaches the method to a model; other libraries' prompts have their own."""
     shows_refusals: bool = False
-    """Whether an `UnsupportedError` is raised; else it skips the check."""
+    """Whether an `UnsupportedError` is raised; otherwise it skips the check."""
     architectures: tuple[str, ...] = ()
-    """The models of which one at least must not be refused; nothing is asked where there are none."""
+    """Models of which at least one must not be refused; if there are none, this is not checked."""
     is_stochastic: bool = False
-    """Whether training forwards draw random numbers, so that two of them are compared from one seed."""
+    """Whether training forwards draw random numbers, so that two of them are compared from the same seed."""
 
     @pytest.fixture(autouse=True)
     def _one_thread(self) -> Any:
-        """Tiny models crawl with more threads than one."""
+        """Use one thread: tiny models are very slow with more."""
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         yield
@@ -42,7 +42,7 @@ class Suite:
 
     @pytest.fixture
     def subject(self, architecture: str) -> Subject:
-        """A tiny model with a prompt of the method; skips where the method says it is not defined."""
+        """A tiny model with a prompt of the method; skips if the method does not support the model."""
         return self.prompted(architecture)
 
     @pytest.fixture
@@ -56,14 +56,14 @@ class Suite:
             try:
                 return self.subject_type.prompted(architecture, self.method, self.options, **how)
             except UnsupportedError as error:
-                if not (self.shows_refusals or self._works_somewhere()):  # a suite that skips all is no success
+                if not (self.shows_refusals or self._works_somewhere()):  # a suite that skips all is not a success
                     pytest.fail(f"{self.method!r} is refused on every model: {error}", pytrace=False)
                 raise
 
     @classmethod
     @functools.cache
     def _works_somewhere(cls) -> bool:
-        """Return whether the method can be put on one of the models."""
+        """Return whether the method can be attached to one of the models."""
         for architecture in cls.architectures:
             with contextlib.suppress(UnsupportedError):
                 cls.subject_type.attached(tiny_model(architecture), cls.method, cls.options)
@@ -72,7 +72,7 @@ class Suite:
 
     @contextlib.contextmanager
     def may_be_refused(self) -> Iterator[None]:
-        """Skip the check where a refusal is an answer as good as any."""
+        """Skip the check if it may be refused."""
         try:
             yield
         except UnsupportedError as error:
@@ -86,7 +86,7 @@ FIVE = {"num_virtual_tokens": 5}
 
 
 def _two_more(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return options, and those of a prompt with two virtual tokens more."""
+    """Return options, and those of a prompt with two more virtual tokens."""
     return options, {"num_virtual_tokens": options["num_virtual_tokens"] + 2}
 
 
@@ -98,18 +98,18 @@ def suite_of(
     longer: Mapping[str, Any] | None,
     kept: tuple[str, ...],
 ) -> type[Kind]:
-    """Make a pytest class that holds a method to the checks of a suite.
+    """Make a pytest class with the checks of a suite for a method.
 
     Args:
         kind: The suite.
         method: Name of a registered method.
-        options: Its options, 5 virtual tokens among them if they do not say; by default its page's `EXAMPLE_OPTIONS`.
+        options: Its options, with 5 virtual tokens if not given; by default its page's `EXAMPLE_OPTIONS`.
         architectures: Keys of `TINY_MODELS` or of `models.MORE_MODELS`.
-        longer: Options that make a longer prompt; by default the page's too, or two virtual tokens more.
-        kept: Beginnings of the names of the checks that it is held to, after `test_`.
+        longer: Options for a longer prompt; by default also the page's, or two more virtual tokens.
+        kept: Prefixes of the names of the checks to run, after `test_`.
 
     Returns:
-        A class to bind to a name that starts with `Test`.
+        A class to assign to a name that starts with `Test`.
     """
     own, own_longer = get_method(method).example_options if options is None else _two_more({**FIVE, **options})
     members: dict[str, Any] = {"method": method, "options": own, "longer": own_longer if longer is None else longer}
@@ -120,5 +120,5 @@ def suite_of(
 
 
 def _left_out(kind: type, kept: tuple[str, ...]) -> list[str]:
-    """List the checks of a suite whose names begin in another way."""
+    """List the checks of a suite whose names start differently."""
     return [name for name in vars(kind) if name.startswith("test_") and not name.startswith(kept)]

@@ -18,7 +18,7 @@ def tiny_tokenizer(words: int = VOCABULARY, with_special_tokens: bool = False) -
 
     Args:
         words: Size of its vocabulary: five special tokens, then `w5` to `w<words - 1>`.
-        with_special_tokens: Whether it puts the begin and end tokens around a text.
+        with_special_tokens: Whether it adds the begin and end tokens to a text.
 
     Returns:
         A transformers tokenizer.
@@ -26,7 +26,7 @@ def tiny_tokenizer(words: int = VOCABULARY, with_special_tokens: bool = False) -
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    # Special tokens are cut out of the text wherever they are, so none may begin a word.
+    # Special tokens are split off wherever they occur in a text, so none may be the start of a word.
     names = [*SPECIAL_TOKENS.values(), *(f"w{index}" for index in range(len(SPECIAL_TOKENS), words))]
     backend = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="[unk]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -79,9 +79,9 @@ def test_the_tests_of_a_new_package_pass_at_once(package, tmp_path):
 def test_names_that_cannot_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, message in {
-        "prefix": "answers to 'prefix'; choose another",
-        "Prompt-Tuning": "answers to 'prompt_tuning'; choose another",
-        "class": "a word of Python's own; choose another, such as class_prompt",
+        "prefix": "already has the name 'prefix'; choose another",
+        "Prompt-Tuning": "already has the name 'prompt_tuning'; choose another",
+        "class": "a Python keyword; choose another, such as class_prompt",
         "a b": "expected a letter, then letters",
         "9lives": "expected a letter, then letters",
         "two__bars": "expected a letter, then letters",
