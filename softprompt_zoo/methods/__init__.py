@@ -1,4 +1,4 @@
-"""The methods that ship with the package: a page each, registered by the code that registers strangers'."""
+"""The built-in methods, one page each, registered by the same code as those of plugins."""
 
 BUILTINS = (
     "prefix_tuning",
@@ -10,4 +10,4 @@ BUILTINS = (
 )
 
 DEFAULT = BUILTINS[0]
-"""What the command line trains unless told otherwise."""
+"""The method that the command line trains by default."""

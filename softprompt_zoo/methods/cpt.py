@@ -13,10 +13,10 @@ Source: Blau, Kimhi, Belinkov, Bronstein and Baskin, "Context-aware Prompt Tunin
 with Adversarial Methods", 2024 (arXiv 2410.17222); the authors published no code, the reference is PEFT,
 `tuners/cpt/model.py` and `_cpt_forward` in `peft_model.py`.
 Differs from the source: offsets are projected after each optimizer step and whenever tokens are built, never written
-in a forward; the text's target tokens are those with labels, no mask of types is needed; one template in place of four;
-spaces in front of a field belong to the field, as tokenizers have it; examples get no end-of-sequence token unless the
-template spells one.
-PEFT: CPT; once merged, PROMPT_TUNING. A file of PEFT's has the sum alone; embeddings of its token ids are subtracted.
+in a forward; the text's target tokens are those with labels, no mask of types is needed; one template instead of four;
+spaces in front of a field belong to the field, as in tokenizers; examples get no end-of-sequence token unless the
+template contains one.
+PEFT: CPT; once merged, PROMPT_TUNING. PEFT's files hold only the sum; embeddings of their token ids are subtracted.
 """
 
 import dataclasses
@@ -64,22 +64,22 @@ class Config(MethodConfig):
     """Options of context-aware prompt tuning."""
 
     num_virtual_tokens: int = 0
-    """Tokens of the examples: counted, not chosen. 0 until they are; another value than their count is refused."""
+    """Number of tokens in the examples: counted, not chosen. 0 until then; any value but their count is refused."""
     examples: Any = ()
     """Pairs `(input, target)`, or dictionaries with these fields, in the order in which the model reads them."""
     template: str | None = "input: {input} output: {target}\n"
-    """How an example is written; what follows the target is a separator. `None` if only token ids are known."""
+    """The format of an example; anything after the target is a separator. `None` if only token ids are known."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
-    """The model's tokenizer. A saved prompt needs none: it has the token ids."""
+    """The model's tokenizer. A saved prompt does not need one: it has the token ids."""
     radius: float = 0.2
     """How far an input token may move: largest L2 norm of its offset at a width of 2048. Source: PEFT's notebook."""
     format_radius: float = 0.1
-    """The same for tokens of the template in front of the target. Source: PEFT's notebook."""
+    """The same for template tokens in front of the target. Source: PEFT's notebook."""
     decay: float = 0.95
     """Weight of the newest example's target in the loss; of the one before it `decay ** 2`, and so on. 1 for no
     decay. Source: PEFT's notebook."""
     token_ids: tuple[int, ...] | None = None
-    """The tokens, in place of examples and tokenizer."""
+    """The tokens, instead of examples and a tokenizer."""
     token_types: tuple[int, ...] | None = None
     """The type of each token: of example i, from 0, `4 i + 1` template, `4 i + 2` input, `4 i + 3` template, `4 i + 4`
     target; 0 for separators."""
@@ -94,7 +94,7 @@ class Config(MethodConfig):
             self.examples, self.template, self.tokenizer, self.token_ids, self.token_types
         )
         if found is None:
-            return  # the tokenizer is still to come
+            return  # the tokenizer is set later
         if self.num_virtual_tokens not in (0, len(found[0])):
             raise ValueError(
                 f"num_virtual_tokens is {self.num_virtual_tokens!r}; the examples have {len(found[0])} tokens, which "
@@ -104,23 +104,23 @@ class Config(MethodConfig):
         super().__post_init__()
 
     def advice_to_shorten(self, most: int) -> str:
-        """Return what the tokens were counted from."""
+        """Return where the number of tokens comes from."""
         return f"they are the tokens of the examples: give fewer or shorter ones, of at most {most} tokens together"
 
     def encode(self, tokenizer: Any, text: str, target: str | None = None) -> dict[str, list[int]]:
-        """Tokenize a text as the examples were, for training or, without a target, to generate one.
+        """Tokenize a text in the same way as the examples, for training or, without a target, to generate one.
 
         Args:
             tokenizer: The model's tokenizer.
-            text: What is at `{input}`.
-            target: What is at `{target}`; the text ends in front of it without one.
+            text: The text for `{input}`.
+            target: The text for `{target}`; without it, the text ends before that field.
 
         Returns:
-            `input_ids`, `attention_mask` and, with a target, `labels`: its tokens', -100 elsewhere.
+            `input_ids`, `attention_mask` and, with a target, `labels`: the ids of its tokens, -100 elsewhere.
 
         Raises:
-            TypeError: If the tokenizer is none, or the text or the target is no text.
-            ValueError: If the template is not known, or the target has no tokens.
+            TypeError: If the tokenizer is not one, or the text or the target is not a text.
+            ValueError: If the template is unknown, or the target has no tokens.
         """
         return tokenize_row(tokenizer, self.template, text, target)
 
@@ -137,12 +137,12 @@ class Parameters(nn.Module):
         dtype = torch.promote_types(backbone.dtype, torch.float32)
         empty = torch.empty(config.num_virtual_tokens, backbone.hidden_size, dtype=dtype, device=backbone.device)
         self.offsets = nn.Parameter(empty)
-        # Not embedded anew in each forward: the prompt stays what it was trained to be if the table changes.
+        # Not embedded again in each forward: the prompt stays as it was trained if the table changes.
         self.register_buffer("context", torch.empty_like(empty))
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: Backbone) -> None:
-        """Start from the examples themselves, plain in-context learning."""
+        """Start from the examples themselves: plain in-context learning."""
         self.offsets.zero_()
         self.context.copy_(backbone.embed(torch.tensor(config.token_ids, device=backbone.device)))
 
@@ -162,7 +162,7 @@ def training_loss(config: Config, step: TrainingStep) -> Float[Tensor, ""]:
     ids = torch.tensor(config.token_ids, device=context.device)
     places, newness = example_tokens.target_places(config.token_types or (), context.device)
     losses = functional.cross_entropy(context[places - 1].float(), ids[places], reduction="none")
-    # The examples are the same in every row, and count there once each.
+    # The examples are the same in every row, and count once in each.
     total = functional.cross_entropy(logits.float(), targets, reduction="sum")
     total = total + len(labels) * (config.decay ** newness.float() * losses).sum()
     return total / (len(targets) + len(labels) * len(places)) * share_of_step(step, least=1)
@@ -176,7 +176,7 @@ def after_step(config: Config, parameters: Parameters) -> None:
 
 @hookimpl
 def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> PeftFiles:
-    """Write the sum as PEFT's CPT, with all that is needed to train on; a merged prompt is PEFT's PROMPT_TUNING."""
+    """Write the sum as PEFT's CPT, with all that further training needs; a merged prompt is PEFT's PROMPT_TUNING."""
     fields = {
         "peft_type": "CPT",
         "task_type": "CAUSAL_LM",
@@ -198,7 +198,7 @@ def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> Pe
 
 
 def _options_of(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that PEFT's fields stand for."""
+    """Return the options that correspond to PEFT's fields."""
     decays = fields.get("opt_weighted_loss_type") == "decay"
     return {
         "token_ids": fields.get("cpt_token_ids") or (),
@@ -212,7 +212,7 @@ def _options_of(fields: dict[str, Any]) -> dict[str, Any]:
 
 @hookimpl
 def read_peft(fields: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone) -> PeftPrompt:
-    """Take the examples' embeddings off the sum; where what is left fits no ball, load the sum as a merged prompt."""
+    """Subtract the examples' embeddings from the sum; if the rest fits no ball, load the sum as a merged prompt."""
     options = _options_of(fields)
     try:
         config = Config.from_options(options)
@@ -235,7 +235,7 @@ def _fit_balls(config: Config, offsets: Float[Tensor, "tokens hidden"], start: F
 
 
 def _project(config: Config, offsets: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
-    """Scale each row into its ball; to the gradient the factor is a constant, 1 in the ball and on its surface."""
+    """Scale each row into its ball; for the gradient the factor is a constant, 1 in the ball and on its surface."""
     with torch.no_grad():
         radii = _radii(config, offsets)
         norms = offsets.norm(dim=1).maximum(radii)

@@ -5,16 +5,16 @@
 
 `shared` is (tokens, hidden), `cols` (tasks, tokens, rank), `rows` (tasks, rank, hidden); `*` is elementwise.
 
-Enters at: input embeddings; in front of a causal model's text, or of an encoder's. Each row sees the task that
-`task_ids` says.
+Enters at: input embeddings; in front of a causal model's text, or of an encoder's. Each row sees the task in
+`task_ids`.
 Trained: tokens * hidden + tasks * rank * (tokens + hidden).
-Merges to: the virtual tokens of every task; rows go on choosing by `task_ids`.
+Merges to: the virtual tokens of every task; rows still choose by `task_ids`.
 
 Source: Wang, Panda, Karlinsky, Feris, Sun and Kim, "Multitask Prompt Tuning Enables Parameter-Efficient Transfer
 Learning", 2023 (arXiv 2303.02861), section 3; reference code huggingface/peft, `tuners/multitask_prompt_tuning/`.
 Differs from the source: the factors start such that every task's prompt is the shared one; `rank` may exceed 1;
-hidden states are compared at the text's positions (and the decoder's), for virtual ones are not in the outputs; the
-KL is taken where a label is predicted, and the temperature does not scale it.
+hidden states are compared at the text's positions (and the decoder's), as virtual ones are not in the outputs; the
+KL is computed where a label is predicted, and the temperature does not scale it.
 PEFT: MULTITASK_PROMPT_TUNING. Its factors start at N(0, 0.02), `factor_init="normal"` here, which makes every prompt
 almost zero.
 """
@@ -63,10 +63,10 @@ ADAPTATION_RECIPE = Recipe(
     source="of 1e-2 x 20, 3e-3 x 20 and 3e-3 x 60 the best from 16 films; from 64 films 3e-3 x 60 was; after tweets "
     "and products with SmolLM2-135M (benchmarks/recipes.py)",
 )
-"""For a prompt that starts from another one (`init`) and sees few examples: it is close, and learns them by heart."""
+"""For a prompt that starts from another one (`init`) and sees few examples: it starts close, and can memorize them."""
 FACTOR_INITS = ("identity", "normal")
 DEVIATION = 0.02
-"""Of `factor_init="normal"`, as PEFT has it."""
+"""Standard deviation for `factor_init="normal"`, as in PEFT."""
 PEFT_NAMES = {"shared": "prompt_embeddings", "cols": "prefix_task_cols", "rows": "prefix_task_rows"}
 
 
@@ -75,13 +75,13 @@ class Config(MethodConfig):
     """Options of multitask prompt tuning."""
 
     num_tasks: int = 1
-    """Tasks; with more than one, `forward` and `generate` need `task_ids`."""
+    """Number of tasks; with more than one, `forward` and `generate` need `task_ids`."""
     rank: int = 1
-    """Rank of each task's factors. The paper has 1."""
+    """Rank of each task's factors. The paper uses 1."""
     init: Any = dataclasses.field(default=None, metadata={"names": INITS})
     """The shared prompt: `"sampled"` frequent words, a `"text"`, class `"labels"`, `"random"` numbers uniform in
-    ±0.5, or another prompt: its saved folder, or `model.prompts[name]`. By default what `init_text` or `labels` are
-    for, else `"sampled"`."""
+    ±0.5, or another prompt: its saved folder, or `model.prompts[name]`. The default follows `init_text` or `labels`
+    if one is given, otherwise it is `"sampled"`."""
     init_text: str | None = None
     """The text of `init="text"`, tokenized without special tokens, repeated or cut to the prompt."""
     labels: tuple[str, ...] | None = None
@@ -92,19 +92,19 @@ class Config(MethodConfig):
     factor_init: str = "identity"
     """`"identity"`: every task starts from the shared prompt; `"normal"`: factors N(0, 0.02), as in PEFT."""
     source_task: str | int = "average"
-    """Where the factors start if `init` is another prompt of this method: the `"average"` of its tasks' factors (the
-    paper's target adaptation), one task by number, `"each"` task where its own are, or `"shared"`: `factor_init`."""
+    """Initial factors if `init` is another prompt of this method: the `"average"` of its tasks' factors (the paper's
+    target adaptation), those of one task by number, of `"each"` task for itself, or `"shared"`: `factor_init`."""
     teacher: Any = dataclasses.field(
         default=None, metadata={"names": (None,), "prompts": True}, repr=False, compare=False
     )
-    """A trained prompt per task to distil from: a list of prompts or saved folders, or a tensor
-    `(tasks, tokens, hidden)`. It is used in training only, and not saved."""
+    """A trained prompt per task to distill from: a list of prompts or saved folders, or a tensor
+    `(tasks, tokens, hidden)`. It is only used in training, and not saved."""
     distillation: float = 0.9
     """Weight of the distillation, with a teacher. Source: the paper's λ."""
     temperature: float = 1.0
-    """Divides the logits of teacher and student before they are compared."""
+    """Temperature by which the logits of teacher and student are divided before they are compared."""
     factor_learning_rate_ratio: float = 4 / 3
-    """Learning rate of the factors over that of the shared prompt. Source: the paper's 0.4 and 0.3."""
+    """Learning rate of the factors divided by that of the shared prompt. Source: the paper's 0.4 and 0.3."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +120,7 @@ class Config(MethodConfig):
 
     @property
     def replaces_loss(self) -> bool:
-        """Whether there is a teacher to distil from."""
+        """Whether there is a teacher to distill from."""
         return self.teacher is not None and self.distillation > 0
 
 
@@ -136,27 +136,27 @@ class Parameters(nn.Module):
         self.cols = nn.Parameter(torch.empty(config.num_tasks, count, config.rank, **options))
         self.rows = nn.Parameter(torch.empty(config.num_tasks, config.rank, hidden, **options))
         self.teacher: Tensor | None
-        # Moves with the module, and is neither trained nor saved.
+        # Moves with the module, but is neither trained nor saved.
         teacher = teacher_embeddings("teacher", config.teacher, config.num_virtual_tokens, backbone)
         self.register_buffer("teacher", teacher, persistent=False)
         self._config = config
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: Backbone) -> None:
-        """Give the shared prompt and the factors their start values."""
+        """Set the initial values of the shared prompt and the factors."""
         self.shared.copy_(initial_embeddings(config, backbone))
         self._start_factors(config.factor_init)
 
     @torch.no_grad()
     def start_from(self, tokens: VirtualTokens) -> None:
-        """Start from the plain tokens of another prompt; of one with tasks, from those of one task."""
+        """Start from the plain tokens of another prompt; if it has tasks, from those of one task."""
         embeddings = embeddings_of(tokens, "multitask_prompt_tuning")
         self.shared.copy_(embeddings_of_source(embeddings, tokens.num_tasks, self._config.source_task))
         self._start_factors(self._config.factor_init)
 
     @torch.no_grad()
     def start_from_parameters(self, parameters: "Parameters", config: Config) -> None:
-        """Start from another prompt of this method: its shared prompt, and the factors that `source_task` says."""
+        """Start from another prompt of this method: its shared prompt, and the factors chosen by `source_task`."""
         source = config.source_task
         check_factors_fit(source, parameters.cols.shape, config.num_tasks, config.rank)
         if source == "shared":
@@ -167,11 +167,11 @@ class Parameters(nn.Module):
         self.shared.copy_(parameters.shared)
 
     def _start_factors(self, factor_init: str) -> None:
-        """Fill the factors; `"identity"` makes their product one everywhere, and lets ranks beyond the first differ."""
+        """Fill the factors; `"identity"` makes their product one everywhere, and lets further ranks diverge."""
         self.cols.normal_(std=DEVIATION)
         self.rows.normal_(std=DEVIATION)
         if factor_init == "identity":
-            # Beyond the first rank one factor is zero and the other is not: equal ones would stay equal for ever.
+            # Beyond the first rank, one factor is zero and the other is not: equal ones would stay equal forever.
             self.cols.normal_()
             self.rows.zero_()
             self.cols[..., 0] = 1.0
@@ -199,7 +199,7 @@ def training_loss(config: Config, parameters: Parameters, step: TrainingStep) ->
 
 @hookimpl
 def parameter_groups(config: Config, parameters: Parameters, learning_rate: float) -> list[dict[str, Any]]:
-    """Give the factors a learning rate of their own."""
+    """Set a separate learning rate for the factors."""
     factors = [parameters.cols, parameters.rows]
     return [
         {"params": [parameters.shared], "lr": learning_rate},
@@ -212,7 +212,7 @@ def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> Pe
     """Write the shared prompt and the factors as they are."""
     if not backbone.kind.is_causal and not backbone.kind.has_two_texts:
         raise UnsupportedError(
-            f"PEFT passes no task_ids to this method's prompts on an encoder ({backbone.model_type}), and so "
+            f"PEFT passes no task_ids to this method's prompts on an encoder ({backbone.model_type}), so it "
             "cannot run them; export one task as a plain prompt: zoo.export(model, folder, task=…)"
         )
     fields = {
@@ -222,7 +222,7 @@ def write_peft(config: Config, parameters: Parameters, backbone: Backbone) -> Pe
         "num_layers": len(next(iter(backbone.layers.values()), ())) or None,
         "num_attention_heads": None,
         "num_transformer_submodules": 1,
-        # Any other start would make PEFT read the file it names, in order to load this one.
+        # Any other initialization would make PEFT read the file that it names in order to load this one.
         "prompt_tuning_init": "RANDOM",
         "num_tasks": config.num_tasks,
         "num_ranks": config.rank,

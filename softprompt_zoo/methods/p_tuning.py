@@ -6,13 +6,13 @@
 
 Enters at: input embeddings; in front of the text, or in the slots of a template (`zoo.encode`).
 Trained: tokens * hidden, and the weights of the net.
-Merges to: what the net makes.
+Merges to: the output of the net.
 
 Source: Liu, Zheng, Du, Ding, Qian, Yang and Tang, "GPT Understands, Too", 2021 (arXiv 2103.10385),
 section 3; reference code THUDM/P-tuning, `LAMA/p_tuning/prompt_encoder.py`.
 Differs from the source: the net's last layer is fitted by least squares, so that training starts from the embeddings
-of real words; the reference's start is `init="random"`. One virtual token works. The model stays frozen.
-PEFT: P_TUNING, whose files hold what the net makes: they load as merged prompts. Its `"MLP"`, which the paper does
+of real words; the reference's initialization is `init="random"`. One virtual token works. The model stays frozen.
+PEFT: P_TUNING, whose files hold the output of the net: they load as merged prompts. Its `"MLP"`, which the paper does
 not have, is our `"mlp"`; we write PROMPT_TUNING, which holds the same.
 """
 
@@ -54,20 +54,20 @@ class Config(MethodConfig):
     """Options of P-tuning."""
 
     init: Any = dataclasses.field(default=None, metadata={"names": INITS})
-    """What the net makes at first: embeddings of `"sampled"` frequent words or of a `"text"`; `"random"`
-    leaves all weights at torch's defaults, as the reference does; or another prompt: its saved folder, or
-    `model.prompts[name]`. By default `"text"` if there is an `init_text`, else `"sampled"`."""
+    """Initial output of the net: embeddings of `"sampled"` frequent words or of a `"text"`; `"random"`
+    leaves all weights at torch's defaults, as in the reference; or another prompt: its saved folder, or
+    `model.prompts[name]`. By default `"text"` if there is an `init_text`, otherwise `"sampled"`."""
     init_text: str | None = None
     """The text of `init="text"`, tokenized without special tokens, repeated or cut to the prompt."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `init="text"`."""
     reparameterization: str | None = "lstm"
-    """The net: `"lstm"` of the paper, PEFT's `"mlp"` of three layers, or `None` for bare embeddings."""
+    """The net: the paper's `"lstm"`, PEFT's `"mlp"` of three layers, or `None` for bare embeddings."""
     reparameterization_size: int | None = None
-    """Width of the net, in features: of each direction of the LSTM, by default half the embedding's width, as
-    in the reference; of the MLP's hidden layers, by default the embedding's width, as in PEFT."""
+    """Width of the net, in features: of each direction of the LSTM, by default half the embedding width, as
+    in the reference; of the MLP's hidden layers, by default the embedding width, as in PEFT."""
     dropout: float = 0.0
-    """Probability that a feature between the LSTM's two layers is zeroed while training."""
+    """Probability that a feature between the LSTM's two layers is zeroed during training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +102,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: Backbone) -> None:
-        """Let the net start by making the embeddings of real words."""
+        """Make the net produce the embeddings of real words at the start."""
         count = config.num_virtual_tokens
         if config.init == "random":
             self.embeddings.normal_()
@@ -127,7 +127,7 @@ class Parameters(nn.Module):
         return self.embeddings if self.lstm is None else self.lstm(self.embeddings)
 
     def _fit(self, target: Float[Tensor, "tokens hidden"]) -> None:
-        """Make the net give `target`, or what its last layer can nearest to it."""
+        """Make the net return `target`, or the closest to it that its last layer can achieve."""
         if self.head is None:
             self.embeddings.copy_(target)
             return
@@ -140,14 +140,14 @@ class Parameters(nn.Module):
 
 
 class _LSTM(nn.Module):
-    """A bidirectional LSTM over one sequence; torch's module cannot be compiled, its function can."""
+    """A bidirectional LSTM over one sequence; torch's module cannot be compiled, but its function can."""
 
     def __init__(self, features: int, size: int, dropout: float, options: dict[str, Any]) -> None:
         super().__init__()
         self.size = size
         self.dropout = dropout
         module = nn.LSTM(features, size, LSTM_LAYERS, bidirectional=True, **options)
-        for name, parameter in module.named_parameters():  # torch's names, order and start values
+        for name, parameter in module.named_parameters():  # torch's names, order and initial values
             self.register_parameter(name, nn.Parameter(parameter.detach()))
 
     def forward(self, sequence: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens {2*self.size}"]:
@@ -160,7 +160,7 @@ class _LSTM(nn.Module):
 
 
 def _layers(widths: list[int], options: dict[str, Any]) -> nn.Sequential:
-    """Linear layers of these widths with a ReLU between any two."""
+    """Build linear layers of these widths with a ReLU between them."""
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after, **options), nn.ReLU()]

@@ -6,16 +6,16 @@
     attention[layer] = softmax(query [keys; text keys]^T) [values; text values]
     logits = head(text states)                                        the head is trained, too
 
-Enters at: keys and values of every self-attention layer; of an encoder-decoder in both stacks.
-Trained: tokens * layers * 2 * kv_heads * head_dim, with the net its weights too; and the task head.
+Enters at: keys and values of every self-attention layer; in an encoder-decoder, of both stacks.
+Trained: tokens * layers * 2 * kv_heads * head_dim; with the net, its weights too; and the task head.
 Merges to: the direct prompt; the head stays.
 
 Source: Liu, Ji, Fu, Tam, Du, Yang and Tang, "P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning
 Universally Across Scales and Tasks", 2022 (arXiv 2110.07602), section 3; reference code THUDM/P-tuning-v2,
 `model/prefix_encoder.py` and `model/sequence_classification.py`.
 Differs from the source: the default starts from the model's own keys and values of words, not from normal
-numbers; dropout is off unless asked for (theirs is 0.1); the head is the model's own kind, where theirs is one
-linear layer on the pooler; causal models and encoder-decoders are taken, too.
+numbers; dropout is off by default (theirs is 0.1); the head is of the model's own kind, whereas theirs is one
+linear layer on the pooler; causal models and encoder-decoders are supported, too.
 PEFT: PREFIX_TUNING with the head in `modules_to_save`; PEFT's own files of that type belong to another method.
 """
 
@@ -52,9 +52,9 @@ RECIPE = Recipe(
 )
 INITS = ("sampled", "text", "random")
 NET_SIZE = 512
-"""Hidden width of the net by default. Source: the reference's `prefix_hidden_size`."""
+"""Default hidden width of the net. Source: the reference's `prefix_hidden_size`."""
 STANDARD_DEVIATION = 0.02
-"""Of `init="random"`. Source: the reference's `initializer_range`, which Hugging Face gives all its new modules."""
+"""For `init="random"`. Source: the reference's `initializer_range`, Hugging Face's default for new modules."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,21 +62,21 @@ class Config(MethodConfig):
     """Options of P-tuning v2."""
 
     train_head: bool = True
-    """Trains the task head, too, as a copy that belongs to the prompt. Language models have no task head."""
+    """Also trains the task head, as a copy that belongs to the prompt. Language models have no task head."""
     init: Any = dataclasses.field(default=None, metadata={"names": INITS})
     """The model's own keys and values of `"sampled"` frequent words or of a `"text"`, `"random"` normal numbers
     of standard deviation 0.02 (the reference's), or another prompt: its saved folder, or `model.prompts[name]`.
-    By default `"text"` if there is an `init_text`, else `"sampled"`."""
+    By default `"text"` if there is an `init_text`, otherwise `"sampled"`."""
     init_text: str | None = None
     """The text of `init="text"`, tokenized without special tokens, repeated or cut to the prompt."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `init="text"`."""
     reparameterization: str | None = None
-    """`"mlp"` makes the prompt with a two-layer net while training (the reference's `prefix_projection`)."""
+    """`"mlp"` computes the prompt with a two-layer net during training (the reference's `prefix_projection`)."""
     reparameterization_size: int | None = None
-    """Hidden width of the net, in features; by default 512, the reference's."""
+    """Hidden width of the net, in features; by default 512, as in the reference."""
     dropout: float = 0.0
-    """Probability that an element of a key or value is zeroed while training, for each row anew."""
+    """Probability that an element of a key or value is zeroed during training, drawn for each row."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +98,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: Backbone) -> None:
-        """Start from the keys and values the frozen model computes for real words, or from noise."""
+        """Start from the keys and values that the frozen model computes for real words, or from noise."""
         if config.init == "random":
             for parameter in self.parameters():
                 if parameter.ndim > 1:

@@ -5,7 +5,7 @@
     keys[layer], values[layer] = prefix                               (kv_heads, tokens, head_dim)
     attention[layer] = softmax(query [keys; text keys]^T) [values; text values]
 
-Enters at: keys and values of every layer; of an encoder-decoder at three sites, the encoder's and the
+Enters at: keys and values of every layer; in an encoder-decoder at three sites, the encoder's and the
 decoder's self-attention and the cross-attention.
 Trained: tokens * layers * 2 * kv_heads * head_dim per site; with the net, its weights too.
 Merges to: the direct prefix.
@@ -14,7 +14,7 @@ Source: Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generati
 2101.00190), section 4; reference code XiangLi1999/PrefixTuning, `gpt2/train_control.py` and `seq2seq/prefixTuning.py`.
 Differs from the source: the default is the direct prefix that starts from real keys and values, which
 trains without the net; the net's last layer is fitted to them by least squares, not by 500 steps of Adam.
-PEFT: PREFIX_TUNING; of an encoder-decoder it can hold the decoder's site only.
+PEFT: PREFIX_TUNING; for an encoder-decoder it can only hold the decoder's site.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ RECIPE = Recipe(
 SITES = ("encoder", "decoder", "cross")
 INITS = ("sampled", "text", "random", "zero")
 NET_SIZE = 512
-"""Hidden width of the net by default. Source: the reference's `mid_dim` for GPT-2 medium."""
+"""Default hidden width of the net. Source: the reference's `mid_dim` for GPT-2 medium."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,21 +60,21 @@ class Config(MethodConfig):
     """The model's own keys and values of `"sampled"` frequent words or of a `"text"`, `"random"` standard
     normal numbers (the reference's `init_shallow`), `"zero"` (PEFT's `init_weights="zero"`), or another prompt: its
     saved folder, or `model.prompts[name]`.
-    By default `"text"` if there is an `init_text`, else `"sampled"`."""
+    By default `"text"` if there is an `init_text`, otherwise `"sampled"`."""
     init_text: str | None = None
     """The text of `init="text"`, tokenized without special tokens, repeated or cut to the prefix."""
     tokenizer: Any = dataclasses.field(default=None, metadata={"saved": False}, repr=False, compare=False)
     """The model's tokenizer, for `init="text"`."""
     reparameterization: str | None = None
-    """`"mlp"` makes the prefix with a two-layer net while training; `None` trains it directly."""
+    """`"mlp"` computes the prefix with a two-layer net during training; `None` trains it directly."""
     reparameterization_size: int | None = None
-    """Hidden width of the net, in features; by default 512, the reference's."""
+    """Hidden width of the net, in features; by default 512, as in the reference."""
     dropout: float = 0.0
-    """Probability that an element of a key or value is zeroed while training, for each row anew."""
+    """Probability that an element of a key or value is zeroed during training, drawn for each row."""
     sites: tuple[str, ...] | None = None
-    """Sites of an encoder-decoder, any of `"encoder"`, `"decoder"`, `"cross"`; `None` for all the model has."""
+    """Sites of an encoder-decoder, any of `"encoder"`, `"decoder"`, `"cross"`; `None` for all that the model has."""
     always_visible: bool = False
-    """Keeps the prefix in sight when a sliding window has moved past it; PEFT cannot reproduce that."""
+    """Keeps the prefix visible when a sliding window has moved past it; PEFT cannot reproduce that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,7 +104,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: Backbone) -> None:
-        """Start from the keys and values the frozen model computes for real words."""
+        """Start from the keys and values that the frozen model computes for real words."""
         if config.init in ("random", "zero"):
             make = torch.randn if config.init == "random" else torch.zeros
             for prefix in self._all().values():

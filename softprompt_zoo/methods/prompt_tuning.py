@@ -10,7 +10,7 @@ Merges to: itself.
 Source: Lester, Al-Rfou and Constant, "The Power of Scale for Parameter-Efficient Prompt Tuning", 2021
 (arXiv 2104.08691), section 2; reference code google-research/prompt-tuning, `prompt_tuning/prompts.py`.
 Differs from the source: `init="labels"` fills the rows after the labels with sampled words, as its
-configurations do; a text shorter than the prompt is repeated instead of filled up.
+configurations do; a text shorter than the prompt is repeated instead of padded.
 PEFT: PROMPT_TUNING. Its sampled initialization draws from the whole vocabulary, ours from the frequent part.
 """
 
@@ -48,7 +48,7 @@ class Config(MethodConfig):
     init: Any = dataclasses.field(default=None, metadata={"names": INITS})
     """`"sampled"` frequent words, a `"text"`, class `"labels"`, `"random"` numbers uniform in ±0.5
     (Lester et al. 2021, section 2.1), or another prompt: its saved folder, or `model.prompts[name]`.
-    By default what `init_text` or `labels` are for, else `"sampled"`."""
+    The default follows `init_text` or `labels` if one is given, otherwise it is `"sampled"`."""
     init_text: str | None = None
     """The text of `init="text"`, tokenized without special tokens, repeated or cut to the prompt."""
     labels: tuple[str, ...] | None = None
@@ -73,7 +73,7 @@ class Parameters(nn.Module):
 
     @torch.no_grad()
     def initialize(self, config: Config, backbone: Backbone) -> None:
-        """Give the embeddings their start values, in the scale of the embedding module's output."""
+        """Set the initial embeddings, on the scale of the embedding module's output."""
         self.embeddings.copy_(initial_embeddings(config, backbone))
 
     @torch.no_grad()

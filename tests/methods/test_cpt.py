@@ -60,7 +60,10 @@ def test_pieces_are_tokenised_one_by_one_and_spaces_go_to_the_field():
     ("arguments", "text"),
     [
         ((None, "w5"), "tokenizer is NoneType; expected a transformers tokenizer"),
-        ((tiny_tokenizer(), ["w5", "w6"]), r"text is \['w5', 'w6'\] \(list\); expected one text: encode row by row"),
+        (
+            (tiny_tokenizer(), ["w5", "w6"]),
+            r"text is \['w5', 'w6'\] \(list\); expected one text: encode one row at a time",
+        ),
         ((tiny_tokenizer(), None), r"text is None \(NoneType\)"),
         ((tiny_tokenizer(), "w5", 1), r"target is 1 \(int\)"),
     ],
@@ -97,9 +100,9 @@ def test_braces_are_doubled_in_a_template():
         (
             {"template": "{input}"},
             ValueError,
-            r"template is '{input}'; expected one {input} and after it one {target}",
+            r"template is '{input}'; expected one {input}, followed by one {target}",
         ),
-        ({"template": "{target} {input}"}, ValueError, "expected one {input} and after it one {target}"),
+        ({"template": "{target} {input}"}, ValueError, "expected one {input}, followed by one {target}"),
         ({"template": "{input} {target} {target}"}, ValueError, "expected one {input}"),
         ({"template": "{input!r} {target}"}, ValueError, "expected one {input}"),
         ({"template": "{inpu!t} {target}"}, ValueError, "expected one {input}"),
@@ -124,7 +127,11 @@ def test_braces_are_doubled_in_a_template():
         ({"num_virtual_tokens": "ten"}, ValueError, "num_virtual_tokens is 'ten'"),
         ({"train_head": 3}, ValueError, "train_head is 3"),
         ({"token_ids": [5], "token_types": [4]}, ValueError, "token_ids and token_types are not those of the examples"),
-        ({"examples": [], "token_ids": [5, 6], "token_types": [4]}, ValueError, "there are 2 token_ids, 1 token_types"),
+        (
+            {"examples": [], "token_ids": [5, 6], "token_types": [4]},
+            ValueError,
+            "there are 2 token_ids and 1 token_types",
+        ),
         ({"examples": [], "token_ids": [], "token_types": []}, ValueError, "there are 0 token_ids"),
         ({"examples": [], "token_ids": [5]}, TypeError, "token_types is None; expected a tuple of integers"),
         ({"examples": [], "token_ids": [-5], "token_types": [4]}, TypeError, r"token_ids is \(-5,\)"),

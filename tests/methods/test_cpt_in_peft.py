@@ -43,7 +43,7 @@ def test_peft_gives_our_logits_and_we_load_them_to_train_on(architecture, tmp_pa
     assert torch.equal(prompt.learned.context, model.prompts["default"].learned.context)
     without_dropout(Subject(architecture, loaded))
     torch.testing.assert_close(loaded.train()(**batch()).loss, model.train()(**batch()).loss, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="the template is not known"):
+    with pytest.raises(ValueError, match="the template is unknown"):
         prompt.config.encode(tiny_tokenizer(), "w5", "w6")
 
 
@@ -119,7 +119,7 @@ def test_pefts_default_types_load_merged(tmp_path):
             {"cpt_token_ids": None},
             None,
             zoo.CheckpointError,
-            "is inconsistent: there are 0 token_ids, 12 token_ty",
+            "is inconsistent: there are 0 token_ids and 12 token_ty",
         ),
         ({"cpt_token_ids": [1.5] * 12}, None, zoo.CheckpointError, "is inconsistent: token_ids is"),
         ({"opt_projection_epsilon": -1}, None, zoo.CheckpointError, "is inconsistent: radius is -1"),

@@ -187,7 +187,7 @@ def of_a_wider_model():
             zoo.UnsupportedError,
             "teacher 0 is keys and values",
         ),
-        (lambda: [of_a_wider_model()] * 3, zoo.BackboneMismatchError, "teacher has a prompt .* of other sizes"),
+        (lambda: [of_a_wider_model()] * 3, zoo.BackboneMismatchError, "teacher has a prompt .* of different sizes"),
         (lambda: [weighed(0.5)] * 3, zoo.UnsupportedError, "teacher 0 has the weight 0.5"),
     ],
 )

@@ -361,16 +361,16 @@ def test_a_target_may_start_from_one_task_of_a_merged_prompt():
     start = source.model.prompts["default"]
     target = prompted(init=start, source_task=1, num_tasks=1, disturbed=False)
     assert torch.equal(tokens_of(target)[0], tokens[1])
-    with pytest.raises(zoo.UnsupportedError, match="source_task is 'average', and the init prompt is merged"):
+    with pytest.raises(zoo.UnsupportedError, match="source_task is 'average', but the init prompt is merged"):
         prompted(init=start)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"rank": 2}, "rank is 2, the init prompt has 1"),
-        ({"source_task": 3}, "source_task is 3; the init prompt has 3 tasks, counted from 0"),
-        ({"source_task": "each", "num_tasks": 2}, "num_tasks is 2, the init prompt has 3"),
+        ({"rank": 2}, "rank is 2, but the init prompt has 1"),
+        ({"source_task": 3}, "source_task is 3, but the init prompt has 3 tasks, counted from 0"),
+        ({"source_task": "each", "num_tasks": 2}, "num_tasks is 2, but the init prompt has 3"),
         ({"num_virtual_tokens": 5}, "init is a prompt of 4 virtual tokens"),
     ],
 )
@@ -383,7 +383,7 @@ def test_sources_that_do_not_fit(options, text):
 @pytest.mark.parametrize("source_task", [1, "each"])
 def test_a_source_without_tasks_has_none_to_choose(source_task):
     start = zoo.get_method("prompt")(tiny_model("llama"), num_virtual_tokens=TOKENS).prompts["default"]
-    with pytest.raises(ValueError, match=rf"source_task is {source_task!r}, and the init prompt has no tasks"):
+    with pytest.raises(ValueError, match=rf"source_task is {source_task!r}, but the init prompt has no tasks"):
         prompted(init=start, source_task=source_task)
 
 
@@ -407,7 +407,7 @@ def test_other_methods_do_not_start_from_all_tasks_at_once():
         (
             {"source_task": 0},
             ValueError,
-            "source_task is 0, which says what to take from another prompt, but init is 's",
+            "source_task is 0, which chooses a part of another prompt, but init is 's",
         ),
         (
             {"source_task": "shared", "init": "random"},

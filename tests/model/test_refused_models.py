@@ -70,7 +70,7 @@ def test_bad_num_virtual_tokens(untouched, method, value, error, text):
             "init is 'magic'; expected one of 'sampled', 'text', 'random', 'zero', the folder",
         ),
         ({"init": 7}, TypeError, r"init is 7 \(int\); expected one of"),
-        ({"init": "sampled", "init_text": "x"}, ValueError, "init_text is 'x', and init, which is 'sampled', does not"),
+        ({"init": "sampled", "init_text": "x"}, ValueError, "init_text is 'x', but init, which is 'sampled', does not"),
         ({"reparameterization_size": 8}, ValueError, "reparameterization_size is 8, the width of a network, but re"),
         ({"init": "given"}, ValueError, "init is 'given', which only saved prompts may have"),
         ({"init": "text"}, ValueError, "init='text' needs init_text"),

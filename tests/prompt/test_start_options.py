@@ -68,7 +68,7 @@ def test_a_text_that_would_be_ignored_is_refused(method, tmp_path):
     start.save_pretrained(tmp_path)
     for init in ("sampled", "random", start.prompts["default"], tmp_path):
         model = tiny_model("llama")
-        with pytest.raises(ValueError, match=r"init_text is 'w5', and init, which is .*, does not use it; leave"):
+        with pytest.raises(ValueError, match=r"init_text is 'w5', but init, which is .*, does not use it; leave"):
             zoo.get_method(method)(model, num_virtual_tokens=3, init=init, init_text="w5", tokenizer=tiny_tokenizer())
         assert not hasattr(model, "prompts")
 
@@ -108,7 +108,7 @@ def test_a_prompt_of_a_model_of_other_sizes_is_no_start(method, is_merged):
 @pytest.mark.parametrize("method", methods_with("labels"))
 def test_labels_that_would_be_ignored_are_refused(method):
     for options in ({"init": "sampled"}, {"init_text": "w5"}):
-        with pytest.raises(ValueError, match=r"labels is .'w5',., and init, which is '(sampled|text)', does not"):
+        with pytest.raises(ValueError, match=r"labels is .'w5',., but init, which is '(sampled|text)', does not"):
             zoo.get_method(method).configure(labels=["w5"], tokenizer=tiny_tokenizer(), **options)
 
 

@@ -409,7 +409,7 @@ BAD = {
     r"num_frozen_tokens is -1; expected 0 to 3": {"num_frozen_tokens": -1},
     r"num_frozen_tokens is 1; expected 0, for": {"num_virtual_tokens": 1},
     r"init='text' needs init_text": {"init": "text"},
-    r"init_text is 'w5', and init, which is 'sampled', does not use it": {"init": "sampled", "init_text": "w5"},
+    r"init_text is 'w5', but init, which is 'sampled', does not use it": {"init": "sampled", "init_text": "w5"},
     r"init is 'noise'; expected one of 'text', 'sampled', 'random'": {"init": "noise"},
     r"loss is 'kl'; expected one of None, 'logits', 'tokens'": {"loss": "kl"},
     r"top_k is 0": {"top_k": 0},

@@ -1,1 +1,1 @@
-"""What several method pages share."""
+"""Parts shared by several method pages."""

@@ -1,4 +1,4 @@
-"""Demonstrations: few-shot examples in a template, as token ids with the kind of each.
+"""Demonstrations: few-shot examples in a template, as token ids with their kinds.
 
 The kinds are those of context-aware prompt tuning (Blau et al., 2024, arXiv 2410.17222, section 3).
 """
@@ -9,7 +9,7 @@ from typing import Any
 from softprompt_zoo import placeholders
 
 IGNORED = -100
-"""Label that transformers' losses skip."""
+"""Label that the losses of transformers ignore."""
 SEPARATOR, INPUT, TARGET = 0, 2, 4
 """Kinds of tokens; the template in front of a field has the number before it. In example i, counted from 0, a token
 has the type `4 * i + kind`, a separator 0."""
@@ -25,8 +25,8 @@ def read_pairs(examples: Any) -> tuple[tuple[str, str], ...]:
         The pairs.
 
     Raises:
-        TypeError: If it is no sequence, or a field is no text.
-        ValueError: If an example lacks a field, or is no pair.
+        TypeError: If it is not a sequence, or a field is not a text.
+        ValueError: If an example lacks a field, or is not a pair.
     """
     if isinstance(examples, str | Mapping) or not isinstance(examples, Sequence):
         raise TypeError(f"examples is {examples!r}; expected a sequence of pairs (input, target)")
@@ -47,7 +47,7 @@ def _fields(where: str, example: Mapping[str, Any]) -> tuple[Any, Any]:
     missing = next((name for name in ("input", "target") if name not in example), None)
     if missing is not None:
         there = ", ".join(map(repr, example)) or "no field"
-        raise ValueError(f"{where} has no {missing!r}; expected 'input' and 'target', it has {there}")
+        raise ValueError(f"{where} has no {missing!r}; expected 'input' and 'target', but it has {there}")
     return example["input"], example["target"]
 
 
@@ -56,20 +56,20 @@ def _is_pair(fields: Any) -> bool:
 
 
 def split_template(template: Any) -> list[str]:
-    """Cut a template at its fields.
+    """Split a template at its fields.
 
     Args:
-        template: A text with one `{input}` and after it one `{target}`.
+        template: A text with one `{input}`, followed by one `{target}`.
 
     Returns:
-        What is before the input, before the target and after it.
+        The parts before the input, before the target and after it.
 
     Raises:
-        TypeError: If it is no text.
+        TypeError: If it is not a text.
         ValueError: If it has other fields.
     """
     rule = (
-        "expected one {input} and after it one {target}, as in 'input: {input} output: {target}'; double other braces"
+        "expected one {input}, followed by one {target}, as in 'input: {input} output: {target}'; double other braces"
     )
     if not isinstance(template, str):
         raise TypeError(f"template is {template!r}; {rule}")
@@ -87,15 +87,15 @@ def tokenize_examples(tokenizer: Any, template: str | None, examples: Any) -> tu
 
     Args:
         tokenizer: A transformers tokenizer.
-        template: How each is written.
+        template: The format of each.
         examples: Pairs `(input, target)`.
 
     Returns:
         The token ids, and the type of each.
 
     Raises:
-        TypeError: If the tokenizer is none.
-        ValueError: If the template is not known, or a target has no tokens.
+        TypeError: If the tokenizer is not one.
+        ValueError: If the template is unknown, or a target has no tokens.
     """
     _check_tokenizer(tokenizer)
     ids: list[int] = []
@@ -108,20 +108,20 @@ def tokenize_examples(tokenizer: Any, template: str | None, examples: Any) -> tu
 
 
 def tokenize_row(tokenizer: Any, template: str | None, text: str, target: str | None) -> dict[str, list[int]]:
-    """Tokenize a text as the examples are.
+    """Tokenize a text in the same way as the examples.
 
     Args:
         tokenizer: A transformers tokenizer.
-        template: How the examples are written.
-        text: What is at `{input}`.
-        target: What is at `{target}`; the row ends in front of it without one.
+        template: The format of the examples.
+        text: The text for `{input}`.
+        target: The text for `{target}`; without it, the row ends before that field.
 
     Returns:
-        `input_ids`, `attention_mask` and, with a target, `labels`: its tokens', -100 elsewhere.
+        `input_ids`, `attention_mask` and, with a target, `labels`: the ids of its tokens, -100 elsewhere.
 
     Raises:
-        TypeError: If the tokenizer is none, or the text or the target is no text.
-        ValueError: If the template is not known, or the target has no tokens.
+        TypeError: If the tokenizer is not one, or the text or the target is not a text.
+        ValueError: If the template is unknown, or the target has no tokens.
     """
     _check_tokenizer(tokenizer)
     _check_one_text("text", text)
@@ -135,11 +135,11 @@ def tokenize_row(tokenizer: Any, template: str | None, text: str, target: str | 
 
 def _check_one_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected one text: encode row by row")
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected one text: encode one row at a time")
 
 
 def _labels(pieces: Sequence[tuple[list[int], int]]) -> list[int]:
-    """Return the tokens of the target, and what losses skip for all others."""
+    """Return the tokens of the target, and the ignored label for all others."""
     labels: list[int] = []
     for piece, kind in pieces:
         labels += piece if kind == TARGET else [IGNORED] * len(piece)
@@ -154,10 +154,10 @@ def _check_tokenizer(tokenizer: Any) -> None:
 def _tokenize_pieces(
     tokenizer: Any, template: str | None, text: str, target: str | None, where: str
 ) -> list[tuple[list[int], int]]:
-    """Tokenize an example piece by piece; return the ids and the kind of each piece."""
+    """Tokenize an example in pieces; return the ids and the kind of each piece."""
     if template is None:
         raise ValueError(
-            "the template is not known, because the prompt was made from token ids; tokenize the text yourself"
+            "the template is unknown because the prompt was made from token ids; tokenize the text yourself"
         )
     pieces = _pieces(split_template(template), text, target)
     found = [(tokenizer(piece, add_special_tokens=False)["input_ids"], kind) for piece, kind in pieces if piece]
@@ -172,7 +172,7 @@ def _check_has_tokens(target: str, pieces: list[tuple[list[int], int]], where: s
 
 
 def _pieces(template: list[str], text: str, target: str | None) -> list[tuple[str, int]]:
-    """Write an example in pieces, each with its kind; it ends before the target if there is none."""
+    """Split an example into pieces with their kinds; it ends before the target if there is none."""
     pieces = []
     for kind, before, field in ((INPUT, template[0], text), (TARGET, template[1], target)):
         form = before.rstrip(" ")

@@ -1,4 +1,4 @@
-"""Teachers of methods that distil: which ones there are, and how far a student is from them, per `TrainingStep`."""
+"""Teachers for methods that distill, and the distance between them and a student, for each `TrainingStep`."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from softprompt_zoo.backbone.backbone import Backbone
 
 IGNORED = -100
-"""Label that transformers' losses skip."""
+"""Label that the losses of transformers ignore."""
 
 
 def check_teacher(name: str, teacher: Any, count: int) -> None:
-    """Refuse anything but so many prompts, or none, to distil from.
+    """Refuse anything except the required number of prompts to distill from, or none.
 
     Args:
         name: The option's name, for the message.
-        teacher: `None`; a list of prompts or saved folders; a tensor `(prompts, tokens, hidden)`; or `"given"`, which
-            is in saved configs.
-        count: How many there must be.
+        teacher: `None`; a list of prompts or saved folders; a tensor `(prompts, tokens, hidden)`; or `"given"`, as in
+            saved configs.
+        count: The required number.
 
     Raises:
         TypeError: If it is something else.
-        ValueError: If there are more or fewer.
+        ValueError: If their number is wrong.
     """
     if teacher is None or (isinstance(teacher, str) and teacher == GIVEN):
         return
@@ -62,28 +62,28 @@ def _check_shape(what: str, embeddings: Float[Tensor, "..."] | None, expected: t
     shape = "keys and values" if embeddings is None else tuple(embeddings.shape)
     if shape != expected:
         raise UnsupportedError(
-            f"{what} is {shape}; expected tokens at the input embeddings of shape {expected}, as many and as wide as "
-            "the student's"
+            f"{what} is {shape}; expected tokens at the input embeddings of shape {expected}, with the same number "
+            "and width as the student's"
         )
 
 
 def teacher_embeddings(
     name: str, teacher: Any, tokens: int, backbone: "Backbone"
 ) -> Float[Tensor, "tasks tokens hidden"] | None:
-    """Return the virtual tokens of teachers, at the input embeddings.
+    """Return the virtual tokens of teachers at the input embeddings.
 
     Args:
         name: The option's name, for the message.
-        teacher: What `check_teacher` accepts, its folders already read.
-        tokens: How many virtual tokens each must have.
+        teacher: A teacher that `check_teacher` accepts, with its folders already read.
+        tokens: The number of virtual tokens that each must have.
         backbone: The student's model.
 
     Returns:
-        Each one's tokens in at least float32; `None` if there is no teacher, or none any more.
+        The tokens of each in at least float32; `None` if there is no teacher, or no longer one.
 
     Raises:
-        UnsupportedError: If one has another shape, or no tokens at the input embeddings.
-        BackboneMismatchError: If one was made for a model of other sizes.
+        UnsupportedError: If one has a different shape, or no tokens at the input embeddings.
+        BackboneMismatchError: If one was made for a model of different sizes.
     """
     if teacher is None or isinstance(teacher, str):
         return None
@@ -95,24 +95,24 @@ def teacher_embeddings(
 
 
 def _at_input(name: str, teachers: Any, backbone: "Backbone") -> list[Float[Tensor, "... _ _"] | None]:
-    """Return the tokens that each teacher has at the input embeddings; `None` for one that has none there."""
+    """Return the tokens of each teacher at the input embeddings; `None` for a teacher without any."""
     for index, prompt in enumerate(teachers):
         prompt.refuse_weight(f"{name} {index}", "a teacher")
     try:
         return [prompt.merged_tokens(backbone).at_input for prompt in teachers]
     except ShapeError as error:
         raise BackboneMismatchError(
-            f"{name} has a prompt that was made for a model of other sizes: {error}; give prompts of this model's"
+            f"{name} has a prompt that was made for a model of different sizes: {error}; give prompts for this model"
         ) from error
 
 
 def logit_divergence(step: TrainingStep, teacher: Any, temperature: float) -> Float[Tensor, ""]:
-    """Compare what teacher and student predict where there is a label.
+    """Compare the predictions of teacher and student where there is a label.
 
     Args:
         step: The student's forward.
-        teacher: What `step.run` returned.
-        temperature: Divides both logits; the result is not scaled by it.
+        teacher: The output of `step.run`.
+        temperature: Divides the logits of both; the result is not scaled by it.
 
     Returns:
         The mean of KL(teacher || student), a scalar; zero without labels.
@@ -127,15 +127,15 @@ def logit_divergence(step: TrainingStep, teacher: Any, temperature: float) -> Fl
 
 
 def hidden_distance(step: TrainingStep, teacher: Any) -> Float[Tensor, ""]:
-    """Compare the hidden states of teacher and student at the text, for virtual positions are in no output.
+    """Compare the hidden states of teacher and student at the text, as virtual positions are in no output.
 
     Args:
         step: The student's forward.
-        teacher: What `step.run` returned.
+        teacher: The output of `step.run`.
 
     Returns:
-        The mean squared difference over positions, layers and features, a scalar; of an encoder-decoder the sum
-        of both stacks'.
+        The mean squared difference over positions, layers and features, a scalar; for an encoder-decoder, the sum
+        over both stacks.
     """
     student, inputs = step.output, step.inputs
     mask = inputs.get("attention_mask")
@@ -161,7 +161,7 @@ def _mean_square(
 
 
 def _mean(values: Float[Tensor, "rows length"], mask: Shaped[Tensor, "..."] | None) -> Float[Tensor, ""]:
-    """Return the mean of the values that a mask of the same shape shows, zero if it shows none."""
+    """Return the mean of the values selected by a mask of the same shape; zero if it selects none."""
     if mask is None or mask.shape != values.shape:
         return values.mean()
     seen = values[mask.to(values.device).bool()]

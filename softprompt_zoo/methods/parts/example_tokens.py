@@ -1,6 +1,6 @@
-"""The tokens of few-shot examples and the type of each, as options and files have them.
+"""The tokens of few-shot examples and their types, as in options and files.
 
-A token of example i, counted from 0, has the type `4 * i + kind`, a separator 0; `demonstrations` has the kinds.
+A token of example i, counted from 0, has the type `4 * i + kind`, a separator 0; `demonstrations` defines the kinds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,21 +20,21 @@ Integers = tuple[int, ...]
 def count_tokens(
     examples: Sequence[tuple[str, str]], template: str | None, tokenizer: Any, ids: Any, types: Any
 ) -> tuple[Integers, Integers] | None:
-    """Find the tokens of examples, or check those that are given in their place.
+    """Determine the tokens of examples, or check those that are given instead.
 
     Args:
         examples: Pairs `(input, target)`.
-        template: How one is written.
-        tokenizer: The model's tokenizer; `None` if the tokens are given, or it is still to come.
-        ids: Token ids that are given; `None` if none are.
+        template: The format of an example.
+        tokenizer: The model's tokenizer; `None` if the tokens are given, or it is set later.
+        ids: The given token ids, if any.
         types: Their types.
 
     Returns:
-        The ids, and a type for each; `None` without tokenizer and ids.
+        The ids, and a type for each; `None` without a tokenizer or ids.
 
     Raises:
         TypeError: If ids or types are not tuples of integers.
-        ValueError: If there are neither examples nor ids, or they do not fit together.
+        ValueError: If there are neither examples nor ids, or they do not match.
     """
     if ids is None and types is None:
         return _tokens_of(examples, template, tokenizer)
@@ -59,7 +59,7 @@ def problem_of_tokens(ids: Integers | None, types: Integers | None, vocab_size: 
     if newest == 0 or newest % 4 != 0:
         return f"the largest of token_types is {newest}; expected a multiple of 4, that of the last example's target"
     if largest >= vocab_size:
-        return f"the examples have the token id {largest}; the model has {vocab_size} embeddings"
+        return f"the examples have the token id {largest}, but the model has {vocab_size} embeddings"
     return None
 
 
@@ -78,14 +78,14 @@ def embeddings_of(tensors: Mapping[str, Tensor], expected: tuple[int, int]) -> F
     """Return the embeddings in a PEFT adapter of examples.
 
     Args:
-        tensors: The adapter's.
-        expected: Tokens and width that they must have.
+        tensors: The tensors of the adapter.
+        expected: The required number of tokens and width.
 
     Returns:
         The tensor.
 
     Raises:
-        BackboneMismatchError: If it is missing, or of another model.
+        BackboneMismatchError: If it is missing, or for a different model.
     """
     tensor = tensors.get("prompt_embeddings")
     if tensor is None or tensor.shape != expected:
@@ -102,10 +102,10 @@ def target_places(types: Integers, device: torch.device) -> tuple[Int[Tensor, " 
 
     Args:
         types: The type of each token.
-        device: Where the tensors are wanted.
+        device: The device for the tensors.
 
     Returns:
-        The places of target tokens, and how new their example is: 1 for the newest.
+        The positions of target tokens, and the rank of their example by age: 1 for the newest.
     """
     kinds = torch.tensor(types, device=device)
     places = 1 + ((kinds > 0) & (kinds % 4 == 0))[1:].nonzero()[:, 0]
@@ -114,7 +114,7 @@ def target_places(types: Integers, device: torch.device) -> tuple[Int[Tensor, " 
 
 
 def check_predicts_words(backbone: Backbone) -> None:
-    """Refuse a model that predicts nothing at its examples."""
+    """Refuse a model without predictions at its examples."""
     if not (backbone.kind.is_causal and backbone.has_lm_head):
         head = "with" if backbone.has_lm_head else "without"
         raise UnsupportedError(
@@ -126,13 +126,13 @@ def check_predicts_words(backbone: Backbone) -> None:
 
 def _typed_tokens(ids: Integers, types: Integers) -> tuple[Integers, Integers]:
     if len(ids) != len(types) or not ids:
-        raise ValueError(f"there are {len(ids)} token_ids, {len(types)} token_types; expected a type for each token")
+        raise ValueError(f"there are {len(ids)} token_ids and {len(types)} token_types; expected a type for each token")
     return ids, types
 
 
 def _integers(name: str, values: Any) -> Integers:
     if not isinstance(values, tuple) or not all(type(value) is int and value >= 0 for value in values):
-        raise TypeError(f"{name} is {values!r}; expected a tuple of integers of at least 0, one per token")
+        raise TypeError(f"{name} is {values!r}; expected a tuple of nonnegative integers, one per token")
     return values
 
 

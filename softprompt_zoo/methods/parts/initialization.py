@@ -1,4 +1,4 @@
-"""Start values: which words a prompt starts from. Pure functions of a backbone and a tokenizer."""
+"""Initial values: the words that a prompt starts from. Pure functions of a backbone and a tokenizer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,18 +13,18 @@ from softprompt_zoo.tokens.layer_tokens import LayerTokens
 INITS = ("sampled", "text", "labels", "random")
 
 FREQUENT_VOCABULARY = 5000
-"""Ids to sample words from. Lester et al. 2021, section 3.2: the 5,000 most common, which tokenizers number first."""
+"""Ids to sample words from. Lester et al. 2021, section 3.2: the 5,000 most common, which have the lowest ids."""
 
 
 def initial_embeddings(config: Any, backbone: Backbone) -> Float[Tensor, "tokens hidden"]:
-    """Make the start values that `init` names, in the scale of the embedding module's output.
+    """Compute the initial values named by `init`, on the scale of the embedding module's output.
 
     Args:
         config: A config with `num_virtual_tokens`, `init`, `init_text`, `labels` and `tokenizer`.
         backbone: Sizes of the model.
 
     Returns:
-        Embeddings of sampled words, of a text, or of labels, filled up with sampled words; or
+        Embeddings of sampled words, of a text, or of labels, padded with sampled words; or
         numbers uniform in ±0.5 (Lester et al. 2021, section 2.1).
 
     Raises:
@@ -51,11 +51,11 @@ def _label_embeddings(labels: Sequence[str], tokenizer: Any, backbone: Backbone)
 
 
 def sampled_ids(backbone: Backbone, count: int) -> Int[Tensor, " {count}"]:
-    """Draw words from the most frequent part of the vocabulary, none twice while they last.
+    """Draw words from the most frequent part of the vocabulary, without replacement as long as there are enough.
 
     Args:
         backbone: Sizes of the model.
-        count: Words to draw.
+        count: Number of words to draw.
 
     Returns:
         Token ids, drawn with torch's global generator.
@@ -72,13 +72,13 @@ def text_ids(backbone: Backbone, tokenizer: Any, text: str, count: int) -> Int[T
         backbone: Sizes of the model.
         tokenizer: A transformers tokenizer.
         text: The text.
-        count: Tokens wanted.
+        count: Number of tokens.
 
     Returns:
         Token ids.
 
     Raises:
-        ValueError: If there is no tokenizer, the text has no tokens, or a token the model does not have.
+        ValueError: If there is no tokenizer, or the text has no tokens or one that the model does not have.
     """
     if tokenizer is None:
         raise ValueError(f"the initial text {text!r} needs tokenizer=…; pass the model's tokenizer")
@@ -87,18 +87,18 @@ def text_ids(backbone: Backbone, tokenizer: Any, text: str, count: int) -> Int[T
         raise ValueError(f"the initial text {text!r} has no tokens")
     if max(ids) >= backbone.vocab_size:
         raise ValueError(
-            f"the tokenizer gave the id {max(ids)} for {text!r}; the model has {backbone.vocab_size} embeddings"
+            f"the tokenizer gave the id {max(ids)} for {text!r}, but the model has {backbone.vocab_size} embeddings"
         )
     repeated = ids * -(-count // len(ids))
     return torch.tensor(repeated[:count], device=backbone.device)
 
 
 def keys_values_of_words(backbone: Backbone, count: int, text: str | None = None, tokenizer: Any = None) -> LayerTokens:
-    """Let the frozen model compute keys and values of real words.
+    """Compute keys and values of real words with the frozen model.
 
     Args:
         backbone: Sizes of the model.
-        count: Words wanted.
+        count: Number of words.
         text: The words; `None` to sample frequent ones.
         tokenizer: The model's tokenizer, for `text`.
 

@@ -1,4 +1,4 @@
-"""What a causal model predicts for the labeled tokens of a text, its first one included."""
+"""A causal model's predictions for the labeled tokens of a text, including its first one."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def labeled_predictions(
 
     Args:
         step: The forward.
-        labels: -100 where nothing is learned.
+        labels: The labels; -100 where nothing is learned.
 
     Returns:
         Their logits and their ids.
@@ -38,14 +38,14 @@ def labeled_predictions(
 
 
 def share_of_step(step: TrainingStep, least: int = 0) -> Float[Tensor, ""] | float:
-    """Return this batch's share of an optimizer's step, by which a mean over the batch is to be multiplied.
+    """Return this batch's share of an optimizer's step, to multiply a mean over the batch by.
 
     Args:
         step: The forward.
-        least: What the labels of this batch count at least, where a mean is over more than they.
+        least: The minimum count of this batch's labels, if the mean covers more than those.
 
     Returns:
-        Its labels over those of all batches whose gradients are added up, as `Trainer` counts them; else one.
+        Its labels divided by those of all accumulated batches, as counted by `Trainer`; otherwise one.
     """
     counted = step.inputs.get("num_items_in_batch")
     if counted is None:

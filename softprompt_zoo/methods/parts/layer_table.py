@@ -1,4 +1,4 @@
-"""Trained keys and values of one site: a table, or a table and the net that makes them of it."""
+"""Trained keys and values of one site: a table, or a table and the net that computes them from it."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class LayerTable(nn.Module):
     Args:
         backbone: Sizes of the model.
         site: The site.
-        num_virtual_tokens: Rows of the table.
+        num_virtual_tokens: Number of rows in the table.
         net_size: Hidden width of the net, in features; `None` to train the keys and values directly.
     """
 
@@ -31,7 +31,7 @@ class LayerTable(nn.Module):
             "device": backbone.device,
         }
         self.shape = (num_virtual_tokens, features)
-        """Virtual tokens, and features of all layers."""
+        """Number of virtual tokens, and of features in all layers."""
         width = features if net_size is None else backbone.hidden_size
         self.embeddings = nn.Parameter(torch.empty(num_virtual_tokens, width, **options))
         self.hidden = None if net_size is None else nn.Linear(width, net_size, **options)
@@ -46,10 +46,10 @@ class LayerTable(nn.Module):
 
     @torch.no_grad()
     def fit(self, target: Float[Tensor, "tokens features"]) -> None:
-        """Make the keys and values start as wanted; with a net its embeddings are standard normal.
+        """Set the initial keys and values; with a net, its embeddings are standard normal.
 
         Args:
-            target: As `flatten_layers` lays them out. The net's last layer is solved for.
+            target: The values in the layout of `flatten_layers`. With a net, its last layer is solved for.
         """
         if self.hidden is None or self.output is None:
             self.embeddings.copy_(target)

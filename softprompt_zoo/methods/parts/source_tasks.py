@@ -1,4 +1,4 @@
-"""Which tasks of another prompt a new one starts from: the option `source_task`."""
+"""The option `source_task`: the tasks of another prompt from which a new one starts."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ SOURCE_TASKS = ("average", "shared", "each")
 
 
 def check_source_task(source: Any, init: Any) -> None:
-    """Refuse a `source_task` that is no choice, or says what to take from a prompt where `init` is none."""
+    """Refuse a `source_task` that is not a valid choice, or that needs a prompt if `init` is not one."""
     choices = f"expected one of {', '.join(map(repr, SOURCE_TASKS))}, or the number of a task"
     if isinstance(source, bool) or not isinstance(source, str | int):
         raise TypeError(f"source_task is {source!r} ({type(source).__name__}); {choices}")
@@ -25,7 +25,7 @@ def check_source_task(source: Any, init: Any) -> None:
 def _check_starts_from_prompt(source: str | int, init: Any) -> None:
     if isinstance(init, str) and init in INITS:
         raise ValueError(
-            f"source_task is {source!r}, which says what to take from another prompt, but init is {init!r}; give a "
+            f"source_task is {source!r}, which chooses a part of another prompt, but init is {init!r}; give a "
             "prompt or a saved folder as init, or leave source_task out"
         )
 
@@ -33,11 +33,11 @@ def _check_starts_from_prompt(source: str | int, init: Any) -> None:
 def check_has_task(source: int, tasks: int) -> None:
     """Refuse the number of a task that the other prompt does not have."""
     if source >= tasks:
-        raise ValueError(f"source_task is {source}; the init prompt has {tasks} tasks, counted from 0")
+        raise ValueError(f"source_task is {source}, but the init prompt has {tasks} tasks, counted from 0")
 
 
 def of_source(factors: Float[Tensor, "tasks ..."], source: str | int) -> Float[Tensor, "..."]:
-    """Choose among the factors of the source's tasks: one's, their mean, or all."""
+    """Select the factors of one of the source's tasks, of all, or their mean."""
     if isinstance(source, int):
         check_has_task(source, factors.shape[0])
         return factors[source]
@@ -47,27 +47,27 @@ def of_source(factors: Float[Tensor, "tasks ..."], source: str | int) -> Float[T
 def embeddings_of_source(
     embeddings: Float[Tensor, "... tokens hidden"], num_tasks: int | None, source: str | int
 ) -> Float[Tensor, "tokens hidden"]:
-    """Return the plain tokens to start from, of one task if there are tasks.
+    """Return the plain tokens to start from; if there are tasks, those of one.
 
     Args:
-        embeddings: Of the other prompt, those of each task if it has tasks.
-        num_tasks: Its tasks; `None` if it has none.
+        embeddings: Those of the other prompt, for each task if it has tasks.
+        num_tasks: The number of its tasks; `None` if it has none.
         source: The option `source_task`.
 
     Returns:
-        Those of one task.
+        The embeddings of one task.
 
     Raises:
-        ValueError: If it names a task that is not there.
+        ValueError: If it names a task that does not exist.
         UnsupportedError: If it asks for factors, which plain tokens do not have.
     """
     if num_tasks is None:
         if source == "each" or not isinstance(source, str):
-            raise ValueError(f"source_task is {source!r}, and the init prompt has no tasks; leave source_task out")
+            raise ValueError(f"source_task is {source!r}, but the init prompt has no tasks; leave source_task out")
         return embeddings
     if isinstance(source, str):
         raise UnsupportedError(
-            f"source_task is {source!r}, and the init prompt is merged: it has no factors any more; give one that is "
+            f"source_task is {source!r}, but the init prompt is merged and no longer has factors; give one that is "
             "not merged, or the number of one task"
         )
     check_has_task(source, num_tasks)

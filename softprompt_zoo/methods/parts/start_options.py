@@ -1,4 +1,4 @@
-"""The options that choose a prompt's start values, held against each other."""
+"""Checks of the options that choose a prompt's initial values."""
 
 import os
 import reprlib
@@ -9,21 +9,21 @@ from softprompt_zoo.config.options import GIVEN
 
 
 def check_init(init: Any, allowed: Sequence[str], init_text: str | None, labels: Any, tokenizer: Any) -> Any:
-    """Check the options that choose the start values against each other, and settle the default.
+    """Check that the options for the initial values are consistent, and resolve the default.
 
     Args:
-        init: One of `allowed`, or something else that holds a prompt; `None` for the default.
-        allowed: The names the method knows.
+        init: One of `allowed`, a prompt or the folder of a saved one; `None` for the default.
+        allowed: The names that the method accepts.
         init_text: Text for `"text"`.
         labels: Class labels for `"labels"`.
-        tokenizer: Needed for both. One that is not needed does no harm.
+        tokenizer: Needed for both; allowed if not needed.
 
     Returns:
-        The `init` that holds. By default what `init_text` or `labels` are for, and `"sampled"` without them.
+        The resolved `init`. The default follows `init_text` or `labels`, and is `"sampled"` without them.
 
     Raises:
-        TypeError: If an option is of a wrong type.
-        ValueError: If a needed option is missing, one is given that is not used, or `init` is not allowed.
+        TypeError: If an option has the wrong type.
+        ValueError: If a required option is missing, an unused one is given, or `init` is not allowed.
     """
     uses = {"text": ("init_text", init_text), "labels": ("labels", labels)}
     init = _default(uses) if init is None else init
@@ -45,7 +45,7 @@ def _check_use(name: str, value: Any, tokenizer: Any, init: Any, is_needed: bool
 
 
 def _check_kind(init: Any, allowed: Sequence[str]) -> None:
-    """Refuse what is not a name, a folder or a prompt."""
+    """Refuse anything that is not a name, a folder or a prompt."""
     names = ", ".join(map(repr, allowed))
     choices = f"expected one of {names}, the folder of a saved prompt, or a prompt, model.prompts[name]"
     if _is_prompt(init):
@@ -76,7 +76,7 @@ def _check_needed(init: str, name: str, value: Any, tokenizer: Any) -> None:
 def _check_unused(name: str, value: Any, init: Any) -> None:
     if value is not None:
         shown = "another prompt" if _is_prompt(init) else repr(str(init))
-        raise ValueError(f"{name} is {value!r}, and init, which is {shown}, does not use it; leave one of them out")
+        raise ValueError(f"{name} is {value!r}, but init, which is {shown}, does not use it; leave one of them out")
 
 
 def _is_prompt(init: Any) -> bool:
@@ -84,10 +84,10 @@ def _is_prompt(init: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    """Write a value on a part of one line, be it a model."""
+    """Shorten any value, even a model, to a part of a line."""
     return " ".join(reprlib.repr(value).split())
 
 
 def _default(uses: Mapping[str, tuple[str, Any]]) -> str:
-    """Return the `init` that the given values are for."""
+    """Return the `init` that uses the given values."""
     return next((use for use, (_, value) in uses.items() if value is not None), "sampled")

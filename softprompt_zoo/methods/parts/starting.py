@@ -1,4 +1,4 @@
-"""What a method starts from: the plain tokens of another prompt, if they are where it has its own."""
+"""The plain tokens of another prompt for a method to start from, if they are at its own place."""
 
 from collections.abc import Mapping
 
@@ -12,14 +12,14 @@ from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
 
 
 def embeddings_of(tokens: VirtualTokens, method: str) -> Float[Tensor, "... tokens hidden"]:
-    """Return the embeddings of a prompt at the input.
+    """Return the embeddings of an input-level prompt.
 
     Args:
-        tokens: Of the other prompt.
-        method: Name of the method that starts, for the message.
+        tokens: The tokens of the other prompt.
+        method: Name of the new prompt's method, for the message.
 
     Returns:
-        Those of each task, if it has tasks.
+        The embeddings, for each task if there are tasks.
 
     Raises:
         UnsupportedError: If the tokens are keys and values.
@@ -30,5 +30,5 @@ def embeddings_of(tokens: VirtualTokens, method: str) -> Float[Tensor, "... toke
 
 
 def sites_of(tokens: VirtualTokens) -> Mapping[str, SiteTokens]:
-    """Return the keys and values of a prompt by site; none of one at the input."""
+    """Return the keys and values of a prompt by site; empty for an input-level prompt."""
     return tokens.sites if isinstance(tokens, LayerTokens) else {}
