@@ -1,11 +1,11 @@
-"""Repeat the papers' ablations in small runs: one table, one picture.
+"""Repeat the papers' ablations in small runs, with a table and a picture.
 
-Run from the repository root; a command that was stopped goes on where it was::
+Run from the repository root; run the command again to resume it::
 
     python benchmarks/ablations.py --data ../shared/data
 
 Where virtual tokens enter, how many there are, what they start from, whether layers share them, how much attention
-they get, and how they do in a domain they were not trained on. benchmarks/README.md says more.
+they get, and how they do in a domain they were not trained on. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ UNTRAINED = "untrained"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command can be told."""
+    """The options of the command."""
 
     data: str = "../shared/data"
     """Folder with the data sets."""
@@ -140,7 +140,7 @@ class Bench:
         """Return a data file.
 
         Raises:
-            FileNotFoundError: If it is not there.
+            FileNotFoundError: If it does not exist.
         """
         path = Path(self.settings.data) / name / f"{part}.jsonl"
         if not path.is_file():
@@ -329,7 +329,7 @@ DOMAIN_HEADS = ("trained on films", "trained", *(domain.replace("_sentiment", "s
 
 
 def table(runner: Runner, settings: Settings) -> str:
-    """Return the table of what is there, in Markdown."""
+    """Return the table of the available results, in Markdown."""
     lines = [("none", UNTRAINED, "0", *_loss(runner, UNTRAINED), "-", "-")]
     for title, variants in ABLATIONS.items():
         first = next(iter(variants.values()))
@@ -399,7 +399,7 @@ def _domain_line(runner: Runner, method: str) -> tuple[str, ...]:
 
 
 def draw(runner: Runner, path: Path) -> None:
-    """Draw what is there: a panel for each ablation."""
+    """Draw the available results: a panel for each ablation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -462,7 +462,7 @@ def _mean_loss(runner: Runner, variant: Variant) -> float | None:
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
-    """Return the runner and what writes the table and the picture."""
+    """Return the runner, and a function that writes the table and the picture."""
     torch.set_num_threads(settings.threads)
     if shared_prefix.NAME not in zoo.list_methods():
         zoo.register(shared_prefix)

@@ -5,7 +5,7 @@ Run from the repository root::
     python benchmarks/attack.py --minutes 10
 
 Each case is drawn from the seed, the campaign and its number alone, so a fault is seen again with
-`--seed 0 --only files --case 17`. The exit code is 1 if there is a fault. benchmarks/README.md says more.
+`--seed 0 --only files --case 17`. The exit code is 1 if there is a fault. See benchmarks/README.md.
 """
 
 import argparse
@@ -44,12 +44,12 @@ CAMPAIGNS: dict[str, Case] = {
 }
 HANG, CRASH = "hang", "crash"
 PATIENCE = 60
-"""Seconds after which a case hangs."""
+"""Seconds after which a case counts as hanging."""
 GOOD = (CLEAR, SAME, RIGHT)
 
 
 def attempt(campaign: str, seed: int, number: int, place: Path) -> Outcome:
-    """Run one case in a process of its own, which may crash or hang."""
+    """Run one case in its own process, which may crash or hang."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,13 +1,13 @@
 """Measure a bank of prompts: how fast a batch is ready, what memory that takes, and readers beside a writer.
 
-Run from the repository root; a command that was stopped goes on where it was::
+Run from the repository root; run the command again to resume it::
 
     python benchmarks/bank.py
 
 The banks are made at random, in SmolLM2's shapes (30 layers, 3 key-value heads of width 64, hidden size 576) and half
 precision: 2.3 GB of prompts, 4.6 GB of prefixes, and 2.4 GB of prefixes of one token, of which an engine finds some.
 ``--prompts 1000 --prefixes 100 --served 1000`` makes small ones.
-benchmarks/README.md says more.
+See benchmarks/README.md.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ KINDS = {"prompts": ("prompt_tuning", 10.0), "prefixes": ("prefix_tuning", 50.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command can be told."""
+    """The options of the command."""
 
     prompts: int = 100_000
     prefixes: int = 10_000
@@ -266,7 +266,7 @@ def own_memory() -> int:
 
 
 def table(runner: Runner, settings: Settings) -> str:
-    """Lay out what is there."""
+    """Format the available results."""
     lines = []
     for kind, (_, limit) in KINDS.items():
         if result := runner.result(kind):
@@ -296,13 +296,13 @@ def table(runner: Runner, settings: Settings) -> str:
 
 
 def spread(milliseconds: list[float], digits: int = 1) -> str:
-    """Show the median and the quartiles."""
+    """Format the median and the quartiles."""
     first, middle, third = (f"{value:.{digits}f}" for value in statistics.quantiles(milliseconds, n=4))
     return f"{middle} ms ({first} to {third})"
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
-    """Make the runner, and what writes the table."""
+    """Return the runner, and a function that writes the table."""
     bench = Bench(settings)
     shared = {"versions": versions("softprompt-zoo", "torch", "lmdb"), "batches": settings.batches}
     experiments = [

@@ -1,12 +1,12 @@
-"""Hold the claims of papers against what their methods do here, at a small size.
+"""Compare the claims of papers with measurements of their methods, at a small size.
 
-Run from the repository root; a command that was stopped goes on where it was::
+Run from the repository root; run the command again to resume it::
 
     python benchmarks/claims.py --data ../shared/data
 
-Each method is trained by its recipe, in few steps, on films with the language model; beside it stand plain prompts with
-as many trained numbers. A claim holds here if the difference is at least three standard errors, over three seeds.
-benchmarks/README.md says more.
+Each method is trained by its recipe, in few steps, on films with the language model, next to plain prompts with the
+same number of trained parameters. A claim holds here if the difference is at least three standard errors, over three
+seeds. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Saving(Comparison):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(methods.Settings):
-    """What the command can be told."""
+    """The options of the command."""
 
     steps: int = 24
     rows: int = 100
@@ -245,7 +245,7 @@ def verdict(lowest: float, highest: float, least: float) -> str:
 
 
 def table(runner: Runner, settings: Settings) -> str:
-    """Return the tables of what is there, in Markdown."""
+    """Return the tables of the available results, in Markdown."""
     steps = f"{settings.steps} steps" if settings.steps else "the steps of its recipe"
     shots = ", ".join(f"{name} and what stands beside it on {e.shots}" for name, e in ENTRIES.items() if e.shots)
     notes = (
@@ -264,7 +264,7 @@ def table(runner: Runner, settings: Settings) -> str:
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
-    """Return the runner and what writes the table."""
+    """Return the runner, and a function that writes the table."""
     torch.set_num_threads(settings.threads)
     bench = Bench(settings)
     bench.file(FILMS, "train")

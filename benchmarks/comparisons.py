@@ -41,7 +41,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """What a comparison found."""
+    """The result of a comparison."""
 
     means: list[float]
     """Of its columns."""
@@ -51,7 +51,7 @@ class Compared:
 
 
 def compare(runner: Runner, comparison: Comparison) -> Compared | str:
-    """Compare what is there, or say why it cannot be compared."""
+    """Compare the available results, or say why they cannot be compared."""
     columns = [column for column in (comparison.ours, comparison.theirs, comparison.best) if column is not None]
     found = [runner.results(column.experiment) for column in columns]
     if not all(found):

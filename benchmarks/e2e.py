@@ -1,12 +1,12 @@
 """Train prompts and PEFT's LoRA on E2E with as many trained parameters, and compare the loss.
 
-Run from the repository root; a command that was stopped goes on where it was::
+Run from the repository root; run the command again to resume it::
 
     python benchmarks/e2e.py --data ../shared/data/e2e_nlg
 
 Rows, batches, optimizer and schedule are those of compare_with_peft.py and the same for both. LoRA's rate is
 searched in short runs. So is that of the first of our candidates; the others are tried at its best rate, and the
-best of all is trained on every seed. benchmarks/README.md says more.
+best of all is trained on every seed. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ CANDIDATES: dict[str, Parts] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command can be told."""
+    """The options of the command."""
 
     data: str = "../shared/data/e2e_nlg"
     """Folder with `train.jsonl`."""
@@ -145,7 +145,7 @@ class Bench:
         return measure
 
     def rows(self, tokenizer: Any) -> list[Row]:
-        """Tokenise the data."""
+        """Tokenize the data."""
         return Tokenized(tokenizer, is_encoder_decoder=False, template="{input}\n").rows(read_examples(self.file))
 
     # What the search found
@@ -219,7 +219,7 @@ HEADS = ("final", "trained", "rate", "loss", "above LoRA ± standard error", f"w
 
 
 def table(bench: Bench) -> str:
-    """Return the tables of what is there, in Markdown."""
+    """Return the tables of the available results, in Markdown."""
     runner, settings = bench.runner, bench.settings
     assert runner is not None
     searched, finals = list[tuple[str, ...]](), list[tuple[str, ...]]()
@@ -260,7 +260,7 @@ def _against(ours: list[Result], theirs: list[Result], shown: str) -> tuple[str,
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
-    """Return the runner and what writes the table."""
+    """Return the runner, and a function that writes the table."""
     torch.set_num_threads(settings.threads)
     bench = Bench(settings)
     names = ("model", "dtype", "batch_size", "warmup_steps", "final_rows", "search_rows")

@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the checkout to measure")
-    parser.add_argument("--before", type=Path, help="another checkout, shown beside it")
+    parser.add_argument("--before", type=Path, help="another checkout, shown next to it")
     parser.add_argument("--lines", action="store_true", help="print the questions of kind and complex functions, too")
     settings = parser.parse_args(arguments)
     houses = [House(root) for root in (settings.before, settings.root) if root is not None]

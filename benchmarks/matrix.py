@@ -1,11 +1,11 @@
-"""Hold every method on every tiny model to every promise, and try all operations: softprompt_zoo and PEFT alike.
+"""Test every method on every tiny model for every promise and operation, in softprompt_zoo and in PEFT.
 
-Run from the repository root; a command that was stopped goes on where it was::
+Run from the repository root; run the command again to resume it::
 
     python benchmarks/matrix.py
 
 Writes `table.md` and `matrix.html` (or the name of another folder of results), with the reason of each cell that is not
-right. benchmarks/README.md says more.
+right. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -40,27 +40,27 @@ RIGHT, WRONG, ERROR, REFUSED, UNDEFINED = "right", "wrong", "error", "refused", 
 the operation is none of this model or method (an encoder does not generate)."""
 COLOURS = {RIGHT: "#2e7d32", WRONG: "#c62828", ERROR: "#ef6c00", REFUSED: "#90a4ae", UNDEFINED: "#eceff1"}
 SUITES: dict[str, Callable[[str], Any]] = {"promise": conformance_suite, "operation": operation_suite}
-"""Group of cells, as the names of its tests have it, to what makes its suite."""
+"""Group of cells, as in the names of its tests, to the function that makes its suite."""
 OURS = ("promise_05", "promise_08", "promise_09")
-"""What PEFT has no operation for: start values of real tokens, exchange with itself, merging."""
+"""Checks without an equivalent in PEFT: start values of real tokens, exchange with itself, merging."""
 AGAIN = "again"
-"""Key of a result under which the day stands on which this library's cells alone were measured again."""
+"""Key of a result for the day on which only this library's cells were measured again."""
 COMPILED = "compiled"
-"""How the operations begin that compile the model."""
+"""Prefix of the operations that compile the model."""
 SECONDS = 120
-"""What a cell may take."""
+"""Time limit of a cell."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command can be told."""
+    """The options of the command."""
 
     methods: str = ",".join(CONFIGS)
-    """Methods, with commas between them."""
+    """Methods, separated by commas."""
     part: int = 1
-    """Only every so many-th cell, from the first."""
+    """Only every n-th cell, starting with the first."""
     compiled: str = "llama,gpt2,gemma3,bloom,bert,t5"
-    """Models whose cells are compiled too, with commas between them: a cell takes five seconds, those of all hours."""
+    """Models whose cells are also compiled, separated by commas: a cell takes five seconds, all of them hours."""
     threads: int = 1
 
 
@@ -75,7 +75,7 @@ def operations(group: str = "") -> dict[str, tuple[str, dict[str, Any]]]:
         group: A key of `SUITES`; both by default.
 
     Returns:
-        Title to the suite's test and the arguments that it is parametrised with.
+        Title to the suite's test and the arguments that it is parametrized with.
     """
     found = {}
     for one, make_suite in SUITES.items():
@@ -95,7 +95,7 @@ def operations(group: str = "") -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def run_cell(library: str, architecture: str, method: str, operation: str) -> Cell:
-    """Run a check in a guard of its own."""
+    """Run a check in its own guard."""
     name, chosen = operations()[operation]
     suite = SUITES[name.split("_")[1]](method)()
     suite.subject_type, suite.shows_refusals = LIBRARIES[library], True
@@ -196,7 +196,7 @@ def models() -> dict[str, Any]:
 
 
 def cells(runner: Runner) -> Iterator[tuple[str, str, str, str, Cell]]:
-    """Go through what is there: architecture, library, method, operation and cell."""
+    """Iterate over the available results: architecture, library, method, operation and cell."""
     for name in runner.experiments:
         for key, cell in (runner.result(name) or {}).items():
             if "|" in key:
@@ -205,7 +205,7 @@ def cells(runner: Runner) -> Iterator[tuple[str, str, str, str, Cell]]:
 
 
 def table(runner: Runner, settings: Settings) -> str:
-    """Return the counts, and what is not right of ours, in Markdown."""
+    """Return the counts, and our cells that are not right, in Markdown."""
     found = list(cells(runner))
     done = [name for name in runner.experiments if runner.result(name)]
     ours = {(a, m, o): cell[0] for a, of, m, o, cell in found if of == "softprompt_zoo"}
@@ -255,7 +255,7 @@ def _totals(found: list[tuple[str, str, str, str, Cell]]) -> list[tuple[str, ...
 
 
 def _compared(found: list[tuple[str, str, str, str, Cell]], names: Iterable[str], place: int) -> list[tuple[str, ...]]:
-    """Count by what stands at a place of each row: a line for each name, a column for each library."""
+    """Count by one field of each row: a line for each name, a column for each library."""
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for row in found:
         counts[str(row[place]), row[1]][row[4][0]] += 1
@@ -275,17 +275,17 @@ def _versions() -> str:
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #212121; }
-table { border-collapse: collapse; margin: 0 0 1em; }
+table { border-collapse: collapse; margin: 0 0 1em; display: block; max-width: 100%; overflow-x: auto; }
 th { font-weight: 500; text-align: left; padding: 2px 8px; }
 td { padding: 0; }
 td span { display: block; width: 18px; height: 14px; border: 1px solid #fff; }
 summary { cursor: pointer; }
-li { margin: 2px 0; }
+li { margin: 2px 0; overflow-wrap: anywhere; }
 """
 
 
 def page(runner: Runner) -> str:
-    """Return the page: a coloured square for each cell, and below each model the reasons."""
+    """Return the page: a colored square for each cell, and the reasons below each model."""
     titles = list(operations())
     legend = " ".join(
         f'<span style="background:{colour}; padding: 2px 8px">{status}</span>' for status, colour in COLOURS.items()
@@ -294,7 +294,8 @@ def page(runner: Runner) -> str:
     counts = "".join("<tr>" + "".join(f"<th>{value}" for value in line) for line in totals)
     colours = "".join(f".{status.split()[0]} {{ background: {colour}; }}\n" for status, colour in COLOURS.items())
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Every method on every model</title>",
+        '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
+        "<title>Every method on every model</title>",
         f"<style>{STYLE}{colours}</style><h1>Every method on every model</h1><p>{html.escape(_versions())}</p>",
         f"<table>{counts}</table><p>{legend}</p>",
         "<ol>" + "".join(f"<li>{html.escape(title)}" for title in titles) + "</ol>",
@@ -324,7 +325,7 @@ def page(runner: Runner) -> str:
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
-    """Return the runner and what writes the tables."""
+    """Return the runner, and a function that writes the tables."""
     torch.set_num_threads(settings.threads)
     shared = {"versions": versions("softprompt-zoo", "peft", "transformers", "torch")}
     runner = Runner(folder, shared, experiments(settings))

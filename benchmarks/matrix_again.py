@@ -1,6 +1,6 @@
 """Measure this library's cells of the matrix again, beside what was kept of PEFT's, and print what changed.
 
-Run from the repository root, after `matrix.py`; a command that was stopped goes on where it was::
+Run from the repository root, after `matrix.py`; run the command again to resume it::
 
     python benchmarks/matrix_again.py --day 2026-11-28
 
@@ -46,8 +46,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     parser.add_argument("--day", default=today, help="of the measurement; models that were measured that day are kept")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "matrix")
-    parser.add_argument("--only", action="append", default=[], help="experiments whose name begins so")
-    parser.add_argument("--part", type=int, default=1, help="only every so many-th cell; nothing is kept then")
+    parser.add_argument("--only", action="append", default=[], help="experiments whose name begins with this")
+    parser.add_argument("--part", type=int, default=1, help="only every n-th cell; nothing is stored")
     parser.add_argument("--processes", type=int, default=2)
     return parser.parse_args(arguments)
 

@@ -1,12 +1,12 @@
 """Show what each method gains over the untrained model, with its own recipe, on real data.
 
-Run from the repository root; a command that was stopped goes on where it was::
+Run from the repository root; run the command again to resume it::
 
     python benchmarks/methods.py --data ../shared/data
 
 Every experiment is run on three seeds. Both sides of a comparison are measured on the same rows, so that a
 difference has a standard error; it counts from three standard errors on. A method that is not installed is named.
-benchmarks/README.md says more.
+See benchmarks/README.md.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ TEMPLATE = "Review: {input}\nSentiment:"
 CONTEXT_TEMPLATE = TEMPLATE + " {target}\n\n"
 WORDS = {"negative": " negative", "positive": " positive"}
 SOURCES = ("tweet_sentiment", "product_sentiment")
-"""What multitask prompts are trained on before they see films."""
+"""Tasks that multitask prompts are trained on before films."""
 FILMS = "movie_sentiment"
 FILM_METHODS = ("prompt_tuning", "p_tuning", "prefix_tuning", "llama_adapter")
 SCRATCH = "prompt_tuning"
@@ -57,29 +57,29 @@ FEW = {16: 20, 64: 60}
 """Number of films to the steps that adapt a multitask prompt to them."""
 SHOTS = 8
 CARTRIDGE_SHARES = {"quarter": 4, "sixteenth": 16}
-"""Parts of the text's tokens that a cartridge has."""
+"""Lengths of cartridges, as fractions of the text's tokens."""
 MATCHED_SHARE = CARTRIDGE_SHARES["quarter"]
 MATCHED = {"cartridge-matched": False, "cartridge-matched-scores": True}
 """Cartridges that start by attention matching and are not trained: whether their tokens have scores."""
 SMALLER = {"cartridge": {"steps": 64, "batch_size": 8}}
-"""What differs from recipes whose three runs would take more than an hour on two cores."""
+"""Changes to recipes whose three runs would take more than an hour on two cores."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command can be told."""
+    """The options of the command."""
 
     data: str = "../shared/data"
     """Folder with the data sets."""
     model: str = "smollm2"
     encoder: str = "minilm"
     dtype: str = ""
-    """Of the language model; by default what trains fastest on this machine. A result says which it was."""
+    """Of the language model; by default the one that trains fastest on this machine. A result records it."""
     seeds: int = 3
     steps: int = 0
     """Optimizer steps of every run; 0 for those of the method's recipe."""
     rows: int = 500
-    """Evaluation rows at most."""
+    """Maximum number of evaluation rows."""
     text_tokens: int = 2000
     """Length of the cartridge's text."""
     conversations: int = 256
@@ -100,7 +100,7 @@ class Bench:
         """Return a data file.
 
         Raises:
-            FileNotFoundError: If it is not there.
+            FileNotFoundError: If it does not exist.
         """
         path = Path(self.settings.data) / name / f"{part}.jsonl"
         if not path.is_file():
@@ -108,7 +108,7 @@ class Bench:
         return path
 
     def rows(self, name: str, part: str) -> list[Example]:
-        """Read a data file; of a test file as many rows as are wanted."""
+        """Read a data file; from a test file only the requested number of rows."""
         rows = read_examples(self.file(name, part))
         return rows[: self.settings.rows] if part == "test" else rows
 
@@ -121,11 +121,11 @@ class Bench:
         return AutoTokenizer.from_pretrained(resolve_model(self.settings.model))
 
     def labels(self, tokenizer: Any) -> Labels:
-        """Return what turns reviews into rows."""
+        """Return a function that turns reviews into rows."""
         return Labels(tokenizer, TEMPLATE, WORDS)
 
     def recipe(self, method: str) -> Recipe:
-        """Return a method's own recipe, made smaller where it takes long."""
+        """Return a method's own recipe, reduced if it takes long."""
         own = recipe_of(method, 0)
         smaller: dict[str, Any] = {
             name: min(getattr(own, name), most) for name, most in SMALLER.get(method, {}).items()
@@ -133,7 +133,7 @@ class Bench:
         return self.shortened(dataclasses.replace(own, **smaller))
 
     def shortened(self, recipe: Recipe) -> Recipe:
-        """Return a recipe, with fewer steps where the command was told so."""
+        """Return a recipe, with fewer steps if the command says so."""
         return dataclasses.replace(recipe, steps=self.settings.steps) if self.settings.steps else recipe
 
     def attach(self, method: str, seed: int, tokenizer: Any, **options: Any) -> Any:
@@ -161,7 +161,7 @@ class Bench:
         return labels.measure(model, labels.rows(self.rows(FILMS, "test")))
 
     def films(self, method: str) -> Callable[[int], Result]:
-        """Return what trains a method on films and measures it."""
+        """Return a function that trains a method on films and measures it."""
 
         def measure(seed: int) -> Result:
             tokenizer = self.tokenizer()
@@ -298,7 +298,7 @@ class Bench:
 
 
 def context_rows(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[Row]:
-    """Tokenise examples as the context of the model's prompt was."""
+    """Tokenize examples as the context of the model's prompt was."""
     encode = model.prompts["default"].config.encode
     texts = [encode(tokenizer, example.input)["input_ids"] for example in examples]
     labelled = [encode(tokenizer, example.input, example.target)["labels"] for example in examples]
@@ -457,7 +457,7 @@ def comparisons() -> list[Comparison]:
 
 
 def table(runner: Runner, settings: Settings) -> str:
-    """Return the tables of what is there, in Markdown."""
+    """Return the tables of the available results, in Markdown."""
     parts = list[str]()
     lines: dict[str, list[tuple[str, ...]]] = {}
     for comparison in comparisons():
@@ -476,7 +476,7 @@ def table(runner: Runner, settings: Settings) -> str:
 
 
 def _smaller() -> str:
-    """Say what is measured smaller than its recipe."""
+    """Return a note about what is measured at a smaller size than its recipe."""
     texts = []
     for method, changes in SMALLER.items():
         own = recipe_of(method, 0) if method in zoo.list_methods() else None
@@ -486,7 +486,7 @@ def _smaller() -> str:
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
-    """Return the runner and what writes the table."""
+    """Return the runner, and a function that writes the table."""
     torch.set_num_threads(settings.threads)
     bench = Bench(settings)
     for name in (FILMS, *SOURCES):

@@ -1,6 +1,6 @@
 """PEFT's prompts on the tiny models, as subjects of our conformance suite.
 
-Everything is called in the way that favours PEFT: `input_ids` by keyword, its virtual positions cut off the logits.
+Everything is called in the way that suits PEFT best: `input_ids` by keyword, its virtual positions cut off the logits.
 """
 
 import contextlib
@@ -106,12 +106,12 @@ class PeftSubject(Subject):
         return {}
 
     def disabled(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which the prompts are off."""
+        """Return a context in which the prompts are disabled."""
         context: contextlib.AbstractContextManager[Any] = self.model.disable_adapter()
         return context
 
     def detach(self) -> None:
-        """Take the prompts off the model."""
+        """Remove the prompts from the model."""
         self.model = self.model.get_base_model()
 
     def save(self, folder: Path) -> None:
@@ -123,7 +123,7 @@ class PeftSubject(Subject):
         self.model = peft.PeftModel.from_pretrained(self.model, folder, is_trainable=trainable).eval()
 
     def merge(self) -> None:
-        """Replace the prompts by their plain tokens."""
+        """Replace the prompts with their plain tokens."""
         self.model = self.model.merge_and_unload()
 
     def tasks(self, ids: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Run PEFT's own tests of prompts against PEFT and against this library behind PEFT's names, and print one table.
+"""Run PEFT's own tests of prompts against PEFT and against this library under PEFT's names, and print a table.
 
 Run from the repository root; pip fetches the source of the installed version of PEFT, which has its tests::
 
@@ -6,7 +6,7 @@ Run from the repository root; pip fetches the source of the installed version of
     python benchmarks/peft_tests.py
 
 Writes `table.md`, and exits with 1 if a test fails here, or more than `--most` ask for what this library has no way to.
-benchmarks/README.md says more.
+See benchmarks/README.md.
 """
 
 import argparse
@@ -70,8 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "peft-tests", help="where PEFT's source goes")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "peft_tests")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--most", type=int, default=30, help="tests there may be no way for")
-    parser.add_argument("-k", dest="expression", default="", help="run a part, chosen as pytest's -k does")
+    parser.add_argument("--most", type=int, default=30, help="allowed number of tests without an equivalent here")
+    parser.add_argument("-k", dest="expression", default="", help="run a part, selected like pytest's -k")
     settings = parser.parse_args(arguments)
     source = fetch(settings.folder, importlib.metadata.version("peft"))
     hub.build(settings.folder / "hub")

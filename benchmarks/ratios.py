@@ -1,11 +1,11 @@
 """Compare this checkout's speed with that of another commit: attaching, forward, training step, decoding, many prompts.
 
-Run from the repository root; a command that was stopped goes on where it was::
+Run from the repository root; run the command again to resume it::
 
     python benchmarks/ratios.py --against 5ffa003
 
 Both sides run at once, each in a process with one thread, and take turns, measure by measure. The exit code is 1 where
-this checkout is slower by more than ``--allow`` percent, beyond the spread. benchmarks/README.md says more.
+this checkout is slower by more than ``--allow`` percent, beyond the spread. See benchmarks/README.md.
 """
 
 import compileall
@@ -41,7 +41,7 @@ IN_IT = ", of which imports"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command can be told."""
+    """The options of the command."""
 
     against: str = "5ffa003"
     """The commit that this checkout is compared with."""

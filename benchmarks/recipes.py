@@ -1,11 +1,11 @@
 """Search the recipes of the methods: short runs at a few rates, measured on rows that nothing else uses.
 
-Run from the repository root; a command that was stopped goes on where it was::
+Run from the repository root; run the command again to resume it::
 
     python benchmarks/recipes.py --data ../shared/data
 
 Models, texts and measures are those of methods.py, but the last rows of each training file are kept from training and
-measured instead of the test rows. benchmarks/README.md says more.
+measured instead of the test rows. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ ADAPTATIONS = {16: ((1e-2, 20), (3e-3, 20), (3e-3, 60)), 64: ((1e-2, 20), (3e-3,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(methods.Settings):
-    """What the command can be told."""
+    """The options of the command."""
 
     rows: int = 150
     """Rows at the end of each training file that are measured."""
@@ -157,7 +157,7 @@ HEADS = ("method", "learning rate", "steps", "rows a step", "loss", "accuracy", 
 
 
 def table(runner: Runner, settings: Settings) -> str:
-    """Return the table of what is there, in Markdown."""
+    """Return the table of the available results, in Markdown."""
     lines = []
     for method in GRID:
         for recipe in recipes(method, settings):
@@ -189,7 +189,7 @@ def _mean(results: list[Result], key: str) -> str:
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
-    """Return the runner and what writes the table."""
+    """Return the runner, and a function that writes the table."""
     torch.set_num_threads(settings.threads)
     shared = {
         **{name: getattr(settings, name) for name in ("model", "encoder", "rows")},

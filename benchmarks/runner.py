@@ -1,4 +1,4 @@
-"""Runs experiments that are not there yet, keeps each result at once, and names what cannot be run."""
+"""Runs missing experiments, stores each result immediately, and reports what cannot be run."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ Result = dict[str, Any]
 
 
 class MissingError(Exception):
-    """Something that an experiment needs is not there; the message says what."""
+    """Something that an experiment needs is missing; the message says what."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Runner:
         return None
 
     def result(self, name: str, seed: int = 0) -> Result | None:
-        """Return the result of one run, or nothing if it is not there."""
+        """Return the result of one run; `None` if there is none."""
         return None if self.missing(name) else self.store.load(name, self.run_of(name, seed))
 
     def results(self, name: str) -> list[Result]:
@@ -173,7 +173,7 @@ def command(
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / results)
         parser.add_argument(
-            "--table", action="store_true", help="write and print the table of what is there; run nothing"
+            "--table", action="store_true", help="write and print the table of the available results; run nothing"
         )
         parser.add_argument("--list", action="store_true", help="print the names of the experiments; run nothing")
         parser.add_argument(

@@ -1,11 +1,11 @@
 """Serve a trained prompt from other engines, and compare what they write with what the prompted model writes.
 
-Run from the repository root; a command that was stopped goes on where it was::
+Run from the repository root; run the command again to resume it::
 
     python benchmarks/serve.py --converter llama.cpp/convert_hf_to_gguf.py
 
 A prompt is trained on the museum data and exported with `to="vocabulary"` into `--work`. Without a converter, or
-without the package llama-cpp-python, the part about llama.cpp is left out and named. benchmarks/README.md says more.
+without the package llama-cpp-python, the part about llama.cpp is left out and named. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ print(json.dumps(answers))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command can be told."""
+    """The options of the command."""
 
     model: str = "smollm2"
     work: str = str(Path(tempfile.gettempdir()) / "softprompt-zoo-serve")
@@ -75,7 +75,7 @@ class Bench:
         return [TEMPLATE.format(input=row.input) for row in rows]
 
     def options(self) -> dict[str, Any]:
-        """Return what every result depends on."""
+        """Return everything that all results depend on."""
         own = dataclasses.asdict(self.settings)
         return {name: own[name] for name in ("num_virtual_tokens", "steps", "inputs", "new_tokens")}
 
@@ -221,7 +221,7 @@ class _Watch(LogitsProcessor):
 
 
 def experiments(bench: Bench) -> list[Experiment]:
-    """Return what is measured."""
+    """Return the experiments."""
     sampled = lambda: {**bench.options(), "sampled": bench.settings.sampled}  # noqa: E731
     return [
         Experiment(name="reference", measure=bench.reference, options=bench.options),
@@ -232,7 +232,7 @@ def experiments(bench: Bench) -> list[Experiment]:
 
 
 def table(runner: Runner) -> str:
-    """Compare what is there."""
+    """Compare the available results."""
     reference, lines = runner.result("reference"), []
     if reference is not None:
         answers = reference["answers"]
@@ -252,7 +252,7 @@ def table(runner: Runner) -> str:
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
-    """Return the runner and what writes the table."""
+    """Return the runner, and a function that writes the table."""
     torch.set_num_threads(settings.threads)
     shared = {"model": settings.model, "versions": versions("softprompt-zoo", "transformers", "torch")}
     runner = Runner(folder, shared, experiments(Bench(settings)))

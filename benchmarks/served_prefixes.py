@@ -5,7 +5,7 @@ stopped goes on where it was::
 
     python benchmarks/served_prefixes.py
 
-A bank of very many prompts is made in `--work`, `--users` of them of all methods. benchmarks/README.md says more.
+A bank of very many prompts is made in `--work`, `--users` of them of all methods. See benchmarks/README.md.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ OPTIONS = ("--max-model-len", "512", "--block-size", "32")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command can be told."""
+    """The options of the command."""
 
     model: str = "smollm2"
     work: str = str(Path(tempfile.gettempdir()) / "softprompt-zoo-served-prefixes")
@@ -77,7 +77,7 @@ class Bench:
         self.users = max(settings.users, settings.requests)
 
     def options(self) -> dict[str, Any]:
-        """Return what every result depends on."""
+        """Return everything that all results depend on."""
         own = dataclasses.asdict(self.settings)
         return {name: own[name] for name in ("users", "prompts", "new_tokens")}
 
@@ -285,7 +285,7 @@ def differences(answers: Sequence[Any], expected: Sequence[Any]) -> int:
 
 
 def experiments(bench: Bench, kept: Callable[[], Any]) -> list[Experiment]:
-    """Return what is measured."""
+    """Return the experiments."""
     reference = ("reference",)
     found = [Experiment(name="reference", measure=bench.reference, options=bench.options)]
     for mode in MODES:
@@ -302,7 +302,7 @@ def experiments(bench: Bench, kept: Callable[[], Any]) -> list[Experiment]:
 
 
 def table(runner: Runner) -> str:
-    """Print what is there."""
+    """Print the available results."""
     lines = []
     for name in runner.experiments:
         result = runner.result(name)
@@ -330,7 +330,7 @@ def speed_table(speed: Result, what: str) -> str:
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
-    """Return the runner and what writes the table."""
+    """Return the runner, and a function that writes the table."""
     torch.set_num_threads(settings.threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -55,7 +55,7 @@ class Side:
         return lambda: self.attach(method)
 
     def free(self) -> None:
-        """Take all prompts off."""
+        """Remove all prompts."""
         self.kept.clear()
         if hasattr(self.base, "prompts"):
             self.zoo.detach(self.base)
@@ -69,7 +69,7 @@ class Side:
         return self.base.eval()
 
     def forward(self, method: str, **options: Any) -> Callable[[], Any]:
-        """Read a text behind a prompt."""
+        """Read a text after a prompt."""
         model, ids = self.with_(method), self.ids(1, LENGTH)
         return torch.no_grad()(lambda: model(input_ids=ids, **options))
 
@@ -86,7 +86,7 @@ class Side:
         return run
 
     def decode(self, method: str) -> Callable[[], Any]:
-        """Decode one token behind a cached text."""
+        """Decode one token after a cached text."""
         model = self.with_(method)
         with torch.no_grad():
             cache = model(input_ids=self.ids(1, LENGTH), use_cache=True).past_key_values
@@ -102,7 +102,7 @@ class Side:
         return run
 
     def rows(self, method: str) -> Callable[[], Any]:
-        """Read as many rows as there are prompts, each behind its own."""
+        """Read as many rows as there are prompts, each with its own."""
         model, ids = self.with_(method), self.ids(ROWS, LENGTH // 2)
         names = [f"p{row}" for row in range(ROWS)]
         for name in names:

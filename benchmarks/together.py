@@ -1,10 +1,10 @@
 """Time eight trainings of prompt tuning in one batch against one after the other, and measure their memory.
 
-Run from the repository root; a command that was stopped goes on where it was::
+Run from the repository root; run the command again to resume it::
 
     python benchmarks/together.py
 
-Each side of a round is a process of its own. benchmarks/README.md says more.
+Each side of a round is a process of its own. See benchmarks/README.md.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ SIDES = ("one after the other", "together")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command can be told."""
+    """The options of the command."""
 
     model: str = "smollm2"
     dtype: str = "bfloat16"
@@ -99,7 +99,7 @@ def largest_difference(results: Sequence[Result]) -> float:
 
 
 def table(settings: Settings, results: Sequence[Result]) -> str:
-    """Show what was measured."""
+    """Format the measurements."""
     if not results:
         return "nothing is there yet\n"
     heads = ["", *SIDES, "ratio (range)"]
@@ -110,7 +110,7 @@ def table(settings: Settings, results: Sequence[Result]) -> str:
 
 
 def make(settings: Settings, folder: Path) -> tuple[Runner, Callable[[], None]]:
-    """Return the runner and what writes the table."""
+    """Return the runner, and a function that writes the table."""
     options = {name: value for name, value in dataclasses.asdict(settings).items() if name != "rounds"}
     measure = functools.partial(take_turns, settings)
     experiment = Experiment(name="rates", measure=measure, options=lambda: options, seeds=settings.rounds)

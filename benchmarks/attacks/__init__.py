@@ -1,1 +1,1 @@
-"""Campaigns of bad input and bad luck; each case is drawn from a random generator and says how it ended."""
+"""Campaigns of bad input and failures; each case is drawn from a random generator and reports how it ended."""

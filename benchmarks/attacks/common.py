@@ -1,4 +1,4 @@
-"""What the campaigns share: models, what a case ends in, and processes that are killed."""
+"""Shared parts of the campaigns: models, outcomes of a case, and processes that are killed."""
 
 import os
 import random
@@ -65,7 +65,7 @@ def describe(error: BaseException) -> str:
 
 
 def killed(action: Callable[[], Any], seconds: float) -> None:
-    """Run a function in a process of its own, and kill it after some time."""
+    """Run a function in its own process, and kill it after some time."""
     child = os.fork()
     if child == 0:
         try:

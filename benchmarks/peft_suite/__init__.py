@@ -1,1 +1,1 @@
-"""PEFT's own tests of prompts, run against this library: the parts of `peft_tests.py`."""
+"""The parts of `peft_tests.py`: PEFT's own tests of prompts, run against this library."""

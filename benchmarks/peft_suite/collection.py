@@ -1,4 +1,4 @@
-"""A pytest plugin: of PEFT's tests those of prompts, without the hub, with PEFT or this library behind PEFT's names."""
+"""A pytest plugin that keeps PEFT's tests of prompts, offline, with PEFT or with this library under PEFT's names."""
 
 import contextlib
 import importlib

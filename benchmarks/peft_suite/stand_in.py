@@ -1,4 +1,4 @@
-"""This library behind the names that PEFT's tests call: what each call of PEFT's is here.
+"""This library under the names that PEFT's tests call: the equivalent of each call of PEFT.
 
 It is for PEFT's tests alone. Where PEFT has words of its own for an error, a file name or a model card that its tests
 look for, the stand-in puts them there; what a prompt does, and what its files say, is the library's.
@@ -104,7 +104,7 @@ METHODS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
 
 
 class PromptedPeftModel(nn.Module):
-    """A prompted model that answers to the calls of a `PeftModel`."""
+    """A prompted model with the methods of a `PeftModel`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class PromptedPeftModel(nn.Module):
 
     @classmethod
     def made(cls, model: Any, config: Any, adapter_name: str = "default", **ignored: Any) -> Any:
-        """Stand in for `get_peft_model`."""
+        """Replace `get_peft_model`."""
         if not isinstance(config, PROMPT_CONFIGS):
             return GET_PEFT_MODEL(model, config, adapter_name, **ignored)
         found = cls(model)
@@ -131,7 +131,7 @@ class PromptedPeftModel(nn.Module):
         config: Any = None,
         **ignored: Any,
     ) -> Any:
-        """Stand in for `PeftModel.from_pretrained`."""
+        """Replace `PeftModel.from_pretrained`."""
         saved = peft.PeftConfig.from_pretrained(str(model_id))
         if not isinstance(saved, PROMPT_CONFIGS):
             return PEFT_MODEL.from_pretrained(model, model_id, adapter_name, is_trainable, config, **ignored)
@@ -142,7 +142,7 @@ class PromptedPeftModel(nn.Module):
         return found
 
     def load_adapter(self, model_id: Any, adapter_name: str, is_trainable: bool = False, **ignored: Any) -> Any:
-        """Stand in for `PeftModel.load_adapter`, which leaves the active adapter."""
+        """Replace `PeftModel.load_adapter`, which leaves the active adapter."""
         active = self.base_model.prompts.active
         saved = peft.PeftConfig.from_pretrained(str(model_id))
         pools = _pools_prompt(self.base_model, saved)
@@ -152,7 +152,7 @@ class PromptedPeftModel(nn.Module):
         return SimpleNamespace(missing_keys=[], unexpected_keys=[])
 
     def add_adapter(self, adapter_name: str, config: Any, **ignored: Any) -> None:
-        """Stand in for `PeftModel.add_adapter`."""
+        """Replace `PeftModel.add_adapter`."""
         method, options = METHODS[config.peft_type.value]
         pools = {"pools_prompt": True} if _pools_prompt(self.base_model, config) else {}
         if hasattr(self.base_model, "prompts"):
@@ -165,11 +165,11 @@ class PromptedPeftModel(nn.Module):
         self.peft_config[adapter_name] = config
 
     def set_adapter(self, adapter_name: str) -> None:
-        """Stand in for `PeftModel.set_adapter`."""
+        """Replace `PeftModel.set_adapter`."""
         self.base_model.prompts.activate(_allowed(adapter_name))
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Stand in for `PeftModel.delete_adapter`, with PEFT's words for a name that is not there."""
+        """Replace `PeftModel.delete_adapter`, with PEFT's words for a name that is not there."""
         try:
             self.base_model.prompts.remove(adapter_name)
         except zoo.UnknownPromptError as error:
@@ -178,7 +178,7 @@ class PromptedPeftModel(nn.Module):
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Stand in for `PeftModel.disable_adapter`."""
+        """Replace `PeftModel.disable_adapter`."""
         with self.base_model.prompts.disabled():
             yield
 
@@ -206,11 +206,11 @@ class PromptedPeftModel(nn.Module):
         return False
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for `PeftModel.push_to_hub`."""
+        """Replace `PeftModel.push_to_hub`."""
         return self.base_model.push_to_hub(*args, **kwargs)
 
     def prepare_model_for_gradient_checkpointing(self, model: Any) -> Any:
-        """Stand in for PEFT's; nothing needs to be prepared here."""
+        """Replace PEFT's; nothing needs to be prepared here."""
         return model
 
     def save_pretrained(
@@ -279,11 +279,11 @@ class PromptEncoders:
         return self[name]
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return what is trained."""
+        """Return the trained parameters."""
         return [p for prompt in self._prompts.values() for p in prompt.learned.parameters() if p.requires_grad]
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Return what is trained, by name."""
+        """Return the trained parameters, by name."""
         found = [(f"{name}.{key}", p) for name, prompt in self._prompts.items() for key, p in _learned(prompt)]
         return [(name, parameter) for name, parameter in found if parameter.requires_grad]
 
@@ -383,20 +383,20 @@ def _learned(prompt: Any) -> list[tuple[str, nn.Parameter]]:
 
 
 def base_state(model: Any, **ignored: Any) -> dict[str, Tensor]:
-    """Stand in for `get_base_model_state_dict`: all that is not a prompt's."""
+    """Replace `get_base_model_state_dict`: all that is not a prompt's."""
     found = model.base_model.state_dict()
     return {key: tensor for key, tensor in found.items() if not key.startswith(OURS)}
 
 
 def set_base_state(model: Any, state_dict: dict[str, Tensor], strict: bool = True, **ignored: Any) -> Any:
-    """Stand in for `set_base_model_state_dict`."""
+    """Replace `set_base_model_state_dict`."""
     found = model.base_model.load_state_dict(state_dict, strict=False)
     missing = [key for key in found.missing_keys if not key.startswith(OURS)]
     return SimpleNamespace(missing_keys=missing, unexpected_keys=found.unexpected_keys)
 
 
 def prompt_state(model: Any, *args: Any, adapter_name: str = "default", **kwargs: Any) -> dict[str, Tensor]:
-    """Stand in for `get_peft_model_state_dict`: what the file for PEFT holds."""
+    """Replace `get_peft_model_state_dict`: what the file for PEFT holds."""
     if not isinstance(model, PromptedPeftModel):
         return GET_STATE(model, *args, adapter_name=adapter_name, **kwargs)
     with tempfile.TemporaryDirectory() as folder:
@@ -405,7 +405,7 @@ def prompt_state(model: Any, *args: Any, adapter_name: str = "default", **kwargs
 
 
 def start_from_cache(model: Any, *, past_key_values: Any, num_virtual_tokens: int, **ignored: Any) -> Tensor:
-    """Stand in for `initialize_kv_prefix_from_past_key_values`: a cache's first tokens become the active prompt's.
+    """Replace `initialize_kv_prefix_from_past_key_values`: a cache's first tokens become the active prompt's.
 
     They are written into the prompt's file for PEFT, which is loaded in the prompt's place.
     """
