@@ -117,7 +117,7 @@ def test_what_cannot_be_saved_is_refused_at_attaching(register, fault, architect
     is_refused_at_attaching(register, fault, architecture)
 
 
-@pytest.mark.filterwarnings("ignore:.* of which no token is made:UserWarning")
+@pytest.mark.filterwarnings("ignore:.* on which no token depends:UserWarning")
 @pytest.mark.parametrize("fault", ["tied", "the model"])
 def test_without_the_check_that_test_is_red(register, fault, monkeypatch):
     monkeypatch.setattr(making, "check_can_be_saved", lambda *args: None)

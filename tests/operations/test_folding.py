@@ -164,7 +164,7 @@ def test_one_task_folds():
     subject = prompted("llama", many=("mpt", {"num_virtual_tokens": 3, "num_tasks": 3}))
     subject.model.prompts.add("keys", "prefix", num_virtual_tokens=2)
     names = ["many", "keys"]
-    refused(subject.model, zoo.UnsupportedError, "'many' has 3 tasks and a prefix holds one; choose it", names)
+    refused(subject.model, zoo.UnsupportedError, "'many' has 3 tasks, but a prefix holds one; choose it", names)
     refused(subject.model, ValueError, "task is 5; prompt 'many' has 3 tasks, counted from 0", names, task=5)
     with torch.no_grad():
         expected = subject.model(input_ids=TEXT, prompts=[names], task_ids=torch.tensor([1])).logits
@@ -206,7 +206,7 @@ def test_refusals_change_nothing():
         a=("prefix", {"num_virtual_tokens": 3, "sites": ("decoder",)}),
         b=("prefix", {"num_virtual_tokens": 4}),
     )
-    refused(sites.model, zoo.UnsupportedError, "a prefix has as many tokens at every site")
+    refused(sites.model, zoo.UnsupportedError, "a prefix has equally many tokens at every site")
 
 
 def test_gated_tokens_are_refused():
