@@ -1,8 +1,8 @@
-"""What all tests have: one torch thread, no plugin that happens to be installed, and the benchmarks as modules."""
+"""Setup of all tests: one torch thread, no plugins that happen to be installed, and the benchmarks as modules."""
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of the hub is imported: no test waits for a network
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import from the hub: no test waits for a network
 
 import gc
 import importlib.util
@@ -29,7 +29,7 @@ os.environ["SOFTPROMPT_ZOO_PLUGINS"] = ""  # tests that install a plugin allow i
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage among what tests make alone, and seldom: a tiny model is many objects, and soon gone."""
+    """Collect only garbage that tests create, and rarely: a tiny model is many objects, and soon freed."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     gc.enable()
@@ -37,7 +37,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Run a file in one process: what its tests share is made, and what they import is imported, once."""
+    """Run a file in one process, so that its tests share fixtures and imports."""
     from xdist.scheduler import LoadFileScheduling  # some environments of `noxfile.py` go without
 
     return LoadFileScheduling(config, log)
@@ -45,7 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to the slow tests what of a suite on every method and model has no turn: see `helpers.products`."""
+    """Mark as slow the combinations of a suite that have no turn in the default run: see `helpers.products`."""
     for item in items:
         lists = getattr(item.cls, "in_turns", {})
         places = [values.index(item.callspec.params[name]) for name, values in lists.items()]
@@ -55,19 +55,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Tiny models crawl with more. In no fixture: those of a module would run before it, and sum in another order."""
+    """Tiny models are slow with more. Not a fixture: those of a module would run first, and sum in another order."""
     torch.set_num_threads(1)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
-    """A command that a fixture ran may have chosen another number."""
+    """Reset the number, which a command run by a fixture may have changed."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    """What imports a benchmark by name, with the modules beside it; they are gone afterwards."""
+    """Import a benchmark by name, with the modules next to it; they are removed afterwards."""
     before, verbosity = set(sys.modules), logging.get_verbosity()
     sys.path.insert(0, BENCHMARKS)
     yield importlib.import_module
@@ -80,7 +80,7 @@ def benchmark():
 
 @pytest.fixture(scope="session")
 def fresh_processes():
-    """What runs code in a process that has done nothing before."""
+    """Run code in a fresh process."""
     processes = FreshProcesses()
     yield processes
     processes.end()

@@ -1,4 +1,4 @@
-"""Whether transformers accepts the PEFT that is installed."""
+"""Whether transformers accepts the installed PEFT."""
 
 import pytest
 from transformers.integrations.peft import MIN_PEFT_VERSION

@@ -1,4 +1,4 @@
-"""Tiny models with a LoRA, and prompts beside it."""
+"""Tiny models with a LoRA and prompts."""
 
 import json
 
@@ -19,7 +19,7 @@ TARGETS = {"llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "t5": ["q"
 
 
 def lora(architecture="llama", way="wrapped"):
-    """A tiny model with a LoRA that does something: wrapped into a PeftModel, or injected into the model."""
+    """A tiny model with a LoRA that has an effect: wrapped into a PeftModel, or injected into the model."""
     torch.manual_seed(0)
     model = tiny_model(architecture)
     config = peft.LoraConfig(r=2, target_modules=TARGETS[architecture], init_lora_weights=False)
@@ -67,7 +67,7 @@ WAYS = pytest.mark.parametrize("way", ["wrapped", "injected"])
 
 
 def change_config(folder, **fields):
-    """Change what a saved folder says of its adapter `default`."""
+    """Change the config of the adapter `default` in a saved folder."""
     tensors, metadata = read_tensors(folder / "model.safetensors")
     described = json.loads(metadata["softprompt_zoo_adapters"])
     described["default"]["config"] |= fields

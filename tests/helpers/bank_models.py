@@ -1,4 +1,4 @@
-"""Tiny models with prompts that the tests of banks store."""
+"""Tiny models with prompts, for the tests of banks."""
 
 import torch
 

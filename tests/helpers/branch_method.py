@@ -1,4 +1,4 @@
-"""The plainest methods with a branch beside attention: a matrix per layer, through which the queries go."""
+"""The simplest methods with a branch parallel to attention: a matrix per layer, applied to the queries."""
 
 import dataclasses
 import types

@@ -1,4 +1,4 @@
-"""Annotations of shapes are checked in every call of the package's functions, but not where torch compiles them.
+"""Checking shape annotations in every call of the package's functions, except when torch compiles them.
 
 As jaxtyping's own import hook does it, which wraps every function, compiled ones too; this one wraps those that say a
 shape, and checks the shapes alone: the other annotations are mypy's.
@@ -27,13 +27,13 @@ def says_shape(hint):
 
 
 def counted(hint):
-    """Return the names in an annotation that sizes are computed from, which are arguments."""
+    """Return the arguments from which an annotation computes sizes."""
     own = re.findall(r"\{(.*?)\}", str(getattr(hint, "dim_str", "")))
     return set(re.findall(r"[A-Za-z_]\w*", " ".join(own))).union(*map(counted, get_args(hint)))
 
 
 def form(value):
-    """Return what of a value a check of shapes looks at."""
+    """Return the parts of a value that a shape check reads."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.shape
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""The plainest method with gated tokens, on every family: keys, values and gates as they are."""
+"""The simplest method with gated tokens, on every family: trained keys, values and gates."""
 
 import dataclasses
 import types

@@ -1,4 +1,4 @@
-"""Texts under guidance, and what arithmetic on forwards says of them."""
+"""Texts under guidance, and the same scores by arithmetic on forwards."""
 
 import torch
 

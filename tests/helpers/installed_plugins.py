@@ -1,4 +1,4 @@
-"""The packages under `plugins/` as pip would install them, without pip; and with it, from a fresh process."""
+"""The packages under `plugins/`, installed without pip, or with pip in a fresh process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on this machine: repositories in memory, and as much of its API as its own client uses."""
+"""A local Hugging Face Hub: repositories in memory, and the part of the API that its client uses."""
 
 import base64
 import contextlib

@@ -1,4 +1,4 @@
-"""The plainest method with a mask of rows: a prefix of which each row sees the tokens that a test chooses."""
+"""The simplest method with a mask of rows: a prefix, of which each row sees the tokens that a test chooses."""
 
 import types
 from typing import Any

@@ -1,4 +1,4 @@
-"""PEFT's prompts with numbers of their own, as after a training."""
+"""PEFT's prompts with random numbers, as if trained."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The plainest method with scores, on every family: keys, values and scores as they are."""
+"""The simplest method with scores, on every family: trained keys, values and scores."""
 
 import dataclasses
 import types

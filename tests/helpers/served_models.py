@@ -1,4 +1,4 @@
-"""Models with prompts on disk, what they are asked, and what they write: engines are compared with that."""
+"""Models with prompts on disk, requests, and the expected outputs, with which engines are compared."""
 
 import dataclasses
 import json

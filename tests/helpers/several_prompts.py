@@ -1,4 +1,4 @@
-"""Tiny models with several prompts each, what they hold, and what they give."""
+"""Tiny models with several prompts each, their content and their outputs."""
 
 import pytest
 import torch

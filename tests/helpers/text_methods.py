@@ -1,4 +1,4 @@
-"""The plainest methods that read the rows' text and that change it."""
+"""The simplest methods that read the rows' text or change it."""
 
 import contextlib
 import dataclasses

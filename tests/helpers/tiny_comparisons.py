@@ -1,4 +1,4 @@
-"""Comparisons on a tiny model, and whether two have the same results."""
+"""Comparisons on a tiny model, and checking that two have the same results."""
 
 import io
 import json

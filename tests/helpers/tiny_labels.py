@@ -1,4 +1,4 @@
-"""Data of a tiny classification, whose label is told by a word of the text."""
+"""Data of a tiny classification task, whose label follows from a word of the text."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Tiny models that read images and text, built from configs, and what they are given."""
+"""Tiny models that read images and text, built from configs, and their inputs."""
 
 import torch
 from transformers import (

@@ -1,4 +1,4 @@
-"""vLLM in this process and as a server, as a user starts it, for the length of a block."""
+"""vLLM in this process and as a server, started as by a user, for the duration of a block."""
 
 import concurrent.futures
 import contextlib

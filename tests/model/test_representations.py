@@ -1,4 +1,4 @@
-"""What a notebook shows of methods, prompts and models."""
+"""The representation of methods, prompts and models in notebooks."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Base model and prompts in one call, and what a folder says of them without a model."""
+"""Loading base model and prompts in one call, and reading a folder's metadata without a model."""
 
 import json
 

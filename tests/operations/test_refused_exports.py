@@ -1,4 +1,4 @@
-"""What cannot be exported, or read back, is refused, and leaves nothing behind."""
+"""Prompts that cannot be exported, or read back, are refused, and nothing is left behind."""
 
 import json
 import os

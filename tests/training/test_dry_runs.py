@@ -1,4 +1,4 @@
-"""What a dry run says, and that it leaves nothing."""
+"""The output of a dry run, which leaves no files."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a run says of itself on its prompt's card."""
+"""The information about a run on its prompt's card."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A run's folder has one writer, and a damaged or half-made one is told."""
+"""A run's folder has one writer, and damaged or incomplete folders are reported."""
 
 import contextlib
 import json

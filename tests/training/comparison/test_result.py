@@ -1,4 +1,4 @@
-"""What a comparison gives back, in Python."""
+"""The result of a comparison in Python."""
 
 import csv
 import dataclasses

@@ -1,4 +1,4 @@
-"""What a trial gives, and what it leaves behind."""
+"""The result of a trial, and the files it leaves."""
 
 import copy
 import dataclasses
