@@ -171,7 +171,7 @@ def test_show_prints_page_options_and_recipe():
     text = invoke("show", "PREFIX-tuning").stdout
     assert "Source: Li and Liang" in text
     assert "  num_virtual_tokens: int = 20\n      Virtual tokens of the prompt, at least 1; 0" in text
-    assert '  reparameterization: str | None = None\n      `"mlp"` makes the prefix' in text
+    assert '  reparameterization: str | None = None\n      `"mlp"` computes the prefix' in text
     assert f"  learning_rate: {zoo.get_method('prefix').recipe.learning_rate}" in text
     assert "did you mean 'prefix_tuning'?" in refusal("show", "prefx_tuning")
 

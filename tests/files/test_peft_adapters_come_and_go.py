@@ -152,7 +152,7 @@ def test_a_prompt_read_without_its_adapter_warns(tmp_path):
     plain(name="default").save_pretrained(tmp_path / "alone")
     model = tiny_model("llama")
     bank = zoo.PromptBank("memory://prompt-without-its-adapter", model)
-    warns = pytest.warns(UserWarning, match=r"both holds the adapter 'default'.*other results")
+    warns = pytest.warns(UserWarning, match=r"both holds the adapter 'default'.*different results")
     with warns:
         bank.import_folder(tmp_path, overwrite=True)
     with warns:

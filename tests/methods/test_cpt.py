@@ -144,7 +144,7 @@ def test_braces_are_doubled_in_a_template():
         (
             {"examples": [], "token_ids": [101], "token_types": [4]},
             ValueError,
-            "token id 101; the model has 101 embedd",
+            "token id 101, but the model has 101 embedd",
         ),
         (
             {"examples": EXAMPLES * 6},

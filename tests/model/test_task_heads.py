@@ -197,7 +197,7 @@ def test_saved_and_loaded_onto_a_model_with_another_head(task, architecture, mer
 
 def test_a_head_is_refused_where_it_does_not_fit(tmp_path):
     prompted("sequence", "bert").save_pretrained(tmp_path)
-    with pytest.raises(zoo.BackboneMismatchError, match="trained task head 'classifier'; this model has cls"):
+    with pytest.raises(zoo.BackboneMismatchError, match="trained task head 'classifier', but this model has cls"):
         zoo.load(tiny_model("bert"), tmp_path)
     with pytest.raises(zoo.BackboneMismatchError, match="this model has qa_outputs"):
         zoo.load(classifier("question", "bert"), tmp_path)

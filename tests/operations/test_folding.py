@@ -191,7 +191,7 @@ def test_refusals_change_nothing():
     subject = three("llama")
     refused(subject.model, zoo.PromptExistsError, "already has a prompt 'net'", name="net")
     refused(subject.model, ValueError, "prompt name is 'a b'", name="a b")
-    refused(subject.model, ValueError, "task is 0, and the prompts have no tasks; leave it out", task=0)
+    refused(subject.model, ValueError, "task is 0, but the prompts have no tasks; leave it out", task=0)
     refused(subject.model, TypeError, "names is 5; expected a prompt's name, a list of names", names=5)
     refused(subject.model, zoo.UnknownPromptError, "no prompt 'other', named in names", ["words", "other"])
     refused(subject.model, ValueError, "each prompt may occur in it only once", ["words", "words"])
