@@ -50,17 +50,11 @@ On 20 rows, SmolLM2 has a loss of 3.52 without it, 3.01 with only the instructio
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings of a training run; `None` if the method's recipe or the data decide."""
+class DataSettings:
+    """The settings that a training run and a comparison share: the model, the rows, and what is learned from them."""
 
     model: str = "smollm2"
     """Folder, name on the hub, or name of an embedded model."""
-    method: str = DEFAULT
-    """Name or alias of the method."""
-    output: str
-    """Folder of the run."""
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Options of the method."""
     data: str | None = None
     """Training data; `None` for the demo's."""
     validation: str | None = None
@@ -85,24 +79,36 @@ class Settings:
     """Template that turns an input into the text before its target."""
     handwritten: str | None = None
     """Instruction to compare with; `None` for the demo's own, or for no comparison."""
+    max_length: int = 512
+    """Maximum length of a row in tokens, text and target; longer rows are left out."""
+    dtype: str | None = None
+    """Number format of the frozen model; `None` for bfloat16 if the machine supports it, else float32."""
+    metric_rows: int = 10
+    """Validation rows to generate answers for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(DataSettings):
+    """The settings of a training run; `None` if the method's recipe or the data decide."""
+
+    method: str = DEFAULT
+    """Name or alias of the method."""
+    output: str
+    """Folder of the run."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the method."""
     learning_rate: float | None = None
     """Peak learning rate."""
     steps: int | None = None
     """Optimizer steps."""
     batch_size: int | None = None
     """Rows per step."""
-    max_length: int = 512
-    """Maximum length of a row in tokens, text and target; longer rows are left out."""
     seed: int = 0
     """Seed of the initial values, the order of the rows, and the choice of rows for validation."""
-    dtype: str | None = None
-    """Number format of the frozen model; `None` for bfloat16 if the machine supports it, else float32."""
     evaluate_every: int | None = None
     """Steps between two evaluations on the validation rows."""
     save_every: int | None = None
     """Steps between two checkpoints."""
-    metric_rows: int = 10
-    """Validation rows to generate answers for."""
     warmup_steps: int | None = None
     """Steps of linear warm-up."""
     schedule: str | None = None

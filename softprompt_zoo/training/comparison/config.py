@@ -1,21 +1,18 @@
 """The settings of `compare`, from flags or a configuration file with the same names, and written back to one."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from softprompt_zoo.config.config_file import config_text
 from softprompt_zoo.training.comparison.choices import BASELINES, QUICK, SHOTS, Choices, Rate, read_list, read_rate
 from softprompt_zoo.training.comparison.running.choice import HERE, Running, check_running
-from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, Settings
+from softprompt_zoo.training.settings import DEMO_HANDWRITTEN, DataSettings, Settings
 
 HEAD = "This comparison: softprompt-zoo compare --config FILE continues it; with --output NEW_FOLDER it is repeated."
 NONE = "none"
 """The value that means no baselines."""
-SHARED = (
-    *("model", "data", "validation", "split", "validation_split", "subset", "streaming", "input_field", "target_field"),
-    *("objective", "label_words", "handwritten", "max_length", "dtype", "metric_rows", "output", "template"),
-)
+SHARED = (*(field.name for field in dataclasses.fields(DataSettings)), "output")
 """The fields shared with a training run."""
 COUNTS = ("steps", "validation_rows", "batch_size", "rows", "parameters", "shots")
 """The fields that are numbers in `Choices`."""
@@ -31,16 +28,9 @@ LISTS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ComparisonConfig:
+class ComparisonConfig(DataSettings):
     """A field for each flag of `compare`; lists are lists, or text with commas as in flags."""
 
-    model: str = "smollm2"
-    data: str | None = None
-    validation: str | None = None
-    split: str | None = None
-    validation_split: str | None = None
-    subset: str | None = None
-    streaming: bool = False
     output: str = "comparison"
     methods: tuple[str, ...] | str | None = None
     baselines: tuple[str, ...] | str = BASELINES
@@ -54,15 +44,6 @@ class ComparisonConfig:
     validation_rows: int | None = None
     parameters: int | None = None
     shots: int = SHOTS
-    handwritten: str | None = None
-    input_field: str | None = None
-    target_field: str | None = None
-    objective: str | None = None
-    label_words: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    template: str = "{input}\n"
-    max_length: int = 512
-    metric_rows: int = 10
-    dtype: str | None = None
     quick: bool = False
     together: int = 1
     search: int | None = None
