@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.exchange import PeftFiles as PeftFiles
     from softprompt_zoo.exchange import PeftPrompt as PeftPrompt
     from softprompt_zoo.exchange import TrainingStep as TrainingStep
-    from softprompt_zoo.files.saved_config import read_config as read_config
     from softprompt_zoo.method import Method as Method
     from softprompt_zoo.method import combine as combine
     from softprompt_zoo.method import get_method as get_method
@@ -32,6 +31,7 @@ if TYPE_CHECKING:  # "as" exports a name to the type checkers of plugins
     from softprompt_zoo.methods.parts.start_options import check_init as check_init
     from softprompt_zoo.model.attachment import detach as detach
     from softprompt_zoo.operations.base_models import load_model as load_model
+    from softprompt_zoo.operations.base_models import read_config as read_config
     from softprompt_zoo.operations.blend import blend as blend
     from softprompt_zoo.operations.fold import fold as fold
     from softprompt_zoo.operations.inspect import inspect as inspect
@@ -87,7 +87,7 @@ _LAZY = {
     "load_model": "operations.base_models",
     "merge": "operations.load_and_export",
     "most_similar": "operations.similarity",
-    "read_config": "files.saved_config",
+    "read_config": "operations.base_models",
     "sampled_ids": "methods.parts.initialization",
     "similarity": "operations.similarity",
     "truncate": "operations.truncate",
@@ -147,7 +147,9 @@ def unregister(name: str) -> None:
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(f"softprompt_zoo.{_LAZY[name]}"), name)
+        found = getattr(importlib.import_module(f"softprompt_zoo.{_LAZY[name]}"), name)
+        globals()[name] = found  # asked for once
+        return found
     raise AttributeError(f"module 'softprompt_zoo' has no attribute {name!r}")
 
 

@@ -228,22 +228,20 @@ def _by_prompt_name(methods: Iterable["str | Method"]) -> dict[str, Method]:
 
 def attach_all(model: "PreTrainedModel", methods: Mapping[str, Method]) -> "PreTrainedModel":
     """Attach a prompt for each method, all or none, and activate exactly these."""
-    from softprompt_zoo.backbone.peft_layers import model_inside
-    from softprompt_zoo.model.attachment import attach_or_add, is_attached
+    from softprompt_zoo.model.attachment import attach_or_add, attached_prompts
     from softprompt_zoo.model.making import make_prompt
     from softprompt_zoo.model.prompts import Prompts
-    from softprompt_zoo.prompt.fits import check_shared_room
+    from softprompt_zoo.prompt.token_checks import check_shared_room
     from softprompt_zoo.trial.examination import inspect_backbone
 
-    attached = is_attached(model)
-    backbone, stacks = (model_inside(model).prompts.backbone, {}) if attached else inspect_backbone(model)
-    prompts: Any = model_inside(model).prompts if attached else Prompts(backbone)
+    own = attached_prompts(model)
+    backbone, stacks = inspect_backbone(model) if own is None else (own.backbone, {})
+    prompts = Prompts(backbone) if own is None else own
     for name in methods:
         prompts.check_name(name)
     made = {
         name: make_prompt(method._loaded, method.options, backbone, method.wrappers) for name, method in methods.items()
     }
     check_shared_room(made, backbone)
-    attach_or_add(model, backbone, stacks, made)
-    model_inside(model).prompts.choose(tuple(made))
+    attach_or_add(model, backbone, stacks, made).choose(tuple(made))
     return model

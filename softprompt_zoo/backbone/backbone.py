@@ -1,6 +1,7 @@
 """The view of a frozen model that plugins get."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ class Backbone:
     inside: Inside = dataclasses.field(default=Inside(), repr=False, compare=False)
     """For the package itself; plugins must not rely on it."""
 
-    @property
+    @functools.cached_property
     def kind(self) -> Family:
         """The properties of its family."""
         return FAMILIES[self.family]

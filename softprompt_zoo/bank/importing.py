@@ -10,7 +10,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.bank.names import check_name
 from softprompt_zoo.bank.verification import BAR_AFTER
 from softprompt_zoo.errors import CheckpointError, ZooError
-from softprompt_zoo.files.save_and_read import is_saved, read_prompts, saved_names, warn_of_adapters
+from softprompt_zoo.files.formats import find_format, format_of, read_prompts, warn_of_adapters
 from softprompt_zoo.prompt.prompt import Prompt
 
 Names = Mapping[tuple[Path, str], str]
@@ -38,7 +38,7 @@ def names_in_bank(path: Path, problems: Problems) -> Names:
     found = {}
     for one in folders:
         with _noted(one, None if is_one else problems):
-            found[one] = saved_names(one)
+            found[one] = format_of(one).names(one)
     names = _name(found, is_one)
     if not names and not problems:
         raise CheckpointError(
@@ -142,6 +142,6 @@ def _of_folder(folder: Path, own: Sequence[str], name: str) -> str:
 
 def _saved_in(path: Path) -> list[Path]:
     """List the folders with prompts: the path itself, or those in it."""
-    if is_saved(path):
+    if find_format(path):
         return [path]
-    return [one for one in sorted(path.iterdir()) if is_saved(one)] if path.is_dir() else []
+    return [one for one in sorted(path.iterdir()) if find_format(one)] if path.is_dir() else []

@@ -10,7 +10,7 @@ from softprompt_zoo.bank.names import is_name
 from softprompt_zoo.bank.opening import open_bank
 from softprompt_zoo.bank.stores import Store, unknown
 from softprompt_zoo.errors import BankError, UnknownPromptError
-from softprompt_zoo.model.attachment import is_attached
+from softprompt_zoo.model.attachment import attached_prompts
 from softprompt_zoo.trial.examination import inspect_backbone
 
 
@@ -95,7 +95,5 @@ def backbone_of(model: Any) -> Backbone | None:
     """Return the sizes of a model, with or without prompts; `None` for none."""
     if model is None or isinstance(model, Backbone):
         return model
-    if is_attached(model):
-        backbone: Backbone = model.prompts.backbone
-        return backbone
-    return inspect_backbone(model)[0]
+    own = attached_prompts(model)
+    return inspect_backbone(model)[0] if own is None else own.backbone

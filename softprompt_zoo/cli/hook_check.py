@@ -11,10 +11,10 @@ from softprompt_zoo.cli.tried_method import quietly, tried
 from softprompt_zoo.errors import UnsupportedError
 from softprompt_zoo.methods import BUILTINS
 from softprompt_zoo.registry.attribute_check import declared
-from softprompt_zoo.registry.discovery import GROUP, WRAPPER_GROUP
+from softprompt_zoo.registry.discovery import GROUP, WRAPPER_GROUP, PluginReport
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.plugin_check import config_of, optional_hooks, unmarked
-from softprompt_zoo.registry.registry import PluginReport, registry
+from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.registry.wrappers import Wrappers
 from softprompt_zoo.testing.comparison import TOLERANCE
 from softprompt_zoo.testing.subject import LENGTHS, Subject, random_text

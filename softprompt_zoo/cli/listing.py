@@ -11,7 +11,7 @@ from softprompt_zoo.errors import printable
 
 if TYPE_CHECKING:
     from softprompt_zoo.config.recipe import Recipe
-    from softprompt_zoo.registry.registry import PluginReport
+    from softprompt_zoo.registry.discovery import PluginReport
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

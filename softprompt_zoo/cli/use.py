@@ -176,7 +176,7 @@ def found(prompt_folder: Path, revision: str | None) -> Path:
     is_wanted = revision is not None or (not prompt_folder.exists() and is_hub_name(str(prompt_folder)))
     if not is_wanted:
         return prompt_folder
-    from softprompt_zoo.files.hub.download import find_directory
+    from softprompt_zoo.files.formats import find_directory
 
     return find_directory(str(prompt_folder), revision)
 

@@ -1,8 +1,6 @@
 """Reading back what `export` writes for other engines; PEFT's files are read by `peft_import`."""
 
-import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,31 +18,33 @@ from softprompt_zoo.tokens.layer_tokens import LayerTokens
 
 Prompts = tuple[dict[str, Prompt], tuple[str, ...]]
 """Prompts by name, and the names of the active ones."""
-Counts = tuple[dict[str, int], tuple[str, ...]]
-"""Numbers of virtual tokens by name, and the names of the active prompts."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """A format that `export` writes; its functions raise `CheckpointError` for damaged folders."""
-
-    is_there: Callable[[Path], bool]
-    """Returns whether a folder is in this format."""
-    counts: Callable[[Path], Counts]
-    """Reads the sizes of a folder's prompts, but no values."""
-    read: Callable[[Path, Backbone], Prompts]
-    """Reads the prompts for a model; raises `BackboneMismatchError` if they are for another one."""
+def read_vocabulary(directory: Path, backbone: Backbone) -> Prompts:
+    """Read the rows of an extended embedding table as prompts; errors as in `read_embeddings`."""
+    return _input_prompts(*vocabulary.read(directory), backbone, directory)
 
 
-def format_of(directory: Path) -> Format | None:
-    """Return the format of a folder; `None` if it is in none of them."""
-    return next((own for own in FORMATS if own.is_there(directory)), None)
+def read_embeddings(directory: Path, backbone: Backbone) -> Prompts:
+    """Read embeddings as prompts.
+
+    Args:
+        directory: The folder.
+        backbone: Sizes of the model that they are for.
+
+    Returns:
+        The prompts by name, and the names of the active ones.
+
+    Raises:
+        BackboneMismatchError: If they are for another model.
+        CheckpointError: If the folder is damaged.
+    """
+    return _input_prompts(*embeddings.read(directory), backbone, directory)
 
 
-def _read_embeddings(
-    read: Callable[[Path], tuple[dict[str, Tensor], tuple[str, ...]]], directory: Path, backbone: Backbone
+def _input_prompts(
+    found: Mapping[str, Tensor], active: tuple[str, ...], backbone: Backbone, directory: Path
 ) -> Prompts:
-    found, active = read(directory)
     return {name: _input_prompt(own, backbone, directory) for name, own in found.items()}, active
 
 
@@ -57,7 +57,8 @@ def _input_prompt(found: Tensor, backbone: Backbone, directory: Path) -> Prompt:
     return plain_prompt(InputTokens(found.to(torch.promote_types(backbone.dtype, torch.float32))), backbone)
 
 
-def _read_keys_values(directory: Path, backbone: Backbone) -> Prompts:
+def read_keys_values(directory: Path, backbone: Backbone) -> Prompts:
+    """Read keys and values as a prefix; result and errors as in `read_embeddings`."""
     index, tokens = keys_values.read(directory)
     identity.check(index.model, backbone, str(directory))
     [site] = backbone.layers
@@ -66,10 +67,3 @@ def _read_keys_values(directory: Path, backbone: Backbone) -> Prompts:
     with fitting(f"{directory} does not match its index", kind=CheckpointError):
         placed.check(backbone, index.num_tokens, None, keys_values.TENSOR_FILE)
     return {index.name: plain_prompt(placed, backbone)}, (index.name,)
-
-
-FORMATS = (
-    Format(vocabulary.is_vocabulary, vocabulary.counts, functools.partial(_read_embeddings, vocabulary.read)),
-    Format(embeddings.is_embeddings, embeddings.counts, functools.partial(_read_embeddings, embeddings.read)),
-    Format(keys_values.is_keys_values, keys_values.counts, _read_keys_values),
-)

@@ -1,15 +1,12 @@
-"""Reading a folder's description of its prompts, without a model, tensors or the prompts' methods."""
+"""A folder's description of its prompts, which needs no model, tensors or methods."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from softprompt_zoo.errors import CheckpointError
 from softprompt_zoo.files import peft_folder, prompt_folder
-from softprompt_zoo.files.exports import format_of
-from softprompt_zoo.files.hub.download import find_directory
 
 OF_THE_FILE = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
 """PEFT's fields that do not describe how a prompt was trained."""
@@ -45,39 +42,8 @@ class SavedConfig:
     """Names of the PEFT adapters that were saved with them, such as a LoRA."""
 
 
-def read_config(
-    directory: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
-) -> SavedConfig:
-    """Read what a folder says about its prompts. No model is needed, and no tensor of a prompt is read.
-
-    Args:
-        directory: As in `load`.
-        revision: As in `load`.
-        token: As in `load`.
-
-    Returns:
-        The description.
-
-    Raises:
-        CheckpointError: If it holds no prompt, or its index or config is damaged.
-        HubError: If it is a repository that cannot be fetched.
-    """
-    path = find_directory(directory, revision, token)
-    if prompt_folder.is_there(path):
-        return _of_index(prompt_folder.read_index(path))
-    if peft_folder.is_there(path):
-        return _of_peft(peft_folder.read_prompt_config(path), path)
-    exported = format_of(path)
-    if exported is None:
-        raise CheckpointError(
-            f"{path} has neither {prompt_folder.INDEX_FILE} nor {peft_folder.CONFIG_FILE}; it holds no saved prompt"
-        )
-    counts, active = exported.counts(path)
-    prompts = {name: SavedPrompt(None, count, {}) for name, count in counts.items()}
-    return SavedConfig(None, None, None, prompts, active, ())
-
-
-def _of_index(index: prompt_folder.Index) -> SavedConfig:
+def of_index(index: prompt_folder.Index) -> SavedConfig:
+    """Describe a folder in our format."""
     prompts = {
         name: SavedPrompt(record.method, record.config.get("num_virtual_tokens"), record.config)
         for name, record in index.prompts.items()
@@ -86,7 +52,25 @@ def _of_index(index: prompt_folder.Index) -> SavedConfig:
     return SavedConfig(index.base_model, architecture, None, prompts, index.active, tuple(index.adapters))
 
 
-def _of_peft(fields: Mapping[str, Any], path: Path) -> SavedConfig:
+def of_counts(counts: Mapping[str, int], active: tuple[str, ...]) -> SavedConfig:
+    """Describe an export, which says only how many virtual tokens its prompts have."""
+    prompts = {name: SavedPrompt(None, count, {}) for name, count in counts.items()}
+    return SavedConfig(None, None, None, prompts, active, ())
+
+
+def of_peft(fields: Mapping[str, Any], path: Path) -> SavedConfig:
+    """Describe a PEFT adapter.
+
+    Args:
+        fields: Its config.
+        path: Its folder, for messages.
+
+    Returns:
+        The description.
+
+    Raises:
+        CheckpointError: If it is not a prompt.
+    """
     if not peft_folder.is_prompt(fields):
         raise CheckpointError(f"{path} is a PEFT adapter of type {fields['peft_type']!r}, which is not a prompt")
     base, task = (_text_or_null(fields, key, path) for key in ("base_model_name_or_path", "task_type"))

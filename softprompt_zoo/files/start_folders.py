@@ -116,7 +116,7 @@ def saved_prompt(directory: Path, backbone: Backbone, option: str) -> Prompt:
         CheckpointError: If the folder holds no prompt.
         UnsupportedError: If it holds several.
     """
-    from softprompt_zoo.files.save_and_read import read_prompts, warn_of_adapters
+    from softprompt_zoo.files.formats import read_prompts, warn_of_adapters
 
     prompts, active = read_prompts(directory, backbone)
     warn_of_adapters(directory)

@@ -25,14 +25,20 @@ from softprompt_zoo.sites.stack import Stack
 _ATTACHED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 
 
+def attached_prompts(model: object) -> Prompts | None:
+    """Return the prompts of a model, or of the model inside a `PeftModel`; `None` if it has none."""
+    inside: Any = model if isinstance(model, PromptedModel) else model_inside(model)
+    return inside.prompts if isinstance(inside, PromptedModel) else None
+
+
 def is_attached(model: object) -> bool:
     """Return whether a model, or the model inside a `PeftModel`, has prompts."""
-    return isinstance(model_inside(model), PromptedModel)
+    return attached_prompts(model) is not None
 
 
 def attach(
     model: PreTrainedModel, backbone: Backbone, stacks: Mapping[str, Stack], ready: Mapping[str, Prompt]
-) -> None:
+) -> Prompts:
     """Freeze a model and add prompts to it; the first step that changes the model, and one that cannot fail halfway.
 
     Args:
@@ -40,6 +46,9 @@ def attach(
         backbone: From `inspect_backbone`.
         stacks: From `inspect_backbone`.
         ready: Prompts by name; none is activated.
+
+    Returns:
+        The model's prompts.
 
     Raises:
         UnsupportedError: If the model has a custom forward that prompts cannot enter. Nothing is changed.
@@ -69,18 +78,19 @@ def attach(
     if part_of(model, "is_quantized", False) and _trains(prompts):
         keep_unpacked(model)
     _ATTACHED.add(model)
+    return prompts
 
 
 def attach_or_add(
     model: PreTrainedModel, backbone: Backbone, stacks: Mapping[str, Stack], ready: Mapping[str, Prompt]
-) -> None:
-    """Add prompts to those of a model, or attach them if it has none; arguments and errors as for `attach`."""
-    if not is_attached(model):
-        attach(model, backbone, stacks, ready)
-        return
-    prompts: Any = model_inside(model).prompts
+) -> Prompts:
+    """Add prompts to those of a model, or attach them if it has none; otherwise as `attach`."""
+    prompts = attached_prompts(model)
+    if prompts is None:
+        return attach(model, backbone, stacks, ready)
     for name, prompt in ready.items():
         prompts.insert(name, prompt)
+    return prompts
 
 
 def _trains(prompts: Prompts) -> bool:
@@ -108,11 +118,11 @@ def prompts_of(model: Any, action: str) -> Prompts:
     Raises:
         UnsupportedError: If it has none.
     """
-    if not is_attached(model):
+    prompts = attached_prompts(model)
+    if prompts is None:
         raise UnsupportedError(
             f"{type(model).__name__} has no prompts to {action}; attach one with zoo.get_method(name)(model)"
         )
-    prompts: Prompts = model_inside(model).prompts
     return prompts
 
 

@@ -62,8 +62,8 @@ class PromptedModel(PromptedGeneration):
     ) -> None:
         """Save only the prompts; arguments as in transformers, plus `names` of the prompts to save."""
         from softprompt_zoo.files.hub.upload import push_folder
-        from softprompt_zoo.files.save_and_read import save
         from softprompt_zoo.files.save_arguments import check_arguments, take_push
+        from softprompt_zoo.files.saving import save
 
         keywords = {"push_to_hub": push_to_hub, **kwargs}
         push = take_push(keywords, save_directory)

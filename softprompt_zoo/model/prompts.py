@@ -18,8 +18,9 @@ from softprompt_zoo.model.lending import Lender, Lending
 from softprompt_zoo.model.making import make_prompt
 from softprompt_zoo.model.optimizer_steps import trained_groups, watch
 from softprompt_zoo.model.prompts_seen import PromptsSeen
-from softprompt_zoo.prompt.fits import check_shared_room, fitting_copy
+from softprompt_zoo.prompt.fits import fitting_copy
 from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.token_checks import check_shared_room
 from softprompt_zoo.registry.registry import registry
 from softprompt_zoo.sites.call import Call
 from softprompt_zoo.sites.request import Request
@@ -168,12 +169,14 @@ class Prompts(PromptsSeen):
         self.check_name(name)
         if prompt.is_merged:
             prompt.widen()
+        else:
+            watch(prompt, self.backbone)  # a compiled forward cannot
         prompt.train(self.training)
         prompt.set_model_prompts(self)
-        watch(prompt, self.backbone)  # a compiled forward cannot
         # Directly into the dictionary: `add_module` refuses names such as "train" that are attributes here.
         self._modules[name] = prompt
-        self.entry.hidden_states.follow(self.values())
+        if prompt.beyond_tokens is not None:
+            self.entry.hidden_states.follow(self.values())
 
     def remove(self, name: str) -> None:
         """Remove a prompt. If it was the only active one, the first remaining one is activated, as in PEFT.

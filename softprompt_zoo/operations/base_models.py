@@ -1,4 +1,4 @@
-"""Load the base model and saved prompts in one call."""
+"""What a folder says about its prompts and their base model, and loading both in one call."""
 
 import os
 from collections.abc import Mapping
@@ -11,9 +11,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
-from softprompt_zoo.files import peft_folder, peft_modules, prompt_folder
-from softprompt_zoo.files.hub.download import find_directory
-from softprompt_zoo.files.saved_config import SavedConfig, read_config
+from softprompt_zoo.files.formats import find_directory, format_of
+from softprompt_zoo.files.saved_config import SavedConfig
 from softprompt_zoo.operations.load_and_export import load
 from softprompt_zoo.prompt.task_heads import find_heads
 from softprompt_zoo.trial.stacks import find_stacks
@@ -27,6 +26,27 @@ CLASSES = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 """PEFT's name of a task, and the class of transformers models for it."""
+
+
+def read_config(
+    directory: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+) -> SavedConfig:
+    """Read what a folder says about its prompts. No model is needed, and no tensor of a prompt is read.
+
+    Args:
+        directory: As in `load`.
+        revision: As in `load`.
+        token: As in `load`.
+
+    Returns:
+        The description.
+
+    Raises:
+        CheckpointError: If it holds no prompt, or its index or config is damaged.
+        HubError: If it is a repository that cannot be fetched.
+    """
+    path = find_directory(directory, revision, token)
+    return format_of(path).describe(path)
 
 
 def load_model(
@@ -66,8 +86,7 @@ def load_model(
     if source is None:
         raise CheckpointError(f"{path} does not say which model its prompts are for; name it with base=…")
     model = _load_base(config, source, path, options)
-    if not prompt_folder.is_there(path) and peft_folder.is_there(path):
-        _put_weights(model, peft_modules.of_model(peft_folder.read_prompt(path)[1]))
+    _put_weights(model, format_of(path).model_weights(path))
     return load(model, path, trainable=trainable, pools_prompt=pools_prompt)
 
 

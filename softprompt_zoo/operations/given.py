@@ -13,7 +13,7 @@ from softprompt_zoo.backbone.backbone import Backbone
 from softprompt_zoo.backbone.saved_sizes import check_sizes
 from softprompt_zoo.errors import CheckpointError, UnsupportedError
 from softprompt_zoo.files.start_folders import saved_prompt
-from softprompt_zoo.model.attachment import is_attached
+from softprompt_zoo.model.attachment import attached_prompts
 from softprompt_zoo.prompt.prompt import Prompt
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
@@ -77,7 +77,8 @@ def _model_of(prompts: Sequence[tuple[str, Any]], model: Any) -> tuple[Backbone,
 
 
 def _of_model(model: Any) -> tuple[Backbone, Any]:
-    return (model.prompts.backbone, model.prompts) if is_attached(model) else (inspect_backbone(model)[0], None)
+    own = attached_prompts(model)
+    return (inspect_backbone(model)[0], None) if own is None else (own.backbone, own)
 
 
 def check_alike(given: Sequence[Given]) -> None:

@@ -12,17 +12,16 @@ from transformers import PreTrainedModel
 from softprompt_zoo.backbone.peft_layers import acting_adapters, model_inside
 from softprompt_zoo.errors import CheckpointError, PromptExistsError, UnsupportedError
 from softprompt_zoo.files import peft_export, peft_folder, prompt_folder, weight_adapters
-from softprompt_zoo.files.hub.download import find_directory
-from softprompt_zoo.files.save_and_read import read_adapters, read_prompts
-from softprompt_zoo.model.attachment import attach_or_add, detach, is_attached, prompts_of
+from softprompt_zoo.files.formats import find_directory, format_of, read_prompts
+from softprompt_zoo.model.attachment import attach_or_add, attached_prompts, detach, prompts_of
 from softprompt_zoo.model.prompts import Prompts
 from softprompt_zoo.operations.export_embeddings import export_embeddings
 from softprompt_zoo.operations.export_kv import export_keys_values
 from softprompt_zoo.operations.export_vocabulary import export_vocabulary
 from softprompt_zoo.operations.fold import combination_of
 from softprompt_zoo.operations.pooled_heads import check_pooling
-from softprompt_zoo.prompt.fits import check_ranges, check_shared_room
 from softprompt_zoo.prompt.prompt import Prompt
+from softprompt_zoo.prompt.token_checks import check_ranges, check_shared_room
 from softprompt_zoo.sites.select import check_combination
 from softprompt_zoo.trial.examination import inspect_backbone
 
@@ -70,23 +69,23 @@ def load(
             folder. Nothing is changed.
     """
     path = find_directory(directory, revision, token)
-    attached = is_attached(base)
-    model: Any = model_inside(base)
-    backbone, stacks = (model.prompts.backbone, {}) if attached else inspect_backbone(base)
+    own = attached_prompts(base)
+    backbone, stacks = inspect_backbone(base) if own is None else (own.backbone, {})
     prompts, active = _renamed(*read_prompts(path, backbone, pools_prompt), name, path)
-    adapted = read_adapters(path)
-    _check_fit(model.prompts if attached else Prompts(backbone), prompts, active, path)
+    adapted = format_of(path).adapters(path)
+    _check_fit(Prompts(backbone) if own is None else own, prompts, active, path)
     _set_trainable(list(prompts.values()), trainable)
     if adapted:
+        model = model_inside(base)
         weight_adapters.check(model, adapted, path)
         with weight_adapters.taken_off_on_error(model, adapted):
             weight_adapters.put(model, adapted, path, trainable)
-            if not attached:
+            if own is None:
                 backbone, stacks = inspect_backbone(base)  # some of its layers have been replaced
-    attach_or_add(base, backbone, stacks, prompts)
+    model_prompts = attach_or_add(base, backbone, stacks, prompts)
     if pools_prompt:
-        _check_pooling(base, next(iter(prompts)), attached)
-    model.prompts.choose(active)
+        _check_pooling(base, next(iter(prompts)), was_attached=own is not None)
+    model_prompts.choose(active)
     return base
 
 

@@ -1,8 +1,8 @@
-"""Whether a prompt fits a model: its sizes, the room for text, its numbers, and its task head."""
+"""Whether a prompt fits a model: its sizes, its numbers, and its task head."""
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -135,48 +135,3 @@ def check_room(config: MethodConfig, backbone: Backbone) -> None:
             f"num_virtual_tokens is {config.num_virtual_tokens}, which leaves no room for text in the model's "
             f"{positions} positions; {config.advice_to_shorten(positions - 1)}"
         )
-
-
-@torch.no_grad()
-def check_shared_room(prompts: Mapping[str, Prompt], backbone: Backbone) -> None:
-    """Refuse prompts that together leave no room for text.
-
-    Args:
-        prompts: The prompts that a row should see, by name.
-        backbone: Sizes of the model.
-
-    Raises:
-        UnsupportedError: If they take all of the model's positions, or more.
-    """
-    bound = backbone.max_positions
-    if bound is None or sum(prompt.num_virtual_tokens for prompt in prompts.values()) < bound:
-        return
-    count = _positions([prompt.place(backbone).tokens for prompt in prompts.values()], backbone)
-    if count >= bound:
-        raise UnsupportedError(
-            f"the virtual tokens of {', '.join(map(repr, prompts))} are {count}, which leaves no room for text in the "
-            f"model's {bound} positions; choose fewer prompts, or shorter ones"
-        )
-
-
-@torch.no_grad()
-def check_ranges(prompts: Mapping[str, Prompt], backbone: Backbone, where: str) -> None:
-    """Refuse prompts whose numbers the model's dtype cannot hold.
-
-    Args:
-        prompts: The prompts by name.
-        backbone: Sizes of the model.
-        where: Where they are, for the message.
-
-    Raises:
-        UnsupportedError: If it cannot hold them.
-    """
-    for name, prompt in prompts.items():
-        check_range(prompt.place(backbone).tokens.tensors(), backbone.dtype, f"prompt {name!r} {where}")
-
-
-def _positions(placed: Sequence[VirtualTokens], backbone: Backbone) -> int:
-    """Count the positions that tokens take up; gated ones take up none."""
-    at_input = sum([tokens.count for tokens in placed if tokens.at_input is not None])
-    at_site = sum([tokens.length(backbone.kind.site) for tokens in placed])
-    return max(at_input, at_site) if backbone.kind.has_two_texts else at_input + at_site

@@ -1,7 +1,8 @@
-"""Checks of a placement, and of the numbers of virtual tokens."""
+"""Checks of a placement, of the numbers of virtual tokens, and of the room that they leave for text."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,17 @@ from softprompt_zoo.errors import PluginError, UnsupportedError
 from softprompt_zoo.shapes import Float
 from softprompt_zoo.tokens.placement import Placement
 from softprompt_zoo.tokens.virtual_tokens import VirtualTokens
+
+
+class Placeable(Protocol):
+    """What places virtual tokens in a model: a prompt."""
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Number of virtual tokens."""
+
+    def place(self, backbone: Backbone) -> Placement:
+        """Build the virtual tokens and place them."""
 
 
 def check_finite(tokens: VirtualTokens, source: str) -> None:
@@ -122,3 +134,48 @@ def check_pooling(placement: Placement, backbone: Backbone) -> None:
             "pools_prompt is True, which is for virtual tokens at the input embeddings of an encoder with a task head; "
             f"here the head never reads one ({backbone.model_type}, {placement.tokens.where}); leave it out"
         )
+
+
+@torch.no_grad()
+def check_shared_room(prompts: Mapping[str, Placeable], backbone: Backbone) -> None:
+    """Refuse prompts that together leave no room for text.
+
+    Args:
+        prompts: The prompts that a row should see, by name.
+        backbone: Sizes of the model.
+
+    Raises:
+        UnsupportedError: If they take all of the model's positions, or more.
+    """
+    bound = backbone.max_positions
+    if bound is None or sum(prompt.num_virtual_tokens for prompt in prompts.values()) < bound:
+        return
+    count = _positions([prompt.place(backbone).tokens for prompt in prompts.values()], backbone)
+    if count >= bound:
+        raise UnsupportedError(
+            f"the virtual tokens of {', '.join(map(repr, prompts))} are {count}, which leaves no room for text in the "
+            f"model's {bound} positions; choose fewer prompts, or shorter ones"
+        )
+
+
+@torch.no_grad()
+def check_ranges(prompts: Mapping[str, Placeable], backbone: Backbone, where: str) -> None:
+    """Refuse prompts whose numbers the model's dtype cannot hold.
+
+    Args:
+        prompts: The prompts by name.
+        backbone: Sizes of the model.
+        where: Where they are, for the message.
+
+    Raises:
+        UnsupportedError: If it cannot hold them.
+    """
+    for name, prompt in prompts.items():
+        check_range(prompt.place(backbone).tokens.tensors(), backbone.dtype, f"prompt {name!r} {where}")
+
+
+def _positions(placed: Sequence[VirtualTokens], backbone: Backbone) -> int:
+    """Count the positions that tokens take up; gated ones take up none."""
+    at_input = sum([tokens.count for tokens in placed if tokens.at_input is not None])
+    at_site = sum([tokens.length(backbone.kind.site) for tokens in placed])
+    return max(at_input, at_site) if backbone.kind.has_two_texts else at_input + at_site

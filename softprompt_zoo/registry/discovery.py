@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable
 from importlib import metadata
 
@@ -67,6 +66,20 @@ class Candidate:
         return f"{self.kind} {self.name!r} of {self.origin}"
 
 
+@dataclasses.dataclass(frozen=True)
+class PluginReport:
+    """One line of `softprompt-zoo plugins`."""
+
+    name: str
+    """Canonical name, as published."""
+    kind: str
+    """`"method"` or `"wrapper"`."""
+    origin: str
+    """Distribution and version."""
+    problem: str | None
+    """What is wrong with it, in one line; `None` if no problem is known."""
+
+
 def find_plugins() -> list[Candidate]:
     """List the built-in methods, the installed ones, and the installed wrappers; names may repeat."""
     built_in = [metadata.EntryPoint(name, f"softprompt_zoo.methods.{name}", GROUP) for name in BUILTINS]
@@ -74,12 +87,6 @@ def find_plugins() -> list[Candidate]:
     found = [_candidate(entry, OWN_DISTRIBUTION, version, "") for entry in built_in]
     entries = metadata.entry_points()  # only once: each call reads those of every package
     return found + _installed(entries.select(group=GROUP)) + _installed(entries.select(group=WRAPPER_GROUP))
-
-
-def fingerprint() -> tuple[object, ...]:
-    """Return a value that changes when a plugin may have been installed, removed or switched on or off."""
-    times = (os.path.getmtime(path) for path in sys.path if os.path.exists(path))
-    return (os.environ.get(ENVIRONMENT_VARIABLE), *sys.path, *times)
 
 
 def own_version() -> str:

@@ -7,6 +7,7 @@ manager, with its plugin and the wrappers, which is made only once the plugin ha
 import contextlib
 import dataclasses
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,25 +16,11 @@ from softprompt_zoo.errors import PluginError, UnknownMethodError, UnsupportedEr
 from softprompt_zoo.registry import discovery
 from softprompt_zoo.registry.attribute_check import declared
 from softprompt_zoo.registry.by_hand import by_hand
-from softprompt_zoo.registry.discovery import GROUP, WRAPPER_GROUP, Candidate, normalize
+from softprompt_zoo.registry.discovery import GROUP, WRAPPER_GROUP, Candidate, PluginReport, normalize
 from softprompt_zoo.registry.loaded_method import LoadedMethod
 from softprompt_zoo.registry.name_clashes import Names, assign_names
 from softprompt_zoo.registry.plugin_check import load_checked, nearest
 from softprompt_zoo.registry.wrappers import Wrappers
-
-
-@dataclasses.dataclass(frozen=True)
-class PluginReport:
-    """One line of `softprompt-zoo plugins`."""
-
-    name: str
-    """Canonical name, as published."""
-    kind: str
-    """`"method"` or `"wrapper"`."""
-    origin: str
-    """Distribution and version."""
-    problem: str | None
-    """What is wrong with it, in one line; `None` if no problem is known."""
 
 
 class Registry:
@@ -75,13 +62,7 @@ class Registry:
         """
         if not isinstance(name, str):
             raise TypeError(f"method name is {name!r} ({type(name).__name__}); expected a string")
-        candidate = self._owner(name)
-        plugin = self._load(candidate)
-        self._update_wrappers()
-        with self._lock:
-            if candidate not in self._methods:
-                self._methods[candidate] = LoadedMethod(candidate, plugin, self.wrappers)
-            return self._methods[candidate]
+        return self._loaded(self._owner(name))
 
     def lookup_saved(self, name: str, distribution: str, version: str, where: str) -> LoadedMethod:
         """Find the method of a saved prompt.
@@ -163,7 +144,7 @@ class Registry:
         """Yield the methods that load."""
         for candidate in candidates:
             with contextlib.suppress(PluginError):
-                yield self.lookup(candidate.name)
+                yield self._loaded(candidate)
 
     def register(self, plugin: object, name: str | None = None) -> object:
         """Register a method or a wrapper that is not installed as a package, for instance in a notebook.
@@ -250,7 +231,7 @@ class Registry:
     def _resolve(self) -> Names:
         """Resolve the names again if plugins may have been installed, removed, or switched on or off."""
         with self._lock:
-            now = discovery.fingerprint()
+            now = fingerprint()
             if self._seen != now:
                 if self._seen is not None:  # a plugin's missing dependency may have been installed: try again
                     self._outcomes = {c: o for c, o in self._outcomes.items() if not isinstance(o, PluginError)}
@@ -258,6 +239,15 @@ class Registry:
                 self._names = assign_names(self._offered(GROUP))
                 self._seen = now
             return self._names
+
+    def _loaded(self, candidate: Candidate) -> LoadedMethod:
+        """Return a method, loading its plugin on first use."""
+        plugin = self._load(candidate)
+        self._update_wrappers()
+        with self._lock:
+            if candidate not in self._methods:
+                self._methods[candidate] = LoadedMethod(candidate, plugin, self.wrappers)
+            return self._methods[candidate]
 
     def _load(self, candidate: Candidate) -> object:
         outcome = self._outcomes.get(candidate)
@@ -285,6 +275,12 @@ class Registry:
                 self.wrappers = Wrappers(found)
                 for method in self._methods.values():
                     method.wrappers = self.wrappers
+
+
+def fingerprint() -> tuple[object, ...]:
+    """Return a value that changes when a plugin may have been installed, removed or switched on or off."""
+    times = (os.path.getmtime(path) for path in sys.path if os.path.exists(path))
+    return (os.environ.get(discovery.ENVIRONMENT_VARIABLE), *sys.path, *times)
 
 
 registry = Registry()

@@ -5,6 +5,7 @@ from sound_plugins import Installed
 
 from softprompt_zoo.methods import BUILTINS
 from softprompt_zoo.registry import discovery
+from softprompt_zoo.registry import registry as looked_up
 from softprompt_zoo.registry.registry import Registry
 
 
@@ -13,8 +14,8 @@ def installed(monkeypatch):
     fake = Installed()
     built_in = discovery.find_plugins()[: len(BUILTINS)]
     monkeypatch.setattr(discovery, "find_plugins", lambda: built_in + fake.methods + fake.wrappers)
-    before = discovery.fingerprint()
-    monkeypatch.setattr(discovery, "fingerprint", lambda: (*before, len(fake.methods), len(fake.wrappers)))
+    before = looked_up.fingerprint()
+    monkeypatch.setattr(looked_up, "fingerprint", lambda: (*before, len(fake.methods), len(fake.wrappers)))
     return fake
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from softprompt_zoo.methods import BUILTINS
 from softprompt_zoo.registry import discovery
+from softprompt_zoo.registry.registry import fingerprint
 
 
 @pytest.fixture
@@ -163,16 +164,16 @@ def test_the_environment_variable_limits_strangers_but_not_the_built_in_methods(
 
 
 def test_the_fingerprint_changes_with_what_may_load(publish, tmp_path, monkeypatch):
-    before = discovery.fingerprint()
-    assert discovery.fingerprint() == before
+    before = fingerprint()
+    assert fingerprint() == before
     monkeypatch.setenv(discovery.ENVIRONMENT_VARIABLE, "")
-    limited = discovery.fingerprint()
+    limited = fingerprint()
     assert limited != before
     publish(METHOD)
-    installed = discovery.fingerprint()
+    installed = fingerprint()
     assert installed != limited
     monkeypatch.syspath_prepend(tmp_path / "more")
-    assert discovery.fingerprint() != installed
+    assert fingerprint() != installed
 
 
 PROBE = """
