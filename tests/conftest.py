@@ -1,4 +1,4 @@
-"""Setup of all tests: one torch thread, no plugins that happen to be installed, and the benchmarks as modules."""
+"""Setup for all tests: one torch thread, no plugins that happen to be installed, and the benchmarks as modules."""
 
 import os
 
@@ -17,19 +17,19 @@ from helpers import checked_shapes, products
 from helpers.fresh_processes import FreshProcesses
 from transformers.utils import logging
 
-gc.disable()  # what is imported while tests are collected stays
-memory.gc = types.SimpleNamespace(collect=lambda: 0)  # each training ends with a look for garbage, longer than itself
+gc.disable()  # what is imported during collection stays
+memory.gc = types.SimpleNamespace(collect=lambda: 0)  # each training run ends with a collection, slower than the run
 checked_shapes.install()
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start; pytest's own workers have begun already
-os.environ["PYTHONSAFEPATH"] = "1"  # and import what is installed, not what lies in the folder that they run in
+os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start; pytest's own workers are already running
+os.environ["PYTHONSAFEPATH"] = "1"  # they import what is installed, not what is in the folder they run in
 os.environ["SOFTPROMPT_ZOO_PLUGINS"] = ""  # tests that install a plugin allow it
 
 
 def pytest_collection_finish() -> None:
-    """Collect only garbage that tests create, and rarely: a tiny model is many objects, and soon freed."""
+    """Collect only garbage that tests create, and only rarely: a tiny model has many objects that are soon freed."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     gc.enable()
@@ -45,7 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow the combinations of a suite that have no turn in the default run: see `helpers.products`."""
+    """Mark the combinations of a suite that the default run leaves out as slow: see `helpers.products`."""
     for item in items:
         lists = getattr(item.cls, "in_turns", {})
         places = [values.index(item.callspec.params[name]) for name, values in lists.items()]
@@ -55,19 +55,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Tiny models are slow with more. Not a fixture: those of a module would run first, and sum in another order."""
+    """Use one torch thread, because tiny models are slower with more.
+
+    This is not a fixture: module fixtures would run before it, with more threads, and sum in another order.
+    """
     torch.set_num_threads(1)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
-    """Reset the number, which a command run by a fixture may have changed."""
+    """Reset the number of threads, which a command run by a fixture may have changed."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    """Import a benchmark by name, with the modules next to it; they are removed afterwards."""
+    """Import a benchmark by name, and the modules next to it; remove them all afterwards."""
     before, verbosity = set(sys.modules), logging.get_verbosity()
     sys.path.insert(0, BENCHMARKS)
     yield importlib.import_module
@@ -88,7 +91,7 @@ def fresh_processes():
 
 @pytest.fixture
 def llama_adapter():
-    """The LLaMA-Adapter of the plugin packages, without an installation: a method with gated tokens."""
+    """Register the LLaMA-Adapter plugin, a method with gated tokens, without installing its package."""
     file = Path(__file__).parents[1] / "plugins" / "softprompt-zoo-llama-adapter" / "softprompt_zoo_llama_adapter.py"
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)

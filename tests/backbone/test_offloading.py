@@ -1,4 +1,4 @@
-"""Bases whose weights accelerate keeps elsewhere until a module runs."""
+"""Base models whose weights accelerate keeps elsewhere until a module runs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The encoder, or the decoder, of an encoder-decoder by itself: it has the config of both, and is one stack."""
+"""The encoder or decoder of an encoder-decoder by itself: one stack, with the config of both."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def stack_of(architecture, side):
 
 
 def acts_as_real_words(stack):
-    """Whether embeddings of words act as these words do."""
+    """Check that embeddings of words act as the words themselves do."""
     with torch.no_grad():
         expected = stack(input_ids=torch.cat([WORDS, TEXT], dim=1)).last_hidden_state[:, WORDS.shape[1] :]
         bare = stack(input_ids=TEXT).last_hidden_state

@@ -1,4 +1,4 @@
-"""A forward that is on the model itself, before or after attaching, goes on wrapping the prompted one."""
+"""A forward set on the model itself, before or after attaching, keeps wrapping the prompted forward."""
 
 import copy
 import functools
@@ -37,7 +37,7 @@ def deberta_classifier():
 
 
 def hooked(model):
-    """As `from_pretrained` leaves a model on several devices."""
+    """Add the hooks that `from_pretrained` puts on a model on several devices."""
     from accelerate import dispatch_model
 
     return dispatch_model(model, {"": "cpu"}, force_hooks=True)
@@ -59,7 +59,7 @@ def compiled(model):
 
 
 def autocast(model):
-    """As `Accelerator.prepare` does under mixed precision, in full precision here."""
+    """Wrap the forward as `Accelerator.prepare` does under mixed precision, but in full precision."""
     model._original_forward = model.forward
     if hasattr(model.forward, "__func__"):
         wrapped = torch.autocast("cpu", enabled=False)(model.forward.__func__)
@@ -70,7 +70,7 @@ def autocast(model):
 
 
 def patched(model):
-    """A function in place of the class's, as fused losses are put on a model."""
+    """Put another function in place of the class's forward, as fused losses do."""
     base = BertForSequenceClassification
 
     def other(self, *args, **kwargs):
@@ -121,7 +121,7 @@ def attach(model, method):
 
 
 def run(model, by_name=False):
-    """Everything that the prompted forward does more than the class's: head, first label, cut states, prompts."""
+    """Return outputs and gradients for all that the prompted forward adds: head, first label, cut states, prompts."""
     inputs = {"input_ids": TEXT}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = TEXT[:, :4]
@@ -144,7 +144,7 @@ def check(make, method, replace, is_first, by_name=False):
     assert [tensor.shape for tensor in given] == [tensor.shape for tensor in expected]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(given, expected, strict=True))
     shown = inspect.signature(model.forward).parameters
-    assert ("input_ids" in shown) == ("prompts" in shown)  # or Trainer drops that column
+    assert ("input_ids" in shown) == ("prompts" in shown)  # otherwise Trainer drops that column
     zoo.detach(model)
     assert model.__dict__["forward"].__class__ is base.__dict__["forward"].__class__
     assert torch.equal(model(**inputs)[0], base(**inputs)[0])
@@ -153,7 +153,7 @@ def check(make, method, replace, is_first, by_name=False):
 
 @pytest.fixture(autouse=True)
 def not_traced():
-    """Whether torch.compile calls the prompted forward does not need its compiler, which takes long."""
+    """Turn off the slow compiler: it is not needed to see whether torch.compile calls the prompted forward."""
     with torch.compiler.set_stance("force_eager"):
         yield
 

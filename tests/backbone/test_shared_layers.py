@@ -1,4 +1,4 @@
-"""Two models may share layers; those take the prompts of one of them, and refusing the other changes nothing."""
+"""Models that share layers: only one of them can take prompts, and refusing the other changes nothing."""
 
 import copy
 
@@ -13,7 +13,7 @@ from softprompt_zoo.trial import examination
 
 IDS = torch.arange(4, 10).repeat(2, 1)
 ARCHITECTURES = ["llama", "gpt2", "bloom", "bert", "mpnet", "t5"]
-"""Causal, counting positions itself, through the cache, an encoder, one off the interface, an encoder-decoder."""
+"""Causal, with its own positions, through the cache, an encoder, off the attention interface, an encoder-decoder."""
 
 
 def logits(model):
@@ -33,7 +33,7 @@ def inside(model):
 
 
 def classifier(model):
-    """A classifier around the same layers."""
+    """Build a classifier around the same layers."""
     config = copy.deepcopy(model.config)
     config._attn_implementation_internal = "sdpa"
     around = AutoModelForSequenceClassification.from_config(config)
@@ -42,7 +42,7 @@ def classifier(model):
 
 
 def same_layers(model):
-    """Another stack of the same layers."""
+    """Build another stack of the same layers."""
     other = tiny_model("llama")
     other.model.layers = model.model.layers
     return other
@@ -69,7 +69,7 @@ CALLS = {
 def is_refused_and_nothing_changed(
     model, base, act, message="already has .*, and a module can only hold those of one model"
 ):
-    """Whether a prompted model, and the base that it becomes, are bit for bit what they were."""
+    """Check that `act` is refused, and that a prompted model and its base stay bit for bit the same."""
     expected = logits(model)
     with pytest.raises(zoo.UnsupportedError, match=message):
         act()
@@ -92,7 +92,7 @@ def test_a_classifier_around_a_prompted_models_layers_is_refused(architecture):
     base = logits(model)
     prompted(model)
     is_refused_and_nothing_changed(model, base, lambda: prompted(classifier(model)))
-    prompted(classifier(model))  # they are free again
+    prompted(classifier(model))  # the layers are free again
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

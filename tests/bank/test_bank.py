@@ -1,4 +1,4 @@
-"""A bank of prompts: what goes in comes out, what is damaged is named, and what is refused."""
+"""A bank of prompts: what goes in comes out, what is damaged is named, and what does not fit is refused."""
 
 import copy
 import pickle
@@ -67,12 +67,12 @@ def test_copies_and_pickles_read_the_same_bank(filled):
     expected = model(input_ids=TEXT, prompts="words").logits
     assert torch.equal(copy.deepcopy(model)(input_ids=TEXT, prompts="words").logits, expected)
     if bank.address.startswith("memory"):
-        return  # of this process alone
+        return  # it exists only in this process
     assert torch.equal(pickle.loads(pickle.dumps(model))(input_ids=TEXT, prompts="words").logits, expected)
 
 
 def damage(bank, name):
-    """Flip one bit of an entry, under the bank."""
+    """Flip one bit of an entry in the bank's store."""
     flip = lambda data: data[:-3] + bytes([data[-3] ^ 4]) + data[-2:]  # noqa: E731
     store = bank._store
     if hasattr(store, "_file"):
@@ -89,7 +89,7 @@ def test_a_damaged_entry_is_named_and_not_served(filled):
     model(input_ids=TEXT, prompts="prefix")
     damage(bank, "prefix")
     store = bank._store
-    if hasattr(store, "_file"):  # the stamp is as before: what is ready stays right
+    if hasattr(store, "_file"):  # the stamp is unchanged: the cached prompt stays right
         model(input_ids=TEXT, prompts="prefix")
     bank._cache.clear()
     assert list(bank.verify()) == ["prefix"]

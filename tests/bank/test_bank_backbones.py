@@ -1,4 +1,4 @@
-"""A bank belongs to one model: which others are refused, and which are the same one."""
+"""A bank belongs to one model: which other models are refused, and which count as the same model."""
 
 import pytest
 import torch

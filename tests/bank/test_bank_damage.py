@@ -1,4 +1,4 @@
-"""Entries and headers whose checksum is right and whose content is not, arguments of wrong types, and pickles."""
+"""Entries and headers with the right checksum and wrong content, arguments of wrong types, and pickles."""
 
 import copy
 import json
@@ -176,7 +176,7 @@ def test_arguments_of_wrong_types_are_told(bank, model):
 
 def test_a_pickle_of_a_bank_is_small_and_opens_what_is_there(bank, model):
     data = pickle.dumps(bank)
-    assert len(data) < 1000  # the model's own takes more than a hundred times that
+    assert len(data) < 1000  # a pickle of the model is more than a hundred times as large
     again = pickle.loads(data)
     assert list(again) == ["prefix", "words"]
     assert again.verify() == {}
@@ -189,7 +189,7 @@ def test_a_bank_comes_back_with_its_model(bank, model):
     model = copy.deepcopy(model)
     model.prompts.remove("words")
     model.prompts.bank = bank
-    second = zoo.PromptBank(bank.address, model)  # of a model that has one
+    second = zoo.PromptBank(bank.address, model)  # the model already has a bank
     model, second = pickle.loads(pickle.dumps((model, second)))
     assert torch.equal(model(input_ids=TEXT, prompts="words").logits, expected)
     assert model.prompts.bank.get("words").method == "prompt_tuning"
@@ -206,7 +206,7 @@ def check_nothing_is_made(bank, model, place):
     for read in (lambda: list(again), lambda: model(input_ids=TEXT, prompts=["x", None, None, None])):
         with pytest.raises(zoo.BankError, match="there is no bank in"):
             read()
-    model(input_ids=TEXT, prompts="prefix")  # its own
+    model(input_ids=TEXT, prompts="prefix")  # the model's own prompt
     assert not place.parent.joinpath("bank").exists()
 
 

@@ -1,4 +1,4 @@
-"""A bank at an address whose store fails: what was there is there afterwards, or the message says what is."""
+"""A bank at an address whose store fails: its content stays as it was, or the message says what is there."""
 
 import contextlib
 
@@ -14,11 +14,11 @@ WORDS, PREFIX = "prompt_tuning", "prefix_tuning"
 
 
 class ClientError(Exception):
-    """As gcsfs', aiohttp's and botocore's errors are: no OSError."""
+    """An error that is not an OSError, like those of gcsfs, aiohttp, and botocore."""
 
 
 class FailingFiles(MemoryFileSystem):
-    """Files in memory, with a plan for what fails: a function of the operation and the path."""
+    """Files in memory, with a plan that maps each operation and path to its failure."""
 
     protocol = "failing"
     store = {}  # noqa: RUF012
@@ -62,7 +62,7 @@ fsspec.register_implementation("failing", FailingFiles, clobber=True)
 
 @contextlib.contextmanager
 def failing(operation, first, error, last=None, also=()):
-    """Let an operation on prompts fail from the first to the last time; of some others every later call, too."""
+    """Make an operation on prompts fail from its first to its last time, and the operations `also` from then on."""
     count = 0
 
     def plan(asked, path):
@@ -119,7 +119,7 @@ FAILURES = [OSError("reset"), ClientError("503"), TimeoutError(), "half", "whole
 
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
 @pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("again", [0, 2])  # more times, while what was there is put back
+@pytest.mark.parametrize("again", [0, 2])  # more failures, while the old entries are put back
 def test_a_failed_write_changes_nothing(write, failure, again, bank, model):
     first = 1 if write == "one" else 3
     check_a_failed_write_changes_nothing(bank, model, ("put", first, failure, first + again), WRITES[write])
@@ -134,7 +134,7 @@ def test_a_failed_delete_changes_nothing(failure, bank, model):
 
 @pytest.mark.parametrize("put_back", [lambda self, change: None, None])
 def test_the_check_of_failed_writes_can_fail(put_back, bank, model, monkeypatch):
-    if put_back is None:  # what the write was doing when it failed is forgotten
+    if put_back is None:  # the change under way when the write failed is forgotten
         monkeypatch.setattr(changes.Changes, "note", lambda *given: None)
     else:
         monkeypatch.setattr(changes.Changes, "_put_back", put_back)

@@ -1,4 +1,4 @@
-"""The files of a bank in a folder: half made, removed, damaged, or without room."""
+"""The files of a bank in a folder: half made, removed, damaged, or out of disk space."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def bank(model, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", bytes(65664)])
 def test_a_bank_that_was_being_made_can_be_made(content, model, tmp_path):
-    """LMDB makes its lock file first; a kill, or another process, may come before the data."""
+    """LMDB creates its lock file first; a kill, or another process, may come before the data."""
     (tmp_path / "bank").mkdir()
     (tmp_path / "bank" / "lock.mdb").write_bytes(content)
     with pytest.raises(zoo.BankError, match="there is no bank in"):
@@ -42,7 +42,7 @@ def test_a_bank_that_was_being_made_can_be_made(content, model, tmp_path):
 def check_the_lock_file_has_its_room(model, folder):
     zoo.PromptBank(folder, model)
     found = (folder / "lock.mdb").stat()
-    assert found.st_blocks * 512 >= found.st_size > 0  # or touching it on a full disk ends the process
+    assert found.st_blocks * 512 >= found.st_size > 0  # otherwise, touching it on a full disk ends the process
 
 
 def test_the_lock_file_has_its_room(model, tmp_path, monkeypatch):
@@ -50,7 +50,7 @@ def test_the_lock_file_has_its_room(model, tmp_path, monkeypatch):
     lmdb.open(str(tmp_path / "other"), max_readers=environment.MAX_READERS).close()
     assert (tmp_path / "bank" / "lock.mdb").stat().st_size == (tmp_path / "other" / "lock.mdb").stat().st_size
     with open(tmp_path / "other" / "lock.mdb", "wb") as file:
-        file.truncate(65664)  # as an older version has left it
+        file.truncate(65664)  # as an older version left it
     check_the_lock_file_has_its_room(model, tmp_path / "other")
     monkeypatch.setattr(environment, "allocate_lock_file", lambda *given: None)
     with pytest.raises(AssertionError):
@@ -82,7 +82,7 @@ def test_a_write_into_a_folder_that_is_gone_is_not_acknowledged(becomes, bank, m
     for write in (lambda: bank.add("late", model.prompts["words"]), lambda: bank.delete("p1")):
         with pytest.raises(zoo.BankError, match="removed or replaced after it was opened, so nothing was written"):
             write()
-    again = zoo.PromptBank(bank.address, model)  # of the same process, which has the old file open
+    again = zoo.PromptBank(bank.address, model)  # in the same process, which has the old file open
     assert len(again) == (60 if becomes == "replaced" else 0)
     again.add("late", model.prompts["words"])
     assert (tmp_path / "bank" / "data.mdb").exists()
@@ -133,11 +133,11 @@ def check_swapped_pages_are_found(bank, model, copies):
     path = os.path.join(bank.address, "data.mdb")
     with open(path, "rb") as file:
         data = file.read()
-    # The pages of the tree: LMDB's number of the page, and its flags for branch and leaf.
+    # The pages of the tree: each has LMDB's page number, and the flag of a branch or a leaf.
     heads = [struct.unpack_from("<QHH", data, start) for start in range(0, len(data), 4096)]
     tree = [place for place, (number, _, flags) in enumerate(heads) if number == place > 1 and flags in (1, 2)]
     used = bank._store._file.handle.stat()
-    newest = tree[-used["leaf_pages"] // 2 :]  # others may be free
+    newest = tree[-used["leaf_pages"] // 2 :]  # the others may be free
     choose = random.Random(0)
     for index in range(8):
         copy = copies / f"copy{index}"

@@ -139,7 +139,7 @@ def test_the_check_notices_a_folder_that_stops_the_others(tmp_path, address, mon
 
 
 def test_bars_show_how_far_an_import_and_a_check_are(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)  # commands that other tests ran turn it off
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)  # commands run by other tests turn it off
     monkeypatch.setattr(importing, "BAR_AFTER", 0)
     monkeypatch.setattr(verification, "BAR_AFTER", 0)
     for name in ("one", "two"):

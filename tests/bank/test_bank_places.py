@@ -1,4 +1,4 @@
-"""Places of banks: strange, damaged, full, read-only, failing, closed."""
+"""Places of banks: strange, damaged, full, read-only, failing, or closed."""
 
 import contextlib
 import os
@@ -73,7 +73,7 @@ def test_a_full_bank_keeps_what_it_had(tmp_path, monkeypatch):
         bank.add_many(many)
     assert list(bank) == ["first"]
     assert bank.verify() == {}
-    larger = zoo.PromptBank(tmp_path / "bank", model, max_bytes=2**26)  # and it grows by itself
+    larger = zoo.PromptBank(tmp_path / "bank", model, max_bytes=2**26)  # it also grows by itself
     larger.add_many(many)
     assert len(bank) == 401
     assert (tmp_path / "bank" / "data.mdb").stat().st_size > 2**18
@@ -81,7 +81,7 @@ def test_a_full_bank_keeps_what_it_had(tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def without_privileges():
-    """Be a user to whom file permissions apply."""
+    """Act as a user to whom file permissions apply."""
     if os.geteuid() != 0:
         yield
         return
@@ -118,7 +118,7 @@ def test_a_read_only_folder_can_be_read_and_not_written():
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch, tmp_path):
-    """A power failure would leave an empty file under the prompt's name."""
+    """Otherwise, a power failure would leave an empty file under the prompt's name."""
     model = prompted(names=["words"])
     bank = zoo.PromptBank(f"file://{tmp_path}/bank", model)
     events, fsync, link = [], os.fsync, os.link
@@ -156,7 +156,7 @@ def test_a_closed_bank_says_so(filled):
     ):
         with pytest.raises(zoo.BankError, match=r"is closed; open it again with zoo\.PromptBank"):
             call()
-    model(input_ids=TEXT, prompts="made")  # its own
+    model(input_ids=TEXT, prompts="made")  # the model's own prompt
     assert list(again) == sorted(METHODS)
 
 

@@ -1,4 +1,4 @@
-"""A bank that several processes use at once: readers and writers, kills, forks, full disks, memory."""
+"""A bank that several processes use at once: readers and writers, kills, forks, full disks, and memory."""
 
 import contextlib
 import multiprocessing
@@ -36,7 +36,7 @@ def filled_with(model, value):
 
 @pytest.fixture
 def start():
-    """Start children; they are gone when the test ends."""
+    """Start child processes, and end them with the test."""
     children = []
 
     def start(function, *arguments):
@@ -60,7 +60,7 @@ def start():
 
 
 def answer(child, pipe, seconds=60):
-    """What a child sent last before it ended well."""
+    """Return what a child sent last, and check that it ended well."""
     found = None
     try:
         while pipe.poll(seconds):
@@ -307,6 +307,6 @@ def test_reading_takes_no_memory_of_the_process(model, tmp_path, start):
 
 
 def own_memory():
-    """Bytes that are the process's alone and back no file."""
+    """Return the bytes of memory that only this process has and that no file backs."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))

@@ -1,4 +1,4 @@
-"""What rows see of a bank's prompts: the same as if they were the model's own, and as they are now."""
+"""What rows see of a bank's prompts: the same as if the prompts were the model's own, and always as they are now."""
 
 import random
 import re

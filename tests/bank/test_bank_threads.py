@@ -1,4 +1,4 @@
-"""A bank that several threads of a process use at once: readers wait for no writer, and nothing moves under them."""
+"""A bank that several threads use at once: readers never wait for a writer, and nothing moves under them."""
 
 import contextlib
 import copy
@@ -22,7 +22,7 @@ def model():
 
 
 class Slow(dict):
-    """Prompts that are made while they are written: `meanwhile` is called between two of them."""
+    """Prompts that are slow to write: `meanwhile` is called before each of them."""
 
     def __init__(self, names, prompt, meanwhile):
         super().__init__(dict.fromkeys(names, prompt))
@@ -36,7 +36,7 @@ class Slow(dict):
 
 @contextlib.contextmanager
 def threads(*functions):
-    """Run functions beside the block; what they raise is raised here."""
+    """Run functions in threads beside the block, and raise what they raise."""
     raised = []
 
     def run(function):

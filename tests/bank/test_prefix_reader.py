@@ -1,4 +1,4 @@
-"""Prefixes that an engine reads of a bank, without a model."""
+"""Prefixes that an engine reads from a bank without a model."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ TEXT = torch.randint(3, 101, (2, 9), generator=torch.Generator().manual_seed(7))
 
 
 def filled_cache(prefix, rows, config):
-    """What transformers itself keeps of text before, with the prefix in its place."""
+    """Build the cache that transformers keeps of earlier text, with the prefix in place of that text."""
     cache = DynamicCache(config=config)
     for index, (key, value) in enumerate(prefix.layers):
         cache.update(key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1), index)
@@ -123,7 +123,7 @@ def test_a_prefix_that_stays_in_sight_of_windows_is_refused(tmp_path):
 
 def test_a_layer_that_reads_anothers_cache_has_its_tokens(tmp_path):
     made = gemma4(global_head_dim=8, num_kv_shared_layers=2, use_double_wide_mlp=True)
-    model = zoo.get_method("prefix_tuning")(made, "alice", num_virtual_tokens=3)  # of real words
+    model = zoo.get_method("prefix_tuning")(made, "alice", num_virtual_tokens=3)  # initialized from real words
     bank = zoo.PromptBank(tmp_path / "bank", model)
     bank.add("alice", model.prompts["alice"])
     reader = zoo.PrefixReader(bank.address)

@@ -1,4 +1,4 @@
-"""The command that attacks the package tells faults from what is right."""
+"""The command that attacks the package: it tells faults from right results."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The benchmark of papers' claims, on a tiny model: what stands beside a method, what goes on, what a verdict says."""
+"""The benchmark of papers' claims, on a tiny model: what a method is compared with, resuming, and verdicts."""
 
 import json
 
@@ -17,7 +17,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def claims(benchmark, folders, tmp_path, tmp_path_factory, monkeypatch):
-    """With two of the methods in `plugins/`."""
+    """Return the benchmark, with two of the methods in `plugins/` installed."""
     monkeypatch.setenv("SOFTPROMPT_ZOO_PLUGINS", ",".join(INSTALLED))
     installed_plugins.install(tmp_path_factory.mktemp("installed"), monkeypatch)
     module = benchmark("claims")
@@ -28,7 +28,7 @@ def claims(benchmark, folders, tmp_path, tmp_path_factory, monkeypatch):
 
 
 def call(module, *more):
-    """Run the command; return what it says could not be run."""
+    """Run the command; return its message about what could not be run."""
     try:
         module.call(*more)
     except SystemExit as stop:
@@ -42,7 +42,7 @@ def results(folder, name):
 
 @pytest.mark.slow
 def test_a_command_that_was_stopped_goes_on_where_it_was(claims, tmp_path, monkeypatch):
-    """What is installed runs; what is not is named."""
+    """Installed methods run; missing ones are named."""
     problems = call(claims)
     absent = {name for name, entry in claims.ENTRIES.items() if entry.method not in INSTALLED}
     timed = {claim.entry for claim in claims.CLAIMS if claim.key == claims.CPU_SECONDS}
@@ -63,7 +63,7 @@ def test_a_command_that_was_stopped_goes_on_where_it_was(claims, tmp_path, monke
 
 
 def test_what_stands_beside_a_method_trains_as_many_numbers(claims, tmp_path):
-    """On the same films; of CT-KV, whose examples differ from seed to seed, for each seed."""
+    """Both sides train on the same films, and for each seed, because CT-KV's examples differ by seed."""
     assert call(claims, "--only", "prefix_tuning-beside-ct_kv") == ""
     ours, plain = results(tmp_path, "ct_kv"), results(tmp_path, "prefix_tuning-beside-ct_kv")
     assert len(ours) == len(plain) == 2
@@ -109,7 +109,7 @@ def test_the_time_that_is_saved_is_a_part_of_the_other_sides(claims):
 
 
 def test_a_claim_is_measured_as_the_results_say(claims, folders, tmp_path):
-    """Two seeds of two rows, worked out: a gain of 0.4 with a standard error of 0.1 over the rows."""
+    """Two seeds of two rows, computed by hand: a gain of 0.4 with a standard error of 0.1 over the rows."""
     runner, _ = claims.make(claims.Settings(seeds=2, **folders), tmp_path)
     claim = next(claim for claim in claims.CLAIMS if claim.entry == "adept" and claim.against == "dept")
     for seed in range(2):
@@ -122,7 +122,7 @@ def test_a_claim_is_measured_as_the_results_say(claims, folders, tmp_path):
 
 
 def test_time_is_that_of_the_same_steps_by_turns(claims, tmp_path, monkeypatch):
-    """Of both sides as many, the first of them untimed, each side first in its turn."""
+    """Both sides take equally many steps, the first of them untimed, and each side goes first in turn."""
     taken = []
     step = claims.Trainer.step
 

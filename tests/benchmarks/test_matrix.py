@@ -1,4 +1,4 @@
-"""The matrix of methods, models, promises and operations: its cells can be red, and its pages say why."""
+"""The matrix of methods, models, promises, and operations: its cells can be red, and its pages say why."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -30,14 +30,17 @@ PARTS = [
     ("promise", 2 * len(MORE_MODELS)),
     *(pytest.param(*part, marks=pytest.mark.slow) for part in (("promise", 10), ("operation", 29))),
 ]
-"""Of how many cells one is taken: two on each model, and more in the slow tests."""
+"""Groups of cells, and how many cells there are per tested one: two on each model; the slow tests have more."""
 
 
 @pytest.mark.parametrize("architecture", MORE_MODELS)
 @pytest.mark.parametrize(("group", "every"), PARTS)
 def test_a_part_of_our_cells(matrix, architecture, group, every):
-    """A fixed one, of every operation on other models; the command runs them all, and those that compile, which take
-    seconds. Two promises may both be refused."""
+    """Run a fixed part of the cells, with each operation on different models.
+
+    The command runs all cells, including those that compile, which take seconds. If a part has only two promises, both
+    may be refused.
+    """
     start = list(MORE_MODELS).index(architecture) * every // len(MORE_MODELS)
     titles = [title for title in matrix.operations(group) if not title.startswith("compiled")]
     found = [(method, title) for method in BUILTINS for title in titles][start % every :: every]

@@ -1,4 +1,4 @@
-"""The benchmarks of methods, of E2E and of the ablations, on tiny models: what is kept, shown and named as missing."""
+"""The benchmarks of methods, E2E, and ablations on tiny models: what is kept, shown, and named as missing."""
 
 import dataclasses
 import statistics
@@ -26,7 +26,7 @@ def arguments(**options):
 @pytest.fixture
 def methods(benchmark, folders, tmp_path, monkeypatch):
     module = benchmark("methods")
-    # A tiny model writes nothing that can be read.
+    # A tiny model writes nothing that can be parsed.
     written = lambda model, tokenizer, prompts: [f" q {n} ?\nAnswer: a {n}" for n in range(len(prompts))]  # noqa: E731
     monkeypatch.setattr(benchmark("self_study"), "write_answers", written)
     given = arguments(**folders, steps=2, rows=4, seeds=2, threads=1, text_tokens=700, conversations=2, questions=4)
@@ -55,7 +55,7 @@ def ablations(benchmark, folders, tmp_path):
 
 
 def call(module, *more):
-    """Run a command; return what it says could not be run."""
+    """Run a command; return its message about what could not be run."""
     try:
         module.call(*more)
     except SystemExit as stop:
@@ -64,13 +64,13 @@ def call(module, *more):
 
 
 def only_two_methods(monkeypatch):
-    """Hide what else is installed."""
+    """Hide all other installed methods."""
     shown, everything = {"prompt_tuning", "prefix_tuning", "shared_prefix"}, zoo.list_methods
     monkeypatch.setattr(zoo, "list_methods", lambda: [name for name in everything() if name in shown])
 
 
 def reasons():
-    """Why an experiment may not have run."""
+    """Return the reasons for which an experiment may not have run."""
     heads = "p_tuning_v2" in zoo.list_methods()
     return ("is not installed", *(() if heads else ("train_head trains no head in this version",)))
 
@@ -89,7 +89,7 @@ def counted(module, monkeypatch):
     "name", ["methods", *(pytest.param(name, marks=pytest.mark.slow) for name in ("e2e", "ablations"))]
 )
 def test_a_command_that_was_stopped_goes_on_where_it_was(name, request, tmp_path, monkeypatch, capsys):
-    """With all methods that are installed: each of their experiments runs, the others are named."""
+    """All experiments of installed methods run, and the others are named."""
     module = request.getfixturevalue(name)
     first = call(module)
     table = (tmp_path / "table.md").read_text("utf-8")
@@ -197,7 +197,7 @@ def test_a_missing_method_is_named(name, experiment, method, request, monkeypatc
 
 
 def test_a_head_that_is_not_trained_is_named(ablations, monkeypatch):
-    """Before heads are trained, or where a method cannot, the numbers would be those of a random head."""
+    """If heads are not trained yet, or a method cannot train one, the numbers would be those of a random head."""
     monkeypatch.setattr(ablations, "has_head", lambda model: False)
     monkeypatch.setattr(ablations.Trainer, "fit", lambda *args: pytest.fail("trained without a head"))
     problems = call(ablations, "--only", "domains-prompt_tuning")
@@ -211,7 +211,7 @@ def test_the_gain_has_the_standard_errors_of_arithmetic(benchmark):
     common = benchmark("common")
     ours, theirs = [[1.0, 2.0, 4.0], [2.0, 2.0, 6.0]], [1.0, 1.0, 1.0]
     found = common.estimate([[seed, theirs] for seed in ours], lambda a, b: a - b)
-    rows = [0.5, 1.0, 4.0]  # each row's difference, a mean over the seeds
+    rows = [0.5, 1.0, 4.0]  # each row's difference, averaged over the seeds
     assert found.value == pytest.approx(statistics.mean(rows))
     assert found.over_rows == pytest.approx(statistics.stdev(rows) / 3**0.5)
     assert found.over_seeds == pytest.approx(statistics.stdev([4 / 3, 7 / 3]) / 2**0.5)
@@ -221,7 +221,7 @@ def test_the_gain_has_the_standard_errors_of_arithmetic(benchmark):
 
 
 def test_a_difference_of_losses_is_per_token(benchmark):
-    """A row with more tokens weighs more, as in the loss that stands beside it."""
+    """A row with more tokens weighs more, as in the loss shown beside the difference."""
     common = benchmark("common")
     ours, theirs = ({"losses": losses, "tokens": [1, 3]} for losses in ([2.0, 1.0], [1.0, 1.5]))
     assert common.loss_difference([ours], [theirs]).value == pytest.approx((1 * 1.0 - 3 * 0.5) / 4)
@@ -236,7 +236,7 @@ def test_a_share_is_of_the_gap_that_can_be_closed(methods):
 
 
 def test_labels_are_measured_as_the_model_predicts_them(benchmark, folders):
-    """Against each row alone, without padding."""
+    """Compare with each row by itself, without padding."""
     common = benchmark("common")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folders["model"])
     labels = common.Labels(tokenizer, "Review: {input}\nMood:", {"negative": " negative", "positive": " positive"})
@@ -272,7 +272,7 @@ def test_the_loss_of_rows_is_the_models_own(benchmark, folders):
 
 
 def test_infix_tokens_stand_between_input_and_output(ablations, folders):
-    """A prompt made of words, in the slots, is those words in the text."""
+    """A prompt made of words acts in the slots like those words in the text."""
     common = ablations.common
     model = common.load_language_model(folders["model"])
     texts, targets, words = [[5, 6, 7], [8]], [[20, 21], [22]], [30, 31]
@@ -288,7 +288,7 @@ def test_infix_tokens_stand_between_input_and_output(ablations, folders):
 
 
 def test_the_prompts_part_of_attention_is_what_words_get(ablations, folders):
-    """A prefix of real words gets what the words themselves get from the text behind them."""
+    """A prefix of real words gets as much attention as the words themselves get from the text after them."""
     model = ablations.load_language_model(folders["model"], attn_implementation="eager")
     words, text = [30, 31, 32], [5, 6, 7, 8]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""PEFT's own tests as a benchmark: what a test's outcome is taken for, and that nothing is passed over."""
+"""PEFT's own tests as a benchmark: how an outcome is judged, and that no test is left out."""
 
 import pytest
 

@@ -10,7 +10,7 @@ INPUTS, SAMPLED = 50, 10_000
 
 @pytest.fixture(scope="module")
 def served(benchmark, tmp_path_factory):
-    """The benchmark, its settings, and what the prompted model and the bare one write."""
+    """Return the benchmark with its settings, and what the prompted model writes; check that the bare one differs."""
     module = benchmark("serve")
     converter = os.environ.get("LLAMA_CPP_CONVERTER", "")
     place = str(tmp_path_factory.mktemp("served"))
@@ -38,11 +38,11 @@ def test_no_soft_token_is_sampled_even_without_suppression(served):
 
 @pytest.mark.slow
 def test_llama_cpp_writes_the_same(served, monkeypatch):
-    """Needs llama-cpp-python, and llama.cpp's `convert_hf_to_gguf.py` at `LLAMA_CPP_CONVERTER`."""
+    """This needs llama-cpp-python, and llama.cpp's `convert_hf_to_gguf.py` at `LLAMA_CPP_CONVERTER`."""
     pytest.importorskip("llama_cpp")
     if not os.path.isfile(served.bench.settings.converter):
         pytest.skip("LLAMA_CPP_CONVERTER does not name llama.cpp's convert_hf_to_gguf.py")
-    monkeypatch.delenv("PYTHONSAFEPATH")  # the converter imports what lies beside it
+    monkeypatch.delenv("PYTHONSAFEPATH")  # the converter imports modules next to it
     found = served.bench.llama_cpp(0)["answers"]
     assert sum(a == b for a, b in zip(found, served.answers, strict=True)) >= 0.96 * INPUTS
 

@@ -1,4 +1,4 @@
-"""The benchmark of serving prefixes: its bank, its table, and what it says where there is no vLLM."""
+"""The benchmark of serving prefixes: its bank, its table, and what it says without vLLM."""
 
 import importlib.util
 import time

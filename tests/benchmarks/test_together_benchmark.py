@@ -1,4 +1,4 @@
-"""The benchmark of trainings that share their batches: its ratios, and both sides on a tiny model."""
+"""The benchmark of training runs that share their batches: its ratios, and both sides on a tiny model."""
 
 import json
 

@@ -7,7 +7,7 @@ from helpers.tiny_runs import save_tiny, write_rows
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    """A folder with a tiny model, data and a trained prompt."""
+    """A folder with a tiny model, data, and a trained prompt."""
     folder = tmp_path_factory.mktemp("place")
     save_tiny(folder / "model")
     write_rows(folder / "data.jsonl", 20)

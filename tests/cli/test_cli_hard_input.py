@@ -1,4 +1,4 @@
-"""Input that made a traceback, an empty line or no end of the command line: each is told in one line."""
+"""Input that once gave a traceback, an empty line, or a command that never ended: each is refused in one line."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ from softprompt_zoo.training.report import short_path
 
 
 def refusal(*words):
-    """The one line that a command is refused with."""
+    """Return the one line with which a command is refused."""
     result = CliRunner().invoke(cli.app, [*words])
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
@@ -51,7 +51,7 @@ def test_strange_numbers_and_options_are_refused(words, message, tmp_path):
 def test_a_number_without_bounds_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "LARGEST_RATE", float("inf"))
     monkeypatch.setattr(settings, "MOST", 10**30)
-    with pytest.raises(AssertionError):  # what is wrong is said later, and of something else
+    with pytest.raises(AssertionError):  # an error comes later, and about something else
         check_is_refused(tmp_path, ["--steps", "9" * 20, "--option", "self=1"], "expected an integer of at most")
 
 

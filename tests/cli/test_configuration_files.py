@@ -1,4 +1,4 @@
-"""`train --config`: a run by a file, and what is said of a file that cannot be used."""
+"""`train --config`: a run from a file, and what is said about a file that cannot be used."""
 
 import dataclasses
 import json
@@ -115,7 +115,7 @@ class Others:
 
 
 def test_files_of_other_settings(tmp_path):
-    """What is read is what the dataclass says, and what is written is read as it was."""
+    """Values are read as the types that the dataclass declares, and written values are read back unchanged."""
     config = tmp_path / "other.yml"
     config.write_text("rates: [1e-3, 2.5e3, 1]\n")
     assert read_config(config, Others) == {"rates": (0.001, 2500.0, 1)}

@@ -1,4 +1,4 @@
-"""`doctor`: what it says of a model, and what it finds in runs that went wrong."""
+"""`doctor`: what it says about a model, and what it finds in runs that went wrong."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Commands on prompts that are named by their repository on the hub."""
+"""Commands on prompts named by their repository on the hub."""
 
 import shutil
 
@@ -27,7 +27,7 @@ def succeeds(*words):
 def test_a_prompt_is_used_by_name(place, hub, tmp_path):
     model, words = place / "model", ("w1 w2", "--max-new-tokens", 4, "--dtype", "float32")
     there = succeeds("generate", model, "me/guide", *words)
-    assert there == succeeds("generate", model, place / "run", *words)  # the template of the training, too
+    assert there == succeeds("generate", model, place / "run", *words)  # including the template used in training
     assert there == succeeds("generate", model, "me/guide", *words, "--revision", "v2")
     assert "default" in succeeds("inspect", model, "me/guide")
     succeeds("export", model, "me/guide", tmp_path / "peft")

@@ -1,4 +1,4 @@
-"""`methods`, `show` and `plugins check`: they import nothing heavy and say which plugin is at fault."""
+"""`methods`, `show`, and `plugins check`: they import nothing heavy and say which plugin is at fault."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def test_light_commands_import_nothing_heavy():
 
 
 def _cpu_seconds(code):
-    """Best of three, for other processes disturb even CPU time."""
+    """Return the CPU time of some code: the best of three, because other processes disturb even CPU time."""
     timed = (
         f"import sys, time\nbegan = time.process_time()\n{code}\nprint(time.process_time() - began, file=sys.stderr)"
     )
@@ -103,7 +103,7 @@ def test_plugins_check_passes_what_is_built_in():
 
 
 def _method(**changes):
-    """A method with the hooks of prompt tuning, some of them other."""
+    """Build a method with the hooks of prompt tuning, some of them changed."""
     from softprompt_zoo.methods import prompt_tuning as page
 
     names = ("Config", "Parameters", "build_virtual_tokens")

@@ -1,4 +1,4 @@
-"""`serve` hands over to an engine that is installed, and refuses what cannot be served before one is started."""
+"""`serve` hands over to an installed engine, and refuses what cannot be served before it starts the engine."""
 
 import os
 from importlib import metadata
@@ -21,7 +21,7 @@ def command(model, bank, served_as, options):
 
 @pytest.fixture
 def engine(tmp_path, monkeypatch):
-    """An engine that prints what it was started with."""
+    """Install an engine that prints its arguments."""
     (tmp_path / "site" / "echoing-1.0.dist-info").mkdir(parents=True)
     (tmp_path / "site" / "echoing.py").write_text(ENGINE)
     information = tmp_path / "site" / "echoing-1.0.dist-info"

@@ -23,7 +23,7 @@ def test_train_prints_the_table_and_what_to_do_next(place):
 
 
 def test_paths_and_texts_are_shown_as_they_are(place, tmp_path):
-    model = tmp_path / "a[b]$x_{$" / "[" / "c]$x_{$"  # markup and mathematics, were they read so
+    model = tmp_path / "a[b]$x_{$" / "[" / "c]$x_{$"  # markup and math if they were read as such
     shutil.copytree(place / "model", model)
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"input": ":warning: [b]w1[/b]", "target": "w2 :smile:"}) + "\n")

@@ -1,4 +1,4 @@
-"""`evaluate`, `generate`, `inspect`, `export`, `import` and `bank`, on a prompt that `train` has trained."""
+"""`evaluate`, `generate`, `inspect`, `export`, `import`, and `bank` on a prompt that `train` has trained."""
 
 import json
 import re

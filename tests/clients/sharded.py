@@ -1,4 +1,4 @@
-"""A program for two processes: prints the gradients of a prompt under DDP or FSDP2."""
+"""A program for two processes that prints the gradients of a prompt under DDP or FSDP2."""
 
 import json
 import sys

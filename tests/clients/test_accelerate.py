@@ -1,4 +1,4 @@
-"""accelerate on two processes: the gradients are those of one."""
+"""accelerate on two processes: the gradients equal those of one process."""
 
 import json
 import os

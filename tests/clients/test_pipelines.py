@@ -1,4 +1,4 @@
-"""transformers' pipelines: what they give is what the prompted model gives, and not what the base model gives."""
+"""transformers' pipelines: they give what the prompted model gives, not what the base model gives."""
 
 import pytest
 import torch

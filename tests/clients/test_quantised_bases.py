@@ -1,4 +1,4 @@
-"""Bases that transformers has quantised: prompts train on them under Trainer, as on the same weights dequantised."""
+"""Base models quantized by transformers: prompts train on them with Trainer as on the dequantized weights."""
 
 import functools
 
@@ -44,7 +44,7 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def make_base(request, tmp_path):
-    """Makes the same quantised base each time."""
+    """Return a function that makes the same quantized base model each time."""
     package, config = KINDS[request.param]
     pytest.importorskip(package)
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def train(model, folder, trainer=Trainer, steps=4, resume=False, **options):
 
 
 def dequantised(base):
-    """The same weights, as ordinary ones."""
+    """Build a model with the same weights, dequantized."""
     plain = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, **SIZES)).eval()
     eye = torch.eye(SIZES["hidden_size"])
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_trainer_trains_saves_and_resumes(make_base, trainer, tmp_path):
     loaded = zoo.load(make_base(), tmp_path / "whole" / "checkpoint-4")
     for name, tensor in loaded.prompts.state_dict().items():
         assert torch.equal(tensor, expected[name])
-    with torch.no_grad():  # frozen, bitsandbytes packs it on a CPU, which rounds
+    with torch.no_grad():  # on a CPU, bitsandbytes packs a frozen model, which rounds
         torch.testing.assert_close(loaded.eval()(IDS).logits, model.eval()(IDS).logits, rtol=0, atol=1e-2)
 
 
@@ -113,7 +113,7 @@ def test_gradients_are_those_of_the_dequantised_model(make_base, method, tmp_pat
     expected = gradients(plain.train())
     for _ in range(2):
         found = gradients(model.train())
-        # bitsandbytes' 8 bits round what comes in, too, in the forward
+        # In the forward pass, bitsandbytes' 8 bits also round the inputs.
         assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.99
         torch.testing.assert_close(found.norm(), expected.norm(), rtol=0.05, atol=0)
         with torch.no_grad():

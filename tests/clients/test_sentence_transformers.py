@@ -1,4 +1,4 @@
-"""sentence-transformers over a prompted encoder: sentences are pooled from what the prompted model gives."""
+"""sentence-transformers over a prompted encoder: sentences are pooled from the prompted model's states."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_what_was_saved_is_loaded_again(method, tmp_path):
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 def test_the_best_model_is_loaded_at_the_end(method, tmp_path):
-    """As `load_best_model_at_end` does it, from a checkpoint that was written in between."""
+    """Load a checkpoint that was written during training, as `load_best_model_at_end` does."""
     encoder = prompted_encoder(method, tmp_path / "base")
     best = encoder.encode(SENTENCES, convert_to_tensor=True)
     encoder.save_pretrained(str(tmp_path / "checkpoint-1"))

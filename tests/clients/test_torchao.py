@@ -1,4 +1,4 @@
-"""A base that torchao has quantised: prompts train on it, and the promises hold against the quantised base."""
+"""A base model quantized by torchao: prompts train on it, and the promises hold against the quantized base model."""
 
 import pytest
 import torch

@@ -40,7 +40,7 @@ def check_what_was_trained(model, before):
 
 
 def _loss_of_logits(logits, ids):
-    """SFT's own loss: it has no label for what the last virtual token predicts."""
+    """Return SFT's own loss, which has no label for what the last virtual token predicts."""
     return float(functional.cross_entropy(logits[0, :-1], ids[0, 1:]))
 
 
@@ -67,7 +67,7 @@ def test_sft(method, tmp_path):
 
 
 def _answer_likelihood(model, prompt, answer):
-    """Log-likelihood of an answer and the end of the text behind a prompt, as DPO sums it."""
+    """Return the log-likelihood of an answer and the end of the text after a prompt, as DPO sums it."""
     before = tiny_tokenizer()(prompt, return_tensors="pt")["input_ids"].shape[1]
     ids = tiny_tokenizer()(f"{prompt}{answer} [eos]", return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -77,7 +77,7 @@ def _answer_likelihood(model, prompt, answer):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_dpo(method, tmp_path):
-    """The first loss is DPO's formula on our own forwards, against the model without its prompt as reference."""
+    """The first loss is DPO's formula on our own forward passes; the reference is the model without its prompt."""
     model = attached("llama", method)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     row = {"prompt": "w5 w6", "chosen": " w7 w8", "rejected": " w9 w10 w11"}

@@ -1,4 +1,4 @@
-"""What the engines' tests share: models with prompts, and how vLLM runs on a small machine."""
+"""Fixtures for the engines' tests: models with prompts, and settings that let vLLM run on a small machine."""
 
 import os
 
@@ -18,7 +18,7 @@ def served(request, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def written(served):
-    """What the prompted model writes behind each text."""
+    """What the prompted model writes after each text."""
     return [served.written(name, served.ids(text)) for name, text in served.rows]
 
 

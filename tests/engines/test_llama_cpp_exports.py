@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The converter knows the tokenizers of models that were published, so no tiny one."""
+    """SmolLM2, not the tiny model: the converter knows only the tokenizers of published models."""
     return served_models.smollm2(tmp_path_factory.mktemp("smollm2"))
 
 
@@ -27,7 +27,7 @@ def written(served):
 
 @pytest.fixture(scope="module")
 def index(served, tmp_path_factory):
-    """What the export says of its prompts."""
+    """The index of the exported prompts, and their folder."""
     folder = tmp_path_factory.mktemp("exported")
     return {**served.as_vocabulary(folder / "vocabulary"), "folder": folder}
 
@@ -40,7 +40,7 @@ def engine(index):
 
 
 def go_on(engine):
-    """Return the greedy tokens behind what the engine has read."""
+    """Return the greedy tokens after what the engine has read."""
     new = []
     while len(new) < NEW_TOKENS:
         new.append(engine.sample(temp=0.0))
@@ -63,7 +63,7 @@ def test_texts(engine, index, served, written):
 
 
 def decode(engine, embeds):
-    """Have an engine read embeddings `(tokens, hidden)`, as the README of the export shows it."""
+    """Make an engine read embeddings `(tokens, hidden)`, as the export's README shows."""
     prompt = np.ascontiguousarray(embeds, dtype=np.float32)
     count, hidden = prompt.shape
     batch = llama_cpp.llama_batch_init(count, hidden, 1)

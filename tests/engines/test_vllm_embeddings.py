@@ -1,4 +1,4 @@
-"""vLLM on the bare checkpoint: requests bring their prompts as embeddings, beside others that bring none."""
+"""vLLM on the bare checkpoint: requests bring prompts as embeddings, alongside requests that bring none."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def prompts(served, tmp_path_factory):
-    """What the export wrote, by name."""
+    """The exported embeddings of each prompt, by name."""
     folder = tmp_path_factory.mktemp("exported") / "bare"
     zoo.export(served.model, folder, to="embeddings", name=list(NAMES))
     return load_file(folder / "prompt_embeds.safetensors")
@@ -36,7 +36,7 @@ def client(served, tmp_path_factory):
 
 
 def encoded(embeds):
-    """Return a tensor as HTTP carries it."""
+    """Return a tensor encoded for HTTP."""
     buffer = io.BytesIO()
     torch.save(embeds.clone(), buffer)
     return base64.b64encode(buffer.getvalue()).decode()
@@ -70,7 +70,7 @@ def test_completions_of_a_server(client, served, prompts, written):
 
 
 def test_parts_of_a_message(client, served, prompts):
-    """The prompt stands inside the message there, and a line break behind it."""
+    """Here the prompt is inside the message, with a line break after it."""
     rows = [(name, text) for name, text in served.rows if name is not None]
     bodies, expected = [], []
     for name, text in rows:

@@ -79,7 +79,7 @@ def test_chats_of_a_server(client, served, written_in_chats, nothing):
 
 @pytest.mark.parametrize("unset", [None, "auto"])
 def test_what_a_server_drops_is_the_default_prompt(client, served, unset):
-    """As the page says of vLLM; if this fails, `null` can be no prompt over HTTP, too."""
+    """The page says this about vLLM; if this fails, `null` can mean no prompt over HTTP, too."""
     _, text = served.rows[0]
     bodies = [{"messages": served.chat(text), "chat_template_kwargs": {"soft_prompt": unset}}]
     assert client.ask_all("/v1/chat/completions", bodies, NEW_TOKENS) == [

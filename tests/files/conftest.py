@@ -1,4 +1,4 @@
-"""A saved folder of every kind, for tests that damage a copy of it."""
+"""A saved folder of each kind, for tests that damage a copy of it."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from softprompt_zoo.testing.tokenizer import tiny_tokenizer
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """The folder that holds them, by kind; they are copied, never changed."""
+    """The folder that has a saved folder for each kind; tests copy these, and never change them."""
     root = tmp_path_factory.mktemp("folders")
     model = zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=4)
     model.save_pretrained(root / "native")

@@ -47,7 +47,7 @@ LORAS = {
 
 
 def with_adapter(config, name="default", architecture="llama"):
-    """A tiny model with an adapter that does something."""
+    """Build a tiny model with an adapter that has an effect."""
     model = tiny_model(architecture).eval()
     model.add_adapter(config, name)
     generator = torch.Generator().manual_seed(1)
@@ -71,7 +71,7 @@ def run(model):
 
 @contextlib.contextmanager
 def unchanged(model):
-    """Check that a model is afterwards what it was, bit for bit."""
+    """Check that a block leaves a model unchanged, bit for bit."""
 
     def everything():
         own = {name: (p.requires_grad, p.detach().clone()) for name, p in model.named_parameters()}
@@ -164,7 +164,7 @@ def test_a_config_that_is_handed_on_whole_is_noticed(tmp_path, monkeypatch):
 
 
 def check_no_pattern_of_the_file_is_tried(folder, monkeypatch):
-    """The pattern means what it meant, and only the tensors' names say so."""
+    """Check that a changed pattern is never matched: only the tensors' names say which modules are adapted."""
     model = saved(folder, peft.LoraConfig(r=2, target_modules=r".*\.self_attn\.(q|v)_proj"))
     change_config(folder, target_modules="((([a-z_.0-9]+)+)+)+!")
     loaded = None
@@ -184,7 +184,7 @@ def test_no_pattern_of_a_file_is_tried(tmp_path, monkeypatch):
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that was made and takes room."""
+    """A mode that records the size of the largest tensor that is created and takes memory."""
 
     numbers = 0
 
@@ -214,7 +214,7 @@ def test_a_number_in_a_small_file_takes_no_room(tmp_path, monkeypatch):
 
 
 def check_a_failed_load_changes_nothing(folder, base, monkeypatch):
-    """The trial is the last thing that can fail, when the adapters stand on the model already."""
+    """Fail at the trial, the last thing that can fail, when the adapters are already on the model."""
     with monkeypatch.context() as patch, unchanged(base):
         examine, calls = saving.inspect_backbone, []
 

@@ -1,4 +1,4 @@
-"""The card of saved prompts: what it says, that the hub takes it, and that a user's own stays."""
+"""The card of saved prompts: what it says, that the hub accepts it, and that a user's own card stays."""
 
 import re
 

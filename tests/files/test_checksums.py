@@ -1,4 +1,4 @@
-"""One flipped bit in a file of ours is told on load, wherever it stands."""
+"""One flipped bit in one of our files is reported on load, wherever it is."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ TENSOR_FILES = {
 
 
 def check_flips(folder, file, tmp_path, places):
-    """Flip one bit at each place, and load: refused, or the same prompt."""
+    """Flip one bit at each place, and check that a load refuses or gives the same prompt; return how many refuse."""
     data = (folder / file).read_bytes()
     right = zoo.load(tiny_model("llama"), folder).eval()(input_ids=TEXT).logits
     refused = 0
@@ -55,7 +55,7 @@ def in_tensors(data):
 
 
 def in_index(data):
-    """In the digits and letters of the header's JSON, where a flip may leave valid JSON."""
+    """Return places and low bits in the header's JSON, where a flip in a digit or letter may leave valid JSON."""
     end = 8 + struct.unpack("<Q", data[:8])[0]
     random = np.random.default_rng(1)
     return [(int(place), int(random.integers(3))) for place in random.integers(8, end, size=16)]
@@ -92,7 +92,7 @@ def test_another_number_in_an_index_is_told(kind, file, change, folders, tmp_pat
     (tmp_path / "bad" / file).write_text(json.dumps(content))
     with pytest.raises(zoo.CheckpointError, match=f"{file} does not match its checksum"):
         zoo.load(tiny_model("llama"), tmp_path / "bad")
-    del content["checksum"]  # as an earlier version wrote it, or somebody who changed it on purpose
+    del content["checksum"]  # as an earlier version wrote it, or after a deliberate edit
     (tmp_path / "bad" / file).write_text(json.dumps(content))
     zoo.load(tiny_model("llama"), tmp_path / "bad")
 
@@ -110,7 +110,7 @@ def test_a_file_without_a_checksum_loads(kind, folders, tmp_path):
 
 
 def described(path):
-    """The checksum of a file, what it is of as the page describes it, and the file's tensors and texts."""
+    """Return a file's checksum, the bytes it covers as the page describes them, and the file's tensors and texts."""
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
     claimed = metadata.pop("softprompt_zoo_checksum")

@@ -1,4 +1,4 @@
-"""A loaded prompt is its own: another program that writes its file in place, as cp does, changes nothing."""
+"""Loaded prompts do not depend on their file: a program that overwrites it in place, as cp does, changes nothing."""
 
 import shutil
 import struct

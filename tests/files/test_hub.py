@@ -1,4 +1,4 @@
-"""Prompts on a hub that the tests serve themselves: fetched by name, pushed, and what is said where that cannot be."""
+"""Prompts on a hub that the tests serve themselves: fetched by name, pushed, or refused with a message."""
 
 import peft
 import pytest
@@ -30,7 +30,7 @@ def model():
 
 @pytest.fixture
 def files(model, tmp_path):
-    """A saved prefix, by the paths of its files."""
+    """The files of a saved prefix, by path."""
     return saved(model, tmp_path / "saved")
 
 
@@ -54,7 +54,7 @@ def test_only_what_a_prompt_needs_is_fetched_and_once(hub, model, files):
     others = {"pytorch_model.bin": b"weights", "checkpoint-5/model.safetensors": b"old", "notes.md": b"mine"}
     hub.create("me/prompt", files | others)
     assert same(model, zoo.load(tiny_model("llama"), "me/prompt"))
-    assert hub.fetched() == ["adapter_config.json", *OURS]  # the config, for it might have been PEFT's alone
+    assert hub.fetched() == ["adapter_config.json", *OURS]  # the config too: PEFT's might be the only files
     assert zoo.read_config("me/prompt").prompts["default"].method == "prefix_tuning"
     assert hub.fetched() == []
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_fetched(hub, files, monkeypatch):
     ],
 )
 def test_what_the_hub_answered_is_said_with_what_to_do(hub, files, monkeypatch, status, advice):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client tries a busy hub again
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client retries a busy hub
     hub.create("me/prompt", files)
     hub.failing["me/prompt"] = status
     refused(rf"'me/prompt' cannot be fetched: {constants.ENDPOINT} answered .*{status}.*{advice}", "me/prompt")
@@ -175,7 +175,7 @@ def test_a_prompt_replaces_one_and_a_card_that_was_changed_stays(hub, tmp_path):
     hub.commit("me/prompt", "main", hub.files("me/prompt") | {"README.md": mine, "picture.png": b"png"})
     first.push_to_hub("me/prompt", token=TOKEN)
     there = hub.files("me/prompt")
-    assert sorted(there) == sorted([".gitattributes", "README.md", "picture.png", *OURS])  # PEFT's are of the old one
+    assert sorted(there) == sorted([".gitattributes", "README.md", "picture.png", *OURS])  # PEFT's files were outdated
     assert there["README.md"] == mine
     assert list(zoo.read_config("me/prompt").prompts) == ["default", "second"]
     first.push_to_hub("me/prompt", names="second", token=TOKEN, revision="short")

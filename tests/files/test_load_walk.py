@@ -1,4 +1,4 @@
-"""How many files of the package the loading of a PEFT folder walks through; `pytest -s` prints the walk."""
+"""The number of files of the package that loading a PEFT folder walks through; `pytest -s` prints the walk."""
 
 import pytest
 from helpers.walk import walk

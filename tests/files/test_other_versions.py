@@ -1,4 +1,4 @@
-"""Saved prompts of other versions of a plugin, of plugins that are gone, and of other wrappers."""
+"""Saved prompts from other versions of a plugin, from plugins that are gone, and from other wrappers."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ TEXT = torch.arange(3, 15)[None]
 
 @contextlib.contextmanager
 def installed(module, version="1.0", **hooks):
-    """A plugin with the parts of a built-in method, and hooks of its own."""
+    """Register a plugin with the parts of a built-in method and hooks of its own."""
     names = ("Config", "Parameters", "build_virtual_tokens", "inject")
     parts = {name: getattr(module, name) for name in names if hasattr(module, name)}
     zoo.register(types.SimpleNamespace(**parts, **hooks), "moved")
@@ -154,7 +154,7 @@ def build_virtual_tokens():
 
 @pytest.fixture
 def save_halved(tmp_path):
-    """A prompt that was saved within a wrapper, which is gone afterwards."""
+    """Save a prompt under a wrapper, which is gone afterwards."""
     zoo.register(types.SimpleNamespace(build_virtual_tokens=build_virtual_tokens), "halve")
     try:
         zoo.get_method("prompt_tuning")(tiny_model("mistral"), num_virtual_tokens=3).save_pretrained(tmp_path)

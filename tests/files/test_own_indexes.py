@@ -1,4 +1,4 @@
-"""What a folder says of itself: one CheckpointError that names file and field, and the model as it was."""
+"""Wrong indexes in a folder: one CheckpointError names the file and the field, and the model stays as it was."""
 
 import dataclasses
 import json
@@ -197,7 +197,7 @@ def test_a_merged_prompt_holds_what_its_index_says(wrong, folders, tmp_path):
     check_refused(tmp_path / "bad", message, "model.safetensors")
 
 
-# Files that are no files
+# Files that are not regular files
 
 PLACES = [
     ("native", "model.safetensors"),
@@ -217,7 +217,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(kind, file, folders, t
 def test_a_huge_json_is_not_read(folders, tmp_path):
     shutil.copytree(folders / "native", tmp_path / "bad")
     with open(tmp_path / "bad" / "softprompt_zoo.json", "r+b") as file:
-        file.truncate(2**40)  # a sparse file of no size on the disk
+        file.truncate(2**40)  # a sparse file that takes no space on the disk
     check_refused(tmp_path / "bad", "bytes; a prompt's JSON files have at most", "softprompt_zoo.json")
 
 
@@ -292,7 +292,7 @@ def test_an_option_takes_what_its_annotation_says():
             Config.from_options(options)
 
 
-# PEFT's config, and the description of an adapter, are not only ours: what is read of them is typed, too.
+# PEFT's config and an adapter's description are not only ours, but what is read from them is typed, too.
 
 PEFT_FIELDS = [
     ("peft_type", 5, "peft_type 5"),
@@ -311,7 +311,7 @@ def test_a_wrong_field_of_pefts_is_named(field, value, message, folders, tmp_pat
     prefix = zoo.get_method("prefix_tuning")(tiny_model("llama"), num_virtual_tokens=3)
     zoo.export(prefix, tmp_path / "bad")
     file = tmp_path / "bad" / "adapter_model.safetensors"
-    save_file(load_file(file), file)  # as PEFT writes it, without what our exports say of themselves
+    save_file(load_file(file), file)  # as PEFT writes it, without what our exports say about themselves
     rewrite_json("adapter_config.json")(tmp_path / "bad", put(value, field))
     check_refused(tmp_path / "bad", message, "adapter_config.json")
 

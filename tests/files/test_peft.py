@@ -70,7 +70,7 @@ def test_we_give_pefts_logits(method, architecture, seeds, tmp_path):
     base = Subject(architecture, tiny_model(architecture))
     plain = base.logits(TEXT)
     options = {"num_virtual_tokens": TOKENS, "task_type": task(base)}
-    if architecture == "t5" and method == "prefix_tuning":  # heads * d_kv is not d_model, which PEFT assumes
+    if architecture == "t5" and method == "prefix_tuning":  # PEFT wrongly assumes that heads * d_kv is d_model
         options |= {"token_dim": 24, "num_attention_heads": 4}
     if architecture == "bart" and method == "prefix_tuning":  # PEFT counts the encoder's layers
         options["num_layers"] = base.model.config.decoder_layers
@@ -103,7 +103,7 @@ def test_generation_in_peft_gives_our_text(tmp_path):
 
 
 def test_shared_rows_of_pefts_encoder_decoder_prefix_import(tmp_path):
-    """With L even, PEFT's layers l and l + L/2 share a prefix; the import reproduces that."""
+    """If L is even, PEFT's layers l and l + L/2 share a prefix; the import reproduces that."""
     base = tiny_model("bart")
     config = peft.PrefixTuningConfig(num_virtual_tokens=TOKENS, task_type="SEQ_2_SEQ_LM", num_layers=4)
     peft.get_peft_model(base, config).save_pretrained(tmp_path)
@@ -186,7 +186,7 @@ def test_files_of_a_method_that_comes_in_a_package_say_which(peft_type, package,
 
 
 def test_our_files_of_a_missing_method_say_which_package_wrote_them(tmp_path):
-    """As a stranger's package exports them, with a type of its own."""
+    """The files are as a third-party package exports them, with a type of its own."""
     zoo.export(prompted("llama", "prefix_tuning").model, tmp_path, to="peft")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "TELEPATHY"}))

@@ -1,4 +1,4 @@
-"""Prompts on a model that has a PEFT adapter: both train, both are saved, each is switched off alone."""
+"""Prompts on a model that has a PEFT adapter: both train, both are saved, and each can be switched off by itself."""
 
 import copy
 import textwrap

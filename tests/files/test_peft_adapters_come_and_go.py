@@ -99,7 +99,7 @@ def test_detach_leaves_a_later_adapter_alone_and_gives_the_base_back(put_on):
         model.add_adapter(config())
     else:
         peft.get_peft_model(model, config())
-    next(iter(adapted(model).values())).requires_grad_(False)  # the user's own wish
+    next(iter(adapted(model).values())).requires_grad_(False)  # as if the user had frozen it
     expected = {name: parameter.requires_grad for name, parameter in adapted(model).items()}
     zoo.detach(model)
     assert all(parameter.requires_grad for parameter in before.values())
@@ -195,13 +195,13 @@ def run_rows(model, **more):
 def test_rows_with_adapters_of_their_own_are_refused_where_all_share_one_pass():
     model = with_second("prompt_tuning")
     with torch.no_grad():
-        before = model(input_ids=BATCH).logits  # its keys and values are kept
+        before = model(input_ids=BATCH).logits  # the keys and values are cached
     names = ["default", "second", "__base__"]
     for call in (model, model.generate):
         with pytest.raises(zoo.UnsupportedError, match=r"adapter_names gives.*keys and values.*set_adapter"):
             call(input_ids=BATCH, adapter_names=names)
     with torch.no_grad():
-        assert torch.equal(model(input_ids=BATCH).logits, before)  # PEFT has kept no names
+        assert torch.equal(model(input_ids=BATCH).logits, before)  # PEFT has stored no names
     model.prompts.add("keys", "prefix_tuning", num_virtual_tokens=3)
     assert run_rows(model, prompts=["keys", None, "keys"]).shape[0] == 3
     with model.prompts.disabled():

@@ -1,4 +1,4 @@
-"""Exports that PEFT needs more for than the prompt: the head of a task, and sizes that are not in a config."""
+"""Exports in which PEFT needs more than the prompt: the head of a task, and sizes that are not in a config."""
 
 import peft
 import pytest

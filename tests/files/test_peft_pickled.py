@@ -1,4 +1,4 @@
-"""PEFT's pickled adapters, `adapter_model.bin`: the same prompt, and nothing else that a pickle can do."""
+"""PEFT's pickled adapters, `adapter_model.bin`: they give the same prompt, and do nothing else that a pickle can."""
 
 import os
 import pickle

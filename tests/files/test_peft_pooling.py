@@ -1,4 +1,4 @@
-"""PEFT's classifiers whose head reads a virtual token: the same accuracy here, if one asks for it."""
+"""PEFT's classifiers whose head reads a virtual token: the same accuracy here on request."""
 
 import peft
 import pytest
@@ -17,12 +17,12 @@ ENCODERS = ["bert", "roberta", "electra", "distilbert", "modernbert", "deberta_v
 
 
 def theirs(architecture, kind, folder):
-    """PEFT's classifier with every trained number moved, and what it says."""
+    """Save PEFT's classifier with every trained number changed, and return it loaded again."""
     sizes = {
         "token_dim": 32,
         "num_attention_heads": 4,
         "num_layers": 2,
-    }  # which it does not find in DistilBERT's config
+    }  # PEFT does not find these in DistilBERT's config
     config = KINDS[kind](num_virtual_tokens=4, task_type="SEQ_CLS", **sizes)
     wrapped = peft.get_peft_model(classifier("sequence", architecture), config)
     torch.manual_seed(1)

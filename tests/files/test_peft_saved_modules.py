@@ -1,4 +1,4 @@
-"""What PEFT saves of the model itself beside a prompt: heads, and tables after the vocabulary was resized."""
+"""Parts of the model that PEFT saves beside a prompt: heads, and embedding tables after a resize of the vocabulary."""
 
 import peft
 import pytest
@@ -24,7 +24,7 @@ HEADS = {"llama": "lm_head", "gpt2": "lm_head", "t5": "lm_head", "bert": "cls"}
 
 
 def base(architecture):
-    """A model that predicts words."""
+    """Build a model that predicts words."""
     if architecture in ("llama", "gpt2"):
         return tiny_model(architecture)
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def run(model, **more):
 
 
 def trained_in_peft(model, kind, modules, **options):
-    """PEFT's prompt on a model, every number of it and of the modules moved."""
+    """Put PEFT's prompt on a model, and change every number in it and in the saved modules."""
     seq2seq = model.config.is_encoder_decoder
     task = "SEQ_2_SEQ_LM" if seq2seq else "FEATURE_EXTRACTION" if model.config.model_type == "bert" else "CAUSAL_LM"
     config = KINDS[kind](num_virtual_tokens=TOKENS, task_type=task, modules_to_save=modules, **options)
@@ -90,7 +90,7 @@ def test_every_row_has_its_own_head_and_generate_too(architecture, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "t5"])
 def test_a_head_over_words_goes_back_to_peft(architecture, tmp_path):
-    options = {"num_layers": 4} if architecture == "t5" else {}  # with fewer, PEFT gives two layers one prefix
+    options = {"num_layers": 4} if architecture == "t5" else {}  # with fewer, PEFT gives two layers the same prefix
     wrapped = trained_in_peft(base(architecture), "prefix", ["lm_head"], **options)
     wrapped.save_pretrained(tmp_path / "theirs")
     expected = run(wrapped)
@@ -120,7 +120,7 @@ def test_the_check_notices_a_head_that_is_left_out(undone, tmp_path, monkeypatch
 
 
 def resized(folder, seed=0):
-    """A saved base whose vocabulary has grown by a padding token, as PEFT notices it."""
+    """Load a saved base model and add a padding token to its vocabulary, which PEFT notices."""
     model = type(base("llama")).from_pretrained(folder).eval()
     torch.manual_seed(seed)
     model.resize_token_embeddings(model.config.vocab_size + 1, mean_resizing=False)

@@ -22,7 +22,7 @@ WRAPPED = pytest.mark.parametrize("kind", CONFIGS)
 
 
 def adapted(kind):
-    """A classifier whose head PEFT has wrapped and changed."""
+    """Build a classifier whose head PEFT has wrapped and changed."""
     architecture = "roberta" if kind == "a LoRA inside the head" else "bert"
     config = peft.LoraConfig(r=2, init_lora_weights=False, **CONFIGS[kind])
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def fresh(kind):
 @WRAPPED
 def test_the_copy_is_the_plain_module_with_the_adapters_values(kind):
     model = adapted(kind)
-    merged = adapted(kind).merge_and_unload()  # PEFT's own idea of what the head amounts to
+    merged = adapted(kind).merge_and_unload()  # the head as PEFT itself merges it
     zoo.get_method("p_tuning_v2")(model, num_virtual_tokens=3)
     copied = model.prompts["default"].head["classifier"]
     assert list(copied.state_dict()) == list(fresh(kind).classifier.state_dict())

@@ -1,4 +1,4 @@
-"""What a prompt is stored in, and what it is trained in: float32, whichever way it came in."""
+"""The dtype a prompt is stored in, and the one it is trained in: float32, wherever the prompt came from."""
 
 import shutil
 
@@ -21,7 +21,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def half(dtype, method="prompt_tuning"):
-    """A prompted model whose prompt, too, is in half precision."""
+    """Build a prompted model in half precision, including its prompt."""
     torch.manual_seed(0)
     return zoo.get_method(method)(tiny_model("llama"), num_virtual_tokens=4).to(dtype).eval()
 
@@ -98,7 +98,7 @@ WAYS = [
 
 
 def check_trains(model):
-    """The first step of AdamW moves every number that has a gradient by the learning rate; half precision cannot."""
+    """Check that AdamW's first step moves each number with a gradient by the learning rate; half precision cannot."""
     learned = [parameter for parameter in model.prompts.parameters() if parameter.requires_grad]
     assert learned
     assert {parameter.dtype for parameter in learned} == {torch.float32}
@@ -249,7 +249,7 @@ def test_numbers_that_no_adapter_may_have_are_refused_by_name(wrong, tmp_path):
 
 
 def test_a_prompt_for_a_half_model_is_made_without_a_warning(recwarn):
-    torch.set_warn_always(True)  # torch warns once in a process
+    torch.set_warn_always(True)  # torch warns only once per process
     try:
         zoo.get_method("prefix")(tiny_model("llama").to(torch.bfloat16), num_virtual_tokens=3)
     finally:

@@ -1,4 +1,4 @@
-"""What `save_pretrained` of a prompted model is called with: every keyword acts, changes nothing, or is refused."""
+"""Arguments of a prompted model's `save_pretrained`: every keyword takes effect, changes nothing, or is refused."""
 
 import inspect
 
@@ -24,7 +24,7 @@ def model():
 
 
 def saves_only(model, folder, chosen, active, **arguments):
-    """Whether a folder has the chosen prompts, with their numbers, and the right ones active."""
+    """Check that a save has only the chosen prompts, with their numbers, and the right ones active."""
     model.save_pretrained(folder, **arguments)
     loaded = zoo.load(tiny_model("llama"), folder).eval()
     assert list(loaded.prompts) == chosen
@@ -117,6 +117,6 @@ def test_a_head_that_is_not_there_is_not_trained_without_a_word(architecture, me
     with pytest.raises(zoo.UnsupportedError, match="train_head is True, but this model has no task head"):
         zoo.get_method(method)(model, train_head=True)
     assert not hasattr(model, "prompts")
-    zoo.get_method(method)(model)  # p_tuning_v2 trains one where there is one
+    zoo.get_method(method)(model)  # p_tuning_v2 trains a head only where there is one
     classifier = zoo.get_method(method)(tiny_model(architecture, task=CLASSIFICATION), train_head=True)
     assert classifier.prompts["default"].head is not None

@@ -261,7 +261,7 @@ def test_a_models_own_weights_are_not_overwritten(tmp_path):
 
 
 def test_another_adapter_is_not_overwritten(tmp_path):
-    """And an export beside saved prompts would never be read."""
+    """An export beside saved prompts is refused too, because it would never be read."""
     model = prompted().model
     lora = tmp_path / "lora"
     peft.get_peft_model(tiny_model("llama"), peft.LoraConfig()).save_pretrained(lora)

@@ -1,4 +1,4 @@
-"""What a stranger's file says reaches no shell by our advice, and no terminal as a command to it."""
+"""Text from a stranger's file never reaches a shell through our advice, nor a terminal as a control sequence."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ ESCAPE = "\x1b[2J\x1b]0;title\x07\r\x9b2J\u202e"
 
 
 def folder_of(folder, **says):
-    """A saved prompt of a method that is not installed."""
+    """Save a prompt of a method that is not installed, and return its folder."""
     zoo.get_method("prompt_tuning")(tiny_model("llama"), num_virtual_tokens=2).save_pretrained(folder)
     (folder / "adapter_config.json").unlink()
     path = folder / "model.safetensors"

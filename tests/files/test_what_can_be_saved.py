@@ -1,4 +1,4 @@
-"""A method's faults are told when its prompt is made, or cost no more than the copy for PEFT: the training is saved."""
+"""A method's faults are reported when its prompt is made, or cost only the copy for PEFT: the training is saved."""
 
 import types
 
@@ -19,7 +19,7 @@ IDS = torch.arange(3, 9)[None]
 
 @pytest.fixture
 def register():
-    """Registers prompt tuning with changes, as the method `faulty`."""
+    """Return a function that registers prompt tuning with changes as the method `faulty`."""
     yield lambda **changes: zoo.register(types.SimpleNamespace(**{**PARTS, **changes}), "faulty")
     zoo.unregister("faulty")
 
@@ -46,7 +46,7 @@ class Tied(prompt_tuning.Parameters):
 
 
 class Overlapping(prompt_tuning.Parameters):
-    """One buffer is the last rows of the other."""
+    """Parameters with two buffers, one of which is the last rows of the other."""
 
     def __init__(self, config, backbone):
         super().__init__(config, backbone)
@@ -139,7 +139,7 @@ WRITERS = {"write_peft": fails, "no tensor": writes_no_tensor, "no JSON": writes
 
 
 def fails_later(hook):
-    """A hook that works when the prompt is made, and never again."""
+    """Return a hook that works when the prompt is made, and never again."""
     calls = []
 
     @zoo.hookimpl

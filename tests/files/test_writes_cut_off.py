@@ -1,4 +1,4 @@
-"""A save that is killed, or meets a full disk, leaves the old state or the new one: never a mix, never none."""
+"""A save that is killed, or meets a full disk, leaves the old state or the new one, never a mix and never nothing."""
 
 import contextlib
 import os
@@ -19,12 +19,12 @@ TEXT = torch.arange(3, 9)[None]
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing changes a file after it."""
+    """The end of the process, after which nothing changes a file."""
 
 
 @contextlib.contextmanager
 def killed_at(step, monkeypatch):
-    """Let the process end at the given change to the file system."""
+    """Make the process end at the given change to the file system."""
     changes = {"count": -1}
 
     def ending(function):
@@ -132,7 +132,7 @@ def prompt(value, count):
 
 
 def in_peft(folder):
-    """The export's rows and value as PEFT sees them, `None` where it says that there is none."""
+    """Return an export's rows and value as PEFT sees them, `None` if it finds no export, or its error."""
     try:
         model = peft.PeftModel.from_pretrained(tiny_model("llama"), folder)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Whether transformers accepts the installed PEFT."""
+"""A skip for tests where transformers does not accept the installed PEFT."""
 
 import pytest
 from transformers.integrations.peft import MIN_PEFT_VERSION
@@ -6,9 +6,10 @@ from transformers.utils import check_peft_version
 
 
 def needs_accepted_peft(**options):
-    """Skip where transformers does not: 5.24 asks for 0.22, and no longer takes what earlier ones give its models.
+    """Skip if transformers does not accept the installed PEFT.
 
-    `nox` runs what is skipped with the newest transformers that accepts the newest PEFT.
+    transformers 5.24 requires PEFT 0.22 and no longer takes what earlier versions give its models. `nox` runs the
+    skipped tests with the newest transformers that accepts the newest PEFT.
     """
     try:
         check_peft_version(min_version=MIN_PEFT_VERSION)

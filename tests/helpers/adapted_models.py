@@ -19,7 +19,7 @@ TARGETS = {"llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "t5": ["q"
 
 
 def lora(architecture="llama", way="wrapped"):
-    """A tiny model with a LoRA that has an effect: wrapped into a PeftModel, or injected into the model."""
+    """Return a tiny model with a LoRA that has an effect: wrapped in a PeftModel, or injected into the model."""
     torch.manual_seed(0)
     model = tiny_model(architecture)
     config = peft.LoraConfig(r=2, target_modules=TARGETS[architecture], init_lora_weights=False)

@@ -1,4 +1,4 @@
-"""Data sets, a language model, an encoder and a tokenizer, so small that a benchmark of methods runs in a moment."""
+"""Data sets, a language model, an encoder, and a tokenizer, all small enough for a quick benchmark of methods."""
 
 import json
 
@@ -18,7 +18,7 @@ TEXTS = [{"input": f"a : {letter} | b : {letter * 2}", "target": f"{letter} is {
 
 
 def save_tokenizer(folder):
-    """Words and characters; the label words are one token each, with the space in front."""
+    """Save a tokenizer of characters in which each label word, with or without a space in front, is one token."""
     pieces = [*SPECIAL.values(), " negative", " positive", "negative", "positive"]
     letters = sorted({chr(code) for code in range(32, 122)} | {"\n"})
     words = {piece: number for number, piece in enumerate([*pieces, *letters])}
@@ -28,7 +28,7 @@ def save_tokenizer(folder):
 
 
 def save_benchmark_data(tmp_path_factory):
-    """Save them; return the folders of the data, the model and the encoder, as the options of a benchmark."""
+    """Save everything; return the folders of the data, the model, and the encoder as the options of a benchmark."""
     data, model, encoder = (tmp_path_factory.mktemp(name) for name in ("data", "model", "encoder"))
     for name in ("movie_sentiment", "tweet_sentiment", "product_sentiment", "e2e_nlg"):
         (data / name).mkdir()

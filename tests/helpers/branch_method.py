@@ -13,14 +13,14 @@ from softprompt_zoo.testing import tiny_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(zoo.MethodConfig):
-    """Options of the plainest branch."""
+    """Options of the simplest branch."""
 
     num_virtual_tokens: int = 0
     sites: tuple[str, ...] | None = None
 
 
 class Parameters(nn.Module):
-    """A matrix and a gate over hidden states for every layer of some sites."""
+    """A matrix and a gate over hidden states for each layer of some sites."""
 
     def __init__(self, config: Config, backbone: zoo.Backbone) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Parameters(nn.Module):
 
 
 def added(parameters: Any, place: str, query: Any, output: Any) -> Any:
-    """What the branch adds: a map of the queries, and a part of the output."""
+    """Return what the branch adds: a map of the queries, and a fraction of the output."""
     return query.transpose(1, 2).tanh() @ parameters.maps[place] + 0.1 * output
 
 

@@ -1,7 +1,7 @@
-"""Checking shape annotations in every call of the package's functions, except when torch compiles them.
+"""Shape checks in every call of the package's functions, except when torch compiles them.
 
-As jaxtyping's own import hook does it, which wraps every function, compiled ones too; this one wraps those that say a
-shape, and checks the shapes alone: the other annotations are mypy's.
+jaxtyping's own import hook wraps every function, including compiled ones. This one wraps only functions whose
+annotations name a shape, and checks only the shapes: mypy checks the other annotations.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def form(value):
 
 
 def annotated(function, names, shapes):
-    """Let a function that takes anything say a signature with these annotations alone; return what checks them."""
+    """Give a catch-all function a signature with only these annotations; return a function that checks them."""
     signature = inspect.signature(names)
     parameters = [each.replace(annotation=shapes.get(name, each.empty)) for name, each in signature.parameters.items()]
     functools.update_wrapper(function, names)
@@ -56,14 +56,14 @@ def annotated(function, names, shapes):
 
 
 def checked(function):
-    """Return a function that checks the shapes its annotations say, once for equal ones; the same if they say none."""
+    """Return a function with checks of its annotated shapes, once for equal ones, or unchanged if it has none."""
     shapes = {name: hint for name, hint in inspect.get_annotations(function).items() if says_shape(hint)}
     if not shapes:
         return function
     checking = checker(function, shapes)
 
     @functools.wraps(function)
-    def call(*args, **kwargs):  # what dynamo reads of it is no more than this
+    def call(*args, **kwargs):  # dynamo reads no further than this
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
         return checking(*args, **kwargs)
@@ -72,7 +72,7 @@ def checked(function):
 
 
 def checker(function, shapes):
-    """Return what calls a function and checks these shapes, unless it has seen equal ones."""
+    """Return a function that calls `function`, and checks these shapes unless it has seen equal ones."""
     checking = annotated(lambda *args, **kwargs: function(*args, **kwargs), function, shapes)
     hints, counts = inspect.get_annotations(function), set().union(*map(counted, shapes.values()))
     looked_at = counts | shapes.keys()
@@ -91,7 +91,7 @@ def checker(function, shapes):
             result = checking(*args, **kwargs)
         except TypeCheckError as error:
             if "checking the parameters" in str(error):
-                function(*args, **kwargs)  # what it refuses itself may be given to it
+                function(*args, **kwargs)  # arguments that the function itself refuses may have any shape
             raise
         if is_fixed:
             passed[given] = {form(result)}
@@ -101,12 +101,12 @@ def checker(function, shapes):
 
 
 def check_all(module):
-    """Let a module's functions, and its classes' methods and properties, check their shapes."""
+    """Make a module's functions, and its classes' methods and properties, check their shapes."""
     classes = [value for value in vars(module).values() if isinstance(value, type)]
     for owner in [module, *(each for each in classes if each.__module__ == module.__name__)]:
         for name, value in list(vars(owner).items()):
             if name == "__init__" and dataclasses.is_dataclass(owner):
-                continue  # plugins make these; the host says what is wrong with them
+                continue  # plugins create these; the host reports what is wrong with them
             if inspect.isfunction(value) and value.__module__ == module.__name__:
                 setattr(owner, name, checked(value))
             elif isinstance(value, property) and says_shape(inspect.get_annotations(value.fget).get("return")):
@@ -116,7 +116,7 @@ def check_all(module):
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds the package's modules as Python does, and lets them check their shapes once they are loaded."""
+    """A finder that loads the package's modules as Python does, and then makes them check their shapes."""
 
     def find_spec(self, name, path, target=None):
         if not name.startswith(f"{PACKAGE}."):
@@ -134,5 +134,5 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 def install():
-    """Check the modules that are imported from now on."""
+    """Check shapes in the modules that are imported from now on."""
     sys.meta_path.insert(0, Finder())

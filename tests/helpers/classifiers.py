@@ -65,11 +65,11 @@ PAIRS = (
     + [("question", name) for name in [*ENCODERS, "llama", "gpt2", "bart", "t5"]]
     + [("choice", name) for name in ENCODERS]
 )
-"""Task and architecture, where transformers has the class."""
+"""Pairs of a task and an architecture for which transformers has a class."""
 
 
 def in_turn(task, architecture):
-    """Mark a pair that has no turn in the default run: of an architecture's tasks, every second one has."""
+    """Return a pair as a parameter, marked slow unless it is in the default run, which has every second task."""
     tasks = [of for of, name in PAIRS if name == architecture]
     turn = is_in_turn(min(2, len(tasks)), tasks.index(task), [*CONFIGS].index(architecture))
     return pytest.param(task, architecture, marks=[] if turn else [pytest.mark.slow])
@@ -79,13 +79,13 @@ CASES = [in_turn(*pair) for pair in PAIRS]
 
 
 def classifier(task, architecture, seed=0, implementation="sdpa"):
-    """A tiny model in eval mode, with weights large enough that every change of the input shows."""
+    """Build a tiny model in eval mode, with weights large enough that every change of the input shows."""
     config = CONFIGS[architecture]()
     if task == "question":
         config.num_labels = 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if architecture in ("deberta_v2", "mpnet"):  # they have no other
+        if architecture in ("deberta_v2", "mpnet"):  # these have no other
             implementation = "eager"
         model = TASKS[task].from_config(config, attn_implementation=implementation)
         for parameter in model.parameters():
@@ -94,7 +94,7 @@ def classifier(task, architecture, seed=0, implementation="sdpa"):
 
 
 def texts(task, rows=3, length=7, seed=0):
-    """Token ids `(rows, length)`, of a multiple choice `(rows, 2, length)`; they end in the end-of-text token."""
+    """Return token ids `(rows, length)`, or `(rows, 2, length)` for multiple choice; texts end in the eos token."""
     shape = (rows, 2, length) if task == "choice" else (rows, length)
     ids = torch.randint(3, 101, shape, generator=torch.Generator().manual_seed(seed))
     ids[..., -1] = 2
@@ -102,7 +102,7 @@ def texts(task, rows=3, length=7, seed=0):
 
 
 def labels(task, rows=3, length=7):
-    """Labels for `texts`, as keyword arguments."""
+    """Return labels for `texts` as keyword arguments."""
     if task == "question":
         return {"start_positions": torch.arange(rows) % 3, "end_positions": torch.arange(rows) % 3 + 2}
     if task == "token":
@@ -111,14 +111,14 @@ def labels(task, rows=3, length=7):
 
 
 def logits(model, ids, **more):
-    """The logits of a forward without gradients; of a question the two kinds side by side."""
+    """Return the logits of a forward pass without gradients; for questions, start and end logits side by side."""
     with torch.no_grad():
         output = model(input_ids=ids, **more)
     return torch.stack([output.start_logits, output.end_logits], -1) if "start_logits" in output else output.logits
 
 
 def disturb(model, name="default", seed=1, scale=0.1):
-    """Move a prompt off its start, the head along."""
+    """Add noise to a prompt's parameters, including those of its head."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.prompts[name].parameters():

@@ -1,4 +1,4 @@
-"""The command line, run inside the process."""
+"""The command line, run in this process."""
 
 from typer.testing import CliRunner
 
@@ -10,7 +10,7 @@ def invoke(*words, **options):
 
 
 def refusal(*words, **options):
-    """Run a command that must fail, and return its one line."""
+    """Run a command that must fail, and return its one-line error message."""
     result = invoke(*words, **options)
     assert result.exit_code == 2, result.output
     lines = result.stderr.strip().splitlines()

@@ -25,7 +25,7 @@ def balls(radius=0.2, format_radius=0.1):
 
 
 def prompted(architecture="llama", **options):
-    """A prompt in training mode, without dropout, whose offsets fill their balls."""
+    """Build a prompted model in training mode, without dropout, whose prompt's offsets fill their balls."""
     model = zoo.get_method("cpt")(tiny_model(architecture), **{**OPTIONS, **options}).train()
     without_dropout(Subject(architecture, model))
     learned = model.prompts["default"].learned
@@ -35,7 +35,7 @@ def prompted(architecture="llama", **options):
 
 
 def batch(lengths=(7, 4), side="right", first=()):
-    """Rows whose last two tokens are labelled, and the first one too in the rows `first`."""
+    """Build a batch in which the last two tokens of each row are labeled, and also the first in the rows `first`."""
     texts = [random_text(length, seed) for seed, length in enumerate(lengths)]
     ids, mask = pad(texts, side)
     labels = torch.full_like(ids, -100)
@@ -47,7 +47,7 @@ def batch(lengths=(7, 4), side="right", first=()):
 
 
 def with_peft(architecture, **options):
-    """PEFT's own method on the same model, its context made by hand."""
+    """Put PEFT's own method on the same model, with a context made by hand; return it and its prompt encoder."""
     config = peft.CPTConfig(
         task_type="CAUSAL_LM", cpt_token_ids=IDS, cpt_mask=[1] * len(IDS), cpt_tokens_type_mask=TYPES, **options
     )

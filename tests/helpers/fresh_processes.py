@@ -1,4 +1,4 @@
-"""Code in processes that have only imported what is slow to import: each is forked from one that does nothing else."""
+"""Fresh processes for code: each is forked from a process that has done nothing but the slow imports."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ for line in sys.stdin:
 
 
 class FreshProcesses:
-    """Runs code, each time in a process of its own."""
+    """A runner that gives each piece of code a new process."""
 
     def __init__(self):
         self.server = subprocess.Popen(
@@ -34,7 +34,7 @@ class FreshProcesses:
         )
 
     def run(self, code, folder, *path):
-        """Run code in a folder, where packages in the folders of `path` are installed; return what it printed."""
+        """Run code in a folder, with the packages in the folders `path` importable; return what it printed."""
         output = folder / "output-of-a-fresh-process"
         output.unlink(missing_ok=True)
         self.server.stdin.write(json.dumps([code, str(folder), [str(place) for place in path], str(output)]) + "\n")
@@ -44,5 +44,5 @@ class FreshProcesses:
         return output.read_text("utf-8")
 
     def end(self):
-        """End the process that the others come from."""
+        """End the process from which the others are forked."""
         self.server.communicate()

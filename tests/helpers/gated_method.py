@@ -13,7 +13,7 @@ from softprompt_zoo.testing import tiny_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(zoo.MethodConfig):
-    """Options of the plainest gated method."""
+    """Options of the simplest gated method."""
 
     layers: int | None = None
     wide: bool = True

@@ -1,4 +1,4 @@
-"""Texts under guidance, and the same scores by arithmetic on forwards."""
+"""Texts generated under guidance, and the same scores computed from forward passes."""
 
 import torch
 
@@ -17,13 +17,13 @@ def base_of(architecture):
 
 
 def made_of_words(architecture, method):
-    """A prompted model whose prompt is made of real words, the words, and its base model."""
+    """Return a model whose prompt is made of real words, the ids of those words, and the base model."""
     subject, base = Subject.prompted(architecture, method, {"num_virtual_tokens": 4}), base_of(architecture)
     return subject, make_of_real_tokens(subject, base, TEXT).ids, base
 
 
 def guided(subject, ids, **options):
-    """Write greedily under guidance; the new tokens and the scores of each, `(rows, NEW_TOKENS, vocab)`."""
+    """Generate greedily under guidance; return the new tokens and their scores, `(rows, NEW_TOKENS, vocab)`."""
     shown = {"return_dict_in_generate": True, "output_scores": True}
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "guidance_scale": SCALE, **shown, **options}
     written = subject.generate(ids, **options)
@@ -31,13 +31,13 @@ def guided(subject, ids, **options):
 
 
 def check_scores(new, scores, conditional, unconditional):
-    """Compare scores with `SCALE * (conditional - unconditional) + unconditional` of two forwards for every token.
+    """Compare scores with `SCALE * (conditional - unconditional) + unconditional` from two forward passes per token.
 
     Args:
-        new: What was written, `(rows, NEW_TOKENS)`.
-        scores: Of each token.
-        conditional: From the tokens written so far to logits, `(rows, length, vocab)`.
-        unconditional: The same without the prompt.
+        new: The generated tokens, `(rows, NEW_TOKENS)`.
+        scores: Their scores, `(rows, NEW_TOKENS, vocab)`.
+        conditional: Maps the tokens generated so far to logits, `(rows, length, vocab)`.
+        unconditional: Does the same without the prompt.
     """
     for step in range(NEW_TOKENS):
         seen, plain = (run(new[:, :step])[:, -1].log_softmax(-1) for run in (conditional, unconditional))

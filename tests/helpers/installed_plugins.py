@@ -10,15 +10,15 @@ import softprompt_zoo as zoo
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 PIP = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check", "--target"]
-"""Options of `pip install`, the folder next."""
+"""Options of `pip install`; the target folder comes next."""
 
 
 def install(folder, monkeypatch):
-    """Put every package on the path of this process for the length of a test, with the metadata that announces it.
+    """Put every package, with the metadata that announces it, on the path of this process for one test.
 
     Args:
         folder: An empty folder for the metadata.
-        monkeypatch: pytest's.
+        monkeypatch: pytest's fixture.
     """
     for source in sorted(path.parent for path in PLUGINS.glob("*/pyproject.toml")):
         project = tomllib.loads((source / "pyproject.toml").read_text("utf-8"))["project"]

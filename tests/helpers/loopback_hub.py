@@ -17,7 +17,7 @@ from huggingface_hub.utils import close_session, get_session
 PUBLIC = "https://huggingface.co"
 TOKEN = "hf_loopback"
 LARGE = (".safetensors", ".bin", ".png")
-"""What the hub keeps as large files."""
+"""Suffixes of the files that the hub stores as large files."""
 
 
 class Hub:
@@ -27,22 +27,22 @@ class Hub:
         self.repositories, self.requests = {}, []
         self.gated = set()
         self.failing = {}
-        """Status that every request for a repository is answered with."""
+        """By repository name, the error status that every request gets."""
 
     def create(self, name, files=None):
-        """Make a repository, as others would have filled it."""
+        """Create a repository with files that others would have put there."""
         self.repositories[name] = {"main": {}}
         return self.commit(name, "main", files or {})
 
     def commit(self, name, branch, files):
-        """Let a branch be these files, and its commit a revision of its own."""
+        """Make these files a branch, and also a revision named by their commit."""
         told = json.dumps([name, [(path, base64.b64encode(files[path]).decode()) for path in sorted(files)]])
         commit = hashlib.sha1(told.encode()).hexdigest()
         self.repositories[name] |= {branch: files, commit: files}
         return commit
 
     def files(self, name, revision="main"):
-        """The files of a repository."""
+        """Return the files of a repository."""
         return self.repositories[name][revision]
 
     def commit_of(self, name, revision):
@@ -53,7 +53,7 @@ class Hub:
         )
 
     def fetched(self):
-        """Names of the files that were downloaded since the last call."""
+        """Return the names of the files downloaded since the last call."""
         found = [
             path.split("/resolve/")[1].split("/", 1)[1]
             for verb, path in self.requests
@@ -64,7 +64,7 @@ class Hub:
 
 
 class RefusalError(Exception):
-    """An answer that is an error."""
+    """An error to send as the answer."""
 
     def __init__(self, status, code, text=""):
         super().__init__(text)
@@ -72,7 +72,7 @@ class RefusalError(Exception):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers the client; `ROUTES` says what to what."""
+    """A handler of the client's requests; `ROUTES` says which function answers which."""
 
     protocol_version = "HTTP/1.1"
 
@@ -140,7 +140,7 @@ def create(self, hub):
 
 
 def validate(self, hub):
-    """Play the hub's validator of cards: the rules on its page about model cards."""
+    """Validate a card as the hub does, by the rules on its page about model cards."""
     content = json.loads(self.body)["content"]
     found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     fields = yaml.safe_load(found[1]) if found else {}
@@ -242,12 +242,12 @@ ROUTES = [
     (f"/api/models/{NAME}/branch/(.+)", ("POST",), branch),
     (f"/{NAME}/resolve/([^/]+)/(.+)", ("GET", "HEAD"), resolve),
 ]
-"""Path, verbs, and what answers."""
+"""Paths, verbs, and the functions that answer them."""
 
 
 @contextlib.contextmanager
 def serve(monkeypatch, cache):
-    """Serve a hub that huggingface_hub in this process takes for the one, with a cache of its own."""
+    """Serve a hub that huggingface_hub in this process uses as if it were the real one, with its own cache."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.hub = Hub()

@@ -1,4 +1,4 @@
-"""The simplest method with a mask of rows: a prefix, of which each row sees the tokens that a test chooses."""
+"""The simplest method with a mask per row: a prefix of which each row sees only the tokens that a test chooses."""
 
 import types
 from typing import Any
@@ -47,7 +47,7 @@ PLUGIN = types.SimpleNamespace(
 
 @zoo.hookimpl(specname="inject")
 def inject_by_text(config: Any, tokens: Any, text: zoo.Text) -> zoo.Placement:
-    """Show each row the first token, and of the others those whose turn it is by the sign of its text's embeddings."""
+    """Show each row token 0, and each token `i` for which entry `i` of its text's mean embedding is positive."""
     means = (text.embeddings * text.mask[..., None]).sum(dim=1)
     shown = means[:, torch.arange(config.num_virtual_tokens, device=means.device) % means.shape[1]] > 0
     shown[:, 0] = True
@@ -76,7 +76,7 @@ def set_mask(model, mask, name="default"):
 
 
 def add_kept(model, seen, name):
-    """Add a prefix of those tokens of "default" that a row sees."""
+    """Add a prefix that has only the tokens of "default" that a row sees."""
     own = dict(model.prompts["default"].learned.tensors.items())
     options = {"sites": model.prompts["default"].config.sites}
     prompt = model.prompts.add(name, "masked_test", num_virtual_tokens=int(seen.sum()), **options)

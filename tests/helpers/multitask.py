@@ -28,13 +28,13 @@ def learned(subject, name="default"):
 
 
 def tokens_of(subject, name="default"):
-    """The tokens of every task, computed here."""
+    """Compute the tokens of every task from the learned factors."""
     own = learned(subject, name)
     return (own.shared * torch.einsum("tkr,trd->tkd", own.cols, own.rows)).detach()
 
 
 def plain(architecture, embeddings):
-    """A model with a plain prompt of these embeddings."""
+    """Build a model with a plain prompt of these embeddings."""
     model = zoo.get_method("prompt")(tiny_model(architecture), num_virtual_tokens=len(embeddings))
     with torch.no_grad():
         model.prompts["default"].learned.embeddings.copy_(embeddings)

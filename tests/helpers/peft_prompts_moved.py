@@ -4,7 +4,7 @@ import torch
 
 
 def move_what_is_saved(wrapped):
-    """Move every number that PEFT saves: of the prompt, and of the modules beside it."""
+    """Change every number that PEFT saves, in the prompt and in the modules beside it."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():

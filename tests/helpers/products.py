@@ -1,7 +1,7 @@
-"""The rule by which products of parameters are in the default run: values in turns, and the rest of a product is slow.
+"""The rule that decides which combinations of parameters are in the default run; the others are slow.
 
-What is checked on methods on architectures is a product whose triples tell little more than their pairs. The default
-run has every value of each list beside values of the others in turns; `pytest -m slow` has the rest.
+Checks of methods on architectures form a product whose triples tell little more than its pairs. The default run
+combines every value of each list with values of the other lists in turn; `pytest -m slow` runs the rest.
 """
 
 import itertools
@@ -12,14 +12,14 @@ import pytest
 def is_in_turn(turns, *places):
     """Return whether a combination of values is in the default run, from the place of each in its list.
 
-    One in as many as there are turns is. If no list is shorter, these have every value of each of two lists, and every
-    pair of values of each two of three.
+    One in `turns` combinations is. If no list is shorter than `turns`, the default run has every value of each of two
+    lists, or every pair of values from any two of three lists.
     """
     return sum(places) % turns == 0
 
 
 def in_turns(ids=None, **lists):
-    """Parametrize a test by a product; as many turns as the shortest list has values, the rest is slow."""
+    """Parametrize a test by a product, with as many turns as the shortest list has values; the rest is slow."""
     turns = min(map(len, lists.values()))
     return pytest.mark.parametrize(
         tuple(lists),
@@ -36,16 +36,16 @@ def in_turns(ids=None, **lists):
 
 
 def suite_in_turns(suite, turns=2):
-    """Let a suite run each of its checks on some of its models, the next check on the next of them."""
+    """Make a suite run each of its checks on only some of its models, and the next check on the next models."""
     suite.turns, suite.in_turns = turns, {"architecture": suite.architectures}
     return suite
 
 
 def each_once(*lists):
-    """Return the combinations of lists: in the default run each value at least once, the shortest list again and again.
+    """Return the combinations of lists; the default run has each value at least once and repeats the shortest list.
 
     Returns:
-        The values of each combination, and its marks.
+        Each combination's values and marks.
     """
     shortest = min(map(len, lists))
     return [

@@ -11,12 +11,12 @@ import softprompt_zoo as zoo
 from softprompt_zoo.testing import tiny_model
 
 TIMES = torch.tensor([[1, 2, 3], [3, 1, 2], [2, 2, 2], [1, 1, 4]])
-"""Heads and tokens: how often a token stands for itself. As many in every head."""
+"""How many times each token counts, by head and token; the total is the same for every head."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(zoo.MethodConfig):
-    """Options of the plainest method with scores."""
+    """Options of the simplest method with scores."""
 
     sites: tuple[str, ...] | None = None
 
@@ -44,7 +44,7 @@ class Parameters(nn.Module):
 @zoo.hookimpl
 def build_virtual_tokens(parameters: Any, backbone: zoo.Backbone) -> zoo.VirtualTokens:
     own = {name: tensor for name, tensor in parameters.tensors.items() if name.endswith("scores")}
-    # Of all layers at once, as a scaffold would make them: recomputed layers must not go back through it each.
+    # Computed for all layers at once, as a scaffold would: recomputed layers must not each go back through this.
     factors = torch.cat([tensor.flatten() for tensor in own.values()]).exp()
     split = factors.log().split([tensor.numel() for tensor in own.values()])
     made = {name: scores.view_as(tensor) for (name, tensor), scores in zip(own.items(), split, strict=True)}
@@ -71,7 +71,7 @@ PLUGIN = types.SimpleNamespace(
 
 
 def attach(architecture="llama", implementation="sdpa", **options):
-    """A model with the scored prompt "default" of three tokens, and a prefix "repeated" that has them several times."""
+    """Return a model with the scored prompt "default", three tokens, and a prefix "repeated" that repeats them."""
     torch.manual_seed(0)
     base = tiny_model(architecture, implementation=implementation)
     model = zoo.get_method("scored_test")(base, num_virtual_tokens=3, **options)
@@ -82,7 +82,7 @@ def attach(architecture="llama", implementation="sdpa", **options):
 
 
 def repeat(model):
-    """Let every token of "repeated" be one of "default", as often as the scores of that say, and have the score 0."""
+    """Score the tokens of "default" by `TIMES`; fill "repeated" with each of them that many times, at score 0."""
     own, repeated = (model.prompts[name].learned.tensors for name in ("default", "repeated"))
     for name, tensor in own.items():
         site_layer, _, kind = name.rpartition("_")

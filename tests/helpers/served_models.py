@@ -1,4 +1,4 @@
-"""Models with prompts on disk, requests, and the expected outputs, with which engines are compared."""
+"""Models with prompts on disk, requests, and expected outputs, to compare engines with."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ class Served:
     words: Any
     """The tokenizer."""
     rows: list[tuple[str | None, str]]
-    """A prompt's name, or none, and a text, for each request."""
+    """For each request, the name of a prompt, or none, and a text."""
 
     def chat(self, text: str) -> list[dict[str, Any]]:
         """Return a chat of one message."""
@@ -44,14 +44,14 @@ class Served:
 
     @torch.no_grad()
     def written(self, name: str | None, ids: list[int]) -> list[int]:
-        """Return what the prompted model writes behind ids, greedily."""
+        """Return what the prompted model writes after ids, greedily."""
         text = torch.tensor([ids])
         options = {"attention_mask": torch.ones_like(text), "max_new_tokens": NEW_TOKENS, "do_sample": False}
         return self.model.generate(text, prompts=[name], **options)[0, len(ids) :].tolist()
 
     @torch.no_grad()
     def written_behind(self, embeds: torch.Tensor) -> list[int]:
-        """Return what the bare model writes behind embeddings `(tokens, hidden)`, greedily."""
+        """Return what the bare model writes after embeddings `(tokens, hidden)`, greedily."""
         options = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
         mask = torch.ones(1, len(embeds), dtype=torch.long)
         with self.model.prompts.disabled():
@@ -63,13 +63,13 @@ class Served:
         return self.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
 
     def as_vocabulary(self, folder: Path) -> dict[str, Any]:
-        """Export all prompts as tokens and return the index of them."""
+        """Export all prompts as tokens and return their index."""
         zoo.export(self.model, folder, to="vocabulary", name=list(NAMES), tokenizer=self.words)
         return json.loads((folder / "soft_tokens.json").read_text("utf-8"))
 
 
 def tiny(folder: Path) -> Served:
-    """Make a tiny llama with heads of 32, which vLLM's attention on a CPU needs."""
+    """Build a tiny llama with heads of size 32, which vLLM's attention on a CPU needs."""
     torch.manual_seed(3)
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
     tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -87,7 +87,7 @@ def tiny(folder: Path) -> Served:
 
 
 def smollm2(_folder: Path) -> Served:
-    """Take the embedded model."""
+    """Use the embedded model."""
     things = ["the sea", "a bridge", "winter in the mountains", "old clocks", "bread"]
     asked = ["Write one sentence about {}.", "What is {}?", "{} reminds me of", "List three facts about {}:"]
     return _prompted(resolve_model("smollm2"), [text.format(thing) for thing in things for text in asked])

@@ -1,4 +1,4 @@
-"""Tiny models with several prompts each, their content and their outputs."""
+"""Tiny models with several prompts each, their contents, and their outputs."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ everywhere = pytest.mark.parametrize(("architecture", "method"), [(a, m) for a i
 
 
 def prompted(architecture, method, counts=(4, 4, 4), **options):
-    """A model with the prompts "a", "b", "c" of one method, of the given lengths."""
+    """Build a model with the prompts "a", "b", and "c" of one method, of the given lengths."""
     torch.manual_seed(3)
     model = tiny_model(architecture)
     for name, count in zip("abc", counts, strict=True):
@@ -45,7 +45,7 @@ def logits(model, *names):
 
 
 def tensors(prompt, model):
-    """The plain numbers of a prompt, `(tokens, features)` each, by the tests' own reading."""
+    """Return the plain tensors of a prompt, `(tokens, features)` each, as the tests read them."""
     tokens = prompt.merged_tokens(model.prompts.backbone)
     if isinstance(tokens, zoo.InputTokens):
         return {"embeddings": tokens.embeddings}
@@ -60,7 +60,7 @@ def assert_numbers(prompt, expected, model):
 
 
 def plain(model, name, rows):
-    """Replace a prompt at the input embeddings by the given vectors, filled up with zeros."""
+    """Replace a prompt at the input embeddings with the given vectors, padded with zeros."""
     embeddings = torch.zeros(len(rows), model.config.hidden_size)
     for row, values in zip(embeddings, rows, strict=True):
         row[: len(values)] = torch.tensor(values)

@@ -1,4 +1,4 @@
-"""Tiny models of whatever transformers' auto classes know, from its configs by the names of their sizes."""
+"""Tiny models of everything transformers' auto classes know, built from its configs by the names of their sizes."""
 
 import inspect
 
@@ -57,7 +57,7 @@ PARTICULAR = (
     | {"nllb-moe": DENSE, "switch_transformers": DENSE}
     | {"longformer": {"attention_window": 4}, "led": {"attention_window": 4}}
 )
-"""What a model's sizes need to fit each other, or to show what is particular about it."""
+"""Sizes by architecture that must fit each other, or that show what is particular about the model."""
 
 
 class NoTinyModelError(Exception):
@@ -65,9 +65,9 @@ class NoTinyModelError(Exception):
 
 
 def build(kind, name, depth=2):
-    """Build one, the same each time, with weights large enough that every part of it counts.
+    """Build a tiny model, the same each time, with weights large enough that every part of it counts.
 
-    The depth is that of a stack, if there is not one by which something particular shows.
+    Each stack has `depth` layers, unless `PARTICULAR` sets another number to show something particular.
     """
     if name not in MAPPINGS[kind] or not MAPPINGS[kind][name]:
         raise NoTinyModelError("this version of transformers does not have it")

@@ -1,4 +1,4 @@
-"""The simplest methods that read the rows' text or change it."""
+"""The simplest methods that read or change the rows' text."""
 
 import contextlib
 import dataclasses
@@ -10,13 +10,13 @@ import softprompt_zoo as zoo
 
 
 def mean(values, mask):
-    """Average over the text alone."""
+    """Average over the text only, without padding."""
     weights = mask[..., None].to(values)
     return (values * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 class Reads:
-    """Virtual tokens made of the mean of what the model's states are for the text."""
+    """Virtual tokens made from the mean of the model's states for the text."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(zoo.MethodConfig):
@@ -42,7 +42,7 @@ class Reads:
 
 
 class ReadsInto(Reads):
-    """Keys and values that are scaled by the mean of the text's embeddings."""
+    """Keys and values scaled by the mean of the text's embeddings."""
 
     class Parameters(nn.Module):
         """Keys and values of each layer."""
@@ -66,7 +66,7 @@ class ReadsInto(Reads):
 
 
 class Maps:
-    """An offset for each place of the text, and no virtual token."""
+    """An offset for each position of the text, and no virtual tokens."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(zoo.MethodConfig):
@@ -95,7 +95,7 @@ TEXT_METHODS = {"reads": Reads, "reads_into": ReadsInto, "maps": Maps}
 
 @contextlib.contextmanager
 def registered(**plugins):
-    """Register plugins by name, and take them back."""
+    """Register plugins by name for the duration of a block."""
     for name, plugin in plugins.items():
         zoo.register(plugin, name)
     try:

@@ -1,4 +1,4 @@
-"""Comparisons on a tiny model, and checking that two have the same results."""
+"""Comparisons on a tiny model, and a check that two have the same results."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from softprompt_zoo.training.comparison.running.choice import ONE_BY_ONE
 from softprompt_zoo.training.settings import Settings
 
 TIMES = {"seconds", "step_seconds", "peak_memory", "first_token_seconds", "together"}
-"""Fields of a result that are other ones every time."""
+"""Fields of a result that differ every time."""
 SMALL = {"methods": ("prompt_tuning",), "baselines": (), "seeds": (0,), "steps": 4, "batch_size": 2}
 
 
@@ -40,7 +40,7 @@ def settings_in(place, name, data="train.jsonl", validation="validation.jsonl", 
 
 
 def compare_in(place, name, running=ONE_BY_ONE, data=MappingProxyType({}), **changes):
-    """Run a comparison, with settings of its data perhaps; return what it printed, and its results by file."""
+    """Run a comparison, with data settings if given; return what it printed, and its results by file."""
     console = Console(file=io.StringIO(), width=200)
     compare(settings_in(place, name, **data), Choices(**{**SMALL, **changes}), console, running=running)
     return console.file.getvalue(), results_in(place / name)
@@ -52,7 +52,7 @@ def results_in(folder):
 
 
 def assert_same_results(results, expected, within=1e-4):
-    """Compare results by trial, but for times and memory."""
+    """Compare results by trial, except for times and memory."""
     assert results.keys() == expected.keys()
     for name, result in results.items():
         other = expected[name]

@@ -1,4 +1,4 @@
-"""Data of a tiny classification task, whose label follows from a word of the text."""
+"""Data for a tiny classification task in which the label follows from one word of the text."""
 
 import json
 import random
@@ -6,7 +6,7 @@ import random
 from helpers.tiny_runs import WORDS
 
 LABELS = {"w0": "w10", "w1": "w11", "w2": "w12"}
-"""What a text has in it, and its label."""
+"""Words that mark a text, and the label of each."""
 
 
 def write_labeled(path, count, seed=0, labels=LABELS):

@@ -13,11 +13,11 @@ from transformers import (
 from softprompt_zoo.testing.sizes import ROTARY, VOCABULARY
 
 IMAGE = 99
-"""The token in whose places an image stands."""
+"""The placeholder token for an image."""
 PATCHES = 4
-"""Places that an image takes."""
+"""Number of tokens that an image takes."""
 LENGTHS = (9, 6, 11)
-"""Tokens of each row, those of its image among them."""
+"""Number of tokens in each row, including those of its image."""
 
 
 def llava():
@@ -42,7 +42,7 @@ def qwen2_5_vl(**more):
 
 
 def windowed_qwen2_5_vl():
-    """Return one whose second layer has a window: it is counted in tokens, of which an image's share positions."""
+    """Build a model whose second layer has a window, counted in tokens; an image's tokens share positions."""
     model = qwen2_5_vl(use_sliding_window=True, sliding_window=5, max_window_layers=1)
     model.set_attn_implementation("eager")
     return model
@@ -77,7 +77,7 @@ def rows(architecture, numbers=range(3)):
 
 
 def arguments(architecture, ids, images, mask=None):
-    """Return the arguments of a forward or of `generate`."""
+    """Return the arguments of a forward pass or of `generate`."""
     found = {"input_ids": ids, "pixel_values": images, "attention_mask": torch.ones_like(ids) if mask is None else mask}
     if architecture != "llava":
         found["image_grid_thw"] = torch.tensor([[1, 4, 4]] * ids.shape[0])

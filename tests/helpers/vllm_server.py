@@ -1,4 +1,4 @@
-"""vLLM in this process and as a server, started as by a user, for the duration of a block."""
+"""vLLM in this process or as a server, started as a user would start it, for the duration of a block."""
 
 import concurrent.futures
 import contextlib
@@ -18,7 +18,7 @@ OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
 
 @contextlib.contextmanager
 def offline(folder, **options):
-    """Start an engine for programs on a checkpoint; it ends with the block."""
+    """Start vLLM's in-process engine on a checkpoint; it ends with the block."""
     import vllm
 
     engine = vllm.LLM(str(folder), **OPTIONS, **options)
@@ -30,15 +30,15 @@ def offline(folder, **options):
 
 @contextlib.contextmanager
 def serving(folder, log, *options):
-    """Run a server on a checkpoint, and kill it and all that it started at the end of the block.
+    """Run a server on a checkpoint, and kill it and everything it started at the end of the block.
 
     Args:
         folder: The checkpoint; clients call it `served`.
-        log: File for what it prints.
-        options: More of the command line.
+        log: The file for its output.
+        options: More command-line options.
 
     Yields:
-        A client of it.
+        A client of the server.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -61,7 +61,7 @@ def serving(folder, log, *options):
 
 
 class Client:
-    """Sends requests to a port of this machine.
+    """A client that sends requests to a local port.
 
     Args:
         port: The port.
@@ -71,7 +71,7 @@ class Client:
         self.port = port
 
     def send(self, method, path, body=None):
-        """Return status and text of an answer."""
+        """Send a request; return the status and text of the answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
         with contextlib.closing(connection):
             connection.request(method, path, body and json.dumps(body), {"content-type": "application/json"})
@@ -79,20 +79,20 @@ class Client:
             return answer.status, answer.read().decode()
 
     def ask(self, path, body, new_tokens):
-        """Return status and JSON of a greedy answer."""
+        """Request a greedy answer; return its status and JSON."""
         sampling = {"temperature": 0, "max_tokens": new_tokens, "return_token_ids": True}
         status, text = self.send("POST", path, {"model": "served", **sampling, **body})
         return status, json.loads(text)
 
     def ask_all(self, path, bodies, new_tokens):
-        """Send requests together and return the ids that each was answered with."""
+        """Send requests together; return the token ids of each answer."""
         with concurrent.futures.ThreadPoolExecutor(8) as threads:
             answers = list(threads.map(lambda body: self.ask(path, body, new_tokens), bodies))
         assert [status for status, _ in answers] == [200] * len(answers), answers
         return [answer["choices"][0]["token_ids"] for _, answer in answers]
 
     def wait(self, process, log):
-        """Return when the server answers."""
+        """Wait until the server answers."""
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
             assert process.poll() is None, log.read_text()[-5000:]

@@ -1,4 +1,4 @@
-"""Tiny models with prompts, and a tokenizer, that are exported as a vocabulary or as bare embeddings."""
+"""Tiny models with prompts, and a tokenizer, to export as a vocabulary or as bare embeddings."""
 
 import json
 
@@ -32,7 +32,7 @@ MODELS = {
     "llama": lambda: tiny_model("llama"),
     "gemma3": lambda: tiny_model("gemma3"),  # scales its embeddings; tied
     "gpt2": lambda: tiny_model("gpt2"),  # learned positions; tied
-    "phi": lambda: tiny_model("phi"),  # a bias at the head
+    "phi": lambda: tiny_model("phi"),  # a bias in the head
 }
 
 

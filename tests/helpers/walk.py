@@ -1,4 +1,4 @@
-"""Which files and functions of the package a call walks through, in order."""
+"""The files and functions of the package that a call walks through, in order."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ ROOT = Path(softprompt_zoo.__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """What was entered; a comprehension counts as a function."""
+    """The functions that a call entered; a comprehension counts as a function."""
 
     steps: tuple[tuple[str, str], ...]
     """File and function of every call, in order."""

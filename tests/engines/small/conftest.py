@@ -1,4 +1,4 @@
-"""What the tests of small engines share: the prompts, and the code of the docs' page."""
+"""Fixtures for the tests of small engines: the prompts, and the code on the docs' pages."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ BLOCK = re.compile(r'^```python(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE 
 
 @pytest.fixture(scope="session")
 def page(tmp_path_factory):
-    """What a page defines in its blocks of some titles, after it has run them with a tiny model."""
+    """Run a page's code, on its tiny model, in untitled blocks and those of given titles; return what it defines."""
 
     def run(name, *titles):
         namespace = {"__name__": "page"}
@@ -38,7 +38,7 @@ def base():
 
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory):
-    """Prefixes of 1, 3, … 19 tokens, and prompts at the input embeddings of 2, 4, … 20."""
+    """Prefixes with 1, 3, … 19 tokens, and prompts at the input embeddings with 2, 4, … 20."""
     folder = tmp_path_factory.mktemp("prefixes")
     source = resolve_model("smollm2")
     words = AutoTokenizer.from_pretrained(source)

@@ -1,4 +1,4 @@
-"""Prompts of SmolLM2, and what the prompted model writes behind each."""
+"""Prompts for SmolLM2, and what the prompted model writes after each."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ NEW_TOKENS = 24
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A prompt as keys and values, a text's ids, and what the prompted model writes behind both."""
+    """A prompt as keys and values, a text's ids, and what the prompted model writes after both."""
 
     prefix: dict
     ids: list
@@ -31,7 +31,7 @@ def add_prompt(model, name, method, **options):
 
 
 def make_case(model, words, number, folder):
-    """Add a prompt of its own length, started from text and moved at random, and let the model write behind it."""
+    """Add a noisy prompt of `number + 1` tokens, started from text; return it with what the model writes after it."""
     name, text = f"user-{number}", " ".join(INSTRUCTION.split()[number:])
     add_prompt(model, name, METHODS[number % 2], num_virtual_tokens=number + 1, init_text=text, tokenizer=words)
     with torch.no_grad():
@@ -46,6 +46,6 @@ def make_case(model, words, number, folder):
 
 
 def count_different(answer, cases):
-    """Count the prompts behind which an engine writes something else."""
+    """Count the prompts after which an engine writes something else."""
     assert len({tuple(case.expected) for case in cases}) == PROMPTS
     return sum(answer(case) != case.expected for case in cases)

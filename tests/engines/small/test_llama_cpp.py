@@ -1,4 +1,4 @@
-"""llama.cpp writes, with a prefix as the state of its sequence, what the prompted model writes."""
+"""llama.cpp, with a prefix as the state of its sequence, writes what the prompted model writes."""
 
 import pytest
 from engine_cases import count_different

@@ -1,4 +1,4 @@
-"""MLX writes, behind the prompt cache file of a prefix, what the prompted model writes."""
+"""MLX, with a prefix as its prompt cache file, writes what the prompted model writes."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def words():
 
 @pytest.fixture(scope="module")
 def folder(base, words, tmp_path_factory):
-    """The base model as transformers saves it."""
+    """The base model and its tokenizer, as transformers saves them."""
     folder = tmp_path_factory.mktemp("base")
     base.save_pretrained(folder)
     words.save_pretrained(folder)

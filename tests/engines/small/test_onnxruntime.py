@@ -1,4 +1,4 @@
-"""ONNX Runtime writes, fed with a prefix as the past, what the prompted model writes."""
+"""ONNX Runtime, with a prefix as the past, writes what the prompted model writes."""
 
 import pytest
 from engine_cases import count_different

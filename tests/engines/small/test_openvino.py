@@ -1,4 +1,4 @@
-"""OpenVINO writes, with a prefix as its variables, what the prompted model writes."""
+"""OpenVINO, with a prefix as its variables, writes what the prompted model writes."""
 
 import pytest
 from engine_cases import count_different
