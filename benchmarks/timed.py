@@ -110,6 +110,15 @@ class Side:
                 model.prompts.add(name, method, num_virtual_tokens=TOKENS)
         return torch.no_grad()(lambda: model(input_ids=ids, prompts=names))
 
+    def folded(self, count: int) -> Callable[[], Any]:
+        """Read a row after each of some folded prompts: their keys and values, computed once."""
+        model, ids = self.with_("prompt_tuning"), self.ids(count, LENGTH if count == 1 else LENGTH // 2)
+        names = [f"folded{row}" for row in range(count)]
+        for name in names:
+            if name not in model.prompts:
+                self.zoo.fold(model, "default", name=name)
+        return torch.no_grad()(lambda: model(input_ids=ids, prompts=names))
+
     def measures(self) -> dict[str, Callable[[], Callable[[], Any]]]:
         """Return by name what gets ready for a measure, and returns what is timed."""
         return {
@@ -125,6 +134,8 @@ class Side:
             "training step, prompt": lambda: self.step("prompt_tuning"),
             "one decoded token, prompt": lambda: self.decode("prompt_tuning"),
             "16 rows, 16 prompts": lambda: self.rows("prompt_tuning"),
+            "forward, folded prompt": lambda: self.folded(1),
+            "16 rows, 16 folded prompts": lambda: self.folded(ROWS),
         }
 
 
